@@ -1,0 +1,38 @@
+"""Parameter-efficient fine-tuning of vision-language models: train adapters, register them, swap them at run time.
+
+Public names are imported when they are first used, so that ``import finetune`` loads no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.adapters.reference import AdapterRef
+    from finetune.recipe import Recipe, load_recipe
+    from finetune.registry import AdapterRegistry
+    from finetune.runs import evaluate, train
+    from finetune.serving.app import VisionLanguageModel, load
+
+_NAMES = {
+    "AdapterRef": "finetune.adapters.reference:AdapterRef",
+    "AdapterRegistry": "finetune.registry:AdapterRegistry",
+    "Recipe": "finetune.recipe:Recipe",
+    "VisionLanguageModel": "finetune.serving.app:VisionLanguageModel",
+    "evaluate": "finetune.runs:evaluate",
+    "load": "finetune.serving.app:load",
+    "load_recipe": "finetune.recipe:load_recipe",
+    "train": "finetune.runs:train",
+}
+
+__all__ = ["AdapterRef", "AdapterRegistry", "Recipe", "VisionLanguageModel", "evaluate", "load", "load_recipe", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    from finetune.lookup import import_string
+
+    if name not in _NAMES:
+        raise AttributeError(f"module 'finetune' has no attribute {name!r}")
+    return import_string(_NAMES[name])
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

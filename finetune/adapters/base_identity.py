@@ -1,0 +1,145 @@
+"""Which base this is: digests of its weight files and config, cached by path, inode, size and modification time."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, canonical_json, sha256_hex
+from finetune.errors import BaseMismatchError, ModelError
+
+# Keys of config.json that say how or by what it was saved, not what the model computes.
+_CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def cache_home() -> Path:
+    """Returns the folder for what can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
+    return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".finetune" / "cache")
+
+
+def snapshot_folder(name_or_path: str, *, revision: str | None = None) -> Path:
+    """Returns the local folder that holds a model's files: itself, or its snapshot in the hub's cache.
+
+    Raises:
+        ModelError: a hub id whose files are not on this machine.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name_or_path, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ModelError(f"{name_or_path}: neither a folder nor in the hub cache") from None
+
+
+def identify_base(name_or_path: str, *, revision: str | None = None, verify: str = "cached") -> BaseIdentity:
+    """Returns the identity of a base model.
+
+    Args:
+        name_or_path: a folder or a hub id whose files are in the hub's cache.
+        revision: of the hub id.
+        verify: ``cached`` reuses digests of files that have not changed since; ``full`` reads every byte again.
+
+    Raises:
+        ModelError: the folder holds no safetensors weights or no config.
+    """
+    folder = snapshot_folder(name_or_path, revision=revision)
+    weights = sorted(folder.glob("*.safetensors"))
+    weights = [path for path in weights if path.name != "adapter_model.safetensors"]
+    if not weights:
+        raise ModelError(f"{folder}: no safetensors weights; other formats are not loaded")
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise ModelError(f"{folder}: no config.json")
+    config = json.loads(config_path.read_bytes())
+    is_hub_id = not Path(name_or_path).is_dir()
+    return BaseIdentity(
+        model_type=str(config.get("model_type")),
+        files={path.name: file_digest(path, cached=verify == "cached") for path in weights},
+        config=sha256_hex(canonical_json({k: v for k, v in config.items() if k not in _CONFIG_NOISE})),
+        hub_id=name_or_path if is_hub_id else None,
+        revision=folder.name if is_hub_id else None,
+    )
+
+
+def identify_processor(name_or_path: str, *, revision: str | None = None, chat_template: str) -> ProcessorDigests:
+    """Returns the digests of tokenizer, processor config and chat template.
+
+    Args:
+        name_or_path: where the processor was loaded from.
+        revision: of a hub id.
+        chat_template: the one the live processor uses.
+    """
+    folder = snapshot_folder(name_or_path, revision=revision)
+
+    def together(names: tuple[str, ...]) -> str:
+        present = [folder / name for name in names if (folder / name).is_file()]
+        return sha256_hex(canonical_json({path.name: sha256_hex(path.read_bytes()) for path in present}))
+
+    return ProcessorDigests(
+        tokenizer=together(_TOKENIZER_FILES),
+        processor_config=together(_PROCESSOR_FILES),
+        chat_template=sha256_hex(chat_template.encode()),
+    )
+
+
+def require_same_base(wanted: BaseIdentity, live: BaseIdentity) -> None:
+    """Raises BaseMismatchError that names the first difference."""
+    if wanted.digest == live.digest:
+        return
+    if wanted.model_type != live.model_type:
+        what = f"its model_type is {live.model_type}, not {wanted.model_type}"
+    elif set(wanted.files) != set(live.files):
+        what = f"its weight files are {sorted(live.files)}, not {sorted(wanted.files)}"
+    elif wanted.files != live.files:
+        name = next(name for name in sorted(wanted.files) if wanted.files[name] != live.files[name])
+        what = f"{name} has sha256 {live.files[name][:16]}..., not {wanted.files[name][:16]}..."
+    else:
+        what = f"its config.json differs (digest {live.config[:16]}..., not {wanted.config[:16]}...)"
+    raise BaseMismatchError(
+        f"the adapter was trained on another base: {what}. Give the base with identity {wanted.digest[:16]}"
+        f"{f' ({wanted.hub_id} at {wanted.revision})' if wanted.hub_id else ''}."
+    )
+
+
+def require_same_processor(wanted: ProcessorDigests, live: ProcessorDigests) -> None:
+    """Raises BaseMismatchError that names the part of the processor that differs."""
+    for part in ProcessorDigests.model_fields:
+        if getattr(wanted, part) != getattr(live, part):
+            raise BaseMismatchError(
+                f"the adapter was trained with another {part.replace('_', ' ')} (digest "
+                f"{getattr(live, part)[:16]}..., not {getattr(wanted, part)[:16]}...): its answers would change"
+            )
+
+
+def file_digest(path: Path, *, cached: bool = True) -> str:
+    """Returns the SHA-256 of a file; with ``cached``, from the cache where path, inode, size and time agree."""
+    resolved = path.resolve()
+    if resolved.parent.name == "blobs" and len(resolved.name) == 64:
+        return resolved.name  # the hub's cache names large files by their sha256
+    stat = resolved.stat()
+    key = sha256_hex(canonical_json([str(resolved), stat.st_ino, stat.st_size, stat.st_mtime_ns]))
+    note = cache_home() / "digests" / key
+    if cached and note.is_file() and len(known := note.read_text()) == 64:
+        return known
+    with resolved.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_note(note, digest)
+    return digest
+
+
+def write_note(path: Path, text: str) -> None:
+    """Writes a small cache file aside and renames it; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        aside.write_text(text)
+        os.replace(aside, path)
+    except OSError:
+        return
+

@@ -1,0 +1,206 @@
+"""An adapter's folder: PEFT's two files and a manifest. Written whole or not at all; read without trusting it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as to_safetensors
+
+from finetune.adapters.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    WEIGHTS_NAME,
+    AdapterManifest,
+    FileEntry,
+    TensorEntry,
+    canonical_json,
+    sha256_hex,
+    strict_json,
+)
+from finetune.errors import IntegrityError, ManifestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_WEIGHTS_BYTES = 8 * 1024**3
+MAX_CONFIG_BYTES = 4 * 1024**2
+MAX_HEADER_BYTES = 4 * 1024**2
+_TENSOR_NAME = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """A verified folder: the manifest and tensors it describes, bytes equal to their digests."""
+
+    path: Path
+    manifest: AdapterManifest
+    tensors: dict[str, Tensor]
+
+
+def tensor_table(tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
+    """Returns the manifest's table of ``tensors``."""
+    return {
+        name: TensorEntry(shape=list(tensor.shape), dtype=_DTYPES[tensor.dtype])  # type: ignore[arg-type]
+        for name, tensor in sorted(tensors.items())
+    }
+
+
+def weights_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Returns the safetensors file of ``tensors``; equal tensors give equal bytes."""
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    return to_safetensors(plain, metadata={"format": "pt"})
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of ``adapter_config.json``."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def file_entries(weights: bytes, config: bytes) -> dict[str, FileEntry]:
+    """Returns the manifest's table of files."""
+    return {
+        WEIGHTS_NAME: FileEntry(sha256=sha256_hex(weights), size=len(weights)),
+        CONFIG_NAME: FileEntry(sha256=sha256_hex(config), size=len(config)),
+    }
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes ``files`` into ``folder``, replacing it; nothing half-written is ever visible under that name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, data in files.items():
+            with (aside / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        aside.chmod(0o755)
+        if folder.exists():
+            old = aside.with_name(f"{aside.name}-old")
+            os.replace(folder, old)
+            os.replace(aside, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def read_folder(path: Path) -> AdapterFolder:
+    """Reads and verifies an adapter's folder.
+
+    Sizes are checked before bytes are read, digests before anything is parsed, the header before tensors exist.
+
+    Raises:
+        ManifestError: manifest, config or header break their schema.
+        IntegrityError: a file is missing or not the one the manifest lists.
+    """
+    manifest = AdapterManifest.parse(_read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES), source=str(path / MANIFEST_NAME))
+    raw = {}
+    for name, cap in ((WEIGHTS_NAME, MAX_WEIGHTS_BYTES), (CONFIG_NAME, MAX_CONFIG_BYTES)):
+        entry, data = manifest.files[name], _read(path / name, cap)
+        if len(data) != entry.size or sha256_hex(data) != entry.sha256:
+            raise IntegrityError(
+                f"{path / name}: not the file that was saved (sha256 {sha256_hex(data)[:16]}..., {len(data)} bytes; "
+                f"the manifest lists {entry.sha256[:16]}..., {entry.size} bytes). Pull it again."
+            )
+        raw[name] = data
+    _check_config(manifest, raw[CONFIG_NAME], path / CONFIG_NAME)
+    check_header(raw[WEIGHTS_NAME], manifest.adapter.tensors, source=str(path / WEIGHTS_NAME))
+    tensors = parse_safetensors(raw[WEIGHTS_NAME])
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise IntegrityError(f"{path / WEIGHTS_NAME}: {name} holds values that are not finite")
+    return AdapterFolder(path, manifest, tensors)
+
+
+def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> None:
+    """Checks a safetensors header, before any tensor is made, against the manifest's table.
+
+    Raises:
+        ManifestError: duplicate or strange keys, or a tensor that the table does not list just so.
+    """
+    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
+        raise ManifestError(f"{source}: not a safetensors file (header of {length} bytes)")
+    header = strict_json(data[8 : 8 + length], source=source, max_bytes=MAX_HEADER_BYTES)
+    if not isinstance(header, dict):
+        raise ManifestError(f"{source}: the header is not an object")
+    header.pop("__metadata__", None)
+    missing, extra = sorted(set(table) - set(header)), sorted(set(header) - set(table))
+    if missing or extra:
+        raise ManifestError(
+            f"{source}: {len(missing)} of the manifest's tensors are missing ({', '.join(missing[:3])}) and "
+            f"{len(extra)} are not in it ({', '.join(extra[:3])})"
+        )
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
+        if not _TENSOR_NAME.match(name):
+            raise ManifestError(f"{source}: {name!r} is not a tensor name")
+        wanted = table[name]
+        if not isinstance(entry, dict) or entry.get("shape") != wanted.shape or entry.get("dtype") != wanted.dtype:
+            raise ManifestError(f"{source}: {name} is {entry}, not {wanted.dtype} {wanted.shape} as in the manifest")
+        size = _BYTES[wanted.dtype]
+        for n in wanted.shape:
+            size *= n
+        if entry.get("data_offsets") != [end, end + size]:
+            raise ManifestError(f"{source}: the bytes of {name} do not follow those before it")
+        end += size
+    if end != len(data) - 8 - length:
+        raise ManifestError(f"{source}: {len(data) - 8 - length} bytes of data, its header accounts for {end}")
+
+
+def _begin(entry: Any) -> int:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    return offsets[0] if isinstance(offsets, list) and offsets and type(offsets[0]) is int else -1
+
+
+def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
+    """The config that PEFT would read says what the manifest says, field by field."""
+    config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(config, dict):
+        raise ManifestError(f"{path}: not an object")
+    described = {
+        "peft_type": manifest.adapter.peft_type,
+        "target_modules": manifest.adapter.modules,
+        **manifest.adapter.options,
+    }
+    for field, value in described.items():
+        if canonical_json(config.get(field)) != canonical_json(value):
+            raise ManifestError(f"{path}: {field} is {_brief(config.get(field))}, the manifest says {_brief(value)}")
+    harmless = {"task_type", "base_model_name_or_path", "bias", "use_rslora", "use_dora", "modules_to_save", "inference_mode"}
+    if unknown := sorted(set(config) - set(described) - harmless):
+        raise ManifestError(f"{path}: fields that are not allowed: {', '.join(unknown)}")
+    if config.get("bias", "none") != "none" or config.get("modules_to_save") or config.get("use_dora") or config.get("use_rslora"):
+        raise ManifestError(f"{path}: bias, modules_to_save, use_dora and use_rslora must be off")
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _read(path: Path, cap: int) -> bytes:
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise IntegrityError(f"{path}: missing, or not a plain file")
+        if (size := path.stat().st_size) > cap:
+            raise IntegrityError(f"{path}: {size} bytes; at most {cap} are allowed")
+        return path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None

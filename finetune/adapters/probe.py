@@ -1,0 +1,88 @@
+"""The probe: does the adapter, on this base, still do what it did when it was saved?
+
+A synthetic picture and text, made from a seed, go through the base and through the adapted model. What is compared
+is the effect, the difference between the two: equal weights on a wrong base, or half an adapter, have another one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from finetune.adapters.manifest import Probe
+from finetune.errors import ProbeError
+from finetune.example import answer, ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from finetune.example import Message
+
+VERSION = 1
+_POSITIONS, _IDS = 4, 64
+_TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2, torch.float16: 0.2}
+# Largest effect, relative to the logits, that rounding alone may make.
+_NOISE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
+    """Returns the synthetic conversation and its picture; changing what it returns needs a new ``VERSION``."""
+    rng = np.random.default_rng([VERSION, seed])
+    coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(np.kron(coarse, np.ones((32, 32, 1), np.uint8)))
+    return [*ask("What does this picture show, and where?"), answer("one red circle, left")], picture
+
+
+@torch.inference_mode()
+def probe_logits(
+    model: nn.Module, encode: Callable[[list[Message], Image.Image], dict[str, Tensor]], *, seed: int
+) -> Tensor:
+    """Returns fp32 logits [4, 64] at the last positions of the probe, for token ids spread over the vocabulary."""
+    inputs = encode(*probe_conversation(seed))
+    device = next(model.parameters()).device
+    logits = model(**{k: v.to(device) for k, v in inputs.items()}, use_cache=False).logits[0]  # [T, V]
+    rng = np.random.default_rng([VERSION, seed, 1])
+    ids = torch.from_numpy(np.sort(rng.choice(logits.shape[-1], min(_IDS, logits.shape[-1]), replace=False)))
+    return logits[-_POSITIONS:].float().cpu()[:, ids]
+
+
+def record(base: Tensor, adapted: Tensor, *, seed: int) -> Probe:
+    """Returns what the manifest keeps."""
+    return Probe(version=VERSION, seed=seed, base=base.tolist(), adapter=adapted.tolist())
+
+
+def compare(probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype) -> str:
+    """Compares the live effect of an adapter with the recorded one.
+
+    Args:
+        probe: what was recorded.
+        base: live logits [4, 64] with the adapter off.
+        adapted: live logits with it on.
+        dtype: what the live model computes in.
+
+    Returns:
+        ``passed``, or ``inconclusive`` when the recorded effect is below the noise of ``dtype``.
+
+    Raises:
+        ProbeError: the effect differs by more than rounding can.
+    """
+    if probe.version != VERSION:
+        raise ProbeError(f"the probe is of version {probe.version}; this release replays version {VERSION}")
+    saved_base, saved_adapter = torch.tensor(probe.base), torch.tensor(probe.adapter)
+    if saved_base.shape != base.shape or saved_adapter.shape != base.shape:
+        raise ProbeError(f"the recorded probe is {list(saved_base.shape)}; this model gives {list(base.shape)}")
+    saved, live = saved_adapter - saved_base, adapted - base
+    size, off = saved.norm().item(), (live - saved).norm().item()
+    tolerance = _TOLERANCE[dtype]
+    if off > tolerance * max(size, _NOISE[dtype] * saved_base.norm().item()):
+        raise ProbeError(
+            f"the adapter does not do here what it did when it was saved: its effect on the probe is "
+            f"{live.norm().item():.4g}, recorded was {size:.4g}, and they differ by {off:.4g} (at most "
+            f"{tolerance:.0%} of the recorded is rounding)"
+        )
+    return "passed" if size > _NOISE[dtype] * saved_base.norm().item() else "inconclusive"

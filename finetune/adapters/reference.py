@@ -1,0 +1,145 @@
+"""References: the strings by which people and programs name one version of an adapter.
+
+Nothing here imports torch.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from finetune.adapters.manifest import NamePart, Sha256
+from finetune.errors import AdapterReferenceError
+
+LATEST = "latest"
+FORMS = "ns/name, ns/name@17 (a version), ns/name@prod (an alias) or ns/name@sha256:<64 hex digits>"
+
+Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
+VersionNumber = Annotated[int, Field(ge=1, lt=10**12)]
+
+# Names are folders in a registry; Windows keeps these for devices, whatever the folder.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+_NAME_RULE = "a name part is 1 to 64 of a-z, 0-9 and '-', and neither starts nor ends with '-'"
+_ALIAS_RULE = "an alias is a letter a-z, then at most 63 of a-z, 0-9, '.', '_' and '-'"
+_VERSION_TEXT = re.compile(r"[1-9][0-9]{0,11}")
+_NAME_PART = TypeAdapter(NamePart)
+_ALIAS = TypeAdapter(Alias)
+_VERSION: TypeAdapter[int] = TypeAdapter(VersionNumber)
+_SHA256 = TypeAdapter(Sha256)
+
+
+def _fits(kind: TypeAdapter, value: object) -> bool:
+    try:
+        kind.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _show(got: object) -> str:
+    text = repr(got)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def check_name_part(part: str) -> str:
+    """Returns ``part`` when it may be a namespace or a name.
+
+    Raises:
+        AdapterReferenceError: it may not, with the rule.
+    """
+    if not _fits(_NAME_PART, part):
+        raise AdapterReferenceError(f"{_show(part)} is no namespace and no name: {_NAME_RULE}.")
+    if part in _DEVICES:
+        raise AdapterReferenceError(f"{part!r} is a device on Windows; choose another name.")
+    return part
+
+
+def check_alias(alias: str) -> str:
+    """Returns ``alias`` when versions may be called so.
+
+    Raises:
+        AdapterReferenceError: it may not, with the rule.
+    """
+    if not _fits(_ALIAS, alias):
+        raise AdapterReferenceError(f"{_show(alias)} is no alias: {_ALIAS_RULE}.")
+    return alias
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRef:
+    """One adapter and exactly one way to choose its version; a value that exists is valid.
+
+    Attributes:
+        namespace: the team or domain.
+        name: the adapter.
+        version: number of the version, counted from 1.
+        alias: a movable word for a version; ``latest`` is the newest.
+        digest: SHA-256 of the version's manifest.
+    """
+
+    namespace: str
+    name: str
+    version: int | None = None
+    alias: str | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name_part(self.namespace)
+        check_name_part(self.name)
+        if sum(choice is not None for choice in (self.version, self.alias, self.digest)) != 1:
+            raise AdapterReferenceError("give exactly one of version, alias and digest")
+        if self.alias is not None:
+            check_alias(self.alias)
+        if self.version is not None and not _fits(_VERSION, self.version):
+            raise AdapterReferenceError(f"{_show(self.version)} is no version: versions count from 1.")
+        if self.digest is not None and not _fits(_SHA256, self.digest):
+            raise AdapterReferenceError(f"{_show(self.digest)} is no digest: 64 of 0-9 and a-f.")
+
+    @classmethod
+    def parse(cls, text: str) -> "AdapterRef":
+        """Reads a reference; without a version it means the alias ``latest``.
+
+        Raises:
+            AdapterReferenceError: with what was got and the forms that are read.
+        """
+        if not isinstance(text, str):
+            raise AdapterReferenceError(f"{_show(text)} is no adapter reference. Expected {FORMS}.")
+        path, at, choice = text.partition("@")
+        namespace, slash, name = path.partition("/")
+        try:
+            if not slash:
+                raise AdapterReferenceError("the '/' between namespace and name is missing.")
+            if not at:
+                return cls(namespace=namespace, name=name, alias=LATEST)
+            if choice.startswith("sha256:"):
+                return cls(namespace=namespace, name=name, digest=choice.removeprefix("sha256:"))
+            if _VERSION_TEXT.fullmatch(choice):
+                return cls(namespace=namespace, name=name, version=int(choice))
+            return cls(namespace=namespace, name=name, alias=choice)
+        except AdapterReferenceError as error:
+            raise AdapterReferenceError(
+                f"{_show(text)} is no adapter reference: {error} Expected {FORMS}."
+            ) from None
+
+    @classmethod
+    def parse_name(cls, text: str) -> "AdapterRef":
+        """Reads ``ns/name``, for what concerns all versions, as the reference of its latest.
+
+        Raises:
+            AdapterReferenceError: it is something else, or says a version.
+        """
+        if isinstance(text, str) and "@" in text:
+            raise AdapterReferenceError(f"{_show(text)} says a version; here the form is ns/name.")
+        return cls.parse(text)
+
+    @property
+    def full_name(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    def __str__(self) -> str:
+        """Returns the canonical form, which always says the version: ``ns/name@latest`` for ``ns/name``."""
+        if self.digest is not None:
+            return f"{self.full_name}@sha256:{self.digest}"
+        return f"{self.full_name}@{self.alias if self.version is None else self.version}"

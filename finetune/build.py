@@ -1,0 +1,136 @@
+"""From a recipe to live objects: the only place where rooms are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from finetune.adapters.base_identity import identify_base, identify_processor
+from finetune.adapters.probe import probe_logits
+from finetune.data.collate import Collator
+from finetune.errors import DataError, ModelError
+from finetune.example import Message
+from finetune.families.base import embedded_path, family_of
+from finetune.lookup import import_string, look_up
+from finetune.tables import METHODS, SOURCES, TASKS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from finetune.adapters.manifest import AdapterDescription, BaseIdentity, ProcessorDigests
+    from finetune.example import Example
+    from finetune.interfaces import Method, ModelFamily, Task
+    from finetune.recipe import Recipe, TaskSection
+
+MAX_IMAGE_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model, ready to be adapted or asked."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: ModelFamily
+    collator: Collator
+    path: str  # what it was loaded from
+    identity: BaseIdentity
+    digests: ProcessorDigests
+
+    def task(self, options: TaskSection) -> Task:
+        """Returns the task that ``options`` describe, for this base's tokenizer."""
+        return import_string(look_up(TASKS, options.name, what="task"))(options, self.processor.tokenizer)
+
+    def probe(self, seed: int) -> Tensor:
+        """Returns the probe's logits [4, 64] of the model as it now is."""
+
+        def encode(messages: list[Message], picture: Image.Image) -> dict[str, Tensor]:
+            text = self.collator.render(messages)
+            return self.family.encode(self.processor, [text], [[picture]], padding_side="right")
+
+        return probe_logits(self.model, encode, seed=seed)
+
+
+def pick_device(wanted: str = "auto") -> str:
+    """Returns ``wanted``, or for ``auto`` the best device of this machine."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_base(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    verify: str = "cached",
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> Base:
+    """Loads a base: an embedded one by name, a folder, or a hub id.
+
+    Raises:
+        ModelError: it cannot be loaded, or no family supports it.
+    """
+    path = embedded_path(name_or_path)
+    family = family_of(path, revision=revision)
+    model, processor = family.load(path, revision=revision, dtype=dtype, device=pick_device(device))
+    ends = model.generation_config.eos_token_id
+    end_ids = ends if isinstance(ends, list) else [ends]
+    if not end_ids or end_ids == [None]:
+        raise ModelError(f"{name_or_path}: its generation config names no eos_token_id, so no answer would end")
+    return Base(
+        model=model,
+        processor=processor,
+        family=family,
+        collator=Collator(family, processor, end_ids, max_image_pixels=max_image_pixels),
+        path=path,
+        identity=identify_base(path, revision=revision, verify=verify),
+        digests=identify_processor(path, revision=revision, chat_template=processor.chat_template),
+    )
+
+
+def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
+    """Loads the base a recipe names."""
+    section = recipe.model
+    cap = getattr(recipe.data, "max_image_pixels", MAX_IMAGE_PIXELS)
+    return load_base(
+        section.name_or_path,
+        revision=section.revision,
+        dtype=section.dtype,
+        device=device or section.device,
+        max_image_pixels=cap,
+    )
+
+
+def examples_of(recipe: Recipe, split: str) -> list[Example]:
+    """Reads one split of a recipe's data; an empty list where the recipe has none.
+
+    Raises:
+        DataError: a row that cannot be used, or two rows of one id.
+    """
+    read = import_string(look_up(SOURCES, recipe.data.source, what="data.source"))
+    examples: list[Example] = read(recipe.data, split, task=recipe.task, seed=recipe.seed)
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise DataError(f"two rows of the {split} split have the id {example.id}")
+        seen.add(example.id)
+    return examples
+
+
+def method_of(recipe: Recipe) -> Method:
+    """Returns the recipe's method with its options."""
+    return import_string(look_up(METHODS, recipe.method.name, what="method"))(recipe.method)
+
+
+def method_of_saved(description: AdapterDescription) -> Method:
+    """Returns the method that a finished adapter was made with; names are looked up, never imported."""
+    return import_string(look_up(METHODS, description.method, what="method of the adapter", error=ModelError))()
+

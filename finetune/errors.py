@@ -1,0 +1,97 @@
+"""Every error this package raises on purpose, in one tree.
+
+::
+
+    FinetuneError
+    ├── RecipeError (ValueError)          a recipe, or a key=value override, that cannot be run
+    ├── ModelError (ValueError)           a base model that cannot be loaded or is not supported
+    ├── MethodError (ValueError)          a method that cannot be attached to this model
+    ├── DataError (ValueError)            a row, image or file of the data that cannot be used
+    ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
+    ├── AdapterError
+    │   ├── AdapterReferenceError (ValueError)  a string that names no adapter
+    │   ├── ManifestError (ValueError)    a manifest or adapter config that breaks its schema
+    │   ├── IntegrityError (ValueError)   bytes that are not those that were saved
+    │   ├── BaseMismatchError (ValueError)  an adapter and a base that do not belong together
+    │   └── ProbeError (ValueError)       an adapter whose effect differs from the recorded one
+    ├── RegistryError
+    │   ├── NotFoundError (LookupError)   no such adapter, version or alias
+    │   ├── ConflictError (RuntimeError)  someone else moved what this write expected to find
+    │   └── StoreError (OSError)          the store cannot be read or written
+    └── LaunchError (RuntimeError)        the environment cannot run what was asked for
+
+Each has a built-in as second parent, so that callers may catch either. A message says what was
+got, where, what is allowed, and what to do next.
+"""
+
+
+class FinetuneError(Exception):
+    """Root of the tree."""
+
+    def __str__(self) -> str:
+        # LookupError subclasses of KeyError would print the repr of the message; ours print it.
+        return str(self.args[0]) if self.args else ""
+
+
+class RecipeError(FinetuneError, ValueError):
+    """A recipe, or a ``key=value`` override, that cannot be run."""
+
+
+class ModelError(FinetuneError, ValueError):
+    """A base model that cannot be loaded or is not supported."""
+
+
+class MethodError(FinetuneError, ValueError):
+    """A method that cannot be attached to this model."""
+
+
+class DataError(FinetuneError, ValueError):
+    """A row, image or file of the data that cannot be used."""
+
+
+class TrainingError(FinetuneError, RuntimeError):
+    """A run that must stop: dead parameters, a loss that is not finite."""
+
+
+class AdapterError(FinetuneError):
+    """Anything wrong with a finished adapter."""
+
+
+class AdapterReferenceError(AdapterError, ValueError):
+    """A string that names no adapter."""
+
+
+class ManifestError(AdapterError, ValueError):
+    """A manifest or adapter config that breaks its schema."""
+
+
+class IntegrityError(AdapterError, ValueError):
+    """Bytes that are not those that were saved."""
+
+
+class BaseMismatchError(AdapterError, ValueError):
+    """An adapter and a base model that do not belong together."""
+
+
+class ProbeError(AdapterError, ValueError):
+    """An adapter whose effect on the base differs from the one recorded when it was saved."""
+
+
+class RegistryError(FinetuneError):
+    """Anything wrong with a registry."""
+
+
+class NotFoundError(RegistryError, LookupError):
+    """No such adapter, version or alias."""
+
+
+class ConflictError(RegistryError, RuntimeError):
+    """Someone else moved what this write expected to find."""
+
+
+class StoreError(RegistryError, OSError):
+    """A store that cannot be read or written."""
+
+
+class LaunchError(FinetuneError, RuntimeError):
+    """An environment that cannot run what was asked for."""

@@ -1,0 +1,16 @@
+"""FastVLM: any convolutional tower, a two-layer projector, Qwen2."""
+
+from finetune.families.base import ImageTextToTextFamily
+from finetune.interfaces import Towers
+
+
+class FastVlmFamily(ImageTextToTextFamily):
+    """Convolutional tower (FastViT, MobileNet), MLP projector, Qwen2."""
+
+    model_type = "fast_vlm"
+    tower_paths = Towers(
+        language=("model.language_model",),
+        projector=("model.multi_modal_projector",),
+        vision=("model.vision_tower",),
+    )
+    images_per_row = False

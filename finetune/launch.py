@@ -1,0 +1,407 @@
+"""What ``launch.sh`` runs once the environment stands.
+
+::
+
+    python -m finetune.launch setup                        versions, hardware, and where things are
+    python -m finetune.launch demo [options]               the demo of the finetune command
+    python -m finetune.launch test [--all] [pytest args]   the tests; --all adds the slow ones
+    python -m finetune.launch CONFIG.yaml [key=value ...]  train a recipe on the hardware found
+
+``NPROC`` sets the number of processes, ``ACCELERATE_USE_CPU=true`` keeps a recipe off the GPU.
+Needs only the standard library to start, so that ``launch.sh`` can ask it about a command line
+(``--check``) before anything is installed.
+"""
+
+import contextlib
+import difflib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import FinetuneError, LaunchError
+from finetune.lookup import did_you_mean, import_string
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ("demo", "setup", "test")
+NVIDIA_DEVICE_FILES = ("nvidia0", "nvhost-gpu", "nvmap", "dxg")
+SHOWN_PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a recipe can be trained on here.
+
+    Attributes:
+        kind: ``"cpu"``, ``"cuda"`` (also AMD's, as torch calls it) or ``"mps"`` (Apple).
+        num_devices: number of devices of that kind; 1 for a CPU.
+        why: how that was found, for people.
+    """
+
+    kind: str
+    num_devices: int
+    why: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; an error of ours is printed, not raised."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except FinetuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _dispatch(args: list[str]) -> int:
+    only_check = args[:1] == ["--check"]
+    if only_check:
+        args = args[1:]
+    if not args or args[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if args else 2
+    word, rest = args[0], args[1:]
+    if word not in WORDS:
+        config = find_config(word)
+        if only_check:
+            return 0
+        _check_recipe(config, rest)
+        return train(config, rest, script=_recipe_script("train.py"))
+    if only_check:
+        return 0
+    if word == "demo":
+        return int(import_string("finetune.cli:main")(["demo", *rest]) or 0)
+    return run_tests(rest) if word == "test" else show_setup()
+
+
+# What was asked for ---------------------------------------------------------------------------------
+
+
+def find_config(text: str) -> Path:
+    """Returns the recipe file that ``text`` names, from the current folder or from the project's.
+
+    Raises:
+        LaunchError: no such file, or a word that is no command, with what was probably meant.
+    """
+    for path in (Path(text), ROOT / text):
+        if path.is_file():
+            return path
+    if not text.endswith((".yaml", ".yml")):
+        is_folder = " It is a folder; name a .yaml file in it." if Path(text).is_dir() else ""
+        raise LaunchError(
+            f"unknown command {text!r}.{is_folder}{did_you_mean(text, WORDS)} "
+            f"Allowed: {', '.join(WORDS)}, or the path of a recipe, such as recipes/configs/.../NAME.yaml."
+        )
+    configs = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "recipes" / "configs").rglob("*.yaml"))
+    by_name = {Path(config).stem: config for config in configs}
+    close = [by_name[name] for name in difflib.get_close_matches(Path(text).stem, by_name, n=3)]
+    hint = (
+        f"Did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"Allowed: {', '.join(configs) or 'none'}."
+    )
+    places = " or ".join(dict.fromkeys((str(Path.cwd()), str(ROOT))))
+    raise LaunchError(f"no recipe file {text!r} in {places}. {hint}")
+
+
+def _check_recipe(config: Path, args: Sequence[str]) -> None:
+    """Refuses a recipe or override that cannot be run, before the seconds that a launch takes."""
+    load_recipe = import_string("finetune.recipe:load_recipe")
+    load_recipe(config, [arg for arg in args if not arg.startswith("-")])
+
+
+def _recipe_script(name: str) -> Path:
+    script = ROOT / "recipes" / name
+    if not script.is_file():
+        raise LaunchError(
+            f"{script} is missing: recipes run from a checkout of the project, "
+            "not from an installed package alone. Start them with the checkout's ./launch.sh."
+        )
+    return script
+
+
+# What there is to run it on -------------------------------------------------------------------------
+
+
+def find_hardware(env: Mapping[str, str]) -> Hardware:
+    """Finds the GPUs that torch will see, without importing torch where that can be avoided."""
+    if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return Hardware(kind="cpu", num_devices=1, why="ACCELERATE_USE_CPU asks for it")
+    build = _torch_build()
+    if build == "hip":
+        return _gpus_by_torch(env)
+    if build == "cuda":
+        return _nvidia_gpus(env)
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return Hardware(kind="mps", num_devices=1, why="Apple GPU")
+    return Hardware(kind="cpu", num_devices=1, why="this torch is built for the CPU only")
+
+
+def _torch_build() -> str:
+    """``"cuda"``, ``"hip"`` or ``"cpu"``, read from torch's version file: importing it takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise LaunchError(f"torch is not installed for {sys.executable}. Run ./launch.sh setup.")
+    text = (Path(spec.submodule_search_locations[0]) / "version.py").read_text(encoding="utf-8")
+    for build in ("hip", "cuda"):
+        if re.search(rf"^{build}\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
+            return build
+    return "cpu"
+
+
+def _nvidia_gpus(env: Mapping[str, str]) -> Hardware:
+    listing = _nvidia_smi()
+    if listing is None:
+        if any(os.path.exists(f"/dev/{name}") for name in NVIDIA_DEVICE_FILES):
+            return _gpus_by_torch(env)  # a driver without its tool: Jetson, some containers
+        return Hardware(kind="cpu", num_devices=1, why="no NVIDIA driver")
+    if "MIG " in listing:  # which slices a process sees is CUDA's own business
+        return _gpus_by_torch(env)
+    count = _count_visible(listing, env.get("CUDA_VISIBLE_DEVICES"))
+    if count == 0:
+        why = "CUDA_VISIBLE_DEVICES hides every GPU" if "GPU " in listing else "nvidia-smi lists no GPU"
+        return Hardware(kind="cpu", num_devices=1, why=why)
+    return Hardware(kind="cuda", num_devices=count, why="listed by nvidia-smi")
+
+
+def _nvidia_smi() -> str | None:
+    """What ``nvidia-smi -L`` prints, or None where there is none or it fails."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    try:
+        done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _count_visible(listing: str, visible: str | None) -> int:
+    """Number of listed GPUs that ``CUDA_VISIBLE_DEVICES`` leaves; like CUDA, stops at the first bad entry."""
+    uuids = re.findall(r"^GPU \d+:.*\(UUID: (\S+)\)", listing, re.MULTILINE)
+    if visible is None:
+        return len(uuids)
+    count = 0
+    for entry in (part.strip() for part in visible.split(",")):
+        by_number = entry.isdigit() and int(entry) < len(uuids)
+        by_uuid = entry.startswith("GPU-") and any(uuid.startswith(entry) for uuid in uuids)
+        if not by_number and not by_uuid:
+            break
+        count += 1
+    return count
+
+
+def _gpus_by_torch(env: Mapping[str, str]) -> Hardware:
+    """Asks torch, in a process of its own: the launcher stays small while the recipe runs."""
+    code = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], env=dict(env), capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise LaunchError(f"torch does not import: {last}. Delete the environment and run ./launch.sh setup.")
+    count = int(done.stdout.split()[-1])
+    if count == 0:
+        return Hardware(kind="cpu", num_devices=1, why="torch finds no GPU")
+    return Hardware(kind="cuda", num_devices=count, why="counted by torch")
+
+
+def num_cores() -> int:
+    """Number of CPU cores that this process may use; hyperthreads of one core count once."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        physical = import_string("psutil:cpu_count")(logical=False)
+    except ImportError:
+        physical = None
+    return max(1, min(allowed, physical or allowed))
+
+
+def _nproc(env: Mapping[str, str]) -> int | None:
+    text = env.get("NPROC", "").strip()
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise LaunchError(f"NPROC={text!r} is not a number of processes: a whole number of at least 1.")
+    return int(text)
+
+
+def num_processes(hardware: Hardware, asked: int | None) -> int:
+    """Returns how many processes to start: ``asked``, or one for each GPU, or one.
+
+    Raises:
+        LaunchError: more processes than GPUs.
+    """
+    if asked is None:
+        return hardware.num_devices
+    if hardware.kind != "cpu" and asked > hardware.num_devices:
+        raise LaunchError(
+            f"NPROC={asked}, but there is one process to a GPU and {hardware.num_devices} can be seen "
+            f"({hardware.why}). Use NPROC={hardware.num_devices} or less, "
+            "or ACCELERATE_USE_CPU=true for processes on the CPU."
+        )
+    return asked
+
+
+# Running it -----------------------------------------------------------------------------------------
+
+
+def training_command(
+    config: Path, args: Sequence[str], *, script: Path, hardware: Hardware, nproc: int
+) -> list[str]:
+    """Returns the command that trains ``config`` with ``nproc`` processes.
+
+    Accelerate starts a single process on a CPU whatever number it is told, so several are started
+    by torch.distributed.run.
+    """
+    python = [sys.executable, "-P", "-m"]  # -P: no module from the current folder
+    if hardware.kind == "cpu" and nproc > 1:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
+    else:
+        name = "cpu" if hardware.kind == "cpu" else "ddp" if nproc > 1 else "single_gpu"
+        file = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
+        # --quiet: without it a failed recipe's own message is followed by the launcher's traceback.
+        launcher = ["accelerate.commands.launch", "--quiet", "--config_file", str(file)]
+        launcher += ["--num_processes", str(nproc)]
+        if nproc > 1:
+            launcher += ["--main_process_port", "0"]  # any free port: two runs may share a machine
+    return [*python, *launcher, str(script), str(config), *args]
+
+
+def training_env(env: Mapping[str, str], *, hardware: Hardware, nproc: int) -> dict[str, str]:
+    """Returns the environment for :func:`training_command`.
+
+    ``FINETUNE_NUM_PROCESSES`` tells the training code how many processes were asked for: each of
+    several that failed to find the others would train alone, and nothing else would show it.
+    """
+    new = dict(env)
+    new["FINETUNE_NUM_PROCESSES"] = str(nproc)
+    new.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // nproc)))
+    if hardware.kind == "cpu":
+        new["ACCELERATE_USE_CPU"] = "true"
+    return new
+
+
+def train(config: Path, args: Sequence[str], *, script: Path) -> int:
+    """Trains ``config`` with ``script`` on the hardware found, and returns the exit code."""
+    hardware = find_hardware(os.environ)
+    nproc = num_processes(hardware, _nproc(os.environ))
+    command = training_command(config, args, script=script, hardware=hardware, nproc=nproc)
+    _say(f"on {hardware.kind} ({hardware.why}), processes: {nproc}")
+    _say(shlex.join(command))
+    return run_child(command, env=training_env(os.environ, hardware=hardware, nproc=nproc))
+
+
+def run_tests(args: Sequence[str]) -> int:
+    """Runs pytest in the project's folder, and returns its exit code."""
+    env = dict(os.environ)
+    nproc = _nproc(env) or min(2, num_cores())
+    options = [] if _chooses_workers(args) else ["-n", str(nproc if nproc > 1 else 0)]
+    if "--all" in args:
+        args = [arg for arg in args if arg != "--all"]
+        env["FINETUNE_TEST_ALL"] = "1"
+        # A -m here replaces the one of pyproject.toml, which leaves the slow tests out.
+        options += ["-m", "" if find_hardware(env).kind == "cuda" else "not gpu"]
+    env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // nproc)))
+    return run_child([sys.executable, "-m", "pytest", *options, *args], env=env, cwd=ROOT)
+
+
+def _chooses_workers(args: Sequence[str]) -> bool:
+    return any(re.match(r"-n($|\d|auto|logical)|--numprocesses", arg) for arg in args)
+
+
+def show_setup() -> int:
+    """Prints versions, the hardware and where things are; returns 0 if torch imports."""
+    hardware = find_hardware(os.environ)
+    print(f"Python {platform.python_version()} in {sys.prefix}")
+    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in SHOWN_PACKAGES))
+    try:
+        torch: Any = importlib.import_module("torch")
+        importlib.import_module("torchvision")
+    except Exception as error:  # a broken native library raises OSError, a mismatched one RuntimeError
+        raise LaunchError(
+            f"torch or torchvision does not import: {error}. "
+            f"Delete {sys.prefix} and run ./launch.sh setup again."
+        ) from error
+    print(f"hardware: {_describe(hardware, torch)}")
+    nproc = num_processes(hardware, _nproc(os.environ))
+    print(f"processes that a recipe trains with here: {nproc} (NPROC changes it)")
+    print(f"recipes: {ROOT / 'recipes' / 'configs'}")
+    print(f"log of the install: {Path(sys.prefix) / 'install.log'}")
+    print("next: ./launch.sh demo, ./launch.sh test, or ./launch.sh recipes/configs/.../NAME.yaml")
+    return 0
+
+
+def _describe(hardware: Hardware, torch: Any) -> str:
+    if hardware.kind == "cuda":
+        if not torch.cuda.is_available():
+            return (
+                f"{hardware.num_devices} GPU {hardware.why}, but torch cannot use it: "
+                f"is the driver new enough for CUDA {torch.version.cuda}? "
+                "ACCELERATE_USE_CPU=true trains on the CPU meanwhile."
+            )
+        names = [torch.cuda.get_device_name(i) for i in range(hardware.num_devices)]
+        return f"{hardware.num_devices} GPU: {', '.join(names)}"
+    if hardware.kind == "mps":
+        return "Apple GPU (ACCELERATE_USE_CPU=true trains on the CPU instead)"
+    return f"CPU, {num_cores()} cores ({hardware.why})"
+
+
+def run_child(command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> int:
+    """Runs ``command``, passing signals on to it, and returns its exit code (128 + n for signal n).
+
+    On POSIX the child has a session of its own and a signal goes to its whole group, each process
+    once: a Ctrl-C at the terminal reaches only us, and a SIGTERM sent to us alone still ends the
+    processes that the child started. On Windows the console itself gives Ctrl-C to all of them.
+    """
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def forward(signum: int, _frame: object) -> None:
+        if child is None:
+            early.append(signum)
+        elif sys.platform != "win32":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signum)
+        elif signum != signal.SIGINT:
+            child.terminate()
+
+    with _handling(forward):
+        child = subprocess.Popen(list(command), env=dict(env), cwd=cwd, start_new_session=os.name == "posix")
+        for signum in early:
+            forward(signum, None)
+        code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    """Handles the signals that ask to stop with ``handler``; one that was ignored (nohup) stays so."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                previous[signum] = signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, old in previous.items():
+            signal.signal(signum, old)
+
+
+def _say(text: str) -> None:
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Names: import what a ``"module:attribute"`` string points at, and suggest the name that was meant."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def import_string(target: str) -> Any:
+    """Imports what ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def did_you_mean(name: object, allowed: Iterable[object]) -> str:
+    """Returns ``" Did you mean 'x'?"``, or an empty string when nothing allowed is close."""
+    close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def look_up(
+    table: Mapping[str, T], name: str, *, what: str, error: type[Exception] = ValueError
+) -> T:
+    """Returns ``table[name]``, or raises ``error`` with the names that are allowed.
+
+    Args:
+        table: what can be named.
+        name: what was asked for.
+        what: the noun for the message, such as ``"method"``.
+        error: class of the error to raise.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        allowed = ", ".join(sorted(table)) or "none"
+        hint = did_you_mean(name, table)
+        raise error(f"unknown {what} {name!r}.{hint} Allowed: {allowed}.") from None

@@ -1,0 +1,59 @@
+"""Which modules a method adapts: the recipe's words, resolved to full module paths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from finetune.errors import MethodError
+from finetune.lookup import did_you_mean
+
+if TYPE_CHECKING:
+    from finetune.interfaces import Towers
+    from finetune.recipe import TowerTarget, TowerTargets
+
+
+def resolve_targets(model: nn.Module, towers: Towers, wanted: TowerTargets) -> dict[str, list[str]]:
+    """Returns tower -> full names of the linear modules to adapt, in the model's order.
+
+    Raises:
+        MethodError: a tower, or one of the names given for it, matches nothing, or nothing is to be adapted.
+    """
+    resolved = {
+        tower: _in_tower(model, tower, paths, getattr(wanted, tower))
+        for tower, paths in towers.items()
+        if getattr(wanted, tower).target_modules != "none"
+    }
+    if not any(resolved.values()):
+        raise MethodError(
+            "nothing to adapt: method.towers says none for every tower. Set at least one to all-linear."
+        )
+    return resolved
+
+
+def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: TowerTarget) -> list[str]:
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(name == p or name.startswith(f"{p}.") for p in paths)
+    ]
+    if not linears:
+        kinds = sorted({type(m).__name__ for p in paths for m in model.get_submodule(p).modules()})
+        raise MethodError(
+            f"method.towers.{tower}: the {tower} tower has no linear module, so LoRA cannot adapt it "
+            f"(it is made of {', '.join(kinds[:8])}). Set method.towers.{tower}: none."
+        )
+    if target.target_modules == "all-linear":
+        return linears
+    chosen: set[str] = set()
+    endings = sorted({name.rpartition(".")[2] for name in linears})
+    for wanted in target.target_modules:
+        matches = [name for name in linears if name == wanted or name.endswith(f".{wanted}")]
+        if not matches:
+            raise MethodError(
+                f"method.towers.{tower}: {wanted!r} matches no linear module of the {tower} tower."
+                f"{did_you_mean(wanted, endings)} There are: {', '.join(endings)}."
+            )
+        chosen.update(matches)
+    return [name for name in linears if name in chosen]

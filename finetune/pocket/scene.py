@@ -1,0 +1,28 @@
+"""What every procedural picture is, whatever world it comes from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question about a scene; ``kind`` names the skill it needs."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A picture [64, 64, 3] uint8 and what may be asked about it.
+
+    Worlds that train a vision tower also give ``cells``, the classes [8, 8, 3] of what covers each patch, and
+    ``mask``, [64, 64] bool, true where an object is.
+    """
+
+    picture: np.ndarray
+    questions: list[Question]
+    cells: np.ndarray | None = None
+    mask: np.ndarray | None = None

@@ -1,0 +1,19 @@
+"""Finished adapters under versioned names: publish them, find them, pull them, and see that they are whole.
+
+Nothing here imports torch, so that the registry commands answer at once.
+"""
+
+from finetune.registry.admin import VerifyReport, verify
+from finetune.registry.commits import Commit, Version
+from finetune.registry.location import default_cache, default_location
+from finetune.registry.registry import AdapterRegistry
+
+__all__ = [
+    "AdapterRegistry",
+    "Commit",
+    "VerifyReport",
+    "Version",
+    "default_cache",
+    "default_location",
+    "verify",
+]

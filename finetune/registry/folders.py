@@ -1,0 +1,242 @@
+"""Adapter folders on the disk: checked against their manifest on the way in, built whole on the way out.
+
+Every byte that passes is hashed while it passes, so that a file changed meanwhile is noticed and never stored
+under the digest of another.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from finetune.adapters.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    AdapterManifest,
+    FileEntry,
+    sha256_hex,
+)
+from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreError
+from finetune.registry.store import AlreadyExists, Store, chunks, explain, read_all, reading
+
+_ELSEWHERE = " (--into or FINETUNE_CACHE)"
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+
+
+def blob_key(digest: str) -> str:
+    """Returns the key of the bytes with this SHA-256."""
+    return f"blobs/sha256/{digest[:2]}/{digest}"
+
+
+def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator[bytes]:
+    """Passes bytes on; raises at their end, or once there are too many, when they are not those of ``entry``.
+
+    Raises:
+        IntegrityError: with ``what``, and how they differ.
+    """
+    digest, seen = hashlib.sha256(), 0
+    for piece in pieces:
+        seen += len(piece)
+        if seen > entry.size:
+            raise IntegrityError(f"{what}: longer than the {entry.size} bytes that it must have")
+        digest.update(piece)
+        yield piece
+    if seen != entry.size:
+        raise IntegrityError(f"{what}: {seen} bytes, but {entry.size} were expected")
+    if digest.hexdigest() != entry.sha256:
+        raise IntegrityError(f"{what}: its sha256 is {digest.hexdigest()}, but {entry.sha256} was expected")
+
+
+def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
+    """Yields the bytes of a file, checked.
+
+    Raises:
+        IntegrityError: they are not those of ``entry``.
+        StoreError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield from checked(chunks(file), entry, what=str(path))
+    except OSError as error:
+        raise explain(error, path, verb="read") from error
+
+
+def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
+    """Yields the bytes of a blob, checked.
+
+    Raises:
+        ObjectMissing: it is not there.
+        IntegrityError: it is damaged.
+    """
+    key = blob_key(entry.sha256)
+    with reading(store, key) as file:
+        yield from checked(chunks(file), entry, what=key)
+
+
+def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
+    """Returns the manifest of an adapter folder, as its bytes and as what they say.
+
+    Raises:
+        ManifestError: there is none, or it breaks its schema.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        if path.is_symlink():
+            raise ManifestError(f"{path}: a symbolic link; an adapter folder holds its files itself")
+        with open(path, "rb") as file:
+            raw = file.read(MAX_MANIFEST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestError(
+            f"{folder} is no adapter folder: it holds no {MANIFEST_NAME}. A finished training run writes one."
+        ) from None
+    except OSError as error:
+        raise explain(error, path, verb="read") from error
+    return raw, AdapterManifest.parse(raw, source=str(path))
+
+
+def check_folder(folder: Path, manifest: AdapterManifest) -> None:
+    """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing else.
+
+    Raises:
+        IntegrityError: a file is missing, too many, no plain file, or has other bytes.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            plain = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    except OSError as error:
+        raise explain(error, folder, verb="read") from error
+    allowed = {*manifest.files, MANIFEST_NAME}
+    if missing := _quoted(allowed - plain.keys()):
+        raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists")
+    if extra := _quoted(plain.keys() - allowed):
+        raise IntegrityError(
+            f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew."
+        )
+    if others := _quoted(name for name, is_plain in plain.items() if not is_plain):
+        raise IntegrityError(f"{folder}: {others} must be a plain file, not a link or a folder")
+    for name, entry in manifest.files.items():
+        for _ in read_file(folder / name, entry):
+            pass
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))
+
+
+def holds(folder: Path, digest: str) -> bool:
+    """Whether a folder is, byte for byte, the adapter whose manifest has this SHA-256."""
+    try:
+        raw, manifest = read_manifest(folder)
+        if sha256_hex(raw) != digest:
+            return False
+        check_folder(folder, manifest)
+    except (AdapterError, StoreError):
+        return False
+    return True
+
+
+def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest) -> None:
+    """Stores the files of an adapter folder, and last the bytes of its manifest.
+
+    Raises:
+        IntegrityError: a file was changed meanwhile, or the store holds a damaged copy.
+        StoreError: the store cannot be written.
+    """
+    for name, entry in manifest.files.items():
+        _put_blob(store, entry, read_file(folder / name, entry))
+    _put_blob(store, FileEntry(sha256=sha256_hex(raw), size=len(raw)), raw)
+
+
+def _put_blob(store: Store, entry: FileEntry, data: bytes | Iterable[bytes]) -> None:
+    key = blob_key(entry.sha256)
+    try:
+        store.put(key, data, mode="create")
+    except AlreadyExists:
+        size = store.head(key).size
+        if size != entry.size:
+            raise IntegrityError(
+                f"{key} is damaged: {size} bytes instead of {entry.size}. Delete it and publish again."
+            ) from None
+
+
+def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, AdapterManifest]:
+    """Returns a published manifest, checked, as its bytes and as what they say.
+
+    Raises:
+        IntegrityError: it is damaged, or belongs to an adapter of another name.
+    """
+    key = blob_key(digest)
+    raw = read_all(store, key, max_bytes=MAX_MANIFEST_BYTES)
+    if sha256_hex(raw) != digest:
+        raise IntegrityError(f"{key}: its sha256 is {sha256_hex(raw)}, not the one in its name")
+    manifest = AdapterManifest.parse(raw, source=key)
+    if manifest.full_name != full_name:
+        raise IntegrityError(
+            f"{key}: a manifest of {manifest.full_name}, but the log of {full_name} names it"
+        )
+    return raw, manifest
+
+
+def build_folder(store: Store, digest: str, full_name: str, target: Path, *, replace: bool) -> None:
+    """Copies a published adapter into ``target``, which appears whole or not at all.
+
+    Args:
+        store: where its bytes lie.
+        digest: SHA-256 of its manifest.
+        full_name: the name under which it was published.
+        target: the folder to make; its parents are made when needed.
+        replace: whether whatever stands at ``target`` may be thrown away.
+
+    Raises:
+        IntegrityError: a blob is not what its name says.
+        StoreError: the folder cannot be written, or holds something and must not be replaced.
+    """
+    work: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".pull-", dir=target.parent))
+        new = work / "new"
+        new.mkdir()
+        raw, manifest = load_manifest(store, digest, full_name)
+        _write(new / MANIFEST_NAME, [raw])
+        for name, entry in manifest.files.items():
+            _write(new / name, read_blob(store, entry))
+        _put_in_place(new, target, digest, trash=work if replace else None)
+    except StoreError:  # an OSError too, and already explained
+        raise
+    except OSError as error:
+        raise explain(error, target, verb="write", elsewhere=_ELSEWHERE) from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    with open(path, "xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_in_place(new: Path, target: Path, digest: str, *, trash: Path | None) -> None:
+    while True:
+        try:
+            os.rename(new, target)
+            return
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
+                raise
+        if holds(target, digest):  # someone else was faster
+            return
+        if trash is None:
+            raise StoreError(
+                f"{target} holds something else already. Choose a folder that does not exist yet."
+            )
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, trash / uuid.uuid4().hex)

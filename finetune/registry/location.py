@@ -1,0 +1,76 @@
+"""Where registries and caches are, and the file by which a registry is known as one."""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from finetune.adapters.manifest import canonical_json, strict_json
+from finetune.errors import IntegrityError, ManifestError, RegistryError, StoreError
+from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
+from finetune.registry.stores.local import LocalStore
+
+REGISTRY_KEY = "registry.json"
+FORMAT = 1
+MAX_REGISTRY_BYTES = 4096
+
+
+def default_location() -> str:
+    """Returns where the registry is when nobody says: ``$FINETUNE_REGISTRY``, or ``~/.finetune/registry``."""
+    return os.environ.get("FINETUNE_REGISTRY") or str(Path.home() / ".finetune" / "registry")
+
+
+def default_cache() -> Path:
+    """Returns the folder of pulled adapters, which may be deleted at any time.
+
+    It is ``adapters`` in ``$FINETUNE_CACHE``, or in ``~/.finetune/cache``.
+    """
+    cache = os.environ.get("FINETUNE_CACHE") or Path.home() / ".finetune" / "cache"
+    return Path(cache).expanduser().absolute() / "adapters"
+
+
+def open_store(location: str) -> Store:
+    """Returns the store at a location.
+
+    Raises:
+        StoreError: nothing here can open such a location.
+    """
+    if "://" in location:
+        raise StoreError(
+            f"{location!r}: only folders are supported as registries. "
+            "Give a path such as ~/.finetune/registry."
+        )
+    return LocalStore(location)
+
+
+def is_registry(store: Store, *, create: bool = False) -> bool:
+    """Whether a store holds a registry.
+
+    Args:
+        store: the store.
+        create: make it one when it is not yet.
+
+    Raises:
+        RegistryError: it holds a registry of a format that this program does not know.
+        IntegrityError: its ``registry.json`` is damaged.
+    """
+    try:
+        raw = read_all(store, REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
+    except ObjectMissing:
+        if not create:
+            return False
+        with contextlib.suppress(AlreadyExists):
+            store.put(
+                REGISTRY_KEY, canonical_json({"format": FORMAT, "uuid": str(uuid.uuid4())}), mode="create"
+            )
+        raw = read_all(store, REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
+    try:
+        about = strict_json(raw, source=REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
+    except ManifestError as error:
+        raise IntegrityError(str(error)) from None
+    found = about.get("format") if isinstance(about, dict) else None
+    if type(found) is not int:
+        raise IntegrityError(f"{REGISTRY_KEY}: it does not say the format of the registry")
+    if found != FORMAT:
+        raise RegistryError(f"{REGISTRY_KEY}: format {found}, this program knows {FORMAT}: upgrade finetune")
+    return True

@@ -1,0 +1,167 @@
+"""What a registry asks of the place where its bytes lie: five verbs over keys, of which one must be atomic.
+
+The verbs and their meaning are obstore's, so that an object store is a thin wrapper. Creating a key that must
+not exist is the only primitive that has to be atomic; nothing here relies on locks, renames or conditional
+updates.
+"""
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
+
+from finetune.errors import IntegrityError, StoreError
+
+CHUNK_BYTES = 1 << 20
+
+_KEY_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class AlreadyExists(StoreError):
+    """The signal of ``put(mode="create")`` for a key that is taken."""
+
+
+class ObjectMissing(StoreError):
+    """The signal of ``get`` and ``head`` for a key that is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectMeta:
+    """What ``head`` and ``list`` say of an object."""
+
+    key: str
+    size: int  # bytes
+
+
+class Store(Protocol):
+    """Whole objects under keys such as ``blobs/sha256/ab/ab12...``.
+
+    Assumed: an object is visible whole or not at all, and once ``put`` has returned every reader sees it.
+    Not assumed: that ``list`` is sorted, or that it sees what others write meanwhile.
+    """
+
+    def put(
+        self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create"
+    ) -> None:
+        """Writes an object, lastingly. When iterating over ``data`` raises, no object is written.
+
+        Raises:
+            AlreadyExists: with ``mode="create"``, and something has that key, which is lasting now.
+            StoreError: it cannot be written; unless the store says more, it may have been.
+        """
+        ...
+
+    def get(self, key: str) -> BinaryIO:
+        """Opens an object for reading from its start; the caller closes it.
+
+        Raises:
+            ObjectMissing: nothing has that key.
+        """
+        ...
+
+    def head(self, key: str) -> ObjectMeta:
+        """Returns the size of an object without reading it.
+
+        Raises:
+            ObjectMissing: nothing has that key.
+        """
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
+        """Yields, in any order, every object below ``prefix``, which is made of whole parts of keys."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Removes an object; a key that is not there is no error."""
+        ...
+
+
+def is_key(key: str) -> bool:
+    """Whether ``key`` is safe as a relative path on every system: no ``..``, no hidden and no empty part."""
+    return all(_KEY_PART.fullmatch(part) for part in key.split("/"))
+
+
+def check_key(key: str) -> str:
+    """Returns ``key`` when a store may use it.
+
+    Raises:
+        StoreError: it could leave the store, or hide in it.
+    """
+    if not is_key(key):
+        raise StoreError(
+            f"{key!r} is no key: parts of a-z, A-Z, 0-9, '.', '_' and '-', each beginning with a letter or "
+            "digit, with '/' between them"
+        )
+    return key
+
+
+def exists(store: Store, key: str) -> bool:
+    """Whether an object has that key."""
+    try:
+        store.head(key)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yields what is left of an open file, piece by piece."""
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+@contextlib.contextmanager
+def reading(store: Store, key: str) -> Iterator[BinaryIO]:
+    """Opens an object; an error of the disk while it is read is a StoreError too.
+
+    Raises:
+        ObjectMissing: nothing has that key.
+        StoreError: it cannot be read.
+    """
+    try:
+        with store.get(key) as file:
+            yield file
+    except StoreError:  # an OSError too, and already explained
+        raise
+    except OSError as error:
+        raise explain(error, key, verb="read") from error
+
+
+def read_all(store: Store, key: str, *, max_bytes: int) -> bytes:
+    """Returns a small object whole.
+
+    Raises:
+        ObjectMissing: nothing has that key.
+        IntegrityError: it is larger than anything that belongs there.
+    """
+    with reading(store, key) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise IntegrityError(f"{key}: more than {max_bytes} bytes, the most that is allowed there")
+    return data
+
+
+def explain(error: OSError, path: Path | str, *, verb: str, elsewhere: str = "") -> StoreError:
+    """Returns the error that says what the system refused, where, and what to do about it.
+
+    Args:
+        error: what the system raised.
+        path: the file, folder or key concerned.
+        verb: what was tried, such as ``"write"``.
+        elsewhere: how to choose another folder, such as ``" (--registry)"``; empty when that is plain.
+    """
+    advice = {
+        errno.ENOSPC: f"The disk is full: free some space there, or choose another folder{elsewhere}.",
+        errno.EDQUOT: f"Your quota is used up: delete something, or choose another folder{elsewhere}.",
+        errno.EROFS: f"It is mounted read-only: choose another folder{elsewhere}.",
+        errno.EACCES: f"Ask its owner for access, or choose another folder{elsewhere}.",
+        errno.EPERM: f"Ask its owner for access, or choose another folder{elsewhere}.",
+        errno.ENOTDIR: f"A file stands where a folder is needed: choose another folder{elsewhere}.",
+        errno.EEXIST: f"A file stands where a folder is needed: choose another folder{elsewhere}.",
+    }.get(error.errno or 0, "Check that the disk is connected and healthy, then try again.")
+    explained = StoreError(f"cannot {verb} {path}: {error.strerror or error}. {advice}")
+    explained.errno = error.errno
+    return explained

@@ -1,0 +1,162 @@
+"""A store in a folder, of one machine or of a network file system with hard links."""
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal, NoReturn
+
+from finetune.errors import StoreError
+from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, check_key, explain, is_key
+
+_ELSEWHERE = " (--registry or FINETUNE_REGISTRY)"
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# Some network file systems cannot sync a folder; there a link is as lasting as they make it.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Creates a folder and its parents so that a power cut cannot take them away again."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    _sync_folder(folder.parent)
+
+
+class LocalStore:
+    """Objects are files below ``root``: written aside, synced, and given their name by a hard link.
+
+    The link fails when the name is taken, which is what makes ``mode="create"`` atomic between processes and
+    between machines. The folder is created by the first write.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    def put(
+        self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create"
+    ) -> None:
+        """Writes an object; it is on the disk when this returns."""
+        target = self._path(key)
+        # Hidden, so that what a killed writer leaves behind is no key and is never listed.
+        aside = target.with_name(f".tmp-{uuid.uuid4().hex}")
+        try:
+            if mode == "create" and target.exists():
+                self._refuse(target, key)
+            _make_folder(target.parent)
+            try:
+                with open(aside, "xb") as file:
+                    for chunk in (data,) if isinstance(data, bytes) else data:
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if mode == "create":
+                    self._link(aside, target, key)
+                else:
+                    os.replace(aside, target)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(aside)
+            self._sync(target)
+        except StoreError:  # an OSError too, and already explained
+            raise
+        except OSError as error:
+            raise explain(error, target, verb="write", elsewhere=_ELSEWHERE) from error
+
+    def get(self, key: str) -> BinaryIO:
+        """Opens an object for reading."""
+        path = self._path(key)
+        try:
+            return open(path, "rb")
+        except FileNotFoundError:
+            raise ObjectMissing(f"{path} is not there") from None
+        except OSError as error:
+            raise explain(error, path, verb="read", elsewhere=_ELSEWHERE) from error
+
+    def head(self, key: str) -> ObjectMeta:
+        """Returns the size of an object."""
+        path = self._path(key)
+        try:
+            return ObjectMeta(key=key, size=os.stat(path).st_size)
+        except FileNotFoundError:
+            raise ObjectMissing(f"{path} is not there") from None
+        except OSError as error:
+            raise explain(error, path, verb="read", elsewhere=_ELSEWHERE) from error
+
+    def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
+        """Yields every object below ``prefix``."""
+        start = self._path(prefix.rstrip("/")) if prefix else self.root
+
+        def stop(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise explain(
+                    error, Path(error.filename or start), verb="list", elsewhere=_ELSEWHERE
+                ) from error
+
+        for folder, _, names in os.walk(start, onerror=stop):
+            for name in names:
+                path = Path(folder, name)
+                key = path.relative_to(self.root).as_posix()
+                # A file may be deleted between the listing and the look at its size.
+                with contextlib.suppress(ObjectMissing):
+                    if is_key(key):
+                        yield self.head(key)
+
+    def delete(self, key: str) -> None:
+        """Removes an object."""
+        path = self._path(key)
+        try:
+            os.unlink(path)
+            self._sync(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise explain(error, path, verb="delete", elsewhere=_ELSEWHERE) from error
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _sync(self, path: Path) -> None:
+        # All the way up: whoever made one of these folders may have died before it was lasting.
+        for folder in path.parents:
+            _sync_folder(folder)
+            if folder == self.root:
+                break
+
+    def _refuse(self, target: Path, key: str) -> NoReturn:
+        # What is built upon it must not outlast it.
+        self._sync(target)
+        raise AlreadyExists(f"{key} exists in {self.root}")
+
+    def _link(self, aside: Path, target: Path, key: str) -> None:
+        try:
+            os.link(aside, target)
+        except FileExistsError:
+            self._refuse(target, key)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise StoreError(
+                f"cannot write {target}: this file system has no hard links ({error.strerror}), without "
+                f"which two writers could overwrite each other. Choose a folder on another one{_ELSEWHERE}."
+            ) from error

@@ -1,0 +1,357 @@
+"""What recipes and the command do: train, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from finetune.adapters.base_identity import cache_home, write_note
+from finetune.adapters.folder import config_bytes, file_entries, tensor_table, weights_bytes, write_folder
+from finetune.adapters.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    AdapterDescription,
+    AdapterManifest,
+    PromptContract,
+    TrainingRecord,
+    canonical_json,
+    sha256_hex,
+)
+from finetune.adapters.probe import record
+from finetune.build import Base, base_of, examples_of, load_base, method_of
+from finetune.data.images import image_digest
+from finetune.errors import RecipeError, TrainingError
+from finetune.registry import AdapterRegistry
+from finetune.serving.app import VisionLanguageModel, remember_base
+from finetune.serving.switcher import Switcher
+from finetune.training.evaluate import Scores, evaluate as judge, predict, score
+from finetune.training.log import RunLog
+from finetune.training.loop import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from finetune.example import Example
+    from finetune.interfaces import Attachment
+    from finetune.recipe import Recipe
+
+PROBE_SEED = 0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training run leaves."""
+
+    folder: Path  # the run's
+    adapter: Path  # the best adapter, complete with its manifest
+    ref: str | None  # in the registry, when the recipe publishes
+    before: Scores | None
+    after: Scores | None
+
+
+def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
+    """Runs a recipe: train, judge on the test split before and after, save, publish.
+
+    Args:
+        recipe: from ``load_recipe``.
+        registry: where to publish; the default one if None.
+
+    Raises:
+        FinetuneError: anything that stops the run, with what to do.
+    """
+    accelerator = Accelerator(gradient_accumulation_steps=1)
+    _check_processes(accelerator)
+    set_seed(recipe.seed)
+    main = accelerator.is_main_process
+    folder = recipe.run_folder
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    log = RunLog(folder, every=recipe.train.logging_steps, main=main)
+
+    base = base_of(recipe, device=str(accelerator.device) if recipe.model.device == "auto" else None)
+    splits = {name: examples_of(recipe, name) for name in ("train", "val", "test")}
+    log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
+    log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
+    for example in splits["train"][:3]:
+        log.say(f"  {base.collator.show(example)}")
+    before = _judge(base, recipe, splits["test"], accelerator, log, "base", cache_key=base.identity.digest)
+    method = method_of(recipe)
+    attachment = method.attach(base.model, base.family.towers(base.model))
+    log.say(f"{recipe.method.name} adapter\n{attachment.describe()}")
+
+    task = base.task(recipe.task)
+    trainer = Trainer(
+        base.model, attachment, task, base.collator.training_batch, recipe.train, accelerator, seed=recipe.seed
+    )
+    best: dict[str, Tensor] = {}
+
+    def keep() -> None:
+        best.update({name: p.detach().cpu().clone() for name, p in attachment.parameters.items()})
+        if main:
+            _write_weights(folder / "best", attachment, best)
+
+    def validate() -> float:
+        base.model.eval()
+        answers = predict(
+            base.model,
+            task,
+            splits["val"],
+            base.collator.prompt_batch,
+            batch_size=recipe.train.eval_batch_size,
+            accelerator=accelerator,
+            title="validating",
+        )
+        return score(task, splits["val"], answers).exact_match
+
+    state = trainer.train(splits["train"], log, validate=validate if splits["val"] else None, on_better=keep)
+    last = {name: p.detach().cpu().clone() for name, p in attachment.parameters.items()}
+    if main:
+        _write_weights(folder / "last", attachment, last)
+    with torch.no_grad():
+        for name, parameter in attachment.parameters.items():
+            parameter.copy_((best or last)[name])
+    base.model.eval()
+    after = _judge(base, recipe, splits["test"], accelerator, log, "adapter")
+    ref = None
+    if main:
+        remember_base(base.identity, base.path)
+        manifest = _manifest(recipe, base, attachment, splits, before, after, steps=state.best_step or state.step)
+        _write_adapter(folder / "adapter", manifest, attachment)
+        log.say(f"adapter saved in {folder / 'adapter'}")
+        if recipe.adapter.publish:
+            published = (registry or AdapterRegistry()).publish(
+                folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases
+            )
+            ref = published.ref
+            log.say(f"published {ref}")
+    accelerator.wait_for_everyone()
+    return RunResult(folder, folder / "adapter", ref, before, after)
+
+
+def evaluate(
+    refs: Sequence[str],
+    recipes: Sequence[Recipe],
+    *,
+    registry: AdapterRegistry | None = None,
+    predictions: dict[tuple[str, str], list[str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Judges each adapter on the test split of each recipe, all on one base that is loaded once.
+
+    Args:
+        refs: registry references, adapter folders, or ``base``.
+        recipes: all must name the same base.
+        registry: where names are looked up; the default one if None.
+        predictions: filled with (ref, recipe name) -> one answer a row, where given.
+
+    Returns:
+        One row per adapter and recipe: adapter, config, exact_match, interval, majority, blank_image, n, by_kind.
+    """
+    places = {(r.model.name_or_path, r.model.revision, r.model.dtype) for r in recipes}
+    if len(places) != 1:
+        raise RecipeError(
+            f"the configs name {len(places)} bases ({', '.join(sorted(str(p[0]) for p in places))}); adapters are "
+            "compared on one"
+        )
+    base = base_of(recipes[0])
+    vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
+    rows = []
+    for recipe in recipes:
+        examples = examples_of(recipe, "test")
+        if not examples:
+            raise RecipeError(f"{recipe.name}: the recipe has no test split to judge on")
+        for ref in refs:
+            with vlm.using(None if ref == "base" else ref):
+                scores, answers = judge(
+                    base.model,
+                    base.task(recipe.task),
+                    examples,
+                    base.collator.prompt_batch,
+                    batch_size=recipe.train.eval_batch_size,
+                    title=f"{ref} on {recipe.name}",
+                )
+            rows.append({"adapter": ref, "config": recipe.name, **scores.to_json()})
+            if predictions is not None:
+                predictions[ref, recipe.name] = answers
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the rows of ``evaluate`` as a table for people."""
+    head = ("adapter", "config", "exact match", "95 % interval", "majority", "blank image", "rows")
+    lines = [head] + [
+        (
+            row["adapter"],
+            row["config"],
+            f"{row['exact_match']:.3f}",
+            f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
+            f"{row['majority']:.3f}",
+            f"{row['blank_image']:.3f}",
+            str(row["n"]),
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    asked = os.environ.get("FINETUNE_NUM_PROCESSES")
+    if asked and int(asked) != accelerator.num_processes:
+        raise TrainingError(
+            f"{asked} processes were asked for, but this run has {accelerator.num_processes}. On a CPU use "
+            "NPROC=N ./launch.sh CONFIG: accelerate launch --cpu starts one process only."
+        )
+
+
+def _judge(
+    base: Base,
+    recipe: Recipe,
+    examples: list[Example],
+    accelerator: Accelerator,
+    log: RunLog,
+    who: str,
+    *,
+    cache_key: str | None = None,
+) -> Scores | None:
+    """Judges the model as it is; with ``cache_key``, answers are kept and reused for the same base, rows and task."""
+    if not examples:
+        return None
+    note = None
+    if cache_key:
+        parts = [cache_key, recipe.model.dtype, _data_digest(examples), recipe.task.model_dump(mode="json"), version("torch")]
+        note = cache_home() / "predictions" / f"{sha256_hex(canonical_json(parts))}.json"
+    if note and note.is_file():
+        scores = Scores(**json.loads(note.read_text()))
+    else:
+        scores, answers = judge(
+            base.model,
+            base.task(recipe.task),
+            examples,
+            base.collator.prompt_batch,
+            batch_size=recipe.train.eval_batch_size,
+            accelerator=accelerator,
+            title=f"judging the {who}",
+        )
+        if accelerator.is_main_process:
+            _write_predictions(recipe.run_folder / f"predictions-{who}.jsonl", examples, answers)
+            if note:
+                write_note(note, json.dumps(asdict(scores)))
+    low, high = scores.interval
+    log.say(
+        f"{who} on test: exact match {scores.exact_match:.3f} ({low:.3f} to {high:.3f}), majority answer "
+        f"{scores.majority:.3f}, blank image {scores.blank_image:.3f}, {scores.n} rows"
+    )
+    return scores
+
+
+def _write_predictions(path: Path, examples: list[Example], answers: list[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for example, said in zip(examples, answers, strict=True):
+            line = {"id": example.id, "kind": example.kind, "prediction": said, "answers": example.answers}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _data_digest(examples: Sequence[Example]) -> str:
+    digests: dict[str, str] = {}
+    rows = []
+    for example in examples:
+        for source in example.images:
+            key = str(source) if isinstance(source, Path) else str(id(source))
+            digests.setdefault(key, image_digest(source))
+        pictures = [digests[str(s) if isinstance(s, Path) else str(id(s))] for s in example.images]
+        rows.append([example.messages, example.answers, pictures])
+    return sha256_hex(canonical_json(rows))
+
+
+def _write_weights(folder: Path, attachment: Attachment, tensors: dict[str, Tensor]) -> None:
+    write_folder(
+        folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(attachment.config)}
+    )
+
+
+def _write_adapter(folder: Path, manifest: AdapterManifest, attachment: Attachment) -> None:
+    write_folder(
+        folder,
+        {
+            WEIGHTS_NAME: weights_bytes(attachment.parameters),
+            CONFIG_NAME: config_bytes(attachment.config),
+            MANIFEST_NAME: manifest.to_bytes(),
+        },
+    )
+
+
+def _manifest(
+    recipe: Recipe,
+    base: Base,
+    attachment: Attachment,
+    splits: dict[str, list[Example]],
+    before: Scores | None,
+    after: Scores | None,
+    *,
+    steps: int,
+) -> AdapterManifest:
+    switcher = Switcher(base.model)
+    switcher.resident.add(attachment.adapter_name)
+    switcher.use(None)
+    off = base.probe(PROBE_SEED)
+    switcher.use(attachment.adapter_name)
+    on = base.probe(PROBE_SEED)
+    namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
+    described = {"peft_type", "target_modules", "task_type", "base_model_name_or_path", "bias", "use_rslora", "use_dora", "modules_to_save", "inference_mode"}
+    return AdapterManifest(
+        namespace=namespace,
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        synthetic=recipe.data.source == "procedural",
+        base=base.identity,
+        processor=base.digests,
+        adapter=AdapterDescription(
+            method=recipe.method.name,
+            peft_type=attachment.config["peft_type"],
+            options={k: v for k, v in attachment.config.items() if k not in described},
+            modules=list(attachment.config["target_modules"]),
+            tensors=tensor_table(attachment.parameters),
+            towers={tower: len(names) for tower, names in attachment.modules.items()},
+        ),
+        prompt=PromptContract(
+            system_prompt=recipe.task.system_prompt,
+            question_template=recipe.task.question_template,
+            generation={"max_new_tokens": recipe.task.max_new_tokens, "do_sample": False, "num_beams": 1},
+            answer_normalization=recipe.task.answer_normalization,
+        ),
+        toolchain={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+        },
+        training=TrainingRecord(
+            recipe=sha256_hex(canonical_json(recipe.identity())),
+            data={split: _data_digest(rows) for split, rows in splits.items() if rows},
+            rows={split: len(rows) for split, rows in splits.items()},
+            seed=recipe.seed,
+            steps=steps,
+            task=recipe.task.name,
+            domain=recipe.domain,
+        ),
+        metrics={
+            when: scores.to_json() for when, scores in (("before", before), ("after", after)) if scores is not None
+        },
+        probe=record(off, on, seed=PROBE_SEED),
+        license=recipe.adapter.license,
+        intended_use=recipe.adapter.intended_use,
+        files=file_entries(weights_bytes(attachment.parameters), config_bytes(attachment.config)),
+    )

@@ -1,0 +1,26 @@
+"""Names a recipe may use, and where the code behind each lives. Nothing is imported until it is looked up."""
+
+# transformers' `model_type` -> family
+FAMILIES: dict[str, str] = {
+    "fast_vlm": "finetune.families.fast_vlm:FastVlmFamily",
+    "idefics3": "finetune.families.idefics3:Idefics3Family",
+}
+
+METHODS: dict[str, str] = {
+    "lora": "finetune.methods.lora:Lora",
+}
+
+TASKS: dict[str, str] = {
+    "vqa": "finetune.tasks.vqa:VqaTask",
+}
+
+# `data.source` -> function(section, split) -> list of Example
+SOURCES: dict[str, str] = {
+    "jsonl": "finetune.data.jsonl:read_jsonl",
+    "procedural": "finetune.pocket.domains:read_domain",
+}
+
+# Bases that come with the package -> function() -> folder
+EMBEDDED_BASES: dict[str, str] = {
+    "pocket": "finetune.pocket:model_folder",
+}

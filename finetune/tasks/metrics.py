@@ -1,0 +1,62 @@
+"""Scores, as pure functions of predictions and references."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+_NUMBERS = {
+    w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = r";/[]\"{}()=+\_-><@`,?!"
+
+
+def normalize_vqa(text: str) -> str:
+    """Normalises an answer as the VQA evaluation does: case, punctuation, articles, number words.
+
+    After https://github.com/GT-Vision-Lab/VQA (PythonEvaluationTools/vqaEvaluation/vqaEval.py), except that
+    apostrophes are dropped where that script restores missing ones.
+    """
+    text = text.replace("\n", " ").replace("\t", " ").strip().lower().replace("'", "").replace("’", "")
+    has_digit_comma = re.search(r"\d,\d", text) is not None
+    for mark in _PUNCTUATION:
+        glued = f"{mark} " in text or f" {mark}" in text or has_digit_comma
+        text = text.replace(mark, "" if glued else " ")
+    text = re.sub(r"(?<!\d)\.(?!\d)|\.$|\.(?=\s)", "", text).rstrip(":")
+    words = [_NUMBERS.get(word, word) for word in text.split()]
+    return " ".join(word for word in words if word not in _ARTICLES)
+
+
+def bootstrap_interval(
+    correct: Sequence[bool], groups: Sequence[str], *, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean by drawing whole groups with replacement.
+
+    Args:
+        correct: one entry a row.
+        groups: rows of one group (the questions about one picture) are not independent and are drawn together.
+        seed: of the draws.
+        draws: how many.
+    """
+    if not correct:
+        return (0.0, 0.0)
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for right, group in zip(correct, groups, strict=True):
+        sums[group][0] += right
+        sums[group][1] += 1
+    table = np.array(list(sums.values()))  # [groups, 2]: right, all
+    rng = np.random.default_rng(seed)
+    picked = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws)  # [draws, groups]
+    right, all_ = (picked @ table).T
+    low, high = np.quantile(right / all_, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def majority_score(answers: Sequence[str], kinds: Sequence[str]) -> float:
+    """Returns the score of always giving the answer most frequent among these rows for its question type."""
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    for answer, kind in zip(answers, kinds, strict=True):
+        by_kind[kind][answer] += 1
+    return sum(counts.most_common(1)[0][1] for counts in by_kind.values()) / max(1, len(answers))

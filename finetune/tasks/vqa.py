@@ -1,0 +1,59 @@
+"""Visual question answering: next-token loss on the answer, judged by exact match after normalisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from finetune.interfaces import Batch, LossSum
+from finetune.tasks.metrics import normalize_vqa
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.example import Example
+    from finetune.recipe import TaskSection
+
+
+class VqaTask:
+    """One term, ``answer``; one prediction a row, decoded greedily."""
+
+    def __init__(self, options: TaskSection, tokenizer: PreTrainedTokenizerBase):
+        self.options, self.tokenizer = options, tokenizer
+
+    def count_items(self, batch: Batch) -> dict[str, int]:
+        """Returns how many tokens each term is a sum over, before any forward."""
+        assert batch.labels is not None
+        return {"answer": int((batch.labels[:, 1:] != -100).sum())}
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, LossSum]:
+        """Returns the summed cross entropy, in nats, of the supervised tokens."""
+        assert batch.labels is not None
+        logits = model(**batch.inputs, use_cache=False).logits  # [B, T, V]
+        target = batch.labels[:, 1:]
+        learnt = target != -100
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1][learnt].float(), target[learnt], reduction="sum"
+        )
+        return {"answer": LossSum(loss, int(learnt.sum()))}
+
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, batch: Batch) -> list[str]:
+        """Returns the greedy answer of each left-padded row."""
+        width = batch.inputs["input_ids"].shape[1]
+        out = model.generate(  # type: ignore[operator]
+            **batch.inputs, max_new_tokens=self.options.max_new_tokens, do_sample=False, num_beams=1
+        )
+        answers = self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    def is_correct(self, prediction: str, example: Example) -> bool:
+        """Tells whether the prediction equals any reference after VQA normalisation."""
+        said = normalize_vqa(prediction)
+        return any(said == normalize_vqa(reference) for reference in example.answers)
+
+    def reference(self, example: Example) -> str:
+        """Returns the answer that majorities are counted over."""
+        return normalize_vqa(example.answers[0])

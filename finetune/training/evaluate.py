@@ -1,0 +1,155 @@
+"""Judging a model on rows: one generation a row, every prediction kept, scores with what they must beat."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from finetune.tasks.metrics import bootstrap_interval, majority_score
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from finetune.example import Example
+    from finetune.interfaces import Batch, Task
+
+BLANK = np.full((224, 224, 3), 128, np.uint8)  # mid-grey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How one model did on one set of rows; all but ``n`` are shares of rows between 0 and 1."""
+
+    exact_match: float
+    interval: tuple[float, float]  # bootstrap over pictures, 95 %
+    majority: float  # the most frequent answer of each question type, on these very rows
+    blank_image: float | None  # the same model given grey pictures
+    n: int
+    by_kind: dict[str, dict[str, float]]  # question type -> exact_match, majority, n, blank_image
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return asdict(self) | {"interval": list(self.interval)}
+
+
+def predict(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    prompt_batch: Callable[[Sequence[Example]], Batch],
+    *,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    title: str = "evaluating",
+) -> list[str]:
+    """Returns one prediction a row, in order; with an accelerator, each process answers its share.
+
+    Args:
+        model: in eval mode, on its device.
+        task: how an answer is made.
+        examples: the rows.
+        prompt_batch: makes inputs that end where the answer begins.
+        batch_size: rows a batch.
+        accelerator: of a distributed run.
+        title: for the progress bar.
+    """
+    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    mine = range(process, len(examples), processes)
+    # Rows of like length in one batch waste less padding; the order of answers is put right below.
+    order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
+    device = next(model.parameters()).device
+    answers: dict[int, str] = {}
+    with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = prompt_batch([examples[i] for i in rows]).to(device)
+            answers.update(zip(rows, task.predict(model, batch), strict=True))
+            bar.update(len(rows))
+    if accelerator and processes > 1:
+        answers = dict(gather_object(list(answers.items())))
+    return [answers[i] for i in range(len(examples))]
+
+
+def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
+    """Returns the rows with grey pictures, one for each different prompt, and each row's place among them."""
+    unique: dict[str, int] = {}
+    rows, places = [], []
+    for example in examples:
+        key = str(example.prompt)
+        if key not in unique:
+            unique[key] = len(rows)
+            rows.append(replace(example, images=[BLANK] * len(example.images)))
+        places.append(unique[key])
+    return rows, places
+
+
+def score(
+    task: Task,
+    examples: Sequence[Example],
+    predictions: Sequence[str],
+    *,
+    blank_predictions: Sequence[str] | None = None,
+) -> Scores:
+    """Returns the scores of ``predictions``, one a row."""
+    right = [task.is_correct(p, e) for p, e in zip(predictions, examples, strict=True)]
+    blank = (
+        [task.is_correct(p, e) for p, e in zip(blank_predictions, examples, strict=True)]
+        if blank_predictions is not None
+        else None
+    )
+    references = [task.reference(e) for e in examples]
+    kinds = [e.kind for e in examples]
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for i, kind in enumerate(kinds):
+        rows_of[kind].append(i)
+    by_kind = {}
+    for kind, rows in sorted(rows_of.items()):
+        by_kind[kind] = {
+            "exact_match": _mean([right[i] for i in rows]),
+            "majority": majority_score([references[i] for i in rows], [kind] * len(rows)),
+            "n": len(rows),
+        }
+        if blank is not None:
+            by_kind[kind]["blank_image"] = _mean([blank[i] for i in rows])
+    return Scores(
+        exact_match=_mean(right),
+        interval=bootstrap_interval(right, [_picture(e) for e in examples]),
+        majority=majority_score(references, kinds),
+        blank_image=None if blank is None else _mean(blank),
+        n=len(examples),
+        by_kind=by_kind,
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    prompt_batch: Callable[[Sequence[Example]], Batch],
+    *,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    title: str = "evaluating",
+) -> tuple[Scores, list[str]]:
+    """Answers every row, and every prompt once more with a grey picture; returns scores and predictions."""
+    common: dict[str, Any] = {"batch_size": batch_size, "accelerator": accelerator, "title": title}
+    predictions = predict(model, task, examples, prompt_batch, **common)
+    rows, places = blanked(examples)
+    on_blank = predict(model, task, rows, prompt_batch, **common)
+    scores = score(task, examples, predictions, blank_predictions=[on_blank[place] for place in places])
+    return scores, predictions
+
+
+def _picture(example: Example) -> str:
+    return str(example.meta.get("picture", example.images[0] if example.images else example.id))
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,38 @@
+"""Judge adapters on the test rows of recipes, on one base, as one table.
+
+    python recipes/evaluate.py REF [REF ...] --on CONFIG [CONFIG ...] [--json FILE]
+
+REF is a registry reference such as medical/brain-mri@latest, an adapter's folder, or `base`. Overrides of the
+configs (key=value) may stand after --set.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from finetune.errors import FinetuneError
+from finetune.recipe import load_recipe
+from finetune.runs import evaluate, table
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("refs", nargs="+", metavar="REF")
+    parser.add_argument("--on", nargs="+", required=True, metavar="CONFIG")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every config")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    try:
+        rows = evaluate(args.refs, [load_recipe(path, args.set) for path in args.on])
+    except FinetuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

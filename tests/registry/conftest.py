@@ -1,0 +1,88 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from finetune.adapters.manifest import AdapterManifest
+from finetune.registry import AdapterRegistry
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FINETUNE_REGISTRY", raising=False)
+    monkeypatch.delenv("FINETUNE_CACHE", raising=False)
+
+
+@pytest.fixture
+def no_sync(monkeypatch):
+    """For tests of many writes that are not about power cuts."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterManifest:
+    namespace, name = full_name.split("/")
+    zero = "0" * 64
+    entries = {n: {"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)} for n, b in files.items()}
+    return AdapterManifest.model_validate(
+        {
+            "namespace": namespace,
+            "name": name,
+            "created": "2031-01-01T00:00:00Z",
+            "synthetic": True,
+            "base": {
+                "model_type": "toy",
+                "files": {"model.safetensors": zero},
+                "config": zero,
+                "hub_id": "toy/base",
+            },
+            "processor": {"tokenizer": zero, "processor_config": zero, "chat_template": zero},
+            "adapter": {
+                "method": "lora",
+                "peft_type": "LORA",
+                "options": {"r": 2},
+                "modules": ["model.layer"],
+                "tensors": {"model.layer.lora_A": {"shape": [2, 4], "dtype": "F32"}},
+                "towers": {"language": 1},
+            },
+            "prompt": {"question_template": "{question}", "generation": {}, "answer_normalization": "strip"},
+            "toolchain": {"torch": "2"},
+            "training": {
+                "recipe": zero,
+                "data": {"train": zero},
+                "rows": {"train": 8},
+                "seed": seed,
+                "steps": 3,
+                "task": "vqa",
+                "domain": namespace,
+            },
+            "metrics": {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.75}},
+            "probe": {"version": 1, "seed": 0, "base": [[0.0]], "adapter": [[1.0]]},
+            "files": entries,
+        }
+    )
+
+
+@pytest.fixture
+def make_adapter(tmp_path):
+    """Returns a function that writes a small valid adapter folder; another seed gives other weights."""
+
+    def make(full_name: str = "medical/brain-mri", seed: int = 0, **more: bytes) -> Path:
+        folder = tmp_path / "adapters" / f"{full_name.replace('/', '--')}-{seed}"
+        folder.mkdir(parents=True)
+        files = {
+            "adapter_model.safetensors": f"weights {seed} of {full_name}".encode() * 50,
+            "adapter_config.json": b'{"peft_type":"LORA"}',
+            "README.md": f"# {full_name}\n".encode(),
+        } | {name.replace("_dot_", "."): data for name, data in more.items()}
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / "manifest.json").write_bytes(_describe(full_name, files, seed).to_bytes())
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def registry(tmp_path) -> AdapterRegistry:
+    return AdapterRegistry(tmp_path / "registry")

@@ -1,0 +1,156 @@
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import ConflictError, FinetuneError, NotFoundError
+from finetune.registry import AdapterRegistry, commands
+
+pytestmark = pytest.mark.usefixtures("no_sync")
+
+
+@pytest.fixture
+def finetune(registry, capsys):
+    """Returns a function that runs ``finetune registry ...`` and returns its exit code and output."""
+
+    def call(*words: object, location: str | None = registry.location):
+        parser = argparse.ArgumentParser(prog="finetune")
+        commands.add_parser(parser.add_subparsers(required=True))
+        where = [] if location is None else ["--registry", location]
+        args = parser.parse_args(["registry", *map(str, words), *where])
+        assert args.run is commands.run
+        code = args.run(args)
+        out, err = capsys.readouterr()
+        assert err == ""
+        return code, out
+
+    return call
+
+
+def test_the_walk(finetune, make_adapter, tmp_path):
+    folder = make_adapter()
+    code, out = finetune("publish", folder, "--name", "medical/brain-mri", "--alias", "prod", "--alias", "v1")
+    assert code == 0
+    assert out.startswith("published medical/brain-mri@1 (aliases: latest, prod, v1; sha256:")
+    code, out = finetune("pull", "medical/brain-mri@prod", "--into", tmp_path / "out")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
+    finetune("publish", make_adapter(seed=1))
+    code, out = finetune("alias", "medical/brain-mri", "prod", "2", "--expect", "1")
+    assert out.startswith("prod -> medical/brain-mri@2 (aliases: latest, prod; sha256:")
+    code, out = finetune("alias", "medical/brain-mri", "prod", "v1")
+    assert out.startswith("prod -> medical/brain-mri@1 (aliases: prod, v1; ")
+    code, out = finetune("verify")
+    assert code == 0
+    assert out.endswith(" bytes, 0 problems\n")
+
+
+def test_tables_are_aligned(finetune, make_adapter):
+    finetune("publish", make_adapter("medical/a"))
+    finetune("publish", make_adapter("retail/clothing-store"), "--alias", "prod")
+    code, out = finetune("list")
+    header, *rows = out.splitlines()
+    assert header.split() == ["REF", "ALIASES", "METHOD", "TASK", "PUBLISHED", "BY"]
+    assert [row.split()[0] for row in rows] == ["medical/a@1", "retail/clothing-store@1"]
+    for column in ("METHOD", "TASK"):
+        start = header.index(column)
+        assert all(row[start - 1] == " " and row[start] != " " for row in rows)
+    assert all(line == line.rstrip() for line in out.splitlines())
+    assert "lora" in rows[0] and "vqa" in rows[0] and "latest, prod" in rows[1]
+    assert finetune("list", "medical")[1].count("\n") == 2
+
+
+def test_resolve_shows_what_the_log_keeps(finetune, make_adapter):
+    finetune("publish", make_adapter())
+    lines = dict(line.split(None, 1) for line in finetune("resolve", "medical/brain-mri")[1].splitlines())
+    assert lines["ref"] == "medical/brain-mri@1"
+    assert lines["digest"].startswith("sha256:")
+    assert lines["synthetic"] == "yes"
+    assert lines["base_id"] == "toy/base"
+    assert lines["metrics"] == "after: accuracy: 0.75; before: accuracy: 0.25"
+
+
+def test_log_shows_every_entry(finetune, make_adapter):
+    finetune("publish", make_adapter())
+    finetune("alias", "medical/brain-mri", "prod", "1")
+    header, first, second = finetune("log", "medical/brain-mri")[1].splitlines()
+    assert header.split()[:3] == ["SEQ", "OP", "VERSION"]
+    assert first.split()[:4] == ["1", "publish", "1", "latest=1"]
+    assert second.split()[:5] == ["2", "alias", "1", "latest=1,", "prod=1"]
+
+
+def test_json_is_one_value(finetune, make_adapter, tmp_path):
+    def answer(*words):
+        return json.loads(finetune(*words, "--json")[1])
+
+    published = answer("publish", make_adapter())
+    assert published["ref"] == "medical/brain-mri@1" and published["aliases"] == ["latest"]
+    assert answer("resolve", "medical/brain-mri") == published
+    assert answer("list") == [published]
+    assert answer("list", "nobody") == []
+    assert answer("pull", published["ref"], "--into", tmp_path / "x") == {"path": str(tmp_path / "x")}
+    assert answer("alias", "medical/brain-mri", "prod", "1")["aliases"] == ["latest", "prod"]
+    assert [entry["op"] for entry in answer("log", "medical/brain-mri")] == ["publish", "alias"]
+    report = answer("verify")
+    assert report["problems"] == [] and report["objects"] == 7
+
+
+def test_problems_end_with_1(finetune, make_adapter, registry):
+    finetune("publish", make_adapter())
+    blob = next(p for p in Path(registry.location, "blobs").rglob("*") if p.is_file())
+    blob.write_bytes(b"X" + blob.read_bytes()[1:])
+    code, out = finetune("verify")
+    assert code == 1
+    assert f"{blob.name}: its sha256 is" in out and out.endswith(", 1 problems\n")
+    code, out = finetune("verify", "--json")
+    assert code == 1 and len(json.loads(out)["problems"]) == 1
+
+
+def test_errors_are_for_the_caller_to_print(finetune, make_adapter):
+    with pytest.raises(NotFoundError, match="there is no registry at"):
+        finetune("resolve", "medical/brain-mri")
+    with pytest.raises(NotFoundError, match="there is no registry at"):
+        finetune("verify")
+    finetune("publish", make_adapter())
+    with pytest.raises(ConflictError, match="expected to stand for version 3, but stands for none"):
+        finetune("alias", "medical/brain-mri", "prod", "1", "--expect", "3")
+    with pytest.raises(FinetuneError, match="only folders are supported"):
+        finetune("list", location="s3://bucket")
+
+
+def test_an_empty_registry_says_what_to_do(finetune, registry):
+    assert finetune("list") == (
+        0,
+        f"no adapters in {registry.location}; `finetune registry publish FOLDER` adds one\n",
+    )
+    assert "no adapters in namespace 'medical' of" in finetune("list", "medical")[1]
+    assert finetune("list", "--json") == (0, "[]\n")
+
+
+def test_the_environment_says_where(finetune, make_adapter, monkeypatch, tmp_path):
+    monkeypatch.setenv("FINETUNE_REGISTRY", str(tmp_path / "elsewhere"))
+    finetune("publish", make_adapter(), location=None)
+    assert [v.ref for v in AdapterRegistry(tmp_path / "elsewhere").list()] == ["medical/brain-mri@1"]
+    assert "medical/brain-mri@1" in finetune("list", location=None)[1]
+
+
+def test_nothing_that_others_wrote_reaches_the_terminal_raw(finetune, make_adapter):
+    folder = make_adapter()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["training"]["task"] = "vqa\x1b[2J\nfake@1  row"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    finetune("publish", folder)
+    for words in (("list",), ("resolve", "medical/brain-mri"), ("log", "medical/brain-mri")):
+        out = finetune(*words)[1]
+        assert "\x1b" not in out
+        assert "\nfake" not in out
+    assert "vqa?[2J?fake@1  row" in finetune("list")[1]
+
+
+def test_a_verb_is_needed(capsys):
+    parser = argparse.ArgumentParser(prog="finetune")
+    commands.add_parser(parser.add_subparsers(required=True))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["registry"])
+    assert "the following arguments are required: VERB" in capsys.readouterr().err

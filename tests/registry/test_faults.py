@@ -1,0 +1,105 @@
+"""Writers that die, stores that fail or lose their answer, and many writers at once."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from finetune.adapters.manifest import sha256_hex
+from finetune.errors import StoreError
+from finetune.registry import AdapterRegistry, verify
+from finetune.registry.store import AlreadyExists
+from tests.registry.faulty import Interfering, Killed, OneDeath
+from tests.registry.folders import same
+
+
+def _dies(registry, number, folder, **options) -> bool:
+    """Publishes with a store that dies after its ``number``-th call; False when it made fewer."""
+    dying = AdapterRegistry(registry.location)
+    dying.store = Interfering(dying.store, OneDeath(number))
+    try:
+        dying.publish(folder, **options)
+    except Killed:
+        return True
+    return False
+
+
+def test_a_publish_that_dies_is_whole_or_absent_and_can_be_tried_again(make_adapter, tmp_path, no_sync):
+    older, folder = make_adapter(seed=0), make_adapter(seed=1)
+    for number in range(100):
+        registry = AdapterRegistry(tmp_path / f"registry{number}")
+        registry.publish(older)
+        options = {"aliases": ["prod"], "txn": uuid.uuid4().hex}
+        died = _dies(registry, number, folder, **options)
+        (newest,) = registry.list()
+        assert newest.version in ((1, 2) if died else (2,))
+        assert same(registry.pull(newest.ref), folder if newest.version == 2 else older)
+        assert verify(registry).problems == []
+        again = registry.publish(folder, **options)
+        assert (again.version, again.aliases) == (2, ("latest", "prod"))
+        assert verify(registry).problems == []
+        if not died:
+            break
+    assert number >= 8
+
+
+def test_a_first_publish_that_dies(make_adapter, tmp_path, no_sync):
+    folder = make_adapter()
+    for number in range(100):
+        registry = AdapterRegistry(tmp_path / f"registry{number}")
+        died = _dies(registry, number, folder)
+        assert [v.ref for v in registry.list()] in ([["medical/brain-mri@1"], []][: 1 + died])
+        registry.publish(folder)
+        assert verify(registry).problems == []
+        if not died:
+            break
+    assert number >= 8
+
+
+def test_lost_answers_make_no_second_version(registry, make_adapter):
+    def lose(verb, key):
+        if verb == "put":
+            raise AlreadyExists(key)
+
+    registry.store = Interfering(registry.store, lose)
+    assert registry.publish(make_adapter()).version == 1
+    assert registry.alias("medical/brain-mri", "prod", 1).version == 1
+    assert len(registry.log("medical/brain-mri")) == 2
+
+
+def test_a_store_that_fails_at_any_write_leaves_no_version(make_adapter, tmp_path, no_sync):
+    folder = make_adapter()
+    for number in range(6):
+        registry = AdapterRegistry(tmp_path / f"registry{number}")
+        writes = iter(range(100))
+
+        def full(verb, key, writes=writes, number=number):
+            if verb == "put" and next(writes) == number:
+                raise StoreError("cannot write: No space left on device. The disk is full")
+
+        registry.store = Interfering(registry.store, before=full)
+        with pytest.raises(StoreError, match="The disk is full"):
+            registry.publish(folder)
+        assert registry.list() == []
+        assert registry.publish(folder).version == 1
+
+
+def _publish_all(location: str, folders: list[str]) -> list[int]:
+    registry = AdapterRegistry(location)
+    return [registry.publish(folder, aliases=[f"by-{os.getpid()}"]).version for folder in folders]
+
+
+def test_processes_that_publish_at_once_lose_nothing(registry, make_adapter):
+    folders = [str(make_adapter(seed=n)) for n in range(40)]
+    with concurrent.futures.ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        shares = [folders[n::4] for n in range(4)]
+        versions = list(pool.map(_publish_all, [registry.location] * 4, shares))
+    assert sorted(sum(versions, [])) == list(range(1, 41))
+    log = registry.log("medical/brain-mri")
+    assert [c.seq for c in log] == [c.version for c in log] == list(range(1, 41))
+    assert {c.manifest for c in log} == {sha256_hex(Path(f, "manifest.json").read_bytes()) for f in folders}
+    assert 2 <= len(log[-1].aliases) <= 5  # latest, and one of each process that came to work
+    assert verify(registry).problems == []

@@ -1,0 +1,471 @@
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from finetune import launch
+from finetune.errors import LaunchError, RecipeError
+from finetune.launch import Hardware
+
+CPU = Hardware(kind="cpu", num_devices=1, why="no NVIDIA driver")
+ONE_GPU = Hardware(kind="cuda", num_devices=1, why="listed by nvidia-smi")
+FOUR_GPUS = Hardware(kind="cuda", num_devices=4, why="listed by nvidia-smi")
+APPLE = Hardware(kind="mps", num_devices=1, why="Apple GPU")
+
+TWO_LISTED = """\
+GPU 0: NVIDIA H200 (UUID: GPU-1a6f0c5e-0000-1111-2222-333344445555)
+GPU 1: NVIDIA H200 (UUID: GPU-9bd81f22-0000-1111-2222-333344445555)
+"""
+MIG_LISTED = """\
+GPU 0: NVIDIA H200 (UUID: GPU-1a6f0c5e-0000-1111-2222-333344445555)
+  MIG 1g.18gb     Device  0: (UUID: MIG-6f7b1f0c-0000-1111-2222-333344445555)
+"""
+
+
+@pytest.fixture(autouse=True)
+def plain_env(monkeypatch):
+    for name in ("NPROC", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder with two recipes, and the current folder set elsewhere."""
+    for name in ("medical/brain_mri", "retail/clothing"):
+        path = tmp_path / "project" / "recipes" / "configs" / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text("name: x\n")
+    (tmp_path / "project" / "recipes" / "train.py").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(launch, "ROOT", tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Collects what run_child was given instead of running it; set ``code`` for its answer."""
+
+    class Ran(list):
+        code = 0
+
+        def __call__(self, command, *, env, cwd=None):
+            self.append((command, env, cwd))
+            return self.code
+
+    calls = Ran()
+    monkeypatch.setattr(launch, "run_child", calls)
+    monkeypatch.setattr(launch, "find_hardware", lambda env: CPU)
+    monkeypatch.setattr(launch, "_check_recipe", lambda config, args: None)
+    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    return calls
+
+
+# The command line of a recipe
+
+
+def test_one_process_on_a_cpu_goes_through_accelerate(project, ran):
+    assert launch.main(["recipes/configs/medical/brain_mri.yaml", "train.seed=1"]) == 0
+    [(command, _, cwd)] = ran
+    assert command == [
+        *(sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet"),
+        *("--config_file", str(project / "recipes/accelerate/cpu.yaml"), "--num_processes", "1"),
+        str(project / "recipes/train.py"),
+        *(str(project / "recipes/configs/medical/brain_mri.yaml"), "train.seed=1"),
+    ]
+    assert cwd is None  # paths on the command line stay relative to the user's folder
+
+
+def test_two_processes_on_a_cpu_go_through_torchrun(project, ran, monkeypatch):
+    monkeypatch.setenv("NPROC", "2")
+    assert launch.main(["recipes/configs/medical/brain_mri.yaml"]) == 0
+    [(command, env, _)] = ran
+    assert command == [
+        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        str(project / "recipes/train.py"),
+        str(project / "recipes/configs/medical/brain_mri.yaml"),
+    ]
+    assert env["ACCELERATE_USE_CPU"] == "true"
+    assert env["FINETUNE_NUM_PROCESSES"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "nproc", "config", "started"),
+    [
+        (CPU, None, "cpu.yaml", 1),
+        (APPLE, None, "single_gpu.yaml", 1),
+        (ONE_GPU, None, "single_gpu.yaml", 1),
+        (FOUR_GPUS, None, "ddp.yaml", 4),
+        (FOUR_GPUS, "2", "ddp.yaml", 2),
+        (FOUR_GPUS, "1", "single_gpu.yaml", 1),
+    ],
+)
+def test_hardware_and_nproc_choose_the_accelerate_config(
+    hardware, nproc, config, started, project, ran, monkeypatch
+):
+    monkeypatch.setattr(launch, "find_hardware", lambda env: hardware)
+    if nproc:
+        monkeypatch.setenv("NPROC", nproc)
+    assert launch.main(["recipes/configs/retail/clothing.yaml"]) == 0
+    [(command, env, _)] = ran
+    assert command[command.index("--config_file") + 1] == str(project / "recipes" / "accelerate" / config)
+    assert command[command.index("--num_processes") + 1] == str(started)
+    assert ("--main_process_port" in command) == (started > 1)
+    assert env["FINETUNE_NUM_PROCESSES"] == str(started)
+    assert env["OMP_NUM_THREADS"] == str(8 // started)
+    assert ("ACCELERATE_USE_CPU" in env) == (hardware is CPU)
+
+
+def test_a_number_of_threads_that_is_set_stays(project, ran, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    launch.main(["recipes/configs/retail/clothing.yaml"])
+    assert ran[0][1]["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("nproc", ["0", "-1", "two", "1.5"])
+def test_nproc_has_to_be_a_number(nproc, project, ran, monkeypatch, capsys):
+    monkeypatch.setenv("NPROC", nproc)
+    assert launch.main(["recipes/configs/retail/clothing.yaml"]) == 2
+    assert f"NPROC={nproc!r} is not a number of processes" in capsys.readouterr().err
+    assert not ran
+
+
+@pytest.mark.parametrize("hardware", [FOUR_GPUS, APPLE], ids=lambda hardware: hardware.kind)
+def test_more_processes_than_gpus_are_refused(hardware):
+    with pytest.raises(LaunchError, match=r"NPROC=5, but .* ACCELERATE_USE_CPU=true"):
+        launch.num_processes(hardware, 5)
+
+
+def test_exit_code_is_the_childs(project, ran):
+    ran.code = 7
+    assert launch.main(["recipes/configs/retail/clothing.yaml"]) == 7
+
+
+def test_bad_override_is_refused_before_anything_starts(project, monkeypatch, capsys):
+    def refuse(config, overrides):
+        assert overrides == ["trian.seed=1"]
+        raise RecipeError("clothing.yaml: unknown key 'trian'")
+
+    monkeypatch.setattr(launch, "import_string", {"finetune.recipe:load_recipe": refuse}.__getitem__)
+    assert launch.main(["recipes/configs/retail/clothing.yaml", "--flag", "trian.seed=1"]) == 2
+    assert capsys.readouterr().err == "error: clothing.yaml: unknown key 'trian'\n"
+
+
+# Words and paths
+
+
+def test_unknown_word_is_answered_with_the_near_one(capsys):
+    assert launch.main(["tset"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        "error: unknown command 'tset'. Did you mean 'test'? Allowed: demo, setup, test, "
+    )
+    assert said.out == ""
+
+
+def test_missing_recipe_is_answered_with_near_ones(project, capsys):
+    assert launch.main(["recipes/configs/medical/brian_mri.yaml"]) == 2
+    assert "Did you mean 'recipes/configs/medical/brain_mri.yaml'?" in capsys.readouterr().err
+
+
+def test_missing_recipe_with_no_near_one_lists_all(project, capsys):
+    assert launch.main(["zzz.yaml"]) == 2
+    listed = "Allowed: recipes/configs/medical/brain_mri.yaml, recipes/configs/retail/clothing.yaml."
+    assert listed in capsys.readouterr().err
+
+
+def test_recipe_in_the_current_folder_comes_first(project, monkeypatch):
+    Path("mine.yaml").write_text("name: x\n")
+    assert launch.find_config("mine.yaml") == Path("mine.yaml")
+    name = "recipes/configs/retail/clothing.yaml"
+    assert launch.find_config(name) == project / name
+    monkeypatch.chdir(project)
+    assert launch.find_config(name) == Path(name)
+
+
+def test_folder_is_no_recipe(project):
+    Path("configs").mkdir()
+    with pytest.raises(LaunchError, match="It is a folder"):
+        launch.find_config("configs")
+
+
+def test_no_scripts_outside_a_checkout(project, ran, capsys):
+    (project / "recipes" / "train.py").unlink()
+    assert launch.main(["recipes/configs/retail/clothing.yaml"]) == 2
+    assert "recipes run from a checkout of the project" in capsys.readouterr().err
+
+
+def test_help_and_nothing(capsys):
+    assert launch.main(["-h"]) == 0
+    assert "CONFIG.yaml [key=value ...]" in capsys.readouterr().out
+    assert launch.main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [("demo", 0), ("setup", 0), ("test", 0), ("tset", 2), ("a.yaml", 2)]
+)
+def test_check_needs_the_standard_library_only(word, code):
+    # -S leaves out installed packages, as for a Python that nothing was installed for yet.
+    command = [sys.executable, "-S", "-P", "-m", "finetune.launch", "--check", word]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(launch.ROOT)}, capture_output=True)
+    assert done.returncode == code, done.stderr
+
+
+def test_demo_is_the_commands(monkeypatch):
+    calls = []
+    monkeypatch.setattr(launch, "import_string", {"finetune.cli:main": calls.append}.__getitem__)
+    assert launch.main(["demo", "--json", "out.json"]) == 0
+    assert calls == [["demo", "--json", "out.json"]]
+
+
+# Tests
+
+
+@pytest.mark.parametrize(
+    ("args", "nproc", "options"),
+    [
+        ([], None, ["-n", "2"]),
+        ([], "4", ["-n", "4"]),
+        ([], "1", ["-n", "0"]),
+        (["-n0", "-x"], None, ["-n0", "-x"]),
+        (["-k", "launch"], None, ["-n", "2", "-k", "launch"]),
+    ],
+)
+def test_pytest_options(args, nproc, options, ran, monkeypatch):
+    if nproc:
+        monkeypatch.setenv("NPROC", nproc)
+    monkeypatch.delenv("FINETUNE_TEST_ALL", raising=False)
+    ran.code = 1
+    assert launch.main(["test", *args]) == 1
+    [(command, env, cwd)] = ran
+    assert command == [sys.executable, "-m", "pytest", *options]
+    assert cwd == launch.ROOT
+    assert "FINETUNE_TEST_ALL" not in env
+
+
+@pytest.mark.parametrize(("hardware", "selection"), [(CPU, "not gpu"), (APPLE, "not gpu"), (ONE_GPU, "")])
+def test_all_leaves_out_only_what_needs_a_missing_gpu(hardware, selection, ran, monkeypatch):
+    monkeypatch.setattr(launch, "find_hardware", lambda env: hardware)
+    launch.main(["test", "--all", "-x"])
+    [(command, env, _)] = ran
+    assert command[3:] == ["-n", "2", "-m", selection, "-x"]
+    assert env["FINETUNE_TEST_ALL"] == "1"
+
+
+# Hardware
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        (None, 2),
+        ("", 0),
+        ("-1", 0),
+        ("NoDevFiles", 0),
+        ("1", 1),
+        ("1, 0", 2),
+        ("0,7", 1),
+        ("0,-1,1", 1),
+        ("GPU-9bd81f22", 1),
+        ("GPU-ffffffff", 0),
+    ],
+)
+def test_visible_gpus_are_counted_as_cuda_does(visible, count, monkeypatch):
+    monkeypatch.setattr(launch, "_torch_build", lambda: "cuda")
+    monkeypatch.setattr(launch, "_nvidia_smi", lambda: TWO_LISTED)
+    found = launch.find_hardware({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert (found.kind, found.num_devices) == (("cuda", count) if count else ("cpu", 1))
+    if count == 0:
+        assert found.why == "CUDA_VISIBLE_DEVICES hides every GPU"
+
+
+def test_cpu_when_asked_for_although_there_are_gpus(monkeypatch):
+    monkeypatch.setattr(launch, "_torch_build", lambda: "cuda")
+    monkeypatch.setattr(launch, "_nvidia_smi", lambda: TWO_LISTED)
+    assert launch.find_hardware({"ACCELERATE_USE_CPU": "true"}).kind == "cpu"
+
+
+def test_cpu_when_torch_is_built_for_it_although_there_are_gpus(monkeypatch):
+    monkeypatch.setattr(launch, "_torch_build", lambda: "cpu")
+    monkeypatch.setattr(launch, "_nvidia_smi", lambda: TWO_LISTED)
+    monkeypatch.setattr(launch.sys, "platform", "linux")
+    found = launch.find_hardware({})
+    assert (found.kind, found.why) == ("cpu", "this torch is built for the CPU only")
+
+
+@pytest.mark.parametrize(("machine", "kind"), [("arm64", "mps"), ("x86_64", "cpu")])
+def test_apple(machine, kind, monkeypatch):
+    monkeypatch.setattr(launch, "_torch_build", lambda: "cpu")
+    monkeypatch.setattr(launch.sys, "platform", "darwin")
+    monkeypatch.setattr(launch.platform, "machine", lambda: machine)
+    assert launch.find_hardware({}).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("build", "listing", "files"),
+    [("hip", None, ()), ("cuda", MIG_LISTED, ()), ("cuda", None, (os.path.basename(os.devnull),))],
+    ids=["amd", "slices of a GPU", "driver without nvidia-smi"],
+)
+def test_torch_is_asked_where_nvidia_smi_does_not_settle_it(build, listing, files, monkeypatch):
+    asked = subprocess.CompletedProcess([], 0, stdout="some library's greeting\n3\n")
+    monkeypatch.setattr(launch, "_torch_build", lambda: build)
+    monkeypatch.setattr(launch, "_nvidia_smi", lambda: listing)
+    monkeypatch.setattr(launch, "NVIDIA_DEVICE_FILES", files)
+    monkeypatch.setattr(launch.subprocess, "run", lambda *args, **options: asked)
+    assert launch.find_hardware({}) == Hardware(kind="cuda", num_devices=3, why="counted by torch")
+
+
+def test_no_driver(monkeypatch):
+    monkeypatch.setattr(launch, "_torch_build", lambda: "cuda")
+    monkeypatch.setattr(launch.shutil, "which", lambda name: None)
+    monkeypatch.setattr(launch, "NVIDIA_DEVICE_FILES", ())
+    assert launch.find_hardware({}) == CPU
+
+
+@pytest.mark.parametrize(
+    ("line", "build"),
+    [
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "cuda"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '7.0'", "hip"),
+        ("cuda = '12.8'\nhip = None", "cuda"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
+    ],
+)
+def test_build_of_torch_is_read_from_its_version_file(line, build, tmp_path, monkeypatch):
+    (tmp_path / "version.py").write_text(f"__version__ = '2.14.1+cu130'\n{line}\n")
+    spec = ModuleSpec("torch", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert launch._torch_build() == build
+
+
+def test_missing_torch_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LaunchError, match=r"torch is not installed for .* Run \./launch\.sh setup"):
+        launch.find_hardware({})
+
+
+@pytest.mark.parametrize(("name", "nproc"), [("cpu", 1), ("single_gpu", 1), ("ddp", 2)])
+def test_accelerate_takes_its_config(name, nproc):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    hardware = Hardware(kind="cpu" if name == "cpu" else "cuda", num_devices=nproc, why="")
+    command = launch.training_command(
+        Path("a.yaml"), ["train.seed=1"], script=Path("t.py"), hardware=hardware, nproc=nproc
+    )
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(command[4:]))
+    assert Path(args.config_file).name == f"{name}.yaml"
+    assert (args.num_processes, args.num_machines, args.mixed_precision) == (nproc, 1, "no")
+    assert (args.use_cpu, args.multi_gpu) == (name == "cpu", name == "ddp")
+    assert (args.training_script, args.training_script_args) == ("t.py", ["a.yaml", "train.seed=1"])
+
+
+# The child
+
+
+def run_with_launch(code, *args, **options):
+    """Starts a Python of its own that runs ``code``, in which run_child handles real signals."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import sys; sys.exit(7)", 7),
+        pytest.param(
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            137,
+            marks=pytest.mark.skipif(os.name != "posix", reason="exit codes of signals are POSIX's"),
+        ),
+    ],
+)
+def test_code_of_a_real_child(code, expected):
+    handler = signal.getsignal(signal.SIGINT)
+    assert launch.run_child([sys.executable, "-c", code], env=os.environ) == expected
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows gives Ctrl-C to every process of a console itself")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_reaches_the_child_once(signum):
+    child = """
+        import signal, sys, time
+        got = []
+        signal.signal(int(sys.argv[1]), lambda signum, frame: got.append(signum))
+        print("ready", flush=True)
+        while not got:
+            time.sleep(0.01)
+        time.sleep(0.3)  # time for a second one to arrive, were there one
+        sys.exit(40 + len(got))
+    """
+    parent = """
+        import os, sys
+        from finetune.launch import run_child
+        sys.exit(run_child([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=os.environ))
+    """
+    with run_with_launch(parent, textwrap.dedent(child), int(signum)) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signum)
+        assert process.wait(timeout=30) == 41
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
+def test_signal_ends_what_the_child_started_too(tmp_path):
+    # Like accelerate's launcher: a child that starts the training, waits, and dies of SIGTERM itself.
+    grandchild = """
+        import signal, sys, time
+        def leave(signum, frame):
+            open(sys.argv[1], "w").close()
+            sys.exit()
+        signal.signal(signal.SIGTERM, leave)
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    parent = """
+        import os, sys
+        from finetune.launch import run_child
+        child = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+        sys.exit(run_child([sys.executable, "-c", child, *sys.argv[1:]], env=os.environ))
+    """
+    left = tmp_path / "left"
+    with run_with_launch(parent, textwrap.dedent(grandchild), left) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert process.stdout.read() == ""  # its other end is closed: the grandchild is gone
+    assert left.exists()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_as_many_processes_start_as_were_asked_for(nproc, tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, pathlib, sys
+            import torch
+            from accelerate import Accelerator
+
+            accelerator = Accelerator()
+            total = accelerator.reduce(torch.ones(1), reduction="sum")
+            asked = os.environ["FINETUNE_NUM_PROCESSES"]
+            words = [accelerator.num_processes, accelerator.device.type, int(total), asked, *sys.argv[1:]]
+            path = pathlib.Path(__file__).parent / f"rank{accelerator.process_index}"
+            path.write_text(" ".join(map(str, words)))
+            accelerator.end_training()
+            """
+        )
+    )
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("NPROC", str(nproc))
+    assert launch.train(Path("a.yaml"), ["train.seed=1"], script=script) == 0
+    said = {path.name: path.read_text() for path in tmp_path.glob("rank*")}
+    assert said == {f"rank{i}": f"{nproc} cpu {nproc} {nproc} a.yaml train.seed=1" for i in range(nproc)}
