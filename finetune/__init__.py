@@ -23,7 +23,16 @@ _NAMES = {
     "train": "finetune.runs:train",
 }
 
-__all__ = ["AdapterRef", "AdapterRegistry", "Recipe", "VisionLanguageModel", "evaluate", "load", "load_recipe", "train"]
+__all__ = [
+    "AdapterRef",
+    "AdapterRegistry",
+    "Recipe",
+    "VisionLanguageModel",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

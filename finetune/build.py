@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_logits
 from finetune.data.collate import Collator
 from finetune.errors import DataError, ModelError
-from finetune.example import Message
 from finetune.families.base import embedded_path, family_of
 from finetune.lookup import import_string, look_up
 from finetune.tables import METHODS, SOURCES, TASKS
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import AdapterDescription, BaseIdentity, ProcessorDigests
-    from finetune.example import Example
+    from finetune.example import Example, Message
     from finetune.interfaces import Method, ModelFamily, Task
     from finetune.recipe import Recipe, TaskSection
 
@@ -92,7 +91,7 @@ def load_base(
         collator=Collator(family, processor, end_ids, max_image_pixels=max_image_pixels),
         path=path,
         identity=identify_base(path, revision=revision, verify=verify),
-        digests=identify_processor(path, revision=revision, chat_template=processor.chat_template),
+        digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template)),
     )
 
 
@@ -133,4 +132,3 @@ def method_of(recipe: Recipe) -> Method:
 def method_of_saved(description: AdapterDescription) -> Method:
     """Returns the method that a finished adapter was made with; names are looked up, never imported."""
     return import_string(look_up(METHODS, description.method, what="method of the adapter", error=ModelError))()
-

@@ -107,11 +107,7 @@ def find_config(text: str) -> Path:
     configs = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "recipes" / "configs").rglob("*.yaml"))
     by_name = {Path(config).stem: config for config in configs}
     close = [by_name[name] for name in difflib.get_close_matches(Path(text).stem, by_name, n=3)]
-    hint = (
-        f"Did you mean {' or '.join(map(repr, close))}?"
-        if close
-        else f"Allowed: {', '.join(configs) or 'none'}."
-    )
+    hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Allowed: {', '.join(configs) or 'none'}."
     places = " or ".join(dict.fromkeys((str(Path.cwd()), str(ROOT))))
     raise LaunchError(f"no recipe file {text!r} in {places}. {hint}")
 
@@ -255,9 +251,7 @@ def num_processes(hardware: Hardware, asked: int | None) -> int:
 # Running it -----------------------------------------------------------------------------------------
 
 
-def training_command(
-    config: Path, args: Sequence[str], *, script: Path, hardware: Hardware, nproc: int
-) -> list[str]:
+def training_command(config: Path, args: Sequence[str], *, script: Path, hardware: Hardware, nproc: int) -> list[str]:
     """Returns the command that trains ``config`` with ``nproc`` processes.
 
     Accelerate starts a single process on a CPU whatever number it is told, so several are started
@@ -329,8 +323,7 @@ def show_setup() -> int:
         importlib.import_module("torchvision")
     except Exception as error:  # a broken native library raises OSError, a mismatched one RuntimeError
         raise LaunchError(
-            f"torch or torchvision does not import: {error}. "
-            f"Delete {sys.prefix} and run ./launch.sh setup again."
+            f"torch or torchvision does not import: {error}. Delete {sys.prefix} and run ./launch.sh setup again."
         ) from error
     print(f"hardware: {_describe(hardware, torch)}")
     nproc = num_processes(hardware, _nproc(os.environ))

@@ -20,9 +20,7 @@ def did_you_mean(name: object, allowed: Iterable[object]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def look_up(
-    table: Mapping[str, T], name: str, *, what: str, error: type[Exception] = ValueError
-) -> T:
+def look_up(table: Mapping[str, T], name: str, *, what: str, error: type[Exception] = ValueError) -> T:
     """Returns ``table[name]``, or raises ``error`` with the names that are allowed.
 
     Args:

@@ -267,8 +267,7 @@ def _expand(value: Any, source: str, key: str) -> Any:
         name = match.group(1)
         if name not in os.environ:
             raise RecipeError(
-                f"{source}: {key}: the environment variable {name} is not set. Set it, or override the key: "
-                f"{key}=VALUE"
+                f"{source}: {key}: the environment variable {name} is not set. Set it, or override the key: {key}=VALUE"
             )
         return os.environ[name]
 

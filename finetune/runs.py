@@ -29,13 +29,14 @@ from finetune.adapters.manifest import (
     sha256_hex,
 )
 from finetune.adapters.probe import record
-from finetune.build import Base, base_of, examples_of, load_base, method_of
+from finetune.build import Base, base_of, examples_of, method_of
 from finetune.data.images import image_digest
 from finetune.errors import RecipeError, TrainingError
 from finetune.registry import AdapterRegistry
 from finetune.serving.app import VisionLanguageModel, remember_base
 from finetune.serving.switcher import Switcher
-from finetune.training.evaluate import Scores, evaluate as judge, predict, score
+from finetune.training.evaluate import Scores, predict, score
+from finetune.training.evaluate import evaluate as judge
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 
@@ -96,7 +97,13 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
 
     task = base.task(recipe.task)
     trainer = Trainer(
-        base.model, attachment, task, base.collator.training_batch, recipe.train, accelerator, seed=recipe.seed
+        base.model,
+        attachment,
+        task,
+        base.collator.training_batch,
+        recipe.train,
+        accelerator,
+        seed=recipe.seed,
     )
     best: dict[str, Tensor] = {}
 
@@ -233,7 +240,13 @@ def _judge(
         return None
     note = None
     if cache_key:
-        parts = [cache_key, recipe.model.dtype, _data_digest(examples), recipe.task.model_dump(mode="json"), version("torch")]
+        parts = [
+            cache_key,
+            recipe.model.dtype,
+            _data_digest(examples),
+            recipe.task.model_dump(mode="json"),
+            version("torch"),
+        ]
         note = cache_home() / "predictions" / f"{sha256_hex(canonical_json(parts))}.json"
     if note and note.is_file():
         scores = Scores(**json.loads(note.read_text()))
@@ -279,9 +292,7 @@ def _data_digest(examples: Sequence[Example]) -> str:
 
 
 def _write_weights(folder: Path, attachment: Attachment, tensors: dict[str, Tensor]) -> None:
-    write_folder(
-        folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(attachment.config)}
-    )
+    write_folder(folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(attachment.config)})
 
 
 def _write_adapter(folder: Path, manifest: AdapterManifest, attachment: Attachment) -> None:
@@ -312,7 +323,17 @@ def _manifest(
     switcher.use(attachment.adapter_name)
     on = base.probe(PROBE_SEED)
     namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
-    described = {"peft_type", "target_modules", "task_type", "base_model_name_or_path", "bias", "use_rslora", "use_dora", "modules_to_save", "inference_mode"}
+    described = {
+        "peft_type",
+        "target_modules",
+        "task_type",
+        "base_model_name_or_path",
+        "bias",
+        "use_rslora",
+        "use_dora",
+        "modules_to_save",
+        "inference_mode",
+    }
     return AdapterManifest(
         namespace=namespace,
         name=name,

@@ -106,9 +106,7 @@ def test_two_processes_on_a_cpu_go_through_torchrun(project, ran, monkeypatch):
         (FOUR_GPUS, "1", "single_gpu.yaml", 1),
     ],
 )
-def test_hardware_and_nproc_choose_the_accelerate_config(
-    hardware, nproc, config, started, project, ran, monkeypatch
-):
+def test_hardware_and_nproc_choose_the_accelerate_config(hardware, nproc, config, started, project, ran, monkeypatch):
     monkeypatch.setattr(launch, "find_hardware", lambda env: hardware)
     if nproc:
         monkeypatch.setenv("NPROC", nproc)
@@ -163,9 +161,7 @@ def test_bad_override_is_refused_before_anything_starts(project, monkeypatch, ca
 def test_unknown_word_is_answered_with_the_near_one(capsys):
     assert launch.main(["tset"]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(
-        "error: unknown command 'tset'. Did you mean 'test'? Allowed: demo, setup, test, "
-    )
+    assert said.err.startswith("error: unknown command 'tset'. Did you mean 'test'? Allowed: demo, setup, test, ")
     assert said.out == ""
 
 
@@ -207,9 +203,7 @@ def test_help_and_nothing(capsys):
     assert launch.main([]) == 2
 
 
-@pytest.mark.parametrize(
-    ("word", "code"), [("demo", 0), ("setup", 0), ("test", 0), ("tset", 2), ("a.yaml", 2)]
-)
+@pytest.mark.parametrize(("word", "code"), [("demo", 0), ("setup", 0), ("test", 0), ("tset", 2), ("a.yaml", 2)])
 def test_check_needs_the_standard_library_only(word, code):
     # -S leaves out installed packages, as for a Python that nothing was installed for yet.
     command = [sys.executable, "-S", "-P", "-m", "finetune.launch", "--check", word]

@@ -303,11 +303,7 @@ def test_two_at_once_install_once(checkout):
 
 def test_install_that_outlives_its_launcher_keeps_the_lock(checkout):
     with checkout.start("setup", FAKE_SECONDS="2") as killed:
-        wait_until(
-            lambda: (
-                checkout.num_installs == 1 and len(checkout.lock.joinpath("holder").read_text().split()) > 3
-            )
-        )
+        wait_until(lambda: checkout.num_installs == 1 and len(checkout.lock.joinpath("holder").read_text().split()) > 3)
         killed.kill()  # and left a zombie, which must not count as running
         began = time.monotonic()
         _, err = checkout.run("setup")

@@ -142,4 +142,3 @@ def write_note(path: Path, text: str) -> None:
         os.replace(aside, path)
     except OSError:
         return
-

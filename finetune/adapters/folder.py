@@ -8,7 +8,6 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,8 @@ from finetune.adapters.manifest import (
 from finetune.errors import IntegrityError, ManifestError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 MAX_WEIGHTS_BYTES = 8 * 1024**3
@@ -183,10 +184,23 @@ def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
     for field, value in described.items():
         if canonical_json(config.get(field)) != canonical_json(value):
             raise ManifestError(f"{path}: {field} is {_brief(config.get(field))}, the manifest says {_brief(value)}")
-    harmless = {"task_type", "base_model_name_or_path", "bias", "use_rslora", "use_dora", "modules_to_save", "inference_mode"}
+    harmless = {
+        "task_type",
+        "base_model_name_or_path",
+        "bias",
+        "use_rslora",
+        "use_dora",
+        "modules_to_save",
+        "inference_mode",
+    }
     if unknown := sorted(set(config) - set(described) - harmless):
         raise ManifestError(f"{path}: fields that are not allowed: {', '.join(unknown)}")
-    if config.get("bias", "none") != "none" or config.get("modules_to_save") or config.get("use_dora") or config.get("use_rslora"):
+    if (
+        config.get("bias", "none") != "none"
+        or config.get("modules_to_save")
+        or config.get("use_dora")
+        or config.get("use_rslora")
+    ):
         raise ManifestError(f"{path}: bias, modules_to_save, use_dora and use_rslora must be off")
 
 

@@ -23,9 +23,7 @@ NamePart = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$
 
 def canonical_json(value: Any) -> bytes:
     """Returns the one byte string that stands for ``value``: sorted keys, no spaces, UTF-8, finite numbers."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sha256_hex(data: bytes) -> str:
@@ -174,7 +172,7 @@ class AdapterManifest(_Part):
 
     def to_bytes(self) -> bytes:
         """Returns the canonical JSON of the manifest; its SHA-256 is the adapter's digest."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump())
 
     @classmethod
     def parse(cls, raw: bytes, *, source: str = MANIFEST_NAME) -> "AdapterManifest":
@@ -213,8 +211,16 @@ def strict_json(raw: bytes, *, source: str, max_bytes: int) -> Any:
     def no_constant(name: str) -> Any:
         raise ManifestError(f"{source}: {name} is not a number that JSON allows")
 
+    def finite(text: str) -> float:
+        number = float(text)
+        if number in (float("inf"), float("-inf")):
+            raise ManifestError(f"{source}: the number {text} is too large")
+        return number
+
     try:
-        return json.loads(raw, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        value = json.loads(raw, object_pairs_hook=no_duplicates, parse_constant=no_constant, parse_float=finite)
+        canonical_json(value)  # a lone surrogate has no UTF-8
+        return value
     except (ValueError, RecursionError) as error:
         if isinstance(error, ManifestError):
             raise

@@ -118,9 +118,7 @@ class AdapterRef:
                 return cls(namespace=namespace, name=name, version=int(choice))
             return cls(namespace=namespace, name=name, alias=choice)
         except AdapterReferenceError as error:
-            raise AdapterReferenceError(
-                f"{_show(text)} is no adapter reference: {error} Expected {FORMS}."
-            ) from None
+            raise AdapterReferenceError(f"{_show(text)} is no adapter reference: {error} Expected {FORMS}.") from None
 
     @classmethod
     def parse_name(cls, text: str) -> "AdapterRef":

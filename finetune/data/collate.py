@@ -72,9 +72,7 @@ class Collator:
         for i, (row, end) in enumerate(zip(supervised, ends, strict=True)):
             start = end - len(row.tail)
             if input_ids[i, start:end].tolist() != row.tail:
-                raise DataError(
-                    f"row {examples[i].id}: the processor does not encode the answer as the tokenizer does"
-                )
+                raise DataError(f"row {examples[i].id}: the processor does not encode the answer as the tokenizer does")
             if counted[i]:
                 labels[i, start : start + row.length] = input_ids[i, start : start + row.length]
         return Batch(inputs, examples, labels)

@@ -31,7 +31,7 @@ def open_image(source: ImageSource, *, max_pixels: int = 50_000_000, name: str |
         with warnings.catch_warnings():
             # The cap below is ours, and an error; PIL's is a warning at another size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(

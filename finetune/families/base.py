@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from finetune.errors import ModelError
-from finetune.interfaces import PaddingSide, Towers
 from finetune.lookup import did_you_mean, import_string, look_up
 from finetune.tables import EMBEDDED_BASES, FAMILIES
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.interfaces import ModelFamily
+    from finetune.interfaces import ModelFamily, PaddingSide, Towers
 
 
 class ImageTextToTextFamily:
@@ -44,7 +43,8 @@ class ImageTextToTextFamily:
         if processor.chat_template is None:
             raise ModelError(f"{name_or_path}: its processor has no chat template, so no question can be put")
         model.requires_grad_(False)
-        return model.to(device).eval(), processor
+        model.to(device)  # type: ignore[arg-type]  # transformers types `to` wrongly
+        return model.eval(), processor
 
     def towers(self, model: nn.Module) -> Towers:
         """Returns ``tower_paths`` after checking that the model has them."""

@@ -8,7 +8,5 @@ class Idefics3Family(ImageTextToTextFamily):
     """Siglip tower, pixel-shuffle connector, Llama."""
 
     model_type = "idefics3"
-    tower_paths = Towers(
-        language=("model.text_model",), projector=("model.connector",), vision=("model.vision_model",)
-    )
+    tower_paths = Towers(language=("model.text_model",), projector=("model.connector",), vision=("model.vision_model",))
     images_per_row = True

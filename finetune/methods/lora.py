@@ -6,7 +6,6 @@ The layers are PEFT's; which modules they wrap, and the config they are made fro
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,8 @@ from finetune.interfaces import Attachment, Towers
 from finetune.methods.targets import resolve_targets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import Tensor, nn
 
     from finetune.adapters.manifest import AdapterDescription
@@ -177,7 +178,12 @@ def detach(model: nn.Module, adapter_name: str) -> None:
 
 
 def _inject(
-    model: nn.Module, adapter_name: str, config: Mapping[str, Any], *, init_lora_weights: bool, inference_mode: bool
+    model: nn.Module,
+    adapter_name: str,
+    config: Mapping[str, Any],
+    *,
+    init_lora_weights: bool,
+    inference_mode: bool,
 ) -> None:
     lora = LoraConfig(**{**config, "inference_mode": inference_mode}, init_lora_weights=init_lora_weights)
     with warnings.catch_warnings():
@@ -191,8 +197,8 @@ def _parameters(model: nn.Module, adapter_name: str) -> dict[str, nn.Parameter]:
     parameters: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
-            parameters[f"{_PREFIX}{name}.lora_A.weight"] = module.lora_A[adapter_name].weight
-            parameters[f"{_PREFIX}{name}.lora_B.weight"] = module.lora_B[adapter_name].weight
+            for part in ("lora_A", "lora_B"):
+                parameters[f"{_PREFIX}{name}.{part}.weight"] = getattr(module, part)[adapter_name].weight
     return parameters
 
 

@@ -26,9 +26,7 @@ def resolve_targets(model: nn.Module, towers: Towers, wanted: TowerTargets) -> d
         if getattr(wanted, tower).target_modules != "none"
     }
     if not any(resolved.values()):
-        raise MethodError(
-            "nothing to adapt: method.towers says none for every tower. Set at least one to all-linear."
-        )
+        raise MethodError("nothing to adapt: method.towers says none for every tower. Set at least one to all-linear.")
     return resolved
 
 

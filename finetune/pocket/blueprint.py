@@ -6,7 +6,6 @@ and at this size it learns shapes from several times fewer pictures than a visio
 
 from collections.abc import Iterable
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     ConvNextConfig,
@@ -22,6 +21,7 @@ from finetune.pocket.drawing import SIDE
 
 STRIDE = 16  # pixels a side that become one image token
 IMAGE_TOKENS = (SIDE // STRIDE) ** 2
+CHANNELS = (40, 80, 160)  # of the tower's three stages
 VOCABULARY = 1200
 
 PAD, END, IMAGE = "<pad>", "<|end|>", "<image>"
@@ -78,16 +78,16 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> FastVlmForConditionalGeneration:
     """Returns the model with random weights, in fp32; seed torch before."""
-    pad, end = tokenizer.convert_tokens_to_ids([PAD, END])
+    pad, end, image = (tokenizer.get_vocab()[token] for token in (PAD, END, IMAGE))
     vision = ConvNextConfig(
         patch_size=4,
         num_stages=3,
-        hidden_sizes=[40, 80, 160],
+        hidden_sizes=list(CHANNELS),
         depths=[2, 2, 4],
         image_size=SIDE,
         layer_scale_init_value=0.1,
-        hidden_size=160,  # what the projector takes
     )
+    vision.hidden_size = CHANNELS[-1]  # what the projector takes
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -104,13 +104,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> FastVlmForConditionalGene
     config = FastVlmConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=image,
         image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=True,
-        pad_token_id=pad,
-        eos_token_id=end,
     )
-    model = FastVlmForConditionalGeneration(config).to(torch.float32)
+    config.pad_token_id, config.eos_token_id = pad, end
+    model = FastVlmForConditionalGeneration(config).float()
     model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = pad
     return model

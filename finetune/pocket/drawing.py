@@ -103,7 +103,12 @@ def shrink(canvas: Image.Image) -> np.ndarray:
 
 
 def fill_pattern(
-    rng: np.random.Generator, pattern: str, ink: np.ndarray, ground: np.ndarray, *, period: float | None = None
+    rng: np.random.Generator,
+    pattern: str,
+    ink: np.ndarray,
+    ground: np.ndarray,
+    *,
+    period: float | None = None,
 ) -> np.ndarray:
     """Returns a float picture [SIDE, SIDE, 3] of ``ink`` patterned with ``ground``; period in pixels."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)

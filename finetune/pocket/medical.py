@@ -41,9 +41,7 @@ def _tissue(rng: np.random.Generator, style: str) -> Scene:
     return Scene(picture=finish(rng, picture, noise=3, blur=0.4), questions=questions)
 
 
-def _add_lesion(
-    rng: np.random.Generator, grey: np.ndarray, ultrasound: bool
-) -> tuple[np.ndarray, list[Question]]:
+def _add_lesion(rng: np.random.Generator, grey: np.ndarray, ultrasound: bool) -> tuple[np.ndarray, list[Question]]:
     large, irregular, left = rng.random(3) < 0.5
     radius = rng.uniform(9.5, 12) if large else rng.uniform(4.5, 6)
     cx = SIDE * (rng.uniform(0.2, 0.36) if left else rng.uniform(0.64, 0.8))
@@ -60,7 +58,11 @@ def _add_lesion(
     target = 28.0 if ultrasound else 165.0
     grey = grey + mask * (target - grey) * rng.uniform(0.8, 0.95)
     return grey, [
-        Question(kind="margin", text="Is the margin of the lesion smooth or irregular?", answer="irregular" if irregular else "smooth"),
+        Question(
+            kind="margin",
+            text="Is the margin of the lesion smooth or irregular?",
+            answer="irregular" if irregular else "smooth",
+        ),
         Question(kind="size", text="Is the lesion small or large?", answer="large" if large else "small"),
         Question(kind="side", text="On which side is the lesion?", answer="left" if left else "right"),
     ]
@@ -70,7 +72,8 @@ def _smear(rng: np.random.Generator) -> Scene:
     picture = np.empty((SIDE, SIDE, 3))
     picture[:] = np.array([238, 218, 224]) + rng.normal(0, 4, 3)
     picture += smooth_noise(rng, 4)[..., None] * 4
-    wanted, cells = int(rng.integers(0, 6)), []
+    wanted = int(rng.integers(0, 6))
+    cells: list[tuple[float, float]] = []
     for _ in range(200):
         if len(cells) == wanted:
             break
@@ -78,7 +81,8 @@ def _smear(rng: np.random.Generator) -> Scene:
         if all(math.hypot(x - a, y - b) > 15 for a, b in cells):
             cells.append((x, y))
     for _ in range(int(rng.integers(2, 7))):  # small pale platelets that are no cells
-        spot = ellipse_mask(*rng.uniform(4, SIDE - 4, 2), 1.4, 1.4)
+        x, y = rng.uniform(4, SIDE - 4, 2)
+        spot = ellipse_mask(x, y, 1.4, 1.4)
         paint(picture, spot * 0.7, np.array([190, 150, 200]))
     for x, y in cells:
         r = rng.uniform(5.5, 7)

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import FastVlmForConditionalGeneration, PreTrainedTokenizerFast
 
-from finetune.pocket.blueprint import END, IMAGE, IMAGE_TOKENS, STRIDE, build_model, build_processor, build_tokenizer
+from finetune.pocket.blueprint import (
+    END,
+    IMAGE,
+    IMAGE_TOKENS,
+    STRIDE,
+    build_model,
+    build_processor,
+    build_tokenizer,
+)
 from finetune.pocket.drawing import SIDE, random_for
 from finetune.pocket.scene import Scene
 from finetune.pocket.words import WORDS
@@ -33,8 +41,8 @@ class PretrainOptions:
 
     folder: Path  # where checkpoints and the finished model go
     seed: int = 0
-    vision_steps: int = 1200  # optimizer steps of the tower alone
-    steps: int = 3200  # optimizer steps in all
+    vision_steps: int = 1000  # optimizer steps of the tower alone
+    steps: int = 2600  # optimizer steps in all
     batch_size: int = 64  # pictures
     pictures: int = 40_000  # different ones; each is seen again with other questions
     turns: int = 6  # questions a picture, at most
@@ -53,8 +61,10 @@ class WorldRows(torch.utils.data.IterableDataset):
         self._drawn: dict[int, Scene] = {}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yields dicts: pixel_values [B, 3, S, S], cells [B, 64, 3], outline [B, 64, 64]; with rows of text also
-        input_ids and weights [B, T].
+        """Yields dicts of tensors.
+
+        All hold pixel_values [B, 3, S, S], cells [B, 64, 3] and outline [B, 64, 64]; those after the first stage
+        also input_ids and weights [B, T].
         """
         for step in range(self.first, self.options.steps):
             numbers = range(step * self.options.batch_size, (step + 1) * self.options.batch_size)
@@ -99,8 +109,8 @@ class WorldRows(torch.utils.data.IterableDataset):
 
 def _pictures(scenes: list[Scene]) -> dict[str, Tensor]:
     pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
-    cells = torch.from_numpy(np.stack([scene.cells for scene in scenes])).flatten(1, 2)
-    masks = torch.from_numpy(np.stack([scene.mask for scene in scenes]))  # [B, S, S]
+    cells = torch.from_numpy(np.stack([s.cells for s in scenes if s.cells is not None])).flatten(1, 2)
+    masks = torch.from_numpy(np.stack([s.mask for s in scenes if s.mask is not None]))  # [B, S, S]
     side = SIDE // CELLS
     outline = masks.view(-1, CELLS, side, CELLS, side).permute(0, 1, 3, 2, 4).reshape(len(scenes), CELLS**2, -1)
     return {"pixel_values": pictures.float() / 127.5 - 1, "cells": cells.long(), "outline": outline.float()}
@@ -169,8 +179,9 @@ def pretrain(options: PretrainOptions) -> FastVlmForConditionalGeneration:
     torch.manual_seed(options.seed)
     options.folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(_tokenizer_texts(options.seed))
-    model = build_model(tokenizer).to(options.device)
-    head = DenseHead(model.config.vision_config.hidden_size).to(options.device)
+    model = build_model(tokenizer)
+    model.to(options.device)  # type: ignore[arg-type]  # transformers types `to` wrongly
+    head = DenseHead(CHANNELS[-1]).to(options.device)
     steppers = optimizers(model, head, options)
     checkpoint, first = options.folder / "checkpoint.pt", 0
     if checkpoint.exists():

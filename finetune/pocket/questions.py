@@ -72,8 +72,7 @@ def ask_everything(
     caption = _caption(scene_kind, things) if colored else None
     if caption:
         out.append(Question(kind="caption", text=_word(rng, "caption"), answer=caption))
-    rng.shuffle(out)  # type: ignore[arg-type]
-    return out
+    return [out[i] for i in rng.permutation(len(out))]
 
 
 def _unique_names(things: list[Thing], colored: bool) -> list[tuple[Thing, str]]:
@@ -159,8 +158,8 @@ def _existence(rng: np.random.Generator, things: list[Thing], colored: bool) -> 
         color = thing.color
         if not yes:
             color = str(rng.choice([c for c in COLORS if (thing.shape, c) not in pairs]))
-        text = f"Is the {thing.shape} {color}?" if len(shapes) == len(things) else None
-        text = text or f"Is there {_a(color)} {thing.shape}?"
+        alone = len(shapes) == len(things)
+        text = f"Is the {thing.shape} {color}?" if alone else f"Is there {_a(color)} {thing.shape}?"
         out.append(Question(kind="check", text=text, answer="yes" if yes else "no"))
     return out
 

@@ -73,7 +73,15 @@ def _hang_tag(rng: np.random.Generator, picture: np.ndarray) -> None:
     """Draws a small white tag with two dark lines, on a string."""
     x, y = rng.uniform(6, SIDE - 18), rng.uniform(8, SIDE - 20)
     paint(picture, polygon_mask([(x + 4, y - 6), (x + 5, y - 6), (x + 6.5, y), (x + 5.5, y)]), np.full(3, 60.0))
-    paint(picture, polygon_mask([(x - 0.8, y - 0.8), (x + 11.8, y - 0.8), (x + 11.8, y + 14.8), (x - 0.8, y + 14.8)]), np.full(3, 70.0))
+    paint(
+        picture,
+        polygon_mask([(x - 0.8, y - 0.8), (x + 11.8, y - 0.8), (x + 11.8, y + 14.8), (x - 0.8, y + 14.8)]),
+        np.full(3, 70.0),
+    )
     paint(picture, polygon_mask([(x, y), (x + 11, y), (x + 11, y + 14), (x, y + 14)]), np.full(3, 252.0))
     for row in (4, 8):
-        paint(picture, polygon_mask([(x + 2, y + row), (x + 9, y + row), (x + 9, y + row + 1.6), (x + 2, y + row + 1.6)]), np.full(3, 40.0))
+        paint(
+            picture,
+            polygon_mask([(x + 2, y + row), (x + 9, y + row), (x + 9, y + row + 1.6), (x + 2, y + row + 1.6)]),
+            np.full(3, 40.0),
+        )

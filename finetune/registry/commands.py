@@ -28,9 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     common.add_argument("--json", action="store_true", help="print one JSON value instead of text")
 
     def add(verb: str, text: str) -> argparse.ArgumentParser:
-        return verbs.add_parser(
-            verb, help=text, description=text[0].upper() + text[1:] + ".", parents=[common]
-        )
+        return verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
 
     publish = add("publish", "publish an adapter folder as the next version of its name")
     publish.add_argument("folder", metavar="FOLDER", help="holds manifest.json and the files that it lists")

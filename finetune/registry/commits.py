@@ -124,9 +124,7 @@ class Commit(BaseModel):
             raise IntegrityError(str(error)) from None
         schema = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(schema, int) and schema > 1:
-            raise RegistryError(
-                f"{source}: written with schema {schema}, this program reads 1: upgrade finetune"
-            )
+            raise RegistryError(f"{source}: written with schema {schema}, this program reads 1: upgrade finetune")
         try:
             commit = cls.model_validate(data)
         except ValidationError as error:
@@ -168,9 +166,7 @@ def check_link(commit: Commit, previous: Commit | None) -> list[str]:
         if commit.version != published + 1:
             problems.append(f"it publishes version {commit.version} after version {published}")
         if commit.aliases[LATEST] != commit.version:
-            problems.append(
-                f"it publishes {commit.version}, but {LATEST} stands for {commit.aliases[LATEST]}"
-            )
+            problems.append(f"it publishes {commit.version}, but {LATEST} stands for {commit.aliases[LATEST]}")
     elif previous is None:
         problems.append("it moves an alias before anything was published")
     elif any(getattr(commit, name) != getattr(previous, name) for name in ("version", "manifest", "summary")):

@@ -114,9 +114,7 @@ def check_folder(folder: Path, manifest: AdapterManifest) -> None:
     if missing := _quoted(allowed - plain.keys()):
         raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists")
     if extra := _quoted(plain.keys() - allowed):
-        raise IntegrityError(
-            f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew."
-        )
+        raise IntegrityError(f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew.")
     if others := _quoted(name for name, is_plain in plain.items() if not is_plain):
         raise IntegrityError(f"{folder}: {others} must be a plain file, not a link or a folder")
     for name, entry in manifest.files.items():
@@ -176,9 +174,7 @@ def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, Ada
         raise IntegrityError(f"{key}: its sha256 is {sha256_hex(raw)}, not the one in its name")
     manifest = AdapterManifest.parse(raw, source=key)
     if manifest.full_name != full_name:
-        raise IntegrityError(
-            f"{key}: a manifest of {manifest.full_name}, but the log of {full_name} names it"
-        )
+        raise IntegrityError(f"{key}: a manifest of {manifest.full_name}, but the log of {full_name} names it")
     return raw, manifest
 
 
@@ -235,8 +231,6 @@ def _put_in_place(new: Path, target: Path, digest: str, *, trash: Path | None) -
         if holds(target, digest):  # someone else was faster
             return
         if trash is None:
-            raise StoreError(
-                f"{target} holds something else already. Choose a folder that does not exist yet."
-            )
+            raise StoreError(f"{target} holds something else already. Choose a folder that does not exist yet.")
         with contextlib.suppress(FileNotFoundError):
             os.rename(target, trash / uuid.uuid4().hex)

@@ -37,8 +37,7 @@ def open_store(location: str) -> Store:
     """
     if "://" in location:
         raise StoreError(
-            f"{location!r}: only folders are supported as registries. "
-            "Give a path such as ~/.finetune/registry."
+            f"{location!r}: only folders are supported as registries. Give a path such as ~/.finetune/registry."
         )
     return LocalStore(location)
 
@@ -60,9 +59,7 @@ def is_registry(store: Store, *, create: bool = False) -> bool:
         if not create:
             return False
         with contextlib.suppress(AlreadyExists):
-            store.put(
-                REGISTRY_KEY, canonical_json({"format": FORMAT, "uuid": str(uuid.uuid4())}), mode="create"
-            )
+            store.put(REGISTRY_KEY, canonical_json({"format": FORMAT, "uuid": str(uuid.uuid4())}), mode="create")
         raw = read_all(store, REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
     try:
         about = strict_json(raw, source=REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)

@@ -172,9 +172,7 @@ class AdapterRegistry:
         """
         AdapterRef.parse_name(name)
         if check_alias(alias) == LATEST:
-            raise AdapterReferenceError(
-                f"the alias {LATEST!r} is moved by publish only; choose another word."
-            )
+            raise AdapterReferenceError(f"the alias {LATEST!r} is moved by publish only; choose another word.")
         ref = AdapterRef.parse(f"{name}@{target}")
         log, txn = self._log(ref), uuid.uuid4().hex
 
@@ -246,8 +244,7 @@ class AdapterRegistry:
     def _head(self, log: Log, ref: AdapterRef) -> Commit:
         if not self._open():
             raise NotFoundError(
-                f"no adapter {ref.full_name!r}: there is no registry at {self.location}. "
-                "The first publish makes one."
+                f"no adapter {ref.full_name!r}: there is no registry at {self.location}. The first publish makes one."
             )
         head = log.head()
         if head is None:
@@ -269,9 +266,7 @@ class AdapterRegistry:
             hint = "" if ref.alias is None else did_you_mean(ref.alias, head.aliases)
             versions = "version 1" if head.version == 1 else f"versions 1 to {head.version}"
             aliases = ", ".join(f"{alias} ({version})" for alias, version in sorted(head.aliases.items()))
-            raise NotFoundError(
-                f"{ref} does not exist.{hint} There are {versions}, and the aliases {aliases}."
-            )
+            raise NotFoundError(f"{ref} does not exist.{hint} There are {versions}, and the aliases {aliases}.")
         return found
 
 

@@ -43,9 +43,7 @@ class Store(Protocol):
     Not assumed: that ``list`` is sorted, or that it sees what others write meanwhile.
     """
 
-    def put(
-        self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create"
-    ) -> None:
+    def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
         """Writes an object, lastingly. When iterating over ``data`` raises, no object is written.
 
         Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from finetune.registry import AdapterRegistry
 from finetune.serving.switcher import Switcher
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import AdapterDescription, BaseIdentity

@@ -38,7 +38,9 @@ class Switcher:
             AdapterError: no adapter of that name is resident.
         """
         if name is not None and name not in self.resident:
-            raise AdapterError(f"no adapter {name!r} is resident; there are: {', '.join(sorted(self.resident)) or 'none'}")
+            raise AdapterError(
+                f"no adapter {name!r} is resident; there are: {', '.join(sorted(self.resident)) or 'none'}"
+            )
         # PEFT's own set_adapter walks all modules and touches every parameter's requires_grad.
         for layer in self._layers:
             layer._active_adapter = [name] if name is not None else []

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_NUMBERS = {
-    w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_NUMBERS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())} | {
+    "none": "0"
+}
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = r";/[]\"{}()=+\_-><@`,?!"
 

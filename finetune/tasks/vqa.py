@@ -34,9 +34,7 @@ class VqaTask:
         logits = model(**batch.inputs, use_cache=False).logits  # [B, T, V]
         target = batch.labels[:, 1:]
         learnt = target != -100
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1][learnt].float(), target[learnt], reduction="sum"
-        )
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1][learnt].float(), target[learnt], reduction="sum")
         return {"answer": LossSum(loss, int(learnt.sum()))}
 
     @torch.inference_mode()

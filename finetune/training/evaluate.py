@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ from tqdm import tqdm
 from finetune.tasks.metrics import bootstrap_interval, majority_score
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from accelerate import Accelerator
     from torch import nn
 
@@ -80,7 +81,8 @@ def predict(
 def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
     """Returns the rows with grey pictures, one for each different prompt, and each row's place among them."""
     unique: dict[str, int] = {}
-    rows, places = [], []
+    rows: list[Example] = []
+    places: list[int] = []
     for example in examples:
         key = str(example.prompt)
         if key not in unique:

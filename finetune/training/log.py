@@ -27,7 +27,12 @@ class RunLog:
     def start(self, total_steps: int) -> None:
         """Opens the bar."""
         self.bar = tqdm(
-            total=total_steps, unit="step", disable=not self.main, file=sys.stderr, dynamic_ncols=True, mininterval=1.0
+            total=total_steps,
+            unit="step",
+            disable=not self.main,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=1.0,
         )
 
     def step(self, step: int, *, samples: int, tokens: int, seconds: float, **values: float) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,8 @@ from finetune.errors import TrainingError
 from finetune.training.plan import Plan, learning_rate_factor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from accelerate import Accelerator
     from torch import Tensor
 
@@ -81,9 +82,7 @@ class Trainer:
         self.task, self.collate, self.options, self.seed = task, collate, options, seed
         self.accelerator, self.attachment = accelerator, attachment
         self.parameters = list(attachment.parameters.values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         self.plain_model = model
         self.model = accelerator.prepare(model)
         self.state = TrainState()
@@ -114,7 +113,7 @@ class Trainer:
         process = self.accelerator.process_index
         loader = DataLoader(
             _Rows(examples),
-            batch_sampler=plan.stream(self.state.step, process),  # type: ignore[arg-type]
+            batch_sampler=plan.stream(self.state.step, process),
             collate_fn=self.collate,
             num_workers=self.options.num_workers,
         )
@@ -200,10 +199,7 @@ class Trainer:
     def _means(self, loss_sums: Mapping[str, Any], totals: Mapping[str, int]) -> dict[str, float]:
         vector = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in loss_sums.values()])
         vector = self.accelerator.reduce(vector.to(self.accelerator.device), "sum")
-        return {
-            name: total / max(1, totals[name])
-            for name, total in zip(loss_sums, vector.tolist(), strict=True)
-        }
+        return {name: total / max(1, totals[name]) for name, total in zip(loss_sums, vector.tolist(), strict=True)}
 
     def _refuse_dead(self, backward: int) -> None:
         """Stops the run when a tensor that must have a gradient by now has none, or one that is not finite."""

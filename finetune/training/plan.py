@@ -1,4 +1,4 @@
-"""Which rows each optimizer step sees, and how fast it learns: pure functions of the step, so a position is a number."""
+"""Which rows each optimizer step sees, and how fast it learns: pure functions of the step."""
 
 import math
 from collections.abc import Iterator
@@ -64,7 +64,10 @@ class Plan:
         pieces = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         rounds = math.ceil(len(pieces) / self.num_processes)
         filler: MicroBatch = [(int(rows[0]), False)]
-        mine = [pieces[i] if i < len(pieces) else None for i in range(process, rounds * self.num_processes, self.num_processes)]
+        mine = [
+            pieces[i] if i < len(pieces) else None
+            for i in range(process, rounds * self.num_processes, self.num_processes)
+        ]
         return [filler if piece is None else [(int(row), True) for row in piece] for piece in mine]
 
     def stream(self, first_step: int, process: int) -> Iterator[MicroBatch]:

@@ -72,9 +72,7 @@ def test_what_is_no_reference_is_shown_with_the_four_forms(text):
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(
-        AdapterReferenceError, match="'Brain' is no namespace and no name: a name part is 1 to 64"
-    ):
+    with pytest.raises(AdapterReferenceError, match="'Brain' is no namespace and no name: a name part is 1 to 64"):
         AdapterRef.parse("medical/Brain")
     with pytest.raises(AdapterReferenceError, match="'/' between namespace and name is missing"):
         AdapterRef.parse("medical")
@@ -122,7 +120,5 @@ def test_a_reference_that_exists_is_valid():
 
 def test_a_name_says_no_version():
     assert AdapterRef.parse_name("medical/brain").full_name == "medical/brain"
-    with pytest.raises(
-        AdapterReferenceError, match="'medical/brain@1' says a version; here the form is ns/name"
-    ):
+    with pytest.raises(AdapterReferenceError, match="'medical/brain@1' says a version; here the form is ns/name"):
         AdapterRef.parse_name("medical/brain@1")

@@ -102,9 +102,7 @@ def test_an_entry_rewritten_with_its_successors_left(used):
     commit = Commit.parse(path.read_bytes(), source="1")
     path.write_bytes(commit.model_copy(update={"actor": "someone@else"}).to_bytes())
     (problem,) = verify(used).problems
-    assert problem.startswith(
-        "names/medical/brain-mri/log/000000000002.json: its prev is not the digest of the entry"
-    )
+    assert problem.startswith("names/medical/brain-mri/log/000000000002.json: its prev is not the digest of the entry")
 
 
 def test_an_entry_that_praises_itself(used):

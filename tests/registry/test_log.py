@@ -51,9 +51,7 @@ def aliasing(alias: str, version: int):
 
     def make(head):
         kept = {"version": head.version, "manifest": head.manifest, "summary": head.summary}
-        return Commit.after(
-            head, txn=txn, op="alias", aliases={**head.aliases, alias: version}, expect={}, **kept
-        )
+        return Commit.after(head, txn=txn, op="alias", aliases={**head.aliases, alias: version}, expect={}, **kept)
 
     return make
 
@@ -160,9 +158,7 @@ def test_pauses_grow_and_differ(store, monkeypatch):
             Log(store, "medical", "brain").append(publishing())
 
     mine = Log(Interfering(store, before=always_first), "medical", "brain")
-    with pytest.raises(
-        ConflictError, match="medical/brain: 12 times someone else wrote first; try again later"
-    ):
+    with pytest.raises(ConflictError, match="medical/brain: 12 times someone else wrote first; try again later"):
         mine.append(publishing())
     assert pauses[:3] == [0.002, 0.004, 0.008] and pauses[-1] == 0.5
     assert Log(store, "medical", "brain").head().seq == 12
@@ -317,9 +313,7 @@ def test_check_link_names_what_does_not_fit():
         return only
 
     assert "its prev is not the digest of the entry before it" in problem(second, changed)
-    assert "it is the first entry, but names one" in problem(
-        first.model_copy(update={"prev": "0" * 64}), None
-    )
+    assert "it is the first entry, but names one" in problem(first.model_copy(update={"prev": "0" * 64}), None)
     assert "it says that it is entry 3" in problem(second.model_copy(update={"seq": 3}), first)
     skipped = second.model_copy(update={"version": 3, "aliases": {"latest": 3}})
     assert "it publishes version 3 after version 1" in problem(skipped, first)

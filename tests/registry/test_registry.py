@@ -98,9 +98,7 @@ def test_a_publish_tried_again_happens_once(registry, make_adapter):
     with pytest.raises(ConflictError, match=f"the txn {txn} is that of entry 1, which did something else"):
         registry.publish(make_adapter(seed=3), txn=txn)
     for wrong in ("", "mine", txn.upper() + "0"):
-        with pytest.raises(
-            RegistryError, match="this cannot be written to the log: txn: String should match"
-        ):
+        with pytest.raises(RegistryError, match="this cannot be written to the log: txn: String should match"):
             registry.publish(folder, txn=wrong)
 
 
@@ -115,9 +113,7 @@ def test_bad_aliases_are_refused_before_anything_is_written(registry, make_adapt
     assert not Path(registry.location).exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["../../etc", "medical/..", "/etc/passwd", "medical/brain-mri/../x", "medical/con"]
-)
+@pytest.mark.parametrize("name", ["../../etc", "medical/..", "/etc/passwd", "medical/brain-mri/../x", "medical/con"])
 def test_traversal_names_are_refused_everywhere(registry, make_adapter, name):
     folder = make_adapter()
     registry.publish(folder)
@@ -147,17 +143,11 @@ def test_folders_that_are_not_what_the_manifest_says_are_refused(registry, make_
         with pytest.raises(error, match=message):
             registry.publish(folder)
 
-    refused(
-        IntegrityError, "lacks 'README.md', which its manifest lists", lambda f: (f / "README.md").unlink()
-    )
-    refused(
-        IntegrityError, "also holds 'x.bin', which its manifest does", lambda f: (f / "x.bin").write_text("")
-    )
+    refused(IntegrityError, "lacks 'README.md', which its manifest lists", lambda f: (f / "README.md").unlink())
+    refused(IntegrityError, "also holds 'x.bin', which its manifest does", lambda f: (f / "x.bin").write_text(""))
     refused(IntegrityError, "also holds 'sub', which its manifest does not", lambda f: (f / "sub").mkdir())
     refused(IntegrityError, "README.md: 19 bytes, but 20", lambda f: (f / "README.md").write_text("x" * 19))
-    refused(
-        IntegrityError, "README.md: longer than the 20", lambda f: (f / "README.md").write_text("x" * 2**21)
-    )
+    refused(IntegrityError, "README.md: longer than the 20", lambda f: (f / "README.md").write_text("x" * 2**21))
     refused(IntegrityError, "README.md: its sha256 is", lambda f: (f / "README.md").write_text("x" * 20))
     refused(
         ManifestError,
@@ -215,9 +205,7 @@ def test_a_damaged_copy_in_the_store_is_not_built_upon(registry, make_adapter):
 
 
 def test_not_found_says_what_there_is(registry, make_adapter):
-    with pytest.raises(
-        NotFoundError, match="there is no registry at .*registry. The first publish makes one"
-    ):
+    with pytest.raises(NotFoundError, match="there is no registry at .*registry. The first publish makes one"):
         registry.resolve("medical/brain-mri")
     assert registry.list() == []
     registry.publish(make_adapter(seed=1))
@@ -226,17 +214,13 @@ def test_not_found_says_what_there_is(registry, make_adapter):
         registry.resolve("medical/brain-mri@2")
     registry.publish(make_adapter(seed=2), aliases=["prod"])
     registry.publish(make_adapter("retail/clothing"))
-    with pytest.raises(
-        NotFoundError, match=r"Did you mean 'medical/brain-mri'\? It holds: medical/brain-mri, retail"
-    ):
+    with pytest.raises(NotFoundError, match=r"Did you mean 'medical/brain-mri'\? It holds: medical/brain-mri, retail"):
         registry.resolve("medical/brain-mir")
     with pytest.raises(
         NotFoundError, match=r"@prd does not exist. Did you mean 'prod'\? There are versions 1 to 2, and"
     ):
         registry.resolve("medical/brain-mri@prd")
-    with pytest.raises(
-        NotFoundError, match=r"@3 does not exist. There are .* aliases latest \(2\), prod \(2\)\."
-    ):
+    with pytest.raises(NotFoundError, match=r"@3 does not exist. There are .* aliases latest \(2\), prod \(2\)\."):
         registry.pull("medical/brain-mri@3")
     with pytest.raises(NotFoundError, match="@sha256:000.* does not exist"):
         registry.resolve("medical/brain-mri@sha256:" + "0" * 64)
@@ -269,9 +253,7 @@ def test_locations(monkeypatch, tmp_path):
     assert AdapterRegistry().location == default_location() == "/somewhere"
     assert default_cache() == tmp_path / "home" / "there" / "adapters"
     for url in ("s3://bucket/registry", "file:///tmp/x", "gs://x"):
-        with pytest.raises(
-            StoreError, match=f"'{url}': only folders are supported as registries. Give a path"
-        ):
+        with pytest.raises(StoreError, match=f"'{url}': only folders are supported as registries. Give a path"):
             AdapterRegistry(url)
 
 
@@ -309,9 +291,7 @@ def test_expectations(registry, make_adapter):
         registry.alias(name, "prod", 2, expect=1)
     with pytest.raises(ConflictError, match="expected to stand for none, but stands for version 3"):
         registry.alias(name, "prod", 2, expect=0)
-    with pytest.raises(
-        ConflictError, match="'test' was expected to stand for version 3, but stands for none"
-    ):
+    with pytest.raises(ConflictError, match="'test' was expected to stand for version 3, but stands for none"):
         registry.alias(name, "test", 2, expect=3)
     assert registry.log(name)[-1].expect == {"prod": 1}
     assert len(registry.log(name)) == 5
@@ -403,9 +383,7 @@ def test_what_a_user_has_is_never_replaced(registry, make_adapter, tmp_path):
     registry.publish(make_adapter())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(
-        StoreError, match="mine holds something else already. Choose a folder that does not exist yet"
-    ):
+    with pytest.raises(StoreError, match="mine holds something else already. Choose a folder that does not exist yet"):
         registry.pull("medical/brain-mri", tmp_path / "mine")
     with pytest.raises(StoreError, match="thesis.txt holds something else already"):
         registry.pull("medical/brain-mri", tmp_path / "mine" / "thesis.txt")
@@ -423,9 +401,7 @@ def test_nothing_damaged_is_pulled(registry, make_adapter, tmp_path):
         with pytest.raises(IntegrityError, match=f"{digest}: its sha256 is"):
             registry.pull(version.ref, tmp_path / "out")
         blob.unlink()
-        with pytest.raises(
-            IntegrityError, match=f"@1 cannot be pulled, the registry is damaged: .*{digest} is not"
-        ):
+        with pytest.raises(IntegrityError, match=f"@1 cannot be pulled, the registry is damaged: .*{digest} is not"):
             registry.pull(version.ref, tmp_path / "out")
         blob.write_bytes(path.read_bytes())
     assert not (tmp_path / "out").exists()
@@ -437,9 +413,7 @@ def test_a_log_copied_to_another_name_gives_nothing(registry, make_adapter):
     root = Path(registry.location, "names")
     (root / "retail").mkdir()
     os.rename(root / "medical" / "brain-mri", root / "retail" / "shoes")
-    with pytest.raises(
-        IntegrityError, match="a manifest of medical/brain-mri, but the log of retail/shoes names it"
-    ):
+    with pytest.raises(IntegrityError, match="a manifest of medical/brain-mri, but the log of retail/shoes names it"):
         registry.pull("retail/shoes")
 
 
@@ -452,9 +426,7 @@ def test_a_full_disk_while_pulling(registry, make_adapter, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, function, fail)
-        with pytest.raises(
-            StoreError, match=r"cannot write .*out: .* another folder \(--into or FINETUNE_CACHE\)"
-        ):
+        with pytest.raises(StoreError, match=r"cannot write .*out: .* another folder \(--into or FINETUNE_CACHE\)"):
             registry.pull("medical/brain-mri", tmp_path / "deep" / "out")
     assert [p for p in tmp_path.rglob("*") if p.name == "out" or p.name.startswith(".pull")] == []
     registry.pull("medical/brain-mri", tmp_path / "deep" / "out")
@@ -464,9 +436,7 @@ def test_a_full_disk_while_pulling(registry, make_adapter, tmp_path, monkeypatch
 
 
 def _python(code: str, *args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, cwd=ROOT)
     return done.stdout.strip()
 
 

@@ -209,9 +209,7 @@ def _visible(store):
         ("link", errno.EACCES, "Ask its owner for access"),
     ],
 )
-def test_a_disk_that_refuses_is_explained_and_nothing_is_visible(
-    monkeypatch, local, function, number, advice
-):
+def test_a_disk_that_refuses_is_explained_and_nothing_is_visible(monkeypatch, local, function, number, advice):
     with monkeypatch.context() as patch:
         _fail(patch, function, number)
         with pytest.raises(StoreError) as caught:
@@ -229,9 +227,7 @@ def test_a_file_that_cannot_be_opened_is_explained(monkeypatch, local):
     local.put(KEY, b"data")
     with monkeypatch.context() as patch:
         _fail(patch, "open", errno.EACCES, builtins)
-        with pytest.raises(
-            StoreError, match="cannot read .*000000000001.json: Permission denied. Ask its owner"
-        ):
+        with pytest.raises(StoreError, match="cannot read .*000000000001.json: Permission denied. Ask its owner"):
             local.get(KEY)
         with pytest.raises(StoreError, match="cannot write .*other: Permission denied. Ask its owner"):
             local.put("a/other", b"")
@@ -302,9 +298,7 @@ def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(monkeyp
     steps = []
     for name in ("fsync", "link", "replace"):
         real = getattr(os, name)
-        monkeypatch.setattr(
-            os, name, lambda *args, name=name, real=real: (steps.append(name), real(*args))[1]
-        )
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (steps.append(name), real(*args))[1])
     local.put("a/b", b"data")
     folders_up_to_the_root = ["fsync", "fsync"]
     assert steps == ["fsync", "link", *folders_up_to_the_root]

@@ -53,9 +53,7 @@ class LocalStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()
 
-    def put(
-        self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create"
-    ) -> None:
+    def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
         """Writes an object; it is on the disk when this returns."""
         target = self._path(key)
         # Hidden, so that what a killed writer leaves behind is no key and is never listed.
@@ -109,9 +107,7 @@ class LocalStore:
 
         def stop(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):
-                raise explain(
-                    error, Path(error.filename or start), verb="list", elsewhere=_ELSEWHERE
-                ) from error
+                raise explain(error, Path(error.filename or start), verb="list", elsewhere=_ELSEWHERE) from error
 
         for folder, _, names in os.walk(start, onerror=stop):
             for name in names:
