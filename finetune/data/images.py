@@ -31,16 +31,17 @@ def open_image(source: ImageSource, *, max_pixels: int = 50_000_000, name: str |
         with warnings.catch_warnings():
             # The cap below is ours, and an error; PIL's is a warning at another size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
-                    "data.max_image_pixels."
-                )
-            if image.mode in ("I;16", "I"):  # 16-bit grey: PIL's own conversion would clip at 255
-                image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
-            return ImageOps.exif_transpose(image).convert("RGB")
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                width, height = file.size
+                if width * height > max_pixels:
+                    raise DataError(
+                        f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
+                        "data.max_image_pixels."
+                    )
+                image: Image.Image = file
+                if file.mode in ("I;16", "I"):  # 16-bit grey: PIL's own conversion would clip at 255
+                    image = Image.fromarray((np.asarray(file).astype(np.float64) / 257).round().astype(np.uint8))
+                return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:

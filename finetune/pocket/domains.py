@@ -1,11 +1,14 @@
-"""Two synthetic domains the pocket model has not seen: medical phantoms and product pictures.
+"""Rows of procedural worlds: two domains the pocket model has not seen, and the world it was trained on.
 
-They are drawn by a program, and stand for no patient and no product.
+Medical phantoms and product pictures are drawn by a program, and stand for no patient and no product.
 """
 
 from finetune.example import Example, answer
 from finetune.pocket.medical import draw_phantom
+from finetune.pocket.questions import KINDS
 from finetune.pocket.retail import draw_product
+from finetune.pocket.scene import Question, Scene
+from finetune.pocket.world import draw_scene
 from finetune.recipe import ProceduralData, TaskSection
 
 _DRAW = {"medical": draw_phantom, "retail": draw_product}
@@ -25,13 +28,31 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
     for index in range(rows):
         scene = _DRAW[section.name](section.seed, split, index)
         question = scene.questions[index % len(scene.questions)]
-        examples.append(
-            Example(
-                id=f"{section.name}:{split}:{index}",
-                messages=[*task.ask(question.text), answer(question.answer)],
-                images=[scene.picture],
-                answers=[question.answer],
-                meta={"kind": question.kind, "question": question.text, "picture": f"{split}:{index}"},
-            )
-        )
+        examples.append(_example(f"{section.name}:{split}:{index}:0", scene, question, task))
     return examples
+
+
+def read_world(seed: int, split: str, *, rows_per_kind: int, task: TaskSection) -> list[Example]:
+    """Returns rows of the pretraining world, as many of each question kind; splits share no picture."""
+    left = dict.fromkeys(KINDS, rows_per_kind)
+    examples: list[Example] = []
+    index = 0
+    while any(left.values()):
+        scene = draw_scene(seed, split, index)
+        for number, question in enumerate(scene.questions):
+            if left[question.kind]:
+                left[question.kind] -= 1
+                row_id = f"world:{split}:{index}:{number}"
+                examples.append(_example(row_id, scene, question, task))
+        index += 1
+    return examples
+
+
+def _example(row_id: str, scene: Scene, question: Question, task: TaskSection) -> Example:
+    return Example(
+        id=row_id,
+        messages=[*task.ask(question.text), answer(question.answer)],
+        images=[scene.picture],
+        answers=[question.answer],
+        meta={"kind": question.kind, "question": question.text, "picture": row_id.rpartition(":")[0]},
+    )

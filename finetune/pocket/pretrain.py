@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import FastVlmForConditionalGeneration, PreTrainedTokenizerFast
 
 from finetune.pocket.blueprint import (
+    CHANNELS,
     END,
     IMAGE,
     IMAGE_TOKENS,
@@ -220,8 +221,12 @@ def pretrain(options: PretrainOptions) -> FastVlmForConditionalGeneration:
                 _save_checkpoint(checkpoint, step + 1, model, head, steppers)
                 saved_at = time.monotonic()
     model.eval()
-    model.half().save_pretrained(options.folder / "model")
-    build_processor(tokenizer).save_pretrained(options.folder / "model")
+    folder = options.folder / "model"
+    model.half().save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+    config = folder / "config.json"  # stored in half precision, computed in full
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    (folder / "model.safetensors").chmod(0o644)
     return model.float()
 
 

@@ -19,7 +19,9 @@ class RunLog:
 
     def __init__(self, folder: Path, *, every: int, main: bool = True):
         self.every, self.main = every, main
-        self.file = (folder / "log.jsonl").open("w", encoding="utf-8") if main else None
+        self.file = folder / "log.jsonl"
+        if main:
+            self.file.write_text("")
         self.bar: tqdm[Any] | None = None
         self._samples = self._tokens = 0
         self._busy = 0.0  # seconds spent in steps since the last line
@@ -63,13 +65,11 @@ class RunLog:
             tqdm.write(text, file=sys.stdout)
 
     def finish(self) -> None:
-        """Closes bar and file."""
+        """Closes the bar."""
         if self.bar is not None:
             self.bar.close()
-        if self.file is not None:
-            self.file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
+        if self.main:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")

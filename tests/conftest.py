@@ -1,0 +1,93 @@
+"""What every test gets: its own home, registry and cache; nothing from the user's; no colours, no network."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path, monkeypatch):
+    """Isolates the user's directories and environment."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FINETUNE_REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("FINETUNE_NUM_PROCESSES", raising=False)
+
+
+@pytest.fixture(scope="session", params=["idefics3", "fast_vlm"])
+def tiny_base(request, tmp_path_factory):
+    """The folder of a tiny model; one test a family."""
+    from tests.tiny import FAMILIES
+
+    return FAMILIES[request.param](tmp_path_factory.mktemp("tiny") / request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_fast_vlm(tmp_path_factory):
+    """The folder of a tiny FastVLM, for what does not differ between families."""
+    from tests.tiny import save_fast_vlm
+
+    return save_fast_vlm(tmp_path_factory.mktemp("tiny") / "fast_vlm")
+
+
+@pytest.fixture
+def rows_folder(tmp_path):
+    """A folder with rows about red and blue squares, learnable in a few steps, and answers of several lengths."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(26):
+        color = ("red", "blue")[i % 2]
+        pixels = rng.integers(0, 60, (40, 32, 3), dtype=np.uint8)
+        pixels[..., 0 if color == "red" else 2] += 180
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+        answer = color if i % 3 else f"it is {color}, I think"
+        rows.append({"image": f"images/{i}.png", "question": "What color is it?", "answer": answer})
+    for split, chosen in (("train", rows[:18]), ("val", rows[18:22]), ("test", rows[22:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return folder
+
+
+@pytest.fixture
+def make_recipe(rows_folder, tmp_path):
+    """Returns a function that builds a recipe on the rows above; sections are merged into it."""
+    from finetune.recipe import parse_recipe
+
+    def make(base, **changes):
+        raw = {
+            "name": "squares",
+            "domain": "testing",
+            "model": {"name_or_path": str(base), "device": "cpu"},
+            "method": {"name": "lora", "r": 4, "lora_alpha": 8, "towers": {"projector": "all-linear"}},
+            "data": {"source": "jsonl", "root": str(rows_folder)},
+            "task": {"max_new_tokens": 4},
+            "train": {"max_steps": 3, "batch_size": 4, "learning_rate": 0.01, "output_dir": str(tmp_path / "runs")},
+            "adapter": {"publish": "testing/squares"},
+        }
+        for section, values in changes.items():
+            raw[section] = {**raw[section], **values} if isinstance(values, dict) else values
+        return parse_recipe(raw, source="test recipe")
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """Seeds torch where a test has loaded it, and restores accelerate's process state."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            AcceleratorState._reset_state(True)
+            GradientState._reset_state()

@@ -1,0 +1,259 @@
+"""From a trained adapter to an app: everything is checked, and a refusal leaves base and neighbours untouched."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from finetune.adapters.folder import config_bytes, file_entries, read_folder, weights_bytes
+from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
+from finetune.errors import AdapterError, BaseMismatchError, IntegrityError, ManifestError, NotFoundError, ProbeError
+from finetune.registry import AdapterRegistry
+from finetune.runs import evaluate, train
+from finetune.serving.app import load
+
+
+@pytest.fixture(scope="module", params=["idefics3", "fast_vlm"])
+def trained(request, tmp_path_factory):
+    """A tiny base with two published adapters: the folder of the base, their registry, and one adapter's folder."""
+    from tests.tiny import FAMILIES
+
+    return request.param, FAMILIES[request.param](tmp_path_factory.mktemp("base") / request.param)
+
+
+@pytest.fixture
+def published(trained, make_recipe):
+    _, base = trained
+    first = train(make_recipe(base, train={"max_steps": 4}))
+    second = train(make_recipe(base, name="others", seed=7, adapter={"publish": "testing/others"}))
+    return base, first, second
+
+
+def picture():
+    import numpy as np
+
+    return np.full((32, 32, 3), (200, 20, 20), np.uint8)
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_train_publish_load_ask_swap(published, rows_folder):
+    base, first, second = published
+    assert (first.ref, second.ref) == ("testing/squares@1", "testing/others@1")
+    assert first.after.n == 4 and first.before is not None
+    vlm = load("testing/squares@latest", base=str(base), device="cpu")
+    assert type(vlm.model).__name__ in ("Idefics3ForConditionalGeneration", "FastVlmForConditionalGeneration")
+    with vlm.using(None):
+        plain = vlm.base.probe(0)
+    mine = vlm.base.probe(0)
+    with vlm.using("testing/others"):
+        other = vlm.base.probe(0)
+        assert vlm.adapter.ref == "testing/others"
+    assert torch.equal(vlm.base.probe(0), mine), "swapping back gives the same bits"
+    assert not torch.equal(plain, mine) and not torch.equal(mine, other)
+    assert isinstance(vlm.ask(picture(), "What color is it?"), str)
+    fresh = load("base", base=str(base), device="cpu")
+    assert torch.equal(fresh.base.probe(0), plain), "with the adapter off the base is the base"
+
+
+def test_the_base_is_found_again_where_it_was_last_used(published):
+    base, first, _ = published
+    assert load(first.ref, device="cpu").adapter.manifest.full_name == "testing/squares"
+    assert load(first.adapter, device="cpu").adapter.probe == "passed"
+
+
+def test_evaluate_makes_one_row_an_adapter_and_config(published, make_recipe):
+    base, first, second = published
+    rows = evaluate(["base", first.ref, second.ref], [make_recipe(base)])
+    assert [row["adapter"] for row in rows] == ["base", "testing/squares@1", "testing/others@1"]
+    assert {"config", "exact_match", "interval", "majority", "blank_image", "n"} <= rows[0].keys()
+    assert rows[1]["exact_match"] == pytest.approx(first.after.exact_match)
+
+
+def test_what_a_run_leaves(published):
+    _, first, _ = published
+    names = {path.name for path in first.folder.iterdir()}
+    assert {"recipe.json", "log.jsonl", "adapter", "last", "best", "predictions-adapter.jsonl"} <= names
+    manifest = AdapterManifest.parse((first.adapter / MANIFEST_NAME).read_bytes())
+    assert manifest.training.rows == {"train": 18, "val": 4, "test": 4}
+    assert manifest.metrics["after"]["n"] == 4
+    assert str(first.folder) not in manifest.to_bytes().decode(), "no local path"
+
+
+# Each of these changes a copy of a good adapter, and re-signs it with right digests unless that is the point.
+
+
+def resave(folder, tensors, config, manifest, **changes):
+    weights, text = weights_bytes(tensors), config_bytes(config)
+    data = manifest.model_dump() | {"files": {n: e.model_dump() for n, e in file_entries(weights, text).items()}}
+    for path, value in changes.items():
+        place = data
+        *parents, last = path.split("__")
+        for part in parents:
+            place = place[part]
+        place[last] = value
+    (folder / WEIGHTS_NAME).write_bytes(weights)
+    (folder / CONFIG_NAME).write_bytes(text)
+    (folder / MANIFEST_NAME).write_bytes(AdapterManifest.model_validate(data).to_bytes())
+
+
+def zero_b(folder, tensors, config, manifest):
+    tensors = {n: torch.zeros_like(t) if "lora_B" in n else t for n, t in tensors.items()}
+    resave(folder, tensors, config, manifest)
+
+
+def double_alpha(folder, tensors, config, manifest):
+    options = manifest.adapter.options | {"lora_alpha": manifest.adapter.options["lora_alpha"] * 2}
+    resave(folder, tensors, config | options, manifest, adapter__options=options)
+
+
+def alpha_in_config_only(folder, tensors, config, manifest):
+    resave(folder, tensors, config | {"lora_alpha": 99.0}, manifest)
+
+
+def rename_in_file(folder, tensors, config, manifest):
+    resave(folder, {n.replace("q_proj", "k_prroj"): t for n, t in tensors.items()}, config, manifest)
+
+
+def rename_everywhere(folder, tensors, config, manifest):
+    renamed = {n.replace("lora_A", "lora_Z"): t for n, t in tensors.items()}
+    table = {n.replace("lora_A", "lora_Z"): e.model_dump() for n, e in manifest.adapter.tensors.items()}
+    resave(folder, renamed, config, manifest, adapter__tensors=table)
+
+
+def other_rank(folder, tensors, config, manifest):
+    options = manifest.adapter.options | {"r": 2}
+    resave(folder, tensors, config | options, manifest, adapter__options=options)
+
+
+def huge_rank(folder, tensors, config, manifest):
+    options = manifest.adapter.options | {"r": 2_000_000}
+    resave(folder, tensors, config | options, manifest, adapter__options=options)
+
+
+def unknown_module(folder, tensors, config, manifest):
+    modules = [*manifest.adapter.modules[:-1], "model.nowhere"]
+    resave(folder, tensors, config | {"target_modules": modules}, manifest, adapter__modules=modules)
+
+
+def not_finite(folder, tensors, config, manifest):
+    name = next(iter(tensors))
+    tensors = tensors | {name: torch.full_like(tensors[name], float("nan"))}
+    resave(folder, tensors, config, manifest)
+
+
+def flip_a_byte(folder, tensors, config, manifest):
+    data = bytearray((folder / WEIGHTS_NAME).read_bytes())
+    data[-3] ^= 1
+    (folder / WEIGHTS_NAME).write_bytes(data)
+
+
+def drop_half(folder, tensors, config, manifest):
+    resave(folder, dict(list(tensors.items())[: len(tensors) // 2]), config, manifest)
+
+
+def modules_to_save(folder, tensors, config, manifest):
+    resave(folder, tensors, config | {"modules_to_save": ["lm_head"]}, manifest)
+
+
+def auto_mapping(folder, tensors, config, manifest):
+    resave(folder, tensors, config | {"auto_mapping": {"base_model_class": "x"}}, manifest)
+
+
+def other_tokenizer(folder, tensors, config, manifest):
+    resave(folder, tensors, config, manifest, processor__tokenizer="0" * 64)
+
+
+def a_method_nobody_has(folder, tensors, config, manifest):
+    resave(folder, tensors, config, manifest, adapter__method="os.system")
+
+
+REFUSALS = [
+    (zero_b, ProbeError, "its effect on the probe is 0, recorded was"),
+    (double_alpha, ProbeError, "does not do here what it did when it was saved"),
+    (alpha_in_config_only, ManifestError, "lora_alpha is 99.0, the manifest says 8"),
+    (rename_in_file, ManifestError, "4 of the manifest's tensors are missing .*q_proj.* are not in it .*k_prroj"),
+    (rename_everywhere, ManifestError, "tensors are not those its modules have: .*lora_A.*lora_Z"),
+    (other_rank, ManifestError, "has shape .* on this base it must be"),
+    (huge_rank, AdapterError, "rank 2000000 of .* is not between 1 and"),
+    (unknown_module, AdapterError, "this base has no module 'model.nowhere'"),
+    (not_finite, IntegrityError, "values that are not finite"),
+    (flip_a_byte, IntegrityError, "not the file that was saved"),
+    (drop_half, ManifestError, "of the manifest's tensors are missing"),
+    (modules_to_save, ManifestError, "modules_to_save"),
+    (auto_mapping, ManifestError, "fields that are not allowed: auto_mapping"),
+    (other_tokenizer, BaseMismatchError, "trained with another tokenizer"),
+    (a_method_nobody_has, AdapterError, "unknown method of the adapter 'os.system'"),
+]
+
+
+def test_each_damage_is_refused_by_name_and_leaves_everything_as_it_was(published, tmp_path):
+    base, first, second = published
+    vlm = load(second.ref, base=str(base), device="cpu")
+    before, neighbour = state(vlm.model), vlm.base.probe(0)
+    modules = [name for name, _ in vlm.model.named_modules()]
+    good = read_folder(first.adapter)
+    config = json.loads((first.adapter / CONFIG_NAME).read_bytes())
+    for change, error, message in REFUSALS:
+        folder = tmp_path / change.__name__
+        shutil.copytree(first.adapter, folder)
+        change(folder, dict(good.tensors), dict(config), good.manifest)
+        with pytest.raises(error, match=message):
+            vlm.add(folder)
+        assert same(before, state(vlm.model)), change.__name__
+        assert [name for name, _ in vlm.model.named_modules()] == modules, f"{change.__name__} left a ghost"
+        assert torch.equal(vlm.base.probe(0), neighbour), change.__name__
+        assert vlm.adapter.ref == second.ref
+    vlm.add(first.adapter)  # and the good one still loads
+    assert torch.equal(vlm.base.probe(0), neighbour)
+
+
+def test_another_base_of_equal_shapes_is_refused(published, trained, tmp_path):
+    from tests.tiny import FAMILIES
+
+    family, _ = trained
+    base, first, _ = published
+    twin = FAMILIES[family](tmp_path / "twin", seed=1)
+    with pytest.raises(BaseMismatchError, match="trained on another base: model.safetensors has sha256"):
+        load(first.ref, base=str(twin), device="cpu")
+    config = json.loads((base / "config.json").read_text())
+    shutil.copytree(base, tmp_path / "tweaked")
+    config["text_config"]["rms_norm_eps"] = 1e-3
+    (tmp_path / "tweaked" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseMismatchError, match="its config.json differs"):
+        load(first.ref, base=str(tmp_path / "tweaked"), device="cpu")
+
+
+def test_a_name_nobody_published(published):
+    base, *_ = published
+    with pytest.raises(NotFoundError, match="squares"):
+        load("testing/sqares", base=str(base), device="cpu")
+    with pytest.raises(BaseMismatchError, match="say which with base="):
+        load("base")
+
+
+def test_an_unknown_base_is_asked_for(published, tmp_path, monkeypatch):
+    _, first, _ = published
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(BaseMismatchError, match="has not been used on this machine. Give its folder: base=PATH"):
+        load(first.ref, registry=AdapterRegistry(), device="cpu")
+
+
+def test_peft_opens_the_folder_too(published):
+    from peft import PeftModel
+
+    from finetune.build import load_base
+
+    base, first, _ = published
+    vlm = load(first.ref, base=str(base), device="cpu")
+    plain = load_base(str(base), device="cpu")
+    wanted = vlm.base.probe(0)
+    PeftModel.from_pretrained(plain.model, first.adapter)
+    assert torch.allclose(plain.probe(0), wanted, atol=1e-6)

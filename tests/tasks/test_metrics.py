@@ -1,0 +1,47 @@
+"""Scores against values worked out by hand."""
+
+import pytest
+
+from finetune.tasks.metrics import bootstrap_interval, majority_score, normalize_vqa
+
+
+@pytest.mark.parametrize(
+    ("said", "normal"),
+    [
+        ("The red car.", "red car"),
+        ("Two", "2"),
+        ("  yes,\n", "yes"),
+        ("an X-ray", "x ray"),
+        ("3.5 cm", "3.5 cm"),
+        ("1,000", "1000"),
+        ("don't", "dont"),
+        ("none", "0"),
+        ("", ""),
+    ],
+)
+def test_normalisation(said, normal):
+    assert normalize_vqa(said) == normal
+
+
+def test_majority_is_within_each_kind():
+    answers = ["a", "a", "b", "yes", "no", "no"]
+    assert majority_score(answers, ["x", "x", "x", "y", "y", "y"]) == pytest.approx(4 / 6)
+    assert majority_score(answers, ["x"] * 6) == pytest.approx(2 / 6)
+
+
+def test_interval_against_the_binomial():
+    low, high = bootstrap_interval([True] * 80 + [False] * 20, [str(i) for i in range(100)])
+    assert low == pytest.approx(0.8 - 1.96 * 0.04, abs=0.015)
+    assert high == pytest.approx(0.8 + 1.96 * 0.04, abs=0.015)
+
+
+def test_rows_of_one_picture_are_drawn_together():
+    right = ([True] * 4 + [False] * 4) * 10
+    apart = bootstrap_interval(right, [str(i) for i in range(80)])
+    together = bootstrap_interval(right, [str(i // 4) for i in range(80)])
+    assert together[1] - together[0] > 1.7 * (apart[1] - apart[0])
+
+
+def test_all_right_and_nothing():
+    assert bootstrap_interval([True] * 5, list("abcde")) == (1.0, 1.0)
+    assert bootstrap_interval([], []) == (0.0, 0.0)

@@ -1,0 +1,89 @@
+"""The arrows between rooms point downward, and what must answer at once loads no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finetune
+
+ROOT = Path(finetune.__file__).parent
+LEVELS = {
+    "errors": 0, "lookup": 0,
+    "recipe": 1, "example": 1, "interfaces": 1, "tables": 1,
+    "families": 2, "methods": 2, "data": 2, "tasks": 2, "adapters": 2, "pocket": 2,
+    "training": 3, "registry": 3, "report": 3,
+    "build": 4,
+    "serving": 5,
+    "runs": 6, "demo": 6, "launch": 7, "cli": 7,
+}  # fmt: skip
+ROOMS = {"families", "methods", "data", "tasks", "adapters", "pocket", "registry", "report"}  # no siblings
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def _imports(path: Path):
+    """Yields the finetune modules that a file imports at run time."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    type_only = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in type_only:
+            continue
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name for name in names if name.startswith("finetune."))
+
+
+FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_only_from_below(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert own in LEVELS, f"{own} has no level; add it to LEVELS"
+    for name in _imports(path):
+        room = _room(name)
+        if room == own:
+            continue
+        assert LEVELS[room] <= LEVELS[own], f"{path} (level {LEVELS[own]}) imports {name} (level {LEVELS[room]})"
+        if LEVELS[room] == LEVELS[own]:
+            assert own not in ROOMS and room not in ROOMS, f"{path}: siblings {own} and {room} meet through interfaces"
+
+
+def test_nothing_imports_the_top_level():
+    for path in FILES:
+        if path.name not in ("cli.py", "launch.py"):
+            assert not [n for n in _imports(path) if LEVELS[_room(n)] == 7], path
+
+
+@pytest.mark.parametrize("module", ["finetune", "finetune.registry", "finetune.recipe", "finetune.cli", "finetune.tables"])
+def test_loads_no_heavy_library(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'datasets', 'peft') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names_are_sorted_and_there():
+    assert finetune.__all__ == sorted(finetune.__all__, key=str.swapcase) or finetune.__all__ == sorted(finetune.__all__)
+    for name in finetune.__all__:
+        assert getattr(finetune, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        finetune.nonsense  # noqa: B018
+
+
+def test_every_name_in_a_table_is_there():
+    from finetune import tables
+    from finetune.lookup import import_string
+
+    for table in (tables.FAMILIES, tables.METHODS, tables.TASKS, tables.SOURCES, tables.EMBEDDED_BASES):
+        for target in table.values():
+            assert callable(import_string(target)), target

@@ -1,0 +1,113 @@
+"""Recipes: strict, helpful, and every YAML in the project is one."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import RecipeError
+from finetune.recipe import load_recipe
+
+CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").rglob("*.yaml"))
+GOOD = """
+name: brain
+domain: medical
+model: {name_or_path: pocket}
+method: {name: lora, r: 8, towers: {language: all-linear, projector: {target_modules: [fc], r: 4}}}
+data: {source: jsonl, root: "here"}
+train: {epochs: 2, learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "r.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_good_recipe(write):
+    recipe = load_recipe(write(GOOD), ["seed=3", "train.learning_rate=5e-4", "data.max_rows={train: 10}"])
+    assert (recipe.seed, recipe.train.learning_rate, recipe.data.max_rows) == (3, 5e-4, {"train": 10})
+    assert recipe.method.towers.projector.r == 4
+    assert recipe.method.towers.vision.target_modules == "none"
+    with pytest.raises(Exception, match="frozen"):
+        recipe.seed = 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learningrate=1", "train.learningrate: unknown key. Did you mean 'learning_rate'?"),
+        ("method.towers.visio=none", "method.towers.visio: unknown key. Did you mean 'vision'?"),
+        ("method.name=lorra", "unknown method.name in .*'lorra'. Did you mean 'lora'?"),
+        ("data.source=json", "'json'. Did you mean 'jsonl'?"),
+        ("train.batch_size=many", "train.batch_size: .*integer.*Got 'many'"),
+        ("train.batch_size=0", "train.batch_size: .*greater than or equal to 1"),
+        ("train.max_steps=5", "exactly one of epochs and max_steps"),
+        ("task.question_template=hello", "must hold {question} exactly once"),
+        ("adapter.publish=Brain", "adapter.publish"),
+        ("name=A b", "name: "),
+        ("seed", "write key.subkey=value"),
+        ("name.x=1", "name is not a section"),
+        ("data.root=null", "data.root"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(write, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(GOOD), [override])
+
+
+def test_all_mistakes_are_told_at_once(write):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(GOOD), ["train.epoch=1", "seed=x"])
+    assert "train.epoch" in str(caught.value) and "seed" in str(caught.value)
+
+
+def test_environment_variables(write, monkeypatch):
+    path = write(GOOD.replace("here", "${SOME_ROOT}/x"))
+    monkeypatch.delenv("SOME_ROOT", raising=False)
+    with pytest.raises(RecipeError, match=r"data.root: the environment variable SOME_ROOT is not set.*data.root=VALUE"):
+        load_recipe(path)
+    assert load_recipe(path, ["data.root=elsewhere"]).data.root == "elsewhere"
+    monkeypatch.setenv("SOME_ROOT", "/data")
+    assert load_recipe(path).data.root == "/data/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "a recipe is a mapping"),
+        ("a: [", "not YAML"),
+        (GOOD + "seed: 1\nseed: 2\n", "the key 'seed' stands twice"),
+        (GOOD.replace("domain: medical", ""), "domain: missing"),
+    ],
+)
+def test_a_broken_file(write, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(text))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_identity_leaves_out_where_things_lie(write):
+    path = write(GOOD)
+    a, b = load_recipe(path), load_recipe(path, ["data.root=there", "model.name_or_path=/x", "train.output_dir=/y"])
+    assert a.identity() == b.identity()
+    assert a.identity() != load_recipe(path, ["seed=1"]).identity()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_config_is_a_recipe_and_says_how_to_run_it(path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_BASE", "/base")
+    monkeypatch.setenv("FINETUNE_DATA", "/data")
+    recipe = load_recipe(path)
+    assert recipe.domain == path.parent.name
+    assert recipe.adapter.publish
+    header = path.read_text().split("name:")[0]
+    assert f"./launch.sh {path.relative_to(path.parents[3]).as_posix()}" in header
