@@ -10,7 +10,7 @@ import torch
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_logits
 from finetune.data.collate import Collator
-from finetune.errors import DataError, ModelError
+from finetune.errors import DataError, ManifestError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.lookup import import_string, look_up
 from finetune.tables import METHODS, SOURCES, TASKS
@@ -131,4 +131,4 @@ def method_of(recipe: Recipe) -> Method:
 
 def method_of_saved(description: AdapterDescription) -> Method:
     """Returns the method that a finished adapter was made with; names are looked up, never imported."""
-    return import_string(look_up(METHODS, description.method, what="method of the adapter", error=ModelError))()
+    return import_string(look_up(METHODS, description.method, what="method of the adapter", error=ManifestError))()

@@ -17,6 +17,7 @@ from finetune.registry import AdapterRegistry
 from finetune.report.page import Sample, write_page
 from finetune.runs import evaluate, table, train
 from finetune.serving.app import load
+from finetune.tasks.metrics import normalize_vqa
 
 CONFIGS = ("medical/phantoms.yaml", "retail/products.yaml")
 SAMPLES = 8  # pictures a domain on the page
@@ -100,16 +101,14 @@ def _write_page(
     for recipe in recipes:
         examples = examples_of(recipe, "test")
         for i, example in enumerate(examples[:SAMPLES]):
-            right = {
-                who: (answers[who, recipe.name][i], answers[who, recipe.name][i] == example.answers[0])
-                for who in ("base", *refs)
-            }
+            given = {who: answers[who, recipe.name][i] for who in ("base", *refs)}
+            wanted = normalize_vqa(example.answers[0])
             samples.setdefault(f"{recipe.domain} (synthetic)", []).append(
                 Sample(
                     picture=open_image(example.images[0]),
                     question=str(example.meta["question"]),
                     wanted=example.answers[0],
-                    answers=right,
+                    answers={who: (said, normalize_vqa(said) == wanted) for who, said in given.items()},
                 )
             )
     write_page(

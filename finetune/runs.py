@@ -29,6 +29,7 @@ from finetune.adapters.manifest import (
     sha256_hex,
 )
 from finetune.adapters.probe import record
+from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, base_of, examples_of, method_of
 from finetune.data.images import image_digest
 from finetune.errors import RecipeError, TrainingError
@@ -73,6 +74,8 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     Raises:
         FinetuneError: anything that stops the run, with what to do.
     """
+    if recipe.adapter.publish:
+        AdapterRef.parse_name(recipe.adapter.publish)  # before hours of training, not after
     accelerator = Accelerator(gradient_accumulation_steps=1)
     _check_processes(accelerator)
     set_seed(recipe.seed)

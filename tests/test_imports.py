@@ -65,15 +65,21 @@ def test_nothing_imports_the_top_level():
             assert not [n for n in _imports(path) if LEVELS[_room(n)] == 7], path
 
 
-@pytest.mark.parametrize("module", ["finetune", "finetune.registry", "finetune.recipe", "finetune.cli", "finetune.tables"])
+@pytest.mark.parametrize(
+    "module", ["finetune", "finetune.registry", "finetune.recipe", "finetune.cli", "finetune.tables"]
+)
 def test_loads_no_heavy_library(module):
-    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'datasets', 'peft') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'transformers', 'datasets', 'peft') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
 def test_public_names_are_sorted_and_there():
-    assert finetune.__all__ == sorted(finetune.__all__, key=str.swapcase) or finetune.__all__ == sorted(finetune.__all__)
+    assert finetune.__all__ == sorted(finetune.__all__, key=str.swapcase) or finetune.__all__ == sorted(
+        finetune.__all__
+    )
     for name in finetune.__all__:
         assert getattr(finetune, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

@@ -97,7 +97,11 @@ FAMILIES = {"idefics3": save_idefics3, "fast_vlm": save_fast_vlm}
 
 
 def _save(model, processor, folder: Path) -> Path:
+    """Weights of the usual 0.02 let features of so small a model vanish: nothing could be learnt from them."""
     model.float().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

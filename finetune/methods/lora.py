@@ -13,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from finetune.errors import MethodError
+from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Attachment, Towers
 from finetune.methods.targets import resolve_targets
 
@@ -107,7 +107,7 @@ class Lora:
         """Returns name -> shape of what an adapter described so must hold on ``model``.
 
         Raises:
-            MethodError: a module is missing or not linear, or a rank is out of range.
+            ManifestError: a module is missing or not linear, or a rank is out of range.
         """
         options = description.options
         expected: dict[str, tuple[int, ...]] = {}
@@ -115,15 +115,15 @@ class Lora:
             try:
                 module = model.get_submodule(name)
             except AttributeError:
-                raise MethodError(f"this base has no module {name!r}, which the adapter changes") from None
+                raise ManifestError(f"this base has no module {name!r}, which the adapter changes") from None
             if isinstance(module, BaseTunerLayer):
                 module = module.get_base_layer()
             width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if width_in is None or width_out is None:
-                raise MethodError(f"{name!r} is a {type(module).__name__} on this base, not a linear module")
+                raise ManifestError(f"{name!r} is a {type(module).__name__} on this base, not a linear module")
             r = options.get("rank_pattern", {}).get(name, options.get("r"))
             if type(r) is not int or not 1 <= r <= min(4096, max(width_in, width_out)):
-                raise MethodError(f"rank {r!r} of {name!r} is not between 1 and {max(width_in, width_out)}")
+                raise ManifestError(f"rank {r!r} of {name!r} is not between 1 and {max(width_in, width_out)}")
             expected[f"{_PREFIX}{name}.lora_A.weight"] = (r, width_in)
             expected[f"{_PREFIX}{name}.lora_B.weight"] = (width_out, r)
         return expected
@@ -167,6 +167,8 @@ def detach(model: nn.Module, adapter_name: str) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             if adapter_name in module.lora_A:
+                # Else PEFT warns, and makes another adapter the active one.
+                module._active_adapter = [a for a in module.active_adapters if a != adapter_name]
                 module.delete_adapter(adapter_name)
             if not module.lora_A:
                 parent, _, child = name.rpartition(".")

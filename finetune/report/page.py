@@ -23,7 +23,8 @@ th, td { text-align: left; padding: .4rem .7rem; border-bottom: 1px solid var(--
 .card img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--soft); border-radius: .3rem; }
 .card img.small { image-rendering: pixelated; }
 .card p { margin: .5rem 0 .3rem; font-weight: 600; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: 0; }
+dl { display: grid; grid-template-columns: minmax(0, 1.2fr) minmax(0, 1fr); gap: .15rem .8rem; margin: 0;
+  font-size: .9rem; overflow-wrap: anywhere; }
 dt { opacity: .7; } dd { margin: 0; } .right { color: var(--good); } .wrong { color: var(--bad); }
 footer { margin-top: 3rem; opacity: .7; font-size: .9rem; }
 """

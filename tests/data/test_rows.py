@@ -42,7 +42,10 @@ def test_fields_are_mapped(read):
         ("{", "train.jsonl, line 2: not JSON"),
         ("[1]", "line 2: a row is a JSON object, not list"),
         ({**ROW, "image": "b.png"}, "line 2: the picture .*b.png does not exist"),
-        ({"image": "a.png", "answer": "x"}, "line 2: no field 'question'; the row has image, answer.*data.question=FIELD"),
+        (
+            {"image": "a.png", "answer": "x"},
+            "line 2: no field 'question'; the row has image, answer.*data.question=FIELD",
+        ),
         ({**ROW, "answer": " "}, "line 2: 'answer' must be a text that is not empty, not ' '"),
         ({**ROW, "answer": ["x", ""]}, "line 2: 'answer' must be a text or a list of texts"),
         ({**ROW, "answer": 3}, "line 2: 'answer' must be a text"),

@@ -45,13 +45,13 @@ def test_eight_rows_at_once_or_one_by_one_give_the_same_adapter(build, tiny_base
     results = []
     for size, number in ((8, 1), (batch_size, accumulation)):
         _, attachment, trainer, examples, log = build(
-            tiny_base, max_steps=4, batch_size=size, gradient_accumulation_steps=number
+            tiny_base, max_steps=4, batch_size=size, gradient_accumulation_steps=number, learning_rate=1e-3
         )
         trainer.train(examples, log)
         results.append({name: p.detach().clone() for name, p in attachment.parameters.items()})
     whole, split = results
     worst = max((whole[name] - split[name]).abs().max().item() for name in whole)
-    assert worst < 1e-5, "fp32 sums in another order; a mean of means is off by more than 1e-3 here"
+    assert worst < 1e-5, "fp32 sums in another order; a mean of means is off by more than 3e-3 here"
 
 
 def test_the_base_stays_as_it_is_and_the_loss_falls(build, tiny_base, tmp_path):
@@ -94,7 +94,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_its_rows(build, tiny_f
 def test_early_stopping_keeps_the_best(build, tiny_fast_vlm):
     _, _, trainer, examples, log = build(tiny_fast_vlm, max_steps=20, eval_steps=2, early_stopping_patience=2)
     scores, kept = iter([0.1, 0.5, 0.4, 0.5, 0.9]), []
-    state = trainer.train(examples, log, validate=lambda: next(scores), on_better=lambda: kept.append(trainer.state.step))
+    state = trainer.train(
+        examples, log, validate=lambda: next(scores), on_better=lambda: kept.append(trainer.state.step)
+    )
     assert kept == [2, 4] and state.step == 8
     assert (state.best_score, state.best_step) == (0.5, 4)
 

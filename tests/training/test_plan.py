@@ -14,7 +14,9 @@ def plan(batch_size, accumulation, processes, rows=22, epochs=2.0):
     return Plan.of(options, num_rows=rows, num_processes=processes, seed=5)
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation", "processes"), [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 2, 4)])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "processes"), [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 2, 4)]
+)
 def test_every_split_of_a_step_sees_the_same_rows(batch_size, accumulation, processes):
     whole, split = plan(8, 1, 1), plan(batch_size, accumulation, processes)
     assert split.total_steps == whole.total_steps == 6

@@ -1,0 +1,60 @@
+"""The embedded base: small, loaded like any hub model, and as good as its card says."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from finetune.build import load_base
+from finetune.pocket import model_folder
+from finetune.pocket.card import shortfalls
+from finetune.pocket.domains import read_world
+from finetune.pocket.pretrain import PretrainOptions, pretrain
+from finetune.recipe import TaskSection
+from finetune.training.evaluate import evaluate
+
+
+def test_it_loads_like_any_model_in_full_precision():
+    model = AutoModelForImageTextToText.from_pretrained(model_folder())
+    processor = AutoProcessor.from_pretrained(model_folder())
+    assert type(model).__name__ == "FastVlmForConditionalGeneration" and model.dtype == torch.float32
+    assert (model_folder() / "model.safetensors").stat().st_size < 8e6
+    for text in ("naïve 漢字 \t x̂ 100%", "Is there a lesion?"):
+        assert processor.tokenizer.decode(processor.tokenizer.encode(text)) == text
+    assert len(processor.tokenizer.encode("2024")) == 4, "digits stand alone"
+
+
+def test_it_sees():
+    """A small sample of what its card measures; chance is far below."""
+    base = load_base("pocket", device="cpu")
+    rows = read_world(1, "test", rows_per_kind=12, task=TaskSection())
+    scores, _ = evaluate(base.model, base.task(TaskSection()), rows, base.collator.prompt_batch, batch_size=72)
+    assert scores.exact_match > 0.8 and scores.blank_image < 0.45
+
+
+@pytest.mark.slow
+def test_it_keeps_what_its_card_promises():
+    base = load_base("pocket", device="cpu")
+    rows = read_world(2, "test", rows_per_kind=150, task=TaskSection())
+    scores, _ = evaluate(base.model, base.task(TaskSection()), rows, base.collator.prompt_batch, batch_size=100)
+    assert shortfalls(scores.to_json()) == []
+
+
+def test_shortfalls_are_named():
+    kind = {"exact_match": 0.6, "blank_image": 0.5, "majority": 0.4, "n": 10}
+    scores = {"exact_match": 0.7, "blank_image": 0.5, "by_kind": {"size": kind}}
+    assert shortfalls(scores) == [
+        "overall 0.700 is below 0.75",
+        "a blank picture costs only 0.200",
+        "size: 0.600 against 0.500 without the picture",
+    ]
+
+
+def test_pretraining_runs_and_goes_on_from_its_checkpoint(tmp_path):
+    options = {"folder": tmp_path, "batch_size": 4, "pictures": 16, "vision_steps": 2, "checkpoint_minutes": 0.0}
+    pretrain(PretrainOptions(steps=3, **options))
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    model = pretrain(PretrainOptions(steps=4, **options))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == len(lines), "it did not begin again at step 0"
+    assert model.dtype == torch.float32
+    assert load_base(str(tmp_path / "model"), device="cpu").model.dtype == torch.float32

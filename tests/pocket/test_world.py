@@ -1,0 +1,64 @@
+"""The procedural worlds: pure functions of a seed, splits apart, questions in balance."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from finetune.pocket.domains import read_domain, read_world
+from finetune.pocket.medical import draw_phantom
+from finetune.pocket.questions import KINDS
+from finetune.pocket.retail import draw_product
+from finetune.pocket.world import draw_scene
+from finetune.recipe import ProceduralData, TaskSection
+
+DRAW = {"world": draw_scene, "medical": draw_phantom, "retail": draw_product}
+
+
+@pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
+def test_a_picture_is_a_function_of_its_seed(draw):
+    one, again, other = draw(0, "train", 7), draw(0, "train", 7), draw(0, "test", 7)
+    assert np.array_equal(one.picture, again.picture) and one.questions == again.questions
+    assert not np.array_equal(one.picture, other.picture)
+    assert one.picture.shape == (64, 64, 3) and one.picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
+def test_no_picture_stands_in_two_splits(draw):
+    seen = {split: {draw(0, split, i).picture.tobytes() for i in range(60)} for split in ("train", "val", "test")}
+    assert len(set.union(*seen.values())) == 180
+
+
+def test_the_world_asks_every_kind_and_no_answer_rules_a_yes_no_question():
+    answers = defaultdict(Counter)
+    for i in range(400):
+        for question in draw_scene(0, "train", i).questions:
+            answers[question.kind][question.answer] += 1
+    assert set(answers) == set(KINDS)
+    for kind in ("exists", "check"):
+        share = answers[kind]["yes"] / sum(answers[kind].values())
+        assert 0.4 < share < 0.6, kind
+
+
+def test_the_scene_tells_its_dense_labels():
+    scene = draw_scene(0, "train", 3)
+    assert scene.cells.shape == (8, 8, 3) and scene.mask.shape == (64, 64)
+    covered = scene.mask.reshape(8, 8, 8, 8).sum(axis=(1, 3)) >= 32
+    assert (scene.cells[..., 0][covered] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["medical", "retail"])
+def test_domain_rows(name):
+    section = ProceduralData(source="procedural", name=name, rows={"train": 40, "test": 120})
+    rows = read_domain(section, "test", task=TaskSection(), seed=0)
+    assert len(rows) == 120 and len({row.id for row in rows}) == 120
+    kinds = {row.kind for row in rows}
+    assert kinds == (
+        {"lesion", "margin", "size", "side", "cells"} if name == "medical" else {"garment", "color", "pattern", "tag"}
+    )
+    assert read_domain(section, "val", task=TaskSection(), seed=0) == []
+
+
+def test_world_rows_are_as_many_of_each_kind():
+    rows = read_world(0, "test", rows_per_kind=3, task=TaskSection())
+    assert Counter(row.kind for row in rows) == dict.fromkeys(KINDS, 3)

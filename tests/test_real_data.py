@@ -1,0 +1,41 @@
+"""The main job on real pictures and a real small base, where they lie at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from finetune.recipe import load_recipe
+from finetune.runs import evaluate, train
+from finetune.serving.app import load
+
+CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
+
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(
+        not (os.environ.get("FINETUNE_BASE") and os.environ.get("FINETUNE_DATA")),
+        reason="set FINETUNE_BASE to a base model and FINETUNE_DATA to the folder of the real pictures",
+    ),
+]
+
+
+def test_two_domains_on_one_base(tmp_path):
+    """A few hundred rows of each: enough to beat the base and the grey picture by far, not to reach the table."""
+    settings = {
+        "medical/brain_mri.yaml": ["data.max_rows={train: 400, val: 40, test: 120}", "train.epochs=3"],
+        "retail/clothing.yaml": ["data.max_rows={train: 400, val: 40, test: 120}", "train.epochs=4"],
+    }
+    recipes = [load_recipe(CONFIGS / n, [*o, f"train.output_dir={tmp_path}"]) for n, o in settings.items()]
+    refs = [train(recipe).ref for recipe in recipes]
+    rows = {(row["adapter"], row["config"]): row for row in evaluate(["base", *refs], recipes)}
+    for ref, recipe in zip(refs, recipes, strict=True):
+        own, base = rows[ref, recipe.name], rows["base", recipe.name]
+        assert own["exact_match"] >= base["exact_match"] + 0.15
+        assert own["interval"][0] > own["blank_image"]
+    vlm = load(refs[0])
+    assert vlm.adapter.probe == "passed"
+    before = vlm.base.probe(0)
+    with vlm.using(refs[1]):
+        pass
+    assert (vlm.base.probe(0) == before).all()

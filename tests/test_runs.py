@@ -1,0 +1,127 @@
+"""Whole runs, as a user starts them: scripts, the command, every procedural config, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import main as command
+from finetune.errors import RecipeError, TrainingError
+from finetune.recipe import load_recipe
+from finetune.runs import evaluate, train
+
+ROOT = Path(__file__).parents[1]
+PROCEDURAL = sorted(p for p in (ROOT / "recipes" / "configs").rglob("*.yaml") if "source: procedural" in p.read_text())
+FEW = ["data.rows={train: 16, val: 4, test: 8}", "train.epochs=null", "train.max_steps=2", "train.batch_size=4"]
+
+
+def script(name, *args, **env):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / name), *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.parametrize("path", PROCEDURAL, ids=lambda p: p.stem)
+def test_every_procedural_config_runs(path, tmp_path, capsys):
+    recipe = load_recipe(path, [*FEW, f"train.output_dir={tmp_path}"])
+    result = train(recipe)
+    assert result.ref == f"{recipe.adapter.publish}@1"
+    shown = capsys.readouterr().out
+    assert shown.count("⟦") == 3 and "trainable parameters" in shown and f"published {result.ref}" in shown
+    (row,) = evaluate([result.ref], [recipe])
+    assert row["n"] == 8 and row["exact_match"] == pytest.approx(result.after.exact_match)
+
+
+def test_the_scripts_and_the_command(tmp_path):
+    config = str(PROCEDURAL[0].relative_to(ROOT))
+    out = script("train.py", config, *FEW, f"train.output_dir={tmp_path}")
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert "published medical/phantoms@1" in out.stdout
+    table = tmp_path / "table.json"
+    out = script("evaluate.py", "base", "medical/phantoms", "--on", config, "--json", str(table), "--set", *FEW)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert "95 % interval" in out.stdout
+    rows = json.loads(table.read_text())["rows"]
+    assert [row["adapter"] for row in rows] == ["base", "medical/phantoms"]
+    assert command(["registry", "list"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["none.yaml"], "error: none.yaml: cannot be read"),
+        ([str(PROCEDURAL[0]), "train.epoch=1"], "train.epoch: unknown key. Did you mean 'epochs'?"),
+        ([str(PROCEDURAL[0]), "model.name_or_path=pockt"], "error: no model at 'pockt'"),
+    ],
+)
+def test_a_mistake_is_one_line(args, message):
+    out = script("train.py", *args)
+    assert out.returncode == 2 and message in out.stderr and "Traceback" not in out.stderr
+
+
+def test_evaluate_refuses_two_bases(make_recipe):
+    with pytest.raises(RecipeError, match="the configs name 2 bases"):
+        evaluate(["base"], [make_recipe("a"), make_recipe("b")])
+
+
+def test_a_bad_name_to_publish_stops_before_training(make_recipe, tiny_fast_vlm):
+    from finetune.errors import AdapterReferenceError
+
+    with pytest.raises(AdapterReferenceError, match="con"):
+        train(make_recipe(tiny_fast_vlm, adapter={"publish": "testing/con"}))
+
+
+def test_the_number_of_processes_asked_for_is_checked(make_recipe, tiny_fast_vlm, monkeypatch):
+    monkeypatch.setenv("FINETUNE_NUM_PROCESSES", "2")
+    with pytest.raises(TrainingError, match="2 processes were asked for, but this run has 1"):
+        train(make_recipe(tiny_fast_vlm))
+
+
+def test_the_ask_command(tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "red.png")
+    assert command(["ask", "base", str(tmp_path / "red.png"), "What color is the background?", "--base", "pocket"]) == 0
+    assert capsys.readouterr().out.strip().endswith("red")
+    assert command(["ask", "base", str(tmp_path / "no.png"), "What?", "--base", "pocket"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+def test_two_processes_train_the_same_adapter_as_one(tmp_path):
+    """The window is 8 rows either way; gradients are summed over processes in another order."""
+    from safetensors.torch import load_file
+
+    config = str(PROCEDURAL[1])
+    weights = []
+    for name, launcher, size in (("one", [], 8), ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2"], 4)):
+        few = ["data.rows={train: 18, val: 4, test: 5}", "train.epochs=2", f"train.batch_size={size}"]
+        out = subprocess.run(
+            [sys.executable, *launcher, str(ROOT / "recipes" / "train.py"), config, *few,
+             f"train.output_dir={tmp_path / name}", "train.eval_steps=100"],
+            capture_output=True, text=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+                 "FINETUNE_NUM_PROCESSES": name.replace("one", "1").replace("two", "2")},
+        )  # fmt: skip
+        assert out.returncode == 0, out.stderr[-3000:]
+        weights.append(load_file(tmp_path / name / "products" / "last" / "adapter_model.safetensors"))
+        metrics = json.loads((tmp_path / name / "products" / "adapter" / "manifest.json").read_text())["metrics"]
+        assert metrics["after"]["n"] == 5, "no row counted twice or lost"
+    worst = max((weights[0][key] - weights[1][key]).abs().max().item() for key in weights[0])
+    assert worst < 1e-4
+
+
+@pytest.mark.slow
+def test_the_demo_holds_what_it_promises(tmp_path):
+    assert command(["demo", "--output-dir", str(tmp_path), "--json", str(tmp_path / "demo.json")]) == 0
+    result = json.loads((tmp_path / "demo.json").read_text())
+    assert all(result["held"].values()) and len(result["rows"]) == 6
+    page = (tmp_path / "demo.html").read_text()
+    assert page.count("<img") == 16 and "synthetic" in page
