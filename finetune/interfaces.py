@@ -75,7 +75,8 @@ class Attachment:
     adapter_name: str
     modules: Mapping[str, list[str]]
     parameters: Mapping[str, nn.Parameter]
-    config: Mapping[str, Any]  # as PEFT writes it to adapter_config.json
+    options: Mapping[str, Any]  # the method's own, in PEFT's names
+    config: Mapping[str, Any]  # what adapter_config.json holds
     # parameter name -> the backward pass, from 1, after which it must have had a gradient that is not zero
     alive_after: Mapping[str, int] = field(default_factory=dict)
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,26 +13,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from finetune.adapters.base_identity import cache_home, write_note
-from finetune.adapters.folder import config_bytes, file_entries, tensor_table, weights_bytes, write_folder
 from finetune.adapters.manifest import (
-    CONFIG_NAME,
-    MANIFEST_NAME,
-    WEIGHTS_NAME,
-    AdapterDescription,
-    AdapterManifest,
-    PromptContract,
-    TrainingRecord,
     canonical_json,
     sha256_hex,
 )
-from finetune.adapters.probe import record
 from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, base_of, examples_of, method_of
-from finetune.data.images import image_digest
 from finetune.errors import RecipeError, TrainingError
 from finetune.registry import AdapterRegistry
+from finetune.saving import data_digest, save_adapter, save_weights
 from finetune.serving.app import VisionLanguageModel, remember_base
-from finetune.serving.switcher import Switcher
 from finetune.training.evaluate import Scores, predict, score
 from finetune.training.evaluate import evaluate as judge
 from finetune.training.log import RunLog
@@ -43,14 +30,12 @@ from finetune.training.loop import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
     from finetune.example import Example
-    from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
-
-PROBE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +98,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     def keep() -> None:
         best.update({name: p.detach().cpu().clone() for name, p in attachment.parameters.items()})
         if main:
-            _write_weights(folder / "best", attachment, best)
+            save_weights(folder / "best", attachment, best)
 
     def validate() -> float:
         base.model.eval()
@@ -131,7 +116,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     state = trainer.train(splits["train"], log, validate=validate if splits["val"] else None, on_better=keep)
     last = {name: p.detach().cpu().clone() for name, p in attachment.parameters.items()}
     if main:
-        _write_weights(folder / "last", attachment, last)
+        save_weights(folder / "last", attachment, last)
     with torch.no_grad():
         for name, parameter in attachment.parameters.items():
             parameter.copy_((best or last)[name])
@@ -140,8 +125,16 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     ref = None
     if main:
         remember_base(base.identity, base.path)
-        manifest = _manifest(recipe, base, attachment, splits, before, after, steps=state.best_step or state.step)
-        _write_adapter(folder / "adapter", manifest, attachment)
+        save_adapter(
+            folder / "adapter",
+            recipe,
+            base,
+            attachment,
+            splits,
+            before,
+            after,
+            steps=state.best_step or state.step,
+        )
         log.say(f"adapter saved in {folder / 'adapter'}")
         if recipe.adapter.publish:
             published = (registry or AdapterRegistry()).publish(
@@ -246,7 +239,7 @@ def _judge(
         parts = [
             cache_key,
             recipe.model.dtype,
-            _data_digest(examples),
+            data_digest(examples),
             recipe.task.model_dump(mode="json"),
             version("torch"),
         ]
@@ -280,102 +273,3 @@ def _write_predictions(path: Path, examples: list[Example], answers: list[str]) 
         for example, said in zip(examples, answers, strict=True):
             line = {"id": example.id, "kind": example.kind, "prediction": said, "answers": example.answers}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _data_digest(examples: Sequence[Example]) -> str:
-    digests: dict[str, str] = {}
-    rows = []
-    for example in examples:
-        for source in example.images:
-            key = str(source) if isinstance(source, Path) else str(id(source))
-            digests.setdefault(key, image_digest(source))
-        pictures = [digests[str(s) if isinstance(s, Path) else str(id(s))] for s in example.images]
-        rows.append([example.messages, example.answers, pictures])
-    return sha256_hex(canonical_json(rows))
-
-
-def _write_weights(folder: Path, attachment: Attachment, tensors: dict[str, Tensor]) -> None:
-    write_folder(folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(attachment.config)})
-
-
-def _write_adapter(folder: Path, manifest: AdapterManifest, attachment: Attachment) -> None:
-    write_folder(
-        folder,
-        {
-            WEIGHTS_NAME: weights_bytes(attachment.parameters),
-            CONFIG_NAME: config_bytes(attachment.config),
-            MANIFEST_NAME: manifest.to_bytes(),
-        },
-    )
-
-
-def _manifest(
-    recipe: Recipe,
-    base: Base,
-    attachment: Attachment,
-    splits: dict[str, list[Example]],
-    before: Scores | None,
-    after: Scores | None,
-    *,
-    steps: int,
-) -> AdapterManifest:
-    switcher = Switcher(base.model)
-    switcher.resident.add(attachment.adapter_name)
-    switcher.use(None)
-    off = base.probe(PROBE_SEED)
-    switcher.use(attachment.adapter_name)
-    on = base.probe(PROBE_SEED)
-    namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
-    described = {
-        "peft_type",
-        "target_modules",
-        "task_type",
-        "base_model_name_or_path",
-        "bias",
-        "use_rslora",
-        "use_dora",
-        "modules_to_save",
-        "inference_mode",
-    }
-    return AdapterManifest(
-        namespace=namespace,
-        name=name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        synthetic=recipe.data.source == "procedural",
-        base=base.identity,
-        processor=base.digests,
-        adapter=AdapterDescription(
-            method=recipe.method.name,
-            peft_type=attachment.config["peft_type"],
-            options={k: v for k, v in attachment.config.items() if k not in described},
-            modules=list(attachment.config["target_modules"]),
-            tensors=tensor_table(attachment.parameters),
-            towers={tower: len(names) for tower, names in attachment.modules.items()},
-        ),
-        prompt=PromptContract(
-            system_prompt=recipe.task.system_prompt,
-            question_template=recipe.task.question_template,
-            generation={"max_new_tokens": recipe.task.max_new_tokens, "do_sample": False, "num_beams": 1},
-            answer_normalization=recipe.task.answer_normalization,
-        ),
-        toolchain={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
-        },
-        training=TrainingRecord(
-            recipe=sha256_hex(canonical_json(recipe.identity())),
-            data={split: _data_digest(rows) for split, rows in splits.items() if rows},
-            rows={split: len(rows) for split, rows in splits.items()},
-            seed=recipe.seed,
-            steps=steps,
-            task=recipe.task.name,
-            domain=recipe.domain,
-        ),
-        metrics={
-            when: scores.to_json() for when, scores in (("before", before), ("after", after)) if scores is not None
-        },
-        probe=record(off, on, seed=PROBE_SEED),
-        license=recipe.adapter.license,
-        intended_use=recipe.adapter.intended_use,
-        files=file_entries(weights_bytes(attachment.parameters), config_bytes(attachment.config)),
-    )

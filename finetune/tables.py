@@ -24,3 +24,15 @@ SOURCES: dict[str, str] = {
 EMBEDDED_BASES: dict[str, str] = {
     "pocket": "finetune.pocket:model_folder",
 }
+
+# Fields of PEFT's adapter_config.json that no adapter of ours may set otherwise: each other value would change the
+# base, train or replace a part of it, or mean something else in another engine.
+FIXED_PEFT_CONFIG: dict[str, object] = {
+    "task_type": None,
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": None,
+    "inference_mode": True,
+}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune import hardware as found_hardware
 from finetune import launch
 from finetune.errors import LaunchError, RecipeError
 from finetune.launch import Hardware
@@ -271,34 +272,34 @@ def test_all_leaves_out_only_what_needs_a_missing_gpu(hardware, selection, ran, 
     ],
 )
 def test_visible_gpus_are_counted_as_cuda_does(visible, count, monkeypatch):
-    monkeypatch.setattr(launch, "_torch_build", lambda: "cuda")
-    monkeypatch.setattr(launch, "_nvidia_smi", lambda: TWO_LISTED)
-    found = launch.find_hardware({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cuda")
+    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: TWO_LISTED)
+    found = found_hardware.find_hardware({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     assert (found.kind, found.num_devices) == (("cuda", count) if count else ("cpu", 1))
     if count == 0:
         assert found.why == "CUDA_VISIBLE_DEVICES hides every GPU"
 
 
 def test_cpu_when_asked_for_although_there_are_gpus(monkeypatch):
-    monkeypatch.setattr(launch, "_torch_build", lambda: "cuda")
-    monkeypatch.setattr(launch, "_nvidia_smi", lambda: TWO_LISTED)
-    assert launch.find_hardware({"ACCELERATE_USE_CPU": "true"}).kind == "cpu"
+    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cuda")
+    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: TWO_LISTED)
+    assert found_hardware.find_hardware({"ACCELERATE_USE_CPU": "true"}).kind == "cpu"
 
 
 def test_cpu_when_torch_is_built_for_it_although_there_are_gpus(monkeypatch):
-    monkeypatch.setattr(launch, "_torch_build", lambda: "cpu")
-    monkeypatch.setattr(launch, "_nvidia_smi", lambda: TWO_LISTED)
-    monkeypatch.setattr(launch.sys, "platform", "linux")
-    found = launch.find_hardware({})
+    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cpu")
+    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: TWO_LISTED)
+    monkeypatch.setattr(found_hardware.sys, "platform", "linux")
+    found = found_hardware.find_hardware({})
     assert (found.kind, found.why) == ("cpu", "this torch is built for the CPU only")
 
 
 @pytest.mark.parametrize(("machine", "kind"), [("arm64", "mps"), ("x86_64", "cpu")])
 def test_apple(machine, kind, monkeypatch):
-    monkeypatch.setattr(launch, "_torch_build", lambda: "cpu")
-    monkeypatch.setattr(launch.sys, "platform", "darwin")
-    monkeypatch.setattr(launch.platform, "machine", lambda: machine)
-    assert launch.find_hardware({}).kind == kind
+    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cpu")
+    monkeypatch.setattr(found_hardware.sys, "platform", "darwin")
+    monkeypatch.setattr(found_hardware.platform, "machine", lambda: machine)
+    assert found_hardware.find_hardware({}).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -308,18 +309,18 @@ def test_apple(machine, kind, monkeypatch):
 )
 def test_torch_is_asked_where_nvidia_smi_does_not_settle_it(build, listing, files, monkeypatch):
     asked = subprocess.CompletedProcess([], 0, stdout="some library's greeting\n3\n")
-    monkeypatch.setattr(launch, "_torch_build", lambda: build)
-    monkeypatch.setattr(launch, "_nvidia_smi", lambda: listing)
-    monkeypatch.setattr(launch, "NVIDIA_DEVICE_FILES", files)
-    monkeypatch.setattr(launch.subprocess, "run", lambda *args, **options: asked)
-    assert launch.find_hardware({}) == Hardware(kind="cuda", num_devices=3, why="counted by torch")
+    monkeypatch.setattr(found_hardware, "_torch_build", lambda: build)
+    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: listing)
+    monkeypatch.setattr(found_hardware, "NVIDIA_DEVICE_FILES", files)
+    monkeypatch.setattr(found_hardware.subprocess, "run", lambda *args, **options: asked)
+    assert found_hardware.find_hardware({}) == Hardware(kind="cuda", num_devices=3, why="counted by torch")
 
 
 def test_no_driver(monkeypatch):
-    monkeypatch.setattr(launch, "_torch_build", lambda: "cuda")
-    monkeypatch.setattr(launch.shutil, "which", lambda name: None)
-    monkeypatch.setattr(launch, "NVIDIA_DEVICE_FILES", ())
-    assert launch.find_hardware({}) == CPU
+    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cuda")
+    monkeypatch.setattr(found_hardware.shutil, "which", lambda name: None)
+    monkeypatch.setattr(found_hardware, "NVIDIA_DEVICE_FILES", ())
+    assert found_hardware.find_hardware({}) == CPU
 
 
 @pytest.mark.parametrize(
@@ -336,13 +337,13 @@ def test_build_of_torch_is_read_from_its_version_file(line, build, tmp_path, mon
     spec = ModuleSpec("torch", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert launch._torch_build() == build
+    assert found_hardware._torch_build() == build
 
 
 def test_missing_torch_says_what_to_do(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaunchError, match=r"torch is not installed for .* Run \./launch\.sh setup"):
-        launch.find_hardware({})
+        found_hardware.find_hardware({})
 
 
 @pytest.mark.parametrize(("name", "nproc"), [("cpu", 1), ("single_gpu", 1), ("ddp", 2)])

@@ -29,6 +29,7 @@ from finetune.adapters.manifest import (
     strict_json,
 )
 from finetune.errors import IntegrityError, ManifestError
+from finetune.tables import FIXED_PEFT_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -176,32 +177,17 @@ def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ManifestError(f"{path}: not an object")
-    described = {
+    wanted = {
         "peft_type": manifest.adapter.peft_type,
         "target_modules": manifest.adapter.modules,
         **manifest.adapter.options,
+        **FIXED_PEFT_CONFIG,
     }
-    for field, value in described.items():
+    for field, value in wanted.items():
         if canonical_json(config.get(field)) != canonical_json(value):
-            raise ManifestError(f"{path}: {field} is {_brief(config.get(field))}, the manifest says {_brief(value)}")
-    harmless = {
-        "task_type",
-        "base_model_name_or_path",
-        "bias",
-        "use_rslora",
-        "use_dora",
-        "modules_to_save",
-        "inference_mode",
-    }
-    if unknown := sorted(set(config) - set(described) - harmless):
+            raise ManifestError(f"{path}: {field} is {_brief(config.get(field))}, it must be {_brief(value)}")
+    if unknown := sorted(set(config) - set(wanted)):
         raise ManifestError(f"{path}: fields that are not allowed: {', '.join(unknown)}")
-    if (
-        config.get("bias", "none") != "none"
-        or config.get("modules_to_save")
-        or config.get("use_dora")
-        or config.get("use_rslora")
-    ):
-        raise ManifestError(f"{path}: bias, modules_to_save, use_dora and use_rslora must be off")
 
 
 def _brief(value: Any) -> str:

@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Attachment, Towers
 from finetune.methods.targets import resolve_targets
+from finetune.tables import FIXED_PEFT_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,21 +54,19 @@ class Lora:
                     ranks[name] = target.r
                 if target.lora_alpha is not None and target.lora_alpha != options.lora_alpha:
                     alphas[name] = target.lora_alpha
-        config = peft_config(
-            [name for names in modules.values() for name in names],
-            {
-                "r": options.r,
-                "lora_alpha": options.lora_alpha,
-                "lora_dropout": options.lora_dropout,
-                "rank_pattern": ranks,
-                "alpha_pattern": alphas,
-            },
-        )
+        chosen = {
+            "r": options.r,
+            "lora_alpha": options.lora_alpha,
+            "lora_dropout": options.lora_dropout,
+            "rank_pattern": ranks,
+            "alpha_pattern": alphas,
+        }
+        config = peft_config([name for names in modules.values() for name in names], chosen)
         _inject(model, "default", config, init_lora_weights=True, inference_mode=False)
         parameters = _parameters(model, "default")
         # B starts at zero, so the gradient of A is zero until B has moved once.
         alive_after = {name: 2 if ".lora_A." in name else 1 for name in parameters}
-        attachment = Attachment("default", modules, parameters, config, alive_after)
+        attachment = Attachment("default", modules, parameters, chosen, config, alive_after)
         _only_the_adapter_trains(model, attachment)
         return attachment
 
@@ -97,7 +96,7 @@ class Lora:
         except BaseException:
             detach(model, adapter_name)
             raise
-        return Attachment(adapter_name, {}, parameters, config)
+        return Attachment(adapter_name, {}, parameters, description.options, config)
 
     def detach(self, model: nn.Module, adapter_name: str) -> None:
         """Removes an adapter and every trace of it."""
@@ -131,18 +130,7 @@ class Lora:
 
 def peft_config(modules: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what ``adapter_config.json`` holds: PEFT's fields, module names in full, nothing that mutates a base."""
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "target_modules": list(modules),
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
-        "inference_mode": True,
-        **options,
-    }
+    return {"peft_type": "LORA", "target_modules": list(modules), **FIXED_PEFT_CONFIG, **options}
 
 
 def refuse_wrapped(model: nn.Module) -> None:

@@ -178,7 +178,7 @@ def a_method_nobody_has(folder, tensors, config, manifest):
 REFUSALS = [
     (zero_b, ProbeError, "its effect on the probe is 0, recorded was"),
     (double_alpha, ProbeError, "does not do here what it did when it was saved"),
-    (alpha_in_config_only, ManifestError, "lora_alpha is 99.0, the manifest says 8"),
+    (alpha_in_config_only, ManifestError, "lora_alpha is 99.0, it must be 8"),
     (rename_in_file, ManifestError, "4 of the manifest's tensors are missing .*q_proj.* are not in it .*k_prroj"),
     (rename_everywhere, ManifestError, "tensors are not those its modules have: .*lora_A.*lora_Z"),
     (other_rank, ManifestError, "has shape .* on this base it must be"),

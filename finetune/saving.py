@@ -1,0 +1,154 @@
+"""Saving a trained adapter: weights as PEFT keeps them, and the manifest that ties them to base, data and scores."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.adapters.folder import config_bytes, file_entries, tensor_table, weights_bytes, write_folder
+from finetune.adapters.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    AdapterDescription,
+    AdapterManifest,
+    PromptContract,
+    TrainingRecord,
+    canonical_json,
+    sha256_hex,
+)
+from finetune.adapters.probe import record
+from finetune.data.images import image_digest
+from finetune.serving.switcher import Switcher
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from finetune.build import Base
+    from finetune.example import Example, ImageSource
+    from finetune.interfaces import Attachment
+    from finetune.recipe import Recipe
+    from finetune.training.evaluate import Scores
+
+PROBE_SEED = 0
+
+
+def save_weights(folder: Path, attachment: Attachment, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a folder that PEFT opens, without a manifest."""
+    write_folder(folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(attachment.config)})
+
+
+def save_adapter(
+    folder: Path,
+    recipe: Recipe,
+    base: Base,
+    attachment: Attachment,
+    splits: Mapping[str, list[Example]],
+    before: Scores | None,
+    after: Scores | None,
+    *,
+    steps: int,
+) -> AdapterManifest:
+    """Writes the finished adapter with its manifest, replacing ``folder`` in one step.
+
+    Args:
+        folder: where.
+        recipe: what made it.
+        base: the base it is attached to.
+        attachment: the adapter, holding the weights to save.
+        splits: the rows it saw, by split.
+        before: the base's scores on the test split.
+        after: the adapter's.
+        steps: optimizer steps behind the weights.
+    """
+    manifest = _manifest(recipe, base, attachment, splits, before, after, steps=steps)
+    write_folder(
+        folder,
+        {
+            WEIGHTS_NAME: weights_bytes(attachment.parameters),
+            CONFIG_NAME: config_bytes(attachment.config),
+            MANIFEST_NAME: manifest.to_bytes(),
+        },
+    )
+    return manifest
+
+
+def data_digest(examples: Sequence[Example]) -> str:
+    """Returns the digest of rows: their messages, answers and pictures, not where they lie."""
+    known: dict[str, str] = {}
+
+    def digest(source: ImageSource) -> str:
+        if not isinstance(source, Path):
+            return image_digest(source)
+        if str(source) not in known:
+            known[str(source)] = image_digest(source)
+        return known[str(source)]
+
+    rows = [[example.messages, example.answers, [digest(s) for s in example.images]] for example in examples]
+    return sha256_hex(canonical_json(rows))
+
+
+def _manifest(
+    recipe: Recipe,
+    base: Base,
+    attachment: Attachment,
+    splits: Mapping[str, list[Example]],
+    before: Scores | None,
+    after: Scores | None,
+    *,
+    steps: int,
+) -> AdapterManifest:
+    switcher = Switcher(base.model)
+    switcher.resident.add(attachment.adapter_name)
+    switcher.use(None)
+    off = base.probe(PROBE_SEED)
+    switcher.use(attachment.adapter_name)
+    on = base.probe(PROBE_SEED)
+    namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
+    return AdapterManifest(
+        namespace=namespace,
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        synthetic=recipe.data.source == "procedural",
+        base=base.identity,
+        processor=base.digests,
+        adapter=AdapterDescription(
+            method=recipe.method.name,
+            peft_type=attachment.config["peft_type"],
+            options=dict(attachment.options),
+            modules=list(attachment.config["target_modules"]),
+            tensors=tensor_table(attachment.parameters),
+            towers={tower: len(names) for tower, names in attachment.modules.items()},
+        ),
+        prompt=PromptContract(
+            system_prompt=recipe.task.system_prompt,
+            question_template=recipe.task.question_template,
+            generation={"max_new_tokens": recipe.task.max_new_tokens, "do_sample": False, "num_beams": 1},
+            answer_normalization=recipe.task.answer_normalization,
+        ),
+        toolchain={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+        },
+        training=TrainingRecord(
+            recipe=sha256_hex(canonical_json(recipe.identity())),
+            data={split: data_digest(rows) for split, rows in splits.items() if rows},
+            rows={split: len(rows) for split, rows in splits.items()},
+            seed=recipe.seed,
+            steps=steps,
+            task=recipe.task.name,
+            domain=recipe.domain,
+        ),
+        metrics={
+            when: scores.to_json() for when, scores in (("before", before), ("after", after)) if scores is not None
+        },
+        probe=record(off, on, seed=PROBE_SEED),
+        license=recipe.adapter.license,
+        intended_use=recipe.adapter.intended_use,
+        files=file_entries(weights_bytes(attachment.parameters), config_bytes(attachment.config)),
+    )
