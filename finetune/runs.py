@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.example import Example
+    from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
 
 
@@ -64,14 +65,12 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     accelerator = Accelerator(gradient_accumulation_steps=1)
     _check_processes(accelerator)
     set_seed(recipe.seed)
-    main = accelerator.is_main_process
-    folder = recipe.run_folder
+    main, folder = accelerator.is_main_process, recipe.run_folder
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
     accelerator.wait_for_everyone()
     log = RunLog(folder, every=recipe.train.logging_steps, main=main)
-
     base = base_of(recipe, device=str(accelerator.device) if recipe.model.device == "auto" else None)
     splits = {name: examples_of(recipe, name) for name in ("train", "val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
@@ -79,24 +78,39 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     for example in splits["train"][:3]:
         log.say(f"  {base.collator.show(example)}")
     before = _judge(base, recipe, splits["test"], accelerator, log, "base", cache_key=base.identity.digest)
-    method = method_of(recipe)
-    attachment = method.attach(base.model, base.family.towers(base.model))
+    attachment = method_of(recipe).attach(base.model, base.family.towers(base.model))
     log.say(f"{recipe.method.name} adapter\n{attachment.describe()}")
+    steps = _fit(recipe, base, attachment, splits, accelerator, log)
+    after = _judge(base, recipe, splits["test"], accelerator, log, "adapter")
+    ref = None
+    if main:
+        remember_base(base.identity, base.path)
+        save_adapter(folder / "adapter", recipe, base, attachment, splits, before, after, steps=steps)
+        log.say(f"adapter saved in {folder / 'adapter'}")
+        if recipe.adapter.publish:
+            registry = registry or AdapterRegistry()
+            ref = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases).ref
+            log.say(f"published {ref}")
+    accelerator.wait_for_everyone()
+    return RunResult(folder, folder / "adapter", ref, before, after)
 
-    task = base.task(recipe.task)
-    trainer = Trainer(
-        base.model,
-        attachment,
-        task,
-        base.collator.training_batch,
-        recipe.train,
-        accelerator,
-        seed=recipe.seed,
-    )
+
+def _fit(
+    recipe: Recipe,
+    base: Base,
+    attachment: Attachment,
+    splits: dict[str, list[Example]],
+    accelerator: Accelerator,
+    log: RunLog,
+) -> int:
+    """Trains, leaves the best weights in the model, and returns the optimizer steps behind them."""
+    task, folder, main = base.task(recipe.task), recipe.run_folder, accelerator.is_main_process
+    collate = base.collator.training_batch
+    trainer = Trainer(base.model, attachment, task, collate, recipe.train, accelerator, seed=recipe.seed)
     best: dict[str, Tensor] = {}
 
     def keep() -> None:
-        best.update({name: p.detach().cpu().clone() for name, p in attachment.parameters.items()})
+        best.update(_copy(attachment))
         if main:
             save_weights(folder / "best", attachment, best)
 
@@ -114,36 +128,17 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         return score(task, splits["val"], answers).exact_match
 
     state = trainer.train(splits["train"], log, validate=validate if splits["val"] else None, on_better=keep)
-    last = {name: p.detach().cpu().clone() for name, p in attachment.parameters.items()}
     if main:
-        save_weights(folder / "last", attachment, last)
+        save_weights(folder / "last", attachment, _copy(attachment))
     with torch.no_grad():
-        for name, parameter in attachment.parameters.items():
-            parameter.copy_((best or last)[name])
+        for name, weights in best.items():
+            attachment.parameters[name].copy_(weights)
     base.model.eval()
-    after = _judge(base, recipe, splits["test"], accelerator, log, "adapter")
-    ref = None
-    if main:
-        remember_base(base.identity, base.path)
-        save_adapter(
-            folder / "adapter",
-            recipe,
-            base,
-            attachment,
-            splits,
-            before,
-            after,
-            steps=state.best_step or state.step,
-        )
-        log.say(f"adapter saved in {folder / 'adapter'}")
-        if recipe.adapter.publish:
-            published = (registry or AdapterRegistry()).publish(
-                folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases
-            )
-            ref = published.ref
-            log.say(f"published {ref}")
-    accelerator.wait_for_everyone()
-    return RunResult(folder, folder / "adapter", ref, before, after)
+    return state.best_step or state.step
+
+
+def _copy(attachment: Attachment) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().clone() for name, parameter in attachment.parameters.items()}
 
 
 def evaluate(

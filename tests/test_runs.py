@@ -14,7 +14,8 @@ from finetune.recipe import load_recipe
 from finetune.runs import evaluate, train
 
 ROOT = Path(__file__).parents[1]
-PROCEDURAL = sorted(p for p in (ROOT / "recipes" / "configs").rglob("*.yaml") if "source: procedural" in p.read_text())
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+PROCEDURAL = [path for path in CONFIGS if "source: procedural" in path.read_text()]
 FEW = ["data.rows={train: 16, val: 4, test: 8}", "train.epochs=null", "train.max_steps=2", "train.batch_size=4"]
 
 
@@ -28,15 +29,19 @@ def script(name, *args, **env):
     )
 
 
-@pytest.mark.parametrize("path", PROCEDURAL, ids=lambda p: p.stem)
-def test_every_procedural_config_runs(path, tmp_path, capsys):
-    recipe = load_recipe(path, [*FEW, f"train.output_dir={tmp_path}"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_runs(path, tmp_path, capsys, monkeypatch, tiny_fast_vlm, rows_folder):
+    """Configs of real pictures run on a tiny base of the same class and a few drawn squares."""
+    monkeypatch.setenv("FINETUNE_BASE", str(tiny_fast_vlm))
+    monkeypatch.setenv("FINETUNE_DATA", "unused")
+    few = FEW if path in PROCEDURAL else [*FEW[1:], f"data.root={rows_folder}"]
+    recipe = load_recipe(path, [*few, f"train.output_dir={tmp_path}"])
     result = train(recipe)
     assert result.ref == f"{recipe.adapter.publish}@1"
     shown = capsys.readouterr().out
     assert shown.count("⟦") == 3 and "trainable parameters" in shown and f"published {result.ref}" in shown
     (row,) = evaluate([result.ref], [recipe])
-    assert row["n"] == 8 and row["exact_match"] == pytest.approx(result.after.exact_match)
+    assert row["n"] == result.after.n and row["exact_match"] == pytest.approx(result.after.exact_match)
 
 
 def test_the_scripts_and_the_command(tmp_path):

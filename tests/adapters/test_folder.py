@@ -1,0 +1,151 @@
+"""What is read without being trusted: headers, JSON, and the identity of a base."""
+
+import json
+import struct
+
+import pytest
+import torch
+
+from finetune.adapters.base_identity import file_digest, identify_base, require_same_base
+from finetune.adapters.folder import check_header, read_folder, tensor_table, weights_bytes, write_folder
+from finetune.adapters.manifest import TensorEntry, strict_json
+from finetune.adapters.probe import compare, probe_conversation, record
+from finetune.errors import BaseMismatchError, IntegrityError, ManifestError, ModelError, ProbeError
+
+TENSORS = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(4)}
+TABLE = tensor_table(TENSORS)
+
+
+def with_header(change):
+    data = weights_bytes(TENSORS)
+    length = struct.unpack("<Q", data[:8])[0]
+    header = change(data[8 : 8 + length].decode())
+    raw = header if isinstance(header, bytes) else header.encode()
+    return struct.pack("<Q", len(raw)) + raw + data[8 + length :]
+
+
+def edit(**entry):
+    def change(text):
+        header = json.loads(text)
+        header["a.weight"] |= entry
+        return json.dumps(header)
+
+    return change
+
+
+def test_a_good_header_passes_and_equal_tensors_give_equal_bytes():
+    check_header(weights_bytes(TENSORS), TABLE, source="x")
+    assert weights_bytes(TENSORS) == weights_bytes(dict(reversed(TENSORS.items())))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a safetensors file"),
+        (b"\x80\x04\x95pickle", "not a safetensors file"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "not a safetensors file"),
+        (with_header(lambda t: t.rstrip()[:-1] + ',"a.weight":{}}'), "the key 'a.weight' stands twice"),
+        (with_header(lambda t: t.replace("a.weight", "../a")), "1 of the manifest's tensors are missing .*a.weight"),
+        (with_header(edit(shape=[3, 2])), "a.weight is .* not F32 .2, 3."),
+        (with_header(edit(dtype="I64")), "a.weight is .* not F32"),
+        (with_header(edit(data_offsets=[0, 8])), "do not follow those before it"),
+        (with_header(edit(data_offsets=[-24, 0])), "do not follow those before it"),
+        (weights_bytes(TENSORS) + b"\0\0\0\0", "its header accounts for"),
+        (weights_bytes(TENSORS)[:-4], "its header accounts for"),
+        (with_header(lambda t: "[" * 3000), "not JSON"),
+        (with_header(lambda t: "[1]"), "the header is not an object"),
+    ],
+)
+def test_a_strange_header_is_refused_before_any_tensor_is_made(data, message):
+    with pytest.raises(ManifestError, match=f"x: .*{message}"):
+        check_header(data, TABLE, source="x")
+
+
+def test_a_name_that_is_no_tensor_name():
+    table = {"../a": TensorEntry(shape=[2, 3], dtype="F32"), "b.weight": TABLE["b.weight"]}
+    with pytest.raises(ManifestError, match="is not a tensor name"):
+        check_header(with_header(lambda t: t.replace("a.weight", "../a")), table, source="x")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        (b'{"a": NaN}', "NaN is not a number"),
+        (b'{"a": 1e999}', "too large"),
+        (b'"\\ud800"', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b" " * 200, "200 bytes; at most 100"),
+    ],
+)
+def test_strict_json(raw, message):
+    with pytest.raises(ManifestError, match=message):
+        strict_json(raw, source="x", max_bytes=100 if raw.startswith(b" ") else 10**6)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a", {"x": b"1"})
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "a", {"x": b"2"})
+    assert (tmp_path / "a" / "x").read_bytes() == b"1"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_no_adapter(tmp_path):
+    with pytest.raises(IntegrityError, match=r"manifest.json: missing, or not a plain file"):
+        read_folder(tmp_path)
+
+
+def fake_base(folder, weights=b"w", **config):
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps({"model_type": "toy", "n": 1} | config))
+    return identify_base(str(folder))
+
+
+def test_a_base_is_its_weights_and_its_config(tmp_path):
+    one, copy = fake_base(tmp_path / "a"), fake_base(tmp_path / "b", transformers_version="9")
+    assert one.digest == copy.digest and one.hub_id is None
+    for name, other, message in (
+        ("c", {"weights": b"v"}, "model.safetensors has sha256"),
+        ("d", {"n": 2}, "its config.json differs"),
+        ("e", {"model_type": "toi"}, "its model_type is toi, not toy"),
+    ):
+        with pytest.raises(BaseMismatchError, match=message):
+            require_same_base(one, fake_base(tmp_path / name, **other))
+    (tmp_path / "f").mkdir()
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        identify_base(str(tmp_path / "f"))
+    with pytest.raises(ModelError, match="neither a folder nor in the hub cache"):
+        identify_base("nobody/nothing")
+
+
+def test_a_cached_digest_is_used_only_for_the_same_file(tmp_path):
+    path = tmp_path / "w"
+    path.write_bytes(b"one")
+    first = file_digest(path)
+    path.write_bytes(b"two!")
+    assert file_digest(path) != first
+    assert file_digest(path) == file_digest(path, cached=False)
+
+
+def test_the_probe_compares_effects():
+    base = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    effect = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    probe = record(base, base + effect, seed=0)
+    assert compare(probe, base, base + effect, dtype=torch.float32) == "passed"
+    assert compare(probe, base + 5, base + 5 + effect * 1.01, dtype=torch.float32) == "passed"
+    with pytest.raises(ProbeError, match="its effect on the probe is"):
+        compare(probe, base, base + effect * 1.05, dtype=torch.float32)
+    assert compare(probe, base, base + effect * 1.05, dtype=torch.bfloat16) == "passed"
+    nothing = record(base, base + effect * 1e-9, seed=0)
+    assert compare(nothing, base, base, dtype=torch.float32) == "inconclusive"
+    with pytest.raises(ProbeError, match="of version 99"):
+        compare(probe.model_copy(update={"version": 99}), base, base, dtype=torch.float32)
+
+
+def test_the_probe_is_a_function_of_its_seed():
+    messages, picture = probe_conversation(0)
+    assert picture.tobytes() == probe_conversation(0)[1].tobytes() != probe_conversation(1)[1].tobytes()
+    assert messages == probe_conversation(1)[0]
