@@ -90,6 +90,8 @@ class Lora:
             _inject(model, adapter_name, config, init_lora_weights=False, inference_mode=True)
             parameters = _parameters(model, adapter_name)
             assert set(parameters) == set(tensors), "expected_tensors was not asked first"
+            for layer in lora_layers(model):
+                layer.eval()  # new layers start in training mode, where their dropout is at work
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(tensors[name])

@@ -25,7 +25,7 @@ def trained(request, tmp_path_factory):
 @pytest.fixture
 def published(trained, make_recipe):
     _, base = trained
-    first = train(make_recipe(base, train={"max_steps": 4}))
+    first = train(make_recipe(base, train={"max_steps": 4}, method={"lora_dropout": 0.1}))
     second = train(make_recipe(base, name="others", seed=7, adapter={"publish": "testing/others"}))
     return base, first, second
 
