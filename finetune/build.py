@@ -79,6 +79,7 @@ def load_base(
     """
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
+    identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
     model, processor = family.load(path, revision=revision, dtype=dtype, device=pick_device(device))
     ends = model.generation_config.eos_token_id
     end_ids = ends if isinstance(ends, list) else [ends]
@@ -90,7 +91,7 @@ def load_base(
         family=family,
         collator=Collator(family, processor, end_ids, max_image_pixels=max_image_pixels),
         path=path,
-        identity=identify_base(path, revision=revision, verify=verify),
+        identity=identity,
         digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template)),
     )
 

@@ -54,6 +54,7 @@ def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
     for claim, held in verdict.items():
         print(f"{'held    ' if held else 'NOT HELD'}  {claim}")
     if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({"rows": rows, "held": verdict}, indent=2) + "\n")
     print(f"\nLook at {page} ({time.monotonic() - started:.0f} s in all)")
     return 0 if all(verdict.values()) else 1

@@ -6,11 +6,12 @@ Legend of shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    import torch
     from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import PreTrainedModel, ProcessorMixin
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 TOWERS = ("language", "projector", "vision")
 PaddingSide = Literal["left", "right"]
-# Turns conversations and their pictures, padded on one side, into the model's inputs.
-Encode: TypeAlias = "Callable[[Sequence[list[dict[str, Any]]], Sequence[list[Image]]], dict[str, Tensor]]"
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,12 @@ class Batch:
     examples: list[Example]
     labels: Tensor | None = None
 
-    def to(self, device: Any) -> Batch:
-        """Returns the batch with its tensors on ``device``."""
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+    def to(self, device: Any, dtype: torch.dtype) -> Batch:
+        """Returns the batch with its tensors on ``device``, pictures in the model's ``dtype``."""
+        inputs = {
+            name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+            for name, tensor in self.inputs.items()
+        }
         return Batch(inputs, self.examples, None if self.labels is None else self.labels.to(device))
 
 

@@ -30,7 +30,7 @@ class ModelSection(Section):
 
     name_or_path: str  # "pocket", a folder, or a hub id
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the base; the adapter trains in float32
     device: str = "auto"  # "auto", "cpu", "cuda", "mps"
 
 
@@ -78,7 +78,7 @@ class JsonlData(Section):
     image: str = "image"  # field names in a row
     question: str = "question"
     answer: str = "answer"
-    kind: str | None = None  # field that names the question type; None: the question itself
+    kind: str | None = None  # field that names the question type; None: the question, where there are a few
     max_rows: dict[Literal["train", "val", "test"], PositiveInt] = {}  # the first rows by a seeded shuffle
     max_image_pixels: PositiveInt = 50_000_000
 
@@ -151,7 +151,7 @@ class Recipe(Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
-    domain: str
+    domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
     seed: int = 0
     model: ModelSection
     method: LoraSection
@@ -248,8 +248,6 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     place = raw
     for part in parts[:-1]:
         place = place.setdefault(part, {})
-        if isinstance(place, str) and parts[0] == "method":
-            raise RecipeError(f"override {override!r}: {part} is {place!r} here, not a section")
         if not isinstance(place, dict):
             raise RecipeError(f"override {override!r}: {part} is not a section")
     place[parts[-1]] = value

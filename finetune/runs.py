@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from finetune.adapters.base_identity import cache_home, write_note
-from finetune.adapters.manifest import (
-    canonical_json,
-    sha256_hex,
-)
-from finetune.adapters.reference import AdapterRef
+from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.build import Base, base_of, examples_of, method_of
 from finetune.errors import RecipeError, TrainingError
 from finetune.registry import AdapterRegistry
-from finetune.saving import data_digest, save_adapter, save_weights
+from finetune.saving import save_adapter, save_weights
 from finetune.serving.app import VisionLanguageModel, remember_base
 from finetune.training.evaluate import Scores, predict, score
 from finetune.training.evaluate import evaluate as judge
@@ -60,10 +54,9 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     Raises:
         FinetuneError: anything that stops the run, with what to do.
     """
-    if recipe.adapter.publish:
-        AdapterRef.parse_name(recipe.adapter.publish)  # before hours of training, not after
-    accelerator = Accelerator(gradient_accumulation_steps=1)
-    _check_processes(accelerator)
+    _check_names(recipe)
+    accelerator = Accelerator(gradient_accumulation_steps=1, cpu=recipe.model.device == "cpu")
+    _check_launch(accelerator, recipe)
     set_seed(recipe.seed)
     main, folder = accelerator.is_main_process, recipe.run_folder
     if main:
@@ -71,13 +64,13 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
     accelerator.wait_for_everyone()
     log = RunLog(folder, every=recipe.train.logging_steps, main=main)
-    base = base_of(recipe, device=str(accelerator.device) if recipe.model.device == "auto" else None)
+    base = base_of(recipe, device=str(accelerator.device))
     splits = {name: examples_of(recipe, name) for name in ("train", "val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
     for example in splits["train"][:3]:
         log.say(f"  {base.collator.show(example)}")
-    before = _judge(base, recipe, splits["test"], accelerator, log, "base", cache_key=base.identity.digest)
+    before = _judge(base, recipe, splits["test"], accelerator, log, "base")
     attachment = method_of(recipe).attach(base.model, base.family.towers(base.model))
     log.say(f"{recipe.method.name} adapter\n{attachment.describe()}")
     steps = _fit(recipe, base, attachment, splits, accelerator, log)
@@ -207,59 +200,53 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def _check_processes(accelerator: Accelerator) -> None:
+def _check_names(recipe: Recipe) -> None:
+    """Refuses, before hours of training, a name that could not be saved or published after them."""
+    AdapterRef.parse_name(recipe.adapter.publish or f"{recipe.domain}/{recipe.name}")
+    for alias in recipe.adapter.aliases:
+        check_alias(alias)
+
+
+def _check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
     asked = os.environ.get("FINETUNE_NUM_PROCESSES")
     if asked and int(asked) != accelerator.num_processes:
         raise TrainingError(
             f"{asked} processes were asked for, but this run has {accelerator.num_processes}. On a CPU use "
             "NPROC=N ./launch.sh CONFIG: accelerate launch --cpu starts one process only."
         )
+    if accelerator.mixed_precision != "no":
+        raise TrainingError(
+            f"accelerate's mixed_precision is {accelerator.mixed_precision}; the recipe's model.dtype says what the "
+            "base is held in. Set mixed_precision: no in the accelerate config."
+        )
+    if recipe.model.device not in ("auto", accelerator.device.type):
+        raise TrainingError(f"model.device is {recipe.model.device}, but accelerate gives {accelerator.device}")
 
 
 def _judge(
-    base: Base,
-    recipe: Recipe,
-    examples: list[Example],
-    accelerator: Accelerator,
-    log: RunLog,
-    who: str,
-    *,
-    cache_key: str | None = None,
+    base: Base, recipe: Recipe, examples: list[Example], accelerator: Accelerator, log: RunLog, who: str
 ) -> Scores | None:
-    """Judges the model as it is; with ``cache_key``, answers are kept and reused for the same base, rows and task."""
+    """Judges the model as it is on ``examples``, and keeps every prediction; None where there are no rows."""
     if not examples:
         return None
-    note = None
-    if cache_key:
-        parts = [
-            cache_key,
-            recipe.model.dtype,
-            data_digest(examples),
-            recipe.task.model_dump(mode="json"),
-            version("torch"),
-        ]
-        note = cache_home() / "predictions" / f"{sha256_hex(canonical_json(parts))}.json"
-    if note and note.is_file():
-        scores = Scores(**json.loads(note.read_text()))
-    else:
-        scores, answers = judge(
-            base.model,
-            base.task(recipe.task),
-            examples,
-            base.collator.prompt_batch,
-            batch_size=recipe.train.eval_batch_size,
-            accelerator=accelerator,
-            title=f"judging the {who}",
-        )
-        if accelerator.is_main_process:
-            _write_predictions(recipe.run_folder / f"predictions-{who}.jsonl", examples, answers)
-            if note:
-                write_note(note, json.dumps(asdict(scores)))
+    scores, answers = judge(
+        base.model,
+        base.task(recipe.task),
+        examples,
+        base.collator.prompt_batch,
+        batch_size=recipe.train.eval_batch_size,
+        accelerator=accelerator,
+        title=f"judging the {who}",
+    )
+    if accelerator.is_main_process:
+        _write_predictions(recipe.run_folder / f"predictions-{who}.jsonl", examples, answers)
     low, high = scores.interval
     log.say(
         f"{who} on test: exact match {scores.exact_match:.3f} ({low:.3f} to {high:.3f}), majority answer "
         f"{scores.majority:.3f}, blank image {scores.blank_image:.3f}, {scores.n} rows"
     )
+    for kind, part in scores.by_kind.items():
+        log.say(f"  {part['exact_match']:.3f} (majority {part['majority']:.3f}, {part['n']} rows)  {kind}")
     return scores
 
 

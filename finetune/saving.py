@@ -15,6 +15,7 @@ from finetune.adapters.manifest import (
     WEIGHTS_NAME,
     AdapterDescription,
     AdapterManifest,
+    GenerationSettings,
     PromptContract,
     TrainingRecord,
     canonical_json,
@@ -128,7 +129,7 @@ def _manifest(
         prompt=PromptContract(
             system_prompt=recipe.task.system_prompt,
             question_template=recipe.task.question_template,
-            generation={"max_new_tokens": recipe.task.max_new_tokens, "do_sample": False, "num_beams": 1},
+            generation=GenerationSettings(max_new_tokens=recipe.task.max_new_tokens),
             answer_normalization=recipe.task.answer_normalization,
         ),
         toolchain={
@@ -147,7 +148,7 @@ def _manifest(
         metrics={
             when: scores.to_json() for when, scores in (("before", before), ("after", after)) if scores is not None
         },
-        probe=record(off, on, seed=PROBE_SEED),
+        probe=record(off, on, seed=PROBE_SEED, dtype=base.model.dtype),
         license=recipe.adapter.license,
         intended_use=recipe.adapter.intended_use,
         files=file_entries(weights_bytes(attachment.parameters), config_bytes(attachment.config)),

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(table(rows))
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     return 0
 

@@ -39,6 +39,8 @@ def _imports(path: Path):
         if id(node) in type_only:
             continue
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        if names == ["finetune"]:
+            names = [f"finetune.{alias.name}" for alias in node.names]
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         yield from (name for name in names if name.startswith("finetune."))
 

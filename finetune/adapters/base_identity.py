@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, canonical_json, sha256_hex
@@ -49,8 +50,12 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
         ModelError: the folder holds no safetensors weights or no config.
     """
     folder = snapshot_folder(name_or_path, revision=revision)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter_config.json: transformers would load that adapter with the base, silently. "
+            "Give the folder of the plain base."
+        )
     weights = sorted(folder.glob("*.safetensors"))
-    weights = [path for path in weights if path.name != "adapter_model.safetensors"]
     if not weights:
         raise ModelError(f"{folder}: no safetensors weights; other formats are not loaded")
     config_path = folder / "config.json"
@@ -85,6 +90,7 @@ def identify_processor(name_or_path: str, *, revision: str | None = None, chat_t
         tokenizer=together(_TOKENIZER_FILES),
         processor_config=together(_PROCESSOR_FILES),
         chat_template=sha256_hex(chat_template.encode()),
+        generation_config=together(("generation_config.json",)),
     )
 
 
@@ -120,7 +126,7 @@ def require_same_processor(wanted: ProcessorDigests, live: ProcessorDigests) -> 
 def file_digest(path: Path, *, cached: bool = True) -> str:
     """Returns the SHA-256 of a file; with ``cached``, from the cache where path, inode, size and time agree."""
     resolved = path.resolve()
-    if resolved.parent.name == "blobs" and len(resolved.name) == 64:
+    if cached and resolved.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", resolved.name):
         return resolved.name  # the hub's cache names large files by their sha256
     stat = resolved.stat()
     key = sha256_hex(canonical_json([str(resolved), stat.st_ino, stat.st_size, stat.st_mtime_ns]))

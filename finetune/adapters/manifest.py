@@ -54,11 +54,12 @@ class BaseIdentity(_Part):
 
 
 class ProcessorDigests(_Part):
-    """What turns pictures and text into tensors; a change of any part changes what the adapter sees."""
+    """What turns pictures and text into tensors, and tensors into text; a change of any part changes the answers."""
 
     tokenizer: Sha256
     processor_config: Sha256
     chat_template: Sha256
+    generation_config: Sha256
 
 
 class TensorEntry(_Part):
@@ -79,13 +80,28 @@ class AdapterDescription(_Part):
     towers: dict[str, int]  # tower -> number of adapted modules
 
 
+class GenerationSettings(_Part):
+    """How an answer is decoded; anything else is as the base's generation config says."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
+    do_sample: Literal[False] = False
+    num_beams: Literal[1] = 1
+
+
 class PromptContract(_Part):
     """How the adapter was asked during training; ``.ask`` applies exactly this."""
 
     system_prompt: str | None = None
     question_template: str
-    generation: dict[str, Any]
-    answer_normalization: str
+    generation: GenerationSettings
+    answer_normalization: Literal["vqa"]
+
+    @field_validator("question_template")
+    @classmethod
+    def _has_its_place(cls, template: str) -> str:
+        if template.count("{question}") != 1:
+            raise ValueError("must hold {question} exactly once")
+        return template
 
 
 class TrainingRecord(_Part):
@@ -100,6 +116,10 @@ class TrainingRecord(_Part):
     domain: str
 
 
+ProbeRow = Annotated[list[float], Field(min_length=1, max_length=64)]
+ProbeLogits = Annotated[list[ProbeRow], Field(min_length=4, max_length=4)]
+
+
 class Probe(_Part):
     """Logits of base and adapter on a synthetic picture and text, recorded when the adapter was saved.
 
@@ -107,9 +127,10 @@ class Probe(_Part):
     """
 
     version: int
-    seed: int
-    base: list[list[float]]
-    adapter: list[list[float]]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    base: ProbeLogits
+    adapter: ProbeLogits
 
 
 class FileEntry(_Part):
@@ -169,6 +190,13 @@ class AdapterManifest(_Part):
                 for when, scores in self.metrics.items()
             },
         }
+
+    @field_validator("probe")
+    @classmethod
+    def _probe_is_rectangular(cls, probe: Probe) -> Probe:
+        if len({len(row) for row in (*probe.base, *probe.adapter)}) != 1:
+            raise ValueError("its rows differ in length")
+        return probe
 
     def to_bytes(self) -> bytes:
         """Returns the canonical JSON of the manifest; its SHA-256 is the adapter's digest."""

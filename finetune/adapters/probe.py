@@ -44,16 +44,21 @@ def probe_logits(
 ) -> Tensor:
     """Returns fp32 logits [4, 64] at the last positions of the probe, for token ids spread over the vocabulary."""
     inputs = encode(*probe_conversation(seed))
-    device = next(model.parameters()).device
-    logits = model(**{k: v.to(device) for k, v in inputs.items()}, use_cache=False).logits[0]  # [T, V]
+    first = next(model.parameters())
+    on_device = {
+        name: tensor.to(first.device, first.dtype) if tensor.is_floating_point() else tensor.to(first.device)
+        for name, tensor in inputs.items()
+    }
+    logits = model(**on_device, use_cache=False).logits[0]  # [T, V]
     rng = np.random.default_rng([VERSION, seed, 1])
     ids = torch.from_numpy(np.sort(rng.choice(logits.shape[-1], min(_IDS, logits.shape[-1]), replace=False)))
     return logits[-_POSITIONS:].float().cpu()[:, ids]
 
 
-def record(base: Tensor, adapted: Tensor, *, seed: int) -> Probe:
-    """Returns what the manifest keeps."""
-    return Probe(version=VERSION, seed=seed, base=base.tolist(), adapter=adapted.tolist())
+def record(base: Tensor, adapted: Tensor, *, seed: int, dtype: torch.dtype) -> Probe:
+    """Returns what the manifest keeps; ``dtype`` is what the model computed in."""
+    name = str(dtype).removeprefix("torch.")
+    return Probe(version=VERSION, seed=seed, dtype=name, base=base.tolist(), adapter=adapted.tolist())  # type: ignore[arg-type]
 
 
 def compare(probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype) -> str:
@@ -78,11 +83,12 @@ def compare(probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype) 
         raise ProbeError(f"the recorded probe is {list(saved_base.shape)}; this model gives {list(base.shape)}")
     saved, live = saved_adapter - saved_base, adapted - base
     size, off = saved.norm().item(), (live - saved).norm().item()
-    tolerance = _TOLERANCE[dtype]
-    if off > tolerance * max(size, _NOISE[dtype] * saved_base.norm().item()):
+    coarser = max(dtype, getattr(torch, probe.dtype), key=_TOLERANCE.__getitem__)
+    tolerance, noise = _TOLERANCE[coarser], _NOISE[coarser] * saved_base.norm().item()
+    if not off <= max(tolerance * size, noise):  # also refuses an effect that is not a number
         raise ProbeError(
             f"the adapter does not do here what it did when it was saved: its effect on the probe is "
             f"{live.norm().item():.4g}, recorded was {size:.4g}, and they differ by {off:.4g} (at most "
             f"{tolerance:.0%} of the recorded is rounding)"
         )
-    return "passed" if size > _NOISE[dtype] * saved_base.norm().item() else "inconclusive"
+    return "passed" if size > noise else "inconclusive"

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Supervised:
     """A rendered conversation, and which of its last tokens are learnt.
 
-    ``tail`` is the number of tokens from the first learnt one to the end, ``length`` how many of them are learnt;
-    counted from the end, they hold whatever number of tokens the pictures become.
+    ``tail`` holds the ids from the first learnt token to the end, ``length`` says how many of them are learnt: counted
+    from the end they are right whatever number of tokens the pictures become.
     """
 
     text: str

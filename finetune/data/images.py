@@ -38,10 +38,7 @@ def open_image(source: ImageSource, *, max_pixels: int = 50_000_000, name: str |
                         f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
                         "data.max_image_pixels."
                     )
-                image: Image.Image = file
-                if file.mode in ("I;16", "I"):  # 16-bit grey: PIL's own conversion would clip at 255
-                    image = Image.fromarray((np.asarray(file).astype(np.float64) / 257).round().astype(np.uint8))
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return _upright_rgb(file)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
@@ -57,7 +54,7 @@ def as_source(image: Any) -> ImageSource:
         DataError: it is none of these.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.asarray(_upright_rgb(image))
     if isinstance(image, str):
         return Path(image)
     if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
@@ -65,6 +62,12 @@ def as_source(image: Any) -> ImageSource:
     if isinstance(image, Path | bytes | np.ndarray):
         return image
     raise DataError(f"a picture is a path, bytes, a PIL image or a uint8 array [H, W, 3], not {type(image).__name__}")
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey: PIL's own conversion would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def image_digest(source: ImageSource) -> str:

@@ -1,6 +1,7 @@
 """Rows from JSON Lines files beside their pictures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def read_jsonl(section: JsonlData, split: str, *, task: TaskSection, seed: int) 
     root = Path(section.root)
     path = root / name
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check data.root and data.{split}.") from None
     except UnicodeDecodeError as error:
@@ -41,11 +42,22 @@ def read_jsonl(section: JsonlData, split: str, *, task: TaskSection, seed: int) 
     ]
     if not examples:
         raise DataError(f"{path}: no rows")
+    if section.kind is None and not _few_questions(examples):
+        examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
     cap = section.max_rows.get(split)  # type: ignore[call-overload]
     if cap is not None and cap < len(examples):
         chosen = np.random.default_rng([seed, len(examples)]).permutation(len(examples))[:cap]
         examples = [examples[i] for i in sorted(chosen)]
     return examples
+
+
+def _few_questions(examples: list[Example]) -> bool:
+    """Tells whether the questions are a few that are put again and again, so that each is a type of its own.
+
+    Free questions are not: a majority answer among one row is always right, and a manifest would publish them.
+    """
+    different = {example.meta["question"] for example in examples}
+    return len(different) <= 50 and 2 * len(different) <= len(examples)
 
 
 def _example(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from finetune.errors import ModelError
@@ -36,10 +37,17 @@ class ImageTextToTextFamily:
         self, name_or_path: str, *, revision: str | None, dtype: str, device: str
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Returns the frozen model in eval mode on ``device``, and its processor."""
-        model = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False
-        )
-        processor = AutoProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                name_or_path,
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+            processor = AutoProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{name_or_path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         if processor.chat_template is None:
             raise ModelError(f"{name_or_path}: its processor has no chat template, so no question can be put")
         model.requires_grad_(False)

@@ -19,7 +19,7 @@ from finetune.methods.targets import resolve_targets
 from finetune.tables import FIXED_PEFT_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor, nn
 
@@ -64,6 +64,9 @@ class Lora:
         config = peft_config([name for names in modules.values() for name in names], chosen)
         _inject(model, "default", config, init_lora_weights=True, inference_mode=False)
         parameters = _parameters(model, "default")
+        for parameter in parameters.values():
+            # Small updates would be rounded away in the half precision of a base; PEFT's layers cast their inputs.
+            parameter.data = parameter.data.float()
         # B starts at zero, so the gradient of A is zero until B has moved once.
         alive_after = {name: 2 if ".lora_A." in name else 1 for name in parameters}
         attachment = Attachment("default", modules, parameters, chosen, config, alive_after)
@@ -90,8 +93,9 @@ class Lora:
             _inject(model, adapter_name, config, init_lora_weights=False, inference_mode=True)
             parameters = _parameters(model, adapter_name)
             assert set(parameters) == set(tensors), "expected_tensors was not asked first"
-            for layer in lora_layers(model):
-                layer.eval()  # new layers start in training mode, where their dropout is at work
+            for module in model.modules():
+                if isinstance(module, LoraLayer):
+                    module.eval()  # new layers start in training mode, where their dropout is at work
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(tensors[name])
@@ -111,6 +115,7 @@ class Lora:
             ManifestError: a module is missing or not linear, or a rank is out of range.
         """
         options = description.options
+        check_options(options, description.modules)
         expected: dict[str, tuple[int, ...]] = {}
         for name in description.modules:
             try:
@@ -122,7 +127,7 @@ class Lora:
             width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if width_in is None or width_out is None:
                 raise ManifestError(f"{name!r} is a {type(module).__name__} on this base, not a linear module")
-            r = options.get("rank_pattern", {}).get(name, options.get("r"))
+            r = options["rank_pattern"].get(name, options["r"])
             if type(r) is not int or not 1 <= r <= min(4096, max(width_in, width_out)):
                 raise ManifestError(f"rank {r!r} of {name!r} is not between 1 and {max(width_in, width_out)}")
             expected[f"{_PREFIX}{name}.lora_A.weight"] = (r, width_in)
@@ -132,7 +137,24 @@ class Lora:
 
 def peft_config(modules: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what ``adapter_config.json`` holds: PEFT's fields, module names in full, nothing that mutates a base."""
-    return {"peft_type": "LORA", "target_modules": list(modules), **FIXED_PEFT_CONFIG, **options}
+    return {**options, "peft_type": "LORA", "target_modules": list(modules), **FIXED_PEFT_CONFIG}
+
+
+def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
+    """Raises ManifestError unless ``options`` are those of our LoRA, with values PEFT takes literally."""
+    names = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"}
+    if set(options) != names:
+        wrong = sorted(set(options) ^ names)
+        raise ManifestError(f"the options of a LoRA adapter are {', '.join(sorted(names))}; wrong: {', '.join(wrong)}")
+    ranks, alphas = options["rank_pattern"], options["alpha_pattern"]
+    for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        if not isinstance(pattern, dict) or not set(pattern) <= set(modules):
+            raise ManifestError(f"{name} must map names of the adapter's modules, not {str(pattern)[:80]}")
+    for alpha in (options["lora_alpha"], *alphas.values()):
+        if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+            raise ManifestError(f"lora_alpha {alpha!r} is not a number between 0 and 1e6")
+    if type(options["lora_dropout"]) not in (int, float) or not 0 <= options["lora_dropout"] < 1:
+        raise ManifestError(f"lora_dropout {options['lora_dropout']!r} is not a number from 0 to below 1")
 
 
 def refuse_wrapped(model: nn.Module) -> None:
@@ -143,13 +165,6 @@ def refuse_wrapped(model: nn.Module) -> None:
                 f"the model already carries an adapter (at {name}). Load a fresh base, or train with this one: "
                 "adapters are not stacked."
             )
-
-
-def lora_layers(model: nn.Module) -> Iterator[LoraLayer]:
-    """Yields PEFT's layers in ``model``."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            yield module
 
 
 def detach(model: nn.Module, adapter_name: str) -> None:
@@ -177,7 +192,7 @@ def _inject(
     init_lora_weights: bool,
     inference_mode: bool,
 ) -> None:
-    lora = LoraConfig(**{**config, "inference_mode": inference_mode}, init_lora_weights=init_lora_weights)
+    lora = LoraConfig(**{**config, "inference_mode": inference_mode, "init_lora_weights": init_lora_weights})
     with warnings.catch_warnings():
         # PEFT warns of a second adapter on one model, which is what this package is for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")

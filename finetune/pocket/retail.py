@@ -49,9 +49,8 @@ def draw_product(seed: int, split: str, index: int) -> Scene:
     tagged = bool(rng.random() < 0.5)
     if tagged:
         _hang_tag(rng, picture)
-    name = "pants" if garment == "pants" else garment
     questions = [
-        Question(kind="garment", text="Which garment is this?", answer=name),
+        Question(kind="garment", text="Which garment is this?", answer=garment),
         Question(kind="color", text="What color is the garment?", answer=color),
         Question(kind="pattern", text="What pattern does the garment have?", answer=pattern),
         Question(kind="tag", text="Is there a price tag?", answer="yes" if tagged else "no"),

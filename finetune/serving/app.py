@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.base_identity import cache_home, require_same_base, require_same_processor, write_note
 from finetune.adapters.folder import AdapterFolder, read_folder
-from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest, PromptContract
+from finetune.adapters.manifest import AdapterManifest, PromptContract, sha256_hex
 from finetune.adapters.probe import compare
+from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, load_base, method_of_saved
 from finetune.data.images import as_source
-from finetune.errors import BaseMismatchError, ManifestError, NotFoundError
+from finetune.errors import AdapterReferenceError, BaseMismatchError, ManifestError, NotFoundError
 from finetune.example import Example, answer
 from finetune.lookup import did_you_mean
 from finetune.recipe import TaskSection
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Resident:
     """One adapter that is ready to answer."""
 
-    ref: str  # as it was asked for
+    ref: str  # as it was first asked for
     internal_name: str  # what the layers know it by
     manifest: AdapterManifest
     probe: str  # "passed" or "inconclusive"
@@ -53,7 +53,7 @@ class VisionLanguageModel:
         self.base = base
         self.registry = registry
         self.switcher = Switcher(base.model)
-        self._residents: dict[str, Resident] = {}  # ref as asked for, and digest -> resident
+        self._residents: dict[str, Resident] = {}  # digest of the manifest -> resident
         self._current: Resident | None = None
 
     @property
@@ -81,14 +81,15 @@ class VisionLanguageModel:
             AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
-        ref = str(ref)
-        if ref in self._residents:
-            return self._residents[ref]
-        folder = read_folder(find_adapter(ref, self.registry))
-        digest = hashlib.sha256(folder.manifest.to_bytes()).hexdigest()
-        resident = self._residents.get(digest) or self._attach(ref, digest, folder)
-        self._residents[ref] = self._residents[digest] = resident
-        return resident
+        path = as_folder(ref)
+        if path is None:
+            digest = self._registry().resolve(str(ref)).digest  # each time: an alias may have moved
+        else:
+            digest = sha256_hex(read_folder(path).manifest.to_bytes())
+        if digest not in self._residents:
+            folder = read_folder(path or self._registry().pull(str(ref)))
+            self._residents[digest] = self._attach(str(ref), digest, folder)
+        return self._residents[digest]
 
     @contextmanager
     def using(self, ref: str | Path | None) -> Iterator[VisionLanguageModel]:
@@ -114,7 +115,7 @@ class VisionLanguageModel:
         task = self.task
         prompt = task.options.ask(question)
         example = Example(id="question", messages=[*prompt, answer("")], images=[as_source(image)], answers=[""])
-        batch = self.base.collator.prompt_batch([example]).to(self.model.device)
+        batch = self.base.collator.prompt_batch([example]).to(self.model.device, self.model.dtype)
         return task.predict(self.model, batch)[0]
 
     @property
@@ -123,6 +124,11 @@ class VisionLanguageModel:
         if self._current is None:
             return self.base.task(TaskSection())
         return self.base.task(task_section(self._current.manifest.prompt))
+
+    def _registry(self) -> AdapterRegistry:
+        if self.registry is None:
+            raise NotFoundError("names are looked up in a registry, and this model was given none")
+        return self.registry
 
     def _activate(self, resident: Resident | None) -> None:
         self.switcher.use(None if resident is None else resident.internal_name)
@@ -191,8 +197,7 @@ def load(
     if base is None:
         if str(ref) == "base":
             raise BaseMismatchError("ref 'base' is the plain base model: say which with base=")
-        manifest_file = find_adapter(str(ref), registry) / MANIFEST_NAME
-        manifest = AdapterManifest.parse(manifest_file.read_bytes(), source=str(manifest_file))
+        manifest = read_folder(as_folder(ref) or registry.pull(str(ref))).manifest
         base = find_base(manifest.base)
         revision = revision or manifest.base.revision
     vlm = VisionLanguageModel(
@@ -202,14 +207,20 @@ def load(
     return vlm
 
 
-def find_adapter(ref: str, registry: AdapterRegistry | None) -> Path:
-    """Returns the folder of an adapter: ``ref`` itself, or pulled from the registry."""
-    path = Path(ref)
-    if (path / MANIFEST_NAME).is_file():
-        return path
-    if registry is None:
-        raise NotFoundError(f"{ref!r} is not an adapter's folder, and no registry was given")
-    return registry.pull(ref)
+def as_folder(ref: str | Path) -> Path | None:
+    """Returns the folder that ``ref`` means, or None where it is a registry reference.
+
+    A text that reads as a reference is one, even where a folder of that name stands in the working directory.
+    """
+    if isinstance(ref, str):
+        try:
+            AdapterRef.parse(ref)
+        except AdapterReferenceError:
+            if not Path(ref).is_dir():
+                raise
+        else:
+            return None
+    return Path(ref)
 
 
 def find_base(identity: BaseIdentity) -> str:
@@ -243,8 +254,8 @@ def task_section(prompt: PromptContract) -> TaskSection:
         name="vqa",
         system_prompt=prompt.system_prompt,
         question_template=prompt.question_template,
-        max_new_tokens=prompt.generation["max_new_tokens"],
-        answer_normalization=prompt.answer_normalization,  # type: ignore[arg-type]
+        max_new_tokens=prompt.generation.max_new_tokens,
+        answer_normalization=prompt.answer_normalization,
     )
 
 

@@ -26,7 +26,8 @@ def normalize_vqa(text: str) -> str:
         text = text.replace(mark, "" if glued else " ")
     text = re.sub(r"(?<!\d)\.(?!\d)|\.$|\.(?=\s)", "", text).rstrip(":")
     words = [_NUMBERS.get(word, word) for word in text.split()]
-    return " ".join(word for word in words if word not in _ARTICLES)
+    # An answer that is nothing but an article, such as A of A, B, C and D, stays.
+    return " ".join(word for word in words if word not in _ARTICLES) or " ".join(words)
 
 
 def bootstrap_interval(

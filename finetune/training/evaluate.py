@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from accelerate import Accelerator
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from finetune.example import Example
     from finetune.interfaces import Batch, Task
@@ -41,7 +41,7 @@ class Scores:
 
 
 def predict(
-    model: nn.Module,
+    model: PreTrainedModel,
     task: Task,
     examples: Sequence[Example],
     prompt_batch: Callable[[Sequence[Example]], Batch],
@@ -65,12 +65,11 @@ def predict(
     mine = range(process, len(examples), processes)
     # Rows of like length in one batch waste less padding; the order of answers is put right below.
     order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
-    device = next(model.parameters()).device
     answers: dict[int, str] = {}
     with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = prompt_batch([examples[i] for i in rows]).to(device)
+            batch = prompt_batch([examples[i] for i in rows]).to(model.device, model.dtype)
             answers.update(zip(rows, task.predict(model, batch), strict=True))
             bar.update(len(rows))
     if accelerator and processes > 1:
@@ -131,7 +130,7 @@ def score(
 
 
 def evaluate(
-    model: nn.Module,
+    model: PreTrainedModel,
     task: Task,
     examples: Sequence[Example],
     prompt_batch: Callable[[Sequence[Example]], Batch],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from finetune.example import Example
     from finetune.interfaces import Attachment, Batch, Task
@@ -39,7 +40,6 @@ class TrainState:
     best_score: float = -math.inf
     best_step: int = 0
     validations_without_better: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)  # one entry a validation
 
 
 class _Rows(Dataset):
@@ -70,7 +70,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         attachment: Attachment,
         task: Task,
         collate: Callable[[list[tuple[Example, bool]]], Batch],
@@ -121,8 +121,10 @@ class Trainer:
         log.start(plan.total_steps)
         set_train_mode(self.plain_model, self.attachment)
         for step in range(self.state.step, plan.total_steps):
+            started = time.monotonic()
             window = [next(stream) for _ in plan.micro_batches(step, process)]
-            log.step(step + 1, **self._step(step, window, plan))
+            values = self._step(step, window, plan)
+            log.step(step + 1, seconds=time.monotonic() - started, **values)
             self.state.step = step + 1
             last = step + 1 == plan.total_steps
             if validate and ((step + 1) % every == 0 or last):
@@ -138,10 +140,10 @@ class Trainer:
 
     def _step(self, step: int, window: list[Batch], plan: Plan) -> dict[str, Any]:
         """Makes one optimizer step; returns what is logged about it."""
-        started = time.monotonic()
-        device = self.accelerator.device
-        window = [batch.to(device) for batch in window]
+        device, dtype = self.accelerator.device, self.plain_model.dtype
+        window = [batch.to(device, dtype) for batch in window]
         totals = self._totals(window)
+        tokens = totals.pop("tokens")
         loss_sums = dict.fromkeys(totals, 0.0)
         for number, batch in enumerate(window, start=1):
             last = number == len(window)
@@ -181,13 +183,12 @@ class Trainer:
             "grad_norm": norm.item(),
             "epoch": (step + 1) / plan.steps_per_epoch,
             "samples": len(plan.rows(step)),
-            "tokens": int(sum(batch.inputs["attention_mask"].sum().item() for batch in window)),
-            "seconds": time.monotonic() - started,
+            "tokens": tokens,
         }
 
     def _totals(self, window: list[Batch]) -> dict[str, int]:
-        """Adds up each term's items over the window and all processes."""
-        counts: dict[str, int] = {}
+        """Adds up each term's items, and ``tokens``, over the window and all processes."""
+        counts = {"tokens": sum(int(batch.inputs["attention_mask"].sum()) for batch in window)}
         for batch in window:
             for name, count in self.task.count_items(batch).items():
                 counts[name] = counts.get(name, 0) + count
@@ -223,7 +224,6 @@ class Trainer:
                 on_better()
         else:
             state.validations_without_better += 1
-        state.history.append({"step": state.step, "score": score})
         log.validation(state.step, score, better)
 
 

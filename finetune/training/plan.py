@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.errors import DataError
 from finetune.recipe import TrainSection
 
 MicroBatch = list[tuple[int, bool]]  # (row, whether it is learnt; False only fills up an empty micro-batch)
@@ -28,6 +29,8 @@ class Plan:
     @classmethod
     def of(cls, options: TrainSection, *, num_rows: int, num_processes: int, seed: int) -> "Plan":
         """Returns the plan of a recipe's train section."""
+        if num_rows == 0:
+            raise DataError("there are no rows to train on. Look at data.train or data.rows.")
         window = options.batch_size * options.gradient_accumulation_steps * num_processes
         steps = options.max_steps
         if steps is None:

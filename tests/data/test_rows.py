@@ -65,6 +65,17 @@ def test_no_rows_and_no_file(read, tmp_path):
         read_jsonl(section, "train", task=TaskSection(), seed=0)
 
 
+def test_a_question_is_a_type_only_where_questions_are_few(read):
+    again = read(*[{**ROW, "question": f"{i % 2}?"} for i in range(8)])
+    free = read(*[{**ROW, "question": f"{i}?"} for i in range(8)])
+    assert {e.kind for e in again} == {"0?", "1?"} and {e.kind for e in free} == {"all"}
+
+
+def test_unusual_line_ends_stay_in_their_row(read):
+    row = json.dumps({**ROW, "answer": "a\u2028b\u0085c"}, ensure_ascii=False)
+    assert [e.answers[0] for e in read("\ufeff" + row, ROW)] == ["a\u2028b\u0085c", "x"]
+
+
 def test_max_rows_chooses_by_seed(read):
     rows = [{**ROW, "answer": str(i)} for i in range(20)]
     few = [e.answers[0] for e in read(*rows, max_rows={"train": 5})]
@@ -110,6 +121,8 @@ def test_pictures_from_an_app(tmp_path):
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()):
         assert open_image(as_source(source)).getpixel((0, 0)) == (255, 0, 0)
     assert open_image(as_source(Image.new("L", (3, 3), 7))).getpixel((0, 0)) == (7, 7, 7)
+    deep = Image.fromarray(np.full((3, 3), 257 * 100, np.uint16))
+    assert open_image(as_source(deep)).getpixel((0, 0)) == (100, 100, 100)
     with pytest.raises(DataError, match="must be uint8"):
         as_source(np.zeros((3, 3, 3)))
     with pytest.raises(DataError, match="not int"):

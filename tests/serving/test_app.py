@@ -167,6 +167,23 @@ def auto_mapping(folder, tensors, config, manifest):
     resave(folder, tensors, config | {"auto_mapping": {"base_model_class": "x"}}, manifest)
 
 
+def options_with(**more):
+    def change(folder, tensors, config, manifest):
+        options = manifest.adapter.options | more
+        resave(folder, tensors, config | options, manifest, adapter__options=options)
+
+    change.__name__ = "options_" + "_".join(more)
+    return change
+
+
+def huge_values(folder, tensors, config, manifest):
+    resave(folder, {n: torch.full_like(t, 1e38) for n, t in tensors.items()}, config, manifest)
+
+
+def other_generation(folder, tensors, config, manifest):
+    resave(folder, tensors, config, manifest, processor__generation_config="0" * 64)
+
+
 def other_tokenizer(folder, tensors, config, manifest):
     resave(folder, tensors, config, manifest, processor__tokenizer="0" * 64)
 
@@ -189,6 +206,16 @@ REFUSALS = [
     (drop_half, ManifestError, "of the manifest's tensors are missing"),
     (modules_to_save, ManifestError, "modules_to_save"),
     (auto_mapping, ManifestError, "fields that are not allowed: auto_mapping"),
+    (options_with(bias="all"), ManifestError, "bias is 'all', it must be 'none'"),
+    (options_with(target_modules=".*"), ManifestError, "target_modules"),
+    (options_with(init_lora_weights="pissa"), ManifestError, "wrong: init_lora_weights"),
+    (options_with(layer_replication=[[0, 2]]), ManifestError, "wrong: layer_replication"),
+    (options_with(lora_alpha="8"), ManifestError, "lora_alpha '8' is not a number"),
+    (options_with(lora_alpha=1e38), ManifestError, "lora_alpha 1e.38 is not a number"),
+    (options_with(rank_pattern={"(a+)+$": 4}), ManifestError, "rank_pattern must map names of the adapter's modules"),
+    (options_with(r=True), AdapterError, "rank True of"),
+    (huge_values, ProbeError, "does not do here what it did"),
+    (other_generation, BaseMismatchError, "trained with another generation config"),
     (other_tokenizer, BaseMismatchError, "trained with another tokenizer"),
     (a_method_nobody_has, AdapterError, "unknown method of the adapter 'os.system'"),
 ]
@@ -201,8 +228,8 @@ def test_each_damage_is_refused_by_name_and_leaves_everything_as_it_was(publishe
     modules = [name for name, _ in vlm.model.named_modules()]
     good = read_folder(first.adapter)
     config = json.loads((first.adapter / CONFIG_NAME).read_bytes())
-    for change, error, message in REFUSALS:
-        folder = tmp_path / change.__name__
+    for number, (change, error, message) in enumerate(REFUSALS):
+        folder = tmp_path / f"{number}"
         shutil.copytree(first.adapter, folder)
         change(folder, dict(good.tensors), dict(config), good.manifest)
         with pytest.raises(error, match=message):
@@ -244,6 +271,44 @@ def test_an_unknown_base_is_asked_for(published, tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(BaseMismatchError, match="has not been used on this machine. Give its folder: base=PATH"):
         load(first.ref, registry=AdapterRegistry(), device="cpu")
+
+
+def test_a_base_in_half_precision_gives_an_adapter_that_loads_in_full(trained, make_recipe):
+    _, base = trained
+    run = train(make_recipe(base, model={"dtype": "bfloat16"}, name="half"))
+    vlm = load(run.adapter, base=str(base), device="cpu")
+    assert vlm.model.dtype == torch.float32 and vlm.adapter.probe == "passed"
+    assert load(run.adapter, base=str(base), device="cpu", dtype="bfloat16").adapter.probe == "passed"
+    assert {entry.dtype for entry in vlm.adapter.manifest.adapter.tensors.values()} == {"F32"}
+
+
+def test_an_alias_that_moves_is_followed(published):
+    base, first, second = published
+    registry = AdapterRegistry()
+    registry.alias("testing/squares", "prod", 1)
+    vlm = load("testing/squares@prod", base=str(base), device="cpu")
+    before = vlm.base.probe(0)
+    registry.publish(first.adapter)
+    registry.alias("testing/squares", "prod", 2)
+    vlm.use("testing/squares@prod")
+    assert torch.equal(vlm.base.probe(0), before), "the same bytes are the same resident"
+    with pytest.raises(NotFoundError):
+        vlm.use("testing/squares@staging")
+    assert vlm.adapter is not None
+
+
+def test_a_base_folder_that_holds_an_adapter_is_refused(trained, tmp_path):
+    from finetune.errors import ModelError
+
+    _, base = trained
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds an adapter_config.json"):
+        load("base", base=str(tmp_path / "base"), device="cpu")
+    (tmp_path / "base" / "adapter_config.json").unlink()
+    (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        load("base", base=str(tmp_path / "base"), device="cpu")
 
 
 def test_peft_opens_the_folder_too(published):

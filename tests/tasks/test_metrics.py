@@ -16,6 +16,7 @@ from finetune.tasks.metrics import bootstrap_interval, majority_score, normalize
         ("1,000", "1000"),
         ("don't", "dont"),
         ("none", "0"),
+        ("A", "a"),
         ("", ""),
     ],
 )
