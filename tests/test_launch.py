@@ -401,7 +401,8 @@ def test_signal_reaches_the_child_once(signum):
         sys.exit(40 + len(got))
     """
     parent = """
-        import os, sys
+        import os, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         from finetune.launch import run_child
         sys.exit(run_child([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=os.environ))
     """

@@ -36,7 +36,7 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
                 "config": zero,
                 "hub_id": "toy/base",
             },
-            "processor": {"tokenizer": zero, "processor_config": zero, "chat_template": zero},
+            "processor": dict.fromkeys(("tokenizer", "processor_config", "chat_template", "generation_config"), zero),
             "adapter": {
                 "method": "lora",
                 "peft_type": "LORA",
@@ -45,7 +45,11 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
                 "tensors": {"model.layer.lora_A": {"shape": [2, 4], "dtype": "F32"}},
                 "towers": {"language": 1},
             },
-            "prompt": {"question_template": "{question}", "generation": {}, "answer_normalization": "strip"},
+            "prompt": {
+                "question_template": "{question}",
+                "generation": {"max_new_tokens": 16},
+                "answer_normalization": "vqa",
+            },
             "toolchain": {"torch": "2"},
             "training": {
                 "recipe": zero,
@@ -57,7 +61,7 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
                 "domain": namespace,
             },
             "metrics": {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.75}},
-            "probe": {"version": 1, "seed": 0, "base": [[0.0]], "adapter": [[1.0]]},
+            "probe": {"version": 1, "seed": 0, "dtype": "float32", "base": [[0.0]] * 4, "adapter": [[1.0]] * 4},
             "files": entries,
         }
     )
