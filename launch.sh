@@ -133,6 +133,12 @@ stop() { # On a signal: end the step that runs, so that no install goes on behin
   trap '' INT TERM HUP
   if [ -n "$child" ]; then
     kill -INT -- "-$child" 2>/dev/null || kill -INT "$child" 2>/dev/null || true
+    # Where this script itself runs in the background of another, its children ignore INT.
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+      kill -0 "$child" 2>/dev/null || break
+      sleep 0.2
+    done
+    kill -TERM -- "-$child" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
     wait "$child" 2>/dev/null || true
   fi
   say "interrupted. Nothing is half done for good: the next call finishes the install."

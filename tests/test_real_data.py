@@ -23,8 +23,16 @@ pytestmark = [
 def test_two_domains_on_one_base(tmp_path):
     """A few hundred rows of each: enough to beat the base and the grey picture by far, not to reach the table."""
     settings = {
-        "medical/brain_mri.yaml": ["data.max_rows={train: 300, val: 40, test: 100}", "train.epochs=3"],
-        "retail/clothing.yaml": ["data.max_rows={train: 300, val: 40, test: 100}", "train.epochs=4"],
+        "medical/brain_mri.yaml": [
+            "data.max_rows={train: 300, val: 40, test: 100}",
+            "train.epochs=4",
+            "train.batch_size=8",
+        ],
+        "retail/clothing.yaml": [
+            "data.max_rows={train: 300, val: 40, test: 100}",
+            "train.epochs=4",
+            "train.batch_size=8",
+        ],
     }
     recipes = [load_recipe(CONFIGS / n, [*o, f"train.output_dir={tmp_path}"]) for n, o in settings.items()]
     refs = [train(recipe).ref for recipe in recipes]
