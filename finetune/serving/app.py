@@ -81,13 +81,14 @@ class VisionLanguageModel:
             AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
-        path = as_folder(ref)
+        path, folder = as_folder(ref), None
         if path is None:
             digest = self._registry().resolve(str(ref)).digest  # each time: an alias may have moved
         else:
-            digest = sha256_hex(read_folder(path).manifest.to_bytes())
+            folder = read_folder(path)
+            digest = sha256_hex(folder.manifest.to_bytes())
         if digest not in self._residents:
-            folder = read_folder(path or self._registry().pull(str(ref)))
+            folder = folder or read_folder(self._registry().pull(str(ref)))
             self._residents[digest] = self._attach(str(ref), digest, folder)
         return self._residents[digest]
 
