@@ -1,0 +1,161 @@
+"""Reading a recipe: strict YAML, overrides, environment variables, and one error that names file and key."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from finetune.errors import RecipeError
+from finetune.lookup import did_you_mean, look_up
+from finetune.recipe.section import Section
+from finetune.recipe.whole import Recipe
+from finetune.tables import METHODS, SOURCES, TASKS
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its two traps: a key given twice is refused, and 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key.subkey=value`` strings, applied in order before environment variables are expanded;
+            values are YAML.
+
+    Raises:
+        RecipeError: naming the file and the key, with what is allowed.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_recipe(raw, source=str(path))
+
+
+def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
+    """Builds a recipe from plain data; ``source`` names it in errors."""
+    raw = _expand(raw, source, "")
+    for section, table in (("method", METHODS), ("task", TASKS)):
+        if isinstance(part := raw.get(section), dict) and isinstance(name := part.get("name"), str):
+            look_up(table, name, what=f"{section}.name in {source}", error=RecipeError)
+    if isinstance(part := raw.get("data"), dict) and isinstance(name := part.get("source"), str):
+        look_up(SOURCES, name, what=f"data.source in {source}", error=RecipeError)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(e) for e in error.errors()]
+        raise RecipeError(f"{source}: " + f"\n{source}: ".join(problems)) from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"override {override!r}: write key.subkey=value, such as train.learning_rate=5e-4")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+    place = raw
+    for part in parts[:-1]:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"override {override!r}: {part} is not a section")
+    place[parts[-1]] = value
+
+
+def _expand(value: Any, source: str, key: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, source, f"{key}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, source, f"{key}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise RecipeError(
+                f"{source}: {key}: the environment variable {name} is not set. Set it, or override the key: {key}=VALUE"
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _explain(error: Any) -> str:
+    """Turns one pydantic error into a line that names the key and what is allowed."""
+    location, section = _walk(error["loc"])
+    key = ".".join(location) or "top level"
+    if error["type"] == "extra_forbidden":
+        allowed = list(section.model_fields) if section else []
+        return f"{key}: unknown key.{did_you_mean(location[-1], allowed)} Allowed here: {', '.join(allowed)}."
+    if error["type"] == "missing":
+        return f"{key}: missing; it has no default."
+    message = error["msg"].removeprefix("Value error, ")
+    got = "" if error["type"] == "value_error" else f" Got {error['input']!r}."
+    return f"{key}: {message}.{got}"
+
+
+def _walk(location: Sequence[int | str]) -> tuple[list[str], type[Section] | None]:
+    """Returns the keys of a pydantic location as they stand in the file, and the section that holds the last one.
+
+    Where a section is one of several, pydantic puts the name that chose it into the location; the file does not.
+    """
+    keys: list[str] = []
+    choices: list[type[Section]] = [Recipe]
+    section: type[Section] | None = None
+    for part in location:
+        tagged = [choice for choice in choices if len(choices) > 1 and part in _tags(choice)]
+        if tagged:
+            choices = tagged
+            continue
+        keys.append(str(part))
+        section = choices[0] if choices else None
+        field = section.model_fields.get(str(part)) if section else None
+        choices = _sections_in(field.annotation) if field else choices if isinstance(part, int) else []
+    return keys, section
+
+
+def _tags(section: type[Section]) -> set[object]:
+    """Returns the values by which a section is chosen among others: those its ``name`` or ``source`` may have."""
+    fields = (section.model_fields.get(name) for name in ("name", "source"))
+    return {value for field in fields if field for value in get_args(field.annotation)}
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]

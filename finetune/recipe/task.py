@@ -1,0 +1,28 @@
+"""How questions are put and answers judged."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from finetune.example import Message, ask
+from finetune.recipe.section import PositiveInt, Section
+
+
+class TaskSection(Section):
+    """How questions are put and answers judged. The adapter carries this, and ``.ask`` repeats it exactly."""
+
+    name: Literal["vqa"] = "vqa"
+    system_prompt: str | None = None
+    question_template: str = "{question}"
+    max_new_tokens: PositiveInt = 16
+    answer_normalization: Literal["vqa"] = "vqa"
+
+    @model_validator(mode="after")
+    def _has_its_place(self) -> "TaskSection":
+        if self.question_template.count("{question}") != 1:
+            raise ValueError("question_template must hold {question} exactly once")
+        return self
+
+    def ask(self, question: str) -> list[Message]:
+        """Returns the messages that put ``question``, with one picture before it."""
+        return ask(self.question_template.replace("{question}", question), system_prompt=self.system_prompt)

@@ -1,0 +1,33 @@
+"""The optimisation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from finetune.recipe.section import Fraction, PositiveInt, Section
+
+
+class TrainSection(Section):
+    """The optimisation. One optimizer step sees batch_size x gradient_accumulation_steps x processes rows."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None  # exactly one of epochs and max_steps
+    max_steps: PositiveInt | None = None  # optimizer steps
+    batch_size: PositiveInt = 16  # rows of a micro-batch on one process
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_ratio: Fraction = 0.03  # of all optimizer steps
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    eval_steps: PositiveInt | None = None  # optimizer steps between validations; None: every epoch
+    eval_batch_size: PositiveInt = 32
+    early_stopping_patience: PositiveInt | None = None  # validations without a better score
+    logging_steps: PositiveInt = 10
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    output_dir: str = "runs"  # the run's folder is output_dir/name
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSection":
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of epochs and max_steps")
+        return self
