@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from finetune.adapters.base_identity import identify_base, identify_processor
-from finetune.adapters.probe import probe_logits
+from finetune.adapters.probe import probe_conversation, probe_logits
 from finetune.data.collate import Collator
-from finetune.errors import DataError, ManifestError, ModelError
+from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
+from finetune.interfaces import Batch, Host
 from finetune.lookup import import_string, look_up
-from finetune.tables import METHODS, SOURCES, TASKS
+from finetune.tables import SOURCES, TASKS
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.adapters.manifest import AdapterDescription, BaseIdentity, ProcessorDigests
-    from finetune.example import Example, Message
-    from finetune.interfaces import Method, ModelFamily, Task
-    from finetune.recipe import Recipe, TaskSection
+    from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
+    from finetune.example import Example
+    from finetune.interfaces import ModelFamily, Placeholders, Task, Towers
+    from finetune.recipe import Quantization, Recipe, TaskSection
 
 MAX_IMAGE_PIXELS = 50_000_000
+PROBE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,36 @@ class Base:
     family: ModelFamily
     collator: Collator
     path: str  # what it was loaded from
+    quantization: Quantization | None
     identity: BaseIdentity
     digests: ProcessorDigests
+
+    @cached_property
+    def towers(self) -> Towers:
+        """Where the model's towers are."""
+        return self.family.towers(self.model)
+
+    @property
+    def host(self) -> Host:
+        """The base as a method sees it."""
+        inputs = self.probe_batch(PROBE_SEED).inputs
+        return Host(self.model, self.towers, self.processor.tokenizer, inputs)
 
     def task(self, options: TaskSection) -> Task:
         """Returns the task that ``options`` describe, for this base's tokenizer."""
         return import_string(look_up(TASKS, options.name, what="task"))(options, self.processor.tokenizer)
 
-    def probe(self, seed: int) -> Tensor:
-        """Returns the probe's logits [4, 64] of the model as it now is."""
+    def probe_batch(self, seed: int) -> Batch:
+        """Returns the probe's one row, on the model's device."""
+        messages, picture = probe_conversation(seed)
+        text = self.collator.render(messages)
+        inputs = self.family.encode(self.processor, [text], [[picture]], padding_side="right")
+        return Batch(inputs, []).to(self.model.device, self.model.dtype)
 
-        def encode(messages: list[Message], picture: Image.Image) -> dict[str, Tensor]:
-            text = self.collator.render(messages)
-            return self.family.encode(self.processor, [text], [[picture]], padding_side="right")
-
-        return probe_logits(self.model, encode, seed=seed)
+    def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:
+        """Returns the probe's logits [4, 64] of the model as it now is; ``placeholders`` are the active adapter's."""
+        batch = self.probe_batch(seed)
+        return probe_logits(self.model, (placeholders.insert(batch) if placeholders else batch).inputs, seed=seed)
 
 
 def pick_device(wanted: str = "auto") -> str:
@@ -69,6 +86,7 @@ def load_base(
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    quantization: Quantization | None = None,
     verify: str = "cached",
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Base:
@@ -80,7 +98,9 @@ def load_base(
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
-    model, processor = family.load(path, revision=revision, dtype=dtype, device=pick_device(device))
+    model, processor = family.load(
+        path, revision=revision, dtype=dtype, device=pick_device(device), quantization=quantization
+    )
     ends = model.generation_config.eos_token_id
     end_ids = ends if isinstance(ends, list) else [ends]
     if not end_ids or end_ids == [None]:
@@ -91,6 +111,7 @@ def load_base(
         family=family,
         collator=Collator(family, processor, end_ids, max_image_pixels=max_image_pixels),
         path=path,
+        quantization=quantization,
         identity=identity,
         digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template)),
     )
@@ -105,6 +126,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
         revision=section.revision,
         dtype=section.dtype,
         device=device or section.device,
+        quantization=section.quantization,
         max_image_pixels=cap,
     )
 
@@ -123,13 +145,3 @@ def examples_of(recipe: Recipe, split: str) -> list[Example]:
             raise DataError(f"two rows of the {split} split have the id {example.id}")
         seen.add(example.id)
     return examples
-
-
-def method_of(recipe: Recipe) -> Method:
-    """Returns the recipe's method with its options."""
-    return import_string(look_up(METHODS, recipe.method.name, what="method"))(recipe.method)
-
-
-def method_of_saved(description: AdapterDescription) -> Method:
-    """Returns the method that a finished adapter was made with; names are looked up, never imported."""
-    return import_string(look_up(METHODS, description.method, what="method of the adapter", error=ManifestError))()

@@ -1,6 +1,6 @@
 """The protocols and small records by which families, methods, data, tasks and training meet.
 
-Legend of shapes: B rows, T tokens, V vocabulary.
+Legend of shapes: B rows, T tokens, N placeholders, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
     from PIL.Image import Image
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from finetune.example import Example
-    from finetune.recipe import TaskSection
+    from finetune.recipe import Quantization, TaskSection
 
 TOWERS = ("language", "projector", "vision")
 PaddingSide = Literal["left", "right"]
@@ -67,26 +67,117 @@ class LossSum:
 
 
 @dataclass(frozen=True)
-class Attachment:
-    """What a method attached to a model.
+class Placeholders:
+    """Places that a tuned prompt fills: token ids after the left padding and before the first real token of a row.
 
-    ``modules`` maps each tower to the full names of its adapted modules; ``parameters`` maps the name a tensor
-    has in the saved file to the live parameter.
+    The model sees ordinary ids there, so it builds its own positions and masks; only their embeddings are replaced.
     """
 
-    adapter_name: str
+    num_virtual_tokens: int
+    token_id: int
+
+    def insert(self, batch: Batch) -> Batch:
+        """Returns the batch with every tensor that has one entry a token made longer by ``num_virtual_tokens``."""
+        mask = batch.inputs["attention_mask"]
+        width = mask.shape[1]
+        first = mask.argmax(dim=1, keepdim=True)  # [B, 1]
+        column = mask.new_tensor(range(width + self.num_virtual_tokens))[None, :]  # [1, T + N]
+        new = (column >= first) & (column < first + self.num_virtual_tokens)  # [B, T + N]
+        source = column - (column >= first + self.num_virtual_tokens) * self.num_virtual_tokens
+        source = source.clamp(max=width - 1).expand_as(new)
+        fills = {"input_ids": self.token_id, "attention_mask": 1, **dict.fromkeys(_PER_TOKEN, 0)}
+
+        def longer(tensor: Tensor, fill: int) -> Tensor:
+            index, where = source, new
+            for size in tensor.shape[2:]:
+                index, where = (x.unsqueeze(-1).expand(*x.shape, size) for x in (index, where))
+            return tensor.gather(1, index).masked_fill(where, fill)
+
+        inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
+        return Batch(inputs, batch.examples, None if batch.labels is None else longer(batch.labels, -100))
+
+
+# Inputs with one entry a token, beside ids and mask; what a placeholder has there is 0: text, seen as text is.
+_PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A frozen base as a method sees it."""
+
+    model: PreTrainedModel
+    towers: Towers
+    tokenizer: PreTrainedTokenizerBase
+    inputs: Mapping[str, Tensor]  # of one synthetic row with a picture, to find out what the forward uses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one method attached.
+
+    ``modules`` maps each tower to the full names of what is adapted in it; ``parameters`` maps the name a tensor has
+    in the saved file to the live parameter.
+    """
+
+    method: str
+    options: Mapping[str, Any]  # what is needed to attach it again, in PEFT's names
     modules: Mapping[str, list[str]]
     parameters: Mapping[str, nn.Parameter]
-    options: Mapping[str, Any]  # the method's own, in PEFT's names
-    config: Mapping[str, Any]  # what adapter_config.json holds
     # parameter name -> the backward pass, from 1, after which it must have had a gradient that is not zero
-    alive_after: Mapping[str, int] = field(default_factory=dict)
+    alive_after: Mapping[str, int]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)  # parameter name -> factor, where it is not 1
+    placeholders: Placeholders | None = None
+    notes: tuple[str, ...] = ()  # what people should know: modules that were left out, and why
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """An adapter that trains: the parts that its methods attached."""
+
+    adapter_name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Saved name -> live parameter, of all parts."""
+        return {name: parameter for part in self.parts for name, parameter in part.parameters.items()}
+
+    @property
+    def alive_after(self) -> dict[str, int]:
+        """Parameter name -> the backward pass after which it must have had a gradient."""
+        return {name: backward for part in self.parts for name, backward in part.alive_after.items()}
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Parameter name -> what the learning rate is multiplied by, where that is not 1."""
+        return {name: factor for part in self.parts for name, factor in part.learning_rates.items()}
+
+    @property
+    def placeholders(self) -> Placeholders | None:
+        """What rows must hold for this adapter."""
+        return next((part.placeholders for part in self.parts if part.placeholders), None)
+
+    def extend(self, batch: Batch) -> Batch:
+        """Returns the batch with the places that this adapter fills."""
+        return self.placeholders.insert(batch) if self.placeholders else batch
+
+    def freeze(self) -> None:
+        """Ends training: a frozen adapter computes bit for bit what it will when it is loaded.
+
+        torch chooses another way to multiply where a weight asks for a gradient, even where none is taken.
+        """
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
 
     def describe(self) -> str:
-        """Returns one line per tower: how many modules and parameters are adapted."""
-        total = sum(p.numel() for p in self.parameters.values())
-        lines = [f"  {tower:<10}{len(names):>5} modules" for tower, names in self.modules.items()]
-        return "\n".join([*lines, f"  {'in all':<10}{total:>12,} trainable parameters"])
+        """Returns one line per method and tower: how many modules and parameters are adapted."""
+        lines = []
+        for part in self.parts:
+            size = sum(p.numel() for p in part.parameters.values())
+            counts = ", ".join(f"{tower} {len(names)} modules" for tower, names in part.modules.items())
+            lines += [f"  {part.method}: {f'{counts}, ' if counts else ''}{size:,} trainable parameters"]
+            lines += [f"    {note}" for note in part.notes]
+        return "\n".join(lines)
 
 
 class ModelFamily(Protocol):
@@ -95,7 +186,13 @@ class ModelFamily(Protocol):
     model_type: str
 
     def load(
-        self, name_or_path: str, *, revision: str | None, dtype: str, device: str
+        self,
+        name_or_path: str,
+        *,
+        revision: str | None,
+        dtype: str,
+        device: str,
+        quantization: Quantization | None,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Returns the frozen model in eval mode, and its processor."""
         ...
@@ -115,26 +212,38 @@ class ModelFamily(Protocol):
         """Returns the model's inputs for rendered ``texts`` and each one's pictures."""
         ...
 
+    def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Returns the inputs of a training batch, told which tokens are learnt where the model must know it."""
+        ...
+
 
 class Method(Protocol):
-    """A way to adapt a frozen model."""
+    """A way to adapt a frozen model; an adapter has one part for each of its methods."""
 
-    def attach(self, model: nn.Module, towers: Towers) -> Attachment:
-        """Adds fresh trainable parameters to ``model``; refuses a model that is already adapted."""
+    def attach(self, host: Host, adapter_name: str, options: Any) -> Part:
+        """Adds fresh trainable parameters, as a recipe's ``options`` say; outputs do not change where they can not."""
         ...
 
     def attach_saved(
         self, model: nn.Module, adapter_name: str, description: Any, tensors: Mapping[str, Tensor]
-    ) -> Attachment:
-        """Adds a finished adapter, not trainable, under ``adapter_name``; leaves nothing behind if it fails."""
+    ) -> None:
+        """Adds a finished part, not trainable, under ``adapter_name``."""
+        ...
+
+    def expected_tensors(self, model: nn.Module, towers: Towers, description: Any) -> dict[str, tuple[int, ...]]:
+        """Returns name -> shape of the tensors that ``description`` must have on ``model``."""
         ...
 
     def detach(self, model: nn.Module, adapter_name: str) -> None:
-        """Removes an adapter and every trace of it."""
+        """Removes a part and every trace of it; nothing happens where there is none."""
         ...
 
-    def expected_tensors(self, model: nn.Module, description: Any) -> dict[str, tuple[int, ...]]:
-        """Returns name -> shape of the tensors that ``description`` must have on ``model``."""
+    def merge(self, model: nn.Module, adapter_name: str) -> None:
+        """Writes a part into the base's own weights and removes it."""
+        ...
+
+    def switch(self, model: nn.Module) -> Callable[[str | None], None] | None:
+        """Returns what makes one adapter answer, or none; None where the model carries no part of this method."""
         ...
 
 

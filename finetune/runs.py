@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, base_of, examples_of, method_of
+from finetune.build import Base, base_of, examples_of
 from finetune.errors import RecipeError, TrainingError
+from finetune.methods.adapter import attach
 from finetune.registry import AdapterRegistry
 from finetune.saving import save_adapter, save_weights
 from finetune.serving.app import VisionLanguageModel, remember_base
@@ -23,13 +24,14 @@ from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
+    from finetune.data.collate import Collator
     from finetune.example import Example
-    from finetune.interfaces import Attachment
+    from finetune.interfaces import Attachment, Batch
     from finetune.recipe import Recipe
 
 
@@ -70,11 +72,12 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
     for example in splits["train"][:3]:
         log.say(f"  {base.collator.show(example)}")
-    before = _judge(base, recipe, splits["test"], accelerator, log, "base")
-    attachment = method_of(recipe).attach(base.model, base.family.towers(base.model))
-    log.say(f"{recipe.method.name} adapter\n{attachment.describe()}")
-    steps = _fit(recipe, base, attachment, splits, accelerator, log)
-    after = _judge(base, recipe, splits["test"], accelerator, log, "adapter")
+    before = _judge(base, recipe, base.collator.prompt_batch, splits["test"], accelerator, log, "base")
+    attachment = attach(base.host, recipe.method)
+    log.say(f"adapter\n{attachment.describe()}")
+    batches = Batches(base.collator, attachment)
+    steps = _fit(recipe, base, attachment, batches, splits, accelerator, log)
+    after = _judge(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
     ref = None
     if main:
         remember_base(base.identity, base.path)
@@ -88,24 +91,41 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     return RunResult(folder, folder / "adapter", ref, before, after)
 
 
+@dataclass(frozen=True)
+class Batches:
+    """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
+
+    collator: Collator
+    attachment: Attachment
+
+    def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
+        """Returns right-padded rows with labels."""
+        return self.attachment.extend(self.collator.training_batch(rows))
+
+    def prompt_batch(self, rows: Sequence[Example]) -> Batch:
+        """Returns left-padded rows that end where the answer begins."""
+        return self.attachment.extend(self.collator.prompt_batch(rows))
+
+
 def _fit(
     recipe: Recipe,
     base: Base,
     attachment: Attachment,
+    batches: Batches,
     splits: dict[str, list[Example]],
     accelerator: Accelerator,
     log: RunLog,
 ) -> int:
     """Trains, leaves the best weights in the model, and returns the optimizer steps behind them."""
     task, folder, main = base.task(recipe.task), recipe.run_folder, accelerator.is_main_process
-    collate = base.collator.training_batch
-    trainer = Trainer(base.model, attachment, task, collate, recipe.train, accelerator, seed=recipe.seed)
+
+    trainer = Trainer(base.model, attachment, task, batches.training_batch, recipe.train, accelerator, seed=recipe.seed)
     best: dict[str, Tensor] = {}
 
     def keep() -> None:
         best.update(_copy(attachment))
         if main:
-            save_weights(folder / "best", attachment, best)
+            save_weights(folder / "best", attachment, best, model_type=base.identity.model_type)
 
     def validate() -> float:
         base.model.eval()
@@ -113,7 +133,7 @@ def _fit(
             base.model,
             task,
             splits["val"],
-            base.collator.prompt_batch,
+            batches.prompt_batch,
             batch_size=recipe.train.eval_batch_size,
             accelerator=accelerator,
             title="validating",
@@ -122,10 +142,11 @@ def _fit(
 
     state = trainer.train(splits["train"], log, validate=validate if splits["val"] else None, on_better=keep)
     if main:
-        save_weights(folder / "last", attachment, _copy(attachment))
+        save_weights(folder / "last", attachment, _copy(attachment), model_type=base.identity.model_type)
     with torch.no_grad():
         for name, weights in best.items():
             attachment.parameters[name].copy_(weights)
+    attachment.freeze()
     base.model.eval()
     return state.best_step or state.step
 
@@ -171,7 +192,7 @@ def evaluate(
                     base.model,
                     base.task(recipe.task),
                     examples,
-                    base.collator.prompt_batch,
+                    vlm.prompt_batch,
                     batch_size=recipe.train.eval_batch_size,
                     title=f"{ref} on {recipe.name}",
                 )
@@ -224,7 +245,13 @@ def _check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def _judge(
-    base: Base, recipe: Recipe, examples: list[Example], accelerator: Accelerator, log: RunLog, who: str
+    base: Base,
+    recipe: Recipe,
+    prompt_batch: Callable[[Sequence[Example]], Batch],
+    examples: list[Example],
+    accelerator: Accelerator,
+    log: RunLog,
+    who: str,
 ) -> Scores | None:
     """Judges the model as it is on ``examples``, and keeps every prediction; None where there are no rows."""
     if not examples:
@@ -233,7 +260,7 @@ def _judge(
         base.model,
         base.task(recipe.task),
         examples,
-        base.collator.prompt_batch,
+        prompt_batch,
         batch_size=recipe.train.eval_batch_size,
         accelerator=accelerator,
         title=f"judging the {who}",

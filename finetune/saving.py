@@ -16,14 +16,17 @@ from finetune.adapters.manifest import (
     AdapterDescription,
     AdapterManifest,
     GenerationSettings,
+    PartDescription,
     PromptContract,
     TrainingRecord,
     canonical_json,
     sha256_hex,
 )
+from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.adapters.probe import record
+from finetune.build import PROBE_SEED
 from finetune.data.images import image_digest
-from finetune.serving.switcher import Switcher
+from finetune.methods.adapter import switch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,12 +39,23 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe
     from finetune.training.evaluate import Scores
 
-PROBE_SEED = 0
+
+def save_weights(folder: Path, attachment: Attachment, tensors: Mapping[str, Tensor], *, model_type: str) -> None:
+    """Writes weights and config, without a manifest."""
+    config = peft_config(describe(attachment, model_type))
+    write_folder(folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(config)})
 
 
-def save_weights(folder: Path, attachment: Attachment, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a folder that PEFT opens, without a manifest."""
-    write_folder(folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(attachment.config)})
+def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
+    """Returns what a manifest says of an adapter on a base of ``model_type``."""
+    parts = [
+        PartDescription(method=p.method, options=dict(p.options), modules=dict(p.modules)) for p in attachment.parts
+    ]
+    return AdapterDescription(
+        peft_type=peft_type([part.method for part in parts], model_type=model_type),
+        parts=parts,
+        tensors=tensor_table(attachment.parameters),
+    )
 
 
 def save_adapter(
@@ -72,7 +86,7 @@ def save_adapter(
         folder,
         {
             WEIGHTS_NAME: weights_bytes(attachment.parameters),
-            CONFIG_NAME: config_bytes(attachment.config),
+            CONFIG_NAME: config_bytes(peft_config(manifest.adapter)),
             MANIFEST_NAME: manifest.to_bytes(),
         },
     )
@@ -104,12 +118,12 @@ def _manifest(
     *,
     steps: int,
 ) -> AdapterManifest:
-    switcher = Switcher(base.model)
-    switcher.resident.add(attachment.adapter_name)
-    switcher.use(None)
+    use = switch(base.model)
+    use(None)
     off = base.probe(PROBE_SEED)
-    switcher.use(attachment.adapter_name)
-    on = base.probe(PROBE_SEED)
+    use(attachment.adapter_name)
+    on = base.probe(PROBE_SEED, attachment.placeholders)
+    description = describe(attachment, base.identity.model_type)
     namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
     return AdapterManifest(
         namespace=namespace,
@@ -118,14 +132,7 @@ def _manifest(
         synthetic=recipe.data.source == "procedural",
         base=base.identity,
         processor=base.digests,
-        adapter=AdapterDescription(
-            method=recipe.method.name,
-            peft_type=attachment.config["peft_type"],
-            options=dict(attachment.options),
-            modules=list(attachment.config["target_modules"]),
-            tensors=tensor_table(attachment.parameters),
-            towers={tower: len(names) for tower, names in attachment.modules.items()},
-        ),
+        adapter=description,
         prompt=PromptContract(
             system_prompt=recipe.task.system_prompt,
             question_template=recipe.task.question_template,
@@ -148,8 +155,8 @@ def _manifest(
         metrics={
             when: scores.to_json() for when, scores in (("before", before), ("after", after)) if scores is not None
         },
-        probe=record(off, on, seed=PROBE_SEED, dtype=base.model.dtype),
+        probe=record(off, on, seed=PROBE_SEED, dtype=base.model.dtype, quantization=base.quantization),
         license=recipe.adapter.license,
         intended_use=recipe.adapter.intended_use,
-        files=file_entries(weights_bytes(attachment.parameters), config_bytes(attachment.config)),
+        files=file_entries(weights_bytes(attachment.parameters), config_bytes(peft_config(description))),
     )

@@ -1,14 +1,32 @@
 """Names a recipe may use, and where the code behind each lives. Nothing is imported until it is looked up."""
 
+from dataclasses import dataclass
+
 # transformers' `model_type` -> family
 FAMILIES: dict[str, str] = {
     "fast_vlm": "finetune.families.fast_vlm:FastVlmFamily",
+    "gemma3": "finetune.families.gemma3:Gemma3Family",
     "idefics3": "finetune.families.idefics3:Idefics3Family",
+    "internvl": "finetune.families.internvl:InternVlFamily",
+    "llava": "finetune.families.llava:LlavaFamily",
+    "llava_onevision": "finetune.families.llava_onevision:LlavaOnevisionFamily",
+    "paligemma": "finetune.families.paligemma:PaliGemmaFamily",
+    "qwen2_5_vl": "finetune.families.qwen2_5_vl:Qwen25VlFamily",
+    "qwen3_vl": "finetune.families.qwen3_vl:Qwen3VlFamily",
+    "smolvlm": "finetune.families.smolvlm:SmolVlmFamily",
 }
+# For any other class of AutoModelForImageTextToText.
+GENERIC_FAMILY = "finetune.families.generic:GenericFamily"
 
 METHODS: dict[str, str] = {
     "lora": "finetune.methods.lora:Lora",
+    "overrides": "finetune.methods.overrides:Overrides",
+    "prompt_tuning": "finetune.methods.prompt_tuning:PromptTuning",
 }
+
+# Families whose positions and masks do not change when PEFT puts a prompt before inputs_embeds: PEFT opens a tuned
+# prompt of theirs and gives the same logits.
+PEFT_PROMPTS = ("idefics3", "internvl", "llava", "smolvlm")
 
 TASKS: dict[str, str] = {
     "vqa": "finetune.tasks.vqa:VqaTask",
@@ -25,14 +43,39 @@ EMBEDDED_BASES: dict[str, str] = {
     "pocket": "finetune.pocket:model_folder",
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class Impossible:
+    """An option of a method that does not work on a family or under a quantization."""
+
+    option: str  # method, or method.option
+    model_type: str | None = None
+    quantization: str | None = None
+    reason: str
+    instead: str
+
+
+IMPOSSIBLE = (
+    Impossible(
+        option="lora.towers.projector",
+        model_type="gemma3",
+        reason="its projector is one matrix that is no linear module",
+        instead="Train it as a whole: add {name: overrides, parameters: [projector]} to method.",
+    ),
+    Impossible(
+        option="lora.use_dora",
+        quantization="8bit",
+        reason="PEFT cannot read the norm of an 8-bit weight",
+        instead="Use model.quantization: 4bit, or use_dora: false.",
+    ),
+)
+
 # Fields of PEFT's adapter_config.json that no adapter of ours may set otherwise: each other value would change the
 # base, train or replace a part of it, or mean something else in another engine.
 FIXED_PEFT_CONFIG: dict[str, object] = {
     "task_type": None,
     "base_model_name_or_path": None,
     "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
     "modules_to_save": None,
     "inference_mode": True,
 }

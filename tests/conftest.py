@@ -8,6 +8,12 @@ import pytest
 from PIL import Image
 
 
+def _family_names():
+    from finetune.tables import FAMILIES
+
+    return list(FAMILIES)
+
+
 @pytest.fixture(autouse=True)
 def own_places(tmp_path, monkeypatch):
     """Isolates the user's directories and environment."""
@@ -21,6 +27,14 @@ def own_places(tmp_path, monkeypatch):
 @pytest.fixture(scope="session", params=["idefics3", "fast_vlm"])
 def tiny_base(request, tmp_path_factory):
     """The folder of a tiny model; one test a family."""
+    from tests.tiny import FAMILIES
+
+    return FAMILIES[request.param](tmp_path_factory.mktemp("tiny") / request.param)
+
+
+@pytest.fixture(scope="session", params=_family_names())
+def tiny_family(request, tmp_path_factory):
+    """The folder of a tiny model of each family there is."""
     from tests.tiny import FAMILIES
 
     return FAMILIES[request.param](tmp_path_factory.mktemp("tiny") / request.param)

@@ -31,8 +31,8 @@ def write(tmp_path):
 def test_a_good_recipe(write):
     recipe = load_recipe(write(GOOD), ["seed=3", "train.learning_rate=5e-4", "data.max_rows={train: 10}"])
     assert (recipe.seed, recipe.train.learning_rate, recipe.data.max_rows) == (3, 5e-4, {"train": 10})
-    assert recipe.method.towers.projector.r == 4
-    assert recipe.method.towers.vision.target_modules == "none"
+    assert recipe.method[0].towers.projector.r == 4
+    assert recipe.method[0].towers.vision.target_modules == "none"
     with pytest.raises(Exception, match="frozen"):
         recipe.seed = 4
 

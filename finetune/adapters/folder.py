@@ -28,8 +28,8 @@ from finetune.adapters.manifest import (
     sha256_hex,
     strict_json,
 )
+from finetune.adapters.peft_format import peft_config
 from finetune.errors import IntegrityError, ManifestError
-from finetune.tables import FIXED_PEFT_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,12 +181,10 @@ def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ManifestError(f"{path}: not an object")
-    wanted = {
-        "peft_type": manifest.adapter.peft_type,
-        "target_modules": manifest.adapter.modules,
-        **manifest.adapter.options,
-        **FIXED_PEFT_CONFIG,
-    }
+    try:
+        wanted = peft_config(manifest.adapter)
+    except (KeyError, TypeError) as error:
+        raise ManifestError(f"{path.with_name(MANIFEST_NAME)}: the options of the adapter lack {error}") from None
     for field, value in wanted.items():
         if canonical_json(config.get(field)) != canonical_json(value):
             raise ManifestError(f"{path}: {field} is {_brief(config.get(field))}, it must be {_brief(value)}")

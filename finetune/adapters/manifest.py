@@ -69,15 +69,32 @@ class TensorEntry(_Part):
     dtype: Literal["F32", "F16", "BF16"]
 
 
-class AdapterDescription(_Part):
-    """What was attached, where."""
+class PartDescription(_Part):
+    """What one method attached, where."""
 
     method: str
-    peft_type: str
     options: dict[str, Any]
-    modules: list[str] = Field(min_length=1, max_length=20_000)  # full module names
+    modules: dict[str, Annotated[list[str], Field(max_length=20_000)]]  # tower -> full names of what is adapted
+
+
+class AdapterDescription(_Part):
+    """What was attached: a part for each method."""
+
+    peft_type: str  # PEFT's own, or one that PEFT refuses
+    parts: list[PartDescription] = Field(min_length=1, max_length=8)
     tensors: dict[str, TensorEntry] = Field(min_length=1, max_length=20_000)
-    towers: dict[str, int]  # tower -> number of adapted modules
+
+    @field_validator("parts")
+    @classmethod
+    def _each_method_once(cls, parts: list[PartDescription]) -> list[PartDescription]:
+        if len({part.method for part in parts}) != len(parts):
+            raise ValueError("a method stands twice")
+        return parts
+
+    @property
+    def methods(self) -> str:
+        """The methods' names, joined by ``+``."""
+        return "+".join(part.method for part in self.parts)
 
 
 class GenerationSettings(_Part):
@@ -129,6 +146,7 @@ class Probe(_Part):
     version: int
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     dtype: Literal["float32", "bfloat16", "float16"]
+    quantization: Literal["4bit", "8bit"] | None = None
     base: ProbeLogits
     adapter: ProbeLogits
 
@@ -181,7 +199,7 @@ class AdapterManifest(_Part):
         return {
             "base": self.base.digest,
             "base_id": self.base.hub_id,
-            "method": self.adapter.method,
+            "method": self.adapter.methods,
             "task": self.training.task,
             "domain": self.training.domain,
             "synthetic": self.synthetic,

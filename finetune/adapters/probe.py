@@ -17,15 +17,17 @@ from finetune.errors import ProbeError
 from finetune.example import answer, ask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from torch import Tensor, nn
 
     from finetune.example import Message
+    from finetune.recipe import Quantization
 
 VERSION = 1
 _POSITIONS, _IDS = 4, 64
 _TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2, torch.float16: 0.2}
+_OTHER_QUANTIZATION = 0.5  # the tolerance where the base's weights were rounded, or rounded otherwise
 # Largest effect, relative to the logits, that rounding alone may make.
 _NOISE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -39,29 +41,37 @@ def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
 
 
 @torch.inference_mode()
-def probe_logits(
-    model: nn.Module, encode: Callable[[list[Message], Image.Image], dict[str, Tensor]], *, seed: int
-) -> Tensor:
-    """Returns fp32 logits [4, 64] at the last positions of the probe, for token ids spread over the vocabulary."""
-    inputs = encode(*probe_conversation(seed))
-    first = next(model.parameters())
-    on_device = {
-        name: tensor.to(first.device, first.dtype) if tensor.is_floating_point() else tensor.to(first.device)
-        for name, tensor in inputs.items()
-    }
-    logits = model(**on_device, use_cache=False).logits[0]  # [T, V]
+def probe_logits(model: nn.Module, inputs: Mapping[str, Tensor], *, seed: int) -> Tensor:
+    """Returns fp32 logits [4, 64] at the last positions of the probe, for token ids spread over the vocabulary.
+
+    Args:
+        model: with one adapter active, or none.
+        inputs: of the one row that ``probe_conversation`` gives, on the model's device.
+        seed: of the conversation.
+    """
+    logits = model(**inputs, use_cache=False).logits[0]  # [T, V]
     rng = np.random.default_rng([VERSION, seed, 1])
     ids = torch.from_numpy(np.sort(rng.choice(logits.shape[-1], min(_IDS, logits.shape[-1]), replace=False)))
     return logits[-_POSITIONS:].float().cpu()[:, ids]
 
 
-def record(base: Tensor, adapted: Tensor, *, seed: int, dtype: torch.dtype) -> Probe:
+def record(
+    base: Tensor, adapted: Tensor, *, seed: int, dtype: torch.dtype, quantization: Quantization | None = None
+) -> Probe:
     """Returns what the manifest keeps; ``dtype`` is what the model computed in."""
-    name = str(dtype).removeprefix("torch.")
-    return Probe(version=VERSION, seed=seed, dtype=name, base=base.tolist(), adapter=adapted.tolist())  # type: ignore[arg-type]
+    return Probe(
+        version=VERSION,
+        seed=seed,
+        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        quantization=quantization,
+        base=base.tolist(),
+        adapter=adapted.tolist(),
+    )
 
 
-def compare(probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype) -> str:
+def compare(
+    probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype, quantization: Quantization | None = None
+) -> str:
     """Compares the live effect of an adapter with the recorded one.
 
     Args:
@@ -69,6 +79,7 @@ def compare(probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype) 
         base: live logits [4, 64] with the adapter off.
         adapted: live logits with it on.
         dtype: what the live model computes in.
+        quantization: of the live model.
 
     Returns:
         ``passed``, or ``inconclusive`` when the recorded effect is below the noise of ``dtype``.
@@ -84,7 +95,9 @@ def compare(probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype) 
     saved, live = saved_adapter - saved_base, adapted - base
     size, off = saved.norm().item(), (live - saved).norm().item()
     coarser = max(dtype, getattr(torch, probe.dtype), key=_TOLERANCE.__getitem__)
-    tolerance, noise = _TOLERANCE[coarser], _NOISE[coarser] * saved_base.norm().item()
+    other_weights = quantization != probe.quantization
+    tolerance = _OTHER_QUANTIZATION if other_weights else _TOLERANCE[coarser]
+    noise = max(_NOISE[coarser], _NOISE[torch.bfloat16] if other_weights else 0) * saved_base.norm().item()
     if not off <= max(tolerance * size, noise):  # also refuses an effect that is not a number
         raise ProbeError(
             f"the adapter does not do here what it did when it was saved: its effect on the probe is "

@@ -75,7 +75,7 @@ class Collator:
                 raise DataError(f"row {examples[i].id}: the processor does not encode the answer as the tokenizer does")
             if counted[i]:
                 labels[i, start : start + row.length] = input_ids[i, start : start + row.length]
-        return Batch(inputs, examples, labels)
+        return Batch(self.family.mark_learnt(inputs, labels), examples, labels)
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns left-padded rows that end where the answer begins."""

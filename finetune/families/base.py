@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from finetune.errors import ModelError
-from finetune.lookup import did_you_mean, import_string, look_up
-from finetune.tables import EMBEDDED_BASES, FAMILIES
+from finetune.families.quantization import check_quantized, keep_trainable, quantization_config
+from finetune.lookup import did_you_mean, import_string
+from finetune.tables import EMBEDDED_BASES, FAMILIES, GENERIC_FAMILY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,23 +22,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.interfaces import ModelFamily, PaddingSide, Towers
+    from finetune.recipe import Quantization
 
 
 class ImageTextToTextFamily:
-    """A generative family. Subclasses set ``model_type`` and ``tower_paths``.
-
-    Does not assume that a processor takes pictures as one flat list or as a list per row: see
-    ``images_per_row``.
-    """
+    """A generative family. Subclasses set ``model_type`` and ``tower_paths``, and state only what differs."""
 
     model_type: ClassVar[str]
     tower_paths: ClassVar[Towers]
-    images_per_row: ClassVar[bool]  # whether the processor wants [[picture, ...], ...] or one flat list
+    chat_template: ClassVar[str | None] = None  # for bases that come without one
 
     def load(
-        self, name_or_path: str, *, revision: str | None, dtype: str, device: str
+        self,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        quantization: Quantization | None = None,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Returns the frozen model in eval mode on ``device``, and its processor."""
+        """Returns the frozen model in eval mode on ``device``, and its processor.
+
+        Raises:
+            ModelError: it cannot be loaded, or cannot be quantized on this device.
+        """
+        extra: dict[str, Any] = {}
+        if quantization is not None:
+            kept = self._unquantized(name_or_path, revision)
+            extra = {"quantization_config": quantization_config(quantization, dtype, kept), "device_map": device}
         try:
             model = AutoModelForImageTextToText.from_pretrained(
                 name_or_path,
@@ -44,14 +57,21 @@ class ImageTextToTextFamily:
                 dtype=getattr(torch, dtype),
                 trust_remote_code=False,
                 use_safetensors=True,
+                **extra,
             )
             processor = AutoProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"{name_or_path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         if processor.chat_template is None:
-            raise ModelError(f"{name_or_path}: its processor has no chat template, so no question can be put")
+            if self.chat_template is None:
+                raise ModelError(f"{name_or_path}: its processor has no chat template, so no question can be put")
+            processor.chat_template = self.chat_template
         model.requires_grad_(False)
-        model.to(device)  # type: ignore[arg-type]  # transformers types `to` wrongly
+        if quantization is None:
+            model.to(device)  # type: ignore[arg-type]  # transformers types `to` wrongly
+        else:
+            keep_trainable(model)
+            check_quantized(model, self.towers(model))
         return model.eval(), processor
 
     def towers(self, model: nn.Module) -> Towers:
@@ -76,16 +96,31 @@ class ImageTextToTextFamily:
     ) -> dict[str, Tensor]:
         """Returns input_ids and attention_mask [B, T] and the tensors of the pictures."""
         nested = [list(row) for row in images]
-        flat = [image for row in nested for image in row]
         batch = processor(
             text=list(texts),
-            images=(nested if self.images_per_row else flat) if flat else None,
+            images=nested if any(nested) else None,
             padding=True,
             padding_side=padding_side,
             add_special_tokens=False,
             return_tensors="pt",
         )
         return dict(batch)
+
+    def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Returns the inputs of a training batch, told which tokens are learnt where the model must know it.
+
+        Args:
+            inputs: from ``encode``.
+            labels: [B, T], -100 where nothing is learnt.
+        """
+        return inputs
+
+    def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
+        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower."""
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+            towers = self.towers(AutoModelForImageTextToText.from_config(config, trust_remote_code=False))
+        return [*towers.projector, *towers.vision, "lm_head"]
 
 
 def embedded_path(name_or_path: str) -> str:
@@ -108,5 +143,11 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
             f"no model at {name_or_path!r}: {first_line} Give a folder, a hub id, or one of the embedded bases: "
             f"{', '.join(EMBEDDED_BASES)}."
         ) from None
-    target = look_up(FAMILIES, config.model_type, what="model_type", error=ModelError)
-    return import_string(target)()
+    if config.model_type in FAMILIES:
+        return import_string(FAMILIES[config.model_type])()
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return import_string(GENERIC_FAMILY)(config.model_type)
+    raise ModelError(
+        f"{name_or_path}: {config.model_type} is no vision-language model that transformers knows. Supported by name: "
+        f"{', '.join(FAMILIES)}; and any other class of AutoModelForImageTextToText whose towers can be found."
+    )

@@ -13,4 +13,3 @@ class FastVlmFamily(ImageTextToTextFamily):
         projector=("model.multi_modal_projector",),
         vision=("model.vision_tower",),
     )
-    images_per_row = False

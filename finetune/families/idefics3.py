@@ -9,4 +9,3 @@ class Idefics3Family(ImageTextToTextFamily):
 
     model_type = "idefics3"
     tower_paths = Towers(language=("model.text_model",), projector=("model.connector",), vision=("model.vision_model",))
-    images_per_row = True

@@ -14,37 +14,33 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from finetune.errors import ManifestError, MethodError
-from finetune.interfaces import Attachment, Towers
+from finetune.interfaces import Part
 from finetune.methods.targets import resolve_targets
 from finetune.tables import FIXED_PEFT_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
-    from finetune.adapters.manifest import AdapterDescription
+    from finetune.adapters.manifest import PartDescription
+    from finetune.interfaces import Host, Towers
     from finetune.recipe import LoraSection
 
 _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
+_MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT saves it
 
 
 class Lora:
-    """LoRA with the options of a recipe; a finished adapter brings its own."""
+    """LoRA, rsLoRA and DoRA on linear modules; A and B may learn at different rates (LoRA+)."""
 
-    def __init__(self, options: LoraSection | None = None):
-        self.options = options
-
-    def attach(self, model: nn.Module, towers: Towers) -> Attachment:
-        """Adds a fresh trainable adapter named ``default``; B is zero, so outputs do not change.
+    def attach(self, host: Host, adapter_name: str, options: LoraSection) -> Part:
+        """Adds fresh trainable weights; B is zero, so outputs do not change.
 
         Raises:
-            MethodError: the model already carries an adapter, or a tower's target matches nothing.
+            MethodError: a tower's target matches nothing.
         """
-        assert self.options is not None
-        refuse_wrapped(model)
-        options = self.options
-        modules = resolve_targets(model, towers, options.towers)
+        modules, notes = resolve_targets(host, options.towers)
         ranks: dict[str, int] = {}
         alphas: dict[str, float] = {}
         for tower, names in modules.items():
@@ -58,29 +54,33 @@ class Lora:
             "r": options.r,
             "lora_alpha": options.lora_alpha,
             "lora_dropout": options.lora_dropout,
+            "use_rslora": options.use_rslora,
+            "use_dora": options.use_dora,
             "rank_pattern": ranks,
             "alpha_pattern": alphas,
         }
-        config = peft_config([name for names in modules.values() for name in names], chosen)
-        _inject(model, "default", config, init_lora_weights=True, inference_mode=False)
-        parameters = _parameters(model, "default")
+        names = [name for names in modules.values() for name in names]
+        _inject(host.model, adapter_name, names, chosen, trainable=True)
+        parameters = _parameters(host.model, adapter_name)
         for parameter in parameters.values():
             # Small updates would be rounded away in the half precision of a base; PEFT's layers cast their inputs.
             parameter.data = parameter.data.float()
-        # B starts at zero, so the gradient of A is zero until B has moved once.
-        alive_after = {name: 2 if ".lora_A." in name else 1 for name in parameters}
-        attachment = Attachment("default", modules, parameters, chosen, config, alive_after)
-        _only_the_adapter_trains(model, attachment)
-        return attachment
+        ratio = options.loraplus_lr_ratio
+        return Part(
+            method="lora",
+            options=chosen,
+            modules=modules,
+            parameters=parameters,
+            # B starts at zero, so the gradient of A is zero until B has moved once.
+            alive_after={name: 2 if ".lora_A." in name else 1 for name in parameters},
+            learning_rates={name: ratio for name in parameters if ".lora_B." in name} if ratio != 1 else {},
+            notes=tuple(notes),
+        )
 
     def attach_saved(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        description: AdapterDescription,
-        tensors: Mapping[str, Tensor],
-    ) -> Attachment:
-        """Adds a finished adapter; on any failure the model is as it was before.
+        self, model: nn.Module, adapter_name: str, description: PartDescription, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Adds a finished part.
 
         Args:
             model: the base, which may already carry other finished adapters.
@@ -88,36 +88,28 @@ class Lora:
             description: the manifest's.
             tensors: exactly the tensors that ``expected_tensors`` names.
         """
-        config = peft_config(description.modules, description.options)
-        try:
-            _inject(model, adapter_name, config, init_lora_weights=False, inference_mode=True)
-            parameters = _parameters(model, adapter_name)
-            assert set(parameters) == set(tensors), "expected_tensors was not asked first"
-            for module in model.modules():
-                if isinstance(module, LoraLayer):
-                    module.eval()  # new layers start in training mode, where their dropout is at work
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(tensors[name])
-        except BaseException:
-            detach(model, adapter_name)
-            raise
-        return Attachment(adapter_name, {}, parameters, description.options, config)
+        _inject(model, adapter_name, _all_modules(description), description.options, trainable=False)
+        parameters = _parameters(model, adapter_name)
+        assert set(parameters) == set(tensors), "expected_tensors was not asked first"
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.eval()  # new layers start in training mode, where their dropout is at work
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
 
-    def detach(self, model: nn.Module, adapter_name: str) -> None:
-        """Removes an adapter and every trace of it."""
-        detach(model, adapter_name)
-
-    def expected_tensors(self, model: nn.Module, description: AdapterDescription) -> dict[str, tuple[int, ...]]:
-        """Returns name -> shape of what an adapter described so must hold on ``model``.
+    def expected_tensors(
+        self, model: nn.Module, towers: Towers, description: PartDescription
+    ) -> dict[str, tuple[int, ...]]:
+        """Returns name -> shape of what a part described so must hold on ``model``.
 
         Raises:
             ManifestError: a module is missing or not linear, or a rank is out of range.
         """
-        options = description.options
-        check_options(options, description.modules)
+        options, modules = description.options, _all_modules(description)
+        check_options(options, modules)
         expected: dict[str, tuple[int, ...]] = {}
-        for name in description.modules:
+        for name in modules:
             try:
                 module = model.get_submodule(name)
             except AttributeError:
@@ -132,17 +124,70 @@ class Lora:
                 raise ManifestError(f"rank {r!r} of {name!r} is not between 1 and {max(width_in, width_out)}")
             expected[f"{_PREFIX}{name}.lora_A.weight"] = (r, width_in)
             expected[f"{_PREFIX}{name}.lora_B.weight"] = (width_out, r)
+            if options["use_dora"]:
+                expected[f"{_PREFIX}{name}.{_MAGNITUDE}"] = (width_out,)
         return expected
 
+    def detach(self, model: nn.Module, adapter_name: str) -> None:
+        """Removes a part; a layer that then holds none is taken out, so the tree is the base's own again."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoraLayer):
+                if adapter_name in module.lora_A:
+                    # Else PEFT warns, and makes another adapter the active one.
+                    module._active_adapter = [a for a in module.active_adapters if a != adapter_name]
+                    module.delete_adapter(adapter_name)
+                if not module.lora_A:
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, module.get_base_layer())
+        configs = getattr(model, "peft_config", {})
+        configs.pop(adapter_name, None)
+        if not configs and "peft_config" in vars(model):
+            del model.peft_config
 
-def peft_config(modules: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what ``adapter_config.json`` holds: PEFT's fields, module names in full, nothing that mutates a base."""
-    return {**options, "peft_type": "LORA", "target_modules": list(modules), **FIXED_PEFT_CONFIG}
+    def merge(self, model: nn.Module, adapter_name: str) -> None:
+        """Adds the update to the base's own weights, in their dtype, and removes the layers.
+
+        Raises:
+            MethodError: a weight is quantized: rounding the sum again would change every answer a little.
+        """
+        layers: list[tuple[str, Any]] = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLayer) and adapter_name in module.lora_A
+        ]
+        for name, module in layers:
+            if not module.get_base_layer().weight.is_floating_point():
+                raise MethodError(
+                    f"{name} is quantized: an adapter is merged into the 16 or 32 bit base. Load it without "
+                    "quantization."
+                )
+        for _, module in layers:
+            module.merge(safe_merge=True, adapter_names=[adapter_name])
+            module.merged_adapters = []  # what is merged stays merged when the layer goes
+        self.detach(model, adapter_name)
+
+    def switch(self, model: nn.Module) -> Callable[[str | None], None] | None:
+        """Returns what makes one adapter, or none, the one that the layers add.
+
+        PEFT's own set_adapter walks all modules and touches every parameter's requires_grad.
+        """
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+        def use(name: str | None) -> None:
+            for layer in layers:
+                layer._active_adapter = [name] if name is not None else []
+                layer._disable_adapters = name is None
+
+        return use if layers else None
+
+
+def _all_modules(description: PartDescription) -> list[str]:
+    return [name for names in description.modules.values() for name in names]
 
 
 def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
     """Raises ManifestError unless ``options`` are those of our LoRA, with values PEFT takes literally."""
-    names = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"}
+    names = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
     if set(options) != names:
         wrong = sorted(set(options) ^ names)
         raise ManifestError(f"the options of a LoRA adapter are {', '.join(sorted(names))}; wrong: {', '.join(wrong)}")
@@ -153,46 +198,21 @@ def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
     for alpha in (options["lora_alpha"], *alphas.values()):
         if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
             raise ManifestError(f"lora_alpha {alpha!r} is not a number between 0 and 1e6")
+    for name in ("use_rslora", "use_dora"):
+        if type(options[name]) is not bool:
+            raise ManifestError(f"{name} must be true or false, not {options[name]!r}")
     if type(options["lora_dropout"]) not in (int, float) or not 0 <= options["lora_dropout"] < 1:
         raise ManifestError(f"lora_dropout {options['lora_dropout']!r} is not a number from 0 to below 1")
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raises MethodError when ``model`` already carries adapter layers of any kind."""
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            raise MethodError(
-                f"the model already carries an adapter (at {name}). Load a fresh base, or train with this one: "
-                "adapters are not stacked."
-            )
-
-
-def detach(model: nn.Module, adapter_name: str) -> None:
-    """Removes an adapter; a layer that then holds none is taken out, so the tree is the base's own again."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            if adapter_name in module.lora_A:
-                # Else PEFT warns, and makes another adapter the active one.
-                module._active_adapter = [a for a in module.active_adapters if a != adapter_name]
-                module.delete_adapter(adapter_name)
-            if not module.lora_A:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.get_base_layer())
-    configs = getattr(model, "peft_config", {})
-    configs.pop(adapter_name, None)
-    if not configs and "peft_config" in vars(model):
-        del model.peft_config
-
-
 def _inject(
-    model: nn.Module,
-    adapter_name: str,
-    config: Mapping[str, Any],
-    *,
-    init_lora_weights: bool,
-    inference_mode: bool,
+    model: nn.Module, adapter_name: str, modules: list[str], options: Mapping[str, Any], *, trainable: bool
 ) -> None:
-    lora = LoraConfig(**{**config, "inference_mode": inference_mode, "init_lora_weights": init_lora_weights})
+    lora = LoraConfig(
+        **{**options, **FIXED_PEFT_CONFIG, "inference_mode": not trainable},
+        target_modules=list(modules),
+        init_lora_weights=trainable,
+    )
     with warnings.catch_warnings():
         # PEFT warns of a second adapter on one model, which is what this package is for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
@@ -206,12 +226,7 @@ def _parameters(model: nn.Module, adapter_name: str) -> dict[str, nn.Parameter]:
         if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
             for part in ("lora_A", "lora_B"):
                 parameters[f"{_PREFIX}{name}.{part}.weight"] = getattr(module, part)[adapter_name].weight
+            if adapter_name in module.lora_magnitude_vector:
+                magnitude: Any = module.lora_magnitude_vector[adapter_name]
+                parameters[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude.weight
     return parameters
-
-
-def _only_the_adapter_trains(model: nn.Module, attachment: Attachment) -> None:
-    ours = {id(p) for p in attachment.parameters.values()}
-    strays = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
-    frozen = [name for name, p in attachment.parameters.items() if not p.requires_grad]
-    if strays or frozen:
-        raise MethodError(f"base parameters would train: {strays[:5]}; adapter parameters would not: {frozen[:5]}")

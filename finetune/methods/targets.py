@@ -8,26 +8,39 @@ from torch import nn
 
 from finetune.errors import MethodError
 from finetune.lookup import did_you_mean
+from finetune.methods.reach import unreached
 
 if TYPE_CHECKING:
-    from finetune.interfaces import Towers
+    from finetune.interfaces import Host
     from finetune.recipe import TowerTarget, TowerTargets
 
 
-def resolve_targets(model: nn.Module, towers: Towers, wanted: TowerTargets) -> dict[str, list[str]]:
-    """Returns tower -> full names of the linear modules to adapt, in the model's order.
+def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[str]], list[str]]:
+    """Returns tower -> full names of the linear modules to adapt, in the model's order, and notes for people.
+
+    Modules that the forward never uses are left out; so are experts that are not linear modules. Both are noted.
 
     Raises:
         MethodError: a tower, or one of the names given for it, matches nothing, or nothing is to be adapted.
     """
+    model = host.model
     resolved = {
         tower: _in_tower(model, tower, paths, getattr(wanted, tower))
-        for tower, paths in towers.items()
+        for tower, paths in host.towers.items()
         if getattr(wanted, tower).target_modules != "none"
     }
     if not any(resolved.values()):
         raise MethodError("nothing to adapt: method.towers says none for every tower. Set at least one to all-linear.")
-    return resolved
+    unused = set(unreached(model, [name for names in resolved.values() for name in names], host.inputs))
+    notes = [f"left out, as the forward never uses it: {name}" for name in sorted(unused)]
+    for tower, names in resolved.items():
+        notes += [
+            f"stays frozen, as it is no linear module: {name}" for name in _experts(model, getattr(host.towers, tower))
+        ]
+        if names and not set(names) - unused:
+            raise MethodError(f"method.towers.{tower}: the forward uses none of its {len(names)} linear modules")
+        resolved[tower] = [name for name in names if name not in unused]
+    return resolved, notes
 
 
 def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: TowerTarget) -> list[str]:
@@ -40,7 +53,7 @@ def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: Towe
         kinds = sorted({type(m).__name__ for p in paths for m in model.get_submodule(p).modules()})
         raise MethodError(
             f"method.towers.{tower}: the {tower} tower has no linear module, so LoRA cannot adapt it "
-            f"(it is made of {', '.join(kinds[:8])}). Set method.towers.{tower}: none."
+            f"(it is made of {', '.join(kinds[:8]) or 'nothing'}). Set method.towers.{tower}: none."
         )
     if target.target_modules == "all-linear":
         return linears
@@ -55,3 +68,13 @@ def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: Towe
             )
         chosen.update(matches)
     return [name for name in linears if name in chosen]
+
+
+def _experts(model: nn.Module, paths: tuple[str, ...]) -> list[str]:
+    """Returns the weights of mixture-of-experts layers, which are held as one tensor [experts, in, out]."""
+    return [
+        f"{path}.{name}"
+        for path in paths
+        for name, parameter in model.get_submodule(path).named_parameters()
+        if parameter.ndim == 3 and "expert" in name
+    ]

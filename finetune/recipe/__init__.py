@@ -1,8 +1,15 @@
 """A recipe: everything a run does, as one frozen record read from YAML. Imports no torch."""
 
 from finetune.recipe.data import DataSection, JsonlData, ProceduralData
-from finetune.recipe.method import LoraSection, MethodSection, TowerTarget, TowerTargets
-from finetune.recipe.model import ModelSection
+from finetune.recipe.method import (
+    LoraSection,
+    MethodSection,
+    OverridesSection,
+    PromptTuningSection,
+    TowerTarget,
+    TowerTargets,
+)
+from finetune.recipe.model import ModelSection, Quantization
 from finetune.recipe.reading import load_recipe, parse_recipe
 from finetune.recipe.section import Section
 from finetune.recipe.task import TaskSection
@@ -16,7 +23,10 @@ __all__ = [
     "LoraSection",
     "MethodSection",
     "ModelSection",
+    "OverridesSection",
     "ProceduralData",
+    "PromptTuningSection",
+    "Quantization",
     "Recipe",
     "Section",
     "TaskSection",

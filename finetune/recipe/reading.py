@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from finetune.errors import RecipeError
 from finetune.lookup import did_you_mean, look_up
+from finetune.recipe.pairing import refuse_impossible
 from finetune.recipe.section import Section
 from finetune.recipe.whole import Recipe
 from finetune.tables import METHODS, SOURCES, TASKS
@@ -68,15 +69,19 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     """Builds a recipe from plain data; ``source`` names it in errors."""
     raw = _expand(raw, source, "")
     for section, table in (("method", METHODS), ("task", TASKS)):
-        if isinstance(part := raw.get(section), dict) and isinstance(name := part.get("name"), str):
-            look_up(table, name, what=f"{section}.name in {source}", error=RecipeError)
+        parts = raw.get(section)
+        for part in parts if isinstance(parts, list) else [parts]:
+            if isinstance(part, dict) and isinstance(name := part.get("name"), str):
+                look_up(table, name, what=f"{section}.name in {source}", error=RecipeError)
     if isinstance(part := raw.get("data"), dict) and isinstance(name := part.get("source"), str):
         look_up(SOURCES, name, what=f"data.source in {source}", error=RecipeError)
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(e) for e in error.errors()]
+        problems = [_explain(e, raw) for e in error.errors()]
         raise RecipeError(f"{source}: " + f"\n{source}: ".join(problems)) from None
+    refuse_impossible(recipe, source=source)
+    return recipe
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -115,9 +120,9 @@ def _expand(value: Any, source: str, key: str) -> Any:
     return _VARIABLE.sub(variable, value)
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, raw: dict[str, Any]) -> str:
     """Turns one pydantic error into a line that names the key and what is allowed."""
-    location, section = _walk(error["loc"])
+    location, section = _walk(error["loc"], raw)
     key = ".".join(location) or "top level"
     if error["type"] == "extra_forbidden":
         allowed = list(section.model_fields) if section else []
@@ -129,10 +134,11 @@ def _explain(error: Any) -> str:
     return f"{key}: {message}.{got}"
 
 
-def _walk(location: Sequence[int | str]) -> tuple[list[str], type[Section] | None]:
+def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Section] | None]:
     """Returns the keys of a pydantic location as they stand in the file, and the section that holds the last one.
 
-    Where a section is one of several, pydantic puts the name that chose it into the location; the file does not.
+    Where a section is one of several, pydantic puts the name that chose it into the location, and where one may stand
+    for a list of one, its number; the file has neither.
     """
     keys: list[str] = []
     choices: list[type[Section]] = [Recipe]
@@ -142,10 +148,16 @@ def _walk(location: Sequence[int | str]) -> tuple[list[str], type[Section] | Non
         if tagged:
             choices = tagged
             continue
-        keys.append(str(part))
+        if isinstance(part, int):
+            if isinstance(raw, list):
+                keys.append(str(part))
+                raw = raw[part]
+            continue
+        keys.append(part)
+        raw = raw.get(part) if isinstance(raw, dict) else None
         section = choices[0] if choices else None
-        field = section.model_fields.get(str(part)) if section else None
-        choices = _sections_in(field.annotation) if field else choices if isinstance(part, int) else []
+        field = section.model_fields.get(part) if section else None
+        choices = _sections_in(field.annotation) if field else []
     return keys, section
 
 

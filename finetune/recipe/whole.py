@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from finetune.recipe.data import DataSection
-from finetune.recipe.method import MethodSection
+from finetune.recipe.method import Methods
 from finetune.recipe.model import ModelSection
 from finetune.recipe.section import Section
 from finetune.recipe.task import TaskSection
@@ -29,7 +29,7 @@ class Recipe(Section):
     domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
     seed: int = 0
     model: ModelSection
-    method: MethodSection
+    method: Methods
     data: DataSection
     task: TaskSection = TaskSection()
     train: TrainSection

@@ -13,22 +13,24 @@ from finetune.adapters.folder import AdapterFolder, read_folder
 from finetune.adapters.manifest import AdapterManifest, PromptContract, sha256_hex
 from finetune.adapters.probe import compare
 from finetune.adapters.reference import AdapterRef
-from finetune.build import Base, load_base, method_of_saved
+from finetune.build import Base, load_base
 from finetune.data.images import as_source
 from finetune.errors import AdapterReferenceError, BaseMismatchError, ManifestError, NotFoundError
 from finetune.example import Example, answer
 from finetune.lookup import did_you_mean
+from finetune.methods.adapter import attach_saved, detach, expected_tensors, placeholders
 from finetune.recipe import TaskSection
 from finetune.registry import AdapterRegistry
 from finetune.serving.switcher import Switcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import AdapterDescription, BaseIdentity
-    from finetune.interfaces import Task
+    from finetune.interfaces import Batch, Placeholders, Task
+    from finetune.recipe import Quantization
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Resident:
     ref: str  # as it was first asked for
     internal_name: str  # what the layers know it by
     manifest: AdapterManifest
+    placeholders: Placeholders | None  # what rows must hold for it
     probe: str  # "passed" or "inconclusive"
 
 
@@ -116,8 +119,14 @@ class VisionLanguageModel:
         task = self.task
         prompt = task.options.ask(question)
         example = Example(id="question", messages=[*prompt, answer("")], images=[as_source(image)], answers=[""])
-        batch = self.base.collator.prompt_batch([example]).to(self.model.device, self.model.dtype)
+        batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
         return task.predict(self.model, batch)[0]
+
+    def prompt_batch(self, examples: Sequence[Example]) -> Batch:
+        """Returns inputs that end where the answer begins, with the places that the active adapter fills."""
+        batch = self.base.collator.prompt_batch(examples)
+        places = self._current.placeholders if self._current else None
+        return places.insert(batch) if places else batch
 
     @property
     def task(self) -> Task:
@@ -139,10 +148,10 @@ class VisionLanguageModel:
         manifest, name = folder.manifest, f"a_{digest[:16]}"
         require_same_base(manifest.base, self.base.identity)
         require_same_processor(manifest.processor, self.base.digests)
-        method = method_of_saved(manifest.adapter)
-        _require_expected(method.expected_tensors(self.model, manifest.adapter), manifest.adapter)
+        towers = self.base.towers
+        _require_expected(expected_tensors(self.model, towers, manifest.adapter), manifest.adapter)
         before = self.switcher.active
-        method.attach_saved(self.model, name, manifest.adapter, folder.tensors)
+        attach_saved(self.model, towers, name, manifest.adapter, folder.tensors)
         try:
             self.switcher.resident.add(name)
             self.switcher.refresh()
@@ -150,18 +159,18 @@ class VisionLanguageModel:
         except BaseException:
             self.switcher.resident.discard(name)
             self.switcher.active = before
-            method.detach(self.model, name)
+            detach(self.model, name)
             self.switcher.refresh()
             raise
         self.switcher.use(before)
-        return Resident(ref, name, manifest, verdict)
+        return Resident(ref, name, manifest, placeholders(manifest.adapter), verdict)
 
     def _probe(self, manifest: AdapterManifest, name: str) -> str:
         self.switcher.use(None)
         off = self.base.probe(manifest.probe.seed)
         self.switcher.use(name)
-        on = self.base.probe(manifest.probe.seed)
-        return compare(manifest.probe, off, on, dtype=self.model.dtype)
+        on = self.base.probe(manifest.probe.seed, placeholders(manifest.adapter))
+        return compare(manifest.probe, off, on, dtype=self.model.dtype, quantization=self.base.quantization)
 
 
 def load(
@@ -172,6 +181,7 @@ def load(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    quantization: Quantization | None = None,
     verify_base: str = "cached",
 ) -> VisionLanguageModel:
     """Loads an adapter on its base, after checking that they belong together and that it does what it did.
@@ -183,6 +193,7 @@ def load(
         revision: of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: what the base is held in.
+        quantization: of its language tower, ``4bit`` or ``8bit``.
         verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
 
     Returns:
@@ -202,7 +213,8 @@ def load(
         base = find_base(manifest.base)
         revision = revision or manifest.base.revision
     vlm = VisionLanguageModel(
-        load_base(base, revision=revision, device=device, dtype=dtype, verify=verify_base), registry=registry
+        load_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
+        registry=registry,
     )
     vlm.use(None if str(ref) == "base" else ref)
     return vlm

@@ -1,15 +1,14 @@
-"""Many finished adapters resident on one base; switching flips which one the layers read, and moves no weights."""
+"""Many finished adapters resident on one base; switching flips which one the model reads, and moves no weights."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-
 from finetune.errors import AdapterError
+from finetune.methods.adapter import switch
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 class Switcher:
@@ -19,16 +18,15 @@ class Switcher:
         model: the base, with or without resident adapters.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
         self.resident: set[str] = set()
         self.active: str | None = None
-        self._layers: list[BaseTunerLayer] = []
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks for adapter layers again; needed after an adapter was attached or detached."""
-        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        """Looks for adapters again; needed after an adapter was attached or detached."""
+        self._switch = switch(self.model)
         self.use(self.active)
 
     def use(self, name: str | None) -> None:
@@ -41,8 +39,5 @@ class Switcher:
             raise AdapterError(
                 f"no adapter {name!r} is resident; there are: {', '.join(sorted(self.resident)) or 'none'}"
             )
-        # PEFT's own set_adapter walks all modules and touches every parameter's requires_grad.
-        for layer in self._layers:
-            layer._active_adapter = [name] if name is not None else []
-            layer._disable_adapters = name is None
+        self._switch(name)
         self.active = name

@@ -3,33 +3,31 @@
 import pytest
 import torch
 
-from finetune.errors import MethodError
+from finetune.build import load_base
+from finetune.errors import MethodError, ModelError
 from finetune.families.base import family_of
-from finetune.methods.lora import Lora, detach
+from finetune.methods.adapter import attach, detach
 from finetune.recipe import LoraSection, TowerTargets
+from tests.matrix import state
 
 
 def load(folder):
-    family = family_of(str(folder))
-    model, processor = family.load(str(folder), revision=None, dtype="float32", device="cpu")
-    return family, model, processor
+    return load_base(str(folder), device="cpu")
 
 
 def lora(**towers):
-    return Lora(LoraSection(name="lora", r=4, lora_alpha=8, towers=TowerTargets.model_validate(towers)))
-
-
-def state(model):
-    return {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return [LoraSection(name="lora", r=4, lora_alpha=8, towers=TowerTargets.model_validate(towers))]
 
 
 def test_every_tower_is_adapted_by_full_name_with_its_own_rank(tiny_base):
-    family, model, _ = load(tiny_base)
-    towers = family.towers(model)
-    attachment = lora(language="all-linear", projector={"target_modules": "all-linear", "r": 2}).attach(model, towers)
-    assert len(attachment.modules["language"]) == 14  # 7 in each of 2 layers
-    assert all(name.startswith(towers.language[0]) for name in attachment.modules["language"])
-    assert attachment.modules["projector"] and "vision" not in attachment.modules
+    base = load(tiny_base)
+    model, towers = base.model, base.towers
+    methods = lora(language="all-linear", projector={"target_modules": "all-linear", "r": 2})
+    attachment = attach(base.host, methods)
+    (part,) = attachment.parts
+    assert len(part.modules["language"]) == 14  # 7 in each of 2 layers
+    assert all(name.startswith(towers.language[0]) for name in part.modules["language"])
+    assert part.modules["projector"] and "vision" not in part.modules
     ranks = {name: p.shape[0] for name, p in attachment.parameters.items() if "lora_A" in name}
     assert {r for name, r in ranks.items() if towers.projector[0] in name} == {2}
     assert {r for name, r in ranks.items() if towers.language[0] in name} == {4}
@@ -39,9 +37,10 @@ def test_every_tower_is_adapted_by_full_name_with_its_own_rank(tiny_base):
 
 
 def test_a_fresh_adapter_changes_nothing_and_detach_leaves_no_trace(tiny_base):
-    family, model, processor = load(tiny_base)
+    base = load(tiny_base)
+    model = base.model
     before, names = state(model), [name for name, _ in model.named_modules()]
-    attachment = lora().attach(model, family.towers(model))
+    attachment = attach(base.host, lora())
     assert all(not p.any() for name, p in attachment.parameters.items() if "lora_B" in name)
     detach(model, "default")
     assert [name for name, _ in model.named_modules()] == names
@@ -52,10 +51,10 @@ def test_a_fresh_adapter_changes_nothing_and_detach_leaves_no_trace(tiny_base):
 
 
 def test_a_wrapped_model_is_refused(tiny_fast_vlm):
-    family, model, _ = load(tiny_fast_vlm)
-    lora().attach(model, family.towers(model))
+    base = load(tiny_fast_vlm)
+    attach(base.host, lora())
     with pytest.raises(MethodError, match="already carries an adapter"):
-        lora().attach(model, family.towers(model))
+        attach(base.host, lora())
 
 
 @pytest.mark.parametrize(
@@ -68,24 +67,24 @@ def test_a_wrapped_model_is_refused(tiny_fast_vlm):
     ],
 )
 def test_a_target_that_matches_nothing_is_an_error(tiny_fast_vlm, towers, message):
-    family, model, _ = load(tiny_fast_vlm)
+    base = load(tiny_fast_vlm)
     with pytest.raises(MethodError, match=message):
-        lora(**towers).attach(model, family.towers(model))
+        attach(base.host, lora(**towers))
+    assert not hasattr(base.model, "peft_config")
 
 
 def test_a_name_means_its_tower_only(tiny_base):
-    family, model, _ = load(tiny_base)
-    attachment = lora(language=["q_proj"]).attach(model, family.towers(model))
-    assert len(attachment.modules["language"]) == 2
+    base = load(tiny_base)
+    model = base.model
+    (part,) = attach(base.host, lora(language=["q_proj"])).parts
+    assert len(part.modules["language"]) == 2
     layers = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    assert layers == attachment.modules["language"]
+    assert layers == part.modules["language"]
 
 
 def test_a_family_that_is_not_there_is_named(tmp_path):
-    from finetune.errors import ModelError
-
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ModelError, match="unknown model_type 'gpt2'. Allowed: fast_vlm, idefics3"):
+    with pytest.raises(ModelError, match="gpt2 is no vision-language model.*fast_vlm, gemma3"):
         family_of(str(tmp_path))
     with pytest.raises(ModelError, match="no model at"):
         family_of(str(tmp_path / "nothing"))

@@ -97,7 +97,7 @@ def resave(folder, tensors, config, manifest, **changes):
         place = data
         *parents, last = path.split("__")
         for part in parents:
-            place = place[part]
+            place = place[int(part) if part.isdigit() else part]
         place[last] = value
     (folder / WEIGHTS_NAME).write_bytes(weights)
     (folder / CONFIG_NAME).write_bytes(text)
@@ -110,8 +110,8 @@ def zero_b(folder, tensors, config, manifest):
 
 
 def double_alpha(folder, tensors, config, manifest):
-    options = manifest.adapter.options | {"lora_alpha": manifest.adapter.options["lora_alpha"] * 2}
-    resave(folder, tensors, config | options, manifest, adapter__options=options)
+    options = manifest.adapter.parts[0].options | {"lora_alpha": manifest.adapter.parts[0].options["lora_alpha"] * 2}
+    resave(folder, tensors, config | options, manifest, adapter__parts__0__options=options)
 
 
 def alpha_in_config_only(folder, tensors, config, manifest):
@@ -129,18 +129,19 @@ def rename_everywhere(folder, tensors, config, manifest):
 
 
 def other_rank(folder, tensors, config, manifest):
-    options = manifest.adapter.options | {"r": 2}
-    resave(folder, tensors, config | options, manifest, adapter__options=options)
+    options = manifest.adapter.parts[0].options | {"r": 2}
+    resave(folder, tensors, config | options, manifest, adapter__parts__0__options=options)
 
 
 def huge_rank(folder, tensors, config, manifest):
-    options = manifest.adapter.options | {"r": 2_000_000}
-    resave(folder, tensors, config | options, manifest, adapter__options=options)
+    options = manifest.adapter.parts[0].options | {"r": 2_000_000}
+    resave(folder, tensors, config | options, manifest, adapter__parts__0__options=options)
 
 
 def unknown_module(folder, tensors, config, manifest):
-    modules = [*manifest.adapter.modules[:-1], "model.nowhere"]
-    resave(folder, tensors, config | {"target_modules": modules}, manifest, adapter__modules=modules)
+    modules = dict(manifest.adapter.parts[0].modules) | {"projector": ["model.nowhere"]}
+    names = [name for names in modules.values() for name in names]
+    resave(folder, tensors, config | {"target_modules": names}, manifest, adapter__parts__0__modules=modules)
 
 
 def not_finite(folder, tensors, config, manifest):
@@ -169,8 +170,8 @@ def auto_mapping(folder, tensors, config, manifest):
 
 def options_with(**more):
     def change(folder, tensors, config, manifest):
-        options = manifest.adapter.options | more
-        resave(folder, tensors, config | options, manifest, adapter__options=options)
+        options = manifest.adapter.parts[0].options | more
+        resave(folder, tensors, config | options, manifest, adapter__parts__0__options=options)
 
     change.__name__ = "options_" + "_".join(more)
     return change
@@ -189,7 +190,7 @@ def other_tokenizer(folder, tensors, config, manifest):
 
 
 def a_method_nobody_has(folder, tensors, config, manifest):
-    resave(folder, tensors, config, manifest, adapter__method="os.system")
+    resave(folder, tensors, config, manifest, adapter__parts__0__method="os.system")
 
 
 REFUSALS = [

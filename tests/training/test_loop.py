@@ -6,8 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from finetune.build import examples_of, load_base, method_of
+from finetune.build import examples_of, load_base
 from finetune.errors import TrainingError
+from finetune.methods.adapter import attach
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer, set_train_mode
 
@@ -20,7 +21,7 @@ def build(make_recipe, tmp_path):
         recipe = make_recipe(folder, train=options)
         base = load_base(str(folder), device="cpu")
         torch.manual_seed(0)
-        attachment = method_of(recipe).attach(base.model, base.family.towers(base.model))
+        attachment = attach(base.host, recipe.method)
         trainer = Trainer(
             base.model,
             attachment,

@@ -1,0 +1,47 @@
+"""What ``adapter_config.json`` holds: a function of the manifest's description, so that the two cannot differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.tables import FIXED_PEFT_CONFIG, PEFT_PROMPTS
+
+if TYPE_CHECKING:
+    from finetune.adapters.manifest import AdapterDescription, PartDescription
+
+# What PEFT cannot load as it is meant; PEFT refuses a peft_type that it does not know, by name.
+OURS = "FINETUNE_VLM"
+
+
+def peft_type(methods: list[str], *, model_type: str) -> str:
+    """Returns the ``peft_type`` of an adapter: PEFT's where PEFT loads it and gives the same logits."""
+    if methods == ["lora"]:
+        return "LORA"
+    if methods == ["prompt_tuning"] and model_type in PEFT_PROMPTS:
+        return "PROMPT_TUNING"
+    return OURS
+
+
+def peft_config(description: AdapterDescription) -> dict[str, Any]:
+    """Returns PEFT's fields, module names in full, nothing that would change a base."""
+    if description.peft_type == OURS:
+        parts = [{"method": part.method, **part.options} for part in description.parts]
+        return {"peft_type": OURS, "parts": parts, "how_to_load": "finetune.load(...), of the package finetune-vlm"}
+    part = description.parts[0]
+    own = _prompt(part) if part.method == "prompt_tuning" else _lora(part)
+    return {"peft_type": description.peft_type, "base_model_name_or_path": None, "inference_mode": True, **own}
+
+
+def _lora(part: PartDescription) -> dict[str, Any]:
+    modules = [name for names in part.modules.values() for name in names]
+    return {**part.options, "target_modules": modules, **FIXED_PEFT_CONFIG}
+
+
+def _prompt(part: PartDescription) -> dict[str, Any]:
+    return {
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": part.options["num_virtual_tokens"],
+        "token_dim": part.options["token_dim"],
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }

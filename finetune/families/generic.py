@@ -1,0 +1,62 @@
+"""Any other class of `AutoModelForImageTextToText`: its towers are found by the names transformers gives them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.errors import ModelError
+from finetune.families.base import ImageTextToTextFamily
+from finetune.interfaces import Towers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What the towers are called in transformers' own models, the more telling name first.
+_LANGUAGE = ("language_model", "text_model", "model.layers")
+_PROJECTOR = ("multi_modal_projector", "connector", "aligner", "merger", "projector", "qformer", "mm_projector")
+_VISION = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_tower", "vqmodel")
+
+
+class GenericFamily(ImageTextToTextFamily):
+    """Looks for one module of each tower below the model's core; a projector may stand inside the vision tower.
+
+    Args:
+        model_type: the config's.
+    """
+
+    def __init__(self, model_type: str):
+        self.model_type = model_type  # type: ignore[misc]
+
+    def towers(self, model: nn.Module) -> Towers:
+        """Returns where the towers were found.
+
+        Raises:
+            ModelError: there is no language or no vision tower under any known name; lists what there is.
+        """
+        names = [name for name, _ in model.named_modules() if name.count(".") <= 2]
+        language, projector, vision = (_find(names, known) for known in (_LANGUAGE, _PROJECTOR, _VISION))
+        if not language or not vision:
+            missing = "language" if not language else "vision"
+            top = sorted({".".join(name.split(".")[:2]) for name in names if name.startswith("model.")} or set(names))
+            raise ModelError(
+                f"{type(model).__name__} ({self.model_type}): no {missing} tower was found under the names known for "
+                f"one. Its parts are: {', '.join(top)}. Add a file for it to finetune/families."
+            )
+        return Towers(language=language, projector=projector, vision=_outside(model, vision, projector))
+
+
+def _find(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    for wanted in known:
+        matches = [name for name in names if name == wanted or name.endswith(f".{wanted}")]
+        if matches:
+            return (min(matches, key=lambda name: name.count(".")),)
+    return ()
+
+
+def _outside(model: nn.Module, vision: tuple[str, ...], projector: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the vision tower without the projector, where that stands inside it."""
+    (tower,) = vision
+    if not any(path.startswith(f"{tower}.") for path in projector):
+        return vision
+    children = [f"{tower}.{name}" for name, _ in model.get_submodule(tower).named_children()]
+    return tuple(child for child in children if not any(path == child for path in projector))

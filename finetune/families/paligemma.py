@@ -1,0 +1,76 @@
+"""PaliGemma, versions 1 and 2: a prefix that is seen in both directions, an answer that is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from finetune.families.base import ImageTextToTextFamily
+from finetune.interfaces import Towers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import ProcessorMixin
+
+    from finetune.interfaces import PaddingSide
+
+
+class PaliGemmaFamily(ImageTextToTextFamily):
+    """Siglip tower, linear projector, Gemma.
+
+    The layout of a row is the one it was pretrained on: pictures, ``<bos>``, question, newline, answer, ``<eos>``
+    (https://github.com/google-research/big_vision/blob/main/big_vision/configs/proj/paligemma/README.md).
+    """
+
+    model_type = "paligemma"
+    tower_paths = Towers(
+        language=("model.language_model",),
+        projector=("model.multi_modal_projector",),
+        vision=("model.vision_tower",),
+    )
+    chat_template = (
+        "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}{% endif %}{% endfor %}{{ bos_token }}"
+        "{% for message in messages %}"
+        "{% if message['content'] is string %}{{ message['content'] }}"
+        "{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    )
+
+    def encode(
+        self,
+        processor: ProcessorMixin,
+        texts: Sequence[str],
+        images: Sequence[list[Image]],
+        *,
+        padding_side: PaddingSide,
+    ) -> dict[str, Tensor]:
+        """Returns input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the pictures.
+
+        The processor itself would put a second ``<bos>`` and a newline into texts that have theirs.
+        """
+        mark: str = processor.image_token  # type: ignore[attr-defined]
+        picture = mark * processor.image_seq_length  # type: ignore[attr-defined]
+        inputs = processor.tokenizer(
+            [text.replace(mark, picture) for text in texts],
+            padding=True,
+            padding_side=padding_side,
+            add_special_tokens=False,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        flat = [image for row in images for image in row]
+        if flat:
+            inputs["pixel_values"] = processor.image_processor(flat, return_tensors="pt")["pixel_values"]
+        return dict(inputs)
+
+    def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Ends the prefix of each row where its first answer begins: else answers would see what follows them."""
+        learnt = (labels != -100).cumsum(dim=1) > 0  # [B, T]
+        return inputs | {"token_type_ids": learnt.to(inputs["token_type_ids"].dtype)}

@@ -1,0 +1,65 @@
+"""A base held in 4 or 8 bit by bitsandbytes: its language tower only, by full path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from finetune.errors import ModelError
+
+if TYPE_CHECKING:
+    from finetune.interfaces import Towers
+    from finetune.recipe import Quantization
+
+
+def quantization_config(quantization: Quantization, dtype: str, kept: list[str]) -> BitsAndBytesConfig:
+    """Returns how transformers is to load the model.
+
+    Args:
+        quantization: ``4bit`` is NF4 with double quantization (Dettmers et al., https://arxiv.org/abs/2305.14314),
+            ``8bit`` is LLM.int8() (https://arxiv.org/abs/2208.07339).
+        dtype: what quantized layers compute in.
+        kept: full paths of the modules that are not quantized; a bare name such as ``visual`` would match nothing.
+    """
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=kept,
+    )
+
+
+def quantized_modules(model: nn.Module) -> list[str]:
+    """Returns the full names of the modules that bitsandbytes holds."""
+    return [name for name, module in model.named_modules() if is_quantized(module)]
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Tells whether a linear module's weight is quantized."""
+    weight: Any = getattr(module, "weight", None)
+    return isinstance(module, nn.Linear) and type(weight).__name__ in ("Params4bit", "Int8Params")
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keeps 4-bit layers from repacking their weights when they first run in eval mode on some CPUs (AVX512-BF16).
+
+    Repacked weights pass no gradient on, and would no longer be the base's bytes.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def check_quantized(model: nn.Module, towers: Towers) -> None:
+    """Refuses a model of which nothing was quantized, or anything beside its language tower."""
+    names = quantized_modules(model)
+    strays = [name for name in names if not name.startswith(tuple(f"{path}." for path in towers.language))]
+    if strays or not names:
+        what = f"{', '.join(strays[:4])} outside it" if strays else "nothing"
+        raise ModelError(f"only the language tower is to be quantized, but bitsandbytes quantized {what}")

@@ -1,0 +1,18 @@
+"""Qwen2.5-VL."""
+
+from finetune.families.base import ImageTextToTextFamily
+from finetune.interfaces import Towers
+
+
+class Qwen25VlFamily(ImageTextToTextFamily):
+    """Tower of any resolution with windowed attention, patch merger, decoder with multimodal rotary positions."""
+
+    model_type = "qwen2_5_vl"
+    tower_paths = Towers(
+        language=("model.language_model",),
+        projector=("model.visual.merger",),
+        vision=(
+            "model.visual.patch_embed",
+            "model.visual.blocks",
+        ),
+    )

@@ -1,0 +1,148 @@
+"""Families by methods: what one cell of the table goes through, from attaching to merging.
+
+``METHODS`` maps the name of a row to the recipe's ``method`` section; a new method is a row here.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune.build import load_base
+from finetune.data.collate import Collator
+from finetune.example import Example, answer, ask
+from finetune.interfaces import Batch
+from finetune.methods.adapter import attach, detach, merge, switch
+from finetune.recipe import parse_recipe
+from finetune.saving import save_adapter
+from finetune.training.loop import set_train_mode
+
+LORA = {"name": "lora", "r": 4, "lora_alpha": 16}
+PROMPT = {"name": "prompt_tuning", "num_virtual_tokens": 5, "prompt_tuning_init_text": "What color"}
+METHODS = {
+    "lora": LORA,
+    "lora-projector": {**LORA, "towers": {"language": "none", "projector": "all-linear"}},
+    "lora-vision": {**LORA, "towers": {"language": "none", "vision": "all-linear"}},
+    "rslora": {**LORA, "use_rslora": True},
+    "dora": {**LORA, "use_dora": True},
+    "lora+": {**LORA, "loraplus_lr_ratio": 4.0},
+    "prompt_tuning": PROMPT,
+    "projector": {"name": "overrides", "parameters": ["projector"]},
+    "norms": {"name": "overrides", "parameters": ["norms"]},
+    "lora+prompt": [LORA, PROMPT],
+    "lora+prompt+projector": [PROMPT, {"name": "overrides", "parameters": ["projector", "norms"]}, LORA],
+}
+UNMERGED = {"prompt_tuning", "lora+prompt", "lora+prompt+projector"}  # a prompt stands in the rows, not in the weights
+STEPS = 3
+
+
+def rows(count: int = 4) -> list[Example]:
+    """Rows about red and blue pictures, of two sizes and several lengths."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for i in range(count):
+        color = ("red", "blue")[i % 2]
+        pixels = rng.integers(0, 60, ((40, 32), (32, 40))[i % 2] + (3,), dtype=np.uint8)
+        pixels[..., 0 if color == "red" else 2] += 180
+        said = color if i % 3 else f"it is {color}"
+        messages = [*ask("What color is it?" if i % 2 else "Is it red or blue?"), answer(said)]
+        examples.append(Example(id=str(i), messages=messages, images=[pixels], answers=[said]))
+    return examples
+
+
+def recipe_of(method: object, base: Path, folder: Path, *, quantization: str | None = None):
+    """The recipe of a cell."""
+    raw = {
+        "name": "cell",
+        "domain": "testing",
+        "model": {"name_or_path": str(base), "device": "cpu", "quantization": quantization},
+        "method": method,
+        "data": {"source": "procedural", "name": "medical"},
+        "train": {"max_steps": STEPS, "output_dir": str(folder)},
+    }
+    return parse_recipe(raw, source="cell")
+
+
+def logits(model, batch: Batch) -> torch.Tensor:
+    """fp32 logits [B, T, V]."""
+    with torch.no_grad():
+        return model(**batch.inputs, use_cache=False).logits.float()
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def losses(model, attachment, batch: Batch, *, lr: float, steps: int = STEPS) -> list[float]:
+    """The mean loss before each of some steps, and after the last."""
+    factors = attachment.learning_rates
+    groups = [{"params": [p], "lr": lr * factors.get(name, 1.0)} for name, p in attachment.parameters.items()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    found = []
+    target = batch.labels[:, 1:]
+    for step in range(steps + 1):
+        set_train_mode(model, attachment)
+        out = model(**batch.inputs, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(out[target != -100].float(), target[target != -100])
+        found.append(loss.item())
+        if step < steps:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.eval()
+    return found
+
+
+def train_cell(
+    base_folder: Path, method: object, folder: Path, *, quantization: str | None = None
+) -> dict[str, object]:
+    """Attaches, trains three steps and saves; checks the base on the way.
+
+    Returns:
+        What the reload must find: the adapter's folder, logits with it, losses.
+    """
+    torch.manual_seed(0)
+    recipe = recipe_of(method, base_folder, folder, quantization=quantization)
+    base = load_base(str(base_folder), device="cpu", quantization=quantization)
+    collator: Collator = base.collator
+    examples = rows()
+    batch = collator.training_batch(examples)
+    before, plain = state(base.model), logits(base.model, batch)
+    attachment = attach(base.host, recipe.method)
+    found = losses(base.model, attachment, attachment.extend(batch), lr=0.02)
+    assert found[-1] < found[0], f"the loss does not fall: {found}"
+    attachment.freeze()
+    adapted = logits(base.model, attachment.extend(batch))
+    save_adapter(folder / "adapter", recipe, base, attachment, {"train": examples}, None, None, steps=STEPS)
+    switch(base.model)(None)
+    assert torch.equal(logits(base.model, batch), plain), "switched off, the base answers otherwise"
+    detach(base.model, attachment.adapter_name)
+    after = state(base.model)
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before), "the base changed"
+    np.save(folder / "logits.npy", adapted.numpy())
+    return {"folder": str(folder), "base": str(base_folder), "quantization": quantization, "losses": found}
+
+
+def reload_cell(cell: dict) -> dict[str, object]:
+    """Loads a saved cell on a fresh base; compares its logits; merges it where that can be."""
+    from finetune.serving.app import load
+
+    vlm = load(Path(cell["folder"]) / "adapter", base=cell["base"], device="cpu", quantization=cell["quantization"])
+    batch = vlm.base.collator.training_batch(rows())
+    places = vlm.adapter.placeholders
+    adapted = logits(vlm.model, places.insert(batch) if places else batch)
+    saved = torch.from_numpy(np.load(Path(cell["folder"]) / "logits.npy"))
+    found: dict[str, object] = {"reloaded": torch.equal(adapted, saved), "off": (adapted - saved).abs().max().item()}
+    if places is None and cell["quantization"] is None:
+        merge(vlm.model, vlm.adapter.internal_name)
+        off = (logits(vlm.model, batch) - adapted).abs().max() / adapted.abs().max()
+        found["merged_off"] = off.item()  # relative to the largest logit
+    return found
+
+
+def reload_all(cells_file: str) -> None:
+    """In a fresh process: reloads all cells of a JSON file, and writes what was found beside it."""
+    cells = json.loads(Path(cells_file).read_text())
+    Path(cells_file).with_suffix(".found.json").write_text(json.dumps([reload_cell(cell) for cell in cells]))
