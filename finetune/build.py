@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from finetune.adapters.base_identity import identify_base, identify_processor
-from finetune.adapters.probe import probe_conversation, probe_logits
+from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.data.collate import Collator
+from finetune.data.pairs import PairCollator
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
 from finetune.lookup import import_string, look_up
+from finetune.recipe import ContrastiveSection, VqaSection, refuse_impossible, why_impossible
 from finetune.tables import SOURCES, TASKS
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
     from finetune.example import Example
-    from finetune.interfaces import ModelFamily, Placeholders, Task, Towers
+    from finetune.interfaces import GenerativeFamily, ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
 
 MAX_IMAGE_PIXELS = 50_000_000
@@ -37,7 +40,7 @@ class Base:
     model: PreTrainedModel
     processor: ProcessorMixin
     family: ModelFamily
-    collator: Collator
+    collator: Collator | PairCollator
     path: str  # what it was loaded from
     quantization: Quantization | None
     identity: BaseIdentity
@@ -52,10 +55,22 @@ class Base:
     def host(self) -> Host:
         """The base as a method sees it."""
         inputs = self.probe_batch(PROBE_SEED).inputs
-        return Host(self.model, self.towers, self.processor.tokenizer, inputs)
+        outputs = partial(self.family.outputs, self.model, inputs)
+        return Host(self.model, self.towers, self.processor.tokenizer, outputs)
+
+    @property
+    def default_task(self) -> TaskSection:
+        """How the base is asked where no adapter says how."""
+        return ContrastiveSection(name="contrastive") if self.family.kind == "dual_encoder" else VqaSection()
 
     def task(self, options: TaskSection) -> Task:
-        """Returns the task that ``options`` describe, for this base's tokenizer."""
+        """Returns the task that ``options`` describe, for this base's tokenizer.
+
+        Raises:
+            ModelError: the base cannot do it.
+        """
+        if reason := why_impossible(options.name, self.family.model_type):
+            raise ModelError(f"{self.path}: {reason}")
         return import_string(look_up(TASKS, options.name, what="task"))(options, self.processor.tokenizer)
 
     def probe_batch(self, seed: int) -> Batch:
@@ -66,9 +81,11 @@ class Base:
         return Batch(inputs, []).to(self.model.device, self.model.dtype)
 
     def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:
-        """Returns the probe's logits [4, 64] of the model as it now is; ``placeholders`` are the active adapter's."""
+        """Returns the probe's values of the model as it now is; ``placeholders`` are the active adapter's."""
         batch = self.probe_batch(seed)
-        return probe_logits(self.model, (placeholders.insert(batch) if placeholders else batch).inputs, seed=seed)
+        inputs = (placeholders.insert(batch) if placeholders else batch).inputs
+        with torch.inference_mode():
+            return probe_values(self.family.outputs(self.model, inputs)[0], seed=seed)
 
 
 def pick_device(wanted: str = "auto") -> str:
@@ -101,25 +118,41 @@ def load_base(
     model, processor = family.load(
         path, revision=revision, dtype=dtype, device=pick_device(device), quantization=quantization
     )
-    ends = model.generation_config.eos_token_id
-    end_ids = ends if isinstance(ends, list) else [ends]
-    if not end_ids or end_ids == [None]:
-        raise ModelError(f"{name_or_path}: its generation config names no eos_token_id, so no answer would end")
     return Base(
         model=model,
         processor=processor,
         family=family,
-        collator=Collator(family, processor, end_ids, max_image_pixels=max_image_pixels),
+        collator=_collator(family, model, processor, max_image_pixels=max_image_pixels),
         path=path,
         quantization=quantization,
         identity=identity,
-        digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template)),
+        digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template or "")),
     )
 
 
+def _collator(
+    family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, *, max_image_pixels: int
+) -> Collator | PairCollator:
+    if family.kind == "dual_encoder":
+        longest = model.config.text_config.max_position_embeddings
+        return PairCollator(family, processor, max_length=longest, max_image_pixels=max_image_pixels)
+    ends = model.generation_config.eos_token_id
+    end_ids = ends if isinstance(ends, list) else [ends]
+    if not end_ids or end_ids == [None]:
+        raise ModelError(f"{model.name_or_path}: its generation config names no eos_token_id, so no answer would end")
+    return Collator(cast("GenerativeFamily", family), processor, end_ids, max_image_pixels=max_image_pixels)
+
+
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
-    """Loads the base a recipe names."""
+    """Loads the base a recipe names.
+
+    Raises:
+        RecipeError: what the recipe wants of it is impossible.
+        ModelError: it cannot be loaded.
+    """
     section = recipe.model
+    family = family_of(embedded_path(section.name_or_path), revision=section.revision)
+    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
     cap = getattr(recipe.data, "max_image_pixels", MAX_IMAGE_PIXELS)
     return load_base(
         section.name_or_path,
@@ -144,4 +177,14 @@ def examples_of(recipe: Recipe, split: str) -> list[Example]:
         if example.id in seen:
             raise DataError(f"two rows of the {split} split have the id {example.id}")
         seen.add(example.id)
+    if isinstance(recipe.task, ContrastiveSection) and split != "train":
+        return _with_choices(examples, recipe.task)
     return examples
+
+
+def _with_choices(examples: list[Example], task: ContrastiveSection) -> list[Example]:
+    """Returns the rows of a split that is judged, each to be answered with one of the labels of its kind."""
+    choices: dict[str, dict[str, str]] = defaultdict(dict)
+    for example in examples:
+        choices[example.kind] |= {label: task.text_of(label) for label in example.answers}
+    return [replace(example, choices=choices[example.kind]) for example in examples]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import numpy as np
@@ -27,6 +28,7 @@ class Example:
     messages: list[Message]
     images: list[ImageSource]
     answers: list[str]  # all that count as right; the first is the one learnt
+    choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -40,11 +42,21 @@ class Example:
         return self.messages[:-1]
 
 
+def texts_to_choose_from(examples: Iterable[Example]) -> list[str]:
+    """Returns the different texts that any of ``examples`` may be answered with, in a fixed order."""
+    return list(dict.fromkeys(text for example in examples for text in example.choices.values()))
+
+
 def ask(question: str, *, num_images: int = 1, system_prompt: str | None = None) -> list[Message]:
     """Returns the messages that put ``question`` to a model, pictures first."""
     content = [{"type": "image"} for _ in range(num_images)] + [{"type": "text", "text": question}]
     system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
     return [*system, {"role": "user", "content": content}]
+
+
+def show() -> list[Message]:
+    """Returns the message that shows one picture and asks nothing."""
+    return [{"role": "user", "content": [{"type": "image"}]}]
 
 
 def answer(text: str) -> Message:

@@ -1,6 +1,6 @@
 """The protocols and small records by which families, methods, data, tasks and training meet.
 
-Legend of shapes: B rows, T tokens, N placeholders, V vocabulary.
+Legend of shapes: B rows, T tokens, N placeholders, V vocabulary, D values of an embedding.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOWERS = ("language", "projector", "vision")
 PaddingSide = Literal["left", "right"]
+# What a base does: writes text about pictures, or embeds pictures and texts to be held against each other.
+Kind = Literal["generative", "dual_encoder"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Towers:
 class Batch:
     """Rows ready for the model.
 
-    ``inputs`` are the model's keyword arguments; ``labels`` is [B, T] with -100 where nothing is learnt, or None
-    for rows that are only to be answered.
+    ``inputs`` are the model's keyword arguments; ``labels`` is None for rows that are only to be answered, and -100
+    where nothing is learnt. For a generative base it is [B, T], the token ids; for a dual encoder [B], a number for
+    each row's text that equal texts share.
     """
 
     inputs: dict[str, Tensor]
@@ -108,7 +111,7 @@ class Host:
     model: PreTrainedModel
     towers: Towers
     tokenizer: PreTrainedTokenizerBase
-    inputs: Mapping[str, Tensor]  # of one synthetic row with a picture, to find out what the forward uses
+    forward: Callable[[], Tensor]  # outputs for one synthetic row with a picture, to find out what the forward uses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +187,7 @@ class ModelFamily(Protocol):
     """What differs between vision-language models of different ``model_type``."""
 
     model_type: str
+    kind: Kind
 
     def load(
         self,
@@ -209,8 +213,16 @@ class ModelFamily(Protocol):
         *,
         padding_side: PaddingSide,
     ) -> dict[str, Tensor]:
-        """Returns the model's inputs for rendered ``texts`` and each one's pictures."""
+        """Returns the model's inputs for ``texts`` and pictures."""
         ...
+
+    def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Returns what answers are read from [B, rows, values]: logits of tokens, or embeddings."""
+        ...
+
+
+class GenerativeFamily(ModelFamily, Protocol):
+    """A family that generates text."""
 
     def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Returns the inputs of a training batch, told which tokens are learnt where the model must know it."""
@@ -251,13 +263,15 @@ class Task(Protocol):
     """What is optimised and how it is judged."""
 
     options: TaskSection
+    # Whether the loss of a row depends on the other rows of its window; if so, the task is a CoupledTask.
+    couples_rows: bool
 
     def count_items(self, batch: Batch) -> dict[str, int]:
         """Returns how many things each term is a sum over, known before any forward."""
         ...
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, LossSum]:
-        """Returns the loss terms of one micro-batch."""
+        """Returns the loss terms of one micro-batch, by itself."""
         ...
 
     def predict(self, model: nn.Module, batch: Batch) -> list[str]:
@@ -270,4 +284,24 @@ class Task(Protocol):
 
     def reference(self, example: Example) -> str:
         """Returns the normalised answer that majorities are counted over."""
+        ...
+
+
+class CoupledTask(Task, Protocol):
+    """A task whose loss holds the rows of a whole window, over all processes, against each other."""
+
+    def backward_window(
+        self, model: nn.Module, batches: Sequence[Batch], backward: Callable[[Callable[[], Tensor]], None]
+    ) -> list[dict[str, Tensor]]:
+        """Runs a window forward and backward.
+
+        Args:
+            model: as the loop runs it; it may be wrapped for several processes.
+            batches: this process's micro-batches, on the model's device; as many on every process.
+            backward: runs the function it is given, and the backward pass of the scalar it returns; to be called once
+                for each micro-batch, in order. Gradients are added up over micro-batches and processes.
+
+        Returns:
+            For each micro-batch the sum of each term, detached.
+        """
         ...

@@ -17,7 +17,8 @@ from finetune.errors import RecipeError, TrainingError
 from finetune.methods.adapter import attach
 from finetune.registry import AdapterRegistry
 from finetune.saving import save_adapter, save_weights
-from finetune.serving.app import VisionLanguageModel, remember_base
+from finetune.serving.app import VisionLanguageModel
+from finetune.serving.known_bases import remember_base
 from finetune.training.evaluate import Scores, predict, score
 from finetune.training.evaluate import evaluate as judge
 from finetune.training.log import RunLog
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.data.collate import Collator
+    from finetune.data.pairs import PairCollator
     from finetune.example import Example
     from finetune.interfaces import Attachment, Batch
     from finetune.recipe import Recipe
@@ -95,15 +97,15 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
 class Batches:
     """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
 
-    collator: Collator
+    collator: Collator | PairCollator
     attachment: Attachment
 
     def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
-        """Returns right-padded rows with labels."""
+        """Returns rows with labels."""
         return self.attachment.extend(self.collator.training_batch(rows))
 
     def prompt_batch(self, rows: Sequence[Example]) -> Batch:
-        """Returns left-padded rows that end where the answer begins."""
+        """Returns rows that are to be answered."""
         return self.attachment.extend(self.collator.prompt_batch(rows))
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.adapters.contract import contract_of
 from finetune.adapters.folder import config_bytes, file_entries, tensor_table, weights_bytes, write_folder
 from finetune.adapters.manifest import (
     CONFIG_NAME,
@@ -15,9 +16,7 @@ from finetune.adapters.manifest import (
     WEIGHTS_NAME,
     AdapterDescription,
     AdapterManifest,
-    GenerationSettings,
     PartDescription,
-    PromptContract,
     TrainingRecord,
     canonical_json,
     sha256_hex,
@@ -133,12 +132,7 @@ def _manifest(
         base=base.identity,
         processor=base.digests,
         adapter=description,
-        prompt=PromptContract(
-            system_prompt=recipe.task.system_prompt,
-            question_template=recipe.task.question_template,
-            generation=GenerationSettings(max_new_tokens=recipe.task.max_new_tokens),
-            answer_normalization=recipe.task.answer_normalization,
-        ),
+        prompt=contract_of(recipe.task),
         toolchain={
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},

@@ -1,9 +1,11 @@
 """Names a recipe may use, and where the code behind each lives. Nothing is imported until it is looked up."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 # transformers' `model_type` -> family
 FAMILIES: dict[str, str] = {
+    "clip": "finetune.families.clip:ClipFamily",
     "fast_vlm": "finetune.families.fast_vlm:FastVlmFamily",
     "gemma3": "finetune.families.gemma3:Gemma3Family",
     "idefics3": "finetune.families.idefics3:Idefics3Family",
@@ -15,6 +17,8 @@ FAMILIES: dict[str, str] = {
     "qwen3_vl": "finetune.families.qwen3_vl:Qwen3VlFamily",
     "smolvlm": "finetune.families.smolvlm:SmolVlmFamily",
 }
+# Those that hold pictures and texts against each other; all others generate text.
+DUAL_ENCODERS = ("clip",)
 # For any other class of AutoModelForImageTextToText.
 GENERIC_FAMILY = "finetune.families.generic:GenericFamily"
 
@@ -29,6 +33,7 @@ METHODS: dict[str, str] = {
 PEFT_PROMPTS = ("idefics3", "internvl", "llava", "smolvlm")
 
 TASKS: dict[str, str] = {
+    "contrastive": "finetune.tasks.contrastive:ContrastiveTask",
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
 
@@ -46,9 +51,11 @@ EMBEDDED_BASES: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Impossible:
-    """An option of a method that does not work on a family or under a quantization."""
+    """A task, or an option of a method, that does not work on a kind of family, on one family or when quantized."""
 
-    option: str  # method, or method.option
+    option: str | None = None  # method, or method.option
+    task: str | None = None
+    kind: Literal["generative", "dual_encoder"] | None = None
     model_type: str | None = None
     quantization: str | None = None
     reason: str
@@ -56,6 +63,24 @@ class Impossible:
 
 
 IMPOSSIBLE = (
+    Impossible(
+        task="vqa",
+        kind="dual_encoder",
+        reason="it generates no text, so it cannot answer a question",
+        instead="Set task: {name: contrastive}, which learns which text belongs to which picture.",
+    ),
+    Impossible(
+        task="contrastive",
+        kind="generative",
+        reason="it has no embedding of a picture or a text that could be held against another",
+        instead="Set task: {name: vqa}, or take a dual encoder such as openai/clip-vit-base-patch32.",
+    ),
+    Impossible(
+        option="prompt_tuning",
+        kind="dual_encoder",
+        reason="its text tower reads the embedding at the end of a short text, and its pictures pass no tuned prompt",
+        instead="Set method: {name: lora}, which adapts the text tower, the vision tower or both.",
+    ),
     Impossible(
         option="lora.towers.projector",
         model_type="gemma3",

@@ -17,7 +17,7 @@ from finetune.build import load_base
 from finetune.pocket.card import shortfalls, write_card
 from finetune.pocket.domains import read_world
 from finetune.pocket.pretrain import PretrainOptions, pretrain
-from finetune.recipe import TaskSection
+from finetune.recipe import VqaSection
 from finetune.training.evaluate import evaluate
 
 
@@ -34,7 +34,7 @@ def main() -> int:
         minutes = (time.monotonic() - started) / 60
     folder = args.judge or args.output_dir / "model"
     base = load_base(str(folder), device=args.device)
-    task = TaskSection()
+    task = VqaSection()
     rows = read_world(0, "test", rows_per_kind=150, task=task)
     scores, _ = evaluate(base.model, base.task(task), rows, base.collator.prompt_batch, batch_size=100)
     parameters = sum(p.numel() for p in base.model.parameters())

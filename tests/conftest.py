@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 
-def _family_names():
-    from finetune.tables import FAMILIES
+def _generative_families():
+    from finetune.tables import DUAL_ENCODERS, FAMILIES
 
-    return list(FAMILIES)
+    return [name for name in FAMILIES if name not in DUAL_ENCODERS]
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,9 @@ def tiny_base(request, tmp_path_factory):
     return FAMILIES[request.param](tmp_path_factory.mktemp("tiny") / request.param)
 
 
-@pytest.fixture(scope="session", params=_family_names())
+@pytest.fixture(scope="session", params=_generative_families())
 def tiny_family(request, tmp_path_factory):
-    """The folder of a tiny model of each family there is."""
+    """The folder of a tiny model of each family that generates text."""
     from tests.tiny import FAMILIES
 
     return FAMILIES[request.param](tmp_path_factory.mktemp("tiny") / request.param)
@@ -46,6 +46,14 @@ def tiny_fast_vlm(tmp_path_factory):
     from tests.tiny import save_fast_vlm
 
     return save_fast_vlm(tmp_path_factory.mktemp("tiny") / "fast_vlm")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """The folder of a tiny CLIP."""
+    from tests.tiny import save_clip
+
+    return save_clip(tmp_path_factory.mktemp("tiny") / "clip")
 
 
 @pytest.fixture
@@ -69,7 +77,7 @@ def rows_folder(tmp_path):
 
 @pytest.fixture
 def make_recipe(rows_folder, tmp_path):
-    """Returns a function that builds a recipe on the rows above; sections are merged into it."""
+    """Returns a function that builds a recipe on the rows above; sections are merged into it, but another task."""
     from finetune.recipe import parse_recipe
 
     def make(base, **changes):
@@ -84,7 +92,8 @@ def make_recipe(rows_folder, tmp_path):
             "adapter": {"publish": "testing/squares"},
         }
         for section, values in changes.items():
-            raw[section] = {**raw[section], **values} if isinstance(values, dict) else values
+            merged = isinstance(values, dict) and (section, "name" in values) != ("task", True)
+            raw[section] = {**raw[section], **values} if merged else values
         return parse_recipe(raw, source="test recipe")
 
     return make

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune.build import load_base
-from finetune.data.collate import Collator
+from finetune.build import Base, load_base
 from finetune.example import Example, answer, ask
 from finetune.interfaces import Batch
 from finetune.methods.adapter import attach, detach, merge, switch
 from finetune.recipe import parse_recipe
 from finetune.saving import save_adapter
+from finetune.tables import DUAL_ENCODERS
 from finetune.training.loop import set_train_mode
 
 LORA = {"name": "lora", "r": 4, "lora_alpha": 16}
@@ -52,22 +52,29 @@ def rows(count: int = 4) -> list[Example]:
 
 
 def recipe_of(method: object, base: Path, folder: Path, *, quantization: str | None = None):
-    """The recipe of a cell."""
+    """The recipe of a cell, with the task that its base does."""
+    model_type = json.loads((base / "config.json").read_text())["model_type"]
     raw = {
         "name": "cell",
         "domain": "testing",
         "model": {"name_or_path": str(base), "device": "cpu", "quantization": quantization},
         "method": method,
         "data": {"source": "procedural", "name": "medical"},
+        "task": {"name": task_of(model_type)},
         "train": {"max_steps": STEPS, "output_dir": str(folder)},
     }
     return parse_recipe(raw, source="cell")
 
 
-def logits(model, batch: Batch) -> torch.Tensor:
-    """fp32 logits [B, T, V]."""
+def task_of(model_type: str) -> str:
+    """The name of the task that a family does."""
+    return "contrastive" if model_type in DUAL_ENCODERS else "vqa"
+
+
+def logits(base: Base, batch: Batch) -> torch.Tensor:
+    """fp32 outputs: logits [B, T, V], or embeddings [B, 2, D]."""
     with torch.no_grad():
-        return model(**batch.inputs, use_cache=False).logits.float()
+        return base.family.outputs(base.model, batch.inputs).float()
 
 
 def state(model) -> dict[str, torch.Tensor]:
@@ -75,17 +82,16 @@ def state(model) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def losses(model, attachment, batch: Batch, *, lr: float, steps: int = STEPS) -> list[float]:
+def losses(model, task, attachment, batch: Batch, *, lr: float, steps: int = STEPS) -> list[float]:
     """The mean loss before each of some steps, and after the last."""
     factors = attachment.learning_rates
     groups = [{"params": [p], "lr": lr * factors.get(name, 1.0)} for name, p in attachment.parameters.items()]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     found = []
-    target = batch.labels[:, 1:]
     for step in range(steps + 1):
         set_train_mode(model, attachment)
-        out = model(**batch.inputs, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(out[target != -100].float(), target[target != -100])
+        (term,) = task.terms(model, batch).values()
+        loss = term.loss_sum / term.num_items
         found.append(loss.item())
         if step < steps:
             loss.backward()
@@ -106,18 +112,19 @@ def train_cell(
     torch.manual_seed(0)
     recipe = recipe_of(method, base_folder, folder, quantization=quantization)
     base = load_base(str(base_folder), device="cpu", quantization=quantization)
-    collator: Collator = base.collator
     examples = rows()
-    batch = collator.training_batch(examples)
-    before, plain = state(base.model), logits(base.model, batch)
+    batch = base.collator.training_batch(examples)
+    before, plain = state(base.model), logits(base, batch)
     attachment = attach(base.host, recipe.method)
-    found = losses(base.model, attachment, attachment.extend(batch), lr=0.02)
+    # A dual encoder's temperature multiplies its gradients: by 14 before training.
+    lr = 0.005 if base.family.kind == "dual_encoder" else 0.02
+    found = losses(base.model, base.task(recipe.task), attachment, attachment.extend(batch), lr=lr)
     assert found[-1] < found[0], f"the loss does not fall: {found}"
     attachment.freeze()
-    adapted = logits(base.model, attachment.extend(batch))
+    adapted = logits(base, attachment.extend(batch))
     save_adapter(folder / "adapter", recipe, base, attachment, {"train": examples}, None, None, steps=STEPS)
     switch(base.model)(None)
-    assert torch.equal(logits(base.model, batch), plain), "switched off, the base answers otherwise"
+    assert torch.equal(logits(base, batch), plain), "switched off, the base answers otherwise"
     detach(base.model, attachment.adapter_name)
     after = state(base.model)
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before), "the base changed"
@@ -132,12 +139,12 @@ def reload_cell(cell: dict) -> dict[str, object]:
     vlm = load(Path(cell["folder"]) / "adapter", base=cell["base"], device="cpu", quantization=cell["quantization"])
     batch = vlm.base.collator.training_batch(rows())
     places = vlm.adapter.placeholders
-    adapted = logits(vlm.model, places.insert(batch) if places else batch)
+    adapted = logits(vlm.base, places.insert(batch) if places else batch)
     saved = torch.from_numpy(np.load(Path(cell["folder"]) / "logits.npy"))
     found: dict[str, object] = {"reloaded": torch.equal(adapted, saved), "off": (adapted - saved).abs().max().item()}
     if places is None and cell["quantization"] is None:
         merge(vlm.model, vlm.adapter.internal_name)
-        off = (logits(vlm.model, batch) - adapted).abs().max() / adapted.abs().max()
+        off = (logits(vlm.base, batch) - adapted).abs().max() / adapted.abs().max()
         found["merged_off"] = off.item()  # relative to the largest logit
     return found
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from finetune.errors import FinetuneError
 from finetune.tables import FAMILIES as KNOWN
-from tests.matrix import METHODS, UNMERGED, reload_cell, train_cell
+from tests.matrix import METHODS, UNMERGED, reload_cell, task_of, train_cell
 from tests.tiny import FAMILIES
 
 FILE = Path(__file__).parents[1] / "docs" / "support.md"
 QUANTIZATIONS = (None, "4bit", "8bit")
-# (family or method, method or quantization) that are refused with a reason: no linear module, or no norm of int8.
+# (family or method, method or quantization) that are refused with a reason.
 REFUSED = {("gemma3", "lora-projector"), ("fast_vlm", "lora-vision"), ("dora", "8bit")}
+REFUSED |= {("clip", method) for method in UNMERGED}  # a dual encoder takes no prompt
 Verdicts = dict[tuple[str, str, str | None], bool]
 
 _HEAD = """# What works with what
@@ -22,7 +23,7 @@ _HEAD = """# What works with what
 Made by `python -m tests.support`: on a tiny random model of each real class, with its real processor, every method was
 attached, trained three steps (the loss falls), saved, loaded again (equal logits), merged where it can be (equal
 within 1e-5), and removed (the base bit-equal). A cell names the bases it passed on: **32** full precision, **8** and
-**4** bit by bitsandbytes; — is refused with the reason. All families here do the task `vqa`.
+**4** bit by bitsandbytes; — is refused with the reason.
 
 The tiny FastVLM has a MobileNetV2 tower, which has no linear module; a tower that has some can carry LoRA.
 Any other class of `AutoModelForImageTextToText` is tried by the names transformers gives its towers.
@@ -31,13 +32,13 @@ Any other class of `AutoModelForImageTextToText` is tried by the names transform
 
 def support_table(verdicts: Verdicts) -> str:
     """The whole file."""
-    lines = [_HEAD, f"| family | {' | '.join(METHODS)} |", f"|---|{'---|' * len(METHODS)}"]
+    lines = [_HEAD, f"| family | task | {' | '.join(METHODS)} |", f"|---|---|{'---|' * len(METHODS)}"]
     for family in sorted(KNOWN):
         cells = []
         for method in METHODS:
             passed = [q[0] if q else "32" for q in QUANTIZATIONS if verdicts[family, method, q]]
             cells.append(" ".join(passed) or "—")
-        lines.append(f"| `{family}` | {' | '.join(cells)} |")
+        lines.append(f"| `{family}` | `{task_of(family)}` | {' | '.join(cells)} |")
     lines += ["", f"Not merged, as a prompt stands in the rows: {', '.join(sorted(UNMERGED))}.", ""]
     return "\n".join(lines)
 

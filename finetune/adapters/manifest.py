@@ -105,9 +105,10 @@ class GenerationSettings(_Part):
     num_beams: Literal[1] = 1
 
 
-class PromptContract(_Part):
+class VqaContract(_Part):
     """How the adapter was asked during training; ``.ask`` applies exactly this."""
 
+    name: Literal["vqa"] = "vqa"
     system_prompt: str | None = None
     question_template: str
     generation: GenerationSettings
@@ -119,6 +120,24 @@ class PromptContract(_Part):
         if template.count("{question}") != 1:
             raise ValueError("must hold {question} exactly once")
         return template
+
+
+class ContrastiveContract(_Part):
+    """How labels became texts during training; ``.classify`` applies exactly this."""
+
+    name: Literal["contrastive"] = "contrastive"
+    text_template: str
+    answer_normalization: Literal["vqa"]
+
+    @field_validator("text_template")
+    @classmethod
+    def _has_its_place(cls, template: str) -> str:
+        if template.count("{label}") != 1:
+            raise ValueError("must hold {label} exactly once")
+        return template
+
+
+PromptContract = VqaContract | ContrastiveContract
 
 
 class TrainingRecord(_Part):
@@ -134,21 +153,22 @@ class TrainingRecord(_Part):
 
 
 ProbeRow = Annotated[list[float], Field(min_length=1, max_length=64)]
-ProbeLogits = Annotated[list[ProbeRow], Field(min_length=4, max_length=4)]
+ProbeValues = Annotated[list[ProbeRow], Field(min_length=2, max_length=4)]
 
 
 class Probe(_Part):
-    """Logits of base and adapter on a synthetic picture and text, recorded when the adapter was saved.
+    """What base and adapter made of a synthetic picture and text, recorded when the adapter was saved.
 
-    Both are [4 positions][64 token ids], fp32.
+    Both are fp32: of a generative base [4 positions][64 token ids], logits; of a dual encoder [2][64], values of the
+    embeddings of picture and text.
     """
 
     version: int
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["4bit", "8bit"] | None = None
-    base: ProbeLogits
-    adapter: ProbeLogits
+    base: ProbeValues
+    adapter: ProbeValues
 
 
 class FileEntry(_Part):
@@ -169,7 +189,7 @@ class AdapterManifest(_Part):
     base: BaseIdentity
     processor: ProcessorDigests
     adapter: AdapterDescription
-    prompt: PromptContract
+    prompt: Annotated[PromptContract, Field(discriminator="name")]
     toolchain: dict[str, str]
     training: TrainingRecord
     metrics: dict[str, dict[str, Any]]  # "before" and "after" -> scores

@@ -17,18 +17,16 @@ from finetune.errors import ProbeError
 from finetune.example import answer, ask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from finetune.example import Message
     from finetune.recipe import Quantization
 
 VERSION = 1
-_POSITIONS, _IDS = 4, 64
+_POSITIONS, _COLUMNS = 4, 64
 _TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2, torch.float16: 0.2}
 _OTHER_QUANTIZATION = 0.5  # the tolerance where the base's weights were rounded, or rounded otherwise
-# Largest effect, relative to the logits, that rounding alone may make.
+# Largest effect, relative to the outputs, that rounding alone may make.
 _NOISE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
@@ -40,19 +38,17 @@ def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
     return [*ask("What does this picture show, and where?"), answer("one red circle, left")], picture
 
 
-@torch.inference_mode()
-def probe_logits(model: nn.Module, inputs: Mapping[str, Tensor], *, seed: int) -> Tensor:
-    """Returns fp32 logits [4, 64] at the last positions of the probe, for token ids spread over the vocabulary.
+def probe_values(outputs: Tensor, *, seed: int) -> Tensor:
+    """Returns what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of picture and text.
 
     Args:
-        model: with one adapter active, or none.
-        inputs: of the one row that ``probe_conversation`` gives, on the model's device.
-        seed: of the conversation.
+        outputs: of the one row that ``probe_conversation`` gives: logits [T, V], or embeddings [2, D].
+        seed: of the conversation; spreads the columns over the vocabulary, or over the embedding.
     """
-    logits = model(**inputs, use_cache=False).logits[0]  # [T, V]
     rng = np.random.default_rng([VERSION, seed, 1])
-    ids = torch.from_numpy(np.sort(rng.choice(logits.shape[-1], min(_IDS, logits.shape[-1]), replace=False)))
-    return logits[-_POSITIONS:].float().cpu()[:, ids]
+    width = outputs.shape[-1]
+    columns = torch.from_numpy(np.sort(rng.choice(width, min(_COLUMNS, width), replace=False)))
+    return outputs[-_POSITIONS:].float().cpu()[:, columns]
 
 
 def record(
@@ -76,8 +72,8 @@ def compare(
 
     Args:
         probe: what was recorded.
-        base: live logits [4, 64] with the adapter off.
-        adapted: live logits with it on.
+        base: live values, as recorded, with the adapter off.
+        adapted: live values with it on.
         dtype: what the live model computes in.
         quantization: of the live model.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
     from finetune.example import Example, Message
-    from finetune.interfaces import ModelFamily
+    from finetune.interfaces import GenerativeFamily
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Collator:
 
     def __init__(
         self,
-        family: ModelFamily,
+        family: GenerativeFamily,
         processor: ProcessorMixin,
         end_ids: Sequence[int],
         *,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import DataError
-from finetune.example import Example, answer
+from finetune.example import Example
 from finetune.recipe import JsonlData, TaskSection
 
 
@@ -73,15 +73,15 @@ def _example(
     image = root / _text(row, section.image, "image", where)
     if not image.is_file():
         raise DataError(f"{where}: the picture {image} does not exist")
-    question = _text(row, section.question, "question", where)
+    question = _text(row, section.question, "question", where) if task.has_question else ""
     said = row.get(section.answer)
     answers = said if isinstance(said, list) and said else [_text(row, section.answer, "answer", where)]
     if not all(isinstance(a, str) and a.strip() for a in answers):
         raise DataError(f"{where}: {section.answer!r} must be a text or a list of texts, none empty")
-    kind = question if section.kind is None else _text(row, section.kind, "kind", where)
+    kind = (question or "all") if section.kind is None else _text(row, section.kind, "kind", where)
     return Example(
         id=row_id,
-        messages=[*task.ask(question), answer(answers[0])],
+        messages=[*task.ask(question), task.say(answers[0])],
         images=[image],
         answers=answers,
         meta={"kind": kind, "question": question},

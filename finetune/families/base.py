@@ -1,4 +1,4 @@
-"""What all families of `AutoModelForImageTextToText` share; a family file states only what differs."""
+"""What all families share: loading, and finding the towers; which family a model is of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from finetune.errors import ModelError
@@ -15,22 +15,19 @@ from finetune.lookup import did_you_mean, import_string
 from finetune.tables import EMBEDDED_BASES, FAMILIES, GENERIC_FAMILY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from PIL.Image import Image
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.interfaces import ModelFamily, PaddingSide, Towers
+    from finetune.interfaces import ModelFamily, Towers
     from finetune.recipe import Quantization
 
 
-class ImageTextToTextFamily:
-    """A generative family. Subclasses set ``model_type`` and ``tower_paths``, and state only what differs."""
+class Family:
+    """A family of any kind."""
 
     model_type: ClassVar[str]
     tower_paths: ClassVar[Towers]
-    chat_template: ClassVar[str | None] = None  # for bases that come without one
+    auto_class: ClassVar[Any]  # transformers' own that loads its models
 
     def load(
         self,
@@ -51,7 +48,7 @@ class ImageTextToTextFamily:
             kept = self._unquantized(name_or_path, revision)
             extra = {"quantization_config": quantization_config(quantization, dtype, kept), "device_map": device}
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
+            model = self.auto_class.from_pretrained(
                 name_or_path,
                 revision=revision,
                 dtype=getattr(torch, dtype),
@@ -62,17 +59,17 @@ class ImageTextToTextFamily:
             processor = AutoProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"{name_or_path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-        if processor.chat_template is None:
-            if self.chat_template is None:
-                raise ModelError(f"{name_or_path}: its processor has no chat template, so no question can be put")
-            processor.chat_template = self.chat_template
+        self.check_processor(processor, name_or_path)
         model.requires_grad_(False)
         if quantization is None:
-            model.to(device)  # type: ignore[arg-type]  # transformers types `to` wrongly
+            model.to(device)
         else:
             keep_trainable(model)
             check_quantized(model, self.towers(model))
         return model.eval(), processor
+
+    def check_processor(self, processor: ProcessorMixin, name_or_path: str) -> None:
+        """Completes a processor, or raises ModelError where it cannot be used."""
 
     def towers(self, model: nn.Module) -> Towers:
         """Returns ``tower_paths`` after checking that the model has them."""
@@ -86,40 +83,11 @@ class ImageTextToTextFamily:
                     )
         return self.tower_paths
 
-    def encode(
-        self,
-        processor: ProcessorMixin,
-        texts: Sequence[str],
-        images: Sequence[list[Image]],
-        *,
-        padding_side: PaddingSide,
-    ) -> dict[str, Tensor]:
-        """Returns input_ids and attention_mask [B, T] and the tensors of the pictures."""
-        nested = [list(row) for row in images]
-        batch = processor(
-            text=list(texts),
-            images=nested if any(nested) else None,
-            padding=True,
-            padding_side=padding_side,
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
-        return dict(batch)
-
-    def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Returns the inputs of a training batch, told which tokens are learnt where the model must know it.
-
-        Args:
-            inputs: from ``encode``.
-            labels: [B, T], -100 where nothing is learnt.
-        """
-        return inputs
-
     def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
         """Returns the full paths of what stays in 16 or 32 bit: all but the language tower."""
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-            towers = self.towers(AutoModelForImageTextToText.from_config(config, trust_remote_code=False))
+            towers = self.towers(self.auto_class.from_config(config, trust_remote_code=False))
         return [*towers.projector, *towers.vision, "lm_head"]
 
 

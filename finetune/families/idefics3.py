@@ -1,6 +1,6 @@
 """Idefics3 (the class of SmolVLM's first release, and of the embedded pocket model)."""
 
-from finetune.families.base import ImageTextToTextFamily
+from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.interfaces import Towers
 
 

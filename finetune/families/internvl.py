@@ -1,6 +1,6 @@
 """InternVL 3 as transformers has it."""
 
-from finetune.families.base import ImageTextToTextFamily
+from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.interfaces import Towers
 
 

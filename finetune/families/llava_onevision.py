@@ -1,6 +1,6 @@
 """LLaVA-OneVision."""
 
-from finetune.families.base import ImageTextToTextFamily
+from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.interfaces import Towers
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from finetune.families.base import ImageTextToTextFamily
+from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.interfaces import Towers
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """SmolVLM (versions 1 and 2)."""
 
-from finetune.families.base import ImageTextToTextFamily
+from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.interfaces import Towers
 
 

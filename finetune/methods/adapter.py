@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Attachment
-from finetune.lookup import import_string, look_up
+from finetune.lookup import did_you_mean, import_string, look_up
 from finetune.methods.prompt_tuning import placeholders_of
 from finetune.tables import METHODS
 
@@ -86,6 +86,26 @@ def expected_tensors(
     for part in description.parts:
         expected |= _method(part.method).expected_tensors(model, towers, part)
     return expected
+
+
+def require_expected(model: PreTrainedModel, towers: Towers, description: AdapterDescription) -> None:
+    """Checks that an adapter's tensors are exactly those its modules have on this base.
+
+    Raises:
+        ManifestError: a tensor is missing, unknown or of another shape, or a part does not fit this base.
+    """
+    expected = expected_tensors(model, towers, description)
+    table = {name: tuple(entry.shape) for name, entry in description.tensors.items()}
+    missing, extra = sorted(set(expected) - set(table)), sorted(set(table) - set(expected))
+    if missing or extra:
+        hint = did_you_mean(extra[0], missing) if extra else ""
+        raise ManifestError(
+            f"the adapter's tensors are not those its modules have: {len(missing)} missing "
+            f"({', '.join(missing[:2])}), {len(extra)} unknown ({', '.join(extra[:2])}).{hint}"
+        )
+    for name, shape in expected.items():
+        if table[name] != shape:
+            raise ManifestError(f"{name} has shape {list(table[name])}; on this base it must be {list(shape)}")
 
 
 def detach(model: PreTrainedModel, adapter_name: str) -> None:

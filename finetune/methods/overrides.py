@@ -204,7 +204,7 @@ def _parameters(host: Host, kind: str) -> list[str]:
                 )
             if kind == "projector" and not isinstance(module, nn.modules.batchnorm._BatchNorm) or _is_norm(module):
                 modules[name] = [leaf for leaf, _ in module.named_parameters(recurse=False)]
-    unused = unreached(host.model, [name for name, leaves in modules.items() if leaves], host.inputs)
+    unused = unreached(host.model, [name for name, leaves in modules.items() if leaves], host.forward)
     return [f"{name}.{leaf}" for name, leaves in modules.items() if name not in unused for leaf in leaves]
 
 

@@ -36,9 +36,11 @@ class PromptTuning:
         """Adds a fresh prompt, made of the embeddings of a text or of random tokens.
 
         Raises:
-            MethodError: the initial text holds no token.
+            MethodError: the initial text holds no token, or the model has no one sequence of tokens.
         """
-        embedding: Any = host.model.get_input_embeddings()
+        embedding = _input_embedding(host.model)
+        if embedding is None:
+            raise MethodError(f"{type(host.model).__name__} has no one sequence of tokens that a prompt could begin")
         ids = _initial_ids(options, host.tokenizer, embedding.weight.shape[0])
         with torch.no_grad():
             start = embedding(ids.to(embedding.weight.device)[None])[0].float()  # [N, D], after any embedding scale
@@ -77,7 +79,9 @@ class PromptTuning:
             ManifestError: the options do not fit this base's embedding.
         """
         places = placeholders_of(description.options)
-        embedding: Any = model.get_input_embeddings()
+        embedding = _input_embedding(model)
+        if embedding is None:
+            raise ManifestError(f"{type(model).__name__} has no one sequence of tokens that a prompt could begin")
         rows, width = embedding.weight.shape
         if description.options["token_dim"] != width or places.token_id >= rows:
             raise ManifestError(
@@ -175,9 +179,19 @@ class PromptTable(nn.Module):
 
 
 def _table(model: PreTrainedModel, *, create: bool = False) -> Any:
-    embedding = model.get_input_embeddings()
+    embedding = _input_embedding(model)
+    if embedding is None:
+        return None
     table = embedding._modules.get(_CHILD)
     return PromptTable(model, embedding) if table is None and create else table
+
+
+def _input_embedding(model: PreTrainedModel) -> Any:
+    """Returns the module that looks up tokens; None for a dual encoder, whose towers each have inputs of their own."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _initial_ids(options: PromptTuningSection, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> Tensor:

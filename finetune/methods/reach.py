@@ -1,4 +1,4 @@
-"""Which modules the forward of a model really uses: a module whose output reaches no logit can learn nothing."""
+"""Which modules the forward of a model really uses: a module that no output depends on can learn nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
 
-def unreached(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Tensor]) -> list[str]:
-    """Returns those of the modules ``names`` whose output reaches no logit of ``inputs``.
+def unreached(model: nn.Module, names: Sequence[str], forward: Callable[[], Tensor]) -> list[str]:
+    """Returns those of the modules ``names`` that nothing which ``forward`` returns depends on.
 
     Each module's output is shifted by a zero of its own that asks for a gradient; one forward and one backward tell
     which zeros mattered. LLaVA's last vision layer is such a module: the projector reads the one before it.
@@ -29,8 +29,7 @@ def unreached(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Tenso
     handles = [model.get_submodule(name).register_forward_hook(shift(name)) for name in names]
     try:
         with torch.enable_grad():
-            logits = model(**inputs, use_cache=False).logits
-            found = torch.autograd.grad(logits.float().sum(), list(zeros.values()), allow_unused=True)
+            found = torch.autograd.grad(forward().float().sum(), list(zeros.values()), allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()

@@ -31,7 +31,7 @@ def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[st
     }
     if not any(resolved.values()):
         raise MethodError("nothing to adapt: method.towers says none for every tower. Set at least one to all-linear.")
-    unused = set(unreached(model, [name for names in resolved.values() for name in names], host.inputs))
+    unused = set(unreached(model, [name for names in resolved.values() for name in names], host.forward))
     notes = [f"left out, as the forward never uses it: {name}" for name in sorted(unused)]
     for tower, names in resolved.items():
         notes += [

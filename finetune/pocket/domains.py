@@ -3,7 +3,7 @@
 Medical phantoms and product pictures are drawn by a program, and stand for no patient and no product.
 """
 
-from finetune.example import Example, answer
+from finetune.example import Example
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.questions import KINDS
 from finetune.pocket.retail import draw_product
@@ -51,7 +51,7 @@ def read_world(seed: int, split: str, *, rows_per_kind: int, task: TaskSection) 
 def _example(row_id: str, scene: Scene, question: Question, task: TaskSection) -> Example:
     return Example(
         id=row_id,
-        messages=[*task.ask(question.text), answer(question.answer)],
+        messages=[*task.ask(question.text), task.say(question.answer)],
         images=[scene.picture],
         answers=[question.answer],
         meta={"kind": question.kind, "question": question.text, "picture": row_id.rpartition(":")[0]},

@@ -10,14 +10,16 @@ from finetune.recipe.method import (
     TowerTargets,
 )
 from finetune.recipe.model import ModelSection, Quantization
+from finetune.recipe.pairing import refuse_impossible, why_impossible
 from finetune.recipe.reading import load_recipe, parse_recipe
 from finetune.recipe.section import Section
-from finetune.recipe.task import TaskSection
+from finetune.recipe.task import ContrastiveSection, TaskSection, VqaSection
 from finetune.recipe.train import TrainSection
 from finetune.recipe.whole import AdapterSection, Recipe
 
 __all__ = [
     "AdapterSection",
+    "ContrastiveSection",
     "DataSection",
     "JsonlData",
     "LoraSection",
@@ -33,6 +35,9 @@ __all__ = [
     "TowerTarget",
     "TowerTargets",
     "TrainSection",
+    "VqaSection",
     "load_recipe",
     "parse_recipe",
+    "refuse_impossible",
+    "why_impossible",
 ]

@@ -8,26 +8,51 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import RecipeError
 from finetune.lookup import import_string
-from finetune.tables import EMBEDDED_BASES, IMPOSSIBLE
+from finetune.tables import DUAL_ENCODERS, EMBEDDED_BASES, IMPOSSIBLE
 
 if TYPE_CHECKING:
     from finetune.recipe.method import MethodSection
     from finetune.recipe.model import ModelSection
     from finetune.recipe.whole import Recipe
+    from finetune.tables import Impossible
 
 
-def refuse_impossible(recipe: Recipe, *, source: str) -> None:
+def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = None) -> None:
     """Checks a recipe against what is known not to work.
+
+    Args:
+        recipe: the recipe.
+        source: names it in errors.
+        model_type: the base's; found out where its config is on this machine if None.
 
     Raises:
         RecipeError: with the reason and the nearest choice that works.
     """
-    model_type = known_model_type(recipe.model)
+    model_type = model_type or known_model_type(recipe.model)
     for case in IMPOSSIBLE:
-        fits = case.model_type in (None, model_type) and case.quantization in (None, recipe.model.quantization)
-        if fits and any(_uses(section, case.option) for section in recipe.method):
-            where = " with ".join(str(part) for part in (case.model_type, case.quantization) if part)
-            raise RecipeError(f"{source}: {case.option} does not go with {where}: {case.reason}. {case.instead}")
+        asked = case.task in (None, recipe.task.name) and (
+            case.option is None or any(_uses(section, case.option) for section in recipe.method)
+        )
+        if asked and _holds(case, model_type) and case.quantization in (None, recipe.model.quantization):
+            raise RecipeError(f"{source}: {_explain(case, model_type)}")
+
+
+def why_impossible(task: str, model_type: str) -> str | None:
+    """Returns why a task does not go with a family, and what does; None where it goes."""
+    cases = (case for case in IMPOSSIBLE if case.task == task and _holds(case, model_type))
+    return next((_explain(case, model_type) for case in cases), None)
+
+
+def _holds(case: Impossible, model_type: str | None) -> bool:
+    kind = model_type and ("dual_encoder" if model_type in DUAL_ENCODERS else "generative")
+    return case.model_type in (None, model_type) and case.kind in (None, kind)
+
+
+def _explain(case: Impossible, model_type: str | None) -> str:
+    what = case.option or f"task {case.task}"
+    with_model = model_type if case.model_type or case.kind else None
+    where = " with ".join(part for part in (with_model, case.quantization) if part)
+    return f"{what} does not go with {where}: {case.reason}. {case.instead}"
 
 
 def known_model_type(model: ModelSection) -> str | None:

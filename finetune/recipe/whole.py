@@ -9,7 +9,7 @@ from finetune.recipe.data import DataSection
 from finetune.recipe.method import Methods
 from finetune.recipe.model import ModelSection
 from finetune.recipe.section import Section
-from finetune.recipe.task import TaskSection
+from finetune.recipe.task import AnyTask, VqaSection
 from finetune.recipe.train import TrainSection
 
 
@@ -31,7 +31,7 @@ class Recipe(Section):
     model: ModelSection
     method: Methods
     data: DataSection
-    task: TaskSection = TaskSection()
+    task: AnyTask = VqaSection()
     train: TrainSection
     adapter: AdapterSection = AdapterSection()
 

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from finetune.adapters.base_identity import cache_home, require_same_base, require_same_processor, write_note
+from finetune.adapters.base_identity import require_same_base, require_same_processor
+from finetune.adapters.contract import section_of
 from finetune.adapters.folder import AdapterFolder, read_folder
-from finetune.adapters.manifest import AdapterManifest, PromptContract, sha256_hex
+from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.adapters.probe import compare
 from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, load_base
 from finetune.data.images import as_source
-from finetune.errors import AdapterReferenceError, BaseMismatchError, ManifestError, NotFoundError
-from finetune.example import Example, answer
-from finetune.lookup import did_you_mean
-from finetune.methods.adapter import attach_saved, detach, expected_tensors, placeholders
-from finetune.recipe import TaskSection
+from finetune.errors import (
+    AdapterReferenceError,
+    BaseMismatchError,
+    DataError,
+    ManifestError,
+    ModelError,
+    NotFoundError,
+)
+from finetune.example import Example, answer, show
+from finetune.methods.adapter import attach_saved, detach, placeholders, require_expected
+from finetune.recipe import ContrastiveSection, VqaSection, why_impossible
 from finetune.registry import AdapterRegistry
+from finetune.serving.known_bases import find_base
 from finetune.serving.switcher import Switcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.adapters.manifest import AdapterDescription, BaseIdentity
+    from finetune.data.pairs import PairCollator
+    from finetune.example import Message
     from finetune.interfaces import Batch, Placeholders, Task
     from finetune.recipe import Quantization
+    from finetune.tasks.contrastive import ContrastiveTask
+
+S = TypeVar("S", VqaSection, ContrastiveSection)
 
 
 @dataclass(frozen=True)
@@ -116,24 +128,72 @@ class VisionLanguageModel:
             image: a path, bytes, a PIL image or pixels [H, W, 3] uint8.
             question: the user's words.
         """
-        task = self.task
-        prompt = task.options.ask(question)
-        example = Example(id="question", messages=[*prompt, answer("")], images=[as_source(image)], answers=[""])
+        options = self._options(VqaSection, "ask(image, question)", instead="classify(image, labels)")
+        return self._answer(_row(options.ask(question), image))
+
+    def classify(self, image: Any, labels: Sequence[str]) -> str:
+        """Returns the label whose text lies closest to a picture, put into the words that the adapter learnt.
+
+        Args:
+            image: a path, bytes, a PIL image or pixels [H, W, 3] uint8.
+            labels: what to choose from.
+
+        Raises:
+            ModelError: the base is no dual encoder.
+            DataError: there is no label.
+        """
+        options = self._options(ContrastiveSection, "classify(image, labels)", instead="ask(image, question)")
+        if not labels or isinstance(labels, str):
+            raise DataError(f"labels is a list of at least one text, not {labels!r}")
+        choices = {label: options.text_of(label) for label in labels}
+        return self._answer(replace(_row(show(), image), choices=choices))
+
+    def embed(self, image: Any) -> Tensor:
+        """Returns the embedding [D] of a picture, fp32, of length 1.
+
+        Raises:
+            ModelError: the base is no dual encoder.
+        """
+        return self._embed(lambda: self.prompt_batch([_row(show(), image)]))
+
+    def embed_text(self, text: str) -> Tensor:
+        """Returns the embedding [D] of a text as it stands, fp32, of length 1.
+
+        Raises:
+            ModelError: the base is no dual encoder.
+            DataError: the text has more tokens than the base takes.
+        """
+        return self._embed(lambda: cast("PairCollator", self.base.collator).text_batch([text]))
+
+    def _embed(self, batch: Callable[[], Batch]) -> Tensor:
+        self._options(ContrastiveSection, "an embedding", instead="ask(image, question)")
+        return (
+            cast("ContrastiveTask", self.task)
+            .embed(self.model, batch().to(self.model.device, self.model.dtype))[0]
+            .cpu()
+        )
+
+    def _options(self, section: type[S], call: str, *, instead: str) -> S:
+        options = self.task.options
+        if not isinstance(options, section):
+            raise ModelError(f"{call} does not go with a {self.base.family.model_type} base: use {instead}")
+        return options
+
+    def _answer(self, example: Example) -> str:
         batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
-        return task.predict(self.model, batch)[0]
+        return self.task.predict(self.model, batch)[0]
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
-        """Returns inputs that end where the answer begins, with the places that the active adapter fills."""
+        """Returns the inputs of rows that are to be answered, with the places that the active adapter fills."""
         batch = self.base.collator.prompt_batch(examples)
         places = self._current.placeholders if self._current else None
         return places.insert(batch) if places else batch
 
     @property
     def task(self) -> Task:
-        """How the active adapter is asked; the task's defaults for the plain base."""
-        if self._current is None:
-            return self.base.task(TaskSection())
-        return self.base.task(task_section(self._current.manifest.prompt))
+        """How the active adapter is asked; a task's defaults for the plain base."""
+        current = self._current
+        return self.base.task(section_of(current.manifest.prompt) if current else self.base.default_task)
 
     def _registry(self) -> AdapterRegistry:
         if self.registry is None:
@@ -148,8 +208,10 @@ class VisionLanguageModel:
         manifest, name = folder.manifest, f"a_{digest[:16]}"
         require_same_base(manifest.base, self.base.identity)
         require_same_processor(manifest.processor, self.base.digests)
+        if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
+            raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
         towers = self.base.towers
-        _require_expected(expected_tensors(self.model, towers, manifest.adapter), manifest.adapter)
+        require_expected(self.model, towers, manifest.adapter)
         before = self.switcher.active
         attach_saved(self.model, towers, name, manifest.adapter, folder.tensors)
         try:
@@ -236,56 +298,5 @@ def as_folder(ref: str | Path) -> Path | None:
     return Path(ref)
 
 
-def find_base(identity: BaseIdentity) -> str:
-    """Returns where a base was last seen on this machine, or its hub id.
-
-    Raises:
-        BaseMismatchError: nobody has seen it.
-    """
-    note = _base_note(identity)
-    if note.is_file():
-        path = str(json.loads(note.read_text())["path"])
-        if Path(path).is_dir():
-            return path
-    if identity.hub_id:
-        return identity.hub_id
-    raise BaseMismatchError(
-        f"this adapter needs the {identity.model_type} base with identity {identity.digest[:16]} "
-        f"({', '.join(identity.files)}), which has not been used on this machine. Give its folder: base=PATH."
-    )
-
-
-def remember_base(identity: BaseIdentity, path: str) -> None:
-    """Notes where a base is, so that ``load`` finds it without being told."""
-    if Path(path).is_dir():
-        write_note(_base_note(identity), json.dumps({"path": str(Path(path).resolve())}))
-
-
-def task_section(prompt: PromptContract) -> TaskSection:
-    """Returns the task that repeats what an adapter was trained with."""
-    return TaskSection(
-        name="vqa",
-        system_prompt=prompt.system_prompt,
-        question_template=prompt.question_template,
-        max_new_tokens=prompt.generation.max_new_tokens,
-        answer_normalization=prompt.answer_normalization,
-    )
-
-
-def _base_note(identity: BaseIdentity) -> Path:
-    return cache_home() / "bases" / f"{identity.digest}.json"
-
-
-def _require_expected(expected: dict[str, tuple[int, ...]], description: AdapterDescription) -> None:
-    """The adapter's tensors are exactly those its modules have on this base."""
-    table = {name: tuple(entry.shape) for name, entry in description.tensors.items()}
-    missing, extra = sorted(set(expected) - set(table)), sorted(set(table) - set(expected))
-    if missing or extra:
-        hint = did_you_mean(extra[0], missing) if extra else ""
-        raise ManifestError(
-            f"the adapter's tensors are not those its modules have: {len(missing)} missing "
-            f"({', '.join(missing[:2])}), {len(extra)} unknown ({', '.join(extra[:2])}).{hint}"
-        )
-    for name, shape in expected.items():
-        if table[name] != shape:
-            raise ManifestError(f"{name} has shape {list(table[name])}; on this base it must be {list(shape)}")
+def _row(prompt: list[Message], image: Any) -> Example:
+    return Example(id="the picture", messages=[*prompt, answer("")], images=[as_source(image)], answers=[""])

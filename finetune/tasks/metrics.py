@@ -30,6 +30,18 @@ def normalize_vqa(text: str) -> str:
     return " ".join(word for word in words if word not in _ARTICLES) or " ".join(words)
 
 
+def recall_at_1(similarity: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> float:
+    """Returns the share of rows whose closest column is their own, as retrieval is judged.
+
+    Args:
+        similarity: [rows, columns], larger is closer.
+        rows: what each row is; a picture's caption, or a text.
+        columns: what each column is, in the same words.
+    """
+    closest = similarity.argmax(axis=1)
+    return float(np.mean([wanted == columns[i] for wanted, i in zip(rows, closest, strict=True)]))
+
+
 def bootstrap_interval(
     correct: Sequence[bool], groups: Sequence[str], *, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float]:

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.interfaces import Batch, LossSum
-from finetune.tasks.metrics import normalize_vqa
+from finetune.tasks.exact_match import ExactMatch
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from finetune.example import Example
-    from finetune.recipe import TaskSection
+    from finetune.recipe import VqaSection
 
 
-class VqaTask:
+class VqaTask(ExactMatch):
     """One term, ``answer``; one prediction a row, decoded greedily."""
 
-    def __init__(self, options: TaskSection, tokenizer: PreTrainedTokenizerBase):
+    couples_rows = False
+
+    def __init__(self, options: VqaSection, tokenizer: PreTrainedTokenizerBase):
         self.options, self.tokenizer = options, tokenizer
 
     def count_items(self, batch: Batch) -> dict[str, int]:
@@ -46,12 +47,3 @@ class VqaTask:
         )
         answers = self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
-
-    def is_correct(self, prediction: str, example: Example) -> bool:
-        """Tells whether the prediction equals any reference after VQA normalisation."""
-        said = normalize_vqa(prediction)
-        return any(said == normalize_vqa(reference) for reference in example.answers)
-
-    def reference(self, example: Example) -> str:
-        """Returns the answer that majorities are counted over."""
-        return normalize_vqa(example.answers[0])

@@ -56,7 +56,7 @@ def predict(
         model: in eval mode, on its device.
         task: how an answer is made.
         examples: the rows.
-        prompt_batch: makes inputs that end where the answer begins.
+        prompt_batch: makes the inputs of rows that are to be answered.
         batch_size: rows a batch.
         accelerator: of a distributed run.
         title: for the progress bar.
@@ -78,12 +78,12 @@ def predict(
 
 
 def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
-    """Returns the rows with grey pictures, one for each different prompt, and each row's place among them."""
-    unique: dict[str, int] = {}
+    """Returns the rows with grey pictures, one for each prompt and kind, and each row's place among them."""
+    unique: dict[tuple[str, str], int] = {}
     rows: list[Example] = []
     places: list[int] = []
     for example in examples:
-        key = str(example.prompt)
+        key = (str(example.prompt), example.kind)
         if key not in unique:
             unique[key] = len(rows)
             rows.append(replace(example, images=[BLANK] * len(example.images)))

@@ -10,7 +10,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.example import Example
-    from finetune.interfaces import Attachment, Batch, Task
+    from finetune.interfaces import Attachment, Batch, CoupledTask, Task
     from finetune.recipe import TrainSection
     from finetune.training.log import RunLog
 
@@ -144,23 +144,8 @@ class Trainer:
         window = [batch.to(device, dtype) for batch in window]
         totals = self._totals(window)
         tokens = totals.pop("tokens")
-        loss_sums = dict.fromkeys(totals, 0.0)
-        for number, batch in enumerate(window, start=1):
-            last = number == len(window)
-            # DeepSpeed steps at every backward unless told that gradients are not to be synchronised.
-            self.accelerator.sync_gradients = last
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
-                    terms = self.task.terms(self.model, batch)
-                loss = torch.stack(
-                    [
-                        term.loss_sum * (self.accelerator.num_processes / max(1, totals[name]))
-                        for name, term in terms.items()
-                    ]
-                ).sum()
-                self.accelerator.backward(loss)
-            for name, term in terms.items():
-                loss_sums[name] += term.loss_sum.detach()  # type: ignore[assignment]
+        sums = self._backward_window(window, totals)
+        loss_sums = {name: torch.stack([part[name] for part in sums]).sum() for name in totals}
         if step < 2:
             self._refuse_dead(step + 1)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm or math.inf)
@@ -186,6 +171,33 @@ class Trainer:
             "tokens": tokens,
         }
 
+    def _backward_window(self, window: list[Batch], totals: Mapping[str, int]) -> list[dict[str, Tensor]]:
+        """Runs the window forward and backward; returns for each micro-batch the sum of each term."""
+        left = iter(range(len(window) - 1, -1, -1))
+
+        def backward(loss: Callable[[], Tensor]) -> None:
+            last = next(left) == 0
+            # DeepSpeed steps at every backward unless told that gradients are not to be synchronised.
+            self.accelerator.sync_gradients = last
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    value = loss()
+                # Gradients are averaged over the processes, and are to be added up.
+                self.accelerator.backward(value * self.accelerator.num_processes)
+
+        if self.task.couples_rows:
+            return cast("CoupledTask", self.task).backward_window(self.model, window, backward)
+        sums: list[dict[str, Tensor]] = []
+        for batch in window:
+
+            def loss(batch: Batch = batch) -> Tensor:
+                terms = self.task.terms(self.model, batch)
+                sums.append({name: term.loss_sum.detach() for name, term in terms.items()})
+                return torch.stack([term.loss_sum / max(1, totals[name]) for name, term in terms.items()]).sum()
+
+            backward(loss)
+        return sums
+
     def _totals(self, window: list[Batch]) -> dict[str, int]:
         """Adds up each term's items, and ``tokens``, over the window and all processes."""
         counts = {"tokens": sum(int(batch.inputs["attention_mask"].sum()) for batch in window)}
@@ -197,8 +209,8 @@ class Trainer:
         vector = torch.tensor(list(counts.values()), device=self.accelerator.device)
         return dict(zip(counts, self.accelerator.reduce(vector, "sum").tolist(), strict=True))
 
-    def _means(self, loss_sums: Mapping[str, Any], totals: Mapping[str, int]) -> dict[str, float]:
-        vector = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in loss_sums.values()])
+    def _means(self, loss_sums: Mapping[str, Tensor], totals: Mapping[str, int]) -> dict[str, float]:
+        vector = torch.stack([value.float() for value in loss_sums.values()])
         vector = self.accelerator.reduce(vector.to(self.accelerator.device), "sum")
         return {name: total / max(1, totals[name]) for name, total in zip(loss_sums, vector.tolist(), strict=True)}
 

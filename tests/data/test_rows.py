@@ -10,7 +10,7 @@ from PIL import Image
 from finetune.data.images import as_source, image_digest, open_image
 from finetune.data.jsonl import read_jsonl
 from finetune.errors import DataError
-from finetune.recipe import JsonlData, TaskSection
+from finetune.recipe import JsonlData, VqaSection
 
 ROW = {"image": "a.png", "question": "What?", "answer": "x"}
 
@@ -23,7 +23,7 @@ def read(tmp_path):
         text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
         (tmp_path / "train.jsonl").write_text(text + "\n")
         section = JsonlData(source="jsonl", root=str(tmp_path), **fields)
-        return read_jsonl(section, "train", task=TaskSection(), seed=0)
+        return read_jsonl(section, "train", task=VqaSection(), seed=0)
 
     return read
 
@@ -62,7 +62,7 @@ def test_no_rows_and_no_file(read, tmp_path):
         read("")
     section = JsonlData(source="jsonl", root=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"cannot be read .*Check data.root and data.train"):
-        read_jsonl(section, "train", task=TaskSection(), seed=0)
+        read_jsonl(section, "train", task=VqaSection(), seed=0)
 
 
 def test_a_question_is_a_type_only_where_questions_are_few(read):

@@ -33,9 +33,9 @@ def test_an_answer_never_sees_what_follows_it(prompted):
     base, attachment = prompted
     batch = attachment.extend(base.collator.training_batch(rows(1)))
     last = int(batch.inputs["attention_mask"][0].sum()) - 1
-    before = logits(base.model, batch)
+    before = logits(base, batch)
     batch.inputs["input_ids"][0, last] = (batch.inputs["input_ids"][0, last] + 7) % 200 + 20
-    after = logits(base.model, batch)
+    after = logits(base, batch)
     assert not torch.allclose(before[0, last], after[0, last], atol=1e-3)
     first_learnt = int((batch.labels[0] != -100).int().argmax()) - 1
     assert torch.allclose(before[0, first_learnt:last], after[0, first_learnt:last], atol=1e-6)
@@ -49,12 +49,12 @@ def test_left_and_right_padding_agree_and_rows_do_not_disturb_each_other(prompte
     for side in ("left", "right"):
         inputs = base.collator._encode(texts, examples, side)
         batch = attachment.extend(Batch(inputs, examples))
-        out, mask = logits(base.model, batch), batch.inputs["attention_mask"].bool()
+        out, mask = logits(base, batch), batch.inputs["attention_mask"].bool()
         found[side] = [row[keep] for row, keep in zip(out, mask, strict=True)]
     alone = attachment.extend(Batch(base.collator._encode(texts[:1], examples[:1], "right"), examples[:1]))
     for left, right in zip(found["left"], found["right"], strict=True):
         assert torch.allclose(left, right, atol=1e-5)
-    assert torch.allclose(found["left"][0], logits(base.model, alone)[0], atol=1e-5)
+    assert torch.allclose(found["left"][0], logits(base, alone)[0], atol=1e-5)
 
 
 def generate(base, batch, **options):
@@ -84,7 +84,7 @@ def test_training_and_generation_give_the_same_logits_cached_or_not(prompted):
                 # PaliGemma's answers are of type 1, Gemma 3's text is of type 0
                 value = (1 if base.identity.model_type == "paligemma" else 0) if fill is None else fill
                 longer[name] = torch.cat([longer[name], longer[name].new_full((count, new), value)], dim=1)
-        forward = logits(base.model, Batch(longer, examples))[:, width - 1 : -1]
+        forward = logits(base, Batch(longer, examples))[:, width - 1 : -1]
         generated = torch.stack(made.logits, dim=1)
         assert torch.allclose(forward, generated, atol=1e-5)
         assert torch.equal(generate(base, batch, use_cache=False).sequences, ids)
@@ -125,12 +125,12 @@ def test_a_batch_without_its_places_is_refused_and_the_plain_base_is_untouched(p
     base, attachment = prompted
     batch = base.collator.prompt_batch(rows(2))
     with pytest.raises(AdapterError, match="does not begin with the 5 placeholders"):
-        logits(base.model, batch)
+        logits(base, batch)
     switch(base.model)(None)
-    off = logits(base.model, batch)
+    off = logits(base, batch)
     switch(base.model)("default")
     fresh = load_base(base.path, device="cpu")
-    assert torch.equal(off, logits(fresh.model, batch))
+    assert torch.equal(off, logits(fresh, batch))
 
 
 def test_a_prompt_cannot_be_merged(prompted):
@@ -150,7 +150,7 @@ def test_peft_opens_it_and_agrees_or_refuses_it_by_name(prompted, tmp_path):
             PeftModel.from_pretrained(plain, tmp_path / "adapter")
         return
     batch = base.collator.training_batch(rows(2))
-    ours = logits(base.model, attachment.extend(batch))
+    ours = logits(base, attachment.extend(batch))
     peft_model = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     with torch.no_grad():
         theirs = peft_model(**batch.inputs).logits

@@ -46,6 +46,7 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
                 "towers": {"language": 1},
             },
             "prompt": {
+                "name": "vqa",
                 "question_template": "{question}",
                 "generation": {"max_new_tokens": 16},
                 "answer_normalization": "vqa",

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     FastVlmConfig,
     FastVlmForConditionalGeneration,
     Gemma3Config,
@@ -50,7 +54,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from tests.tiny.parts import SIDE, save, template, text, tokenizer, vision
+from tests.tiny.parts import SIDE, clip_tokenizer, save, template, text, tokenizer, vision
 
 _IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -288,7 +292,22 @@ def save_gemma3(folder: Path, *, seed: int = 0) -> Path:
     return save(Gemma3ForConditionalGeneration(config), processor, folder)
 
 
+def save_clip(folder: Path, *, seed: int = 0) -> Path:
+    """CLIP: two towers of different widths, projected into one space of 32 values."""
+    tokens = clip_tokenizer()
+    torch.manual_seed(seed)
+    config = CLIPConfig(
+        vision_config=vision(),
+        text_config=text(tokens, max_position_embeddings=64, pad_token_id=tokens.pad_token_id,
+                         eos_token_id=tokens.eos_token_id, bos_token_id=tokens.bos_token_id),
+        projection_dim=32,
+    )  # fmt: skip
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    return save(CLIPModel(config), CLIPProcessor(images, tokens), folder)
+
+
 FAMILIES = {
+    "clip": save_clip,
     "fast_vlm": save_fast_vlm,
     "gemma3": save_gemma3,
     "idefics3": save_idefics3,

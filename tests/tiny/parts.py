@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from finetune.pocket.blueprint import build_tokenizer
 
@@ -43,6 +44,13 @@ def tokenizer(*extra: str, **named: str) -> PreTrainedTokenizerFast:
     )
 
 
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer without merges: each byte is a token, and one more where it ends a word."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({word: number for number, word in enumerate(words)}, [])
+
+
 def text(tokens: PreTrainedTokenizerFast, **more: object) -> dict:
     """The sizes of a two-layer decoder for this tokenizer."""
     return {
@@ -79,7 +87,8 @@ def save(model, processor, folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
+    if model.can_generate():
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -1,0 +1,103 @@
+"""From examples to a batch of pictures and texts, for a base that holds them against each other."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.data.images import open_image
+from finetune.errors import DataError
+from finetune.example import texts_to_choose_from
+from finetune.interfaces import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import ProcessorMixin
+
+    from finetune.example import Example, Message
+    from finetune.interfaces import ModelFamily
+
+
+class PairCollator:
+    """Makes batches for one dual encoder: a row is a picture, and the text of its last turn.
+
+    Args:
+        family: how this model's inputs are made.
+        processor: the model's own.
+        max_length: tokens that a text may have, those that begin and end it included.
+        max_image_pixels: cap on width x height of a picture.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        processor: ProcessorMixin,
+        *,
+        max_length: int,
+        max_image_pixels: int = 50_000_000,
+    ):
+        self.family, self.processor = family, processor
+        self.max_length, self.max_image_pixels = max_length, max_image_pixels
+
+    def render(self, messages: list[Message]) -> str:
+        """Returns the text of the last turn, which stands beside the picture."""
+        content = messages[-1]["content"]
+        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+    def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
+        """Returns pairs with labels; a row paired with False fills up a batch and is not learnt."""
+        pairs = [row if isinstance(row, tuple) else (row, True) for row in rows]
+        examples = [example for example, _ in pairs]
+        texts = [self.render(example.messages) for example in examples]
+        labels = [_number(text) if learnt else -100 for text, (_, learnt) in zip(texts, pairs, strict=True)]
+        return Batch(self._encode(texts, examples), examples, torch.tensor(labels))
+
+    def prompt_batch(self, examples: Sequence[Example]) -> Batch:
+        """Returns the pictures of the rows, beside all the texts that they may be answered with where there are any."""
+        return Batch(self._encode(texts_to_choose_from(examples), examples), list(examples))
+
+    def text_batch(self, texts: Sequence[str]) -> Batch:
+        """Returns texts alone."""
+        return Batch(self._encode(list(texts), []), [])
+
+    def show(self, example: Example) -> str:
+        """Returns a row as text: its picture, and between ⟦ and ⟧ what is learnt to belong to it."""
+        return f"<{_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
+
+    def _encode(self, texts: list[str], examples: Sequence[Example]) -> dict[str, Any]:
+        for text, ids in zip(texts, self.processor.tokenizer(texts)["input_ids"] if texts else [], strict=True):
+            if len(ids) > self.max_length:
+                raise DataError(
+                    f"{self._where(text, examples)}the text {text!r:.80} has {len(ids)} tokens, this base takes "
+                    f"{self.max_length}; a text is never cut. Shorten it, or task.text_template."
+                )
+        images = [
+            [
+                open_image(source, max_pixels=self.max_image_pixels, name=f"row {example.id}: {_name(source)}")
+                for source in _one_picture(example)
+            ]
+            for example in examples
+        ]
+        return self.family.encode(self.processor, texts, images, padding_side="right")
+
+    def _where(self, text: str, examples: Sequence[Example]) -> str:
+        own = (e.id for e in examples if text == self.render(e.messages) or text in e.choices.values())
+        return next((f"row {row}: " for row in own), "")
+
+
+def _one_picture(example: Example) -> list[Any]:
+    if len(example.images) != 1:
+        raise DataError(f"row {example.id}: {len(example.images)} pictures; a text is paired with exactly one")
+    return example.images
+
+
+def _number(text: str) -> int:
+    """Returns the same number for the same text, in every process; never -100."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def _name(source: Any) -> str:
+    return str(source) if hasattr(source, "parts") else "its picture"

@@ -1,0 +1,42 @@
+"""Where bases were last seen on this machine, so that an adapter finds its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.adapters.base_identity import cache_home, write_note
+from finetune.errors import BaseMismatchError
+
+if TYPE_CHECKING:
+    from finetune.adapters.manifest import BaseIdentity
+
+
+def find_base(identity: BaseIdentity) -> str:
+    """Returns where a base was last seen on this machine, or its hub id.
+
+    Raises:
+        BaseMismatchError: nobody has seen it.
+    """
+    note = _base_note(identity)
+    if note.is_file():
+        path = str(json.loads(note.read_text())["path"])
+        if Path(path).is_dir():
+            return path
+    if identity.hub_id:
+        return identity.hub_id
+    raise BaseMismatchError(
+        f"this adapter needs the {identity.model_type} base with identity {identity.digest[:16]} "
+        f"({', '.join(identity.files)}), which has not been used on this machine. Give its folder: base=PATH."
+    )
+
+
+def remember_base(identity: BaseIdentity, path: str) -> None:
+    """Notes where a base is, so that ``load`` finds it without being told."""
+    if Path(path).is_dir():
+        write_note(_base_note(identity), json.dumps({"path": str(Path(path).resolve())}))
+
+
+def _base_note(identity: BaseIdentity) -> Path:
+    return cache_home() / "bases" / f"{identity.digest}.json"

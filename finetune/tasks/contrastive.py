@@ -1,0 +1,167 @@
+"""Contrastive learning of pictures and texts: each is to lie closer to its own partner than to any other.
+
+The loss is symmetric InfoNCE over a whole window (Radford et al., https://arxiv.org/abs/2103.00020), where rows of
+equal texts are partners of each other (Yang et al., https://arxiv.org/abs/2204.03610). Gradients are cached at the
+embeddings (Gao et al., https://arxiv.org/abs/2101.06983): the memory is that of one micro-batch, the loss that of all.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import extract_model_from_parallel, gather, pad_across_processes
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from finetune.example import texts_to_choose_from
+from finetune.interfaces import Batch, LossSum
+from finetune.tasks.exact_match import ExactMatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.recipe import ContrastiveSection
+
+_NOT_LEARNT = -100
+
+
+class ContrastiveTask(ExactMatch):
+    """One term, ``pairs``; a prediction is the label whose text lies closest to the picture.
+
+    Args:
+        options: of the recipe, or of the adapter.
+        tokenizer: unused: a dual encoder writes no text.
+    """
+
+    couples_rows = True
+
+    def __init__(self, options: ContrastiveSection, tokenizer: PreTrainedTokenizerBase):
+        self.options = options
+
+    def count_items(self, batch: Batch) -> dict[str, int]:
+        """Returns how many pairs are learnt."""
+        assert batch.labels is not None
+        return {"pairs": int((batch.labels != _NOT_LEARNT).sum())}
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, LossSum]:
+        """Returns the summed loss, in nats, of a micro-batch that is a window of its own."""
+        assert batch.labels is not None
+        losses = pair_losses(_embed(model, batch), batch.labels, _scale(model))
+        return {"pairs": LossSum(losses.sum(), self.count_items(batch)["pairs"])}
+
+    def backward_window(
+        self, model: nn.Module, batches: Sequence[Batch], backward: Callable[[Callable[[], Tensor]], None]
+    ) -> list[dict[str, Tensor]]:
+        """Runs a window forward without a graph, then each micro-batch again with one, from the cached gradient.
+
+        Returns:
+            For each micro-batch the sum of its rows' losses.
+        """
+        random: list[_RandomState] = []
+        parts: list[Tensor] = []
+        with torch.no_grad():
+            for batch in batches:
+                random.append(_RandomState(batch))
+                parts.append(_embed(model, batch))  # [B, 2, D]
+        labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+        embeddings, every_label, first = _gather(torch.cat(parts), labels)
+        embeddings.requires_grad_()
+        losses = pair_losses(embeddings, every_label, _scale(model))
+        num_pairs = int((every_label != _NOT_LEARNT).sum())
+        (gradient,) = torch.autograd.grad(losses.sum() / max(1, num_pairs), embeddings)
+        mine, sizes = slice(first, first + len(labels)), [len(part) for part in parts]
+        for batch, state, cached in zip(batches, random, gradient[mine].split(sizes), strict=True):
+
+            def surrogate(batch: Batch = batch, state: _RandomState = state, cached: Tensor = cached) -> Tensor:
+                with state.replayed():
+                    return (_embed(model, batch) * cached).sum()  # its gradient is the cached one's
+
+            backward(surrogate)
+        return [{"pairs": part.sum()} for part in losses.detach()[mine].split(sizes)]
+
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, batch: Batch) -> list[str]:
+        """Returns for each picture the label, of those its row may be answered with, whose text lies closest."""
+        similarity = model(**batch.inputs).logits_per_image  # [B, texts]
+        column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
+        answers = []
+        for row, example in zip(similarity, batch.examples, strict=True):
+            labels = list(example.choices)
+            closest = row[[column[example.choices[label]] for label in labels]].argmax()
+            answers.append(labels[int(closest)])
+        return answers
+
+    @torch.inference_mode()
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns the fp32 embeddings [rows, D], of length 1, of a batch of pictures alone or of texts alone."""
+        plain: Any = model
+        embed = plain.get_image_features if "pixel_values" in batch.inputs else plain.get_text_features
+        return torch.nn.functional.normalize(embed(**batch.inputs).pooler_output.float(), dim=-1)
+
+
+def pair_losses(embeddings: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    """Returns each row's loss [N] in nats: the mean of picture to text and of text to picture.
+
+    Args:
+        embeddings: of pictures and texts, of length 1, fp32 [N, 2, D].
+        labels: a number for each row's text that equal texts share, -100 for rows that take no part [N].
+        scale: what cosines are multiplied by.
+    """
+    learnt = (labels != _NOT_LEARNT).nonzero().squeeze(1)  # [M]
+    images, texts = embeddings[learnt].unbind(dim=1)  # [M, D]
+    similarity = scale * images @ texts.T  # [M, M], a row for each picture
+    partners = (labels[learnt, None] == labels[None, learnt]).float()
+    partners = partners / partners.sum(dim=1, keepdim=True)
+    to_text = -(partners * similarity.log_softmax(dim=1)).sum(dim=1)
+    to_image = -(partners * similarity.T.log_softmax(dim=1)).sum(dim=1)
+    return torch.zeros_like(embeddings[:, 0, 0]).index_put((learnt,), (to_text + to_image) / 2)
+
+
+class _RandomState:
+    """The state of the generators before a micro-batch was embedded, so that its dropout can be drawn once more."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        self.cpu = torch.get_rng_state()
+        self.devices = get_device_states(*batch.inputs.values())
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Runs a block from this state, and leaves the generators as they were before the block."""
+        before = _RandomState(self.batch)
+        self._put_back()
+        try:
+            yield
+        finally:
+            before._put_back()
+
+    def _put_back(self) -> None:
+        torch.set_rng_state(self.cpu)
+        set_device_states(*self.devices)
+
+
+def _embed(model: nn.Module, batch: Batch) -> Tensor:
+    """Returns the fp32 embeddings [B, 2, D] of pictures and texts, of length 1."""
+    out: Any = model(**batch.inputs)
+    return torch.stack([out.image_embeds, out.text_embeds], dim=1).float()
+
+
+def _scale(model: nn.Module) -> Tensor:
+    plain: Any = extract_model_from_parallel(model)
+    assert not plain.logit_scale.requires_grad, "the base's temperature is frozen"
+    return plain.logit_scale.float().exp()
+
+
+def _gather(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Returns the rows of all processes, and where this process's begin; what fills them up takes no part."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return embeddings, labels, 0
+    embeddings = pad_across_processes(embeddings)
+    labels = pad_across_processes(labels, pad_index=_NOT_LEARNT)
+    return gather(embeddings), gather(labels), state.process_index * len(labels)
