@@ -1,5 +1,6 @@
 """Recipes: strict, helpful, and every YAML in the project is one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,40 @@ def test_all_mistakes_are_told_at_once(write):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(GOOD), ["train.epoch=1", "seed=x"])
     assert "train.epoch" in str(caught.value) and "seed" in str(caught.value)
+
+
+CLIP = {"model_type": "clip"}
+LLAVA = {"model_type": "llava"}
+PROMPT = "method={name: prompt_tuning}"
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        (CLIP, [], r"task vqa does not go with clip: it generates no text.*Set task: {name: contrastive}"),
+        (CLIP, ["task.name=contrastive", PROMPT], r"prompt_tuning does not go with clip: .*Set method: {name: lora}"),
+        (LLAVA, ["task.name=contrastive"], r"task contrastive does not go with llava: .*Set task: {name: vqa}"),
+        ({"model_type": "new_vlm"}, ["task.name=contrastive"], "task contrastive does not go with new_vlm"),
+        ({"model_type": "gemma3"}, [], "lora.towers.projector does not go with gemma3: .*overrides"),
+        (LLAVA, ["model.quantization=8bit", "method.use_dora=true"], "lora.use_dora does not go with 8bit: "),
+    ],
+)
+def test_what_cannot_go_together_is_refused_with_the_nearest_choice(write, tmp_path, config, overrides, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(GOOD), [f"model.name_or_path={tmp_path}", *overrides])
+
+
+def test_what_can_go_together(write, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CLIP))
+    base = f"model.name_or_path={tmp_path}"
+    recipe = load_recipe(write(GOOD), [base, "task={name: contrastive, text_template: 'a {label}'}"])
+    assert recipe.task.text_of("hat") == "a hat"
+    with pytest.raises(RecipeError, match="task.max_new_tokens: unknown key. Allowed here: name, text_template"):
+        load_recipe(write(GOOD), [base, "task={name: contrastive, max_new_tokens: 4}"])
+    with pytest.raises(RecipeError, match="task.text_templat: unknown key. Did you mean 'text_template'"):
+        load_recipe(write(GOOD), [base, "task={name: contrastive, text_templat: x}"])
+    assert load_recipe(write(GOOD), ["model.name_or_path=some/hub-id", "task.name=contrastive"]), "not known yet"
 
 
 def test_environment_variables(write, monkeypatch):

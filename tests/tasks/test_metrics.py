@@ -1,8 +1,9 @@
 """Scores against values worked out by hand."""
 
+import numpy as np
 import pytest
 
-from finetune.tasks.metrics import bootstrap_interval, majority_score, normalize_vqa
+from finetune.tasks.metrics import bootstrap_interval, majority_score, normalize_vqa, recall_at_1
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,13 @@ def test_majority_is_within_each_kind():
     answers = ["a", "a", "b", "yes", "no", "no"]
     assert majority_score(answers, ["x", "x", "x", "y", "y", "y"]) == pytest.approx(4 / 6)
     assert majority_score(answers, ["x"] * 6) == pytest.approx(2 / 6)
+
+
+def test_recall_counts_rows_whose_closest_column_is_their_own():
+    similarity = np.array([[0.9, 0.1, 0.0], [0.8, 0.7, 0.0], [0.1, 0.2, 0.3], [0.4, 0.6, 0.5]])
+    assert recall_at_1(similarity, ["a", "b", "c", "c"], ["a", "b", "c"]) == 0.5
+    assert recall_at_1(similarity.T, ["a", "b", "c"], ["a", "b", "c", "c"]) == 1.0
+    assert recall_at_1(similarity.T, ["a", "b", "c"], ["a", "a", "b", "c"]) == pytest.approx(2 / 3)
 
 
 def test_interval_against_the_binomial():
