@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.adapters.base_identity import cache_home, require_same_base, require_same_processor, write_note
 from finetune.adapters.folder import AdapterFolder, read_folder
 from finetune.adapters.manifest import AdapterManifest, PromptContract, sha256_hex
-from finetune.adapters.probe import compare
+from finetune.adapters.probe import ProbeResult, compare
 from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, load_base
 from finetune.data.images import as_source
@@ -41,7 +41,7 @@ class Resident:
     internal_name: str  # what the layers know it by
     manifest: AdapterManifest
     placeholders: Placeholders | None  # what rows must hold for it
-    probe: str  # "passed" or "inconclusive"
+    probe: ProbeResult  # how its effect here compares with the one recorded when it was saved
 
 
 class VisionLanguageModel:
@@ -165,7 +165,7 @@ class VisionLanguageModel:
         self.switcher.use(before)
         return Resident(ref, name, manifest, placeholders(manifest.adapter), verdict)
 
-    def _probe(self, manifest: AdapterManifest, name: str) -> str:
+    def _probe(self, manifest: AdapterManifest, name: str) -> ProbeResult:
         self.switcher.use(None)
         off = self.base.probe(manifest.probe.seed)
         self.switcher.use(name)

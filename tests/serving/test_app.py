@@ -66,7 +66,7 @@ def test_train_publish_load_ask_swap(published, rows_folder):
 def test_the_base_is_found_again_where_it_was_last_used(published):
     base, first, _ = published
     assert load(first.ref, device="cpu").adapter.manifest.full_name == "testing/squares"
-    assert load(first.adapter, device="cpu").adapter.probe == "passed"
+    assert load(first.adapter, device="cpu").adapter.probe.verdict == "passed"
 
 
 def test_evaluate_makes_one_row_an_adapter_and_config(published, make_recipe):
@@ -278,8 +278,8 @@ def test_a_base_in_half_precision_gives_an_adapter_that_loads_in_full(trained, m
     _, base = trained
     run = train(make_recipe(base, model={"dtype": "bfloat16"}, name="half"))
     vlm = load(run.adapter, base=str(base), device="cpu")
-    assert vlm.model.dtype == torch.float32 and vlm.adapter.probe == "passed"
-    assert load(run.adapter, base=str(base), device="cpu", dtype="bfloat16").adapter.probe == "passed"
+    assert vlm.model.dtype == torch.float32 and vlm.adapter.probe.verdict == "passed"
+    assert load(run.adapter, base=str(base), device="cpu", dtype="bfloat16").adapter.probe.verdict == "passed"
     assert {entry.dtype for entry in vlm.adapter.manifest.adapter.tensors.values()} == {"F32"}
 
 
