@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -137,15 +137,20 @@ def _walk(location: Sequence[int | str]) -> tuple[list[str], type[Section] | Non
     keys: list[str] = []
     choices: list[type[Section]] = [Recipe]
     section: type[Section] | None = None
+    named = False  # whether the next part is a name that the file's author gave
     for part in location:
         tagged = [choice for choice in choices if len(choices) > 1 and part in _tags(choice)]
         if tagged:
             choices = tagged
             continue
         keys.append(str(part))
+        if named:
+            named = False
+            continue
         section = choices[0] if choices else None
         field = section.model_fields.get(str(part)) if section else None
         choices = _sections_in(field.annotation) if field else choices if isinstance(part, int) else []
+        named = bool(choices) and field is not None and get_origin(field.annotation) is dict
     return keys, section
 
 
