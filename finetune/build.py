@@ -11,13 +11,18 @@ import torch
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_logits
 from finetune.data.collate import Collator
-from finetune.errors import DataError, ModelError
+from finetune.data.lengths import Lengths, fitting
+from finetune.data.reading import read_split
+from finetune.errors import ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
 from finetune.lookup import import_string, look_up
-from finetune.tables import SOURCES, TASKS
+from finetune.recipe import ReadSection
+from finetune.tables import TASKS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
     from finetune.interfaces import ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
 
-MAX_IMAGE_PIXELS = 50_000_000
 PROBE_SEED = 0
 
 
@@ -88,9 +92,18 @@ def load_base(
     device: str = "auto",
     quantization: Quantization | None = None,
     verify: str = "cached",
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    data: ReadSection | None = None,
 ) -> Base:
     """Loads a base: an embedded one by name, a folder, or a hub id.
+
+    Args:
+        name_or_path: which.
+        revision: of a hub id.
+        dtype: what it is held in.
+        device: ``auto`` picks the best of this machine.
+        quantization: of the language tower, ``4bit`` or ``8bit``.
+        verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
+        data: says which turns of a conversation are learnt, and how large a picture may be.
 
     Raises:
         ModelError: it cannot be loaded, or no family supports it.
@@ -105,11 +118,12 @@ def load_base(
     end_ids = ends if isinstance(ends, list) else [ends]
     if not end_ids or end_ids == [None]:
         raise ModelError(f"{name_or_path}: its generation config names no eos_token_id, so no answer would end")
+    options = data.model_dump(include={"supervise", "max_image_pixels"}) if data else {}
     return Base(
         model=model,
         processor=processor,
         family=family,
-        collator=Collator(family, processor, end_ids, max_image_pixels=max_image_pixels),
+        collator=Collator(family, processor, end_ids, **options),
         path=path,
         quantization=quantization,
         identity=identity,
@@ -120,28 +134,46 @@ def load_base(
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
     """Loads the base a recipe names."""
     section = recipe.model
-    cap = getattr(recipe.data, "max_image_pixels", MAX_IMAGE_PIXELS)
     return load_base(
         section.name_or_path,
         revision=section.revision,
         dtype=section.dtype,
         device=device or section.device,
         quantization=section.quantization,
-        max_image_pixels=cap,
+        data=recipe.data if isinstance(recipe.data, ReadSection) else None,
     )
 
 
-def examples_of(recipe: Recipe, split: str) -> list[Example]:
+def examples_of(
+    recipe: Recipe, split: str, *, base: Base | None = None, say: Callable[[str], None] = print
+) -> list[Example]:
     """Reads one split of a recipe's data; an empty list where the recipe has none.
 
+    Args:
+        recipe: the whole recipe.
+        split: ``train``, ``val`` or ``test``.
+        base: checks, where given, that every row can be put to it and fits.
+        say: is told of rows that were left out.
+
     Raises:
-        DataError: a row that cannot be used, or two rows of one id.
+        DataError: a row that cannot be used.
     """
-    read = import_string(look_up(SOURCES, recipe.data.source, what="data.source"))
-    examples: list[Example] = read(recipe.data, split, task=recipe.task, seed=recipe.seed)
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise DataError(f"two rows of the {split} split have the id {example.id}")
-        seen.add(example.id)
-    return examples
+    examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, say=say)
+    if base is None or not examples:
+        return examples
+    room = 0 if split == "train" else recipe.task.max_new_tokens
+    limit = recipe.data.max_length or max_positions(base.model)
+    return fitting(
+        examples,
+        Lengths(base.collator, key=base.digests.model_dump_json()),
+        recipe.data,
+        split,
+        limit=limit,
+        room=room,
+        say=say,
+    )
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Returns how many tokens the language model takes; None where its config sets no bound."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -7,6 +7,7 @@
     ├── ModelError (ValueError)           a base model that cannot be loaded or is not supported
     ├── MethodError (ValueError)          a method that cannot be attached to this model
     ├── DataError (ValueError)            a row, image or file of the data that cannot be used
+    │   └── RowError                      one row of many; ``data.on_error: skip`` leaves it out
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
     ├── AdapterError
     │   ├── AdapterReferenceError (ValueError)  a string that names no adapter
@@ -47,6 +48,19 @@ class MethodError(FinetuneError, ValueError):
 
 class DataError(FinetuneError, ValueError):
     """A row, image or file of the data that cannot be used."""
+
+
+class RowError(DataError):
+    """One row of many that cannot be used; ``data.on_error: skip`` leaves it out.
+
+    Args:
+        message: what is wrong, and where.
+        reason: the kind of fault in a few words, under which such rows are counted.
+    """
+
+    def __init__(self, message: str, *, reason: str = "unusable row"):
+        super().__init__(message)
+        self.reason = reason
 
 
 class TrainingError(FinetuneError, RuntimeError):

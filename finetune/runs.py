@@ -67,7 +67,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     accelerator.wait_for_everyone()
     log = RunLog(folder, every=recipe.train.logging_steps, main=main)
     base = base_of(recipe, device=str(accelerator.device))
-    splits = {name: examples_of(recipe, name) for name in ("train", "val", "test")}
+    splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
     for example in splits["train"][:3]:
@@ -183,7 +183,7 @@ def evaluate(
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
     rows = []
     for recipe in recipes:
-        examples = examples_of(recipe, "test")
+        examples = examples_of(recipe, "test", base=base)
         if not examples:
             raise RecipeError(f"{recipe.name}: the recipe has no test split to judge on")
         for ref in refs:

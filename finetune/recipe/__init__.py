@@ -1,6 +1,17 @@
 """A recipe: everything a run does, as one frozen record read from YAML. Imports no torch."""
 
-from finetune.recipe.data import DataSection, JsonlData, ProceduralData
+from finetune.recipe.data import (
+    ColumnData,
+    DataSection,
+    HubData,
+    JsonlData,
+    MixData,
+    ParquetData,
+    ProceduralData,
+    ReadSection,
+    RowsSection,
+    SavedData,
+)
 from finetune.recipe.method import (
     LoraSection,
     MethodSection,
@@ -18,16 +29,23 @@ from finetune.recipe.whole import AdapterSection, Recipe
 
 __all__ = [
     "AdapterSection",
+    "ColumnData",
     "DataSection",
+    "HubData",
     "JsonlData",
     "LoraSection",
     "MethodSection",
+    "MixData",
     "ModelSection",
     "OverridesSection",
+    "ParquetData",
     "ProceduralData",
     "PromptTuningSection",
     "Quantization",
+    "ReadSection",
     "Recipe",
+    "RowsSection",
+    "SavedData",
     "Section",
     "TaskSection",
     "TowerTarget",

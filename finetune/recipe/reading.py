@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -143,6 +143,7 @@ def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Sect
     keys: list[str] = []
     choices: list[type[Section]] = [Recipe]
     section: type[Section] | None = None
+    named = False  # whether the next part is a name that the file's author gave
     for part in location:
         tagged = [choice for choice in choices if len(choices) > 1 and part in _tags(choice)]
         if tagged:
@@ -155,9 +156,13 @@ def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Sect
             continue
         keys.append(part)
         raw = raw.get(part) if isinstance(raw, dict) else None
+        if named:
+            named = False
+            continue
         section = choices[0] if choices else None
         field = section.model_fields.get(part) if section else None
         choices = _sections_in(field.annotation) if field else []
+        named = bool(choices) and field is not None and get_origin(field.annotation) is dict
     return keys, section
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from finetune.example import Message, ask
+from finetune.example import Message, ask, system
 from finetune.recipe.section import PositiveInt, Section
 
 
@@ -23,6 +23,13 @@ class TaskSection(Section):
             raise ValueError("question_template must hold {question} exactly once")
         return self
 
-    def ask(self, question: str) -> list[Message]:
-        """Returns the messages that put ``question``, with one picture before it."""
-        return ask(self.question_template.replace("{question}", question), system_prompt=self.system_prompt)
+    def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
+        """Returns the messages that put ``question``, with its pictures before it."""
+        text = self.question_template.replace("{question}", question)
+        return ask(text, num_images=num_images, system_prompt=self.system_prompt)
+
+    def converse(self, messages: list[Message]) -> list[Message]:
+        """Returns a conversation as it stands, with the system prompt first where it has none of its own."""
+        if not self.system_prompt or messages[0]["role"] == "system":
+            return messages
+        return [system(self.system_prompt), *messages]

@@ -44,5 +44,7 @@ class Recipe(Section):
         """Returns the recipe without what only says where things lie on this machine."""
         data = self.model_dump(mode="json")
         del data["model"]["name_or_path"], data["model"]["device"], data["train"]["output_dir"]
-        data["data"].pop("root", None)
+        parts = [part["data"] for part in data["data"].get("sources", {}).values()]
+        for section in (data["data"], *parts):
+            section.pop("root", None)
         return data

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.base_identity import cache_home, require_same_base, require_same_processor, write_note
+from finetune.adapters.base_identity import require_same_base, require_same_processor
 from finetune.adapters.folder import AdapterFolder, read_folder
 from finetune.adapters.manifest import AdapterManifest, PromptContract, sha256_hex
 from finetune.adapters.probe import ProbeResult, compare
 from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, load_base
+from finetune.cache import cache_home, write_note
+from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
-from finetune.errors import AdapterReferenceError, BaseMismatchError, ManifestError, NotFoundError
+from finetune.errors import AdapterReferenceError, BaseMismatchError, DataError, ManifestError, NotFoundError
 from finetune.example import Example, answer
 from finetune.lookup import did_you_mean
 from finetune.methods.adapter import attach_saved, detach, expected_tensors, placeholders
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import AdapterDescription, BaseIdentity
+    from finetune.example import Message
     from finetune.interfaces import Batch, Placeholders, Task
     from finetune.recipe import Quantization
 
@@ -113,14 +116,35 @@ class VisionLanguageModel:
         """Returns the answer to one question, put exactly as the active adapter was trained.
 
         Args:
-            image: a path, bytes, a PIL image or pixels [H, W, 3] uint8.
+            image: a path, bytes, a PIL image or pixels [H, W, 3] uint8; None for a question without a picture, a list
+                for one with several.
             question: the user's words.
         """
-        task = self.task
-        prompt = task.options.ask(question)
-        example = Example(id="question", messages=[*prompt, answer("")], images=[as_source(image)], answers=[""])
+        images = image if isinstance(image, list) else [] if image is None else [image]
+        return self._answer(self.task.options.ask(question, num_images=len(images)), images)
+
+    def chat(self, messages: list[Message]) -> str:
+        """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
+
+        Args:
+            messages: in Hugging Face's chat format, the last one the user's; pictures stand in their parts as
+                ``{"type": "image", "image": ...}``, as ``ask`` takes them.
+
+        Raises:
+            DataError: this is no such conversation.
+        """
+        conversation, images = read_conversation(messages, where="chat")
+        if conversation[-1]["role"] != "user":
+            raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
+        if len(images) != num_image_parts(conversation):
+            raise DataError('chat: a part {"type": "image"} lacks its picture: put it under "image"')
+        return self._answer(self.task.options.converse(conversation), images)
+
+    def _answer(self, prompt: list[Message], images: list[Any]) -> str:
+        sources = [as_source(image) for image in images]
+        example = Example(id="question", messages=[*prompt, answer("")], images=sources, answers=[""])
         batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
-        return task.predict(self.model, batch)[0]
+        return self.task.predict(self.model, batch)[0]
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns inputs that end where the answer begins, with the places that the active adapter fills."""
