@@ -3,7 +3,7 @@
 from finetune.recipe.data import DataSection, JsonlData, ProceduralData
 from finetune.recipe.method import LoraSection, MethodSection, TowerTarget, TowerTargets
 from finetune.recipe.model import ModelSection
-from finetune.recipe.reading import load_recipe, parse_recipe
+from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
 from finetune.recipe.task import TaskSection
 from finetune.recipe.train import TrainSection
@@ -25,4 +25,5 @@ __all__ = [
     "TrainSection",
     "load_recipe",
     "parse_recipe",
+    "read_value",
 ]

@@ -8,7 +8,11 @@ from finetune.recipe.section import Section
 class ModelSection(Section):
     """Which base, and how it is held in memory."""
 
-    name_or_path: str  # "pocket", a folder, or a hub id
+    name_or_path: str
+    """``pocket``, a folder, or a hub id."""
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the base; the adapter trains in float32
-    device: str = "auto"  # "auto", "cpu", "cuda", "mps"
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the base is held in; the adapter trains in float32."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``mps``."""

@@ -1,0 +1,136 @@
+"""The schema that editors check recipes by: current, true to the models, and named by every config."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import main
+from finetune.errors import RecipeError
+from finetune.recipe import (
+    AdapterSection,
+    LoraSection,
+    ModelSection,
+    Recipe,
+    TaskSection,
+    TowerTarget,
+    parse_recipe,
+    read_value,
+)
+from finetune.recipe.schema import recipe_schema, schema_text
+from tests.schema_check import problems
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "docs" / "recipe.schema.json"
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+GOOD = {
+    "name": "brain",
+    "domain": "medical",
+    "model": {"name_or_path": "pocket"},
+    "method": {"name": "lora", "towers": {"vision": "all-linear", "language": ["q_proj"], "projector": "none"}},
+    "data": {"source": "jsonl", "root": "here"},
+    "train": {"epochs": 2},
+}
+
+
+def changed(path: str, value) -> dict:
+    """Returns GOOD with the value at ``a.b`` replaced."""
+    *sections, last = path.split(".")
+    raw = {key: dict(part) if isinstance(part, dict) else part for key, part in GOOD.items()}
+    place = raw
+    for section in sections:
+        place[section] = dict(place.get(section, {}))
+        place = place[section]
+    place[last] = value
+    return raw
+
+
+def check(raw) -> list[str]:
+    schema = recipe_schema()
+    return problems(raw, schema, schema)
+
+
+def test_the_file_is_current(capsys, tmp_path):
+    assert FILE.read_text(encoding="utf-8") == schema_text(), "run `finetune schema docs/recipe.schema.json`"
+    assert main(["schema"]) == 0
+    assert capsys.readouterr().out == schema_text()
+    assert main(["schema", str(tmp_path / "there.json")]) == 0
+    assert (tmp_path / "there.json").read_text(encoding="utf-8") == schema_text()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_config_names_the_schema_and_fulfils_it(path):
+    text = path.read_text(encoding="utf-8")
+    first, _, _ = text.partition("\n")
+    word, _, where = first.partition("$schema=")
+    assert word == "# yaml-language-server: ", "the first line tells the editor where the schema is"
+    assert (path.parent / where).resolve() == FILE
+    # Editors too read 1e-3 as a number, which plain YAML 1.1 does not.
+    assert check(read_value(text, source=str(path))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 3),
+        ("train.learning_rate", 1),
+        ("train.eval_steps", None),
+        ("data.max_rows", {"train": 5}),
+        ("method.towers", {"vision": {"target_modules": ["fc"], "r": 4}}),
+        ("data", {"source": "procedural", "name": "retail"}),
+        ("adapter", {"publish": "medical/brain", "aliases": ["prod"]}),
+    ],
+)
+def test_what_the_models_take_the_schema_takes(path, value):
+    raw = changed(path, value)
+    parse_recipe(raw, source="test")
+    assert check(raw) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("colour", 1, ".colour: unknown key"),
+        ("train.epoch", 1, ".train.epoch: unknown key"),
+        ("train.batch_size", 0, ".train.batch_size: 0 breaks minimum 1"),
+        ("train.batch_size", "8", ".train.batch_size: not of type integer"),
+        ("train.batch_size", True, ".train.batch_size: not of type integer"),
+        ("train.lr_scheduler_type", "cosin", "breaks enum"),
+        ("method.lora_dropout", 1.0, "breaks exclusiveMaximum 1"),
+        ("method.name", "lorra", "'lorra' breaks const lora"),
+        ("method.towers", {"visio": "none"}, ".method.towers.visio: unknown key"),
+        ("method.towers", {"vision": 3}, ".method.towers.vision: fits 0 of anyOf"),
+        ("name", "A b", "breaks pattern"),
+        ("name", "a" * 65, "breaks maxLength 64"),
+        ("model", {}, ".model.name_or_path: missing"),
+        ("data", {"source": "jsonl"}, ".data: fits 0 of oneOf"),
+        ("data.max_rows", {"trian": 5}, ".data.max_rows.trian (the key): 'trian' breaks enum"),
+        ("adapter", {"aliases": [1]}, ".adapter.aliases[0]: not of type string"),
+    ],
+)
+def test_what_the_models_refuse_the_schema_refuses(path, value, problem):
+    raw = changed(path, value)
+    with pytest.raises(RecipeError):
+        parse_recipe(raw, source="test")
+    assert problem in "\n".join(check(raw))
+
+
+@pytest.mark.parametrize(
+    "path", ["name", "domain", "model.dtype", "model.name_or_path", "data.root", "adapter.publish", "adapter.license"]
+)
+def test_a_variable_may_stand_for_every_text(path):
+    assert check(changed(path, "${SOME_NAME}")) == []
+
+
+def test_a_variable_stands_for_no_number():
+    assert check(changed("seed", "${SEED}")) == [".seed: not of type integer"]
+
+
+@pytest.mark.parametrize("section", [AdapterSection, LoraSection, ModelSection, Recipe, TaskSection, TowerTarget])
+def test_every_field_is_described(section):
+    described = {
+        name
+        for name, field in section.model_fields.items()
+        # A section within is described by its own words.
+        if field.description or name in ("model", "method", "data", "task", "train", "adapter")
+    }
+    assert described == set(section.model_fields)
