@@ -2,7 +2,8 @@
 
 A fresh adapter is trained for a few steps while the learning rate grows exponentially. The loss stands still while
 the rate is too small, falls, and rises when it is too large. Suggested is a tenth of the rate at which the smoothed
-loss is lowest: at the lowest point the rate already does as much harm as good. Nothing is saved.
+loss, after its lowest, has come half-way back to where it began: that rise is steep, and so its place is certain,
+while the lowest point lies anywhere on a flat and noisy ground. Nothing is saved.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 FEWEST = 20  # steps
 GIVE_UP = 2.0  # times the loss of the first steps: nothing is learnt from what comes after
-LEAST_FALL = 0.02  # of the first loss; less is noise
+LEAST_FALL = 0.1  # of the first loss; less is noise
 WIDTH = 40  # characters of the longest bar
 
 
@@ -103,12 +104,16 @@ def judge(rates: Sequence[float], losses: Sequence[float]) -> Curve:
     """Returns the curve with what it suggests."""
     smoothed = smooth(losses)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
-    suggestion: float | None = rates[lowest] / 10
-    why = f"a tenth of {rates[lowest]:.1e}, where the loss is lowest"
+    half_way = (smoothed[0] + smoothed[lowest]) / 2
+    risen = next((i for i in range(lowest, len(smoothed)) if smoothed[i] > half_way), None)
+    suggestion = None
     if smoothed[0] - smoothed[lowest] < LEAST_FALL * smoothed[0]:
-        suggestion, why = None, "the loss never fell: try more steps, or look at the rows"
-    elif smoothed[-1] - smoothed[lowest] < LEAST_FALL * smoothed[0]:
-        suggestion, why = None, "the loss had not risen again at the end: try a higher last rate"
+        why = "the loss never fell: try a higher last rate or more steps, or look at the rows"
+    elif risen is None:
+        why = "the loss had not risen again at the end: try a higher last rate"
+    else:
+        suggestion = rates[risen] / 10
+        why = f"a tenth of {rates[risen]:.1e}, where the loss has come half-way back to where it began"
     return Curve(rates=tuple(rates), losses=tuple(losses), smoothed=tuple(smoothed), suggestion=suggestion, why=why)
 
 
