@@ -167,6 +167,15 @@ def test_without_validation_rows_the_test_rows_decide(config, door):
     assert format_table(rows).splitlines()[1].split()[1:5] == ["3", "-", "-", "0.820"]
 
 
+def test_what_has_no_score_yet_comes_last(config, door):
+    door.fail = {2: 1}
+    words = ["train.learning_rate=1e-3,3e-3,5e-3"]
+    run_sweep(config, words)
+    rows = summarize(plan(config, words))
+    assert [row["settings"]["train.learning_rate"] for row in rows] == [0.003, 0.001, 0.005]
+    assert rows[-1]["val"] == rows[-1]["test"] == {"mean": None, "spread": None}
+
+
 def test_one_seed_has_no_spread(config, door):
     run_sweep(config, ["train.learning_rate=1e-3,3e-3"])
     (first, _) = summarize(plan(config, ["train.learning_rate=1e-3,3e-3"]))
