@@ -13,6 +13,10 @@ from pathlib import Path
 from finetune.errors import FinetuneError
 from finetune.registry import commands as registry_commands
 
+_SWEEP_HELP = (
+    "such as seed=1,2,3; a single value holds for all runs, one with a comma in it stands in quotes or brackets. "
+    "Nothing is published unless adapter.publish is among them. Runs that are finished are not run again."
+)
 EXIT_CODES = """\
 exit codes:
   0      done
@@ -52,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     train = add("train", "run a recipe in this process")
     train.set_defaults(run=_train)
-    sweep = add("sweep", "run a recipe with every combination of some values, and compare")
+    sweep = add("sweep", "run a recipe with every combination of some values, and compare over the seeds")
     sweep.set_defaults(run=_sweep)
     find_lr = add("find-lr", "show the loss over a growing learning rate, and suggest one; nothing is saved")
     find_lr.add_argument("--first", type=float, default=1e-6, metavar="RATE", help="of the first step (1e-6)")
@@ -61,8 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     find_lr.set_defaults(run=_find_lr)
     for verb in (train, find_lr, sweep):
         verb.add_argument("config", type=Path, metavar="CONFIG", help="a recipe: a YAML file")
-        values = "key=value" if verb is not sweep else "key=a,b,c"
-        verb.add_argument("overrides", nargs="*", metavar=values, help=f"such as train.learning_rate={values[4:]}")
+    for verb in (train, find_lr):
+        verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=5")
+    sweep.add_argument("overrides", nargs="*", metavar="key=a,b,c", help=_SWEEP_HELP)
     ask = add("ask", "ask one question about a picture")
     ask.add_argument("ref", help="registry reference, adapter folder, or `base`")
     ask.add_argument("image", type=Path)

@@ -203,7 +203,6 @@ def _keep_result(run: Run) -> str | None:
         return f"it ended well, but its result cannot be read: {error}"
     result = {
         "digest": run.digest,
-        "settings": run.settings,
         "val": max((line["val_exact_match"] for line in lines if "val_exact_match" in line), default=None),
         "test": metrics["after"]["exact_match"] if "after" in metrics else None,
         "metrics": metrics,
