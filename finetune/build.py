@@ -21,14 +21,14 @@ from finetune.recipe import ReadSection
 from finetune.tables import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
     from finetune.example import Example
-    from finetune.interfaces import ModelFamily, Placeholders, Task, Towers
+    from finetune.interfaces import Attachment, ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
 
 PROBE_SEED = 0
@@ -73,6 +73,22 @@ class Base:
         """Returns the probe's logits [4, 64] of the model as it now is; ``placeholders`` are the active adapter's."""
         batch = self.probe_batch(seed)
         return probe_logits(self.model, (placeholders.insert(batch) if placeholders else batch).inputs, seed=seed)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
+
+    collator: Collator
+    attachment: Attachment
+
+    def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
+        """Returns right-padded rows with labels."""
+        return self.attachment.extend(self.collator.training_batch(rows))
+
+    def prompt_batch(self, rows: Sequence[Example]) -> Batch:
+        """Returns left-padded rows that end where the answer begins."""
+        return self.attachment.extend(self.collator.prompt_batch(rows))
 
 
 def pick_device(wanted: str = "auto") -> str:

@@ -17,6 +17,7 @@
     │   └── ProbeError (ValueError)       an adapter whose effect differs from the recorded one
     ├── RegistryError
     │   ├── NotFoundError (LookupError)   no such adapter, version or alias
+    │   ├── YankedError (LookupError)     it stands for a version that is not to be used any more
     │   ├── ConflictError (RuntimeError)  someone else moved what this write expected to find
     │   └── StoreError (OSError)          the store cannot be read or written
     └── LaunchError (RuntimeError)        the environment cannot run what was asked for
@@ -97,6 +98,10 @@ class RegistryError(FinetuneError):
 
 class NotFoundError(RegistryError, LookupError):
     """No such adapter, version or alias."""
+
+
+class YankedError(RegistryError, LookupError):
+    """An alias, or a move of one, that leads to a version that is not to be used any more."""
 
 
 class ConflictError(RegistryError, RuntimeError):

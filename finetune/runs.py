@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, base_of, examples_of
+from finetune.build import Base, Batches, base_of, examples_of
 from finetune.errors import RecipeError, TrainingError
 from finetune.methods.adapter import attach
 from finetune.registry import AdapterRegistry
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from finetune.data.collate import Collator
     from finetune.example import Example
     from finetune.interfaces import Attachment, Batch
     from finetune.recipe import Recipe
@@ -89,22 +88,6 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
             log.say(f"published {ref}")
     accelerator.wait_for_everyone()
     return RunResult(folder, folder / "adapter", ref, before, after)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
-
-    collator: Collator
-    attachment: Attachment
-
-    def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
-        """Returns right-padded rows with labels."""
-        return self.attachment.extend(self.collator.training_batch(rows))
-
-    def prompt_batch(self, rows: Sequence[Example]) -> Batch:
-        """Returns left-padded rows that end where the answer begins."""
-        return self.attachment.extend(self.collator.prompt_batch(rows))
 
 
 def _fit(

@@ -21,7 +21,7 @@ from finetune.recipe.method import (
     TowerTargets,
 )
 from finetune.recipe.model import ModelSection, Quantization
-from finetune.recipe.reading import load_recipe, parse_recipe
+from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
 from finetune.recipe.task import TaskSection
 from finetune.recipe.train import TrainSection
@@ -53,4 +53,5 @@ __all__ = [
     "TrainSection",
     "load_recipe",
     "parse_recipe",
+    "read_value",
 ]

@@ -12,8 +12,10 @@ Split = Literal["train", "val", "test"]
 class RowsSection(Section):
     """What every source has."""
 
-    max_length: PositiveInt | None = None  # tokens of a row, its pictures' included; None: as many as the base takes
-    too_long: Literal["error", "drop"] = "error"  # rows over max_length; a row is never cut
+    max_length: PositiveInt | None = None
+    """Tokens of a row, its pictures' included; None: as many as the base takes."""
+    too_long: Literal["error", "drop"] = "error"
+    """Rows over max_length; a row is never cut."""
 
     @property
     def synthetic(self) -> bool:
@@ -24,9 +26,12 @@ class RowsSection(Section):
 class ReadSection(RowsSection):
     """What every source has whose rows were written by somebody."""
 
-    supervise: Literal["all", "last"] = "all"  # which assistant turns of a conversation are learnt
-    on_error: Literal["error", "skip"] = "error"  # rows that cannot be used; at most 5 % may be skipped
-    max_image_pixels: PositiveInt = 50_000_000  # cap on width x height
+    supervise: Literal["all", "last"] = "all"
+    """Which assistant turns of a conversation are learnt."""
+    on_error: Literal["error", "skip"] = "error"
+    """Rows that cannot be used; at most 5 % may be skipped."""
+    max_image_pixels: PositiveInt = 50_000_000
+    """Cap on width x height."""
 
 
 class ColumnData(ReadSection):
@@ -36,22 +41,31 @@ class ColumnData(ReadSection):
     """
 
     image: str | None = "image"
-    images: str | None = "images"  # a list; where a row has it, it stands for ``image``
+    images: str | None = "images"
+    """A list; where a row has it, it stands for ``image``."""
     question: str | None = "question"
-    answer: str | None = "answer"  # a text, or a list of all that count as right, of which the first is learnt
-    captions: str | None = "captions"  # a list, of which each epoch learns one
-    messages: str | None = "messages"  # a conversation in Hugging Face's chat format
-    kind: str | None = None  # names the question type; null: the question, where there are a few
-    id: str | None = None  # null: where the row stands
-    default_question: str | None = None  # put where a row has none of its own
-    max_rows: dict[Split, PositiveInt] = {}  # the first rows by a seeded shuffle
+    answer: str | None = "answer"
+    """A text, or a list of all that count as right, of which the first is learnt."""
+    captions: str | None = "captions"
+    """A list, of which each epoch learns one."""
+    messages: str | None = "messages"
+    """A conversation in Hugging Face's chat format."""
+    kind: str | None = None
+    """Names the question type; null: the question, where there are a few."""
+    id: str | None = None
+    """Null: where the row stands."""
+    default_question: str | None = None
+    """Put where a row has none of its own."""
+    max_rows: dict[Split, PositiveInt] = {}
+    """The first rows by a seeded shuffle."""
 
 
 class JsonlData(ColumnData):
     """Rows in JSON Lines files beside their pictures."""
 
     source: Literal["jsonl"]
-    root: str  # folder that the files and the pictures' paths are relative to
+    root: str
+    """Folder that the files and the pictures' paths are relative to."""
     train: str = "train.jsonl"
     val: str | None = "val.jsonl"
     test: str | None = "test.jsonl"
@@ -61,8 +75,10 @@ class ParquetData(ColumnData):
     """Rows in Parquet files that hold their pictures, as Hugging Face's datasets writes them."""
 
     source: Literal["parquet"]
-    root: str  # folder that the files are relative to
-    train: str = "train*.parquet"  # one file, or a pattern for several
+    root: str
+    """Folder that the files are relative to."""
+    train: str = "train*.parquet"
+    """One file, or a pattern for several."""
     val: str | None = "val*.parquet"
     test: str | None = "test*.parquet"
 
@@ -72,7 +88,8 @@ class SavedData(ColumnData):
 
     source: Literal["saved"]
     root: str
-    train: str = "train"  # folder below root, as a DatasetDict has one a split; "." where root is a single Dataset
+    train: str = "train"
+    """Folder below root, as a DatasetDict has one a split; "." where root is a single Dataset."""
     val: str | None = "validation"
     test: str | None = "test"
 
@@ -81,11 +98,15 @@ class HubData(ColumnData):
     """A data set of the Hugging Face hub."""
 
     source: Literal["hub"]
-    name: str  # such as flaviagiammarino/vqa-rad
+    name: str
+    """Such as flaviagiammarino/vqa-rad."""
     revision: str | None = None
-    config: str | None = None  # of a data set that has several
-    root: str | None = None  # a folder with the files of the data set, where the hub cannot be reached
-    train: str = "train"  # a split, or a slice such as train[:90%]
+    config: str | None = None
+    """Of a data set that has several."""
+    root: str | None = None
+    """A folder with the files of the data set, where the hub cannot be reached."""
+    train: str = "train"
+    """A split, or a slice such as train[:90%]."""
     val: str | None = "validation"
     test: str | None = "test"
 
@@ -107,7 +128,8 @@ class ProceduralData(RowsSection):
 class Weighted(Section):
     """One source of a mix."""
 
-    weight: Annotated[float, Field(gt=0)] = 1  # its share of an epoch, relative to the others' weights
+    weight: Annotated[float, Field(gt=0)] = 1
+    """Its share of an epoch, relative to the others' weights."""
     data: Annotated[
         JsonlData | ParquetData | SavedData | HubData | ProceduralData,
         Field(discriminator="source"),

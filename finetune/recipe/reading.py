@@ -84,15 +84,24 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     return recipe
 
 
+def read_value(text: str, *, source: str) -> Any:
+    """Returns the YAML value that ``text`` is; ``source`` names it in errors.
+
+    Raises:
+        RecipeError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: the value is not YAML: {error}") from None
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
         raise RecipeError(f"override {override!r}: write key.subkey=value, such as train.learning_rate=5e-4")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+    value = read_value(text, source=f"override {override!r}")
     place = raw
     for part in parts[:-1]:
         place = place.setdefault(part, {})

@@ -12,10 +12,15 @@ class TaskSection(Section):
     """How questions are put and answers judged. The adapter carries this, and ``.ask`` repeats it exactly."""
 
     name: Literal["vqa"] = "vqa"
+    """The task."""
     system_prompt: str | None = None
+    """Stands before every question."""
     question_template: str = "{question}"
+    """What is asked; ``{question}`` stands once in it, for that of the row."""
     max_new_tokens: PositiveInt = 16
+    """Longest answer, in tokens."""
     answer_normalization: Literal["vqa"] = "vqa"
+    """What is made equal before answers are compared."""
 
     @model_validator(mode="after")
     def _has_its_place(self) -> "TaskSection":

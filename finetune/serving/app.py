@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,14 +88,18 @@ class VisionLanguageModel:
             AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
-        path, folder = as_folder(ref), None
+        path = as_folder(ref)
         if path is None:
-            digest = self._registry().resolve(str(ref)).digest  # each time: an alias may have moved
+            version = self._registry().resolve(str(ref))  # each time: an alias may have moved
+            digest = version.digest
         else:
             folder = read_folder(path)
             digest = sha256_hex(folder.manifest.to_bytes())
         if digest not in self._residents:
-            folder = folder or read_folder(self._registry().pull(str(ref)))
+            if path is None:
+                if version.warning:
+                    warnings.warn(version.warning, stacklevel=2)
+                folder = read_folder(self._registry().pull(version))
             self._residents[digest] = self._attach(str(ref), digest, folder)
         return self._residents[digest]
 
