@@ -5,16 +5,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, StoppedError
 from finetune.registry import commands as registry_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; an error of ours is one line on stderr and exit code 2."""
+    """Runs one command; an error of ours is one line on stderr and exit code 2, a signal 128 and its number."""
     parser = _parser()
     args = parser.parse_args(argv)
     try:
         return args.run(args)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except FinetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

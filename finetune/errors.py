@@ -8,6 +8,7 @@
     ├── MethodError (ValueError)          a method that cannot be attached to this model
     ├── DataError (ValueError)            a row, image or file of the data that cannot be used
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
+    │   └── StoppedError                  a run that was asked to stop, with its state saved
     ├── AdapterError
     │   ├── AdapterReferenceError (ValueError)  a string that names no adapter
     │   ├── ManifestError (ValueError)    a manifest or adapter config that breaks its schema
@@ -51,6 +52,19 @@ class DataError(FinetuneError, ValueError):
 
 class TrainingError(FinetuneError, RuntimeError):
     """A run that must stop: dead parameters, a loss that is not finite."""
+
+
+class StoppedError(TrainingError):
+    """A run that was asked to stop by a signal, with its state saved.
+
+    Args:
+        message: where it stands, and how it goes on.
+        signum: the signal's number.
+    """
+
+    def __init__(self, message: str, *, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum  # as a shell has it
 
 
 class AdapterError(FinetuneError):

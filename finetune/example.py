@@ -39,6 +39,10 @@ class Example:
         """The messages before the learnt turn."""
         return self.messages[:-1]
 
+    def in_epoch(self, epoch: int, *, seed: int) -> Example:
+        """Returns the row as ``epoch`` sees it: a pure function of ``seed``, ``epoch`` and the row itself."""
+        return self
+
 
 def ask(question: str, *, num_images: int = 1, system_prompt: str | None = None) -> list[Message]:
     """Returns the messages that put ``question`` to a model, pictures first."""

@@ -23,6 +23,10 @@ class TrainSection(Section):
     eval_batch_size: PositiveInt = 32
     early_stopping_patience: PositiveInt | None = None  # validations without a better score
     logging_steps: PositiveInt = 10
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []  # accelerate's, told what the log is
+    save_steps: PositiveInt | None = None  # optimizer steps between checkpoints; None: as eval_steps
+    save_total_limit: PositiveInt = 2  # checkpoints kept, the newest
+    resume: Literal["auto", "never"] = "auto"  # auto: an unfinished run in the run's folder goes on
     num_workers: Annotated[int, Field(ge=0)] = 0
     output_dir: str = "runs"  # the run's folder is output_dir/name
 
