@@ -243,7 +243,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     accelerator = Accelerator(
         gradient_accumulation_steps=1,
         cpu=recipe.model.device == "cpu",
-        log_with=trackers or None,  # type: ignore[arg-type]  # a list is invariant
+        log_with=trackers or None,
         project_dir=str(recipe.run_folder / "trackers"),
         # Every process has the base's buffers, and one that takes a step again must not wait for the others to.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from finetune.example import Example
     from finetune.interfaces import Batch, Task
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def explain_not_finite(
-    model: nn.Module,
+    model: PreTrainedModel,
     task: Task,
     collate: Callable[[list[tuple[Example, bool]]], Batch],
     window: Sequence[Batch],
@@ -42,7 +42,7 @@ def explain_not_finite(
         loss: of the step, over all processes.
         norm: of the step's gradient.
     """
-    device, dtype = next(model.parameters()).device, model.dtype
+    device, dtype = model.device, model.dtype
 
     def is_finite(terms: LossSums) -> bool:
         return all(bool(torch.isfinite(value)) for value in terms.values())

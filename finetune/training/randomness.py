@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def random_state() -> dict[str, Any]:
     """Returns the states of torch's generators, as uint8 tensors, and of Python's and NumPy's, as plain data."""
-    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
     state = {
         "torch": torch.get_rng_state(),
         "python": list(random.getstate()),

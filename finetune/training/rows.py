@@ -61,7 +61,7 @@ class Windows:
     def _loader(self, plan: Plan, step: int) -> DataLoader:
         return DataLoader(
             _Rows(self.examples, plan.seed),
-            batch_sampler=plan.stream(step, self.process),  # type: ignore[arg-type]  # torch types it by row numbers
+            batch_sampler=plan.stream(step, self.process),
             collate_fn=self.collate,
             num_workers=self.num_workers,
             worker_init_fn=leave_signals_to_the_parent,
