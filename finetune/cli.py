@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, StoppedError
 from finetune.registry import commands as registry_commands
 
 _SWEEP_HELP = (
@@ -27,10 +27,13 @@ exit codes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; an error of ours is printed, not raised."""
+    """Runs one command and returns its exit code; an error of ours is one line on stderr."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except FinetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

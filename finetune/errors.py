@@ -9,6 +9,7 @@
     ├── DataError (ValueError)            a row, image or file of the data that cannot be used
     │   └── RowError                      one row of many; ``data.on_error: skip`` leaves it out
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
+    │   └── StoppedError                  a run that was asked to stop, with its state saved
     ├── AdapterError
     │   ├── AdapterReferenceError (ValueError)  a string that names no adapter
     │   ├── ManifestError (ValueError)    a manifest or adapter config that breaks its schema
@@ -66,6 +67,19 @@ class RowError(DataError):
 
 class TrainingError(FinetuneError, RuntimeError):
     """A run that must stop: dead parameters, a loss that is not finite."""
+
+
+class StoppedError(TrainingError):
+    """A run that was asked to stop by a signal, with its state saved.
+
+    Args:
+        message: where it stands, and how it goes on.
+        signum: the signal's number.
+    """
+
+    def __init__(self, message: str, *, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum  # as a shell has it
 
 
 class AdapterError(FinetuneError):

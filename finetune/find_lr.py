@@ -82,6 +82,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     set_seed(recipe.seed)
     base = base_of(recipe, device=str(accelerator.device))
     attachment = attach(base.host, recipe.method)
+    recorder = _Recorder()
     trainer = Trainer(
         base.model,
         attachment,
@@ -89,10 +90,11 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
         Batches(base.collator, attachment).training_batch,
         _without_schedule(recipe.train, steps),
         accelerator,
+        recorder,  # type: ignore[arg-type]
         seed=recipe.seed,
     )
     rates = [first * (last / first) ** (step / (steps - 1)) for step in range(steps)]
-    losses, stopped = _losses(trainer, recipe, rates)
+    losses, stopped = _losses(trainer, recorder, recipe, rates)
     curve = judge(rates[: len(losses)], losses) if losses else None
     # A rate that breaks everything ends a good curve; an error that comes before anything is learnt is another one.
     if curve is None or (stopped is not None and curve.suggestion is None):
@@ -153,7 +155,7 @@ class _Recorder:
     def say(self, text: str) -> None:
         pass
 
-    def finish(self) -> None:
+    def close(self) -> None:
         pass
 
     def step(self, step: int, *, loss: float, **values: Any) -> None:
@@ -166,8 +168,10 @@ class _Hopeless(Exception):
     """The loss will not come down again."""
 
 
-def _losses(trainer: Trainer, recipe: Recipe, rates: Sequence[float]) -> tuple[list[float], TrainingError | None]:
-    recorder, stopped = _Recorder(), None
+def _losses(
+    trainer: Trainer, recorder: _Recorder, recipe: Recipe, rates: Sequence[float]
+) -> tuple[list[float], TrainingError | None]:
+    stopped = None
 
     def set_rate(optimizer: Any, args: Any, options: Any) -> None:
         for group in optimizer.param_groups:
@@ -175,7 +179,7 @@ def _losses(trainer: Trainer, recipe: Recipe, rates: Sequence[float]) -> tuple[l
 
     hook = trainer.optimizer.register_step_pre_hook(set_rate)
     try:
-        trainer.train(examples_of(recipe, "train"), recorder)  # type: ignore[arg-type]
+        trainer.train(examples_of(recipe, "train"))
     except _Hopeless:
         pass
     except TrainingError as error:

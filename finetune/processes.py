@@ -1,7 +1,4 @@
-"""Running another program so that what stops us stops it too.
-
-Needs only the standard library.
-"""
+"""Running another program so that what stops us stops it too, and waiting for all that it started."""
 
 import contextlib
 import os
@@ -9,9 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from finetune.lookup import import_string
 
 
 def run_child(
@@ -27,6 +27,9 @@ def run_child(
     once: a Ctrl-C at the terminal reaches only us, and a SIGTERM sent to us alone still ends the
     processes that the child started. On Windows the console itself gives Ctrl-C to all of them.
 
+    A launcher dies of the signal at once, while the training that it started still saves its state: that is waited
+    for. And it tells 1 whatever its processes told, so after a signal 1 stands for that signal.
+
     Args:
         command: the program and its arguments.
         env: its environment.
@@ -35,10 +38,11 @@ def run_child(
     """
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []
+    signals = passed_on if passed_on is not None else []
 
     def forward(signum: int, _frame: object) -> None:
-        if passed_on is not None and signum not in passed_on:
-            passed_on.append(signum)
+        if signum not in signals:
+            signals.append(signum)
         if child is None:
             early.append(signum)
         elif sys.platform != "win32":
@@ -52,7 +56,25 @@ def run_child(
         for signum in early:
             forward(signum, None)
         code = child.wait()
+        if signals and os.name == "posix":
+            _wait_for_group(child.pid)
+    if signals and code == 1:
+        return 128 + signals[0]
     return code if code >= 0 else 128 - code
+
+
+def _wait_for_group(group: int) -> None:
+    """Waits until no process of ``group`` runs; one that only its parent has not yet asked about does not count."""
+    process_iter, status = import_string("psutil:process_iter"), import_string("psutil:STATUS_ZOMBIE")
+
+    def is_running(process: Any) -> bool:
+        try:
+            return os.getpgid(process.pid) == group and process.status() != status
+        except (OSError, import_string("psutil:Error")):
+            return False
+
+    while any(is_running(process) for process in process_iter()):
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

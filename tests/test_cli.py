@@ -46,7 +46,9 @@ print(json.dumps([said, sorted(heavy)]))
     assert "exit codes:\n  0      done\n  1      it ran, and the answer is no" in said[0]
 
 
-@pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.__name__)
+@pytest.mark.parametrize(
+    "error", [e for e in all_errors() if e is not errors.StoppedError], ids=lambda error: error.__name__
+)
 def test_every_error_of_ours_is_one_line_and_exit_code_2(error, monkeypatch, capsys):
     def refuse(args):
         raise error("a.yaml: train.seed: no such key. Did you mean 'seed'?")
@@ -54,6 +56,15 @@ def test_every_error_of_ours_is_one_line_and_exit_code_2(error, monkeypatch, cap
     monkeypatch.setattr(cli, "_train", refuse)
     assert main(["train", "a.yaml"]) == 2
     assert capsys.readouterr() == ("", "error: a.yaml: train.seed: no such key. Did you mean 'seed'?\n")
+
+
+def test_a_run_that_was_stopped_tells_the_signal(monkeypatch, capsys):
+    def stop(args):
+        raise errors.StoppedError("stopped after step 3", signum=15)
+
+    monkeypatch.setattr(cli, "_train", stop)
+    assert main(["train", "a.yaml"]) == 143
+    assert capsys.readouterr() == ("", "stopped after step 3\n")
 
 
 def test_an_error_of_the_program_is_not_hidden(monkeypatch):

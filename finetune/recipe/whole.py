@@ -48,9 +48,19 @@ class Recipe(Section):
         return Path(self.train.output_dir) / self.name
 
     def identity(self) -> dict[str, Any]:
-        """Returns the recipe without what only says where things lie on this machine."""
+        """Returns the recipe without what only says where things lie, and how a run is watched and kept."""
         data = self.model_dump(mode="json")
-        del data["model"]["name_or_path"], data["model"]["device"], data["train"]["output_dir"]
+        del data["model"]["name_or_path"], data["model"]["device"]
+        for key in (
+            "output_dir",
+            "logging_steps",
+            "trackers",
+            "save_steps",
+            "save_total_limit",
+            "resume",
+            "num_workers",
+        ):
+            del data["train"][key]
         parts = [part["data"] for part in data["data"].get("sources", {}).values()]
         for section in (data["data"], *parts):
             section.pop("root", None)
