@@ -1,5 +1,6 @@
 """Whole runs that are stopped, killed, or started twice."""
 
+import errno
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from finetune import runs
 from finetune.errors import StoppedError, TrainingError
 from finetune.recipe import parse_recipe
 from finetune.runs import train
@@ -117,6 +119,24 @@ def test_a_finished_run_starts_again(recipe, capsys):
     capsys.readouterr()
     result = train(recipe(train={"learning_rate": 0.02}))
     assert "going on" not in capsys.readouterr().out and result.ref == "testing/squares@2"
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(recipe, monkeypatch):
+    """The last checkpoint stands: with room again the run only saves and judges."""
+    whole = train(recipe("whole"))
+    writes = runs.save_weights
+
+    def full(folder, *args):
+        if folder.name == "last":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        writes(folder, *args)
+
+    monkeypatch.setattr(runs, "save_weights", full)
+    with pytest.raises(TrainingError, match="No space left on device: .*last could not be written.* it goes on from"):
+        train(recipe())
+    monkeypatch.setattr(runs, "save_weights", writes)
+    monkeypatch.setattr(Trainer, "_update", None)  # no step is taken any more
+    assert bytes_of(train(recipe())) == bytes_of(whole)
 
 
 def test_trackers_are_told_what_the_log_is(recipe):

@@ -46,6 +46,24 @@ def test_half_the_micro_batch_gives_the_adapter_of_the_smaller_one(
     assert [line["step"] for line in run.lines()] == list(range(1, 7)), "no step is logged twice"
 
 
+def test_the_gradients_of_a_step_that_failed_half_way_are_dropped(build, tiny_fast_vlm, before_each_forward):
+    """Memory runs out in the second of two micro-batches."""
+    options = {"max_steps": 4, "learning_rate": 1e-3, "eval_steps": 100}
+    small = build(tiny_fast_vlm, batch_size=2, gradient_accumulation_steps=4, **options)
+    small.trainer.train(small.examples)
+    seen = []
+
+    def before(batch):
+        seen.append(len(batch.examples))
+        if seen == [4, 4]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run = build(tiny_fast_vlm, batch_size=4, gradient_accumulation_steps=2, wrap=before_each_forward(before), **options)
+    run.trainer.train(run.examples)
+    assert seen[:6] == [4, 4, 2, 2, 2, 2]
+    assert max((run.weights()[name] - tensor).abs().max().item() for name, tensor in small.weights().items()) < 1e-5
+
+
 def test_the_step_is_taken_again_with_the_same_randomness(build, tiny_fast_vlm, before_each_forward):
     """With dropout, a step that failed after drawing from the generator equals one that never failed."""
     results = []
