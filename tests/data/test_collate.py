@@ -233,6 +233,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_
     assert runs(base.collator.training_batch([text_only()]).labels[0]) == [ids(base, "no<|end|>")]
 
 
+def test_an_answer_that_merges_with_its_prompt_is_refused(base):
+    base.processor.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{% for p in m['content'] %}"
+        "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    assert runs(base.collator.training_batch([example("blue")]).labels[0]) == [ids(base, "blue<|end|>")]
+    with pytest.raises(RowError, match="row x: turn 2 does not begin at a token of its own.*take it away"):
+        base.collator.training_batch([example("\n\nblue")])
+
+
 def test_a_template_that_refuses_a_row_names_it(base):
     base.processor.chat_template = "{{ raise_exception('no system prompt, please') }}"
     with pytest.raises(RowError, match="row x: the chat template cannot render .*no system prompt, please"):
