@@ -42,7 +42,7 @@ def rgb_with_transparency(folder):
 
 
 def sixteen_bit(mode):
-    values = np.array([[0, 257 * 100, 65535]], np.uint16)
+    values = np.array([[0, 257 * 100, 257 * 254]], np.uint16)
     return Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
 
 
@@ -80,8 +80,8 @@ KINDS = {
         lambda f: saved(f, Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "x.tiff"),
         [[255, 0, 0]],
     ),
-    "16 bit": (lambda f: saved(f, sixteen_bit("I;16")), [[0] * 3, [100] * 3, [255] * 3]),
-    "16 bit in 32": (lambda f: saved(f, sixteen_bit("I"), "x.tiff"), [[0] * 3, [100] * 3, [255] * 3]),
+    "16 bit": (lambda f: saved(f, sixteen_bit("I;16")), [[0] * 3, [100] * 3, [254] * 3]),
+    "16 bit in 32": (lambda f: saved(f, sixteen_bit("I"), "x.tiff"), [[0] * 3, [100] * 3, [254] * 3]),
     "animated GIF": (lambda f: animation(f, "x.gif"), [[255, 0, 0]] * 4),
     "animated PNG": (lambda f: animation(f, "x.png"), [[255, 0, 0]] * 4),
     "animated WebP": (lambda f: animation(f, "x.webp"), [[255, 0, 0]] * 4),
