@@ -65,7 +65,8 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     accelerator.wait_for_everyone()
     log = RunLog(folder, every=recipe.train.logging_steps, main=main)
     base = base_of(recipe, device=str(accelerator.device))
-    splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
+    with accelerator.main_process_first():  # the others find what it looked up in the cache
+        splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
     for example in splits["train"][:3]:

@@ -242,7 +242,7 @@ def test_an_answer_that_merges_with_its_prompt_is_refused(base):
     )
     assert runs(base.collator.training_batch([example("12")]).labels[0]) == [ids(base, "12<|end|>")]
     with pytest.raises(RowError, match="row x: turn 2 does not begin at a token of its own.*take it away"):
-        base.collator.training_batch([example("blue")])
+        base.collator.training_batch([example("green")])
 
 
 def test_a_template_that_refuses_a_row_names_it(base):
