@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.cache import Notes
 from finetune.data import pictures
 from finetune.data.images import as_source, image_digest, open_image
 from finetune.data.pictures import picture_sizes
@@ -179,17 +178,6 @@ def test_a_cache_that_fails_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file"))
     path = saved(tmp_path, Image.new("RGB", (3, 2)))
     assert picture_sizes([path, path], max_pixels=CAP) == [(3, 2), (3, 2)]
-    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
-    (tmp_path / "torn.sqlite").write_bytes(b"no database at all" * 100)
-    notes = Notes("torn.sqlite")
-    notes.put({"a": "1"})
-    assert notes.get(["a"]) == {}
-
-
-def test_notes_are_kept_in_any_number():
-    notes = Notes("some.sqlite")
-    notes.put({str(i): str(i * i) for i in range(1200)})
-    assert notes.get([str(i) for i in range(0, 2000)]) == {str(i): str(i * i) for i in range(1200)}
 
 
 def test_only_pictures_are_opened(tmp_path):
