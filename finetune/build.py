@@ -13,7 +13,7 @@ from finetune.adapters.probe import probe_conversation, probe_logits
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths, fitting
 from finetune.data.reading import read_split
-from finetune.errors import ModelError
+from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
 from finetune.lookup import import_string, look_up
@@ -178,7 +178,10 @@ def examples_of(
     if base is None or not examples:
         return examples
     room = 0 if split == "train" else recipe.task.max_new_tokens
-    limit = recipe.data.max_length or max_positions(base.model)
+    most = max_positions(base.model)
+    limit = recipe.data.max_length or most
+    if limit and most and limit > most:
+        raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
     return fitting(
         examples,
         Lengths(base.collator, key=base.digests.model_dump_json()),

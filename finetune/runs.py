@@ -78,7 +78,8 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
     base = base_of(recipe, device=str(accelerator.device))
-    splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
+    with accelerator.main_process_first():  # the others find what it looked up in the cache
+        splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
     checkpoints, start = open_run(recipe, base, splits, accelerator, log.say)

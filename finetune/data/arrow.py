@@ -124,7 +124,7 @@ def table_examples(
         with bad.row():
             row_id, where = place(number)
             row = RawRow(id=row_id, where=where, fields=fields)
-            examples.append(to_example(row, section, task, root=root))
+            examples.append(to_example(row, section, task, root=root, bad=bad))
     return examples
 
 

@@ -27,6 +27,7 @@ class BadRows:
         self.what, self.on_error, self.say = what, on_error, say
         self.tried = 0
         self.faults: dict[str, list[str]] = {}  # reason -> messages
+        self._places: dict[str, str] = {}  # id -> where its row stands
 
     @contextmanager
     def row(self) -> Iterator[None]:
@@ -36,6 +37,13 @@ class BadRows:
             yield
         except RowError as error:
             self.note(error)
+
+    def claim(self, row_id: str, *, where: str) -> None:
+        """Raises RowError where another row has this id."""
+        if row_id in self._places:
+            fault = f"{where}: the id {row_id!r} is already that of {self._places[row_id]}"
+            raise RowError(fault, reason="duplicate id")
+        self._places[row_id] = where
 
     def note(self, error: RowError) -> None:
         """Raises or counts a fault of a row that was tried."""

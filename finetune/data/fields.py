@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from finetune.data.bad_rows import BadRows
     from finetune.example import ImageSource
     from finetune.recipe import ColumnData, TaskSection
 
@@ -60,7 +61,7 @@ def require_columns(section: ColumnData, columns: Collection[str], *, where: str
         )
 
 
-def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Path) -> Example:
+def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Path, bad: BadRows) -> Example:
     """Makes the example that a row is.
 
     Args:
@@ -68,12 +69,14 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
         section: what its fields are called.
         task: how a question is put.
         root: folder that paths of pictures are relative to.
+        bad: knows the ids of the rows before.
 
     Raises:
         RowError: naming row and field.
     """
     fields = _Fields(row, section)
     row_id = row.id if section.id is None else fields.name("id")
+    bad.claim(row_id, where=row.where)
     said = fields.one_of("messages", "captions", "answer")
     if said == "messages":
         return _conversation(fields, row_id, task, root)

@@ -36,7 +36,7 @@ def read_jsonl(section: JsonlData, split: str, *, task: TaskSection, seed: int, 
             with bad.row():
                 where = f"{path}, line {number}"
                 row = RawRow(id=f"{path.name}:{number}", where=where, fields=_object(line, where))
-                examples.append(to_example(row, section, task, root=root))
+                examples.append(to_example(row, section, task, root=root, bad=bad))
     if not bad.tried:
         raise DataError(f"{path}: no rows")
     return examples

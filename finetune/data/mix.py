@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
     """Reads one split of every source; arguments as ``read_jsonl``, ``seed`` chooses what is repeated.
 
-    A row's id begins with the name of its source; a repetition's ends with ``#2``, ``#3`` and so on.
+    A row's id and kind begin with the name of its source, so that scores are broken down by it; the id of a repetition
+    ends with ``#2``, ``#3`` and so on.
     """
     parts = {
         name: [
-            replace(example, id=f"{name}/{example.id}")
+            replace(example, id=f"{name}/{example.id}", meta=example.meta | {"kind": f"{name}/{example.kind}"})
             for example in read_split(section.part(name), split, task=task, seed=seed, say=bad.say, what=f"{name} ")
         ]
         for name in section.sources

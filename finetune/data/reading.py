@@ -1,4 +1,4 @@
-"""One split of any source: its rows read, told apart, capped, and every picture looked at."""
+"""One split of any source: its rows read, capped, and every picture looked at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from finetune.data.bad_rows import BadRows
 from finetune.data.pictures import check_pictures
-from finetune.errors import RowError
 from finetune.lookup import import_string, look_up
 from finetune.recipe import ColumnData, ReadSection
 from finetune.tables import SOURCES
@@ -42,7 +41,7 @@ def read_split(
     on_error = section.on_error if isinstance(section, ReadSection) else "error"
     bad = BadRows(f"{what}{split}", on_error=on_error, say=say)
     read = import_string(look_up(SOURCES, section.source, what="data.source"))  # type: ignore[attr-defined]
-    examples: list[Example] = _told_apart(read(section, split, task=task, seed=seed, bad=bad), bad)
+    examples: list[Example] = read(section, split, task=task, seed=seed, bad=bad)
     if isinstance(section, ColumnData):
         if section.kind is None and not _few_questions(examples):
             examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
@@ -51,19 +50,6 @@ def read_split(
         examples = check_pictures(chosen, bad, max_pixels=section.max_image_pixels)
     bad.conclude()
     return examples
-
-
-def _told_apart(examples: list[Example], bad: BadRows) -> list[Example]:
-    seen: set[str] = set()
-    out = []
-    for example in examples:
-        if example.id in seen:
-            fault = f"two rows of the {bad.what} split have the id {example.id}"
-            bad.note(RowError(fault, reason="duplicate id"))
-        else:
-            out.append(example)
-        seen.add(example.id)
-    return out
 
 
 def _few_questions(examples: list[Example]) -> bool:

@@ -89,7 +89,11 @@ class SpanFinder:
             )
         first, after = _first_from(offsets, len(prompt)), _first_from(offsets, len(upto))
         if self._encode(prompt, row)[0] != ids[:first]:
-            raise DataError(f"{row}: {number} does not begin at a token of its own")
+            raise RowError(
+                f"{row}: {number} does not begin at a token of its own. A text that begins with a space or a line "
+                "break does that; take it away.",
+                reason="text that merges with its prompt",
+            )
         stop = next((i + 1 for i in range(first, after) if ids[i] in self.end_ids), None)
         if stop is None:
             raise DataError(

@@ -173,7 +173,12 @@ def test_a_bad_picture_is_named_or_skipped(read, folder, kind):
 @pytest.mark.parametrize(
     ("bad", "options", "reason", "message"),
     [
-        ({**ROW, "key": 3}, {"id": "key"}, "duplicate id", "two rows of the train split have the id 3"),
+        (
+            {**ROW, "key": 3},
+            {"id": "key"},
+            "duplicate id",
+            "line 26: the id '3' is already that of .*train.jsonl, line 4",
+        ),
         (ROW, {"id": "key"}, "missing id", "line 26: no field 'key'"),
         ({**ROW, "key": 1.5}, {"id": "key"}, "wrong type", "line 26: 'key' must be a text"),
         ({**ROW, "key": ""}, {"kind": "key"}, "empty kind", "line 26: 'key' must be a text"),

@@ -208,13 +208,14 @@ def test_a_template_without_an_end_is_refused(base):
         base.collator.training_batch([example()])
 
 
-def test_a_template_that_ends_only_the_last_turn_is_refused(base):
+def test_a_template_that_does_not_end_every_turn_is_refused(base):
+    """The end of a later turn is not taken for the missing one."""
     base.processor.chat_template = (
-        "{% for m in messages %}<|{{ m['role'] }}|>{% for p in m['content'] %}{{ p['text'] }}{% endfor %}"
-        "{% if loop.last and m['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+        "{% for m in messages %}<|{{ m['role'] }}|>{% for p in m['content'] %}{{ p['text'] }}"
+        "{% if m['role'] == 'assistant' and p['text'] == 'no' %}<|end|>{% endif %}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    with pytest.raises(DataError, match="differently when more follows|ends turn 3 with no token"):
+    with pytest.raises(DataError, match="ends turn 3 with no token"):
         base.collator.training_batch([text_only()])
 
 
@@ -231,6 +232,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_
         base.collator.training_batch([text_only()])
     monkeypatch.setattr(base.collator, "supervised_turns", "last")
     assert runs(base.collator.training_batch([text_only()]).labels[0]) == [ids(base, "no<|end|>")]
+
+
+def test_an_answer_that_merges_with_its_prompt_is_refused(base):
+    base.processor.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|> {% for p in m['content'] %}"
+        "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+    )
+    assert runs(base.collator.training_batch([example("12")]).labels[0]) == [ids(base, "12<|end|>")]
+    with pytest.raises(RowError, match="row x: turn 2 does not begin at a token of its own.*take it away"):
+        base.collator.training_batch([example("green")])
 
 
 def test_a_template_that_refuses_a_row_names_it(base):

@@ -105,6 +105,8 @@ def test_the_base_sets_the_limit(base, recipe, monkeypatch):
     monkeypatch.setattr(base.model.config.get_text_config(), "max_position_embeddings", 12)
     with pytest.raises(DataError, match="longer than 12 tokens"):
         examples_of(recipe(), "train", base=base)
+    with pytest.raises(DataError, match="data.max_length is 13, but the base takes 12 tokens"):
+        examples_of(recipe(max_length=13), "train", base=base)
 
 
 def test_no_picture_is_opened_again(base, recipe, monkeypatch):

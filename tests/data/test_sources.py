@@ -123,6 +123,14 @@ def test_workers_open_pictures(parquet, start):
     assert [pixel for batch in loader for pixel in batch] == [0, 10, 20, 30, 40, 50]
 
 
+def test_rows_about_one_picture_are_told(tmp_path):
+    """Its pixels are stored with each question about it; scores are drawn by picture."""
+    same = table().select([0, 0, 1])
+    embedded(same, tmp_path / "train.parquet")
+    one, two, three = (e.meta["picture"] for e in read(ParquetData(source="parquet", root=str(tmp_path))))
+    assert one == two != three
+
+
 def test_slices_of_one_split_are_different_rows(hub):
     halves = hub.model_copy(update={"train": "train[:50%]", "val": "train[50%:]"})
     assert [e.answers[0] for e in read(halves)] == ["a0", "a1", "a2"]
@@ -276,6 +284,7 @@ def test_a_mix_repeats_what_weighs_more(jsonl, parquet):
     assert ids[0] == "lines/train.jsonl:1" and ids[6] == "table/train-00000-of-00002.parquet:0"
     repeated = [i for i in ids if "#" in i]
     assert sum(i.endswith("#2") for i in repeated) == 6 and sum(i.endswith("#3") for i in repeated) == 3
+    assert {e.kind for e in examples} == {"lines/What?", "table/What?"}
     assert ids == [e.id for e in read(mix(jsonl, parquet, weight=2.5))]
     assert ids != [e.id for e in read(mix(jsonl, parquet, weight=2.5), seed=1)]
 
