@@ -1,7 +1,4 @@
-"""Running another program so that what stops us stops it too.
-
-Needs only the standard library.
-"""
+"""A child process that gets the signals we get. Needs only the standard library."""
 
 import contextlib
 import os
@@ -37,11 +34,12 @@ def run_child(
     early: list[int] = []
 
     def forward(signum: int, _frame: object) -> None:
-        if passed_on is not None and signum not in passed_on:
-            passed_on.append(signum)
         if child is None:
             early.append(signum)
-        elif sys.platform != "win32":
+            return
+        if passed_on is not None:
+            passed_on.append(signum)
+        if sys.platform != "win32":
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signum)
         elif signum != signal.SIGINT:
