@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.child import run_child
 from finetune.errors import FinetuneError, LaunchError
 from finetune.hardware import Hardware, find_hardware, num_cores
 from finetune.lookup import did_you_mean, import_string
-from finetune.processes import run_child
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ("demo", "setup", "test")

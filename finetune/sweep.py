@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.manifest import MANIFEST_NAME, canonical_json, sha256_hex
+from finetune.child import run_child
 from finetune.errors import RecipeError
-from finetune.processes import run_child
 from finetune.recipe import Recipe, load_recipe, read_value
 
 RESULT_NAME = "result.json"  # in a run's folder, once it is finished

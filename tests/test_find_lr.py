@@ -75,10 +75,12 @@ def test_it_ends_when_the_loss_is_hopeless():
 
 
 def test_what_stops_a_run_at_once_stops_the_test(make_recipe, tiny_fast_vlm, monkeypatch):
-    def refuse(attachment, backward):
+    from finetune.training.loop import Trainer
+
+    def refuse(self, *rows, **options):
         raise TrainingError("2 adapter tensors get no gradient")
 
-    monkeypatch.setattr("finetune.training.loop.refuse_dead", refuse)
+    monkeypatch.setattr(Trainer, "train", refuse)
     with pytest.raises(TrainingError, match="2 adapter tensors"):
         find_lr(make_recipe(tiny_fast_vlm))
 

@@ -40,12 +40,11 @@ def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, ali
         entries: the log, the oldest first.
         head: its newest entry.
         ref: the adapter.
-        alias: the word.
+        alias: one of its words.
 
     Raises:
-        NotFoundError: there is no such alias, or it never stood for another version that may be used.
+        NotFoundError: it never stood for another version that may be used.
     """
-    check_exists(head, ref, alias)
     trail: list[int] = []
     for entry in entries:
         now = entry.aliases.get(alias)

@@ -1,4 +1,4 @@
-"""Running another program so that what stops us stops it too, and waiting for all that it started."""
+"""A child process that gets the signals we get, and is waited for with all that it started."""
 
 import contextlib
 import os
@@ -41,11 +41,11 @@ def run_child(
     signals = passed_on if passed_on is not None else []
 
     def forward(signum: int, _frame: object) -> None:
-        if signum not in signals:
-            signals.append(signum)
         if child is None:
             early.append(signum)
-        elif sys.platform != "win32":
+            return
+        signals.append(signum)
+        if sys.platform != "win32":
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signum)
         elif signum != signal.SIGINT:

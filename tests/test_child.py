@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from finetune.processes import run_child
+from finetune.child import run_child
 
 
 def in_a_python(code, *args, **options):
@@ -50,13 +50,35 @@ def test_signal_reaches_the_child_once(signum):
     parent = """
         import os, signal, sys
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-        from finetune.processes import run_child
+        from finetune.child import run_child
         sys.exit(run_child([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=os.environ))
     """
     with in_a_python(parent, textwrap.dedent(child), int(signum)) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signum)
         assert process.wait(timeout=30) == 41
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows gives Ctrl-C to every process of a console itself")
+def test_whoever_runs_several_children_learns_of_the_signal():
+    """Also where the child takes the signal for a wish, and ends well."""
+    child = """
+        import signal, sys
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))
+        print("ready", flush=True)
+        signal.pause()
+    """
+    parent = """
+        import os, sys
+        from finetune.child import run_child
+        told = []
+        code = run_child([sys.executable, "-c", sys.argv[1]], env=os.environ, passed_on=told)
+        print(code, told, flush=True)
+    """
+    with in_a_python(parent, textwrap.dedent(child)) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.stdout.readline() == f"0 [{int(signal.SIGTERM)}]\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
@@ -73,7 +95,7 @@ def test_signal_ends_what_the_child_started_too(tmp_path):
     """
     parent = """
         import os, sys
-        from finetune.processes import run_child
+        from finetune.child import run_child
         child = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
         sys.exit(run_child([sys.executable, "-c", child, *sys.argv[1:]], env=os.environ))
     """
