@@ -12,24 +12,27 @@ import torch
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.data.collate import Collator
-from finetune.data.pairs import PairCollator
+from finetune.data.lengths import Lengths, fitting
+from finetune.data.pairs import PairCollator, PairLengths
+from finetune.data.reading import read_split
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
 from finetune.lookup import import_string, look_up
-from finetune.recipe import ContrastiveSection, VqaSection, refuse_impossible, why_impossible
-from finetune.tables import SOURCES, TASKS
+from finetune.recipe import ContrastiveSection, ReadSection, VqaSection, refuse_impossible, why_impossible
+from finetune.tables import TASKS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
     from finetune.example import Example
-    from finetune.interfaces import GenerativeFamily, ModelFamily, Placeholders, Task, Towers
+    from finetune.interfaces import Attachment, GenerativeFamily, ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
 
-MAX_IMAGE_PIXELS = 50_000_000
 PROBE_SEED = 0
 
 
@@ -88,6 +91,22 @@ class Base:
             return probe_values(self.family.outputs(self.model, inputs)[0], seed=seed)
 
 
+@dataclass(frozen=True)
+class Batches:
+    """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
+
+    collator: Collator | PairCollator
+    attachment: Attachment
+
+    def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
+        """Returns rows with labels."""
+        return self.attachment.extend(self.collator.training_batch(rows))
+
+    def prompt_batch(self, rows: Sequence[Example]) -> Batch:
+        """Returns rows that are to be answered."""
+        return self.attachment.extend(self.collator.prompt_batch(rows))
+
+
 def pick_device(wanted: str = "auto") -> str:
     """Returns ``wanted``, or for ``auto`` the best device of this machine."""
     if wanted != "auto":
@@ -105,9 +124,18 @@ def load_base(
     device: str = "auto",
     quantization: Quantization | None = None,
     verify: str = "cached",
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    data: ReadSection | None = None,
 ) -> Base:
     """Loads a base: an embedded one by name, a folder, or a hub id.
+
+    Args:
+        name_or_path: which.
+        revision: of a hub id.
+        dtype: what it is held in.
+        device: ``auto`` picks the best of this machine.
+        quantization: of the language tower, ``4bit`` or ``8bit``.
+        verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
+        data: says which turns of a conversation are learnt, and how large a picture may be.
 
     Raises:
         ModelError: it cannot be loaded, or no family supports it.
@@ -122,7 +150,7 @@ def load_base(
         model=model,
         processor=processor,
         family=family,
-        collator=_collator(family, model, processor, max_image_pixels=max_image_pixels),
+        collator=_collator(family, model, processor, data),
         path=path,
         quantization=quantization,
         identity=identity,
@@ -131,16 +159,17 @@ def load_base(
 
 
 def _collator(
-    family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, *, max_image_pixels: int
+    family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
 ) -> Collator | PairCollator:
+    options = data.model_dump(include={"supervise", "max_image_pixels"}) if data else {}
     if family.kind == "dual_encoder":
-        longest = model.config.text_config.max_position_embeddings
-        return PairCollator(family, processor, max_length=longest, max_image_pixels=max_image_pixels)
+        options.pop("supervise", None)  # a row has one text
+        return PairCollator(family, processor, max_length=max_positions(model), **options)
     ends = model.generation_config.eos_token_id
     end_ids = ends if isinstance(ends, list) else [ends]
     if not end_ids or end_ids == [None]:
         raise ModelError(f"{model.name_or_path}: its generation config names no eos_token_id, so no answer would end")
-    return Collator(cast("GenerativeFamily", family), processor, end_ids, max_image_pixels=max_image_pixels)
+    return Collator(cast("GenerativeFamily", family), processor, end_ids, **options)
 
 
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
@@ -153,33 +182,45 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
     section = recipe.model
     family = family_of(embedded_path(section.name_or_path), revision=section.revision)
     refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
-    cap = getattr(recipe.data, "max_image_pixels", MAX_IMAGE_PIXELS)
     return load_base(
         section.name_or_path,
         revision=section.revision,
         dtype=section.dtype,
         device=device or section.device,
         quantization=section.quantization,
-        max_image_pixels=cap,
+        data=recipe.data if isinstance(recipe.data, ReadSection) else None,
     )
 
 
-def examples_of(recipe: Recipe, split: str) -> list[Example]:
+def examples_of(
+    recipe: Recipe, split: str, *, base: Base | None = None, say: Callable[[str], None] = print
+) -> list[Example]:
     """Reads one split of a recipe's data; an empty list where the recipe has none.
 
+    Args:
+        recipe: the whole recipe.
+        split: ``train``, ``val`` or ``test``.
+        base: checks, where given, that every row can be put to it and fits.
+        say: is told of rows that were left out.
+
     Raises:
-        DataError: a row that cannot be used, or two rows of one id.
+        DataError: a row that cannot be used.
     """
-    read = import_string(look_up(SOURCES, recipe.data.source, what="data.source"))
-    examples: list[Example] = read(recipe.data, split, task=recipe.task, seed=recipe.seed)
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise DataError(f"two rows of the {split} split have the id {example.id}")
-        seen.add(example.id)
+    examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, say=say)
     if isinstance(recipe.task, ContrastiveSection) and split != "train":
-        return _with_choices(examples, recipe.task)
-    return examples
+        examples = _with_choices(examples, recipe.task)
+    if base is None or not examples:
+        return examples
+    room = recipe.task.max_new_tokens if isinstance(recipe.task, VqaSection) and split != "train" else 0
+    most = max_positions(base.model)
+    limit = recipe.data.max_length or most
+    if limit and most and limit > most:
+        raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
+    if isinstance(base.collator, PairCollator):
+        lengths: Lengths | PairLengths = PairLengths(base.collator)
+    else:
+        lengths = Lengths(base.collator, key=base.digests.model_dump_json())
+    return fitting(examples, lengths, recipe.data, split, limit=limit, room=room, say=say)
 
 
 def _with_choices(examples: list[Example], task: ContrastiveSection) -> list[Example]:
@@ -188,3 +229,8 @@ def _with_choices(examples: list[Example], task: ContrastiveSection) -> list[Exa
     for example in examples:
         choices[example.kind] |= {label: task.text_of(label) for label in example.answers}
     return [replace(example, choices=choices[example.kind]) for example in examples]
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Returns how many tokens the language model takes; None where its config sets no bound."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

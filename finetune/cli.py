@@ -1,42 +1,85 @@
-"""The ``finetune`` command: one short function a verb."""
+"""The ``finetune`` command: one short function a verb.
+
+Exit codes: 0, done. 1, it ran, and the answer is no: ``registry verify`` found problems, a run of ``sweep`` failed,
+the demo did not hold. 2, it could not be done, with the reason in one line on stderr. 128 + n, signal n stopped it.
+"""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, StoppedError
 from finetune.registry import commands as registry_commands
+
+_SWEEP_HELP = (
+    "such as seed=1,2,3; a single value holds for all runs, one with a comma in it stands in quotes or brackets. "
+    "Nothing is published unless adapter.publish is among them. Runs that are finished are not run again."
+)
+EXIT_CODES = """\
+exit codes:
+  0      done
+  1      it ran, and the answer is no: problems found, a run failed
+  2      it could not be done; stderr says why
+  128+n  stopped by signal n
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; an error of ours is one line on stderr and exit code 2."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    """Runs one command and returns its exit code; an error of ours is one line on stderr."""
+    args = _parser().parse_args(argv)
     try:
         return args.run(args)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except FinetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="finetune", description="Adapters for frozen vision-language models.")
+    parser = argparse.ArgumentParser(
+        prog="finetune",
+        description="Adapters for frozen vision-language models.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    demo = verbs.add_parser("demo", help="train two synthetic domains on the pocket model and swap between them")
+
+    def add(verb: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
+
+    demo = add("demo", "train two synthetic domains on the pocket model and swap between them")
     demo.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
     demo.add_argument("--output-dir", type=Path, default=Path("runs/demo"), metavar="FOLDER")
     demo.set_defaults(run=_demo)
-    train = verbs.add_parser("train", help="run a recipe in this process")
-    train.add_argument("config", type=Path)
-    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train = add("train", "run a recipe in this process")
     train.set_defaults(run=_train)
-    ask = verbs.add_parser("ask", help="ask one question about a picture")
+    sweep = add("sweep", "run a recipe with every combination of some values, and compare over the seeds")
+    sweep.set_defaults(run=_sweep)
+    find_lr = add("find-lr", "show the loss over a growing learning rate, and suggest one; nothing is saved")
+    find_lr.add_argument("--first", type=float, default=1e-6, metavar="RATE", help="of the first step (1e-6)")
+    find_lr.add_argument("--last", type=float, default=1.0, metavar="RATE", help="of the last step (1)")
+    find_lr.add_argument("--steps", type=int, default=100, metavar="N", help="optimizer steps (100)")
+    find_lr.set_defaults(run=_find_lr)
+    for verb in (train, find_lr, sweep):
+        verb.add_argument("config", type=Path, metavar="CONFIG", help="a recipe: a YAML file")
+    for verb in (train, find_lr):
+        verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=5")
+    sweep.add_argument("overrides", nargs="*", metavar="key=a,b,c", help=_SWEEP_HELP)
+    ask = add("ask", "ask one question about a picture")
     ask.add_argument("ref", help="registry reference, adapter folder, or `base`")
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
     ask.add_argument("--base", help="folder, hub id or embedded name of the base")
     ask.set_defaults(run=_ask)
+    schema = add("schema", "print the JSON schema of recipes, by which editors complete and check them")
+    schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
+    schema.set_defaults(run=_schema)
     registry_commands.add_parser(verbs)
     return parser
 
@@ -57,10 +100,36 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    from finetune.sweep import run_sweep
+
+    return run_sweep(args.config, args.overrides)
+
+
+def _find_lr(args: argparse.Namespace) -> int:
+    from finetune.recipe import load_recipe
+
+    recipe = load_recipe(args.config, args.overrides)
+    from finetune.find_lr import find_lr
+
+    print(find_lr(recipe, first=args.first, last=args.last, steps=args.steps))
+    return 0
+
+
 def _ask(args: argparse.Namespace) -> int:
     from finetune.serving.app import load
 
     print(load(args.ref, base=args.base).ask(args.image, args.question))
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from finetune.recipe.schema import schema_text
+
+    if args.file is None:
+        print(schema_text(), end="")
+    else:
+        args.file.write_text(schema_text(), encoding="utf-8")
     return 0
 
 

@@ -7,7 +7,9 @@
     ├── ModelError (ValueError)           a base model that cannot be loaded or is not supported
     ├── MethodError (ValueError)          a method that cannot be attached to this model
     ├── DataError (ValueError)            a row, image or file of the data that cannot be used
+    │   └── RowError                      one row of many; ``data.on_error: skip`` leaves it out
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
+    │   └── StoppedError                  a run that was asked to stop, with its state saved
     ├── AdapterError
     │   ├── AdapterReferenceError (ValueError)  a string that names no adapter
     │   ├── ManifestError (ValueError)    a manifest or adapter config that breaks its schema
@@ -16,6 +18,7 @@
     │   └── ProbeError (ValueError)       an adapter whose effect differs from the recorded one
     ├── RegistryError
     │   ├── NotFoundError (LookupError)   no such adapter, version or alias
+    │   ├── YankedError (LookupError)     it stands for a version that is not to be used any more
     │   ├── ConflictError (RuntimeError)  someone else moved what this write expected to find
     │   └── StoreError (OSError)          the store cannot be read or written
     └── LaunchError (RuntimeError)        the environment cannot run what was asked for
@@ -49,8 +52,34 @@ class DataError(FinetuneError, ValueError):
     """A row, image or file of the data that cannot be used."""
 
 
+class RowError(DataError):
+    """One row of many that cannot be used; ``data.on_error: skip`` leaves it out.
+
+    Args:
+        message: what is wrong, and where.
+        reason: the kind of fault in a few words, under which such rows are counted.
+    """
+
+    def __init__(self, message: str, *, reason: str = "unusable row"):
+        super().__init__(message)
+        self.reason = reason
+
+
 class TrainingError(FinetuneError, RuntimeError):
     """A run that must stop: dead parameters, a loss that is not finite."""
+
+
+class StoppedError(TrainingError):
+    """A run that was asked to stop by a signal, with its state saved.
+
+    Args:
+        message: where it stands, and how it goes on.
+        signum: the signal's number.
+    """
+
+    def __init__(self, message: str, *, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum  # as a shell has it
 
 
 class AdapterError(FinetuneError):
@@ -83,6 +112,10 @@ class RegistryError(FinetuneError):
 
 class NotFoundError(RegistryError, LookupError):
     """No such adapter, version or alias."""
+
+
+class YankedError(RegistryError, LookupError):
+    """An alias, or a move of one, that leads to a version that is not to be used any more."""
 
 
 class ConflictError(RegistryError, RuntimeError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -11,23 +13,37 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-# Where a picture is: a file, the bytes of one, or pixels [H, W, 3] uint8.
-ImageSource: TypeAlias = "Path | bytes | np.ndarray"
+
+class ImageHandle(Protocol):
+    """A picture that stays where it is until it is opened: small, hashable, picklable, named by ``str``."""
+
+    def read(self) -> Path | bytes:
+        """Returns the picture's file, or the bytes of one."""
+        ...
+
+    def key(self) -> str:
+        """Returns what changes when the picture may have."""
+        ...
+
+
+# Where a picture is: a file, the bytes of one, pixels [H, W, 3] uint8, or a place inside a larger file.
+ImageSource: TypeAlias = "Path | bytes | np.ndarray | ImageHandle"
 Message: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One conversation about some pictures.
+    """One conversation, about some pictures or none.
 
-    ``messages`` is in Hugging Face's chat format and ends with the assistant turn that is learnt; each
-    ``{"type": "image"}`` part stands for the next of ``images``.
+    ``messages`` is in Hugging Face's chat format and ends with an assistant turn; each ``{"type": "image"}`` part
+    stands for the next of ``images``.
     """
 
     id: str
     messages: list[Message]
     images: list[ImageSource]
-    answers: list[str]  # all that count as right; the first is the one learnt
+    answers: list[str]  # all that count as right for the last turn
+    captions: list[str] = field(default_factory=list)  # where given, each epoch learns one of them as the last turn
     choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -38,8 +54,29 @@ class Example:
 
     @property
     def prompt(self) -> list[Message]:
-        """The messages before the learnt turn."""
+        """The messages before the last turn."""
         return self.messages[:-1]
+
+    def in_epoch(self, epoch: int, *, seed: int) -> Example:
+        """Returns the row as an epoch learns it: with one of its captions, and itself where it has none.
+
+        Args:
+            epoch: from 0.
+            seed: the run's; the choice is a function of it, the epoch, the row's id and nothing else.
+        """
+        if not self.captions:
+            return self
+        return self.saying(self.captions[draw(len(self.captions), seed, epoch, self.id, "caption")])
+
+    def saying(self, text: str) -> Example:
+        """Returns the row with ``text`` as its last turn."""
+        return replace(self, messages=[*self.prompt, answer(text)])
+
+
+def draw(count: int, *key: int | str) -> int:
+    """Returns a number from 0 to ``count`` - 1, as likely as any other: a function of ``key`` alone."""
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % count
 
 
 def texts_to_choose_from(examples: Iterable[Example]) -> list[str]:
@@ -50,15 +87,24 @@ def texts_to_choose_from(examples: Iterable[Example]) -> list[str]:
 def ask(question: str, *, num_images: int = 1, system_prompt: str | None = None) -> list[Message]:
     """Returns the messages that put ``question`` to a model, pictures first."""
     content = [{"type": "image"} for _ in range(num_images)] + [{"type": "text", "text": question}]
-    system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
-    return [*system, {"role": "user", "content": content}]
+    return [*([system(system_prompt)] if system_prompt else []), {"role": "user", "content": content}]
 
 
-def show() -> list[Message]:
-    """Returns the message that shows one picture and asks nothing."""
-    return [{"role": "user", "content": [{"type": "image"}]}]
+def system(text: str) -> Message:
+    """Returns the system message that says ``text``."""
+    return {"role": "system", "content": [{"type": "text", "text": text}]}
+
+
+def show(*, num_images: int = 1) -> list[Message]:
+    """Returns the message that shows pictures and asks nothing."""
+    return [{"role": "user", "content": [{"type": "image"} for _ in range(num_images)]}]
 
 
 def answer(text: str) -> Message:
     """Returns the assistant turn that says ``text``."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def text_of(message: Message) -> str:
+    """Returns the text of one message whose content is a list of parts."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, base_of, examples_of
+from finetune.build import Base, Batches, base_of, examples_of
 from finetune.errors import RecipeError, TrainingError
+from finetune.judging import answer_split, judge_split
 from finetune.methods.adapter import attach
 from finetune.registry import AdapterRegistry
+from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
 from finetune.saving import save_adapter, save_weights
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import remember_base
-from finetune.training.evaluate import Scores, predict, score
-from finetune.training.evaluate import evaluate as judge
+from finetune.training.evaluate import predict, score
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
+from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
-    from finetune.data.collate import Collator
-    from finetune.data.pairs import PairCollator
     from finetune.example import Example
-    from finetune.interfaces import Attachment, Batch
+    from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
+    from finetune.training.checkpoint import Checkpoint, Checkpoints
+    from finetune.training.evaluate import Scores
+
+# Those where each process has the whole model: gradients are added up by the loop itself.
+_DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass(frozen=True)
@@ -51,62 +53,77 @@ class RunResult:
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
     """Runs a recipe: train, judge on the test split before and after, save, publish.
 
+    Where the run's folder holds an unfinished run of the same recipe, that one goes on.
+
     Args:
         recipe: from ``load_recipe``.
         registry: where to publish; the default one if None.
 
     Raises:
-        FinetuneError: anything that stops the run, with what to do.
+        StoppedError: a signal asked to stop; the state is saved.
+        FinetuneError: anything else that stops the run, with what to do.
     """
     _check_names(recipe)
-    accelerator = Accelerator(gradient_accumulation_steps=1, cpu=recipe.model.device == "cpu")
-    _check_launch(accelerator, recipe)
+    check_trackers(recipe.train.trackers)
+    accelerator = _accelerator(recipe)
+    try:
+        with telling_of_a_full_disk(recipe.run_folder):
+            return _train(recipe, accelerator, registry)
+    finally:
+        finish_trackers(accelerator)
+
+
+def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry | None) -> RunResult:
     set_seed(recipe.seed)
     main, folder = accelerator.is_main_process, recipe.run_folder
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
-    accelerator.wait_for_everyone()
-    log = RunLog(folder, every=recipe.train.logging_steps, main=main)
+    track = accelerator.log if recipe.train.trackers else None
+    log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
     base = base_of(recipe, device=str(accelerator.device))
-    splits = {name: examples_of(recipe, name) for name in ("train", "val", "test")}
+    with accelerator.main_process_first():  # the others find what it looked up in the cache
+        splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
-    for example in splits["train"][:3]:
-        log.say(f"  {base.collator.show(example)}")
-    before = _judge(base, recipe, base.collator.prompt_batch, splits["test"], accelerator, log, "base")
+    checkpoints, start = open_run(recipe, base, splits, accelerator, log.say)
+    start_trackers(accelerator, recipe)
+    shown = [base.collator.show(example) for example in splits["train"][:3]]
+    for row in shown:
+        log.say(f"  {row}")
+    if main:
+        (folder / "samples.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
+    judged = {}
+    if splits["test"]:
+        judged["base"] = judge_split(
+            base,
+            recipe,
+            base.collator.prompt_batch,
+            splits["test"],
+            accelerator,
+            log,
+            "base",
+            known=start is not None,
+        )
+    set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
     batches = Batches(base.collator, attachment)
-    steps = _fit(recipe, base, attachment, batches, splits, accelerator, log)
-    after = _judge(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
+    steps = _fit(recipe, base, attachment, batches, splits, accelerator, log, checkpoints, start)
+    if splits["test"]:
+        judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
+    before, after = (judged[who][0] if who in judged else None for who in ("base", "adapter"))
     ref = None
     if main:
         remember_base(base.identity, base.path)
         save_adapter(folder / "adapter", recipe, base, attachment, splits, before, after, steps=steps)
         log.say(f"adapter saved in {folder / 'adapter'}")
+        if judged:
+            write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)
         if recipe.adapter.publish:
             registry = registry or AdapterRegistry()
             ref = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases).ref
             log.say(f"published {ref}")
+        write_json(folder / RESULT, {"ref": ref, "steps": steps})
     accelerator.wait_for_everyone()
     return RunResult(folder, folder / "adapter", ref, before, after)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
-
-    collator: Collator | PairCollator
-    attachment: Attachment
-
-    def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
-        """Returns rows with labels."""
-        return self.attachment.extend(self.collator.training_batch(rows))
-
-    def prompt_batch(self, rows: Sequence[Example]) -> Batch:
-        """Returns rows that are to be answered."""
-        return self.attachment.extend(self.collator.prompt_batch(rows))
 
 
 def _fit(
@@ -117,17 +134,34 @@ def _fit(
     splits: dict[str, list[Example]],
     accelerator: Accelerator,
     log: RunLog,
+    checkpoints: Checkpoints,
+    start: Checkpoint | None,
 ) -> int:
     """Trains, leaves the best weights in the model, and returns the optimizer steps behind them."""
     task, folder, main = base.task(recipe.task), recipe.run_folder, accelerator.is_main_process
-
-    trainer = Trainer(base.model, attachment, task, batches.training_batch, recipe.train, accelerator, seed=recipe.seed)
-    best: dict[str, Tensor] = {}
+    model_type = base.identity.model_type
+    set_seed(recipe.seed, device_specific=True)  # each process draws a dropout of its own
+    trainer = Trainer(
+        base.model,
+        attachment,
+        task,
+        batches.training_batch,
+        recipe.train,
+        accelerator,
+        log,
+        seed=recipe.seed,
+        checkpoints=checkpoints,
+    )
+    if start:
+        trainer.restore(start)
 
     def keep() -> None:
-        best.update(_copy(attachment))
-        if main:
-            save_weights(folder / "best", attachment, best, model_type=base.identity.model_type)
+        if not main:
+            return
+        try:
+            save_weights(folder / "best", attachment, trainer.best, model_type=model_type)
+        except OSError as error:  # a full disk; the checkpoints hold these weights too
+            log.say(f"{folder / 'best'} could not be written ({error.strerror}). The run goes on.")
 
     def validate() -> float:
         base.model.eval()
@@ -142,19 +176,15 @@ def _fit(
         )
         return score(task, splits["val"], answers).exact_match
 
-    state = trainer.train(splits["train"], log, validate=validate if splits["val"] else None, on_better=keep)
+    state = trainer.train(splits["train"], validate=validate if splits["val"] else None, on_better=keep)
     if main:
-        save_weights(folder / "last", attachment, _copy(attachment), model_type=base.identity.model_type)
+        save_weights(folder / "last", attachment, attachment.parameters, model_type=model_type)
     with torch.no_grad():
-        for name, weights in best.items():
+        for name, weights in trainer.best.items():
             attachment.parameters[name].copy_(weights)
     attachment.freeze()
     base.model.eval()
     return state.best_step or state.step
-
-
-def _copy(attachment: Attachment) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().clone() for name, parameter in attachment.parameters.items()}
 
 
 def evaluate(
@@ -185,19 +215,13 @@ def evaluate(
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
     rows = []
     for recipe in recipes:
-        examples = examples_of(recipe, "test")
+        examples = examples_of(recipe, "test", base=base)
         if not examples:
             raise RecipeError(f"{recipe.name}: the recipe has no test split to judge on")
         for ref in refs:
             with vlm.using(None if ref == "base" else ref):
-                scores, answers = judge(
-                    base.model,
-                    base.task(recipe.task),
-                    examples,
-                    vlm.prompt_batch,
-                    batch_size=recipe.train.eval_batch_size,
-                    title=f"{ref} on {recipe.name}",
-                )
+                title = f"{ref} on {recipe.name}"
+                scores, answers = answer_split(base, recipe, vlm.prompt_batch, examples, title=title)
             rows.append({"adapter": ref, "config": recipe.name, **scores.to_json()})
             if predictions is not None:
                 predictions[ref, recipe.name] = answers
@@ -230,12 +254,32 @@ def _check_names(recipe: Recipe) -> None:
         check_alias(alias)
 
 
+def _accelerator(recipe: Recipe) -> Accelerator:
+    """Returns the accelerator of this run, after checking that it is what was asked for."""
+    trackers = list(recipe.train.trackers)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=1,
+        cpu=recipe.model.device == "cpu",
+        log_with=trackers or None,
+        project_dir=str(recipe.run_folder / "trackers"),
+        # Every process has the base's buffers, and one that takes a step again must not wait for the others to.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    _check_launch(accelerator, recipe)
+    return accelerator
+
+
 def _check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
     asked = os.environ.get("FINETUNE_NUM_PROCESSES")
     if asked and int(asked) != accelerator.num_processes:
         raise TrainingError(
             f"{asked} processes were asked for, but this run has {accelerator.num_processes}. On a CPU use "
             "NPROC=N ./launch.sh CONFIG: accelerate launch --cpu starts one process only."
+        )
+    if accelerator.distributed_type not in _DISTRIBUTED:
+        raise TrainingError(
+            f"accelerate's distributed_type is {accelerator.distributed_type.value}; a run has one process, or several "
+            "that each hold the whole base (MULTI_GPU, MULTI_CPU). Set it in the accelerate config."
         )
     if accelerator.mixed_precision != "no":
         raise TrainingError(
@@ -244,43 +288,3 @@ def _check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
         )
     if recipe.model.device not in ("auto", accelerator.device.type):
         raise TrainingError(f"model.device is {recipe.model.device}, but accelerate gives {accelerator.device}")
-
-
-def _judge(
-    base: Base,
-    recipe: Recipe,
-    prompt_batch: Callable[[Sequence[Example]], Batch],
-    examples: list[Example],
-    accelerator: Accelerator,
-    log: RunLog,
-    who: str,
-) -> Scores | None:
-    """Judges the model as it is on ``examples``, and keeps every prediction; None where there are no rows."""
-    if not examples:
-        return None
-    scores, answers = judge(
-        base.model,
-        base.task(recipe.task),
-        examples,
-        prompt_batch,
-        batch_size=recipe.train.eval_batch_size,
-        accelerator=accelerator,
-        title=f"judging the {who}",
-    )
-    if accelerator.is_main_process:
-        _write_predictions(recipe.run_folder / f"predictions-{who}.jsonl", examples, answers)
-    low, high = scores.interval
-    log.say(
-        f"{who} on test: exact match {scores.exact_match:.3f} ({low:.3f} to {high:.3f}), majority answer "
-        f"{scores.majority:.3f}, blank image {scores.blank_image:.3f}, {scores.n} rows"
-    )
-    for kind, part in scores.by_kind.items():
-        log.say(f"  {part['exact_match']:.3f} (majority {part['majority']:.3f}, {part['n']} rows)  {kind}")
-    return scores
-
-
-def _write_predictions(path: Path, examples: list[Example], answers: list[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for example, said in zip(examples, answers, strict=True):
-            line = {"id": example.id, "kind": example.kind, "prediction": said, "answers": example.answers}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -128,7 +128,7 @@ def _manifest(
         namespace=namespace,
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        synthetic=recipe.data.source == "procedural",
+        synthetic=recipe.data.synthetic,
         base=base.identity,
         processor=base.digests,
         adapter=description,

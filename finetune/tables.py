@@ -37,10 +37,14 @@ TASKS: dict[str, str] = {
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
 
-# `data.source` -> function(section, split) -> list of Example
+# `data.source` -> function(section, split, task=, seed=, bad=, say=) -> list of Example
 SOURCES: dict[str, str] = {
+    "hub": "finetune.data.hub:read_hub",
     "jsonl": "finetune.data.jsonl:read_jsonl",
+    "mix": "finetune.data.mix:read_mix",
+    "parquet": "finetune.data.arrow:read_parquet",
     "procedural": "finetune.pocket.domains:read_domain",
+    "saved": "finetune.data.arrow:read_saved",
 }
 
 # Bases that come with the package -> function() -> folder

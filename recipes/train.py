@@ -3,12 +3,14 @@
     accelerate launch recipes/train.py CONFIG.yaml [key=value ...]
     ./launch.sh CONFIG.yaml [key=value ...]        (sets the environment up first)
 
-Prints the scores of the frozen base and of the adapter on the test rows, and the published reference.
+Prints the scores of the frozen base and of the adapter on the test rows, and the published reference. Ctrl-C or
+SIGTERM stops after the step at hand with the state saved (exit code 130 or 143); the same command then goes on.
 """
 
+import signal
 import sys
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, StoppedError
 from finetune.recipe import load_recipe
 from finetune.runs import train
 
@@ -19,6 +21,12 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         train(load_recipe(argv[0], argv[1:]))
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("stopped outside training: nothing was lost. The same command goes on.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except FinetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

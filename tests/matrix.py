@@ -82,8 +82,9 @@ def state(model) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def losses(model, task, attachment, batch: Batch, *, lr: float, steps: int = STEPS) -> list[float]:
+def losses(base: Base, attachment, batch: Batch, *, lr: float, steps: int = STEPS) -> list[float]:
     """The mean loss before each of some steps, and after the last."""
+    model, task = base.model, base.task(base.default_task)
     factors = attachment.learning_rates
     groups = [{"params": [p], "lr": lr * factors.get(name, 1.0)} for name, p in attachment.parameters.items()]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -118,7 +119,7 @@ def train_cell(
     attachment = attach(base.host, recipe.method)
     # A dual encoder's temperature multiplies its gradients: by 14 before training.
     lr = 0.005 if base.family.kind == "dual_encoder" else 0.02
-    found = losses(base.model, base.task(recipe.task), attachment, attachment.extend(batch), lr=lr)
+    found = losses(base, attachment, attachment.extend(batch), lr=lr)
     assert found[-1] < found[0], f"the loss does not fall: {found}"
     attachment.freeze()
     adapted = logits(base, attachment.extend(batch))

@@ -1,32 +1,19 @@
-import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
-from finetune import hardware as found_hardware
 from finetune import launch
 from finetune.errors import LaunchError, RecipeError
-from finetune.launch import Hardware
+from finetune.hardware import Hardware
 
 CPU = Hardware(kind="cpu", num_devices=1, why="no NVIDIA driver")
 ONE_GPU = Hardware(kind="cuda", num_devices=1, why="listed by nvidia-smi")
 FOUR_GPUS = Hardware(kind="cuda", num_devices=4, why="listed by nvidia-smi")
 APPLE = Hardware(kind="mps", num_devices=1, why="Apple GPU")
-
-TWO_LISTED = """\
-GPU 0: NVIDIA H200 (UUID: GPU-1a6f0c5e-0000-1111-2222-333344445555)
-GPU 1: NVIDIA H200 (UUID: GPU-9bd81f22-0000-1111-2222-333344445555)
-"""
-MIG_LISTED = """\
-GPU 0: NVIDIA H200 (UUID: GPU-1a6f0c5e-0000-1111-2222-333344445555)
-  MIG 1g.18gb     Device  0: (UUID: MIG-6f7b1f0c-0000-1111-2222-333344445555)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -253,99 +240,6 @@ def test_all_leaves_out_only_what_needs_a_missing_gpu(hardware, selection, ran, 
     assert env["FINETUNE_TEST_ALL"] == "1"
 
 
-# Hardware
-
-
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [
-        (None, 2),
-        ("", 0),
-        ("-1", 0),
-        ("NoDevFiles", 0),
-        ("1", 1),
-        ("1, 0", 2),
-        ("0,7", 1),
-        ("0,-1,1", 1),
-        ("GPU-9bd81f22", 1),
-        ("GPU-ffffffff", 0),
-    ],
-)
-def test_visible_gpus_are_counted_as_cuda_does(visible, count, monkeypatch):
-    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cuda")
-    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: TWO_LISTED)
-    found = found_hardware.find_hardware({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    assert (found.kind, found.num_devices) == (("cuda", count) if count else ("cpu", 1))
-    if count == 0:
-        assert found.why == "CUDA_VISIBLE_DEVICES hides every GPU"
-
-
-def test_cpu_when_asked_for_although_there_are_gpus(monkeypatch):
-    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cuda")
-    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: TWO_LISTED)
-    assert found_hardware.find_hardware({"ACCELERATE_USE_CPU": "true"}).kind == "cpu"
-
-
-def test_cpu_when_torch_is_built_for_it_although_there_are_gpus(monkeypatch):
-    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cpu")
-    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: TWO_LISTED)
-    monkeypatch.setattr(found_hardware.sys, "platform", "linux")
-    found = found_hardware.find_hardware({})
-    assert (found.kind, found.why) == ("cpu", "this torch is built for the CPU only")
-
-
-@pytest.mark.parametrize(("machine", "kind"), [("arm64", "mps"), ("x86_64", "cpu")])
-def test_apple(machine, kind, monkeypatch):
-    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cpu")
-    monkeypatch.setattr(found_hardware.sys, "platform", "darwin")
-    monkeypatch.setattr(found_hardware.platform, "machine", lambda: machine)
-    assert found_hardware.find_hardware({}).kind == kind
-
-
-@pytest.mark.parametrize(
-    ("build", "listing", "files"),
-    [("hip", None, ()), ("cuda", MIG_LISTED, ()), ("cuda", None, (os.path.basename(os.devnull),))],
-    ids=["amd", "slices of a GPU", "driver without nvidia-smi"],
-)
-def test_torch_is_asked_where_nvidia_smi_does_not_settle_it(build, listing, files, monkeypatch):
-    asked = subprocess.CompletedProcess([], 0, stdout="some library's greeting\n3\n")
-    monkeypatch.setattr(found_hardware, "_torch_build", lambda: build)
-    monkeypatch.setattr(found_hardware, "_nvidia_smi", lambda: listing)
-    monkeypatch.setattr(found_hardware, "NVIDIA_DEVICE_FILES", files)
-    monkeypatch.setattr(found_hardware.subprocess, "run", lambda *args, **options: asked)
-    assert found_hardware.find_hardware({}) == Hardware(kind="cuda", num_devices=3, why="counted by torch")
-
-
-def test_no_driver(monkeypatch):
-    monkeypatch.setattr(found_hardware, "_torch_build", lambda: "cuda")
-    monkeypatch.setattr(found_hardware.shutil, "which", lambda name: None)
-    monkeypatch.setattr(found_hardware, "NVIDIA_DEVICE_FILES", ())
-    assert found_hardware.find_hardware({}) == CPU
-
-
-@pytest.mark.parametrize(
-    ("line", "build"),
-    [
-        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "cuda"),
-        ("cuda: Optional[str] = None\nhip: Optional[str] = '7.0'", "hip"),
-        ("cuda = '12.8'\nhip = None", "cuda"),
-        ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
-    ],
-)
-def test_build_of_torch_is_read_from_its_version_file(line, build, tmp_path, monkeypatch):
-    (tmp_path / "version.py").write_text(f"__version__ = '2.14.1+cu130'\n{line}\n")
-    spec = ModuleSpec("torch", None, is_package=True)
-    spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert found_hardware._torch_build() == build
-
-
-def test_missing_torch_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LaunchError, match=r"torch is not installed for .* Run \./launch\.sh setup"):
-        found_hardware.find_hardware({})
-
-
 @pytest.mark.parametrize(("name", "nproc"), [("cpu", 1), ("single_gpu", 1), ("ddp", 2)])
 def test_accelerate_takes_its_config(name, nproc):
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -359,84 +253,6 @@ def test_accelerate_takes_its_config(name, nproc):
     assert (args.num_processes, args.num_machines, args.mixed_precision) == (nproc, 1, "no")
     assert (args.use_cpu, args.multi_gpu) == (name == "cpu", name == "ddp")
     assert (args.training_script, args.training_script_args) == ("t.py", ["a.yaml", "train.seed=1"])
-
-
-# The child
-
-
-def run_with_launch(code, *args, **options):
-    """Starts a Python of its own that runs ``code``, in which run_child handles real signals."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("import sys; sys.exit(7)", 7),
-        pytest.param(
-            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-            137,
-            marks=pytest.mark.skipif(os.name != "posix", reason="exit codes of signals are POSIX's"),
-        ),
-    ],
-)
-def test_code_of_a_real_child(code, expected):
-    handler = signal.getsignal(signal.SIGINT)
-    assert launch.run_child([sys.executable, "-c", code], env=os.environ) == expected
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Windows gives Ctrl-C to every process of a console itself")
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signal_reaches_the_child_once(signum):
-    child = """
-        import signal, sys, time
-        got = []
-        signal.signal(int(sys.argv[1]), lambda signum, frame: got.append(signum))
-        print("ready", flush=True)
-        while not got:
-            time.sleep(0.01)
-        time.sleep(0.3)  # time for a second one to arrive, were there one
-        sys.exit(40 + len(got))
-    """
-    parent = """
-        import os, signal, sys
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-        from finetune.launch import run_child
-        sys.exit(run_child([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=os.environ))
-    """
-    with run_with_launch(parent, textwrap.dedent(child), int(signum)) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signum)
-        assert process.wait(timeout=30) == 41
-
-
-@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
-def test_signal_ends_what_the_child_started_too(tmp_path):
-    # Like accelerate's launcher: a child that starts the training, waits, and dies of SIGTERM itself.
-    grandchild = """
-        import signal, sys, time
-        def leave(signum, frame):
-            open(sys.argv[1], "w").close()
-            sys.exit()
-        signal.signal(signal.SIGTERM, leave)
-        print("ready", flush=True)
-        time.sleep(60)
-    """
-    parent = """
-        import os, sys
-        from finetune.launch import run_child
-        child = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
-        sys.exit(run_child([sys.executable, "-c", child, *sys.argv[1:]], env=os.environ))
-    """
-    left = tmp_path / "left"
-    with run_with_launch(parent, textwrap.dedent(grandchild), left) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.terminate()
-        assert process.wait(timeout=30) == 128 + signal.SIGTERM
-        assert process.stdout.read() == ""  # its other end is closed: the grandchild is gone
-    assert left.exists()
 
 
 @pytest.mark.distributed

@@ -42,7 +42,7 @@ def test_two_domains_on_one_base(tmp_path):
         assert own["exact_match"] >= base["exact_match"] + 0.15
         assert own["interval"][0] > own["blank_image"]
     vlm = load(refs[0])
-    assert vlm.adapter.probe == "passed"
+    assert vlm.adapter.probe.verdict == "passed"
     before = vlm.base.probe(0)
     with vlm.using(refs[1]):
         pass

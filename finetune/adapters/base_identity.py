@@ -2,22 +2,17 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, canonical_json, sha256_hex
+from finetune.cache import cache_home, write_note
 from finetune.errors import BaseMismatchError, ModelError
 
 # Keys of config.json that say how or by what it was saved, not what the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-
-
-def cache_home() -> Path:
-    """Returns the folder for what can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
-    return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".finetune" / "cache")
 
 
 def snapshot_folder(name_or_path: str, *, revision: str | None = None) -> Path:
@@ -137,14 +132,3 @@ def file_digest(path: Path, *, cached: bool = True) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_note(note, digest)
     return digest
-
-
-def write_note(path: Path, text: str) -> None:
-    """Writes a small cache file aside and renames it; a cache that cannot be written is no error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        aside.write_text(text)
-        os.replace(aside, path)
-    except OSError:
-        return

@@ -6,7 +6,8 @@ is the effect, the difference between the two: equal weights on a wrong base, or
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ _TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2, torch.float16: 0.2}
 _OTHER_QUANTIZATION = 0.5  # the tolerance where the base's weights were rounded, or rounded otherwise
 # Largest effect, relative to the outputs, that rounding alone may make.
 _NOISE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What replaying a probe showed."""
+
+    verdict: Literal["passed", "inconclusive"]
+    difference: float  # of the live effect from the recorded one, relative to the recorded
 
 
 def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
@@ -67,7 +76,7 @@ def record(
 
 def compare(
     probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype, quantization: Quantization | None = None
-) -> str:
+) -> ProbeResult:
     """Compares the live effect of an adapter with the recorded one.
 
     Args:
@@ -78,7 +87,7 @@ def compare(
         quantization: of the live model.
 
     Returns:
-        ``passed``, or ``inconclusive`` when the recorded effect is below the noise of ``dtype``.
+        ``passed``, or ``inconclusive`` when the recorded effect is below the noise of ``dtype``, and how far off it is.
 
     Raises:
         ProbeError: the effect differs by more than rounding can.
@@ -100,4 +109,4 @@ def compare(
             f"{live.norm().item():.4g}, recorded was {size:.4g}, and they differ by {off:.4g} (at most "
             f"{tolerance:.0%} of the recorded is rounding)"
         )
-    return "passed" if size > noise else "inconclusive"
+    return ProbeResult("passed" if size > noise else "inconclusive", off / size if size else 0.0)

@@ -3,48 +3,112 @@
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
-from finetune.errors import DataError
+from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ImageSource
+
+# PIL reads more, some of it by starting other programs (EPS), some of it no pictures (fonts, streams).
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()  # PIL knows formats by name only once all of its readers are loaded
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def open_image(source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None) -> Image.Image:
-    """Returns the picture as upright RGB.
+    """Returns the picture as upright RGB; of an animation its first frame.
+
+    What is transparent is seen on white, as on a page or in a shop: the colour stored under full transparency is
+    arbitrary, and mostly black. 16-bit grey is scaled to 8 bit.
 
     Args:
-        source: a file, its bytes, or pixels [H, W, 3] uint8.
+        source: where the picture is.
         max_pixels: width x height above which the picture is refused before it is decoded.
-        name: what to call the picture in errors; the path by default.
+        name: what to call the picture in errors; its path by default.
 
     Raises:
-        DataError: it is missing, unreadable, truncated or too large.
+        RowError: it is missing, unreadable, truncated or too large.
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
-    name = name or (str(source) if isinstance(source, Path) else "the picture")
+    with no_bomb_warnings(), _opened(source, max_pixels, name) as file:
+        return _upright_rgb(file)
+
+
+def read_through(source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None) -> tuple[int, int]:
+    """Reads the whole picture once; call it inside ``no_bomb_warnings``.
+
+    A header alone does not tell that the end is missing. The whole stream of a JPEG is read, but only an eighth of
+    its width and height computed, which takes a fraction of the time.
+
+    Returns:
+        Its upright width and height.
+
+    Raises:
+        RowError: as ``open_image``.
+    """
+    if isinstance(source, np.ndarray):
+        return source.shape[1], source.shape[0]
+    with _opened(source, max_pixels, name) as file:
+        width, height = file.size
+        if file.getexif().get(ExifTags.Base.Orientation) in _LYING:
+            width, height = height, width
+        if file.format in ("JPEG", "MPO"):
+            file.draft("L", (1, 1))
+        _refuse_floats(file)
+        file.load()
+        return width, height
+
+
+def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    """Raises RowError where width x height is over ``max_pixels``."""
+    width, height = size
+    if width * height > max_pixels:
+        raise RowError(
+            f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
+            "data.max_image_pixels.",
+            reason="picture over the pixel cap",
+        )
+
+
+@contextmanager
+def no_bomb_warnings() -> Iterator[None]:
+    """Silences PIL's warning of large pictures: the cap of this room is another, and an error.
+
+    Warning filters belong to the whole process, so this stands around threads and never inside one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[Image.Image]:
+    """Opens a picture whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
+    name = name or ("the picture" if isinstance(source, bytes) else str(source))
     try:
-        with warnings.catch_warnings():
-            # The cap below is ours, and an error; PIL's is a warning at another size.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                width, height = file.size
-                if width * height > max_pixels:
-                    raise DataError(
-                        f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
-                        "data.max_image_pixels."
-                    )
-                return _upright_rgb(file)
+        place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
+        with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place, formats=FORMATS) as file:
+            refuse_over_cap(file.size, max_pixels, name)
+            yield file
+    except (FinetuneError, MemoryError):
+        raise
     except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name}: not a readable picture: {error}") from None
+        raise RowError(f"{name}: no such file", reason="missing picture") from None
+    except Image.DecompressionBombError:  # at twice PIL's own cap, before the size can be asked for
+        raise RowError(
+            f"{name}: it is over twice PIL's own cap of {Image.MAX_IMAGE_PIXELS} pixels. Shrink it.",
+            reason="picture over the pixel cap",
+        ) from None
+    except Exception as error:  # PIL's readers raise almost anything on bytes that were not made by a writer
+        what = str(error) or type(error).__name__
+        raise RowError(f"{name}: not a readable picture: {what}", reason="unreadable picture") from None
 
 
 def as_source(image: Any) -> ImageSource:
@@ -65,16 +129,27 @@ def as_source(image: Any) -> ImageSource:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey: PIL's own conversion would clip at 255
+    _refuse_floats(image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _SIXTEEN_BIT:  # PIL's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    return ImageOps.exif_transpose(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _refuse_floats(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, which have no fixed range; save it in 8 or 16 bit")
 
 
 def image_digest(source: ImageSource) -> str:
     """Returns the SHA-256 of the picture's file, bytes or pixels."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
+    place = source if isinstance(source, Path | bytes) else source.read()
+    if isinstance(place, bytes):
+        return hashlib.sha256(place).hexdigest()
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from finetune.data.images import open_image
-from finetune.errors import DataError
-from finetune.example import texts_to_choose_from
+from finetune.errors import DataError, RowError
+from finetune.example import text_of, texts_to_choose_from
 from finetune.interfaces import Batch
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from transformers import ProcessorMixin
 
-    from finetune.example import Example, Message
+    from finetune.data.pictures import Size
+    from finetune.example import Example, ImageSource, Message
     from finetune.interfaces import ModelFamily
 
 
@@ -27,7 +29,7 @@ class PairCollator:
     Args:
         family: how this model's inputs are made.
         processor: the model's own.
-        max_length: tokens that a text may have, those that begin and end it included.
+        max_length: tokens that a text may have, those that begin and end it included; None for no bound.
         max_image_pixels: cap on width x height of a picture.
     """
 
@@ -36,7 +38,7 @@ class PairCollator:
         family: ModelFamily,
         processor: ProcessorMixin,
         *,
-        max_length: int,
+        max_length: int | None,
         max_image_pixels: int = 50_000_000,
     ):
         self.family, self.processor = family, processor
@@ -44,8 +46,7 @@ class PairCollator:
 
     def render(self, messages: list[Message]) -> str:
         """Returns the text of the last turn, which stands beside the picture."""
-        content = messages[-1]["content"]
-        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return text_of(messages[-1])
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
         """Returns pairs with labels; a row paired with False fills up a batch and is not learnt."""
@@ -69,7 +70,7 @@ class PairCollator:
 
     def _encode(self, texts: list[str], examples: Sequence[Example]) -> dict[str, Any]:
         for text, ids in zip(texts, self.processor.tokenizer(texts)["input_ids"] if texts else [], strict=True):
-            if len(ids) > self.max_length:
+            if self.max_length and len(ids) > self.max_length:
                 raise DataError(
                     f"{self._where(text, examples)}the text {text!r:.80} has {len(ids)} tokens, this base takes "
                     f"{self.max_length}; a text is never cut. Shorten it, or task.text_template."
@@ -88,9 +89,36 @@ class PairCollator:
         return next((f"row {row}: " for row in own), "")
 
 
-def _one_picture(example: Example) -> list[Any]:
+class PairLengths:
+    """Counts the tokens of texts for one dual encoder; a picture has none.
+
+    Args:
+        collator: of the base.
+    """
+
+    def __init__(self, collator: PairCollator):
+        self.collator = collator
+
+    def learnt(self, example: Example, sizes: Sequence[Size]) -> int:
+        """Returns the tokens of a row's longest text; also finds a row that is no pair."""
+        _one_picture(example)
+        return self._longest([text_of(example.messages[-1]), *example.captions])
+
+    def asked(self, example: Example, sizes: Sequence[Size]) -> int:
+        """Returns the tokens of the longest text that is right for a row."""
+        _one_picture(example)
+        return self._longest([example.choices[label] for label in example.answers])
+
+    def _longest(self, texts: list[str]) -> int:
+        return max(len(ids) for ids in self.collator.processor.tokenizer(texts)["input_ids"])
+
+
+def _one_picture(example: Example) -> list[ImageSource]:
     if len(example.images) != 1:
-        raise DataError(f"row {example.id}: {len(example.images)} pictures; a text is paired with exactly one")
+        raise RowError(
+            f"row {example.id}: {len(example.images)} pictures; a text is paired with exactly one",
+            reason="not one picture",
+        )
     return example.images
 
 
@@ -99,5 +127,5 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _name(source: Any) -> str:
-    return str(source) if hasattr(source, "parts") else "its picture"
+def _name(source: ImageSource) -> str:
+    return "its picture" if isinstance(source, bytes | np.ndarray) else str(source)

@@ -3,7 +3,9 @@
 Medical phantoms and product pictures are drawn by a program, and stand for no patient and no product.
 """
 
-from finetune.example import Example
+from typing import Any
+
+from finetune.example import Example, answer
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.questions import KINDS
 from finetune.pocket.retail import draw_product
@@ -14,7 +16,7 @@ from finetune.recipe import ProceduralData, TaskSection
 _DRAW = {"medical": draw_phantom, "retail": draw_product}
 
 
-def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed: int) -> list[Example]:
+def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed: int, bad: Any) -> list[Example]:
     """Returns the rows of one split: a question a picture, kinds in turn; pure functions of the data's seed.
 
     Args:
@@ -22,6 +24,7 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
         split: ``train``, ``val`` or ``test``; no two share a picture.
         task: how a question is put.
         seed: the run's; unused, since the rows are the data's own.
+        bad: where faulty rows would go; unused, since a program makes no such rows.
     """
     rows = section.rows.get(split, 0)  # type: ignore[call-overload]
     examples = []
@@ -51,7 +54,7 @@ def read_world(seed: int, split: str, *, rows_per_kind: int, task: TaskSection) 
 def _example(row_id: str, scene: Scene, question: Question, task: TaskSection) -> Example:
     return Example(
         id=row_id,
-        messages=[*task.ask(question.text), task.say(question.answer)],
+        messages=[*task.ask(question.text), answer(task.text_of(question.answer))],
         images=[scene.picture],
         answers=[question.answer],
         meta={"kind": question.kind, "question": question.text, "picture": row_id.rpartition(":")[0]},

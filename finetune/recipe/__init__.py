@@ -1,6 +1,17 @@
 """A recipe: everything a run does, as one frozen record read from YAML. Imports no torch."""
 
-from finetune.recipe.data import DataSection, JsonlData, ProceduralData
+from finetune.recipe.data import (
+    ColumnData,
+    DataSection,
+    HubData,
+    JsonlData,
+    MixData,
+    ParquetData,
+    ProceduralData,
+    ReadSection,
+    RowsSection,
+    SavedData,
+)
 from finetune.recipe.method import (
     LoraSection,
     MethodSection,
@@ -11,7 +22,7 @@ from finetune.recipe.method import (
 )
 from finetune.recipe.model import ModelSection, Quantization
 from finetune.recipe.pairing import refuse_impossible, why_impossible
-from finetune.recipe.reading import load_recipe, parse_recipe
+from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
 from finetune.recipe.task import ContrastiveSection, TaskSection, VqaSection
 from finetune.recipe.train import TrainSection
@@ -19,17 +30,24 @@ from finetune.recipe.whole import AdapterSection, Recipe
 
 __all__ = [
     "AdapterSection",
+    "ColumnData",
     "ContrastiveSection",
     "DataSection",
+    "HubData",
     "JsonlData",
     "LoraSection",
     "MethodSection",
+    "MixData",
     "ModelSection",
     "OverridesSection",
+    "ParquetData",
     "ProceduralData",
     "PromptTuningSection",
     "Quantization",
+    "ReadSection",
     "Recipe",
+    "RowsSection",
+    "SavedData",
     "Section",
     "TaskSection",
     "TowerTarget",
@@ -38,6 +56,7 @@ __all__ = [
     "VqaSection",
     "load_recipe",
     "parse_recipe",
+    "read_value",
     "refuse_impossible",
     "why_impossible",
 ]

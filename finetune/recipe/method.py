@@ -8,60 +8,84 @@ from finetune.recipe.section import PositiveInt, Section
 
 
 class TowerTarget(Section):
-    """What is adapted in one tower; ``r`` and ``lora_alpha`` default to the method's own."""
+    """What is adapted in one tower."""
 
     target_modules: Literal["all-linear", "none"] | list[str]
+    """``all-linear``, ``none``, or names of modules."""
     r: PositiveInt | None = None
+    """Rank; the method's own by default."""
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    """The method's own by default."""
 
 
 def _tower_target(value: Any) -> Any:
     return {"target_modules": value} if isinstance(value, str | list) else value
 
 
-Target = Annotated[TowerTarget, BeforeValidator(_tower_target)]
+Target = Annotated[
+    TowerTarget,
+    BeforeValidator(_tower_target, json_schema_input_type=Literal["all-linear", "none"] | list[str] | TowerTarget),
+]
 
 
 class TowerTargets(Section):
     """Per tower ``all-linear``, ``none``, a list of module names, or a mapping with an ``r`` of its own."""
 
     language: Target = TowerTarget(target_modules="all-linear")
+    """The language model."""
     projector: Target = TowerTarget(target_modules="none")
+    """What turns the features of a picture into tokens."""
     vision: Target = TowerTarget(target_modules="none")
+    """The vision tower."""
 
 
 class LoraSection(Section):
     """Low-rank adaptation (Hu et al., https://arxiv.org/abs/2106.09685); option names are PEFT's."""
 
     name: Literal["lora"]
+    """The method."""
     r: PositiveInt = 16
+    """Rank of the two small matrices beside each weight."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32
+    """Their product is scaled by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    use_rslora: bool = False  # scale by lora_alpha / sqrt(r) (https://arxiv.org/abs/2312.03732)
-    use_dora: bool = False  # magnitude and direction apart (https://arxiv.org/abs/2402.09353)
-    # learning rate of B over that of A (LoRA+, https://arxiv.org/abs/2402.12354)
+    """Share of their inputs that is left out in training."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Learn each weight's magnitude apart from its direction (https://arxiv.org/abs/2402.09353)."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of B over that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
     towers: TowerTargets = TowerTargets()
+    """Which modules."""
 
 
 class PromptTuningSection(Section):
     """Tuned embeddings before the first token (Lester et al., https://arxiv.org/abs/2104.08691)."""
 
     name: Literal["prompt_tuning"]
+    """The method."""
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
-    prompt_tuning_init_text: str | None = None  # start from these words' embeddings; None: from random tokens'
-    lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # times train.learning_rate
+    """Length of the prompt, in tokens."""
+    prompt_tuning_init_text: str | None = None
+    """The words whose embeddings it starts from; by default those of random tokens."""
+    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Its learning rate over train.learning_rate."""
 
 
 class OverridesSection(Section):
     """Whole parameters trained as copies beside the base's own: the projector's, the language tower's norms."""
 
     name: Literal["overrides"]
+    """The method."""
     parameters: Annotated[list[Literal["projector", "norms"]], Field(min_length=1)]
-    lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # times train.learning_rate
+    """Which: all of the projector, or the norms of the language tower."""
+    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Their learning rate over train.learning_rate."""
 
 
 MethodSection = LoraSection | PromptTuningSection | OverridesSection
+_Part = Annotated[MethodSection, Field(discriminator="name")]
 
 
 def _as_list(value: Any) -> Any:
@@ -77,8 +101,8 @@ def _each_once(sections: list[MethodSection]) -> list[MethodSection]:
 
 # One method, or a list of several that make up one adapter.
 Methods = Annotated[
-    list[Annotated[MethodSection, Field(discriminator="name")]],
+    list[_Part],
     Field(min_length=1),
-    BeforeValidator(_as_list),
+    BeforeValidator(_as_list, json_schema_input_type=_Part | list[_Part]),
     AfterValidator(_each_once),
 ]

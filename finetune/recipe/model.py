@@ -10,8 +10,13 @@ Quantization = Literal["4bit", "8bit"]
 class ModelSection(Section):
     """Which base, and how it is held in memory."""
 
-    name_or_path: str  # "pocket", a folder, or a hub id
+    name_or_path: str
+    """``pocket``, a folder, or a hub id."""
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the base; the adapter trains in float32
-    device: str = "auto"  # "auto", "cpu", "cuda", "mps"
-    quantization: Quantization | None = None  # of the language tower, by bitsandbytes
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the base is held in; the adapter trains in float32."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``mps``."""
+    quantization: Quantization | None = None
+    """Of the language tower, by bitsandbytes: ``4bit`` (NF4) or ``8bit`` (LLM.int8)."""

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -84,15 +84,24 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     return recipe
 
 
+def read_value(text: str, *, source: str) -> Any:
+    """Returns the YAML value that ``text`` is; ``source`` names it in errors.
+
+    Raises:
+        RecipeError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: the value is not YAML: {error}") from None
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
         raise RecipeError(f"override {override!r}: write key.subkey=value, such as train.learning_rate=5e-4")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+    value = read_value(text, source=f"override {override!r}")
     place = raw
     for part in parts[:-1]:
         place = place.setdefault(part, {})
@@ -143,6 +152,7 @@ def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Sect
     keys: list[str] = []
     choices: list[type[Section]] = [Recipe]
     section: type[Section] | None = None
+    named = False  # whether the next part is a name that the file's author gave
     for part in location:
         tagged = [choice for choice in choices if len(choices) > 1 and part in _tags(choice)]
         if tagged:
@@ -155,9 +165,13 @@ def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Sect
             continue
         keys.append(part)
         raw = raw.get(part) if isinstance(raw, dict) else None
+        if named:
+            named = False
+            continue
         section = choices[0] if choices else None
         field = section.model_fields.get(part) if section else None
         choices = _sections_in(field.annotation) if field else []
+        named = bool(choices) and field is not None and get_origin(field.annotation) is dict
     return keys, section
 
 

@@ -9,6 +9,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, typed strictly, unknown keys refused."""
+    """Base of all sections: frozen, typed strictly, unknown keys refused.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    The text under a field says in an editor what it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from finetune.example import Message, answer, ask, show
+from finetune.example import Message, answer, ask, show, system, text_of
 from finetune.recipe.section import PositiveInt, Section
 
 
@@ -14,10 +14,15 @@ class VqaSection(Section):
     has_question: ClassVar[bool] = True  # whether a row must have one
 
     name: Literal["vqa"] = "vqa"
+    """The task."""
     system_prompt: str | None = None
+    """Stands before every question."""
     question_template: str = "{question}"
+    """What is asked; ``{question}`` stands once in it, for that of the row."""
     max_new_tokens: PositiveInt = 16
+    """Longest answer, in tokens."""
     answer_normalization: Literal["vqa"] = "vqa"
+    """What is made equal before answers are compared."""
 
     @field_validator("question_template")
     @classmethod
@@ -26,13 +31,20 @@ class VqaSection(Section):
             raise ValueError("question_template must hold {question} exactly once")
         return template
 
-    def ask(self, question: str) -> list[Message]:
-        """Returns the messages that put ``question``, with one picture before it."""
-        return ask(self.question_template.replace("{question}", question), system_prompt=self.system_prompt)
+    def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
+        """Returns the messages that put ``question``, with its pictures before it."""
+        text = self.question_template.replace("{question}", question)
+        return ask(text, num_images=num_images, system_prompt=self.system_prompt)
 
-    def say(self, text: str) -> Message:
-        """Returns the turn that answers with ``text``."""
-        return answer(text)
+    def converse(self, messages: list[Message]) -> list[Message]:
+        """Returns a conversation as it stands, with the system prompt first where it has none of its own."""
+        if not self.system_prompt or messages[0]["role"] == "system":
+            return messages
+        return [system(self.system_prompt), *messages]
+
+    def text_of(self, label: str) -> str:
+        """Returns the text that is learnt for an answer: the answer itself."""
+        return label
 
 
 class ContrastiveSection(Section):
@@ -41,8 +53,11 @@ class ContrastiveSection(Section):
     has_question: ClassVar[bool] = False
 
     name: Literal["contrastive"]
-    text_template: str = "{label}"  # the text of a label, such as "a photo of a {label}"
+    """The task."""
+    text_template: str = "{label}"
+    """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""
     answer_normalization: Literal["vqa"] = "vqa"
+    """What is made equal before answers are compared."""
 
     @field_validator("text_template")
     @classmethod
@@ -51,13 +66,13 @@ class ContrastiveSection(Section):
             raise ValueError("text_template must hold {label} exactly once")
         return template
 
-    def ask(self, question: str) -> list[Message]:
-        """Returns the message that shows one picture; a dual encoder is put no question."""
-        return show()
+    def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
+        """Returns the message that shows the pictures; a dual encoder is put no question."""
+        return show(num_images=num_images)
 
-    def say(self, text: str) -> Message:
-        """Returns the turn that holds the text of the label ``text``."""
-        return answer(self.text_of(text))
+    def converse(self, messages: list[Message]) -> list[Message]:
+        """Returns a conversation whose last turn holds the text of what was answered."""
+        return [*messages[:-1], answer(self.text_of(text_of(messages[-1])))]
 
     def text_of(self, label: str) -> str:
         """Returns the text that stands for ``label``."""

@@ -16,18 +16,25 @@ from finetune.recipe.train import TrainSection
 class AdapterSection(Section):
     """Where the finished adapter goes, and what its manifest says of it."""
 
-    publish: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None = None  # "namespace/name"
+    publish: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None = None
+    """``namespace/name`` in the registry; published nowhere by default."""
     aliases: list[str] = []
+    """Words that stand for the new version, besides ``latest``."""
     license: str | None = None
+    """Of the adapter, as SPDX writes it."""
     intended_use: str | None = None
+    """What the adapter is for, and what not."""
 
 
 class Recipe(Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
+    """Of the run, and of its folder."""
     domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
+    """What the pictures are of, such as ``medical``."""
     seed: int = 0
+    """Of the fresh adapter, the order of rows and all other chance."""
     model: ModelSection
     method: Methods
     data: DataSection
@@ -41,8 +48,20 @@ class Recipe(Section):
         return Path(self.train.output_dir) / self.name
 
     def identity(self) -> dict[str, Any]:
-        """Returns the recipe without what only says where things lie on this machine."""
+        """Returns the recipe without what only says where things lie, and how a run is watched and kept."""
         data = self.model_dump(mode="json")
-        del data["model"]["name_or_path"], data["model"]["device"], data["train"]["output_dir"]
-        data["data"].pop("root", None)
+        del data["model"]["name_or_path"], data["model"]["device"]
+        for key in (
+            "output_dir",
+            "logging_steps",
+            "trackers",
+            "save_steps",
+            "save_total_limit",
+            "resume",
+            "num_workers",
+        ):
+            del data["train"][key]
+        parts = [part["data"] for part in data["data"].get("sources", {}).values()]
+        for section in (data["data"], *parts):
+            section.pop("root", None)
         return data

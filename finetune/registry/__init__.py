@@ -4,9 +4,10 @@ Nothing here imports torch, so that the registry commands answer at once.
 """
 
 from finetune.registry.admin import VerifyReport, verify
-from finetune.registry.commits import Commit, Version
+from finetune.registry.commits import Commit
 from finetune.registry.location import default_cache, default_location
 from finetune.registry.registry import AdapterRegistry
+from finetune.registry.versions import Version
 
 __all__ = [
     "AdapterRegistry",

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from finetune.adapters.reference import LATEST
 from finetune.registry.admin import verify
-from finetune.registry.commits import Commit, Version
+from finetune.registry.commits import Commit
 from finetune.registry.registry import AdapterRegistry
+from finetune.registry.versions import Version
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -45,19 +48,30 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     pull = add("pull", "fetch a version into a folder, every byte checked, and print the folder")
     pull.add_argument("ref", metavar="REF", help=ref_help)
     pull.add_argument("--into", metavar="FOLDER", help="folder to make (default: one in the cache)")
-    listing = add("list", "list the newest version of every adapter")
+    listing = add("list", "list the latest version of every adapter")
     listing.add_argument("namespace", nargs="?", metavar="NAMESPACE", help="only those in it")
+    listing.add_argument("--all", action="store_true", help="list every version, the yanked ones too")
     add("log", "show all that happened to an adapter").add_argument("name", metavar="NAME", help="ns/name")
     alias = add("alias", "let an alias stand for a version")
     alias.add_argument("name", metavar="NAME", help="ns/name")
     alias.add_argument("alias", metavar="ALIAS", help="such as prod")
     alias.add_argument("target", metavar="TARGET", help="number of a version, or another alias")
-    alias.add_argument(
-        "--expect",
-        type=int,
-        metavar="VERSION",
-        help="refuse unless it stands for this version now; 0: for none",
-    )
+    rollback = add("rollback", "move an alias back to the version that it stood for before")
+    rollback.add_argument("name", metavar="NAME", help="ns/name")
+    rollback.add_argument("alias", metavar="ALIAS", help="such as prod")
+    rollback.add_argument("--to", metavar="TARGET", help="number of a version, or another alias, instead")
+    for verb in (alias, rollback):
+        verb.add_argument(
+            "--expect",
+            type=int,
+            metavar="VERSION",
+            help="refuse unless it stands for this version now; 0: for none",
+        )
+    yank = add("yank", "mark a version as not to be used any more; it stays, and latest passes it over")
+    yank.add_argument("ref", metavar="REF", help="ns/name@17")
+    how = yank.add_mutually_exclusive_group()
+    how.add_argument("--reason", metavar="TEXT", help="shown to whoever still asks for it")
+    how.add_argument("--undo", action="store_true", help="take the mark away again")
     add("verify", "hash everything that is published, and check every log")
     return parser
 
@@ -81,6 +95,7 @@ def _publish(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 def _resolve(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     version = registry.resolve(args.ref)
+    _warn(version)
     rows = [
         ["ref", version.ref],
         ["digest", f"sha256:{version.digest}"],
@@ -92,16 +107,18 @@ def _resolve(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 
 def _pull(registry: AdapterRegistry, args: argparse.Namespace) -> int:
-    path = str(registry.pull(args.ref, args.into))
+    version = registry.resolve(args.ref)
+    _warn(version)
+    path = str(registry.pull(version, args.into))
     return _answer(args, {"path": path}, path)
 
 
 def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
-    versions = registry.list(args.namespace)
-    rows = [["REF", "ALIASES", "METHOD", "TASK", "PUBLISHED", "BY"]]
+    versions = registry.list(args.namespace, all_versions=args.all)
+    rows = [["REF", "ALIASES", "METHOD", "TASK", "PUBLISHED", "BY", "YANKED"]]
     for v in versions:
         method, task = v.summary.get("method"), v.summary.get("task")
-        rows.append([v.ref, ", ".join(v.aliases), _flat(method), _flat(task), v.time, v.actor])
+        rows.append([v.ref, ", ".join(v.aliases), _flat(method), _flat(task), v.time, v.actor, v.yanked or ""])
     where = f"namespace {args.namespace!r} of {registry.location}" if args.namespace else registry.location
     nothing = f"no adapters in {where}; `finetune registry publish FOLDER` adds one"
     return _answer(args, [_version_json(v) for v in versions], _table(rows) if versions else nothing)
@@ -109,15 +126,38 @@ def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 def _log(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     commits = registry.log(args.name)
-    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "TIME", "BY"]]
+    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY"]]
     for c in commits:
-        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), c.time, c.actor])
+        yanked = ", ".join(sorted(c.yanked, key=int)) or "-"
+        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor])
     return _answer(args, [c.model_dump(mode="json") for c in commits], _table(rows))
 
 
 def _alias(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     version = registry.alias(args.name, args.alias, args.target, expect=args.expect)
     return _answer(args, _version_json(version), f"{args.alias} -> {_one_line(version)}")
+
+
+def _rollback(registry: AdapterRegistry, args: argparse.Namespace) -> int:
+    version = registry.rollback(args.name, args.alias, args.to, expect=args.expect)
+    return _answer(args, _version_json(version), f"{args.alias} -> {_one_line(version)}")
+
+
+def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
+    if args.undo:
+        version = registry.unyank(args.ref)
+        return _answer(args, _version_json(version), f"no longer yanked: {_one_line(version)}")
+    version = registry.yank(args.ref, reason=args.reason)
+    lines = [f"yanked {version.ref}: {version.yanked}"]
+    for alias in version.aliases:
+        if alias == LATEST:
+            lines.append("every version is yanked now, so latest cannot be asked for until another is published")
+        else:
+            lines.append(
+                f"{alias} stands for it and cannot be asked for until it is moved: "
+                f"finetune registry rollback {version.full_name} {alias}"
+            )
+    return _answer(args, _version_json(version), "\n".join(map(_printable, lines)))
 
 
 def _verify(registry: AdapterRegistry, args: argparse.Namespace) -> int:
@@ -134,6 +174,8 @@ _VERBS: dict[str, Callable[[AdapterRegistry, argparse.Namespace], int]] = {
     "list": _list,
     "log": _log,
     "alias": _alias,
+    "rollback": _rollback,
+    "yank": _yank,
     "verify": _verify,
 }
 
@@ -143,8 +185,13 @@ def _answer(args: argparse.Namespace, value: Any, text: str) -> int:
     return 0
 
 
+def _warn(version: Version) -> None:
+    if version.warning:
+        print(f"warning: {_printable(version.warning)}", file=sys.stderr)
+
+
 def _version_json(version: Version) -> dict[str, Any]:
-    return {"ref": version.ref, **vars(version)}
+    return {"ref": version.ref, **vars(version), "warning": version.warning}
 
 
 def _one_line(version: Version) -> str:

@@ -1,24 +1,27 @@
 """The commit: one immutable entry in the log of an adapter, holding everything that was true after it.
 
 Each entry holds the digest of the one before it, so that the newest vouches for all history. Each holds the
-whole state (aliases, newest version and its summary), so that the newest alone answers most questions.
+whole state (aliases, yanked versions, newest version and its summary), so that the newest alone answers most
+questions.
 """
 
 import getpass
 import re
 import socket
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finetune.adapters.manifest import Sha256, canonical_json, sha256_hex, strict_json
-from finetune.adapters.reference import LATEST, AdapterRef, Alias, VersionNumber, check_name_part
+from finetune.adapters.reference import LATEST, Alias, VersionNumber, check_name_part
 from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError
 
 MAX_COMMIT_BYTES = 1024 * 1024
+SCHEMA = 2  # written; schema 1 knew no yanked versions, and registries that were begun with it go on
 
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Txn = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 _LOG_KEY = re.compile(r"names/([^/]+)/([^/]+)/log/((?!0{12})[0-9]{12})\.json")
@@ -60,41 +63,63 @@ class Commit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     seq: VersionNumber  # place in the log, from 1, without gaps
     prev: Sha256 | None  # of the bytes of the entry before; None for the first
     txn: Txn  # chosen by the writer, who so knows its own entry again
-    op: Literal["publish", "alias"]
+    op: Literal["publish", "alias", "rollback", "yank", "unyank"]
     version: VersionNumber  # number of versions published so far, which is the newest version
     manifest: Sha256  # of the newest version
     # All of them, with the version that each stands for.
     aliases: dict[Alias, VersionNumber] = Field(max_length=1000)
+    # All versions that are not to be used any more, each with the reason; JSON has no numbers as keys.
+    yanked: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,11}$")], Line] = Field(default={}, max_length=1000)
     summary: dict[str, Any]  # of the newest version's manifest
     expect: dict[Alias, Annotated[int, Field(ge=0)]]  # what had to be true before; 0: no such alias
-    actor: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
+    actor: Line
     # Information only, for clocks differ; the order is that of seq.
     time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 
     @model_validator(mode="after")
-    def _aliases_stand_for_versions_that_exist(self) -> "Commit":
-        if self.aliases.get(LATEST) is None:
-            raise ValueError(f"the alias {LATEST} is missing")
+    def _holds_together(self) -> "Commit":
         for alias, version in self.aliases.items():
             if version > self.version:
                 raise ValueError(f"the alias {alias} stands for {version}, but {self.version} is the newest")
+        for number in self.yanked:
+            if int(number) > self.version:
+                raise ValueError(f"version {number} is yanked, but {self.version} is the newest")
+        if self.schema_version == 1 and (self.yanked or self.op not in ("publish", "alias")):
+            raise ValueError("schema 1 has no yanked versions, and no op but publish and alias")
+        latest = self.aliases.get(LATEST)
+        if latest is None:
+            raise ValueError(f"the alias {LATEST} is missing")
+        if latest != (newest := newest_usable(self.version, self.yanked)):
+            raise ValueError(f"the alias {LATEST} stands for {latest}, but it has to stand for {newest}")
         return self
 
     @classmethod
-    def after(cls, head: "Commit | None", **fields: Any) -> "Commit":
+    def after(cls, head: "Commit | None", *, op: str, txn: str, **changes: Any) -> "Commit":
         """Returns the entry that follows ``head``, written here and now.
+
+        Args:
+            head: the newest entry, None when there is none.
+            op: what is done.
+            txn: chosen by the writer.
+            **changes: the fields that differ from those of ``head``; ``latest`` is put right.
 
         Raises:
             RegistryError: what it should say does not fit into a log.
         """
+        kept = ("version", "manifest", "summary", "aliases", "yanked")
+        fields = {} if head is None else {name: getattr(head, name) for name in kept}
+        fields |= {"expect": {}, "yanked": {}, **fields, **changes}
+        fields["aliases"] = fields["aliases"] | {LATEST: newest_usable(fields["version"], fields["yanked"])}
         try:
             commit = cls(
                 seq=1 if head is None else head.seq + 1,
                 prev=None if head is None else head.digest,
+                op=op,  # type: ignore[arg-type]
+                txn=txn,
                 actor=current_actor(),
                 time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 **fields,
@@ -123,8 +148,10 @@ class Commit(BaseModel):
         except ManifestError as error:
             raise IntegrityError(str(error)) from None
         schema = data.get("schema_version") if isinstance(data, dict) else None
-        if isinstance(schema, int) and schema > 1:
-            raise RegistryError(f"{source}: written with schema {schema}, this program reads 1: upgrade finetune")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise RegistryError(
+                f"{source}: written with schema {schema}, this program reads up to {SCHEMA}: upgrade finetune"
+            )
         try:
             commit = cls.model_validate(data)
         except ValidationError as error:
@@ -137,12 +164,20 @@ class Commit(BaseModel):
     def to_bytes(self) -> bytes:
         """Returns the canonical JSON of the commit."""
         # Not mode="json", which writes null for a number that is not finite.
-        return canonical_json(self.model_dump())
+        return canonical_json(self.model_dump(exclude={"yanked"} if self.schema_version == 1 else None))
 
     @property
     def digest(self) -> str:
         """SHA-256 of the bytes of the commit, which the next one holds as ``prev``."""
         return sha256_hex(self.to_bytes())
+
+
+def newest_usable(version: int, yanked: Container[str]) -> int:
+    """Returns what ``latest`` stands for when ``version`` is the newest: the newest version that is not yanked.
+
+    Where all are yanked it is the newest, and asking for it an error.
+    """
+    return next((number for number in range(version, 0, -1) if str(number) not in yanked), version)
 
 
 def check_link(commit: Commit, previous: Commit | None) -> list[str]:
@@ -161,66 +196,37 @@ def check_link(commit: Commit, previous: Commit | None) -> list[str]:
             if previous
             else "it is the first entry, but names one before it"
         )
-    published = 0 if previous is None else previous.version
     if commit.op == "publish":
+        published = 0 if previous is None else previous.version
         if commit.version != published + 1:
             problems.append(f"it publishes version {commit.version} after version {published}")
-        if commit.aliases[LATEST] != commit.version:
-            problems.append(f"it publishes {commit.version}, but {LATEST} stands for {commit.aliases[LATEST]}")
     elif previous is None:
-        problems.append("it moves an alias before anything was published")
+        problems.append(f"its op is {commit.op}, before anything was published")
     elif any(getattr(commit, name) != getattr(previous, name) for name in ("version", "manifest", "summary")):
-        problems.append("it moves an alias, but its newest version differs from that of the entry before it")
+        problems.append(f"its op is {commit.op}, but its newest version differs from that of the entry before it")
+    if previous is not None:
+        problems.extend(_undue_changes(commit, previous))
     return problems
 
 
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """One published version of an adapter.
+def _undue_changes(commit: Commit, previous: Commit) -> list[str]:
+    """Returns where an entry changes more, or something else, than its ``op`` says."""
+    moved = _changed(commit.aliases, previous.aliases) - {LATEST}
+    if commit.op == "publish":
+        undue = {alias for alias in moved if commit.aliases.get(alias) != commit.version}
+    elif commit.op in ("alias", "rollback") and len(moved) == 1:
+        undue = moved - commit.aliases.keys()
+    else:
+        undue = moved
+    yanked = _changed(commit.yanked, previous.yanked)
+    if len(yanked) == 1 and commit.op == ("yank" if yanked & commit.yanked.keys() else "unyank"):
+        yanked = set()
+    return [
+        f"its op is {commit.op}, but it changes {what} {', '.join(sorted(names))}"
+        for what, names in (("aliases:", undue), ("what is yanked:", yanked))
+        if names
+    ]
 
-    Attributes:
-        namespace: the team or domain.
-        name: the adapter.
-        version: its number, counted from 1 without gaps.
-        digest: SHA-256 of its manifest.
-        aliases: the words that stand for it now, sorted.
-        summary: what the log keeps of its manifest.
-        time: when it was published, by the clock of whoever did.
-        actor: who published it, by their own word.
-        seq: the entry of the log that published it.
-    """
 
-    namespace: str
-    name: str
-    version: int
-    digest: str
-    aliases: tuple[str, ...]
-    summary: dict[str, Any]
-    time: str
-    actor: str
-    seq: int
-
-    @classmethod
-    def of(cls, ref: AdapterRef, commit: Commit, aliases: dict[str, int]) -> "Version":
-        """Returns the version that ``commit`` published, with those of ``aliases`` that stand for it."""
-        return cls(
-            namespace=ref.namespace,
-            name=ref.name,
-            version=commit.version,
-            digest=commit.manifest,
-            aliases=tuple(sorted(alias for alias, version in aliases.items() if version == commit.version)),
-            summary=commit.summary,
-            time=commit.time,
-            actor=commit.actor,
-            seq=commit.seq,
-        )
-
-    @property
-    def full_name(self) -> str:
-        """``namespace/name``."""
-        return f"{self.namespace}/{self.name}"
-
-    @property
-    def ref(self) -> str:
-        """``namespace/name@17``."""
-        return f"{self.full_name}@{self.version}"
+def _changed(after: Mapping[str, object], before: Mapping[str, object]) -> set[str]:
+    return {key for key in {*after, *before} if after.get(key) != before.get(key)}

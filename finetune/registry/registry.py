@@ -1,19 +1,21 @@
-"""The daily verbs of a registry: publish, resolve, pull, list, log, alias."""
+"""The daily verbs of a registry: publish, resolve, pull, list, log, alias, rollback, yank, unyank."""
 
 import builtins
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_name_part
-from finetune.errors import AdapterReferenceError, ConflictError, IntegrityError, NotFoundError
+from finetune.errors import AdapterReferenceError, IntegrityError, NotFoundError
 from finetune.lookup import did_you_mean
-from finetune.registry.commits import Commit, Version
+from finetune.registry import changes
+from finetune.registry.commits import Commit
+from finetune.registry.finding import check_exists, find, version_before
 from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
 from finetune.registry.log import Log, list_logs
 from finetune.registry.store import ObjectMissing
+from finetune.registry.versions import Version
 
 
 class AdapterRegistry:
@@ -82,37 +84,41 @@ class AdapterRegistry:
         check_folder(folder, manifest)
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
-        commit = self._append_publish(ref, sha256_hex(raw), manifest.summary(), words, txn)
-        return Version.of(ref, commit, commit.aliases)
+        commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)
+        return Version.of(ref, commit, commit)
 
     def resolve(self, ref: str | AdapterRef) -> Version:
         """Returns the version that a reference means now.
 
+        An alias never gives a yanked version. An exact version or digest does, with a ``warning`` in it.
+
         Raises:
             AdapterReferenceError: it is no reference.
             NotFoundError: there is no such adapter, version or alias; with those that there are.
+            YankedError: the alias stands for a yanked version, or every version is yanked.
         """
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
         log = self._log(ref)
         head = self._head(log, ref)
-        return Version.of(ref, self._find(log, head, ref), head.aliases)
+        return Version.of(ref, find(log, head, ref), head)
 
-    def pull(self, ref: str | AdapterRef, into: str | Path | None = None) -> Path:
+    def pull(self, ref: str | AdapterRef | Version, into: str | Path | None = None) -> Path:
         """Returns a folder that holds exactly the manifest and the files of a version, every byte checked.
 
         The folder appears whole or not at all. One that is there already, from an earlier pull, is hashed
         again before it is returned; in the cache it is built anew when it is not right.
 
         Args:
-            ref: which version.
+            ref: which version; what ``resolve`` returned, where its ``warning`` matters.
             into: the folder to make; None for one in ``default_cache()``.
 
         Raises:
             NotFoundError: there is no such adapter, version or alias.
+            YankedError: the alias stands for a yanked version.
             IntegrityError: the registry is damaged.
             StoreError: the folder cannot be written, or ``into`` holds something else.
         """
-        version = self.resolve(ref)
+        version = ref if isinstance(ref, Version) else self.resolve(ref)
         target = default_cache() / version.digest if into is None else Path(into).expanduser().absolute()
         if not holds(target, version.digest):
             try:
@@ -124,11 +130,12 @@ class AdapterRegistry:
                 ) from None
         return target
 
-    def list(self, namespace: str | None = None) -> builtins.list[Version]:
-        """Returns the newest version of every adapter, by name.
+    def list(self, namespace: str | None = None, *, all_versions: bool = False) -> builtins.list[Version]:
+        """Returns the latest version of every adapter, by name.
 
         Args:
             namespace: only those in it; None for all.
+            all_versions: every version instead, the yanked ones too, the oldest of a name first.
         """
         if namespace is not None:
             check_name_part(namespace)
@@ -141,7 +148,10 @@ class AdapterRegistry:
             # Only where the search begins: a listing that is behind makes it longer, not wrong.
             log.known = max(log.known, entries[-1])
             head = self._head(log, ref)
-            versions.append(Version.of(ref, self._find(log, head, ref), head.aliases))
+            shown = [log.find_version(head.aliases[LATEST], head)]
+            if all_versions:
+                shown = [entry for entry in log.entries(head) if entry.op == "publish"]
+            versions.extend(Version.of(ref, entry, head) for entry in shown)
         return versions
 
     def log(self, name: str) -> builtins.list[Commit]:
@@ -159,7 +169,7 @@ class AdapterRegistry:
 
         Args:
             name: the adapter, ``ns/name``.
-            alias: the word; ``latest`` is moved by publish only.
+            alias: the word; not ``latest``, which always stands for the newest version that is not yanked.
             target: number of the version, or what may stand after the ``@`` of a reference.
             expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
 
@@ -169,70 +179,82 @@ class AdapterRegistry:
         Raises:
             ConflictError: it stands for another version than expected, which is named.
             NotFoundError: there is no such adapter or target.
+            YankedError: the target is yanked.
         """
         AdapterRef.parse_name(name)
-        if check_alias(alias) == LATEST:
-            raise AdapterReferenceError(f"the alias {LATEST!r} is moved by publish only; choose another word.")
         ref = AdapterRef.parse(f"{name}@{target}")
-        log, txn = self._log(ref), uuid.uuid4().hex
+        log = self._existing_log(ref)
+        return changes.move(log, ref, alias, lambda head: find(log, head, ref).version, op="alias", expect=expect)
 
-        def make(head: Commit | None) -> Commit:
-            head = head or self._head(log, ref)
-            now, found = head.aliases.get(alias, 0), self._find(log, head, ref)
-            if expect is not None and now != expect:
-                raise ConflictError(
-                    f"{ref.full_name}: the alias {alias!r} was expected to stand for {_show(expect)}, but "
-                    f"stands for {_show(now)} (entry {head.seq}, by {head.actor}). Nothing was changed."
-                )
-            if now == found.version:
-                return head
-            return Commit.after(
-                head,
-                txn=txn,
-                op="alias",
-                version=head.version,
-                manifest=head.manifest,
-                aliases=head.aliases | {alias: found.version},
-                summary=head.summary,
-                expect={} if expect is None else {alias: expect},
+    def rollback(self, name: str, alias: str, to: int | str | None = None, *, expect: int | None = None) -> Version:
+        """Moves an alias back to where it was before, or to a given version.
+
+        Once more goes one step further back. Yanked versions are passed over.
+
+        Args:
+            name: the adapter, ``ns/name``.
+            alias: the word.
+            to: number of the version, or what may stand after the ``@`` of a reference; None for where it was.
+            expect: the version that the alias must stand for now; None for any.
+
+        Returns:
+            The version it stands for now.
+
+        Raises:
+            ConflictError: it stands for another version than expected, which is named.
+            NotFoundError: there is no such adapter, alias or target, or it never stood for another version.
+            YankedError: the target is yanked.
+        """
+        ref = AdapterRef.parse_name(name)
+        ref = ref if to is None else AdapterRef.parse(f"{name}@{to}")
+        log = self._existing_log(ref)
+
+        def target(head: Commit) -> int:
+            check_exists(head, ref, alias)
+            return version_before(log.entries(head), head, ref, alias) if to is None else find(log, head, ref).version
+
+        return changes.move(log, ref, alias, target, op="rollback", expect=expect)
+
+    def yank(self, ref: str | AdapterRef, *, reason: str | None = None) -> Version:
+        """Marks a version as not to be used any more; nothing is deleted.
+
+        ``latest`` falls to the newest version that is not yanked. Another alias that stands for the version
+        stays, and asking for it is an error until it is moved.
+
+        Args:
+            ref: the version, by its number: ``ns/name@17``.
+            reason: for whoever still asks for it, one line.
+
+        Raises:
+            AdapterReferenceError: it is no reference, or says no number: an alias may move meanwhile.
+            NotFoundError: there is no such adapter or version.
+        """
+        ref, log, version = self._existing_version(ref, "yank")
+        return changes.yank(log, ref, version, reason=reason)
+
+    def unyank(self, ref: str | AdapterRef) -> Version:
+        """Takes ``yank`` back; a version that is not yanked stays as it is.
+
+        Raises:
+            AdapterReferenceError: it is no reference, or says no number.
+            NotFoundError: there is no such adapter or version.
+        """
+        ref, log, version = self._existing_version(ref, "unyank")
+        return changes.unyank(log, ref, version)
+
+    def _existing_version(self, ref: str | AdapterRef, verb: str) -> tuple[AdapterRef, Log, int]:
+        ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
+        if ref.version is None:
+            raise AdapterReferenceError(
+                f"{ref} does not say the number of a version, such as {ref.full_name}@17; {verb} needs it."
             )
+        log = self._log(ref)
+        return ref, log, find(log, self._head(log, ref), ref).version
 
-        commit = log.append(make)
-        return Version.of(ref, log.find_version(commit.aliases[alias], commit), commit.aliases)
-
-    def _append_publish(
-        self, ref: AdapterRef, digest: str, summary: dict, aliases: builtins.list[str], txn: str | None
-    ) -> Commit:
-        log, mine = self._log(ref), uuid.uuid4().hex if txn is None else txn
-        searched = 0
-
-        def make(head: Commit | None) -> Commit:
-            nonlocal searched
-            if head is not None and txn is not None:
-                done = log.find_txn(mine, head, above=searched)
-                searched = head.seq
-                if done is not None:
-                    return done
-            version = 1 if head is None else head.version + 1
-            moved = dict.fromkeys([*aliases, LATEST], version)
-            return Commit.after(
-                head,
-                txn=mine,
-                op="publish",
-                version=version,
-                manifest=digest,
-                aliases=moved if head is None else head.aliases | moved,
-                summary=summary,
-                expect={},
-            )
-
-        commit = log.append(make)
-        if (commit.op, commit.manifest) != ("publish", digest):
-            raise ConflictError(
-                f"{ref.full_name}: the txn {mine} is that of entry {commit.seq}, which did something else. "
-                "Use a new one for another publish."
-            )
-        return commit
+    def _existing_log(self, ref: AdapterRef) -> Log:
+        log = self._log(ref)
+        self._head(log, ref)
+        return log
 
     def _open(self, *, create: bool = False) -> bool:
         self._is_registry = self._is_registry or is_registry(self.store, create=create)
@@ -255,20 +277,3 @@ class AdapterRegistry:
                 f"It holds: {shown or 'nothing yet'}."
             )
         return head
-
-    def _find(self, log: Log, head: Commit, ref: AdapterRef) -> Commit:
-        """Returns the entry that published what ``ref`` means when ``head`` is the newest entry."""
-        number = ref.version if ref.alias is None else head.aliases.get(ref.alias)
-        if number is not None and number <= head.version:
-            return log.find_version(number, head)
-        found = None if ref.digest is None else log.find_digest(ref.digest, head)
-        if found is None:
-            hint = "" if ref.alias is None else did_you_mean(ref.alias, head.aliases)
-            versions = "version 1" if head.version == 1 else f"versions 1 to {head.version}"
-            aliases = ", ".join(f"{alias} ({version})" for alias, version in sorted(head.aliases.items()))
-            raise NotFoundError(f"{ref} does not exist.{hint} There are {versions}, and the aliases {aliases}.")
-        return found
-
-
-def _show(version: int) -> str:
-    return f"version {version}" if version else "none"

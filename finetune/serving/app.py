@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from finetune.adapters.base_identity import require_same_base, require_same_proc
 from finetune.adapters.contract import section_of
 from finetune.adapters.folder import AdapterFolder, read_folder
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
-from finetune.adapters.probe import compare
+from finetune.adapters.probe import ProbeResult, compare
 from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, load_base
+from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
 from finetune.errors import (
     AdapterReferenceError,
@@ -53,7 +55,7 @@ class Resident:
     internal_name: str  # what the layers know it by
     manifest: AdapterManifest
     placeholders: Placeholders | None  # what rows must hold for it
-    probe: str  # "passed" or "inconclusive"
+    probe: ProbeResult  # how its effect here compares with the one recorded when it was saved
 
 
 class VisionLanguageModel:
@@ -96,14 +98,18 @@ class VisionLanguageModel:
             AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
-        path, folder = as_folder(ref), None
+        path = as_folder(ref)
         if path is None:
-            digest = self._registry().resolve(str(ref)).digest  # each time: an alias may have moved
+            version = self._registry().resolve(str(ref))  # each time: an alias may have moved
+            digest = version.digest
         else:
             folder = read_folder(path)
             digest = sha256_hex(folder.manifest.to_bytes())
         if digest not in self._residents:
-            folder = folder or read_folder(self._registry().pull(str(ref)))
+            if path is None:
+                if version.warning:
+                    warnings.warn(version.warning, stacklevel=2)
+                folder = read_folder(self._registry().pull(version))
             self._residents[digest] = self._attach(str(ref), digest, folder)
         return self._residents[digest]
 
@@ -125,11 +131,31 @@ class VisionLanguageModel:
         """Returns the answer to one question, put exactly as the active adapter was trained.
 
         Args:
-            image: a path, bytes, a PIL image or pixels [H, W, 3] uint8.
+            image: a path, bytes, a PIL image or pixels [H, W, 3] uint8; None for a question without a picture, a list
+                for one with several.
             question: the user's words.
         """
+        images = image if isinstance(image, list) else [] if image is None else [image]
         options = self._options(VqaSection, "ask(image, question)", instead="classify(image, labels)")
-        return self._answer(_row(options.ask(question), image))
+        return self._answer(_row(options.ask(question, num_images=len(images)), images))
+
+    def chat(self, messages: list[Message]) -> str:
+        """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
+
+        Args:
+            messages: in Hugging Face's chat format, the last one the user's; pictures stand in their parts as
+                ``{"type": "image", "image": ...}``, as ``ask`` takes them.
+
+        Raises:
+            DataError: this is no such conversation.
+        """
+        options = self._options(VqaSection, "chat(messages)", instead="classify(image, labels)")
+        conversation, images = read_conversation(messages, where="chat")
+        if conversation[-1]["role"] != "user":
+            raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
+        if len(images) != num_image_parts(conversation):
+            raise DataError('chat: a part {"type": "image"} lacks its picture: put it under "image"')
+        return self._answer(_row(options.converse(conversation), images))
 
     def classify(self, image: Any, labels: Sequence[str]) -> str:
         """Returns the label whose text lies closest to a picture, put into the words that the adapter learnt.
@@ -146,7 +172,7 @@ class VisionLanguageModel:
         if not labels or isinstance(labels, str):
             raise DataError(f"labels is a list of at least one text, not {labels!r}")
         choices = {label: options.text_of(label) for label in labels}
-        return self._answer(replace(_row(show(), image), choices=choices))
+        return self._answer(replace(_row(show(), [image]), choices=choices))
 
     def embed(self, image: Any) -> Tensor:
         """Returns the embedding [D] of a picture, fp32, of length 1.
@@ -154,7 +180,7 @@ class VisionLanguageModel:
         Raises:
             ModelError: the base is no dual encoder.
         """
-        return self._embed(lambda: self.prompt_batch([_row(show(), image)]))
+        return self._embed(lambda: self.prompt_batch([_row(show(), [image])]))
 
     def embed_text(self, text: str) -> Tensor:
         """Returns the embedding [D] of a text as it stands, fp32, of length 1.
@@ -167,11 +193,8 @@ class VisionLanguageModel:
 
     def _embed(self, batch: Callable[[], Batch]) -> Tensor:
         self._options(ContrastiveSection, "an embedding", instead="ask(image, question)")
-        return (
-            cast("ContrastiveTask", self.task)
-            .embed(self.model, batch().to(self.model.device, self.model.dtype))[0]
-            .cpu()
-        )
+        inputs = batch().to(self.model.device, self.model.dtype)
+        return cast("ContrastiveTask", self.task).embed(self.model, inputs)[0].cpu()
 
     def _options(self, section: type[S], call: str, *, instead: str) -> S:
         options = self.task.options
@@ -227,7 +250,7 @@ class VisionLanguageModel:
         self.switcher.use(before)
         return Resident(ref, name, manifest, placeholders(manifest.adapter), verdict)
 
-    def _probe(self, manifest: AdapterManifest, name: str) -> str:
+    def _probe(self, manifest: AdapterManifest, name: str) -> ProbeResult:
         self.switcher.use(None)
         off = self.base.probe(manifest.probe.seed)
         self.switcher.use(name)
@@ -298,5 +321,6 @@ def as_folder(ref: str | Path) -> Path | None:
     return Path(ref)
 
 
-def _row(prompt: list[Message], image: Any) -> Example:
-    return Example(id="the picture", messages=[*prompt, answer("")], images=[as_source(image)], answers=[""])
+def _row(prompt: list[Message], images: list[Any]) -> Example:
+    sources = [as_source(image) for image in images]
+    return Example(id="question", messages=[*prompt, answer("")], images=sources, answers=[""])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.adapters.base_identity import cache_home, write_note
+from finetune.cache import cache_home, write_note
 from finetune.errors import BaseMismatchError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import extract_model_from_parallel, gather, pad_across_processes
+from accelerate.utils import extract_model_from_parallel, gather, gather_object, pad_across_processes
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from finetune.example import texts_to_choose_from
@@ -62,12 +62,7 @@ class ContrastiveTask(ExactMatch):
         Returns:
             For each micro-batch the sum of its rows' losses.
         """
-        random: list[_RandomState] = []
-        parts: list[Tensor] = []
-        with torch.no_grad():
-            for batch in batches:
-                random.append(_RandomState(batch))
-                parts.append(_embed(model, batch))  # [B, 2, D]
+        random, parts = _embed_without_graph(model, batches)
         labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
         embeddings, every_label, first = _gather(torch.cat(parts), labels)
         embeddings.requires_grad_()
@@ -143,6 +138,29 @@ class _RandomState:
     def _put_back(self) -> None:
         torch.set_rng_state(self.cpu)
         set_device_states(*self.devices)
+
+
+def _embed_without_graph(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[_RandomState], list[Tensor]]:
+    """Returns for each micro-batch the state before it and its embeddings [B, 2, D].
+
+    Raises:
+        RuntimeError: on every process where it is raised on one: the others would wait for its embeddings.
+    """
+    random: list[_RandomState] = []
+    parts: list[Tensor] = []
+    failure: RuntimeError | None = None
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                random.append(_RandomState(batch))
+                parts.append(_embed(model, batch))
+    except RuntimeError as error:
+        failure = error
+    if PartialState().num_processes > 1 and any(gather_object([failure is not None])):
+        raise failure or torch.OutOfMemoryError("another process ran out of memory")
+    if failure:
+        raise failure
+    return random, parts
 
 
 def _embed(model: nn.Module, batch: Batch) -> Tensor:

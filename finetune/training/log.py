@@ -1,7 +1,9 @@
 """Progress for people and for programs: a bar on the terminal and one JSON line a step in the run's folder."""
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,43 @@ class RunLog:
         folder: the run's folder.
         every: optimizer steps between lines.
         main: whether this is the main process.
+        track: given each line's numbers and its step; accelerate's ``log``, for trackers.
     """
 
-    def __init__(self, folder: Path, *, every: int, main: bool = True):
-        self.every, self.main = every, main
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        main: bool = True,
+        track: Callable[[dict[str, Any], int], None] | None = None,
+    ):
+        self.every, self.main, self.track = every, main, track
         self.file = folder / "log.jsonl"
-        if main:
-            self.file.write_text("")
+        self.full = False  # whether a line could not be written
         self.bar: tqdm[Any] | None = None
         self._samples = self._tokens = 0
         self._busy = 0.0  # seconds spent in steps since the last line
 
-    def start(self, total_steps: int) -> None:
-        """Opens the bar."""
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.file.stat().st_size if self.file.exists() else 0
+
+    def start(self, total_steps: int, *, done: int = 0, size: int = 0) -> None:
+        """Opens the bar, and drops the lines of steps that are taken again.
+
+        Args:
+            total_steps: optimizer steps of the whole run.
+            done: those before this start.
+            size: bytes of the log that belong to them.
+        """
+        if self.main:
+            self.file.touch()
+            os.truncate(self.file, min(size, self.size))
         self.bar = tqdm(
             total=total_steps,
+            initial=done,
             unit="step",
             disable=not self.main,
             file=sys.stderr,
@@ -64,12 +88,22 @@ class RunLog:
         if self.main:
             tqdm.write(text, file=sys.stdout)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Closes the bar."""
         if self.bar is not None:
             self.bar.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.main:
+        if not self.main:
+            return
+        if self.track:
+            self.track({name: value for name, value in line.items() if name != "step"}, line["step"])
+        size = self.size
+        try:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            os.truncate(self.file, size)  # no half line
+            if not self.full:
+                self.say(f"{self.file}: {error.strerror}. The run goes on; lines are missing from step {line['step']}.")
+            self.full = True

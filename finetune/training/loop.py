@@ -8,51 +8,38 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from finetune.errors import TrainingError
+from finetune.errors import StoppedError, TrainingError
+from finetune.training.finite import explain_not_finite
+from finetune.training.memory import any_process, describe_halved, free_memory, halved, is_out_of_memory
+from finetune.training.optimizer import make_optimizer, set_learning_rate
 from finetune.training.plan import Plan, learning_rate_factor
+from finetune.training.randomness import random_state, set_random_state
+from finetune.training.rows import Windows
+from finetune.training.state import Standing, TrainState
+from finetune.training.stopping import Stopping, farewell
+from finetune.training.trainable import refuse_dead, set_train_mode
+from finetune.training.window import add_up_gradients, backward_window, count_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from accelerate import Accelerator
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune.example import Example
-    from finetune.interfaces import Attachment, Batch, CoupledTask, Task
+    from finetune.interfaces import Attachment, Batch, Task
     from finetune.recipe import TrainSection
+    from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.log import RunLog
-
-
-@dataclass
-class TrainState:
-    """Where a run stands."""
-
-    step: int = 0  # optimizer steps done
-    best_score: float = -math.inf
-    best_step: int = 0
-    validations_without_better: int = 0
-
-
-class _Rows(Dataset):
-    """Hands (row, learnt) pairs through a DataLoader to the collator."""
-
-    def __init__(self, examples: list[Example]):
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: tuple[int, bool]) -> tuple[Example, bool]:
-        return self.examples[index[0]], index[1]
+    from finetune.training.window import LossSums
 
 
 class Trainer:
@@ -65,7 +52,9 @@ class Trainer:
         collate: makes a training batch of (example, learnt) pairs.
         options: the recipe's train section.
         accelerator: with gradient_accumulation_steps=1; accumulation is this loop's own.
+        log: where progress goes.
         seed: of the order of rows.
+        checkpoints: where the state is kept; None keeps none.
     """
 
     def __init__(
@@ -76,21 +65,39 @@ class Trainer:
         collate: Callable[[list[tuple[Example, bool]]], Batch],
         options: TrainSection,
         accelerator: Accelerator,
+        log: RunLog,
         *,
         seed: int,
+        checkpoints: Checkpoints | None = None,
     ):
         self.task, self.collate, self.options, self.seed = task, collate, options, seed
-        self.accelerator, self.attachment = accelerator, attachment
+        self.accelerator, self.attachment, self.log, self.checkpoints = accelerator, attachment, log, checkpoints
         self.parameters = list(attachment.parameters.values())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.optimizer = make_optimizer(attachment, options)
         self.plain_model = model
         self.model = accelerator.prepare(model)
-        self.state = TrainState()
+        self.state = TrainState(batch_size=options.batch_size)
+        self.best: dict[str, Tensor] = {}  # weights of the best validation
+        self.random = random_state()  # as it was after the last whole step
+        self._log_bytes = 0
+        self._kept: Path | None = None  # the checkpoint of the present step, where there is one
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing(attachment=self.attachment, optimizer=self.optimizer, state=self.state, best=self.best)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Puts the run where ``checkpoint`` was taken; the model has been prepared by then.
+
+        Raises:
+            TrainingError: what trains now is not what trained then.
+        """
+        self.random = self._standing.unpack(checkpoint, process=self.accelerator.process_index)
+        self._log_bytes, self._kept = checkpoint.facts["log_bytes"], checkpoint.path
 
     def train(
         self,
         examples: list[Example],
-        log: RunLog,
         *,
         validate: Callable[[], float] | None = None,
         on_better: Callable[[], None] | None = None,
@@ -99,161 +106,144 @@ class Trainer:
 
         Args:
             examples: the rows to learn.
-            log: where progress goes.
             validate: returns a score, higher is better; called every ``eval_steps`` and at the end.
-            on_better: called when a validation was the best so far.
+            on_better: called when a validation was the best so far, with its weights in ``best``.
 
         Raises:
-            TrainingError: a dead parameter, or a gradient that is not finite.
+            TrainingError: a dead parameter, a loss or gradient that is not finite, or too little memory for one row.
+            StoppedError: a signal asked to stop; the state is saved.
         """
-        plan = Plan.of(
-            self.options, num_rows=len(examples), num_processes=self.accelerator.num_processes, seed=self.seed
+        options, state, process = self.options, self.state, self.accelerator.process_index
+        self.plan = plan = Plan.of(
+            options,
+            num_rows=len(examples),
+            num_processes=self.accelerator.num_processes,
+            seed=self.seed,
+            batch_size=state.batch_size,
         )
-        every = self.options.eval_steps or plan.steps_per_epoch
-        process = self.accelerator.process_index
-        loader = DataLoader(
-            _Rows(examples),
-            batch_sampler=plan.stream(self.state.step, process),
-            collate_fn=self.collate,
-            num_workers=self.options.num_workers,
-        )
-        stream = iter(loader)
-        log.start(plan.total_steps)
+        eval_every = options.eval_steps or plan.steps_per_epoch
+        save_every = options.save_steps or eval_every
+        windows = Windows(examples, self.collate, process=process, num_workers=options.num_workers)
+        self.log.start(plan.total_steps, done=state.step, size=self._log_bytes)
         set_train_mode(self.plain_model, self.attachment)
-        for step in range(self.state.step, plan.total_steps):
-            started = time.monotonic()
-            window = [next(stream) for _ in plan.micro_batches(step, process)]
-            values = self._step(step, window, plan)
-            log.step(step + 1, seconds=time.monotonic() - started, **values)
-            self.state.step = step + 1
-            last = step + 1 == plan.total_steps
-            if validate and ((step + 1) % every == 0 or last):
-                score = validate()
-                set_train_mode(self.plain_model, self.attachment)
-                self._note_score(score, log, on_better)
-                patience = self.options.early_stopping_patience
-                if patience and self.state.validations_without_better >= patience:
-                    log.say(f"stopped early: no better score in {patience} validations")
-                    break
-        log.finish()
-        return self.state
+        set_random_state(self.random)
+        with closing(self.log), Stopping(main=self.accelerator.is_main_process) as stopping:
+            while not self._is_finished:
+                started = time.monotonic()
+                values = self._update(*self._gradients(windows))
+                state.step += 1
+                self.random, self._kept = random_state(), None
+                self.log.step(state.step, seconds=time.monotonic() - started, **values)
+                if validate and (state.step % eval_every == 0 or state.step == plan.total_steps):
+                    self._note_score(validate(), on_better)
+                    set_train_mode(self.plain_model, self.attachment)
+                    set_random_state(self.random)  # validating changes nothing that trains
+                stop = stopping.agreed(self.accelerator)
+                if stop or state.step % save_every == 0 or self._is_finished:
+                    self._save()
+                if stop:
+                    raise StoppedError(farewell(state.step, plan.total_steps, self._kept), signum=stop)
+        return state
 
-    def _step(self, step: int, window: list[Batch], plan: Plan) -> dict[str, Any]:
-        """Makes one optimizer step; returns what is logged about it."""
-        device, dtype = self.accelerator.device, self.plain_model.dtype
-        window = [batch.to(device, dtype) for batch in window]
-        totals = self._totals(window)
-        tokens = totals.pop("tokens")
-        sums = self._backward_window(window, totals)
-        loss_sums = {name: torch.stack([part[name] for part in sums]).sum() for name in totals}
-        if step < 2:
-            self._refuse_dead(step + 1)
+    @property
+    def _is_finished(self) -> bool:
+        patience = self.options.early_stopping_patience
+        impatient = patience is not None and self.state.validations_without_better >= patience
+        return impatient or self.state.step >= self.plan.total_steps
+
+    def _gradients(self, windows: Windows) -> tuple[list[Batch], list[LossSums], dict[str, int]]:
+        """Fills the gradients of the next step, with smaller micro-batches where memory runs out.
+
+        Returns:
+            This process's window, the sums of its terms by micro-batch, and the items of each term over the whole
+            window and all processes.
+        """
+        while True:
+            window = windows.window(self.plan, self.state.step)
+            totals = count_window(self.task, window, self.accelerator)
+            sums, failed = None, False
+            try:
+                sums = backward_window(self.model, self.task, window, totals, self.accelerator, self.plain_model.dtype)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = True
+            if not any_process(self.accelerator, failed):
+                assert sums is not None
+                add_up_gradients(self.parameters, self.accelerator)
+                return window, sums, totals
+            del window, sums
+            self.optimizer.zero_grad(set_to_none=True)
+            free_memory()
+            set_random_state(self.random)
+            self.plan = plan = halved(self.plan, self.state.step + 1)
+            self.state.batch_size = plan.batch_size
+            self.log.say(f"step {self.state.step + 1}: out of memory. {describe_halved(plan)}")
+
+    def _update(self, window: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
+        """Makes one optimizer step of the gradients; returns what is logged about it."""
+        step, plan = self.state.step, self.plan
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm or math.inf)
-        if not torch.isfinite(norm):
-            ids = [example.id for batch in window for example in batch.examples]
-            raise TrainingError(
-                f"step {step + 1}: the gradient is not finite (norm {norm.item()}). Rows: {', '.join(ids[:32])}. "
-                "Lower train.learning_rate, or look at these rows."
-            )
+        terms = [name for name in totals if name != "tokens"]
+        added = torch.stack([torch.stack([part[name] for part in sums]).sum().float() for name in terms])
+        added = self.accelerator.reduce(added, "sum")
+        *numbers, norm = torch.cat([added, norm.reshape(1).to(added)]).tolist()  # the step's one wait for the device
+        means = {name: number / max(1, totals[name]) for name, number in zip(terms, numbers, strict=True)}
+        if not all(map(math.isfinite, (*means.values(), norm))):
+            self._refuse_not_finite(window, sums, loss=sum(means.values()), norm=norm)
+        refuse_dead(self.attachment, step + 1)
         rate = self.options.learning_rate * learning_rate_factor(step, self.options, plan.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        means = self._means(loss_sums, totals)
         return {
             "loss": sum(means.values()),
             **(means if len(means) > 1 else {}),
             "learning_rate": rate,
-            "grad_norm": norm.item(),
+            "grad_norm": norm,
             "epoch": (step + 1) / plan.steps_per_epoch,
             "samples": len(plan.rows(step)),
-            "tokens": tokens,
+            "tokens": totals["tokens"],
         }
 
-    def _backward_window(self, window: list[Batch], totals: Mapping[str, int]) -> list[dict[str, Tensor]]:
-        """Runs the window forward and backward; returns for each micro-batch the sum of each term."""
-        left = iter(range(len(window) - 1, -1, -1))
+    def _refuse_not_finite(self, window: list[Batch], sums: list[LossSums], *, loss: float, norm: float) -> None:
+        """Keeps the state before the step, and stops the run with the rows that did it."""
+        why = explain_not_finite(self.plain_model, self.task, self.collate, window, sums, loss=loss, norm=norm)
+        kept = self._save()
+        raise TrainingError(
+            f"step {self.state.step + 1}: {why} Lower train.learning_rate, or look at these rows."
+            + (f" The state before this step is kept in {kept}." if kept else "")
+        )
 
-        def backward(loss: Callable[[], Tensor]) -> None:
-            last = next(left) == 0
-            # DeepSpeed steps at every backward unless told that gradients are not to be synchronised.
-            self.accelerator.sync_gradients = last
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
-                    value = loss()
-                # Gradients are averaged over the processes, and are to be added up.
-                self.accelerator.backward(value * self.accelerator.num_processes)
-
-        if self.task.couples_rows:
-            return cast("CoupledTask", self.task).backward_window(self.model, window, backward)
-        sums: list[dict[str, Tensor]] = []
-        for batch in window:
-
-            def loss(batch: Batch = batch) -> Tensor:
-                terms = self.task.terms(self.model, batch)
-                sums.append({name: term.loss_sum.detach() for name, term in terms.items()})
-                return torch.stack([term.loss_sum / max(1, totals[name]) for name, term in terms.items()]).sum()
-
-            backward(loss)
-        return sums
-
-    def _totals(self, window: list[Batch]) -> dict[str, int]:
-        """Adds up each term's items, and ``tokens``, over the window and all processes."""
-        counts = {"tokens": sum(int(batch.inputs["attention_mask"].sum()) for batch in window)}
-        for batch in window:
-            for name, count in self.task.count_items(batch).items():
-                counts[name] = counts.get(name, 0) + count
-        if self.accelerator.num_processes == 1:
-            return counts
-        vector = torch.tensor(list(counts.values()), device=self.accelerator.device)
-        return dict(zip(counts, self.accelerator.reduce(vector, "sum").tolist(), strict=True))
-
-    def _means(self, loss_sums: Mapping[str, Tensor], totals: Mapping[str, int]) -> dict[str, float]:
-        vector = torch.stack([value.float() for value in loss_sums.values()])
-        vector = self.accelerator.reduce(vector.to(self.accelerator.device), "sum")
-        return {name: total / max(1, totals[name]) for name, total in zip(loss_sums, vector.tolist(), strict=True)}
-
-    def _refuse_dead(self, backward: int) -> None:
-        """Stops the run when a tensor that must have a gradient by now has none, or one that is not finite."""
-        dead = [
-            name
-            for name, parameter in self.attachment.parameters.items()
-            if self.attachment.alive_after.get(name) == backward and not _alive(parameter.grad)
-        ]
-        if dead:
-            raise TrainingError(
-                f"{len(dead)} adapter tensors get no finite gradient that is not zero, so they would never learn: "
-                f"{', '.join(dead[:8])}{' ...' if len(dead) > 8 else ''}. Leave their modules out of method.towers."
-            )
-
-    def _note_score(self, score: float, log: RunLog, on_better: Callable[[], None] | None) -> None:
+    def _note_score(self, score: float, on_better: Callable[[], None] | None) -> None:
         state = self.state
-        better = score > state.best_score
+        better = state.best_score is None or score > state.best_score
         if better:
             state.best_score, state.best_step, state.validations_without_better = score, state.step, 0
+            self.best.update({n: p.detach().cpu().clone() for n, p in self.attachment.parameters.items()})
             if on_better:
                 on_better()
         else:
             state.validations_without_better += 1
-        log.validation(state.step, score, better)
+        self.log.validation(state.step, score, better)
+        if not better and state.validations_without_better == self.options.early_stopping_patience:
+            self.log.say(f"stopped early: no better score in {state.validations_without_better} validations")
 
-
-def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
-    """Puts what trains in training mode and leaves every frozen module in eval mode.
-
-    A frozen batch norm in training mode would overwrite its running statistics, and with them the base.
-    """
-    model.eval()
-    trainable = {id(p) for p in attachment.parameters.values()}
-    for module in model.modules():
-        if any(id(p) in trainable for p in module.parameters(recurse=False)):
-            module.train()
-    for name, module in model.named_modules():
-        # Adapter layers keep their dropout in a container of their own, named after the adapter.
-        if name.endswith(f"_dropout.{attachment.adapter_name}"):
-            module.train()
-
-
-def _alive(gradient: Tensor | None) -> bool:
-    return gradient is not None and bool(torch.isfinite(gradient).all()) and bool((gradient != 0).any())
+    def _save(self) -> Path | None:
+        """Writes a checkpoint; where that fails, says so and returns None: those before it stand, the run goes on."""
+        if self.checkpoints is None or self._kept:
+            return self._kept
+        tensors, facts = self._standing.pack(self.random, log_bytes=self.log.size)
+        path: Path | None = self.checkpoints.path(self.state.step)
+        if self.accelerator.is_main_process:
+            try:
+                self.checkpoints.write(self.state.step, tensors, facts)
+            except OSError as error:
+                self.log.say(
+                    f"step {self.state.step}: the checkpoint could not be written ({error.strerror}); those before it "
+                    "are as they were. Make room: the next one is tried all the same."
+                )
+                path = None
+        self.accelerator.wait_for_everyone()
+        self._kept = path
+        return path

@@ -3,32 +3,44 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from finetune.errors import DataError
 from finetune.recipe import TrainSection
 
-MicroBatch = list[tuple[int, bool]]  # (row, whether it is learnt; False only fills up an empty micro-batch)
+
+class Draw(NamedTuple):
+    """One row as one epoch sees it."""
+
+    row: int
+    epoch: int  # from 0
+    learnt: bool  # False only fills up an empty micro-batch
+
+
+MicroBatch = list[Draw]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The whole run's order of rows, the same for every split of a step into micro-batches and processes.
 
-    One optimizer step sees ``batch_size * accumulation * num_processes`` rows, fewer in the last step of an epoch.
+    One optimizer step sees ``window`` rows over all processes, fewer in the last step of an epoch.
     """
 
     num_rows: int
+    window: int  # rows of a full step over all processes
     batch_size: int  # rows of a micro-batch on one process
-    accumulation: int  # micro-batches of a step on one process
     num_processes: int
     total_steps: int
     seed: int
 
     @classmethod
-    def of(cls, options: TrainSection, *, num_rows: int, num_processes: int, seed: int) -> "Plan":
-        """Returns the plan of a recipe's train section."""
+    def of(
+        cls, options: TrainSection, *, num_rows: int, num_processes: int, seed: int, batch_size: int | None = None
+    ) -> "Plan":
+        """Returns the plan of a recipe's train section; ``batch_size`` stands for its own where memory was short."""
         if num_rows == 0:
             raise DataError("there are no rows to train on. Look at data.train or data.rows.")
         window = options.batch_size * options.gradient_accumulation_steps * num_processes
@@ -38,17 +50,17 @@ class Plan:
             steps = max(1, round(options.epochs * math.ceil(num_rows / window)))
         return cls(
             num_rows=num_rows,
-            batch_size=options.batch_size,
-            accumulation=options.gradient_accumulation_steps,
+            window=window,
+            batch_size=batch_size or options.batch_size,
             num_processes=num_processes,
             total_steps=steps,
             seed=seed,
         )
 
     @property
-    def window(self) -> int:
-        """Rows of a full step over all processes."""
-        return self.batch_size * self.accumulation * self.num_processes
+    def accumulation(self) -> int:
+        """Micro-batches of a full step on one process."""
+        return math.ceil(self.window / (self.batch_size * self.num_processes))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,26 +69,30 @@ class Plan:
 
     def rows(self, step: int) -> np.ndarray:
         """Returns the rows of ``step`` over all processes."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch, position = self._place(step)
         order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
         return order[position * self.window : (position + 1) * self.window]
 
     def micro_batches(self, step: int, process: int) -> list[MicroBatch]:
         """Returns the micro-batches of one process; as many on every process, so that none waits for another."""
-        rows = self.rows(step)
+        rows, (epoch, _) = self.rows(step), self._place(step)
         pieces = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         rounds = math.ceil(len(pieces) / self.num_processes)
-        filler: MicroBatch = [(int(rows[0]), False)]
+        filler = [Draw(int(rows[0]), epoch, False)]
         mine = [
             pieces[i] if i < len(pieces) else None
             for i in range(process, rounds * self.num_processes, self.num_processes)
         ]
-        return [filler if piece is None else [(int(row), True) for row in piece] for piece in mine]
+        return [filler if piece is None else [Draw(int(row), epoch, True) for row in piece] for piece in mine]
 
     def stream(self, first_step: int, process: int) -> Iterator[MicroBatch]:
         """Yields the micro-batches of ``process`` from ``first_step`` to the end."""
         for step in range(first_step, self.total_steps):
             yield from self.micro_batches(step, process)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """Returns the epoch of ``step``, and which of the epoch's steps it is."""
+        return divmod(step, self.steps_per_epoch)
 
 
 def learning_rate_factor(step: int, options: TrainSection, total_steps: int) -> float:

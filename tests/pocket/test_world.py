@@ -50,13 +50,13 @@ def test_the_scene_tells_its_dense_labels():
 @pytest.mark.parametrize("name", ["medical", "retail"])
 def test_domain_rows(name):
     section = ProceduralData(source="procedural", name=name, rows={"train": 40, "test": 120})
-    rows = read_domain(section, "test", task=VqaSection(), seed=0)
+    rows = read_domain(section, "test", task=VqaSection(), seed=0, bad=None)
     assert len(rows) == 120 and len({row.id for row in rows}) == 120
     kinds = {row.kind for row in rows}
     assert kinds == (
         {"lesion", "margin", "size", "side", "cells"} if name == "medical" else {"garment", "color", "pattern", "tag"}
     )
-    assert read_domain(section, "val", task=VqaSection(), seed=0) == []
+    assert read_domain(section, "val", task=VqaSection(), seed=0, bad=None) == []
 
 
 def test_world_rows_are_as_many_of_each_kind():

@@ -38,12 +38,9 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
             },
             "processor": dict.fromkeys(("tokenizer", "processor_config", "chat_template", "generation_config"), zero),
             "adapter": {
-                "method": "lora",
                 "peft_type": "LORA",
-                "options": {"r": 2},
-                "modules": ["model.layer"],
+                "parts": [{"method": "lora", "options": {"r": 2}, "modules": {"language": ["model.layer"]}}],
                 "tensors": {"model.layer.lora_A": {"shape": [2, 4], "dtype": "F32"}},
-                "towers": {"language": 1},
             },
             "prompt": {
                 "name": "vqa",

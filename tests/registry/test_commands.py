@@ -22,9 +22,10 @@ def finetune(registry, capsys):
         assert args.run is commands.run
         code = args.run(args)
         out, err = capsys.readouterr()
-        assert err == ""
+        assert err == call.warning
         return code, out
 
+    call.warning = ""
     return call
 
 
@@ -51,7 +52,7 @@ def test_tables_are_aligned(finetune, make_adapter):
     finetune("publish", make_adapter("retail/clothing-store"), "--alias", "prod")
     code, out = finetune("list")
     header, *rows = out.splitlines()
-    assert header.split() == ["REF", "ALIASES", "METHOD", "TASK", "PUBLISHED", "BY"]
+    assert header.split() == ["REF", "ALIASES", "METHOD", "TASK", "PUBLISHED", "BY", "YANKED"]
     assert [row.split()[0] for row in rows] == ["medical/a@1", "retail/clothing-store@1"]
     for column in ("METHOD", "TASK"):
         start = header.index(column)
@@ -69,6 +70,45 @@ def test_resolve_shows_what_the_log_keeps(finetune, make_adapter):
     assert lines["synthetic"] == "yes"
     assert lines["base_id"] == "toy/base"
     assert lines["metrics"] == "after: accuracy: 0.75; before: accuracy: 0.25"
+
+
+def test_rollback(finetune, make_adapter):
+    for seed in range(2):
+        finetune("publish", make_adapter(seed=seed), "--alias", "prod")
+    code, out = finetune("rollback", "medical/brain-mri", "prod", "--expect", "2")
+    assert code == 0 and out.startswith("prod -> medical/brain-mri@1 (aliases: prod; sha256:")
+    code, out = finetune("rollback", "medical/brain-mri", "prod", "--to", "2", "--json")
+    assert json.loads(out)["aliases"] == ["latest", "prod"]
+
+
+def test_yank_and_its_undoing(finetune, make_adapter, tmp_path):
+    for seed in range(2):
+        finetune("publish", make_adapter(seed=seed), "--alias", "prod")
+    code, out = finetune("yank", "medical/brain-mri@2", "--reason", "wrong rows")
+    assert (code, out) == (
+        0,
+        "yanked medical/brain-mri@2: wrong rows\n"
+        "prod stands for it and cannot be asked for until it is moved: "
+        "finetune registry rollback medical/brain-mri prod\n",
+    )
+    assert finetune("list")[1].splitlines()[1].startswith("medical/brain-mri@1  latest")
+    header, first, second = finetune("list", "--all")[1].splitlines()
+    assert second.startswith("medical/brain-mri@2  prod") and second.endswith("  wrong rows")
+    assert first[header.index("YANKED") :] == ""
+    header, *_, last = finetune("log", "medical/brain-mri")[1].splitlines()
+    assert last.split()[1] == "yank" and last[header.index("YANKED AFTER") :].split()[0] == "2"
+    finetune.warning = "warning: medical/brain-mri@2 is yanked: wrong rows. Use another version.\n"
+    answer = json.loads(finetune("resolve", "medical/brain-mri@2", "--json")[1])
+    assert f"warning: {answer['warning']}\n" == finetune.warning and answer["yanked"] == "wrong rows"
+    assert finetune("pull", "medical/brain-mri@2", "--into", tmp_path / "x") == (0, f"{tmp_path / 'x'}\n")
+    finetune.warning = ""
+    assert finetune("yank", "medical/brain-mri@1")[1].splitlines() == [
+        "yanked medical/brain-mri@1: no reason was given"
+    ]
+    out = finetune("yank", "medical/brain-mri@2")[1]
+    assert "every version is yanked now, so latest cannot be asked for" in out
+    out = finetune("yank", "medical/brain-mri@2", "--undo")[1]
+    assert out.startswith("no longer yanked: medical/brain-mri@2 (aliases: latest, prod; ")
 
 
 def test_log_shows_every_entry(finetune, make_adapter):

@@ -93,13 +93,41 @@ def _publish_all(location: str, folders: list[str]) -> list[int]:
 
 
 def test_processes_that_publish_at_once_lose_nothing(registry, make_adapter):
-    folders = [str(make_adapter(seed=n)) for n in range(40)]
-    with concurrent.futures.ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
-        shares = [folders[n::4] for n in range(4)]
-        versions = list(pool.map(_publish_all, [registry.location] * 4, shares))
-    assert sorted(sum(versions, [])) == list(range(1, 41))
+    """Eight processes, twenty publishes each, one name."""
+    folders = [str(make_adapter(seed=n)) for n in range(160)]
+    shares = [folders[n::8] for n in range(8)]
+    with concurrent.futures.ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
+        versions = list(pool.map(_publish_all, [registry.location] * 8, shares))
+    assert sorted(sum(versions, [])) == list(range(1, 161)), "each writer was told a version of its own"
     log = registry.log("medical/brain-mri")
-    assert [c.seq for c in log] == [c.version for c in log] == list(range(1, 41))
-    assert {c.manifest for c in log} == {sha256_hex(Path(f, "manifest.json").read_bytes()) for f in folders}
-    assert 2 <= len(log[-1].aliases) <= 5  # latest, and one of each process that came to work
+    assert [c.seq for c in log] == [c.version for c in log] == list(range(1, 161))
+    wanted = {folder: sha256_hex(Path(folder, "manifest.json").read_bytes()) for folder in folders}
+    for share, told in zip(shares, versions, strict=True):
+        assert [log[version - 1].manifest for version in told] == [wanted[folder] for folder in share]
+    assert 2 <= len(log[-1].aliases) <= 9  # latest, and one of each process that came to work
+    assert verify(registry).problems == []
+
+
+def _change_all(location: str, verb: str) -> None:
+    registry, name = AdapterRegistry(location), "medical/brain-mri"
+    for number in range(1, 11):
+        if verb == "alias":
+            registry.alias(name, "prod", number)
+        elif verb == "yank":
+            registry.yank(f"{name}@{number + 10}", reason=f"number {number}")
+        else:
+            registry.rollback(name, "test", to=number)
+
+
+def test_processes_that_change_one_adapter_at_once_lose_nothing(registry, make_adapter):
+    folder = make_adapter()
+    for _ in range(20):
+        registry.publish(folder, aliases=["test"])
+    verbs = ["alias", "yank", "rollback"]
+    with concurrent.futures.ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_change_all, [registry.location] * 3, verbs))
+    log = registry.log("medical/brain-mri")
+    assert [c.op for c in log[20:]].count("alias") == [c.op for c in log[20:]].count("rollback") == 10
+    assert log[-1].yanked == {str(number + 10): f"number {number}" for number in range(1, 11)}
+    assert log[-1].aliases == {"latest": 10, "prod": 10, "test": 10}
     assert verify(registry).problems == []

@@ -8,7 +8,15 @@ import torch
 
 from finetune.adapters.folder import config_bytes, file_entries, read_folder, weights_bytes
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
-from finetune.errors import AdapterError, BaseMismatchError, IntegrityError, ManifestError, NotFoundError, ProbeError
+from finetune.errors import (
+    AdapterError,
+    BaseMismatchError,
+    IntegrityError,
+    ManifestError,
+    NotFoundError,
+    ProbeError,
+    YankedError,
+)
 from finetune.registry import AdapterRegistry
 from finetune.runs import evaluate, train
 from finetune.serving.app import load
@@ -66,7 +74,7 @@ def test_train_publish_load_ask_swap(published, rows_folder):
 def test_the_base_is_found_again_where_it_was_last_used(published):
     base, first, _ = published
     assert load(first.ref, device="cpu").adapter.manifest.full_name == "testing/squares"
-    assert load(first.adapter, device="cpu").adapter.probe == "passed"
+    assert load(first.adapter, device="cpu").adapter.probe.verdict == "passed"
 
 
 def test_evaluate_makes_one_row_an_adapter_and_config(published, make_recipe):
@@ -278,8 +286,8 @@ def test_a_base_in_half_precision_gives_an_adapter_that_loads_in_full(trained, m
     _, base = trained
     run = train(make_recipe(base, model={"dtype": "bfloat16"}, name="half"))
     vlm = load(run.adapter, base=str(base), device="cpu")
-    assert vlm.model.dtype == torch.float32 and vlm.adapter.probe == "passed"
-    assert load(run.adapter, base=str(base), device="cpu", dtype="bfloat16").adapter.probe == "passed"
+    assert vlm.model.dtype == torch.float32 and vlm.adapter.probe.verdict == "passed"
+    assert load(run.adapter, base=str(base), device="cpu", dtype="bfloat16").adapter.probe.verdict == "passed"
     assert {entry.dtype for entry in vlm.adapter.manifest.adapter.tensors.values()} == {"F32"}
 
 
@@ -296,6 +304,20 @@ def test_an_alias_that_moves_is_followed(published):
     with pytest.raises(NotFoundError):
         vlm.use("testing/squares@staging")
     assert vlm.adapter is not None
+
+
+def test_a_yanked_version_warns_when_it_is_named_and_answers_to_no_alias(published):
+    base, first, second = published
+    registry = AdapterRegistry()
+    registry.alias("testing/squares", "prod", 1)
+    registry.yank("testing/squares@1", reason="wrong rows")
+    vlm = load(second.ref, base=str(base), device="cpu")
+    with pytest.raises(YankedError, match="@prod stands for version 1, which is yanked: wrong rows"):
+        vlm.use("testing/squares@prod")
+    assert vlm.adapter.ref == second.ref
+    with pytest.warns(UserWarning, match="squares@1 is yanked: wrong rows. Use another version"):
+        vlm.use("testing/squares@1")
+    assert vlm.adapter.ref == "testing/squares@1"
 
 
 def test_a_base_folder_that_holds_an_adapter_is_refused(trained, tmp_path):

@@ -60,7 +60,7 @@ def test_train_publish_classify_and_refuse(recipe, tiny_clip, tmp_path, capsys):
     assert "⟦a photo of a red square⟧" in shown and "published testing/squares@1" in shown
 
     vlm = load("testing/squares", base=str(tiny_clip), device="cpu")
-    assert vlm.adapter.probe == "passed"
+    assert vlm.adapter.probe.verdict == "passed"
     assert [vlm.classify(square(i), LABELS) for i in (0, 1)] == list(LABELS)
     pictures = torch.stack([vlm.embed(square(i, seed=5)) for i in (0, 1)])
     texts = torch.stack([vlm.embed_text(TEMPLATE.replace("{label}", label)) for label in LABELS])

@@ -131,8 +131,9 @@ def test_the_window_and_not_its_parts_is_what_counts(tiny_clip, make_recipe, tmp
         torch.manual_seed(0)
         attachment = attach(base.host, recipe.method)
         task, collate = base.task(recipe.task), base.collator.training_batch
-        trainer = Trainer(base.model, attachment, task, collate, recipe.train, Accelerator(cpu=True), seed=0)
-        trainer.train(examples_of(recipe, "train"), RunLog(tmp_path, every=1))
+        log = RunLog(tmp_path, every=1)
+        trainer = Trainer(base.model, attachment, task, collate, recipe.train, Accelerator(cpu=True), log, seed=0)
+        trainer.train(examples_of(recipe, "train"))
         losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         results.append((losses, {name: p.detach().clone() for name, p in attachment.parameters.items()}))
     (losses, whole), (split_losses, split) = results

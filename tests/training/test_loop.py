@@ -1,39 +1,12 @@
 """The loop: exact accumulation, a base that stays as it is, and runs that stop when they would be worthless."""
 
-import json
+from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from finetune.build import examples_of, load_base
 from finetune.errors import TrainingError
-from finetune.methods.adapter import attach
-from finetune.training.log import RunLog
-from finetune.training.loop import Trainer, set_train_mode
-
-
-@pytest.fixture
-def build(make_recipe, tmp_path):
-    """Returns a function: base folder, train options -> (base, attachment, trainer, examples, log)."""
-
-    def build(folder, **options):
-        recipe = make_recipe(folder, train=options)
-        base = load_base(str(folder), device="cpu")
-        torch.manual_seed(0)
-        attachment = attach(base.host, recipe.method)
-        trainer = Trainer(
-            base.model,
-            attachment,
-            base.task(recipe.task),
-            base.collator.training_batch,
-            recipe.train,
-            Accelerator(cpu=True),
-            seed=0,
-        )
-        return base, attachment, trainer, examples_of(recipe, "train"), RunLog(tmp_path, every=1)
-
-    return build
+from finetune.training.trainable import set_train_mode
 
 
 def everything(model):
@@ -45,58 +18,82 @@ def test_eight_rows_at_once_or_one_by_one_give_the_same_adapter(build, tiny_base
     """18 rows of uneven answers in windows of 8: the last window of an epoch holds 2."""
     results = []
     for size, number in ((8, 1), (batch_size, accumulation)):
-        _, attachment, trainer, examples, log = build(
-            tiny_base, max_steps=4, batch_size=size, gradient_accumulation_steps=number, learning_rate=1e-3
-        )
-        trainer.train(examples, log)
-        results.append({name: p.detach().clone() for name, p in attachment.parameters.items()})
+        run = build(tiny_base, max_steps=4, batch_size=size, gradient_accumulation_steps=number, learning_rate=1e-3)
+        run.trainer.train(run.examples)
+        results.append(run.weights())
     whole, split = results
     worst = max((whole[name] - split[name]).abs().max().item() for name in whole)
     assert worst < 1e-5, "fp32 sums in another order; a mean of means is off by more than 3e-3 here"
 
 
-def test_the_base_stays_as_it_is_and_the_loss_falls(build, tiny_base, tmp_path):
-    base, attachment, trainer, examples, log = build(tiny_base, max_steps=30, batch_size=6, learning_rate=0.03)
-    before = everything(base.model)
-    trainer.train(examples, log)
-    after = everything(base.model)
+def test_the_base_stays_as_it_is_and_the_loss_falls(build, tiny_base):
+    run = build(tiny_base, max_steps=30, batch_size=6, learning_rate=0.03)
+    before = everything(run.base.model)
+    run.trainer.train(run.examples)
+    after = everything(run.base.model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before), "buffers count too"
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = run.lines()
     assert len(lines) == 30 and lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert {"samples_per_s", "tokens_per_s", "learning_rate", "grad_norm", "epoch"} <= lines[0].keys()
 
 
 def test_only_what_trains_is_in_training_mode(build, tiny_fast_vlm):
-    base, attachment, *_ = build(tiny_fast_vlm)
-    set_train_mode(base.model, attachment)
-    training = {type(m).__name__ for m in base.model.modules() if m.training}
+    run = build(tiny_fast_vlm)
+    set_train_mode(run.base.model, run.attachment)
+    training = {type(m).__name__ for m in run.base.model.modules() if m.training}
     assert "BatchNorm2d" not in training and "Linear" in training
-    assert not base.model.model.vision_tower.training
+    assert not run.base.model.model.vision_tower.training
 
 
 def test_a_dead_parameter_stops_the_run_by_name(build, tiny_fast_vlm):
-    _, attachment, trainer, examples, log = build(tiny_fast_vlm)
-    dead = next(name for name in attachment.parameters if "lora_B" in name)
-    attachment.parameters[dead].register_hook(torch.zeros_like)
+    run = build(tiny_fast_vlm)
+    dead = next(name for name in run.attachment.parameters if "lora_B" in name)
+    run.attachment.parameters[dead].register_hook(torch.zeros_like)
     with pytest.raises(TrainingError, match=f"1 adapter tensors get no .*: {dead}"):
-        trainer.train(examples, log)
+        run.trainer.train(run.examples)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_with_its_rows(build, tiny_fast_vlm):
-    _, attachment, trainer, examples, log = build(tiny_fast_vlm, max_steps=5)
-    trainer._refuse_dead = lambda backward: None
-    parameter = next(iter(attachment.parameters.values()))
+    run = build(tiny_fast_vlm, max_steps=5)
+    parameter = next(iter(run.attachment.parameters.values()))
     parameter.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(TrainingError, match=r"step 1: the gradient is not finite .* Rows: train.jsonl:\d+"):
-        trainer.train(examples, log)
+        run.trainer.train(run.examples)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_its_row_and_keeps_the_state_before(
+    build, tiny_fast_vlm, before_each_forward, value
+):
+    """Row 11 of 18 is bad, and comes with others in its micro-batch."""
+
+    def spoil(terms):
+        return {n: replace(t, loss_sum=t.loss_sum * value) for n, t in terms.items()}
+
+    def before(batch):
+        return spoil if any(example.id == "train.jsonl:11" for example in batch.examples) else None
+
+    run = build(
+        tiny_fast_vlm, wrap=before_each_forward(before), epochs=1.0, gradient_accumulation_steps=2, batch_size=2
+    )
+    with pytest.raises(TrainingError) as caught:
+        run.trainer.train(run.examples)
+    step = run.trainer.state.step
+    assert f"step {step + 1}: the loss is not finite" in str(caught.value)
+    assert "Rows whose own loss is not finite: train.jsonl:11. Lower train.learning_rate" in str(caught.value)
+    kept = run.checkpoints.read(run.checkpoints.path(step))
+    assert str(kept.path) in str(caught.value)
+    assert all(torch.equal(kept.tensors[f"adapter/{name}"], tensor) for name, tensor in run.weights().items())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in run.weights().values())
+    assert len(run.lines()) == step
 
 
 def test_early_stopping_keeps_the_best(build, tiny_fast_vlm):
-    _, _, trainer, examples, log = build(tiny_fast_vlm, max_steps=20, eval_steps=2, early_stopping_patience=2)
+    run = build(tiny_fast_vlm, max_steps=20, eval_steps=2, early_stopping_patience=2)
     scores, kept = iter([0.1, 0.5, 0.4, 0.5, 0.9]), []
-    state = trainer.train(
-        examples, log, validate=lambda: next(scores), on_better=lambda: kept.append(trainer.state.step)
+    state = run.trainer.train(
+        run.examples, validate=lambda: next(scores), on_better=lambda: kept.append(run.trainer.state.step)
     )
     assert kept == [2, 4] and state.step == 8
     assert (state.best_score, state.best_step) == (0.5, 4)
@@ -105,7 +102,17 @@ def test_early_stopping_keeps_the_best(build, tiny_fast_vlm):
 def test_workers_give_the_same_rows(build, tiny_fast_vlm):
     results = []
     for workers in (0, 2):
-        _, attachment, trainer, examples, log = build(tiny_fast_vlm, max_steps=3, num_workers=workers)
-        trainer.train(examples, log)
-        results.append([p.detach().clone() for p in attachment.parameters.values()])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        run = build(tiny_fast_vlm, max_steps=3, num_workers=workers)
+        run.trainer.train(run.examples)
+        results.append(run.weights())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_row_is_asked_for_as_its_epoch_has_it(build, tiny_fast_vlm, monkeypatch):
+    asked = []
+    run = build(tiny_fast_vlm, epochs=2.0, batch_size=6)
+    monkeypatch.setattr(
+        type(run.examples[0]), "in_epoch", lambda self, epoch, *, seed: asked.append((self.id, epoch, seed)) or self
+    )
+    run.trainer.train(run.examples)
+    assert sorted(asked) == sorted((example.id, epoch, 0) for example in run.examples for epoch in (0, 1))

@@ -23,7 +23,7 @@ def test_every_split_of_a_step_sees_the_same_rows(batch_size, accumulation, proc
     for step in range(6):
         mine = [split.micro_batches(step, p) for p in range(processes)]
         assert len({len(batches) for batches in mine}) == 1, "a process would wait for another"
-        seen = [row for batches in mine for batch in batches for row, learnt in batch if learnt]
+        seen = [row for batches in mine for batch in batches for row, _, learnt in batch if learnt]
         assert sorted(seen) == sorted(whole.rows(step).tolist())
 
 
@@ -55,3 +55,9 @@ def test_schedules(schedule, middle, end):
     assert factors[0] == pytest.approx(1 / 11) and factors[9] == pytest.approx(10 / 11)
     assert factors[10] == 1 and factors[55] == pytest.approx(middle) and factors[99] == pytest.approx(end, abs=1e-3)
     assert all(math.isfinite(f) and f > 0 for f in factors)
+
+
+def test_a_draw_names_its_epoch():
+    it = plan(2, 2, 2)
+    epochs = [{draw.epoch for batch in it.micro_batches(step, 1) for draw in batch} for step in range(6)]
+    assert epochs == [{0}, {0}, {0}, {1}, {1}, {1}], "a row that fills up too"

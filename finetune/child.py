@@ -1,0 +1,93 @@
+"""A child process that gets the signals we get, and is waited for with all that it started."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.lookup import import_string
+
+
+def run_child(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    passed_on: list[int] | None = None,
+) -> int:
+    """Runs ``command``, passing signals on to it, and returns its exit code (128 + n for signal n).
+
+    On POSIX the child has a session of its own and a signal goes to its whole group, each process
+    once: a Ctrl-C at the terminal reaches only us, and a SIGTERM sent to us alone still ends the
+    processes that the child started. On Windows the console itself gives Ctrl-C to all of them.
+
+    A launcher dies of the signal at once, while the training that it started still saves its state: that is waited
+    for. And it tells 1 whatever its processes told, so after a signal 1 stands for that signal.
+
+    Args:
+        command: the program and its arguments.
+        env: its environment.
+        cwd: its folder; None for ours.
+        passed_on: filled with the signals that were passed on: whoever runs several children stops then.
+    """
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+    signals = passed_on if passed_on is not None else []
+
+    def forward(signum: int, _frame: object) -> None:
+        if child is None:
+            early.append(signum)
+            return
+        signals.append(signum)
+        if sys.platform != "win32":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signum)
+        elif signum != signal.SIGINT:
+            child.terminate()
+
+    with _handling(forward):
+        child = subprocess.Popen(list(command), env=dict(env), cwd=cwd, start_new_session=os.name == "posix")
+        for signum in early:
+            forward(signum, None)
+        code = child.wait()
+        if signals and os.name == "posix":
+            _wait_for_group(child.pid)
+    if signals and code == 1:
+        return 128 + signals[0]
+    return code if code >= 0 else 128 - code
+
+
+def _wait_for_group(group: int) -> None:
+    """Waits until no process of ``group`` runs; one that only its parent has not yet asked about does not count."""
+    process_iter, status = import_string("psutil:process_iter"), import_string("psutil:STATUS_ZOMBIE")
+
+    def is_running(process: Any) -> bool:
+        try:
+            return os.getpgid(process.pid) == group and process.status() != status
+        except (OSError, import_string("psutil:Error")):
+            return False
+
+    while any(is_running(process) for process in process_iter()):
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    """Handles the signals that ask to stop with ``handler``; one that was ignored (nohup) stays so."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                previous[signum] = signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, old in previous.items():
+            signal.signal(signum, old)

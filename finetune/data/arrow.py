@@ -1,0 +1,244 @@
+"""Rows from tables: Parquet files and folders saved by ``datasets``. Pictures stay on disk until they are opened."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.cache import cache_home, file_key
+from finetune.data.fields import RawRow, require_columns, to_example
+from finetune.errors import DataError, RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from datasets import Dataset
+
+    from finetune.data.bad_rows import BadRows
+    from finetune.example import Example
+    from finetune.recipe import ColumnData, ParquetData, SavedData, TaskSection
+
+_TEXT_KEYS = ("question", "answer", "captions", "messages", "kind", "id")
+_PICTURE_KEYS = ("image", "images")
+
+
+def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
+    """Reads the Parquet files of one split; arguments as ``read_jsonl``.
+
+    They are converted once into memory-mapped Arrow files below ``cache_home()``: single rows of a Parquet file cannot
+    be read.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+    from datasets.exceptions import DatasetsError
+
+    root, pattern = Path(section.root), getattr(section, split)
+    files = sorted(path for path in root.glob(pattern) if path.is_file())
+    if not files:
+        there = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.parquet"))[:20]) or "none"
+        raise DataError(f"{root}: no file fits data.{split}={pattern}. Parquet files there: {there}.")
+    starts = [0]
+    for path in files:
+        try:
+            starts.append(starts[-1] + pq.read_metadata(path).num_rows)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
+    if not starts[-1]:
+        raise DataError(f"{root}/{pattern}: no rows")
+    try:
+        dataset = Dataset.from_parquet([str(path) for path in files], cache_dir=str(cache_home() / "datasets"))
+    except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{root}/{pattern}: not readable Parquet files of one layout: {_first_line(cause)}") from None
+
+    def place(row: int) -> tuple[str, str]:
+        number = next(i for i, start in enumerate(starts[1:]) if row < start)
+        return f"{files[number].name}:{row - starts[number]}", f"{files[number]}, row {row - starts[number]}"
+
+    return table_examples(dataset, section, place, what=f"{root}/{pattern}", task=task, root=root, bad=bad)
+
+
+def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
+    """Reads one split of a folder that ``save_to_disk`` wrote; arguments as ``read_jsonl``."""
+    import pyarrow
+    from datasets import load_from_disk
+
+    root, name = Path(section.root), getattr(section, split)
+    folder = root / name
+    if not (folder / "dataset_info.json").is_file():
+        there = ", ".join(sorted(str(p.parent.relative_to(root)) for p in root.glob("**/dataset_info.json"))) or "none"
+        raise DataError(
+            f"{folder}: datasets saved no data set there. Data sets below {root}: {there}. Set data.{split} to one of "
+            "them, or to null."
+        )
+    try:
+        dataset = load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+
+    def place(row: int) -> tuple[str, str]:
+        return f"{name}:{row}", f"{folder}, row {row}"
+
+    return table_examples(dataset, section, place, what=str(folder), task=task, root=root, bad=bad)
+
+
+def table_examples(
+    dataset: Dataset,
+    section: ColumnData,
+    place: Callable[[int], tuple[str, str]],
+    *,
+    what: str,
+    task: TaskSection,
+    root: Path,
+    bad: BadRows,
+) -> list[Example]:
+    """Makes the examples of a table.
+
+    Args:
+        dataset: the table.
+        section: what its columns are called.
+        place: row number -> (id, where it stands).
+        what: what to call the table in errors.
+        task: how a question is put.
+        root: folder that paths of pictures are relative to.
+        bad: where rows go that cannot be used.
+
+    Raises:
+        DataError: the table has no rows, or not the columns.
+    """
+    require_columns(section, dataset.column_names, task, where=what)
+    if not len(dataset):
+        raise DataError(f"{what}: no rows")
+    names = {key: getattr(section, key) for key in (*_PICTURE_KEYS, *_TEXT_KEYS)}
+    pictures = [names[key] for key in _PICTURE_KEYS if _holds_pictures(dataset, names[key])]
+    texts = [name for name in dict.fromkeys(names.values()) if name in dataset.column_names and name not in pictures]
+    columns = {name: stored_images(dataset, name, root=root, place=place) for name in pictures}
+    examples = []
+    for number, fields in enumerate(_text_rows(dataset, texts)):
+        for name, values in columns.items():
+            fields[name] = next(values)
+        with bad.row():
+            row_id, where = place(number)
+            row = RawRow(id=row_id, where=where, fields=fields)
+            examples.append(to_example(row, section, task, root=root, bad=bad))
+    return examples
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture in a cell of a table: the struct {bytes, path} of ``datasets``, or its bytes."""
+
+    table: PictureTable
+    row: int
+    item: int | None  # in a cell that holds several
+    root: Path  # folder that a path is relative to
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> Path | bytes:
+        """Returns the bytes in the cell, or the file it names."""
+        cell = self.table.dataset[self.row].column(0)[0]
+        value = (cell if self.item is None else cell[self.item]).as_py()
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if data is not None:
+            return data
+        if not path:
+            raise RowError(f"{self.name}: the picture is missing", reason="missing picture")
+        return self.root / path
+
+    def key(self) -> str:
+        """Returns what changes when the table does."""
+        return f"{self.table.key}\0{self.row}\0{self.item}"
+
+
+class PictureTable:
+    """One column of pictures on disk. It is pickled by its place, and opened once in a process.
+
+    Args:
+        dataset: has this one column, in Arrow's own format.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        _TABLES[self.key] = self
+
+    @cached_property
+    def key(self) -> str:
+        """What changes when the files do, or which of their rows and columns these are."""
+        files = [file_key(Path(file["filename"])) for file in self.dataset.cache_files]
+        return "\0".join([self.dataset._fingerprint, *self.dataset.column_names, *files])
+
+    @cached_property
+    def pickled(self) -> bytes:
+        """The data set by the places of its files; bytes only where it lies in memory."""
+        return pickle.dumps(self.dataset)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PictureTable) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __reduce__(self) -> Any:
+        return _table, (self.key, self.pickled)
+
+
+_TABLES: dict[str, PictureTable] = {}  # those opened in this process
+
+
+def _table(key: str, pickled: bytes) -> PictureTable:
+    return _TABLES.get(key) or PictureTable(pickle.loads(pickled))
+
+
+def stored_images(
+    dataset: Dataset, column: str, *, root: Path, place: Callable[[int], tuple[str, str]]
+) -> Iterator[StoredImage | list[StoredImage] | None]:
+    """Yields what each row holds in a column of pictures, without reading one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = PictureTable(dataset.select_columns([column]).with_format("arrow"))
+    row = 0
+    for piece in table.dataset.iter(batch_size=1000):
+        cells = piece.column(0)
+        several = pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)
+        lengths = pc.list_value_length(cells).to_pylist() if several else pc.is_valid(cells).to_pylist()
+        for length in lengths:
+            where = place(row)[1]
+            if several and length is not None:
+                yield [StoredImage(table, row, i, root, f"{where}, {column}[{i}]") for i in range(length)]
+            else:
+                yield StoredImage(table, row, None, root, f"{where}, {column}") if length else None
+            row += 1
+
+
+def _holds_pictures(dataset: Dataset, column: str | None) -> bool:
+    """Tells whether a column holds pictures themselves; a column of texts holds paths."""
+    import pyarrow as pa
+
+    if column not in dataset.column_names:
+        return False
+    kind = dataset.features.arrow_schema.field(column).type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _text_rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields the other columns of each row; a label stored as a number becomes its name."""
+    from datasets import ClassLabel
+
+    labels = {name: kind for name in columns if isinstance(kind := dataset.features[name], ClassLabel)}
+    for row in dataset.select_columns(columns):
+        named = {name: label.int2str(row[name]) for name, label in labels.items() if row[name] is not None}
+        yield {**row, **named}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,74 @@
+"""Rows that cannot be used: the first stops the run, or all are left out, counted and listed."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from finetune.errors import DataError, RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MAX_SHARE = 0.05  # of a split that may be left out
+_LISTED = 20  # rows named for each reason
+
+
+class BadRows:
+    """What was wrong with the rows of one split.
+
+    Args:
+        what: what the rows are called, such as ``train``.
+        on_error: ``error`` raises the first fault; ``skip`` counts faults by reason.
+        say: is told of them in the end.
+    """
+
+    def __init__(self, what: str, *, on_error: Literal["error", "skip"], say: Callable[[str], None]):
+        self.what, self.on_error, self.say = what, on_error, say
+        self.tried = 0
+        self.faults: dict[str, list[str]] = {}  # reason -> messages
+        self._places: dict[str, str] = {}  # id -> where its row stands
+
+    @contextmanager
+    def row(self) -> Iterator[None]:
+        """Reads one row inside the block; a RowError leaves the block early, and the row out."""
+        self.tried += 1
+        try:
+            yield
+        except RowError as error:
+            self.note(error)
+
+    def claim(self, row_id: str, *, where: str) -> None:
+        """Raises RowError where another row has this id."""
+        if row_id in self._places:
+            fault = f"{where}: the id {row_id!r} is already that of {self._places[row_id]}"
+            raise RowError(fault, reason="duplicate id")
+        self._places[row_id] = where
+
+    def note(self, error: RowError) -> None:
+        """Raises or counts a fault of a row that was tried."""
+        if self.on_error == "error":
+            raise error
+        self.faults.setdefault(error.reason, []).append(str(error))
+
+    def conclude(self) -> None:
+        """Tells what was left out.
+
+        Raises:
+            DataError: it is more than one row in twenty.
+        """
+        skipped = sum(len(messages) for messages in self.faults.values())
+        if not skipped:
+            return
+        lines = [f"skipped {skipped} of {self.tried} {self.what} rows (data.on_error: skip)"]
+        for reason, messages in sorted(self.faults.items(), key=lambda item: -len(item[1])):
+            lines += [f"  {reason}: {len(messages)}", *(f"    {message}" for message in messages[:_LISTED])]
+            if len(messages) > _LISTED:
+                lines.append(f"    and {len(messages) - _LISTED} more")
+        report = "\n".join(lines)
+        if skipped > MAX_SHARE * self.tried:
+            raise DataError(
+                f"{report}\nThat is more than {MAX_SHARE:.0%} of the rows: mend the data, or the names of its fields "
+                "under data."
+            )
+        self.say(report)

@@ -1,0 +1,89 @@
+"""Conversations as people write them, checked and brought into one form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import RowError
+
+if TYPE_CHECKING:
+    from finetune.example import Message
+
+ROLES = ("system", "user", "assistant")
+
+
+def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list[Any]]:
+    """Checks a conversation in Hugging Face's chat format.
+
+    Args:
+        messages: dicts of ``role`` and ``content``; content is a text or a list of ``{"type": "text", "text": ...}``
+            and ``{"type": "image"}`` parts, an image part with its picture under ``image`` or ``path`` or without.
+        where: what to call the conversation in errors.
+
+    Returns:
+        The conversation with every content a list of parts, and the pictures that stood in it, one a part or none.
+
+    Raises:
+        RowError: it is not a conversation whose user and assistant take turns.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise _wrong(where, f"a conversation is a list of messages that is not empty, not {messages!r:.80}")
+    out: list[Message] = []
+    pictures: list[Any] = []
+    for number, message in enumerate(messages, start=1):
+        place = f"{where}, message {number}"
+        if not isinstance(message, dict):
+            raise _wrong(place, f"a message has role and content; this is {message!r:.80}")
+        role = message.get("role")
+        if role not in ROLES:
+            raise _wrong(place, f"the role is {role!r}; allowed are {', '.join(ROLES)}")
+        expected = _next_role(out)
+        if role != expected and not (role == "system" and number == 1):
+            raise _wrong(place, f"after {out[-1]['role'] if out else 'the start'} comes {expected}, not {role}")
+        out.append({"role": role, "content": _content(message.get("content"), role, place, pictures)})
+    parts = num_image_parts(out)
+    if pictures and len(pictures) != parts:
+        raise _wrong(where, f"{len(pictures)} of {parts} image parts name their picture: either all do or none")
+    return out, pictures
+
+
+def num_image_parts(messages: list[Message]) -> int:
+    """Returns how many pictures a conversation has places for."""
+    return sum(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def _next_role(before: list[Message]) -> str:
+    return "assistant" if before and before[-1]["role"] == "user" else "user"
+
+
+def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[dict[str, str]]:
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not content:
+        raise _wrong(place, f"content is a text or a list of parts that is not empty, not {content!r:.80}")
+    parts: list[dict[str, str]] = []
+    for part in content:
+        # A table has all columns in all rows: what a part does not have is None there.
+        given = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
+        match given.get("type"):
+            case "text" if isinstance(given.get("text"), str):
+                parts.append({"type": "text", "text": given["text"]})
+            case "image" if role == "user":
+                if {"url", "base64"} & given.keys():
+                    raise _wrong(place, "a picture is a file beside the rows or a column; url and base64 are not read")
+                pictures += [given[key] for key in ("image", "path") if key in given][:1]
+                parts.append({"type": "image"})
+            case "image":
+                raise _wrong(place, f"only a user's message may hold pictures, not the {role}'s")
+            case _:
+                raise _wrong(
+                    place, f'a part is {{"type": "text", "text": ...}} or {{"type": "image"}}, not {part!r:.80}'
+                )
+    text = "".join(part.get("text", "") for part in parts)
+    if not text.strip() and (role != "user" or all(part["type"] == "text" for part in parts)):
+        raise _wrong(place, f"the {role}'s text is empty", reason="empty text")
+    return parts
+
+
+def _wrong(where: str, what: str, *, reason: str = "not a conversation") -> RowError:
+    return RowError(f"{where}: {what}", reason=reason)

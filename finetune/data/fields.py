@@ -1,0 +1,216 @@
+"""From the fields of a row, whatever file they came from, to an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.conversation import num_image_parts, read_conversation
+from finetune.errors import DataError, RowError
+from finetune.example import Example, answer, text_of
+from finetune.lookup import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from finetune.data.bad_rows import BadRows
+    from finetune.example import ImageSource
+    from finetune.recipe import ColumnData, TaskSection
+
+FIELD_KEYS = ("image", "images", "question", "answer", "captions", "messages", "kind", "id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawRow:
+    """One row as its file has it."""
+
+    id: str  # short, the same on every machine: file or split, and number
+    where: str  # for errors: file and line
+    fields: Mapping[str, Any]  # a field that is None is one the row does not have
+
+
+def require_columns(section: ColumnData, columns: Collection[str], task: TaskSection, *, where: str) -> None:
+    """Checks, before any row is read, that a table has the columns that the recipe names and a row needs.
+
+    Raises:
+        DataError: with all columns there are.
+    """
+    there = f"The columns are {', '.join(columns)}."
+    for key in FIELD_KEYS:
+        name = getattr(section, key)
+        if key in section.model_fields_set and name is not None and name not in columns:
+            hint = did_you_mean(name, columns)
+            raise DataError(f"{where}: data.{key} names {name!r}, which is no column.{hint} {there}")
+    if section.messages in columns:
+        return
+    if not {section.captions, section.answer} & set(columns):
+        raise DataError(
+            f"{where}: none of {section.messages!r}, {section.captions!r} and {section.answer!r} is a column, so "
+            f"nothing says what is learnt. {there} Name the right one, such as data.answer=COLUMN."
+        )
+    if task.has_question and section.question not in columns and section.default_question is None:
+        raise DataError(
+            f"{where}: {section.question!r} is no column. {there} Name the right one with data.question=COLUMN, or say "
+            "what to ask of every row with data.default_question."
+        )
+    if section.image is not None and not {section.image, section.images} & set(columns):
+        raise DataError(
+            f"{where}: {section.image!r} is no column. {there} Name the right one with data.image=COLUMN, or say that "
+            "there are no pictures with data.image=null."
+        )
+
+
+def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Path, bad: BadRows) -> Example:
+    """Makes the example that a row is.
+
+    Args:
+        row: as it was read.
+        section: what its fields are called.
+        task: how a question is put.
+        root: folder that paths of pictures are relative to.
+        bad: knows the ids of the rows before.
+
+    Raises:
+        RowError: naming row and field.
+    """
+    fields = _Fields(row, section)
+    row_id = row.id if section.id is None else fields.name("id")
+    bad.claim(row_id, where=row.where)
+    said = fields.one_of("messages", "captions", "answer")
+    if said == "messages":
+        return _conversation(fields, row_id, task, root)
+    sources = fields.pictures(root)
+    question = fields.question() if task.has_question else ""
+    texts = fields.texts(said)
+    return Example(
+        id=row_id,
+        messages=[*task.ask(question, num_images=len(sources)), answer(task.text_of(texts[0]))],
+        images=sources,
+        answers=texts,
+        captions=[task.text_of(text) for text in texts] if said == "captions" else [],
+        meta={"kind": fields.kind(question), "question": question},
+    )
+
+
+def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -> Example:
+    where = fields.row.where
+    messages, inside = read_conversation(fields.value("messages"), where=where)
+    if messages[-1]["role"] != "assistant":
+        raise RowError(f"{where}: the conversation ends with the user; the last turn is the one to learn",
+                       reason="nothing to learn")  # fmt: skip
+    places = num_image_parts(messages)
+    beside = fields.pictures(root, needed=places > len(inside))
+    if inside and beside:
+        raise RowError(f"{where}: pictures stand both in the messages and beside them", reason="pictures twice")
+    sources = beside or [as_picture(value, root, where) for value in inside]
+    if len(sources) != places:
+        raise RowError(
+            f'{where}: {len(sources)} pictures for {places} {{"type": "image"}} parts of the messages',
+            reason="as many pictures as parts",
+        )
+    question = text_of(messages[-2]) if task.has_question else ""
+    return Example(
+        id=row_id,
+        messages=task.converse(messages),
+        images=sources,
+        answers=[text_of(messages[-1])],
+        meta={"kind": fields.kind(question), "question": question},
+    )
+
+
+def as_picture(value: Any, root: Path, where: str) -> ImageSource:
+    """Returns where the picture is that a field holds: a path, or a place in a table."""
+    if hasattr(value, "read"):
+        return value
+    if value is None:
+        raise RowError(f"{where}: the picture is missing", reason="missing picture")
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"{where}: a picture is the path of its file, not {value!r:.80}", reason="wrong type")
+    path = root / value
+    if not path.is_file():
+        raise RowError(f"{where}: the picture {path} does not exist", reason="missing picture")
+    return path
+
+
+class _Fields:
+    """The fields of a row by what the recipe says they are."""
+
+    def __init__(self, row: RawRow, section: ColumnData):
+        self.row, self.section = row, section
+
+    def value(self, key: str) -> Any:
+        name = getattr(self.section, key)
+        return None if name is None else self.row.fields.get(name)
+
+    def one_of(self, *keys: str) -> str:
+        """Returns the one of ``keys`` that the row has."""
+        there = [key for key in keys if self.value(key) is not None]
+        if len(there) > 1:
+            names = " and ".join(repr(getattr(self.section, key)) for key in there)
+            raise RowError(
+                f"{self.row.where}: the row has {names}, and each would say what is learnt. Set all but one to null, "
+                f"such as data.{there[0]}=null.",
+                reason="two things to learn",
+            )
+        return there[0] if there else keys[-1]
+
+    def text(self, key: str) -> str:
+        value = self._needed(key)
+        if not isinstance(value, str):
+            raise self._fault(key, f"must be a text that is not empty, not {value!r:.80}", "wrong type")
+        if not value.strip():
+            raise self._fault(key, f"must be a text that is not empty, not {value!r:.80}", f"empty {key}")
+        return value
+
+    def name(self, key: str) -> str:
+        """Returns a text or a whole number as a text."""
+        value = self._needed(key)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(key)
+
+    def texts(self, key: str) -> list[str]:
+        value = self._needed(key)
+        if isinstance(value, str) and key != "captions":
+            return [self.text(key)]
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise self._fault(key, f"must be a text or a list of texts, none empty, not {value!r:.80}", "wrong type")
+        if not value or not all(text.strip() for text in value):
+            raise self._fault(key, f"must be a text or a list of texts, none empty, not {value!r:.80}", f"empty {key}")
+        return value
+
+    def question(self) -> str:
+        if self.section.default_question is not None and self.value("question") is None:
+            return self.section.default_question
+        return self.text("question")
+
+    def kind(self, question: str) -> str:
+        return (question or "all") if self.section.kind is None else self.name("kind")
+
+    def pictures(self, root: Path, *, needed: bool = True) -> list[ImageSource]:
+        """Returns where the row's pictures are: those of ``images``, else the one of ``image``."""
+        several = self.value("images")
+        if several is not None:
+            if not isinstance(several, list):
+                raise self._fault("images", f"must be a list of pictures, not {several!r:.80}", "wrong type")
+            return [as_picture(value, root, self.row.where) for value in several]
+        if self.section.image is None or (not needed and self.value("image") is None):
+            return []
+        return [as_picture(self._needed("image"), root, self.row.where)]
+
+    def _needed(self, key: str) -> Any:
+        name = getattr(self.section, key)
+        value = self.value(key)
+        if value is None:
+            if name is None:  # only a question: the other keys are not asked for when they are null
+                raise DataError(f"{self.row.where}: data.{key} is null. Say what to ask with data.default_question.")
+            if name in self.row.fields:
+                raise self._fault(key, "must be a text that is not empty, not None", f"missing {key}")
+            raise RowError(
+                f"{self.row.where}: no field {name!r}; the row has {', '.join(self.row.fields)}. Name the right one "
+                f"with data.{key}=FIELD.",
+                reason=f"missing {key}",
+            )
+        return value
+
+    def _fault(self, key: str, what: str, reason: str) -> RowError:
+        return RowError(f"{self.row.where}: {getattr(self.section, key)!r} {what}", reason=reason)

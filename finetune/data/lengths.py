@@ -1,0 +1,133 @@
+"""How many tokens a row will be, known before the first step without opening a picture: nothing is ever cut."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from finetune.cache import Notes
+from finetune.data.bad_rows import BadRows
+from finetune.data.pictures import picture_sizes
+from finetune.errors import DataError, RowError
+from finetune.example import ask
+from finetune.recipe import ReadSection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from finetune.data.collate import Collator
+    from finetune.data.pairs import PairLengths
+    from finetune.data.pictures import Size
+    from finetune.example import Example
+    from finetune.recipe import RowsSection
+
+_LISTED = 20  # rows named in a report
+
+
+class Lengths:
+    """Counts the tokens of rows for one base.
+
+    What pictures become depends on nothing but their sizes, so the processor is asked once for each row of sizes,
+    with blank pictures, and its answer is remembered.
+
+    Args:
+        collator: of the base.
+        key: changes when the processor does.
+    """
+
+    def __init__(self, collator: Collator, *, key: str):
+        self.collator, self.key = collator, key
+        self.notes = Notes("picture_tokens.sqlite")
+        self.tokens: dict[tuple[Size, ...], int] = {(): 0}
+
+    def learnt(self, example: Example, sizes: Sequence[Size]) -> int:
+        """Returns the tokens of a row with its longest caption; also finds every fault of supervision."""
+        variants = [example.saying(caption) for caption in example.captions] or [example]
+        longest = max(len(self.collator.supervise(variant).ids) for variant in variants)
+        return longest - len(sizes) + self.of_pictures(tuple(sizes))
+
+    def asked(self, example: Example, sizes: Sequence[Size]) -> int:
+        """Returns the tokens of a row up to where its answer begins."""
+        return len(self.collator.prompt(example).ids) - len(sizes) + self.of_pictures(tuple(sizes))
+
+    def of_pictures(self, sizes: tuple[Size, ...]) -> int:
+        """Returns how many tokens pictures of these sizes become in one row."""
+        if sizes not in self.tokens:
+            note = json.dumps([self.key, sizes])
+            known = self.notes.get([note]).get(note)
+            self.tokens[sizes] = int(known) if known else self._measured(sizes)
+            if not known:
+                self.notes.put({note: str(self.tokens[sizes])})
+        return self.tokens[sizes]
+
+    def _measured(self, sizes: tuple[Size, ...]) -> int:
+        text = self.collator.render(ask("?", num_images=len(sizes)), for_answer=True)
+        plain = len(self.collator.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        blank = [Image.new("RGB", size) for size in sizes]
+        inputs = self.collator.encode([text], [blank], "right")
+        return int(inputs["attention_mask"].sum()) - plain + len(sizes)
+
+
+def fitting(
+    examples: list[Example],
+    lengths: Lengths | PairLengths,
+    section: RowsSection,
+    split: str,
+    *,
+    limit: int | None,
+    room: int,
+    say: Callable[[str], None],
+) -> list[Example]:
+    """Returns the rows that the base takes; whatever else would stop a run at its first step is found here too.
+
+    Args:
+        examples: rows whose pictures can be read.
+        lengths: of the base.
+        section: says what happens to rows that are too long, or cannot be put to this base.
+        split: ``train`` rows are counted with what is learnt, others up to their answer.
+        limit: tokens of a row; None for no bound.
+        room: tokens left free for the answer.
+        say: is told of rows that were left out.
+
+    Raises:
+        DataError: naming rows that are too long, or one that cannot be put to this base.
+    """
+    read = section if isinstance(section, ReadSection) else None
+    bad = BadRows(split, on_error=read.on_error if read else "error", say=say)
+    cap = lengths.collator.max_image_pixels
+    found = iter(picture_sizes([source for example in examples for source in example.images], max_pixels=cap))
+    count = lengths.learnt if split == "train" else lengths.asked
+    fit: list[tuple[Example, int]] = []
+    long: list[tuple[Example, int]] = []
+    for example in examples:
+        with bad.row():
+            tokens = count(example, _sizes([next(found) for _ in example.images])) + room
+            (fit if limit is None or tokens <= limit else long).append((example, tokens))
+    bad.conclude()
+    if long:
+        report = _report(long, len(examples), split, limit)
+        if section.too_long == "error":
+            raise DataError(
+                f"{report}\nA row is never cut. Shorten these rows, make their pictures smaller, raise data.max_length "
+                "where the base takes more, or leave them out with data.too_long=drop."
+            )
+        if not fit:
+            raise DataError(f"{report}\nNo row is left.")
+        say(f"{report}\nThey are left out (data.too_long: drop).")
+    return [example for example, _ in fit]
+
+
+def _sizes(found: list[Size | RowError]) -> list[Size]:
+    for size in found:
+        if isinstance(size, RowError):
+            raise size
+    return found  # type: ignore[return-value]
+
+
+def _report(long: list[tuple[Example, int]], rows: int, split: str, limit: int | None) -> str:
+    worst = sorted(long, key=lambda item: -item[1])
+    named = ", ".join(f"{example.id} ({tokens})" for example, tokens in worst[:_LISTED])
+    more = f" and {len(worst) - _LISTED} more" if len(worst) > _LISTED else ""
+    return f"{len(long)} of {rows} {split} rows are longer than {limit} tokens: {named}{more}."

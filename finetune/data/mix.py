@@ -1,0 +1,60 @@
+"""Several sources as one, each with its share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.data.reading import read_split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finetune.data.bad_rows import BadRows
+    from finetune.example import Example
+    from finetune.recipe import MixData, TaskSection
+
+
+def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
+    """Reads one split of every source; arguments as ``read_jsonl``, ``seed`` chooses what is repeated.
+
+    A row's id and kind begin with the name of its source, so that scores are broken down by it; the id of a repetition
+    ends with ``#2``, ``#3`` and so on.
+    """
+    parts = {
+        name: [
+            replace(example, id=f"{name}/{example.id}", meta=example.meta | {"kind": f"{name}/{example.kind}"})
+            for example in read_split(section.part(name), split, task=task, seed=seed, say=bad.say, what=f"{name} ")
+        ]
+        for name in section.sources
+    }
+    bad.tried = sum(len(rows) for rows in parts.values())  # each source has told of its own
+    if split != "train":
+        return [example for rows in parts.values() for example in rows]
+    weights = {name: part.weight for name, part in section.sources.items()}
+    wanted = shares({name: len(rows) for name, rows in parts.items()}, weights)
+    return [example for name, rows in parts.items() for example in _repeated(rows, wanted[name], seed=seed)]
+
+
+def shares(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
+    """Returns how many rows of each source make an epoch: in the ratio of the weights, and no row left out.
+
+    Args:
+        sizes: source -> its rows; one without rows stays without.
+        weights: source -> its share, relative to the others.
+    """
+    unit = max((size / weights[name] for name, size in sizes.items()), default=0)  # rows of weight 1
+    return {name: max(size, round(unit * weights[name])) if size else 0 for name, size in sizes.items()}
+
+
+def _repeated(rows: list[Example], wanted: int, *, seed: int) -> list[Example]:
+    """Returns ``wanted`` rows: all of them as often as goes, the rest chosen by seed."""
+    out: list[Example] = []
+    for turn in range(1, math.ceil(wanted / max(1, len(rows))) + 1):
+        left = min(len(rows), wanted - len(out))
+        order = np.random.default_rng([seed, turn, len(rows)]).permutation(len(rows))[:left]
+        out += [rows[i] if turn == 1 else replace(rows[i], id=f"{rows[i].id}#{turn}") for i in sorted(order)]
+    return out

@@ -1,0 +1,117 @@
+"""Looking at every picture before the first step: each is read through once, and remembered until its file changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.cache import Notes, file_key
+from finetune.data.images import image_digest, no_bomb_warnings, read_through, refuse_over_cap
+from finetune.errors import RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.data.bad_rows import BadRows
+    from finetune.example import Example, ImageSource
+
+Size = tuple[int, int]  # upright width and height in pixels
+_NOTES = "pictures.sqlite"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a picture that can be read."""
+
+    size: Size
+    digest: str  # SHA-256 of its file or bytes: equal for rows about the same picture
+
+
+def check_pictures(examples: Sequence[Example], bad: BadRows, *, max_pixels: int) -> list[Example]:
+    """Returns the rows all of whose pictures can be read; the others go to ``bad``.
+
+    Rows that begin with the same picture get the same ``meta["picture"]``, wherever the picture stands.
+    """
+    found = iter(look_at([source for example in examples for source in example.images], max_pixels=max_pixels))
+    good = []
+    for example in examples:
+        seen = [next(found) for _ in example.images]
+        error = next((one for one in seen if isinstance(one, RowError)), None)
+        if error is not None:
+            bad.note(RowError(f"row {example.id}: {error}", reason=error.reason))
+        elif seen and isinstance(seen[0], Seen):
+            good.append(replace(example, meta=example.meta | {"picture": seen[0].digest}))
+        else:
+            good.append(example)
+    return good
+
+
+def picture_sizes(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Size | RowError]:
+    """Returns in order the size of each picture, or why it cannot be used; pixels are measured, not looked at."""
+    files = [source for source in sources if not isinstance(source, np.ndarray)]
+    found = iter(look_at(files, max_pixels=max_pixels))
+    sizes: list[Size | RowError] = []
+    for source in sources:
+        one = Seen(source.shape[1::-1], "") if isinstance(source, np.ndarray) else next(found)
+        sizes.append(one.size if isinstance(one, Seen) else one)
+    return sizes
+
+
+def look_at(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Seen | RowError]:
+    """Reads pictures through, each once, and returns in order what is known of each, or why it cannot be used.
+
+    Args:
+        sources: where they are.
+        max_pixels: width x height above which one is refused before it is decoded.
+    """
+    notes = Notes(_NOTES)
+    keys = [_key(source) for source in sources]
+    known = notes.get({key for key in keys if key})
+    found: dict[str, Seen | RowError] = {}
+    left: dict[str, ImageSource] = {}
+    for key, source in zip(keys, sources, strict=True):
+        if key in known:
+            found[key] = _capped(known[key], source, max_pixels)
+        elif key:
+            left[key] = source
+
+    def look(source: ImageSource) -> Seen | RowError:
+        try:
+            return Seen(read_through(source, max_pixels=max_pixels), image_digest(source))
+        except RowError as error:
+            return error
+
+    with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        fresh = dict(zip(left, pool.map(look, left.values()), strict=True))
+        out = [fresh.get(key) or found.get(key) or look(source) for key, source in zip(keys, sources, strict=True)]
+    notes.put({key: json.dumps(astuple(seen)) for key, seen in fresh.items() if isinstance(seen, Seen)})
+    return out
+
+
+def _capped(note: str, source: ImageSource, max_pixels: int) -> Seen | RowError:
+    """Returns what a run with perhaps another cap has noted, or the fault that the picture is for this one."""
+    (width, height), digest = json.loads(note)
+    try:
+        refuse_over_cap((width, height), max_pixels, "the picture" if isinstance(source, bytes) else str(source))
+    except RowError as error:
+        return error
+    return Seen((width, height), digest)
+
+
+def _key(source: ImageSource) -> str:
+    """Returns what a picture is remembered by; nothing where there is no file."""
+    if isinstance(source, np.ndarray):
+        return ""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    try:
+        return file_key(source) if isinstance(source, Path) else source.key()
+    except OSError:
+        return ""

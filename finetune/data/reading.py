@@ -1,0 +1,68 @@
+"""One split of any source: its rows read, capped, and every picture looked at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.data.bad_rows import BadRows
+from finetune.data.pictures import check_pictures
+from finetune.lookup import import_string, look_up
+from finetune.recipe import ColumnData, ReadSection
+from finetune.tables import SOURCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finetune.example import Example
+    from finetune.recipe import RowsSection, TaskSection
+
+
+def read_split(
+    section: RowsSection, split: str, *, task: TaskSection, seed: int, say: Callable[[str], None], what: str = ""
+) -> list[Example]:
+    """Reads one split; an empty list where the recipe has none.
+
+    Args:
+        section: the recipe's data section.
+        split: ``train``, ``val`` or ``test``.
+        task: how a question is put.
+        seed: chooses the rows where ``max_rows`` caps them, and those that a mix repeats.
+        say: is told of rows that were left out.
+        what: which rows of the split these are, where it has several sources.
+
+    Raises:
+        DataError: naming file and row.
+    """
+    if getattr(section, split, "") is None:
+        return []
+    on_error = section.on_error if isinstance(section, ReadSection) else "error"
+    bad = BadRows(f"{what}{split}", on_error=on_error, say=say)
+    read = import_string(look_up(SOURCES, section.source, what="data.source"))  # type: ignore[attr-defined]
+    examples: list[Example] = read(section, split, task=task, seed=seed, bad=bad)
+    if isinstance(section, ColumnData):
+        if section.kind is None and not _few_questions(examples):
+            examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
+        chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
+        bad.tried -= len(examples) - len(chosen)
+        examples = check_pictures(chosen, bad, max_pixels=section.max_image_pixels)
+    bad.conclude()
+    return examples
+
+
+def _few_questions(examples: list[Example]) -> bool:
+    """Tells whether the questions are a few that are put again and again, so that each is a type of its own.
+
+    Free questions are not: a majority answer among one row is always right, and a manifest would publish them.
+    """
+    different = {example.meta["question"] for example in examples}
+    return len(different) <= 50 and 2 * len(different) <= len(examples)
+
+
+def _capped(examples: list[Example], cap: int | None, *, seed: int) -> list[Example]:
+    if cap is None or cap >= len(examples):
+        return examples
+    chosen = np.random.default_rng([seed, len(examples)]).permutation(len(examples))[:cap]
+    return [examples[i] for i in sorted(chosen)]

@@ -1,0 +1,189 @@
+"""The learning-rate range test (Smith 2015, https://arxiv.org/abs/1506.01186): which rates make the loss fall.
+
+A fresh adapter is trained for a few steps while the learning rate grows exponentially. The loss stands still while
+the rate is too small, falls, and rises when it is too large. Suggested is a tenth of the rate at which the smoothed
+loss, after its lowest, has come half-way back to where it began: that rise is steep, and so its place is certain,
+while the lowest point lies anywhere on a flat and noisy ground. Nothing is saved.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from finetune.build import Batches, base_of, examples_of
+from finetune.errors import RecipeError, TrainingError
+from finetune.methods.adapter import attach
+from finetune.training.loop import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.recipe import Recipe, TrainSection
+
+FEWEST = 20  # steps
+GIVE_UP = 2.0  # times the loss of the first steps: nothing is learnt from what comes after
+LEAST_FALL = 0.1  # of the first loss; less is noise
+WIDTH = 40  # characters of the longest bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The loss at each rate, and what follows from it.
+
+    Attributes:
+        rates: ascending.
+        losses: before the step with that rate.
+        smoothed: mean over the tenth of all steps around each.
+        suggestion: a rate to train with; None where the curve does not say.
+        why: how it was found, or why there is none.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float | None
+    why: str
+
+    def __str__(self) -> str:
+        """Returns the curve as text: a line a rate, a bar as long as the loss is high."""
+        low, high = min(self.smoothed), max(self.smoothed)
+        step = max(1, math.ceil(len(self.rates) / 30))
+        lines = [f"{'learning rate':>13}  {'loss':>8}"]
+        for rate, loss in [*zip(self.rates, self.smoothed, strict=True)][::step]:
+            bar = "#" * max(1, round(WIDTH * (loss - low) / ((high - low) or 1)))
+            lines.append(f"{rate:>13.2e}  {loss:>8.4f}  {bar}")
+        found = "no suggestion" if self.suggestion is None else f"suggested: train.learning_rate={self.suggestion:.1e}"
+        return "\n".join([*lines, f"{found} ({self.why})"])
+
+
+def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: int = 100) -> Curve:
+    """Runs the test in this process, on the recipe's rows, batch size and method.
+
+    Args:
+        recipe: from ``load_recipe``; its learning rate, schedule and length are not used.
+        first: rate of the first step.
+        last: rate of the last step; it ends before when the loss has become hopeless.
+        steps: optimizer steps.
+
+    Raises:
+        RecipeError: a range that holds nothing, or too few steps.
+        FinetuneError: whatever would stop a run of this recipe at its start.
+    """
+    if not 0 < first < last:
+        raise RecipeError(f"the learning rate must grow from above 0, not from {first} to {last}")
+    if steps < FEWEST:
+        raise RecipeError(f"{steps} steps are too few to see a curve; give at least {FEWEST}")
+    accelerator = Accelerator(gradient_accumulation_steps=1, cpu=recipe.model.device == "cpu")
+    set_seed(recipe.seed)
+    base = base_of(recipe, device=str(accelerator.device))
+    attachment = attach(base.host, recipe.method)
+    recorder = _Recorder()
+    trainer = Trainer(
+        base.model,
+        attachment,
+        base.task(recipe.task),
+        Batches(base.collator, attachment).training_batch,
+        _without_schedule(recipe.train, steps),
+        accelerator,
+        recorder,  # type: ignore[arg-type]
+        seed=recipe.seed,
+    )
+    rates = [first * (last / first) ** (step / (steps - 1)) for step in range(steps)]
+    losses, stopped = _losses(trainer, recorder, recipe, rates)
+    curve = judge(rates[: len(losses)], losses) if losses else None
+    # A rate that breaks everything ends a good curve; an error that comes before anything is learnt is another one.
+    if curve is None or (stopped is not None and curve.suggestion is None):
+        assert stopped is not None
+        raise stopped
+    return curve
+
+
+def judge(rates: Sequence[float], losses: Sequence[float]) -> Curve:
+    """Returns the curve with what it suggests."""
+    smoothed = smooth(losses)
+    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    half_way = (smoothed[0] + smoothed[lowest]) / 2
+    risen = next((i for i in range(lowest, len(smoothed)) if smoothed[i] > half_way), None)
+    suggestion = None
+    if smoothed[0] - smoothed[lowest] < LEAST_FALL * smoothed[0]:
+        why = "the loss never fell: try a higher last rate or more steps, or look at the rows"
+    elif risen is None:
+        why = "the loss had not risen again at the end: try a higher last rate"
+    else:
+        suggestion = rates[risen] / 10
+        why = f"a tenth of {rates[risen]:.1e}, where the loss has come half-way back to where it began"
+    return Curve(rates=tuple(rates), losses=tuple(losses), smoothed=tuple(smoothed), suggestion=suggestion, why=why)
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """Returns the mean over the tenth of all values around each, fewer at the ends.
+
+    Centred, because a running mean would shift the lowest point towards higher rates.
+    """
+    reach = len(losses) // 20
+    windows = [losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _without_schedule(options: TrainSection, steps: int) -> TrainSection:
+    """Returns options under which the loop's own rate is 1 at every step."""
+    return options.model_copy(
+        update={
+            "epochs": None,
+            "max_steps": steps,
+            "learning_rate": 1.0,
+            "lr_scheduler_type": "constant",
+            "warmup_ratio": 0.0,
+        }
+    )
+
+
+class _Recorder:
+    """Takes the place of the run's log: it keeps the losses, and ends the run when they are hopeless."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def start(self, *args: Any, **options: Any) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def step(self, step: int, *, loss: float, **values: Any) -> None:
+        self.losses.append(loss)
+        if sum(self.losses[-5:]) > GIVE_UP * sum(self.losses[:5]):
+            raise _Hopeless
+
+
+class _Hopeless(Exception):
+    """The loss will not come down again."""
+
+
+def _losses(
+    trainer: Trainer, recorder: _Recorder, recipe: Recipe, rates: Sequence[float]
+) -> tuple[list[float], TrainingError | None]:
+    stopped = None
+
+    def set_rate(optimizer: Any, args: Any, options: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] *= rates[len(recorder.losses)]
+
+    hook = trainer.optimizer.register_step_pre_hook(set_rate)
+    try:
+        trainer.train(examples_of(recipe, "train"))
+    except _Hopeless:
+        pass
+    except TrainingError as error:
+        stopped = error
+    finally:
+        hook.remove()
+    return recorder.losses, stopped

@@ -1,0 +1,128 @@
+"""The changes a log can be asked for: each looks at the newest entry, and adds one that says what is different.
+
+Someone else may be first at any time; then the same change is made again upon what they left.
+"""
+
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from finetune.adapters.reference import LATEST, AdapterRef, check_alias
+from finetune.errors import AdapterReferenceError, ConflictError, YankedError
+from finetune.registry.commits import Commit
+from finetune.registry.log import Log
+from finetune.registry.versions import Version
+
+NO_REASON = "no reason was given"
+
+
+def publish(log: Log, digest: str, summary: dict[str, Any], aliases: Iterable[str], *, txn: str | None) -> Commit:
+    """Adds the next version, once for each ``txn``; returns the entry that published it.
+
+    Raises:
+        ConflictError: ``txn`` stands in the log for something else.
+    """
+    mine = uuid.uuid4().hex if txn is None else txn
+    searched = 0
+
+    def make(head: Commit | None) -> Commit:
+        nonlocal searched
+        if head is not None and txn is not None:
+            done = log.find_txn(mine, head, above=searched)
+            searched = head.seq
+            if done is not None:
+                return done
+        version = 1 if head is None else head.version + 1
+        kept = {} if head is None else head.aliases
+        moved = kept | dict.fromkeys(aliases, version)
+        return Commit.after(
+            head, op="publish", txn=mine, version=version, manifest=digest, aliases=moved, summary=summary
+        )
+
+    commit = log.append(make)
+    if (commit.op, commit.manifest) != ("publish", digest):
+        raise ConflictError(
+            f"{log.namespace}/{log.name}: the txn {mine} is that of entry {commit.seq}, which did something else. "
+            "Use a new one for another publish."
+        )
+    return commit
+
+
+def move(
+    log: Log, ref: AdapterRef, alias: str, target: Callable[[Commit], int], *, op: str, expect: int | None
+) -> Version:
+    """Lets an alias stand for a version; when it does already, nothing is written.
+
+    Args:
+        log: of an adapter that exists.
+        ref: that adapter.
+        alias: the word.
+        target: returns the version, given the newest entry.
+        op: ``alias`` or ``rollback``.
+        expect: the version that the alias must stand for now, 0 for none; None for any.
+
+    Raises:
+        AdapterReferenceError: it is no alias, or ``latest``.
+        ConflictError: it stands for another version than expected.
+        YankedError: the target is yanked.
+    """
+    if check_alias(alias) == LATEST:
+        raise AdapterReferenceError(
+            f"the alias {LATEST!r} always stands for the newest version that is not yanked; choose another word."
+        )
+    txn = uuid.uuid4().hex
+
+    def make(head: Commit | None) -> Commit:
+        assert head is not None, "entries of a log are never deleted"
+        now = head.aliases.get(alias, 0)
+        if expect is not None and now != expect:
+            raise ConflictError(
+                f"{ref.full_name}: the alias {alias!r} was expected to stand for {_show(expect)}, but "
+                f"stands for {_show(now)} (entry {head.seq}, by {head.actor}). Nothing was changed."
+            )
+        version = target(head)
+        if (reason := head.yanked.get(str(version))) is not None:
+            raise YankedError(
+                f"{ref.full_name}@{version} is yanked: {reason}. Choose another version for {alias!r}; nothing was "
+                "changed."
+            )
+        if now == version:
+            return head
+        expected = {} if expect is None else {alias: expect}
+        return Commit.after(head, op=op, txn=txn, aliases=head.aliases | {alias: version}, expect=expected)
+
+    commit = log.append(make)
+    return Version.of(ref, log.find_version(commit.aliases[alias], commit), commit)
+
+
+def yank(log: Log, ref: AdapterRef, version: int, *, reason: str | None) -> Version:
+    """Marks a version that exists; a reason replaces that of an earlier yank."""
+    number = str(version)
+    return _mark(log, ref, version, "yank", lambda yanked: {number: NO_REASON, **yanked, **_given(number, reason)})
+
+
+def unyank(log: Log, ref: AdapterRef, version: int) -> Version:
+    """Takes the mark of a version away; one without stays as it is."""
+    return _mark(log, ref, version, "unyank", lambda yanked: {n: why for n, why in yanked.items() if n != str(version)})
+
+
+def _given(number: str, reason: str | None) -> dict[str, str]:
+    return {} if reason is None else {number: reason}
+
+
+def _mark(
+    log: Log, ref: AdapterRef, version: int, op: str, change: Callable[[dict[str, str]], dict[str, str]]
+) -> Version:
+    txn = uuid.uuid4().hex
+
+    def make(head: Commit | None) -> Commit:
+        assert head is not None, "entries of a log are never deleted"
+        yanked = change(head.yanked)
+        return head if yanked == head.yanked else Commit.after(head, op=op, txn=txn, yanked=yanked)
+
+    commit = log.append(make)
+    return Version.of(ref, log.find_version(version, commit), commit)
+
+
+def _show(version: int) -> str:
+    return f"version {version}" if version else "none"

@@ -1,0 +1,229 @@
+"""A grid of runs: every value of some keys with every value of the others, and what comes out over the seeds.
+
+Each run is a process of its own, started through the same door as a single run, so that none inherits memory,
+random state or a crash from the one before. A run is known by the digest of its recipe, which is in its name: a
+sweep that was stopped, or is given more values, runs only what is not finished. What the digest does not see are
+rows that change under the same path; after that, delete the sweep's folder.
+"""
+
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters.manifest import MANIFEST_NAME, canonical_json, sha256_hex
+from finetune.child import run_child
+from finetune.errors import RecipeError
+from finetune.recipe import Recipe, load_recipe, read_value
+
+RESULT_NAME = "result.json"  # in a run's folder, once it is finished
+TABLE_NAME = "sweep.json"  # in the folder of the sweep
+MAX_RUNS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a grid.
+
+    Attributes:
+        settings: the swept keys with this run's values.
+        recipe: what it does, under a name of its own.
+        overrides: what makes that recipe of the config.
+        digest: of all that could change its result; its name and folder are left out.
+    """
+
+    settings: Mapping[str, Any]
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    digest: str
+
+    def result(self) -> dict[str, Any] | None:
+        """Returns what came out; None while it is not finished."""
+        try:
+            result = json.loads((self.recipe.run_folder / RESULT_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return result if isinstance(result, dict) and result.get("digest") == self.digest else None
+
+    def __str__(self) -> str:
+        """Returns the settings as words of a command line."""
+        return " ".join(f"{key}={_json(value)}" for key, value in self.settings.items()) or "the recipe as it is"
+
+
+def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
+    """Returns the runs of a grid, the last key changing fastest.
+
+    Args:
+        config: a recipe file.
+        words: ``key=value`` overrides for all runs and ``key=a,b,c`` for the grid. Each value is YAML: one that
+            holds a comma stands in quotes or brackets. Nothing is published unless a word is ``adapter.publish``.
+
+    Raises:
+        RecipeError: a word, or one of the recipes, is wrong.
+    """
+    values: dict[str, list[Any]] = {}
+    for word in words:
+        key, found = _read_word(word)
+        if key in values:
+            raise RecipeError(f"{word!r}: {key} is given twice; put all its values in one word: {key}=a,b,c")
+        values[key] = found
+    fixed = [f"{key}={_json(found[0])}" for key, found in values.items() if len(found) == 1]
+    if "adapter.publish" not in values:
+        fixed.append("adapter.publish=null")
+    grid = {key: found for key, found in values.items() if len(found) > 1}
+    if (number := math.prod(map(len, grid.values()))) > MAX_RUNS:
+        raise RecipeError(f"this grid has {number} runs; at most {MAX_RUNS} are allowed. Give fewer values.")
+    runs: dict[str, Run] = {}
+    for combination in itertools.product(*grid.values()):
+        run = _make_run(config, fixed, dict(zip(grid, combination, strict=True)))
+        if run.digest in runs:
+            raise RecipeError(f"two runs of this grid are the same: {runs[run.digest]}, and {run}")
+        runs[run.digest] = run
+    return [*runs.values()]
+
+
+def run_sweep(config: str | Path, words: Sequence[str]) -> int:
+    """Runs what is not finished of a grid, prints the table, and keeps it as ``sweep.json``.
+
+    Args:
+        config: a recipe file.
+        words: as for ``plan``.
+
+    Returns:
+        0; 1 when a run failed, after the others; 128 + n when signal n stopped a run, and so the sweep.
+
+    Raises:
+        RecipeError: a word, or one of the recipes, is wrong; nothing was started.
+    """
+    runs = plan(config, words)
+    folder = runs[0].recipe.run_folder.parent
+    failed = []
+    for number, run in enumerate(runs, start=1):
+        finished = run.result() is not None
+        print(
+            f"[{number}/{len(runs)}] {run} {'is finished:' if finished else 'in'} {run.recipe.run_folder}", flush=True
+        )
+        if finished:
+            continue
+        signals: list[int] = []
+        command = [sys.executable, "-P", "-m", "finetune.launch", str(config), *run.overrides]
+        code = run_child(command, env=os.environ, passed_on=signals)
+        problem = f"exit code {code}" if code else _keep_result(run)
+        _keep_table(folder, runs)
+        if signals:
+            print("stopped; the same command goes on with what is not finished", flush=True)
+            return 128 + signals[0]
+        if problem:
+            failed.append(f"failed: {run} ({problem})")
+    rows = _keep_table(folder, runs)
+    print("\n".join(["", format_table(rows), *failed, "", f"kept in {folder / TABLE_NAME}"]))
+    return 1 if failed else 0
+
+
+def summarize(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Returns one row for each combination of settings, over its seeds, the best first.
+
+    The order is that of the validation score, since a choice by the test rows would make their score too good;
+    the test score decides where there are no validation rows. Spread is the standard deviation of a sample
+    (n - 1), None for a single run.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        settings = {key: value for key, value in run.settings.items() if key != "seed"}
+        row = rows.setdefault(_json(settings), {"settings": settings, "runs": []})
+        result = run.result()
+        scores = {split: None if result is None else result[split] for split in ("val", "test")}
+        row["runs"].append({"name": run.recipe.name, "seed": run.recipe.seed, "finished": result is not None, **scores})
+    for row in rows.values():
+        for split in ("val", "test"):
+            found = [one[split] for one in row["runs"] if one[split] is not None]
+            row[split] = {
+                "mean": statistics.fmean(found) if found else None,
+                "spread": statistics.stdev(found) if len(found) > 1 else None,
+            }
+    by = "test" if all(row["val"]["mean"] is None for row in rows.values()) else "val"
+    return sorted(
+        rows.values(), key=lambda row: -math.inf if row[by]["mean"] is None else row[by]["mean"], reverse=True
+    )
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows of ``summarize`` as a table for people."""
+    keys = list(rows[0]["settings"])
+    lines = [[*keys, "runs", "val", "spread", "test", "spread"]]
+    for row in rows:
+        total, finished = len(row["runs"]), sum(one["finished"] for one in row["runs"])
+        scores = [row[split][what] for split in ("val", "test") for what in ("mean", "spread")]
+        lines.append(
+            [
+                *(_json(row["settings"][key]).strip('"') for key in keys),
+                str(total) if finished == total else f"{finished} of {total}",
+                *("-" if score is None else f"{score:.3f}" for score in scores),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _read_word(word: str) -> tuple[str, list[Any]]:
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{word!r}: write key=value, or key=a,b,c for a grid, such as train.learning_rate=1e-3,3e-3")
+    if "," not in text:
+        return key, [read_value(text, source=f"{word!r}")]
+    # What stands between the brackets of a YAML list.
+    return key, read_value(f"[{text}]", source=f"{word!r} (a value that holds a comma stands in quotes or brackets)")
+
+
+def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, Any]) -> Run:
+    overrides = [*fixed, *(f"{key}={_json(value)}" for key, value in settings.items())]
+    recipe = load_recipe(config, overrides)
+    counted = recipe.model_dump(mode="json")
+    del counted["name"], counted["train"]["output_dir"]
+    digest = sha256_hex(canonical_json(counted))
+    folder = Path(recipe.train.output_dir) / f"{recipe.name}-sweep"
+    name = f"{recipe.name[:50].rstrip('-')}-{digest[:10]}"
+    overrides += [f"name={_json(name)}", f"train.output_dir={_json(str(folder))}"]
+    return Run(settings=settings, recipe=load_recipe(config, overrides), overrides=tuple(overrides), digest=digest)
+
+
+def _keep_result(run: Run) -> str | None:
+    """Writes down what a run that ended well left in its manifest and its log; returns what was wrong with them."""
+    folder = run.recipe.run_folder
+    try:
+        metrics = json.loads((folder / "adapter" / MANIFEST_NAME).read_text(encoding="utf-8"))["metrics"]
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError) as error:
+        return f"it ended well, but its result cannot be read: {error}"
+    result = {
+        "digest": run.digest,
+        "val": max((line["val_exact_match"] for line in lines if "val_exact_match" in line), default=None),
+        "test": metrics["after"]["exact_match"] if "after" in metrics else None,
+        "metrics": metrics,
+    }
+    _write(folder / RESULT_NAME, result)
+    return None
+
+
+def _keep_table(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    rows = summarize(runs)
+    _write(folder / TABLE_NAME, {"rows": rows})
+    return rows
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _json(value: Any) -> str:
+    # Which is YAML too, in one line and without its surprises.
+    return json.dumps(value, ensure_ascii=False, default=str)

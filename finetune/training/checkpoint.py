@@ -1,0 +1,202 @@
+"""Checkpoints: folders of one safetensors and one JSON file, written whole or not at all, and read without trust.
+
+::
+
+    checkpoints/step-00000040/state.safetensors   every tensor
+    checkpoints/step-00000040/checkpoint.json     everything else, with the digests of both
+
+They hold the adapter and what training it goes on from, never the base.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load as parse_safetensors
+
+from finetune.adapters.folder import weights_bytes, write_folder
+from finetune.adapters.manifest import canonical_json, sha256_hex, strict_json
+from finetune.errors import IntegrityError, ManifestError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+SCHEMA = 1
+TENSORS_NAME = "state.safetensors"
+FACTS_NAME = "checkpoint.json"
+MAX_FACTS_BYTES = 256 * 1024**2
+_NAME = re.compile(r"^step-(\d{8,})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One that was read and found whole, and of this run."""
+
+    path: Path
+    step: int  # optimizer steps done
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+class Checkpoints:
+    """The checkpoints of one run's folder.
+
+    Args:
+        folder: where they lie.
+        run: what makes a run this one, as plain data (recipe, base, rows, processes): all must be equal to go on.
+        keep: how many to keep, the newest.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any], *, keep: int):
+        self.folder, self.run, self.keep = folder, run, keep
+
+    def path(self, step: int) -> Path:
+        """Returns where the checkpoint of ``step`` lies."""
+        return self.folder / f"step-{step:08d}"
+
+    def write(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint, and then removes the oldest beyond ``keep``.
+
+        Raises:
+            OSError: it could not be written, as on a full disk; those before it are as they were.
+        """
+        path, raw = self.path(step), weights_bytes(tensors)
+        whole = {
+            "schema": SCHEMA,
+            "step": step,
+            "run": self.run,
+            **facts,
+            "files": {TENSORS_NAME: {"sha256": sha256_hex(raw), "size": len(raw)}},
+        }
+        text = canonical_json({**whole, "digest": sha256_hex(canonical_json(whole))})
+        write_folder(path, {TENSORS_NAME: raw, FACTS_NAME: text})
+        _sync(path)
+        _sync(self.folder)
+        for _, old in self._listed()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def read(self, path: Path) -> Checkpoint:
+        """Reads one checkpoint of this run.
+
+        Raises:
+            IntegrityError: it is torn: not what was written.
+            TrainingError: it is of another run; the message names what differs.
+        """
+        facts = _facts(path)
+        entry = facts["files"][TENSORS_NAME]
+        raw = _bytes(path / TENSORS_NAME)
+        if len(raw) != entry["size"] or sha256_hex(raw) != entry["sha256"]:
+            raise IntegrityError(f"{TENSORS_NAME} is not the one written ({len(raw)} bytes of {entry['size']})")
+        if different := _differences(facts["run"], self.run):
+            raise TrainingError("; ".join(different[:8]))
+        return Checkpoint(path=path, step=facts["step"], facts=facts, tensors=parse_safetensors(raw))
+
+    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """Returns the newest checkpoint that can be gone on from, or None where there is none at all.
+
+        One that is torn or of another run is passed over with a line that says why, and set aside once an older
+        one is used instead.
+
+        Args:
+            say: prints a line.
+
+        Raises:
+            TrainingError: there are only checkpoints of other runs, so to go on here would lose one.
+        """
+        refused: list[Path] = []
+        foreign: tuple[Path, str] | None = None
+        found = None
+        for _, path in reversed(self._listed()):
+            try:
+                found = self.read(path)
+                break
+            except IntegrityError as error:
+                say(f"{path} is torn and is not used: {error}")
+            except TrainingError as error:
+                foreign = foreign or (path, str(error))
+                say(f"{path} is of another run and is not used: {error}")
+            refused.append(path)
+        if found is None and foreign:
+            path, why = foreign
+            raise TrainingError(
+                f"{self.folder.parent} holds an unfinished run that is not this one ({path.name}): {why}. To finish "
+                "that run, start it as it was; to keep both, give this one another train.output_dir or name; to drop "
+                "that one, set train.resume: never."
+            )
+        for path in refused:
+            aside = path.with_name(f"{path.name}.refused")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        return found
+
+    def clear(self) -> None:
+        """Removes every checkpoint, and what a process that was killed left half written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Removes what a process that was killed left half written."""
+        for left in self.folder.glob(".step-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _listed(self) -> list[tuple[int, Path]]:
+        """Returns (step, folder), oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name)))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = strict_json(_bytes(path / FACTS_NAME), source=FACTS_NAME, max_bytes=MAX_FACTS_BYTES)
+    except ManifestError as error:
+        raise IntegrityError(str(error)) from None
+    if not isinstance(facts, dict):
+        raise IntegrityError(f"{FACTS_NAME} is not an object")
+    digest = facts.pop("digest", None)
+    if digest != sha256_hex(canonical_json(facts)):
+        raise IntegrityError(f"{FACTS_NAME} does not have the digest it was written with")
+    if facts["schema"] != SCHEMA:
+        raise IntegrityError(f"its schema is {facts['schema']}, this version reads {SCHEMA}")
+    return facts
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """Returns one text for each value that differs, by its dotted key."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            text
+            for name in dict.fromkeys([*there, *here])
+            for text in _differences(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if there == here else [f"{key} is {_brief(there)} there and {_brief(here)} here"]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in ``folder`` outlast a power cut; where a folder cannot be opened there is nothing to do."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""A loss or gradient that is not finite: which rows made it so."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import gather_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedModel
+
+    from finetune.example import Example
+    from finetune.interfaces import Batch, Task
+    from finetune.training.window import LossSums
+
+
+def explain_not_finite(
+    model: PreTrainedModel,
+    task: Task,
+    collate: Callable[[list[tuple[Example, bool]]], Batch],
+    window: Sequence[Batch],
+    sums: Sequence[LossSums],
+    *,
+    loss: float,
+    norm: float,
+) -> str:
+    """Returns what is not finite, and the ids of the rows behind it; every process has to call it.
+
+    Each row of a micro-batch whose loss is not finite is asked alone. Where no single row is to blame, all of the
+    micro-batch, or where only the gradient overflowed all of the window, are named.
+
+    Args:
+        model: with the weights before the step.
+        task: the terms.
+        collate: makes a training batch of (example, learnt) pairs.
+        window: this process's micro-batches.
+        sums: the sums of each one's terms.
+        loss: of the step, over all processes.
+        norm: of the step's gradient.
+    """
+    device, dtype = model.device, model.dtype
+
+    def is_finite(terms: LossSums) -> bool:
+        return all(bool(torch.isfinite(value)) for value in terms.values())
+
+    suspects = [
+        example for batch, terms in zip(window, sums, strict=True) if not is_finite(terms) for example in batch.examples
+    ]
+    alone = []
+    with torch.no_grad():
+        for example in suspects:
+            terms = task.terms(model, collate([(example, True)]).to(device, dtype))
+            if not is_finite({name: term.loss_sum for name, term in terms.items()}):
+                alone.append(example.id)
+    alone, suspected = gather_object(alone), gather_object([example.id for example in suspects])
+    every = gather_object([example.id for batch in window for example in batch.examples])
+    what = f"the gradient is not finite (norm {norm})" if math.isfinite(loss) else f"the loss is not finite ({loss})"
+    ids = list(dict.fromkeys(alone or suspected or every))
+    which = "Rows whose own loss is not finite" if alone else "Rows"
+    return f"{what}. {which}: {', '.join(ids[:32])}{' ...' if len(ids) > 32 else ''}."

@@ -1,0 +1,63 @@
+"""Running out of memory: what counts as that, and how a step is made smaller."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from finetune.errors import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from finetune.training.plan import Plan
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, Exception) and (should_reduce_batch_size(error) or "can't allocate memory" in str(error))
+    )
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Tells whether ``flag`` is set on any process, the same on all of them."""
+    if accelerator.num_processes == 1:
+        return flag
+    vector = torch.tensor([float(flag)], device=accelerator.device)
+    return bool(accelerator.reduce(vector, "sum").item())
+
+
+def free_memory() -> None:
+    """Gives back what is no longer referred to; call it outside the ``except`` that still holds the traceback."""
+    clear_device_cache(garbage_collection=True)
+
+
+def halved(plan: Plan, step: int) -> Plan:
+    """Returns the plan with micro-batches of half as many rows, and as many rows a step as before.
+
+    Args:
+        plan: the one that did not fit.
+        step: the number of the step it happened in, from 1.
+
+    Raises:
+        TrainingError: a micro-batch is already a single row.
+    """
+    if plan.batch_size == 1:
+        raise TrainingError(
+            f"step {step}: out of memory with a micro-batch of one row. Use smaller pictures or shorter rows, adapt "
+            "fewer modules (method.towers), hold the base in less memory (model.dtype: bfloat16), or take a larger "
+            "device."
+        )
+    return replace(plan, batch_size=plan.batch_size // 2)
+
+
+def describe_halved(plan: Plan) -> str:
+    """Returns what the user is told of the plan that ``halved`` returned."""
+    return (
+        f"The step is taken again, and the run goes on, with micro-batches of {plan.batch_size} and "
+        f"{plan.accumulation} of them to a step: {plan.window} rows, as before."
+    )

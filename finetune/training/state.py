@@ -1,0 +1,110 @@
+"""Where a run stands, as a checkpoint holds it: everything that going on exactly needs, by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+
+from finetune.errors import TrainingError
+from finetune.training.optimizer import load_optimizer, optimizer_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from finetune.interfaces import Attachment
+    from finetune.training.checkpoint import Checkpoint
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate")  # whose version may change the numbers
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, the weights and generators apart."""
+
+    batch_size: int  # rows of a micro-batch on one process; fewer than the recipe's where memory ran out
+    step: int = 0  # optimizer steps done
+    best_score: float | None = None
+    best_step: int = 0
+    validations_without_better: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A whole state, as it is written and read.
+
+    The best weights are a copy, so a state does not depend on another file; an adapter is small.
+    """
+
+    attachment: Attachment
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    best: dict[str, Tensor] = field(default_factory=dict)  # parameter name -> weights of the best validation
+
+    def pack(self, random: Mapping[str, Any], *, log_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns tensors and facts for a checkpoint; every process has to call it.
+
+        Args:
+            random: this process's, as it was after the last step.
+            log_bytes: length of the log.
+        """
+        parameters = self.attachment.parameters
+        tensors = {f"adapter/{name}": p.detach() for name, p in parameters.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        for name, slots in optimizer_tensors(self.optimizer, parameters).items():
+            tensors |= {f"optimizer/{name}/{slot}": tensor for slot, tensor in slots.items()}
+        generators = []
+        for rank, process in enumerate(gather_object([dict(random)])):
+            held = {name: part for name, part in process.items() if isinstance(part, torch.Tensor)}
+            tensors |= {f"random/{rank}/{name}": part for name, part in held.items()}
+            generators.append({name: part for name, part in process.items() if name not in held})
+        facts = {
+            "state": asdict(self.state),
+            "trainable": {name: list(p.shape) for name, p in parameters.items()},
+            "random": generators,
+            "log_bytes": log_bytes,
+            "versions": versions(),
+        }
+        return tensors, facts
+
+    def unpack(self, checkpoint: Checkpoint, *, process: int) -> dict[str, Any]:
+        """Puts everything back, and returns the random state of ``process``.
+
+        Raises:
+            TrainingError: what trains now is not what trained then.
+        """
+        there = checkpoint.facts["trainable"]
+        here = {name: list(p.shape) for name, p in self.attachment.parameters.items()}
+        if there != here:
+            names = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
+            raise TrainingError(
+                f"{checkpoint.path}: what trains is not what trained then: {len(names)} tensors differ, such as "
+                f"{names[0]} ({there.get(names[0])} there, {here.get(names[0])} here). Go on with the versions that "
+                f"wrote it ({checkpoint.facts['versions']}), or set train.resume: never."
+            )
+        parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "best": {}, "optimizer": {}, "random": {}}
+        for key, tensor in checkpoint.tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        with torch.no_grad():
+            for name, parameter in self.attachment.parameters.items():
+                parameter.copy_(parts["adapter"][name])
+        self.best.update(parts["best"])
+        slots: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in parts["optimizer"].items():
+            name, _, slot = key.rpartition("/")
+            slots.setdefault(name, {})[slot] = tensor
+        load_optimizer(self.optimizer, self.attachment.parameters, slots)
+        vars(self.state).update(checkpoint.facts["state"])
+        own = {key.partition("/")[2]: t for key, t in parts["random"].items() if key.startswith(f"{process}/")}
+        return {**checkpoint.facts["random"][process], **own}
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the libraries that a result may depend on."""
+    return {name: version(name) for name in PACKAGES}

@@ -1,0 +1,87 @@
+"""Being asked to stop: Ctrl-C and SIGTERM are noted, and obeyed between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from accelerate import Accelerator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SECONDS = 1.0  # a launcher passes on what the terminal has already sent: within this time it is one request
+
+
+class Stopping:
+    """While entered, a first signal is only noted; a second one ends the process at once.
+
+    A signal that was ignored (as under nohup) stays so, and outside the main thread nothing is handled.
+
+    Args:
+        main: whether this process tells the user.
+    """
+
+    def __init__(self, *, main: bool = True):
+        self.main = main
+        self.signum: int | None = None  # of the first signal
+        self._at = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """Returns the signal that any process has had, the same on all of them, or None."""
+        if accelerator.num_processes == 1:
+            return self.signum
+        mine = torch.tensor([float(self.signum == s) for s in SIGNALS], device=accelerator.device)
+        counts = accelerator.reduce(mine, "sum").tolist()
+        return next((signum for signum, count in zip(SIGNALS, counts, strict=True) if count), None)
+
+    def _note(self, signum: int, _frame: object) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._at = signum, now
+            if self.main:
+                os.write(2, b"\nstopping after this step, with its state saved; once more stops at once\n")
+        elif now - self._at > SAME_SECONDS:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+
+def farewell(step: int, total_steps: int, kept: Path | None) -> str:
+    """Returns what the user is told of a run that stopped: where it stands, and how it goes on.
+
+    Args:
+        step: optimizer steps done.
+        total_steps: those of the whole run.
+        kept: the checkpoint of this step, where it could be written.
+    """
+    where = f"stopped after step {step} of {total_steps}"
+    if kept is None:
+        return f"{where}; this state is not saved. Started again, the run goes on from its last checkpoint, if any."
+    return f"{where}; the state is saved in {kept}. Start the run again as before, and it goes on from there."
+
+
+def leave_signals_to_the_parent(_worker: int = 0) -> None:
+    """Has a DataLoader's worker ignore the signals: it is needed for the step that is being finished.
+
+    The terminal sends Ctrl-C to every process of the run. A worker ends when the loader that started it does.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)

@@ -1,0 +1,68 @@
+"""Experiment trackers: accelerate's own, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import (
+    is_mlflow_available,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
+
+from finetune.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from accelerate import Accelerator
+
+    from finetune.recipe import Recipe
+
+_AVAILABLE = {
+    "tensorboard": is_tensorboard_available,
+    "wandb": is_wandb_available,
+    "mlflow": is_mlflow_available,
+    "trackio": is_trackio_available,
+}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises TrainingError for a tracker whose package is not installed; accelerate would leave it out silently."""
+    missing = [name for name in names if not _AVAILABLE[name]()]
+    if missing:
+        there = [name for name, is_available in _AVAILABLE.items() if is_available()]
+        raise TrainingError(
+            f"train.trackers names {', '.join(missing)}, not installed here (installed: {', '.join(there) or 'none'}). "
+            f"Install it (pip install {' '.join(missing)}), or leave it out of train.trackers."
+        )
+
+
+def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Starts the trackers the accelerator was made with, as a project of the run's name, with the recipe's values.
+
+    Raises:
+        TrainingError: one does not start, as without a login.
+    """
+    try:
+        accelerator.init_trackers(recipe.name, config=_flat(recipe.model_dump(mode="json")))
+    except Exception as error:
+        raise TrainingError(
+            f"a tracker of train.trackers ({', '.join(recipe.train.trackers)}) does not start: {error}. Set it up, or "
+            "leave it out."
+        ) from error
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Has every tracker write what it still holds."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers = []
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Returns nested data as dotted keys; a list, and nothing at all, become text, which every tracker takes."""
+    if isinstance(value, dict):
+        return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
+    return {key: value if isinstance(value, bool | int | float | str) else str(value)}

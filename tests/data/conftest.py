@@ -1,0 +1,32 @@
+"""Rows and pictures to read, good and bad."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from finetune.data.reading import read_split
+from finetune.recipe import JsonlData, VqaSection
+
+TASK = VqaSection()
+ROW = {"image": "good.png", "question": "What?", "answer": "x"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one good picture."""
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "good.png")
+    return tmp_path
+
+
+@pytest.fixture
+def read(folder):
+    """Returns a function that writes lines as JSON Lines and reads them; ``said`` collects what is told."""
+
+    def read(*lines, said=None, seed=0, task=TASK, **fields):
+        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        (folder / "train.jsonl").write_bytes(b"\n".join(raw) + b"\n")
+        section = JsonlData(source="jsonl", root=str(folder), **fields)
+        return read_split(section, "train", task=task, seed=seed, say=(said if said is not None else []).append)
+
+    return read

@@ -1,0 +1,224 @@
+"""Every kind of bad row: refused with file and row, or skipped, counted and listed by reason."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.errors import DataError, RowError
+from tests.data.conftest import ROW
+from tests.data.test_images import png_claiming
+
+GOOD = 25  # rows before the bad one, on line 26: fewer than one in twenty is bad
+
+
+def noise(kind):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def flipped(data):
+    return data[:2000] + bytes(byte ^ 255 for byte in data[2000:2100]) + data[2100:]
+
+
+def floats():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+# What stands in the file bad.png, and what is said of it.
+PICTURES = {
+    "an empty file": (b"", "unreadable picture", "not a readable picture"),
+    "a text": (b"hello", "unreadable picture", "not a readable picture"),
+    "a page": (b"<html><body>404</body></html>", "unreadable picture", "not a readable picture"),
+    "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unreadable picture", "not a readable picture"),
+    "a PDF": (b"%PDF-1.4\n%\xe2\xe3", "unreadable picture", "not a readable picture"),
+    "an EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable picture", "not a readable picture"),
+    "half a PNG": (noise("PNG")[:3000], "unreadable picture", "not a readable picture"),
+    "half a JPEG": (noise("JPEG")[:1500], "unreadable picture", "not a readable picture"),
+    "a JPEG without its end": (noise("JPEG")[:-20], "unreadable picture", "not a readable picture"),
+    "half a GIF": (noise("GIF")[:1500], "unreadable picture", "not a readable picture"),
+    "half a WebP": (noise("WEBP")[:900], "unreadable picture", "not a readable picture"),
+    "half a BMP": (noise("BMP")[:3000], "unreadable picture", "not a readable picture"),
+    "a header alone": (noise("PNG")[:33], "unreadable picture", "not a readable picture"),
+    "damaged bytes": (flipped(noise("PNG")), "unreadable picture", "not a readable picture"),
+    "no pixels": (png_claiming(0, 5), "unreadable picture", "not a readable picture"),
+    "fewer pixels than claimed": (png_claiming(9, 9), "unreadable picture", "not a readable picture"),
+    "floating point": (floats(), "unreadable picture", "floating-point"),
+    "over the cap": (png_claiming(8000, 8000), "picture over the pixel cap", "8000 x 8000 is over the cap"),
+    "a bomb": (png_claiming(60000, 60000), "picture over the pixel cap", "over twice PIL's own cap"),
+}
+
+
+def user(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
+IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "What?"}
+ASK, SAY = user(IMAGE, TEXT), {"role": "assistant", "content": "x"}
+
+
+def conversation(*messages, **fields):
+    return {"image": "good.png", "messages": list(messages), **fields}
+
+
+def without(*fields):
+    return {key: value for key, value in ROW.items() if key not in fields}
+
+
+# The bad line, the reason it is counted under, and what is said of it behind file and line.
+LINES = {
+    "half an object": (b'{"image": "good.png", "que', "not JSON", "not JSON: "),
+    "no JSON": (b"image,question,answer", "not JSON", "not JSON: "),
+    "two objects": (b"{} {}", "not JSON", "not JSON: "),
+    "a list": ([1], "not JSON", "a row is a JSON object, not list"),
+    "a text": ("x", "not JSON", "a row is a JSON object, not str"),
+    "null": (b"null", "not JSON", "a row is a JSON object, not NoneType"),
+    "endless nesting": (b"[" * 200_000, "not JSON", "not JSON: "),
+    "Latin-1": ('{"answer": "é"}'.encode("latin-1"), "not UTF-8", "not UTF-8: "),
+    "no picture": (without("image"), "missing image", "no field 'image'; the row has question, answer. .*data.image="),
+    "a null picture": ({**ROW, "image": None}, "missing image", "'image' must be .*not None"),
+    "a number for a picture": ({**ROW, "image": 3}, "wrong type", "a picture is the path of its file, not 3"),
+    "an empty path": ({**ROW, "image": ""}, "wrong type", "a picture is the path of its file, not ''"),
+    "a missing file": ({**ROW, "image": "no.png"}, "missing picture", "the picture .*no.png does not exist"),
+    "a folder": ({**ROW, "image": "."}, "missing picture", "does not exist"),
+    "pictures that are no list": ({**ROW, "images": "good.png"}, "wrong type", "'images' must be a list of pictures"),
+    "a null among pictures": ({**ROW, "images": ["good.png", None]}, "missing picture", "the picture is missing"),
+    "no question": (without("question"), "missing question", "no field 'question'; the row has image, answer"),
+    "a null question": ({**ROW, "question": None}, "missing question", "'question' must be a text"),
+    "a blank question": ({**ROW, "question": " \n"}, "empty question", "'question' must be a text that is not empty"),
+    "a number for a question": ({**ROW, "question": 4}, "wrong type", "'question' must be a text .*not 4"),
+    "questions": ({**ROW, "question": ["a", "b"]}, "wrong type", "'question' must be a text"),
+    "no answer": (without("answer"), "missing answer", "no field 'answer'; the row has image, question"),
+    "a blank answer": ({**ROW, "answer": " "}, "empty answer", "'answer' must be a text that is not empty, not ' '"),
+    "no answers": ({**ROW, "answer": []}, "empty answer", "'answer' must be a text or a list of texts, none empty"),
+    "a blank among answers": ({**ROW, "answer": ["x", ""]}, "empty answer", "must be a text or a list of texts"),
+    "a number among answers": ({**ROW, "answer": ["x", 1]}, "wrong type", "must be a text or a list of texts"),
+    "a number for an answer": ({**ROW, "answer": 3}, "wrong type", "must be a text or a list of texts"),
+    "not a number": (b'{"image": "good.png", "question": "?", "answer": NaN}', "wrong type", "must be a text"),
+    "yes as a truth value": ({**ROW, "answer": True}, "wrong type", "must be a text"),
+    "an object for an answer": ({**ROW, "answer": {"en": "x"}}, "wrong type", "must be a text"),
+    "no captions": ({**without("answer"), "captions": []}, "empty captions", "'captions' must be a text or a list"),
+    "a blank caption": ({**without("answer"), "captions": ["", "x"]}, "empty captions", "none empty"),
+    "one text for captions": ({**without("answer"), "captions": "x"}, "wrong type", "'captions' must be"),
+    "captions and an answer": ({**ROW, "captions": ["x"]}, "two things to learn", "'captions' and 'answer'"),
+    "a conversation and an answer": ({**ROW, "messages": [ASK, SAY]}, "two things to learn", "data.messages=null"),
+    "no list of messages": (conversation() | {"messages": "hi"}, "not a conversation", "a list of messages"),
+    "no messages": (conversation(), "not a conversation", "a list of messages that is not empty"),
+    "a message that is a text": (conversation("hi"), "not a conversation", "message 1: a message has role and content"),
+    "an unknown role": (conversation({"role": "gpt", "content": "x"}), "not a conversation", "the role is 'gpt'"),
+    "the assistant first": (conversation(SAY), "not a conversation", "after the start comes user, not assistant"),
+    "the user twice": (conversation(ASK, ASK, SAY), "not a conversation", "after user comes assistant, not user"),
+    "the user last": (conversation(ASK), "nothing to learn", "the conversation ends with the user"),
+    "a late system prompt": (
+        conversation(ASK, {"role": "system", "content": "x"}), "not a conversation", "comes assistant, not system",
+    ),
+    "no content": (conversation({"role": "user"}), "not a conversation", "content is a text or a list of parts"),
+    "an unknown part": (conversation(user({"type": "audio"})), "not a conversation", "a part is .*not"),
+    "a part that is a text": (conversation(user("x")), "not a conversation", "a part is .*not 'x'"),
+    "an empty question in a conversation": (conversation(user(), SAY), "not a conversation", "content is a text or"),
+    "an empty user text": (conversation(user({"type": "text", "text": ""})), "empty text", "user's text is empty"),
+    "an empty turn": (conversation(ASK, {"role": "assistant", "content": " "}), "empty text", "s text is empty"),
+    "a picture the assistant shows": (
+        conversation(ASK, {"role": "assistant", "content": [IMAGE]}), "not a conversation", "only a user's message",
+    ),
+    "a picture on the web": (
+        conversation(user({"type": "image", "url": "http://x/y.png"}, TEXT), SAY), "not a conversation", "url and base",
+    ),
+    "a place without its picture": (
+        conversation(ASK, SAY, images=[]), "as many pictures as parts", "0 pictures for 1",
+    ),
+    "a picture without a place": (conversation(user(TEXT), SAY), "as many pictures as parts", "1 pictures for 0"),
+    "pictures inside and beside": (
+        conversation(user({"type": "image", "path": "good.png"}), SAY, images=["good.png"]), "pictures twice", "both",
+    ),
+    "one of two pictures named": (
+        conversation(user(IMAGE, {"type": "image", "path": "good.png"}), SAY), "not a conversation", "1 of 2 image",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_bad_line_is_named_or_skipped(read, folder, kind):
+    line, reason, message = LINES[kind]
+    lines = [*[ROW] * GOOD, line]
+    where = re.escape(f"{folder / 'train.jsonl'}, line {GOOD + 1}")
+    with pytest.raises(RowError, match=f"^{where}.*{message}"):
+        read(*lines)
+    said = []
+    assert len(read(*lines, on_error="skip", said=said)) == GOOD
+    (report,) = said
+    assert f"skipped 1 of {GOOD + 1} train rows" in report and f"\n  {reason}: 1\n" in report
+    assert re.search(f"    {where}.*{message}", report)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_bad_picture_is_named_or_skipped(read, folder, kind):
+    data, reason, message = PICTURES[kind]
+    (folder / "bad.png").write_bytes(data)
+    lines = [*[ROW] * GOOD, {**ROW, "image": "bad.png"}]
+    where = re.escape(f"row train.jsonl:{GOOD + 1}: {folder / 'bad.png'}: ")
+    with pytest.raises(RowError, match=f"^{where}.*{message}"):
+        read(*lines)
+    said = []
+    assert len(read(*lines, on_error="skip", said=said)) == GOOD
+    assert f"\n  {reason}: 1\n" in said[0] and re.search(f"    {where}.*{message}", said[0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "options", "reason", "message"),
+    [
+        (
+            {**ROW, "key": 3},
+            {"id": "key"},
+            "duplicate id",
+            "line 26: the id '3' is already that of .*train.jsonl, line 4",
+        ),
+        (ROW, {"id": "key"}, "missing id", "line 26: no field 'key'"),
+        ({**ROW, "key": 1.5}, {"id": "key"}, "wrong type", "line 26: 'key' must be a text"),
+        ({**ROW, "key": ""}, {"kind": "key"}, "empty kind", "line 26: 'key' must be a text"),
+        (ROW, {"kind": "key"}, "missing kind", "line 26: no field 'key'"),
+    ],
+)
+def test_ids_and_kinds(read, bad, options, reason, message):
+    lines = [*[{**ROW, "key": i} for i in range(GOOD)], bad]
+    with pytest.raises(RowError, match=message):
+        read(*lines, **options)
+    said = []
+    assert len(read(*lines, **options, on_error="skip", said=said)) == GOOD
+    assert f"\n  {reason}: 1\n" in said[0]
+
+
+def test_there_are_at_least_forty_kinds():
+    assert len(LINES) + len(PICTURES) + 5 >= 40
+
+
+def test_more_than_one_row_in_twenty_is_an_error(read):
+    lines = [*[ROW] * 38, b"{", {**ROW, "image": "no.png"}]
+    said = []
+    assert len(read(*lines, on_error="skip", said=said)) == 38 and "skipped 2 of 40 train rows" in said[0]
+    with pytest.raises(DataError, match=r"(?s)skipped 3 of 41 train rows.*not JSON: 2.*That is more than 5%"):
+        read(*lines, b"{", on_error="skip")
+
+
+def test_the_report_names_twenty_rows_a_reason(read):
+    said = []
+    read(*[ROW] * 600, *[b"{"] * 30, on_error="skip", said=said)
+    assert "  not JSON: 30\n" in said[0] and said[0].count("line ") >= 20 and said[0].endswith("and 10 more")
+
+
+def test_rows_left_out_by_a_cap_do_not_hide_bad_ones(read, folder):
+    (folder / "bad.png").write_bytes(b"x")
+    lines = [{**ROW, "image": "bad.png" if i % 2 else "good.png"} for i in range(400)]
+    with pytest.raises(DataError, match=r"skipped \d+ of 10 train rows"):
+        read(*lines, on_error="skip", max_rows={"train": 10})
+
+
+def test_lines_are_json():
+    for line, _, _ in LINES.values():
+        assert isinstance(line, bytes) or json.dumps(line)

@@ -1,0 +1,136 @@
+"""A row's tokens are known without opening its pictures, and equal to what the processor makes of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.build import examples_of, load_base
+from finetune.data import images
+from finetune.data.lengths import Lengths
+from finetune.errors import DataError
+from finetune.example import Example, answer, ask
+
+
+@pytest.fixture
+def base(tiny_base):
+    return load_base(str(tiny_base), device="cpu")
+
+
+def example(*sizes, text="blue"):
+    pictures = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
+    messages = [*ask("What color is it?", num_images=len(sizes)), answer(text)]
+    return Example(id="x", messages=messages, images=pictures, answers=[text])
+
+
+@pytest.mark.parametrize("sizes", [[], [(30, 20)], [(20, 90)], [(30, 20), (64, 64)], [(30, 20), (30, 20)]])
+def test_the_length_is_what_the_processor_makes(base, sizes):
+    lengths = Lengths(base.collator, key="k")
+    row = example(*sizes)
+    assert lengths.learnt(row, sizes) == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.asked(row, sizes) == base.collator.prompt_batch([row]).inputs["input_ids"].shape[1]
+
+
+def test_tiles_count(base):
+    """A processor that cuts large pictures into tiles gives them more tokens."""
+    if not hasattr(base.processor.image_processor, "do_image_splitting"):
+        pytest.skip("this processor makes no tiles")
+    base.processor.image_processor.do_image_splitting = True
+    base.processor.image_processor.size = {"longest_edge": 64}
+    lengths = Lengths(base.collator, key="tiles")
+    for size in ((64, 64), (64, 20), (20, 64)):
+        row = example(size)
+        assert lengths.learnt(row, [size]) == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.of_pictures(((64, 64),)) > lengths.of_pictures(((64, 20),))
+
+
+def test_the_processor_is_asked_once_for_each_size(base, monkeypatch):
+    asked = []
+    encode = base.collator.encode
+    monkeypatch.setattr(
+        base.collator, "encode", lambda texts, pictures, side: asked.append(1) or encode(texts, pictures, side)
+    )
+    for _ in range(2):
+        lengths = Lengths(base.collator, key="k")
+        assert lengths.of_pictures(((30, 20),)) == lengths.of_pictures(((30, 20),))
+    assert len(asked) == 1, "the second time from the notes"
+    Lengths(base.collator, key="another processor").of_pictures(((30, 20),))
+    assert len(asked) == 2
+
+
+def test_the_longest_caption_counts(base):
+    row = replace(example((30, 20)), captions=["red", "red, blue and green, and one more of each"])
+    lengths = Lengths(base.collator, key="k")
+    assert lengths.learnt(row, [(30, 20)]) == lengths.learnt(row.saying(row.captions[1]), [(30, 20)])
+
+
+@pytest.fixture
+def recipe(make_recipe, tiny_base):
+    return lambda **data: make_recipe(tiny_base, data=data)
+
+
+def lengths_of(base, rows):
+    return [base.collator.training_batch([row]).inputs["input_ids"].shape[1] for row in rows]
+
+
+def test_rows_that_do_not_fit_are_refused_or_dropped_and_never_cut(base, recipe):
+    rows = examples_of(recipe(), "train")
+    counts = lengths_of(base, rows)
+    limit = sorted(counts)[9]
+    long = [row.id for row, count in zip(rows, counts, strict=True) if count > limit]
+    assert 0 < len(long) < len(rows)
+    with pytest.raises(
+        DataError, match=f"(?s){len(long)} of 18 train rows are longer than {limit} tokens: .*{long[0]} .*too_long=drop"
+    ):
+        examples_of(recipe(max_length=limit), "train", base=base)
+    said = []
+    kept = examples_of(recipe(max_length=limit, too_long="drop"), "train", base=base, say=said.append)
+    assert [row.id for row in kept] == [row.id for row in rows if row.id not in long]
+    assert f"{len(long)} of 18 train rows" in said[0] and all(i in said[0] for i in long)
+    assert max(lengths_of(base, kept)) <= limit
+    with pytest.raises(DataError, match="No row is left"):
+        examples_of(recipe(max_length=3, too_long="drop"), "train", base=base)
+
+
+def test_rows_to_judge_leave_room_for_their_answer(base, recipe):
+    rows = examples_of(recipe(), "test")
+    longest = max(base.collator.prompt_batch([row]).inputs["input_ids"].shape[1] for row in rows)
+    assert len(examples_of(recipe(max_length=longest + 4), "test", base=base)) == 4
+    with pytest.raises(DataError, match="test rows are longer"):
+        examples_of(recipe(max_length=longest + 3), "test", base=base)  # task.max_new_tokens is 4
+
+
+def test_the_base_sets_the_limit(base, recipe, monkeypatch):
+    monkeypatch.setattr(base.model.config.get_text_config(), "max_position_embeddings", 12)
+    with pytest.raises(DataError, match="longer than 12 tokens"):
+        examples_of(recipe(), "train", base=base)
+    with pytest.raises(DataError, match="data.max_length is 13, but the base takes 12 tokens"):
+        examples_of(recipe(max_length=13), "train", base=base)
+
+
+def test_no_picture_is_opened_again(base, recipe, monkeypatch):
+    examples_of(recipe(), "train")
+
+    def opened(*_, **__):
+        raise AssertionError("a picture was opened")
+
+    monkeypatch.setattr(images.Image, "open", opened)
+    assert len(examples_of(recipe(), "train", base=base)) == 18
+
+
+def test_a_row_that_the_template_cannot_take_is_a_bad_row(base, recipe, rows_folder):
+    path = rows_folder / "train.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines * 2, lines[0].replace("What color", "<|end|> color")]) + "\n")
+    with pytest.raises(DataError, match="row train.jsonl:37: a text holds '<|end|>'"):
+        examples_of(recipe(), "train", base=base)
+    said = []
+    assert len(examples_of(recipe(on_error="skip"), "train", base=base, say=said.append)) == 36
+    assert "text with a token of the model: 1" in said[0]
+
+
+def test_a_large_size_is_not_drawn_from_the_file(base, tmp_path):
+    Image.new("RGB", (3000, 2000)).save(tmp_path / "x.png")
+    lengths = Lengths(base.collator, key="k")
+    assert lengths.of_pictures(((3000, 2000),)) > 0

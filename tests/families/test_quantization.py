@@ -1,0 +1,49 @@
+"""A quantized base: only its language tower, by full path; adapters move between it and the full-precision base."""
+
+import pytest
+import torch
+
+from finetune.build import load_base
+from finetune.errors import MethodError, RecipeError
+from finetune.families.quantization import quantized_modules
+from finetune.methods.adapter import attach, merge
+from finetune.pocket import model_folder
+from finetune.serving.app import load
+from tests.matrix import LORA, logits, recipe_of, reload_cell, rows, train_cell
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_the_language_tower_alone_is_quantized_on_every_family(tiny_family, quantization):
+    base = load_base(str(tiny_family), device="cpu", quantization=quantization)
+    (language,) = base.towers.language
+    linears = {
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith(f"{language}.")
+    }
+    assert set(quantized_modules(base.model)) == linears
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_an_adapter_moves_between_quantized_and_full_precision(tmp_path, quantization):
+    base = model_folder()  # real weights: rounding those of a random model would change most of what it says
+    cell = train_cell(base, LORA, tmp_path, quantization=quantization)
+    assert reload_cell(cell)["reloaded"]
+    adapter = load(tmp_path / "adapter", base=str(base), device="cpu").adapter
+    assert adapter.probe.verdict == "passed"
+    assert 0 < adapter.probe.difference < 0.5  # of the recorded effect: the gap that quantization makes
+
+
+def test_merging_into_quantized_weights_is_refused(tiny_fast_vlm, tmp_path):
+    base = load_base(str(tiny_fast_vlm), device="cpu", quantization="4bit")
+    batch = base.collator.training_batch(rows())
+    attach(base.host, recipe_of(LORA, tiny_fast_vlm, tmp_path).method)
+    before = logits(base, batch)
+    with pytest.raises(MethodError, match="quantized: an adapter is merged into the 16 or 32 bit base"):
+        merge(base.model, "default")
+    assert torch.equal(logits(base, batch), before)
+
+
+def test_dora_on_8_bit_is_refused_when_the_recipe_is_read(tiny_fast_vlm, tmp_path):
+    with pytest.raises(RecipeError, match="lora.use_dora does not go with 8bit: .* Use model.quantization: 4bit"):
+        recipe_of({**LORA, "use_dora": True}, tiny_fast_vlm, tmp_path, quantization="8bit")

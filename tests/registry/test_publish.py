@@ -1,0 +1,133 @@
+"""Publish: what it writes, what it refuses, and that a second try makes no second version."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from finetune.adapters.manifest import sha256_hex
+from finetune.errors import AdapterReferenceError, ConflictError, IntegrityError, ManifestError, RegistryError
+from finetune.registry import AdapterRegistry, verify
+from tests.registry.faulty import Interfering
+from tests.registry.folders import edit
+
+pytestmark = pytest.mark.usefixtures("no_sync")
+
+
+def test_what_lies_in_the_store(registry, make_adapter):
+    folder = make_adapter()
+    version = registry.publish(folder)
+    root = Path(registry.location)
+    about = json.loads((root / "registry.json").read_text())
+    assert about["format"] == 1 and uuid.UUID(about["uuid"])
+    digests = {p: sha256_hex(p.read_bytes()) for p in folder.iterdir()}
+    assert digests[folder / "manifest.json"] == version.digest
+    assert {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} == {
+        "registry.json",
+        "names/medical/brain-mri/log/000000000001.json",
+        *(f"blobs/sha256/{d[:2]}/{d}" for d in digests.values()),
+    }
+    registry.publish(make_adapter("medical/other"))
+    assert json.loads((root / "registry.json").read_text()) == about
+
+
+def test_the_same_files_are_stored_once_and_versions_counted(registry, make_adapter):
+    folder = make_adapter()
+    assert registry.publish(folder).digest == registry.publish(folder).digest
+    newest = registry.resolve("medical/brain-mri")
+    assert newest.version == 2
+    assert registry.resolve(f"medical/brain-mri@sha256:{newest.digest}").version == 2
+
+
+def test_a_publish_tried_again_happens_once(registry, make_adapter):
+    folder, txn = make_adapter(seed=1), uuid.uuid4().hex
+    first = registry.publish(folder, txn=txn, aliases=["prod"])
+    registry.publish(make_adapter(seed=2))
+    assert registry.publish(folder, txn=txn, aliases=["prod"]) == first
+    assert AdapterRegistry(registry.location).publish(folder, txn=txn) == first
+    assert registry.resolve("medical/brain-mri").version == 2
+    with pytest.raises(ConflictError, match=f"the txn {txn} is that of entry 1, which did something else"):
+        registry.publish(make_adapter(seed=3), txn=txn)
+    for wrong in ("", "mine", txn.upper() + "0"):
+        with pytest.raises(RegistryError, match="this cannot be written to the log: txn: String should match"):
+            registry.publish(folder, txn=wrong)
+
+
+def test_one_alias_may_be_given_as_a_word(registry, make_adapter):
+    assert registry.publish(make_adapter(), aliases="prod").aliases == ("latest", "prod")
+
+
+@pytest.mark.parametrize("alias", ["Prod", "17", "../x", "a b", ""])
+def test_bad_aliases_are_refused_before_anything_is_written(registry, make_adapter, alias):
+    with pytest.raises(AdapterReferenceError, match="is no alias: an alias is a letter"):
+        registry.publish(make_adapter(), aliases=[alias])
+    assert not Path(registry.location).exists()
+
+
+def test_folders_that_are_not_what_the_manifest_says_are_refused(registry, make_adapter):
+    seeds = iter(range(100))
+
+    def refused(error, message, spoil):
+        folder = make_adapter(seed=next(seeds))
+        spoil(folder)
+        with pytest.raises(error, match=message):
+            registry.publish(folder)
+
+    refused(IntegrityError, "lacks 'README.md', which its manifest lists", lambda f: (f / "README.md").unlink())
+    refused(IntegrityError, "also holds 'x.bin', which its manifest does", lambda f: (f / "x.bin").write_text(""))
+    refused(IntegrityError, "also holds 'sub', which its manifest does not", lambda f: (f / "sub").mkdir())
+    refused(IntegrityError, "README.md: 19 bytes, but 20", lambda f: (f / "README.md").write_text("x" * 19))
+    refused(IntegrityError, "README.md: longer than the 20", lambda f: (f / "README.md").write_text("x" * 2**21))
+    refused(IntegrityError, "README.md: its sha256 is", lambda f: (f / "README.md").write_text("x" * 20))
+    refused(
+        ManifestError,
+        "is no adapter folder: it holds no manifest.json",
+        lambda f: (f / "manifest.json").unlink(),
+    )
+    refused(ManifestError, "manifest.json: not JSON", lambda f: (f / "manifest.json").write_text("{"))
+    refused(ManifestError, "color: Extra inputs are not permitted", lambda f: edit(f, color=1))
+
+    def link(name):
+        def spoil(folder):
+            os.rename(folder / name, folder.parent / "elsewhere")
+            os.symlink(folder.parent / "elsewhere", folder / name)
+
+        return spoil
+
+    refused(IntegrityError, "'README.md' must be a plain file, not a link or a folder", link("README.md"))
+    refused(ManifestError, "manifest.json: a symbolic link", link("manifest.json"))
+    with pytest.raises(ManifestError, match="nowhere is no adapter folder"):
+        registry.publish("nowhere")
+    with pytest.raises(AdapterReferenceError, match="as 'retail/x': its manifest says 'medical/brain-mri'"):
+        registry.publish(make_adapter(seed=1000), "retail/x")
+    assert not Path(registry.location).exists()
+
+
+def test_a_file_changed_while_it_is_stored_is_noticed(registry, make_adapter):
+    folder = make_adapter()
+
+    def change(verb, key):
+        if key == "registry.json" and verb == "put":
+            (folder / "README.md").write_text("X" * (folder / "README.md").stat().st_size)
+
+    registry.store = Interfering(registry.store, change)
+    with pytest.raises(IntegrityError, match="README.md: its sha256 is"):
+        registry.publish(folder)
+    assert registry.list() == []
+
+
+def test_a_damaged_copy_in_the_store_is_not_built_upon(registry, make_adapter):
+    folder = make_adapter()
+    registry.publish(folder)
+    digest = sha256_hex((folder / "README.md").read_bytes())
+    blob = Path(registry.location, "blobs", "sha256", digest[:2], digest)
+    blob.write_bytes(b"cut")
+    with pytest.raises(
+        IntegrityError, match=f"{digest} is damaged: 3 bytes instead of 20. Delete it and publish again"
+    ):
+        registry.publish(folder)
+    blob.unlink()
+    registry.publish(folder)
+    assert verify(registry).problems == []

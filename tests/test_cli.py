@@ -1,0 +1,101 @@
+"""The command: help that answers at once, exit codes, and errors that are one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from finetune import cli, errors
+from finetune.cli import main
+
+VERBS = [
+    [],
+    *([verb] for verb in ("demo", "train", "sweep", "find-lr", "ask", "schema", "registry")),
+    *(
+        ["registry", verb]
+        for verb in ("publish", "resolve", "pull", "list", "log", "alias", "rollback", "yank", "verify")
+    ),
+]
+
+
+def all_errors(tree=errors.FinetuneError):
+    return [tree, *(error for branch in tree.__subclasses__() for error in all_errors(branch))]
+
+
+def test_every_help_is_there_and_loads_nothing_heavy():
+    """In one process: whatever one of them loaded would still be there at the end."""
+    code = """
+import contextlib, io, json, sys
+from finetune.cli import main
+said = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    said.append(out.getvalue())
+heavy = {"torch", "transformers", "peft", "datasets", "accelerate", "numpy", "PIL"} & set(sys.modules)
+print(json.dumps([said, sorted(heavy)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(VERBS)], capture_output=True, text=True, check=True)
+    said, heavy = json.loads(done.stdout)
+    assert heavy == []
+    for words, text in zip(VERBS, said, strict=True):
+        assert text.startswith(" ".join(["usage: finetune", *words])), words
+    verbs = {words[0] for words in VERBS[1:]}
+    assert all(f"\n    {verb} " in said[0] for verb in verbs)
+    assert "exit codes:\n  0      done\n  1      it ran, and the answer is no" in said[0]
+
+
+@pytest.mark.parametrize(
+    "error", [e for e in all_errors() if e is not errors.StoppedError], ids=lambda error: error.__name__
+)
+def test_every_error_of_ours_is_one_line_and_exit_code_2(error, monkeypatch, capsys):
+    def refuse(args):
+        raise error("a.yaml: train.seed: no such key. Did you mean 'seed'?")
+
+    monkeypatch.setattr(cli, "_train", refuse)
+    assert main(["train", "a.yaml"]) == 2
+    assert capsys.readouterr() == ("", "error: a.yaml: train.seed: no such key. Did you mean 'seed'?\n")
+
+
+def test_a_run_that_was_stopped_tells_the_signal(monkeypatch, capsys):
+    def stop(args):
+        raise errors.StoppedError("stopped after step 3", signum=15)
+
+    monkeypatch.setattr(cli, "_train", stop)
+    assert main(["train", "a.yaml"]) == 143
+    assert capsys.readouterr() == ("", "stopped after step 3\n")
+
+
+def test_an_error_of_the_program_is_not_hidden(monkeypatch):
+    def fail(args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_train", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "a.yaml"])
+
+
+def test_a_stop_by_the_keyboard_says_so(monkeypatch):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_train", stop)
+    assert main(["train", "a.yaml"]) == 130
+
+
+@pytest.mark.parametrize("words", [[], ["tarin"], ["train"], ["registry"], ["train", "a.yaml", "--fast"]])
+def test_wrong_usage_is_exit_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: finetune")
+
+
+def test_commands_pass_on_what_they_are_given(monkeypatch):
+    from finetune import sweep
+
+    given = []
+    monkeypatch.setattr(sweep, "run_sweep", lambda config, words: given.append((str(config), words)) or 7)
+    assert main(["sweep", "a.yaml", "seed=1,2", "train.epochs=3"]) == 7
+    assert given == [("a.yaml", ["seed=1,2", "train.epochs=3"])]

@@ -1,0 +1,117 @@
+"""Checkpoints: whole or not there, refused with the reason, and the one before used."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from finetune.errors import IntegrityError, TrainingError
+from finetune.training.checkpoint import Checkpoints
+
+RUN = {"recipe": {"seed": 0, "train": {"learning_rate": 1e-3}}, "num_processes": 1}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Three checkpoints, of which two are kept."""
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", RUN, keep=2)
+    for step in (10, 20, 30):
+        checkpoints.write(step, {"adapter/a": torch.full((3,), float(step))}, {"state": {"best_score": 0.1 + 0.2}})
+    return checkpoints
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_what_was_written_is_read(made):
+    assert names(made) == ["step-00000020", "step-00000030"]
+    newest = made.newest(print)
+    assert newest.step == 30 and newest.facts["state"]["best_score"] == 0.1 + 0.2
+    assert torch.equal(newest.tensors["adapter/a"], torch.full((3,), 30.0))
+    assert Checkpoints(made.folder.parent / "none", RUN, keep=2).newest(print) is None
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def another_step(path):
+    path.write_text(path.read_text().replace('"step":30', '"step":31'))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "why"),
+    [
+        ("state.safetensors", cut, "state.safetensors is not the one written"),
+        ("state.safetensors", flip, "state.safetensors is not the one written"),
+        ("state.safetensors", os.remove, "state.safetensors cannot be read"),
+        ("checkpoint.json", cut, "not JSON"),
+        ("checkpoint.json", another_step, "not have the digest"),
+        ("checkpoint.json", os.remove, "checkpoint.json cannot be read"),
+        ("checkpoint.json", lambda path: path.write_text("[]"), "not an object"),
+        ("checkpoint.json", lambda path: path.write_text('{"step": 30}'), "not have the digest"),
+    ],
+)
+def test_a_torn_one_is_refused_and_the_one_before_used(made, file, harm, why):
+    harm(made.folder / "step-00000030" / file)
+    with pytest.raises(IntegrityError, match=why):
+        made.read(made.path(30))
+    said = []
+    assert made.newest(said.append).step == 20
+    assert len(said) == 1 and "step-00000030 is torn and is not used" in said[0] and why in said[0]
+    assert names(made) == ["step-00000020", "step-00000030.refused"], "nothing is lost, and it is not in the way"
+    made.write(25, {"adapter/a": torch.zeros(1)}, {})
+    assert made.newest(print).step == 25
+
+
+def test_with_nothing_but_torn_ones_the_run_starts_again(made):
+    for step in (20, 30):
+        flip(made.path(step) / "state.safetensors")
+    assert made.newest(print) is None
+
+
+def test_one_of_another_run_is_refused_with_the_difference(made):
+    other = {**RUN, "recipe": {"seed": 0, "train": {"learning_rate": 5e-3}}}
+    with pytest.raises(TrainingError) as caught:
+        Checkpoints(made.folder, other, keep=2).newest(print)
+    assert "recipe.train.learning_rate is 0.001 there and 0.005 here" in str(caught.value)
+    assert "train.output_dir" in str(caught.value) and "train.resume: never" in str(caught.value)
+    assert names(made) == ["step-00000020", "step-00000030"], "they are as they were"
+    mixed = Checkpoints(made.folder, other, keep=3)
+    mixed.write(5, {"adapter/a": torch.zeros(1)}, {})
+    said = []
+    assert mixed.newest(said.append).step == 5, "an older one of this very run is used"
+    assert len(said) == 2 and "of another run" in said[0]
+
+
+def test_a_full_disk_leaves_what_was_there(made, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        made.write(40, {"adapter/a": torch.zeros(1)}, {})
+    assert names(made) == ["step-00000020", "step-00000030"], "and nothing half written beside them"
+    assert made.newest(print).step == 30
+
+
+def test_what_a_killed_process_left_is_swept(made):
+    (made.folder / ".step-00000040-x").mkdir()
+    assert made.newest(print).step == 30
+    made.sweep()
+    assert names(made) == ["step-00000020", "step-00000030"]
+
+
+def test_the_file_of_facts_holds_no_pickle_and_no_nan(made):
+    facts = json.loads((made.path(30) / "checkpoint.json").read_text())
+    assert set(facts) == {"schema", "step", "run", "state", "files", "digest"}
+    assert sorted(p.name for p in made.path(30).iterdir()) == ["checkpoint.json", "state.safetensors"]
