@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from finetune.build import Batches, base_of, examples_of
-from finetune.errors import RecipeError, TrainingError
+from finetune.errors import RecipeError, StoppedError, TrainingError
 from finetune.methods.adapter import attach
 from finetune.training.loop import Trainer
 
@@ -182,6 +182,8 @@ def _losses(
         trainer.train(examples_of(recipe, "train"))
     except _Hopeless:
         pass
+    except StoppedError:
+        raise
     except TrainingError as error:
         stopped = error
     finally:

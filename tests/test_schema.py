@@ -10,11 +10,16 @@ from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.recipe import (
     AdapterSection,
+    HubData,
+    JsonlData,
     LoraSection,
     ModelSection,
+    OverridesSection,
+    PromptTuningSection,
     Recipe,
     TaskSection,
     TowerTarget,
+    TrainSection,
     parse_recipe,
     read_value,
 )
@@ -134,7 +139,19 @@ def test_a_variable_stands_for_no_number():
     assert check(changed("seed", "${SEED}")) == ["$.seed: '${SEED}' is not of type 'integer'"]
 
 
-@pytest.mark.parametrize("section", [AdapterSection, LoraSection, ModelSection, Recipe, TaskSection, TowerTarget])
+@pytest.mark.parametrize("section", [
+        AdapterSection,
+        HubData,
+        JsonlData,
+        LoraSection,
+        ModelSection,
+        OverridesSection,
+        PromptTuningSection,
+        Recipe,
+        TaskSection,
+        TowerTarget,
+        TrainSection,
+    ])
 def test_every_field_is_described(section):
     described = {
         name
