@@ -139,7 +139,9 @@ def test_a_variable_stands_for_no_number():
     assert check(changed("seed", "${SEED}")) == ["$.seed: '${SEED}' is not of type 'integer'"]
 
 
-@pytest.mark.parametrize("section", [
+@pytest.mark.parametrize(
+    "section",
+    [
         AdapterSection,
         HubData,
         JsonlData,
@@ -151,7 +153,8 @@ def test_a_variable_stands_for_no_number():
         TaskSection,
         TowerTarget,
         TrainSection,
-    ])
+    ],
+)
 def test_every_field_is_described(section):
     described = {
         name
