@@ -162,6 +162,6 @@ def _how_to_bring(name_or_path: str, revision: str | None) -> str:
     wanted = f" --revision {revision}" if revision else ""
     return (
         " If it is a hub id: where the hub can be reached, run "
-        f"`hf download {name_or_path}{wanted} --local-dir FOLDER` (after `hf auth login` and accepting its terms, where "
-        "it is gated), bring FOLDER here, and set model.name_or_path=FOLDER."
+        f"`hf download {name_or_path}{wanted} --local-dir FOLDER` (after `hf auth login` and accepting its terms, "
+        "where it is gated), bring FOLDER here, and set model.name_or_path=FOLDER."
     )
