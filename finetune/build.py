@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
     from finetune.example import Example
-    from finetune.interfaces import Attachment, ModelFamily, Placeholders, Task, Towers
+    from finetune.interfaces import ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
 
 PROBE_SEED = 0
@@ -77,18 +77,24 @@ class Base:
 
 @dataclass(frozen=True)
 class Batches:
-    """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
+    """Makes the batches of one adapter: the collator's, with the places that its prompt fills, where it has one.
+
+    It holds nothing that lives on a device, so that worker processes can have it.
+    """
 
     collator: Collator
-    attachment: Attachment
+    placeholders: Placeholders | None
 
     def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
         """Returns right-padded rows with labels."""
-        return self.attachment.extend(self.collator.training_batch(rows))
+        return self._extend(self.collator.training_batch(rows))
 
     def prompt_batch(self, rows: Sequence[Example]) -> Batch:
         """Returns left-padded rows that end where the answer begins."""
-        return self.attachment.extend(self.collator.prompt_batch(rows))
+        return self._extend(self.collator.prompt_batch(rows))
+
+    def _extend(self, batch: Batch) -> Batch:
+        return self.placeholders.insert(batch) if self.placeholders else batch
 
 
 def pick_device(wanted: str = "auto") -> str:

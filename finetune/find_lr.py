@@ -87,7 +87,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
         base.model,
         attachment,
         base.task(recipe.task),
-        Batches(base.collator, attachment).training_batch,
+        Batches(base.collator, attachment.placeholders).training_batch,
         _without_schedule(recipe.train, steps),
         accelerator,
         recorder,  # type: ignore[arg-type]

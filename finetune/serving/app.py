@@ -14,7 +14,7 @@ from finetune.adapters.folder import AdapterFolder, read_folder
 from finetune.adapters.manifest import AdapterManifest, PromptContract, sha256_hex
 from finetune.adapters.probe import ProbeResult, compare
 from finetune.adapters.reference import AdapterRef
-from finetune.build import Base, load_base
+from finetune.build import Base, Batches, load_base
 from finetune.cache import cache_home, write_note
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
@@ -153,9 +153,8 @@ class VisionLanguageModel:
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns inputs that end where the answer begins, with the places that the active adapter fills."""
-        batch = self.base.collator.prompt_batch(examples)
         places = self._current.placeholders if self._current else None
-        return places.insert(batch) if places else batch
+        return Batches(self.base.collator, places).prompt_batch(examples)
 
     @property
     def task(self) -> Task:
