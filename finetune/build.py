@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
     from finetune.example import Example
-    from finetune.interfaces import Attachment, GenerativeFamily, ModelFamily, Placeholders, Task, Towers
+    from finetune.interfaces import GenerativeFamily, ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
 
 PROBE_SEED = 0
@@ -93,18 +93,24 @@ class Base:
 
 @dataclass(frozen=True)
 class Batches:
-    """Makes the batches of one adapter: the collator's, with the places that the adapter fills."""
+    """Makes the batches of one adapter: the collator's, with the places that its prompt fills, where it has one.
+
+    It holds nothing that lives on a device, so that worker processes can have it.
+    """
 
     collator: Collator | PairCollator
-    attachment: Attachment
+    placeholders: Placeholders | None
 
     def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
         """Returns rows with labels."""
-        return self.attachment.extend(self.collator.training_batch(rows))
+        return self._extend(self.collator.training_batch(rows))
 
     def prompt_batch(self, rows: Sequence[Example]) -> Batch:
         """Returns rows that are to be answered."""
-        return self.attachment.extend(self.collator.prompt_batch(rows))
+        return self._extend(self.collator.prompt_batch(rows))
+
+    def _extend(self, batch: Batch) -> Batch:
+        return self.placeholders.insert(batch) if self.placeholders else batch
 
 
 def pick_device(wanted: str = "auto") -> str:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from finetune.build import Batches, base_of, examples_of
-from finetune.errors import RecipeError, TrainingError
+from finetune.errors import RecipeError, StoppedError, TrainingError
 from finetune.methods.adapter import attach
 from finetune.training.loop import Trainer
 
@@ -87,7 +87,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
         base.model,
         attachment,
         base.task(recipe.task),
-        Batches(base.collator, attachment).training_batch,
+        Batches(base.collator, attachment.placeholders).training_batch,
         _without_schedule(recipe.train, steps),
         accelerator,
         recorder,  # type: ignore[arg-type]
@@ -182,6 +182,8 @@ def _losses(
         trainer.train(examples_of(recipe, "train"))
     except _Hopeless:
         pass
+    except StoppedError:
+        raise
     except TrainingError as error:
         stopped = error
     finally:

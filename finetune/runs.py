@@ -105,7 +105,7 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
-    batches = Batches(base.collator, attachment)
+    batches = Batches(base.collator, attachment.placeholders)
     steps = _fit(recipe, base, attachment, batches, splits, accelerator, log, checkpoints, start)
     if splits["test"]:
         judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")

@@ -51,9 +51,9 @@ def rows(count: int = 4) -> list[Example]:
     return examples
 
 
-def recipe_of(method: object, base: Path, folder: Path, *, quantization: str | None = None):
+def recipe_of(method: object, base: str | Path, folder: Path, *, quantization: str | None = None):
     """The recipe of a cell, with the task that its base does."""
-    model_type = json.loads((base / "config.json").read_text())["model_type"]
+    model_type = json.loads((Path(base) / "config.json").read_text())["model_type"]
     raw = {
         "name": "cell",
         "domain": "testing",

@@ -49,7 +49,8 @@ class Checkout:
         (self.root / "finetune").mkdir(parents=True)
         for name in ("launch.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.root / name)
-        for name in ("launch.py", "errors.py", "lookup.py"):
+        # All that the launcher imports: what is missing would come from an installed package, with other code.
+        for name in ("__init__.py", "launch.py", "child.py", "hardware.py", "errors.py", "lookup.py"):
             shutil.copy(ROOT / "finetune" / name, self.root / "finetune" / name)
         self.bin = folder / "bin"
         self.bin.mkdir()

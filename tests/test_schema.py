@@ -11,10 +11,15 @@ from finetune.errors import RecipeError
 from finetune.recipe import (
     AdapterSection,
     ContrastiveSection,
+    HubData,
+    JsonlData,
     LoraSection,
     ModelSection,
+    OverridesSection,
+    PromptTuningSection,
     Recipe,
     TowerTarget,
+    TrainSection,
     VqaSection,
     parse_recipe,
     read_value,
@@ -136,7 +141,21 @@ def test_a_variable_stands_for_no_number():
 
 
 @pytest.mark.parametrize(
-    "section", [AdapterSection, ContrastiveSection, LoraSection, ModelSection, Recipe, TowerTarget, VqaSection]
+    "section",
+    [
+        AdapterSection,
+        ContrastiveSection,
+        HubData,
+        JsonlData,
+        LoraSection,
+        ModelSection,
+        OverridesSection,
+        PromptTuningSection,
+        Recipe,
+        TowerTarget,
+        TrainSection,
+        VqaSection,
+    ],
 )
 def test_every_field_is_described(section):
     described = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -109,7 +111,7 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(
             f"no model at {name_or_path!r}: {first_line} Give a folder, a hub id, or one of the embedded bases: "
-            f"{', '.join(EMBEDDED_BASES)}."
+            f"{', '.join(EMBEDDED_BASES)}.{_how_to_bring(name_or_path, revision)}"
         ) from None
     if config.model_type in FAMILIES:
         return import_string(FAMILIES[config.model_type])()
@@ -118,4 +120,16 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
     raise ModelError(
         f"{name_or_path}: {config.model_type} is no vision-language model that transformers knows. Supported by name: "
         f"{', '.join(FAMILIES)}; and any other class of AutoModelForImageTextToText whose towers can be found."
+    )
+
+
+def _how_to_bring(name_or_path: str, revision: str | None) -> str:
+    """Returns what to do where a hub id is not on this machine and the hub cannot be reached."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) or Path(name_or_path).exists():
+        return ""
+    wanted = f" --revision {revision}" if revision else ""
+    return (
+        " If it is a hub id: where the hub can be reached, run "
+        f"`hf download {name_or_path}{wanted} --local-dir FOLDER` (after `hf auth login` and accepting its terms, "
+        "where it is gated), bring FOLDER here, and set model.name_or_path=FOLDER."
     )

@@ -13,9 +13,9 @@ class RowsSection(Section):
     """What every source has."""
 
     max_length: PositiveInt | None = None
-    """Tokens of a row, its pictures' included; None: as many as the base takes."""
+    """Most tokens of a row, those of its pictures included; by default as many as the base takes."""
     too_long: Literal["error", "drop"] = "error"
-    """Rows over max_length; a row is never cut."""
+    """What is done with longer rows; none is ever cut."""
 
     @property
     def synthetic(self) -> bool:
@@ -29,9 +29,9 @@ class ReadSection(RowsSection):
     supervise: Literal["all", "last"] = "all"
     """Which assistant turns of a conversation are learnt."""
     on_error: Literal["error", "skip"] = "error"
-    """Rows that cannot be used; at most 5 % may be skipped."""
+    """What is done with rows that cannot be used; at most 5 % may be skipped."""
     max_image_pixels: PositiveInt = 50_000_000
-    """Cap on width x height."""
+    """Cap on width x height of a picture."""
 
 
 class ColumnData(ReadSection):
@@ -41,83 +41,104 @@ class ColumnData(ReadSection):
     """
 
     image: str | None = "image"
+    """Field of the picture."""
     images: str | None = "images"
-    """A list; where a row has it, it stands for ``image``."""
+    """Field of a list of pictures; where a row has it, it stands for ``image``."""
     question: str | None = "question"
+    """Field of the question."""
     answer: str | None = "answer"
-    """A text, or a list of all that count as right, of which the first is learnt."""
+    """Field of the answer: a text, or a list of all that count as right, of which the first is learnt."""
     captions: str | None = "captions"
-    """A list, of which each epoch learns one."""
+    """Field of a list of captions, of which each epoch learns one."""
     messages: str | None = "messages"
-    """A conversation in Hugging Face's chat format."""
+    """Field of a conversation in Hugging Face's chat format."""
     kind: str | None = None
-    """Names the question type; null: the question, where there are a few."""
+    """Field that names the question type; null: the question itself, where there are a few."""
     id: str | None = None
-    """Null: where the row stands."""
+    """Field that names the row; null: where it stands."""
     default_question: str | None = None
-    """Put where a row has none of its own."""
+    """What is asked where a row has no question."""
     max_rows: dict[Split, PositiveInt] = {}
-    """The first rows by a seeded shuffle."""
+    """Takes only so many rows of a split, by a seeded shuffle."""
 
 
 class JsonlData(ColumnData):
     """Rows in JSON Lines files beside their pictures."""
 
     source: Literal["jsonl"]
+    """Where rows come from."""
     root: str
     """Folder that the files and the pictures' paths are relative to."""
     train: str = "train.jsonl"
+    """The rows to learn."""
     val: str | None = "val.jsonl"
+    """The rows to choose the best weights on; null: none."""
     test: str | None = "test.jsonl"
+    """The rows to judge on; null: none."""
 
 
 class ParquetData(ColumnData):
     """Rows in Parquet files that hold their pictures, as Hugging Face's datasets writes them."""
 
     source: Literal["parquet"]
+    """Where rows come from."""
     root: str
     """Folder that the files are relative to."""
     train: str = "train*.parquet"
-    """One file, or a pattern for several."""
+    """The rows to learn: one file, or a pattern for several."""
     val: str | None = "val*.parquet"
+    """The rows to choose the best weights on; null: none."""
     test: str | None = "test*.parquet"
+    """The rows to judge on; null: none."""
 
 
 class SavedData(ColumnData):
     """A folder that ``datasets`` saved with ``save_to_disk``."""
 
     source: Literal["saved"]
+    """Where rows come from."""
     root: str
+    """The folder that was saved."""
     train: str = "train"
-    """Folder below root, as a DatasetDict has one a split; "." where root is a single Dataset."""
+    """The rows to learn: a folder below root, as a DatasetDict has; ``.`` where root is a single Dataset."""
     val: str | None = "validation"
+    """The rows to choose the best weights on; null: none."""
     test: str | None = "test"
+    """The rows to judge on; null: none."""
 
 
 class HubData(ColumnData):
     """A data set of the Hugging Face hub."""
 
     source: Literal["hub"]
+    """Where rows come from."""
     name: str
-    """Such as flaviagiammarino/vqa-rad."""
+    """Its id, such as flaviagiammarino/vqa-rad."""
     revision: str | None = None
+    """Branch, tag or commit."""
     config: str | None = None
-    """Of a data set that has several."""
+    """Which one, of a data set that has several."""
     root: str | None = None
-    """A folder with the files of the data set, where the hub cannot be reached."""
+    """A folder with its files, where the hub cannot be reached."""
     train: str = "train"
-    """A split, or a slice such as train[:90%]."""
+    """The rows to learn: a split, or a slice such as train[:90%]."""
     val: str | None = "validation"
+    """The rows to choose the best weights on; null: none."""
     test: str | None = "test"
+    """The rows to judge on; null: none."""
 
 
 class ProceduralData(RowsSection):
     """Rows drawn by a program from a seed: synthetic, for the demo and for tests."""
 
     source: Literal["procedural"]
+    """Where rows come from."""
     name: Literal["medical", "retail"]
+    """Which pictures are drawn."""
     seed: int = 0
+    """What they are drawn from."""
     rows: dict[Split, PositiveInt] = {"train": 2000, "val": 200, "test": 800}
+    """How many, by split."""
 
     @property
     def synthetic(self) -> bool:
@@ -134,6 +155,7 @@ class Weighted(Section):
         JsonlData | ParquetData | SavedData | HubData | ProceduralData,
         Field(discriminator="source"),
     ]
+    """The source."""
 
 
 class MixData(ReadSection):
@@ -144,9 +166,11 @@ class MixData(ReadSection):
     """
 
     source: Literal["mix"]
+    """Where rows come from."""
     sources: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$")], Weighted], Field(min_length=1)
     ]
+    """Name of a source -> its weight and where its rows come from."""
 
     @model_validator(mode="after")
     def _says_it_once(self) -> "MixData":

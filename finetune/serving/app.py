@@ -14,7 +14,7 @@ from finetune.adapters.folder import AdapterFolder, read_folder
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.adapters.probe import ProbeResult, compare
 from finetune.adapters.reference import AdapterRef
-from finetune.build import Base, load_base
+from finetune.build import Base, Batches, load_base
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
 from finetune.errors import (
@@ -208,9 +208,8 @@ class VisionLanguageModel:
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns the inputs of rows that are to be answered, with the places that the active adapter fills."""
-        batch = self.base.collator.prompt_batch(examples)
         places = self._current.placeholders if self._current else None
-        return places.insert(batch) if places else batch
+        return Batches(self.base.collator, places).prompt_batch(examples)
 
     @property
     def task(self) -> Task:

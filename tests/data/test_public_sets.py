@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor
 
 from finetune.build import examples_of
 from finetune.data.images import open_image
+from finetune.lookup import import_string, look_up
 from finetune.recipe import load_recipe
 from finetune.runs import train
+from finetune.tables import FAMILIES as KNOWN
+from tests.tiny import FAMILIES
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 VQA = ("image", "question", "answer")
@@ -83,11 +88,42 @@ def test_the_data_of_a_recipe_is_read(hub, config):
         assert examples[0].answers[0].startswith("articleType") and question == "What kind of article is this?"
 
 
-@pytest.mark.parametrize("config", ["medical/three_sets_smolvlm.yaml", "retail/fashion_smolvlm.yaml"])
-def test_a_recipe_runs_on_a_tiny_base(hub, config, tiny_fast_vlm, tmp_path, capsys):
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """Family -> the folder of its tiny model as the hub lays one out: shards, their index, the processor's files."""
+    folders = {}
+    for family in ("smolvlm", "qwen2_5_vl", "paligemma"):
+        plain = FAMILIES[family](tmp_path_factory.mktemp("plain") / family)
+        folder = tmp_path_factory.mktemp("hub") / family
+        AutoModelForImageTextToText.from_pretrained(plain).save_pretrained(folder, max_shard_size="50KB")
+        AutoProcessor.from_pretrained(plain).save_pretrained(folder)
+        assert len(list(folder.glob("model-*.safetensors"))) > 1 and (folder / "model.safetensors.index.json").exists()
+        folders[family] = folder
+    return folders
+
+
+def family_name(config):
+    """The family that a recipe's file is named after."""
+    return next(name for name in ("smolvlm", "qwen2_5_vl", "paligemma") if config.endswith(f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("model_type", ["smolvlm", "qwen2_5_vl", "paligemma"])
+def test_the_towers_stand_in_models_of_the_real_size_too(model_type):
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[model_type]())
+    towers = import_string(look_up(KNOWN, model_type, what="family"))().towers(model)
+    for _, paths in towers.items():
+        linears = [m for path in paths for m in model.get_submodule(path).modules() if isinstance(m, torch.nn.Linear)]
+        assert linears
+
+
+@pytest.mark.parametrize("config", RECIPES)
+def test_a_recipe_runs_on_a_tiny_base_of_its_family(hub, bases, config, tmp_path, capsys):
     roots = [f"{key}.root={hub / name}" for key, name in names(load_recipe(CONFIGS / config).data).items()]
     few = ["train.epochs=null", "train.max_steps=2", "train.batch_size=2", f"train.output_dir={tmp_path}"]
-    base = [f"model.name_or_path={tiny_fast_vlm}", "model.dtype=float32", "model.device=cpu"]
+    if "qwen" in config:
+        few.append("data.max_length=null")  # the tiny one takes 256 tokens
+    base = [f"model.name_or_path={bases[family_name(config)]}", "model.dtype=float32", "model.device=cpu"]
     recipe = load_recipe(CONFIGS / config, [*roots, *few, *base])
     assert train(recipe).ref == f"{recipe.adapter.publish}@1"
     assert capsys.readouterr().out.count("⟦") == 3

@@ -51,3 +51,11 @@ def test_a_pair_that_cannot_work_is_refused_when_the_recipe_is_read(tmp_path):
         recipe_of(METHODS["lora-projector"], base, tmp_path)
     with pytest.raises(RecipeError, match="a method stands twice"):
         recipe_of([METHODS["lora"], METHODS["dora"]], base, tmp_path)
+
+
+def test_a_base_that_is_not_here_says_what_to_download():
+    with pytest.raises(ModelError, match="run `hf download some/model --revision v1 --local-dir FOLDER`"):
+        family_of("some/model", revision="v1")
+    with pytest.raises(ModelError) as error:
+        family_of("pockt")
+    assert "hf download" not in str(error.value)

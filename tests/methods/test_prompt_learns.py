@@ -1,0 +1,24 @@
+"""A tuned prompt of 16 tokens teaches the pocket model something of both synthetic domains."""
+
+import pytest
+
+from finetune.recipe import parse_recipe
+from finetune.runs import train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", ["medical", "retail"])
+def test_a_prompt_alone_gains_on_a_domain_that_the_base_never_saw(domain, tmp_path):
+    recipe = parse_recipe(
+        {
+            "name": "prompt",
+            "domain": domain,
+            "model": {"name_or_path": "pocket", "device": "cpu"},
+            "method": {"name": "prompt_tuning", "num_virtual_tokens": 16},
+            "data": {"source": "procedural", "name": domain, "rows": {"train": 1600, "test": 400}},
+            "train": {"epochs": 1, "batch_size": 32, "learning_rate": 0.03, "output_dir": str(tmp_path)},
+        },
+        source="test",
+    )
+    result = train(recipe)
+    assert result.after.exact_match >= result.before.exact_match + 0.08
