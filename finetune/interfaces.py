@@ -44,8 +44,8 @@ class Batch:
     """Rows ready for the model.
 
     ``inputs`` are the model's keyword arguments; ``labels`` is None for rows that are only to be answered, and -100
-    where nothing is learnt. For a generative base it is [B, T], the token ids; for a dual encoder [B], a number for
-    each row's text that equal texts share.
+    where nothing is learnt. For a generative base it is [B, T], the token ids; for a dual encoder [B], 0 for a pair
+    that is learnt.
     """
 
     inputs: dict[str, Tensor]

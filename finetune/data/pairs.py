@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class PairCollator:
         pairs = [row if isinstance(row, tuple) else (row, True) for row in rows]
         examples = [example for example, _ in pairs]
         texts = [self.render(example.messages) for example in examples]
-        labels = [_number(text) if learnt else -100 for text, (_, learnt) in zip(texts, pairs, strict=True)]
+        labels = [0 if learnt else -100 for _, learnt in pairs]
         return Batch(self._encode(texts, examples), examples, torch.tensor(labels))
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
@@ -120,11 +119,6 @@ def _one_picture(example: Example) -> list[ImageSource]:
             reason="not one picture",
         )
     return example.images
-
-
-def _number(text: str) -> int:
-    """Returns the same number for the same text, in every process; never -100."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def _name(source: ImageSource) -> str:

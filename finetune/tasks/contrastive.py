@@ -1,8 +1,10 @@
 """Contrastive learning of pictures and texts: each is to lie closer to its own partner than to any other.
 
-The loss is symmetric InfoNCE over a whole window (Radford et al., https://arxiv.org/abs/2103.00020), where rows of
-equal texts are partners of each other (Yang et al., https://arxiv.org/abs/2204.03610). Gradients are cached at the
-embeddings (Gao et al., https://arxiv.org/abs/2101.06983): the memory is that of one micro-batch, the loss that of all.
+The loss is symmetric InfoNCE over a whole window (Radford et al., https://arxiv.org/abs/2103.00020). Where rows have
+equal texts, these have equal embeddings, and the sum over rows is the one in which such rows are each other's partners
+(Yang et al., https://arxiv.org/abs/2204.03610): nothing is pushed apart, the least loss is above zero.
+Gradients are cached at the embeddings (Gao et al., https://arxiv.org/abs/2101.06983): the memory is that of one
+micro-batch, the loss that of all.
 """
 
 from __future__ import annotations
@@ -104,17 +106,14 @@ def pair_losses(embeddings: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         embeddings: of pictures and texts, of length 1, fp32 [N, 2, D].
-        labels: a number for each row's text that equal texts share, -100 for rows that take no part [N].
+        labels: -100 for rows that take no part [N].
         scale: what cosines are multiplied by.
     """
     learnt = (labels != _NOT_LEARNT).nonzero().squeeze(1)  # [M]
     images, texts = embeddings[learnt].unbind(dim=1)  # [M, D]
     similarity = scale * images @ texts.T  # [M, M], a row for each picture
-    partners = (labels[learnt, None] == labels[None, learnt]).float()
-    partners = partners / partners.sum(dim=1, keepdim=True)
-    to_text = -(partners * similarity.log_softmax(dim=1)).sum(dim=1)
-    to_image = -(partners * similarity.T.log_softmax(dim=1)).sum(dim=1)
-    return torch.zeros_like(embeddings[:, 0, 0]).index_put((learnt,), (to_text + to_image) / 2)
+    to_text, to_image = similarity.log_softmax(dim=1).diagonal(), similarity.log_softmax(dim=0).diagonal()
+    return torch.zeros_like(embeddings[:, 0, 0]).index_put((learnt,), -(to_text + to_image) / 2)
 
 
 class _RandomState:

@@ -22,13 +22,10 @@ def pair(text, **more):
     return Example(**{"id": "r1", "messages": messages, "images": [PIXELS], "answers": [text], **more})
 
 
-def test_a_training_batch_numbers_equal_texts_equally(collator):
-    batch = collator.training_batch([pair("red"), (pair("blue"), True), (pair("red"), False), pair("red")])
-    red, blue, filler, again = batch.labels.tolist()
-    assert red == again != blue and filler == -100 and min(red, blue) >= 0
-    assert batch.inputs["pixel_values"].shape == (4, 3, 32, 32) and len(batch.inputs["input_ids"]) == 4
-    alone = collator.training_batch([pair("red")])
-    assert alone.labels.tolist() == [red], "in every process and batch"
+def test_a_training_batch_tells_what_is_learnt(collator):
+    batch = collator.training_batch([pair("red"), (pair("blue"), True), (pair("red"), False)])
+    assert batch.labels.tolist() == [0, 0, -100]
+    assert batch.inputs["pixel_values"].shape == (3, 3, 32, 32) and len(batch.inputs["input_ids"]) == 3
 
 
 def test_a_prompt_batch_holds_each_choice_once(collator):

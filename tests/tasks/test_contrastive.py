@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from finetune.build import examples_of, load_base
+from finetune.errors import TrainingError
 from finetune.interfaces import Batch
 from finetune.methods.adapter import attach
 from finetune.recipe import ContrastiveSection
@@ -32,7 +33,7 @@ def embeddings(*pairs):
 
 def test_the_loss_by_hand():
     east, north = [1.0, 0.0], [0.0, 1.0]
-    found = pair_losses(embeddings((east, east), (north, east)), torch.tensor([1, 2]), torch.tensor(2.0))
+    found = pair_losses(embeddings((east, east), (north, east)), torch.tensor([0, 0]), torch.tensor(2.0))
     # Similarities [[2, 2], [0, 0]]: each picture finds the texts equally close, each text finds the first picture.
     e2 = torch.tensor(2.0).exp()
     half = torch.tensor(0.5)
@@ -44,20 +45,15 @@ def test_the_loss_by_hand():
 def test_different_texts_give_the_loss_of_transformers():
     both = torch.nn.functional.normalize(torch.randn(5, 2, 8), dim=-1)
     scale = torch.tensor(14.0)
-    mean = pair_losses(both, torch.arange(5), scale).mean()
+    mean = pair_losses(both, torch.zeros(5), scale).mean()
     assert torch.allclose(mean, image_text_contrastive_loss(scale * both[:, 1] @ both[:, 0].T))
 
 
-def test_equal_texts_are_partners_and_rows_that_fill_up_take_no_part():
-    east, north = [1.0, 0.0], [0.0, 1.0]
-    pairs = embeddings((east, east), (east, east), (north, north))
-    found = pair_losses(pairs, torch.tensor([7, 7, 8]), torch.tensor(50.0))
-    assert torch.allclose(found, torch.tensor([2.0, 2.0, 1.0]).log()), "two texts share what a picture gives them"
-    filled = embeddings((east, east), (north, east), (east, east), (north, north))
-    assert torch.equal(
-        pair_losses(filled, torch.tensor([7, -100, 7, 8]), torch.tensor(50.0)),
-        found[[0, 0, 1, 2]] * torch.tensor([1, 0, 1, 1]),
-    )
+def test_a_row_that_fills_up_takes_no_part():
+    both = torch.nn.functional.normalize(torch.randn(4, 2, 8), dim=-1)
+    found = pair_losses(both, torch.tensor([0, -100, 0, 0]), torch.tensor(14.0))
+    alone = pair_losses(both[[0, 2, 3]], torch.zeros(3), torch.tensor(14.0))
+    assert torch.equal(found[[0, 2, 3]], alone) and found[1] == 0
 
 
 @pytest.fixture
@@ -116,29 +112,69 @@ def test_the_cached_gradient_is_the_direct_one(adapted, dropout):
         assert worst(gradients(attachment), wanted) > 1e-2, "dropout is at work"
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 2), (1, 8)])
-def test_the_window_and_not_its_parts_is_what_counts(tiny_clip, make_recipe, tmp_path, batch_size, accumulation):
-    """18 rows in windows of 8: the last window of an epoch holds 2."""
-    results = []
-    for size, number in ((8, 1), (batch_size, accumulation)):
+@pytest.fixture
+def fit(tiny_clip, make_recipe, tmp_path):
+    """Returns a function that trains LoRA in windows of 8 of 18 rows: (losses, weights).
+
+    The last window of an epoch holds 2.
+    """
+
+    def fit(batch_size, accumulation, *, before=lambda inputs: None):
         recipe = make_recipe(
             tiny_clip,
             task={"name": "contrastive"},
-            method=[{**LORA}],
-            train={"max_steps": 4, "batch_size": size, "gradient_accumulation_steps": number, "learning_rate": 1e-3},
+            method=[LORA],
+            train={
+                "max_steps": 4,
+                "batch_size": batch_size,
+                "gradient_accumulation_steps": accumulation,
+                "learning_rate": 1e-3,
+            },
         )
         base = load_base(str(tiny_clip), device="cpu")
         torch.manual_seed(0)
         attachment = attach(base.host, recipe.method)
+        base.model.register_forward_pre_hook(lambda model, args, kwargs: before(kwargs), with_kwargs=True)
         task, collate = base.task(recipe.task), base.collator.training_batch
         log = RunLog(tmp_path, every=1)
         trainer = Trainer(base.model, attachment, task, collate, recipe.train, Accelerator(cpu=True), log, seed=0)
         trainer.train(examples_of(recipe, "train"))
-        losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-        results.append((losses, {name: p.detach().clone() for name, p in attachment.parameters.items()}))
-    (losses, whole), (split_losses, split) = results
+        losses = [json.loads(line)["loss"] for line in log.file.read_text().splitlines()]
+        return losses, {name: p.detach().clone() for name, p in attachment.parameters.items()}
+
+    return fit
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 2), (1, 8)])
+def test_the_window_and_not_its_parts_is_what_counts(fit, batch_size, accumulation):
+    (losses, whole), (split_losses, split) = fit(8, 1), fit(batch_size, accumulation)
     assert split_losses == pytest.approx(losses, abs=1e-5)
     assert max((whole[name] - split[name]).abs().max().item() for name in whole) < 1e-5, "sums in another order"
+
+
+def test_out_of_memory_halves_the_micro_batch_and_not_what_is_contrasted(fit, capsys):
+    def small(inputs):
+        if len(inputs["pixel_values"]) > 2:
+            raise torch.OutOfMemoryError("too many pictures")
+
+    (losses, whole), (small_losses, split) = fit(8, 1), fit(8, 1, before=small)
+    assert "with micro-batches of 2 and 4 of them" in capsys.readouterr().out
+    assert small_losses == pytest.approx(losses, abs=1e-5)
+    assert max((whole[name] - split[name]).abs().max().item() for name in whole) < 1e-5
+
+
+def test_a_loss_that_is_not_finite_names_its_row_and_not_the_whole_window(fit):
+    marked = []
+
+    def spoil(inputs):
+        first = inputs["pixel_values"][0].clone()
+        marked.append(first) if not marked else None
+        for picture in inputs["pixel_values"]:
+            if torch.equal(picture, marked[0]):
+                picture.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"Rows whose own loss is not finite: train.jsonl:\d+\. "):
+        fit(4, 2, before=spoil)
 
 
 def test_a_prediction_is_the_label_of_the_closest_text():
