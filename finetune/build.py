@@ -213,7 +213,8 @@ def examples_of(
         DataError: a row that cannot be used.
     """
     examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, say=say)
-    if isinstance(recipe.task, ContrastiveSection) and split != "train":
+    chooses = isinstance(recipe.task, ContrastiveSection) and split != "train"
+    if chooses:
         examples = _with_choices(examples, recipe.task)
     if base is None or not examples:
         return examples
@@ -226,10 +227,11 @@ def examples_of(
         lengths: Lengths | PairLengths = PairLengths(base.collator)
     else:
         lengths = Lengths(base.collator, key=base.digests.model_dump_json())
-    return fitting(examples, lengths, recipe.data, split, limit=limit, room=room, say=say)
+    examples = fitting(examples, lengths, recipe.data, split, limit=limit, room=room, say=say)
+    return _with_choices(examples, recipe.task) if chooses else examples  # none of a row that was left out
 
 
-def _with_choices(examples: list[Example], task: ContrastiveSection) -> list[Example]:
+def _with_choices(examples: list[Example], task: TaskSection) -> list[Example]:
     """Returns the rows of a split that is judged, each to be answered with one of the labels of its kind."""
     choices: dict[str, dict[str, str]] = defaultdict(dict)
     for example in examples:

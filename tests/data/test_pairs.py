@@ -1,13 +1,20 @@
 """Pairs of picture and text: what a row becomes, which may be answered, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune.build import examples_of, load_base
+from finetune.data.fields import require_columns
+from finetune.data.lengths import fitting
+from finetune.data.pairs import PairLengths
+from finetune.data.reading import read_split
 from finetune.errors import DataError
-from finetune.example import Example, answer, show
-from finetune.recipe import ContrastiveSection, parse_recipe
+from finetune.example import Example, answer, show, text_of
+from finetune.recipe import ContrastiveSection, JsonlData, VqaSection, parse_recipe
 
 PIXELS = np.full((32, 32, 3), 90, np.uint8)
 
@@ -85,6 +92,55 @@ def test_rows_of_a_contrastive_recipe_are_templated_and_choose_among_the_answers
         wanted = {other.answers[0] for other in test if other.kind == row.kind}
         assert set(row.choices) == wanted and row.choices[row.answers[0]] == f"a photo: {row.answers[0]}"
     assert not examples_of(procedural({"name": "vqa"}), "test")[0].choices
+
+
+PAIRS = ContrastiveSection(name="contrastive", text_template="a photo: {label}")
+
+
+def read(folder, *rows, task=PAIRS):
+    Image.fromarray(PIXELS).save(folder / "p.png")
+    (folder / "train.jsonl").write_text("".join(json.dumps({"image": "p.png", **row}) + "\n" for row in rows))
+    return read_split(JsonlData(source="jsonl", root=str(folder)), "train", task=task, seed=0, say=print)
+
+
+def test_answers_captions_and_conversations_become_texts_and_need_no_question(tmp_path):
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a hat"}]
+    turns[0]["content"] = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    answered, captioned, told = read(tmp_path, {"answer": "red"}, {"captions": ["a cap", "a hat"]}, {"messages": turns})
+    assert text_of(answered.messages[-1]) == "a photo: red" and answered.answers == ["red"]
+    seen = {text_of(captioned.in_epoch(epoch, seed=0).messages[-1]) for epoch in range(20)}
+    assert seen == {"a photo: a cap", "a photo: a hat"} and captioned.answers == ["a cap", "a hat"]
+    assert text_of(told.messages[-1]) == "a photo: a hat" and told.answers == ["a hat"]
+    assert {row.kind for row in (answered, captioned, told)} == {"all"}
+    with pytest.raises(DataError, match="no field 'question'"):
+        read(tmp_path, {"answer": "red"}, task=VqaSection())
+
+
+def test_a_table_of_pairs_needs_no_column_of_questions():
+    section = JsonlData(source="jsonl", root="x")
+    require_columns(section, ["image", "answer"], PAIRS, where="t")
+    with pytest.raises(DataError, match="'question' is no column"):
+        require_columns(section, ["image", "answer"], VqaSection(), where="t")
+
+
+def test_texts_are_counted_and_those_too_long_left_out_or_refused(collator, tmp_path):
+    rows = read(tmp_path, {"answer": "red"}, {"captions": ["red", "long " * 30]})
+    section = JsonlData(source="jsonl", root=str(tmp_path), too_long="drop")
+    kept = fitting(rows, PairLengths(collator), section, "train", limit=64, room=0, say=lambda text: None)
+    assert [row.id for row in kept] == [rows[0].id]
+    with pytest.raises(DataError, match=r"longer than 64 tokens: .*train.jsonl:2 \(129\)"):
+        fitting(rows, PairLengths(collator), JsonlData(source="jsonl", root="x"), "train", limit=64, room=0, say=print)
+
+
+def test_the_answer_of_a_row_that_was_left_out_is_no_choice(make_recipe, tiny_clip, tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "p.png")
+    rows = [json.dumps({"image": "p.png", "answer": answer}) for answer in ("red", "long " * 30, "blue")]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows))
+    data = {"root": str(tmp_path), "too_long": "drop"}
+    recipe = make_recipe(tiny_clip, data=data, task={"name": "contrastive"})
+    base = load_base(str(tiny_clip), device="cpu")
+    rows = examples_of(recipe, "test", base=base, say=lambda text: None)
+    assert [set(row.choices) for row in rows] == [{"red", "blue"}] * 2
 
 
 def test_a_template_holds_its_label():

@@ -10,7 +10,8 @@ from PIL import Image
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME
-from finetune.errors import BaseMismatchError, DataError, ManifestError, ModelError, ProbeError
+from finetune.build import base_of, load_base
+from finetune.errors import BaseMismatchError, DataError, ManifestError, ModelError, ProbeError, RecipeError
 from finetune.methods.adapter import attach
 from finetune.runs import evaluate, train
 from finetune.serving.app import load
@@ -138,7 +139,6 @@ def damages(run, vlm, tmp_path):
 def test_the_temperature_stays_frozen_and_peft_opens_the_folder(recipe, tiny_clip):
     from peft import PeftModel
 
-    from finetune.build import load_base
     from finetune.saving import save_weights
 
     base = load_base(str(tiny_clip), device="cpu")
@@ -164,3 +164,20 @@ def test_a_base_that_writes_text_does_not_classify(tiny_fast_vlm):
         vlm.classify(square(0), LABELS)
     with pytest.raises(ModelError, match="an embedding does not go with a fast_vlm base"):
         vlm.embed(square(0))
+
+
+def test_what_was_not_known_when_the_recipe_was_read_is_refused_before_the_base_is_loaded(make_recipe, tiny_clip):
+    """As for a hub id whose config was not on this machine."""
+    unknown = make_recipe("somewhere/else")
+    recipe = unknown.model_copy(update={"model": unknown.model.model_copy(update={"name_or_path": str(tiny_clip)})})
+    with pytest.raises(RecipeError, match="squares: task vqa does not go with clip"):
+        base_of(recipe)
+    with pytest.raises(ModelError, match="task vqa does not go with clip"):
+        load_base(str(tiny_clip), device="cpu").task(recipe.task)
+
+
+def test_a_base_in_half_precision_learns_too(recipe, tiny_clip):
+    half = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
+    run = train(half)
+    assert run.after.exact_match > run.before.exact_match
+    assert load(run.adapter, base=str(tiny_clip), device="cpu", dtype="bfloat16").adapter.probe.verdict == "passed"
