@@ -49,7 +49,7 @@ class Checkout:
         (self.root / "finetune").mkdir(parents=True)
         for name in ("launch.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.root / name)
-        for name in ("launch.py", "errors.py", "lookup.py"):
+        for name in ("launch.py", "child.py", "errors.py", "hardware.py", "lookup.py"):
             shutil.copy(ROOT / "finetune" / name, self.root / "finetune" / name)
         self.bin = folder / "bin"
         self.bin.mkdir()
