@@ -62,7 +62,8 @@ def open_run(
     """
     folder = recipe.run_folder
     run = {
-        "recipe": recipe.identity(),
+        # Where the adapter goes may be put right before a run goes on.
+        "recipe": {key: value for key, value in recipe.identity().items() if key != "adapter"},
         "base": base.identity.digest,
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
         "num_processes": accelerator.num_processes,
