@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -29,7 +30,8 @@ class Lengths:
     """Counts the tokens of rows for one base.
 
     What pictures become depends on nothing but their sizes, so the processor is asked once for each row of sizes,
-    with blank pictures, and its answer is remembered.
+    with blank pictures, and its answer is remembered. Where a processor puts line breaks around a picture that merge
+    with the text beside it, a row may turn out a token or two shorter.
 
     Args:
         collator: of the base.
@@ -37,7 +39,7 @@ class Lengths:
     """
 
     def __init__(self, collator: Collator, *, key: str):
-        self.collator, self.key = collator, key
+        self.collator, self.key = collator, f"{version('transformers')} {key}"
         self.notes = Notes("picture_tokens.sqlite")
         self.tokens: dict[tuple[Size, ...], int] = {(): 0}
 
