@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.conversation import num_image_parts, read_conversation, text_of
 from finetune.errors import DataError, RowError
-from finetune.example import Example, answer
+from finetune.example import Example, ImageHandle, answer
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
 
 def as_picture(value: Any, root: Path, where: str) -> ImageSource:
     """Returns where the picture is that a field holds: a path, or a place in a table."""
-    if hasattr(value, "read"):
+    if isinstance(value, ImageHandle):
         return value
     if value is None:
         raise RowError(f"{where}: the picture is missing", reason="missing picture")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from finetune.build import examples_of
 from finetune.data.arrow import StoredImage
-from finetune.data.images import image_digest, open_image
+from finetune.data.images import as_source, image_digest, open_image
 from finetune.data.mix import shares
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.recipe import HubData, JsonlData, MixData, ParquetData, SavedData, parse_recipe
@@ -102,7 +102,7 @@ def test_a_picture_is_pickled_by_its_place_and_opened_once(parquet):
     image = read(parquet)[5].images[0]
     assert isinstance(image, StoredImage) and image == pickle.loads(pickle.dumps(image))
     assert pickle.loads(pickle.dumps(image)).table is image.table
-    assert image_digest(image) == image_digest(image.read())
+    assert image_digest(image) == image_digest(image.read()) and as_source(image) is image
 
 
 def first_pixels(rows):
