@@ -12,7 +12,7 @@ from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_logits
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths, fitting
-from finetune.data.reading import read_split
+from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
@@ -180,23 +180,18 @@ def examples_of(
     Raises:
         DataError: a row that cannot be used.
     """
-    examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, say=say)
-    if base is None or not examples:
-        return examples
-    room = 0 if split == "train" else recipe.task.max_new_tokens
-    most = max_positions(base.model)
-    limit = recipe.data.max_length or most
-    if limit and most and limit > most:
-        raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
-    return fitting(
-        examples,
-        Lengths(base.collator, key=base.digests.model_dump_json()),
-        recipe.data,
-        split,
-        limit=limit,
-        room=room,
-        say=say,
-    )
+    bad = tally(recipe.data, split, say=say)
+    examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, bad=bad)
+    if base is not None and examples:
+        most = max_positions(base.model)
+        limit = recipe.data.max_length or most
+        if limit and most and limit > most:
+            raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
+        room = 0 if split == "train" else recipe.task.max_new_tokens
+        lengths = Lengths(base.collator, key=base.digests.model_dump_json())
+        examples = fitting(examples, lengths, recipe.data, split, limit=limit, room=room, bad=bad)
+    bad.conclude()
+    return examples
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
