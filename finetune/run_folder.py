@@ -98,7 +98,7 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]
 
 def rows_digest(examples: Sequence[Example]) -> str:
     """Returns the digest of rows in their order: ids, messages and answers. Pictures are not read."""
-    return sha256_hex(canonical_json([[e.id, e.messages, e.answers] for e in examples]))
+    return sha256_hex(canonical_json([[e.id, e.messages, e.answers, e.captions] for e in examples]))
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -127,10 +127,10 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(recipe, monkeypatch):
     whole = train(recipe("whole"))
     writes = runs.save_weights
 
-    def full(folder, *args):
+    def full(folder, *args, **options):
         if folder.name == "last":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        writes(folder, *args)
+        writes(folder, *args, **options)
 
     monkeypatch.setattr(runs, "save_weights", full)
     with pytest.raises(TrainingError, match="No space left on device: .*last could not be written.* it goes on from"):
