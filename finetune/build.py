@@ -14,7 +14,7 @@ from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths, fitting
 from finetune.data.pairs import PairCollator, PairLengths
-from finetune.data.reading import read_split
+from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
@@ -60,6 +60,13 @@ class Base:
         inputs = self.probe_batch(PROBE_SEED).inputs
         outputs = partial(self.family.outputs, self.model, inputs)
         return Host(self.model, self.towers, self.processor.tokenizer, outputs)
+
+    @property
+    def lengths(self) -> Lengths | PairLengths:
+        """Counts the tokens of rows for this base."""
+        if isinstance(self.collator, PairCollator):
+            return PairLengths(self.collator)
+        return Lengths(self.collator, key=self.digests.model_dump_json())
 
     @property
     def default_task(self) -> TaskSection:
@@ -212,22 +219,19 @@ def examples_of(
     Raises:
         DataError: a row that cannot be used.
     """
-    examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, say=say)
+    bad = tally(recipe.data, split, say=say)
+    examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, bad=bad)
     chooses = isinstance(recipe.task, ContrastiveSection) and split != "train"
     if chooses:
         examples = _with_choices(examples, recipe.task)
-    if base is None or not examples:
-        return examples
-    room = recipe.task.max_new_tokens if isinstance(recipe.task, VqaSection) and split != "train" else 0
-    most = max_positions(base.model)
-    limit = recipe.data.max_length or most
-    if limit and most and limit > most:
-        raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
-    if isinstance(base.collator, PairCollator):
-        lengths: Lengths | PairLengths = PairLengths(base.collator)
-    else:
-        lengths = Lengths(base.collator, key=base.digests.model_dump_json())
-    examples = fitting(examples, lengths, recipe.data, split, limit=limit, room=room, say=say)
+    if base is not None and examples:
+        most = max_positions(base.model)
+        limit = recipe.data.max_length or most
+        if limit and most and limit > most:
+            raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
+        room = recipe.task.max_new_tokens if isinstance(recipe.task, VqaSection) and split != "train" else 0
+        examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
+    bad.conclude()
     return _with_choices(examples, recipe.task) if chooses else examples  # none of a row that was left out
 
 

@@ -62,7 +62,8 @@ def open_run(
     """
     folder = recipe.run_folder
     run = {
-        "recipe": recipe.identity(),
+        # Where the adapter goes may be put right before a run goes on.
+        "recipe": {key: value for key, value in recipe.identity().items() if key != "adapter"},
         "base": base.identity.digest,
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
         "num_processes": accelerator.num_processes,
@@ -97,7 +98,7 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]
 
 def rows_digest(examples: Sequence[Example]) -> str:
     """Returns the digest of rows in their order: ids, messages and answers. Pictures are not read."""
-    return sha256_hex(canonical_json([[e.id, e.messages, e.answers] for e in examples]))
+    return sha256_hex(canonical_json([[e.id, e.messages, e.answers, e.captions] for e in examples]))
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -203,9 +203,10 @@ def evaluate(
         predictions: filled with (ref, recipe name) -> one answer a row, where given.
 
     Returns:
-        One row per adapter and recipe: adapter, config, exact_match, interval, majority, blank_image, n, by_kind.
+        One row per adapter and recipe: adapter, config, exact_match, interval, majority, blank_image, n, by_kind, and
+        probe_difference: how far the adapter's effect on the probe is from the recorded one, relative to it.
     """
-    places = {(r.model.name_or_path, r.model.revision, r.model.dtype) for r in recipes}
+    places = {(r.model.name_or_path, r.model.revision, r.model.dtype, r.model.quantization) for r in recipes}
     if len(places) != 1:
         raise RecipeError(
             f"the configs name {len(places)} bases ({', '.join(sorted(str(p[0]) for p in places))}); adapters are "
@@ -222,14 +223,19 @@ def evaluate(
             with vlm.using(None if ref == "base" else ref):
                 title = f"{ref} on {recipe.name}"
                 scores, answers = answer_split(base, recipe, vlm.prompt_batch, examples, title=title)
-            rows.append({"adapter": ref, "config": recipe.name, **scores.to_json()})
+                gap = vlm.adapter.probe.difference if vlm.adapter else None
+            rows.append({"adapter": ref, "config": recipe.name, **scores.to_json(), "probe_difference": gap})
             if predictions is not None:
                 predictions[ref, recipe.name] = answers
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the rows of ``evaluate`` as a table for people."""
+    """Returns the rows of ``evaluate`` as a table for people.
+
+    Below it, where the base computes otherwise than the one an adapter was saved on (quantized, in half precision):
+    by how much that changes the adapter's effect.
+    """
     head = ("adapter", "config", "exact match", "95 % interval", "majority", "blank image", "rows")
     lines = [head] + [
         (
@@ -244,7 +250,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    gaps = {row["adapter"]: row["probe_difference"] for row in rows if (row["probe_difference"] or 0) > 0.01}
+    out += [f"{ref}: its effect on the probe differs by {gap:.0%} from the recorded one" for ref, gap in gaps.items()]
+    return "\n".join(out)
 
 
 def _check_names(recipe: Recipe) -> None:

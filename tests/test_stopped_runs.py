@@ -64,7 +64,8 @@ def test_the_same_recipe_twice_gives_the_same_bytes_and_a_stop_does_not_change_t
         train(recipe("c"))
     judged = (Path(recipe("c").run_folder) / "predictions-base.jsonl").stat().st_mtime_ns
     capsys.readouterr()
-    last = train(recipe("c", train={"num_workers": 2, "save_steps": 4}))
+    last = train(recipe("c", train={"num_workers": 2, "save_steps": 4}, adapter={"publish": "testing/other"}))
+    assert last.ref == "testing/other@1"
     assert bytes_of(last) == bytes_of(first) and last.before == first.before and last.after == first.after
     assert "going on from" in capsys.readouterr().out
     assert (last.folder / "predictions-base.jsonl").stat().st_mtime_ns == judged, "the base is not judged again"
@@ -126,10 +127,10 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(recipe, monkeypatch):
     whole = train(recipe("whole"))
     writes = runs.save_weights
 
-    def full(folder, *args):
+    def full(folder, *args, **options):
         if folder.name == "last":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        writes(folder, *args)
+        writes(folder, *args, **options)
 
     monkeypatch.setattr(runs, "save_weights", full)
     with pytest.raises(TrainingError, match="No space left on device: .*last could not be written.* it goes on from"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
         raise DataError(f"{root}/{pattern}: not readable Parquet files of one layout: {_first_line(cause)}") from None
 
     def place(row: int) -> tuple[str, str]:
-        number = next(i for i, start in enumerate(starts[1:]) if row < start)
+        number = bisect_right(starts, row) - 1
         return f"{files[number].name}:{row - starts[number]}", f"{files[number]}, row {row - starts[number]}"
 
     return table_examples(dataset, section, place, what=f"{root}/{pattern}", task=task, root=root, bad=bad)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.errors import DataError, RowError
-from finetune.example import Example, answer, text_of
+from finetune.example import Example, ImageHandle, answer, text_of
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
     where = fields.row.where
     messages, inside = read_conversation(fields.value("messages"), where=where)
     if messages[-1]["role"] != "assistant":
-        raise RowError(f"{where}: the conversation ends with the user; the last turn is the one to learn",
-                       reason="nothing to learn")  # fmt: skip
+        fault = f"{where}: the conversation ends with the user; the last turn is the one to learn"
+        raise RowError(fault, reason="nothing to learn")
     places = num_image_parts(messages)
     beside = fields.pictures(root, needed=places > len(inside))
     if inside and beside:
@@ -107,7 +107,7 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
     if len(sources) != places:
         raise RowError(
             f'{where}: {len(sources)} pictures for {places} {{"type": "image"}} parts of the messages',
-            reason="as many pictures as parts",
+            reason="pictures and their places differ",
         )
     question = text_of(messages[-2]) if task.has_question else ""
     return Example(
@@ -121,7 +121,7 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
 
 def as_picture(value: Any, root: Path, where: str) -> ImageSource:
     """Returns where the picture is that a field holds: a path, or a place in a table."""
-    if hasattr(value, "read"):
+    if isinstance(value, ImageHandle):
         return value
     if value is None:
         raise RowError(f"{where}: the picture is missing", reason="missing picture")
@@ -153,7 +153,9 @@ class _Fields:
                 f"such as data.{there[0]}=null.",
                 reason="two things to learn",
             )
-        return there[0] if there else keys[-1]
+        if not there and self.section.answer is None:
+            raise RowError(f"{self.row.where}: the row has none of what the recipe learns", reason="nothing to learn")
+        return there[0] if there else "answer"
 
     def text(self, key: str) -> str:
         value = self._needed(key)
@@ -201,7 +203,7 @@ class _Fields:
         name = getattr(self.section, key)
         value = self.value(key)
         if value is None:
-            if name is None:  # only a question: the other keys are not asked for when they are null
+            if name is None:  # a question: nothing else is needed whose key is null
                 raise DataError(f"{self.row.where}: data.{key} is null. Say what to ask with data.default_question.")
             if name in self.row.fields:
                 raise self._fault(key, "must be a text that is not empty, not None", f"missing {key}")

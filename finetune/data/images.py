@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from finetune.errors import DataError, FinetuneError, RowError
-from finetune.example import ImageSource
+from finetune.example import ImageHandle, ImageSource
 
 # PIL reads more, some of it by starting other programs (EPS), some of it no pictures (fonts, streams).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -112,7 +112,7 @@ def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[
 
 
 def as_source(image: Any) -> ImageSource:
-    """Returns a picture from an app, a path, bytes, a PIL image or pixels [H, W, 3] uint8, as an ImageSource.
+    """Returns a picture from an app, a path, bytes, a PIL image, pixels [H, W, 3] uint8 or a row's, as an ImageSource.
 
     Raises:
         DataError: it is none of these.
@@ -123,7 +123,7 @@ def as_source(image: Any) -> ImageSource:
         return Path(image)
     if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
         raise DataError(f"pixels must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-    if isinstance(image, Path | bytes | np.ndarray):
+    if isinstance(image, Path | bytes | np.ndarray | ImageHandle):
         return image
     raise DataError(f"a picture is a path, bytes, a PIL image or a uint8 array [H, W, 3], not {type(image).__name__}")
 

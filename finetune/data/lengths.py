@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from finetune.cache import Notes
-from finetune.data.bad_rows import BadRows
 from finetune.data.pictures import picture_sizes
 from finetune.errors import DataError, RowError
 from finetune.example import ask
-from finetune.recipe import ReadSection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from finetune.data.bad_rows import BadRows
     from finetune.data.collate import Collator
     from finetune.data.pairs import PairLengths
     from finetune.data.pictures import Size
@@ -30,7 +30,8 @@ class Lengths:
     """Counts the tokens of rows for one base.
 
     What pictures become depends on nothing but their sizes, so the processor is asked once for each row of sizes,
-    with blank pictures, and its answer is remembered.
+    with blank pictures, and its answer is remembered. Where a processor puts line breaks around a picture that merge
+    with the text beside it, a row may turn out a token or two shorter.
 
     Args:
         collator: of the base.
@@ -38,7 +39,7 @@ class Lengths:
     """
 
     def __init__(self, collator: Collator, *, key: str):
-        self.collator, self.key = collator, key
+        self.collator, self.key = collator, f"{version('transformers')} {key}"
         self.notes = Notes("picture_tokens.sqlite")
         self.tokens: dict[tuple[Size, ...], int] = {(): 0}
 
@@ -78,34 +79,35 @@ def fitting(
     *,
     limit: int | None,
     room: int,
-    say: Callable[[str], None],
+    bad: BadRows,
 ) -> list[Example]:
     """Returns the rows that the base takes; whatever else would stop a run at its first step is found here too.
 
     Args:
         examples: rows whose pictures can be read.
         lengths: of the base.
-        section: says what happens to rows that are too long, or cannot be put to this base.
+        section: says what happens to rows that are too long.
         split: ``train`` rows are counted with what is learnt, others up to their answer.
         limit: tokens of a row; None for no bound.
         room: tokens left free for the answer.
-        say: is told of rows that were left out.
+        bad: where rows go that cannot be put to this base.
 
     Raises:
         DataError: naming rows that are too long, or one that cannot be put to this base.
     """
-    read = section if isinstance(section, ReadSection) else None
-    bad = BadRows(split, on_error=read.on_error if read else "error", say=say)
     cap = lengths.collator.max_image_pixels
     found = iter(picture_sizes([source for example in examples for source in example.images], max_pixels=cap))
     count = lengths.learnt if split == "train" else lengths.asked
     fit: list[tuple[Example, int]] = []
     long: list[tuple[Example, int]] = []
     for example in examples:
-        with bad.row():
-            tokens = count(example, _sizes([next(found) for _ in example.images])) + room
+        sizes = [next(found) for _ in example.images]
+        try:
+            tokens = count(example, _sizes(sizes)) + room
+        except RowError as error:
+            bad.note(error)
+        else:
             (fit if limit is None or tokens <= limit else long).append((example, tokens))
-    bad.conclude()
     if long:
         report = _report(long, len(examples), split, limit)
         if section.too_long == "error":
@@ -115,7 +117,7 @@ def fitting(
             )
         if not fit:
             raise DataError(f"{report}\nNo row is left.")
-        say(f"{report}\nThey are left out (data.too_long: drop).")
+        bad.say(f"{report}\nThey are left out (data.too_long: drop).")
     return [example for example, _ in fit]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.data.reading import read_split
+from finetune.data.reading import read_split, tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,14 +24,17 @@ def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad:
     A row's id and kind begin with the name of its source, so that scores are broken down by it; the id of a repetition
     ends with ``#2``, ``#3`` and so on.
     """
-    parts = {
-        name: [
+    parts: dict[str, list[Example]] = {}
+    for name in section.sources:
+        part = section.part(name)
+        faults = tally(part, f"{name} {split}", say=bad.say)
+        rows = read_split(part, split, task=task, seed=seed, bad=faults)
+        faults.conclude()
+        parts[name] = [
             replace(example, id=f"{name}/{example.id}", meta=example.meta | {"kind": f"{name}/{example.kind}"})
-            for example in read_split(section.part(name), split, task=task, seed=seed, say=bad.say, what=f"{name} ")
+            for example in rows
         ]
-        for name in section.sources
-    }
-    bad.tried = sum(len(rows) for rows in parts.values())  # each source has told of its own
+    bad.tried = sum(len(rows) for rows in parts.values())  # each source has told of its faults
     if split != "train":
         return [example for rows in parts.values() for example in rows]
     weights = {name: part.weight for name, part in section.sources.items()}

@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from finetune.recipe import RowsSection, TaskSection
 
 
-def read_split(
-    section: RowsSection, split: str, *, task: TaskSection, seed: int, say: Callable[[str], None], what: str = ""
-) -> list[Example]:
+def tally(section: RowsSection, what: str, *, say: Callable[[str], None]) -> BadRows:
+    """Returns the empty list of faults of some rows, such as those of one split.
+
+    Args:
+        section: says what happens to rows that cannot be used.
+        what: what the rows are called.
+        say: is told of rows that were left out.
+    """
+    return BadRows(what, on_error=section.on_error if isinstance(section, ReadSection) else "error", say=say)
+
+
+def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
     """Reads one split; an empty list where the recipe has none.
 
     Args:
@@ -30,26 +39,22 @@ def read_split(
         split: ``train``, ``val`` or ``test``.
         task: how a question is put.
         seed: chooses the rows where ``max_rows`` caps them, and those that a mix repeats.
-        say: is told of rows that were left out.
-        what: which rows of the split these are, where it has several sources.
+        bad: where rows go that cannot be used; who made it concludes it.
 
     Raises:
         DataError: naming file and row.
     """
     if getattr(section, split, "") is None:
         return []
-    on_error = section.on_error if isinstance(section, ReadSection) else "error"
-    bad = BadRows(f"{what}{split}", on_error=on_error, say=say)
     read = import_string(look_up(SOURCES, section.source, what="data.source"))  # type: ignore[attr-defined]
     examples: list[Example] = read(section, split, task=task, seed=seed, bad=bad)
-    if isinstance(section, ColumnData):
-        if section.kind is None and not _few_questions(examples):
-            examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
-        chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
-        bad.tried -= len(examples) - len(chosen)
-        examples = check_pictures(chosen, bad, max_pixels=section.max_image_pixels)
-    bad.conclude()
-    return examples
+    if not isinstance(section, ColumnData):
+        return examples
+    if section.kind is None and not _few_questions(examples):
+        examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
+    chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
+    bad.tried -= len(examples) - len(chosen)
+    return check_pictures(chosen, bad, max_pixels=section.max_image_pixels)
 
 
 def _few_questions(examples: list[Example]) -> bool:

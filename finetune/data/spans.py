@@ -56,7 +56,7 @@ class SpanFinder:
         """
         row, messages = f"row {example.id}", example.messages
         self._refuse_markers(example)
-        text = self.render(messages, row)
+        text = self._ended(messages, row)
         ids, offsets = self._encode(text, row)
         require_placeholders(ids, self.image_id, len(example.images), row=row)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -73,6 +73,15 @@ class SpanFinder:
             raise RowError(
                 f"{row}: the chat template cannot render the conversation: {error}", reason="not for this template"
             ) from None
+
+    def _ended(self, messages: list[Message], row: str) -> str:
+        """Returns the rendered conversation, its last turn ended: LLaVA's template leaves that to its trainer."""
+        text, prompt = self.render(messages, row), self.render(messages[:-1], row, for_answer=True)
+        ends = [end for end in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)) if end]
+        if not ends or not text.startswith(prompt) or any(end in text[len(prompt) :] for end in ends):
+            return text
+        eos = self.tokenizer.eos_token
+        return text.rstrip() + str(eos if eos in ends else ends[0])
 
     def _turn(
         self, messages: list[Message], turn: int, text: str, ids: list[int], offsets: list[Span], row: str
@@ -97,7 +106,8 @@ class SpanFinder:
         stop = next((i + 1 for i in range(first, after) if ids[i] in self.end_ids), None)
         if stop is None:
             raise DataError(
-                f"{row}: the chat template ends {number} with no token that ends generation ({sorted(self.end_ids)})"
+                f"{row}: the chat template ends {number} with no token that ends generation ({sorted(self.end_ids)}). "
+                "Where it ends the last turn only, set data.supervise=last."
             )
         return first, stop
 

@@ -5,11 +5,19 @@ import json
 import pytest
 from PIL import Image
 
-from finetune.data.reading import read_split
+from finetune.data.reading import read_split, tally
 from finetune.recipe import JsonlData, VqaSection
 
 TASK = VqaSection()
 ROW = {"image": "good.png", "question": "What?", "answer": "x"}
+
+
+def read_rows(section, split="train", *, said=None, task=TASK, seed=0):
+    """Reads one split; ``said`` collects what is told."""
+    bad = tally(section, split, say=(said if said is not None else []).append)
+    examples = read_split(section, split, task=task, seed=seed, bad=bad)
+    bad.conclude()
+    return examples
 
 
 @pytest.fixture
@@ -21,12 +29,12 @@ def folder(tmp_path):
 
 @pytest.fixture
 def read(folder):
-    """Returns a function that writes lines as JSON Lines and reads them; ``said`` collects what is told."""
+    """Returns a function that writes lines as JSON Lines and reads them."""
 
     def read(*lines, said=None, seed=0, task=TASK, **fields):
         raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (folder / "train.jsonl").write_bytes(b"\n".join(raw) + b"\n")
         section = JsonlData(source="jsonl", root=str(folder), **fields)
-        return read_split(section, "train", task=task, seed=seed, say=(said if said is not None else []).append)
+        return read_rows(section, said=said, task=task, seed=seed)
 
     return read

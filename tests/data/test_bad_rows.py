@@ -131,9 +131,9 @@ LINES = {
         conversation(user({"type": "image", "url": "http://x/y.png"}, TEXT), SAY), "not a conversation", "url and base",
     ),
     "a place without its picture": (
-        conversation(ASK, SAY, images=[]), "as many pictures as parts", "0 pictures for 1",
+        conversation(ASK, SAY, images=[]), "pictures and their places differ", "0 pictures for 1",
     ),
-    "a picture without a place": (conversation(user(TEXT), SAY), "as many pictures as parts", "1 pictures for 0"),
+    "a picture without a place": (conversation(user(TEXT), SAY), "pictures and their places differ", "1 pictures"),
     "pictures inside and beside": (
         conversation(user({"type": "image", "path": "good.png"}), SAY, images=["good.png"]), "pictures twice", "both",
     ),
@@ -192,6 +192,11 @@ def test_ids_and_kinds(read, bad, options, reason, message):
     said = []
     assert len(read(*lines, **options, on_error="skip", said=said)) == GOOD
     assert f"\n  {reason}: 1\n" in said[0]
+
+
+def test_a_recipe_that_learns_only_captions(read):
+    with pytest.raises(RowError, match="line 1: the row has none of what the recipe learns"):
+        read(ROW, answer=None)
 
 
 def test_there_are_at_least_forty_kinds():

@@ -208,6 +208,29 @@ def test_a_template_without_an_end_is_refused(base):
         base.collator.training_batch([example()])
 
 
+# What LLaVA 1.5's template makes of a row: turns by name, nothing after an answer but a space.
+VICUNA = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>\n{% else %}{{ p['text'] + ' ' }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def test_a_template_that_leaves_the_last_turn_open_is_ended(base, monkeypatch):
+    base.processor.chat_template = VICUNA
+    batch = base.collator.training_batch([example("blue"), example("it is red")])
+    assert [runs(labels) for labels in batch.labels] == [
+        [ids(base, " blue<|end|>")],
+        [ids(base, " it is red<|end|>")],
+    ]
+    prompt = base.collator.prompt_batch([example()]).inputs["input_ids"][0].tolist()
+    assert batch.inputs["input_ids"][0].tolist()[: len(prompt)] == prompt
+    with pytest.raises(DataError, match="ends turn 3 with no token"):
+        base.collator.training_batch([text_only()])
+    monkeypatch.setattr(base.collator, "supervised_turns", "last")
+    assert runs(base.collator.training_batch([text_only()]).labels[0]) == [ids(base, " no<|end|>")]
+
+
 def test_a_template_that_does_not_end_every_turn_is_refused(base):
     """The end of a later turn is not taken for the missing one."""
     base.processor.chat_template = (

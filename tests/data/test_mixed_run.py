@@ -1,4 +1,4 @@
-"""A run on rows of every kind together: questions, captions, conversations about two pictures, and none at all."""
+"""A run on rows of every kind together: questions, captions, conversations about two pictures, and no picture."""
 
 import json
 

@@ -11,10 +11,11 @@ from finetune.build import examples_of, load_base
 from finetune.data.fields import require_columns
 from finetune.data.lengths import fitting
 from finetune.data.pairs import PairLengths
-from finetune.data.reading import read_split
+from finetune.data.reading import tally
 from finetune.errors import DataError
 from finetune.example import Example, answer, show, text_of
 from finetune.recipe import ContrastiveSection, JsonlData, VqaSection, parse_recipe
+from tests.data.conftest import read_rows
 
 PIXELS = np.full((32, 32, 3), 90, np.uint8)
 
@@ -100,7 +101,7 @@ PAIRS = ContrastiveSection(name="contrastive", text_template="a photo: {label}")
 def read(folder, *rows, task=PAIRS):
     Image.fromarray(PIXELS).save(folder / "p.png")
     (folder / "train.jsonl").write_text("".join(json.dumps({"image": "p.png", **row}) + "\n" for row in rows))
-    return read_split(JsonlData(source="jsonl", root=str(folder)), "train", task=task, seed=0, say=print)
+    return read_rows(JsonlData(source="jsonl", root=str(folder)), task=task)
 
 
 def test_answers_captions_and_conversations_become_texts_and_need_no_question(tmp_path):
@@ -125,11 +126,15 @@ def test_a_table_of_pairs_needs_no_column_of_questions():
 
 def test_texts_are_counted_and_those_too_long_left_out_or_refused(collator, tmp_path):
     rows = read(tmp_path, {"answer": "red"}, {"captions": ["red", "long " * 30]})
-    section = JsonlData(source="jsonl", root=str(tmp_path), too_long="drop")
-    kept = fitting(rows, PairLengths(collator), section, "train", limit=64, room=0, say=lambda text: None)
-    assert [row.id for row in kept] == [rows[0].id]
+
+    def fit(**options):
+        section = JsonlData(source="jsonl", root=str(tmp_path), **options)
+        bad = tally(section, "train", say=lambda text: None)
+        return fitting(rows, PairLengths(collator), section, "train", limit=64, room=0, bad=bad)
+
+    assert fit(too_long="drop") == rows[:1]
     with pytest.raises(DataError, match=r"longer than 64 tokens: .*train.jsonl:2 \(129\)"):
-        fitting(rows, PairLengths(collator), JsonlData(source="jsonl", root="x"), "train", limit=64, room=0, say=print)
+        fit()
 
 
 def test_the_answer_of_a_row_that_was_left_out_is_no_choice(make_recipe, tiny_clip, tmp_path):

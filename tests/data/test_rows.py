@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from finetune.data.reading import read_split
 from finetune.errors import DataError
 from finetune.example import draw
 from finetune.recipe import JsonlData, VqaSection
-from tests.data.conftest import ROW
+from tests.data.conftest import ROW, read_rows
 
 
 def test_fields_are_mapped(read):
@@ -79,9 +78,9 @@ def test_no_rows_and_no_file(read, tmp_path):
         read(b"", b" ")
     section = JsonlData(source="jsonl", root=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"cannot be read .*Check data.root and data.train"):
-        read_split(section, "train", task=VqaSection(), seed=0, say=print)
+        read_rows(section)
     without = JsonlData(source="jsonl", root=str(tmp_path / "nowhere"), val=None)
-    assert read_split(without, "val", task=VqaSection(), seed=0, say=print) == []
+    assert read_rows(without, "val") == []
 
 
 def test_a_conversation_row(read):

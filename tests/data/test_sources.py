@@ -14,13 +14,12 @@ from torch.utils.data import DataLoader
 
 from finetune.build import examples_of
 from finetune.data.arrow import StoredImage
-from finetune.data.images import image_digest, open_image
+from finetune.data.images import as_source, image_digest, open_image
 from finetune.data.mix import shares
-from finetune.data.reading import read_split
 from finetune.errors import DataError, RecipeError, RowError
-from finetune.recipe import HubData, JsonlData, MixData, ParquetData, SavedData, VqaSection, parse_recipe
+from finetune.recipe import HubData, JsonlData, MixData, ParquetData, SavedData, parse_recipe
+from tests.data.conftest import read_rows as read
 
-TASK = VqaSection()
 SIZES = [(4 + i, 3) for i in range(6)]
 
 
@@ -35,10 +34,6 @@ def embedded(dataset, path):
     """Writes Parquet as `push_to_hub` does, with the pictures' bytes inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.to_parquet(path)
-
-
-def read(section, split="train", said=None, task=TASK, seed=0):
-    return read_split(section, split, task=task, seed=seed, say=(said if said is not None else []).append)
 
 
 @pytest.fixture
@@ -107,7 +102,7 @@ def test_a_picture_is_pickled_by_its_place_and_opened_once(parquet):
     image = read(parquet)[5].images[0]
     assert isinstance(image, StoredImage) and image == pickle.loads(pickle.dumps(image))
     assert pickle.loads(pickle.dumps(image)).table is image.table
-    assert image_digest(image) == image_digest(image.read())
+    assert image_digest(image) == image_digest(image.read()) and as_source(image) is image
 
 
 def first_pixels(rows):
