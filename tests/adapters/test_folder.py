@@ -134,15 +134,15 @@ def test_the_probe_compares_effects():
     base = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     effect = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
     probe = record(base, base + effect, seed=0, dtype=torch.float32)
-    assert compare(probe, base, base + effect, dtype=torch.float32) == "passed"
-    assert compare(probe, base + 5, base + 5 + effect * 1.01, dtype=torch.float32) == "passed"
+    assert compare(probe, base, base + effect, dtype=torch.float32).verdict == "passed"
+    assert compare(probe, base + 5, base + 5 + effect * 1.01, dtype=torch.float32).verdict == "passed"
     with pytest.raises(ProbeError, match="its effect on the probe is"):
         compare(probe, base, base + effect * 1.05, dtype=torch.float32)
-    assert compare(probe, base, base + effect * 1.05, dtype=torch.bfloat16) == "passed"
+    assert compare(probe, base, base + effect * 1.05, dtype=torch.bfloat16).verdict == "passed"
     with pytest.raises(ProbeError):
         compare(probe, base, base * float("nan"), dtype=torch.float32)
     nothing = record(base, base + effect * 3e-6, seed=0, dtype=torch.float32)
-    assert compare(nothing, base, base, dtype=torch.float32) == "inconclusive"
+    assert compare(nothing, base, base, dtype=torch.float32).verdict == "inconclusive"
     with pytest.raises(ProbeError, match="of version 99"):
         compare(probe.model_copy(update={"version": 99}), base, base, dtype=torch.float32)
 
