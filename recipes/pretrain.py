@@ -2,8 +2,9 @@
 
     python recipes/pretrain.py [--output-dir runs/pretrain] [--device cpu|cuda] [--judge FOLDER] [--install]
 
-Took 35 minutes on one of two busy CPU cores; a run that was stopped goes on from its last checkpoint. --judge only
-judges a finished model. --install puts the model in the package. Expect at least .75 over all held-out questions.
+Took 56 minutes on one CPU core, of two that several runs shared; a run that was stopped goes on from its last
+checkpoint. --judge only judges a finished model. --install puts the model in the package. Expect at least .75 over all
+held-out questions.
 """
 
 import argparse
