@@ -19,7 +19,14 @@ from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
 from finetune.lookup import import_string, look_up
-from finetune.recipe import ContrastiveSection, ReadSection, VqaSection, refuse_impossible, why_impossible
+from finetune.recipe import (
+    ContrastiveSection,
+    PromptTuningSection,
+    ReadSection,
+    VqaSection,
+    refuse_impossible,
+    why_impossible,
+)
 from finetune.tables import TASKS
 
 if TYPE_CHECKING:
@@ -229,7 +236,9 @@ def examples_of(
         limit = recipe.data.max_length or most
         if limit and most and limit > most:
             raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
-        room = recipe.task.max_new_tokens if isinstance(recipe.task, VqaSection) and split != "train" else 0
+        room = sum(part.num_virtual_tokens for part in recipe.method if isinstance(part, PromptTuningSection))
+        if isinstance(recipe.task, VqaSection) and split != "train":
+            room += recipe.task.max_new_tokens
         examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
     return _with_choices(examples, recipe.task) if chooses else examples  # none of a row that was left out

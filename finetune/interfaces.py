@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from finetune.errors import MethodError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -96,6 +98,9 @@ class Placeholders:
                 index, where = (x.unsqueeze(-1).expand(*x.shape, size) for x in (index, where))
             return tensor.gather(1, index).masked_fill(where, fill)
 
+        for name, tensor in batch.inputs.items():
+            if name not in fills and tensor.shape == mask.shape and not tensor.is_floating_point():
+                raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
         inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
         return Batch(inputs, batch.examples, None if batch.labels is None else longer(batch.labels, -100))
 
@@ -130,6 +135,7 @@ class Part:
     alive_after: Mapping[str, int]
     learning_rates: Mapping[str, float] = field(default_factory=dict)  # parameter name -> factor, where it is not 1
     placeholders: Placeholders | None = None
+    unit: str = "modules"  # what ``modules`` names: modules, or single parameters of them
     notes: tuple[str, ...] = ()  # what people should know: modules that were left out, and why
 
 
@@ -160,10 +166,6 @@ class Attachment:
         """What rows must hold for this adapter."""
         return next((part.placeholders for part in self.parts if part.placeholders), None)
 
-    def extend(self, batch: Batch) -> Batch:
-        """Returns the batch with the places that this adapter fills."""
-        return self.placeholders.insert(batch) if self.placeholders else batch
-
     def freeze(self) -> None:
         """Ends training: a frozen adapter computes bit for bit what it will when it is loaded.
 
@@ -177,7 +179,7 @@ class Attachment:
         lines = []
         for part in self.parts:
             size = sum(p.numel() for p in part.parameters.values())
-            counts = ", ".join(f"{tower} {len(names)} modules" for tower, names in part.modules.items())
+            counts = ", ".join(f"{tower} {len(names)} {part.unit}" for tower, names in part.modules.items())
             lines += [f"  {part.method}: {f'{counts}, ' if counts else ''}{size:,} trainable parameters"]
             lines += [f"    {note}" for note in part.notes]
         return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from finetune.build import Base, Batches, base_of, examples_of
 from finetune.errors import RecipeError, TrainingError
 from finetune.judging import answer_split, judge_split
 from finetune.methods.adapter import attach
+from finetune.recipe import ReadSection
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
 from finetune.saving import save_adapter, save_weights
@@ -204,7 +205,7 @@ def evaluate(
 
     Returns:
         One row per adapter and recipe: adapter, config, exact_match, interval, majority, blank_image, n, by_kind, and
-        probe_difference: how far the adapter's effect on the probe is from the recorded one, relative to it.
+        probe: the verdict on the adapter's effect here, and how far it is from the recorded one, relative to it.
     """
     places = {(r.model.name_or_path, r.model.revision, r.model.dtype, r.model.quantization) for r in recipes}
     if len(places) != 1:
@@ -212,7 +213,9 @@ def evaluate(
             f"the configs name {len(places)} bases ({', '.join(sorted(str(p[0]) for p in places))}); adapters are "
             "compared on one"
         )
-    base = base_of(recipes[0])
+    if len({_how_rows_are_put(recipe) for recipe in recipes} - {None}) > 1:
+        raise RecipeError("the configs differ in data.supervise or data.max_image_pixels; judge them one by one")
+    base = base_of(next((recipe for recipe in recipes if _how_rows_are_put(recipe)), recipes[0]))
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
     rows = []
     for recipe in recipes:
@@ -223,8 +226,8 @@ def evaluate(
             with vlm.using(None if ref == "base" else ref):
                 title = f"{ref} on {recipe.name}"
                 scores, answers = answer_split(base, recipe, vlm.prompt_batch, examples, title=title)
-                gap = vlm.adapter.probe.difference if vlm.adapter else None
-            rows.append({"adapter": ref, "config": recipe.name, **scores.to_json(), "probe_difference": gap})
+                probe = asdict(vlm.adapter.probe) if vlm.adapter else None
+            rows.append({"adapter": ref, "config": recipe.name, **scores.to_json(), "probe": probe})
             if predictions is not None:
                 predictions[ref, recipe.name] = answers
     return rows
@@ -251,9 +254,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    gaps = {row["adapter"]: row["probe_difference"] for row in rows if (row["probe_difference"] or 0) > 0.01}
-    out += [f"{ref}: its effect on the probe differs by {gap:.0%} from the recorded one" for ref, gap in gaps.items()]
+    probes = {row["adapter"]: row["probe"] for row in rows if row["probe"]}
+    for ref, probe in probes.items():
+        if probe["verdict"] == "inconclusive":
+            out.append(f"{ref}: its effect on the probe is below the noise of this base, so it could not be verified")
+        elif probe["difference"] > 0.01:
+            out.append(f"{ref}: its effect on the probe differs by {probe['difference']:.0%} from the recorded one")
     return "\n".join(out)
+
+
+def _how_rows_are_put(recipe: Recipe) -> tuple[str, int] | None:
+    return (recipe.data.supervise, recipe.data.max_image_pixels) if isinstance(recipe.data, ReadSection) else None
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -99,6 +99,9 @@ IMPOSSIBLE = (
     ),
 )
 
+# What a LoRA adapter may choose, in PEFT's names.
+LORA_OPTIONS = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
+
 # Fields of PEFT's adapter_config.json that no adapter of ours may set otherwise: each other value would change the
 # base, train or replace a part of it, or mean something else in another engine.
 FIXED_PEFT_CONFIG: dict[str, object] = {

@@ -1,7 +1,10 @@
 """What every test gets: its own home, registry and cache; nothing from the user's; no colours, no network."""
 
 import json
+import os
 import warnings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import numpy as np
 import pytest
@@ -20,7 +23,6 @@ def own_places(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FINETUNE_REGISTRY", str(tmp_path / "registry"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("FINETUNE_NUM_PROCESSES", raising=False)
 
 

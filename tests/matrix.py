@@ -77,6 +77,11 @@ def logits(base: Base, batch: Batch) -> torch.Tensor:
         return base.family.outputs(base.model, batch.inputs).float()
 
 
+def extended(attachment, batch: Batch) -> Batch:
+    """The batch with the places that an adapter's prompt fills, where it has one."""
+    return attachment.placeholders.insert(batch) if attachment.placeholders else batch
+
+
 def state(model) -> dict[str, torch.Tensor]:
     """A copy of all parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
@@ -103,7 +108,7 @@ def losses(base: Base, attachment, batch: Batch, *, lr: float, steps: int = STEP
 
 
 def train_cell(
-    base_folder: Path, method: object, folder: Path, *, quantization: str | None = None
+    base_folder: Path, method: object, folder: Path, *, quantization: str | None = None, dtype: str = "float32"
 ) -> dict[str, object]:
     """Attaches, trains three steps and saves; checks the base on the way.
 
@@ -112,17 +117,17 @@ def train_cell(
     """
     torch.manual_seed(0)
     recipe = recipe_of(method, base_folder, folder, quantization=quantization)
-    base = load_base(str(base_folder), device="cpu", quantization=quantization)
+    base = load_base(str(base_folder), device="cpu", quantization=quantization, dtype=dtype)
     examples = rows()
-    batch = base.collator.training_batch(examples)
+    batch = base.collator.training_batch(examples).to("cpu", base.model.dtype)
     before, plain = state(base.model), logits(base, batch)
     attachment = attach(base.host, recipe.method)
     # A dual encoder's temperature multiplies its gradients: by 14 before training.
     lr = 0.005 if base.family.kind == "dual_encoder" else 0.02
-    found = losses(base, attachment, attachment.extend(batch), lr=lr)
+    found = losses(base, attachment, extended(attachment, batch), lr=lr)
     assert found[-1] < found[0], f"the loss does not fall: {found}"
     attachment.freeze()
-    adapted = logits(base, attachment.extend(batch))
+    adapted = logits(base, extended(attachment, batch))
     save_adapter(folder / "adapter", recipe, base, attachment, {"train": examples}, None, None, steps=STEPS)
     switch(base.model)(None)
     assert torch.equal(logits(base, batch), plain), "switched off, the base answers otherwise"
@@ -130,15 +135,17 @@ def train_cell(
     after = state(base.model)
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before), "the base changed"
     np.save(folder / "logits.npy", adapted.numpy())
-    return {"folder": str(folder), "base": str(base_folder), "quantization": quantization, "losses": found}
+    where = {"folder": str(folder), "base": str(base_folder), "quantization": quantization, "dtype": dtype}
+    return {**where, "losses": found}
 
 
 def reload_cell(cell: dict) -> dict[str, object]:
     """Loads a saved cell on a fresh base; compares its logits; merges it where that can be."""
     from finetune.serving.app import load
 
-    vlm = load(Path(cell["folder"]) / "adapter", base=cell["base"], device="cpu", quantization=cell["quantization"])
-    batch = vlm.base.collator.training_batch(rows())
+    held = {"quantization": cell["quantization"], "dtype": cell["dtype"]}
+    vlm = load(Path(cell["folder"]) / "adapter", base=cell["base"], device="cpu", **held)
+    batch = vlm.base.collator.training_batch(rows()).to("cpu", vlm.model.dtype)
     places = vlm.adapter.placeholders
     adapted = logits(vlm.base, places.insert(batch) if places else batch)
     saved = torch.from_numpy(np.load(Path(cell["folder"]) / "logits.npy"))

@@ -11,6 +11,9 @@ from finetune.errors import BaseMismatchError, ModelError
 
 # Keys of config.json that say how or by what it was saved, not what the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+_WEIGHTS = "model.safetensors"
+# What a base is made of, among what a repository of the hub holds.
+_NEEDED = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors"]
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -18,19 +21,22 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 def snapshot_folder(name_or_path: str, *, revision: str | None = None) -> Path:
     """Returns the local folder that holds a model's files: itself, or its snapshot in the hub's cache.
 
+    What the cache lacks is fetched, unless ``HF_HUB_OFFLINE`` is set.
+
     Raises:
-        ModelError: a hub id whose files are not on this machine.
+        ModelError: a hub id whose files are not on this machine and cannot be fetched.
     """
     path = Path(name_or_path)
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name_or_path, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise ModelError(f"{name_or_path}: neither a folder nor in the hub cache") from None
+        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=_NEEDED))
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name_or_path}: neither a folder nor whole in the hub cache: {first_line}") from None
 
 
 def identify_base(name_or_path: str, *, revision: str | None = None, verify: str = "cached") -> BaseIdentity:
@@ -50,9 +56,7 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
             f"{folder} holds an adapter_config.json: transformers would load that adapter with the base, silently. "
             "Give the folder of the plain base."
         )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(f"{folder}: no safetensors weights; other formats are not loaded")
+    weights = _weight_files(folder)
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ModelError(f"{folder}: no config.json")
@@ -65,6 +69,23 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
         hub_id=name_or_path if is_hub_id else None,
         revision=folder.name if is_hub_id else None,
     )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Returns the files that transformers loads: those of the index, or the single one.
+
+    Raises:
+        ModelError: there are none, or one of the index is missing.
+    """
+    index = folder / f"{_WEIGHTS}.index.json"
+    if index.is_file():
+        weights = [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        if missing := [path.name for path in weights if not path.is_file()]:
+            raise ModelError(f"{folder}: {len(missing)} of {len(weights)} weight files are missing: {missing[0]} ...")
+        return weights
+    if not (folder / _WEIGHTS).is_file():
+        raise ModelError(f"{folder}: no safetensors weights ({_WEIGHTS}); other formats are not loaded")
+    return [folder / _WEIGHTS]
 
 
 def identify_processor(name_or_path: str, *, revision: str | None = None, chat_template: str) -> ProcessorDigests:

@@ -28,7 +28,7 @@ from finetune.adapters.manifest import (
     sha256_hex,
     strict_json,
 )
-from finetune.adapters.peft_format import peft_config
+from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.errors import IntegrityError, ManifestError
 
 if TYPE_CHECKING:
@@ -181,6 +181,12 @@ def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ManifestError(f"{path}: not an object")
+    methods = [part.method for part in manifest.adapter.parts]
+    if manifest.adapter.peft_type != (right := peft_type(methods, model_type=manifest.base.model_type)):
+        raise ManifestError(
+            f"{path.with_name(MANIFEST_NAME)}: peft_type is {_brief(manifest.adapter.peft_type)}, for "
+            f"{manifest.adapter.methods} on {manifest.base.model_type} it must be {right!r}"
+        )
     try:
         wanted = peft_config(manifest.adapter)
     except (KeyError, TypeError) as error:

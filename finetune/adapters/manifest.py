@@ -44,8 +44,8 @@ class BaseIdentity(_Part):
     model_type: str
     files: dict[str, Sha256] = Field(min_length=1)  # weight file name -> sha256
     config: Sha256  # of the canonical JSON of config.json
-    hub_id: str | None = None
-    revision: str | None = None
+    hub_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
 
     @property
     def digest(self) -> str:

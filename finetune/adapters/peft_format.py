@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.tables import FIXED_PEFT_CONFIG, PEFT_PROMPTS
+from finetune.errors import ManifestError
+from finetune.tables import FIXED_PEFT_CONFIG, LORA_OPTIONS, PEFT_PROMPTS
 
 if TYPE_CHECKING:
     from finetune.adapters.manifest import AdapterDescription, PartDescription
@@ -27,12 +28,19 @@ def peft_config(description: AdapterDescription) -> dict[str, Any]:
     if description.peft_type == OURS:
         parts = [{"method": part.method, **part.options} for part in description.parts]
         return {"peft_type": OURS, "parts": parts, "how_to_load": "finetune.load(...), of the package finetune-vlm"}
+    if len(description.parts) != 1:
+        raise ManifestError(f"an adapter of {description.methods} cannot be of peft_type {description.peft_type}")
     part = description.parts[0]
     own = _prompt(part) if part.method == "prompt_tuning" else _lora(part)
     return {"peft_type": description.peft_type, "base_model_name_or_path": None, "inference_mode": True, **own}
 
 
 def _lora(part: PartDescription) -> dict[str, Any]:
+    if set(part.options) != LORA_OPTIONS:
+        wrong = sorted(set(part.options) ^ LORA_OPTIONS)
+        raise ManifestError(
+            f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}; wrong: {', '.join(wrong)}"
+        )
     modules = [name for names in part.modules.values() for name in names]
     return {**part.options, "target_modules": modules, **FIXED_PEFT_CONFIG}
 

@@ -53,10 +53,15 @@ class Collator:
         if image_id is None:
             raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for a picture")
         self.image_id = int(image_id)
+        bos = processor.tokenizer.bos_token_id
+        begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
+        self._bos: str = processor.tokenizer.bos_token if begins else ""
 
     def render(self, messages: list[Message], *, for_answer: bool = False) -> str:
         """Returns the conversation as text; ``for_answer`` opens the assistant's turn."""
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
+        # LLaVA's template leaves the first token to its tokenizer, which is asked to add none: others' have it already.
+        return text if text.startswith(self._bos) else self._bos + text
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
         """Returns right-padded rows with labels; a row paired with False fills up a batch and is not learnt."""

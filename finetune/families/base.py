@@ -108,6 +108,8 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "model type" in str(error):
+            raise ModelError(f"{name_or_path}: {str(error).strip().splitlines()[0]}") from None
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(
             f"no model at {name_or_path!r}: {first_line} Give a folder, a hub id, or one of the embedded bases: "

@@ -115,14 +115,20 @@ def detach(model: PreTrainedModel, adapter_name: str) -> None:
 
 
 def merge(model: PreTrainedModel, adapter_name: str) -> None:
-    """Writes an adapter into the base's own weights and removes it.
+    """Writes an adapter into the base's own weights and removes it; afterwards no adapter is active.
 
     Raises:
-        MethodError: a part cannot be merged, or the base is quantized; nothing was merged.
+        MethodError: a part cannot be merged, or would go into quantized weights; nothing was merged, and the adapter
+            is the active one.
     """
-    # The prompt's comes first, since it can only refuse; LoRA's refuses before it writes.
-    for name in sorted(METHODS, key=lambda name: name != "prompt_tuning"):
-        _method(name).merge(model, adapter_name)
+    switch(model)(None)  # else LoRA would go into another adapter's parameters, where those stand in place
+    try:
+        # The prompt's comes first, since it can only refuse; LoRA's refuses before it writes.
+        for name in sorted(METHODS, key=lambda name: name != "prompt_tuning"):
+            _method(name).merge(model, adapter_name)
+    except MethodError:
+        switch(model)(adapter_name)
+        raise
 
 
 def switch(model: PreTrainedModel) -> Callable[[str | None], None]:

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
 from finetune.methods.targets import resolve_targets
-from finetune.tables import FIXED_PEFT_CONFIG
+from finetune.tables import FIXED_PEFT_CONFIG, LORA_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,15 +88,16 @@ class Lora:
             description: the manifest's.
             tensors: exactly the tensors that ``expected_tensors`` names.
         """
-        _inject(model, adapter_name, _all_modules(description), description.options, trainable=False)
+        with torch.random.fork_rng(devices=[]):  # PEFT draws weights that are thrown away
+            _inject(model, adapter_name, _all_modules(description), description.options, trainable=False)
         parameters = _parameters(model, adapter_name)
         assert set(parameters) == set(tensors), "expected_tensors was not asked first"
         for module in model.modules():
             if isinstance(module, LoraLayer):
                 module.eval()  # new layers start in training mode, where their dropout is at work
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[name])
+        for name, parameter in parameters.items():
+            # As it was trained: in fp32, whatever the base is held in.
+            parameter.data = tensors[name].to(parameter.device, torch.float32, copy=True)
 
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
@@ -108,12 +109,15 @@ class Lora:
         """
         options, modules = description.options, _all_modules(description)
         check_options(options, modules)
+        inside = tuple(f"{path}{end}" for _, paths in towers.items() for path in paths for end in ("", "."))
         expected: dict[str, tuple[int, ...]] = {}
         for name in modules:
             try:
                 module = model.get_submodule(name)
             except AttributeError:
                 raise ManifestError(f"this base has no module {name!r}, which the adapter changes") from None
+            if not name.startswith(inside) or _is_inside_a_layer(model, name):
+                raise ManifestError(f"{name!r} stands in no tower of this base")
             if isinstance(module, BaseTunerLayer):
                 module = module.get_base_layer()
             width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -181,16 +185,23 @@ class Lora:
         return use if layers else None
 
 
+def _is_inside_a_layer(model: nn.Module, name: str) -> bool:
+    """Tells whether a name leads into an adapter's own layer, as another adapter's lora_A does."""
+    parts = name.split(".")
+    parents = (".".join(parts[:i]) for i in range(1, len(parts)))
+    return any(isinstance(model.get_submodule(parent), BaseTunerLayer) for parent in parents)
+
+
 def _all_modules(description: PartDescription) -> list[str]:
     return [name for names in description.modules.values() for name in names]
 
 
 def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
     """Raises ManifestError unless ``options`` are those of our LoRA, with values PEFT takes literally."""
-    names = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
-    if set(options) != names:
-        wrong = sorted(set(options) ^ names)
-        raise ManifestError(f"the options of a LoRA adapter are {', '.join(sorted(names))}; wrong: {', '.join(wrong)}")
+    if set(options) != LORA_OPTIONS:
+        raise ManifestError(f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}, not {list(options)}")
+    if type(options["r"]) is not int or not 1 <= options["r"] <= 4096:
+        raise ManifestError(f"rank {options['r']!r} is not a number between 1 and 4096")
     ranks, alphas = options["rank_pattern"], options["alpha_pattern"]
     for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
         if not isinstance(pattern, dict) or not set(pattern) <= set(modules):

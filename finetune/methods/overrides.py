@@ -10,7 +10,7 @@ from torch import nn
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
-from finetune.methods.reach import unreached
+from finetune.methods.reach import unreached_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,17 +34,17 @@ class Overrides:
             MethodError: a kind names no parameter, or LoRA adapts one of the modules already.
         """
         modules: dict[str, list[str]] = {}
+        notes: list[str] = []
+        copies: dict[str, nn.Parameter] = {}
         for kind in options.parameters:
-            names = _parameters(host, kind)
+            originals = _originals(host, kind)
+            unused = unreached_parameters(originals, host.forward) if originals else []
+            names = [name for name in originals if name not in unused]
             if not names:
                 raise MethodError(f"method.parameters: this base has no {kind} to train. Leave {kind!r} out.")
             modules["projector" if kind == "projector" else "language"] = names
-        copies = {}
-        for name in (name for names in modules.values() for name in names):
-            original = _Place.find(host.model, name).original
-            if not original.is_floating_point():
-                raise MethodError(f"{name} is quantized, so it cannot be trained as a whole")
-            copies[name] = nn.Parameter(original.detach().float().clone())
+            notes += [f"left out, as the forward never uses it: {name}" for name in unused]
+            copies |= {name: nn.Parameter(originals[name].detach().float().clone()) for name in names}
         _table(host.model, create=True).add(adapter_name, copies)
         return Part(
             method="overrides",
@@ -53,6 +53,8 @@ class Overrides:
             parameters=copies,
             alive_after=dict.fromkeys(copies, 1),
             learning_rates=dict.fromkeys(copies, options.lr_ratio) if options.lr_ratio != 1 else {},
+            unit="parameters",
+            notes=tuple(notes),
         )
 
     def attach_saved(
@@ -83,7 +85,8 @@ class Overrides:
             except (AttributeError, KeyError):
                 raise ManifestError(f"this base has no parameter {name!r}, which the adapter replaces") from None
             in_projector = name.startswith(tuple(f"{path}." for path in towers.projector))
-            if not in_projector and not (_is_norm(place.module) and name.startswith(towers.language)):
+            in_language = name.startswith(tuple(f"{path}." for path in towers.language))
+            if not in_projector and not (_is_norm(place.module) and in_language):
                 raise ManifestError(f"{name!r} is neither the projector's nor a norm of the language tower")
             expected[name] = tuple(place.original.shape)
         return expected
@@ -129,12 +132,17 @@ class _Place:
             if place.module is module and place.leaf == leaf:
                 return place
         original = module._parameters[leaf]
-        assert original is not None
+        if original is None:
+            raise KeyError(leaf)
         return cls(module, leaf, original)
 
 
 class OverrideTable:
-    """The copies of each adapter, and which of them stand in the model now."""
+    """The copies of each adapter, and which of them stand in the model now.
+
+    What stands in the model is what ``state_dict`` shows and ``to`` moves: switch to the plain base before saving or
+    moving it.
+    """
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -192,9 +200,9 @@ def _table(model: nn.Module, *, create: bool = False) -> Any:
     return getattr(model, _TABLE, None)
 
 
-def _parameters(host: Host, kind: str) -> list[str]:
-    """Returns the full names of the parameters of one kind that the forward uses."""
-    modules = {}
+def _originals(host: Host, kind: str) -> dict[str, nn.Parameter]:
+    """Returns the base's own parameters of one kind, by full name."""
+    originals: dict[str, nn.Parameter] = {}
     for path in host.towers.projector if kind == "projector" else host.towers.language:
         for name, module in host.model.get_submodule(path).named_modules(prefix=path):
             if isinstance(module, BaseTunerLayer) and kind == "projector":
@@ -203,9 +211,10 @@ def _parameters(host: Host, kind: str) -> list[str]:
                     "method.towers.projector: none, or leave 'projector' out of the overrides."
                 )
             if kind == "projector" and not isinstance(module, nn.modules.batchnorm._BatchNorm) or _is_norm(module):
-                modules[name] = [leaf for leaf, _ in module.named_parameters(recurse=False)]
-    unused = unreached(host.model, [name for name, leaves in modules.items() if leaves], host.forward)
-    return [f"{name}.{leaf}" for name, leaves in modules.items() if name not in unused for leaf in leaves]
+                originals |= {f"{name}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
+    if quantized := next((name for name, p in originals.items() if not p.is_floating_point()), None):
+        raise MethodError(f"{quantized} is quantized, so it cannot be trained as a whole")
+    return originals
 
 
 def _is_norm(module: nn.Module) -> bool:

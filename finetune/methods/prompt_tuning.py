@@ -88,6 +88,8 @@ class PromptTuning:
                 f"the prompt is for embeddings of {description.options['token_dim']} values and token id "
                 f"{places.token_id}; this base has {rows} embeddings of {width}"
             )
+        if places.token_id in _ids_with_a_meaning(model):
+            raise ManifestError(f"token id {places.token_id} has a meaning for this base: no prompt can stand there")
         return {TENSOR: (places.num_virtual_tokens, width)}
 
     def detach(self, model: PreTrainedModel, adapter_name: str) -> None:
@@ -130,9 +132,11 @@ class PromptTable(nn.Module):
         self.places: dict[str, Placeholders] = {}
         self.active: str | None = None
         self._begins = True  # whether the forward that runs reads its rows from the first token on
+        self._mask: Any = None  # the attention mask of that forward
         self._embedding = [embedding]  # in a list, so that it does not become a child of its own child
         self._handles = [
             model.register_forward_pre_hook(self._note, with_kwargs=True),
+            model.register_forward_hook(self._forget, always_call=True),
             embedding.register_forward_hook(self._fill),
         ]
         embedding.add_module(_CHILD, self)
@@ -160,6 +164,10 @@ class PromptTable(nn.Module):
     def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
         self._begins = cache is None or int(cache.get_seq_length()) == 0
+        self._mask = kwargs.get("attention_mask")
+
+    def _forget(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._begins, self._mask = True, None
 
     def _fill(self, embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Replaces the embeddings [B, T, D] of each row's placeholders; later steps of a generation have none."""
@@ -167,12 +175,15 @@ class PromptTable(nn.Module):
         if self.active is None or not self._begins or ids.ndim != 2:
             return output
         places, prompt = self.places[self.active], self.prompts[self.active]
-        first = (ids == places.token_id).int().argmax(dim=1, keepdim=True)  # [B, 1]
+        if isinstance(self._mask, torch.Tensor) and self._mask.shape == ids.shape:
+            first = self._mask.int().argmax(dim=1, keepdim=True)  # [B, 1], the first token that is no padding
+        else:
+            first = (ids == places.token_id).int().argmax(dim=1, keepdim=True)
         columns = first + torch.arange(places.num_virtual_tokens, device=ids.device)  # [B, N]
         if columns.max() >= ids.shape[1] or (ids.gather(1, columns) != places.token_id).any():
             raise AdapterError(
                 f"a row does not begin with the {places.num_virtual_tokens} placeholders of the active prompt: it "
-                "would be answered without it. Pass inputs through the model's prepare(), or ask through ask()."
+                "would be answered without it. Make inputs with prompt_batch(), or ask through ask()."
             )
         rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(columns)
         return output.index_put((rows, columns), prompt.to(output.dtype).expand(len(ids), -1, -1))
@@ -205,6 +216,14 @@ def _initial_ids(options: PromptTuningSection, tokenizer: PreTrainedTokenizerBas
     return torch.tensor((ids * -(-wanted // len(ids)))[:wanted])
 
 
+def _ids_with_a_meaning(model: PreTrainedModel) -> set[int]:
+    """Returns the ids that fill up rows, or stand for something that is no text."""
+    kinds = ("image", "video", "vision", "audio", "boi", "eoi")
+    config = model.config.to_dict()
+    found = {v for k, v in config.items() if k.startswith(kinds) and k.endswith(("token_id", "token_index"))}
+    return {value for value in found | {model.generation_config.pad_token_id} if isinstance(value, int)}
+
+
 def _placeholder_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns a legal id that no text encodes to, where there is one; else one that ends or begins a text."""
     embedding: Any = model.get_input_embeddings()
@@ -214,4 +233,4 @@ def _placeholder_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     for token_id in (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None and token_id != tokenizer.pad_token_id:
             return int(token_id)
-    raise MethodError("no token could stand where the prompt goes: the tokenizer has no unk, bos or eos token")
+    raise MethodError("no token could stand where the prompt goes: unk, bos and eos are missing or the same as pad")

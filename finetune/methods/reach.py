@@ -1,4 +1,4 @@
-"""Which modules the forward of a model really uses: a module that no output depends on can learn nothing."""
+"""What the forward of a model really uses: what no output depends on can learn nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
 
 def unreached(model: nn.Module, names: Sequence[str], forward: Callable[[], Tensor]) -> list[str]:
-    """Returns those of the modules ``names`` that nothing which ``forward`` returns depends on.
+    """Returns those of the modules ``names`` whose call adds to nothing which ``forward`` returns.
 
     Each module's output is shifted by a zero of its own that asks for a gradient; one forward and one backward tell
     which zeros mattered. LLaVA's last vision layer is such a module: the projector reads the one before it.
@@ -28,9 +28,24 @@ def unreached(model: nn.Module, names: Sequence[str], forward: Callable[[], Tens
 
     handles = [model.get_submodule(name).register_forward_hook(shift(name)) for name in names]
     try:
-        with torch.enable_grad():
-            found = torch.autograd.grad(forward().float().sum(), list(zeros.values()), allow_unused=True)
+        return _without_gradient(zeros, forward)
     finally:
         for handle in handles:
             handle.remove()
-    return [name for name, gradient in zip(names, found, strict=True) if gradient is None]
+
+
+def unreached_parameters(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> list[str]:
+    """Returns the names of those frozen ``parameters`` that nothing which ``forward`` returns depends on."""
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    try:
+        return _without_gradient(parameters, forward)
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+
+
+def _without_gradient(tensors: Mapping[str, Tensor], forward: Callable[[], Tensor]) -> list[str]:
+    with torch.enable_grad():
+        found = torch.autograd.grad(forward().float().sum(), list(tensors.values()), allow_unused=True)
+    return [name for name, gradient in zip(tensors, found, strict=True) if gradient is None]

@@ -10,7 +10,7 @@ from finetune.recipe.section import PositiveInt, Section
 class TowerTarget(Section):
     """What is adapted in one tower."""
 
-    target_modules: Literal["all-linear", "none"] | list[str]
+    target_modules: Literal["all-linear", "none"] | Annotated[list[str], Field(min_length=1)]
     """``all-linear``, ``none``, or names of modules."""
     r: PositiveInt | None = None
     """Rank; the method's own by default."""

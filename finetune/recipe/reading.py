@@ -24,6 +24,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise RecipeError(f"line {key_node.start_mark.line + 1}: a key is a word, not {key!r}")
             if key in seen:
                 raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice")
             seen.add(key)
@@ -106,7 +108,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            raise RecipeError(f"override {override!r}: {part} is not a section")
+            raise RecipeError(f"override {override!r}: {part} is not a section: set it whole, {part}={{...}}")
     place[parts[-1]] = value
 
 

@@ -235,8 +235,8 @@ class VisionLanguageModel:
         towers = self.base.towers
         require_expected(self.model, towers, manifest.adapter)
         before = self.switcher.active
-        attach_saved(self.model, towers, name, manifest.adapter, folder.tensors)
         try:
+            attach_saved(self.model, towers, name, manifest.adapter, folder.tensors)
             self.switcher.resident.add(name)
             self.switcher.refresh()
             verdict = self._probe(manifest, name)
@@ -247,6 +247,12 @@ class VisionLanguageModel:
             self.switcher.refresh()
             raise
         self.switcher.use(before)
+        if verdict.verdict == "inconclusive":
+            warnings.warn(
+                f"{ref}: its effect on the probe is below the noise of {self.model.dtype}, so it could not be verified "
+                "that it does what it did when it was saved",
+                stacklevel=2,
+            )
         return Resident(ref, name, manifest, placeholders(manifest.adapter), verdict)
 
     def _probe(self, manifest: AdapterManifest, name: str) -> ProbeResult:

@@ -24,7 +24,7 @@ def find_base(identity: BaseIdentity) -> str:
         path = str(json.loads(note.read_text())["path"])
         if Path(path).is_dir():
             return path
-    if identity.hub_id:
+    if identity.hub_id and not Path(identity.hub_id).exists():  # a folder of that name is not what was meant
         return identity.hub_id
     raise BaseMismatchError(
         f"this adapter needs the {identity.model_type} base with identity {identity.digest[:16]} "

@@ -23,7 +23,7 @@ from finetune.training.randomness import random_state, set_random_state
 from finetune.training.rows import Windows
 from finetune.training.state import Standing, TrainState
 from finetune.training.stopping import Stopping, farewell
-from finetune.training.trainable import refuse_dead, set_train_mode
+from finetune.training.trainable import Liveness, set_train_mode
 from finetune.training.window import add_up_gradients, backward_window, count_window
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Trainer:
     ):
         self.task, self.collate, self.options, self.seed = task, collate, options, seed
         self.accelerator, self.attachment, self.log, self.checkpoints = accelerator, attachment, log, checkpoints
-        self.parameters = list(attachment.parameters.values())
+        self.parameters, self.liveness = list(attachment.parameters.values()), Liveness(attachment)
         self.optimizer = make_optimizer(attachment, options)
         self.plain_model = model
         self.model = accelerator.prepare(model)
@@ -191,7 +191,7 @@ class Trainer:
         means = {name: number / max(1, totals[name]) for name, number in zip(terms, numbers, strict=True)}
         if not all(map(math.isfinite, (*means.values(), norm))):
             self._refuse_not_finite(window, sums, loss=sum(means.values()), norm=norm)
-        refuse_dead(self.attachment, step + 1)
+        self.liveness.check(steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps)
         rate = self.options.learning_rate * learning_rate_factor(step, self.options, plan.total_steps)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()

@@ -28,16 +28,44 @@ def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
             module.train()
 
 
-def refuse_dead(attachment: Attachment, backward: int) -> None:
-    """Raises TrainingError when a tensor that must have a gradient after this ``backward``, from 1, has none."""
-    dead = [
-        name
-        for name, parameter in attachment.parameters.items()
-        if attachment.alive_after.get(name) == backward
-        and (parameter.grad is None or not bool((parameter.grad != 0).any()))
-    ]
-    if dead:
-        raise TrainingError(
-            f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never learn: "
-            f"{', '.join(dead[:8])}{' ...' if len(dead) > 8 else ''}. Leave their modules out of method.towers."
-        )
+class Liveness:
+    """Counts the steps that reach each parameter of an adapter, and stops a run in which one would never learn.
+
+    A step whose rows hold no picture reaches no vision tower: it says nothing of what is adapted there.
+    """
+
+    def __init__(self, attachment: Attachment):
+        self._attachment = attachment
+        self._reached = dict.fromkeys(attachment.parameters, 0)
+        self._steps = 0
+
+    def check(self, *, steps_per_epoch: int, total_steps: int) -> None:
+        """Looks at the gradients of one step.
+
+        Raises:
+            TrainingError: a tensor that must have a gradient by now has none that is not zero, or a whole epoch has
+                not reached it.
+        """
+        self._steps += 1
+        dead = []
+        for name, parameter in self._attachment.parameters.items():
+            if parameter.grad is None:
+                continue
+            self._reached[name] += 1
+            if self._reached[name] == self._attachment.alive_after.get(name) and not (parameter.grad != 0).any():
+                dead.append(name)
+        if dead:
+            raise TrainingError(
+                f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never learn: "
+                f"{_first(dead)}. Leave their modules out of method."
+            )
+        never = [name for name, count in self._reached.items() if count == 0]
+        if never and self._steps == min(steps_per_epoch, total_steps):
+            raise TrainingError(
+                f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they learn nothing: "
+                f"{_first(never)}. Do rows hold pictures? Leave what they do not reach out of method."
+            )
+
+
+def _first(names: list[str]) -> str:
+    return f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"

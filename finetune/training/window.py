@@ -56,7 +56,8 @@ def backward_window(
         with accelerator.no_sync(model):
             with accelerator.autocast():
                 value = loss()
-            accelerator.backward(value)
+            if value.requires_grad:  # rows without a picture reach nothing that trains in a vision tower
+                accelerator.backward(value)
 
     if task.couples_rows:
         batches = [batch.to(accelerator.device, dtype) for batch in window]
@@ -74,10 +75,12 @@ def backward_window(
 
 
 def add_up_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Adds up the gradients of all processes, in one flat vector; a process without one counts as zero."""
+    """Adds up the gradients of all processes, in one flat vector; what none of them has stays None."""
     if accelerator.num_processes == 1:
         return
     pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = accelerator.reduce(torch.cat([piece.flatten() for piece in pieces]), "sum")
-    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter).clone()
+    reached = pieces[0].new_tensor([p.grad is not None for p in parameters])
+    flat = accelerator.reduce(torch.cat([*(piece.flatten() for piece in pieces), reached]), "sum")
+    *pieces, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for parameter, piece, count in zip(parameters, pieces, reached.tolist(), strict=True):
+        parameter.grad = piece.view_as(parameter).clone() if count else None

@@ -117,7 +117,12 @@ def test_a_base_is_its_weights_and_its_config(tmp_path):
     (tmp_path / "f").mkdir()
     with pytest.raises(ModelError, match="no safetensors weights"):
         identify_base(str(tmp_path / "f"))
-    with pytest.raises(ModelError, match="neither a folder nor in the hub cache"):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "f" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "f" / "model-00001-of-00002.safetensors").write_bytes(b"w")
+    with pytest.raises(ModelError, match="1 of 2 weight files are missing: model-00002-of-00002.safetensors"):
+        identify_base(str(tmp_path / "f"))
+    with pytest.raises(ModelError, match="neither a folder nor whole in the hub cache"):
         identify_base("nobody/nothing")
 
 

@@ -231,6 +231,14 @@ def test_a_template_that_leaves_the_last_turn_open_is_ended(base, monkeypatch):
     assert runs(base.collator.training_batch([text_only()]).labels[0]) == [ids(base, " no<|end|>")]
 
 
+def test_a_first_token_that_the_template_leaves_to_the_tokenizer_is_there_once(base, monkeypatch):
+    monkeypatch.setattr(base.collator, "_bos", "<|user|>")  # any token of its own
+    once = base.collator.render(example().prompt, for_answer=True)
+    assert once.startswith("<|user|>") and not once.startswith("<|user|><|user|>")
+    base.processor.chat_template = "{{ messages[0]['content'][1]['text'] }}"
+    assert base.collator.render(example().prompt) == "<|user|>What color is it?"
+
+
 def test_a_template_that_does_not_end_every_turn_is_refused(base):
     """The end of a later turn is not taken for the missing one."""
     base.processor.chat_template = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import FinetuneError
-from tests.matrix import METHODS, UNMERGED, train_cell
+from tests.matrix import METHODS, UNMERGED, reload_cell, train_cell
 from tests.support import REFUSED, read_table, support_table
 from tests.tiny import FAMILIES
 
@@ -45,6 +45,12 @@ def test_one_row_a_family_and_one_a_method(bases, tmp_path):
         assert found["reloaded"], f"{family} {method}: after reloading logits differ by {found['off']}"
         if method not in UNMERGED:
             assert found["merged_off"] < 1e-5, f"{family} {method}: merged logits differ by {found['merged_off']}"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lora+prompt+projector"])
+def test_on_a_base_in_half_precision_an_adapter_stays_what_was_trained(bases, tmp_path, method):
+    cell = train_cell(bases["qwen3_vl"], METHODS[method], tmp_path, dtype="bfloat16")
+    assert reload_cell(cell)["reloaded"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from finetune.build import load_base
 from finetune.errors import ManifestError, MethodError
 from finetune.methods.adapter import attach, attach_saved, detach, expected_tensors, merge, switch
 from finetune.saving import describe
-from tests.matrix import LORA, METHODS, PROMPT, logits, losses, recipe_of, rows, state
+from tests.matrix import LORA, METHODS, PROMPT, extended, logits, losses, recipe_of, rows, state
 
 BOTH = {"name": "overrides", "parameters": ["projector", "norms"]}
 
@@ -22,7 +22,7 @@ def methods(base, method, tmp_path):
 
 
 def learn(base, attachment):
-    losses(base, attachment, attachment.extend(base.collator.training_batch(rows())), lr=0.05)
+    losses(base, attachment, extended(attachment, base.collator.training_batch(rows())), lr=0.05)
     attachment.freeze()
     return {name: parameter.detach().clone() for name, parameter in attachment.parameters.items()}
 
@@ -73,7 +73,7 @@ def test_copies_train_in_fp32_on_a_base_in_bfloat16(tiny_fast_vlm, tmp_path):
     base = load_base(str(tiny_fast_vlm), device="cpu", dtype="bfloat16")
     attachment = attach(base.host, methods(base, BOTH, tmp_path))
     assert {parameter.dtype for parameter in attachment.parameters.values()} == {torch.float32}
-    batch = attachment.extend(base.collator.training_batch(rows())).to("cpu", torch.bfloat16)
+    batch = extended(attachment, base.collator.training_batch(rows())).to("cpu", torch.bfloat16)
     found = losses(base, attachment, batch, lr=0.05)
     assert found[-1] < found[0]
 
@@ -128,3 +128,24 @@ def test_lora_plus_and_the_ratios_reach_the_optimizer(base, tmp_path):
     assert {factors[name] for name in factors if "lora_B" in name} == {4.0}
     assert factors["prompt_embeddings"] == 10.0
     assert not any("lora_A" in name for name in factors)
+
+
+def test_merging_goes_into_the_base_and_not_into_another_adapters_copy(base, tmp_path):
+    batch = base.collator.training_batch(rows())
+    saved = {}
+    for name, method in (
+        ("a_1", METHODS["lora-projector"]),
+        ("a_2", {"name": "overrides", "parameters": ["projector"]}),
+    ):
+        attachment = attach(base.host, methods(base, method, tmp_path))
+        tensors = learn(base, attachment)
+        saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
+        detach(base.model, "default")
+    for name, (description, tensors, _) in saved.items():
+        attach_saved(base.model, base.towers, name, description, tensors)
+    switch(base.model)("a_2")
+    merge(base.model, "a_1")
+    merged, alone = logits(base, batch), saved["a_1"][2]
+    assert torch.allclose(merged, alone, atol=1e-5 * alone.abs().max())
+    switch(base.model)("a_2")
+    assert torch.equal(logits(base, batch), saved["a_2"][2])

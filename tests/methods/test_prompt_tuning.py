@@ -10,11 +10,11 @@ from transformers import AutoModelForImageTextToText
 from finetune.build import load_base
 from finetune.errors import AdapterError, ManifestError, MethodError
 from finetune.interfaces import Batch, Placeholders
-from finetune.methods.adapter import attach, detach, merge, switch
+from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch
 from finetune.methods.prompt_tuning import placeholders_of
 from finetune.saving import describe, save_weights
 from finetune.tables import PEFT_PROMPTS
-from tests.matrix import PROMPT, logits, recipe_of, rows
+from tests.matrix import PROMPT, extended, logits, recipe_of, rows
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def prompted(tiny_family, tmp_path_factory):
 
 def test_an_answer_never_sees_what_follows_it(prompted):
     base, attachment = prompted
-    batch = attachment.extend(base.collator.training_batch(rows(1)))
+    batch = extended(attachment, base.collator.training_batch(rows(1)))
     last = int(batch.inputs["attention_mask"][0].sum()) - 1
     before = logits(base, batch)
     batch.inputs["input_ids"][0, last] = (batch.inputs["input_ids"][0, last] + 7) % 200 + 20
@@ -48,10 +48,10 @@ def test_left_and_right_padding_agree_and_rows_do_not_disturb_each_other(prompte
     found = {}
     for side in ("left", "right"):
         inputs = base.collator._encode(texts, examples, side)
-        batch = attachment.extend(Batch(inputs, examples))
+        batch = extended(attachment, Batch(inputs, examples))
         out, mask = logits(base, batch), batch.inputs["attention_mask"].bool()
         found[side] = [row[keep] for row, keep in zip(out, mask, strict=True)]
-    alone = attachment.extend(Batch(base.collator._encode(texts[:1], examples[:1], "right"), examples[:1]))
+    alone = extended(attachment, Batch(base.collator._encode(texts[:1], examples[:1], "right"), examples[:1]))
     for left, right in zip(found["left"], found["right"], strict=True):
         assert torch.allclose(left, right, atol=1e-5)
     assert torch.allclose(found["left"][0], logits(base, alone)[0], atol=1e-5)
@@ -73,7 +73,7 @@ def test_training_and_generation_give_the_same_logits_cached_or_not(prompted):
     base, attachment = prompted
     for count in (4, 3):  # a second batch of another size: positions of the first must not linger
         examples = rows(count)
-        batch = attachment.extend(base.collator.prompt_batch(examples))
+        batch = extended(attachment, base.collator.prompt_batch(examples))
         width = batch.inputs["input_ids"].shape[1]
         made = generate(base, batch)
         ids = made.sequences
@@ -92,7 +92,7 @@ def test_training_and_generation_give_the_same_logits_cached_or_not(prompted):
 
 def test_beams_and_repetition_penalty_do_not_see_the_placeholders(prompted):
     base, attachment = prompted
-    batch = attachment.extend(base.collator.prompt_batch(rows(2)))
+    batch = extended(attachment, base.collator.prompt_batch(rows(2)))
     cached, plain = (generate(base, batch, num_beams=2, use_cache=use).sequences for use in (True, False))
     assert torch.equal(cached, plain)
     penalised = generate(base, batch, repetition_penalty=5.0, output_scores=True)
@@ -106,7 +106,7 @@ def test_beams_and_repetition_penalty_do_not_see_the_placeholders(prompted):
 
 def test_gradient_checkpointing_gives_the_same_gradient(prompted):
     base, attachment = prompted
-    batch = attachment.extend(base.collator.training_batch(rows(2)))
+    batch = extended(attachment, base.collator.training_batch(rows(2)))
     (parameter,) = attachment.parameters.values()
     found = []
     for checkpointing in (False, True):
@@ -150,7 +150,7 @@ def test_peft_opens_it_and_agrees_or_refuses_it_by_name(prompted, tmp_path):
             PeftModel.from_pretrained(plain, tmp_path / "adapter")
         return
     batch = base.collator.training_batch(rows(2))
-    ours = logits(base, attachment.extend(batch))
+    ours = logits(base, extended(attachment, batch))
     peft_model = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     with torch.no_grad():
         theirs = peft_model(**batch.inputs).logits
@@ -205,3 +205,24 @@ def test_the_prompt_starts_from_a_text(tiny_fast_vlm, tmp_path):
 def test_options_from_elsewhere_are_checked(options):
     with pytest.raises(ManifestError, match="num_virtual_tokens"):
         placeholders_of(options)
+
+
+def test_the_core_of_the_model_sees_the_prompt_also_after_a_generation(prompted):
+    base, attachment = prompted
+    batch = extended(attachment, base.collator.prompt_batch(rows(1)))
+    core = base.model.model
+    before = core(**batch.inputs).last_hidden_state
+    generate(base, batch)
+    assert torch.equal(core(**batch.inputs).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("role", ["image", "pad"])
+def test_a_prompt_from_elsewhere_stands_at_no_id_that_has_a_meaning(tiny_fast_vlm, tmp_path, role):
+    base = load_base(str(tiny_fast_vlm), device="cpu")
+    attachment = attach(base.host, recipe_of(PROMPT, tiny_fast_vlm, tmp_path).method)
+    description = describe(attachment, "fast_vlm")
+    detach(base.model, "default")
+    token_id = {"image": base.collator.image_id, "pad": base.model.generation_config.pad_token_id}[role]
+    description.parts[0].options["placeholder_token_id"] = token_id
+    with pytest.raises(ManifestError, match=f"token id {token_id} has a meaning"):
+        expected_tensors(base.model, base.towers, description)
