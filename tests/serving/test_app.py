@@ -228,7 +228,7 @@ REFUSALS = [
     (options_with(lora_alpha="8"), ManifestError, "lora_alpha '8' is not a number"),
     (options_with(lora_alpha=1e38), ManifestError, "lora_alpha 1e.38 is not a number"),
     (options_with(rank_pattern={"(a+)+$": 4}), ManifestError, "rank_pattern must map names of the adapter's modules"),
-    (options_with(r=True), AdapterError, "rank True of"),
+    (options_with(r=True), AdapterError, "rank True is not a number"),
     (huge_values, ProbeError, "does not do here what it did"),
     (other_generation, BaseMismatchError, "trained with another generation config"),
     (other_tokenizer, BaseMismatchError, "trained with another tokenizer"),
