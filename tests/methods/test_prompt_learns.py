@@ -14,9 +14,12 @@ def test_a_prompt_alone_gains_on_a_domain_that_the_base_never_saw(domain, tmp_pa
             "name": "prompt",
             "domain": domain,
             "model": {"name_or_path": "pocket", "device": "cpu"},
-            "method": {"name": "prompt_tuning", "num_virtual_tokens": 16},
-            "data": {"source": "procedural", "name": domain, "rows": {"train": 1600, "test": 400}},
-            "train": {"epochs": 1, "batch_size": 32, "learning_rate": 0.03, "output_dir": str(tmp_path)},
+            "method": {
+                "name": "prompt_tuning",
+                "prompt_tuning_init_text": "What is it? Which color? Where is it? How many?",
+            },
+            "data": {"source": "procedural", "name": domain, "rows": {"train": 2400, "test": 400}},
+            "train": {"epochs": 2, "batch_size": 32, "learning_rate": 0.1, "output_dir": str(tmp_path)},
         },
         source="test",
     )
