@@ -13,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.build import Base, Batches, base_of, examples_of
 from finetune.errors import RecipeError, TrainingError
+from finetune.families.quantization import quantized_modules
 from finetune.judging import answer_split, judge_split
 from finetune.methods.adapter import attach
 from finetune.recipe import ReadSection
@@ -83,6 +84,9 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     with accelerator.main_process_first():  # the others find what it looked up in the cache
         splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
+    if base.quantization:
+        names = quantized_modules(base.model)
+        log.say(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
     log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
     checkpoints, start = open_run(recipe, base, splits, accelerator, log.say)
     start_trackers(accelerator, recipe)

@@ -8,6 +8,7 @@ from finetune.errors import MethodError, RecipeError
 from finetune.families.quantization import quantized_modules
 from finetune.methods.adapter import attach, merge
 from finetune.pocket import model_folder
+from finetune.runs import train
 from finetune.serving.app import load
 from tests.matrix import LORA, logits, recipe_of, reload_cell, rows, train_cell
 
@@ -47,3 +48,8 @@ def test_merging_into_quantized_weights_is_refused(tiny_fast_vlm, tmp_path):
 def test_dora_on_8_bit_is_refused_when_the_recipe_is_read(tiny_fast_vlm, tmp_path):
     with pytest.raises(RecipeError, match="lora.use_dora does not go with 8bit: .* Use model.quantization: 4bit"):
         recipe_of({**LORA, "use_dora": True}, tiny_fast_vlm, tmp_path, quantization="8bit")
+
+
+def test_a_run_says_what_is_quantized(tiny_fast_vlm, make_recipe, capsys):
+    train(make_recipe(tiny_fast_vlm, model={"quantization": "4bit"}, train={"max_steps": 1}))
+    assert "held in 4bit: 14 linear modules, model.language_model.layers.0" in capsys.readouterr().out
