@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
     from finetune.runs import evaluate, train
-    from finetune.serving.app import VisionLanguageModel, load
+    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.loading import load
 
 _NAMES = {
     "AdapterRef": "finetune.adapters.reference:AdapterRef",
@@ -18,7 +19,7 @@ _NAMES = {
     "Recipe": "finetune.recipe:Recipe",
     "VisionLanguageModel": "finetune.serving.app:VisionLanguageModel",
     "evaluate": "finetune.runs:evaluate",
-    "load": "finetune.serving.app:load",
+    "load": "finetune.serving.loading:load",
     "load_recipe": "finetune.recipe:load_recipe",
     "train": "finetune.runs:train",
 }

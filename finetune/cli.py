@@ -117,7 +117,7 @@ def _find_lr(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from finetune.serving.app import load
+    from finetune.serving.loading import load
 
     print(load(args.ref, base=args.base).ask(args.image, args.question))
     return 0

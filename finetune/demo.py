@@ -16,7 +16,7 @@ from finetune.recipe import Recipe, load_recipe
 from finetune.registry import AdapterRegistry
 from finetune.report.page import Sample, write_page
 from finetune.runs import evaluate, table, train
-from finetune.serving.app import load
+from finetune.serving.loading import load
 from finetune.tasks.metrics import normalize_vqa
 
 CONFIGS = ("medical/phantoms.yaml", "retail/products.yaml")

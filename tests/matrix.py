@@ -141,7 +141,7 @@ def train_cell(
 
 def reload_cell(cell: dict) -> dict[str, object]:
     """Loads a saved cell on a fresh base; compares its logits; merges it where that can be."""
-    from finetune.serving.app import load
+    from finetune.serving.loading import load
 
     held = {"quantization": cell["quantization"], "dtype": cell["dtype"]}
     vlm = load(Path(cell["folder"]) / "adapter", base=cell["base"], device="cpu", **held)

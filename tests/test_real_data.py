@@ -7,7 +7,7 @@ import pytest
 
 from finetune.recipe import load_recipe
 from finetune.runs import evaluate, train
-from finetune.serving.app import load
+from finetune.serving.loading import load
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -141,3 +142,19 @@ class AdapterRef:
         if self.digest is not None:
             return f"{self.full_name}@sha256:{self.digest}"
         return f"{self.full_name}@{self.alias if self.version is None else self.version}"
+
+
+def as_folder(ref: str | Path) -> Path | None:
+    """Returns the folder that ``ref`` means, or None where it is a registry reference.
+
+    A text that reads as a reference is one, even where a folder of that name stands in the working directory.
+    """
+    if isinstance(ref, str):
+        try:
+            AdapterRef.parse(ref)
+        except AdapterReferenceError:
+            if not Path(ref).is_dir():
+                raise
+        else:
+            return None
+    return Path(ref)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from finetune.adapters.base_identity import require_same_base, require_same_processor
@@ -13,13 +12,11 @@ from finetune.adapters.contract import section_of
 from finetune.adapters.folder import AdapterFolder, read_folder
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.adapters.probe import ProbeResult, compare
-from finetune.adapters.reference import AdapterRef
-from finetune.build import Base, Batches, load_base
+from finetune.adapters.reference import as_folder
+from finetune.build import Base, Batches
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
 from finetune.errors import (
-    AdapterReferenceError,
-    BaseMismatchError,
     DataError,
     ManifestError,
     ModelError,
@@ -28,12 +25,11 @@ from finetune.errors import (
 from finetune.example import Example, answer, show
 from finetune.methods.adapter import attach_saved, detach, placeholders, require_expected
 from finetune.recipe import ContrastiveSection, VqaSection, why_impossible
-from finetune.registry import AdapterRegistry
-from finetune.serving.known_bases import find_base
 from finetune.serving.switcher import Switcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
     from finetune.data.pairs import PairCollator
     from finetune.example import Message
     from finetune.interfaces import Batch, Placeholders, Task
-    from finetune.recipe import Quantization
+    from finetune.registry import AdapterRegistry
     from finetune.tasks.contrastive import ContrastiveTask
 
 S = TypeVar("S", VqaSection, ContrastiveSection)
@@ -261,69 +257,6 @@ class VisionLanguageModel:
         self.switcher.use(name)
         on = self.base.probe(manifest.probe.seed, placeholders(manifest.adapter))
         return compare(manifest.probe, off, on, dtype=self.model.dtype, quantization=self.base.quantization)
-
-
-def load(
-    ref: str | Path,
-    *,
-    registry: str | Path | AdapterRegistry | None = None,
-    base: str | None = None,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    quantization: Quantization | None = None,
-    verify_base: str = "cached",
-) -> VisionLanguageModel:
-    """Loads an adapter on its base, after checking that they belong together and that it does what it did.
-
-    Args:
-        ref: a registry reference such as ``medical/brain-mri@prod``, an adapter's folder, or ``base``.
-        registry: a folder or a registry; ``$FINETUNE_REGISTRY`` or ``~/.finetune/registry`` by default.
-        base: the base's folder, hub id or embedded name; by default where this base was last seen.
-        revision: of a hub id.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        dtype: what the base is held in.
-        quantization: of its language tower, ``4bit`` or ``8bit``.
-        verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
-
-    Returns:
-        The model with the adapter active.
-
-    Raises:
-        BaseMismatchError: the base is unknown or not the one the adapter was trained on.
-        AdapterError: the adapter is not what was saved.
-        NotFoundError: the registry has no such adapter.
-    """
-    if not isinstance(registry, AdapterRegistry):
-        registry = AdapterRegistry(registry)
-    if base is None:
-        if str(ref) == "base":
-            raise BaseMismatchError("ref 'base' is the plain base model: say which with base=")
-        manifest = read_folder(as_folder(ref) or registry.pull(str(ref))).manifest
-        base = find_base(manifest.base)
-        revision = revision or manifest.base.revision
-    vlm = VisionLanguageModel(
-        load_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
-        registry=registry,
-    )
-    vlm.use(None if str(ref) == "base" else ref)
-    return vlm
-
-
-def as_folder(ref: str | Path) -> Path | None:
-    """Returns the folder that ``ref`` means, or None where it is a registry reference.
-
-    A text that reads as a reference is one, even where a folder of that name stands in the working directory.
-    """
-    if isinstance(ref, str):
-        try:
-            AdapterRef.parse(ref)
-        except AdapterReferenceError:
-            if not Path(ref).is_dir():
-                raise
-        else:
-            return None
-    return Path(ref)
 
 
 def _row(prompt: list[Message], images: list[Any]) -> Example:

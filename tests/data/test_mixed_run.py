@@ -3,7 +3,7 @@
 import json
 
 from finetune.runs import evaluate, train
-from finetune.serving.app import load
+from finetune.serving.loading import load
 
 
 def rows(images):

@@ -9,7 +9,7 @@ from finetune.families.quantization import quantized_modules
 from finetune.methods.adapter import attach, merge
 from finetune.pocket import model_folder
 from finetune.runs import train
-from finetune.serving.app import load
+from finetune.serving.loading import load
 from tests.matrix import LORA, logits, recipe_of, reload_cell, rows, train_cell
 
 

@@ -19,7 +19,7 @@ from finetune.errors import (
 )
 from finetune.registry import AdapterRegistry
 from finetune.runs import evaluate, train
-from finetune.serving.app import load
+from finetune.serving.loading import load
 
 
 @pytest.fixture(scope="module", params=["idefics3", "fast_vlm"])

@@ -14,7 +14,7 @@ from finetune.build import base_of, load_base
 from finetune.errors import BaseMismatchError, DataError, ManifestError, ModelError, ProbeError, RecipeError
 from finetune.methods.adapter import attach
 from finetune.runs import evaluate, train
-from finetune.serving.app import load
+from finetune.serving.loading import load
 from finetune.tasks.metrics import recall_at_1
 from tests.serving.test_app import resave, same, state, zero_b
 

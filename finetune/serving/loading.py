@@ -1,0 +1,65 @@
+"""Loading an adapter by name on its base: an app's first line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.adapters.folder import read_folder
+from finetune.adapters.reference import as_folder
+from finetune.build import load_base
+from finetune.errors import BaseMismatchError
+from finetune.registry import AdapterRegistry
+from finetune.serving.app import VisionLanguageModel
+from finetune.serving.known_bases import find_base
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.recipe import Quantization
+
+
+def load(
+    ref: str | Path,
+    *,
+    registry: str | Path | AdapterRegistry | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    quantization: Quantization | None = None,
+    verify_base: str = "cached",
+) -> VisionLanguageModel:
+    """Loads an adapter on its base, after checking that they belong together and that it does what it did.
+
+    Args:
+        ref: a registry reference such as ``medical/brain-mri@prod``, an adapter's folder, or ``base``.
+        registry: a folder or a registry; ``$FINETUNE_REGISTRY`` or ``~/.finetune/registry`` by default.
+        base: the base's folder, hub id or embedded name; by default where this base was last seen.
+        revision: of a hub id.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: what the base is held in.
+        quantization: of its language tower, ``4bit`` or ``8bit``.
+        verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
+
+    Returns:
+        The model with the adapter active.
+
+    Raises:
+        BaseMismatchError: the base is unknown or not the one the adapter was trained on.
+        AdapterError: the adapter is not what was saved.
+        NotFoundError: the registry has no such adapter.
+    """
+    if not isinstance(registry, AdapterRegistry):
+        registry = AdapterRegistry(registry)
+    if base is None:
+        if str(ref) == "base":
+            raise BaseMismatchError("ref 'base' is the plain base model: say which with base=")
+        manifest = read_folder(as_folder(ref) or registry.pull(str(ref))).manifest
+        base = find_base(manifest.base)
+        revision = revision or manifest.base.revision
+    vlm = VisionLanguageModel(
+        load_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
+        registry=registry,
+    )
+    vlm.use(None if str(ref) == "base" else ref)
+    return vlm
