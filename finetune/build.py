@@ -12,12 +12,13 @@ from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_logits
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths, fitting
+from finetune.data.open_stream import open_stream
 from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Batch, Host
 from finetune.lookup import import_string, look_up
-from finetune.recipe import ReadSection
+from finetune.recipe import ReadSection, StreamableData
 from finetune.tables import TASKS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
+    from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
@@ -57,6 +59,11 @@ class Base:
         """The base as a method sees it."""
         inputs = self.probe_batch(PROBE_SEED).inputs
         return Host(self.model, self.towers, self.processor.tokenizer, inputs)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Counts the tokens of rows for this base."""
+        return Lengths(self.collator, key=self.digests.model_dump_json())
 
     def task(self, options: TaskSection) -> Task:
         """Returns the task that ``options`` describe, for this base's tokenizer."""
@@ -183,15 +190,34 @@ def examples_of(
     bad = tally(recipe.data, split, say=say)
     examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, bad=bad)
     if base is not None and examples:
-        most = max_positions(base.model)
-        limit = recipe.data.max_length or most
-        if limit and most and limit > most:
-            raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
         room = 0 if split == "train" else recipe.task.max_new_tokens
-        lengths = Lengths(base.collator, key=base.digests.model_dump_json())
-        examples = fitting(examples, lengths, recipe.data, split, limit=limit, room=room, bad=bad)
+        limit = _max_length(recipe, base)
+        examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
     return examples
+
+
+def rows_to_learn(recipe: Recipe, *, base: Base | None = None, say: Callable[[str], None] = print) -> Rows:
+    """Reads the train rows of a recipe's data, or opens them where they stream; arguments as ``examples_of``."""
+    if not isinstance(recipe.data, StreamableData) or not recipe.data.streaming:
+        return examples_of(recipe, "train", base=base, say=say)
+    return open_stream(
+        recipe.data,
+        task=recipe.task,
+        seed=recipe.seed,
+        bad=tally(recipe.data, "train", say=say),
+        lengths=base.lengths if base else None,
+        limit=_max_length(recipe, base) if base else None,
+    )
+
+
+def _max_length(recipe: Recipe, base: Base) -> int | None:
+    """Returns how many tokens a row may have; None for no bound."""
+    most = max_positions(base.model)
+    limit = recipe.data.max_length or most
+    if limit and most and limit > most:
+        raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
+    return limit
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

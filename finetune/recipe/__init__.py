@@ -11,6 +11,7 @@ from finetune.recipe.data import (
     ReadSection,
     RowsSection,
     SavedData,
+    StreamableData,
 )
 from finetune.recipe.method import (
     LoraSection,
@@ -47,6 +48,7 @@ __all__ = [
     "RowsSection",
     "SavedData",
     "Section",
+    "StreamableData",
     "TaskSection",
     "TowerTarget",
     "TowerTargets",
