@@ -186,7 +186,11 @@ class Stream:
                 begin = epoch * self.length
             start = begin
             order = np.random.default_rng([self.checks.seed, epoch])
-            mixed = self.dataset.select_columns(self.columns).shuffle(generator=order, buffer_size=BUFFER)
+            # One file at a time, in a shuffled order: several at once are read by threads, which worker processes
+            # must not be forked beside, and which datasets waits ten seconds for at the end.
+            mixed = self.dataset.select_columns(self.columns).shuffle(
+                generator=order, buffer_size=BUFFER, max_buffer_input_shards=1
+            )
             try:
                 for table in mixed.with_format("arrow").iter(batch_size=_AT_ONCE):
                     yield epoch, begin, start, table
