@@ -12,11 +12,13 @@ from finetune.data import bad_rows
 from finetune.data import stream as streams
 from finetune.data.open_stream import open_stream
 from finetune.data.reading import tally
-from finetune.errors import DataError, StoppedError, TrainingError
+from finetune.errors import DataError, RowError, StoppedError, TrainingError
+from finetune.example import Example
 from finetune.recipe import TrainSection
 from finetune.runs import train
 from finetune.tasks.vqa import VqaTask
 from finetune.training.plan import Plan
+from finetune.training.rows import _Arrivals
 from tests.data.test_stream import row, write
 
 BAD = 11  # the position of the bad row, beyond the sample
@@ -129,3 +131,13 @@ def test_a_plan_leaves_a_stream_in_its_order(batch_size, accumulation, processes
     for process in range(processes):
         mine = [draw.row for batch in plan.stream(0, process) for draw in batch if draw.learnt]
         assert mine == sorted(mine), "a reader only goes forward"
+
+
+def test_what_fills_up_a_micro_batch_is_not_learnt():
+    """A micro-batch whose rows are all bad, or that only keeps the processes in step."""
+    fault, good = RowError("bad"), Example(id="good", messages=[], images=[], answers=[])
+    filler = Example(id="filler", messages=[], images=[], answers=[])
+    rows = _Arrivals(None, filler, list)
+    assert rows.batch([(3, fault), (5, good)]) == ([(good, True)], [(3, fault), (5, None)])
+    assert rows.batch([(3, fault), (5, fault)]) == ([(filler, False)], [(3, fault), (5, fault)])
+    assert rows.batch([rows[None]]) == ([(filler, False)], [])
