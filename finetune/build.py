@@ -13,6 +13,7 @@ from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths, fitting
+from finetune.data.open_stream import open_stream
 from finetune.data.pairs import PairCollator, PairLengths
 from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, ModelError
@@ -23,6 +24,7 @@ from finetune.recipe import (
     ContrastiveSection,
     PromptTuningSection,
     ReadSection,
+    StreamableData,
     VqaSection,
     refuse_impossible,
     why_impossible,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
+    from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import GenerativeFamily, ModelFamily, Placeholders, Task, Towers
     from finetune.recipe import Quantization, Recipe, TaskSection
@@ -232,11 +235,8 @@ def examples_of(
     if chooses:
         examples = _with_choices(examples, recipe.task)
     if base is not None and examples:
-        most = max_positions(base.model)
-        limit = recipe.data.max_length or most
-        if limit and most and limit > most:
-            raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
-        room = sum(part.num_virtual_tokens for part in recipe.method if isinstance(part, PromptTuningSection))
+        limit = _max_length(recipe, base)
+        room = _prompt_length(recipe)
         if isinstance(recipe.task, VqaSection) and split != "train":
             room += recipe.task.max_new_tokens
         examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
@@ -250,6 +250,35 @@ def _with_choices(examples: list[Example], task: TaskSection) -> list[Example]:
     for example in examples:
         choices[example.kind] |= {label: task.text_of(label) for label in example.answers}
     return [replace(example, choices=choices[example.kind]) for example in examples]
+
+
+def rows_to_learn(recipe: Recipe, *, base: Base | None = None, say: Callable[[str], None] = print) -> Rows:
+    """Reads the train rows of a recipe's data, or opens them where they stream; arguments as ``examples_of``."""
+    if not isinstance(recipe.data, StreamableData) or not recipe.data.streaming:
+        return examples_of(recipe, "train", base=base, say=say)
+    limit = _max_length(recipe, base) if base else None
+    return open_stream(
+        recipe.data,
+        task=recipe.task,
+        seed=recipe.seed,
+        bad=tally(recipe.data, "train", say=say),
+        lengths=base.lengths if base else None,
+        limit=limit and limit - _prompt_length(recipe),
+    )
+
+
+def _prompt_length(recipe: Recipe) -> int:
+    """Returns how many tokens the adapter's own prompt adds to a row."""
+    return sum(part.num_virtual_tokens for part in recipe.method if isinstance(part, PromptTuningSection))
+
+
+def _max_length(recipe: Recipe, base: Base) -> int | None:
+    """Returns how many tokens a row may have; None for no bound."""
+    most = max_positions(base.model)
+    limit = recipe.data.max_length or most
+    if limit and most and limit > most:
+        raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
+    return limit
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

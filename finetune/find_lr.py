@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from finetune.build import Batches, base_of, examples_of
+from finetune.build import Batches, base_of, rows_to_learn
 from finetune.errors import RecipeError, StoppedError, TrainingError
 from finetune.methods.adapter import attach
 from finetune.training.loop import Trainer
@@ -179,7 +179,7 @@ def _losses(
 
     hook = trainer.optimizer.register_step_pre_hook(set_rate)
     try:
-        trainer.train(examples_of(recipe, "train"))
+        trainer.train(rows_to_learn(recipe))
     except _Hopeless:
         pass
     except StoppedError:

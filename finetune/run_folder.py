@@ -25,6 +25,7 @@ from accelerate.utils import broadcast_object_list
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.data.images import open_image
+from finetune.data.stream import Stream
 from finetune.errors import TrainingError
 from finetune.report.page import Sample, write_page
 from finetune.training.checkpoint import Checkpoint, Checkpoints
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from finetune.build import Base
+    from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import Task
     from finetune.recipe import Recipe
@@ -48,7 +50,7 @@ CARDS = 12  # rows on the page of samples
 def open_run(
     recipe: Recipe,
     base: Base,
-    splits: Mapping[str, list[Example]],
+    splits: Mapping[str, Rows],
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> tuple[Checkpoints, Checkpoint | None]:
@@ -96,8 +98,13 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]
     return start
 
 
-def rows_digest(examples: Sequence[Example]) -> str:
-    """Returns the digest of rows in their order: ids, messages and answers. Pictures are not read."""
+def rows_digest(examples: Rows) -> str:
+    """Returns the digest of rows in their order: ids, messages and answers, or of a stream's files and order.
+
+    Pictures are not read.
+    """
+    if isinstance(examples, Stream):
+        return sha256_hex(canonical_json(examples.identity))
     return sha256_hex(canonical_json([[e.id, e.messages, e.answers, e.captions] for e in examples]))
 
 

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, Batches, base_of, examples_of
+from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
+from finetune.data.stream import Stream
 from finetune.errors import RecipeError, TrainingError
 from finetune.families.quantization import quantized_modules
 from finetune.judging import answer_split, judge_split
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
@@ -82,15 +84,17 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
     base = base_of(recipe, device=str(accelerator.device))
     with accelerator.main_process_first():  # the others find what it looked up in the cache
-        splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("train", "val", "test")}
+        learnt = rows_to_learn(recipe, base=base, say=log.say)
+        splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     if base.quantization:
         names = quantized_modules(base.model)
         log.say(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
-    log.say("rows " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
-    checkpoints, start = open_run(recipe, base, splits, accelerator, log.say)
+    train = "a stream" if isinstance(learnt, Stream) else len(learnt)
+    log.say(f"rows train {train}, " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
+    checkpoints, start = open_run(recipe, base, {"train": learnt, **splits}, accelerator, log.say)
     start_trackers(accelerator, recipe)
-    shown = [base.collator.show(example) for example in splits["train"][:3]]
+    shown = [base.collator.show(row) for row in (learnt.first if isinstance(learnt, Stream) else learnt[:3])]
     for row in shown:
         log.say(f"  {row}")
     if main:
@@ -111,14 +115,15 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
     batches = Batches(base.collator, attachment.placeholders)
-    steps = _fit(recipe, base, attachment, batches, splits, accelerator, log, checkpoints, start)
+    steps = _fit(recipe, base, attachment, batches, learnt, splits["val"], accelerator, log, checkpoints, start)
     if splits["test"]:
         judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
     before, after = (judged[who][0] if who in judged else None for who in ("base", "adapter"))
     ref = None
     if main:
         remember_base(base.identity, base.path)
-        save_adapter(folder / "adapter", recipe, base, attachment, splits, before, after, steps=steps)
+        rows = {"train": learnt, **splits}
+        save_adapter(folder / "adapter", recipe, base, attachment, rows, before, after, steps=steps)
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)
@@ -136,7 +141,8 @@ def _fit(
     base: Base,
     attachment: Attachment,
     batches: Batches,
-    splits: dict[str, list[Example]],
+    learnt: Rows,
+    val: list[Example],
     accelerator: Accelerator,
     log: RunLog,
     checkpoints: Checkpoints,
@@ -173,15 +179,22 @@ def _fit(
         answers = predict(
             base.model,
             task,
-            splits["val"],
+            val,
             batches.prompt_batch,
             batch_size=recipe.train.eval_batch_size,
             accelerator=accelerator,
             title="validating",
         )
-        return score(task, splits["val"], answers).exact_match
+        return score(task, val, answers).exact_match
 
-    state = trainer.train(splits["train"], validate=validate if splits["val"] else None, on_better=keep)
+    try:
+        state = trainer.train(learnt, validate=validate if val else None, on_better=keep)
+    finally:
+        if isinstance(learnt, Stream):
+            who = f"process {accelerator.process_index}: "  # each has met rows of its own
+            learnt.tell(log.say if main else lambda text: print(who + text))
+    if isinstance(learnt, Stream):
+        learnt.seen = state.step * trainer.plan.window
     if main:
         save_weights(folder / "last", attachment, attachment.parameters, model_type=model_type)
     with torch.no_grad():

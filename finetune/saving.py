@@ -25,15 +25,17 @@ from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.adapters.probe import record
 from finetune.build import PROBE_SEED
 from finetune.data.images import image_digest
+from finetune.data.stream import Stream
 from finetune.methods.adapter import switch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import Tensor
 
     from finetune.build import Base
-    from finetune.example import Example, ImageSource
+    from finetune.data.stream import Rows
+    from finetune.example import ImageSource
     from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
     from finetune.training.evaluate import Scores
@@ -62,7 +64,7 @@ def save_adapter(
     recipe: Recipe,
     base: Base,
     attachment: Attachment,
-    splits: Mapping[str, list[Example]],
+    splits: Mapping[str, Rows],
     before: Scores | None,
     after: Scores | None,
     *,
@@ -92,8 +94,13 @@ def save_adapter(
     return manifest
 
 
-def data_digest(examples: Sequence[Example]) -> str:
-    """Returns the digest of rows: their messages, answers and pictures, not where they lie."""
+def data_digest(examples: Rows) -> str:
+    """Returns the digest of rows: their messages, answers and pictures, not where they lie.
+
+    Of a stream, whose rows are not kept, it is that of its files' names and versions, and of its order.
+    """
+    if isinstance(examples, Stream):
+        return sha256_hex(canonical_json(examples.identity))
     known: dict[str, str] = {}
 
     def digest(source: ImageSource) -> str:
@@ -111,7 +118,7 @@ def _manifest(
     recipe: Recipe,
     base: Base,
     attachment: Attachment,
-    splits: Mapping[str, list[Example]],
+    splits: Mapping[str, Rows],
     before: Scores | None,
     after: Scores | None,
     *,
@@ -140,7 +147,8 @@ def _manifest(
         training=TrainingRecord(
             recipe=sha256_hex(canonical_json(recipe.identity())),
             data={split: data_digest(rows) for split, rows in splits.items() if rows},
-            rows={split: len(rows) for split, rows in splits.items()},
+            rows={split: rows.seen if isinstance(rows, Stream) else len(rows) for split, rows in splits.items()},
+            streamed=[split for split, rows in splits.items() if isinstance(rows, Stream)],
             seed=recipe.seed,
             steps=steps,
             task=recipe.task.name,

@@ -146,6 +146,7 @@ class TrainingRecord(_Part):
     recipe: Sha256
     data: dict[str, Sha256]  # split -> digest of its rows and pictures
     rows: dict[str, int]  # split -> number of rows
+    streamed: list[str] = []  # splits whose digest is of their files' versions, and whose rows are those the run read
     seed: int
     steps: int
     task: str

@@ -14,9 +14,9 @@ from finetune.data.fields import RawRow, require_columns, to_example
 from finetune.errors import DataError, RowError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
-    from datasets import Dataset
+    from datasets import ClassLabel, Dataset, Features
 
     from finetune.data.bad_rows import BadRows
     from finetune.example import Example
@@ -38,10 +38,7 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
     from datasets.exceptions import DatasetsError
 
     root, pattern = Path(section.root), getattr(section, split)
-    files = sorted(path for path in root.glob(pattern) if path.is_file())
-    if not files:
-        there = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.parquet"))[:20]) or "none"
-        raise DataError(f"{root}: no file fits data.{split}={pattern}. Parquet files there: {there}.")
+    files = parquet_files(section, split)
     starts = [0]
     for path in files:
         try:
@@ -61,6 +58,16 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
         return f"{files[number].name}:{row - starts[number]}", f"{files[number]}, row {row - starts[number]}"
 
     return table_examples(dataset, section, place, what=f"{root}/{pattern}", task=task, root=root, bad=bad)
+
+
+def parquet_files(section: ParquetData, split: str) -> list[Path]:
+    """Returns the files of one split, at least one."""
+    root, pattern = Path(section.root), getattr(section, split)
+    files = sorted(path for path in root.glob(pattern) if path.is_file())
+    if not files:
+        there = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.parquet"))[:20]) or "none"
+        raise DataError(f"{root}: no file fits data.{split}={pattern}. Parquet files there: {there}.")
+    return files
 
 
 def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
@@ -233,12 +240,17 @@ def _holds_pictures(dataset: Dataset, column: str | None) -> bool:
 
 def _text_rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the other columns of each row; a label stored as a number becomes its name."""
-    from datasets import ClassLabel
-
-    labels = {name: kind for name in columns if isinstance(kind := dataset.features[name], ClassLabel)}
+    labels = class_labels(dataset.features, columns)
     for row in dataset.select_columns(columns):
         named = {name: label.int2str(row[name]) for name, label in labels.items() if row[name] is not None}
         yield {**row, **named}
+
+
+def class_labels(features: Features | None, columns: Collection[str]) -> dict[str, ClassLabel]:
+    """Returns those of ``columns`` that hold numbers of names; none where a table does not know its features."""
+    from datasets import ClassLabel
+
+    return {name: kind for name in columns if features and isinstance(kind := features[name], ClassLabel)}
 
 
 def _first_line(error: BaseException) -> str:

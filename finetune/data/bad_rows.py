@@ -51,24 +51,37 @@ class BadRows:
             raise error
         self.faults.setdefault(error.reason, []).append(str(error))
 
+    @property
+    def skipped(self) -> int:
+        """How many rows were left out."""
+        return sum(len(messages) for messages in self.faults.values())
+
     def conclude(self) -> None:
         """Tells what was left out.
 
         Raises:
             DataError: it is more than one row in twenty.
         """
-        skipped = sum(len(messages) for messages in self.faults.values())
-        if not skipped:
-            return
-        lines = [f"skipped {skipped} of {self.tried} {self.what} rows (data.on_error: skip)"]
+        self.refuse_too_many()
+        self.tell()
+
+    def refuse_too_many(self) -> None:
+        """Raises DataError where more than one row in twenty was left out."""
+        if self.skipped > MAX_SHARE * self.tried:
+            raise DataError(
+                f"{self._report()}\nThat is more than {MAX_SHARE:.0%} of the rows: mend the data, or the names of its "
+                "fields under data."
+            )
+
+    def tell(self) -> None:
+        """Says which rows were left out, if any."""
+        if self.skipped:
+            self.say(self._report())
+
+    def _report(self) -> str:
+        lines = [f"skipped {self.skipped} of {self.tried} {self.what} rows (data.on_error: skip)"]
         for reason, messages in sorted(self.faults.items(), key=lambda item: -len(item[1])):
             lines += [f"  {reason}: {len(messages)}", *(f"    {message}" for message in messages[:_LISTED])]
             if len(messages) > _LISTED:
                 lines.append(f"    and {len(messages) - _LISTED} more")
-        report = "\n".join(lines)
-        if skipped > MAX_SHARE * self.tried:
-            raise DataError(
-                f"{report}\nThat is more than {MAX_SHARE:.0%} of the rows: mend the data, or the names of its fields "
-                "under data."
-            )
-        self.say(report)
+        return "\n".join(lines)

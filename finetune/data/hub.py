@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.cache import cache_home
 from finetune.data.arrow import table_examples
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datasets import Dataset, DatasetBuilder
+
     from finetune.data.bad_rows import BadRows
     from finetune.example import Example
     from finetune.recipe import HubData, TaskSection
 
 
 def read_hub(section: HubData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Reads one split through ``datasets.load_dataset``; arguments as ``read_jsonl``.
+    """Reads one split through ``datasets``; arguments as ``read_jsonl``.
 
     Raises:
         DataError: there is no such data set, config or split, or it is not on this machine; with what to do.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     name = getattr(section, split)
-    if section.root is not None and not Path(section.root).is_dir():
-        raise DataError(f"data.root={section.root}: no such folder. It must hold the files of {section.name}.")
-    try:
-        if section.root is None:
-            dataset = load_dataset(section.name, section.config, split=name, revision=section.revision)
+    with hub_faults(section, split):
+        if section.streaming:
+            dataset = _one_split(hub_builder(section), name)
         else:
-            cache = str(cache_home() / "datasets")
-            dataset = load_dataset(section.root, section.config, split=name, cache_dir=cache)
-    except (ConnectionError, DatasetNotFoundError) as error:
-        raise DataError(f"{section.name}: {_first_line(error)}\n{_how_to_bring(section)}") from None
-    except (OSError, ValueError, DatasetsError) as error:
-        raise DataError(
-            f"{section.root or section.name}: cannot be loaded: {_first_line(error.__cause__ or error)} Look at "
-            f"data.{split}={name} and data.config={section.config}."
-        ) from None
+            dataset = load_dataset(**_place(section), split=name)
 
     def place(row: int) -> tuple[str, str]:
         return f"{name}:{row}", f"{section.name} {name}, row {row}"
 
     what = f"{section.name} {name}"
     return table_examples(dataset, section, place, what=what, task=task, root=Path(section.root or "."), bad=bad)
+
+
+def hub_builder(section: HubData) -> DatasetBuilder:
+    """Returns what knows the files of a data set; call it inside ``hub_faults``."""
+    from datasets import load_dataset_builder
+
+    return load_dataset_builder(**_place(section))
+
+
+def _place(section: HubData) -> dict[str, Any]:
+    if section.root is None:
+        return {"path": section.name, "name": section.config, "revision": section.revision}
+    if not Path(section.root).is_dir():
+        raise DataError(f"data.root={section.root}: no such folder. It must hold the files of {section.name}.")
+    return {"path": section.root, "name": section.config, "cache_dir": str(cache_home() / "datasets")}
+
+
+@contextmanager
+def hub_faults(section: HubData, split: str) -> Iterator[None]:
+    """Turns what ``datasets`` raises inside the block into a DataError that says what to do."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        yield
+    except (ConnectionError, DatasetNotFoundError) as error:
+        raise DataError(f"{section.name}: {_first_line(error)}\n{_how_to_bring(section)}") from None
+    except DataError:
+        raise
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(
+            f"{section.root or section.name}: cannot be loaded: {_first_line(error.__cause__ or error)} Look at "
+            f"data.{split}={getattr(section, split)} and data.config={section.config}."
+        ) from None
+
+
+def _one_split(builder: DatasetBuilder, name: str) -> Dataset:
+    """Brings and keeps one split; the others, too large to keep, are left where they are."""
+    from datasets import Dataset
+    from datasets.fingerprint import Hasher
+
+    rows = builder.as_streaming_dataset(split=name).decode(False)
+    return Dataset.from_generator(
+        rows.__iter__,
+        features=rows.features,
+        cache_dir=str(cache_home() / "datasets"),
+        fingerprint=Hasher.hash([builder.hash, name]),
+    )
 
 
 def _how_to_bring(section: HubData) -> str:

@@ -64,6 +64,20 @@ def picture_sizes(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Si
     return sizes
 
 
+def look(source: ImageSource, *, max_pixels: int) -> Seen:
+    """Reads one picture through that will not be seen again, so nothing is noted.
+
+    Raises:
+        RowError: it cannot be used.
+    """
+    with no_bomb_warnings():
+        return _look(source, max_pixels)
+
+
+def _look(source: ImageSource, max_pixels: int) -> Seen:
+    return Seen(read_through(source, max_pixels=max_pixels), image_digest(source))
+
+
 def look_at(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Seen | RowError]:
     """Reads pictures through, each once, and returns in order what is known of each, or why it cannot be used.
 
@@ -82,15 +96,15 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Seen | R
         elif key:
             left[key] = source
 
-    def look(source: ImageSource) -> Seen | RowError:
+    def tried(source: ImageSource) -> Seen | RowError:
         try:
-            return Seen(read_through(source, max_pixels=max_pixels), image_digest(source))
+            return _look(source, max_pixels)
         except RowError as error:
             return error
 
     with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        fresh = dict(zip(left, pool.map(look, left.values()), strict=True))
-        out = [fresh.get(key) or found.get(key) or look(source) for key, source in zip(keys, sources, strict=True)]
+        fresh = dict(zip(left, pool.map(tried, left.values()), strict=True))
+        out = [fresh.get(key) or found.get(key) or tried(source) for key, source in zip(keys, sources, strict=True)]
     notes.put({key: json.dumps(astuple(seen)) for key, seen in fresh.items() if isinstance(seen, Seen)})
     return out
 

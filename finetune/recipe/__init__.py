@@ -11,6 +11,7 @@ from finetune.recipe.data import (
     ReadSection,
     RowsSection,
     SavedData,
+    StreamableData,
 )
 from finetune.recipe.method import (
     LoraSection,
@@ -49,6 +50,7 @@ __all__ = [
     "RowsSection",
     "SavedData",
     "Section",
+    "StreamableData",
     "TaskSection",
     "TowerTarget",
     "TowerTargets",

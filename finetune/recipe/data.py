@@ -62,6 +62,19 @@ class ColumnData(ReadSection):
     """Takes only so many rows of a split, by a seeded shuffle."""
 
 
+class StreamableData(ColumnData):
+    """Rows that need not all be read before the first step."""
+
+    streaming: bool = False
+    """Reads the train rows in a seeded order while they are learnt; the length is then train.max_steps."""
+
+    @model_validator(mode="after")
+    def _streams_whole(self) -> "StreamableData":
+        if self.streaming and "train" in self.max_rows:
+            raise ValueError("max_rows.train does not go with streaming: train.max_steps says how many rows are read")
+        return self
+
+
 class JsonlData(ColumnData):
     """Rows in JSON Lines files beside their pictures."""
 
@@ -77,7 +90,7 @@ class JsonlData(ColumnData):
     """The rows to judge on; null: none."""
 
 
-class ParquetData(ColumnData):
+class ParquetData(StreamableData):
     """Rows in Parquet files that hold their pictures, as Hugging Face's datasets writes them."""
 
     source: Literal["parquet"]
@@ -107,7 +120,7 @@ class SavedData(ColumnData):
     """The rows to judge on; null: none."""
 
 
-class HubData(ColumnData):
+class HubData(StreamableData):
     """A data set of the Hugging Face hub."""
 
     source: Literal["hub"]
@@ -175,6 +188,8 @@ class MixData(ReadSection):
     @model_validator(mode="after")
     def _says_it_once(self) -> "MixData":
         for name, part in self.sources.items():
+            if isinstance(part.data, StreamableData) and part.data.streaming:
+                raise ValueError(f"{name} cannot be a stream: a mix repeats rows by their number. Set streaming: false")
             twice = sorted(part.data.model_fields_set & ReadSection.model_fields.keys())
             if twice:
                 raise ValueError(f"{', '.join(twice)} of {name} holds for the whole mix: set data.{twice[0]}")

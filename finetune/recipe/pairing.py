@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import RecipeError
 from finetune.lookup import import_string
+from finetune.recipe.data import StreamableData
 from finetune.tables import DUAL_ENCODERS, EMBEDDED_BASES, IMPOSSIBLE
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = N
     Raises:
         RecipeError: with the reason and the nearest choice that works.
     """
+    if isinstance(recipe.data, StreamableData) and recipe.data.streaming and recipe.train.max_steps is None:
+        raise RecipeError(
+            f"{source}: data.streaming does not go with train.epochs: nobody knows how many rows a stream has. Set "
+            "train.max_steps, and train.epochs to null."
+        )
     model_type = model_type or known_model_type(recipe.model)
     for case in IMPOSSIBLE:
         asked = case.task in (None, recipe.task.name) and (

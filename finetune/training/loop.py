@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import Attachment, Batch, Task
     from finetune.recipe import TrainSection
@@ -97,7 +98,7 @@ class Trainer:
 
     def train(
         self,
-        examples: list[Example],
+        examples: Rows,
         *,
         validate: Callable[[], float] | None = None,
         on_better: Callable[[], None] | None = None,
@@ -114,16 +115,16 @@ class Trainer:
             StoppedError: a signal asked to stop; the state is saved.
         """
         options, state, process = self.options, self.state, self.accelerator.process_index
+        windows = Windows(examples, self.collate, process=process, num_workers=options.num_workers)
         self.plan = plan = Plan.of(
             options,
-            num_rows=len(examples),
+            num_rows=windows.num_rows,
             num_processes=self.accelerator.num_processes,
             seed=self.seed,
             batch_size=state.batch_size,
         )
         eval_every = options.eval_steps or plan.steps_per_epoch
         save_every = options.save_steps or eval_every
-        windows = Windows(examples, self.collate, process=process, num_workers=options.num_workers)
         self.log.start(plan.total_steps, done=state.step, size=self._log_bytes)
         set_train_mode(self.plain_model, self.attachment)
         set_random_state(self.random)

@@ -26,10 +26,12 @@ MicroBatch = list[Draw]
 class Plan:
     """The whole run's order of rows, the same for every split of a step into micro-batches and processes.
 
-    One optimizer step sees ``window`` rows over all processes, fewer in the last step of an epoch.
+    One optimizer step sees ``window`` rows over all processes, fewer in the last step of an epoch. A stream comes in an
+    order of its own, and the whole run is one epoch of it.
     """
 
-    num_rows: int
+    num_rows: int  # of an epoch
+    shuffled: bool  # whether each epoch has an order that is drawn here
     window: int  # rows of a full step over all processes
     batch_size: int  # rows of a micro-batch on one process
     num_processes: int
@@ -38,18 +40,33 @@ class Plan:
 
     @classmethod
     def of(
-        cls, options: TrainSection, *, num_rows: int, num_processes: int, seed: int, batch_size: int | None = None
+        cls,
+        options: TrainSection,
+        *,
+        num_rows: int | None,
+        num_processes: int,
+        seed: int,
+        batch_size: int | None = None,
     ) -> "Plan":
-        """Returns the plan of a recipe's train section; ``batch_size`` stands for its own where memory was short."""
+        """Returns the plan of a recipe's train section.
+
+        Args:
+            options: the section.
+            num_rows: of an epoch; None for a stream.
+            num_processes: that share the rows of a step.
+            seed: of the order of rows.
+            batch_size: stands for the section's own where memory was short.
+        """
         if num_rows == 0:
             raise DataError("there are no rows to train on. Look at data.train or data.rows.")
         window = options.batch_size * options.gradient_accumulation_steps * num_processes
         steps = options.max_steps
         if steps is None:
-            assert options.epochs is not None
+            assert options.epochs is not None and num_rows is not None
             steps = max(1, round(options.epochs * math.ceil(num_rows / window)))
         return cls(
-            num_rows=num_rows,
+            num_rows=steps * window if num_rows is None else num_rows,
+            shuffled=num_rows is not None,
             window=window,
             batch_size=batch_size or options.batch_size,
             num_processes=num_processes,
@@ -70,8 +87,10 @@ class Plan:
     def rows(self, step: int) -> np.ndarray:
         """Returns the rows of ``step`` over all processes."""
         epoch, position = self._place(step)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
-        return order[position * self.window : (position + 1) * self.window]
+        first, last = position * self.window, min((position + 1) * self.window, self.num_rows)
+        if not self.shuffled:
+            return np.arange(first, last)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)[first:last]
 
     def micro_batches(self, step: int, process: int) -> list[MicroBatch]:
         """Returns the micro-batches of one process; as many on every process, so that none waits for another."""

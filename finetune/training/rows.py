@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.data.stream import Arrival, Checks, Stream
+from finetune.errors import DataError
+from finetune.example import Example
 from finetune.training.stopping import leave_signals_to_the_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from finetune.example import Example
+    from finetune.data.stream import Rows
     from finetune.interfaces import Batch
-    from finetune.training.plan import Draw, Plan
+    from finetune.training.plan import Draw, MicroBatch, Plan
 
 
 class _Rows(Dataset):
@@ -30,11 +33,30 @@ class _Rows(Dataset):
         return self.examples[draw.row].in_epoch(draw.epoch, seed=self.seed), draw.learnt
 
 
+class _Arrivals(Dataset):
+    """Checks rows of a stream where they are collated; None stands for one that only fills up a micro-batch."""
+
+    def __init__(self, checks: Checks, filler: Example, collate: Callable[[list[tuple[Example, bool]]], Batch]):
+        self.checks, self.filler, self.collate = checks, filler, collate
+
+    def __getitem__(self, arrival: Arrival | None) -> tuple[int, Example | DataError] | None:
+        return None if arrival is None else (arrival.position, self.checks.example(arrival))
+
+    def batch(
+        self, checked: list[tuple[int, Example | DataError] | None]
+    ) -> tuple[Batch, list[tuple[int, DataError | None]]]:
+        """Returns the rows that can be learnt, and each position with what was wrong there."""
+        found = [one for one in checked if one]
+        good = [(row, True) for _, row in found if isinstance(row, Example)]
+        faults = [(position, row if isinstance(row, DataError) else None) for position, row in found]
+        return self.collate(good or [(self.filler, False)]), faults
+
+
 class Windows:
     """The micro-batches of one process, a step's at a time.
 
     Args:
-        examples: the rows to learn.
+        examples: the rows to learn; a stream is read here, and its rows are checked where they are collated.
         collate: makes a training batch of (example, learnt) pairs.
         process: which process this is.
         num_workers: processes that collate ahead; 0 collates here.
@@ -42,7 +64,7 @@ class Windows:
 
     def __init__(
         self,
-        examples: list[Example],
+        examples: Rows,
         collate: Callable[[list[tuple[Example, bool]]], Batch],
         *,
         process: int,
@@ -52,17 +74,35 @@ class Windows:
         self._stream: Iterator[Batch] | None = None
         self._plan: Plan | None = None
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of an epoch; None for a stream."""
+        return None if isinstance(self.examples, Stream) else len(self.examples)
+
     def window(self, plan: Plan, step: int) -> list[Batch]:
         """Returns the micro-batches of ``step``; steps follow one another, and a new plan starts anew at its step."""
         if self._stream is None or plan is not self._plan:
-            self._plan, self._stream = plan, iter(self._loader(plan, step))
+            self._plan, self._stream = plan, self._batches(plan, step)
         return [next(self._stream) for _ in plan.micro_batches(step, self.process)]
 
-    def _loader(self, plan: Plan, step: int) -> DataLoader:
+    def _batches(self, plan: Plan, step: int) -> Iterator[Batch]:
+        draws = plan.stream(step, self.process)
+        if isinstance(self.examples, Stream):
+            return self._arriving(self.examples, draws)
+        return iter(self._loader(_Rows(self.examples, plan.seed), draws, self.collate))
+
+    def _arriving(self, stream: Stream, draws: Iterator[MicroBatch]) -> Iterator[Batch]:
+        reader, rows = stream.reader(), _Arrivals(stream.checks, stream.first[0], self.collate)
+        arrivals = ([reader.at(draw.row) if draw.learnt else None for draw in drawn] for drawn in draws)
+        for batch, arrived in self._loader(rows, arrivals, rows.batch):
+            stream.receive(arrived)
+            yield batch
+
+    def _loader(self, rows: Dataset, drawn: Iterable[list[Any]], collate: Callable[[list[Any]], Any]) -> DataLoader:
         return DataLoader(
-            _Rows(self.examples, plan.seed),
-            batch_sampler=plan.stream(step, self.process),
-            collate_fn=self.collate,
+            rows,
+            batch_sampler=drawn,  # any iterable of lists
+            collate_fn=collate,
             num_workers=self.num_workers,
             worker_init_fn=leave_signals_to_the_parent,
             # A generator of its own: starting a loader would otherwise draw from the one that dropout uses.

@@ -1,0 +1,66 @@
+"""Opening a stream: which files it has, and their versions, known before a row of them is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.cache import cache_home
+from finetune.data.arrow import parquet_files
+from finetune.data.hub import hub_builder, hub_faults
+from finetune.data.stream import Checks, Stream
+from finetune.errors import DataError
+from finetune.recipe import HubData, ParquetData
+
+if TYPE_CHECKING:
+    from finetune.data.bad_rows import BadRows
+    from finetune.data.lengths import Lengths
+    from finetune.data.pairs import PairLengths
+    from finetune.recipe import TaskSection
+
+
+def open_stream(
+    section: HubData | ParquetData,
+    *,
+    task: TaskSection,
+    seed: int,
+    bad: BadRows,
+    lengths: Lengths | PairLengths | None = None,
+    limit: int | None = None,
+) -> Stream:
+    """Opens the train rows of a source and checks the first of them.
+
+    Args:
+        section: the recipe's data section.
+        task: how a question is put.
+        seed: of the order, and of the choice among captions.
+        bad: where rows go that cannot be used.
+        lengths: of the base that they are put to.
+        limit: tokens of a row; None for no bound.
+
+    Raises:
+        DataError: it cannot be read, or one of its first rows cannot be used.
+    """
+    import pyarrow
+    from datasets import load_dataset_builder
+
+    root = Path(section.root or ".")
+    if isinstance(section, HubData):
+        what, split = f"{section.name} {section.train}", section.train
+        with hub_faults(section, "train"):
+            builder = hub_builder(section)
+            dataset = builder.as_streaming_dataset(split=split)
+    else:
+        what, split = f"{root}/{section.train}", "train"
+        data_files = {split: [str(path) for path in parquet_files(section, "train")]}
+        try:
+            builder = load_dataset_builder("parquet", data_files=data_files, cache_dir=str(cache_home() / "datasets"))
+            dataset = builder.as_streaming_dataset(split=split)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{what}: not readable Parquet files: {str(error).splitlines()[0]}") from None
+    # What datasets itself tells versions by: the hub's commit, a server's ETag, a file's time.
+    found = (builder.config.data_files or {}).get(split)
+    pairs = zip(found, found.origin_metadata, strict=True) if found is not None else ()
+    files = [(Path(name).name, *version) for name, version in pairs]
+    checks = Checks(section=section, task=task, root=root, seed=seed, lengths=lengths, limit=limit)
+    return Stream(dataset, what, files=files, checks=checks, bad=bad)

@@ -1,0 +1,295 @@
+"""Rows of a source too large to keep: read in a seeded order while they are learnt, each known by its position in it.
+
+::
+
+    position   0 ... L-1 | L ... 2L-1 | ...      L rows are a pass; each pass has an order of its own
+    checked    the first 1,000 before step 1, every other on arrival
+
+One process reads a stream forward, once, and hands rows on; whoever collates them checks them first. Nothing depends on
+where a reader began, so a run that goes on sees the rows it would have seen. To go on it reads the first pass again up
+to that place, or to its end, from which later passes are found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from finetune.data.arrow import class_labels
+from finetune.data.bad_rows import BadRows
+from finetune.data.fields import FIELD_KEYS, RawRow, require_columns, to_example
+from finetune.data.pictures import look
+from finetune.errors import DataError, RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from datasets import IterableDataset
+
+    from finetune.data.lengths import Lengths
+    from finetune.data.pairs import PairLengths
+    from finetune.example import Example
+    from finetune.recipe import ColumnData, TaskSection
+
+SAMPLE = 1000  # rows checked before the first step
+BUFFER = 1000  # rows that the shuffle chooses among
+_AT_ONCE = 100  # rows read in one piece
+_SHOWN = 3  # rows kept, for people to look at
+_TOO_LONG = "too long"
+_LISTED = 20  # rows named in a report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """One row as it was read, not yet looked at."""
+
+    position: int
+    epoch: int  # the pass, from 0
+    row: RawRow
+
+
+@dataclass(frozen=True)
+class ArrivedImage:
+    """A picture that came with its row."""
+
+    data: bytes = field(repr=False)
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """Returns the bytes of the picture's file."""
+        return self.data
+
+    def key(self) -> str:
+        """Returns what changes when the picture does."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """Makes examples of rows that arrive, for any process."""
+
+    section: ColumnData
+    task: TaskSection
+    root: Path  # folder that paths of pictures are relative to
+    seed: int  # chooses among captions
+    lengths: Lengths | PairLengths | None = None  # of the base that the rows are put to
+    limit: int | None = None  # tokens of a row
+
+    def example(self, arrival: Arrival) -> Example | DataError:
+        """Returns the row, or what is wrong with it: rows of a list are checked for the same faults.
+
+        Only that no other row has its id is not known here.
+        """
+        alone = BadRows("", on_error="error", say=print)
+        try:
+            example = to_example(arrival.row, self.section, self.task, root=self.root, bad=alone)
+            seen = [look(source, max_pixels=self.section.max_image_pixels) for source in example.images]
+            if self.lengths is not None:
+                tokens = self.lengths.learnt(example, [one.size for one in seen])
+                if self.limit is not None and tokens > self.limit:
+                    fault = f"{arrival.row.where}: {tokens} tokens, and a row may have {self.limit}"
+                    raise RowError(fault, reason=_TOO_LONG)
+        except DataError as error:
+            return error
+        if seen:
+            example = replace(example, meta=example.meta | {"picture": seen[0].digest})
+        return example.in_epoch(arrival.epoch, seed=self.seed)
+
+
+class Stream:
+    """The rows of one split, in order and without end.
+
+    Args:
+        dataset: what is read.
+        what: what to call it in errors.
+        files: name and version of each of its files, or whatever else tells one state of it from another.
+        checks: what is done with rows that arrive.
+        bad: where rows go that cannot be used.
+
+    Attributes:
+        first: the first rows that can be learnt.
+        seen: the rows that the run has taken, over all processes.
+
+    Raises:
+        DataError: it cannot be read, has not the columns, or one of its first rows cannot be used.
+    """
+
+    def __init__(
+        self, dataset: IterableDataset, what: str, *, files: list[tuple[str, ...]], checks: Checks, bad: BadRows
+    ):
+        self.dataset, self.what, self.files, self.checks, self.bad = dataset, what, files, checks, bad
+        self.first: list[Example] = []
+        self.seen = 0
+        self.length: int | None = None  # of a pass, once one was read to its end
+        self._long: list[str] = []
+        self._until = 0  # the positions before are counted
+        columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))  # those of JSON are not known before
+        require_columns(checks.section, columns, checks.task, where=what)
+        names = [getattr(checks.section, key) for key in FIELD_KEYS]
+        self.columns = [name for name in dict.fromkeys(names) if name in columns]
+        self._check_sample()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is known of rows that were not all read: where from, and in which order."""
+        from datasets import __version__
+
+        order = {"seed": self.checks.seed, "buffer": BUFFER, "datasets": __version__}
+        return {"files": [list(file) for file in self.files], **order}
+
+    def reader(self) -> Reader:
+        """Returns a reader that has not begun."""
+        return Reader(self)
+
+    def receive(self, arrived: list[tuple[int, DataError | None]]) -> None:
+        """Counts rows that were checked: each position with what was wrong there.
+
+        Raises:
+            DataError: a row that cannot be used, or with ``data.on_error: skip`` more than one in twenty.
+        """
+        for position, error in arrived:
+            if position < self._until:  # of the sample, or taken again where memory was short
+                continue
+            self._until = position + 1
+            self._count(error)
+            if self._long and self.checks.section.too_long == "error":
+                raise DataError(f"{self._long[0]}. {_WAYS_OUT}")
+        self.bad.refuse_too_many()
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Says which rows were left out."""
+        self.bad.say = say
+        self.bad.tell()
+        if self._long:
+            say(f"{self._report_long(self.bad.tried)}They are left out (data.too_long: drop).")
+
+    def passes(self, first: int) -> Iterator[tuple[int, int, int, Any]]:
+        """Yields (epoch, position of its first row, position of the table's first row, Arrow table) up to no end.
+
+        Args:
+            first: no position before is needed; where the length of a pass is known, whole ones are left out.
+        """
+        import pyarrow
+        from datasets.exceptions import DatasetsError
+
+        epoch = begin = 0
+        while True:
+            if self.length:
+                epoch = max(epoch, first // self.length)
+                begin = epoch * self.length
+            start = begin
+            order = np.random.default_rng([self.checks.seed, epoch])
+            # One file at a time, in a shuffled order: several at once are read by threads, which worker processes
+            # must not be forked beside, and which datasets waits ten seconds for at the end.
+            mixed = self.dataset.select_columns(self.columns).shuffle(
+                generator=order, buffer_size=BUFFER, max_buffer_input_shards=1
+            )
+            try:
+                for table in mixed.with_format("arrow").iter(batch_size=_AT_ONCE):
+                    yield epoch, begin, start, table
+                    start += table.num_rows
+            except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
+                cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise DataError(f"{self.what}: reading stopped at row {start} of the stream: {cause}") from error
+            if start == begin:
+                raise DataError(f"{self.what}: no rows")
+            self.length = start - begin
+            epoch, begin = epoch + 1, start
+
+    def _check_sample(self) -> None:
+        reader = self.reader()
+        for position in range(SAMPLE):
+            arrival = reader.at(position)
+            if arrival.epoch:  # the whole of it was checked
+                break
+            found = self.checks.example(arrival)
+            self._count(found if isinstance(found, DataError) else None)
+            if not isinstance(found, DataError) and len(self.first) < _SHOWN:
+                self.first.append(found)
+            self._until = position + 1
+        if self._long and self.checks.section.too_long == "error":
+            raise DataError(f"{self._report_long(self._until)}{_WAYS_OUT}")
+        self.bad.refuse_too_many()
+        if not self.first:
+            raise DataError(f"{self._report_long(self._until)}No row is left.")
+        left = self.bad.skipped + len(self._long)
+        self.bad.say(
+            f"{self.what} is a stream: its first {self._until} rows were checked, {left} of them left out; the others "
+            "are checked as they arrive"
+        )
+
+    def _count(self, error: DataError | None) -> None:
+        self.bad.tried += 1
+        if isinstance(error, RowError) and error.reason == _TOO_LONG:
+            self._long.append(str(error))
+        elif isinstance(error, RowError):
+            self.bad.note(error)
+        elif error is not None:
+            raise error
+
+    def _report_long(self, rows: int) -> str:
+        listed = "".join(f"\n  {fault}" for fault in self._long[:_LISTED])
+        more = f"\n  and {len(self._long) - _LISTED} more" if len(self._long) > _LISTED else ""
+        return f"{len(self._long)} of {rows} rows are too long:{listed}{more}\n"
+
+
+_WAYS_OUT = (
+    "A row is never cut. Shorten such rows, make their pictures smaller, raise data.max_length where the base takes "
+    "more, or leave them out with data.too_long=drop."
+)
+
+
+Rows: TypeAlias = "list[Example] | Stream"  # that a run learns
+
+
+class Reader:
+    """Goes forward through a stream; rows that nobody asks for are passed over unseen."""
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+        self._labels = class_labels(stream.dataset.features, stream.columns)
+        self._tables: Iterator[tuple[int, int, int, Any]] | None = None
+        self._end = 0
+
+    def at(self, position: int) -> Arrival:
+        """Returns the row at ``position``; each is larger than the one asked for before."""
+        if self._tables is None:
+            self._tables = self.stream.passes(position)
+        while position >= self._end:
+            self._epoch, self._begin, self._start, self._table = next(self._tables)
+            self._end = self._start + self._table.num_rows
+        (fields,) = self._table.slice(position - self._start, 1).to_pylist()
+        number = position - self._begin
+        section = self.stream.checks.section
+        for name, label in self._labels.items():
+            if fields[name] is not None:
+                fields[name] = label.int2str(fields[name])
+        pictures = [name for name in (section.image, section.images) if name and name in fields]
+        said = {name: value for name, value in fields.items() if name not in pictures}
+        where = f"{self.stream.what}, row {number} of pass {self._epoch + 1} of the stream ({_brief(said)})"
+        for name in pictures:
+            fields[name] = _picture(fields[name], f"{where}, {name}")
+        row = RawRow(id=f"stream:{self._epoch + 1}:{number}", where=where, fields=fields)
+        return Arrival(position=position, epoch=self._epoch, row=row)
+
+
+def _picture(value: Any, name: str) -> Any:
+    """Returns what a cell of pictures holds: pictures, paths, or what the check of fields refuses."""
+    if isinstance(value, list):
+        return [_picture(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return ArrivedImage(value, name) if isinstance(value, bytes) else value
+
+
+def _brief(fields: Mapping[str, Any]) -> str:
+    """Returns the texts of a row, shortened: in a shuffled stream no number leads to it."""
+    return ", ".join(f"{name}: {value!r:.40}" for name, value in islice(fields.items(), 4))
