@@ -5,13 +5,14 @@ Legend of shapes: B rows, T tokens, N placeholders, V vocabulary, D values of an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from finetune.errors import MethodError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from PIL.Image import Image
@@ -42,6 +43,22 @@ class Towers:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """The tokens of a batch [B, T] that are learnt, N of them, as places in its B * T."""
+
+    predictors: Tensor  # [N] the place before each, whose output predicts it
+    tokens: Tensor  # [N] ids
+
+    @classmethod
+    def of(cls, labels: Tensor) -> Targets:
+        """Returns those of ``labels`` [B, T]; nothing stands before the first of a row, so nothing predicts it."""
+        learnt = labels != -100
+        learnt[:, 0] = False
+        places = learnt.flatten().nonzero().squeeze(1)
+        return cls(places - 1, labels.flatten()[places])
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows ready for the model.
 
@@ -50,17 +67,60 @@ class Batch:
     that is learnt.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]  # tensors; ``mm_encoder_outputs`` holds some
     examples: list[Example]
     labels: Tensor | None = None
+    # Of labels [B, T]; found when the batch is made, since a search on a GPU would wait for it.
+    targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets is None and self.labels is not None and self.labels.ndim == 2:
+            object.__setattr__(self, "targets", Targets.of(self.labels))
 
     def to(self, device: Any, dtype: torch.dtype) -> Batch:
         """Returns the batch with its tensors on ``device``, pictures in the model's ``dtype``."""
-        inputs = {
-            name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
-            for name, tensor in self.inputs.items()
-        }
-        return Batch(inputs, self.examples, None if self.labels is None else self.labels.to(device))
+
+        def moved(value: Any) -> Any:
+            match value:
+                case Mapping():
+                    return type(value)(**{name: moved(part) for name, part in value.items()})
+                case list():
+                    return [moved(part) for part in value]
+                case None:
+                    return None
+                case _:
+                    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+        targets = self.targets and Targets(moved(self.targets.predictors), moved(self.targets.tokens))
+        return Batch(moved(self.inputs), self.examples, moved(self.labels), targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFeatures:
+    """What the pictures of one row became: in the processor, then in the frozen vision tower and projector.
+
+    Attributes:
+        pooled: one embedding a token of a picture [tokens, D], pictures one behind the other.
+        deepstack: for each layer of the language model that gets features of its own, these [tokens, D].
+        as_list: whether the model takes a list of such tensors, one a row, or one tensor [1, tokens, D].
+        processed: what the image processor made beside the pixels, a list or a tensor with an entry a picture.
+        replacements: the text that stands for each picture.
+    """
+
+    pooled: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+    as_list: bool
+    processed: Mapping[str, Any]
+    replacements: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features, roughly those of the whole."""
+        return sum(part.nbytes for part in (self.pooled, *self.deepstack))
+
+
+# The pictures of one row: as they are, or what became of them.
+Pictures: TypeAlias = "list[Image] | PictureFeatures"
 
 
 @dataclass(frozen=True)
@@ -98,8 +158,8 @@ class Placeholders:
                 index, where = (x.unsqueeze(-1).expand(*x.shape, size) for x in (index, where))
             return tensor.gather(1, index).masked_fill(where, fill)
 
-        for name, tensor in batch.inputs.items():
-            if name not in fills and tensor.shape == mask.shape and not tensor.is_floating_point():
+        for name, value in batch.inputs.items():
+            if name not in fills and getattr(value, "shape", None) == mask.shape and not value.is_floating_point():
                 raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
         inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
         return Batch(inputs, batch.examples, None if batch.labels is None else longer(batch.labels, -100))
@@ -211,11 +271,11 @@ class ModelFamily(Protocol):
         self,
         processor: ProcessorMixin,
         texts: Sequence[str],
-        images: Sequence[list[Image]],
+        pictures: Sequence[Pictures],
         *,
         padding_side: PaddingSide,
-    ) -> dict[str, Tensor]:
-        """Returns the model's inputs for ``texts`` and pictures."""
+    ) -> dict[str, Any]:
+        """Returns the model's inputs for ``texts`` and each one's pictures."""
         ...
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -228,6 +288,16 @@ class GenerativeFamily(ModelFamily, Protocol):
 
     def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Returns the inputs of a training batch, told which tokens are learnt where the model must know it."""
+        ...
+
+    def picture_features(
+        self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]
+    ) -> PictureFeatures:
+        """Runs the frozen vision tower and projector on the pictures of one row.
+
+        Raises:
+            ModelError: this model does not take features in the place of pictures.
+        """
         ...
 
 

@@ -15,6 +15,7 @@ from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
 from finetune.data.stream import Stream
 from finetune.errors import RecipeError, TrainingError
 from finetune.families.quantization import quantized_modules
+from finetune.frozen_features import collator_of_run
 from finetune.judging import answer_split, judge_split
 from finetune.methods.adapter import attach
 from finetune.recipe import ReadSection
@@ -94,7 +95,8 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     log.say(f"rows train {train}, " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
     checkpoints, start = open_run(recipe, base, {"train": learnt, **splits}, accelerator, log.say)
     start_trackers(accelerator, recipe)
-    shown = [base.collator.show(row) for row in (learnt.first if isinstance(learnt, Stream) else learnt[:3])]
+    collator = collator_of_run(recipe, base, learnt, [*splits["val"], *splits["test"]], accelerator, log.say)
+    shown = [collator.show(row) for row in (learnt.first if isinstance(learnt, Stream) else learnt[:3])]
     for row in shown:
         log.say(f"  {row}")
     if main:
@@ -104,7 +106,7 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
         judged["base"] = judge_split(
             base,
             recipe,
-            base.collator.prompt_batch,
+            collator.prompt_batch,
             splits["test"],
             accelerator,
             log,
@@ -114,7 +116,7 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
-    batches = Batches(base.collator, attachment.placeholders)
+    batches = Batches(collator, attachment.placeholders)
     steps = _fit(recipe, base, attachment, batches, learnt, splits["val"], accelerator, log, checkpoints, start)
     if splits["test"]:
         judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")

@@ -17,7 +17,7 @@ LEVELS = {
     "training": 3, "registry": 3, "report": 3,
     "build": 4,
     "serving": 5,
-    "saving": 6, "run_folder": 6, "judging": 6, "runs": 6, "demo": 6, "sweep": 6, "find_lr": 6,
+    "saving": 6, "run_folder": 6, "judging": 6, "frozen_features": 6, "runs": 6, "demo": 6, "sweep": 6, "find_lr": 6,
     "launch": 7, "cli": 7,
 }  # fmt: skip
 ROOMS = {"families", "methods", "data", "tasks", "adapters", "pocket", "registry", "report"}  # no siblings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,13 +15,16 @@ from finetune.errors import ModelError
 from finetune.interfaces import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from PIL.Image import Image
     from transformers import ProcessorMixin
 
     from finetune.example import Example, ImageSource, Message
-    from finetune.interfaces import GenerativeFamily, PaddingSide
+    from finetune.interfaces import GenerativeFamily, PaddingSide, PictureFeatures, Pictures
+
+    # What became of a row's pictures; None where it is not known.
+    FeatureLookup = Callable[[Sequence[ImageSource]], PictureFeatures | None]
 
 
 class Collator:
@@ -55,6 +59,7 @@ class Collator:
         self.image_id = int(image_id)
         bos = processor.tokenizer.bos_token_id
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
+        self._features: FeatureLookup | None = None
         self._bos: str = processor.tokenizer.bos_token if begins else ""
 
     def render(self, messages: list[Message], *, for_answer: bool = False) -> str:
@@ -103,9 +108,15 @@ class Collator:
         require_placeholders(ids, self.image_id, len(example.images), row=row)
         return Rendered(text, ids, [])
 
-    def encode(self, texts: list[str], images: list[list[Image]], padding_side: PaddingSide) -> dict[str, Any]:
+    def encode(self, texts: list[str], pictures: Sequence[Pictures], padding_side: PaddingSide) -> dict[str, Any]:
         """Returns the model's inputs for rendered texts and each one's pictures."""
-        return self.family.encode(self.processor, texts, images, padding_side=padding_side)
+        return self.family.encode(self.processor, texts, pictures, padding_side=padding_side)
+
+    def reading(self, features: FeatureLookup) -> Collator:
+        """Returns a collator that puts features where ``features`` has them for a batch, and opens no picture then."""
+        other = copy.copy(self)
+        other._features = features
+        return other
 
     def show(self, example: Example) -> str:
         """Returns the decoded row, each supervised part between ⟦ and ⟧, runs of image tokens shortened."""
@@ -122,14 +133,30 @@ class Collator:
         return SpanFinder(self.render, self.processor.tokenizer, image_id=self.image_id, end_ids=self.end_ids)
 
     def _encode(self, texts: list[str], examples: Sequence[Example], padding_side: PaddingSide) -> dict[str, Any]:
-        images = [
-            [
-                open_image(source, max_pixels=self.max_image_pixels, name=f"row {example.id}: {_name(source)}")
-                for source in example.images
-            ]
-            for example in examples
+        return self.encode(texts, self._stored(examples) or [self.open(e) for e in examples], padding_side)
+
+    def open(self, example: Example) -> list[Image]:
+        """Returns the row's pictures.
+
+        Raises:
+            RowError: one cannot be used.
+        """
+        return [
+            open_image(source, max_pixels=self.max_image_pixels, name=f"row {example.id}: {_name(source)}")
+            for source in example.images
         ]
-        return self.encode(texts, images, padding_side)
+
+    def _stored(self, examples: Sequence[Example]) -> list[Pictures] | None:
+        """Returns the features of each row's pictures; None where a row's are not known."""
+        if self._features is None:
+            return None
+        found: list[Pictures] = []
+        for example in examples:
+            pictures: Pictures | None = self._features(example.images) if example.images else []
+            if pictures is None:
+                return None
+            found.append(pictures)
+        return found
 
 
 def _name(source: ImageSource) -> str:

@@ -86,7 +86,7 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Seen | R
         max_pixels: width x height above which one is refused before it is decoded.
     """
     notes = Notes(_NOTES)
-    keys = [_key(source) for source in sources]
+    keys = [source_key(source) for source in sources]
     known = notes.get({key for key in keys if key})
     found: dict[str, Seen | RowError] = {}
     left: dict[str, ImageSource] = {}
@@ -119,10 +119,10 @@ def _capped(note: str, source: ImageSource, max_pixels: int) -> Seen | RowError:
     return Seen((width, height), digest)
 
 
-def _key(source: ImageSource) -> str:
-    """Returns what a picture is remembered by; nothing where there is no file."""
+def source_key(source: ImageSource) -> str:
+    """Returns what a picture is remembered by, which changes when it may have; nothing where there is no file."""
     if isinstance(source, np.ndarray):
-        return ""
+        return image_digest(source)
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     try:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoModelForImageTextToText
 
 from finetune.errors import ModelError
 from finetune.families.base import Family
+from finetune.families.features import features_as_inputs, picture_features, places, processor_of
+from finetune.interfaces import PictureFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from PIL.Image import Image
     from torch import Tensor, nn
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.interfaces import Kind, PaddingSide
+    from finetune.interfaces import Kind, PaddingSide, Pictures
 
 
 class ImageTextToTextFamily(Family):
@@ -41,21 +43,55 @@ class ImageTextToTextFamily(Family):
         self,
         processor: ProcessorMixin,
         texts: Sequence[str],
-        images: Sequence[list[Image]],
+        pictures: Sequence[Pictures],
         *,
         padding_side: PaddingSide,
-    ) -> dict[str, Tensor]:
-        """Returns input_ids and attention_mask [B, T] and the tensors of the pictures."""
-        nested = [list(row) for row in images]
+    ) -> dict[str, Any]:
+        """Returns input_ids and attention_mask [B, T] and the tensors of the pictures.
+
+        Args:
+            processor: the model's own.
+            texts: rendered rows.
+            pictures: of each row; where one row has features in the place of pictures, all have that have any.
+            padding_side: where shorter rows are filled up.
+        """
+        rows = [row for row in pictures if isinstance(row, PictureFeatures)]
+        inputs = self._encode(
+            processor_of(processor, rows) if rows else processor,
+            texts,
+            [places(row) for row in pictures] if rows else [list(row) for row in pictures],  # type: ignore[arg-type]
+            padding_side,
+        )
+        return features_as_inputs(inputs, rows) if rows else inputs
+
+    def _encode(
+        self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
+    ) -> dict[str, Any]:
+        """Has the processor make the inputs of ``texts`` and pictures."""
         batch = processor(
             text=list(texts),
-            images=nested if any(nested) else None,
+            images=images if any(images) else None,
             padding=True,
             padding_side=padding_side,
             add_special_tokens=False,
             return_tensors="pt",
         )
         return dict(batch)
+
+    def picture_features(
+        self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]
+    ) -> PictureFeatures:
+        """Runs the frozen vision tower and projector on the pictures of one row.
+
+        Raises:
+            ModelError: this model does not take features in the place of pictures.
+        """
+        text = processor.image_token * len(images)  # type: ignore[attr-defined]
+
+        def encode(recorder: ProcessorMixin) -> dict[str, Any]:
+            return self._encode(recorder, [text], [images], "right")
+
+        return picture_features(model, processor, encode)
 
     def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Returns the inputs of a training batch, told which tokens are learnt where the model must know it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
     from torch import Tensor
-    from transformers import ProcessorMixin
 
     from finetune.interfaces import PaddingSide
 
@@ -42,33 +41,25 @@ class PaliGemmaFamily(ImageTextToTextFamily):
         "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
     )
 
-    def encode(
-        self,
-        processor: ProcessorMixin,
-        texts: Sequence[str],
-        images: Sequence[list[Image]],
-        *,
-        padding_side: PaddingSide,
-    ) -> dict[str, Tensor]:
-        """Returns input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the pictures.
+    def _encode(
+        self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
+    ) -> dict[str, Any]:
+        """Makes input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the pictures.
 
         The processor itself would put a second ``<bos>`` and a newline into texts that have theirs.
         """
-        mark: str = processor.image_token  # type: ignore[attr-defined]
-        picture = mark * processor.image_seq_length  # type: ignore[attr-defined]
+        flat = [image for row in images for image in row]
+        processed, replacements = processor._process_images(flat, return_tensors="pt") if flat else ({}, [])
+        expanded, _ = processor.get_text_with_replacements(list(texts), replacements)
         inputs = processor.tokenizer(
-            [text.replace(mark, picture) for text in texts],
+            expanded,
             padding=True,
             padding_side=padding_side,
             add_special_tokens=False,
             return_token_type_ids=False,
             return_tensors="pt",
         )
-        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        flat = [image for row in images for image in row]
-        if flat:
-            inputs["pixel_values"] = processor.image_processor(flat, return_tensors="pt")["pixel_values"]
-        return dict(inputs)
+        return {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"]), **processed}
 
     def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Ends the prefix of each row where its first answer begins: else answers would see what follows them."""

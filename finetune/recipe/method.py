@@ -59,6 +59,11 @@ class LoraSection(Section):
     towers: TowerTargets = TowerTargets()
     """Which modules."""
 
+    @property
+    def adapted_towers(self) -> set[str]:
+        """The towers whose outputs change."""
+        return {name for name, target in self.towers if target.target_modules != "none"}
+
 
 class PromptTuningSection(Section):
     """Tuned embeddings before the first token (Lester et al., https://arxiv.org/abs/2104.08691)."""
@@ -72,6 +77,11 @@ class PromptTuningSection(Section):
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Its learning rate over train.learning_rate."""
 
+    @property
+    def adapted_towers(self) -> set[str]:
+        """The towers whose outputs change."""
+        return {"language"}
+
 
 class OverridesSection(Section):
     """Whole parameters trained as copies beside the base's own: the projector's, the language tower's norms."""
@@ -82,6 +92,11 @@ class OverridesSection(Section):
     """Which: all of the projector, or the norms of the language tower."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Their learning rate over train.learning_rate."""
+
+    @property
+    def adapted_towers(self) -> set[str]:
+        """The towers whose outputs change."""
+        return {"projector" if part == "projector" else "language" for part in self.parameters}
 
 
 MethodSection = LoraSection | PromptTuningSection | OverridesSection

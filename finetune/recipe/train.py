@@ -46,6 +46,10 @@ class TrainSection(Section):
     """auto: an unfinished run in the run's folder goes on; never: it starts again."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches on the side; 0: none."""
+    feature_store: Literal["auto", "off"] = "auto"
+    """auto: what frozen towers make of a picture is computed once and kept on disk, where that changes no result."""
+    feature_store_max_bytes: PositiveInt = 50_000_000_000
+    """Bytes that all kept features may take; what no run uses makes room."""
     output_dir: str = "runs"
     """The run's folder is output_dir/name."""
 

@@ -8,6 +8,7 @@ import torch
 
 from finetune.interfaces import Batch, LossSum
 from finetune.tasks.exact_match import ExactMatch
+from finetune.tasks.head import logits_at
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,17 +27,15 @@ class VqaTask(ExactMatch):
 
     def count_items(self, batch: Batch) -> dict[str, int]:
         """Returns how many tokens each term is a sum over, before any forward."""
-        assert batch.labels is not None
-        return {"answer": int((batch.labels[:, 1:] != -100).sum())}
+        assert batch.targets is not None
+        return {"answer": len(batch.targets.tokens)}
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, LossSum]:
         """Returns the summed cross entropy, in nats, of the supervised tokens."""
-        assert batch.labels is not None
-        logits = model(**batch.inputs, use_cache=False).logits  # [B, T, V]
-        target = batch.labels[:, 1:]
-        learnt = target != -100
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1][learnt].float(), target[learnt], reduction="sum")
-        return {"answer": LossSum(loss, int(learnt.sum()))}
+        assert batch.targets is not None
+        logits = logits_at(model, batch.inputs, batch.targets.predictors)  # [N, V]
+        loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets.tokens, reduction="sum")
+        return {"answer": LossSum(loss, len(batch.targets.tokens))}
 
     @torch.inference_mode()
     def predict(self, model: nn.Module, batch: Batch) -> list[str]:

@@ -1,0 +1,136 @@
+"""Features in the place of pictures: what a frozen tower made of a row's pictures, put back into a batch.
+
+The processor does all it ever does with the text; what it would have made of the pictures is handed to it, so the ids
+of a row are the same, whatever a family's processor puts around a picture.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from finetune.errors import ModelError
+from finetune.interfaces import PictureFeatures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    Encode = Callable[[ProcessorMixin], dict[str, Any]]
+
+_PIXELS = "pixel_"  # what the names of all inputs begin with that hold pixels, or say which are padding
+_PLACE = Image.new("RGB", (32, 32))  # stands where a picture is counted and not looked at
+
+
+@dataclass
+class TowerOutput(BaseModelOutputWithPooling):
+    """What a model takes as ``mm_encoder_outputs["image"]``.
+
+    ``pooler_output`` is a list of tensors [tokens, D], one a row, or one tensor [1, tokens, D], as the model has it.
+    """
+
+    deepstack_features: list[list[Tensor]] | None = None  # for each layer one tensor [tokens, D] a row
+
+
+@torch.inference_mode()
+def picture_features(model: PreTrainedModel, processor: ProcessorMixin, encode: Encode) -> PictureFeatures:
+    """Runs the frozen vision tower and projector on the pictures of one row.
+
+    Args:
+        model: the base, in eval mode.
+        processor: its own.
+        encode: makes the model's inputs of that row with the processor it is given.
+
+    Raises:
+        ModelError: this model does not take features in the place of pictures.
+    """
+    tower: Any = getattr(model.base_model, "get_image_features", None)
+    if tower is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ModelError(f"{type(model).__name__} takes no features in the place of pictures")
+    recorder = _Recorder(processor)
+    inputs = encode(recorder.processor)
+    if recorder.seen is None:
+        raise ModelError(f"{type(processor).__name__} does not say what text stands for a picture")
+    wanted = inspect.signature(tower).parameters
+    given = {
+        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        for name, value in inputs.items()
+        if name in wanted
+    }
+    out = tower(**given, return_dict=True)
+    deepstack = getattr(out, "deepstack_features", None) or []
+    if any(isinstance(layer, tuple) and layer and isinstance(layer[0], int) for layer in deepstack):
+        raise ModelError(f"{type(model).__name__} gives features of single layers in a form that is not known here")
+    processed, replacements = recorder.seen
+    return PictureFeatures(
+        pooled=_flat(out.pooler_output),
+        deepstack=tuple(_flat(layer) for layer in deepstack),
+        as_list=not isinstance(out.pooler_output, Tensor),
+        processed={name: _without_pixels(name, value) for name, value in processed.items()},
+        replacements=tuple(replacements),
+    )
+
+
+def processor_of(processor: ProcessorMixin, rows: Sequence[PictureFeatures]) -> ProcessorMixin:
+    """Returns the processor as one that finds the pictures of ``rows`` processed, in order."""
+    twin: Any = copy.copy(processor)
+    processed = {name: _joined([row.processed[name] for row in rows]) for name in rows[0].processed}
+    replacements = [text for row in rows for text in row.replacements]
+    twin._process_images = lambda images, **kwargs: (processed, replacements)
+    return twin
+
+
+def places(row: Sequence[Any] | PictureFeatures) -> list[Image.Image]:
+    """Returns a picture to be counted for each of the row's."""
+    return [_PLACE] * len(row.replacements if isinstance(row, PictureFeatures) else row)
+
+
+def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[PictureFeatures]) -> dict[str, Any]:
+    """Returns a batch's inputs with the features of ``rows``, in order, and without pixels."""
+    pooled = [row.pooled for row in rows]
+    deepstack = [[row.deepstack[layer] for row in rows] for layer in range(len(rows[0].deepstack))]
+    output = TowerOutput(
+        pooler_output=pooled if rows[0].as_list else torch.cat(pooled)[None],  # type: ignore[arg-type]
+        deepstack_features=deepstack or None,
+    )
+    kept = {name: value for name, value in inputs.items() if not name.startswith(_PIXELS)}
+    return {**kept, "mm_encoder_outputs": {"image": output}}
+
+
+class _Recorder:
+    """A processor that notes what it made of pictures."""
+
+    def __init__(self, processor: Any):
+        self.processor = copy.copy(processor)
+        self.seen: tuple[dict[str, Any], list[str]] | None = None
+
+        def process(images: Any, **kwargs: Any) -> Any:
+            made, replacements = type(processor)._process_images(self.processor, images, **kwargs)
+            self.seen = (dict(made), list(replacements))
+            return made, replacements
+
+        self.processor._process_images = process
+
+
+def _flat(features: Any) -> Tensor:
+    """Returns features, one tensor or one a picture, as [tokens, D]."""
+    parts = [features] if isinstance(features, Tensor) else list(features)
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def _without_pixels(name: str, value: Any) -> Any:
+    if name.startswith(_PIXELS):
+        return torch.empty(len(value), 0)
+    return value if isinstance(value, list) else torch.as_tensor(value)
+
+
+def _joined(values: list[Any]) -> Any:
+    return torch.cat(values) if isinstance(values[0], Tensor) else [part for value in values for part in value]

@@ -1,0 +1,131 @@
+"""Whether a run may put stored features in the place of pictures, and the collator that does."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.data.collate import Collator
+from finetune.data.stream import Stream
+from finetune.errors import ModelError
+from finetune.training.feature_store import FeatureStore
+from finetune.training.filling import Filler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from accelerate import Accelerator
+
+    from finetune.build import Base
+    from finetune.data.pairs import PairCollator
+    from finetune.data.stream import Rows
+    from finetune.example import Example
+    from finetune.recipe import Recipe
+
+# By how much logits may differ, as a share of the largest: what rounding does where a convolution takes another way
+# for a batch than for one picture.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+
+
+def collator_of_run(
+    recipe: Recipe,
+    base: Base,
+    learnt: Rows,
+    asked: Sequence[Example],
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> Collator | PairCollator:
+    """Returns the collator of a run: one that reads stored features where they change no result.
+
+    Every process has to call it. One line says what was stored, or why nothing is.
+
+    Args:
+        recipe: of the run.
+        base: not adapted yet.
+        learnt: the train rows.
+        asked: the rows of the other splits.
+        accelerator: of the run.
+        say: is told the line.
+    """
+    reason = _why_off(recipe, base, learnt)
+    if reason is None:
+        assert isinstance(base.collator, Collator) and not isinstance(learnt, Stream)
+        filled = _filler(recipe, base, base.collator, accelerator, say).fill([*learnt, *asked])
+        if not isinstance(filled, str):
+            return base.collator.reading(filled)
+        reason = filled
+    say(f"feature store off: {reason}")
+    return base.collator
+
+
+def _why_off(recipe: Recipe, base: Base, learnt: Rows) -> str | None:
+    """Returns why features are not to be stored; None where they may be."""
+    if recipe.train.feature_store == "off":
+        return "train.feature_store says so"
+    towers = {tower for section in recipe.method for tower in section.adapted_towers} - {"language"}
+    if towers:
+        return f"the {' and the '.join(sorted(towers))} {'trains' if len(towers) == 1 else 'train'}"
+    if isinstance(learnt, Stream):
+        return "the train rows stream"
+    if not isinstance(base.collator, Collator):
+        return f"{type(base.model).__name__} takes no features in the place of pictures"
+    row = next((row for row in learnt if row.images), None)
+    return "no train row has a picture" if row is None else _why_not_exact(base, base.collator, row)
+
+
+def _why_not_exact(base: Base, collator: Collator, row: Example) -> str | None:
+    """Tries features on one row: its inputs and logits must be those it has with its pictures."""
+    try:
+        features = base.family.picture_features(base.model, base.processor, collator.open(row))  # type: ignore[attr-defined]
+    except ModelError as error:
+        return str(error)
+    device, dtype = base.model.device, base.model.dtype
+    plain = collator.training_batch([row]).to(device, dtype)
+    stored = collator.reading(lambda images: features).training_batch([row]).to(device, dtype)
+    for name, value in plain.inputs.items():
+        if not name.startswith("pixel_") and not _equal(value, stored.inputs.get(name)):
+            return f"the processor of {base.identity.model_type} makes another {name} without pixels"
+    with torch.inference_mode():
+        wanted, got = (base.family.outputs(base.model, batch.inputs).float() for batch in (plain, stored))
+    difference, largest = float((wanted - got).abs().max()), float(wanted.abs().max())
+    if difference > _TOLERANCE.get(base.model.dtype, 0.0) * largest:
+        return f"on row {row.id} logits would differ by {difference:.2g} (the largest is {largest:.2g})"
+    return None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return isinstance(other, torch.Tensor) and torch.equal(one, other)
+
+
+def _filler(
+    recipe: Recipe, base: Base, collator: Collator, accelerator: Accelerator, say: Callable[[str], None]
+) -> Filler:
+    return Filler(
+        store=FeatureStore(_key(base)),
+        open_pictures=collator.open,
+        compute=lambda images: base.family.picture_features(base.model, base.processor, images),  # type: ignore[attr-defined]
+        max_bytes=recipe.train.feature_store_max_bytes,
+        accelerator=accelerator,
+        say=say,
+    )
+
+
+def _key(base: Base) -> dict[str, Any]:
+    """Returns all that features depend on beside the pixels."""
+    config, device = base.model.config, base.model.device
+    return {
+        "format": 1,
+        "base": base.identity.digest,
+        "processor": base.digests.model_dump(mode="json"),
+        "dtype": str(base.model.dtype),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "float32": torch.get_float32_matmul_precision(),
+        "attention": [str(part._attn_implementation) for part in (config, *_parts(config))],
+        "versions": {name: version(name) for name in ("torch", "transformers", "pillow", "torchvision")},
+    }
+
+
+def _parts(config: Any) -> list[Any]:
+    return [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]

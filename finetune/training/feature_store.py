@@ -1,0 +1,200 @@
+"""Features of pictures, kept on disk: a frozen tower need run only once for each, in any run on this machine.
+
+::
+
+    <cache>/features/<base, processor, precision, device kind, versions>/<2>/<pixels>.features
+
+A file is its own SHA-256 and then safetensors; it is written aside and renamed, so it is whole or not there, and two
+that write the same one write the same bytes. What the pictures of one row became stands in one file, since some
+processors treat a picture beside others otherwise than alone. A file's modification time says when it was last used,
+to the hour; what has not been used for longer makes room where room is wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from finetune.cache import cache_home
+from finetune.data.pictures import source_key
+from finetune.errors import TrainingError
+from finetune.interfaces import PictureFeatures
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from finetune.example import ImageSource
+
+_DIGEST = 32  # bytes of a SHA-256
+_META = "features"  # safetensors' metadata are texts: ours is one, JSON
+_SUFFIX = ".features"
+_HOUR = 3600  # seconds
+_UNUSED = 6 * _HOUR  # what was used in less time may be in use
+
+
+class FeatureStore:
+    """The features that one base makes of pictures with one processor, precision and kind of device.
+
+    Args:
+        key: all that features depend on beside the pixels.
+    """
+
+    def __init__(self, key: Mapping[str, Any]):
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self.folder = _root() / name[:32]
+
+    def path(self, digests: Sequence[str]) -> Path:
+        """Returns where the features of a row's pictures are, or would be.
+
+        Args:
+            digests: of the pixels of each, in order.
+        """
+        name = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}{_SUFFIX}"
+
+    def put(self, path: Path, features: PictureFeatures) -> int:
+        """Stores features, and returns the bytes that they take.
+
+        Raises:
+            OSError: they cannot be written; nothing is left of them.
+        """
+        data = _pack(features)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, path)
+        finally:
+            with suppress(FileNotFoundError):
+                aside.unlink()
+        return len(data)
+
+
+class StoredFeatures:
+    """Features by the pictures of a row; it can be handed to worker processes.
+
+    Args:
+        paths: what pictures are remembered by, those of a row in order -> the file.
+    """
+
+    def __init__(self, paths: Mapping[tuple[str, ...], Path]):
+        self._paths = dict(paths)
+
+    def __call__(self, images: Sequence[ImageSource]) -> PictureFeatures | None:
+        """Returns the features of a row's pictures; None where they were not stored for this run.
+
+        Raises:
+            TrainingError: they have been changed or removed since.
+        """
+        path = self._paths.get(row_key(images))
+        if path is None:
+            return None
+        features = read(path)
+        if features is None:
+            raise TrainingError(
+                f"{path}: the stored features of a picture have changed on disk or are gone. Start the run again: it "
+                "makes them anew and goes on from its last checkpoint."
+            )
+        return features
+
+
+def row_key(images: Sequence[ImageSource]) -> tuple[str, ...]:
+    """Returns what the pictures of a row are remembered by."""
+    return tuple(source_key(source) for source in images)
+
+
+def is_whole(path: Path) -> bool:
+    """Tells whether a file is there with every byte as it was written."""
+    return _read_bytes(path) is not None
+
+
+def read(path: Path) -> PictureFeatures | None:
+    """Returns stored features; None where they are not there, or a byte of them has changed."""
+    data = _read_bytes(path)
+    return None if data is None else _unpack(data)
+
+
+def make_room(wanted: int, *, max_bytes: int, keep: Collection[Path]) -> bool:
+    """Removes features that no run uses, of whatever base, the longest unused first, until there is room.
+
+    Args:
+        wanted: bytes that are to be written.
+        max_bytes: that all features on this machine may take.
+        keep: files that stay.
+
+    Returns:
+        Whether there is room now, on the disk too.
+    """
+    root = _root()
+    root.mkdir(parents=True, exist_ok=True)
+    found = {path: stat for path in root.glob(f"*/*/*{_SUFFIX}") if (stat := _stat(path))}
+    taken, kept = sum(stat.st_size for stat in found.values()), set(keep)
+    for path, stat in sorted(found.items(), key=lambda item: item[1].st_mtime):
+        if taken + wanted <= max_bytes or time.time() - stat.st_mtime < _UNUSED:
+            break
+        if path not in kept:
+            path.unlink(missing_ok=True)
+            taken -= stat.st_size
+    return taken + wanted <= max_bytes and wanted < shutil.disk_usage(root).free
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    """Returns what was stored, or None where a byte of it has changed; notes that it is in use."""
+    try:
+        found = path.read_bytes()
+        if time.time() - path.stat().st_mtime > _HOUR:
+            os.utime(path)
+    except OSError:
+        return None
+    digest, data = found[:_DIGEST], found[_DIGEST:]
+    return data if hashlib.sha256(data).digest() == digest else None
+
+
+def _pack(features: PictureFeatures) -> bytes:
+    tensors = {"pooled": features.pooled}
+    tensors |= {f"deepstack/{i}": layer for i, layer in enumerate(features.deepstack)}
+    tensors |= {f"processed/{n}": v for n, v in features.processed.items() if isinstance(v, torch.Tensor)}
+    rest = {
+        "as_list": features.as_list,
+        "processed": {n: v for n, v in features.processed.items() if not isinstance(v, torch.Tensor)},
+        "replacements": features.replacements,
+    }
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = save_tensors(held, metadata={_META: json.dumps(rest)})
+    return hashlib.sha256(data).digest() + data
+
+
+def _unpack(data: bytes) -> PictureFeatures:
+    tensors = load_tensors(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    rest = json.loads(header["__metadata__"][_META])
+    own = {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith("processed/")}
+    num_layers = sum(name.startswith("deepstack/") for name in tensors)
+    return PictureFeatures(
+        pooled=tensors["pooled"],
+        deepstack=tuple(tensors[f"deepstack/{i}"] for i in range(num_layers)),
+        as_list=rest["as_list"],
+        processed={**own, **rest["processed"]},
+        replacements=tuple(rest["replacements"]),
+    )
+
+
+def _root() -> Path:
+    return cache_home() / "features"
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:  # removed meanwhile
+        return None
