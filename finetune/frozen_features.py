@@ -66,7 +66,7 @@ def _why_off(recipe: Recipe, base: Base, learnt: Rows) -> str | None:
         return "train.feature_store says so"
     towers = {tower for section in recipe.method for tower in section.adapted_towers} - {"language"}
     if towers:
-        return f"the {' and the '.join(sorted(towers))} {'trains' if len(towers) == 1 else 'train'}"
+        return f"the adapter changes what comes out of the {' and the '.join(sorted(towers))} tower"
     if isinstance(learnt, Stream):
         return "the train rows stream"
     if not isinstance(base.collator, Collator):

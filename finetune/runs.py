@@ -24,6 +24,7 @@ from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_
 from finetune.saving import save_adapter, save_weights
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import remember_base
+from finetune.tasks.head import why_all_logits
 from finetune.training.evaluate import predict, score
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
@@ -116,6 +117,8 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
+    if base.family.kind == "generative" and (told := why_all_logits(base.model)):
+        log.say(told)
     batches = Batches(collator, attachment.placeholders)
     steps = _fit(recipe, base, attachment, batches, learnt, splits["val"], accelerator, log, checkpoints, start)
     if splits["test"]:

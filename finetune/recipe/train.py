@@ -1,10 +1,14 @@
 """The optimisation."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from finetune.recipe.section import Fraction, PositiveInt, Section
+
+
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare off so
 
 
 class TrainSection(Section):
@@ -46,7 +50,7 @@ class TrainSection(Section):
     """auto: an unfinished run in the run's folder goes on; never: it starts again."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches on the side; 0: none."""
-    feature_store: Literal["auto", "off"] = "auto"
+    feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     """auto: what frozen towers make of a picture is computed once and kept on disk, where that changes no result."""
     feature_store_max_bytes: PositiveInt = 50_000_000_000
     """Bytes that all kept features may take; what no run uses makes room."""

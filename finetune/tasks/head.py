@@ -31,6 +31,13 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
     return logits.flatten(0, 1)[places] if logits.shape[:2] == shape else logits[0]
 
 
+def why_all_logits(model: Any) -> str | None:
+    """Returns what is told of a model whose head cannot be given single places; None where it can."""
+    if model.get_output_embeddings() is not None:
+        return None
+    return f"{type(model).__name__} names no language head, so logits of every token are computed, learnt or not"
+
+
 @contextmanager
 def _head_at(model: Any, places: Tensor, shape: tuple[int, ...]) -> Iterator[None]:
     def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

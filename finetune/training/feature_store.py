@@ -137,6 +137,9 @@ def make_room(wanted: int, *, max_bytes: int, keep: Collection[Path]) -> bool:
     """
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
+    for aside in root.glob(f"*/*/.*{_SUFFIX}.*"):  # of a process that was killed
+        if (stat := _stat(aside)) and time.time() - stat.st_mtime > _HOUR:
+            aside.unlink(missing_ok=True)
     found = {path: stat for path in root.glob(f"*/*/*{_SUFFIX}") if (stat := _stat(path))}
     taken, kept = sum(stat.st_size for stat in found.values()), set(keep)
     for path, stat in sorted(found.items(), key=lambda item: item[1].st_mtime):

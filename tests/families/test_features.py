@@ -1,0 +1,103 @@
+"""Stored features in the place of pictures: the same ids, the same logits, the same answers, and no tower."""
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.build import load_base
+from finetune.data.images import open_image
+from finetune.errors import ModelError
+from finetune.example import Example, answer, ask
+
+MIXED = {"one": [0], "two in a row": [1], "mixed": [0, 1, 2, 3, 4], "none": [3]}
+# A convolution may take another way for a batch than for one picture, and rounds otherwise then.
+ROUNDING = {"fast_vlm": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_family):
+    return load_base(str(tiny_family), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def mixed_rows():
+    """Rows with one, two or no picture, of sizes that differ."""
+    rng = np.random.default_rng(0)
+
+    def picture(width, height):
+        return rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+    return [
+        Example(
+            id=str(i),
+            messages=[*ask("what is it" + " then" * i, num_images=count), answer("yes no"[: 3 + i])],
+            images=[picture(40 + 13 * i + 20 * j, 64 - 7 * i) for j in range(count)],
+            answers=["yes"],
+        )
+        for i, count in enumerate([1, 2, 1, 0, 1])
+    ]
+
+
+@pytest.fixture(scope="module")
+def collator(base, mixed_rows):
+    """One that has the features of every row's pictures, and opens none."""
+    known = {
+        tuple(map(id, row.images)): base.family.picture_features(base.model, base.processor, base.collator.open(row))
+        for row in mixed_rows
+        if row.images
+    }
+    return base.collator.reading(lambda images: known[tuple(map(id, images))])
+
+
+@pytest.fixture
+def nothing_runs(base, monkeypatch):
+    """Returns a function after which opening a picture, and running the tower or the projector, raise."""
+
+    def forbid():
+        def refuse(*args, **kwargs):
+            raise AssertionError("a picture was opened, or a tower ran")
+
+        monkeypatch.setattr("finetune.data.collate.open_image", refuse)
+        for path in (*base.towers.vision, *base.towers.projector):
+            monkeypatch.setattr(base.model.get_submodule(path), "forward", refuse)
+
+    return forbid
+
+
+@pytest.mark.parametrize("which", MIXED)
+def test_logits_and_answers_are_those_with_pictures(base, mixed_rows, collator, nothing_runs, which):
+    rows = [mixed_rows[i] for i in MIXED[which]]
+    task, found = base.task(base.default_task), {}
+    for who, source in (("pictures", base.collator), ("features", collator)):
+        if who == "features":
+            nothing_runs()
+        training, asked = source.training_batch(rows), source.prompt_batch(rows)
+        with torch.inference_mode():
+            logits = base.family.outputs(base.model, training.inputs)
+        found[who] = training, asked, logits, task.predict(base.model, asked)
+    for place in (0, 1):
+        with_pictures, with_features = found["pictures"][place], found["features"][place]
+        plain = {name: value for name, value in with_pictures.inputs.items() if not name.startswith("pixel_")}
+        assert set(with_features.inputs) - {"mm_encoder_outputs"} == set(plain)
+        for name, value in plain.items():
+            assert torch.equal(value, with_features.inputs[name]), name
+        assert ("mm_encoder_outputs" in with_features.inputs) == any(row.images for row in rows)
+    assert torch.equal(found["pictures"][0].labels, found["features"][0].labels)
+    mask = found["pictures"][0].inputs["attention_mask"].bool()
+    difference = (found["pictures"][2] - found["features"][2])[mask].abs().max()
+    assert difference <= ROUNDING.get(base.family.model_type, 0.0)
+    assert found["pictures"][3] == found["features"][3]
+
+
+def test_a_model_that_takes_no_features_says_so(base, mixed_rows, monkeypatch):
+    monkeypatch.setattr(type(base.model.base_model), "get_image_features", None)
+    with pytest.raises(ModelError, match="takes no features in the place of pictures"):
+        base.family.picture_features(base.model, base.processor, [open_image(mixed_rows[0].images[0])])
+
+
+def test_a_processor_that_tells_no_replacements_says_so(base, mixed_rows, monkeypatch):
+    family = type(base.family)
+    encode = family._encode
+    monkeypatch.setattr(family, "_encode", lambda self, processor, *args: encode(self, base.processor, *args))
+    with pytest.raises(ModelError, match="does not say what text stands for a picture"):
+        base.family.picture_features(base.model, base.processor, [open_image(mixed_rows[0].images[0])])

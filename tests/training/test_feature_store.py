@@ -1,0 +1,254 @@
+"""The feature store in whole runs: filled once, exact, noticed when a byte changes, off where it would not be exact."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.errors import TrainingError
+from finetune.interfaces import PictureFeatures
+from finetune.runs import train
+from finetune.training import feature_store
+from finetune.training.feature_store import FeatureStore, StoredFeatures, is_whole, make_room, read
+from finetune.training.loop import Trainer
+
+LANGUAGE = {"towers": {"projector": "none"}}
+
+
+def features(tokens=3):
+    return PictureFeatures(
+        pooled=torch.randn(tokens, 4),
+        deepstack=(torch.randn(tokens, 4), torch.randn(tokens, 4)),
+        as_list=True,
+        processed={"rows": [[1]], "image_grid_thw": torch.tensor([[1, 2, 3]]), "pixel_values": torch.empty(1, 0)},
+        replacements=("<a><image><b>",),
+    )
+
+
+@pytest.fixture
+def run(make_recipe, tiny_fast_vlm, tmp_path, capsys):
+    """Returns a function that runs a recipe on the squares: what it printed, its losses and its files of features."""
+
+    def run(base=tiny_fast_vlm, **changes):
+        changes = {"method": LANGUAGE, **changes}
+        options = {"resume": "never", "logging_steps": 1, **changes.pop("train", {})}
+        recipe = make_recipe(base, train=options, **changes)
+        train(recipe)
+        lines = [json.loads(line) for line in (recipe.run_folder / "log.jsonl").read_text().splitlines()]
+        return SimpleNamespace(
+            said=next(line for line in capsys.readouterr().out.splitlines() if line.startswith("feature store")),
+            losses=[line["loss"] for line in lines if "loss" in line],
+            predictions=(recipe.run_folder / "predictions-adapter.jsonl").read_text(),
+            files=sorted((tmp_path / "cache" / "features").rglob("*.features")),
+        )
+
+    return run
+
+
+@pytest.fixture
+def sealed(monkeypatch):
+    """While a Trainer trains, opening a picture and running a tower or projector raise."""
+    steps = Trainer.train
+
+    def train_sealed(self, *args, **kwargs):
+        def refuse(*args, **kwargs):
+            raise AssertionError("a picture was opened, or a tower ran")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("finetune.data.images._opened", refuse)
+            patch.setattr("finetune.data.collate.open_image", refuse)
+            for name, module in self.plain_model.named_modules():
+                if name.rpartition(".")[2] in ("vision_tower", "multi_modal_projector", "vision_model", "connector"):
+                    patch.setattr(module, "forward", refuse)
+            return steps(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", train_sealed)
+
+
+def test_a_run_on_stored_features_is_the_run_on_pictures(tiny_base, run, sealed):
+    stored = run(tiny_base, name="stored")
+    assert stored.said.startswith("feature store: the pictures of 26 rows, 26 of them new (")
+    assert len(stored.files) == 26
+    again = run(tiny_base, name="again", method={**LANGUAGE, "r": 2})  # another adapter
+    assert "26 rows, 0 of them new" in again.said
+
+
+def test_losses_and_answers_are_those_without(tiny_base, run):
+    stored, plain = run(tiny_base, name="one"), run(tiny_base, name="two", train={"feature_store": "off"})
+    assert plain.said == "feature store off: train.feature_store says so"
+    assert stored.losses == pytest.approx(plain.losses, abs=1e-5) and len(stored.losses) == 3
+    assert stored.predictions == plain.predictions
+
+
+def test_workers_read_the_store(run, sealed):
+    assert run(name="here").losses == run(name="there", train={"num_workers": 2}).losses
+
+
+@pytest.mark.parametrize("damage", ["a changed byte", "cut short", "gone"])
+def test_damage_is_noticed_and_made_good(run, damage):
+    first = run(name="first")
+    victim = first.files[3]
+    data = victim.read_bytes()
+    if damage == "gone":
+        victim.unlink()
+    else:
+        changed = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+        victim.write_bytes(changed if damage == "a changed byte" else data[: len(data) // 2])
+    assert not is_whole(victim)
+    second = run(name="second")
+    assert "26 rows, 1 of them new" in second.said
+    assert victim.read_bytes() == data and second.losses == first.losses
+
+
+def test_damage_during_a_run_stops_it(tmp_path):
+    store = FeatureStore({"base": "x"})
+    path = store.path(["0" * 64])
+    store.put(path, features())
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    stored = StoredFeatures({feature_store.row_key([picture]): path})
+    assert stored([picture]) is not None and stored([b"another"]) is None
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(TrainingError, match="have changed on disk or are gone. Start the run again"):
+        stored([picture])
+
+
+def test_what_is_read_is_what_was_put():
+    store, wanted = FeatureStore({"base": "x"}), features()
+    path = store.path(["a", "b"])
+    assert store.put(path, wanted) == path.stat().st_size
+    found = read(path)
+    assert torch.equal(found.pooled, wanted.pooled) and found.as_list and found.replacements == wanted.replacements
+    assert all(torch.equal(x, y) for x, y in zip(found.deepstack, wanted.deepstack, strict=True))
+    assert found.processed["rows"] == [[1]] and found.processed["image_grid_thw"].tolist() == [[1, 2, 3]]
+    assert store.path(["b", "a"]) != path != FeatureStore({"base": "y"}).path(["a", "b"])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_equal_pictures_are_stored_once_wherever_they_stand(run, rows_folder):
+    for i in range(2, 26, 2):
+        (rows_folder / "images" / f"{i}.png").write_bytes((rows_folder / "images" / "0.png").read_bytes())
+    assert len(run().files) == 14
+
+
+def test_a_changed_picture_has_features_of_its_own(run, rows_folder):
+    run(name="first")
+    Image.fromarray(np.full((40, 32, 3), 7, np.uint8)).save(rows_folder / "images" / "0.png")
+    assert "26 rows, 1 of them new" in run(name="second").said
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"method": {"towers": {"projector": "all-linear"}}}, "the adapter changes what comes out of the projector"),
+        ({"method": [{"name": "overrides", "parameters": ["projector"]}]}, "comes out of the projector tower"),
+        (
+            {"train": {"feature_store_max_bytes": 5000}},
+            "are wanted, more than the disk of .* or train.feature_store_max",
+        ),
+    ],
+)
+def test_it_is_off_where_it_must_be(run, changes, why):
+    found = run(**changes)
+    assert found.said.startswith("feature store off: ") and len(found.files) == 0
+    assert re.search(why, found.said)
+
+
+def test_it_is_off_where_logits_would_differ(run, monkeypatch):
+    monkeypatch.setattr(
+        "finetune.families.features._flat", lambda out: torch.cat([x.reshape(-1, x.shape[-1]) for x in out]) * 1.01
+    )
+    assert "logits would differ by" in run().said
+
+
+def test_it_is_off_where_nothing_can_be_written(run, monkeypatch):
+    def full(self, path, features):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FeatureStore, "put", full)
+    found = run()
+    assert "cannot be written (No space left on device)" in found.said and len(found.losses) == 3
+
+
+def test_room_is_made_of_what_no_run_uses():
+    store = FeatureStore({"base": "x"})
+    paths = [store.path([str(i)]) for i in range(4)]
+    size = [store.put(path, features()) for path in paths][0]
+    for age, path in enumerate(paths):
+        os.utime(path, (time.time() - 3600 * 10 * age,) * 2)
+    assert make_room(size, max_bytes=4 * size, keep=[paths[3]])
+    assert [path.exists() for path in paths] == [True, True, False, True]
+    assert not make_room(size, max_bytes=size, keep=[])
+    assert [path.exists() for path in paths] == [True, False, False, False]  # one that may be in use stays
+    read(paths[0])
+    os.utime(paths[0], (time.time() - 7200,) * 2)
+    assert is_whole(paths[0]) and time.time() - paths[0].stat().st_mtime < 60
+
+
+def test_what_a_killed_process_left_aside_makes_room():
+    store = FeatureStore({"base": "x"})
+    path = store.path(["a"])
+    store.put(path, features())
+    aside = path.with_name(f".{path.name}.123")
+    aside.write_bytes(b"half")
+    make_room(0, max_bytes=10**9, keep=[])
+    assert aside.exists()  # its writer may live
+    os.utime(aside, (0, 0))
+    make_room(0, max_bytes=10**9, keep=[])
+    assert not aside.exists() and path.exists()
+
+
+FILL = """
+import sys, time
+from finetune.training import feature_store
+from finetune.recipe import load_recipe
+from finetune.runs import train
+put = feature_store.FeatureStore.put
+def slow(self, path, features):
+    time.sleep(0.05)
+    return put(self, path, features)
+feature_store.FeatureStore.put = slow
+train(load_recipe(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.distributed
+def test_two_runs_fill_one_store_and_a_killed_one_leaves_nothing_half(make_recipe, tiny_fast_vlm, tmp_path):
+    import yaml
+
+    recipe = make_recipe(tiny_fast_vlm, method=LANGUAGE, adapter={"publish": None})
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    root = tmp_path / "cache" / "features"
+
+    def start(name):
+        command = [sys.executable, "-c", FILL, str(config), f"name={name}"]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    killed = start("killed")
+    while len(list(root.rglob("*.features"))) < 5:
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    before = sorted(root.rglob("*.features"))
+    assert all(map(is_whole, before)) and 5 <= len(before) < 26
+    both = [start(name) for name in ("one", "two")]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    files = sorted(root.rglob("*.features"))
+    assert len(files) == 26 and all(map(is_whole, files))
+    logs = [(recipe.run_folder.parent / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    losses = [[json.loads(line).get("loss") for line in log] for log in logs]
+    assert losses[0] == losses[1] and any(losses[0])
