@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.gate import Gate, Ready, Round
 from finetune.errors import FinetuneError
+from finetune.hardware import find_hardware
+from finetune.launch import training_env
 from finetune.lookup import import_string
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from multiprocessing.connection import Connection
 
     from benchmarks.contestants import Job
@@ -125,7 +128,8 @@ class Worker:
         self._process = multiprocessing.get_context("spawn").Process(
             target=_work, args=(name, job, steps, theirs, self.log)
         )
-        self._process.start()
+        with _environment(job):
+            self._process.start()
         theirs.close()
         self._memory = _Memory(self._process.pid or 0)
         self._ready: Ready | None = None
@@ -180,6 +184,21 @@ class Worker:
             written = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
             raise BenchmarkError(f"{self.name} could not be measured: {answer}\n{written[-3000:]}")
         return answer
+
+
+@contextmanager
+def _environment(job: Job) -> Iterator[None]:
+    """Sets what a process reads when it starts."""
+    before = dict(os.environ)
+    if job.launched:
+        os.environ.update(training_env(before, hardware=find_hardware(before), nproc=1))
+    if job.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class _Memory:

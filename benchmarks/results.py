@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.measure import Measured
 
 SAME_LOSS = 1e-4  # nats; summing in another order moves a loss less than that
-EPOCHS = 3
+EPOCHS = 3  # that all steps of a run are
 
 # Figure -> what it should reach; at most for the last two, at least for all others.
 WANTED = {

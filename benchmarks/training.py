@@ -16,14 +16,12 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from benchmarks.contestants import CONTESTANTS, Job
+from benchmarks.contestants import CONTESTANTS, LAUNCHED, Job
 from benchmarks.contestants.parts import HAS_STORE, order_of, recipe_of
 from benchmarks.measure import BenchmarkError, Measured, measure
 from benchmarks.models import SETUPS, Setup
-from benchmarks.results import SAME_LOSS, check_same_work, figures, machine, table
+from benchmarks.results import EPOCHS, SAME_LOSS, check_same_work, figures, machine, table
 from benchmarks.rows import write_rows
-
-EPOCHS = 3  # that the steps of a run are
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             "device": options.device,
             "dtype": options.dtype,
             "rounds": options.rounds,
+            "same_environment": options.same_environment,
             "models": {
                 model: {"title": SETUPS[model].title, "batch_size": batch_sizes[model], "rows": num_rows[model]}
                 | {"contestants": {name: one.to_json() for name, one in found.items()}}
@@ -83,6 +82,7 @@ def run_model(name: str, folder: Path, options: argparse.Namespace, *, num_rows:
             device=options.device,
             dtype=options.dtype,
             num_workers=options.num_workers,
+            launched=options.same_environment or contestant in LAUNCHED,
         )
 
     length = (options.rounds + 1) * steps * setup.batch_size
@@ -110,6 +110,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32; bfloat16 on cuda)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that prepare batches, for each (0)")
+    parser.add_argument("--same-environment", action="store_true", help="gives everybody the environment of launch.sh")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     options.models = _names(options.models, SETUPS, parser)

@@ -17,6 +17,10 @@ CONTESTANTS = {
     "floor": "benchmarks.contestants.floor:run",
 }
 
+# Those that run in the environment that ``launch.sh`` starts a recipe in: ours, and what bounds ours from below. The
+# others run in the one that the command finds.
+LAUNCHED = ("ours", "stored", "floor")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -31,6 +35,7 @@ class Job:
         device: ``cpu`` or ``cuda``.
         dtype: of the frozen weights, as torch names it.
         num_workers: processes that prepare batches on the side.
+        launched: whether it runs in the environment that ``launch.sh`` makes.
         r: rank of LoRA, on every linear module of the language model.
         lora_alpha: its scale times r.
         learning_rate: of AdamW, constant and without weight decay.
@@ -46,6 +51,7 @@ class Job:
     device: str
     dtype: str
     num_workers: int
+    launched: bool
     r: int = 8
     lora_alpha: int = 16
     learning_rate: float = 1e-3

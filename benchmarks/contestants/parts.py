@@ -24,6 +24,11 @@ HAS_STORE = "feature_store" in TrainSection.model_fields
 
 def recipe_of(job: Job, *, store: bool = False) -> Recipe:
     """Returns what ours runs; the others take from it what they have in common with ours."""
+    return parse_recipe(raw_recipe(job, store=store), source="benchmark")
+
+
+def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
+    """Returns the recipe as a file would hold it."""
     train: dict[str, Any] = {
         "max_steps": job.num_steps,
         "batch_size": job.batch_size,
@@ -37,7 +42,7 @@ def recipe_of(job: Job, *, store: bool = False) -> Recipe:
     }
     if HAS_STORE:
         train["feature_store"] = "auto" if store else "off"
-    raw = {
+    return {
         "name": "benchmark",
         "domain": "benchmark",
         "seed": job.seed,
@@ -46,7 +51,6 @@ def recipe_of(job: Job, *, store: bool = False) -> Recipe:
         "data": {"source": "jsonl", "root": str(job.rows), "val": None, "test": None},
         "train": train,
     }
-    return parse_recipe(raw, source="benchmark")
 
 
 def order_of(recipe: Recipe, *, num_rows: int) -> tuple[int, ...]:
