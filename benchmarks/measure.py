@@ -47,6 +47,7 @@ class Measured:
         peak_bytes: most anonymous memory of its process, from its start to its end.
         training_peak_bytes: the same from its first step on.
         cuda_bytes: most that torch had allocated on the GPU.
+        flops: floating-point operations of a step; 0 where they were not counted.
     """
 
     rounds: list[Round]
@@ -57,6 +58,7 @@ class Measured:
     peak_bytes: int
     training_peak_bytes: int
     cuda_bytes: int
+    flops: float
 
     @property
     def seconds(self) -> float:
@@ -67,6 +69,10 @@ class Measured:
     def cpu_seconds(self) -> float:
         """Median CPU time of a step."""
         return statistics.median(one.cpu_seconds / len(one.losses) for one in self.rounds)
+
+    def mfu(self, peak_tflops: float) -> float:
+        """Returns the share of a device's ``peak_tflops`` that the operations it really ran make up."""
+        return self.flops / self.seconds / (peak_tflops * 1e12)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain data."""
@@ -82,6 +88,7 @@ class Measured:
             "peak_bytes": self.peak_bytes,
             "training_peak_bytes": self.training_peak_bytes,
             "cuda_bytes": self.cuda_bytes,
+            "step_flops": self.flops,
         }
 
 
@@ -168,6 +175,7 @@ class Worker:
             peak_bytes=self._memory.peak,
             training_peak_bytes=self._memory.peak_since_mark,
             cuda_bytes=max(one.cuda_bytes for one in rounds),
+            flops=rounds[0].flops / len(rounds[0].losses),
         )
 
     def _receive(self, kind: type) -> Any:
@@ -249,7 +257,7 @@ def _work(name: str, job: Job, steps: int, connection: Connection, log: Path) ->
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     try:
-        import_string(CONTESTANTS[name])(job, Gate(connection, steps))
+        import_string(CONTESTANTS[name])(job, Gate(connection, steps, counts_flops=job.device == "cuda"))
     except EOFError:  # the one who measures has gone
         return
     except Exception as error:

@@ -121,15 +121,19 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def table(results: Results, reached: Mapping[str, float], *, titles: Mapping[str, str]) -> str:
-    """Returns everything as text."""
+def table(
+    results: Results, reached: Mapping[str, float], *, titles: Mapping[str, str], peak_tflops: float = 0.0
+) -> str:
+    """Returns everything as text; ``peak_tflops`` are those of the GPU, and 0 leaves its columns out."""
     lines = []
     for model, found in results.items():
-        lines += ["", f"({model}) {titles[model]}", f"{'':8}{'s a step':>10}{'CPU s':>9}{'fill s':>9}{'peak MiB':>10}"]
+        head = f"{'':8}{'s a step':>10}{'CPU s':>9}{'fill s':>9}{'peak MiB':>10}"
+        lines += ["", f"({model}) {titles[model]}", head + (f"{'GPU GiB':>9}{'MFU':>7}" if peak_tflops else "")]
         for name, one in found.items():
+            on_gpu = f"{one.cuda_bytes / 2**30:>9.2f}{one.mfu(peak_tflops):>7.1%}" if peak_tflops else ""
             lines.append(
                 f"{name:8}{one.seconds:>10.4f}{one.cpu_seconds:>9.4f}{one.fill_seconds:>9.2f}"
-                f"{one.peak_bytes / 2**20:>10.0f}"
+                f"{one.peak_bytes / 2**20:>10.0f}{on_gpu}"
             )
     lines += ["", f"{'':24}{'reached':>10}  wanted"]
     for name, wanted in WANTED.items():

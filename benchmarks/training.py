@@ -36,16 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
             results[name] = run_model(name, Path(folder), options, num_rows=num_rows[name])
     batch_sizes = {name: SETUPS[name].batch_size for name in options.models}
     reached = figures(results, num_rows=num_rows, batch_sizes=batch_sizes)
-    print(table(results, reached, titles={name: SETUPS[name].title for name in options.models}))
+    titles = {name: SETUPS[name].title for name in options.models}
+    print(table(results, reached, titles=titles, peak_tflops=options.peak_tflops if options.device == "cuda" else 0.0))
     if options.json:
         details = {
             "machine": machine(torch.device(options.device)),
             "device": options.device,
             "dtype": options.dtype,
             "rounds": options.rounds,
+            "peak_tflops": options.peak_tflops,
             "same_environment": options.same_environment,
             "models": {
-                model: {"title": SETUPS[model].title, "batch_size": batch_sizes[model], "rows": num_rows[model]}
+                model: {"title": titles[model], "batch_size": batch_sizes[model], "rows": num_rows[model]}
                 | {"contestants": {name: one.to_json() for name, one in found.items()}}
                 for model, found in results.items()
             },
@@ -109,6 +111,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="optimizer steps of a round (each model's own)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32; bfloat16 on cuda)")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=989.0, help="of the GPU in this dtype, for MFU (989: H200)"
+    )
     parser.add_argument("--num-workers", type=int, default=0, help="processes that prepare batches, for each (0)")
     parser.add_argument("--same-environment", action="store_true", help="gives everybody the environment of launch.sh")
     options = parser.parse_args(arguments)

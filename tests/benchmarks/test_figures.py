@@ -20,7 +20,8 @@ def measured(seconds, **changes):
         "fill_seconds": 0.0,
         "peak_bytes": 1000,
         "training_peak_bytes": 900,
-        "cuda_bytes": 0,
+        "cuda_bytes": 2**30,
+        "flops": 4e12,
     }
     return Measured(**values | changes)
 
@@ -52,6 +53,12 @@ def test_figures_are_ratios_of_medians():
     text = table(results, found, titles={"a": "A", "b": "B", "b4": "C"})
     assert "memory_vs_trl                  1.1  <= 1: no" in text
     assert "stored_vs_floor                0.9  >= 0.9: yes" in text
+
+
+def test_a_gpu_has_columns_of_its_own():
+    text = table({"b": {"trl": measured(2.0)}}, {}, titles={"b": "B"}, peak_tflops=10.0)
+    assert "GPU GiB    MFU" in text
+    assert "1.00  20.0%" in text
 
 
 def test_what_was_not_measured_has_no_figure():
