@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.gate import Gate, Ready, Round
 from finetune.errors import FinetuneError
-from finetune.hardware import find_hardware
+from finetune.hardware import find_hardware, num_cores
 from finetune.launch import training_env
 from finetune.lookup import import_string
 
@@ -109,9 +109,11 @@ def measure(jobs: Mapping[str, Job], *, steps: int, rounds: int) -> dict[str, Me
         for name, job in jobs.items():
             workers[name] = Worker(name, job, steps=steps)
             workers[name].load()
-        for _ in range(rounds + 1):
-            for name, worker in workers.items():
-                found[name].append(worker.round())
+        names = [*workers]
+        for number in range(rounds + 1):
+            first = number % len(names)  # nobody always follows the same one
+            for name in names[first:] + names[:first]:
+                found[name].append(workers[name].round())
         for worker in workers.values():
             worker.finish()
     finally:
@@ -196,12 +198,12 @@ class Worker:
 
 @contextmanager
 def _environment(job: Job) -> Iterator[None]:
-    """Sets what a process reads when it starts."""
+    """Sets what a process reads when it starts; all compute with as many threads."""
     before = dict(os.environ)
-    if job.launched:
-        os.environ.update(training_env(before, hardware=find_hardware(before), nproc=1))
+    new = {"OMP_NUM_THREADS": str(num_cores())} | before
     if job.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+        new["ACCELERATE_USE_CPU"] = "true"
+    os.environ.update(training_env(new, hardware=find_hardware(new), nproc=1) if job.launched else new)
     try:
         yield
     finally:

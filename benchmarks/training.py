@@ -90,9 +90,7 @@ def run_model(name: str, folder: Path, options: argparse.Namespace, *, num_rows:
     length = (options.rounds + 1) * steps * setup.batch_size
     order = order_of(recipe_of(job("order", (0,) * length)), num_rows=num_rows)
     found = measure({one: job(one, order) for one in options.only}, steps=steps, rounds=options.rounds)
-    check_same_work(
-        name, found, batch_size=setup.batch_size, tolerance=SAME_LOSS if options.dtype == "float32" else 1e-2
-    )
+    check_same_work(name, found, batch_size=setup.batch_size, tolerance=SAME_LOSS[options.dtype])
     return found
 
 
