@@ -1,0 +1,68 @@
+"""Who is measured. A contestant is a function that trains as its kind does, and calls the gate after every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Name -> the function, of a job and a gate.
+CONTESTANTS = {
+    "trl": "benchmarks.contestants.sft_trainer:run",
+    "bare": "benchmarks.contestants.bare:run",
+    "ours": "benchmarks.contestants.ours:run",
+    "stored": "benchmarks.contestants.ours:run_stored",
+    "floor": "benchmarks.contestants.floor:run",
+}
+
+# Those that run in the environment that ``launch.sh`` starts a recipe in: ours, and what bounds ours from below. The
+# others run in the one that the command finds.
+LAUNCHED = ("ours", "stored", "floor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every contestant does.
+
+    Attributes:
+        base: folder of the model.
+        rows: folder of ``train.jsonl``.
+        scratch: folder to write in, the contestant's own.
+        order: the row of each place, step after step; ``batch_size`` of them are a step.
+        batch_size: rows of an optimizer step.
+        device: ``cpu`` or ``cuda``.
+        dtype: of the frozen weights, as torch names it.
+        num_workers: processes that prepare batches on the side.
+        launched: whether it runs in the environment that ``launch.sh`` makes.
+        r: rank of LoRA, on every linear module of the language model.
+        lora_alpha: its scale times r.
+        learning_rate: of AdamW, constant and without weight decay.
+        max_grad_norm: gradients are clipped to it.
+        seed: of the rows' order and of LoRA.
+    """
+
+    base: Path
+    rows: Path
+    scratch: Path
+    order: tuple[int, ...]
+    batch_size: int
+    device: str
+    dtype: str
+    num_workers: int
+    launched: bool
+    r: int = 8
+    lora_alpha: int = 16
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return len(self.order) // self.batch_size
+
+    def step_rows(self, step: int) -> tuple[int, ...]:
+        """Returns the rows of ``step``."""
+        return self.order[step * self.batch_size : (step + 1) * self.batch_size]

@@ -1,0 +1,95 @@
+"""Ours, put together as ``finetune.runs`` does, without and with the frozen-feature store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from benchmarks.contestants.parts import HAS_STORE, recipe_of
+from finetune.build import Batches, base_of, rows_to_learn
+from finetune.errors import FinetuneError
+from finetune.methods.adapter import attach
+from finetune.training.log import RunLog
+from finetune.training.loop import Trainer
+
+if TYPE_CHECKING:
+    from benchmarks.contestants import Job
+    from benchmarks.gate import Gate
+    from finetune.interfaces import Batch, Task
+
+
+def run(job: Job, gate: Gate) -> None:
+    """Trains without the store."""
+    ours(job, gate, store=False)
+
+
+def run_stored(job: Job, gate: Gate) -> None:
+    """Fills the store, which is reported apart, and trains from it."""
+    ours(job, gate, store=True)
+
+
+def ours(job: Job, gate: Gate, *, store: bool) -> None:
+    """Trains through our own loop.
+
+    Args:
+        job: what to do.
+        gate: is told of every step.
+        store: whether what the frozen tower makes of a picture is computed once.
+    """
+    if store and not HAS_STORE:
+        raise FinetuneError("this version of finetune has no train.feature_store, so `stored` cannot be measured")
+    recipe = recipe_of(job, store=store)
+    accelerator = Accelerator(gradient_accumulation_steps=1, cpu=job.device == "cpu")
+    set_seed(recipe.seed)
+    base = base_of(recipe, device=str(accelerator.device))
+    rows = rows_to_learn(recipe, base=base)
+    fill_seconds = 0.0
+    # SEAM for the frozen-feature store: where `store` is set, fill it here as runs.train does, time that into
+    # fill_seconds, and have the batches below read it.
+    attachment = attach(base.host, recipe.method)
+    batches = Batches(base.collator, attachment.placeholders)
+    task = _Counted(base.task(recipe.task))
+    job.scratch.mkdir(parents=True, exist_ok=True)
+    log = _GatedLog(job.scratch, every=recipe.train.logging_steps, gate=gate, task=task)
+    trainer = Trainer(
+        base.model,
+        attachment,
+        task,  # type: ignore[arg-type]
+        batches.training_batch,
+        recipe.train,
+        accelerator,
+        log,
+        seed=recipe.seed,
+    )
+    gate.ready(base.model, fill_seconds=fill_seconds)
+    trainer.train(rows)
+
+
+class _Counted:
+    """A task that remembers how many tokens its last window learnt."""
+
+    def __init__(self, task: Task):
+        self._task = task
+        self.learnt = 0
+
+    def count_items(self, batch: Batch) -> dict[str, int]:
+        counts = self._task.count_items(batch)
+        self.learnt = sum(counts.values())
+        return counts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+class _GatedLog(RunLog):
+    """The run's log, which tells the gate of every step."""
+
+    def __init__(self, *args: Any, gate: Gate, task: _Counted, **options: Any):
+        super().__init__(*args, **options)
+        self._gate, self._task = gate, task
+
+    def step(self, step: int, **values: Any) -> None:
+        super().step(step, **values)
+        self._gate.step(values["loss"], self._task.learnt)

@@ -1,0 +1,85 @@
+"""What several contestants are made of: the recipe, PEFT's model, batches that are ready in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from finetune.build import base_of, rows_to_learn
+from finetune.recipe import Recipe, TrainSection, parse_recipe
+from finetune.training.plan import Plan
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from benchmarks.contestants import Job
+    from finetune.build import Base
+    from finetune.interfaces import Batch
+
+# Whether this version of finetune has a frozen-feature store.
+HAS_STORE = "feature_store" in TrainSection.model_fields
+
+
+def recipe_of(job: Job, *, store: bool = False) -> Recipe:
+    """Returns what ours runs; the others take from it what they have in common with ours."""
+    return parse_recipe(raw_recipe(job, store=store), source="benchmark")
+
+
+def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
+    """Returns the recipe as a file would hold it."""
+    train: dict[str, Any] = {
+        "max_steps": job.num_steps,
+        "batch_size": job.batch_size,
+        "learning_rate": job.learning_rate,
+        "lr_scheduler_type": "constant",
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": job.max_grad_norm,
+        "num_workers": job.num_workers,
+        "output_dir": str(job.scratch),
+    }
+    if HAS_STORE:
+        train["feature_store"] = "auto" if store else "off"
+    return {
+        "name": "benchmark",
+        "domain": "benchmark",
+        "seed": job.seed,
+        "model": {"name_or_path": str(job.base), "device": job.device, "dtype": job.dtype},
+        "method": {"name": "lora", "r": job.r, "lora_alpha": job.lora_alpha},
+        "data": {"source": "jsonl", "root": str(job.rows), "val": None, "test": None},
+        "train": train,
+    }
+
+
+def order_of(recipe: Recipe, *, num_rows: int) -> tuple[int, ...]:
+    """Returns the rows that ours will learn, in order: what the others are given."""
+    plan = Plan.of(recipe.train, num_rows=num_rows, num_processes=1, seed=recipe.seed)
+    return tuple(int(row) for step in range(plan.total_steps) for row in plan.rows(step))
+
+
+def lora_config(job: Job) -> LoraConfig:
+    """Returns PEFT's LoRA on every linear module of the language model, whatever the family calls that."""
+    modules = r"model\.(language_model|text_model)\..*_proj"
+    return LoraConfig(r=job.r, lora_alpha=job.lora_alpha, target_modules=modules)
+
+
+def peft_model(job: Job, base: Base) -> PeftModel:
+    """Returns the model with a fresh LoRA, in training mode."""
+    torch.manual_seed(job.seed)
+    return get_peft_model(base.model, lora_config(job)).train()
+
+
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Returns what trains."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def base_and_batches(job: Job) -> tuple[Base, list[Batch]]:
+    """Returns the base and the batches of all steps, on its device."""
+    recipe = recipe_of(job)
+    base = base_of(recipe, device=job.device)
+    rows = rows_to_learn(recipe, base=base)
+    batches = [base.collator.training_batch([rows[i] for i in job.step_rows(s)]) for s in range(job.num_steps)]
+    return base, [batch.to(base.model.device, base.model.dtype) for batch in batches]

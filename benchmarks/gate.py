@@ -1,0 +1,112 @@
+"""Where a contestant waits for its turn, and what it is asked there: one continuous run, stopped between rounds."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What a contestant says before its first step.
+
+    Attributes:
+        trainable: parameters that train.
+        fill_seconds: what it computed once for all of its epochs; 0 for most.
+    """
+
+    trainable: int
+    fill_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Some steps in a row.
+
+    Attributes:
+        seconds: wall time.
+        cpu_seconds: user and system time of the process and of its children that have ended.
+        losses: before each step's update, mean over its tokens.
+        learnt: supervised tokens of each step.
+        cuda_bytes: most that torch had allocated on the GPU; 0 without one.
+        flops: floating-point operations of its matrix products and attention, where they were counted; else 0.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    losses: list[float]
+    learnt: list[int]
+    cuda_bytes: int = 0
+    flops: int = 0
+
+
+@dataclass
+class Gate:
+    """Stands between a contestant and the one who measures.
+
+    Args:
+        connection: to the one who measures.
+        steps: of a round.
+        counts_flops: in the first round, which warms up: counting takes time.
+    """
+
+    connection: Connection
+    steps: int
+    counts_flops: bool = False
+    _begun: tuple[float, float] = (0.0, 0.0)
+    _losses: list[Any] = field(default_factory=list)
+    _learnt: list[Any] = field(default_factory=list)
+    _counter: FlopCounterMode | None = None
+
+    def ready(self, model: nn.Module, *, fill_seconds: float = 0.0) -> None:
+        """Says that everything is loaded, and waits for the first round."""
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.connection.send(Ready(trainable=trainable, fill_seconds=fill_seconds))
+        self._wait()
+        if self.counts_flops:
+            self._counter = FlopCounterMode(display=False).__enter__()
+
+    def step(self, loss: float | Tensor, learnt: int | Tensor) -> None:
+        """Notes a step; at the end of a round reports it, and waits for the next."""
+        self._losses.append(loss)
+        self._learnt.append(learnt)
+        if len(self._losses) < self.steps:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        wall, cpu = _now()
+        flops = 0
+        if self._counter:
+            self._counter.__exit__(None, None, None)
+            flops, self._counter = self._counter.get_total_flops(), None
+        self.connection.send(
+            Round(
+                seconds=wall - self._begun[0],
+                cpu_seconds=cpu - self._begun[1],
+                losses=[float(loss) for loss in self._losses],
+                learnt=[int(count) for count in self._learnt],
+                cuda_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+                flops=flops,
+            )
+        )
+        self._losses, self._learnt = [], []
+        self._wait()
+
+    def _wait(self) -> None:
+        self.connection.recv()
+        self._begun = _now()
+
+
+def _now() -> tuple[float, float]:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(one.ru_utime + one.ru_stime for one in used)

@@ -1,0 +1,268 @@
+"""Contestants side by side: a process each, one of them running at a time, in alternating rounds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.gate import Gate, Ready, Round
+from finetune.errors import FinetuneError
+from finetune.hardware import find_hardware, num_cores
+from finetune.launch import training_env
+from finetune.lookup import import_string
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from multiprocessing.connection import Connection
+
+    from benchmarks.contestants import Job
+
+SAMPLE_SECONDS = 0.005  # between two looks at a process's memory
+
+
+class BenchmarkError(FinetuneError):
+    """The contestants could not be measured, or did not do the same work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one contestant needed.
+
+    Attributes:
+        rounds: without the first, which warms up.
+        losses: of every step, the warm-up's included.
+        trainable: parameters that train.
+        learnt: supervised tokens of each step.
+        fill_seconds: wall time spent once before the first step.
+        peak_bytes: most anonymous memory of its process, from its start to its end.
+        training_peak_bytes: the same from its first step on.
+        cuda_bytes: most that torch had allocated on the GPU.
+        flops: floating-point operations of a step; 0 where they were not counted.
+    """
+
+    rounds: list[Round]
+    losses: list[float]
+    trainable: int
+    learnt: list[int]
+    fill_seconds: float
+    peak_bytes: int
+    training_peak_bytes: int
+    cuda_bytes: int
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        """Median wall time of a step."""
+        return statistics.median(one.seconds / len(one.losses) for one in self.rounds)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Median CPU time of a step."""
+        return statistics.median(one.cpu_seconds / len(one.losses) for one in self.rounds)
+
+    def mfu(self, peak_tflops: float) -> float:
+        """Returns the share of a device's ``peak_tflops`` that the operations it really ran make up."""
+        return self.flops / self.seconds / (peak_tflops * 1e12)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return {
+            "step_seconds": self.seconds,
+            "step_cpu_seconds": self.cpu_seconds,
+            "round_seconds": [one.seconds for one in self.rounds],
+            "round_cpu_seconds": [one.cpu_seconds for one in self.rounds],
+            "losses": self.losses,
+            "trainable": self.trainable,
+            "learnt_per_step": self.learnt[0],
+            "fill_seconds": self.fill_seconds,
+            "peak_bytes": self.peak_bytes,
+            "training_peak_bytes": self.training_peak_bytes,
+            "cuda_bytes": self.cuda_bytes,
+            "step_flops": self.flops,
+        }
+
+
+def measure(jobs: Mapping[str, Job], *, steps: int, rounds: int) -> dict[str, Measured]:
+    """Returns what each contestant needed, after a round that is not counted.
+
+    Args:
+        jobs: contestant -> what it does; all of them for ``(rounds + 1) * steps`` steps.
+        steps: of a round.
+        rounds: that count.
+
+    Raises:
+        BenchmarkError: a contestant failed, with what it wrote last.
+    """
+    workers: dict[str, Worker] = {}
+    found: dict[str, list[Round]] = {name: [] for name in jobs}
+    try:
+        for name, job in jobs.items():
+            workers[name] = Worker(name, job, steps=steps)
+            workers[name].load()
+        names = [*workers]
+        for number in range(rounds + 1):
+            first = number % len(names)  # nobody always follows the same one
+            for name in names[first:] + names[:first]:
+                found[name].append(workers[name].round())
+        for worker in workers.values():
+            worker.finish()
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return {name: worker.measured(found[name]) for name, worker in workers.items()}
+
+
+class Worker:
+    """A contestant's process, as the one who measures sees it.
+
+    Args:
+        name: the contestant's.
+        job: what it does.
+        steps: of a round.
+    """
+
+    def __init__(self, name: str, job: Job, *, steps: int):
+        self.name, self.log = name, job.scratch.with_suffix(".log")
+        self._connection, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_work, args=(name, job, steps, theirs, self.log)
+        )
+        with _environment(job):
+            self._process.start()
+        theirs.close()
+        self._memory = _Memory(self._process.pid or 0)
+        self._ready: Ready | None = None
+
+    def load(self) -> None:
+        """Waits until it has loaded everything."""
+        self._ready = self._receive(Ready)
+
+    def round(self) -> Round:
+        """Lets it run for a round."""
+        self._connection.send("go")
+        return self._receive(Round)
+
+    def finish(self) -> None:
+        """Lets it end its run."""
+        self._connection.send("go")
+        self._process.join()
+
+    def close(self) -> None:
+        """Ends the process, wherever it stands."""
+        self._memory.stop()
+        if self._process.is_alive():
+            self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def measured(self, rounds: list[Round]) -> Measured:
+        """Returns what ``rounds`` say together, the first of them being the warm-up."""
+        assert self._ready is not None
+        return Measured(
+            rounds=rounds[1:],
+            losses=[loss for one in rounds for loss in one.losses],
+            trainable=self._ready.trainable,
+            learnt=[count for one in rounds for count in one.learnt],
+            fill_seconds=self._ready.fill_seconds,
+            peak_bytes=self._memory.peak,
+            training_peak_bytes=self._memory.peak_since_mark,
+            cuda_bytes=max(one.cuda_bytes for one in rounds),
+            flops=rounds[0].flops / len(rounds[0].losses),
+        )
+
+    def _receive(self, kind: type) -> Any:
+        self._memory.watch()
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            answer = "the process ended"
+        finally:
+            self._memory.rest()
+        if kind is Ready:
+            self._memory.mark()
+        if not isinstance(answer, kind):
+            written = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+            raise BenchmarkError(f"{self.name} could not be measured: {answer}\n{written[-3000:]}")
+        return answer
+
+
+@contextmanager
+def _environment(job: Job) -> Iterator[None]:
+    """Sets what a process reads when it starts; all compute with as many threads."""
+    before = dict(os.environ)
+    new = {"OMP_NUM_THREADS": str(num_cores())} | before
+    if job.device == "cpu":
+        new["ACCELERATE_USE_CPU"] = "true"
+    os.environ.update(training_env(new, hardware=find_hardware(new), nproc=1) if job.launched else new)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class _Memory:
+    """Looks at a process's anonymous memory while that is watched, from outside, so that it costs the process nothing.
+
+    The kernel keeps a high-water mark of all resident memory only, files that are mapped included.
+    """
+
+    def __init__(self, pid: int):
+        self.peak = self.peak_since_mark = 0
+        self._status = Path(f"/proc/{pid}/status")
+        self._watched, self._stopped = threading.Event(), False
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def watch(self) -> None:
+        self._watched.set()
+
+    def rest(self) -> None:
+        self._watched.clear()
+
+    def mark(self) -> None:
+        self.peak_since_mark = 0
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._watched.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while self._watched.wait() and not self._stopped:
+            anonymous = self._anonymous()
+            self.peak, self.peak_since_mark = max(self.peak, anonymous), max(self.peak_since_mark, anonymous)
+            time.sleep(SAMPLE_SECONDS)
+
+    def _anonymous(self) -> int:
+        """Returns bytes; 0 where the process has ended, or the system has no /proc."""
+        try:
+            lines = self._status.read_text().splitlines()
+        except OSError:
+            return 0
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def _work(name: str, job: Job, steps: int, connection: Connection, log: Path) -> None:
+    """Runs a contestant in a process of its own; what it writes goes into ``log``."""
+    with log.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        import_string(CONTESTANTS[name])(job, Gate(connection, steps, counts_flops=job.device == "cuda"))
+    except EOFError:  # the one who measures has gone
+        return
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        connection.send(f"{type(error).__name__}: {error}")

@@ -1,0 +1,233 @@
+"""What is measured on: real classes and processors in the geometry of real models, with weights from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+from finetune.pocket import model_folder
+from finetune.pocket.blueprint import CHAT_TEMPLATE, IMAGE, build_tokenizer
+from finetune.pocket.words import WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, ProcessorMixin
+
+_TILES = tuple(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2))
+_IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>", *_TILES)
+_QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A model and how it is measured.
+
+    Attributes:
+        title: what people call it.
+        save: writes model and processor into a folder; returns the folder to load. Takes folder and dtype.
+        side: width and height of a picture, in pixels.
+        pictures: of the pocket's world, or smooth noise.
+        batch_size: rows of an optimizer step.
+        steps: optimizer steps of a round.
+        images_per_picture: what the vision tower sees of one picture: tiles, and the whole picture beside them.
+    """
+
+    title: str
+    save: Callable[[Path, torch.dtype], Path]
+    side: int
+    pictures: Literal["world", "noise"]
+    batch_size: int
+    steps: int
+    images_per_picture: int
+
+
+def save_pocket(folder: Path, dtype: torch.dtype) -> Path:
+    """Returns the folder of the embedded base, as it comes: the one model here that has learnt something."""
+    return model_folder()
+
+
+def save_smolvlm(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    tiles: int = 1,
+    side: int = 512,
+    vision: dict[str, int] | None = None,
+    text: dict[str, int] | None = None,
+) -> Path:
+    """Writes a SmolVLM-256M with random weights.
+
+    Args:
+        folder: where to.
+        dtype: of the weights.
+        tiles: of a picture along each side; above 1 the tower also sees the whole picture.
+        side: of a tile, in pixels.
+        vision: sizes of the tower that are not the real ones.
+        text: sizes of the language model that are not the real ones.
+    """
+    tokens = _tokenizer(*_IDEFICS_TOKENS)
+    config = SmolVLMConfig(
+        image_token_id=tokens.get_vocab()[IMAGE],
+        scale_factor=4,
+        tie_word_embeddings=True,
+        vision_config={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": side,
+            "patch_size": 16,
+            **(vision or {}),
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 49280,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            **_special_ids(tokens),
+            **(text or {}),
+        },
+    )
+    sizes = {"size": {"longest_edge": tiles * side}, "max_image_size": {"longest_edge": side}}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(do_image_splitting=tiles > 1, **sizes),
+        tokens,
+        SmolVLMVideoProcessor(**sizes),
+        image_seq_len=(side // 16 // config.scale_factor) ** 2,
+        chat_template=CHAT_TEMPLATE,
+    )
+    torch.manual_seed(0)
+    return _save(SmolVLMForConditionalGeneration(config), processor, folder, dtype)
+
+
+def save_smolvlm_tiles(folder: Path, dtype: torch.dtype) -> Path:
+    """Writes a SmolVLM-256M whose processor cuts a picture into 2 x 2 tiles."""
+    return save_smolvlm(folder, dtype, tiles=2)
+
+
+def save_tiny(folder: Path, dtype: torch.dtype) -> Path:
+    """Writes a SmolVLM that is small enough to try the benchmark itself."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": 1300, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
+    return save_smolvlm(folder, dtype, side=64, vision=vision, text=text | heads)
+
+
+def save_qwen2_5_vl(folder: Path, dtype: torch.dtype) -> Path:
+    """Writes a Qwen2.5-VL-3B with random weights."""
+    tokens = _tokenizer(*_QWEN_TOKENS)
+    ids = tokens.get_vocab()
+    config = Qwen2_5_VLConfig(
+        tie_word_embeddings=True,
+        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+                       "patch_size": 14, "window_size": 112, "out_hidden_size": 2048,
+                       "fullatt_block_indexes": [7, 15, 23, 31]},
+        text_config={"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+                     "num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 128000,
+                     "tie_word_embeddings": True, **_special_ids(tokens),
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(),
+        tokens,
+        Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE.replace(IMAGE, "<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+    torch.manual_seed(0)
+    return _save(Qwen2_5_VLForConditionalGeneration(config), processor, folder, dtype)
+
+
+# Steps and batches are such that a default run on two CPU cores takes about 20 minutes.
+SETUPS = {
+    "a": Setup(
+        title="pocket (3 M parameters)",
+        save=save_pocket,
+        side=64,
+        pictures="world",
+        batch_size=16,
+        steps=40,
+        images_per_picture=1,
+    ),
+    "b": Setup(
+        title="SmolVLM-256M geometry, 1 tile",
+        save=save_smolvlm,
+        side=512,
+        pictures="noise",
+        batch_size=4,
+        steps=4,
+        images_per_picture=1,
+    ),
+    "b4": Setup(
+        title="SmolVLM-256M geometry, 4 tiles",
+        save=save_smolvlm_tiles,
+        side=1024,
+        pictures="noise",
+        batch_size=4,
+        steps=2,
+        images_per_picture=5,
+    ),
+    "qwen": Setup(
+        title="Qwen2.5-VL-3B geometry",
+        save=save_qwen2_5_vl,
+        side=448,
+        pictures="noise",
+        batch_size=4,
+        steps=20,
+        images_per_picture=1,
+    ),
+    "tiny": Setup(
+        title="a few layers, to try the benchmark",
+        save=save_tiny,
+        side=64,
+        pictures="noise",
+        batch_size=2,
+        steps=2,
+        images_per_picture=1,
+    ),
+}
+
+
+def _tokenizer(*extra: str) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of a few hundred words; the model's own vocabulary has the real size all the same."""
+    tokens = build_tokenizer([" ".join(WORDS)] * 2)
+    tokens.add_tokens(list(extra), special_tokens=True)
+    return tokens
+
+
+def _special_ids(tokens: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    return {"pad_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id, "bos_token_id": None}
+
+
+def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype) -> Path:
+    tokens = processor.tokenizer
+    model.generation_config.eos_token_id = tokens.eos_token_id
+    model.generation_config.pad_token_id = tokens.pad_token_id
+    model.to(dtype).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -1,0 +1,154 @@
+"""What the figures say together: checks that all did the same work, ratios, and a table for people."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.measure import BenchmarkError
+from benchmarks.rows import LEARNT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from benchmarks.measure import Measured
+
+SAME_LOSS = {"float32": 1e-4, "bfloat16": 0.05}  # nats; summing in another order moves a loss less than that
+EPOCHS = 3  # that all steps of a run are
+
+# Figure -> what it should reach; at most for the last two, at least for all others.
+WANTED = {
+    "uncached_vs_trl": 1.6,
+    "uncached_vs_bare": 0.95,
+    "stored_vs_trl": 4.0,
+    "stored_vs_trl_4_tiles": 5.0,
+    "stored_vs_floor": 0.9,
+    "three_epochs_vs_trl": 2.0,
+    "memory_vs_trl": 1.0,
+    "max_loss_difference": 1e-5,
+}
+_AT_MOST = ("memory_vs_trl", "max_loss_difference")
+Results = dict[str, dict[str, "Measured"]]  # model -> contestant
+
+
+def check_same_work(model: str, found: Mapping[str, Measured], *, batch_size: int, tolerance: float) -> None:
+    """Checks that every contestant trained as many parameters, on as many tokens, from the same loss.
+
+    A fresh LoRA adds nothing, so the first loss is the base's on the first rows: other rows, another order of them or
+    other tokens would give another.
+
+    Args:
+        model: what was measured on.
+        found: contestant -> what it did.
+        batch_size: rows of a step.
+        tolerance: of the first loss, in nats.
+
+    Raises:
+        BenchmarkError: they did not.
+    """
+    trainable = {name: one.trainable for name, one in found.items()}
+    if len(set(trainable.values())) > 1:
+        raise BenchmarkError(f"model {model}: the contestants do not train as many parameters: {trainable}")
+    wanted = batch_size * LEARNT
+    wrong = {name: sorted(set(one.learnt)) for name, one in found.items() if set(one.learnt) != {wanted}}
+    if wrong:
+        raise BenchmarkError(f"model {model}: {wanted} tokens of a step are to be learnt, but some learn: {wrong}")
+    first = {name: one.losses[0] for name, one in found.items()}
+    if max(first.values()) - min(first.values()) > tolerance:
+        raise BenchmarkError(f"model {model}: the first losses differ, so the work does: {first}")
+
+
+def figures(results: Results, *, num_rows: Mapping[str, int], batch_sizes: Mapping[str, int]) -> dict[str, float]:
+    """Returns the ratios of all pairs that were measured; of times, theirs over ours.
+
+    Args:
+        results: model -> contestant -> what it needed.
+        num_rows: of an epoch, by model: what the store was filled with.
+        batch_sizes: rows of a step, by model.
+    """
+    out: dict[str, float] = {}
+
+    def ratio(name: str, model: str, theirs: str, ours: str) -> None:
+        found = results.get(model, {})
+        if theirs in found and ours in found:
+            out[name] = found[theirs].seconds / found[ours].seconds
+
+    ratio("uncached_vs_trl", "a", "trl", "ours")
+    ratio("uncached_vs_bare", "a", "bare", "ours")
+    ratio("stored_vs_trl", "b", "trl", "stored")
+    ratio("stored_vs_trl_4_tiles", "b4", "trl", "stored")
+    ratio("stored_vs_floor", "b", "floor", "stored")
+    if "trl" in results.get("b", {}) and "stored" in results["b"]:
+        steps = EPOCHS * num_rows["b"] / batch_sizes["b"]
+        trl, stored = results["b"]["trl"], results["b"]["stored"]
+        out["three_epochs_vs_trl"] = steps * trl.seconds / (stored.fill_seconds + steps * stored.seconds)
+    shares = [
+        found[name].peak_bytes / found["trl"].peak_bytes
+        for found in results.values()
+        for name in ("ours", "stored")
+        if "trl" in found and name in found
+    ]
+    if shares:
+        out["memory_vs_trl"] = max(shares)
+    differences = [
+        abs(one - other)
+        for found in results.values()
+        if "ours" in found and "stored" in found
+        for one, other in zip(found["ours"].losses, found["stored"].losses, strict=True)
+    ]
+    if differences:
+        out["max_loss_difference"] = max(differences)
+    return out
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Returns on what, with what and when it was measured."""
+    import torch
+
+    names = ("torch", "transformers", "peft", "accelerate", "trl")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def table(
+    results: Results, reached: Mapping[str, float], *, titles: Mapping[str, str], peak_tflops: float = 0.0
+) -> str:
+    """Returns everything as text; ``peak_tflops`` are those of the GPU, and 0 leaves its columns out."""
+    lines = []
+    for model, found in results.items():
+        head = f"{'':8}{'s a step':>10}{'CPU s':>9}{'fill s':>9}{'peak MiB':>10}"
+        lines += ["", f"({model}) {titles[model]}", head + (f"{'GPU GiB':>9}{'MFU':>7}" if peak_tflops else "")]
+        for name, one in found.items():
+            on_gpu = f"{one.cuda_bytes / 2**30:>9.2f}{one.mfu(peak_tflops):>7.1%}" if peak_tflops else ""
+            lines.append(
+                f"{name:8}{one.seconds:>10.4f}{one.cpu_seconds:>9.4f}{one.fill_seconds:>9.2f}"
+                f"{one.peak_bytes / 2**20:>10.0f}{on_gpu}"
+            )
+    lines += ["", f"{'':24}{'reached':>10}  wanted"]
+    for name, wanted in WANTED.items():
+        if name in reached:
+            at_most = name in _AT_MOST
+            verdict = "yes" if (reached[name] <= wanted if at_most else reached[name] >= wanted) else "no"
+            lines.append(f"{name:24}{reached[name]:>10.3g}  {'<=' if at_most else '>='} {wanted:g}: {verdict}")
+        else:
+            lines.append(f"{name:24}{'-':>10}  not measured")
+    return "\n".join(lines)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
