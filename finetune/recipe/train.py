@@ -44,6 +44,8 @@ class TrainSection(Section):
     """How many checkpoints are kept, the newest."""
     resume: Literal["auto", "never"] = "auto"
     """auto: an unfinished run in the run's folder goes on; never: it starts again."""
+    group_by_length: bool = True
+    """Rows of like length share an optimizer step, so that less is padded; not those of a stream or of pairs."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches on the side; 0: none."""
     output_dir: str = "runs"

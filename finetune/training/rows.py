@@ -79,6 +79,14 @@ class Windows:
         """Rows of an epoch; None for a stream."""
         return None if isinstance(self.examples, Stream) else len(self.examples)
 
+    @property
+    def lengths(self) -> list[int] | None:
+        """Tokens of each row of an epoch; None where they are not known before it arrives, or were not counted."""
+        if isinstance(self.examples, Stream):
+            return None
+        counted = [row.num_tokens for row in self.examples if row.num_tokens is not None]
+        return counted if len(counted) == len(self.examples) else None
+
     def window(self, plan: Plan, step: int) -> list[Batch]:
         """Returns the micro-batches of ``step``; steps follow one another, and a new plan starts anew at its step."""
         if self._stream is None or plan is not self._plan:
