@@ -18,6 +18,8 @@ class TrainSection(Section):
     """Rows of a micro-batch on one process."""
     gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches of an optimizer step."""
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """The optimizer: torch's AdamW, fused where it can be, or bitsandbytes' with its state in 8 bit."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest rate of AdamW."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
