@@ -5,7 +5,7 @@ Legend of shapes: B rows, T tokens, N placeholders, V vocabulary, D values of an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from finetune.errors import MethodError
@@ -57,10 +57,16 @@ class Batch:
     def to(self, device: Any, dtype: torch.dtype) -> Batch:
         """Returns the batch with its tensors on ``device``, pictures in the model's ``dtype``."""
         inputs = {
-            name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
             for name, tensor in self.inputs.items()
         }
-        return Batch(inputs, self.examples, None if self.labels is None else self.labels.to(device))
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return Batch(inputs, self.examples, labels)
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
+        inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels.pin_memory())
 
 
 @dataclass(frozen=True)

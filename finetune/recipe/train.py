@@ -48,8 +48,8 @@ class TrainSection(Section):
     """auto: an unfinished run in the run's folder goes on; never: it starts again."""
     group_by_length: bool = True
     """Rows of like length share an optimizer step, so that less is padded; not those of a stream or of pairs."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare batches on the side; 0: none."""
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     output_dir: str = "runs"
     """The run's folder is output_dir/name."""
 

@@ -111,8 +111,8 @@ class Trainer:
             TrainingError: a dead parameter, a loss or gradient that is not finite, or too little memory for one row.
             StoppedError: a signal asked to stop; the state is saved.
         """
-        options, state, process = self.options, self.state, self.accelerator.process_index
-        windows = Windows(examples, self.collate, process=process, num_workers=options.num_workers)
+        options, state = self.options, self.state
+        windows = Windows(examples, self.collate, accelerator=self.accelerator, num_workers=options.num_workers)
         self.plan = plan = Plan.of(
             options,
             num_rows=windows.num_rows,
