@@ -142,13 +142,7 @@ class Windows:
             collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            worker_init_fn=_begin_work,
+            worker_init_fn=leave_signals_to_the_parent,
             # A generator of its own: starting a loader would otherwise draw from the one that dropout uses.
             generator=torch.Generator(),
         )
-
-
-def _begin_work(worker: int) -> None:
-    leave_signals_to_the_parent(worker)
-    # A tokenizer that had threads before the fork has none after it, and warns of that unless it is told to expect it.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -102,7 +102,7 @@ def test_early_stopping_keeps_the_best(build, tiny_fast_vlm):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # where there are fewer cores
-def test_workers_give_the_same_rows_and_say_nothing(build, tiny_fast_vlm, capfd):
+def test_workers_give_the_same_rows(build, tiny_fast_vlm):
     results = []
     for workers in (0, 1, 3):
         run = build(tiny_fast_vlm, dropout=0.2, max_steps=7, num_workers=workers)  # into a second epoch
@@ -110,7 +110,6 @@ def test_workers_give_the_same_rows_and_say_nothing(build, tiny_fast_vlm, capfd)
         results.append(run.weights())
     for other in results[1:]:
         assert all(torch.equal(results[0][name], other[name]) for name in other)
-    assert "TOKENIZERS_PARALLELISM" not in capfd.readouterr().err
 
 
 def test_a_row_is_asked_for_as_its_epoch_has_it(build, tiny_fast_vlm, monkeypatch):
