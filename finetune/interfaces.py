@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from finetune.example import Example
-    from finetune.recipe import Quantization, TaskSection
+    from finetune.recipe import AttnImplementation, Quantization, TaskSection
 
 TOWERS = ("language", "projector", "vision")
 PaddingSide = Literal["left", "right"]
@@ -205,6 +205,7 @@ class ModelFamily(Protocol):
         dtype: str,
         device: str,
         quantization: Quantization | None,
+        attn_implementation: AttnImplementation,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Returns the frozen model in eval mode, and its processor."""
         ...
