@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import GenerativeFamily, ModelFamily, Placeholders, Task, Towers
-    from finetune.recipe import Quantization, Recipe, TaskSection
+    from finetune.recipe import AttnImplementation, Quantization, Recipe, TaskSection
 
 PROBE_SEED = 0
 
@@ -146,6 +146,7 @@ def load_base(
     dtype: str = "float32",
     device: str = "auto",
     quantization: Quantization | None = None,
+    attn_implementation: AttnImplementation = "auto",
     verify: str = "cached",
     data: ReadSection | None = None,
 ) -> Base:
@@ -157,6 +158,7 @@ def load_base(
         dtype: what it is held in.
         device: ``auto`` picks the best of this machine.
         quantization: of the language tower, ``4bit`` or ``8bit``.
+        attn_implementation: how attention is computed; ``auto`` leaves it to transformers.
         verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
         data: says which turns of a conversation are learnt, and how large a picture may be.
 
@@ -167,7 +169,12 @@ def load_base(
     family = family_of(path, revision=revision)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
     model, processor = family.load(
-        path, revision=revision, dtype=dtype, device=pick_device(device), quantization=quantization
+        path,
+        revision=revision,
+        dtype=dtype,
+        device=pick_device(device),
+        quantization=quantization,
+        attn_implementation=attn_implementation,
     )
     return Base(
         model=model,
@@ -211,6 +218,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
         dtype=section.dtype,
         device=device or section.device,
         quantization=section.quantization,
+        attn_implementation=section.attn_implementation,
         data=recipe.data if isinstance(recipe.data, ReadSection) else None,
     )
 

@@ -23,6 +23,7 @@ from finetune.training.loop import Trainer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from finetune.build import Base
     from finetune.recipe import Recipe, TrainSection
 
 FEWEST = 20  # steps
@@ -94,7 +95,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
         seed=recipe.seed,
     )
     rates = [first * (last / first) ** (step / (steps - 1)) for step in range(steps)]
-    losses, stopped = _losses(trainer, recorder, recipe, rates)
+    losses, stopped = _losses(trainer, recorder, recipe, base, rates)
     curve = judge(rates[: len(losses)], losses) if losses else None
     # A rate that breaks everything ends a good curve; an error that comes before anything is learnt is another one.
     if curve is None or (stopped is not None and curve.suggestion is None):
@@ -169,7 +170,7 @@ class _Hopeless(Exception):
 
 
 def _losses(
-    trainer: Trainer, recorder: _Recorder, recipe: Recipe, rates: Sequence[float]
+    trainer: Trainer, recorder: _Recorder, recipe: Recipe, base: Base, rates: Sequence[float]
 ) -> tuple[list[float], TrainingError | None]:
     stopped = None
 
@@ -179,7 +180,7 @@ def _losses(
 
     hook = trainer.optimizer.register_step_pre_hook(set_rate)
     try:
-        trainer.train(rows_to_learn(recipe))
+        trainer.train(rows_to_learn(recipe, base=base))
     except _Hopeless:
         pass
     except StoppedError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from finetune.example import Example
-    from finetune.recipe import Quantization, TaskSection
+    from finetune.recipe import AttnImplementation, Quantization, TaskSection
 
 TOWERS = ("language", "projector", "vision")
 PaddingSide = Literal["left", "right"]
@@ -79,20 +79,30 @@ class Batch:
 
     def to(self, device: Any, dtype: torch.dtype) -> Batch:
         """Returns the batch with its tensors on ``device``, pictures in the model's ``dtype``."""
+        return self._of_each(
+            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+        )
 
-        def moved(value: Any) -> Any:
+    def pin_memory(self) -> Batch:
+        """Returns the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
+        return self._of_each(lambda tensor: tensor.pin_memory())
+
+    def _of_each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Returns the batch with each of its tensors as ``function`` returns it."""
+
+        def mapped(value: Any) -> Any:
             match value:
                 case Mapping():
-                    return type(value)(**{name: moved(part) for name, part in value.items()})
+                    return type(value)(**{name: mapped(part) for name, part in value.items()})
                 case list():
-                    return [moved(part) for part in value]
+                    return [mapped(part) for part in value]
                 case None:
                     return None
                 case _:
-                    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+                    return function(value)
 
-        targets = self.targets and Targets(moved(self.targets.predictors), moved(self.targets.tokens))
-        return Batch(moved(self.inputs), self.examples, moved(self.labels), targets)
+        targets = self.targets and Targets(mapped(self.targets.predictors), mapped(self.targets.tokens))
+        return Batch(mapped(self.inputs), self.examples, mapped(self.labels), targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +269,7 @@ class ModelFamily(Protocol):
         dtype: str,
         device: str,
         quantization: Quantization | None,
+        attn_implementation: AttnImplementation,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Returns the frozen model in eval mode, and its processor."""
         ...

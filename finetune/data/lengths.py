@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ def fitting(
     room: int,
     bad: BadRows,
 ) -> list[Example]:
-    """Returns the rows that the base takes; whatever else would stop a run at its first step is found here too.
+    """Returns the rows that the base takes, with their lengths; what else would stop a run's first step is found too.
 
     Args:
         examples: rows whose pictures can be read.
@@ -98,7 +99,7 @@ def fitting(
     cap = lengths.collator.max_image_pixels
     found = iter(picture_sizes([source for example in examples for source in example.images], max_pixels=cap))
     count = lengths.learnt if split == "train" else lengths.asked
-    fit: list[tuple[Example, int]] = []
+    fit: list[Example] = []
     long: list[tuple[Example, int]] = []
     for example in examples:
         sizes = [next(found) for _ in example.images]
@@ -107,7 +108,10 @@ def fitting(
         except RowError as error:
             bad.note(error)
         else:
-            (fit if limit is None or tokens <= limit else long).append((example, tokens))
+            if limit is None or tokens <= limit:
+                fit.append(replace(example, num_tokens=tokens))
+            else:
+                long.append((example, tokens))
     if long:
         report = _report(long, len(examples), split, limit)
         if section.too_long == "error":
@@ -118,7 +122,7 @@ def fitting(
         if not fit:
             raise DataError(f"{report}\nNo row is left.")
         bad.say(f"{report}\nThey are left out (data.too_long: drop).")
-    return [example for example, _ in fit]
+    return fit
 
 
 def _sizes(found: list[Size | RowError]) -> list[Size]:

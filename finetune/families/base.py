@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from finetune.errors import ModelError
+from finetune.families.attention import load_with_attention
 from finetune.families.quantization import check_quantized, keep_trainable, quantization_config
 from finetune.lookup import did_you_mean, import_string
 from finetune.tables import EMBEDDED_BASES, FAMILIES, GENERIC_FAMILY
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.interfaces import ModelFamily, Towers
-    from finetune.recipe import Quantization
+    from finetune.recipe import AttnImplementation, Quantization
 
 
 class Family:
@@ -39,18 +41,20 @@ class Family:
         dtype: str = "float32",
         device: str = "cpu",
         quantization: Quantization | None = None,
+        attn_implementation: AttnImplementation = "auto",
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Returns the frozen model in eval mode on ``device``, and its processor.
 
         Raises:
-            ModelError: it cannot be loaded, or cannot be quantized on this device.
+            ModelError: it cannot be loaded, or cannot be quantized, or attend as wanted, on this device.
         """
         extra: dict[str, Any] = {}
         if quantization is not None:
             kept = self._unquantized(name_or_path, revision)
             extra = {"quantization_config": quantization_config(quantization, dtype, kept), "device_map": device}
         try:
-            model = self.auto_class.from_pretrained(
+            load = partial(
+                self.auto_class.from_pretrained,
                 name_or_path,
                 revision=revision,
                 dtype=getattr(torch, dtype),
@@ -58,6 +62,7 @@ class Family:
                 use_safetensors=True,
                 **extra,
             )
+            model: Any = load_with_attention(load, attn_implementation, name_or_path, device=device)
             processor = AutoProcessor.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(f"{name_or_path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error

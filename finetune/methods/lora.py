@@ -65,7 +65,6 @@ class Lora:
         for parameter in parameters.values():
             # Small updates would be rounded away in the half precision of a base; PEFT's layers cast their inputs.
             parameter.data = parameter.data.float()
-        ratio = options.loraplus_lr_ratio
         return Part(
             method="lora",
             options=chosen,
@@ -73,7 +72,7 @@ class Lora:
             parameters=parameters,
             # B starts at zero, so the gradient of A is zero until B has moved once.
             alive_after={name: 2 if ".lora_A." in name else 1 for name in parameters},
-            learning_rates={name: ratio for name in parameters if ".lora_B." in name} if ratio != 1 else {},
+            learning_rates=_learning_rates(parameters, modules, options),
             notes=tuple(notes),
         )
 
@@ -228,6 +227,18 @@ def _inject(
         # PEFT warns of a second adapter on one model, which is what this package is for.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         inject_adapter_in_model(lora, model, adapter_name)
+
+
+def _learning_rates(
+    parameters: Mapping[str, nn.Parameter], modules: Mapping[str, list[str]], options: LoraSection
+) -> dict[str, float]:
+    """Returns parameter name -> what the learning rate is multiplied by, where that is not 1."""
+    of_tower = {name: getattr(options.towers, tower).lr_ratio for tower, names in modules.items() for name in names}
+    rates = {}
+    for name in parameters:
+        module = name.removeprefix(_PREFIX).rpartition(".lora_")[0]
+        rates[name] = of_tower[module] * (options.loraplus_lr_ratio if ".lora_B." in name else 1)
+    return {name: rate for name, rate in rates.items() if rate != 1}
 
 
 def _parameters(model: nn.Module, adapter_name: str) -> dict[str, nn.Parameter]:

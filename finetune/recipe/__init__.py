@@ -21,7 +21,7 @@ from finetune.recipe.method import (
     TowerTarget,
     TowerTargets,
 )
-from finetune.recipe.model import ModelSection, Quantization
+from finetune.recipe.model import AttnImplementation, ModelSection, Quantization
 from finetune.recipe.pairing import refuse_impossible, why_impossible
 from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
@@ -31,6 +31,7 @@ from finetune.recipe.whole import AdapterSection, Recipe
 
 __all__ = [
     "AdapterSection",
+    "AttnImplementation",
     "ColumnData",
     "ContrastiveSection",
     "DataSection",

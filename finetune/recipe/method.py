@@ -16,6 +16,8 @@ class TowerTarget(Section):
     """Rank; the method's own by default."""
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
     """The method's own by default."""
+    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """The tower's learning rate over train.learning_rate; LoRA+'s ratio multiplies it."""
 
 
 def _tower_target(value: Any) -> Any:

@@ -2,8 +2,11 @@
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from finetune.recipe.section import Section
 
+AttnImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Quantization = Literal["4bit", "8bit"]
 
 
@@ -20,3 +23,11 @@ class ModelSection(Section):
     """``auto``, ``cpu``, ``cuda`` or ``mps``."""
     quantization: Quantization | None = None
     """Of the language tower, by bitsandbytes: ``4bit`` (NF4) or ``8bit`` (LLM.int8)."""
+    attn_implementation: AttnImplementation = "auto"
+    """How attention is computed, in transformers' words; auto: as transformers chooses."""
+
+    @model_validator(mode="after")
+    def _flash_attention_in_half_precision(self) -> "ModelSection":
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError("attn_implementation: flash_attention_2 computes in 16 bit only; set dtype: bfloat16")
+        return self

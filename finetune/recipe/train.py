@@ -22,6 +22,8 @@ class TrainSection(Section):
     """Rows of a micro-batch on one process."""
     gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches of an optimizer step."""
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """The optimizer: torch's AdamW, fused where it can be, or bitsandbytes' with its state in 8 bit."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest rate of AdamW."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
@@ -48,8 +50,10 @@ class TrainSection(Section):
     """How many checkpoints are kept, the newest."""
     resume: Literal["auto", "never"] = "auto"
     """auto: an unfinished run in the run's folder goes on; never: it starts again."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare batches on the side; 0: none."""
+    group_by_length: bool = True
+    """Rows of like length share an optimizer step, so that less is padded; not those of a stream or of pairs."""
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     """auto: what frozen towers make of a picture is computed once and kept on disk, where that changes no result."""
     feature_store_max_bytes: PositiveInt = 50_000_000_000

@@ -18,7 +18,7 @@ from finetune.errors import StoppedError, TrainingError
 from finetune.training.finite import explain_not_finite
 from finetune.training.memory import any_process, describe_halved, free_memory, halved, is_out_of_memory
 from finetune.training.optimizer import make_optimizer, set_learning_rate
-from finetune.training.plan import Plan, learning_rate_factor
+from finetune.training.plan import Plan, describe_padding, learning_rate_factor
 from finetune.training.randomness import random_state, set_random_state
 from finetune.training.rows import Windows
 from finetune.training.state import Standing, TrainState
@@ -79,13 +79,10 @@ class Trainer:
         self.model = accelerator.prepare(model)
         self.state = TrainState(batch_size=options.batch_size)
         self.best: dict[str, Tensor] = {}  # weights of the best validation
+        self._standing = Standing(attachment=attachment, optimizer=self.optimizer, state=self.state, best=self.best)
         self.random = random_state()  # as it was after the last whole step
         self._log_bytes = 0
         self._kept: Path | None = None  # the checkpoint of the present step, where there is one
-
-    @property
-    def _standing(self) -> Standing:
-        return Standing(attachment=self.attachment, optimizer=self.optimizer, state=self.state, best=self.best)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Puts the run where ``checkpoint`` was taken; the model has been prepared by then.
@@ -114,15 +111,18 @@ class Trainer:
             TrainingError: a dead parameter, a loss or gradient that is not finite, or too little memory for one row.
             StoppedError: a signal asked to stop; the state is saved.
         """
-        options, state, process = self.options, self.state, self.accelerator.process_index
-        windows = Windows(examples, self.collate, process=process, num_workers=options.num_workers)
+        options, state = self.options, self.state
+        windows = Windows(examples, self.collate, accelerator=self.accelerator, num_workers=options.num_workers)
         self.plan = plan = Plan.of(
             options,
             num_rows=windows.num_rows,
             num_processes=self.accelerator.num_processes,
             seed=self.seed,
             batch_size=state.batch_size,
+            lengths=windows.lengths if options.group_by_length and not self.task.couples_rows else None,
         )
+        if plan.lengths:
+            self.log.say(describe_padding(plan))
         eval_every = options.eval_steps or plan.steps_per_epoch
         save_every = options.save_steps or eval_every
         self.log.start(plan.total_steps, done=state.step, size=self._log_bytes)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from finetune.errors import TrainingError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -15,13 +17,32 @@ if TYPE_CHECKING:
     from finetune.recipe import TrainSection
 
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")  # where torch's AdamW is one kernel for all tensors
+_8BIT = ("cpu", "cuda", "xpu")  # where bitsandbytes has its AdamW
+
+
 def make_optimizer(attachment: Attachment, options: TrainSection) -> torch.optim.Optimizer:
-    """Returns AdamW over what the methods attached, a group for each ratio to the recipe's learning rate."""
+    """Returns AdamW over what the methods attached, a group for each ratio to the recipe's learning rate.
+
+    Raises:
+        TrainingError: the recipe's optimizer does not run on this device.
+    """
     by_ratio: dict[float, list[nn.Parameter]] = {}
     for name, parameter in attachment.parameters.items():
         by_ratio.setdefault(attachment.learning_rates.get(name, 1.0), []).append(parameter)
     groups = [{"params": parameters, "lr_ratio": ratio} for ratio, parameters in by_ratio.items()]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+    devices = {parameter.device.type for parameter in attachment.parameters.values()}
+    if options.optim == "adamw_torch":
+        fused = devices <= set(_FUSED)
+        return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
+    if strange := devices - set(_8BIT):
+        raise TrainingError(
+            f"train.optim is {options.optim}, which bitsandbytes does not have on {', '.join(sorted(strange))}. Set "
+            "train.optim: adamw_torch."
+        )
+    from bitsandbytes.optim import AdamW8bit  # seconds to import, for one who asks for it
+
+    return AdamW8bit(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -33,8 +54,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, dict[str, Tensor]]:
-    """Returns parameter name -> slot (``exp_avg``, ``step``, ...) -> tensor; empty before the first step."""
-    return {name: dict(optimizer.state[p]) for name, p in parameters.items() if p in optimizer.state}
+    """Returns parameter name -> slot (``exp_avg``, ``step``, ...) -> tensor; empty before the first step.
+
+    A slot that holds a plain number, as bitsandbytes counts its steps, is given as a whole-number scalar.
+    """
+    return {
+        name: {slot: torch.as_tensor(value) for slot, value in optimizer.state[p].items()}
+        for name, p in parameters.items()
+        if p in optimizer.state
+    }
 
 
 def load_optimizer(
@@ -42,12 +70,15 @@ def load_optimizer(
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """Puts back what ``optimizer_tensors`` returned."""
-    optimizer.state.clear()
-    for name, slots in tensors.items():
-        parameter = parameters[name]
-        # Torch keeps the number of steps, a scalar, on the CPU whatever the parameter's device.
-        optimizer.state[parameter] = {
-            slot: (tensor if tensor.ndim == 0 else tensor.to(parameter.device)).clone()
-            for slot, tensor in slots.items()
-        }
+    """Puts back what ``optimizer_tensors`` returned; the optimizer itself knows which slot goes to which device."""
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    number = {parameter: i for i, parameter in enumerate(order)}
+    state = {
+        number[parameters[name]]: {slot: _plain(tensor) for slot, tensor in slots.items()}
+        for name, slots in tensors.items()
+    }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _plain(tensor: Tensor) -> Tensor | int:
+    return int(tensor) if tensor.ndim == 0 and not tensor.is_floating_point() else tensor.clone()

@@ -1,8 +1,9 @@
 """Which rows each optimizer step sees, and how fast it learns: pure functions of the step."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +21,16 @@ class Draw(NamedTuple):
 
 
 MicroBatch = list[Draw]
+GROUPED_WINDOWS = 50  # steps whose rows are sorted together: few enough that an epoch stays well mixed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The whole run's order of rows, the same for every split of a step into micro-batches and processes.
 
-    One optimizer step sees ``window`` rows over all processes, fewer in the last step of an epoch. A stream comes in an
-    order of its own, and the whole run is one epoch of it.
+    One optimizer step sees ``window`` rows over all processes, fewer in the last step of an epoch. Where ``lengths``
+    are given, the rows of a step are of like length, the longest first, so each micro-batch pads little. A stream
+    comes in an order of its own, and the whole run is one epoch of it.
     """
 
     num_rows: int  # of an epoch
@@ -37,6 +40,7 @@ class Plan:
     num_processes: int
     total_steps: int
     seed: int
+    lengths: tuple[int, ...] | None = None  # tokens of each row; None groups no rows
 
     @classmethod
     def of(
@@ -47,6 +51,7 @@ class Plan:
         num_processes: int,
         seed: int,
         batch_size: int | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> "Plan":
         """Returns the plan of a recipe's train section.
 
@@ -56,6 +61,7 @@ class Plan:
             num_processes: that share the rows of a step.
             seed: of the order of rows.
             batch_size: stands for the section's own where memory was short.
+            lengths: tokens of each row, by which rows are grouped; None where they are not.
         """
         if num_rows == 0:
             raise DataError("there are no rows to train on. Look at data.train or data.rows.")
@@ -72,6 +78,7 @@ class Plan:
             num_processes=num_processes,
             total_steps=steps,
             seed=seed,
+            lengths=None if lengths is None else tuple(lengths),
         )
 
     @property
@@ -90,7 +97,7 @@ class Plan:
         first, last = position * self.window, min((position + 1) * self.window, self.num_rows)
         if not self.shuffled:
             return np.arange(first, last)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)[first:last]
+        return self._order(epoch)[first:last]
 
     def micro_batches(self, step: int, process: int) -> list[MicroBatch]:
         """Returns the micro-batches of one process; as many on every process, so that none waits for another."""
@@ -109,9 +116,53 @@ class Plan:
         for step in range(first_step, self.total_steps):
             yield from self.micro_batches(step, process)
 
+    @cached_property
+    def _order(self) -> Callable[[int], np.ndarray]:
+        """Returns an epoch's rows in their order; two are kept, as batches are prepared across an epoch's end."""
+        return lru_cache(maxsize=2)(self._draw)
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(self.num_rows)
+        if self.lengths is None:
+            return order
+        lengths = np.asarray(self.lengths)
+
+        def longest_first(rows: np.ndarray) -> np.ndarray:
+            return rows[np.argsort(-lengths[rows], kind="stable")]
+
+        # Any rows may be left for the last step: were they the end of a sorted stretch, they would be the shortest.
+        full = self.num_rows // self.window
+        rows, left = np.split(order, [full * self.window])
+        stretches = np.split(rows, range(GROUPED_WINDOWS * self.window, len(rows), GROUPED_WINDOWS * self.window))
+        windows = np.concatenate([longest_first(s) for s in stretches]).reshape(full, self.window)
+        return np.concatenate([*generator.permutation(windows), longest_first(left)])
+
     def _place(self, step: int) -> tuple[int, int]:
         """Returns the epoch of ``step``, and which of the epoch's steps it is."""
         return divmod(step, self.steps_per_epoch)
+
+
+def padding(plan: Plan, lengths: Sequence[int]) -> float:
+    """Returns the share of padding among the tokens of a plan's first epoch.
+
+    Args:
+        plan: the order.
+        lengths: tokens of each row, whether or not the plan groups by them.
+    """
+    counts, size, kept, made = np.asarray(lengths), plan.batch_size, 0, 0
+    for step in range(plan.steps_per_epoch):
+        tokens = counts[plan.rows(step)]
+        kept += int(tokens.sum())
+        made += sum(int(tokens[i : i + size].max()) * len(tokens[i : i + size]) for i in range(0, len(tokens), size))
+    return 1 - kept / made
+
+
+def describe_padding(plan: Plan) -> str:
+    """Returns what the user is told of a plan that groups rows."""
+    assert plan.lengths is not None
+    grouped, mixed = (padding(p, plan.lengths) for p in (plan, replace(plan, lengths=None)))
+    return f"padding is {grouped:.1%} of all tokens; without train.group_by_length it would be {mixed:.1%}"
 
 
 def learning_rate_factor(step: int, options: TrainSection, total_steps: int) -> float:

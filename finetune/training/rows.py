@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate.utils import get_int_from_env
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.stream import Arrival, Checks, Stream
@@ -15,9 +17,32 @@ from finetune.training.stopping import leave_signals_to_the_parent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from accelerate import Accelerator
+
     from finetune.data.stream import Rows
     from finetune.interfaces import Batch
     from finetune.training.plan import Draw, MicroBatch, Plan
+
+
+MOST_WORKERS = 8  # for one GPU: more seldom make batches faster, and each holds memory of its own
+
+
+def worker_count(wanted: int | Literal["auto"], device: torch.device) -> int:
+    """Returns how many processes prepare batches ahead.
+
+    A GPU computes while they open pictures and make tokens, so it gets the cores that its process has here. On a CPU
+    the model itself takes every core: workers would only take turns with it.
+
+    Args:
+        wanted: the recipe's number, or ``auto``.
+        device: that the model is on.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores // get_int_from_env(["LOCAL_WORLD_SIZE"], 1)))
 
 
 class _Rows(Dataset):
@@ -55,11 +80,13 @@ class _Arrivals(Dataset):
 class Windows:
     """The micro-batches of one process, a step's at a time.
 
+    Workers last as long as the plan does, the whole run but for a lack of memory, and are two batches each ahead.
+
     Args:
         examples: the rows to learn; a stream is read here, and its rows are checked where they are collated.
         collate: makes a training batch of (example, learnt) pairs.
-        process: which process this is.
-        num_workers: processes that collate ahead; 0 collates here.
+        accelerator: says which process this is, and where its batches go.
+        num_workers: as ``worker_count`` takes it; 0 collates here.
     """
 
     def __init__(
@@ -67,10 +94,12 @@ class Windows:
         examples: Rows,
         collate: Callable[[list[tuple[Example, bool]]], Batch],
         *,
-        process: int,
-        num_workers: int,
+        accelerator: Accelerator,
+        num_workers: int | Literal["auto"],
     ):
-        self.examples, self.collate, self.process, self.num_workers = examples, collate, process, num_workers
+        self.examples, self.collate, self.process = examples, collate, accelerator.process_index
+        self.num_workers = worker_count(num_workers, accelerator.device)
+        self.pin_memory = accelerator.device.type == "cuda"  # so that copies there need not be waited for
         self._stream: Iterator[Batch] | None = None
         self._plan: Plan | None = None
 
@@ -78,6 +107,14 @@ class Windows:
     def num_rows(self) -> int | None:
         """Rows of an epoch; None for a stream."""
         return None if isinstance(self.examples, Stream) else len(self.examples)
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """Tokens of each row of an epoch; None where they are not known before it arrives, or were not counted."""
+        if isinstance(self.examples, Stream):
+            return None
+        counted = [row.num_tokens for row in self.examples if row.num_tokens is not None]
+        return counted if len(counted) == len(self.examples) else None
 
     def window(self, plan: Plan, step: int) -> list[Batch]:
         """Returns the micro-batches of ``step``; steps follow one another, and a new plan starts anew at its step."""
@@ -104,6 +141,7 @@ class Windows:
             batch_sampler=drawn,  # any iterable of lists
             collate_fn=collate,
             num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             worker_init_fn=leave_signals_to_the_parent,
             # A generator of its own: starting a loader would otherwise draw from the one that dropout uses.
             generator=torch.Generator(),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import Attachment
     from finetune.training.checkpoint import Checkpoint
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate")  # whose version may change the numbers
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")  # whose version may change the numbers
 
 
 @dataclass

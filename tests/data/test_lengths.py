@@ -87,6 +87,7 @@ def test_rows_that_do_not_fit_are_refused_or_dropped_and_never_cut(base, recipe)
     said = []
     kept = examples_of(recipe(max_length=limit, too_long="drop"), "train", base=base, say=said.append)
     assert [row.id for row in kept] == [row.id for row in rows if row.id not in long]
+    assert [row.num_tokens for row in kept] == [count for count in counts if count <= limit]
     assert f"{len(long)} of 18 train rows" in said[0] and all(i in said[0] for i in long)
     assert max(lengths_of(base, kept)) <= limit
     with pytest.raises(DataError, match="No row is left"):

@@ -7,7 +7,8 @@ from finetune.build import load_base
 from finetune.errors import MethodError, ModelError
 from finetune.families.base import family_of
 from finetune.methods.adapter import attach, detach
-from finetune.recipe import LoraSection, TowerTargets
+from finetune.recipe import LoraSection, TowerTargets, TrainSection
+from finetune.training.optimizer import make_optimizer, set_learning_rate
 from tests.matrix import state
 
 
@@ -88,3 +89,20 @@ def test_a_family_that_is_not_there_is_named(tmp_path):
         family_of(str(tmp_path))
     with pytest.raises(ModelError, match="no model at"):
         family_of(str(tmp_path / "nothing"))
+
+
+def test_a_tower_learns_at_a_rate_of_its_own(tiny_base):
+    """And B of it faster still, where LoRA+ says so."""
+    base = load(tiny_base)
+    (section,) = lora(language="all-linear", projector={"target_modules": "all-linear", "lr_ratio": 0.1})
+    attachment = attach(base.host, [section.model_copy(update={"loraplus_lr_ratio": 4.0, "use_dora": True})])
+    rates = {name: attachment.learning_rates.get(name, 1.0) for name in attachment.parameters}
+    for tower, a, b in (("language", 1.0, 4.0), ("projector", 0.1, 0.4)):
+        (path,) = getattr(base.towers, tower)
+        inside = {name: rate for name, rate in rates.items() if f".{path}." in name}
+        assert {rate for name, rate in inside.items() if "lora_B" not in name} == {a}
+        assert {rate for name, rate in inside.items() if "lora_B" in name} == {b}
+    optimizer = make_optimizer(attachment, TrainSection(max_steps=1, learning_rate=1e-2))
+    set_learning_rate(optimizer, 1e-3)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3, 4e-3, 1e-4, 4e-4}
+    assert "lr_ratio" not in attachment.parts[0].options

@@ -45,7 +45,7 @@ def build(make_recipe, tmp_path):
             base=base,
             attachment=attachment,
             trainer=trainer,
-            examples=examples_of(recipe, "train"),
+            examples=examples_of(recipe, "train", base=base),
             checkpoints=checkpoints,
             lines=lambda: [json.loads(line) for line in log.file.read_text().splitlines()],
             weights=lambda: {name: p.detach().clone() for name, p in attachment.parameters.items()},

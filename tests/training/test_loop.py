@@ -101,13 +101,15 @@ def test_early_stopping_keeps_the_best(build, tiny_fast_vlm):
     assert (state.best_score, state.best_step) == (0.5, 4)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # where there are fewer cores
 def test_workers_give_the_same_rows(build, tiny_fast_vlm):
     results = []
-    for workers in (0, 2):
-        run = build(tiny_fast_vlm, max_steps=3, num_workers=workers)
+    for workers in (0, 1, 3):
+        run = build(tiny_fast_vlm, dropout=0.2, max_steps=7, num_workers=workers)  # into a second epoch
         run.trainer.train(run.examples)
         results.append(run.weights())
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
 def test_a_row_is_asked_for_as_its_epoch_has_it(build, tiny_fast_vlm, monkeypatch):
@@ -139,3 +141,30 @@ def test_rows_that_never_reach_what_trains_stop_the_run(build, tmp_path):
     run = build(save_idefics3(tmp_path / "base"), max_steps=3, batch_size=2, towers=VISION)
     with pytest.raises(TrainingError, match="were reached by no row of 3 steps, so they learn nothing"):
         run.trainer.train(without_pictures(run.examples))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_rows_of_like_length_share_a_step(build, tiny_fast_vlm, before_each_forward, capsys, grouped):
+    """A third of the 18 answers is longer than the others; steps of 2 that mix both are left only by the odd one."""
+    mixed = []
+
+    def before(batch):
+        mixed.append(len({example.num_tokens for example in batch.examples}) > 1)
+
+    run = build(tiny_fast_vlm, wrap=before_each_forward(before), epochs=2.0, batch_size=2, group_by_length=grouped)
+    run.trainer.train(run.examples)
+    assert len({example.num_tokens for example in run.examples}) > 1
+    assert sum(mixed) <= 4 if grouped else sum(mixed) > 4
+    assert ("of all tokens; without train.group_by_length" in capsys.readouterr().out) == grouped
+
+
+def test_rows_that_are_held_against_each_other_are_not_grouped(build, tiny_fast_vlm, before_each_forward):
+    def couple(task):
+        task.couples_rows = True
+        task.backward_window = lambda model, batches, backward: 1 / 0
+        return task
+
+    run = build(tiny_fast_vlm, wrap=couple)
+    with pytest.raises(ZeroDivisionError):
+        run.trainer.train(run.examples)
+    assert run.trainer.plan.lengths is None

@@ -100,7 +100,7 @@ def test_a_run_that_was_done_trains_no_more(build, tiny_fast_vlm):
     run.trainer.train(run.examples)
     again = build(tiny_fast_vlm, max_steps=2)
     again.trainer.restore(again.checkpoints.newest(print))
-    again.trainer.task = None  # not even asked
+    again.trainer.task.terms = None  # not even asked
     assert again.trainer.train(again.examples).step == 2
     assert len(again.lines()) == 2
 
@@ -155,3 +155,25 @@ def test_every_generator_is_put_back():
     first = (torch.rand(2).tolist(), random.random(), np.random.rand(), random.gauss(0, 1), np.random.randn())
     set_random_state(state)
     assert (torch.rand(2).tolist(), random.random(), np.random.rand(), random.gauss(0, 1), np.random.randn()) == first
+
+
+def test_a_run_in_8_bit_goes_on_exactly(build, tiny_fast_vlm, before_each_forward):
+    """Its state holds plain numbers and bytes beside floats."""
+    options = {**OPTIONS, "optim": "adamw_8bit"}
+    whole = build(tiny_fast_vlm, **options)
+    go(whole)
+    whole.checkpoints.clear()
+    left = [4]
+
+    def before(batch):
+        if left and run.trainer.state.step + 1 == left[0]:
+            left.pop()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = build(tiny_fast_vlm, wrap=before_each_forward(before), **options)
+    with pytest.raises(StoppedError):
+        go(run)
+    run = build(tiny_fast_vlm, **options)
+    run.trainer.restore(run.checkpoints.newest(print))
+    go(run)
+    assert all(torch.equal(run.weights()[name], tensor) for name, tensor in whole.weights().items())

@@ -1,0 +1,48 @@
+"""Which implementation of attention a base runs with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from finetune.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+
+def load_with_attention(
+    load: Callable[..., PreTrainedModel], wanted: str, name_or_path: str, *, device: str
+) -> PreTrainedModel:
+    """Loads a model whose language tower has the wanted attention, and so has every other tower that can.
+
+    Args:
+        load: takes ``attn_implementation`` as transformers does.
+        wanted: ``auto`` leaves the choice to transformers.
+        name_or_path: names the model in errors.
+        device: that the model will be on.
+
+    Raises:
+        ModelError: it is not available here, or the language tower cannot.
+    """
+    if wanted == "auto":
+        return load()
+    if wanted == "flash_attention_2" and (torch.device(device).type != "cuda" or not is_flash_attn_2_available()):
+        # transformers would fetch a kernel from the hub, or fail at the first forward.
+        raise ModelError(
+            f"{name_or_path}: model.attn_implementation is {wanted}, which needs the package flash-attn and a CUDA "
+            f"device; this is {device}. Install it, or set auto or sdpa."
+        )
+    whole: Any = wanted
+    for attention in (whole, {"text_config": wanted}):
+        try:
+            return load(attn_implementation=attention)
+        except ValueError as error:
+            if "attention" not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+    raise ModelError(f"{name_or_path}: model.attn_implementation is {wanted}: {reason} Set auto.")

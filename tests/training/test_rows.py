@@ -1,0 +1,45 @@
+"""Batches prepared ahead: by how many processes, and where they lie."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from finetune.interfaces import Batch
+from finetune.training.rows import Windows, worker_count
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "cores", "processes", "expected"),
+    [
+        ("auto", CPU, 64, 1, 0),
+        ("auto", GPU, 64, 1, 8),
+        ("auto", GPU, 64, 16, 4),
+        ("auto", GPU, 6, 1, 6),
+        ("auto", GPU, 4, 8, 1),
+        (0, GPU, 64, 1, 0),
+        (3, CPU, 2, 1, 3),
+    ],
+)
+def test_how_many_workers(monkeypatch, wanted, device, cores, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert worker_count(wanted, device) == expected
+
+
+@pytest.mark.parametrize(("device", "pinned"), [(CPU, False), (GPU, True)])
+def test_batches_for_a_gpu_are_pinned(device, pinned):
+    windows = Windows([], list, accelerator=SimpleNamespace(process_index=0, device=device), num_workers=0)
+    assert windows._loader([], [], list).pin_memory == pinned
+
+
+@pytest.mark.gpu
+def test_a_batch_for_a_gpu_comes_pinned():
+    loader = torch.utils.data.DataLoader(
+        range(2), batch_sampler=[[0, 1]], pin_memory=True, collate_fn=lambda rows: Batch({"x": torch.tensor(rows)}, [])
+    )
+    (batch,) = loader
+    assert batch.inputs["x"].is_pinned() and batch.to("cuda", torch.float32).inputs["x"].tolist() == [0, 1]
