@@ -17,7 +17,7 @@ import torch
 from transformers import AutoProcessor
 
 from benchmarks.contestants import CONTESTANTS, LAUNCHED, Job
-from benchmarks.contestants.parts import HAS_STORE, order_of, recipe_of
+from benchmarks.contestants.parts import order_of, recipe_of
 from benchmarks.measure import BenchmarkError, Measured, measure
 from benchmarks.models import SETUPS, Setup
 from benchmarks.results import EPOCHS, SAME_LOSS, check_same_work, figures, machine, table
@@ -120,9 +120,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options.only = _names(options.only or ",".join(CONTESTANTS), CONTESTANTS, parser)
     if not find_spec("trl") and "trl" in options.only:
         parser.error("trl is not installed: pip install -e '.[bench]', or leave it out with --only")
-    if not HAS_STORE:
-        options.only = [name for name in options.only if name != "stored"]
-        print("stored is left out: this version of finetune has no feature store", file=sys.stderr)
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     return options

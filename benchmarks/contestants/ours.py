@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from benchmarks.contestants.parts import HAS_STORE, recipe_of
+from benchmarks.contestants.parts import recipe_of
+from benchmarks.measure import BenchmarkError
 from finetune.build import Batches, base_of, rows_to_learn
-from finetune.errors import FinetuneError
+from finetune.frozen_features import collator_of_run
 from finetune.methods.adapter import attach
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
@@ -38,18 +40,18 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
         gate: is told of every step.
         store: whether what the frozen tower makes of a picture is computed once.
     """
-    if store and not HAS_STORE:
-        raise FinetuneError("this version of finetune has no train.feature_store, so `stored` cannot be measured")
     recipe = recipe_of(job, store=store)
     accelerator = Accelerator(gradient_accumulation_steps=1, cpu=job.device == "cpu")
     set_seed(recipe.seed)
     base = base_of(recipe, device=str(accelerator.device))
     rows = rows_to_learn(recipe, base=base)
-    fill_seconds = 0.0
-    # SEAM for the frozen-feature store: where `store` is set, fill it here as runs.train does, time that into
-    # fill_seconds, and have the batches below read it.
+    started = time.perf_counter()
+    collator = collator_of_run(recipe, base, rows, [], accelerator, print)
+    fill_seconds = time.perf_counter() - started if store else 0.0
+    if (collator is not base.collator) != store:
+        raise BenchmarkError(f"the feature store is {'off' if store else 'on'}")
     attachment = attach(base.host, recipe.method)
-    batches = Batches(base.collator, attachment.placeholders)
+    batches = Batches(collator, attachment.placeholders)
     task = _Counted(base.task(recipe.task))
     job.scratch.mkdir(parents=True, exist_ok=True)
     log = _GatedLog(job.scratch, every=recipe.train.logging_steps, gate=gate, task=task)

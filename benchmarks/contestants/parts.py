@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from finetune.build import base_of, rows_to_learn
-from finetune.recipe import Recipe, TrainSection, parse_recipe
+from finetune.recipe import Recipe, parse_recipe
 from finetune.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from benchmarks.contestants import Job
     from finetune.build import Base
     from finetune.interfaces import Batch
-
-# Whether this version of finetune has a frozen-feature store.
-HAS_STORE = "feature_store" in TrainSection.model_fields
 
 
 def recipe_of(job: Job, *, store: bool = False) -> Recipe:
@@ -37,11 +34,11 @@ def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
         "warmup_ratio": 0.0,
         "weight_decay": 0.0,
         "max_grad_norm": job.max_grad_norm,
+        "group_by_length": False,  # so that the others can be given the same order; all rows are as long
         "num_workers": job.num_workers,
+        "feature_store": "auto" if store else "off",
         "output_dir": str(job.scratch),
     }
-    if HAS_STORE:
-        train["feature_store"] = "auto" if store else "off"
     return {
         "name": "benchmark",
         "domain": "benchmark",

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from benchmarks.contestants.parts import HAS_STORE
-
 pytestmark = pytest.mark.slow
 
 
@@ -21,9 +19,9 @@ def test_all_contestants_do_the_same_work(tmp_path, capsys):
     assert main(["--models", "tiny", "--rounds", "2", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert found["memory_vs_trl"] > 0
-    assert ("max_loss_difference" in found) == HAS_STORE
+    assert "max_loss_difference" in found
     contestants = found["details"]["models"]["tiny"]["contestants"]
-    assert set(contestants) == {"trl", "bare", "ours", "floor"} | ({"stored"} if HAS_STORE else set())
+    assert set(contestants) == {"trl", "bare", "ours", "stored", "floor"}
     for one in contestants.values():
         assert len(one["losses"]) == 6  # two steps of three rounds
         assert one["losses"][-1] < one["losses"][0]
