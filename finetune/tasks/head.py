@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import extract_model_from_parallel
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,7 +24,7 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
         places: [N].
     """
     shape = inputs["input_ids"].shape
-    with _head_at(extract_model_from_parallel(model), places, shape):
+    with _head_at(model, places, shape):
         logits: Tensor = model(**inputs, use_cache=False).logits
     return logits.flatten(0, 1)[places] if logits.shape[:2] == shape else logits[0]
 
@@ -44,6 +42,8 @@ def _head_at(model: Any, places: Tensor, shape: tuple[int, ...]) -> Iterator[Non
         hidden, *rest = args  # [B, T, D]
         return (hidden.flatten(0, 1)[places][None], *rest) if hidden.shape[:2] == shape else None
 
+    while not hasattr(model, "get_output_embeddings"):
+        model = model.module  # it is wrapped
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(gather) if head is not None else None
     try:
