@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from finetune.errors import TrainingError
 from finetune.interfaces import PictureFeatures
@@ -208,6 +210,16 @@ def test_what_a_killed_process_left_aside_makes_room():
     assert not aside.exists() and path.exists()
 
 
+ROOT = str(Path(__file__).parents[2])
+
+
+def written(recipe, folder):
+    """Writes a recipe that scripts can read; returns it and its file."""
+    config = folder / "recipe.yaml"
+    config.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
+    return recipe, config
+
+
 FILL = """
 import sys, time
 from finetune.training import feature_store
@@ -224,12 +236,8 @@ train(load_recipe(sys.argv[1], sys.argv[2:]))
 
 @pytest.mark.distributed
 def test_two_runs_fill_one_store_and_a_killed_one_leaves_nothing_half(make_recipe, tiny_fast_vlm, tmp_path):
-    import yaml
-
-    recipe = make_recipe(tiny_fast_vlm, method=LANGUAGE, adapter={"publish": None})
-    config = tmp_path / "recipe.yaml"
-    config.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    recipe, config = written(make_recipe(tiny_fast_vlm, method=LANGUAGE, adapter={"publish": None}), tmp_path)
+    env = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
     root = tmp_path / "cache" / "features"
 
     def start(name):
@@ -252,3 +260,46 @@ def test_two_runs_fill_one_store_and_a_killed_one_leaves_nothing_half(make_recip
     logs = [(recipe.run_folder.parent / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
     losses = [[json.loads(line).get("loss") for line in log] for log in logs]
     assert losses[0] == losses[1] and any(losses[0])
+
+
+APART = """
+import os, sys
+cache = os.environ["FINETUNE_CACHE"]
+os.environ["FINETUNE_CACHE"] = cache + os.environ["RANK"]  # as if each process had a disk of its own
+os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = "0", "1"
+from finetune.recipe import load_recipe
+from finetune.runs import train
+train(load_recipe(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.distributed
+def test_two_processes_share_the_filling_on_one_disk_or_on_two(make_recipe, tiny_fast_vlm, tmp_path):
+    changes = {"method": LANGUAGE, "train": {"batch_size": 4}, "adapter": {"publish": None}}
+    recipe, config = written(make_recipe(tiny_fast_vlm, **changes), tmp_path)
+    (tmp_path / "apart.py").write_text(APART)
+    script = str(Path(ROOT) / "recipes" / "train.py")
+    weights = {}
+    for name, command in {
+        "one": [script, str(config)],
+        "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", script, str(config), "train.batch_size=2"],
+        "apart": ["-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "apart.py"), str(config),
+                  "train.batch_size=2"],
+    }.items():  # fmt: skip
+        cache = tmp_path / f"cache-{name}-"
+        done = subprocess.run(
+            [sys.executable, *command, f"name={name}"],
+            env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+                 "FINETUNE_CACHE": str(cache)},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        new = {"one": 26, "two": 26, "apart": 52}[name]
+        assert f"the pictures of 26 rows, {new} of them new" in done.stdout
+        disks = [f"{cache}0", f"{cache}1"] if name == "apart" else [cache]
+        assert [len(list(Path(disk).rglob("*.features"))) for disk in disks] == [26] * len(disks)
+        folder = recipe.run_folder.parent / name
+        weights[name] = load_file(folder / "last" / "adapter_model.safetensors")
+    for name in ("two", "apart"):
+        for key, tensor in weights["one"].items():
+            assert torch.allclose(tensor, weights[name][key], atol=1e-5), (name, key)
