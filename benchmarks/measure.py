@@ -114,6 +114,7 @@ def measure(jobs: Mapping[str, Job], *, steps: int, rounds: int) -> dict[str, Me
             first = number % len(names)  # nobody always follows the same one
             for name in names[first:] + names[:first]:
                 found[name].append(workers[name].round())
+            print(f"  round {number} of {rounds}" if number else "  warmed up", flush=True)
         for worker in workers.values():
             worker.finish()
     finally:

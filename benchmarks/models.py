@@ -180,7 +180,7 @@ SETUPS = {
         side=512,
         pictures="noise",
         batch_size=4,
-        steps=4,
+        steps=2,
         images_per_picture=1,
     ),
     "b4": Setup(
@@ -189,7 +189,7 @@ SETUPS = {
         side=1024,
         pictures="noise",
         batch_size=4,
-        steps=2,
+        steps=1,
         images_per_picture=5,
     ),
     "qwen": Setup(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -47,8 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
             "peak_tflops": options.peak_tflops,
             "same_environment": options.same_environment,
             "models": {
-                model: {"title": titles[model], "batch_size": batch_sizes[model], "rows": num_rows[model]}
-                | {"contestants": {name: one.to_json() for name, one in found.items()}}
+                model: {
+                    "title": titles[model],
+                    "batch_size": batch_sizes[model],
+                    "rows": num_rows[model],
+                    "images_per_picture": SETUPS[model].images_per_picture,
+                    "contestants": {name: one.to_json() for name, one in found.items()},
+                }
                 for model, found in results.items()
             },
         }
@@ -133,6 +139,7 @@ def _names(text: str, known: dict[str, object], parser: argparse.ArgumentParser)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
     try:
         sys.exit(main())
     except BenchmarkError as error:
