@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
+from finetune.methods.lora_forward import fold_additions
 from finetune.methods.targets import resolve_targets
 from finetune.tables import FIXED_PEFT_CONFIG, LORA_OPTIONS
 
@@ -62,6 +63,8 @@ class Lora:
         names = [name for names in modules.values() for name in names]
         _inject(host.model, adapter_name, names, chosen, trainable=True)
         parameters = _parameters(host.model, adapter_name)
+        for name in names:
+            fold_additions(host.model.get_submodule(name))
         for parameter in parameters.values():
             # Small updates would be rounded away in the half precision of a base; PEFT's layers cast their inputs.
             parameter.data = parameter.data.float()

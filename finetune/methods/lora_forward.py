@@ -1,0 +1,65 @@
+"""LoRA's forward and backward in training, with the additions folded into the multiplications.
+
+PEFT writes ``base(x) + B(A(x)) * scaling``: beside the five small and large products of a step that makes four passes
+over tensors as large as the layer's input and output. A multiplication can add to what is there, so they need not be.
+The gradients are written out in section 4.1 of Hu et al., https://arxiv.org/abs/2106.09685, by the chain rule.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def fold_additions(layer: nn.Module) -> None:
+    """Has a plain LoRA on a linear module train so; whatever else it is asked for, PEFT's own forward answers."""
+    layer.forward = MethodType(_forward, layer)
+
+
+def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    (name, *others) = layer.active_adapters or [None]
+    if (
+        not torch.is_grad_enabled()
+        or name not in layer.lora_A
+        or (others or args or kwargs or layer.disable_adapters or layer.merged or name in layer.lora_variant)
+        or (layer.lora_dropout[name].training and not isinstance(layer.lora_dropout[name], nn.Identity))
+    ):
+        return type(layer).forward(layer, x, *args, **kwargs)
+    base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
+    # A quantized weight, one in half precision, and one that is gathered when its module is called, are not for this.
+    if (
+        type(base) is not nn.Linear
+        or not base.weight.dtype == x.dtype == down.dtype
+        or base.weight.ndim * down.ndim != 4
+    ):
+        return type(layer).forward(layer, x)
+    return _Linear.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
+
+
+class _Linear(torch.autograd.Function):
+    """x [..., I] -> x W' + b + scaling x A' B' [..., O], with gradients for x, A [r, I] and B [O, r] only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # [N, I]
+        inner = rows @ down.T  # [N, r]
+        out = nn.functional.linear(rows, weight, bias).addmm_(inner, up.T, alpha=scaling)
+        ctx.save_for_backward(rows, inner, weight, down, up)
+        ctx.shape, ctx.scaling = x.shape, scaling
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, down, up = ctx.saved_tensors
+        out = gradient.reshape(-1, gradient.shape[-1])  # [N, O]
+        at_inner = (out @ up).mul_(ctx.scaling)  # [N, r]
+        for_x = (out @ weight).addmm_(at_inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return for_x, None, None, at_inner.T @ rows, (out.T @ inner).mul_(ctx.scaling), None
