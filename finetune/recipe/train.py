@@ -50,6 +50,8 @@ class TrainSection(Section):
     """Rows of like length share an optimizer step, so that less is padded; not those of a stream or of pairs."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
+    torch_compile: bool = False
+    """Compiles the layers of the language tower, each by itself, before they train."""
     output_dir: str = "runs"
     """The run's folder is output_dir/name."""
 
