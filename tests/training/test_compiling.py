@@ -10,7 +10,6 @@ from finetune.runs import train
 from finetune.training.compiling import CompiledLayers
 from tests.tiny import save_idefics3
 
-
 # Dynamo looks at the gradient of what is no leaf.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
