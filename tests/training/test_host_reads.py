@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.build import Batches
+from finetune.tasks.contrastive import pair_losses
 from finetune.training import loop, trainable
 
 PACKAGE = str(Path(loop.__file__).parents[1])
@@ -102,3 +103,12 @@ def test_what_waits_is_counted():
         for wait in ("int(t.sum())", "t[t > 1]", "(t != 0).nonzero()", "bool((t > 0).all())", "t.masked_select(t > 1)"):
             eval(compile(wait, trainable.__file__, "eval"), {"t": found})
     assert reads.by_file == {"training/trainable.py": 5}
+
+
+def test_pairs_read_nothing():
+    embeddings = torch.nn.functional.normalize(torch.randn(4, 2, 8), dim=-1).requires_grad_()
+    labels = torch.tensor([0, -100, 0, 0])
+    with Reads() as reads:
+        pair_losses(embeddings, labels, torch.tensor(3.0)).sum().backward()
+    assert not reads.by_file
+    assert embeddings.grad[1].eq(0).all() and embeddings.grad[[0, 2, 3]].ne(0).all()
