@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,7 +96,7 @@ class Collator:
         Raises:
             DataError: the chat template does not allow it.
         """
-        key = (json.dumps(example.messages, sort_keys=True), len(example.images))
+        key = (repr(example.messages), len(example.images))
         if known := self._rendered.get(key):
             return known
         rendered = self._finder().find(example, supervise=self.supervised_turns)
