@@ -25,6 +25,7 @@ from finetune.saving import save_adapter, save_weights
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
+from finetune.training.compiling import CompiledLayers
 from finetune.training.evaluate import predict, score
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
@@ -179,21 +180,25 @@ def _fit(
         except OSError as error:  # a full disk; the checkpoints hold these weights too
             log.say(f"{folder / 'best'} could not be written ({error.strerror}). The run goes on.")
 
+    compiled = CompiledLayers(base.model, base.towers.language if recipe.train.torch_compile else ())
+
     def validate() -> float:
         base.model.eval()
-        answers = predict(
-            base.model,
-            task,
-            val,
-            batches.prompt_batch,
-            batch_size=recipe.train.eval_batch_size,
-            accelerator=accelerator,
-            title="validating",
-        )
+        with compiled.paused():
+            answers = predict(
+                base.model,
+                task,
+                val,
+                batches.prompt_batch,
+                batch_size=recipe.train.eval_batch_size,
+                accelerator=accelerator,
+                title="validating",
+            )
         return score(task, val, answers).exact_match
 
     try:
-        state = trainer.train(learnt, validate=validate if val else None, on_better=keep)
+        with compiled:
+            state = trainer.train(learnt, validate=validate if val else None, on_better=keep)
     finally:
         if isinstance(learnt, Stream):
             who = f"process {accelerator.process_index}: "  # each has met rows of its own

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     FeatureLookup = Callable[[Sequence[ImageSource]], PictureFeatures | None]
 
 
+KEPT_TOKENS = 1_000_000  # of rendered rows, some 40 bytes each
+
+
 class Collator:
     """Makes batches for one model; rows with several pictures, one or none stand in one batch.
 
@@ -57,6 +60,8 @@ class Collator:
         if image_id is None:
             raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for a picture")
         self.image_id = int(image_id)
+        self._rendered: dict[tuple[str, int], Rendered] = {}  # by all that they follow from
+        self._room = KEPT_TOKENS
         bos = processor.tokenizer.bos_token_id
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
         self._features: FeatureLookup | None = None
@@ -91,10 +96,19 @@ class Collator:
     def supervise(self, example: Example) -> Rendered:
         """Returns the rendered row and which of its tokens are learnt, end-of-turn tokens included.
 
+        A row is rendered many times to find that, so the result is kept for the next epoch.
+
         Raises:
             DataError: the chat template does not allow it.
         """
-        return self._finder().find(example, supervise=self.supervised_turns)
+        key = (repr(example.messages), len(example.images))
+        if known := self._rendered.get(key):
+            return known
+        rendered = self._finder().find(example, supervise=self.supervised_turns)
+        if self._room >= len(rendered.ids):  # what is full stays: to drop the oldest helps no row of the next epoch
+            self._room -= len(rendered.ids)
+            self._rendered[key] = rendered
+        return rendered
 
     def prompt(self, example: Example) -> Rendered:
         """Returns the rendered row up to where its last turn begins.

@@ -180,7 +180,10 @@ class PromptTable(nn.Module):
         else:
             first = (ids == places.token_id).int().argmax(dim=1, keepdim=True)
         columns = first + torch.arange(places.num_virtual_tokens, device=ids.device)  # [B, N]
-        if columns.max() >= ids.shape[1] or (ids.gather(1, columns) != places.token_id).any():
+        # Training makes its own rows, and waits for the device only where it must; this is for whoever asks.
+        if not self.prompts.training and (
+            columns.max() >= ids.shape[1] or (ids.gather(1, columns) != places.token_id).any()
+        ):
             raise AdapterError(
                 f"a row does not begin with the {places.num_virtual_tokens} placeholders of the active prompt: it "
                 "would be answered without it. Make inputs with prompt_batch(), or ask through ask()."

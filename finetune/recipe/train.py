@@ -58,6 +58,8 @@ class TrainSection(Section):
     """auto: what frozen towers make of a picture is computed once and kept on disk, where that changes no result."""
     feature_store_max_bytes: PositiveInt = 50_000_000_000
     """Bytes that all kept features may take; what no run uses makes room."""
+    torch_compile: bool = False
+    """Compiles the layers of the language tower, each by itself, before they train."""
     output_dir: str = "runs"
     """The run's folder is output_dir/name."""
 

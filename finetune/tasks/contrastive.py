@@ -69,8 +69,8 @@ class ContrastiveTask(ExactMatch):
         embeddings, every_label, first = _gather(torch.cat(parts), labels)
         embeddings.requires_grad_()
         losses = pair_losses(embeddings, every_label, _scale(model))
-        num_pairs = int((every_label != _NOT_LEARNT).sum())
-        (gradient,) = torch.autograd.grad(losses.sum() / max(1, num_pairs), embeddings)
+        num_pairs = (every_label != _NOT_LEARNT).sum().clamp(min=1)  # not read back: the device is not waited for
+        (gradient,) = torch.autograd.grad(losses.sum() / num_pairs, embeddings)
         mine, sizes = slice(first, first + len(labels)), [len(part) for part in parts]
         for batch, state, cached in zip(batches, random, gradient[mine].split(sizes), strict=True):
 
@@ -109,11 +109,14 @@ def pair_losses(embeddings: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         labels: -100 for rows that take no part [N].
         scale: what cosines are multiplied by.
     """
-    learnt = (labels != _NOT_LEARNT).nonzero().squeeze(1)  # [M]
-    images, texts = embeddings[learnt].unbind(dim=1)  # [M, D]
-    similarity = scale * images @ texts.T  # [M, M], a row for each picture
+    learnt = labels != _NOT_LEARNT  # [N]
+    images, texts = embeddings.unbind(dim=1)  # [N, D]
+    similarity = scale * images @ texts.T  # [N, N], a row for each picture
+    # A row that takes no part is held against nothing but itself, so that no sum is empty.
+    strange = ~(learnt[:, None] & learnt) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    similarity = similarity.masked_fill(strange, -torch.inf)
     to_text, to_image = similarity.log_softmax(dim=1).diagonal(), similarity.log_softmax(dim=0).diagonal()
-    return torch.zeros_like(embeddings[:, 0, 0]).index_put((learnt,), -(to_text + to_image) / 2)
+    return torch.where(learnt, -(to_text + to_image) / 2, 0)
 
 
 class _RandomState:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from finetune.errors import TrainingError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from finetune.interfaces import Attachment
 
@@ -47,13 +49,17 @@ class Liveness:
                 not reached it.
         """
         self._steps += 1
-        dead = []
+        due: dict[str, Tensor] = {}
+        alive_after = self._attachment.alive_after
         for name, parameter in self._attachment.parameters.items():
             if parameter.grad is None:
                 continue
             self._reached[name] += 1
-            if self._reached[name] == self._attachment.alive_after.get(name) and not (parameter.grad != 0).any():
-                dead.append(name)
+            if self._reached[name] == alive_after.get(name):
+                due[name] = (parameter.grad != 0).any()
+        # One wait for the device for all of them, in the first steps alone.
+        alive = torch.stack([*due.values()]).tolist() if due else []
+        dead = [name for name, lives in zip(due, alive, strict=True) if not lives]
         if dead:
             raise TrainingError(
                 f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never learn: "

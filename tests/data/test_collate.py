@@ -30,6 +30,7 @@ def base(loaded, monkeypatch):
     base = loaded["all"]
     monkeypatch.setattr(base.collator, "end_ids", base.collator.end_ids)
     monkeypatch.setattr(base.processor, "chat_template", base.processor.chat_template)
+    monkeypatch.setattr(base.collator, "_rendered", {})  # what was rendered by another template
     return base
 
 
@@ -340,3 +341,18 @@ def test_rows_of_a_recipe(base, make_recipe, tiny_base):
     row = examples_of(recipe, "train")[0]
     text = base.collator.render(row.messages)
     assert text.startswith("<|system|>Be brief.<|end|><|user|><image>Look: What color is it?<|end|><|assistant|> ")
+
+
+def test_a_row_is_rendered_once_and_what_is_kept_is_bounded(base, monkeypatch):
+    collator, rows, rendered = base.collator, [example("red"), example("blue")], []
+    render = collator.render
+    monkeypatch.setattr(collator, "render", lambda *args, **kw: rendered.append(1) or render(*args, **kw))
+    first = collator.supervise(rows[0])
+    count = len(rendered)
+    assert count and collator.supervise(replace(rows[0], id="another")) == first and len(rendered) == count
+    with pytest.raises(DataError, match="row third: .* 1 places for 2 pictures"):
+        collator.supervise(replace(rows[0], id="third", images=rows[0].images * 2))
+    monkeypatch.setattr(collator, "_room", 3)
+    count = len(rendered)
+    assert collator.supervise(rows[1]) == collator.supervise(rows[1]) != first
+    assert len(rendered) - count > 2 and len(collator._rendered) == 1

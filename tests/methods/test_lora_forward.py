@@ -62,9 +62,7 @@ def test_gradients_are_those_of_differences():
     base, down, up = layer.base_layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight
     x = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda x, down, up: lora_forward._Linear.apply(
-            x, layer.base_layer.weight, layer.base_layer.bias, down, up, 1.7
-        ),
+        lambda x, down, up: lora_forward._Linear.apply(x, base.weight, base.bias, down, up, 1.7),
         (x, down, up),
     )
 

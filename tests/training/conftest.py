@@ -18,12 +18,13 @@ from finetune.training.loop import Trainer
 def build(make_recipe, tmp_path):
     """Returns a function: base folder, train options -> base, attachment, trainer, examples, log, checkpoints."""
 
-    def build(folder, *, dropout=0.0, towers=None, wrap=lambda task: task, **options):
+    def build(folder, *, dropout=0.0, towers=None, method=None, wrap=lambda task: task, **options):
         length = {} if "epochs" not in options else {"max_steps": None}
+        lora = {"towers": towers} if towers else {}
         recipe = make_recipe(
             folder,
             train={**length, **options},
-            method={"lora_dropout": dropout, **({"towers": towers} if towers else {})},
+            **({"method": [method]} if method else {"method": {"lora_dropout": dropout, **lora}}),
         )
         base = load_base(str(folder), device="cpu")
         torch.manual_seed(0)
