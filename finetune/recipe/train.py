@@ -18,6 +18,8 @@ class TrainSection(Section):
     """Rows of a micro-batch on one process."""
     gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches of an optimizer step."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass, which takes longer and less memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest rate of AdamW."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"

@@ -16,6 +16,7 @@ from torch import nn
 
 from finetune.errors import StoppedError, TrainingError
 from finetune.training.finite import explain_not_finite
+from finetune.training.gradient_checkpointing import recomputing
 from finetune.training.memory import any_process, describe_halved, free_memory, halved, is_out_of_memory
 from finetune.training.optimizer import make_optimizer, set_learning_rate
 from finetune.training.plan import Plan, learning_rate_factor
@@ -128,7 +129,8 @@ class Trainer:
         self.log.start(plan.total_steps, done=state.step, size=self._log_bytes)
         set_train_mode(self.plain_model, self.attachment)
         set_random_state(self.random)
-        with closing(self.log), Stopping(main=self.accelerator.is_main_process) as stopping:
+        recomputed = recomputing(self.plain_model, enabled=options.gradient_checkpointing)
+        with closing(self.log), recomputed, Stopping(main=self.accelerator.is_main_process) as stopping:
             while not self._is_finished:
                 started = time.monotonic()
                 values = self._update(*self._gradients(windows))
