@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from finetune.errors import TrainingError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
 
     from finetune.interfaces import Attachment
 
@@ -39,20 +41,24 @@ class Liveness:
         self._reached = dict.fromkeys(attachment.parameters, 0)
         self._steps = 0
 
-    def check(self, *, steps_per_epoch: int, total_steps: int) -> None:
+    def check(self, gradient: Callable[[nn.Parameter], Tensor | None], epoch: int) -> None:
         """Looks at the gradients of one step.
+
+        Args:
+            gradient: returns a parameter's whole gradient, or None where no row of the step reached it.
+            epoch: steps that see each row once, or all of the run where it is shorter.
 
         Raises:
             TrainingError: a tensor that must have a gradient by now has none that is not zero, or a whole epoch has
                 not reached it.
         """
         self._steps += 1
-        dead = []
+        dead, alive_after = [], self._attachment.alive_after
         for name, parameter in self._attachment.parameters.items():
-            if parameter.grad is None:
+            if self._reached[name] >= alive_after.get(name, 1) or (found := gradient(parameter)) is None:
                 continue
             self._reached[name] += 1
-            if self._reached[name] == self._attachment.alive_after.get(name) and not (parameter.grad != 0).any():
+            if self._reached[name] == alive_after.get(name) and not (found != 0).any():
                 dead.append(name)
         if dead:
             raise TrainingError(
@@ -60,7 +66,7 @@ class Liveness:
                 f"{_first(dead)}. Leave their modules out of method."
             )
         never = [name for name, count in self._reached.items() if count == 0]
-        if never and self._steps == min(steps_per_epoch, total_steps):
+        if never and self._steps == epoch:
             raise TrainingError(
                 f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they learn nothing: "
                 f"{_first(never)}. Do rows hold pictures? Leave what they do not reach out of method."
