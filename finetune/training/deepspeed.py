@@ -125,7 +125,7 @@ class DeepSpeed(Replicated):
         slots = next(iter(self._states()), {})
         scalars = {slot: tensor for slot, tensor in slots.items() if tensor.ndim == 0}
         return {
-            name: {slot: scalars[slot] if slot in scalars else read(parameter, slot) for slot in slots}
+            name: {slot: scalars[slot].clone() if slot in scalars else read(parameter, slot) for slot in slots}
             for name, parameter in (self.attachment.parameters.items() if slots else ())
         }
 

@@ -8,7 +8,7 @@ calls them, and would have the others wait for it for ever.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast
@@ -59,6 +59,7 @@ class SplitBase(Replicated):
                 f"FSDP2: {type(model).__name__} has no repeated layers that could be cut. Use "
                 "recipes/accelerate/ddp.yaml, where each process holds the whole base."
             )
+        self._first_layer = layers[0]
         # Norms and biases stay whole: they are small, and methods read them outside of a forward.
         whole = set(model.parameters()) - {p for layer in layers for p in layer.parameters() if p.ndim > 1}
         mesh = init_device_mesh(device.type, (self.accelerator.num_processes,))
@@ -80,11 +81,16 @@ class SplitBase(Replicated):
         # Rows without a picture may reach nothing that trains, and their process still has to go backward with the
         # others, through every layer.
         self._anchor = torch.ones((), device=self.accelerator.device, requires_grad=True)
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-        embedding.register_forward_hook(self._reach_all_layers)
+        self._first_layer.register_forward_pre_hook(self._ask_for_gradient, with_kwargs=True)
 
-    def _reach_all_layers(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output * self._anchor.to(output.dtype) if torch.is_grad_enabled() else output
+    def _ask_for_gradient(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not torch.is_grad_enabled():
+            return args, kwargs
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden * self._anchor.to(hidden.dtype)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
         """Runs one micro-batch forward and backward; the base has no gradient, so nothing is to be synchronised."""
