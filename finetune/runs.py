@@ -315,12 +315,13 @@ def _accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
-    asked = os.environ.get("FINETUNE_NUM_PROCESSES")
-    if asked and int(asked) != accelerator.num_processes:
-        raise TrainingError(
-            f"{asked} processes were asked for, but this run has {accelerator.num_processes}. On a CPU use "
-            "NPROC=N ./launch.sh CONFIG: accelerate launch --cpu starts one process only."
-        )
+    # The second is torchrun's: processes that it started may each have become a run of their own.
+    for asked in (os.environ.get("FINETUNE_NUM_PROCESSES"), os.environ.get("WORLD_SIZE")):
+        if asked and int(asked) != accelerator.num_processes:
+            raise TrainingError(
+                f"{asked} processes were asked for, but this run has {accelerator.num_processes}. On a CPU use "
+                "NPROC=N ./launch.sh CONFIG: accelerate launch --cpu starts one process only."
+            )
     if accelerator.mixed_precision != "no":
         raise TrainingError(
             f"accelerate's mixed_precision is {accelerator.mixed_precision}; the recipe's model.dtype says what the "

@@ -65,7 +65,7 @@ class Liveness:
                 f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never learn: "
                 f"{_first(dead)}. Leave their modules out of method."
             )
-        never = [name for name, count in self._reached.items() if count == 0]
+        never = [n for n, count in self._reached.items() if count == 0 and alive_after.get(n, 1) <= self._steps]
         if never and self._steps == epoch:
             raise TrainingError(
                 f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they learn nothing: "
