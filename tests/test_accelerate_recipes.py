@@ -170,7 +170,9 @@ def test_the_numbers_of_the_kubernetes_job_agree():
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(env["GPUS"])
     assert int(env["FINETUNE_NUM_PROCESSES"]) == int(env["NUM_MACHINES"]) * int(env["GPUS"])
     shell = f"echo {container['command'][2].removeprefix('exec ')}"
-    said = subprocess.run(["bash", "-c", shell], env={**env, "JOB_COMPLETION_INDEX": "1"}, capture_output=True, text=True)
+    said = subprocess.run(
+        ["bash", "-c", shell], env={**env, "JOB_COMPLETION_INDEX": "1"}, capture_output=True, text=True
+    )
     args = torchrun(said.stdout.split())
     assert (args.nnodes, args.nproc_per_node, args.node_rank, args.rdzv_backend) == ("2", "8", 1, "c10d")
     assert args.rdzv_endpoint == f"{name}-0.{pod['subdomain']}:29500"

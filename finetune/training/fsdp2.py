@@ -48,7 +48,7 @@ class SplitBase(Replicated):
             TrainingError: the language tower has no repeated layers.
         """
         device = self.accelerator.device
-        layers = [
+        layers: list[Any] = [
             module
             for path in towers.language
             for module in model.get_submodule(path).modules()
@@ -63,12 +63,17 @@ class SplitBase(Replicated):
         # Norms and biases stay whole: they are small, and methods read them outside of a forward.
         whole = set(model.parameters()) - {p for layer in layers for p in layer.parameters() if p.ndim > 1}
         mesh = init_device_mesh(device.type, (self.accelerator.num_processes,))
-        reshard = getattr(self.accelerator.state.fsdp_plugin, "reshard_after_forward", True)
+        reshard = self.accelerator.state.fsdp_plugin.reshard_after_forward
         for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, ignored_params=whole)
         # The model itself has nothing left to cut; as their common root it has one layer gathered ahead of the other.
         fully_shard(model, mesh=mesh, ignored_params=whole)
         model.to(device)
+        for layer in layers:
+            # The first gathering makes the tensors that every later one fills. Made by a generation, which runs in
+            # inference mode, they could not be trained with.
+            layer.unshard()
+            layer.reshard()
 
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
