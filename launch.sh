@@ -16,6 +16,8 @@ Each command first builds the environment where that is needed. Variables:
 
   PYTHON                 the Python (3.11 or later) to build the environment from
   NPROC                  number of processes to train with, or to test with
+  STRATEGY               how GPUs share a run: ddp (each has the whole base; the default), fsdp2 (each has a part),
+                         deepspeed_zero2, deepspeed_zero3
   FINETUNE_VENV          folder of the environment; default: .venv beside this script
   FINETUNE_SKIP_INSTALL  1: use the environment as it stands (needs no network)
   FINETUNE_MIN_FREE_GB   disk space to ask for before an install; default: 7 on Linux, 3 elsewhere

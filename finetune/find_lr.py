@@ -178,7 +178,7 @@ def _losses(
         for group in optimizer.param_groups:
             group["lr"] *= rates[len(recorder.losses)]
 
-    hook = trainer.optimizer.register_step_pre_hook(set_rate)
+    hook = trainer.strategy.optimizer.register_step_pre_hook(set_rate)
     try:
         trainer.train(rows_to_learn(recipe, base=base))
     except _Hopeless:

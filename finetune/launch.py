@@ -7,7 +7,8 @@
     python -m finetune.launch test [--all] [pytest args]   the tests; --all adds the slow ones
     python -m finetune.launch CONFIG.yaml [key=value ...]  train a recipe on the hardware found
 
-``NPROC`` sets the number of processes, ``ACCELERATE_USE_CPU=true`` keeps a recipe off the GPU.
+``NPROC`` sets the number of processes, ``STRATEGY`` how they share the work on GPUs, and ``ACCELERATE_USE_CPU=true``
+keeps a recipe off the GPU.
 Needs only the standard library to start, so that ``launch.sh`` can ask it about a command line
 (``--check``) before anything is installed.
 """
@@ -32,6 +33,7 @@ from finetune.lookup import did_you_mean, import_string
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ("demo", "setup", "test")
+STRATEGIES = ("ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3")  # each a file in recipes/accelerate
 KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * 1024**3),
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
@@ -140,11 +142,33 @@ def num_processes(hardware: Hardware, asked: int | None) -> int:
     return asked
 
 
+def _strategy(env: Mapping[str, str], hardware: Hardware) -> str | None:
+    """Returns the accelerate config that was asked for, or None.
+
+    Raises:
+        LaunchError: there is no such one, or it needs GPUs and there are none.
+    """
+    name = env.get("STRATEGY", "").strip()
+    if not name:
+        return None
+    if name not in STRATEGIES:
+        hint = did_you_mean(name, STRATEGIES)
+        raise LaunchError(f"STRATEGY={name!r} is not known.{hint} Allowed: {', '.join(STRATEGIES)}.")
+    if hardware.kind != "cuda":
+        raise LaunchError(
+            f"STRATEGY={name} shares a run out over NVIDIA GPUs; here is {hardware.kind} ({hardware.why}). Leave "
+            "STRATEGY out."
+        )
+    return name
+
+
 # Running it -----------------------------------------------------------------------------------------
 
 
-def training_command(config: Path, args: Sequence[str], *, script: Path, hardware: Hardware, nproc: int) -> list[str]:
-    """Returns the command that trains ``config`` with ``nproc`` processes.
+def training_command(
+    config: Path, args: Sequence[str], *, script: Path, hardware: Hardware, nproc: int, strategy: str | None = None
+) -> list[str]:
+    """Returns the command that trains ``config`` with ``nproc`` processes, sharing the work by ``strategy``.
 
     Accelerate starts a single process on a CPU whatever number it is told, so several are started
     by torch.distributed.run.
@@ -153,7 +177,7 @@ def training_command(config: Path, args: Sequence[str], *, script: Path, hardwar
     if hardware.kind == "cpu" and nproc > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
     else:
-        name = "cpu" if hardware.kind == "cpu" else "ddp" if nproc > 1 else "single_gpu"
+        name = strategy or ("cpu" if hardware.kind == "cpu" else "ddp" if nproc > 1 else "single_gpu")
         file = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
         # --quiet: without it a failed recipe's own message is followed by the launcher's traceback.
         launcher = ["accelerate.commands.launch", "--quiet", "--config_file", str(file)]
@@ -186,7 +210,8 @@ def train(config: Path, args: Sequence[str], *, script: Path) -> int:
     """Trains ``config`` with ``script`` on the hardware found, and returns the exit code."""
     hardware = find_hardware(os.environ)
     nproc = num_processes(hardware, _nproc(os.environ))
-    command = training_command(config, args, script=script, hardware=hardware, nproc=nproc)
+    strategy = _strategy(os.environ, hardware)
+    command = training_command(config, args, script=script, hardware=hardware, nproc=nproc, strategy=strategy)
     _say(f"on {hardware.kind} ({hardware.why}), processes: {nproc}")
     _say(shlex.join(command))
     return run_child(command, env=training_env(os.environ, hardware=hardware, nproc=nproc))

@@ -6,9 +6,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
@@ -21,7 +20,7 @@ from finetune.methods.adapter import attach
 from finetune.recipe import ReadSection
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
-from finetune.saving import save_adapter, save_weights
+from finetune.saving import probe_effect, save_adapter, save_weights
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
@@ -29,6 +28,7 @@ from finetune.training.compiling import CompiledLayers
 from finetune.training.evaluate import predict, score
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
+from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.evaluate import Scores
-
-# Those where each process has the whole model: gradients are added up by the loop itself.
-_DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    from finetune.training.replicated import Replicated
 
 
 @dataclass(frozen=True)
@@ -73,22 +71,26 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     _check_names(recipe)
     check_trackers(recipe.train.trackers)
     accelerator = _accelerator(recipe)
+    strategy = strategy_of(accelerator, recipe)
     try:
         with telling_of_a_full_disk(recipe.run_folder):
-            return _train(recipe, accelerator, registry)
+            return _train(recipe, strategy, registry)
     finally:
         finish_trackers(accelerator)
 
 
-def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry | None) -> RunResult:
+def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry | None) -> RunResult:
     set_seed(recipe.seed)
+    accelerator = strategy.accelerator
     main, folder = accelerator.is_main_process, recipe.run_folder
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
-    base = base_of(recipe, device=str(accelerator.device))
+    base = base_of(recipe, device=strategy.load_device)
     with accelerator.main_process_first():  # the others find what it looked up in the cache
         learnt = rows_to_learn(recipe, base=base, say=log.say)
         splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
+    strategy.check_rows({"train": learnt, **splits})
+    strategy.split(base.model, base.towers)
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     if base.quantization:
         names = quantized_modules(base.model)
@@ -121,15 +123,16 @@ def _train(recipe: Recipe, accelerator: Accelerator, registry: AdapterRegistry |
     if base.family.kind == "generative" and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
-    steps = _fit(recipe, base, attachment, batches, learnt, splits["val"], accelerator, log, checkpoints, start)
+    val = splits["val"]
+    steps, attachment = _fit(recipe, base, attachment, batches, learnt, val, strategy, log, checkpoints, start)
     if splits["test"]:
         judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
     before, after = (judged[who][0] if who in judged else None for who in ("base", "adapter"))
-    ref = None
+    ref, probe = None, probe_effect(base, attachment)
     if main:
         remember_base(base.identity, base.path)
         rows = {"train": learnt, **splits}
-        save_adapter(folder / "adapter", recipe, base, attachment, rows, before, after, steps=steps)
+        save_adapter(folder / "adapter", recipe, base, attachment, rows, before, after, probe=probe, steps=steps)
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)
@@ -149,12 +152,17 @@ def _fit(
     batches: Batches,
     learnt: Rows,
     val: list[Example],
-    accelerator: Accelerator,
+    strategy: Replicated,
     log: RunLog,
     checkpoints: Checkpoints,
     start: Checkpoint | None,
-) -> int:
-    """Trains, leaves the best weights in the model, and returns the optimizer steps behind them."""
+) -> tuple[int, Attachment]:
+    """Trains, and leaves the best weights in the model.
+
+    Returns:
+        The optimizer steps behind these weights, and the attachment that holds them, frozen.
+    """
+    accelerator = strategy.accelerator
     task, folder, main = base.task(recipe.task), recipe.run_folder, accelerator.is_main_process
     model_type = base.identity.model_type
     set_seed(recipe.seed, device_specific=True)  # each process draws a dropout of its own
@@ -167,6 +175,7 @@ def _fit(
         accelerator,
         log,
         seed=recipe.seed,
+        strategy=strategy,
         checkpoints=checkpoints,
     )
     if start:
@@ -205,14 +214,13 @@ def _fit(
             learnt.tell(log.say if main else lambda text: print(who + text))
     if isinstance(learnt, Stream):
         learnt.seen = state.step * trainer.plan.window
+    last = strategy.tensors()
     if main:
-        save_weights(folder / "last", attachment, attachment.parameters, model_type=model_type)
-    with torch.no_grad():
-        for name, weights in trainer.best.items():
-            attachment.parameters[name].copy_(weights)
-    attachment.freeze()
+        save_weights(folder / "last", attachment, last, model_type=model_type)
+    if trainer.best:
+        strategy.load(trainer.best)
     base.model.eval()
-    return state.best_step or state.step
+    return state.best_step or state.step, strategy.finish()
 
 
 def evaluate(
@@ -317,17 +325,13 @@ def _accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
-    asked = os.environ.get("FINETUNE_NUM_PROCESSES")
-    if asked and int(asked) != accelerator.num_processes:
-        raise TrainingError(
-            f"{asked} processes were asked for, but this run has {accelerator.num_processes}. On a CPU use "
-            "NPROC=N ./launch.sh CONFIG: accelerate launch --cpu starts one process only."
-        )
-    if accelerator.distributed_type not in _DISTRIBUTED:
-        raise TrainingError(
-            f"accelerate's distributed_type is {accelerator.distributed_type.value}; a run has one process, or several "
-            "that each hold the whole base (MULTI_GPU, MULTI_CPU). Set it in the accelerate config."
-        )
+    # The second is torchrun's: processes that it started may each have become a run of their own.
+    for asked in (os.environ.get("FINETUNE_NUM_PROCESSES"), os.environ.get("WORLD_SIZE")):
+        if asked and int(asked) != accelerator.num_processes:
+            raise TrainingError(
+                f"{asked} processes were asked for, but this run has {accelerator.num_processes}. On a CPU use "
+                "NPROC=N ./launch.sh CONFIG: accelerate launch --cpu starts one process only."
+            )
     if accelerator.mixed_precision != "no":
         raise TrainingError(
             f"accelerate's mixed_precision is {accelerator.mixed_precision}; the recipe's model.dtype says what the "

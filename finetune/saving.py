@@ -17,6 +17,7 @@ from finetune.adapters.manifest import (
     AdapterDescription,
     AdapterManifest,
     PartDescription,
+    Probe,
     TrainingRecord,
     canonical_json,
     sha256_hex,
@@ -59,6 +60,16 @@ def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
     )
 
 
+def probe_effect(base: Base, attachment: Attachment) -> Probe:
+    """Returns what base and adapter make of the probe; every process that shares the base has to call it."""
+    use = switch(base.model)
+    use(None)
+    off = base.probe(PROBE_SEED)
+    use(attachment.adapter_name)
+    on = base.probe(PROBE_SEED, attachment.placeholders)
+    return record(off, on, seed=PROBE_SEED, dtype=base.model.dtype, quantization=base.quantization)
+
+
 def save_adapter(
     folder: Path,
     recipe: Recipe,
@@ -68,6 +79,7 @@ def save_adapter(
     before: Scores | None,
     after: Scores | None,
     *,
+    probe: Probe,
     steps: int,
 ) -> AdapterManifest:
     """Writes the finished adapter with its manifest, replacing ``folder`` in one step.
@@ -80,9 +92,10 @@ def save_adapter(
         splits: the rows it saw, by split.
         before: the base's scores on the test split.
         after: the adapter's.
+        probe: what ``probe_effect`` returned.
         steps: optimizer steps behind the weights.
     """
-    manifest = _manifest(recipe, base, attachment, splits, before, after, steps=steps)
+    manifest = _manifest(recipe, base, attachment, splits, before, after, probe=probe, steps=steps)
     write_folder(
         folder,
         {
@@ -122,13 +135,9 @@ def _manifest(
     before: Scores | None,
     after: Scores | None,
     *,
+    probe: Probe,
     steps: int,
 ) -> AdapterManifest:
-    use = switch(base.model)
-    use(None)
-    off = base.probe(PROBE_SEED)
-    use(attachment.adapter_name)
-    on = base.probe(PROBE_SEED, attachment.placeholders)
     description = describe(attachment, base.identity.model_type)
     namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
     return AdapterManifest(
@@ -157,7 +166,7 @@ def _manifest(
         metrics={
             when: scores.to_json() for when, scores in (("before", before), ("after", after)) if scores is not None
         },
-        probe=record(off, on, seed=PROBE_SEED, dtype=base.model.dtype, quantization=base.quantization),
+        probe=probe,
         license=recipe.adapter.license,
         intended_use=recipe.adapter.intended_use,
         files=file_entries(weights_bytes(attachment.parameters), config_bytes(peft_config(description))),

@@ -14,7 +14,7 @@ from finetune.example import Example, answer, ask
 from finetune.interfaces import Batch
 from finetune.methods.adapter import attach, detach, merge, switch
 from finetune.recipe import parse_recipe
-from finetune.saving import save_adapter
+from finetune.saving import probe_effect, save_adapter
 from finetune.tables import DUAL_ENCODERS
 from finetune.training.loop import set_train_mode
 
@@ -128,7 +128,9 @@ def train_cell(
     assert found[-1] < found[0], f"the loss does not fall: {found}"
     attachment.freeze()
     adapted = logits(base, extended(attachment, batch))
-    save_adapter(folder / "adapter", recipe, base, attachment, {"train": examples}, None, None, steps=STEPS)
+    probe = probe_effect(base, attachment)
+    splits = {"train": examples}
+    save_adapter(folder / "adapter", recipe, base, attachment, splits, None, None, probe=probe, steps=STEPS)
     switch(base.model)(None)
     assert torch.equal(logits(base, batch), plain), "switched off, the base answers otherwise"
     detach(base.model, attachment.adapter_name)

@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from accelerate.utils import DistributedType
 
 from finetune.cli import main as command
 from finetune.errors import RecipeError, TrainingError
 from finetune.recipe import load_recipe
-from finetune.runs import _check_launch, evaluate, train
+from finetune.runs import evaluate, train
 
 ROOT = Path(__file__).parents[1]
 # Those of the hub's data sets are in tests/data/test_public_sets.py.
@@ -90,13 +88,6 @@ def test_the_number_of_processes_asked_for_is_checked(make_recipe, tiny_fast_vlm
     monkeypatch.setenv("FINETUNE_NUM_PROCESSES", "2")
     with pytest.raises(TrainingError, match="2 processes were asked for, but this run has 1"):
         train(make_recipe(tiny_fast_vlm))
-
-
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_a_base_cut_over_processes_is_refused(make_recipe, kind):
-    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], num_processes=1, mixed_precision="no")
-    with pytest.raises(TrainingError, match=f"distributed_type is {kind}; .* that each hold the whole base"):
-        _check_launch(accelerator, make_recipe("a"))
 
 
 def test_the_ask_command(tmp_path, capsys):

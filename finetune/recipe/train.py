@@ -24,6 +24,8 @@ class TrainSection(Section):
     """Micro-batches of an optimizer step."""
     optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
     """The optimizer: torch's AdamW, fused where it can be, or bitsandbytes' with its state in 8 bit."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass, which takes longer and less memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest rate of AdamW."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"

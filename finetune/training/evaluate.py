@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -67,10 +68,12 @@ def predict(
     order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
     answers: dict[int, str] = {}
     with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
-        for start in range(0, len(order), batch_size):
+        # As many batches on every process: where they share one base, one would wait for the others' forwards.
+        most = math.ceil(len(examples) / processes)
+        for start in range(0, most, batch_size):
             rows = order[start : start + batch_size]
-            batch = prompt_batch([examples[i] for i in rows]).to(model.device, model.dtype)
-            answers.update(zip(rows, task.predict(model, batch), strict=True))
+            batch = prompt_batch([examples[i] for i in rows or [0]]).to(model.device, model.dtype)
+            answers.update(zip(rows, task.predict(model, batch), strict=bool(rows)))
             bar.update(len(rows))
     if accelerator and processes > 1:
         answers = dict(gather_object(list(answers.items())))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def explain_not_finite(
     model: PreTrainedModel,
     task: Task,
-    collate: Callable[[list[tuple[Example, bool]]], Batch],
+    collate: Callable[[list[tuple[Example, bool]]], Batch] | None,
     window: Sequence[Batch],
     sums: Sequence[LossSums],
     *,
@@ -36,7 +36,7 @@ def explain_not_finite(
     Args:
         model: with the weights before the step.
         task: the terms.
-        collate: makes a training batch of (example, learnt) pairs.
+        collate: makes a training batch of (example, learnt) pairs; None: no row is asked alone.
         window: this process's micro-batches.
         sums: the sums of each one's terms.
         loss: of the step, over all processes.
@@ -52,7 +52,8 @@ def explain_not_finite(
     ]
     alone = []
     with torch.no_grad():
-        for example in suspects:
+        for example in suspects if collate else ():
+            assert collate is not None
             terms = task.terms(model, collate([(example, True)]).to(device, dtype))
             if not is_finite({name: term.loss_sum for name, term in terms.items()}):
                 alone.append(example.id)

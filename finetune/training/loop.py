@@ -12,26 +12,26 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from finetune.errors import StoppedError, TrainingError
 from finetune.training.finite import explain_not_finite
-from finetune.training.memory import any_process, describe_halved, free_memory, halved, is_out_of_memory
+from finetune.training.gradient_checkpointing import recomputing
+from finetune.training.memory import any_process, describe_halved, free_memory, halved, is_out_of_memory, too_much
 from finetune.training.optimizer import make_optimizer, set_learning_rate
 from finetune.training.plan import Plan, describe_padding, learning_rate_factor
 from finetune.training.randomness import random_state, set_random_state
+from finetune.training.replicated import Replicated
 from finetune.training.rows import Windows
 from finetune.training.state import Standing, TrainState
 from finetune.training.stopping import Stopping, farewell
 from finetune.training.trainable import Liveness, set_train_mode
-from finetune.training.window import add_up_gradients, backward_window, count_window
+from finetune.training.window import backward_window, count_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from accelerate import Accelerator
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune.data.stream import Rows
@@ -55,6 +55,7 @@ class Trainer:
         accelerator: with gradient_accumulation_steps=1; accumulation is this loop's own.
         log: where progress goes.
         seed: of the order of rows.
+        strategy: how processes share the work; None: each holds the whole base.
         checkpoints: where the state is kept; None keeps none.
     """
 
@@ -69,17 +70,17 @@ class Trainer:
         log: RunLog,
         *,
         seed: int,
+        strategy: Replicated | None = None,
         checkpoints: Checkpoints | None = None,
     ):
         self.task, self.collate, self.options, self.seed = task, collate, options, seed
         self.accelerator, self.attachment, self.log, self.checkpoints = accelerator, attachment, log, checkpoints
-        self.parameters, self.liveness = list(attachment.parameters.values()), Liveness(attachment)
-        self.optimizer = make_optimizer(attachment, options)
-        self.plain_model = model
-        self.model = accelerator.prepare(model)
+        self.plain_model, self.liveness = model, Liveness(attachment)
+        self.strategy = strategy or Replicated(accelerator)
+        self.strategy.prepare(model, attachment, make_optimizer(attachment, options), options)
         self.state = TrainState(batch_size=options.batch_size)
-        self.best: dict[str, Tensor] = {}  # weights of the best validation
-        self._standing = Standing(attachment=attachment, optimizer=self.optimizer, state=self.state, best=self.best)
+        self._standing = Standing(strategy=self.strategy, state=self.state)
+        self.best = self._standing.best  # weights of the best validation
         self.random = random_state()  # as it was after the last whole step
         self._log_bytes = 0
         self._kept: Path | None = None  # the checkpoint of the present step, where there is one
@@ -128,7 +129,8 @@ class Trainer:
         self.log.start(plan.total_steps, done=state.step, size=self._log_bytes)
         set_train_mode(self.plain_model, self.attachment)
         set_random_state(self.random)
-        with closing(self.log), Stopping(main=self.accelerator.is_main_process) as stopping:
+        recomputed = recomputing(self.plain_model, enabled=options.gradient_checkpointing)
+        with closing(self.log), recomputed, Stopping(main=self.accelerator.is_main_process) as stopping:
             while not self._is_finished:
                 started = time.monotonic()
                 values = self._update(*self._gradients(windows))
@@ -155,26 +157,26 @@ class Trainer:
     def _gradients(self, windows: Windows) -> tuple[list[Batch], list[LossSums], dict[str, int]]:
         """Fills the gradients of the next step, with smaller micro-batches where memory runs out.
 
-        Returns:
-            This process's window, the sums of its terms by micro-batch, and the items of each term over the whole
-            window and all processes.
+        Returns this process's window, the sums of its terms by micro-batch, and each term's items over all processes.
         """
         while True:
             window = windows.window(self.plan, self.state.step)
             totals = count_window(self.task, window, self.accelerator)
             sums, failed = None, False
             try:
-                sums = backward_window(self.model, self.task, window, totals, self.accelerator, self.plain_model.dtype)
+                sums = backward_window(self.strategy, self.task, window, totals, self.plain_model.dtype)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                if self.strategy.lockstep:
+                    raise too_much(self.plan, self.state.step + 1) from error
                 failed = True
             if not any_process(self.accelerator, failed):
                 assert sums is not None
-                add_up_gradients(self.parameters, self.accelerator)
+                self.strategy.add_up_gradients()
                 return window, sums, totals
             del window, sums
-            self.optimizer.zero_grad(set_to_none=True)
+            self.strategy.drop_gradients()
             free_memory()
             set_random_state(self.random)
             self.plan = plan = halved(self.plan, self.state.step + 1)
@@ -184,7 +186,7 @@ class Trainer:
     def _update(self, window: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
         """Makes one optimizer step of the gradients; returns what is logged about it."""
         step, plan = self.state.step, self.plan
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm or math.inf)
+        norm = self.strategy.clip(self.options.max_grad_norm)
         terms = [name for name in totals if name != "tokens"]
         added = torch.stack([torch.stack([part[name] for part in sums]).sum().float() for name in terms])
         added = self.accelerator.reduce(added, "sum")
@@ -192,11 +194,10 @@ class Trainer:
         means = {name: number / max(1, totals[name]) for name, number in zip(terms, numbers, strict=True)}
         if not all(map(math.isfinite, (*means.values(), norm))):
             self._refuse_not_finite(window, sums, loss=sum(means.values()), norm=norm)
-        self.liveness.check(steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps)
+        self.liveness.check(self.strategy.gradient, min(plan.steps_per_epoch, plan.total_steps))
         rate = self.options.learning_rate * learning_rate_factor(step, self.options, plan.total_steps)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(self.strategy.optimizer, rate)
+        self.strategy.step()
         return {
             "loss": sum(means.values()),
             **(means if len(means) > 1 else {}),
@@ -209,7 +210,8 @@ class Trainer:
 
     def _refuse_not_finite(self, window: list[Batch], sums: list[LossSums], *, loss: float, norm: float) -> None:
         """Keeps the state before the step, and stops the run with the rows that did it."""
-        why = explain_not_finite(self.plain_model, self.task, self.collate, window, sums, loss=loss, norm=norm)
+        alone = None if self.strategy.lockstep else self.collate
+        why = explain_not_finite(self.plain_model, self.task, alone, window, sums, loss=loss, norm=norm)
         kept = self._save()
         raise TrainingError(
             f"step {self.state.step + 1}: {why} Lower train.learning_rate, or look at these rows."
@@ -218,10 +220,9 @@ class Trainer:
 
     def _note_score(self, score: float, on_better: Callable[[], None] | None) -> None:
         state = self.state
-        better = state.best_score is None or score > state.best_score
-        if better:
+        if better := state.best_score is None or score > state.best_score:
             state.best_score, state.best_step, state.validations_without_better = score, state.step, 0
-            self.best.update({n: p.detach().cpu().clone() for n, p in self.attachment.parameters.items()})
+            self.best.update({name: tensor.cpu().clone() for name, tensor in self.strategy.tensors().items()})
             if on_better:
                 on_better()
         else:
@@ -234,17 +235,16 @@ class Trainer:
         """Writes a checkpoint; where that fails, says so and returns None: those before it stand, the run goes on."""
         if self.checkpoints is None or self._kept:
             return self._kept
-        tensors, facts = self._standing.pack(self.random, log_bytes=self.log.size)
-        path: Path | None = self.checkpoints.path(self.state.step)
+        held = self._standing.pack(self.random, log_bytes=self.log.size)
+        self._kept = self.checkpoints.path(self.state.step)
         if self.accelerator.is_main_process:
             try:
-                self.checkpoints.write(self.state.step, tensors, facts)
+                self.checkpoints.write(self.state.step, *held)
             except OSError as error:
                 self.log.say(
                     f"step {self.state.step}: the checkpoint could not be written ({error.strerror}); those before it "
                     "are as they were. Make room: the next one is tried all the same."
                 )
-                path = None
+                self._kept = None
         self.accelerator.wait_for_everyone()
-        self._kept = path
-        return path
+        return self._kept

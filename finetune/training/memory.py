@@ -61,3 +61,12 @@ def describe_halved(plan: Plan) -> str:
         f"The step is taken again, and the run goes on, with micro-batches of {plan.batch_size} and "
         f"{plan.accumulation} of them to a step: {plan.window} rows, as before."
     )
+
+
+def too_much(plan: Plan, step: int) -> TrainingError:
+    """Returns the error of a step that cannot be taken again, as processes wait for one another within it."""
+    return TrainingError(
+        f"step {step}: out of memory with micro-batches of {plan.batch_size}. Processes that share one base cannot "
+        "take a step again: start the run with a smaller train.batch_size and as much more "
+        "gradient_accumulation_steps, or with train.gradient_checkpointing: true."
+    )

@@ -10,15 +10,14 @@ import torch
 from accelerate.utils import gather_object
 
 from finetune.errors import TrainingError
-from finetune.training.optimizer import load_optimizer, optimizer_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from finetune.interfaces import Attachment
     from finetune.training.checkpoint import Checkpoint
+    from finetune.training.replicated import Replicated
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")  # whose version may change the numbers
 
@@ -41,8 +40,7 @@ class Standing:
     The best weights are a copy, so a state does not depend on another file; an adapter is small.
     """
 
-    attachment: Attachment
-    optimizer: torch.optim.Optimizer
+    strategy: Replicated
     state: TrainState
     best: dict[str, Tensor] = field(default_factory=dict)  # parameter name -> weights of the best validation
 
@@ -53,10 +51,10 @@ class Standing:
             random: this process's, as it was after the last step.
             log_bytes: length of the log.
         """
-        parameters = self.attachment.parameters
-        tensors = {f"adapter/{name}": p.detach() for name, p in parameters.items()}
+        adapter = self.strategy.tensors()
+        tensors = {f"adapter/{name}": tensor for name, tensor in adapter.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        for name, slots in optimizer_tensors(self.optimizer, parameters).items():
+        for name, slots in self.strategy.optimizer_tensors().items():
             tensors |= {f"optimizer/{name}/{slot}": tensor for slot, tensor in slots.items()}
         generators = []
         for rank, process in enumerate(gather_object([dict(random)])):
@@ -65,7 +63,7 @@ class Standing:
             generators.append({name: part for name, part in process.items() if name not in held})
         facts = {
             "state": asdict(self.state),
-            "trainable": {name: list(p.shape) for name, p in parameters.items()},
+            "trainable": {name: list(tensor.shape) for name, tensor in adapter.items()},
             "random": generators,
             "log_bytes": log_bytes,
             "versions": versions(),
@@ -73,13 +71,13 @@ class Standing:
         return tensors, facts
 
     def unpack(self, checkpoint: Checkpoint, *, process: int) -> dict[str, Any]:
-        """Puts everything back, and returns the random state of ``process``.
+        """Puts everything back, and returns the random state of ``process``; every process has to call it.
 
         Raises:
             TrainingError: what trains now is not what trained then.
         """
         there = checkpoint.facts["trainable"]
-        here = {name: list(p.shape) for name, p in self.attachment.parameters.items()}
+        here = {name: list(tensor.shape) for name, tensor in self.strategy.tensors().items()}
         if there != here:
             names = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
             raise TrainingError(
@@ -91,15 +89,13 @@ class Standing:
         for key, tensor in checkpoint.tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        with torch.no_grad():
-            for name, parameter in self.attachment.parameters.items():
-                parameter.copy_(parts["adapter"][name])
+        self.strategy.load(parts["adapter"])
         self.best.update(parts["best"])
         slots: dict[str, dict[str, Tensor]] = {}
         for key, tensor in parts["optimizer"].items():
             name, _, slot = key.rpartition("/")
             slots.setdefault(name, {})[slot] = tensor
-        load_optimizer(self.optimizer, self.attachment.parameters, slots)
+        self.strategy.load_optimizer(slots)
         vars(self.state).update(checkpoint.facts["state"])
         own = {key.partition("/")[2]: t for key, t in parts["random"].items() if key.startswith(f"{process}/")}
         return {**checkpoint.facts["random"][process], **own}

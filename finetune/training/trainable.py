@@ -9,6 +9,8 @@ import torch
 from finetune.errors import TrainingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from finetune.interfaces import Attachment
@@ -41,8 +43,12 @@ class Liveness:
         self._reached = dict.fromkeys(attachment.parameters, 0)
         self._steps = 0
 
-    def check(self, *, steps_per_epoch: int, total_steps: int) -> None:
+    def check(self, gradient: Callable[[nn.Parameter], Tensor | None], epoch: int) -> None:
         """Looks at the gradients of one step.
+
+        Args:
+            gradient: returns a parameter's whole gradient, or None where no row of the step reached it.
+            epoch: steps that see each row once, or all of the run where it is shorter.
 
         Raises:
             TrainingError: a tensor that must have a gradient by now has none that is not zero, or a whole epoch has
@@ -52,11 +58,11 @@ class Liveness:
         due: dict[str, Tensor] = {}
         alive_after = self._attachment.alive_after
         for name, parameter in self._attachment.parameters.items():
-            if parameter.grad is None:
+            if self._reached[name] >= alive_after.get(name, 1) or (found := gradient(parameter)) is None:
                 continue
             self._reached[name] += 1
             if self._reached[name] == alive_after.get(name):
-                due[name] = (parameter.grad != 0).any()
+                due[name] = (found != 0).any()
         # One wait for the device for all of them, in the first steps alone.
         alive = torch.stack([*due.values()]).tolist() if due else []
         dead = [name for name, lives in zip(due, alive, strict=True) if not lives]
@@ -65,8 +71,8 @@ class Liveness:
                 f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never learn: "
                 f"{_first(dead)}. Leave their modules out of method."
             )
-        never = [name for name, count in self._reached.items() if count == 0]
-        if never and self._steps == min(steps_per_epoch, total_steps):
+        never = [n for n, count in self._reached.items() if count == 0 and alive_after.get(n, 1) <= self._steps]
+        if never and self._steps == epoch:
             raise TrainingError(
                 f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they learn nothing: "
                 f"{_first(never)}. Do rows hold pictures? Leave what they do not reach out of method."

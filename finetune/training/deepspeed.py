@@ -1,0 +1,157 @@
+"""DeepSpeed's ZeRO: an engine owns the optimizer, and shares out its state, gradients and, at stage 3, the base.
+
+The engine's own calls are made here rather than through accelerate's wrapper, which steps inside of the last backward
+pass: before a step the gradients have to be looked at. https://deepspeed.readthedocs.io/en/latest/zero3.html
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from finetune.data.stream import Stream
+from finetune.errors import TrainingError
+from finetune.training.replicated import Replicated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from finetune.data.stream import Rows
+    from finetune.interfaces import Attachment
+    from finetune.recipe import TrainSection
+
+
+class DeepSpeed(Replicated):
+    """Several processes under an engine that is told which micro-batch is a step's last, and then steps once.
+
+    The base is loaded whole by every process, so that it can be judged; the engine shares it out afterwards.
+    """
+
+    lockstep = True
+
+    def __init__(self, accelerator: Accelerator):
+        super().__init__(accelerator)
+        self._gradients: dict[nn.Parameter, Tensor | None] = {}
+        self._plugin: Any = accelerator.state.deepspeed_plugin
+        # At stage 3 transformers would load a base that no forward without the engine could use.
+        unset_hf_deepspeed_config()
+
+    @property
+    def cuts_base(self) -> bool:
+        """Whether each process holds only a part of every parameter."""
+        return self._plugin.zero_stage == 3
+
+    def check_rows(self, splits: Mapping[str, Rows]) -> None:
+        """Refuses, where the base is cut, rows of which only some have a picture.
+
+        A process whose rows have none never calls the vision tower, and the others would wait for it for ever.
+        """
+        for split, rows in splits.items() if self.cuts_base else ():
+            assert not isinstance(rows, Stream), "refused with the recipe"
+            without = [row.id for row in rows if not row.images]
+            if 0 < len(without) < len(rows):
+                raise TrainingError(
+                    f"data.{split}: under ZeRO-3 either every row has a picture or none has; {len(without)} of "
+                    f"{len(rows)} have none, such as {without[0]}. Use recipes/accelerate/fsdp2.yaml or "
+                    "deepspeed_zero2.yaml."
+                )
+
+    def prepare(
+        self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
+    ) -> None:
+        """Hands model and optimizer to the engine, with the recipe's batch size and norm."""
+        self.attachment = attachment
+        self._plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": options.batch_size,
+            "gradient_clipping": options.max_grad_norm or 0.0,
+        }
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        set_hf_deepspeed_config(self._plugin.dschf)  # generation asks it whether processes have to stay together
+
+    def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
+        """Runs one micro-batch forward and backward."""
+        self.model.set_gradient_accumulation_boundary(is_boundary=last)
+        value = loss()
+        if not self.cuts_base:  # else a forward reaches the same parameters on every process
+            # The engine adds up in buckets, which only agree where every process has a gradient of every parameter.
+            value = value + 0.0 * torch.stack([parameter.sum() for parameter in self.parameters]).sum()
+        # The engine divides the sum over processes by their number.
+        self.model.backward(value * self.accelerator.num_processes)
+
+    def add_up_gradients(self) -> None:
+        """Collects what the engine has added up in the backward passes."""
+        whole = importlib.import_module("deepspeed.utils").safe_get_full_grad
+        self._gradients = {parameter: whole(parameter) for parameter in self.parameters}
+
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """Returns a whole gradient, or None where it is zero: there is one, too, of what no row reached."""
+        gradient = self._gradients[parameter]
+        return gradient if gradient is not None and gradient.any() else None
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        """Returns the norm of the gradients; the engine clips them as it steps."""
+        return nn.utils.get_total_norm([gradient for gradient in self._gradients.values() if gradient is not None])
+
+    def step(self) -> None:
+        """Makes the optimizer step."""
+        self.model.step()
+        self._gradients.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns saved name -> whole tensor of the adapter."""
+        with self._whole(for_writing=False):
+            return {name: p.detach().clone() for name, p in self.attachment.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Writes whole tensors into the adapter, and into the copies that the engine steps on."""
+        write = importlib.import_module("deepspeed.utils").safe_set_full_fp32_param
+        with self._whole(for_writing=True):
+            super().load(tensors)
+        for name, parameter in self.attachment.parameters.items():
+            write(parameter, tensors[name].to(self.accelerator.device))
+
+    def optimizer_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Returns parameter name -> slot -> whole tensor; the count of steps is the same for all."""
+        read = importlib.import_module("deepspeed.utils").safe_get_full_optimizer_state
+        slots = next(iter(self._states()), {})
+        scalars = {slot: tensor for slot, tensor in slots.items() if tensor.ndim == 0}
+        return {
+            name: {slot: scalars[slot].clone() if slot in scalars else read(parameter, slot) for slot in slots}
+            for name, parameter in (self.attachment.parameters.items() if slots else ())
+        }
+
+    def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Puts back what ``optimizer_tensors`` returned."""
+        write = importlib.import_module("deepspeed.utils").safe_set_full_optimizer_state
+        for name, slots in tensors.items():
+            for slot, tensor in slots.items():
+                if tensor.ndim:
+                    write(self.attachment.parameters[name], tensor.to(self.accelerator.device), slot)
+                    continue
+                for state in self._states():
+                    state[slot].copy_(tensor)
+
+    def finish(self) -> Attachment:
+        """Ends training, and returns the attachment with parameters of its own."""
+        whole = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in self.tensors().items()}
+        self.attachment.freeze()
+        parts = (replace(part, parameters={n: whole[n] for n in part.parameters}) for part in self.attachment.parts)
+        return replace(self.attachment, parts=tuple(parts))
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        """Returns the state of each of the flat vectors that the engine has its optimizer step on."""
+        inner = self.optimizer.optimizer.optimizer  # below accelerate's wrapper and the engine's
+        return [{slot: t for slot, t in state.items() if torch.is_tensor(t)} for state in inner.state.values()]
+
+    def _whole(self, *, for_writing: bool) -> Any:
+        gathered = importlib.import_module("deepspeed").zero.GatheredParameters
+        return gathered(self.parameters, modifier_rank=0 if for_writing else None)

@@ -1,0 +1,58 @@
+"""Gradient checkpointing: a layer's activations are computed once more in the backward pass instead of being kept.
+
+Transformers' own switch asks for a module in training mode, and every frozen module here is in eval mode: it would do
+nothing. What is recomputed is what it calls a ``GradientCheckpointingLayer``, in every tower.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from finetune.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+
+@contextmanager
+def recomputing(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
+    """Has every layer of ``model`` recomputed in the backward pass, while entered.
+
+    Forwards without a graph, as of generation, run as ever. The generators are as they were in the first forward, so
+    dropout draws the same.
+
+    Args:
+        model: the plain model; it may be wrapped for several processes.
+        enabled: False changes nothing.
+
+    Raises:
+        TrainingError: the model has no such layer.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
+    if enabled and not layers:
+        raise TrainingError(
+            f"train.gradient_checkpointing: {type(model).__name__} has no layer that transformers could recompute. "
+            "Set it to false."
+        )
+    for layer in layers:
+        # The forward of the instance, not its call: hooks, as those that gather a layer's weights, stay outside.
+        layer.forward = partial(_recomputed, layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own is there again
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,0 +1,128 @@
+"""The plain way to share a run: every process holds the whole base and the whole adapter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from finetune.training.optimizer import load_optimizer, optimizer_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from finetune.data.stream import Rows
+    from finetune.interfaces import Attachment, Towers
+    from finetune.recipe import TrainSection
+
+
+class Replicated:
+    """One process, or several that each hold everything (DDP): also what the other strategies differ from.
+
+    A process's gradients stay its own until the whole window is through; then they are added up in one vector. So no
+    process waits for another before that, and one that ran out of memory can have all of them take the step again.
+
+    Args:
+        accelerator: of the run.
+    """
+
+    lockstep = False  # whether a forward or backward of one process waits for that of every other
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.attachment: Attachment
+        self.model: Any
+        self.optimizer: Any
+
+    @property
+    def load_device(self) -> str:
+        """Where the base is loaded to."""
+        return str(self.accelerator.device)
+
+    def check_rows(self, splits: Mapping[str, Rows]) -> None:
+        """Refuses rows that the processes could not go through together."""
+
+    def split(self, model: nn.Module, towers: Towers) -> None:
+        """Shares out a base that was just loaded, before anything is attached to it."""
+
+    def prepare(
+        self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
+    ) -> None:
+        """Takes over what trains; from now on ``model`` is what is run forward and ``optimizer`` what holds rates."""
+        self.attachment, self.optimizer = attachment, optimizer
+        self.model = self.accelerator.prepare(model)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+        return list(self.attachment.parameters.values())
+
+    def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
+        """Runs one micro-batch forward and backward.
+
+        Args:
+            loss: returns this process's share of the step's loss: its sum over the items of all processes.
+            last: whether it is the window's last.
+        """
+        with self.accelerator.no_sync(self.model):
+            with self.accelerator.autocast():
+                value = loss()
+            if value.requires_grad:  # rows without a picture reach nothing that trains in a vision tower
+                self.accelerator.backward(value)
+
+    def add_up_gradients(self) -> None:
+        """Adds up the gradients of all processes, in one flat vector; what none of them has stays None."""
+        if self.accelerator.num_processes == 1:
+            return
+        parameters = self.parameters
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        reached = pieces[0].new_tensor([p.grad is not None for p in parameters])
+        flat = self.accelerator.reduce(torch.cat([*(piece.flatten() for piece in pieces), reached]), "sum")
+        *pieces, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, piece, count in zip(parameters, pieces, reached.tolist(), strict=True):
+            parameter.grad = piece.view_as(parameter).clone() if count else None
+
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """Returns a whole gradient, of all processes; None where no row of the step reached the parameter."""
+        return parameter.grad
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        """Clips the gradients to ``max_norm``, and returns the norm they had."""
+        return nn.utils.clip_grad_norm_(self.parameters, max_norm or math.inf)
+
+    def step(self) -> None:
+        """Makes the optimizer step."""
+        self.optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forgets what the backward passes left."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns saved name -> whole tensor of the adapter, and nothing of the base; every process has to call it."""
+        return {name: parameter.detach() for name, parameter in self.attachment.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Writes what ``tensors`` returned into the adapter; every process has to call it."""
+        for name, parameter in self.attachment.parameters.items():
+            parameter.copy_(tensors[name])
+
+    def optimizer_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Returns parameter name -> slot -> whole tensor; empty before the first step; every process has to call it."""
+        return optimizer_tensors(self.optimizer, self.attachment.parameters)
+
+    def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Puts back what ``optimizer_tensors`` returned; every process has to call it."""
+        load_optimizer(self.optimizer, self.attachment.parameters, tensors)
+
+    def finish(self) -> Attachment:
+        """Ends training, and returns the attachment with whole parameters; every process has to call it."""
+        self.attachment.freeze()
+        return self.attachment

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Several machines under SLURM: sbatch --nodes 2 recipes/accelerate/slurm.sh CONFIG.yaml [key=value ...]
+#
+# Starts torchrun once on each machine, which starts one process on each of its GPUs; they meet on the first machine.
+# Submit it from the checkout, which has to be on a disk that all machines see, as has train.output_dir.
+# Set up the environment first: ./launch.sh setup. Not run on a SLURM cluster; the tests run its torchrun line on a
+# stand-in for srun.
+#SBATCH --job-name=finetune
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --signal=TERM@120   # two minutes before the time is up the state is saved; the same job then goes on
+set -euo pipefail
+
+per_node=${SLURM_GPUS_PER_NODE:-8}
+per_node=${per_node##*:}   # a100:8 is 8
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export FINETUNE_NUM_PROCESSES=$((SLURM_NNODES * per_node))
+
+exec srun "${FINETUNE_VENV:-.venv}/bin/python" -P -m torch.distributed.run \
+  --nnodes "$SLURM_NNODES" --nproc_per_node "$per_node" \
+  --rdzv_backend c10d --rdzv_endpoint "$head:29500" --rdzv_id "$SLURM_JOB_ID" \
+  recipes/train.py "$@"

@@ -1,0 +1,138 @@
+"""One process of a run: trains scenarios one after the other and leaves what each came to.
+
+``python worker.py SCENARIOS.json FOLDER``, by itself or under torchrun. A scenario names a base and a method, and may
+have: batch_size, accumulation, steps, checkpointing, rows (how many), blind (rows without a picture), uneven (answers
+of very different lengths), strategy (plain or fsdp2), answers (how many rows to answer), stop (steps after which it is
+built anew and goes on from its checkpoint).
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+
+from finetune.build import Batches, load_base
+from finetune.example import answer, ask
+from finetune.methods.adapter import attach
+from finetune.saving import probe_effect
+from finetune.training.checkpoint import Checkpoints
+from finetune.training.evaluate import predict
+from finetune.training.fsdp2 import SplitBase
+from finetune.training.log import RunLog
+from finetune.training.loop import Trainer
+from finetune.training.replicated import Replicated
+from tests.matrix import recipe_of, rows
+
+
+def examples_of(scenario):
+    """Rows of which some have no picture, or much longer answers."""
+    found = rows(scenario.get("rows", 7))
+    for i in scenario.get("blind", ()):
+        question = f"What color is it, row {i}?"
+        found[i] = replace(found[i], images=[], messages=[*ask(question, num_images=0), found[i].messages[-1]])
+    if scenario.get("uneven"):
+        for i, example in enumerate(found):
+            said = "it is " * (i * 3 % 7) + example.answers[0]
+            found[i] = replace(example, messages=[*example.messages[:-1], answer(said)])
+    return found
+
+
+def build(scenario, accelerator, folder):
+    """A trainer as runs.train puts it together."""
+    recipe = recipe_of(scenario["method"], scenario["base"], folder)
+    strategy = Replicated(accelerator)
+    if scenario.get("strategy") == "fsdp2":
+        accelerator.state.fsdp_plugin = SimpleNamespace(reshard_after_forward=True)
+        strategy = SplitBase(accelerator)
+    base = load_base(scenario["base"], device=strategy.load_device)
+    strategy.split(base.model, base.towers)
+    torch.manual_seed(0)
+    attachment = attach(base.host, recipe.method)
+    for name, parameter in attachment.parameters.items():
+        if "lora_" in name:  # B is zero at first, which hides the gradient of A
+            torch.nn.init.normal_(parameter, std=0.05)
+    options = recipe.train.model_copy(
+        update={
+            "max_steps": scenario.get("steps", 2),
+            "batch_size": scenario["batch_size"],
+            "gradient_accumulation_steps": scenario.get("accumulation", 1),
+            "gradient_checkpointing": scenario.get("checkpointing", False),
+            # AdamW makes full steps of gradients that are mere rounding, so its rate bounds how far those may part.
+            "learning_rate": 1e-4,
+            "save_steps": 1,
+        }
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", {"recipe": {"seed": 0}}, keep=2)
+    log = RunLog(folder, every=1, main=accelerator.is_main_process)
+    batches = Batches(base.collator, attachment.placeholders)
+    task = base.task(base.default_task)
+    trainer = Trainer(
+        base.model, attachment, task, batches.training_batch, options, accelerator, log,
+        seed=0, strategy=strategy, checkpoints=checkpoints,
+    )  # fmt: skip
+    return SimpleNamespace(
+        base=base, attachment=attachment, batches=batches, task=task, trainer=trainer, checkpoints=checkpoints
+    )
+
+
+def run(scenario, accelerator, folder):
+    """Trains one scenario, and returns tensors and texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made, examples = build(scenario, accelerator, folder), examples_of(scenario)
+    gradients = []
+    clip = made.trainer.strategy.clip
+
+    def clip_and_keep(max_norm):
+        held = {n: made.trainer.strategy.gradient(p) for n, p in made.attachment.parameters.items()}
+        gradients.append({n: g.clone() for n, g in held.items() if g is not None})
+        return clip(max_norm)
+
+    made.trainer.strategy.clip = clip_and_keep
+    if stop := scenario.get("stop"):
+        made.trainer.options = made.trainer.options.model_copy(update={"max_steps": stop})
+        made.trainer.train(examples)
+        made = build(scenario, accelerator, folder)
+        made.trainer.restore(made.checkpoints.newest(print))
+    made.trainer.train(examples)
+    attachment = made.trainer.strategy.finish()
+    found = {
+        "gradients": gradients[0],
+        "weights": {name: p.detach().clone() for name, p in attachment.parameters.items()},
+        "losses": [json.loads(line)["loss"] for line in made.trainer.log.file.read_text().splitlines()],
+        "checkpoint": made.checkpoints.newest(print).tensors if accelerator.is_main_process else {},
+        "probe": torch.tensor(probe_effect(made.base, attachment).adapter),
+    }
+    if count := scenario.get("answers"):
+        made.base.model.eval()
+        rows_to_answer, asked = examples_of({**scenario, "rows": count}), []
+
+        def prompt_batch(batch):
+            asked.extend(example.id for example in batch)
+            return made.batches.prompt_batch(batch)
+
+        found["answers"] = predict(
+            made.base.model, made.task, rows_to_answer, prompt_batch, batch_size=2, accelerator=accelerator
+        )
+        found["asked"] = gather_object(asked)
+    held = [p for p in made.base.model.parameters() if not p.requires_grad]
+    found["held"] = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in held)
+    return found
+
+
+def main():
+    """Runs every scenario, in order."""
+    scenarios, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    for number, scenario in enumerate(scenarios):
+        found = run(scenario, accelerator, folder / str(number))
+        torch.save(found, folder / f"{number}.{accelerator.process_index}.pt")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""How a run is shared: what is refused and why, and what DeepSpeed's engine is asked to do."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
+
+from finetune.build import load_base
+from finetune.errors import TrainingError
+from finetune.methods.adapter import attach
+from finetune.training import deepspeed
+from finetune.training.checkpoint import Checkpoints
+from finetune.training.deepspeed import DeepSpeed
+from finetune.training.fsdp2 import SplitBase
+from finetune.training.log import RunLog
+from finetune.training.loop import Trainer
+from finetune.training.replicated import Replicated
+from finetune.training.strategy import strategy_of
+from tests.matrix import LORA, recipe_of, rows
+
+
+def launched(kind, *, fsdp=None, zero=None):
+    """An accelerator as a launch of this kind gives it."""
+    fsdp = {"fsdp_version": 2, "cpu_ram_efficient_loading": False, "activation_checkpointing": False} | (fsdp or {})
+    plugins = {
+        "fsdp_plugin": SimpleNamespace(**{"cpu_offload": OffloadPolicy(), **fsdp}),
+        "deepspeed_plugin": SimpleNamespace(**{"zero_stage": 2, "deepspeed_config": {}, **(zero or {})}),
+    }
+    return SimpleNamespace(distributed_type=DistributedType[kind], state=SimpleNamespace(**plugins))
+
+
+@pytest.mark.parametrize(
+    ("kind", "kind_of_strategy"),
+    [("NO", Replicated), ("MULTI_CPU", Replicated), ("MULTI_GPU", Replicated), ("FSDP", SplitBase),
+     ("DEEPSPEED", DeepSpeed)],
+)  # fmt: skip
+def test_the_launch_says_how_a_run_is_shared(make_recipe, kind, kind_of_strategy):
+    assert type(strategy_of(launched(kind), make_recipe("a"))) is kind_of_strategy
+
+
+STREAM = {"data": {"source": "parquet", "root": "rows", "streaming": True}}
+QUANTIZED = {"model": {"quantization": "4bit"}}
+DORA = {"method": {"use_dora": True}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "plugin", "changes", "message"),
+    [
+        ("MEGATRON_LM", {}, {}, r"MEGATRON_LM: only NO, MULTI_CPU, MULTI_GPU, FSDP \(version 2\) and DEEPSPEED"),
+        ("FSDP", {"fsdp": {"fsdp_version": 1}}, {}, "would flatten adapter and base .* Set fsdp_version: 2"),
+        ("FSDP", {"fsdp": {"cpu_ram_efficient_loading": True}}, {}, "Set fsdp_cpu_ram_efficient_loading: false"),
+        ("FSDP", {"fsdp": {"activation_checkpointing": True}}, {}, "set train.gradient_checkpointing: true"),
+        ("FSDP", {"fsdp": {"cpu_offload": CPUOffloadPolicy()}}, {}, "Set fsdp_offload_params: false"),
+        ("FSDP", {}, QUANTIZED, "a base held in 4bit cannot be cut"),
+        ("FSDP", {}, DORA, "DoRA reads whole weights"),
+        ("DEEPSPEED", {"zero": {"zero_stage": 0}}, {}, "zero_stage 0 shares nothing out"),
+        ("DEEPSPEED", {"zero": {"deepspeed_config": {"optimizer": {}}}}, {}, "Take 'optimizer' out of the DeepSpeed"),
+        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, QUANTIZED, "a base held in 4bit cannot be cut"),
+        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, {"task": {"name": "contrastive"}}, "the contrastive loss reads"),
+        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, STREAM, "Set data.streaming: false"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_reason(make_recipe, kind, plugin, changes, message):
+    with pytest.raises(TrainingError, match=f"accelerate's distributed_type is {kind}: .*|{message}") as caught:
+        strategy_of(launched(kind, **plugin), make_recipe("a", **changes))
+    assert caught.match(message)
+
+
+class Engine:
+    """Does what DeepSpeed's engine does with the calls of accelerate's wrapper, for one process of two.
+
+    The other process has the same rows, so a gradient averaged over both is that of one.
+    """
+
+    def __init__(self, model, optimizer, max_norm):
+        self.module, self.calls, self.max_norm = model, [], max_norm
+        self.optimizer = SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in parameters:  # the state is there from the start
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        for state in optimizer.state.values():
+            state["step"].zero_()
+
+    def __call__(self, **inputs):
+        self.calls.append("forward")
+        return self.module(**inputs)
+
+    def set_gradient_accumulation_boundary(self, is_boundary):
+        self.calls.append("last" if is_boundary else "more")
+
+    def backward(self, loss):
+        self.calls.append("backward")
+        (loss / 2).backward()
+
+    def step(self):
+        self.calls.append("step")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        self.optimizer.optimizer.step()
+        self.optimizer.optimizer.zero_grad()
+
+
+@pytest.fixture
+def zero(monkeypatch):
+    """Returns a function: stage -> a DeepSpeed strategy of the first of two processes, on the engine above."""
+    library = SimpleNamespace(
+        safe_get_full_grad=lambda p: p.grad,
+        safe_set_full_fp32_param=lambda p, value: p.data.copy_(value),
+        zero=SimpleNamespace(GatheredParameters=whole),
+    )
+    monkeypatch.setattr(deepspeed, "importlib", SimpleNamespace(import_module=lambda name: library))
+    monkeypatch.setattr(deepspeed, "set_hf_deepspeed_config", lambda config: None)
+
+    def make(stage=2):
+        plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={}, dschf=None)
+
+        def prepare(model, optimizer):
+            library.safe_get_full_optimizer_state = lambda p, slot: optimizer.state[p][slot]
+            library.safe_set_full_optimizer_state = lambda p, value, slot: optimizer.state[p][slot].copy_(value)
+            engine = Engine(model, optimizer, plugin.deepspeed_config["gradient_clipping"])
+            return engine, SimpleNamespace(optimizer=engine.optimizer, param_groups=optimizer.param_groups)
+
+        state = SimpleNamespace(deepspeed_plugin=plugin)
+        device = torch.device("cpu")
+        return DeepSpeed(SimpleNamespace(state=state, device=device, num_processes=2, prepare=prepare))
+
+    return make
+
+
+@contextmanager
+def whole(parameters, modifier_rank):
+    yield
+
+
+def train(folder, tmp_path, strategy, *, accelerator, steps, restore=False):
+    tmp_path.mkdir(exist_ok=True)
+    recipe = recipe_of(LORA, folder, tmp_path)
+    base = load_base(str(folder), device="cpu")
+    torch.manual_seed(0)
+    attachment = attach(base.host, recipe.method)
+    options = recipe.train.model_copy(
+        update={"max_steps": steps, "batch_size": 2, "gradient_accumulation_steps": 3, "save_steps": 1}
+    )
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {"recipe": {}}, keep=2)
+    trainer = Trainer(
+        base.model, attachment, base.task(base.default_task), base.collator.training_batch, options, accelerator,
+        RunLog(tmp_path, every=1), seed=0, strategy=strategy, checkpoints=checkpoints,
+    )  # fmt: skip
+    if restore:
+        trainer.restore(checkpoints.newest(print))
+    trainer.train(rows(8))
+    return trainer
+
+
+def test_the_engine_steps_once_an_optimizer_step(zero, tiny_fast_vlm, tmp_path):
+    """Eight rows in windows of six: three micro-batches, then one; the same adapter as by the plain strategy."""
+    accelerator = Accelerator(cpu=True)
+    plain = train(tiny_fast_vlm, tmp_path / "plain", None, accelerator=accelerator, steps=4)
+    by_engine = train(tiny_fast_vlm, tmp_path / "zero", zero(), accelerator=accelerator, steps=4)
+    micro_batch = ["more", "forward", "backward"]
+    last = ["last", "forward", "backward", "step"]
+    assert by_engine.strategy.model.calls == 2 * [*micro_batch, *micro_batch, *last, *last]
+    expected = plain.strategy.tensors()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in by_engine.strategy.tensors().items())
+
+
+def test_the_engine_gets_the_calls_that_accelerates_wrapper_makes():
+    """Should these change, the strategy has to."""
+    made = []
+    engine = SimpleNamespace(
+        set_gradient_accumulation_boundary=lambda is_boundary: made.append(is_boundary),
+        backward=lambda loss: made.append("backward"),
+        step=lambda: made.append("step"),
+    )
+    for last in (False, True):
+        DeepSpeedEngineWrapper(engine).backward(None, sync_gradients=last)
+    assert made == [False, "backward", True, "backward", "step"]
+
+
+def test_an_engines_run_goes_on_from_its_checkpoint(zero, tiny_fast_vlm, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    whole_run = train(tiny_fast_vlm, tmp_path / "whole", zero(), accelerator=accelerator, steps=3)
+    train(tiny_fast_vlm, tmp_path / "parts", zero(), accelerator=accelerator, steps=1)
+    resumed = train(tiny_fast_vlm, tmp_path / "parts", zero(), accelerator=accelerator, steps=3, restore=True)
+    expected = whole_run.strategy.tensors()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.strategy.tensors().items())
+
+
+def test_rows_of_which_some_have_no_picture_are_refused_where_the_base_is_cut(zero):
+    mixed = rows(3)
+    mixed[1] = replace(mixed[1], images=[])
+    zero(stage=2).check_rows({"train": mixed})
+    zero(stage=3).check_rows({"train": rows(3), "val": []})
+    with pytest.raises(TrainingError, match="data.val: under ZeRO-3 either every row .*; 1 of 3 have none, such as 1"):
+        zero(stage=3).check_rows({"train": rows(3), "val": mixed})
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_row_that_reaches_nothing_still_has_every_parameter_take_part(zero, stage):
+    """Stage 2 adds up in buckets that have to agree between processes; a zero gradient then counts as none."""
+    strategy, parameter = zero(stage), torch.nn.Parameter(torch.ones(3))
+    model = torch.nn.Linear(2, 2)
+    attachment = SimpleNamespace(parameters={"p": parameter})
+    options = SimpleNamespace(batch_size=2, max_grad_norm=None)
+    strategy.prepare(model, attachment, torch.optim.AdamW([parameter]), options)
+    strategy.backward(lambda: model(torch.ones(1, 2)).sum(), last=True)
+    strategy.add_up_gradients()
+    assert (parameter.grad is not None) == (stage == 2)
+    assert strategy.gradient(parameter) is None
