@@ -82,7 +82,7 @@ def test_the_folder_of_a_run_says_what_was_run(recipe):
     }  # fmt: skip
     assert parse_recipe(json.loads((folder / "recipe.json").read_text()), source="recipe.json") == recipe()
     environment = json.loads((folder / "environment.json").read_text())
-    assert {"torch", "transformers", "peft", "accelerate"} == environment["versions"].keys()
+    assert {"torch", "transformers", "peft", "accelerate", "bitsandbytes"} == environment["versions"].keys()
     if (ROOT / ".git").exists():
         head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
         assert environment["git"]["commit"] == head.stdout.strip()
