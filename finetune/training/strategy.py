@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from accelerate.utils import DistributedType
@@ -28,6 +29,11 @@ def strategy_of(accelerator: Accelerator, recipe: Recipe) -> Replicated:
         TrainingError: this recipe cannot run so; the message says why, and what to set.
     """
     kind = accelerator.distributed_type
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and kind is not DistributedType.FSDP:
+        raise TrainingError(
+            f"FSDP was asked for, but accelerate gives {kind.value} on {accelerator.device.type}: it has FSDP on GPUs "
+            "only. Leave STRATEGY or the FSDP config out."
+        )
     if kind in _PLAIN:
         return Replicated(accelerator)
     if kind is DistributedType.FSDP:

@@ -3,7 +3,7 @@
 ``python worker.py SCENARIOS.json FOLDER``, by itself or under torchrun. A scenario names a base and a method, and may
 have: batch_size, accumulation, steps, checkpointing, rows (how many), blind (rows without a picture), uneven (answers
 of very different lengths), strategy (plain or fsdp2), answers (how many rows to answer), stop (steps after which it is
-built anew and goes on from its checkpoint).
+built anew and goes on from its checkpoint), dtype.
 """
 
 import json
@@ -49,7 +49,7 @@ def build(scenario, accelerator, folder):
     if scenario.get("strategy") == "fsdp2":
         accelerator.state.fsdp_plugin = SimpleNamespace(reshard_after_forward=True)
         strategy = SplitBase(accelerator)
-    base = load_base(scenario["base"], device=strategy.load_device)
+    base = load_base(scenario["base"], device=strategy.load_device, dtype=scenario.get("dtype", "float32"))
     strategy.split(base.model, base.towers)
     torch.manual_seed(0)
     attachment = attach(base.host, recipe.method)

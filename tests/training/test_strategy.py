@@ -215,3 +215,30 @@ def test_a_row_that_reaches_nothing_still_has_every_parameter_take_part(zero, st
     strategy.add_up_gradients()
     assert (parameter.grad is not None) == (stage == 2)
     assert strategy.gradient(parameter) is None
+
+
+def test_memory_that_runs_out_where_processes_wait_for_one_another_ends_the_run(
+    build, tiny_fast_vlm, before_each_forward
+):
+    def run_out(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run = build(tiny_fast_vlm, wrap=before_each_forward(run_out), batch_size=4)
+    run.trainer.strategy.lockstep = True
+    with pytest.raises(TrainingError, match="step 1: out of memory with micro-batches of 4. .* train.batch_size"):
+        run.trainer.train(run.examples)
+
+
+def test_no_process_asks_a_row_alone_where_the_others_would_not(build, tiny_fast_vlm, before_each_forward):
+    """So all rows of the micro-batch are named."""
+    forwards = []
+
+    def spoil(batch):
+        forwards.append(len(batch.examples))
+        return lambda terms: {n: replace(t, loss_sum=t.loss_sum * float("nan")) for n, t in terms.items()}
+
+    run = build(tiny_fast_vlm, wrap=before_each_forward(spoil), batch_size=2)
+    run.trainer.strategy.lockstep = True
+    with pytest.raises(TrainingError, match=r"step 1: the loss is not finite .* Rows: train.jsonl:\d+, train.*:\d+"):
+        run.trainer.train(run.examples)
+    assert forwards == [2]
