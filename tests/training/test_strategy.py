@@ -200,7 +200,7 @@ def test_rows_of_which_some_have_no_picture_are_refused(zero):
     zero(stage=3).check_rows({"train": rows(3), "val": []})
     for stage, splits in ((2, {"train": mixed}), (3, {"train": rows(3), "val": mixed})):
         with pytest.raises(
-            TrainingError, match="either every row has a picture or none has; 1 of 3 .*, such as 1. Use"
+            TrainingError, match="every row has a picture or none has; 1 of 3 .*, such as 1. Use"
         ):
             zero(stage).check_rows(splits)
 
