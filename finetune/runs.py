@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available, set_seed
 
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
@@ -312,6 +312,8 @@ def _check_names(recipe: Recipe) -> None:
 def _accelerator(recipe: Recipe) -> Accelerator:
     """Returns the accelerator of this run, after checking that it is what was asked for."""
     trackers = list(recipe.train.trackers)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not is_deepspeed_available():
+        raise TrainingError("DeepSpeed is not installed: pip install deepspeed, or use recipes/accelerate/fsdp2.yaml.")
     accelerator = Accelerator(
         gradient_accumulation_steps=1,
         cpu=recipe.model.device == "cpu",

@@ -1,5 +1,6 @@
 """recipes/accelerate: accelerate and torchrun read every file as its header says."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -180,6 +181,14 @@ def test_the_numbers_of_the_kubernetes_job_agree():
     assert Path(args.training_script_args[0]).suffix == ".yaml" and Path(args.training_script_args[0]).exists()
 
 
+def train(*launcher, **env):
+    root = FOLDER.parents[1]
+    command = [sys.executable, *(("-m", *launcher) if launcher else ()), "recipes/train.py"]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **env}
+    config = "recipes/configs/medical/phantoms.yaml"
+    return subprocess.run([*command, config], env=env, cwd=root, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("launcher", "started"),
@@ -189,9 +198,22 @@ def test_the_numbers_of_the_kubernetes_job_agree():
     ],
 )
 def test_a_run_that_got_another_number_is_refused(launcher, started):
-    root = FOLDER.parents[1]
-    command = [sys.executable, "-m", *launcher, "recipes/train.py", "recipes/configs/medical/phantoms.yaml"]
-    env = {**os.environ, "PYTHONPATH": str(root), "FINETUNE_NUM_PROCESSES": "2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    done = train(*launcher, FINETUNE_NUM_PROCESSES="2")
     assert done.returncode != 0
     assert f"2 processes were asked for, but this run has {started}" in done.stderr
+
+
+@pytest.mark.distributed
+def test_a_shared_base_that_accelerate_would_not_share_is_refused():
+    """It offers no FSDP on a CPU, and says nothing of it."""
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = train(*launcher, ACCELERATE_USE_CPU="true", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    assert done.returncode != 0
+    assert "FSDP was asked for, but accelerate gives MULTI_CPU on cpu" in done.stderr
+
+
+def test_deepspeed_that_is_not_installed_is_one_line():
+    if importlib.util.find_spec("deepspeed"):
+        pytest.skip("DeepSpeed is installed")
+    done = train(ACCELERATE_USE_DEEPSPEED="true")
+    assert done.returncode == 2 and "error: DeepSpeed is not installed: pip install deepspeed, or use" in done.stderr

@@ -50,18 +50,21 @@ class DeepSpeed(Replicated):
         return self._plugin.zero_stage == 3
 
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
-        """Refuses, where the base is cut, rows of which only some have a picture.
+        """Refuses rows of which only some have a picture.
 
-        A process whose rows have none never calls the vision tower, and the others would wait for it for ever.
+        The engine adds gradients up in buckets, in the order in which they come: a process whose rows have no picture
+        has those of the vision tower in another place, and they would be added to others. Where the base is cut,
+        the other processes would wait for its vision tower for ever, when they answer as well.
         """
-        for split, rows in splits.items() if self.cuts_base else ():
+        for split, rows in splits.items():
+            if split != "train" and not self.cuts_base:
+                continue
             assert not isinstance(rows, Stream), "refused with the recipe"
             without = [row.id for row in rows if not row.images]
             if 0 < len(without) < len(rows):
                 raise TrainingError(
-                    f"data.{split}: under ZeRO-3 either every row has a picture or none has; {len(without)} of "
-                    f"{len(rows)} have none, such as {without[0]}. Use recipes/accelerate/fsdp2.yaml or "
-                    "deepspeed_zero2.yaml."
+                    f"data.{split}: under DeepSpeed either every row has a picture or none has; {len(without)} of "
+                    f"{len(rows)} have none, such as {without[0]}. Use recipes/accelerate/ddp.yaml or fsdp2.yaml."
                 )
 
     def prepare(
@@ -79,12 +82,8 @@ class DeepSpeed(Replicated):
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
         """Runs one micro-batch forward and backward."""
         self.model.set_gradient_accumulation_boundary(is_boundary=last)
-        value = loss()
-        if not self.cuts_base:  # else a forward reaches the same parameters on every process
-            # The engine adds up in buckets, which only agree where every process has a gradient of every parameter.
-            value = value + 0.0 * torch.stack([parameter.sum() for parameter in self.parameters]).sum()
         # The engine divides the sum over processes by their number.
-        self.model.backward(value * self.accelerator.num_processes)
+        self.model.backward(loss() * self.accelerator.num_processes)
 
     def add_up_gradients(self) -> None:
         """Collects what the engine has added up in the backward passes."""
@@ -92,7 +91,7 @@ class DeepSpeed(Replicated):
         self._gradients = {parameter: whole(parameter) for parameter in self.parameters}
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Returns a whole gradient, or None where it is zero: there is one, too, of what no row reached."""
+        """Returns a whole gradient, or None where it is zero: the engine has one, too, of what no row reached."""
         gradient = self._gradients[parameter]
         return gradient if gradient is not None and gradient.any() else None
 
@@ -122,7 +121,7 @@ class DeepSpeed(Replicated):
     def optimizer_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Returns parameter name -> slot -> whole tensor; the count of steps is the same for all."""
         read = importlib.import_module("deepspeed.utils").safe_get_full_optimizer_state
-        slots = next(iter(self._states()), {})
+        slots: dict[str, Any] = next(iter(self._engine_optimizer.optimizer.state.values()), {})
         scalars = {slot: tensor for slot, tensor in slots.items() if tensor.ndim == 0}
         return {
             name: {slot: scalars[slot].clone() if slot in scalars else read(parameter, slot) for slot in slots}
@@ -131,14 +130,21 @@ class DeepSpeed(Replicated):
 
     def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts back what ``optimizer_tensors`` returned."""
+        if not tensors:
+            return
         write = importlib.import_module("deepspeed.utils").safe_set_full_optimizer_state
-        for name, slots in tensors.items():
-            for slot, tensor in slots.items():
+        engine = self._engine_optimizer
+        flat = engine.fp32_partitioned_groups_flat if self.cuts_base else engine.single_partition_of_fp32_groups
+        slots = next(iter(tensors.values()))
+        for vector in flat:  # before its first step an optimizer has no state that could be written to
+            state = {slot: torch.zeros_like(vector) if t.ndim else t.clone() for slot, t in slots.items()}
+            engine.optimizer.state[vector] = state
+        if not self.cuts_base:
+            engine._lazy_init_hp_params_optimizer_state()  # tells parameters where in the vectors theirs is
+        for name, parameter in self.attachment.parameters.items():
+            for slot, tensor in tensors[name].items():
                 if tensor.ndim:
-                    write(self.attachment.parameters[name], tensor.to(self.accelerator.device), slot)
-                    continue
-                for state in self._states():
-                    state[slot].copy_(tensor)
+                    write(parameter, tensor.to(self.accelerator.device), slot)
 
     def finish(self) -> Attachment:
         """Ends training, and returns the attachment with parameters of its own."""
@@ -147,10 +153,10 @@ class DeepSpeed(Replicated):
         parts = (replace(part, parameters={n: whole[n] for n in part.parameters}) for part in self.attachment.parts)
         return replace(self.attachment, parts=tuple(parts))
 
-    def _states(self) -> list[dict[str, Tensor]]:
-        """Returns the state of each of the flat vectors that the engine has its optimizer step on."""
-        inner = self.optimizer.optimizer.optimizer  # below accelerate's wrapper and the engine's
-        return [{slot: t for slot, t in state.items() if torch.is_tensor(t)} for state in inner.state.values()]
+    @property
+    def _engine_optimizer(self) -> Any:
+        """The engine's, below accelerate's wrapper; below it in turn is the recipe's, which steps on flat vectors."""
+        return self.optimizer.optimizer
 
     def _whole(self, *, for_writing: bool) -> Any:
         gathered = importlib.import_module("deepspeed").zero.GatheredParameters

@@ -89,13 +89,13 @@ class Standing:
         for key, tensor in checkpoint.tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        self.strategy.load(parts["adapter"])
         self.best.update(parts["best"])
         slots: dict[str, dict[str, Tensor]] = {}
         for key, tensor in parts["optimizer"].items():
             name, _, slot = key.rpartition("/")
             slots.setdefault(name, {})[slot] = tensor
         self.strategy.load_optimizer(slots)
+        self.strategy.load(parts["adapter"])
         vars(self.state).update(checkpoint.facts["state"])
         own = {key.partition("/")[2]: t for key, t in parts["random"].items() if key.startswith(f"{process}/")}
         return {**checkpoint.facts["random"][process], **own}

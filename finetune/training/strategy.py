@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from accelerate.utils import DistributedType
@@ -28,6 +29,11 @@ def strategy_of(accelerator: Accelerator, recipe: Recipe) -> Replicated:
         TrainingError: this recipe cannot run so; the message says why, and what to set.
     """
     kind = accelerator.distributed_type
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and kind is not DistributedType.FSDP:
+        raise TrainingError(
+            f"FSDP was asked for, but accelerate gives {kind.value} on {accelerator.device.type}: it has FSDP on GPUs "
+            "only. Leave STRATEGY or the FSDP config out."
+        )
     if kind in _PLAIN:
         return Replicated(accelerator)
     if kind is DistributedType.FSDP:
@@ -64,15 +70,15 @@ def _why_not_deepspeed(accelerator: Accelerator, recipe: Recipe) -> str | None:
             return f"the recipe says what the {key} is. Take {key!r} out of the DeepSpeed config."
     if plugin.zero_stage not in (1, 2, 3):
         return f"zero_stage {plugin.zero_stage} shares nothing out. Set 2 or 3, or use recipes/accelerate/ddp.yaml."
+    if getattr(recipe.data, "streaming", False):
+        return (
+            "there either every row has a picture or none has, and rows of a stream are not known beforehand. Set "
+            "data.streaming: false, or use recipes/accelerate/ddp.yaml or fsdp2.yaml."
+        )
     if plugin.zero_stage < 3:
         return None
     if recipe.task.name == "contrastive":
         return "the contrastive loss reads a weight of the base outside of its forward, where ZeRO-3 has cut it. Set 2."
-    if getattr(recipe.data, "streaming", False):
-        return (
-            "under ZeRO-3 either every row has a picture or none has, and rows of a stream are not known beforehand. "
-            "Set data.streaming: false, or use recipes/accelerate/fsdp2.yaml."
-        )
     return _why_not_cut(recipe)
 
 

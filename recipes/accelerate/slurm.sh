@@ -15,7 +15,7 @@ set -euo pipefail
 
 per_node=${SLURM_GPUS_PER_NODE:-8}
 per_node=${per_node##*:}   # a100:8 is 8
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export FINETUNE_NUM_PROCESSES=$((SLURM_NNODES * per_node))
 
 exec srun "${FINETUNE_VENV:-.venv}/bin/python" -P -m torch.distributed.run \

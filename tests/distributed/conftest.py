@@ -16,7 +16,8 @@ TORCHRUN = ("-m", "torch.distributed.run")
 
 def environment(**more):
     """Of a process on the CPU that takes one core."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **more}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **more}
 
 
 def results(folder, count, process=0):
@@ -28,13 +29,13 @@ def results(folder, count, process=0):
 def processes(tmp_path_factory):
     """Returns a function: scenarios, number of processes -> what each scenario came to on each process."""
 
-    def start(scenarios, number, timeout=400):
+    def start(scenarios, number, timeout=400, **env):
         folder = tmp_path_factory.mktemp("processes")
         (folder / "scenarios.json").write_text(json.dumps(scenarios))
         launcher = (*TORCHRUN, "--standalone", "--nproc_per_node", str(number)) if number > 1 else ()
         out = subprocess.run(
             [sys.executable, *launcher, str(WORKER), str(folder / "scenarios.json"), str(folder)],
-            env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+            env=environment(**env), cwd=ROOT, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
         assert out.returncode == 0, out.stderr[-9000:]
         return [results(folder, len(scenarios), process) for process in range(number)]

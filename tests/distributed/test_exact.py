@@ -60,14 +60,17 @@ def found(processes, bases):
     (one,) = processes([*whole, *(scenario(base, LEARNT[s[0]], s[2], s[3], **s[4]) for s in alone)], 1)
     together = [split for split in SPLITS if split[1] == 2]
     resumed = [scenario(base, DROPOUT, 2, 2), scenario(base, DROPOUT, 2, 2, stop=1)]
+    halves = [scenario(base, LEARNT["prompt and overrides"], 2, 2, dtype="bfloat16", **more) for more in ({}, FSDP2)]
     others = [scenario(bases(f), {"method": LORA}, 4, **FSDP2) for f in FAMILIES]
-    two = processes([*(scenario(base, LEARNT[s[0]], s[2], s[3], **s[4]) for s in together), *resumed, *others], 2)
+    two = processes(
+        [*(scenario(base, LEARNT[s[0]], s[2], s[3], **s[4]) for s in together), *resumed, *halves, *others], 2
+    )
     (plain,) = processes([scenario(bases(f), {"method": LORA}, WINDOW) for f in FAMILIES], 1)
     by_split = {str(s): [one[len(whole) + i]] for i, s in enumerate(alone)}
     by_split |= {str(s): [rank[i] for rank in two] for i, s in enumerate(together)}
     rest = [rank[len(together) :] for rank in two]
-    families = {f: (plain[i], [rank[2 + i] for rank in rest]) for i, f in enumerate(FAMILIES)}
-    return {"whole": dict(zip(LEARNT, one, strict=False)), "resumed": rest, "families": families, **by_split}
+    families = {f: (plain[i], [rank[4 + i] for rank in rest]) for i, f in enumerate(FAMILIES)}
+    return {"whole": dict(zip(LEARNT, one, strict=False)), "others": rest, "families": families, **by_split}
 
 
 def off(there, here):
@@ -127,9 +130,16 @@ def test_a_checkpoint_holds_the_whole_adapter_and_nothing_of_the_base(found, spl
 
 
 def test_a_shared_run_goes_on_exactly(found):
-    for uninterrupted, resumed, *_ in found["resumed"]:
+    for uninterrupted, resumed, *_ in found["others"]:
         assert farthest(uninterrupted["weights"], resumed["weights"]) == 0
         assert resumed["losses"] == uninterrupted["losses"]
+
+
+def test_a_base_in_half_precision_computes_the_same_when_it_is_shared(found):
+    """The adapter is in fp32 either way, and every process has the same micro-batches."""
+    for _, _, whole, shared, *_ in found["others"]:
+        assert farthest(whole["weights"], shared["weights"]) == 0
+        assert whole["losses"] == shared["losses"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

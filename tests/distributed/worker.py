@@ -1,9 +1,9 @@
 """One process of a run: trains scenarios one after the other and leaves what each came to.
 
 ``python worker.py SCENARIOS.json FOLDER``, by itself or under torchrun. A scenario names a base and a method, and may
-have: batch_size, accumulation, steps, checkpointing, rows (how many), blind (rows without a picture), uneven (answers
-of very different lengths), strategy (plain or fsdp2), answers (how many rows to answer), stop (steps after which it is
-built anew and goes on from its checkpoint).
+have: batch_size, accumulation, steps, checkpointing, dtype, rows (how many), blind (rows without a picture), uneven
+(answers of very different lengths), strategy (plain, fsdp2, zero2 or zero3), answers (how many rows to answer), stop
+(steps after which it is built anew and goes on from its checkpoint).
 """
 
 import json
@@ -15,12 +15,15 @@ from types import SimpleNamespace
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
+from transformers.integrations import HfDeepSpeedConfig
 
 from finetune.build import Batches, load_base
 from finetune.example import answer, ask
 from finetune.methods.adapter import attach
 from finetune.saving import probe_effect
 from finetune.training.checkpoint import Checkpoints
+from finetune.training.deepspeed import DeepSpeed
 from finetune.training.evaluate import predict
 from finetune.training.fsdp2 import SplitBase
 from finetune.training.log import RunLog
@@ -42,14 +45,42 @@ def examples_of(scenario):
     return found
 
 
+class OnDeepSpeed:
+    """An accelerator as a launch with DeepSpeed gives it, which accelerate does on GPUs only."""
+
+    def __init__(self, accelerator, *, stage):
+        self.accelerator = accelerator
+        config = {
+            "gradient_accumulation_steps": 1,
+            "zero_optimization": {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})},
+            "zero_allow_untested_optimizer": True,
+        }
+        self.state = SimpleNamespace(
+            deepspeed_plugin=SimpleNamespace(zero_stage=stage, deepspeed_config=config, dschf=HfDeepSpeedConfig(config))
+        )
+
+    def __getattr__(self, name):
+        return getattr(self.accelerator, name)
+
+    def prepare(self, model, optimizer):
+        """As accelerate calls it, and wraps what it returns."""
+        import deepspeed
+
+        config = self.state.deepspeed_plugin.deepspeed_config
+        engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config_params=config)
+        return engine, DeepSpeedOptimizerWrapper(optimizer)
+
+
 def build(scenario, accelerator, folder):
     """A trainer as runs.train puts it together."""
     recipe = recipe_of(scenario["method"], scenario["base"], folder)
-    strategy = Replicated(accelerator)
-    if scenario.get("strategy") == "fsdp2":
+    kind, strategy = scenario.get("strategy"), Replicated(accelerator)
+    if kind in ("zero2", "zero3"):
+        strategy = DeepSpeed(OnDeepSpeed(accelerator, stage=int(kind[-1])))
+    if kind == "fsdp2":
         accelerator.state.fsdp_plugin = SimpleNamespace(reshard_after_forward=True)
         strategy = SplitBase(accelerator)
-    base = load_base(scenario["base"], device=strategy.load_device)
+    base = load_base(scenario["base"], device=strategy.load_device, dtype=scenario.get("dtype", "float32"))
     strategy.split(base.model, base.towers)
     torch.manual_seed(0)
     attachment = attach(base.host, recipe.method)

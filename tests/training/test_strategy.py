@@ -63,7 +63,7 @@ DORA = {"method": {"use_dora": True}}
         ("DEEPSPEED", {"zero": {"deepspeed_config": {"optimizer": {}}}}, {}, "Take 'optimizer' out of the DeepSpeed"),
         ("DEEPSPEED", {"zero": {"zero_stage": 3}}, QUANTIZED, "a base held in 4bit cannot be cut"),
         ("DEEPSPEED", {"zero": {"zero_stage": 3}}, {"task": {"name": "contrastive"}}, "the contrastive loss reads"),
-        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, STREAM, "Set data.streaming: false"),
+        ("DEEPSPEED", {}, STREAM, "Set data.streaming: false"),
     ],
 )
 def test_what_cannot_run_is_refused_with_its_reason(make_recipe, kind, plugin, changes, message):
@@ -80,14 +80,13 @@ class Engine:
 
     def __init__(self, model, optimizer, max_norm):
         self.module, self.calls, self.max_norm = model, [], max_norm
-        self.optimizer = SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for parameter in parameters:  # the state is there from the start
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad()
-        for state in optimizer.state.values():
-            state["step"].zero_()
+        self.optimizer = SimpleNamespace(
+            optimizer=optimizer,
+            param_groups=optimizer.param_groups,
+            single_partition_of_fp32_groups=parameters,  # the real one's are flat
+            _lazy_init_hp_params_optimizer_state=lambda: None,
+        )
 
     def __call__(self, **inputs):
         self.calls.append("forward")
@@ -194,24 +193,38 @@ def test_an_engines_run_goes_on_from_its_checkpoint(zero, tiny_fast_vlm, tmp_pat
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.strategy.tensors().items())
 
 
-def test_rows_of_which_some_have_no_picture_are_refused_where_the_base_is_cut(zero):
+def test_rows_of_which_some_have_no_picture_are_refused(zero):
     mixed = rows(3)
     mixed[1] = replace(mixed[1], images=[])
-    zero(stage=2).check_rows({"train": mixed})
+    zero(stage=2).check_rows({"train": rows(3), "val": mixed})
     zero(stage=3).check_rows({"train": rows(3), "val": []})
-    with pytest.raises(TrainingError, match="data.val: under ZeRO-3 either every row .*; 1 of 3 have none, such as 1"):
-        zero(stage=3).check_rows({"train": rows(3), "val": mixed})
+    for stage, splits in ((2, {"train": mixed}), (3, {"train": rows(3), "val": mixed})):
+        with pytest.raises(TrainingError, match="every row has a picture or none has; 1 of 3 .*, such as 1. Use"):
+            zero(stage).check_rows(splits)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_row_that_reaches_nothing_still_has_every_parameter_take_part(zero, stage):
-    """Stage 2 adds up in buckets that have to agree between processes; a zero gradient then counts as none."""
-    strategy, parameter = zero(stage), torch.nn.Parameter(torch.ones(3))
-    model = torch.nn.Linear(2, 2)
-    attachment = SimpleNamespace(parameters={"p": parameter})
-    options = SimpleNamespace(batch_size=2, max_grad_norm=None)
-    strategy.prepare(model, attachment, torch.optim.AdamW([parameter]), options)
-    strategy.backward(lambda: model(torch.ones(1, 2)).sum(), last=True)
-    strategy.add_up_gradients()
-    assert (parameter.grad is not None) == (stage == 2)
-    assert strategy.gradient(parameter) is None
+def test_memory_that_runs_out_where_processes_wait_for_one_another_ends_the_run(
+    build, tiny_fast_vlm, before_each_forward
+):
+    def run_out(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run = build(tiny_fast_vlm, wrap=before_each_forward(run_out), batch_size=4)
+    run.trainer.strategy.lockstep = True
+    with pytest.raises(TrainingError, match="step 1: out of memory with micro-batches of 4. .* train.batch_size"):
+        run.trainer.train(run.examples)
+
+
+def test_no_process_asks_a_row_alone_where_the_others_would_not(build, tiny_fast_vlm, before_each_forward):
+    """So all rows of the micro-batch are named."""
+    forwards = []
+
+    def spoil(batch):
+        forwards.append(len(batch.examples))
+        return lambda terms: {n: replace(t, loss_sum=t.loss_sum * float("nan")) for n, t in terms.items()}
+
+    run = build(tiny_fast_vlm, wrap=before_each_forward(spoil), batch_size=2)
+    run.trainer.strategy.lockstep = True
+    with pytest.raises(TrainingError, match=r"step 1: the loss is not finite .* Rows: train.jsonl:\d+, train.*:\d+"):
+        run.trainer.train(run.examples)
+    assert forwards == [2]
