@@ -1,6 +1,7 @@
 """The floor: the trainable part alone. Features and tokens are ready in memory, and the head runs where it is learnt.
 
-Nobody who trains the same parameters on the same rows can do with less, so this bounds what a feature store can gain.
+LoRA's layers are ours too, so what is left between this and a run on stored features is the store, the collator and the
+loop.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmarks.contestants.parts import base_and_batches, peft_model, trainable
+from finetune.methods.lora_forward import fold_additions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +37,9 @@ def run(job: Job, gate: Gate) -> None:
         ready.append((inputs, features, learnt.nonzero(as_tuple=True), batch.labels[:, 1:][learnt]))
     del batches
     model = peft_model(job, base)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            fold_additions(layer)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0, fused=True)
     body, head = base.model.model, base.model.get_output_embeddings()
