@@ -128,6 +128,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("trl is not installed: pip install -e '.[bench]', or leave it out with --only")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    for name in options.models:
+        steps = (options.rounds + 1) * (options.steps or SETUPS[name].steps)
+        if steps % EPOCHS:
+            parser.error(f"model {name}: {steps} steps, the warm-up's among them, are not {EPOCHS} whole epochs")
     return options
 
 

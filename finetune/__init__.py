@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.adapters.reference import AdapterRef
+    from finetune.comparing import evaluate
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
-    from finetune.runs import evaluate, train
+    from finetune.runs import train
     from finetune.serving.app import VisionLanguageModel
     from finetune.serving.loading import load
 
@@ -18,7 +19,7 @@ _NAMES = {
     "AdapterRegistry": "finetune.registry:AdapterRegistry",
     "Recipe": "finetune.recipe:Recipe",
     "VisionLanguageModel": "finetune.serving.app:VisionLanguageModel",
-    "evaluate": "finetune.runs:evaluate",
+    "evaluate": "finetune.comparing:evaluate",
     "load": "finetune.serving.loading:load",
     "load_recipe": "finetune.recipe:load_recipe",
     "train": "finetune.runs:train",

@@ -11,6 +11,7 @@ import torch
 
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
+from finetune.batch import Batch
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths, fitting
 from finetune.data.open_stream import open_stream
@@ -18,7 +19,7 @@ from finetune.data.pairs import PairCollator, PairLengths
 from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
-from finetune.interfaces import Batch, Host
+from finetune.interfaces import Host
 from finetune.lookup import import_string, look_up
 from finetune.recipe import (
     ContrastiveSection,
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
+    from finetune.batch import Placeholders
     from finetune.data.stream import Rows
     from finetune.example import Example
-    from finetune.interfaces import GenerativeFamily, ModelFamily, Placeholders, Task, Towers
+    from finetune.interfaces import GenerativeFamily, ModelFamily, Task, Towers
     from finetune.recipe import AttnImplementation, Quantization, Recipe, TaskSection
 
 PROBE_SEED = 0

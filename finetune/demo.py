@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from finetune.build import examples_of
+from finetune.comparing import evaluate, table
 from finetune.data.images import open_image
 from finetune.errors import LaunchError
 from finetune.recipe import Recipe, load_recipe
 from finetune.registry import AdapterRegistry
 from finetune.report.page import Sample, write_page
-from finetune.runs import evaluate, table, train
+from finetune.runs import train
 from finetune.serving.loading import load
 from finetune.tasks.metrics import normalize_vqa
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.utils import gather_object
 
 from finetune.data.collate import Collator
 from finetune.data.stream import Stream
 from finetune.errors import ModelError
-from finetune.training.feature_store import FeatureStore
+from finetune.training.evaluate import blanked
+from finetune.training.feature_store import FeatureStore, StoredFeatures, places_of
 from finetune.training.filling import Filler
 
 if TYPE_CHECKING:
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from finetune.build import Base
+    from finetune.data.collate import FeatureLookup
     from finetune.data.pairs import PairCollator
     from finetune.data.stream import Rows
     from finetune.example import Example
+    from finetune.interfaces import GenerativeFamily
     from finetune.recipe import Recipe
 
+VERSIONS = ("finetune-vlm", "torch", "torchvision", "transformers", "pillow")
 # By how much logits may differ, as a share of the largest: what rounding does where a convolution takes another way
 # for a batch than for one picture.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -48,16 +53,31 @@ def collator_of_run(
         asked: the rows of the other splits.
         accelerator: of the run.
         say: is told the line.
+
+    Raises:
+        FinetuneError: a picture cannot be opened.
     """
-    reason = _why_off(recipe, base, learnt)
-    if reason is None:
+    off = _why_off(recipe, base, learnt)
+    if off is None:
         assert isinstance(base.collator, Collator) and not isinstance(learnt, Stream)
-        filled = _filler(recipe, base, base.collator, accelerator, say).fill([*learnt, *asked])
-        if not isinstance(filled, str):
+        tried = [row for row in learnt if row.images][:2]
+        with_blanks = [*learnt, *asked, *blanked(asked)[0]]  # each is judged with grey pictures too
+        off = _agreed(_why_not_exact(base, base.collator, tried, _fresh(base, base.collator, tried)))
+        filled = off or _filler(recipe, base, base.collator, accelerator, say).fill(with_blanks)
+        if isinstance(filled, StoredFeatures):
+            off = _agreed(_why_not_exact(base, base.collator, tried, filled))  # what is on disk may be older
+        else:
+            off = filled
+        if off is None:
+            assert isinstance(filled, StoredFeatures)
             return base.collator.reading(filled)
-        reason = filled
-    say(f"feature store off: {reason}")
+    say(f"feature store off: {off}")
     return base.collator
+
+
+def _agreed(reason: str | None) -> str | None:
+    """Returns the first reason that any process has."""
+    return next((text for text in gather_object([reason]) if text), None)
 
 
 def _why_off(recipe: Recipe, base: Base, learnt: Rows) -> str | None:
@@ -71,41 +91,51 @@ def _why_off(recipe: Recipe, base: Base, learnt: Rows) -> str | None:
         return "the train rows stream"
     if not isinstance(base.collator, Collator):
         return f"{type(base.model).__name__} takes no features in the place of pictures"
-    row = next((row for row in learnt if row.images), None)
-    return "no train row has a picture" if row is None else _why_not_exact(base, base.collator, row)
+    return None if any(row.images for row in learnt) else "no train row has a picture"
 
 
-def _why_not_exact(base: Base, collator: Collator, row: Example) -> str | None:
-    """Tries features on one row: its inputs and logits must be those it has with its pictures."""
+def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLookup | str:
+    """Returns the features of a few rows, computed now; or why there are none."""
+    family = cast("GenerativeFamily", base.family)
     try:
-        features = base.family.picture_features(base.model, base.processor, collator.open(row))  # type: ignore[attr-defined]
+        known = {
+            places_of(row.images): family.picture_features(base.model, base.processor, collator.open(row))
+            for row in rows
+        }
     except ModelError as error:
         return str(error)
+    return lambda images: known[places_of(images)]
+
+
+def _why_not_exact(
+    base: Base, collator: Collator, rows: Sequence[Example], features: FeatureLookup | str
+) -> str | None:
+    """Tries features on a few rows: their inputs and logits must be those they have with their pictures."""
+    if isinstance(features, str):
+        return features
     device, dtype = base.model.device, base.model.dtype
-    plain = collator.training_batch([row]).to(device, dtype)
-    stored = collator.reading(lambda images: features).training_batch([row]).to(device, dtype)
+    plain = collator.training_batch(rows).to(device, dtype)
+    stored = collator.reading(features).training_batch(rows).to(device, dtype)
     for name, value in plain.inputs.items():
-        if not name.startswith("pixel_") and not _equal(value, stored.inputs.get(name)):
+        other = stored.inputs.get(name)
+        if not name.startswith("pixel_") and not (isinstance(other, torch.Tensor) and torch.equal(value, other)):
             return f"the processor of {base.identity.model_type} makes another {name} without pixels"
     with torch.inference_mode():
         wanted, got = (base.family.outputs(base.model, batch.inputs).float() for batch in (plain, stored))
     difference, largest = float((wanted - got).abs().max()), float(wanted.abs().max())
-    if difference > _TOLERANCE.get(base.model.dtype, 0.0) * largest:
-        return f"on row {row.id} logits would differ by {difference:.2g} (the largest is {largest:.2g})"
+    if difference > _TOLERANCE.get(dtype, 0.0) * largest:
+        return f"on row {rows[0].id} logits would differ by {difference:.2g} (the largest is {largest:.2g})"
     return None
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return isinstance(other, torch.Tensor) and torch.equal(one, other)
 
 
 def _filler(
     recipe: Recipe, base: Base, collator: Collator, accelerator: Accelerator, say: Callable[[str], None]
 ) -> Filler:
+    family = cast("GenerativeFamily", base.family)
     return Filler(
         store=FeatureStore(_key(base)),
         open_pictures=collator.open,
-        compute=lambda images: base.family.picture_features(base.model, base.processor, images),  # type: ignore[attr-defined]
+        compute=lambda images: family.picture_features(base.model, base.processor, images),
         max_bytes=recipe.train.feature_store_max_bytes,
         accelerator=accelerator,
         say=say,
@@ -116,14 +146,13 @@ def _key(base: Base) -> dict[str, Any]:
     """Returns all that features depend on beside the pixels."""
     config, device = base.model.config, base.model.device
     return {
-        "format": 1,
         "base": base.identity.digest,
         "processor": base.digests.model_dump(mode="json"),
         "dtype": str(base.model.dtype),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "float32": torch.get_float32_matmul_precision(),
         "attention": [str(part._attn_implementation) for part in (config, *_parts(config))],
-        "versions": {name: version(name) for name in ("torch", "transformers", "pillow", "torchvision")},
+        "versions": {name: version(name) for name in VERSIONS},
     }
 
 

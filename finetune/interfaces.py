@@ -1,24 +1,21 @@
 """The protocols and small records by which families, methods, data, tasks and training meet.
 
-Legend of shapes: B rows, T tokens, N placeholders, V vocabulary, D values of an embedding.
+Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
-
-from finetune.errors import MethodError
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import torch
     from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+    from finetune.batch import Batch, PictureFeatures, Pictures, Placeholders
     from finetune.example import Example
     from finetune.recipe import AttnImplementation, Quantization, TaskSection
 
@@ -43,140 +40,11 @@ class Towers:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """The tokens of a batch [B, T] that are learnt, N of them, as places in its B * T."""
-
-    predictors: Tensor  # [N] the place before each, whose output predicts it
-    tokens: Tensor  # [N] ids
-
-    @classmethod
-    def of(cls, labels: Tensor) -> Targets:
-        """Returns those of ``labels`` [B, T]; nothing stands before the first of a row, so nothing predicts it."""
-        learnt = labels != -100
-        learnt[:, 0] = False
-        places = learnt.flatten().nonzero().squeeze(1)
-        return cls(places - 1, labels.flatten()[places])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows ready for the model.
-
-    ``inputs`` are the model's keyword arguments; ``labels`` is None for rows that are only to be answered, and -100
-    where nothing is learnt. For a generative base it is [B, T], the token ids; for a dual encoder [B], 0 for a pair
-    that is learnt.
-    """
-
-    inputs: dict[str, Any]  # tensors; ``mm_encoder_outputs`` holds some
-    examples: list[Example]
-    labels: Tensor | None = None
-    # Of labels [B, T]; found when the batch is made, since a search on a GPU would wait for it.
-    targets: Targets | None = None
-
-    def __post_init__(self) -> None:
-        if self.targets is None and self.labels is not None and self.labels.ndim == 2:
-            object.__setattr__(self, "targets", Targets.of(self.labels))
-
-    def to(self, device: Any, dtype: torch.dtype) -> Batch:
-        """Returns the batch with its tensors on ``device``, pictures in the model's ``dtype``."""
-        return self._of_each(
-            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
-        )
-
-    def pin_memory(self) -> Batch:
-        """Returns the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
-        return self._of_each(lambda tensor: tensor.pin_memory())
-
-    def _of_each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Returns the batch with each of its tensors as ``function`` returns it."""
-
-        def mapped(value: Any) -> Any:
-            match value:
-                case Mapping():
-                    return type(value)(**{name: mapped(part) for name, part in value.items()})
-                case list():
-                    return [mapped(part) for part in value]
-                case None:
-                    return None
-                case _:
-                    return function(value)
-
-        targets = self.targets and Targets(mapped(self.targets.predictors), mapped(self.targets.tokens))
-        return Batch(mapped(self.inputs), self.examples, mapped(self.labels), targets)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureFeatures:
-    """What the pictures of one row became: in the processor, then in the frozen vision tower and projector.
-
-    Attributes:
-        pooled: one embedding a token of a picture [tokens, D], pictures one behind the other.
-        deepstack: for each layer of the language model that gets features of its own, these [tokens, D].
-        as_list: whether the model takes a list of such tensors, one a row, or one tensor [1, tokens, D].
-        processed: what the image processor made beside the pixels, a list or a tensor with an entry a picture.
-        replacements: the text that stands for each picture.
-    """
-
-    pooled: Tensor
-    deepstack: tuple[Tensor, ...] = ()
-    as_list: bool
-    processed: Mapping[str, Any]
-    replacements: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the features, roughly those of the whole."""
-        return sum(part.nbytes for part in (self.pooled, *self.deepstack))
-
-
-# The pictures of one row: as they are, or what became of them.
-Pictures: TypeAlias = "list[Image] | PictureFeatures"
-
-
-@dataclass(frozen=True)
 class LossSum:
     """A loss that is a sum over ``num_items`` things, so that micro-batches and processes add up exactly."""
 
     loss_sum: Tensor  # scalar, with gradient
     num_items: int
-
-
-@dataclass(frozen=True)
-class Placeholders:
-    """Places that a tuned prompt fills: token ids after the left padding and before the first real token of a row.
-
-    The model sees ordinary ids there, so it builds its own positions and masks; only their embeddings are replaced.
-    """
-
-    num_virtual_tokens: int
-    token_id: int
-
-    def insert(self, batch: Batch) -> Batch:
-        """Returns the batch with every tensor that has one entry a token made longer by ``num_virtual_tokens``."""
-        mask = batch.inputs["attention_mask"]
-        width = mask.shape[1]
-        first = mask.argmax(dim=1, keepdim=True)  # [B, 1]
-        column = mask.new_tensor(range(width + self.num_virtual_tokens))[None, :]  # [1, T + N]
-        new = (column >= first) & (column < first + self.num_virtual_tokens)  # [B, T + N]
-        source = column - (column >= first + self.num_virtual_tokens) * self.num_virtual_tokens
-        source = source.clamp(max=width - 1).expand_as(new)
-        fills = {"input_ids": self.token_id, "attention_mask": 1, **dict.fromkeys(_PER_TOKEN, 0)}
-
-        def longer(tensor: Tensor, fill: int) -> Tensor:
-            index, where = source, new
-            for size in tensor.shape[2:]:
-                index, where = (x.unsqueeze(-1).expand(*x.shape, size) for x in (index, where))
-            return tensor.gather(1, index).masked_fill(where, fill)
-
-        for name, value in batch.inputs.items():
-            if name not in fills and getattr(value, "shape", None) == mask.shape and not value.is_floating_point():
-                raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
-        inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
-        return Batch(inputs, batch.examples, None if batch.labels is None else longer(batch.labels, -100))
-
-
-# Inputs with one entry a token, beside ids and mask; what a placeholder has there is 0: text, seen as text is.
-_PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 @dataclass(frozen=True)

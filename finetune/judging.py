@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from finetune.batch import Batch
     from finetune.build import Base
     from finetune.example import Example
-    from finetune.interfaces import Batch
     from finetune.recipe import Recipe
     from finetune.training.log import RunLog
 

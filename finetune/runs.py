@@ -1,10 +1,10 @@
-"""What recipes and the command do: train, evaluate."""
+"""What a recipe does: train, judge before and after, save, publish."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available, set_seed
@@ -12,16 +12,14 @@ from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_availab
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
 from finetune.data.stream import Stream
-from finetune.errors import RecipeError, TrainingError
+from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
 from finetune.frozen_features import collator_of_run
-from finetune.judging import answer_split, judge_split
+from finetune.judging import judge_split
 from finetune.methods.adapter import attach
-from finetune.recipe import ReadSection
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
 from finetune.saving import probe_effect, save_adapter, save_weights
-from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
 from finetune.training.compiling import CompiledLayers
@@ -32,7 +30,6 @@ from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from finetune.data.stream import Rows
@@ -221,85 +218,6 @@ def _fit(
         strategy.load(trainer.best)
     base.model.eval()
     return state.best_step or state.step, strategy.finish()
-
-
-def evaluate(
-    refs: Sequence[str],
-    recipes: Sequence[Recipe],
-    *,
-    registry: AdapterRegistry | None = None,
-    predictions: dict[tuple[str, str], list[str]] | None = None,
-) -> list[dict[str, Any]]:
-    """Judges each adapter on the test split of each recipe, all on one base that is loaded once.
-
-    Args:
-        refs: registry references, adapter folders, or ``base``.
-        recipes: all must name the same base.
-        registry: where names are looked up; the default one if None.
-        predictions: filled with (ref, recipe name) -> one answer a row, where given.
-
-    Returns:
-        One row per adapter and recipe: adapter, config, exact_match, interval, majority, blank_image, n, by_kind, and
-        probe: the verdict on the adapter's effect here, and how far it is from the recorded one, relative to it.
-    """
-    places = {(r.model.name_or_path, r.model.revision, r.model.dtype, r.model.quantization) for r in recipes}
-    if len(places) != 1:
-        raise RecipeError(
-            f"the configs name {len(places)} bases ({', '.join(sorted(str(p[0]) for p in places))}); adapters are "
-            "compared on one"
-        )
-    if len({_how_rows_are_put(recipe) for recipe in recipes} - {None}) > 1:
-        raise RecipeError("the configs differ in data.supervise or data.max_image_pixels; judge them one by one")
-    base = base_of(next((recipe for recipe in recipes if _how_rows_are_put(recipe)), recipes[0]))
-    vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
-    rows = []
-    for recipe in recipes:
-        examples = examples_of(recipe, "test", base=base)
-        if not examples:
-            raise RecipeError(f"{recipe.name}: the recipe has no test split to judge on")
-        for ref in refs:
-            with vlm.using(None if ref == "base" else ref):
-                title = f"{ref} on {recipe.name}"
-                scores, answers = answer_split(base, recipe, vlm.prompt_batch, examples, title=title)
-                probe = asdict(vlm.adapter.probe) if vlm.adapter else None
-            rows.append({"adapter": ref, "config": recipe.name, **scores.to_json(), "probe": probe})
-            if predictions is not None:
-                predictions[ref, recipe.name] = answers
-    return rows
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the rows of ``evaluate`` as a table for people.
-
-    Below it, where the base computes otherwise than the one an adapter was saved on (quantized, in half precision):
-    by how much that changes the adapter's effect.
-    """
-    head = ("adapter", "config", "exact match", "95 % interval", "majority", "blank image", "rows")
-    lines = [head] + [
-        (
-            row["adapter"],
-            row["config"],
-            f"{row['exact_match']:.3f}",
-            f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
-            f"{row['majority']:.3f}",
-            f"{row['blank_image']:.3f}",
-            str(row["n"]),
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    probes = {row["adapter"]: row["probe"] for row in rows if row["probe"]}
-    for ref, probe in probes.items():
-        if probe["verdict"] == "inconclusive":
-            out.append(f"{ref}: its effect on the probe is below the noise of this base, so it could not be verified")
-        elif probe["difference"] > 0.01:
-            out.append(f"{ref}: its effect on the probe differs by {probe['difference']:.0%} from the recorded one")
-    return "\n".join(out)
-
-
-def _how_rows_are_put(recipe: Recipe) -> tuple[str, int] | None:
-    return (recipe.data.supervise, recipe.data.max_image_pixels) if isinstance(recipe.data, ReadSection) else None
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -11,9 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+from finetune.comparing import evaluate, table
 from finetune.errors import FinetuneError
 from finetune.recipe import load_recipe
-from finetune.runs import evaluate, table
 
 
 def main(argv: list[str] | None = None) -> int:

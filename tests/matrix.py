@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from finetune.batch import Batch
 from finetune.build import Base, load_base
 from finetune.example import Example, answer, ask
-from finetune.interfaces import Batch
 from finetune.methods.adapter import attach, detach, merge, switch
 from finetune.recipe import parse_recipe
 from finetune.saving import probe_effect, save_adapter

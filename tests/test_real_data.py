@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.comparing import evaluate
 from finetune.recipe import load_recipe
-from finetune.runs import evaluate, train
+from finetune.runs import train
 from finetune.serving.loading import load
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from finetune.cli import main as command
+from finetune.comparing import evaluate
 from finetune.errors import RecipeError, TrainingError
 from finetune.recipe import load_recipe
-from finetune.runs import _check_launch, evaluate, train
+from finetune.runs import _check_launch, train
 
 ROOT = Path(__file__).parents[1]
 # Those of the hub's data sets are in tests/data/test_public_sets.py.

@@ -19,7 +19,8 @@ from finetune.training.loop import Trainer
 if TYPE_CHECKING:
     from benchmarks.contestants import Job
     from benchmarks.gate import Gate
-    from finetune.interfaces import Batch, Task
+    from finetune.batch import Batch
+    from finetune.interfaces import Task
 
 
 def run(job: Job, gate: Gate) -> None:

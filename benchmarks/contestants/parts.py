@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from benchmarks.contestants import Job
+    from finetune.batch import Batch
     from finetune.build import Base
-    from finetune.interfaces import Batch
 
 
 def recipe_of(job: Job, *, store: bool = False) -> Recipe:

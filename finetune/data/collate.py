@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from finetune.batch import Batch
 from finetune.data.images import open_image
 from finetune.data.spans import Rendered, SpanFinder, place_spans, require_placeholders
 from finetune.errors import ModelError
-from finetune.interfaces import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import ProcessorMixin
 
+    from finetune.batch import PictureFeatures, Pictures
     from finetune.example import Example, ImageSource, Message
-    from finetune.interfaces import GenerativeFamily, PaddingSide, PictureFeatures, Pictures
+    from finetune.interfaces import GenerativeFamily, PaddingSide
 
-    # What became of a row's pictures; None where it is not known.
-    FeatureLookup = Callable[[Sequence[ImageSource]], PictureFeatures | None]
+    FeatureLookup = Callable[[Sequence[ImageSource]], PictureFeatures]  # what became of a row's pictures
 
 
 KEPT_TOKENS = 1_000_000  # of rendered rows, some 40 bytes each
@@ -127,7 +127,7 @@ class Collator:
         return self.family.encode(self.processor, texts, pictures, padding_side=padding_side)
 
     def reading(self, features: FeatureLookup) -> Collator:
-        """Returns a collator that puts features where ``features`` has them for a batch, and opens no picture then."""
+        """Returns a collator that puts ``features`` in the place of pictures, and opens none."""
         other = copy.copy(self)
         other._features = features
         return other
@@ -147,7 +147,8 @@ class Collator:
         return SpanFinder(self.render, self.processor.tokenizer, image_id=self.image_id, end_ids=self.end_ids)
 
     def _encode(self, texts: list[str], examples: Sequence[Example], padding_side: PaddingSide) -> dict[str, Any]:
-        return self.encode(texts, self._stored(examples) or [self.open(e) for e in examples], padding_side)
+        pictures = [self._features(e.images) if self._features and e.images else self.open(e) for e in examples]
+        return self.encode(texts, pictures, padding_side)
 
     def open(self, example: Example) -> list[Image]:
         """Returns the row's pictures.
@@ -159,18 +160,6 @@ class Collator:
             open_image(source, max_pixels=self.max_image_pixels, name=f"row {example.id}: {_name(source)}")
             for source in example.images
         ]
-
-    def _stored(self, examples: Sequence[Example]) -> list[Pictures] | None:
-        """Returns the features of each row's pictures; None where a row's are not known."""
-        if self._features is None:
-            return None
-        found: list[Pictures] = []
-        for example in examples:
-            pictures: Pictures | None = self._features(example.images) if example.images else []
-            if pictures is None:
-                return None
-            found.append(pictures)
-        return found
 
 
 def _name(source: ImageSource) -> str:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from finetune.batch import Batch
 from finetune.data.images import open_image
 from finetune.errors import DataError, RowError
 from finetune.example import text_of, texts_to_choose_from
-from finetune.interfaces import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from finetune.batch import PictureFeatures
 from finetune.errors import ModelError
-from finetune.interfaces import PictureFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoModelForImageTextToText
 
+from finetune.batch import PictureFeatures
 from finetune.errors import ModelError
 from finetune.families.base import Family
 from finetune.families.features import features_as_inputs, picture_features, places, processor_of
-from finetune.interfaces import PictureFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.interfaces import Kind, PaddingSide, Pictures
+    from finetune.batch import Pictures
+    from finetune.interfaces import Kind, PaddingSide
 
 
 class ImageTextToTextFamily(Family):

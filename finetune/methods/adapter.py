@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.adapters.manifest import AdapterDescription
-    from finetune.interfaces import Host, Method, Placeholders, Towers
+    from finetune.batch import Placeholders
+    from finetune.interfaces import Host, Method, Towers
     from finetune.recipe import MethodSection
 
 

@@ -7,11 +7,12 @@ The gradients are written out in section 4.1 of Hu et al., https://arxiv.org/abs
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 def fold_additions(layer: nn.Module) -> None:
     """Has a plain LoRA on a linear module train so; whatever else it is asked for, PEFT's own forward answers."""
-    layer.forward = MethodType(_forward, layer)
+    layer.forward = partial(_forward, layer)
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     (name, *others) = layer.active_adapters or [None]
     if (
         not torch.is_grad_enabled()
+        or torch.is_autocast_enabled(x.device.type)
         or name not in layer.lora_A
         or (others or args or kwargs or layer.disable_adapters or layer.merged or name in layer.lora_variant)
         or (layer.lora_dropout[name].training and not isinstance(layer.lora_dropout[name], nn.Identity))
@@ -54,12 +56,15 @@ class _Linear(torch.autograd.Function):
         out = nn.functional.linear(rows, weight, bias).addmm_(inner, up.T, alpha=scaling)
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.shape, ctx.scaling = x.shape, scaling
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         out = gradient.reshape(-1, gradient.shape[-1])  # [N, O]
-        at_inner = (out @ up).mul_(ctx.scaling)  # [N, r]
+        # With r rows, not r columns, of the small matrices: a BLAS takes two to four times as long for thin columns.
+        at_inner = (out @ up.T.contiguous().T).mul_(ctx.scaling)  # [N, r]
         for_x = (out @ weight).addmm_(at_inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return for_x, None, None, at_inner.T @ rows, (out.T @ inner).mul_(ctx.scaling), None
+        for_up = (inner.T @ out).mul_(ctx.scaling)  # [r, O]
+        return for_x, None, None, at_inner.T @ rows, for_up.T.contiguous(), None

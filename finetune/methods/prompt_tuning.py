@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from finetune.batch import Placeholders
 from finetune.errors import AdapterError, ManifestError, MethodError
-from finetune.interfaces import Part, Placeholders
+from finetune.interfaces import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -59,6 +59,7 @@ class Recipe(Section):
             "save_total_limit",
             "resume",
             "num_workers",
+            "feature_store_max_bytes",
         ):
             del data["train"][key]
         parts = [part["data"] for part in data["data"].get("sources", {}).values()]

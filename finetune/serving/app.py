@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from finetune.batch import Batch, Placeholders
     from finetune.data.pairs import PairCollator
     from finetune.example import Message
-    from finetune.interfaces import Batch, Placeholders, Task
+    from finetune.interfaces import Task
     from finetune.registry import AdapterRegistry
     from finetune.tasks.contrastive import ContrastiveTask
 

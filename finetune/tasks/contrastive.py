@@ -18,7 +18,7 @@ from accelerate.utils import extract_model_from_parallel, gather, gather_object,
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from finetune.example import texts_to_choose_from
-from finetune.interfaces import Batch, LossSum
+from finetune.interfaces import LossSum
 from finetune.tasks.exact_match import ExactMatch
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from finetune.batch import Batch
     from finetune.recipe import ContrastiveSection
 
 _NOT_LEARNT = -100

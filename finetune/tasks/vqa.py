@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from finetune.interfaces import Batch, LossSum
+from finetune.interfaces import LossSum
 from finetune.tasks.exact_match import ExactMatch
 from finetune.tasks.head import logits_at
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from finetune.batch import Batch
     from finetune.recipe import VqaSection
 
 

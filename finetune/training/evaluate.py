@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
+    from finetune.batch import Batch
     from finetune.example import Example
-    from finetune.interfaces import Batch, Task
+    from finetune.interfaces import Task
 
 BLANK = np.full((224, 224, 3), 128, np.uint8)  # mid-grey
 

@@ -7,7 +7,7 @@
 A file is its own SHA-256 and then safetensors; it is written aside and renamed, so it is whole or not there, and two
 that write the same one write the same bytes. What the pictures of one row became stands in one file, since some
 processors treat a picture beside others otherwise than alone. A file's modification time says when it was last used,
-to the hour; what has not been used for longer makes room where room is wanted.
+to the hour; what no run has used for a week makes room where room is wanted.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from finetune.batch import PictureFeatures
 from finetune.cache import cache_home
 from finetune.data.pictures import source_key
 from finetune.errors import TrainingError
-from finetune.interfaces import PictureFeatures
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from finetune.example import ImageSource
 
+Places: TypeAlias = tuple[Any, ...]  # of a row's pictures, each hashable
 _DIGEST = 32  # bytes of a SHA-256
 _META = "features"  # safetensors' metadata are texts: ours is one, JSON
 _SUFFIX = ".features"
 _HOUR = 3600  # seconds
-_UNUSED = 6 * _HOUR  # what was used in less time may be in use
+_UNUSED = 7 * 24 * _HOUR  # a run reads all of its features when it starts, and some again at its very end
 
 
 class FeatureStore:
@@ -70,7 +73,7 @@ class FeatureStore:
         """
         data = _pack(features)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
             aside.write_bytes(data)
             os.replace(aside, path)
@@ -84,21 +87,21 @@ class StoredFeatures:
     """Features by the pictures of a row; it can be handed to worker processes.
 
     Args:
-        paths: what pictures are remembered by, those of a row in order -> the file.
+        paths: where each row's pictures are -> the file of their features.
     """
 
-    def __init__(self, paths: Mapping[tuple[str, ...], Path]):
+    def __init__(self, paths: Mapping[Places, Path]):
         self._paths = dict(paths)
 
-    def __call__(self, images: Sequence[ImageSource]) -> PictureFeatures | None:
-        """Returns the features of a row's pictures; None where they were not stored for this run.
+    def __call__(self, images: Sequence[ImageSource]) -> PictureFeatures:
+        """Returns the features of a row's pictures.
 
         Raises:
-            TrainingError: they have been changed or removed since.
+            TrainingError: they are not among those of this run, or have been changed or removed since.
         """
-        path = self._paths.get(row_key(images))
+        path = self._paths.get(places_of(images))
         if path is None:
-            return None
+            raise TrainingError(f"the features of {', '.join(map(str, images))} were not stored when the run began")
         features = read(path)
         if features is None:
             raise TrainingError(
@@ -108,9 +111,9 @@ class StoredFeatures:
         return features
 
 
-def row_key(images: Sequence[ImageSource]) -> tuple[str, ...]:
-    """Returns what the pictures of a row are remembered by."""
-    return tuple(source_key(source) for source in images)
+def places_of(images: Sequence[ImageSource]) -> Places:
+    """Returns what stands for the pictures of a row within a run, whatever happens to their files meanwhile."""
+    return tuple(source_key(source) if isinstance(source, np.ndarray) else source for source in images)
 
 
 def is_whole(path: Path) -> bool:
@@ -124,13 +127,12 @@ def read(path: Path) -> PictureFeatures | None:
     return None if data is None else _unpack(data)
 
 
-def make_room(wanted: int, *, max_bytes: int, keep: Collection[Path]) -> bool:
+def make_room(wanted: int, *, max_bytes: int) -> bool:
     """Removes features that no run uses, of whatever base, the longest unused first, until there is room.
 
     Args:
         wanted: bytes that are to be written.
         max_bytes: that all features on this machine may take.
-        keep: files that stay.
 
     Returns:
         Whether there is room now, on the disk too.
@@ -141,13 +143,12 @@ def make_room(wanted: int, *, max_bytes: int, keep: Collection[Path]) -> bool:
         if (stat := _stat(aside)) and time.time() - stat.st_mtime > _HOUR:
             aside.unlink(missing_ok=True)
     found = {path: stat for path in root.glob(f"*/*/*{_SUFFIX}") if (stat := _stat(path))}
-    taken, kept = sum(stat.st_size for stat in found.values()), set(keep)
+    taken = sum(stat.st_size for stat in found.values())
     for path, stat in sorted(found.items(), key=lambda item: item[1].st_mtime):
         if taken + wanted <= max_bytes or time.time() - stat.st_mtime < _UNUSED:
             break
-        if path not in kept:
-            path.unlink(missing_ok=True)
-            taken -= stat.st_size
+        path.unlink(missing_ok=True)
+        taken -= stat.st_size
     return taken + wanted <= max_bytes and wanted < shutil.disk_usage(root).free
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +14,10 @@ from tqdm import tqdm
 
 from finetune.cache import Notes
 from finetune.data.images import image_digest
-from finetune.training.feature_store import StoredFeatures, is_whole, make_room, row_key
-from finetune.training.memory import any_process
+from finetune.data.pictures import source_key
+from finetune.errors import FinetuneError, TrainingError
+from finetune.training.feature_store import StoredFeatures, is_whole, make_room, places_of
+from finetune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -23,12 +26,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
+    from finetune.batch import PictureFeatures
     from finetune.example import Example
-    from finetune.interfaces import PictureFeatures
-    from finetune.training.feature_store import FeatureStore
+    from finetune.training.feature_store import FeatureStore, Places
 
 _NOTES = "pixels.sqlite"  # what a picture is remembered by -> the digest of its pixels
-_Keys = tuple[str, ...]  # of the pictures of a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,74 +62,123 @@ class Filler:
             The features, or why they cannot be stored, the same on all processes.
 
         Raises:
-            RowError: a picture cannot be opened.
+            FinetuneError: on every process, where one of them cannot open a picture.
         """
-        work = {row_key(row.images): row for row in rows if row.images}
-        notes = Notes(_NOTES)
-        digests = notes.get({key for keys in work for key in keys})
+        work = [_Work.of(row) for row in {places_of(row.images): row for row in rows if row.images}.values()]
+        digests = Notes(_NOTES).get({key for one in work for key in one.keys})
         started = time.monotonic()
-        made, written, problem = self._share(
-            work, digests, self.accelerator.process_index, self.accelerator.num_processes
-        )
-        digests.update(gather_object(list(digests.items())))
-        notes.put(digests)
-        if problem is None and any(not self._path(keys, digests).exists() for keys in work):  # another host's disk
-            local, processes = (self.accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-            more, bytes_more, problem = self._share(work, digests, local, processes)
-            made, written = made + more, written + bytes_more
-        self.accelerator.wait_for_everyone()
-        if any_process(self.accelerator, problem is not None):
-            return next(text for text in gather_object([problem]) if text)
-        made, written = (sum(part) for part in zip(*gather_object([(made, written)]), strict=True))
+        shares = [_Share(self, digests) for _ in range(2)]
+        problem = self._together(shares[0], work, self.accelerator.process_index, self.accelerator.num_processes)
+        if problem is None:
+            # What processes on another host have made may lie on a disk of theirs, from pictures with other keys.
+            missing = [one for one in work if not self.is_there(one, digests)]
+            self.accelerator.wait_for_everyone()  # with looking, before any of them changes what is there
+            local = self.accelerator.local_process_index
+            problem = self._together(shares[1], missing, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        if problem is not None:
+            return problem
+        sizes = gather_object([size for share in shares for size in share.sizes])
         seconds = time.monotonic() - started
         self.say(
-            f"feature store: the pictures of {len(work)} rows, {made} of them new "
-            f"({written / 1e6:.1f} MB, {made / seconds:.1f} rows/s, {seconds:.1f} s), in {self.store.folder}"
+            f"feature store: the pictures of {len(work)} rows, {len(sizes)} of them new "
+            f"({sum(sizes) / 1e6:.1f} MB, {len(sizes) / seconds:.1f} rows/s, {seconds:.1f} s), in {self.store.folder}"
         )
-        return StoredFeatures({keys: self._path(keys, digests) for keys in work})
+        return StoredFeatures({one.places: self.path(one, digests) for one in work})
 
-    def _share(
-        self, work: dict[_Keys, Example], digests: dict[str, str], index: int, count: int
-    ) -> tuple[int, int, str | None]:
-        """Stores what one of ``count`` processes has to; returns how many rows, the bytes, and what went wrong."""
-        mine = list(work.items())[index::count]
-        made = written = 0
+    def path(self, work: _Work, digests: dict[str, str]) -> Path:
+        """Returns where the features of a row's pictures are, or would be."""
+        return self.store.path([digests[key] for key in work.keys])
+
+    def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
+        """Tells whether features are stored, without a look at their bytes."""
+        return all(key in digests for key in work.keys) and self.path(work, digests).exists()
+
+    def _together(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:
+        """Has every process store its share, and tells all of them what was found and what went wrong."""
+        problem, error = None, None
         try:
-            with tqdm(total=len(mine), unit="row", desc="storing features", disable=index != 0, leave=False) as bar:
-                for number, (keys, row) in enumerate(mine):
-                    if not self._is_stored(keys, digests):
-                        images = self.open_pictures(row)
-                        digests |= {key: _digest(image) for key, image in zip(keys, images, strict=True)}
-                    if not self._is_stored(keys, digests):  # nor under another name
-                        features = self.compute(images)
-                        if made == 0 and (problem := self._no_room(features, mine[number:], digests)):
-                            return made, written, problem
-                        written += self.store.put(self._path(keys, digests), features)
-                        made += 1
+            problem = share.store(work[index::count], show=index == 0, sharers=count)
+        except FinetuneError as raised:
+            error = raised
+        told = gather_object([(share.found, problem, str(error) if error else None)])
+        for found, _, _ in told:
+            share.digests.update(found)
+        Notes(_NOTES).put(share.found)
+        if error:
+            raise error
+        for process, (_, _, message) in enumerate(told):
+            if message:
+                raise TrainingError(f"process {process}: {message}")
+        return next((text for _, text, _ in told if text), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A row whose pictures are to be stored."""
+
+    row: Example
+    places: Places
+    keys: tuple[str, ...]  # what each picture is remembered by
+
+    @classmethod
+    def of(cls, row: Example) -> _Work:
+        return cls(row=row, places=places_of(row.images), keys=tuple(source_key(source) for source in row.images))
+
+
+class _Share:
+    """What one process stores."""
+
+    def __init__(self, filler: Filler, digests: dict[str, str]):
+        self.filler, self.digests = filler, digests
+        self.found: dict[str, str] = {}  # digests of pictures that were not known
+        self.sizes: list[int] = []  # bytes of what was made
+
+    def store(self, mine: Sequence[_Work], *, show: bool, sharers: int) -> str | None:
+        """Stores what is not there; returns what went wrong.
+
+        Raises:
+            FinetuneError: a picture cannot be opened, or the model does not take features.
+        """
+        filler, digests = self.filler, self.digests
+        try:
+            with tqdm(total=len(mine), unit="row", desc="storing features", disable=not show, leave=False) as bar:
+                for number, work in enumerate(mine):
+                    if not self._is_whole(work):
+                        images = filler.open_pictures(work.row)
+                        fresh = zip(work.keys, images, strict=True)
+                        self.found |= {key: image_digest(np.asarray(image)) for key, image in fresh}
+                        digests.update(self.found)
+                        if not self._is_whole(work):  # nor under another name
+                            features = filler.compute(images)
+                            self.sizes.append(filler.store.put(filler.path(work, digests), features))
+                            if problem := self._no_room(mine[number + 1 :], sharers):
+                                return problem
                     bar.update()
         except OSError as error:
-            return made, written, f"{self.store.folder} cannot be written ({error.strerror})"
-        return made, written, None
+            return f"{filler.store.folder} cannot be written ({error.strerror})"
+        except RuntimeError as error:
+            if isinstance(error, FinetuneError) or not is_out_of_memory(error):
+                raise
+            return "the device has too little memory for the tower"
+        return None
 
-    def _is_stored(self, keys: _Keys, digests: dict[str, str]) -> bool:
-        return all(key in digests for key in keys) and is_whole(self._path(keys, digests))
+    def _is_whole(self, work: _Work) -> bool:
+        return all(key in self.digests for key in work.keys) and is_whole(self.filler.path(work, self.digests))
 
-    def _no_room(
-        self, first: PictureFeatures, left: Sequence[tuple[_Keys, Example]], digests: dict[str, str]
-    ) -> str | None:
-        """Makes room for the rest, as large as its first; returns what is in the way."""
-        known = [self._path(keys, digests) for keys, _ in left if all(key in digests for key in keys)]
-        wanted = first.nbytes * (len(left) - sum(path.exists() for path in known))
-        if make_room(wanted, max_bytes=self.max_bytes, keep=known):
+    def _no_room(self, left: Sequence[_Work], sharers: int) -> str | None:
+        """Makes room for the rest, if it is like what was stored so far; returns what is in the way.
+
+        It is asked after 4, 8, 16, ... rows: each time with a better estimate, and seldom.
+        """
+        made = len(self.sizes)
+        if made < 4 or made & (made - 1):
+            return None
+        filler = self.filler
+        rest = [work for work in left if not filler.is_there(work, self.digests)]
+        wanted = int(statistics.median(self.sizes)) * len(rest) * sharers
+        if make_room(wanted, max_bytes=filler.max_bytes):
             return None
         return (
-            f"{wanted / 1e9:.1f} GB are wanted, more than the disk of {self.store.folder} or "
-            f"train.feature_store_max_bytes ({self.max_bytes:,}, with what is kept there) leaves"
+            f"{wanted / 1e9:.1f} GB are wanted, more than the disk of {filler.store.folder} or "
+            f"train.feature_store_max_bytes ({filler.max_bytes:,}, with what is kept there) leaves"
         )
-
-    def _path(self, keys: _Keys, digests: dict[str, str]) -> Path:
-        return self.store.path([digests[key] for key in keys])
-
-
-def _digest(image: Image) -> str:
-    return image_digest(np.asarray(image))

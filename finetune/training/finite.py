@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from finetune.batch import Batch
     from finetune.example import Example
-    from finetune.interfaces import Batch, Task
+    from finetune.interfaces import Task
     from finetune.training.window import LossSums
 
 

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
+    from finetune.batch import Batch
     from finetune.data.stream import Rows
     from finetune.example import Example
-    from finetune.interfaces import Attachment, Batch, Task
+    from finetune.interfaces import Attachment, Task
     from finetune.recipe import TrainSection
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.log import RunLog

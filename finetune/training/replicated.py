@@ -70,8 +70,7 @@ class Replicated:
             last: whether it is the window's last.
         """
         with self.accelerator.no_sync(self.model):
-            with self.accelerator.autocast():
-                value = loss()
+            value = loss()
             if value.requires_grad:  # rows without a picture reach nothing that trains in a vision tower
                 self.accelerator.backward(value)
 

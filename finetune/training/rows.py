@@ -10,7 +10,7 @@ from accelerate.utils import get_int_from_env
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.stream import Arrival, Checks, Stream
-from finetune.errors import DataError
+from finetune.errors import DataError, FinetuneError
 from finetune.example import Example
 from finetune.training.stopping import leave_signals_to_the_parent
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from finetune.batch import Batch
     from finetune.data.stream import Rows
-    from finetune.interfaces import Batch
     from finetune.training.plan import Draw, MicroBatch, Plan
 
 
@@ -77,6 +77,19 @@ class _Arrivals(Dataset):
         return self.collate(good or [(self.filler, False)]), faults
 
 
+class _Telling:
+    """Collates, and returns an error of ours as a batch: torch would put a worker's traceback into its message."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]):
+        self._collate = collate
+
+    def __call__(self, rows: list[Any]) -> Any:
+        try:
+            return self._collate(rows)
+        except FinetuneError as error:
+            return error
+
+
 class Windows:
     """The micro-batches of one process, a step's at a time.
 
@@ -126,12 +139,12 @@ class Windows:
         draws = plan.stream(step, self.process)
         if isinstance(self.examples, Stream):
             return self._arriving(self.examples, draws)
-        return iter(self._loader(_Rows(self.examples, plan.seed), draws, self.collate))
+        return _batches_of(self._loader(_Rows(self.examples, plan.seed), draws, self.collate))
 
     def _arriving(self, stream: Stream, draws: Iterator[MicroBatch]) -> Iterator[Batch]:
         reader, rows = stream.reader(), _Arrivals(stream.checks, stream.first[0], self.collate)
         arrivals = ([reader.at(draw.row) if draw.learnt else None for draw in drawn] for drawn in draws)
-        for batch, arrived in self._loader(rows, arrivals, rows.batch):
+        for batch, arrived in _batches_of(self._loader(rows, arrivals, rows.batch)):
             stream.receive(arrived)
             yield batch
 
@@ -139,10 +152,17 @@ class Windows:
         return DataLoader(
             rows,
             batch_sampler=drawn,  # any iterable of lists
-            collate_fn=collate,
+            collate_fn=_Telling(collate),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             worker_init_fn=leave_signals_to_the_parent,
             # A generator of its own: starting a loader would otherwise draw from the one that dropout uses.
             generator=torch.Generator(),
         )
+
+
+def _batches_of(loader: DataLoader) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, FinetuneError):
+            raise batch
+        yield batch

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from finetune.interfaces import Batch, CoupledTask, Task
+    from finetune.batch import Batch
+    from finetune.interfaces import CoupledTask, Task
     from finetune.training.replicated import Replicated
 
 LossSums = dict[str, "Tensor"]  # term -> scalar, detached

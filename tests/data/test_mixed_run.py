@@ -2,7 +2,8 @@
 
 import json
 
-from finetune.runs import evaluate, train
+from finetune.comparing import evaluate
+from finetune.runs import train
 from finetune.serving.loading import load
 
 

@@ -66,6 +66,8 @@ def test_a_run_on_gpus_ends_in_the_same_adapter(strategy, tmp_path):
     if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs pip install deepspeed")
     number = min(2, torch.cuda.device_count())
+    if not number:
+        pytest.skip("needs a GPU")
     if strategy == "ddp" and number < 2:
         pytest.skip("needs two GPUs")
     common = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,5 +1,7 @@
 """LoRA's folded forward gives PEFT's outputs and gradients, and PEFT's own stands wherever it is not meant."""
 
+import pickle
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -74,7 +76,8 @@ def test_an_input_that_asks_for_no_gradient_gets_none(folded):
 
 
 @pytest.mark.parametrize(
-    "case", ["no grad", "disabled", "dropout", "dora", "half precision", "another adapter", "none active"]
+    "case",
+    ["no grad", "disabled", "dropout", "dora", "half precision", "another adapter", "none active", "autocast"],
 )
 def test_pefts_own_forward_stands_elsewhere(case, folded):
     options = {"dropout": {"dropout": 0.5}, "dora": {"use_dora": True}, "half precision": {"dtype": torch.bfloat16}}
@@ -89,7 +92,7 @@ def test_pefts_own_forward_stands_elsewhere(case, folded):
     if case == "none active":
         model.linear.set_adapter([])
     x = torch.randn(2, 12, dtype=model.linear.base_layer.weight.dtype)
-    with torch.set_grad_enabled(case != "no grad"):
+    with torch.set_grad_enabled(case != "no grad"), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         torch.manual_seed(1)
         out = model(x)
         torch.manual_seed(1)
@@ -101,3 +104,20 @@ def test_dropout_at_rest_is_none(folded):
     model = adapted(dropout=0.5).eval()
     model(torch.randn(2, 12))
     assert folded == [1]
+
+
+def test_an_empty_batch_passes():
+    model = adapted()
+    assert model(torch.randn(2, 0, 12)).shape == (2, 0, 7)
+
+
+def test_a_second_derivative_is_refused():
+    model, x = adapted(), torch.randn(2, 12, requires_grad=True)
+    (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_an_adapted_model_pickles():
+    model, x = adapted(), torch.randn(2, 12)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))

@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
+from finetune.batch import Batch, Placeholders
 from finetune.build import load_base
 from finetune.errors import AdapterError, ManifestError, MethodError
-from finetune.interfaces import Batch, Placeholders
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch
 from finetune.methods.prompt_tuning import placeholders_of
 from finetune.saving import describe, save_weights

@@ -8,6 +8,7 @@ import torch
 
 from finetune.adapters.folder import config_bytes, file_entries, read_folder, weights_bytes
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
+from finetune.comparing import evaluate
 from finetune.errors import (
     AdapterError,
     BaseMismatchError,
@@ -18,7 +19,7 @@ from finetune.errors import (
     YankedError,
 )
 from finetune.registry import AdapterRegistry
-from finetune.runs import evaluate, train
+from finetune.runs import train
 from finetune.serving.loading import load
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME
 from finetune.build import base_of, load_base
+from finetune.comparing import evaluate
 from finetune.errors import BaseMismatchError, DataError, ManifestError, ModelError, ProbeError, RecipeError
 from finetune.methods.adapter import attach
-from finetune.runs import evaluate, train
+from finetune.runs import train
 from finetune.serving.loading import load
 from finetune.tasks.metrics import recall_at_1
 from tests.serving.test_app import resave, same, state, zero_b

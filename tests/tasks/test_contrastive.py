@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
+from finetune.batch import Batch
 from finetune.build import examples_of, load_base
 from finetune.errors import TrainingError
-from finetune.interfaces import Batch
 from finetune.methods.adapter import attach
 from finetune.recipe import ContrastiveSection
 from finetune.tasks.contrastive import ContrastiveTask, pair_losses

@@ -14,17 +14,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+from finetune.batch import PictureFeatures
 from finetune.errors import TrainingError
-from finetune.interfaces import PictureFeatures
+from finetune.example import Example
+from finetune.lookup import import_string
 from finetune.runs import train
-from finetune.training import feature_store
-from finetune.training.feature_store import FeatureStore, StoredFeatures, is_whole, make_room, read
+from finetune.tables import FAMILIES
+from finetune.training.feature_store import FeatureStore, StoredFeatures, is_whole, make_room, places_of, read
+from finetune.training.filling import Filler
 from finetune.training.loop import Trainer
 
 LANGUAGE = {"towers": {"projector": "none"}}
+ROWS = 26 + 1  # those of the squares, and a grey picture
 
 
 def features(tokens=3):
@@ -69,20 +74,25 @@ def sealed(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("finetune.data.images._opened", refuse)
             patch.setattr("finetune.data.collate.open_image", refuse)
-            for name, module in self.plain_model.named_modules():
-                if name.rpartition(".")[2] in ("vision_tower", "multi_modal_projector", "vision_model", "connector"):
-                    patch.setattr(module, "forward", refuse)
+            towers = import_string(FAMILIES[self.plain_model.config.model_type])().towers(self.plain_model)
+            for path in (*towers.vision, *towers.projector):
+                patch.setattr(self.plain_model.get_submodule(path), "forward", refuse)
             return steps(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "train", train_sealed)
 
 
-def test_a_run_on_stored_features_is_the_run_on_pictures(tiny_base, run, sealed):
+def test_a_filled_store_serves_every_adapter_and_no_tower_runs(tiny_base, run, sealed):
     stored = run(tiny_base, name="stored")
-    assert stored.said.startswith("feature store: the pictures of 26 rows, 26 of them new (")
-    assert len(stored.files) == 26
-    again = run(tiny_base, name="again", method={**LANGUAGE, "r": 2})  # another adapter
-    assert "26 rows, 0 of them new" in again.said
+    assert stored.said.startswith(f"feature store: the pictures of {ROWS} rows, {ROWS} of them new (")
+    assert len(stored.files) == ROWS
+    again = run(tiny_base, name="again", method={**LANGUAGE, "r": 2})
+    assert f"{ROWS} rows, 0 of them new" in again.said
+
+
+def test_the_seal_holds(run, sealed):
+    with pytest.raises(AssertionError, match="a picture was opened, or a tower ran"):
+        run(train={"feature_store": "off"})
 
 
 def test_losses_and_answers_are_those_without(tiny_base, run):
@@ -108,7 +118,7 @@ def test_damage_is_noticed_and_made_good(run, damage):
         victim.write_bytes(changed if damage == "a changed byte" else data[: len(data) // 2])
     assert not is_whole(victim)
     second = run(name="second")
-    assert "26 rows, 1 of them new" in second.said
+    assert f"{ROWS} rows, 1 of them new" in second.said
     assert victim.read_bytes() == data and second.losses == first.losses
 
 
@@ -118,8 +128,10 @@ def test_damage_during_a_run_stops_it(tmp_path):
     store.put(path, features())
     picture = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(picture)
-    stored = StoredFeatures({feature_store.row_key([picture]): path})
-    assert stored([picture]) is not None and stored([b"another"]) is None
+    stored = StoredFeatures({places_of([picture]): path})
+    assert stored([picture]).replacements == features().replacements
+    with pytest.raises(TrainingError, match="the features of b'another' were not stored when the run began"):
+        stored([b"another"])
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(TrainingError, match="have changed on disk or are gone. Start the run again"):
         stored([picture])
@@ -140,13 +152,26 @@ def test_what_is_read_is_what_was_put():
 def test_equal_pictures_are_stored_once_wherever_they_stand(run, rows_folder):
     for i in range(2, 26, 2):
         (rows_folder / "images" / f"{i}.png").write_bytes((rows_folder / "images" / "0.png").read_bytes())
-    assert len(run().files) == 14
+    assert len(run().files) == 15
+
+
+def test_a_file_that_is_touched_during_a_run_keeps_its_features(run, rows_folder, monkeypatch):
+    steps = Trainer.train
+
+    def touched(self, *args, **kwargs):
+        for path in (rows_folder / "images").iterdir():
+            os.utime(path)
+        return steps(self, *args, **kwargs)
+
+    before = run(name="before").losses
+    monkeypatch.setattr(Trainer, "train", touched)
+    assert run(name="after").losses == before
 
 
 def test_a_changed_picture_has_features_of_its_own(run, rows_folder):
     run(name="first")
     Image.fromarray(np.full((40, 32, 3), 7, np.uint8)).save(rows_folder / "images" / "0.png")
-    assert "26 rows, 1 of them new" in run(name="second").said
+    assert f"{ROWS} rows, 1 of them new" in run(name="second").said
 
 
 @pytest.mark.parametrize(
@@ -154,16 +179,18 @@ def test_a_changed_picture_has_features_of_its_own(run, rows_folder):
     [
         ({"method": {"towers": {"projector": "all-linear"}}}, "the adapter changes what comes out of the projector"),
         ({"method": [{"name": "overrides", "parameters": ["projector"]}]}, "comes out of the projector tower"),
-        (
-            {"train": {"feature_store_max_bytes": 5000}},
-            "are wanted, more than the disk of .* or train.feature_store_max",
-        ),
     ],
 )
 def test_it_is_off_where_it_must_be(run, changes, why):
     found = run(**changes)
     assert found.said.startswith("feature store off: ") and len(found.files) == 0
     assert re.search(why, found.said)
+
+
+def test_it_is_off_where_there_is_no_room(run):
+    found = run(train={"feature_store_max_bytes": 5000})
+    assert re.search("off: .* are wanted, more than the disk of .* or train.feature_store_max_bytes", found.said)
+    assert len(found.files) == 4 and len(found.losses) == 3
 
 
 def test_it_is_off_where_logits_would_differ(run, monkeypatch):
@@ -182,19 +209,65 @@ def test_it_is_off_where_nothing_can_be_written(run, monkeypatch):
     assert "cannot be written (No space left on device)" in found.said and len(found.losses) == 3
 
 
-def test_room_is_made_of_what_no_run_uses():
+def test_room_is_made_of_what_no_run_has_used_for_a_week():
     store = FeatureStore({"base": "x"})
     paths = [store.path([str(i)]) for i in range(4)]
     size = [store.put(path, features()) for path in paths][0]
-    for age, path in enumerate(paths):
-        os.utime(path, (time.time() - 3600 * 10 * age,) * 2)
-    assert make_room(size, max_bytes=4 * size, keep=[paths[3]])
-    assert [path.exists() for path in paths] == [True, True, False, True]
-    assert not make_room(size, max_bytes=size, keep=[])
-    assert [path.exists() for path in paths] == [True, False, False, False]  # one that may be in use stays
-    read(paths[0])
-    os.utime(paths[0], (time.time() - 7200,) * 2)
-    assert is_whole(paths[0]) and time.time() - paths[0].stat().st_mtime < 60
+    for days, path in zip((0, 6, 8, 9), paths, strict=True):
+        os.utime(path, (time.time() - 86400 * days,) * 2)
+    assert make_room(size, max_bytes=4 * size)
+    assert [path.exists() for path in paths] == [True, True, True, False]
+    assert not make_room(size, max_bytes=2 * size)
+    assert [path.exists() for path in paths] == [True, True, False, False]  # what may be in use stays
+    assert is_whole(paths[1]) and time.time() - paths[1].stat().st_mtime < 60
+
+
+def test_the_cap_is_held_where_rows_grow(make_filler):
+    filler, made = make_filler(sizes=[1, 1, 1, 1] + [400] * 60, max_bytes=60_000)
+    reason = filler.fill([row(i) for i in range(64)])
+    assert isinstance(reason, str) and "are wanted, more than" in reason
+    written = sum(path.stat().st_size for path in filler.store.folder.rglob("*.features"))
+    assert 4 < len(made) < 20 and written < 2 * 60_000
+
+
+def test_one_large_row_does_not_stop_what_fits(make_filler):
+    filler, made = make_filler(sizes=[2000] + [1] * 30, max_bytes=200_000)
+    assert isinstance(filler.fill([row(i) for i in range(31)]), StoredFeatures) and len(made) == 31
+
+
+def test_too_little_memory_for_the_tower_is_no_end(make_filler):
+    filler, _ = make_filler(sizes=[1], max_bytes=10**9, error=torch.OutOfMemoryError("CUDA out of memory"))
+    assert filler.fill([row(0)]) == "the device has too little memory for the tower"
+
+
+def row(number):
+    return Example(id=str(number), messages=[], images=[np.full((2, 2, 3), number, np.uint8)], answers=[])
+
+
+@pytest.fixture
+def make_filler():
+    """Returns a function: tokens of each row's features -> a Filler without a model, and the rows it computes."""
+
+    def make(*, sizes, max_bytes, error=None):
+        made = []
+
+        def compute(images):
+            if error:
+                raise error
+            made.append(1)
+            return features(sizes[len(made) - 1])
+
+        filler = Filler(
+            store=FeatureStore({"base": "x"}),
+            open_pictures=lambda row: [Image.fromarray(image) for image in row.images],
+            compute=compute,
+            max_bytes=max_bytes,
+            accelerator=Accelerator(cpu=True),
+            say=print,
+        )
+        return filler, made
+
+    return make
 
 
 def test_what_a_killed_process_left_aside_makes_room():
@@ -203,10 +276,10 @@ def test_what_a_killed_process_left_aside_makes_room():
     store.put(path, features())
     aside = path.with_name(f".{path.name}.123")
     aside.write_bytes(b"half")
-    make_room(0, max_bytes=10**9, keep=[])
+    make_room(0, max_bytes=10**9)
     assert aside.exists()  # its writer may live
     os.utime(aside, (0, 0))
-    make_room(0, max_bytes=10**9, keep=[])
+    make_room(0, max_bytes=10**9)
     assert not aside.exists() and path.exists()
 
 
@@ -251,25 +324,27 @@ def test_two_runs_fill_one_store_and_a_killed_one_leaves_nothing_half(make_recip
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     before = sorted(root.rglob("*.features"))
-    assert all(map(is_whole, before)) and 5 <= len(before) < 26
+    assert all(map(is_whole, before)) and 5 <= len(before) < ROWS
     both = [start(name) for name in ("one", "two")]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     files = sorted(root.rglob("*.features"))
-    assert len(files) == 26 and all(map(is_whole, files))
+    assert len(files) == ROWS and all(map(is_whole, files))
     logs = [(recipe.run_folder.parent / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
     losses = [[json.loads(line).get("loss") for line in log] for log in logs]
     assert losses[0] == losses[1] and any(losses[0])
 
 
 APART = """
-import os, sys
+import os, shutil, sys
 cache = os.environ["FINETUNE_CACHE"]
 os.environ["FINETUNE_CACHE"] = cache + os.environ["RANK"]  # as if each process had a disk of its own
+root = sys.argv[2] + os.environ["RANK"]  # with pictures of its own, too
+shutil.copytree(sys.argv[2], root)
 os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = "0", "1"
 from finetune.recipe import load_recipe
 from finetune.runs import train
-train(load_recipe(sys.argv[1], sys.argv[2:]))
+train(load_recipe(sys.argv[1], [f"data.root={root}", *sys.argv[3:]]))
 """
 
 
@@ -284,7 +359,7 @@ def test_two_processes_share_the_filling_on_one_disk_or_on_two(make_recipe, tiny
         "one": [script, str(config)],
         "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", script, str(config), "train.batch_size=2"],
         "apart": ["-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "apart.py"), str(config),
-                  "train.batch_size=2"],
+                  str(recipe.data.root), "train.batch_size=2"],
     }.items():  # fmt: skip
         cache = tmp_path / f"cache-{name}-"
         done = subprocess.run(
@@ -294,12 +369,40 @@ def test_two_processes_share_the_filling_on_one_disk_or_on_two(make_recipe, tiny
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        new = {"one": 26, "two": 26, "apart": 52}[name]
-        assert f"the pictures of 26 rows, {new} of them new" in done.stdout
+        new = {"one": ROWS, "two": ROWS, "apart": 2 * ROWS}[name]
+        assert f"the pictures of {ROWS} rows, {new} of them new" in done.stdout
         disks = [f"{cache}0", f"{cache}1"] if name == "apart" else [cache]
-        assert [len(list(Path(disk).rglob("*.features"))) for disk in disks] == [26] * len(disks)
+        assert [len(list(Path(disk).rglob("*.features"))) for disk in disks] == [ROWS] * len(disks)
         folder = recipe.run_folder.parent / name
         weights[name] = load_file(folder / "last" / "adapter_model.safetensors")
     for name in ("two", "apart"):
         for key, tensor in weights["one"].items():
             assert torch.allclose(tensor, weights[name][key], atol=1e-5), (name, key)
+
+
+BROKEN = """
+import os, sys
+from finetune.errors import RowError
+from finetune.recipe import load_recipe
+from finetune.runs import train
+from finetune.training import filling
+if os.environ["RANK"] == "1":
+    def share(self, *args, **kwargs):
+        raise RowError("row 7: its picture cannot be opened")
+    filling._Share.store = share
+train(load_recipe(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.distributed
+def test_no_process_waits_for_one_that_cannot_go_on(make_recipe, tiny_fast_vlm, tmp_path):
+    _, config = written(make_recipe(tiny_fast_vlm, method=LANGUAGE, adapter={"publish": None}), tmp_path)
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "broken.py"),
+         str(config)],
+        env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "TrainingError: process 1: row 7: its picture cannot be opened" in done.stderr

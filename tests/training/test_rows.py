@@ -6,7 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from finetune.interfaces import Batch
+from finetune.batch import Batch
+from finetune.errors import RowError
+from finetune.example import Example
+from finetune.recipe import TrainSection
+from finetune.training.plan import Plan
 from finetune.training.rows import Windows, worker_count
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -34,6 +38,21 @@ def test_how_many_workers(monkeypatch, wanted, device, cores, processes, expecte
 def test_batches_for_a_gpu_are_pinned(device, pinned):
     windows = Windows([], list, accelerator=SimpleNamespace(process_index=0, device=device), num_workers=0)
     assert windows._loader([], [], list).pin_memory == pinned
+
+
+def refuse(rows):
+    raise RowError("row 3: its picture has gone", reason="missing picture")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_of_ours_comes_out_of_a_worker_as_it_is(num_workers):
+    rows = [Example(id="3", messages=[], images=[], answers=[])]
+    accelerator = SimpleNamespace(process_index=0, num_processes=1, device=CPU)
+    windows = Windows(rows, refuse, accelerator=accelerator, num_workers=num_workers)
+    plan = Plan.of(TrainSection(max_steps=1, batch_size=1), num_rows=1, num_processes=1, seed=0)
+    with pytest.raises(RowError) as caught:
+        windows.window(plan, 0)
+    assert str(caught.value) == "row 3: its picture has gone" and caught.value.reason == "missing picture"
 
 
 @pytest.mark.gpu

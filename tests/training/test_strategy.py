@@ -67,9 +67,9 @@ DORA = {"method": {"use_dora": True}}
     ],
 )
 def test_what_cannot_run_is_refused_with_its_reason(make_recipe, kind, plugin, changes, message):
-    with pytest.raises(TrainingError, match=f"accelerate's distributed_type is {kind}: .*|{message}") as caught:
+    with pytest.raises(TrainingError, match=message) as caught:
         strategy_of(launched(kind, **plugin), make_recipe("a", **changes))
-    assert caught.match(message)
+    assert f"distributed_type is {kind}" in str(caught.value)
 
 
 class Engine:
