@@ -57,22 +57,31 @@ def collator_of_run(
     Raises:
         FinetuneError: a picture cannot be opened.
     """
-    off = _why_off(recipe, base, learnt)
-    if off is None:
-        assert isinstance(base.collator, Collator) and not isinstance(learnt, Stream)
-        tried = [row for row in learnt if row.images][:2]
-        with_blanks = [*learnt, *asked, *blanked(asked)[0]]  # each is judged with grey pictures too
-        off = _agreed(_why_not_exact(base, base.collator, tried, _fresh(base, base.collator, tried)))
-        filled = off or _filler(recipe, base, base.collator, accelerator, say).fill(with_blanks)
-        if isinstance(filled, StoredFeatures):
-            off = _agreed(_why_not_exact(base, base.collator, tried, filled))  # what is on disk may be older
-        else:
-            off = filled
-        if off is None:
-            assert isinstance(filled, StoredFeatures)
-            return base.collator.reading(filled)
-    say(f"feature store off: {off}")
-    return base.collator
+    found = _why_off(recipe, base, learnt) or _stored(recipe, base, learnt, asked, accelerator, say)
+    if isinstance(found, str):
+        say(f"feature store off: {found}")
+        return base.collator
+    return cast("Collator", base.collator).reading(found)
+
+
+def _stored(
+    recipe: Recipe,
+    base: Base,
+    learnt: Rows,
+    asked: Sequence[Example],
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> StoredFeatures | str:
+    """Returns the features of all rows, tried on a few before they are stored and after; or why there are none."""
+    assert isinstance(base.collator, Collator) and not isinstance(learnt, Stream)
+    few = [row for row in learnt if row.images][:2]
+    if reason := _agreed(_why_not_exact(base, base.collator, few, _fresh(base, base.collator, few))):
+        return reason
+    with_blanks = [*learnt, *asked, *blanked(asked)[0]]  # each is judged with grey pictures too
+    filled = _filler(recipe, base, base.collator, accelerator, say).fill(with_blanks)
+    if isinstance(filled, str):
+        return filled
+    return _agreed(_why_not_exact(base, base.collator, few, filled)) or filled
 
 
 def _agreed(reason: str | None) -> str | None:

@@ -145,9 +145,9 @@ class _Share:
                 for number, work in enumerate(mine):
                     if not self._is_whole(work):
                         images = filler.open_pictures(work.row)
-                        fresh = zip(work.keys, images, strict=True)
-                        self.found |= {key: image_digest(np.asarray(image)) for key, image in fresh}
-                        digests.update(self.found)
+                        fresh = [image_digest(np.asarray(image)) for image in images]
+                        self.found.update(zip(work.keys, fresh, strict=True))
+                        digests.update(zip(work.keys, fresh, strict=True))
                         if not self._is_whole(work):  # nor under another name
                             features = filler.compute(images)
                             self.sizes.append(filler.store.put(filler.path(work, digests), features))
