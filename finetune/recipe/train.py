@@ -52,8 +52,8 @@ class TrainSection(Section):
     """How many checkpoints are kept, the newest."""
     resume: Literal["auto", "never"] = "auto"
     """auto: an unfinished run in the run's folder goes on; never: it starts again."""
-    group_by_length: bool = True
-    """Rows of like length share an optimizer step, so that less is padded; not those of a stream or of pairs."""
+    group_by_length: bool = False
+    """Rows of like length share an optimizer step: less is padded, and a step's rows are more alike."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"

@@ -115,18 +115,18 @@ class Trainer:
         """
         options, state = self.options, self.state
         windows = Windows(examples, self.collate, accelerator=self.accelerator, num_workers=options.num_workers)
+        lengths = None if self.task.couples_rows else windows.lengths
         self.plan = plan = Plan.of(
             options,
             num_rows=windows.num_rows,
             num_processes=self.accelerator.num_processes,
             seed=self.seed,
             batch_size=state.batch_size,
-            lengths=windows.lengths if options.group_by_length and not self.task.couples_rows else None,
+            lengths=lengths if options.group_by_length else None,
         )
-        if plan.lengths:
-            self.log.say(describe_padding(plan))
+        if lengths:
+            self.log.say(describe_padding(plan, lengths))
         eval_every = options.eval_steps or plan.steps_per_epoch
-        save_every = options.save_steps or eval_every
         self.log.start(plan.total_steps, done=state.step, size=self._log_bytes)
         set_train_mode(self.plain_model, self.attachment)
         set_random_state(self.random)
@@ -143,7 +143,7 @@ class Trainer:
                     set_train_mode(self.plain_model, self.attachment)
                     set_random_state(self.random)  # validating changes nothing that trains
                 stop = stopping.agreed(self.accelerator)
-                if stop or state.step % save_every == 0 or self._is_finished:
+                if stop or state.step % (options.save_steps or eval_every) == 0 or self._is_finished:
                     self._save()
                 if stop:
                     raise StoppedError(farewell(state.step, plan.total_steps, self._kept), signum=stop)
@@ -151,9 +151,8 @@ class Trainer:
 
     @property
     def _is_finished(self) -> bool:
-        patience = self.options.early_stopping_patience
-        impatient = patience is not None and self.state.validations_without_better >= patience
-        return impatient or self.state.step >= self.plan.total_steps
+        patience = self.options.early_stopping_patience or math.inf
+        return self.state.validations_without_better >= patience or self.state.step >= self.plan.total_steps
 
     def _gradients(self, windows: Windows) -> tuple[list[Batch], list[LossSums], dict[str, int]]:
         """Fills the gradients of the next step, with smaller micro-batches where memory runs out.

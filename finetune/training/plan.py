@@ -158,11 +158,12 @@ def padding(plan: Plan, lengths: Sequence[int]) -> float:
     return 1 - kept / made
 
 
-def describe_padding(plan: Plan) -> str:
-    """Returns what the user is told of a plan that groups rows."""
-    assert plan.lengths is not None
-    grouped, mixed = (padding(p, plan.lengths) for p in (plan, replace(plan, lengths=None)))
-    return f"padding is {grouped:.1%} of all tokens; without train.group_by_length it would be {mixed:.1%}"
+def describe_padding(plan: Plan, lengths: Sequence[int]) -> str:
+    """Returns what the user is told: what padding costs, and what it would cost in the other order."""
+    other = replace(plan, lengths=tuple(lengths) if plan.lengths is None else None)
+    here, there = padding(plan, lengths), padding(other, lengths)
+    setting = f"train.group_by_length: {'true' if plan.lengths is None else 'false'}"
+    return f"padding is {here:.1%} of all tokens; with {setting} it would be {there:.1%}"
 
 
 def learning_rate_factor(step: int, options: TrainSection, total_steps: int) -> float:

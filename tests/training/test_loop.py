@@ -155,7 +155,7 @@ def test_rows_of_like_length_share_a_step(build, tiny_fast_vlm, before_each_forw
     run.trainer.train(run.examples)
     assert len({example.num_tokens for example in run.examples}) > 1
     assert sum(mixed) <= 4 if grouped else sum(mixed) > 4
-    assert ("of all tokens; without train.group_by_length" in capsys.readouterr().out) == grouped
+    assert f"of all tokens; with train.group_by_length: {str(not grouped).lower()} it" in capsys.readouterr().out
 
 
 def test_rows_that_are_held_against_each_other_are_not_grouped(build, tiny_fast_vlm, before_each_forward):

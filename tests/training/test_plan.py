@@ -143,4 +143,10 @@ def test_padding_by_hand():
     mixed = replace(it, lengths=None)
     waste = sum(abs(it.lengths[a] - it.lengths[b]) for a, b in epoch_of(mixed, 0))
     assert padding(mixed, it.lengths) == pytest.approx(waste / (10 + waste))
-    assert describe_padding(it).startswith("padding is 0.0% of all tokens; without train.group_by_length it would be")
+    cost = f"{waste / (10 + waste):.1%}"
+    assert describe_padding(it, it.lengths) == (
+        f"padding is 0.0% of all tokens; with train.group_by_length: false it would be {cost}"
+    )
+    assert describe_padding(mixed, it.lengths) == (
+        f"padding is {cost} of all tokens; with train.group_by_length: true it would be 0.0%"
+    )
