@@ -163,7 +163,7 @@ def save_qwen2_5_vl(folder: Path, dtype: torch.dtype) -> Path:
     return _save(Qwen2_5_VLForConditionalGeneration(config), processor, folder, dtype)
 
 
-# Steps and batches are such that a default run on two CPU cores takes about 20 minutes.
+# Steps and batches are such that a default run on two CPU cores takes about 28 minutes.
 SETUPS = {
     "a": Setup(
         title="pocket (3 M parameters)",

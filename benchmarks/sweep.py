@@ -1,6 +1,6 @@
 """A sweep for the price of a run: six runs over one filled store against one run without a store.
 
-python -m benchmarks.sweep --json sweep.json      takes about 15 minutes on two idle CPU cores
+python -m benchmarks.sweep --json sweep.json      takes about 10 minutes on two idle CPU cores
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Training side by side: ours, trl's SFTTrainer, a bare PyTorch loop, and the floor under them all.
 
-python -m benchmarks.training --json benchmark.json      takes about 20 minutes on two idle CPU cores
+python -m benchmarks.training --json benchmark.json      takes about 28 minutes on two idle CPU cores
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import GenerativeFamily
     from finetune.recipe import Recipe
 
-VERSIONS = ("finetune-vlm", "torch", "torchvision", "transformers", "pillow")
+_VERSIONS = ("finetune-vlm", "torch", "torchvision", "transformers", "pillow")
 # By how much logits may differ, as a share of the largest: what rounding does where a convolution takes another way
 # for a batch than for one picture.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -161,7 +161,7 @@ def _key(base: Base) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "float32": torch.get_float32_matmul_precision(),
         "attention": [str(part._attn_implementation) for part in (config, *_parts(config))],
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: version(name) for name in _VERSIONS},
     }
 
 

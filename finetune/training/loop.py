@@ -190,7 +190,7 @@ class Trainer:
         terms = [name for name in totals if name != "tokens"]
         added = torch.stack([torch.stack([part[name] for part in sums]).sum().float() for name in terms])
         added = self.accelerator.reduce(added, "sum")
-        *numbers, norm = torch.cat([added, norm.reshape(1).to(added)]).tolist()  # the step's one wait for the device
+        *numbers, norm = torch.cat([added, norm.reshape(1).to(added)]).tolist()  # what one process waits for a step
         means = {name: number / max(1, totals[name]) for name, number in zip(terms, numbers, strict=True)}
         if not all(map(math.isfinite, (*means.values(), norm))):
             self._refuse_not_finite(window, sums, loss=sum(means.values()), norm=norm)
