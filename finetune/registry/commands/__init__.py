@@ -1,0 +1,49 @@
+"""The body of ``finetune registry``: words of the command line in, tables or JSON out; a file for each kind of verb."""
+
+import argparse
+from collections.abc import Callable
+
+from finetune.registry.commands import admin, daily
+from finetune.registry.registry import AdapterRegistry
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Adds ``registry`` and its subcommands; the parsed arguments hold ``run`` as ``args.run``."""
+    parser = subparsers.add_parser(
+        "registry",
+        help="publish, find and fetch adapters",
+        description="Publish, find and fetch adapters, and move the aliases by which they are asked for.",
+    )
+    parser.set_defaults(run=run)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--registry",
+        metavar="LOCATION",
+        help="folder of the registry (default: $FINETUNE_REGISTRY, or ~/.finetune/registry)",
+    )
+    common.add_argument("--json", action="store_true", help="print one JSON value instead of text")
+
+    def add(
+        name: str, verb: Callable[[AdapterRegistry, argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
+        added.set_defaults(run_verb=verb)
+        return added
+
+    for kind in (daily, admin):
+        kind.add_verbs(add)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what ``finetune registry ...`` asks, and prints the answer.
+
+    Returns:
+        The exit code: 0, or 1 when ``verify`` found problems.
+
+    Raises:
+        FinetuneError: it cannot be done.
+    """
+    code: int = args.run_verb(AdapterRegistry(args.registry), args)
+    return code

@@ -1,0 +1,53 @@
+"""How the answers of ``finetune registry`` are printed: tables and lines for people, JSON for programs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.registry.versions import Version
+
+
+def answer(args: argparse.Namespace, value: Any, text: str) -> int:
+    """Prints the answer of a verb: ``value`` as JSON where that was asked for, else ``text``. Returns exit code 0."""
+    print(json.dumps(value, indent=2) if args.json else text)
+    return 0
+
+
+def warn(version: Version) -> None:
+    """Prints to stderr what whoever asked for this version has to know."""
+    if version.warning:
+        print(f"warning: {printable(version.warning)}", file=sys.stderr)
+
+
+def version_json(version: Version) -> dict[str, Any]:
+    """Returns a version as JSON shows it."""
+    return {"ref": version.ref, **vars(version), "warning": version.warning}
+
+
+def one_line(version: Version) -> str:
+    """Returns a version as a line of text shows it."""
+    return f"{version.ref} (aliases: {', '.join(version.aliases)}; sha256:{version.digest})"
+
+
+def flat(value: Any) -> str:
+    """Returns a value of a summary as the cell of a table."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {flat(part)}" for key, part in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def printable(text: str) -> str:
+    """Returns ``text`` without what would steer a terminal."""
+    # What others wrote into a registry must not reach a terminal as control characters.
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as text in columns, the first row the heading."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
