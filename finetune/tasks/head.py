@@ -1,8 +1,13 @@
-"""The language head only where something is learnt: most of a row's tokens are the picture's and the question's."""
+"""Only where something is learnt: most of a row's tokens are the picture's and the question's.
+
+A token meets others in attention alone. What follows the attention of the last layer (its output projection, the
+feed-forward part, the last norm, the head) is computed token by token, so tokens that nothing is learnt from need none
+of it: their values reach no loss, and their gradients are zero.
+"""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +19,9 @@ if TYPE_CHECKING:
 def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tensor:
     """Returns the logits [N, V] that a forward gives at some of the B * T places of a batch.
 
-    The head is given these places alone, inside of the model's own forward: what comes after it (soft caps, scales)
-    is computed as ever. Where a model has no head of its own, or puts more than the rows' tokens through it, all its
-    logits are computed.
+    The head and what comes before it, back to the last attention, are given these places alone, inside of the model's
+    own forward: what comes after it (soft caps, scales) is computed as ever. Where a model has no head of its own, or
+    puts more than the rows' tokens through it, all its logits are computed.
 
     Args:
         model: as the loop runs it; it may be wrapped for several processes.
@@ -24,7 +29,14 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
         places: [N].
     """
     shape = inputs["input_ids"].shape
-    with _head_at(model, places, shape):
+    whole: Any = model
+    while not hasattr(whole, "get_output_embeddings"):
+        whole = whole.module  # it is wrapped
+    with ExitStack() as narrowed:
+        if (head := whole.get_output_embeddings()) is not None:
+            narrowed.enter_context(_narrowed(head, places, shape, widen=False))
+            for module in _after_the_last_attention(whole):
+                narrowed.enter_context(_narrowed(module, places, shape, widen=True))
         logits: Tensor = model(**inputs, use_cache=False).logits
     return logits.flatten(0, 1)[places] if logits.shape[:2] == shape else logits[0]
 
@@ -36,18 +48,50 @@ def why_all_logits(model: Any) -> str | None:
     return f"{type(model).__name__} names no language head, so logits of every token are computed, learnt or not"
 
 
-@contextmanager
-def _head_at(model: Any, places: Tensor, shape: tuple[int, ...]) -> Iterator[None]:
-    def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        hidden, *rest = args  # [B, T, D]
-        return (hidden.flatten(0, 1)[places][None], *rest) if hidden.shape[:2] == shape else None
+def _after_the_last_attention(model: Any) -> list[nn.Module]:
+    """Returns the parts of the last layer that take one token at a time, where they have the usual names."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not layers:
+        return []
+    last = layers[-1]
+    if last._compiled_call_impl is not None:
+        return []  # hooks that come and go would have it compiled anew
+    projection = getattr(getattr(last, "self_attn", None), "o_proj", None)
+    forward = getattr(last, "mlp", None)
+    # A mixture of experts also returns where it sent its tokens, so its output is not only the tokens' own.
+    return [*([projection] if projection else []), *([forward] if hasattr(forward, "down_proj") else [])]
 
-    while not hasattr(model, "get_output_embeddings"):
-        model = model.module  # it is wrapped
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(gather) if head is not None else None
+
+@contextmanager
+def _narrowed(module: nn.Module, places: Tensor, shape: tuple[int, ...], *, widen: bool) -> Iterator[None]:
+    """Has a module compute only some of the B * T places of its input, [1, N, D]; what has other places, it is given.
+
+    Args:
+        module: takes [B, T, D].
+        places: [N].
+        shape: (B, T).
+        widen: whether its output is [B, T, D] again, zero at the other places; else it stays [1, N, D].
+    """
+    gathered = False
+
+    def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal gathered
+        hidden, *rest = args
+        gathered = hidden.shape[:2] == shape
+        return (hidden.flatten(0, 1)[places][None], *rest) if gathered else None
+
+    def scatter(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not gathered:
+            return output
+        (found,) = output  # [N, D]
+        empty = found.new_zeros(shape[0] * shape[1], found.shape[-1])
+        return empty.index_copy(0, places, found).unflatten(0, shape)
+
+    handles = [module.register_forward_pre_hook(gather)]
+    if widen:
+        handles.append(module.register_forward_hook(scatter))
     try:
         yield
     finally:
-        if handle is not None:
+        for handle in handles:
             handle.remove()

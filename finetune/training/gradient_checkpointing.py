@@ -6,7 +6,7 @@ nothing. What is recomputed is what it calls a ``GradientCheckpointingLayer``, i
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune.errors import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
@@ -44,7 +44,7 @@ def recomputing(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
         )
     for layer in layers:
         # The forward of the instance, not its call: hooks, as those that gather a layer's weights, stay outside.
-        layer.forward = partial(_recomputed, layer.forward)
+        layer.forward = partial(_recomputed, layer, layer.forward)
     try:
         yield
     finally:
@@ -52,7 +52,24 @@ def recomputing(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
             del layer.forward  # the class's own is there again
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    hooks = [(module, module._forward_pre_hooks.copy(), module._forward_hooks.copy()) for module in layer.modules()]
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _hooked(hooks)), **kwargs)
+
+
+@contextmanager
+def _hooked(hooks: Sequence[tuple[nn.Module, Any, Any]]) -> Iterator[None]:
+    """Has modules run with the hooks that they had in the first forward, some of which were for that one alone."""
+    now = [(module, module._forward_pre_hooks, module._forward_hooks) for module, _, _ in hooks]
+    try:
+        _set_hooks(hooks)
+        yield
+    finally:
+        _set_hooks(now)
+
+
+def _set_hooks(hooks: Sequence[tuple[nn.Module, Any, Any]]) -> None:
+    for module, before, after in hooks:
+        module._forward_pre_hooks, module._forward_hooks = before, after

@@ -32,10 +32,12 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny_family, tmp_path):
     batch = extended(attachment, base.collator.training_batch(rows(3)))
     task = base.task(base.default_task)
     seen = []
-    head = base.model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel()))
+    last = base.model.get_decoder().layers[-1]
+    counted = [base.model.get_output_embeddings(), last.mlp.down_proj]
+    handles = [m.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel())) for m in counted]
     term = task.terms(base.model, batch)["answer"]
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     term.loss_sum.backward()
     found = {name: p.grad.clone() for name, p in attachment.parameters.items()}
     for parameter in attachment.parameters.values():
@@ -44,7 +46,7 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny_family, tmp_path):
     learnt = batch.labels[:, 1:] != -100
     loss = torch.nn.functional.cross_entropy(logits[:, :-1][learnt], batch.labels[:, 1:][learnt], reduction="sum")
     loss.backward()
-    assert seen == [int(learnt.sum())] == [term.num_items] and term.num_items < batch.labels.numel() / 2
+    assert seen == [int(learnt.sum())] * 2 == [term.num_items] * 2 and term.num_items < batch.labels.numel() / 2
     assert term.loss_sum.item() == pytest.approx(loss.item(), rel=1e-6)
     for name, parameter in attachment.parameters.items():
         scale = float(parameter.grad.abs().max())
