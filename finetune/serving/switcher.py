@@ -15,6 +15,7 @@ from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.points import PLAIN, Points
 from finetune.serving.resident import Resident, bring_in
+from finetune.serving.rope_deltas import keep_rope_deltas_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Switcher:
     def __init__(self, base: Base, *, registry: AdapterRegistry | None = None):
         self.base = base
         self.registry = registry
+        keep_rope_deltas_apart(base.model)
         self._points = Points(base.model)
         self._residents: dict[str, Resident] = {}  # digest of the manifest -> resident
         self._uses: Counter[Resident] = Counter()  # blocks that it answers in, and once more as the default
