@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from finetune.adapters.contract import section_of
 from finetune.build import Base, Batches
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
@@ -14,6 +13,7 @@ from finetune.errors import DataError, ModelError
 from finetune.example import Example, answer, show
 from finetune.recipe import ContrastiveSection, VqaSection
 from finetune.serving.switcher import Switcher
+from finetune.serving.together import answer_together, section_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -104,10 +104,44 @@ class VisionLanguageModel:
                 for one with several.
             question: the user's words.
         """
-        images = image if isinstance(image, list) else [] if image is None else [image]
+        images = _as_list(image)
         with self.switcher.holding():
             options = self._options(VqaSection, "ask(image, question)", instead="classify(image, labels)")
             return self._answer(_row(options.ask(question, num_images=len(images)), images))
+
+    def ask_batch(
+        self,
+        images: Sequence[Any],
+        questions: Sequence[str],
+        *,
+        adapters: Sequence[str | Path | Resident | None] | None = None,
+    ) -> list[str]:
+        """Returns the answers to many questions, each as ``ask`` would give it, in as few batches as that takes.
+
+        Args:
+            images: one a question, as ``ask`` takes them.
+            questions: the users' words.
+            adapters: what answers each question, as ``using`` takes them, loaded where they are not resident; None for
+                what answers here and now.
+
+        Raises:
+            DataError: the lists are of different lengths.
+        """
+        self._options(VqaSection, "ask_batch(images, questions)", instead="classify(image, labels)")
+        with ExitStack() as kept:
+            if adapters is None:
+                adapters = [kept.enter_context(self.switcher.holding())] * len(questions)
+            if not len(images) == len(questions) == len(adapters):
+                raise DataError(
+                    f"ask_batch was given {len(images)} images, {len(questions)} questions and {len(adapters)} "
+                    "adapters; it takes one of each for every answer"
+                )
+            residents = [kept.enter_context(self.switcher.keeping(ref)) for ref in adapters]
+            examples = []
+            for index, (image, question, resident) in enumerate(zip(images, questions, residents, strict=True)):
+                section, shown = section_for(self.switcher, resident), _as_list(image)
+                examples.append(_row(section.ask(question, num_images=len(shown)), shown, id=f"question {index}"))
+            return answer_together(self.switcher, examples, residents)
 
     def chat(self, messages: list[Message]) -> str:
         """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
@@ -187,10 +221,13 @@ class VisionLanguageModel:
     @property
     def task(self) -> Task:
         """How the active adapter is asked; a task's defaults for the plain base."""
-        current = self.adapter
-        return self.base.task(section_of(current.manifest.prompt) if current else self.base.default_task)
+        return self.base.task(section_for(self.switcher, self.adapter))
 
 
-def _row(prompt: list[Message], images: list[Any]) -> Example:
+def _as_list(image: Any) -> list[Any]:
+    return image if isinstance(image, list) else [] if image is None else [image]
+
+
+def _row(prompt: list[Message], images: list[Any], *, id: str = "question") -> Example:
     sources = [as_source(image) for image in images]
-    return Example(id="question", messages=[*prompt, answer("")], images=sources, answers=[""])
+    return Example(id=id, messages=[*prompt, answer("")], images=sources, answers=[""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,13 @@ from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
-from finetune.methods.points import PLAIN, Points
+from finetune.methods.mixed import can_mix, mix
+from finetune.methods.points import PLAIN, Answering, Points
 from finetune.serving.resident import Resident, bring_in
 from finetune.serving.rope_deltas import keep_rope_deltas_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from finetune.build import Base
     from finetune.registry import AdapterRegistry
@@ -129,10 +130,40 @@ class Switcher:
         Raises:
             AdapterError: as for ``add``; or a resident that was given is not there any more.
         """
+        with self.keeping(ref) as resident, self._points.using(resident or PLAIN):
+            yield resident
+
+    @contextmanager
+    def mixing(self, refs: Sequence[str | Path | Resident | None]) -> Iterator[None]:
+        """Has each row of a batch answered by an adapter of its own inside the block, in this context alone.
+
+        Args:
+            refs: of the rows, in their order, as for ``using``.
+
+        Raises:
+            AdapterError: as for ``using``; or one of them cannot share a batch, see ``can_share``.
+        """
+        with ExitStack() as kept:
+            rows = [kept.enter_context(self.keeping(ref)) for ref in refs]
+            for resident in rows:
+                if resident is not None and not self.can_share(resident):
+                    raise AdapterError(
+                        f"{resident.ref} cannot share a batch with other adapters: only LoRA on the language tower "
+                        "can. Give its rows a batch of their own, as ask_batch() does."
+                    )
+            kept.enter_context(self._points.using(Answering(updates=mix([row.updates if row else {} for row in rows]))))
+            yield
+
+    def can_share(self, resident: Resident) -> bool:
+        """Tells whether an adapter can answer some rows of a batch while others answer the rest."""
+        return can_mix(resident.updates, self.base.towers)
+
+    @contextmanager
+    def keeping(self, ref: str | Path | Resident | None) -> Iterator[Resident | None]:
+        """Keeps an adapter ready to the end of the block; which one answers does not change. As for ``using``."""
         resident = self._hold(ref)
         try:
-            with self._points.using(resident or PLAIN):
-                yield resident
+            yield resident
         finally:
             self._let_go(resident)
 

@@ -12,6 +12,7 @@ OVERRIDES = {"name": "overrides", "parameters": ["projector", "norms"]}
 TOWERS = {"language": "all-linear", "projector": {"target_modules": "all-linear", "r": 2, "lora_alpha": 3}}
 KINDS = {
     "lora": LORA,
+    "wide lora": {**LORA, "r": 12, "use_rslora": True, "towers": {"language": ["q_proj", "down_proj"]}},
     "patterns": {**LORA, "towers": TOWERS},
     "rslora": {**LORA, "use_rslora": True, "towers": TOWERS},
     "dora": {**LORA, "use_dora": True},
