@@ -195,7 +195,12 @@ class VisionLanguageModel:
             ModelError: the base is no dual encoder.
             DataError: the text has more tokens than the base takes.
         """
-        return self._embed(lambda: cast("PairCollator", self.base.collator).text_batch([text]))
+
+        def batch() -> Batch:
+            with self.base.preparing:
+                return cast("PairCollator", self.base.collator).text_batch([text])
+
+        return self._embed(batch)
 
     def _embed(self, batch: Callable[[], Batch]) -> Tensor:
         with self.switcher.holding():
@@ -216,7 +221,8 @@ class VisionLanguageModel:
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns the inputs of rows that are to be answered, with the places that the active adapter fills."""
         places = self.adapter.placeholders if self.adapter else None
-        return Batches(self.base.collator, places).prompt_batch(examples)
+        with self.base.preparing:
+            return Batches(self.base.collator, places).prompt_batch(examples)
 
     @property
     def task(self) -> Task:

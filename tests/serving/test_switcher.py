@@ -256,3 +256,26 @@ def test_an_adapter_that_several_threads_ask_for_is_loaded_once(vlm, adapters):
     for thread in threads:
         thread.start()
     assert len({thread.join() for thread in threads}) == 1
+
+
+def test_inputs_are_made_by_one_thread_at_a_time(vlm, monkeypatch):
+    """Fast tokenizers keep padding on themselves: a second thread would pad the first one's rows its own way."""
+    inside, most, lock = 0, [], threading.Lock()
+    family = type(vlm.base.family)
+    encode = family.encode
+
+    def slow(self, *args, **options):
+        nonlocal inside
+        with lock:
+            inside += 1
+            most.append(inside)
+        threading.Event().wait(0.02)
+        with lock:
+            inside -= 1
+        return encode(self, *args, **options)
+
+    monkeypatch.setattr(family, "encode", slow)
+    threads = [Thread(lambda: vlm.prompt_batch(rows(2))), Thread(lambda: vlm.base.probe_batch(0))]
+    for thread in threads:
+        thread.start()
+    assert [bool(thread.join()) for thread in threads] and most == [1, 1]
