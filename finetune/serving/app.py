@@ -12,7 +12,7 @@ from finetune.data.images import as_source
 from finetune.errors import DataError, ModelError
 from finetune.example import Example, answer, show
 from finetune.recipe import ContrastiveSection, VqaSection
-from finetune.serving.switcher import Switcher
+from finetune.serving.switcher import ALIAS_SECONDS, Switcher
 from finetune.serving.together import answer_together, section_for
 
 if TYPE_CHECKING:
@@ -39,11 +39,20 @@ class VisionLanguageModel:
     Args:
         base: from ``load_base``.
         registry: where names are looked up.
+        max_bytes: that resident adapters may hold together, as ``Switcher`` has it.
+        alias_seconds: for which an alias is taken to stand for what it stood for, as ``Switcher`` has it.
     """
 
-    def __init__(self, base: Base, *, registry: AdapterRegistry | None = None):
+    def __init__(
+        self,
+        base: Base,
+        *,
+        registry: AdapterRegistry | None = None,
+        max_bytes: int | None = None,
+        alias_seconds: float = ALIAS_SECONDS,
+    ):
         self.base = base
-        self.switcher = Switcher(base, registry=registry)
+        self.switcher = Switcher(base, registry=registry, max_bytes=max_bytes, alias_seconds=alias_seconds)
 
     @property
     def model(self) -> PreTrainedModel:

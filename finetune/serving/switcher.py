@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +14,19 @@ from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.mixed import can_mix, mix
 from finetune.methods.points import PLAIN, Answering, Points
+from finetune.serving.aliases import Aliases
+from finetune.serving.residency import Residency
 from finetune.serving.resident import Resident, bring_in
 from finetune.serving.rope_deltas import keep_rope_deltas_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from finetune.adapters.folder import AdapterFolder
     from finetune.build import Base
-    from finetune.registry import AdapterRegistry
+    from finetune.registry import AdapterRegistry, Version
+
+ALIAS_SECONDS = 10.0
 
 
 class Switcher:
@@ -41,27 +45,38 @@ class Switcher:
     Args:
         base: from ``load_base``.
         registry: where names are looked up.
+        max_bytes: that resident adapters may hold together, beyond which those go that were not used for longest; None
+            for any number. One that answers stays to the end of its last request.
+        alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again;
+            where the registry, or what it now names, fails, what runs goes on, with a warning.
     """
 
-    def __init__(self, base: Base, *, registry: AdapterRegistry | None = None):
+    def __init__(
+        self,
+        base: Base,
+        *,
+        registry: AdapterRegistry | None = None,
+        max_bytes: int | None = None,
+        alias_seconds: float = ALIAS_SECONDS,
+    ):
         self.base = base
         self.registry = registry
         keep_rope_deltas_apart(base.model)
         self._points = Points(base.model)
-        self._residents: dict[str, Resident] = {}  # digest of the manifest -> resident
-        self._uses: Counter[Resident] = Counter()  # blocks that it answers in, and once more as the default
-        self._lock = threading.Lock()  # of the tables
+        self._residency = Residency(self._points, max_bytes=max_bytes)
+        self._aliases = Aliases(seconds=alias_seconds)
         self._loading = threading.Lock()  # one adapter at a time, which nobody who has a resident one waits for
+        self._choosing = threading.Lock()  # of the default
 
     @property
     def residents(self) -> tuple[Resident, ...]:
-        """The adapters that are ready, in the order they came."""
-        return tuple(self._residents.copy().values())
+        """The adapters that are ready, the least recently used first."""
+        return self._residency.residents
 
     @property
     def num_bytes(self) -> int:
         """Bytes that the resident adapters hold beside the base."""
-        return sum(resident.num_bytes for resident in self.residents)
+        return self._residency.num_bytes
 
     @property
     def active(self) -> Resident | None:
@@ -81,24 +96,16 @@ class Switcher:
         """
         path = as_folder(ref)
         if path is None:
-            version = self._registry().resolve(str(ref))  # each time: an alias may have moved
-            digest = version.digest
-        else:
-            folder = read_folder(path)
-            digest = sha256_hex(folder.manifest.to_bytes())
-        if (resident := self._residents.get(digest)) is not None:
-            return resident
-        with self._loading:
-            if (resident := self._residents.get(digest)) is not None:
-                return resident
-            if path is None:
-                if version.warning:
-                    warnings.warn(version.warning, stacklevel=2)
-                folder = read_folder(self._registry().pull(version))
-            resident = bring_in(self.base, self._points, folder, ref=str(ref), digest=digest)
-            with self._lock:
-                self._residents[digest] = resident
-        return resident
+            return self._ready(str(ref), self._aliases.version(str(ref), self._look_up))
+        folder = read_folder(path)
+        return self._bring_in(str(ref), sha256_hex(folder.manifest.to_bytes()), lambda: folder)
+
+    def refresh(self) -> None:
+        """Looks up now what every alias that was asked for stands for, and makes that ready.
+
+        Requests that run meanwhile end as they began. What fails leaves what runs, with a warning.
+        """
+        self._aliases.renew_all(self._look_up)
 
     def remove(self, ref: str | Path | Resident) -> None:
         """Lets an adapter go; where it answers now, it does so to the end.
@@ -109,16 +116,7 @@ class Switcher:
         Raises:
             AdapterError: it is not resident.
         """
-        ref = str(ref) if isinstance(ref, Path) else ref
-        with self._lock:
-            resident = next((one for one in self._residents.values() if ref is one or ref == one.ref), None)
-            if resident is None:
-                names = ", ".join(sorted(one.ref for one in self._residents.values()))
-                wanted = ref.ref if isinstance(ref, Resident) else ref
-                raise AdapterError(f"{wanted} is not resident, so it cannot be removed; there are: {names or 'none'}")
-            del self._residents[resident.digest]
-            if not self._uses[resident]:
-                self._points.remove(resident.updates)
+        self._residency.remove(str(ref) if isinstance(ref, Path) else ref)
 
     @contextmanager
     def using(self, ref: str | Path | Resident | None) -> Iterator[Resident | None]:
@@ -170,10 +168,10 @@ class Switcher:
     @contextmanager
     def holding(self) -> Iterator[Resident | None]:
         """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile."""
-        with self._lock:
+        with self._choosing:  # the default stays what it is until it is counted
             resident = self.active
             if resident is not None:
-                self._uses[resident] += 1
+                self._residency.hold_again(resident)
         try:
             with self._points.using(resident or PLAIN):
                 yield resident
@@ -183,31 +181,46 @@ class Switcher:
     def use(self, ref: str | Path | Resident | None) -> None:
         """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base."""
         resident = self._hold(ref)
-        with self._lock:
+        with self._choosing:
             before, self._points.default = self._points.default, resident or PLAIN
         self._let_go(before if isinstance(before, Resident) else None)
 
     def _hold(self, ref: str | Path | Resident | None) -> Resident | None:
-        """Returns what ``ref`` means now, counted as used; it is loaded again where it is removed meanwhile."""
+        """Returns what ``ref`` means now, counted as used; it is loaded again where it has gone meanwhile."""
         while ref is not None:
             resident = ref if isinstance(ref, Resident) else self.add(ref)
-            with self._lock:
-                if self._residents.get(resident.digest) is resident:
-                    self._uses[resident] += 1
-                    return resident
+            if self._residency.hold(resident):
+                return resident
             if resident is ref:
-                raise AdapterError(f"{resident.ref} was removed, so it cannot answer any more. Add it again.")
+                raise AdapterError(f"{resident.ref} has gone, so it cannot answer any more. Add it again.")
         return None
 
     def _let_go(self, resident: Resident | None) -> None:
-        if resident is None:
-            return
-        with self._lock:
-            self._uses[resident] -= 1
-            if not self._uses[resident]:
-                del self._uses[resident]
-                if self._residents.get(resident.digest) is not resident:
-                    self._points.remove(resident.updates)
+        if resident is not None:
+            self._residency.let_go(resident)
+
+    def _look_up(self, ref: str) -> Version:
+        version = self._registry().resolve(ref)
+        self._ready(ref, version)
+        return version
+
+    def _ready(self, ref: str, version: Version) -> Resident:
+        def pull() -> AdapterFolder:
+            if version.warning:
+                warnings.warn(version.warning, stacklevel=2)
+            return read_folder(self._registry().pull(version))
+
+        return self._bring_in(ref, version.digest, pull)
+
+    def _bring_in(self, ref: str, digest: str, read: Callable[[], AdapterFolder]) -> Resident:
+        if (resident := self._residency.get(digest)) is not None:
+            return resident
+        with self._loading:
+            if (resident := self._residency.get(digest)) is not None:
+                return resident
+            resident = bring_in(self.base, self._points, read(), ref=ref, digest=digest)
+            self._residency.put(resident)
+        return resident
 
     def _registry(self) -> AdapterRegistry:
         if self.registry is None:

@@ -204,7 +204,7 @@ def test_what_is_removed_answers_to_the_end_of_its_blocks(vlm, adapters):
         vlm.remove(folder)
         assert vlm.switcher.residents == () and vlm.adapter is resident
         assert same(generate(vlm), wanted)
-        with pytest.raises(AdapterError, match="lora-0 was removed, so it cannot answer any more. Add it again"):
+        with pytest.raises(AdapterError, match="lora-0 has gone, so it cannot answer any more. Add it again"):
             vlm.use(resident)
         with vlm.switcher.holding():
             assert same(generate(vlm), wanted)
