@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.adapters.folder import read_folder
+from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
@@ -46,7 +46,7 @@ class Switcher:
         self.base = base
         self.registry = registry
         keep_rope_deltas_apart(base.model)
-        self._points = Points(base.model)
+        self._points = Points()
         self._residents: dict[str, Resident] = {}  # digest of the manifest -> resident
         self._uses: Counter[Resident] = Counter()  # blocks that it answers in, and once more as the default
         self._lock = threading.Lock()  # of the tables
@@ -93,7 +93,8 @@ class Switcher:
             if path is None:
                 if version.warning:
                     warnings.warn(version.warning, stacklevel=2)
-                folder = read_folder(self._registry().pull(version))
+                manifest, read = self._registry().read(version)
+                folder = verify(manifest, read, source=Path(version.ref))
             resident = bring_in(self.base, self._points, folder, ref=str(ref), digest=digest)
             with self._lock:
                 self._residents[digest] = resident
