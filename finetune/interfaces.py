@@ -183,6 +183,11 @@ class Update(Protocol):
     """What a finished adapter computes in the place of one module's ``forward``; any thread may call it at any time."""
 
     @property
+    def module(self) -> nn.Module:
+        """The module."""
+        ...
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of tensors held beside the base."""
         ...
@@ -191,7 +196,7 @@ class Update(Protocol):
         """Returns the module's output; ``inner`` is its own forward."""
         ...
 
-    def merging(self, name: str, module: nn.Module) -> Callable[[], object]:
+    def merging(self, name: str) -> Callable[[], object]:
         """Returns what writes the update into the module's own parameters, for good.
 
         Raises:

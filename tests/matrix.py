@@ -155,7 +155,7 @@ def reload_cell(cell: dict) -> dict[str, object]:
     if places is None and cell["quantization"] is None:
         updates = vlm.adapter.updates
         vlm.use(None)
-        merge(vlm.model, updates)
+        merge(updates)
         off = (logits(vlm.base, batch) - adapted).abs().max() / adapted.abs().max()
         found["merged_off"] = off.item()  # relative to the largest logit
     return found

@@ -17,7 +17,7 @@ from finetune.tables import METHODS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune.adapters.manifest import AdapterDescription
@@ -118,17 +118,16 @@ def updates(
 
 
 @torch.no_grad()
-def merge(model: nn.Module, updates: Mapping[str, Update]) -> None:
-    """Writes a finished adapter into the base's own weights.
+def merge(updates: Mapping[str, Update]) -> None:
+    """Writes a finished adapter into the weights of its base, which is then no base for any other.
 
     Args:
-        model: a base that is to be saved with the adapter in it. Other adapters were made for it as it was.
         updates: what ``updates`` returned.
 
     Raises:
         MethodError: a part cannot be merged, or would go into quantized weights; nothing was written.
     """
-    for write in [update.merging(name, model.get_submodule(name)) for name, update in updates.items()]:
+    for write in [update.merging(name) for name, update in updates.items()]:
         write()
 
 

@@ -18,6 +18,7 @@ from finetune.errors import ManifestError
 from finetune.interfaces import Part
 from finetune.methods.lora_forward import fold_additions
 from finetune.methods.lora_update import DoraUpdate, LoraUpdate
+from finetune.methods.modules import module_at
 from finetune.methods.targets import resolve_targets
 from finetune.tables import FIXED_PEFT_CONFIG, LORA_OPTIONS
 
@@ -117,8 +118,8 @@ class Lora:
         expected: dict[str, tuple[int, ...]] = {}
         for name in modules:
             try:
-                module = model.get_submodule(name)
-            except AttributeError:
+                module = module_at(model, name)
+            except KeyError:
                 raise ManifestError(f"this base has no module {name!r}, which the adapter changes") from None
             if not name.startswith(inside):
                 raise ManifestError(f"{name!r} stands in no tower of this base")
@@ -144,7 +145,7 @@ class Lora:
         options = description.options
         updates: dict[str, Update] = {}
         for name in _all_modules(description):
-            module: Any = model.get_submodule(name)
+            module: Any = module_at(model, name)
             r = options["rank_pattern"].get(name, options["r"])
             alpha = options["alpha_pattern"].get(name, options["lora_alpha"])
             scaling = alpha / math.sqrt(r) if options["use_rslora"] else alpha / r

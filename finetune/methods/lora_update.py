@@ -27,7 +27,7 @@ class LoraUpdate:
     """
 
     def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float):
-        self.down, self.up, self.scaling = down, up, scaling
+        self.module, self.down, self.up, self.scaling = module, down, up, scaling
         # PEFT rounds before it adds where the base is quantized, and after it elsewhere.
         self.rounds_first = is_quantized(module)
 
@@ -44,17 +44,17 @@ class LoraUpdate:
             return result + added.to(result.dtype)
         return (result + added).to(result.dtype)
 
-    def merging(self, name: str, module: nn.Module) -> Callable[[], None]:
+    def merging(self, name: str) -> Callable[[], None]:
         """Returns what adds the update to the weight, in its dtype.
 
         Raises:
             MethodError: the weight is quantized: rounding the sum again would change every answer a little.
         """
-        if is_quantized(module):
+        if is_quantized(self.module):
             raise MethodError(
                 f"{name} is quantized: an adapter is merged into the 16 or 32 bit base. Load it without quantization."
             )
-        weight: Any = module.weight
+        weight: Any = self.module.weight
         return lambda: weight.copy_(self._merged(weight.to(self.up.dtype)))
 
     def _merged(self, weight: Tensor) -> Tensor:

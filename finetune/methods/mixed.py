@@ -16,7 +16,7 @@ from finetune.methods.lora_update import LoraUpdate
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from finetune.interfaces import Towers, Update
 
@@ -52,7 +52,7 @@ class MixedUpdate:
         given = [update for update in by_row if update is not None]
         rank = max(len(update.down) for update in given)
         like, num_rows = given[0], len(by_row)
-        self.rounds_first = like.rounds_first
+        self.module, self.rounds_first = like.module, like.rounds_first
         self.down = like.down.new_zeros(num_rows, rank, like.down.shape[1])  # [B, r, I]
         self.up = like.up.new_zeros(num_rows, len(like.up), rank)  # [B, O, r]
         for row, update in enumerate(by_row):
@@ -84,6 +84,6 @@ class MixedUpdate:
             return result + added.to(result.dtype)
         return (result + added).to(result.dtype)
 
-    def merging(self, name: str, module: nn.Module) -> Callable[[], None]:
+    def merging(self, name: str) -> Callable[[], None]:
         """Raises MethodError: no one weight can hold the updates of several rows."""
         raise MethodError(f"{name}: adapters of several rows cannot be merged into one weight")

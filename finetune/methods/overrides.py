@@ -13,6 +13,7 @@ from torch import nn
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
+from finetune.methods.modules import module_at
 from finetune.methods.reach import unreached_parameters
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Overrides:
         for name in names:
             path, _, leaf = name.rpartition(".")
             try:
-                module = model.get_submodule(path)
+                module = module_at(model, path)
                 original: Any = module._parameters[leaf]
                 shape = tuple(original.shape)
             except (AttributeError, KeyError):
@@ -111,7 +112,7 @@ class Overrides:
         for name in description.options["parameters"]:
             path, _, leaf = name.rpartition(".")
             by_module.setdefault(path, {})[leaf] = tensors[name]
-        return {path: OverrideUpdate(model.get_submodule(path), copies) for path, copies in by_module.items()}
+        return {path: OverrideUpdate(module_at(model, path), copies) for path, copies in by_module.items()}
 
 
 class OverrideUpdate:
@@ -123,6 +124,7 @@ class OverrideUpdate:
     """
 
     def __init__(self, module: nn.Module, copies: Mapping[str, Tensor]):
+        self.module = module
         own: Any = module._parameters
         # Trained in fp32, computed with in the base's precision.
         self.copies = {leaf: copy.to(own[leaf].device, own[leaf].dtype) for leaf, copy in copies.items()}
@@ -140,9 +142,9 @@ class OverrideUpdate:
         """Returns what the module computes with the copies."""
         return self._stand_in.forward(*args, **kwargs)
 
-    def merging(self, name: str, module: nn.Module) -> Callable[[], None]:
+    def merging(self, name: str) -> Callable[[], None]:
         """Returns what writes the copies into the base's own parameters."""
-        own: Any = module._parameters
+        own: Any = self.module._parameters
 
         def write() -> None:
             for leaf, copy in self.copies.items():

@@ -43,12 +43,10 @@ class Points:
     last one has gone. All methods may be called by any thread at any time.
 
     Attributes:
-        model: the base.
         default: what answers where no block says otherwise.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self) -> None:
         self.default: Answering = PLAIN
         # One for each model: an adapter of one must not silence that of another, asked inside its block.
         self._answering: ContextVar[Answering] = ContextVar("finetune_answering")
@@ -71,16 +69,11 @@ class Points:
             self._answering.reset(token)
 
     def add(self, updates: Mapping[str, Update]) -> None:
-        """Reaches the modules of one more adapter; what answers does not change.
-
-        Raises:
-            AttributeError: the model has no such module; none was touched.
-        """
-        modules = {name: self.model.get_submodule(name) for name in updates}
+        """Reaches the modules of one more adapter; what answers does not change."""
         with self._lock:
-            for name, module in modules.items():
+            for name, update in updates.items():
                 if not self._users[name]:
-                    self._reach(name, module)
+                    self._reach(name, update.module)
                 self._users[name] += 1
 
     def remove(self, updates: Mapping[str, Update]) -> None:

@@ -73,9 +73,16 @@ _FRAME: ContextVar[Frame] = ContextVar("finetune_frame", default=Frame())  # noq
 
 
 class FrameUpdate:
-    """Lets the input embedding know, while the model runs, what its forward was given."""
+    """Lets the input embedding know, while the model runs, what its forward was given.
+
+    Args:
+        module: the model.
+    """
 
     num_bytes = 0
+
+    def __init__(self, module: nn.Module):
+        self.module = module
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Returns what the model does."""
@@ -85,7 +92,7 @@ class FrameUpdate:
         finally:
             _FRAME.reset(token)
 
-    def merging(self, name: str, module: nn.Module) -> Callable[[], None]:
+    def merging(self, name: str) -> Callable[[], None]:
         """Returns what changes nothing."""
         return lambda: None
 
@@ -94,12 +101,13 @@ class PromptUpdate:
     """A finished prompt in the rows of the input embedding.
 
     Args:
+        module: the input embedding.
         prompt: fp32 [N, D].
         places: the ids it stands at.
     """
 
-    def __init__(self, prompt: Tensor, places: Placeholders):
-        self.prompt, self.places = prompt, places
+    def __init__(self, module: nn.Module, prompt: Tensor, places: Placeholders):
+        self.module, self.prompt, self.places = module, prompt, places
 
     @property
     def num_bytes(self) -> int:
@@ -111,7 +119,7 @@ class PromptUpdate:
         output = inner(ids, *args, **kwargs)
         return fill(ids, output, self.prompt, self.places, _FRAME.get(), check=True)
 
-    def merging(self, name: str, module: nn.Module) -> Callable[[], None]:
+    def merging(self, name: str) -> Callable[[], None]:
         """Raises MethodError: no weight can hold a prompt."""
         raise MethodError("a tuned prompt cannot be merged: it stands in the rows, not in the weights")
 

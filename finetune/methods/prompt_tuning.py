@@ -105,7 +105,8 @@ class PromptTuning:
         embedding: Any = model.get_input_embeddings()
         prompt = tensors[TENSOR].to(embedding.weight.device, torch.float32)
         path = next(name for name, module in model.named_modules() if module is embedding)
-        return {"": FrameUpdate(), path: PromptUpdate(prompt, placeholders_of(description.options))}
+        places = placeholders_of(description.options)
+        return {"": FrameUpdate(model), path: PromptUpdate(embedding, prompt, places)}
 
 
 def placeholders_of(options: Mapping[str, Any]) -> Placeholders:

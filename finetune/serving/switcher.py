@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.adapters.folder import read_folder
+from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
@@ -62,7 +62,7 @@ class Switcher:
         self.base = base
         self.registry = registry
         keep_rope_deltas_apart(base.model)
-        self._points = Points(base.model)
+        self._points = Points()
         self._residency = Residency(self._points, max_bytes=max_bytes)
         self._aliases = Aliases(seconds=alias_seconds)
         self._loading = threading.Lock()  # one adapter at a time, which nobody who has a resident one waits for
@@ -205,12 +205,13 @@ class Switcher:
         return version
 
     def _ready(self, ref: str, version: Version) -> Resident:
-        def pull() -> AdapterFolder:
+        def fetch() -> AdapterFolder:
             if version.warning:
                 warnings.warn(version.warning, stacklevel=2)
-            return read_folder(self._registry().pull(version))
+            manifest, read = self._registry().read(version)
+            return verify(manifest, read, source=Path(version.ref))
 
-        return self._bring_in(ref, version.digest, pull)
+        return self._bring_in(ref, version.digest, fetch)
 
     def _bring_in(self, ref: str, digest: str, read: Callable[[], AdapterFolder]) -> Resident:
         if (resident := self._residency.get(digest)) is not None:

@@ -52,7 +52,7 @@ def test_two_adapters_swap_and_leave_in_any_order(base, tmp_path):
         saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
         detach(base.model)
     assert torch.equal(logits(base, batch), plain)
-    before, points, residents = state(base.model), Points(base.model), {None: PLAIN}
+    before, points, residents = state(base.model), Points(), {None: PLAIN}
     for name, (description, tensors, _) in saved.items():
         assert set(expected_tensors(base.model, base.towers, description)) == set(tensors)
         residents[name] = Answering(updates=updates(base.model, description, tensors))
@@ -111,7 +111,7 @@ def test_lora_with_other_methods_merges_as_a_whole_or_not_at_all(base, tmp_path)
     adapted = logits(base, batch)
     found = updates(base.model, describe(attachment, "fast_vlm"), attachment.parameters)
     detach(base.model)
-    merge(base.model, found)
+    merge(found)
     assert torch.allclose(logits(base, batch), adapted, atol=1e-5 * adapted.abs().max())
     assert not hasattr(base.model, "peft_config")
     fresh = load_base(base.path, device="cpu")
@@ -121,7 +121,7 @@ def test_lora_with_other_methods_merges_as_a_whole_or_not_at_all(base, tmp_path)
     found = updates(fresh.model, describe(attachment, "fast_vlm"), attachment.parameters)
     detach(fresh.model)
     with pytest.raises(MethodError, match="a tuned prompt cannot be merged"):
-        merge(fresh.model, found)
+        merge(found)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(fresh.model).items())
 
 
@@ -145,11 +145,11 @@ def test_merging_goes_into_the_base_and_not_into_another_adapters_copy(base, tmp
         tensors = learn(base, attachment)
         saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
         detach(base.model)
-    points = Points(base.model)
+    points = Points()
     residents = {name: updates(base.model, *pair[:2]) for name, pair in saved.items()}
     points.add(residents["a_2"])
     with points.using(Answering(updates=residents["a_2"])):
-        merge(base.model, residents["a_1"])
+        merge(residents["a_1"])
         assert torch.equal(logits(base, batch), saved["a_2"][2])
     merged, alone = logits(base, batch), saved["a_1"][2]
     assert torch.allclose(merged, alone, atol=1e-5 * alone.abs().max())

@@ -137,7 +137,7 @@ def test_a_prompt_cannot_be_merged(prompted):
     base, attachment = prompted
     found = updates(base.model, describe(attachment, base.identity.model_type), attachment.parameters)
     with pytest.raises(MethodError, match="a tuned prompt cannot be merged"):
-        merge(base.model, found)
+        merge(found)
 
 
 def test_peft_opens_it_and_agrees_or_refuses_it_by_name(prompted, tmp_path):
