@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from threading import Lock
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -60,6 +61,9 @@ class Base:
     quantization: Quantization | None
     identity: BaseIdentity
     digests: ProcessorDigests
+    # Held while threads that share the base make inputs: a tokenizer keeps on itself, from one of its steps to the
+    # next, how it pads.
+    preparing: Lock = field(default_factory=Lock, repr=False)
 
     @cached_property
     def towers(self) -> Towers:
@@ -99,7 +103,8 @@ class Base:
         """Returns the probe's one row, on the model's device."""
         messages, picture = probe_conversation(seed)
         text = self.collator.render(messages)
-        inputs = self.family.encode(self.processor, [text], [[picture]], padding_side="right")
+        with self.preparing:
+            inputs = self.family.encode(self.processor, [text], [[picture]], padding_side="right")
         return Batch(inputs, []).to(self.model.device, self.model.dtype)
 
     def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:

@@ -81,7 +81,6 @@ class Part:
 class Attachment:
     """An adapter that trains: the parts that its methods attached."""
 
-    adapter_name: str
     parts: tuple[Part, ...]
 
     @property
@@ -180,33 +179,61 @@ class GenerativeFamily(ModelFamily, Protocol):
         ...
 
 
-class Method(Protocol):
-    """A way to adapt a frozen model; an adapter has one part for each of its methods."""
+class Update(Protocol):
+    """What a finished adapter computes in the place of one module's ``forward``; any thread may call it at any time."""
 
-    def attach(self, host: Host, adapter_name: str, options: Any) -> Part:
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of tensors held beside the base."""
+        ...
+
+    def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Returns the module's output; ``inner`` is its own forward."""
+        ...
+
+    def merging(self, name: str) -> Callable[[], object]:
+        """Returns what writes the update into the module's own parameters, for good.
+
+        Raises:
+            MethodError: that cannot be; ``name`` is the module's full name.
+        """
+        ...
+
+
+class Method(Protocol):
+    """A way to adapt a frozen model; an adapter has one part for each of its methods.
+
+    A part that trains is attached to the model, and is the only one there. A finished part stands beside any number of
+    others, as updates.
+    """
+
+    def attach(self, host: Host, options: Any) -> Part:
         """Adds fresh trainable parameters, as a recipe's ``options`` say; outputs do not change where they can not."""
         ...
 
-    def attach_saved(
-        self, model: nn.Module, adapter_name: str, description: Any, tensors: Mapping[str, Tensor]
-    ) -> None:
-        """Adds a finished part, not trainable, under ``adapter_name``."""
+    def detach(self, model: nn.Module) -> None:
+        """Removes the part that trains and every trace of it; nothing happens where there is none."""
+        ...
+
+    def is_attached(self, model: nn.Module) -> bool:
+        """Tells whether a part trains in ``model``."""
+        ...
+
+    def switch(self, model: nn.Module, on: bool) -> None:
+        """Has the part that trains answer, or the plain base; nothing happens where there is none."""
         ...
 
     def expected_tensors(self, model: nn.Module, towers: Towers, description: Any) -> dict[str, tuple[int, ...]]:
-        """Returns name -> shape of the tensors that ``description`` must have on ``model``."""
+        """Returns name -> shape of the tensors that the finished part ``description`` must have on ``model``."""
         ...
 
-    def detach(self, model: nn.Module, adapter_name: str) -> None:
-        """Removes a part and every trace of it; nothing happens where there is none."""
-        ...
-
-    def merge(self, model: nn.Module, adapter_name: str) -> None:
-        """Writes a part into the base's own weights and removes it."""
-        ...
-
-    def switch(self, model: nn.Module) -> Callable[[str | None], None] | None:
-        """Returns what makes one adapter answer, or none; None where the model carries no part of this method."""
+    def updates(self, model: nn.Module, description: Any, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
+        """Returns full module name -> what a finished part computes in its place."""
         ...
 
 

@@ -62,10 +62,9 @@ def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
 
 def probe_effect(base: Base, attachment: Attachment) -> Probe:
     """Returns what base and adapter make of the probe; every process that shares the base has to call it."""
-    use = switch(base.model)
-    use(None)
+    switch(base.model, on=False)
     off = base.probe(PROBE_SEED)
-    use(attachment.adapter_name)
+    switch(base.model, on=True)
     on = base.probe(PROBE_SEED, attachment.placeholders)
     return record(off, on, seed=PROBE_SEED, dtype=base.model.dtype, quantization=base.quantization)
 

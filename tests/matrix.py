@@ -131,9 +131,9 @@ def train_cell(
     probe = probe_effect(base, attachment)
     splits = {"train": examples}
     save_adapter(folder / "adapter", recipe, base, attachment, splits, None, None, probe=probe, steps=STEPS)
-    switch(base.model)(None)
+    switch(base.model, on=False)
     assert torch.equal(logits(base, batch), plain), "switched off, the base answers otherwise"
-    detach(base.model, attachment.adapter_name)
+    detach(base.model)
     after = state(base.model)
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before), "the base changed"
     np.save(folder / "logits.npy", adapted.numpy())
@@ -153,7 +153,9 @@ def reload_cell(cell: dict) -> dict[str, object]:
     saved = torch.from_numpy(np.load(Path(cell["folder"]) / "logits.npy"))
     found: dict[str, object] = {"reloaded": torch.equal(adapted, saved), "off": (adapted - saved).abs().max().item()}
     if places is None and cell["quantization"] is None:
-        merge(vlm.model, vlm.adapter.internal_name)
+        updates = vlm.adapter.updates
+        vlm.use(None)
+        merge(updates)
         off = (logits(vlm.base, batch) - adapted).abs().max() / adapted.abs().max()
         found["merged_off"] = off.item()  # relative to the largest logit
     return found

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 
 from finetune.adapters.manifest import (
@@ -29,26 +27,25 @@ from finetune.adapters.manifest import (
     strict_json,
 )
 from finetune.adapters.peft_format import peft_config, peft_type
+from finetune.adapters.tensors import DTYPES, tensors_of
 from finetune.errors import IntegrityError, ManifestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
-MAX_WEIGHTS_BYTES = 8 * 1024**3
 MAX_CONFIG_BYTES = 4 * 1024**2
+MAX_BYTES = {WEIGHTS_NAME: 8 * 1024**3, CONFIG_NAME: MAX_CONFIG_BYTES}
 MAX_HEADER_BYTES = 4 * 1024**2
 _TENSOR_NAME = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A verified folder: the manifest and tensors it describes, bytes equal to their digests."""
+    """What a verified folder holds: the manifest and the tensors it describes, bytes equal to their digests."""
 
-    path: Path
     manifest: AdapterManifest
     tensors: dict[str, Tensor]
 
@@ -56,7 +53,7 @@ class AdapterFolder:
 def tensor_table(tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
     """Returns the manifest's table of ``tensors``."""
     return {
-        name: TensorEntry(shape=list(tensor.shape), dtype=_DTYPES[tensor.dtype])  # type: ignore[arg-type]
+        name: TensorEntry(shape=list(tensor.shape), dtype=DTYPES[tensor.dtype])  # type: ignore[arg-type]
         for name, tensor in sorted(tensors.items())
     }
 
@@ -117,22 +114,39 @@ def read_folder(path: Path) -> AdapterFolder:
         IntegrityError: a file is missing or not the one the manifest lists.
     """
     manifest = AdapterManifest.parse(_read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES), source=str(path / MANIFEST_NAME))
-    raw = {}
-    for name, cap in ((WEIGHTS_NAME, MAX_WEIGHTS_BYTES), (CONFIG_NAME, MAX_CONFIG_BYTES)):
-        entry, data = manifest.files[name], _read(path / name, cap)
-        if len(data) != entry.size or sha256_hex(data) != entry.sha256:
+
+    def read(name: str) -> bytes:
+        entry, data = manifest.files[name], _read(path / name, MAX_BYTES[name])
+        if (found := sha256_hex(data)) != entry.sha256 or len(data) != entry.size:
             raise IntegrityError(
-                f"{path / name}: not the file that was saved (sha256 {sha256_hex(data)[:16]}..., {len(data)} bytes; "
+                f"{path / name}: not the file that was saved (sha256 {found[:16]}..., {len(data)} bytes; "
                 f"the manifest lists {entry.sha256[:16]}..., {entry.size} bytes). Pull it again."
             )
-        raw[name] = data
-    _check_config(manifest, raw[CONFIG_NAME], path / CONFIG_NAME)
-    check_header(raw[WEIGHTS_NAME], manifest.adapter.tensors, source=str(path / WEIGHTS_NAME))
-    tensors = parse_safetensors(raw[WEIGHTS_NAME])
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise IntegrityError(f"{path / WEIGHTS_NAME}: {name} holds values that are not finite")
-    return AdapterFolder(path, manifest, tensors)
+        return data
+
+    return verify(manifest, read, source=path)
+
+
+def verify(manifest: AdapterManifest, read: Callable[[str], bytes], *, source: Path) -> AdapterFolder:
+    """Returns an adapter of which every file says what its manifest says.
+
+    Args:
+        manifest: of the adapter.
+        read: returns the bytes of one of the files that it lists, which are as long and have the digest that it says.
+        source: the folder that errors name.
+
+    Raises:
+        ManifestError: config or header break their schema.
+        IntegrityError: a file is larger than any may be, or a tensor holds values that are not finite.
+    """
+    raw = {}
+    for name, cap in MAX_BYTES.items():
+        if (size := manifest.files[name].size) > cap:
+            raise IntegrityError(f"{source / name}: {size} bytes; at most {cap} are allowed")
+        raw[name] = read(name)
+    _check_config(manifest, raw[CONFIG_NAME], source / CONFIG_NAME)
+    check_header(raw[WEIGHTS_NAME], manifest.adapter.tensors, source=str(source / WEIGHTS_NAME))
+    return AdapterFolder(manifest, tensors_of(raw[WEIGHTS_NAME], source=str(source / WEIGHTS_NAME)))
 
 
 def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> None:

@@ -1,36 +1,37 @@
-"""A whole adapter: its methods attached, loaded, switched, merged and removed together."""
+"""A whole adapter: one that trains in its model, or a finished one, as what it computes in the place of modules."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Attachment
 from finetune.lookup import did_you_mean, import_string, look_up
+from finetune.methods.points import reached
 from finetune.methods.prompt_tuning import placeholders_of
 from finetune.tables import METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune.adapters.manifest import AdapterDescription
     from finetune.batch import Placeholders
-    from finetune.interfaces import Host, Method, Towers
+    from finetune.interfaces import Host, Method, Towers, Update
     from finetune.recipe import MethodSection
 
 
-def attach(host: Host, sections: Sequence[MethodSection], adapter_name: str = "default") -> Attachment:
+def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
     """Adds a fresh trainable adapter.
 
     Args:
         host: the base; it must carry no adapter yet.
         sections: the recipe's methods, each at most once.
-        adapter_name: what its layers know it by.
 
     Raises:
         MethodError: the base already carries an adapter, or a method does not fit it; the base is as it was.
@@ -39,40 +40,25 @@ def attach(host: Host, sections: Sequence[MethodSection], adapter_name: str = "d
     by_name = {section.name: section for section in sections}
     try:
         # In the order of the table, so that each method finds those before it, whatever order the recipe has.
-        parts = [_method(name).attach(host, adapter_name, by_name[name]) for name in METHODS if name in by_name]
-        attachment = Attachment(adapter_name, tuple(parts))
-        switch(host.model)(adapter_name)
+        parts = [_method(name).attach(host, by_name[name]) for name in METHODS if name in by_name]
+        attachment = Attachment(tuple(parts))
         _only_the_adapter_trains(host.model, attachment)
     except BaseException:
-        detach(host.model, adapter_name)
+        detach(host.model)
         raise
     return attachment
 
 
-def attach_saved(
-    model: PreTrainedModel,
-    towers: Towers,
-    adapter_name: str,
-    description: AdapterDescription,
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Adds a finished adapter beside those that are there; on any failure the model is as it was before.
+def detach(model: PreTrainedModel) -> None:
+    """Removes the adapter that trains, and every trace of it."""
+    for name in METHODS:
+        _method(name).detach(model)
 
-    Args:
-        model: the base, with or without other finished adapters.
-        towers: where its towers are.
-        adapter_name: what its layers are to know it by.
-        description: the manifest's.
-        tensors: exactly those that ``expected_tensors`` names.
-    """
-    try:
-        for part in description.parts:
-            method = _method(part.method)
-            own = {name: tensors[name] for name in method.expected_tensors(model, towers, part)}
-            method.attach_saved(model, adapter_name, part, own)
-    except BaseException:
-        detach(model, adapter_name)
-        raise
+
+def switch(model: PreTrainedModel, on: bool) -> None:
+    """Has the adapter that trains answer, or the plain base."""
+    for name in METHODS:
+        _method(name).switch(model, on)
 
 
 def expected_tensors(
@@ -109,38 +95,40 @@ def require_expected(model: PreTrainedModel, towers: Towers, description: Adapte
             raise ManifestError(f"{name} has shape {list(table[name])}; on this base it must be {list(shape)}")
 
 
-def detach(model: PreTrainedModel, adapter_name: str) -> None:
-    """Removes an adapter and every trace of it."""
-    for name in METHODS:
-        _method(name).detach(model, adapter_name)
+def updates(
+    model: PreTrainedModel, description: AdapterDescription, tensors: Mapping[str, Tensor]
+) -> dict[str, Update]:
+    """Returns full module name -> what a finished adapter computes in its place; nothing of the model is touched.
 
-
-def merge(model: PreTrainedModel, adapter_name: str) -> None:
-    """Writes an adapter into the base's own weights and removes it; afterwards no adapter is active.
+    Args:
+        model: the base.
+        description: the manifest's.
+        tensors: exactly those that ``expected_tensors`` names.
 
     Raises:
-        MethodError: a part cannot be merged, or would go into quantized weights; nothing was merged, and the adapter
-            is the active one.
+        ManifestError: two of its methods change one module.
     """
-    switch(model)(None)  # else LoRA would go into another adapter's parameters, where those stand in place
-    try:
-        # The prompt's comes first, since it can only refuse; LoRA's refuses before it writes.
-        for name in sorted(METHODS, key=lambda name: name != "prompt_tuning"):
-            _method(name).merge(model, adapter_name)
-    except MethodError:
-        switch(model)(adapter_name)
-        raise
+    found: dict[str, Update] = {}
+    for part in description.parts:
+        own = _method(part.method).updates(model, part, tensors)
+        if twice := found.keys() & own.keys():
+            raise ManifestError(f"two methods of the adapter change {min(twice)!r}; a module is changed by one")
+        found |= own
+    return found
 
 
-def switch(model: PreTrainedModel) -> Callable[[str | None], None]:
-    """Returns what makes one adapter answer, or none; valid until an adapter is attached or removed."""
-    switches = [each for name in METHODS if (each := _method(name).switch(model)) is not None]
+@torch.no_grad()
+def merge(updates: Mapping[str, Update]) -> None:
+    """Writes a finished adapter into the weights of its base, which is then no base for any other.
 
-    def use(adapter_name: str | None) -> None:
-        for each in switches:
-            each(adapter_name)
+    Args:
+        updates: what ``updates`` returned.
 
-    return use
+    Raises:
+        MethodError: a part cannot be merged, or would go into quantized weights; nothing was written.
+    """
+    for write in [update.merging(name) for name, update in updates.items()]:
+        write()
 
 
 def placeholders(description: AdapterDescription) -> Placeholders | None:
@@ -159,7 +147,7 @@ def _refuse_adapted(model: PreTrainedModel) -> None:
                 f"the model already carries an adapter (at {name}). Load a fresh base, or train with this one: "
                 "adapters are not stacked."
             )
-    if any(_method(name).switch(model) is not None for name in METHODS):
+    if reached(model) or any(_method(name).is_attached(model) for name in METHODS):
         raise MethodError("the model already carries an adapter. Load a fresh base: adapters are not stacked.")
 
 

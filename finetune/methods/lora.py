@@ -1,11 +1,12 @@
 """LoRA: a low-rank update beside frozen linear modules (Hu et al., https://arxiv.org/abs/2106.09685).
 
-The layers are PEFT's; which modules they wrap, and the config they are made from, is decided here, by full name.
+While it trains the layers are PEFT's; which modules they wrap, and the config they are made from, is decided here, by
+full name. Finished, it is an update for each of those modules, and no layer at all.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,21 +14,24 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from finetune.errors import ManifestError, MethodError
+from finetune.errors import ManifestError
 from finetune.interfaces import Part
 from finetune.methods.lora_forward import fold_additions
+from finetune.methods.lora_update import DoraUpdate, LoraUpdate
+from finetune.methods.modules import module_at
 from finetune.methods.targets import resolve_targets
 from finetune.tables import FIXED_PEFT_CONFIG, LORA_OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor, nn
 
     from finetune.adapters.manifest import PartDescription
-    from finetune.interfaces import Host, Towers
+    from finetune.interfaces import Host, Towers, Update
     from finetune.recipe import LoraSection
 
+ADAPTER_NAME = "default"  # what PEFT's layers know the adapter by that trains
 _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
 _MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT saves it
 
@@ -35,7 +39,7 @@ _MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT saves it
 class Lora:
     """LoRA, rsLoRA and DoRA on linear modules; A and B may learn at different rates (LoRA+)."""
 
-    def attach(self, host: Host, adapter_name: str, options: LoraSection) -> Part:
+    def attach(self, host: Host, options: LoraSection) -> Part:
         """Adds fresh trainable weights; B is zero, so outputs do not change.
 
         Raises:
@@ -61,8 +65,8 @@ class Lora:
             "alpha_pattern": alphas,
         }
         names = [name for names in modules.values() for name in names]
-        _inject(host.model, adapter_name, names, chosen, trainable=True)
-        parameters = _parameters(host.model, adapter_name)
+        _inject(host.model, names, chosen)
+        parameters = _parameters(host.model)
         for name in names:
             fold_additions(host.model.get_submodule(name))
         for parameter in parameters.values():
@@ -79,27 +83,26 @@ class Lora:
             notes=tuple(notes),
         )
 
-    def attach_saved(
-        self, model: nn.Module, adapter_name: str, description: PartDescription, tensors: Mapping[str, Tensor]
-    ) -> None:
-        """Adds a finished part.
+    def detach(self, model: nn.Module) -> None:
+        """Takes the layers out, so that the tree is the base's own again."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoraLayer):
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, module.get_base_layer())
+        vars(model).pop("peft_config", None)
 
-        Args:
-            model: the base, which may already carry other finished adapters.
-            adapter_name: the name the layers know it by.
-            description: the manifest's.
-            tensors: exactly the tensors that ``expected_tensors`` names.
+    def is_attached(self, model: nn.Module) -> bool:
+        """Tells whether a layer of PEFT's stands in the model."""
+        return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+    def switch(self, model: nn.Module, on: bool) -> None:
+        """Has the layers add their update, or not.
+
+        PEFT's own set_adapter also touches every parameter's requires_grad.
         """
-        with torch.random.fork_rng(devices=[]):  # PEFT draws weights that are thrown away
-            _inject(model, adapter_name, _all_modules(description), description.options, trainable=False)
-        parameters = _parameters(model, adapter_name)
-        assert set(parameters) == set(tensors), "expected_tensors was not asked first"
         for module in model.modules():
             if isinstance(module, LoraLayer):
-                module.eval()  # new layers start in training mode, where their dropout is at work
-        for name, parameter in parameters.items():
-            # As it was trained: in fp32, whatever the base is held in.
-            parameter.data = tensors[name].to(parameter.device, torch.float32, copy=True)
+                module._disable_adapters = not on
 
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
@@ -115,83 +118,43 @@ class Lora:
         expected: dict[str, tuple[int, ...]] = {}
         for name in modules:
             try:
-                module = model.get_submodule(name)
-            except AttributeError:
+                module = module_at(model, name)
+            except KeyError:
                 raise ManifestError(f"this base has no module {name!r}, which the adapter changes") from None
-            if not name.startswith(inside) or _is_inside_a_layer(model, name):
+            if not name.startswith(inside):
                 raise ManifestError(f"{name!r} stands in no tower of this base")
-            if isinstance(module, BaseTunerLayer):
-                module = module.get_base_layer()
             width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if width_in is None or width_out is None:
                 raise ManifestError(f"{name!r} is a {type(module).__name__} on this base, not a linear module")
             r = options["rank_pattern"].get(name, options["r"])
             if type(r) is not int or not 1 <= r <= min(4096, max(width_in, width_out)):
                 raise ManifestError(f"rank {r!r} of {name!r} is not between 1 and {max(width_in, width_out)}")
-            expected[f"{_PREFIX}{name}.lora_A.weight"] = (r, width_in)
-            expected[f"{_PREFIX}{name}.lora_B.weight"] = (width_out, r)
-            if options["use_dora"]:
-                expected[f"{_PREFIX}{name}.{_MAGNITUDE}"] = (width_out,)
+            if options["use_dora"] and module.weight.dtype == torch.int8:
+                raise ManifestError(
+                    f"{name!r} is held in 8 bit, and the adapter is a DoRA, which needs the lengths of its rows. Load "
+                    "the base with quantization='4bit', or without."
+                )
+            shapes = {"lora_A.weight": (r, width_in), "lora_B.weight": (width_out, r), _MAGNITUDE: (width_out,)}
+            expected |= {f"{_PREFIX}{name}.{kind}": shapes[kind] for kind in _kinds(options)}
         return expected
 
-    def detach(self, model: nn.Module, adapter_name: str) -> None:
-        """Removes a part; a layer that then holds none is taken out, so the tree is the base's own again."""
-        for name, module in list(model.named_modules()):
-            if isinstance(module, LoraLayer):
-                if adapter_name in module.lora_A:
-                    # Else PEFT warns, and makes another adapter the active one.
-                    module._active_adapter = [a for a in module.active_adapters if a != adapter_name]
-                    module.delete_adapter(adapter_name)
-                if not module.lora_A:
-                    parent, _, child = name.rpartition(".")
-                    setattr(model.get_submodule(parent), child, module.get_base_layer())
-        configs = getattr(model, "peft_config", {})
-        configs.pop(adapter_name, None)
-        if not configs and "peft_config" in vars(model):
-            del model.peft_config
-
-    def merge(self, model: nn.Module, adapter_name: str) -> None:
-        """Adds the update to the base's own weights, in their dtype, and removes the layers.
-
-        Raises:
-            MethodError: a weight is quantized: rounding the sum again would change every answer a little.
-        """
-        layers: list[tuple[str, Any]] = [
-            (name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, LoraLayer) and adapter_name in module.lora_A
-        ]
-        for name, module in layers:
-            if not module.get_base_layer().weight.is_floating_point():
-                raise MethodError(
-                    f"{name} is quantized: an adapter is merged into the 16 or 32 bit base. Load it without "
-                    "quantization."
-                )
-        for _, module in layers:
-            module.merge(safe_merge=True, adapter_names=[adapter_name])
-            module.merged_adapters = []  # what is merged stays merged when the layer goes
-        self.detach(model, adapter_name)
-
-    def switch(self, model: nn.Module) -> Callable[[str | None], None] | None:
-        """Returns what makes one adapter, or none, the one that the layers add.
-
-        PEFT's own set_adapter walks all modules and touches every parameter's requires_grad.
-        """
-        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-
-        def use(name: str | None) -> None:
-            for layer in layers:
-                layer._active_adapter = [name] if name is not None else []
-                layer._disable_adapters = name is None
-
-        return use if layers else None
-
-
-def _is_inside_a_layer(model: nn.Module, name: str) -> bool:
-    """Tells whether a name leads into an adapter's own layer, as another adapter's lora_A does."""
-    parts = name.split(".")
-    parents = (".".join(parts[:i]) for i in range(1, len(parts)))
-    return any(isinstance(model.get_submodule(parent), BaseTunerLayer) for parent in parents)
+    def updates(
+        self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Update]:
+        """Returns what a finished part computes in the place of each of its modules."""
+        options = description.options
+        updates: dict[str, Update] = {}
+        for name in _all_modules(description):
+            module: Any = module_at(model, name)
+            r = options["rank_pattern"].get(name, options["r"])
+            alpha = options["alpha_pattern"].get(name, options["lora_alpha"])
+            scaling = alpha / math.sqrt(r) if options["use_rslora"] else alpha / r
+            # As it was trained: in fp32, whatever the base is held in.
+            down, up, *magnitude = (
+                tensors[f"{_PREFIX}{name}.{kind}"].to(module.weight.device, torch.float32) for kind in _kinds(options)
+            )
+            updates[name] = (DoraUpdate if magnitude else LoraUpdate)(module, down, up, scaling, *magnitude)
+        return updates
 
 
 def _all_modules(description: PartDescription) -> list[str]:
@@ -218,18 +181,14 @@ def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
         raise ManifestError(f"lora_dropout {options['lora_dropout']!r} is not a number from 0 to below 1")
 
 
-def _inject(
-    model: nn.Module, adapter_name: str, modules: list[str], options: Mapping[str, Any], *, trainable: bool
-) -> None:
-    lora = LoraConfig(
-        **{**options, **FIXED_PEFT_CONFIG, "inference_mode": not trainable},
-        target_modules=list(modules),
-        init_lora_weights=trainable,
-    )
-    with warnings.catch_warnings():
-        # PEFT warns of a second adapter on one model, which is what this package is for.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        inject_adapter_in_model(lora, model, adapter_name)
+def _kinds(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what each module's tensors are called after its name."""
+    return ("lora_A.weight", "lora_B.weight", *([_MAGNITUDE] if options["use_dora"] else []))
+
+
+def _inject(model: nn.Module, modules: list[str], options: Mapping[str, Any]) -> None:
+    chosen = {**options, **FIXED_PEFT_CONFIG, "inference_mode": False}
+    inject_adapter_in_model(LoraConfig(**chosen, target_modules=list(modules)), model, ADAPTER_NAME)
 
 
 def _learning_rates(
@@ -244,14 +203,14 @@ def _learning_rates(
     return {name: rate for name, rate in rates.items() if rate != 1}
 
 
-def _parameters(model: nn.Module, adapter_name: str) -> dict[str, nn.Parameter]:
-    """Returns the saved name of each tensor of the adapter -> the live parameter."""
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the saved name of each tensor of the adapter that trains -> the live parameter."""
     parameters: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
+        if isinstance(module, LoraLayer):
             for part in ("lora_A", "lora_B"):
-                parameters[f"{_PREFIX}{name}.{part}.weight"] = getattr(module, part)[adapter_name].weight
-            if adapter_name in module.lora_magnitude_vector:
-                magnitude: Any = module.lora_magnitude_vector[adapter_name]
+                parameters[f"{_PREFIX}{name}.{part}.weight"] = getattr(module, part)[ADAPTER_NAME].weight
+            if ADAPTER_NAME in module.lora_magnitude_vector:
+                magnitude: Any = module.lora_magnitude_vector[ADAPTER_NAME]
                 parameters[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude.weight
     return parameters

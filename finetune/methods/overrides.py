@@ -1,15 +1,19 @@
-"""Overrides: whole parameters trained as copies, held per adapter beside the base's own, which are never written."""
+"""Overrides: whole parameters trained as copies, held per adapter beside the base's own, which are never written.
+
+While they train the copies stand in the places of the base's own; finished, a stand-in for each module computes with
+them, so that any number of threads may each use others.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
+from finetune.methods.modules import module_at
 from finetune.methods.reach import unreached_parameters
 
 if TYPE_CHECKING:
@@ -18,16 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.adapters.manifest import PartDescription
-    from finetune.interfaces import Host, Towers
+    from finetune.interfaces import Host, Towers, Update
     from finetune.recipe import OverridesSection
 
-_TABLE = "_finetune_overrides"
+_TRAINED = "_finetune_copies"  # on the model, while they train
 
 
 class Overrides:
     """Full training of the projector, and of the norms of the language tower."""
 
-    def attach(self, host: Host, adapter_name: str, options: OverridesSection) -> Part:
+    def attach(self, host: Host, options: OverridesSection) -> Part:
         """Adds copies of the named parameters; outputs do not change.
 
         Raises:
@@ -45,7 +49,8 @@ class Overrides:
             modules["projector" if kind == "projector" else "language"] = names
             notes += [f"left out, as the forward never uses it: {name}" for name in unused]
             copies |= {name: nn.Parameter(originals[name].detach().float().clone()) for name in names}
-        _table(host.model, create=True).add(adapter_name, copies)
+        object.__setattr__(host.model, _TRAINED, TrainedCopies(host.model, copies))
+        self.switch(host.model, True)
         return Part(
             method="overrides",
             options={"parameters": list(copies)},
@@ -57,15 +62,20 @@ class Overrides:
             notes=tuple(notes),
         )
 
-    def attach_saved(
-        self, model: nn.Module, adapter_name: str, description: PartDescription, tensors: Mapping[str, Tensor]
-    ) -> None:
-        """Adds finished copies."""
-        copies = {}
-        for name in description.options["parameters"]:
-            device = _Place.find(model, name).original.device
-            copies[name] = nn.Parameter(tensors[name].to(device, torch.float32), requires_grad=False)
-        _table(model, create=True).add(adapter_name, copies)
+    def detach(self, model: nn.Module) -> None:
+        """Removes the copies."""
+        if self.is_attached(model):
+            self.switch(model, False)
+            delattr(model, _TRAINED)
+
+    def is_attached(self, model: nn.Module) -> bool:
+        """Tells whether copies train here."""
+        return hasattr(model, _TRAINED)
+
+    def switch(self, model: nn.Module, on: bool) -> None:
+        """Puts the copies, or the base's own parameters, in their places."""
+        if self.is_attached(model):
+            getattr(model, _TRAINED).switch(on)
 
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
@@ -80,105 +90,102 @@ class Overrides:
             raise ManifestError("the options of overrides are a list of parameters")
         expected = {}
         for name in names:
+            path, _, leaf = name.rpartition(".")
             try:
-                place = _Place.find(model, name)
+                module = module_at(model, path)
+                original: Any = module._parameters[leaf]
+                shape = tuple(original.shape)
             except (AttributeError, KeyError):
                 raise ManifestError(f"this base has no parameter {name!r}, which the adapter replaces") from None
             in_projector = name.startswith(tuple(f"{path}." for path in towers.projector))
             in_language = name.startswith(tuple(f"{path}." for path in towers.language))
-            if not in_projector and not (_is_norm(place.module) and in_language):
+            if not in_projector and not (_is_norm(module) and in_language):
                 raise ManifestError(f"{name!r} is neither the projector's nor a norm of the language tower")
-            expected[name] = tuple(place.original.shape)
+            expected[name] = shape
         return expected
 
-    def detach(self, model: nn.Module, adapter_name: str) -> None:
-        """Removes an adapter's copies; the last one takes the table with it."""
-        if (table := _table(model)) is not None:
-            table.remove(adapter_name)
-            if not table.adapters:
-                delattr(model, _TABLE)
+    def updates(
+        self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Update]:
+        """Returns what computes with finished copies in the place of each module that holds some."""
+        by_module: dict[str, dict[str, Tensor]] = {}
+        for name in description.options["parameters"]:
+            path, _, leaf = name.rpartition(".")
+            by_module.setdefault(path, {})[leaf] = tensors[name]
+        return {path: OverrideUpdate(module_at(model, path), copies) for path, copies in by_module.items()}
 
-    def merge(self, model: nn.Module, adapter_name: str) -> None:
-        """Writes the copies into the base's own parameters."""
-        table = _table(model)
-        if table is None or adapter_name not in table.adapters:
-            return
-        copies = table.adapters[adapter_name]
-        self.detach(model, adapter_name)
-        with torch.no_grad():
-            for place, copy in copies:
-                place.original.copy_(copy)
 
-    def switch(self, model: nn.Module) -> Callable[[str | None], None] | None:
-        """Returns what puts one adapter's copies, or the base's own parameters, in their places."""
-        table = _table(model)
-        return None if table is None else table.use
+class OverrideUpdate:
+    """A module with other parameters, beside the base's own, which is never written.
+
+    Args:
+        module: the base's own.
+        copies: name of a parameter of the module -> what stands for it.
+    """
+
+    def __init__(self, module: nn.Module, copies: Mapping[str, Tensor]):
+        self.module = module
+        own: Any = module._parameters
+        # Trained in fp32, computed with in the base's precision.
+        self.copies = {leaf: copy.to(own[leaf].device, own[leaf].dtype) for leaf, copy in copies.items()}
+        # Of the same class and with the same children: only what it looks up as its parameters is another.
+        self._stand_in: nn.Module = object.__new__(type(module))
+        vars(self._stand_in).update(vars(module), _parameters={**own, **self.copies})
+        vars(self._stand_in).pop("forward", None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return sum(copy.nbytes for copy in self.copies.values())
+
+    def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Returns what the module computes with the copies."""
+        return self._stand_in.forward(*args, **kwargs)
+
+    def merging(self, name: str) -> Callable[[], None]:
+        """Returns what writes the copies into the base's own parameters."""
+        own: Any = self.module._parameters
+
+        def write() -> None:
+            for leaf, copy in self.copies.items():
+                own[leaf].copy_(copy)
+
+        return write
 
 
 class _Place:
-    """Where a parameter stands: the module that holds it, its name there, and the base's own tensor."""
+    """Where a copy stands: the module, the parameter's name there, and the base's own."""
 
-    def __init__(self, module: nn.Module, leaf: str, original: nn.Parameter):
-        self.module, self.leaf, self.original = module, leaf, original
-
-    @classmethod
-    def find(cls, model: nn.Module, name: str) -> _Place:
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        if isinstance(module, BaseTunerLayer):
-            module = module.get_base_layer()
-        table = _table(model)
-        for place, _ in (pair for pairs in (table.adapters.values() if table else ()) for pair in pairs):
-            if place.module is module and place.leaf == leaf:
-                return place
-        original = module._parameters[leaf]
-        if original is None:
-            raise KeyError(leaf)
-        return cls(module, leaf, original)
+    def __init__(self, model: nn.Module, name: str):
+        path, _, self.leaf = name.rpartition(".")
+        self.module = model.get_submodule(path)
+        self.original: Any = self.module._parameters[self.leaf]
 
 
-class OverrideTable:
-    """The copies of each adapter, and which of them stand in the model now.
+class TrainedCopies:
+    """The copies that train, and whether they or the base's own parameters stand in the model now.
 
     What stands in the model is what ``state_dict`` shows and ``to`` moves: switch to the plain base before saving or
     moving it.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
-        self.adapters: dict[str, list[tuple[_Place, nn.Parameter]]] = {}
-        self._in_place: list[tuple[_Place, nn.Parameter]] = []
+    def __init__(self, model: nn.Module, copies: Mapping[str, nn.Parameter]):
+        self._pairs = [(_Place(model, name), copy) for name, copy in copies.items()]
         self._handles: list[Any] = []
 
-    def add(self, name: str, copies: Mapping[str, nn.Parameter]) -> None:
-        """Adds an adapter's copies and puts them in their places."""
-        self.adapters[name] = [(_Place.find(self.model, parameter), copy) for parameter, copy in copies.items()]
-        self.use(name)
-
-    def remove(self, name: str) -> None:
-        """Removes an adapter's copies; where they were in place, the base's own are again."""
-        pairs = self.adapters.get(name)
-        if pairs is not None and self._in_place is pairs:
-            self.use(None)
-        self.adapters.pop(name, None)
-
-    def use(self, name: str | None) -> None:
-        """Puts the copies of ``name`` in place; an adapter that has none leaves the base's own."""
-        for place, _ in self._in_place:
-            place.module._parameters[place.leaf] = place.original
+    def switch(self, on: bool) -> None:
+        """Puts the copies, or the base's own parameters, in their places."""
+        for place, copy in self._pairs:
+            place.module._parameters[place.leaf] = copy if on else place.original
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self._in_place = self.adapters.get(name, []) if name is not None else []
-        for place, copy in self._in_place:
-            place.module._parameters[place.leaf] = copy
-        if any(copy.dtype != place.original.dtype for place, copy in self._in_place):
-            self._handles = list(self._casting())
+        casts = on and any(copy.dtype != place.original.dtype for place, copy in self._pairs)
+        self._handles = list(self._casting()) if casts else []
 
     def _casting(self) -> Iterator[Any]:
         """Yields hooks by which copies in fp32 compute in the half precision of the base, and still train in fp32."""
         by_module: dict[nn.Module, list[tuple[_Place, nn.Parameter]]] = {}
-        for place, copy in self._in_place:
+        for place, copy in self._pairs:
             by_module.setdefault(place.module, []).append((place, copy))
         for module, pairs in by_module.items():
 
@@ -192,12 +199,6 @@ class OverrideTable:
 
             yield module.register_forward_pre_hook(cast)
             yield module.register_forward_hook(restore, always_call=True)
-
-
-def _table(model: nn.Module, *, create: bool = False) -> Any:
-    if create and not hasattr(model, _TABLE):
-        object.__setattr__(model, _TABLE, OverrideTable(model))
-    return getattr(model, _TABLE, None)
 
 
 def _originals(host: Host, kind: str) -> dict[str, nn.Parameter]:

@@ -1,12 +1,12 @@
 """The daily verbs of a registry: publish, resolve, pull, list, log, alias, rollback, yank, unyank."""
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from finetune.adapters.manifest import sha256_hex
+from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_name_part
-from finetune.errors import AdapterReferenceError, IntegrityError, NotFoundError
+from finetune.errors import AdapterReferenceError, NotFoundError
 from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit
@@ -14,7 +14,8 @@ from finetune.registry.finding import check_exists, find, version_before
 from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
 from finetune.registry.log import Log, list_logs
-from finetune.registry.store import ObjectMissing
+from finetune.registry.reading import nothing_missing, read_published, read_pulled
+from finetune.registry.stores.local import LocalStore
 from finetune.registry.versions import Version
 
 
@@ -118,17 +119,29 @@ class AdapterRegistry:
             IntegrityError: the registry is damaged.
             StoreError: the folder cannot be written, or ``into`` holds something else.
         """
-        version = ref if isinstance(ref, Version) else self.resolve(ref)
+        version = self._to_read(ref)
         target = default_cache() / version.digest if into is None else Path(into).expanduser().absolute()
         if not holds(target, version.digest):
-            try:
+            with nothing_missing(version.ref):
                 build_folder(self.store, version.digest, version.full_name, target, replace=into is None)
-            except ObjectMissing as error:
-                raise IntegrityError(
-                    f"{version.ref} cannot be pulled, the registry is damaged: {error}. "
-                    "See what else is with `finetune registry verify`."
-                ) from None
         return target
+
+    def read(self, ref: str | AdapterRef | Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
+        """Returns the manifest of a version, and what reads one of its files; every byte is checked, and hashed once.
+
+        A store on this machine is read where it is; what lies elsewhere is pulled.
+
+        Args:
+            ref: which version; what ``resolve`` returned, where its ``warning`` matters.
+
+        Raises:
+            RegistryError: as ``pull``; what reads a file raises so too.
+            IntegrityError: the registry is damaged.
+        """
+        version = self._to_read(ref)
+        if isinstance(self.store, LocalStore):
+            return read_published(self.store, version)
+        return read_pulled(self.pull(version))
 
     def list(self, namespace: str | None = None, *, all_versions: bool = False) -> builtins.list[Version]:
         """Returns the latest version of every adapter, by name.
@@ -241,6 +254,10 @@ class AdapterRegistry:
         """
         ref, log, version = self._existing_version(ref, "unyank")
         return changes.unyank(log, ref, version)
+
+    def _to_read(self, ref: str | AdapterRef | Version) -> Version:
+        """Returns the version whose bytes are asked for."""
+        return ref if isinstance(ref, Version) else self.resolve(ref)
 
     def _existing_version(self, ref: str | AdapterRef, verb: str) -> tuple[AdapterRef, Log, int]:
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref

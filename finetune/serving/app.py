@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from finetune.adapters.base_identity import require_same_base, require_same_processor
-from finetune.adapters.contract import section_of
-from finetune.adapters.folder import AdapterFolder, read_folder
-from finetune.adapters.manifest import AdapterManifest, sha256_hex
-from finetune.adapters.probe import ProbeResult, compare
-from finetune.adapters.reference import as_folder
 from finetune.build import Base, Batches
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
-from finetune.errors import (
-    DataError,
-    ManifestError,
-    ModelError,
-    NotFoundError,
-)
+from finetune.errors import DataError, ModelError
 from finetune.example import Example, answer, show
-from finetune.methods.adapter import attach_saved, detach, placeholders, require_expected
-from finetune.recipe import ContrastiveSection, VqaSection, why_impossible
-from finetune.serving.switcher import Switcher
+from finetune.recipe import ContrastiveSection, VqaSection
+from finetune.serving.switcher import ALIAS_SECONDS, Switcher
+from finetune.serving.together import answer_together, section_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,25 +22,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import Batch, Placeholders
+    from finetune.batch import Batch
     from finetune.data.pairs import PairCollator
     from finetune.example import Message
     from finetune.interfaces import Task
     from finetune.registry import AdapterRegistry
+    from finetune.serving.resident import Resident
     from finetune.tasks.contrastive import ContrastiveTask
 
 S = TypeVar("S", VqaSection, ContrastiveSection)
-
-
-@dataclass(frozen=True)
-class Resident:
-    """One adapter that is ready to answer."""
-
-    ref: str  # as it was first asked for
-    internal_name: str  # what the layers know it by
-    manifest: AdapterManifest
-    placeholders: Placeholders | None  # what rows must hold for it
-    probe: ProbeResult  # how its effect here compares with the one recorded when it was saved
 
 
 class VisionLanguageModel:
@@ -61,14 +39,20 @@ class VisionLanguageModel:
     Args:
         base: from ``load_base``.
         registry: where names are looked up.
+        max_bytes: that resident adapters may hold together, as ``Switcher`` has it.
+        alias_seconds: for which an alias is taken to stand for what it stood for, as ``Switcher`` has it.
     """
 
-    def __init__(self, base: Base, *, registry: AdapterRegistry | None = None):
+    def __init__(
+        self,
+        base: Base,
+        *,
+        registry: AdapterRegistry | None = None,
+        max_bytes: int | None = None,
+        alias_seconds: float = ALIAS_SECONDS,
+    ):
         self.base = base
-        self.registry = registry
-        self.switcher = Switcher(base.model)
-        self._residents: dict[str, Resident] = {}  # digest of the manifest -> resident
-        self._current: Resident | None = None
+        self.switcher = Switcher(base, registry=registry, max_bytes=max_bytes, alias_seconds=alias_seconds)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -82,8 +66,8 @@ class VisionLanguageModel:
 
     @property
     def adapter(self) -> Resident | None:
-        """The adapter that answers now; None for the plain base."""
-        return self._current
+        """The adapter that answers here and now; None for the plain base."""
+        return self.switcher.active
 
     def add(self, ref: str | Path) -> Resident:
         """Loads an adapter beside those that are there, after every check; which one answers does not change.
@@ -95,34 +79,31 @@ class VisionLanguageModel:
             AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
-        path = as_folder(ref)
-        if path is None:
-            version = self._registry().resolve(str(ref))  # each time: an alias may have moved
-            digest = version.digest
-        else:
-            folder = read_folder(path)
-            digest = sha256_hex(folder.manifest.to_bytes())
-        if digest not in self._residents:
-            if path is None:
-                if version.warning:
-                    warnings.warn(version.warning, stacklevel=2)
-                folder = read_folder(self._registry().pull(version))
-            self._residents[digest] = self._attach(str(ref), digest, folder)
-        return self._residents[digest]
+        return self.switcher.add(ref)
+
+    def remove(self, ref: str | Path | Resident) -> None:
+        """Lets an adapter go; where it answers now, it does so to the end.
+
+        Raises:
+            AdapterError: it is not resident.
+        """
+        self.switcher.remove(ref)
 
     @contextmanager
-    def using(self, ref: str | Path | None) -> Iterator[VisionLanguageModel]:
-        """Answers with another adapter inside the ``with`` block; None is the plain base."""
-        before = self._current
-        self.use(ref)
-        try:
-            yield self
-        finally:
-            self._activate(before)
+    def using(self, ref: str | Path | Resident | None) -> Iterator[VisionLanguageModel]:
+        """Answers with another adapter inside the ``with`` block, in this thread or task alone; None is the plain base.
 
-    def use(self, ref: str | Path | None) -> None:
-        """Answers with another adapter from now on; loads it first if it is not resident."""
-        self._activate(None if ref is None else self.add(ref))
+        A thread that is started inside does not inherit it: see ``Switcher``.
+        """
+        with self.switcher.using(ref):
+            yield self
+
+    def use(self, ref: str | Path | Resident | None) -> None:
+        """Answers with another adapter from now on, wherever no ``using`` block says otherwise.
+
+        It is loaded first if it is not resident.
+        """
+        self.switcher.use(ref)
 
     def ask(self, image: Any, question: str) -> str:
         """Returns the answer to one question, put exactly as the active adapter was trained.
@@ -132,9 +113,44 @@ class VisionLanguageModel:
                 for one with several.
             question: the user's words.
         """
-        images = image if isinstance(image, list) else [] if image is None else [image]
-        options = self._options(VqaSection, "ask(image, question)", instead="classify(image, labels)")
-        return self._answer(_row(options.ask(question, num_images=len(images)), images))
+        images = _as_list(image)
+        with self.switcher.holding():
+            options = self._options(VqaSection, "ask(image, question)", instead="classify(image, labels)")
+            return self._answer(_row(options.ask(question, num_images=len(images)), images))
+
+    def ask_batch(
+        self,
+        images: Sequence[Any],
+        questions: Sequence[str],
+        *,
+        adapters: Sequence[str | Path | Resident | None] | None = None,
+    ) -> list[str]:
+        """Returns the answers to many questions, each as ``ask`` would give it, in as few batches as that takes.
+
+        Args:
+            images: one a question, as ``ask`` takes them.
+            questions: the users' words.
+            adapters: what answers each question, as ``using`` takes them, loaded where they are not resident; None for
+                what answers here and now.
+
+        Raises:
+            DataError: the lists are of different lengths.
+        """
+        self._options(VqaSection, "ask_batch(images, questions)", instead="classify(image, labels)")
+        with ExitStack() as kept:
+            if adapters is None:
+                adapters = [kept.enter_context(self.switcher.holding())] * len(questions)
+            if not len(images) == len(questions) == len(adapters):
+                raise DataError(
+                    f"ask_batch was given {len(images)} images, {len(questions)} questions and {len(adapters)} "
+                    "adapters; it takes one of each for every answer"
+                )
+            residents = [kept.enter_context(self.switcher.keeping(ref)) for ref in adapters]
+            examples = []
+            for index, (image, question, resident) in enumerate(zip(images, questions, residents, strict=True)):
+                section, shown = section_for(self.switcher, resident), _as_list(image)
+                examples.append(_row(section.ask(question, num_images=len(shown)), shown, id=f"question {index}"))
+            return answer_together(self.switcher, examples, residents)
 
     def chat(self, messages: list[Message]) -> str:
         """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
@@ -146,13 +162,14 @@ class VisionLanguageModel:
         Raises:
             DataError: this is no such conversation.
         """
-        options = self._options(VqaSection, "chat(messages)", instead="classify(image, labels)")
-        conversation, images = read_conversation(messages, where="chat")
-        if conversation[-1]["role"] != "user":
-            raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
-        if len(images) != num_image_parts(conversation):
-            raise DataError('chat: a part {"type": "image"} lacks its picture: put it under "image"')
-        return self._answer(_row(options.converse(conversation), images))
+        with self.switcher.holding():
+            options = self._options(VqaSection, "chat(messages)", instead="classify(image, labels)")
+            conversation, images = read_conversation(messages, where="chat")
+            if conversation[-1]["role"] != "user":
+                raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
+            if len(images) != num_image_parts(conversation):
+                raise DataError('chat: a part {"type": "image"} lacks its picture: put it under "image"')
+            return self._answer(_row(options.converse(conversation), images))
 
     def classify(self, image: Any, labels: Sequence[str]) -> str:
         """Returns the label whose text lies closest to a picture, put into the words that the adapter learnt.
@@ -165,11 +182,12 @@ class VisionLanguageModel:
             ModelError: the base is no dual encoder.
             DataError: there is no label.
         """
-        options = self._options(ContrastiveSection, "classify(image, labels)", instead="ask(image, question)")
-        if not labels or isinstance(labels, str):
-            raise DataError(f"labels is a list of at least one text, not {labels!r}")
-        choices = {label: options.text_of(label) for label in labels}
-        return self._answer(replace(_row(show(), [image]), choices=choices))
+        with self.switcher.holding():
+            options = self._options(ContrastiveSection, "classify(image, labels)", instead="ask(image, question)")
+            if not labels or isinstance(labels, str):
+                raise DataError(f"labels is a list of at least one text, not {labels!r}")
+            choices = {label: options.text_of(label) for label in labels}
+            return self._answer(replace(_row(show(), [image]), choices=choices))
 
     def embed(self, image: Any) -> Tensor:
         """Returns the embedding [D] of a picture, fp32, of length 1.
@@ -186,12 +204,18 @@ class VisionLanguageModel:
             ModelError: the base is no dual encoder.
             DataError: the text has more tokens than the base takes.
         """
-        return self._embed(lambda: cast("PairCollator", self.base.collator).text_batch([text]))
+
+        def batch() -> Batch:
+            with self.base.preparing:
+                return cast("PairCollator", self.base.collator).text_batch([text])
+
+        return self._embed(batch)
 
     def _embed(self, batch: Callable[[], Batch]) -> Tensor:
-        self._options(ContrastiveSection, "an embedding", instead="ask(image, question)")
-        inputs = batch().to(self.model.device, self.model.dtype)
-        return cast("ContrastiveTask", self.task).embed(self.model, inputs)[0].cpu()
+        with self.switcher.holding():
+            self._options(ContrastiveSection, "an embedding", instead="ask(image, question)")
+            inputs = batch().to(self.model.device, self.model.dtype)
+            return cast("ContrastiveTask", self.task).embed(self.model, inputs)[0].cpu()
 
     def _options(self, section: type[S], call: str, *, instead: str) -> S:
         options = self.task.options
@@ -205,61 +229,20 @@ class VisionLanguageModel:
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns the inputs of rows that are to be answered, with the places that the active adapter fills."""
-        places = self._current.placeholders if self._current else None
-        return Batches(self.base.collator, places).prompt_batch(examples)
+        places = self.adapter.placeholders if self.adapter else None
+        with self.base.preparing:
+            return Batches(self.base.collator, places).prompt_batch(examples)
 
     @property
     def task(self) -> Task:
         """How the active adapter is asked; a task's defaults for the plain base."""
-        current = self._current
-        return self.base.task(section_of(current.manifest.prompt) if current else self.base.default_task)
-
-    def _registry(self) -> AdapterRegistry:
-        if self.registry is None:
-            raise NotFoundError("names are looked up in a registry, and this model was given none")
-        return self.registry
-
-    def _activate(self, resident: Resident | None) -> None:
-        self.switcher.use(None if resident is None else resident.internal_name)
-        self._current = resident
-
-    def _attach(self, ref: str, digest: str, folder: AdapterFolder) -> Resident:
-        manifest, name = folder.manifest, f"a_{digest[:16]}"
-        require_same_base(manifest.base, self.base.identity)
-        require_same_processor(manifest.processor, self.base.digests)
-        if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
-            raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
-        towers = self.base.towers
-        require_expected(self.model, towers, manifest.adapter)
-        before = self.switcher.active
-        try:
-            attach_saved(self.model, towers, name, manifest.adapter, folder.tensors)
-            self.switcher.resident.add(name)
-            self.switcher.refresh()
-            verdict = self._probe(manifest, name)
-        except BaseException:
-            self.switcher.resident.discard(name)
-            self.switcher.active = before
-            detach(self.model, name)
-            self.switcher.refresh()
-            raise
-        self.switcher.use(before)
-        if verdict.verdict == "inconclusive":
-            warnings.warn(
-                f"{ref}: its effect on the probe is below the noise of {self.model.dtype}, so it could not be verified "
-                "that it does what it did when it was saved",
-                stacklevel=2,
-            )
-        return Resident(ref, name, manifest, placeholders(manifest.adapter), verdict)
-
-    def _probe(self, manifest: AdapterManifest, name: str) -> ProbeResult:
-        self.switcher.use(None)
-        off = self.base.probe(manifest.probe.seed)
-        self.switcher.use(name)
-        on = self.base.probe(manifest.probe.seed, placeholders(manifest.adapter))
-        return compare(manifest.probe, off, on, dtype=self.model.dtype, quantization=self.base.quantization)
+        return self.base.task(section_for(self.switcher, self.adapter))
 
 
-def _row(prompt: list[Message], images: list[Any]) -> Example:
+def _as_list(image: Any) -> list[Any]:
+    return image if isinstance(image, list) else [] if image is None else [image]
+
+
+def _row(prompt: list[Message], images: list[Any], *, id: str = "question") -> Example:
     sources = [as_source(image) for image in images]
-    return Example(id="question", messages=[*prompt, answer("")], images=sources, answers=[""])
+    return Example(id=id, messages=[*prompt, answer("")], images=sources, answers=[""])

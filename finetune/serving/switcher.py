@@ -1,43 +1,229 @@
-"""Many finished adapters resident on one base; switching flips which one the model reads, and moves no weights."""
+"""Many finished adapters resident on one base; switching flips which one a context reads, and moves no weights."""
 
 from __future__ import annotations
 
+import threading
+import warnings
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.errors import AdapterError
-from finetune.methods.adapter import switch
+from finetune.adapters.folder import read_folder, verify
+from finetune.adapters.manifest import sha256_hex
+from finetune.adapters.reference import as_folder
+from finetune.errors import AdapterError, NotFoundError
+from finetune.methods.mixed import can_mix, mix
+from finetune.methods.points import PLAIN, Answering, Points
+from finetune.serving.aliases import Aliases
+from finetune.serving.residency import Residency
+from finetune.serving.resident import Resident, bring_in
+from finetune.serving.rope_deltas import keep_rope_deltas_apart
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from collections.abc import Callable, Iterator, Sequence
+
+    from finetune.adapters.folder import AdapterFolder
+    from finetune.build import Base
+    from finetune.registry import AdapterRegistry, Version
+
+ALIAS_SECONDS = 10.0
 
 
 class Switcher:
-    """Which adapter answers. One at a time for the whole model: not for concurrent requests.
+    """Verified adapters on one base, and which of them answers where; any thread may call any method at any time.
+
+    Each thread and each asyncio task has the adapter of its own ``using`` block, however many run at once. A thread
+    does not inherit the block that it is started in, unlike a task and ``asyncio.to_thread``: whoever starts one gives
+    it the context, as for streaming::
+
+        with switcher.using("medical/brain-mri@prod"):
+            Thread(target=copy_context().run, args=(model.generate,), kwargs=inputs).start()
+
+    What answers stays whole to the end of its block, also when it is removed meanwhile; a context that is handed on
+    has to end inside the block.
 
     Args:
-        model: the base, with or without resident adapters.
+        base: from ``load_base``.
+        registry: where names are looked up.
+        max_bytes: that resident adapters may hold together, beyond which those go that were not used for longest; None
+            for any number. One that answers stays to the end of its last request.
+        alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again;
+            where the registry, or what it now names, fails, what runs goes on, with a warning.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
-        self.resident: set[str] = set()
-        self.active: str | None = None
-        self.refresh()
+    def __init__(
+        self,
+        base: Base,
+        *,
+        registry: AdapterRegistry | None = None,
+        max_bytes: int | None = None,
+        alias_seconds: float = ALIAS_SECONDS,
+    ):
+        self.base = base
+        self.registry = registry
+        keep_rope_deltas_apart(base.model)
+        self._points = Points()
+        self._residency = Residency(self._points, max_bytes=max_bytes)
+        self._aliases = Aliases(seconds=alias_seconds)
+        self._loading = threading.Lock()  # one adapter at a time, which nobody who has a resident one waits for
+        self._choosing = threading.Lock()  # of the default
 
-    def refresh(self) -> None:
-        """Looks for adapters again; needed after an adapter was attached or detached."""
-        self._switch = switch(self.model)
-        self.use(self.active)
+    @property
+    def residents(self) -> tuple[Resident, ...]:
+        """The adapters that are ready, the least recently used first."""
+        return self._residency.residents
 
-    def use(self, name: str | None) -> None:
-        """Makes ``name`` the adapter that answers; None is the plain base.
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the resident adapters hold beside the base."""
+        return self._residency.num_bytes
+
+    @property
+    def active(self) -> Resident | None:
+        """The adapter that answers here and now; None for the plain base."""
+        answering = self._points.answering
+        return answering if isinstance(answering, Resident) else None
+
+    def add(self, ref: str | Path) -> Resident:
+        """Loads an adapter beside those that are there, after every check; which one answers does not change.
+
+        Args:
+            ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
 
         Raises:
-            AdapterError: no adapter of that name is resident.
+            AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
+            NotFoundError: the registry has no such adapter.
         """
-        if name is not None and name not in self.resident:
-            raise AdapterError(
-                f"no adapter {name!r} is resident; there are: {', '.join(sorted(self.resident)) or 'none'}"
-            )
-        self._switch(name)
-        self.active = name
+        path = as_folder(ref)
+        if path is None:
+            return self._ready(str(ref), self._aliases.version(str(ref), self._look_up))
+        folder = read_folder(path)
+        return self._bring_in(str(ref), sha256_hex(folder.manifest.to_bytes()), lambda: folder)
+
+    def refresh(self) -> None:
+        """Looks up now what every alias that was asked for stands for, and makes that ready.
+
+        Requests that run meanwhile end as they began. What fails leaves what runs, with a warning.
+        """
+        self._aliases.renew_all(self._look_up)
+
+    def remove(self, ref: str | Path | Resident) -> None:
+        """Lets an adapter go; where it answers now, it does so to the end.
+
+        Args:
+            ref: what ``add`` returned, or what it was given when the adapter was loaded.
+
+        Raises:
+            AdapterError: it is not resident.
+        """
+        self._residency.remove(str(ref) if isinstance(ref, Path) else ref)
+
+    @contextmanager
+    def using(self, ref: str | Path | Resident | None) -> Iterator[Resident | None]:
+        """Has another adapter answer inside the ``with`` block, in this context alone; None is the plain base.
+
+        Args:
+            ref: as for ``add``, which loads what is not resident, or what that returned.
+
+        Raises:
+            AdapterError: as for ``add``; or a resident that was given is not there any more.
+        """
+        with self.keeping(ref) as resident, self._points.using(resident or PLAIN):
+            yield resident
+
+    @contextmanager
+    def mixing(self, refs: Sequence[str | Path | Resident | None]) -> Iterator[None]:
+        """Has each row of a batch answered by an adapter of its own inside the block, in this context alone.
+
+        Args:
+            refs: of the rows, in their order, as for ``using``.
+
+        Raises:
+            AdapterError: as for ``using``; or one of them cannot share a batch, see ``can_share``.
+        """
+        with ExitStack() as kept:
+            rows = [kept.enter_context(self.keeping(ref)) for ref in refs]
+            for resident in rows:
+                if resident is not None and not self.can_share(resident):
+                    raise AdapterError(
+                        f"{resident.ref} cannot share a batch with other adapters: only LoRA on the language tower "
+                        "can. Give its rows a batch of their own, as ask_batch() does."
+                    )
+            kept.enter_context(self._points.using(Answering(updates=mix([row.updates if row else {} for row in rows]))))
+            yield
+
+    def can_share(self, resident: Resident) -> bool:
+        """Tells whether an adapter can answer some rows of a batch while others answer the rest."""
+        return can_mix(resident.updates, self.base.towers)
+
+    @contextmanager
+    def keeping(self, ref: str | Path | Resident | None) -> Iterator[Resident | None]:
+        """Keeps an adapter ready to the end of the block; which one answers does not change. As for ``using``."""
+        resident = self._hold(ref)
+        try:
+            yield resident
+        finally:
+            self._let_go(resident)
+
+    @contextmanager
+    def holding(self) -> Iterator[Resident | None]:
+        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile."""
+        with self._choosing:  # the default stays what it is until it is counted
+            resident = self.active
+            if resident is not None:
+                self._residency.hold_again(resident)
+        try:
+            with self._points.using(resident or PLAIN):
+                yield resident
+        finally:
+            self._let_go(resident)
+
+    def use(self, ref: str | Path | Resident | None) -> None:
+        """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base."""
+        resident = self._hold(ref)
+        with self._choosing:
+            before, self._points.default = self._points.default, resident or PLAIN
+        self._let_go(before if isinstance(before, Resident) else None)
+
+    def _hold(self, ref: str | Path | Resident | None) -> Resident | None:
+        """Returns what ``ref`` means now, counted as used; it is loaded again where it has gone meanwhile."""
+        while ref is not None:
+            resident = ref if isinstance(ref, Resident) else self.add(ref)
+            if self._residency.hold(resident):
+                return resident
+            if resident is ref:
+                raise AdapterError(f"{resident.ref} has gone, so it cannot answer any more. Add it again.")
+        return None
+
+    def _let_go(self, resident: Resident | None) -> None:
+        if resident is not None:
+            self._residency.let_go(resident)
+
+    def _look_up(self, ref: str) -> Version:
+        version = self._registry().resolve(ref)
+        self._ready(ref, version)
+        return version
+
+    def _ready(self, ref: str, version: Version) -> Resident:
+        def fetch() -> AdapterFolder:
+            if version.warning:
+                warnings.warn(version.warning, stacklevel=2)
+            manifest, read = self._registry().read(version)
+            return verify(manifest, read, source=Path(version.ref))
+
+        return self._bring_in(ref, version.digest, fetch)
+
+    def _bring_in(self, ref: str, digest: str, read: Callable[[], AdapterFolder]) -> Resident:
+        if (resident := self._residency.get(digest)) is not None:
+            return resident
+        with self._loading:
+            if (resident := self._residency.get(digest)) is not None:
+                return resident
+            resident = bring_in(self.base, self._points, read(), ref=ref, digest=digest)
+            self._residency.put(resident)
+        return resident
+
+    def _registry(self) -> AdapterRegistry:
+        if self.registry is None:
+            raise NotFoundError("names are looked up in a registry, and this model was given none")
+        return self.registry

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import TrainingError
+from finetune.methods.lora import ADAPTER_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
             module.train()
     for name, module in model.named_modules():
         # Adapter layers keep their dropout in a container of their own, named after the adapter.
-        if name.endswith(f"_dropout.{attachment.adapter_name}"):
+        if name.endswith(f"_dropout.{ADAPTER_NAME}"):
             module.train()
 
 

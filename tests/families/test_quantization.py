@@ -6,9 +6,10 @@ import torch
 from finetune.build import load_base
 from finetune.errors import MethodError, RecipeError
 from finetune.families.quantization import quantized_modules
-from finetune.methods.adapter import attach, merge
+from finetune.methods.adapter import attach, detach, merge, updates
 from finetune.pocket import model_folder
 from finetune.runs import train
+from finetune.saving import describe
 from finetune.serving.loading import load
 from tests.matrix import LORA, logits, recipe_of, reload_cell, rows, train_cell
 
@@ -38,10 +39,12 @@ def test_an_adapter_moves_between_quantized_and_full_precision(tmp_path, quantiz
 def test_merging_into_quantized_weights_is_refused(tiny_fast_vlm, tmp_path):
     base = load_base(str(tiny_fast_vlm), device="cpu", quantization="4bit")
     batch = base.collator.training_batch(rows())
-    attach(base.host, recipe_of(LORA, tiny_fast_vlm, tmp_path).method)
+    attachment = attach(base.host, recipe_of(LORA, tiny_fast_vlm, tmp_path).method)
+    found = updates(base.model, describe(attachment, "fast_vlm"), attachment.parameters)
+    detach(base.model)
     before = logits(base, batch)
     with pytest.raises(MethodError, match="quantized: an adapter is merged into the 16 or 32 bit base"):
-        merge(base.model, "default")
+        merge(found)
     assert torch.equal(logits(base, batch), before)
 
 

@@ -43,7 +43,7 @@ def test_a_fresh_adapter_changes_nothing_and_detach_leaves_no_trace(tiny_base):
     before, names = state(model), [name for name, _ in model.named_modules()]
     attachment = attach(base.host, lora())
     assert all(not p.any() for name, p in attachment.parameters.items() if "lora_B" in name)
-    detach(model, "default")
+    detach(model)
     assert [name for name, _ in model.named_modules()] == names
     assert not hasattr(model, "peft_config")
     after = state(model)

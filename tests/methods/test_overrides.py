@@ -5,7 +5,8 @@ import torch
 
 from finetune.build import load_base
 from finetune.errors import ManifestError, MethodError
-from finetune.methods.adapter import attach, attach_saved, detach, expected_tensors, merge, switch
+from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
+from finetune.methods.points import PLAIN, Answering, Points, reached
 from finetune.saving import describe
 from tests.matrix import LORA, METHODS, PROMPT, extended, logits, losses, recipe_of, rows, state
 
@@ -35,9 +36,9 @@ def test_the_projector_and_the_norms_of_the_language_tower_train_as_copies(base,
     assert {n for n in names if "norm" in n} == {n for n in before if n.startswith("model.language") and "norm" in n}
     learnt = learn(base, attachment)
     assert all(not torch.equal(before[name], tensor) for name, tensor in learnt.items())
-    switch(base.model)(None)
+    switch(base.model, on=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(base.model).items())
-    switch(base.model)("default")
+    switch(base.model, on=True)
     assert all(torch.equal(state(base.model)[name], tensor) for name, tensor in learnt.items())
 
 
@@ -49,24 +50,24 @@ def test_two_adapters_swap_and_leave_in_any_order(base, tmp_path):
         attachment = attach(base.host, methods(base, method, tmp_path))
         tensors = learn(base, attachment)
         saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
-        detach(base.model, "default")
+        detach(base.model)
     assert torch.equal(logits(base, batch), plain)
+    before, points, residents = state(base.model), Points(), {None: PLAIN}
     for name, (description, tensors, _) in saved.items():
         assert set(expected_tensors(base.model, base.towers, description)) == set(tensors)
-        attach_saved(base.model, base.towers, name, description, tensors)
-    use = switch(base.model)
+        residents[name] = Answering(updates=updates(base.model, description, tensors))
+        points.add(residents[name].updates)
     for name in ("a_2", "a_1", None, "a_3", "a_1", "a_2"):
-        use(name)
-        wanted = plain if name is None else saved[name][2]
-        assert torch.equal(logits(base, batch), wanted), name
-    detach(base.model, "a_1")
-    use = switch(base.model)
-    use("a_2")
-    assert torch.equal(logits(base, batch), saved["a_2"][2])
+        with points.using(residents[name]):
+            wanted = plain if name is None else saved[name][2]
+            assert torch.equal(logits(base, batch), wanted), name
+    points.remove(residents["a_1"].updates)
+    with points.using(residents["a_2"]):
+        assert torch.equal(logits(base, batch), saved["a_2"][2])
     for name in ("a_2", "a_3"):
-        detach(base.model, name)
-    assert torch.equal(logits(base, batch), plain)
-    assert not hasattr(base.model, "_finetune_overrides")
+        points.remove(residents[name].updates)
+    assert torch.equal(logits(base, batch), plain) and not reached(base.model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(base.model).items())
 
 
 def test_copies_train_in_fp32_on_a_base_in_bfloat16(tiny_fast_vlm, tmp_path):
@@ -97,7 +98,7 @@ def test_lora_and_full_training_of_one_projector_are_refused(base, tmp_path):
 def test_an_adapter_from_elsewhere_replaces_nothing_else(base, tmp_path, name, message):
     attachment = attach(base.host, methods(base, BOTH, tmp_path))
     description = describe(attachment, "fast_vlm")
-    detach(base.model, "default")
+    detach(base.model)
     description.parts[0].options["parameters"].append(name)
     with pytest.raises(ManifestError, match=message):
         expected_tensors(base.model, base.towers, description)
@@ -108,16 +109,19 @@ def test_lora_with_other_methods_merges_as_a_whole_or_not_at_all(base, tmp_path)
     attachment = attach(base.host, methods(base, [LORA, BOTH], tmp_path))
     learn(base, attachment)
     adapted = logits(base, batch)
-    merge(base.model, "default")
+    found = updates(base.model, describe(attachment, "fast_vlm"), attachment.parameters)
+    detach(base.model)
+    merge(found)
     assert torch.allclose(logits(base, batch), adapted, atol=1e-5 * adapted.abs().max())
     assert not hasattr(base.model, "peft_config")
     fresh = load_base(base.path, device="cpu")
     before = state(fresh.model)
     attachment = attach(fresh.host, methods(fresh, [LORA, PROMPT], tmp_path))
     learn(fresh, attachment)
+    found = updates(fresh.model, describe(attachment, "fast_vlm"), attachment.parameters)
+    detach(fresh.model)
     with pytest.raises(MethodError, match="a tuned prompt cannot be merged"):
-        merge(fresh.model, "default")
-    detach(fresh.model, "default")
+        merge(found)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(fresh.model).items())
 
 
@@ -140,12 +144,12 @@ def test_merging_goes_into_the_base_and_not_into_another_adapters_copy(base, tmp
         attachment = attach(base.host, methods(base, method, tmp_path))
         tensors = learn(base, attachment)
         saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
-        detach(base.model, "default")
-    for name, (description, tensors, _) in saved.items():
-        attach_saved(base.model, base.towers, name, description, tensors)
-    switch(base.model)("a_2")
-    merge(base.model, "a_1")
+        detach(base.model)
+    points = Points()
+    residents = {name: updates(base.model, *pair[:2]) for name, pair in saved.items()}
+    points.add(residents["a_2"])
+    with points.using(Answering(updates=residents["a_2"])):
+        merge(residents["a_1"])
+        assert torch.equal(logits(base, batch), saved["a_2"][2])
     merged, alone = logits(base, batch), saved["a_1"][2]
     assert torch.allclose(merged, alone, atol=1e-5 * alone.abs().max())
-    switch(base.model)("a_2")
-    assert torch.equal(logits(base, batch), saved["a_2"][2])

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 from finetune.batch import Batch, Placeholders
 from finetune.build import load_base
 from finetune.errors import AdapterError, ManifestError, MethodError
-from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch
+from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
 from finetune.methods.prompt_tuning import placeholders_of
 from finetune.saving import describe, save_weights
 from finetune.tables import PEFT_PROMPTS
@@ -126,17 +126,18 @@ def test_a_batch_without_its_places_is_refused_and_the_plain_base_is_untouched(p
     batch = base.collator.prompt_batch(rows(2))
     with pytest.raises(AdapterError, match="does not begin with the 5 placeholders"):
         logits(base, batch)
-    switch(base.model)(None)
+    switch(base.model, on=False)
     off = logits(base, batch)
-    switch(base.model)("default")
+    switch(base.model, on=True)
     fresh = load_base(base.path, device="cpu")
     assert torch.equal(off, logits(fresh, batch))
 
 
 def test_a_prompt_cannot_be_merged(prompted):
-    base, _ = prompted
+    base, attachment = prompted
+    found = updates(base.model, describe(attachment, base.identity.model_type), attachment.parameters)
     with pytest.raises(MethodError, match="a tuned prompt cannot be merged"):
-        merge(base.model, "default")
+        merge(found)
 
 
 def test_peft_opens_it_and_agrees_or_refuses_it_by_name(prompted, tmp_path):
@@ -184,7 +185,7 @@ def test_the_prompt_starts_from_a_text(tiny_fast_vlm, tmp_path):
     expected = base.model.get_input_embeddings().weight[torch.tensor((ids * 5)[:5])]
     (parameter,) = attachment.parameters.values()
     assert torch.equal(parameter, expected)
-    detach(base.model, "default")
+    detach(base.model)
     names = [name for name, _ in base.model.named_modules()]
     assert names == [name for name, _ in load_base(str(tiny_fast_vlm), device="cpu").model.named_modules()]
     assert not base.model._forward_pre_hooks and not base.model.get_input_embeddings()._forward_hooks
@@ -221,7 +222,7 @@ def test_a_prompt_from_elsewhere_stands_at_no_id_that_has_a_meaning(tiny_fast_vl
     base = load_base(str(tiny_fast_vlm), device="cpu")
     attachment = attach(base.host, recipe_of(PROMPT, tiny_fast_vlm, tmp_path).method)
     description = describe(attachment, "fast_vlm")
-    detach(base.model, "default")
+    detach(base.model)
     token_id = {"image": base.collator.image_id, "pad": base.model.generation_config.pad_token_id}[role]
     description.parts[0].options["placeholder_token_id"] = token_id
     with pytest.raises(ManifestError, match=f"token id {token_id} has a meaning"):

@@ -1,0 +1,107 @@
+"""What a finished LoRA computes in the place of a linear module, bit for bit as PEFT's layers do, and how it merges."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.utils.integrations import dequantize_module_weight
+from torch.nn.functional import linear
+
+from finetune.errors import MethodError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+
+class LoraUpdate:
+    """``inner(x) + B(A(x)) * scaling``, in the adapter's dtype and then in that of the base.
+
+    Args:
+        module: the base's own linear module, plain or quantized.
+        down: A, [r, I].
+        up: B, [O, r].
+        scaling: of their product.
+    """
+
+    def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float):
+        self.module, self.down, self.up, self.scaling = module, down, up, scaling
+        # PEFT rounds before it adds where the base is quantized, and after it elsewhere.
+        self.rounds_first = is_quantized(module)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return self.down.nbytes + self.up.nbytes
+
+    def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns [..., O] for x [..., I]."""
+        result = inner(x, *args, **kwargs)
+        added = linear(linear(x.to(self.down.dtype), self.down), self.up) * self.scaling
+        if self.rounds_first:
+            return result + added.to(result.dtype)
+        return (result + added).to(result.dtype)
+
+    def merging(self, name: str) -> Callable[[], None]:
+        """Returns what adds the update to the weight, in its dtype.
+
+        Raises:
+            MethodError: the weight is quantized: rounding the sum again would change every answer a little.
+        """
+        if is_quantized(self.module):
+            raise MethodError(
+                f"{name} is quantized: an adapter is merged into the 16 or 32 bit base. Load it without quantization."
+            )
+        weight: Any = self.module.weight
+        return lambda: weight.copy_(self._merged(weight.to(self.up.dtype)))
+
+    def _merged(self, weight: Tensor) -> Tensor:
+        return weight + (self.up @ self.down) * self.scaling
+
+
+class DoraUpdate(LoraUpdate):
+    """LoRA that moves the direction of each row of the weight, whose length is learnt by itself.
+
+    Source: section 4.3 of Liu et al., https://arxiv.org/abs/2402.09353.
+
+    Args:
+        module: the base's own linear module; not one in 8 bit.
+        down: A, [r, I].
+        up: B, [O, r].
+        scaling: of their product.
+        magnitude: lengths of rows, [O].
+    """
+
+    def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float, magnitude: Tensor):
+        super().__init__(module, down, up, scaling)
+        self.magnitude = magnitude
+        self.bias: Any = module.bias
+        # The base does not change, so what PEFT computes at every call is computed once, by the same operations.
+        weight = dequantize_module_weight(module).to(down.dtype)
+        eye = torch.eye(down.shape[1], device=down.device, dtype=down.dtype)
+        change = linear(linear(eye, down), up).T  # [O, I]
+        norm = torch.linalg.norm(weight + scaling * change, dim=1)
+        self.factor = (magnitude / norm).view(1, -1)  # [1, O]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return super().num_bytes + self.magnitude.nbytes + self.factor.nbytes
+
+    def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns [..., O] for x [..., I]."""
+        result = inner(x, *args, **kwargs)
+        turned = linear(linear(x.to(self.down.dtype), self.down), self.up)
+        plain = result if self.bias is None else result - self.bias
+        return (result + ((self.factor - 1) * plain + self.factor * turned * self.scaling)).to(result.dtype)
+
+    def _merged(self, weight: Tensor) -> Tensor:
+        return self.factor.view(-1, 1) * super()._merged(weight)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Tells whether a module's weight is held in 4 or 8 bit."""
+    weight: Any = module.weight
+    return not weight.is_floating_point()

@@ -1,0 +1,89 @@
+"""One batch, another adapter for each of its rows: the low-rank updates of all rows in two batched multiplications.
+
+Only what is computed row by row can be mixed: LoRA on the language tower. A vision tower sees pictures, of which a row
+has any number; a prompt is as long as its adapter made it; an override is a parameter of all rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.errors import AdapterError, MethodError
+from finetune.methods.lora_update import LoraUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from finetune.interfaces import Towers, Update
+
+
+def can_mix(updates: Mapping[str, Update], towers: Towers) -> bool:
+    """Tells whether an adapter can answer some rows of a batch while others answer the rest."""
+    inside = tuple(f"{path}." for path in towers.language)
+    return all(type(update) is LoraUpdate and name.startswith(inside) for name, update in updates.items())
+
+
+def mix(by_row: Sequence[Mapping[str, Update]]) -> dict[str, Update]:
+    """Returns what a batch computes in the place of each module that any of its rows' adapters changes.
+
+    Args:
+        by_row: the updates of each row's adapter, for which ``can_mix`` holds; none for the plain base.
+    """
+    names = dict.fromkeys(name for updates in by_row for name in updates)
+    return {name: MixedUpdate(name, [updates.get(name) for updates in by_row]) for name in names}  # type: ignore[misc]
+
+
+class MixedUpdate:
+    """``inner(x) + B(A(x)) * scaling``, with the A, B and scaling of each row's own adapter.
+
+    Adapters of lower rank are filled up with zeros, which add nothing.
+
+    Args:
+        name: of the module, for messages.
+        by_row: each row's update; None where its adapter leaves the module as it is. At least one is not None.
+    """
+
+    def __init__(self, name: str, by_row: Sequence[LoraUpdate | None]):
+        self.name = name
+        given = [update for update in by_row if update is not None]
+        rank = max(len(update.down) for update in given)
+        like, num_rows = given[0], len(by_row)
+        self.module, self.rounds_first = like.module, like.rounds_first
+        self.down = like.down.new_zeros(num_rows, rank, like.down.shape[1])  # [B, r, I]
+        self.up = like.up.new_zeros(num_rows, len(like.up), rank)  # [B, O, r]
+        for row, update in enumerate(by_row):
+            if update is not None:
+                self.down[row, : len(update.down)] = update.down
+                torch.mul(update.up, update.scaling, out=self.up[row, :, : len(update.down)])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return self.down.nbytes + self.up.nbytes
+
+    def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns [B * K, T, O] for x [B * K, T, I], the K beams of a row one after the other.
+
+        Raises:
+            AdapterError: the input is not made of the batch's rows.
+        """
+        num_rows = len(self.down)
+        if x.ndim != 3 or len(x) % num_rows:
+            raise AdapterError(
+                f"{self.name} was given {list(x.shape)}, which is not {num_rows} rows of one adapter each. Answer the "
+                "rows of each adapter in a batch of their own."
+            )
+        result = inner(x, *args, **kwargs)
+        rows = x.reshape(num_rows, -1, x.shape[-1]).to(self.down.dtype)  # [B, K * T, I]
+        added = torch.bmm(torch.bmm(rows, self.down.transpose(1, 2)), self.up.transpose(1, 2)).view(result.shape)
+        if self.rounds_first:
+            return result + added.to(result.dtype)
+        return (result + added).to(result.dtype)
+
+    def merging(self, name: str) -> Callable[[], None]:
+        """Raises MethodError: no one weight can hold the updates of several rows."""
+        raise MethodError(f"{name}: adapters of several rows cannot be merged into one weight")

@@ -1,0 +1,113 @@
+"""Where finished adapters reach into a model: a function in the place of ``forward``, for each module they change.
+
+The function asks at every call which adapter answers in the present context, and lets that adapter's update for the
+module compute; so threads and tasks that share one model each have their own adapter, and switching moves nothing.
+The module tree, its parameters, buffers and hooks stay the base's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import nn
+
+    from finetune.interfaces import Update
+
+_MARK = "is_a_point"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answering:
+    """What may answer: full module name -> what is computed in the place of that module's ``forward``."""
+
+    updates: Mapping[str, Update] = field(default_factory=dict, repr=False)
+
+
+PLAIN = Answering()  # the base, unchanged
+
+
+class Points:
+    """The modules of one model that finished adapters reach, and which of them answers where.
+
+    Each context (a thread, an asyncio task) has what its innermost ``using`` block says; where there is none, the
+    ``default`` answers. A module is touched once, for the first adapter that changes it, and is as it was when the
+    last one has gone. All methods may be called by any thread at any time.
+
+    Attributes:
+        default: what answers where no block says otherwise.
+    """
+
+    def __init__(self) -> None:
+        self.default: Answering = PLAIN
+        # One for each model: an adapter of one must not silence that of another, asked inside its block.
+        self._answering: ContextVar[Answering] = ContextVar("finetune_answering")
+        self._reached: dict[str, tuple[nn.Module, Callable[..., Any], Callable[..., Any] | None]] = {}
+        self._users: Counter[str] = Counter()  # module name -> how many adapters reach it
+        self._lock = threading.Lock()
+
+    @property
+    def answering(self) -> Answering:
+        """What answers in the present context."""
+        return self._answering.get(self.default)
+
+    @contextmanager
+    def using(self, answering: Answering) -> Iterator[None]:
+        """Has something else answer inside the block, in this context alone; its modules must have been added."""
+        token = self._answering.set(answering)
+        try:
+            yield
+        finally:
+            self._answering.reset(token)
+
+    def add(self, updates: Mapping[str, Update]) -> None:
+        """Reaches the modules of one more adapter; what answers does not change."""
+        with self._lock:
+            for name, update in updates.items():
+                if not self._users[name]:
+                    self._reach(name, update.module)
+                self._users[name] += 1
+
+    def remove(self, updates: Mapping[str, Update]) -> None:
+        """Leaves the modules of an adapter that was added and does not answer anywhere any more."""
+        with self._lock:
+            for name in updates:
+                self._users[name] -= 1
+                if not self._users[name]:
+                    del self._users[name]
+                    self._leave(name)
+
+    def _reach(self, name: str, module: nn.Module) -> None:
+        inner, before = module.forward, vars(module).get("forward")
+        get = self._answering.get
+
+        @wraps(inner)  # generate() reads the signature of the model's
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            update = get(self.default).updates.get(name)
+            return inner(*args, **kwargs) if update is None else update(inner, *args, **kwargs)
+
+        setattr(forward, _MARK, True)
+        vars(module)["forward"] = forward
+        self._reached[name] = (module, forward, before)
+
+    def _leave(self, name: str) -> None:
+        module, forward, before = self._reached.pop(name)
+        if vars(module).get("forward") is not forward:
+            return  # something was put over it meanwhile, and calls it: without users it only passes on
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before
+
+
+def reached(model: nn.Module) -> list[str]:
+    """Returns the names of the modules that finished adapters reach."""
+    return [name for name, module in model.named_modules() if hasattr(vars(module).get("forward"), _MARK)]

@@ -1,0 +1,154 @@
+"""How a tuned prompt gets into the rows of a batch: while it trains, and finished."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from finetune.errors import AdapterError, MethodError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from finetune.batch import Placeholders
+
+CHILD = "tuned_prompt"  # of the input embedding, while it trains
+
+
+class Frame(NamedTuple):
+    """What a forward of the whole model says of the rows that its embedding looks up."""
+
+    begins: bool = True  # whether they are read from the first token on
+    mask: Any = None  # attention mask [B, T]
+
+    @classmethod
+    def of(cls, kwargs: Mapping[str, Any]) -> Frame:
+        """Returns what the arguments of a forward say."""
+        cache = kwargs.get("past_key_values")
+        return cls(cache is None or int(cache.get_seq_length()) == 0, kwargs.get("attention_mask"))
+
+
+class TrainedPrompt(nn.Module):
+    """The prompt [N, D] that trains, kept below the input embedding, and the hooks that put it into the rows."""
+
+    def __init__(self, model: PreTrainedModel, embedding: nn.Module, prompt: nn.Parameter, places: Placeholders):
+        super().__init__()
+        self.prompt, self.places, self.on = prompt, places, True
+        self._frame = Frame()
+        self._embedding = [embedding]  # in a list, so that it does not become a child of its own child
+        self._handles = [
+            model.register_forward_pre_hook(self._note, with_kwargs=True),
+            model.register_forward_hook(self._forget, always_call=True),
+            embedding.register_forward_hook(self._fill),
+        ]
+        embedding.add_module(CHILD, self)
+
+    def leave(self) -> None:
+        """Takes the prompt and its hooks out of the model."""
+        for handle in self._handles:
+            handle.remove()
+        del self._embedding[0]._modules[CHILD]
+
+    def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._frame = Frame.of(kwargs)
+
+    def _forget(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._frame = Frame()
+
+    def _fill(self, embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not self.on:
+            return output
+        # Training makes its own rows, and waits for the device only where it must.
+        return fill(args[0], output, self.prompt, self.places, self._frame, check=not self.training)
+
+
+# Of the forward that runs in this context.
+_FRAME: ContextVar[Frame] = ContextVar("finetune_frame", default=Frame())  # noqa: B039
+
+
+class FrameUpdate:
+    """Lets the input embedding know, while the model runs, what its forward was given.
+
+    Args:
+        module: the model.
+    """
+
+    num_bytes = 0
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Returns what the model does."""
+        token = _FRAME.set(Frame.of(kwargs))
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            _FRAME.reset(token)
+
+    def merging(self, name: str) -> Callable[[], None]:
+        """Returns what changes nothing."""
+        return lambda: None
+
+
+class PromptUpdate:
+    """A finished prompt in the rows of the input embedding.
+
+    Args:
+        module: the input embedding.
+        prompt: fp32 [N, D].
+        places: the ids it stands at.
+    """
+
+    def __init__(self, module: nn.Module, prompt: Tensor, places: Placeholders):
+        self.module, self.prompt, self.places = module, prompt, places
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return self.prompt.nbytes
+
+    def __call__(self, inner: Callable[..., Tensor], ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns [B, T, D] for ids [B, T]."""
+        output = inner(ids, *args, **kwargs)
+        return fill(ids, output, self.prompt, self.places, _FRAME.get(), check=True)
+
+    def merging(self, name: str) -> Callable[[], None]:
+        """Raises MethodError: no weight can hold a prompt."""
+        raise MethodError("a tuned prompt cannot be merged: it stands in the rows, not in the weights")
+
+
+def fill(ids: Tensor, output: Tensor, prompt: Tensor, places: Placeholders, frame: Frame, *, check: bool) -> Tensor:
+    """Replaces the embeddings of each row's placeholders; later steps of a generation have none.
+
+    Args:
+        ids: what was looked up, [B, T].
+        output: what was found, [B, T, D].
+        prompt: [N, D].
+        places: the ids that it replaces.
+        frame: of the forward.
+        check: whether rows without placeholders are refused, for which the device must be waited for.
+
+    Raises:
+        AdapterError: a row has no place for the prompt.
+    """
+    if not frame.begins or ids.ndim != 2:
+        return output
+    if isinstance(frame.mask, torch.Tensor) and frame.mask.shape == ids.shape:
+        first = frame.mask.int().argmax(dim=1, keepdim=True)  # [B, 1], the first token that is no padding
+    else:
+        first = (ids == places.token_id).int().argmax(dim=1, keepdim=True)
+    columns = first + torch.arange(places.num_virtual_tokens, device=ids.device)  # [B, N]
+    if check and (columns.max() >= ids.shape[1] or (ids.gather(1, columns) != places.token_id).any()):
+        raise AdapterError(
+            f"a row does not begin with the {places.num_virtual_tokens} placeholders of the active prompt: it "
+            "would be answered without it. Make inputs with prompt_batch(), or ask through ask()."
+        )
+    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(columns)
+    return output.index_put((rows, columns), prompt.to(output.dtype).expand(len(ids), -1, -1))

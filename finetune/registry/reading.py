@@ -1,0 +1,67 @@
+"""The files of a published version as bytes, for whoever loads them and needs no folder."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune.adapters.manifest import AdapterManifest, FileEntry
+from finetune.errors import IntegrityError
+from finetune.registry.folders import blob_key, checked, load_manifest, read_manifest
+from finetune.registry.store import ObjectMissing, Store, explain, reading
+from finetune.registry.versions import Version
+
+
+def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
+    """Returns a version's manifest, and what reads one of its files; straight from the store's blobs.
+
+    Raises:
+        IntegrityError: a blob is missing, or is not what its name says; what reads a file raises so too.
+    """
+    with nothing_missing(version.ref):
+        _, manifest = load_manifest(store, version.digest, version.full_name)
+
+    def read(name: str) -> bytes:
+        with nothing_missing(version.ref):
+            entry = manifest.files[name]
+            key = blob_key(entry.sha256)
+            with reading(store, key) as file:
+                return _whole(file, entry, what=key)
+
+    return manifest, read
+
+
+def read_pulled(folder: Path) -> tuple[AdapterManifest, Callable[[str], bytes]]:
+    """Returns the manifest of a folder that was pulled, and what reads one of its files, checked once more."""
+    _, manifest = read_manifest(folder)
+
+    def read(name: str) -> bytes:
+        try:
+            with open(folder / name, "rb") as file:
+                return _whole(file, manifest.files[name], what=str(folder / name))
+        except OSError as error:
+            raise explain(error, folder / name, verb="read") from error
+
+    return manifest, read
+
+
+def _whole(file: BinaryIO, entry: FileEntry, *, what: str) -> bytes:
+    """Returns what is in a file, in one piece: the weights are most of what a load reads."""
+    (data,) = checked([file.read(entry.size + 1)], entry, what=what)
+    return data
+
+
+@contextlib.contextmanager
+def nothing_missing(ref: str) -> Iterator[None]:
+    """Says of a blob that is not there what that means: the registry is damaged.
+
+    Raises:
+        IntegrityError: instead of ``ObjectMissing``.
+    """
+    try:
+        yield
+    except ObjectMissing as error:
+        raise IntegrityError(
+            f"{ref} cannot be pulled, the registry is damaged: {error}. "
+            "See what else is with `finetune registry verify`."
+        ) from None

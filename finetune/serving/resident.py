@@ -1,0 +1,94 @@
+"""An adapter that is ready to answer, and what must be true before it is."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finetune.adapters.base_identity import require_same_base, require_same_processor
+from finetune.adapters.probe import compare
+from finetune.errors import ManifestError
+from finetune.methods.adapter import placeholders, require_expected, updates
+from finetune.methods.points import PLAIN, Answering
+from finetune.recipe import why_impossible
+
+if TYPE_CHECKING:
+    from finetune.adapters.folder import AdapterFolder
+    from finetune.adapters.manifest import AdapterManifest
+    from finetune.adapters.probe import ProbeResult
+    from finetune.batch import Placeholders
+    from finetune.build import Base
+    from finetune.methods.points import Points
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resident(Answering):
+    """One adapter that is ready to answer.
+
+    Attributes:
+        ref: as it was first asked for.
+        digest: SHA-256 of its manifest.
+        manifest: what was true when it was saved.
+        placeholders: what rows must hold for it.
+        probe: how its effect here compares with the one recorded when it was saved.
+        num_bytes: held beside the base.
+    """
+
+    ref: str
+    digest: str
+    manifest: AdapterManifest
+    placeholders: Placeholders | None
+    probe: ProbeResult
+    num_bytes: int
+
+
+def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str, digest: str) -> Resident:
+    """Makes a verified folder resident, after every check that needs the live base; which adapter answers stays.
+
+    Args:
+        base: what it is to answer on.
+        points: of the base.
+        folder: from ``read_folder``.
+        ref: as it was asked for.
+        digest: of its manifest.
+
+    Raises:
+        AdapterError: it does not fit, or does not do what it did; the base is as it was.
+    """
+    manifest = folder.manifest
+    require_same_base(manifest.base, base.identity)
+    require_same_processor(manifest.processor, base.digests)
+    if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
+        raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
+    require_expected(base.model, base.towers, manifest.adapter)
+    found = updates(base.model, manifest.adapter, folder.tensors)
+    points.add(found)
+    try:
+        probe = _probe(base, points, manifest, Answering(updates=found))
+    except BaseException:
+        points.remove(found)
+        raise
+    if probe.verdict == "inconclusive":
+        warnings.warn(
+            f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so it could not be verified "
+            "that it does what it did when it was saved",
+            stacklevel=2,
+        )
+    return Resident(
+        updates=found,
+        ref=ref,
+        digest=digest,
+        manifest=manifest,
+        placeholders=placeholders(manifest.adapter),
+        probe=probe,
+        num_bytes=sum(update.num_bytes for update in found.values()),
+    )
+
+
+def _probe(base: Base, points: Points, manifest: AdapterManifest, candidate: Answering) -> ProbeResult:
+    with points.using(PLAIN):
+        off = base.probe(manifest.probe.seed)
+    with points.using(candidate):
+        on = base.probe(manifest.probe.seed, placeholders(manifest.adapter))
+    return compare(manifest.probe, off, on, dtype=base.model.dtype, quantization=base.quantization)

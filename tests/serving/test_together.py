@@ -1,0 +1,152 @@
+"""A batch whose rows are answered by different adapters says what each would say alone."""
+
+import pytest
+import torch
+
+from finetune.build import load_base
+from finetune.errors import AdapterError, DataError, RowError
+from finetune.example import Example, answer, ask
+from finetune.methods.points import reached
+from finetune.serving.app import VisionLanguageModel
+from tests.matrix import rows
+from tests.serving.adapters import make_adapter
+
+MIXED = ["lora-0", None, "wide lora-1", "lora-1", "lora-0"]
+
+
+@pytest.fixture(scope="module")
+def served(tiny_family, tmp_path_factory):
+    """A model, and adapters by kind and seed, resident."""
+    folder = tmp_path_factory.mktemp("together")
+    base = load_base(str(tiny_family), device="cpu")
+    vlm = VisionLanguageModel(base)
+    kinds = [("lora", 0), ("lora", 1), ("wide lora", 1)]
+    made = {f"{kind}-{i}": make_adapter(base, kind, folder / f"{kind}-{i}", seed=i) for kind, i in kinds}
+    return vlm, {name: vlm.add(folder) for name, folder in made.items()}
+
+
+def pictures_per_row(counts):
+    """Rows with so many pictures each."""
+    shown = [picture for row in rows(4) for picture in row.images]
+    return [
+        Example(
+            id=str(i),
+            messages=[*ask("Is it red or blue?" if i % 2 else "What?", num_images=n), answer("red")],
+            images=shown[i % 2 : i % 2 + n],
+            answers=["red"],
+        )
+        for i, n in enumerate(counts)
+    ]
+
+
+@torch.inference_mode()
+def logits(vlm, batch):
+    return vlm.base.family.outputs(vlm.model, batch.inputs)
+
+
+def test_every_row_has_the_logits_of_its_own_adapter(served):
+    vlm, residents = served
+    batch = vlm.prompt_batch(pictures_per_row([2, 0, 1, 0, 1])).to(vlm.model.device, vlm.model.dtype)
+    refs = [residents[name] if name else None for name in MIXED]
+    with vlm.switcher.mixing(refs):
+        found = logits(vlm, batch)
+    said = []
+    for row, ref in enumerate(refs):
+        with vlm.using(ref):
+            wanted = logits(vlm, batch)[row]
+        assert torch.allclose(found[row], wanted, atol=1e-5, rtol=1e-5), row
+        said.append(wanted)
+    assert len({one[-1].sum().item() for one in said}) == len(said)  # no two rows would say the same
+
+
+def test_beams_of_a_row_have_its_adapter(served):
+    vlm, residents = served
+    batch = vlm.prompt_batch(pictures_per_row([1, 1, 1])).to(vlm.model.device, vlm.model.dtype)
+    refs = [residents["lora-0"], residents["wide lora-1"], None]
+
+    def beams():
+        return vlm.model.generate(**batch.inputs, max_new_tokens=4, min_new_tokens=4, num_beams=3, do_sample=False)
+
+    with vlm.switcher.mixing(refs):
+        found = beams()
+    for row, ref in enumerate(refs):
+        with vlm.using(ref):
+            assert torch.equal(beams()[row], found[row])
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory):
+    """A small model with an adapter of each kind; none is resident."""
+    from tests.tiny import FAMILIES
+
+    folder = tmp_path_factory.mktemp("kinds")
+    base = load_base(str(FAMILIES["smolvlm"](folder / "base")), device="cpu")
+    kinds = ["lora", "wide lora", "patterns", "dora", "prompt", "overrides", "everything"]
+    return VisionLanguageModel(base), [make_adapter(base, kind, folder / kind, seed=1, name=kind[:4]) for kind in kinds]
+
+
+def test_whatever_is_asked_together_is_answered_as_if_alone(every_kind, monkeypatch):
+    vlm, adapters = every_kind
+    refs = [*adapters, None, *adapters[:2]]
+    images = [row.images[0] for row in rows(len(refs))]
+    images[3], images[8] = None, [images[8], images[1]]
+    questions = ["What color is it?", "Is it red or blue?"] * len(refs)
+    alone = []
+    for ref, image, question in zip(refs, images, questions, strict=False):
+        with vlm.using(ref):
+            alone.append(vlm.ask(image, question))
+    sizes = []
+    generate = vlm.model.generate
+    monkeypatch.setattr(
+        vlm.model, "generate", lambda **kw: sizes.append(len(kw["input_ids"])) or generate(**kw), raising=False
+    )
+    assert vlm.ask_batch(images, questions[: len(refs)], adapters=refs) == alone
+    assert sizes == [5, 1, 1, 1, 1, 1], "LoRA on the language tower and the base share; the others do not"
+    assert vlm.adapter is None
+    with vlm.using(adapters[4]):
+        assert vlm.ask_batch(images[:1], questions[:1])[0] == vlm.ask(images[0], questions[0])
+
+
+def test_answers_of_other_lengths_do_not_share(every_kind, monkeypatch):
+    vlm, adapters = every_kind
+    short, long = (vlm.add(adapter) for adapter in adapters[:2])
+    object.__setattr__(short.manifest.prompt.generation, "max_new_tokens", 3)
+    sizes = []
+    generate = vlm.model.generate
+    monkeypatch.setattr(
+        vlm.model, "generate", lambda **kw: sizes.append(kw["max_new_tokens"]) or generate(**kw), raising=False
+    )
+    vlm.ask_batch([None] * 3, ["What?"] * 3, adapters=[short, long, short])
+    assert sorted(sizes) == [3, 16]
+    vlm.remove(short)
+
+
+def test_what_cannot_share_is_refused(every_kind):
+    vlm, adapters = every_kind
+    with pytest.raises(AdapterError, match="cannot share a batch with other adapters: only LoRA on the language tower"):
+        with vlm.switcher.mixing([adapters[0], adapters[4]]):
+            pass
+
+
+def test_an_input_of_other_rows_is_refused(every_kind):
+    vlm, adapters = every_kind
+    batch = vlm.prompt_batch(rows(3))
+    with vlm.switcher.mixing([adapters[0], None]):
+        with pytest.raises(AdapterError, match=r"was given \[3, \d+, \d+\], which is not 2 rows of one adapter each"):
+            logits(vlm, batch)
+
+
+def test_lists_of_different_lengths_are_refused(every_kind):
+    vlm, adapters = every_kind
+    with pytest.raises(DataError, match="given 1 images, 2 questions and 2 adapters; it takes one of each"):
+        vlm.ask_batch([None], ["a", "b"], adapters=[None, None])
+
+
+def test_a_broken_picture_is_named_and_nothing_is_left(every_kind):
+    vlm, adapters = every_kind
+    with pytest.raises(RowError, match="question 1"):
+        vlm.ask_batch([None, b"no picture"], ["a", "b"], adapters=[adapters[0], adapters[1]])
+    assert vlm.adapter is None
+    for resident in vlm.switcher.residents:
+        vlm.remove(resident)
+    assert not reached(vlm.model)
