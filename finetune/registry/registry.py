@@ -26,18 +26,20 @@ class AdapterRegistry:
     long: it remembers how far each log went.
 
     Attributes:
-        location: the folder.
+        location: the folder, or the URL.
         store: the bytes below it.
     """
 
     def __init__(self, location: str | Path | None = None) -> None:
-        """Opens a registry; the folder is made by the first publish.
+        """Opens a registry; it is made by the first publish.
 
         Args:
-            location: the folder; None for ``default_location()``.
+            location: a folder, ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise (credentials and endpoint
+                come from the environment, as obstore reads them), or ``memory://`` for one that ends with this
+                object; None for ``default_location()``.
 
         Raises:
-            StoreError: the location is a URL.
+            StoreError: there is no such kind of location, or what it needs is missing.
         """
         self.location = str(location or default_location())
         self.store = open_store(self.location)

@@ -20,7 +20,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     common.add_argument(
         "--registry",
         metavar="LOCATION",
-        help="folder of the registry (default: $FINETUNE_REGISTRY, or ~/.finetune/registry)",
+        help="folder of the registry, or s3://, gs:// or az:// with bucket and prefix (default: $FINETUNE_REGISTRY, "
+        "or ~/.finetune/registry)",
     )
     common.add_argument("--json", action="store_true", help="print one JSON value instead of text")
 
