@@ -7,19 +7,16 @@ two writers can never both believe that they succeeded.
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from finetune.errors import ConflictError, FinetuneError, IntegrityError, StoreError
 from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, hint_key, log_key, split_log_key
-from finetune.registry.store import AlreadyExists, ObjectMissing, Store, exists, read_all
+from finetune.registry.newest import HINT_EVERY, find_newest
+from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 
 MAX_ATTEMPTS = 100
 FIRST_PAUSE = 0.002  # seconds; doubled at each lost race
 LONGEST_PAUSE = 0.5  # seconds
-# The newest entry is looked for this many entries on, and each writer of a multiple of it leaves a hint.
-NEAR = 16
-# And then in these steps, so that 16,000 entries without a hint take 17 looks.
-FAR = [1 << power for power in range(14, 40, 4)]
 
 
 class Log:
@@ -46,11 +43,7 @@ class Log:
             ObjectMissing: it does not exist.
             IntegrityError: it is damaged.
         """
-        key = self.key(seq)
-        commit = Commit.parse(read_all(self.store, key, max_bytes=MAX_COMMIT_BYTES), source=key)
-        if commit.seq != seq:
-            raise IntegrityError(f"{key}: it says that it is entry {commit.seq}")
-        return commit
+        return self._parse(seq, read_all(self.store, self.key(seq), max_bytes=MAX_COMMIT_BYTES))
 
     def head(self) -> Commit | None:
         """Returns the newest entry, or None when there is none.
@@ -58,11 +51,11 @@ class Log:
         Raises:
             IntegrityError: an entry that this process has seen is gone.
         """
-        seq = self._last_seq()
+        seq, raw = find_newest(self._fetch, self._read_hint, self.known)
         if seq == 0:
             return None
         try:
-            commit = self.read(seq)
+            commit = self.read(seq) if raw is None else self._parse(seq, raw)
         except ObjectMissing:
             raise IntegrityError(
                 f"{self.key(seq)}: it was there before and is gone; entries of a log are never deleted"
@@ -70,35 +63,19 @@ class Log:
         self.known = seq
         return commit
 
-    def _last_seq(self) -> int:
-        # Entries have no gaps, so "exists" is true up to the newest and false after it.
-        there, missing = self._climb(self.known, [1, NEAR])
-        if missing is None:
-            hint = self._read_hint()
-            if hint > there and exists(self.store, self.key(hint)):
-                there, missing = self._climb(hint, [NEAR])
-        if missing is None:
-            there, missing = self._climb(there, FAR)
-        if missing is None:
-            raise IntegrityError(f"{self.key(there)}: a log has no entry of that number")
-        while missing - there > 1:
-            middle = (there + missing) // 2
-            if exists(self.store, self.key(middle)):
-                there = middle
-            else:
-                missing = middle
-        return there
+    def _fetch(self, seq: int) -> bytes | None:
+        try:
+            return read_all(self.store, self.key(seq), max_bytes=MAX_COMMIT_BYTES)
+        except ObjectMissing:
+            return None
 
-    def _climb(self, there: int, steps: Iterable[int]) -> tuple[int, int | None]:
-        """Returns the last entry found by going on in ``steps``, and the first one missed; None when there was none."""
-        for step in steps:
-            if not exists(self.store, self.key(there + step)):
-                return there, there + step
-            there += step
-        return there, None
+    def _parse(self, seq: int, raw: bytes) -> Commit:
+        commit = Commit.parse(raw, source=self.key(seq))
+        if commit.seq != seq:
+            raise IntegrityError(f"{self.key(seq)}: it says that it is entry {commit.seq}")
+        return commit
 
     def _read_hint(self) -> int:
-        # It may be behind, lost or wrong: whatever it says is asked of the log itself.
         with contextlib.suppress(StoreError, IntegrityError):
             raw = read_all(self.store, hint_key(self.namespace, self.name), max_bytes=12)
             return int(raw) if raw.isdigit() else 0
@@ -132,7 +109,7 @@ class Log:
             entry = self._create(commit)
             self.known = entry.seq
             if entry.txn == commit.txn:
-                if entry.seq % NEAR == 0:
+                if entry.seq % HINT_EVERY == 0:
                     self._write_hint(entry.seq)
                 return entry
             time.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)))
