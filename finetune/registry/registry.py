@@ -10,6 +10,7 @@ from finetune.errors import AdapterReferenceError, IntegrityError, NotFoundError
 from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit
+from finetune.registry.doctor import check_create
 from finetune.registry.finding import check_exists, find, version_before
 from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
@@ -259,7 +260,12 @@ class AdapterRegistry:
         return log
 
     def _open(self, *, create: bool = False) -> bool:
-        self._is_registry = self._is_registry or is_registry(self.store, create=create)
+        self._is_registry = self._is_registry or is_registry(self.store)
+        if create and not self._is_registry:
+            # Servers that take a create for a plain write are many; a folder's links cannot be anything else.
+            if "://" in self.location:
+                check_create(self.store)
+            self._is_registry = is_registry(self.store, create=True)
         return self._is_registry
 
     def _log(self, ref: AdapterRef) -> Log:
