@@ -5,6 +5,7 @@ Nothing here imports torch, so that the registry commands answer at once.
 
 from finetune.registry.admin import VerifyReport, verify
 from finetune.registry.commits import Commit
+from finetune.registry.doctor import Finding, diagnose
 from finetune.registry.location import default_cache, default_location
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.versions import Version
@@ -12,9 +13,11 @@ from finetune.registry.versions import Version
 __all__ = [
     "AdapterRegistry",
     "Commit",
+    "Finding",
     "VerifyReport",
     "Version",
     "default_cache",
     "default_location",
+    "diagnose",
     "verify",
 ]

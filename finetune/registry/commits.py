@@ -32,6 +32,11 @@ def log_key(namespace: str, name: str, seq: int) -> str:
     return f"names/{namespace}/{name}/log/{seq:012d}.json"
 
 
+def hint_key(namespace: str, name: str) -> str:
+    """Returns the key of the number of an entry that is not far from the newest, as a hint and no more."""
+    return f"names/{namespace}/{name}/hint"
+
+
 def split_log_key(key: str) -> tuple[str, str, int] | None:
     """Returns namespace, name and sequence number, or None when ``key`` is no entry of a log."""
     match = _LOG_KEY.fullmatch(key)

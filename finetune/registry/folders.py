@@ -22,7 +22,7 @@ from finetune.adapters.manifest import (
     sha256_hex,
 )
 from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreError
-from finetune.registry.store import AlreadyExists, Store, chunks, explain, read_all, reading
+from finetune.registry.store import ObjectMissing, Store, chunks, explain, read_all, reading
 
 _ELSEWHERE = " (--into or FINETUNE_CACHE)"
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -153,13 +153,13 @@ def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest
 def _put_blob(store: Store, entry: FileEntry, data: bytes | Iterable[bytes]) -> None:
     key = blob_key(entry.sha256)
     try:
-        store.put(key, data, mode="create")
-    except AlreadyExists:
         size = store.head(key).size
-        if size != entry.size:
-            raise IntegrityError(
-                f"{key} is damaged: {size} bytes instead of {entry.size}. Delete it and publish again."
-            ) from None
+    except ObjectMissing:
+        # Not created: a bucket would take that in one piece only, and who else writes it writes the same bytes.
+        store.put(key, data, mode="overwrite")
+        return
+    if size != entry.size:
+        raise IntegrityError(f"{key} is damaged: {size} bytes instead of {entry.size}. Delete it and publish again.")
 
 
 def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, AdapterManifest]:

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune.adapters.manifest import canonical_json, strict_json
 from finetune.errors import IntegrityError, ManifestError, RegistryError, StoreError
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 from finetune.registry.stores.local import LocalStore
+from finetune.registry.stores.memory import MemoryStore
 
 REGISTRY_KEY = "registry.json"
 FORMAT = 1
@@ -30,16 +32,47 @@ def default_cache() -> Path:
 
 
 def open_store(location: str) -> Store:
-    """Returns the store at a location.
+    """Returns the store at a location: a folder, or a URL of one of the kinds in ``_OPENERS``.
 
     Raises:
-        StoreError: nothing here can open such a location.
+        StoreError: nothing here can open such a location, or the extra package for it is missing.
     """
-    if "://" in location:
+    scheme, is_url, _ = location.partition("://")
+    if not is_url:
+        if location.partition(":/")[0] in _OPENERS:
+            raise StoreError(f"{location!r} was a URL, but lost a '/': give it as a string, not as a Path.")
+        return LocalStore(location)
+    if scheme not in _OPENERS:
+        known = ", ".join(f"{name}://" for name in _OPENERS)
+        raise StoreError(f"{location!r} is no place for a registry: give a folder, or a URL that begins with {known}.")
+    return _OPENERS[scheme](location)
+
+
+def _open_bucket(location: str) -> Store:
+    # Imported here, as it is an extra, and takes time that a folder does not need.
+    try:
+        from finetune.registry.stores.object_store import ObjectStore
+    except ModuleNotFoundError as error:
+        if error.name != "obstore":
+            raise
         raise StoreError(
-            f"{location!r}: only folders are supported as registries. Give a path such as ~/.finetune/registry."
-        )
-    return LocalStore(location)
+            f"{location!r} needs obstore, which is not installed: pip install 'finetune-vlm[object-store]'"
+        ) from None
+    return ObjectStore(location)
+
+
+def _open_memory(location: str) -> Store:
+    if location != "memory://":
+        raise StoreError(f"{location!r}: a registry in memory has no name, as it cannot be opened twice: memory://")
+    return MemoryStore()
+
+
+_OPENERS: dict[str, Callable[[str], Store]] = {
+    "s3": _open_bucket,
+    "gs": _open_bucket,
+    "az": _open_bucket,
+    "memory": _open_memory,
+}
 
 
 def is_registry(store: Store, *, create: bool = False) -> bool:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from finetune.errors import ConflictError, FinetuneError, IntegrityError, StoreError
-from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, log_key, split_log_key
-from finetune.registry.store import AlreadyExists, ObjectMissing, Store, exists, read_all
+from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, hint_key, log_key, split_log_key
+from finetune.registry.newest import HINT_EVERY, find_newest
+from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 
 MAX_ATTEMPTS = 100
 FIRST_PAUSE = 0.002  # seconds; doubled at each lost race
@@ -42,11 +43,7 @@ class Log:
             ObjectMissing: it does not exist.
             IntegrityError: it is damaged.
         """
-        key = self.key(seq)
-        commit = Commit.parse(read_all(self.store, key, max_bytes=MAX_COMMIT_BYTES), source=key)
-        if commit.seq != seq:
-            raise IntegrityError(f"{key}: it says that it is entry {commit.seq}")
-        return commit
+        return self._parse(seq, read_all(self.store, self.key(seq), max_bytes=MAX_COMMIT_BYTES))
 
     def head(self) -> Commit | None:
         """Returns the newest entry, or None when there is none.
@@ -54,11 +51,11 @@ class Log:
         Raises:
             IntegrityError: an entry that this process has seen is gone.
         """
-        seq = self._last_seq()
+        seq, raw = find_newest(self._fetch, self._read_hint, self.known)
         if seq == 0:
             return None
         try:
-            commit = self.read(seq)
+            commit = self.read(seq) if raw is None else self._parse(seq, raw)
         except ObjectMissing:
             raise IntegrityError(
                 f"{self.key(seq)}: it was there before and is gone; entries of a log are never deleted"
@@ -66,19 +63,27 @@ class Log:
         self.known = seq
         return commit
 
-    def _last_seq(self) -> int:
-        # Entries have no gaps, so "exists" is true up to the newest and false after it.
-        there, step = self.known, 1
-        while exists(self.store, self.key(there + step)):
-            there, step = there + step, step * 2
-        missing = there + step
-        while missing - there > 1:
-            middle = (there + missing) // 2
-            if exists(self.store, self.key(middle)):
-                there = middle
-            else:
-                missing = middle
-        return there
+    def _fetch(self, seq: int) -> bytes | None:
+        try:
+            return read_all(self.store, self.key(seq), max_bytes=MAX_COMMIT_BYTES)
+        except ObjectMissing:
+            return None
+
+    def _parse(self, seq: int, raw: bytes) -> Commit:
+        commit = Commit.parse(raw, source=self.key(seq))
+        if commit.seq != seq:
+            raise IntegrityError(f"{self.key(seq)}: it says that it is entry {commit.seq}")
+        return commit
+
+    def _read_hint(self) -> int:
+        with contextlib.suppress(StoreError, IntegrityError):
+            raw = read_all(self.store, hint_key(self.namespace, self.name), max_bytes=12)
+            return int(raw) if raw.isdigit() else 0
+        return 0
+
+    def _write_hint(self, seq: int) -> None:
+        with contextlib.suppress(StoreError):
+            self.store.put(hint_key(self.namespace, self.name), b"%d" % seq, mode="overwrite")
 
     def append(self, make: Callable[[Commit | None], Commit]) -> Commit:
         """Adds the entry that ``make`` builds upon the newest one.
@@ -104,6 +109,8 @@ class Log:
             entry = self._create(commit)
             self.known = entry.seq
             if entry.txn == commit.txn:
+                if entry.seq % HINT_EVERY == 0:
+                    self._write_hint(entry.seq)
                 return entry
             time.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)))
         raise ConflictError(
@@ -134,18 +141,27 @@ class Log:
         """
         if head.op == "publish" and head.version == version:
             return head
-        # No entry publishes more than one version, so version n is not before entry n; versions never fall.
-        low, high = version, head.seq
-        while low < high:
-            middle = (low + high) // 2
-            if self.read(middle).version >= version:
-                high = middle
+        # Entries known to stand before the wanted one, and after it, each with the version that was newest there.
+        # No entry publishes more than one version, which leaves little between them where most entries publish.
+        low, low_version = 0, 0
+        high, high_version = head.seq, head.version
+        guess_by_share = True
+        while (first := low + version - low_version) <= (last := high - (high_version - version)):
+            # By the share of publishes so far, which is soon there in an even log; halving bounds it in any other.
+            share = (high - low) / max(1, high_version - low_version)
+            guess = low + round((version - low_version) * share) if guess_by_share else (first + last) // 2
+            guess_by_share = not guess_by_share
+            commit = self.read(min(max(guess, first), last))
+            publishes = commit.op == "publish"
+            if publishes and commit.version == version:
+                return commit
+            if commit.version < version:
+                low, low_version = commit.seq, commit.version
             else:
-                low = middle + 1
-        commit = self.read(low)
-        if commit.version != version or commit.op != "publish":
-            raise IntegrityError(f"{self.key(low)}: it should publish version {version}, and does not")
-        return commit
+                high, high_version = commit.seq - 1, commit.version - publishes
+        raise IntegrityError(
+            f"{self.key(max(first, 1))}: version {version} should be published here or before, and is not"
+        )
 
     def find_digest(self, digest: str, head: Commit) -> Commit | None:
         """Returns the entry of the newest version with this manifest, or None; reads from ``head`` back."""

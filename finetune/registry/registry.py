@@ -10,6 +10,7 @@ from finetune.errors import AdapterReferenceError, NotFoundError
 from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit
+from finetune.registry.doctor import check_create
 from finetune.registry.finding import check_exists, find, version_before
 from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
@@ -27,18 +28,20 @@ class AdapterRegistry:
     long: it remembers how far each log went.
 
     Attributes:
-        location: the folder.
+        location: the folder, or the URL.
         store: the bytes below it.
     """
 
     def __init__(self, location: str | Path | None = None) -> None:
-        """Opens a registry; the folder is made by the first publish.
+        """Opens a registry; it is made by the first publish.
 
         Args:
-            location: the folder; None for ``default_location()``.
+            location: a folder, ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise (credentials and endpoint
+                come from the environment, as obstore reads them), or ``memory://`` for one that ends with this
+                object; None for ``default_location()``.
 
         Raises:
-            StoreError: the location is a URL.
+            StoreError: there is no such kind of location, or what it needs is missing.
         """
         self.location = str(location or default_location())
         self.store = open_store(self.location)
@@ -274,7 +277,12 @@ class AdapterRegistry:
         return log
 
     def _open(self, *, create: bool = False) -> bool:
-        self._is_registry = self._is_registry or is_registry(self.store, create=create)
+        self._is_registry = self._is_registry or is_registry(self.store)
+        if create and not self._is_registry:
+            # Servers that take a create for a plain write are many; a folder's links cannot be anything else.
+            if "://" in self.location:
+                check_create(self.store)
+            self._is_registry = is_registry(self.store, create=True)
         return self._is_registry
 
     def _log(self, ref: AdapterRef) -> Log:

@@ -1,10 +1,16 @@
 import hashlib
+import os
+import uuid
 from pathlib import Path
 
 import pytest
 
 from finetune.adapters.manifest import AdapterManifest
 from finetune.registry import AdapterRegistry
+from tests.servers.azurite import Absent, azurite
+
+SERVERS = ["azurite", pytest.param("ceph", marks=pytest.mark.ceph)]
+EVERYWHERE = ["local", "memory", *SERVERS]
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +94,31 @@ def make_adapter(tmp_path):
 @pytest.fixture
 def registry(tmp_path) -> AdapterRegistry:
     return AdapterRegistry(tmp_path / "registry")
+
+
+@pytest.fixture(scope="session")
+def azurite_environment(tmp_path_factory):
+    """The environment by which a server is found that runs as long as the tests do, with the container ``tests``."""
+    try:
+        with azurite("tests", tmp_path_factory.mktemp("azurite") / "log") as environment:
+            yield environment
+    except Absent as absent:
+        # Where it must be, as in .ci/run, a test that is left out is a test that failed.
+        (pytest.fail if os.environ.get("FINETUNE_REQUIRE_AZURITE") else pytest.skip)(str(absent))
+
+
+@pytest.fixture(params=EVERYWHERE)
+def location(request, tmp_path, monkeypatch):
+    """An empty place of each kind, or of those that a test names (``indirect``)."""
+    kind = request.param
+    if kind == "local":
+        return str(tmp_path / "deep" / "store")
+    if kind == "memory":
+        return "memory://"
+    if kind == "azurite":
+        for name, value in request.getfixturevalue("azurite_environment").items():
+            monkeypatch.setenv(name, value)
+        return f"az://tests/{uuid.uuid4().hex}/registry"
+    if "FINETUNE_CEPH" not in os.environ:
+        pytest.skip("no Ceph here: tests/servers/ceph.sh starts one and runs these tests")
+    return f"{os.environ['FINETUNE_CEPH']}/{uuid.uuid4().hex}/registry"

@@ -155,8 +155,8 @@ def test_errors_are_for_the_caller_to_print(finetune, make_adapter):
     finetune("publish", make_adapter())
     with pytest.raises(ConflictError, match="expected to stand for version 3, but stands for none"):
         finetune("alias", "medical/brain-mri", "prod", "1", "--expect", "3")
-    with pytest.raises(FinetuneError, match="only folders are supported"):
-        finetune("list", location="s3://bucket")
+    with pytest.raises(FinetuneError, match="'ftp://bucket' is no place for a registry: give a folder, or"):
+        finetune("list", location="ftp://bucket")
 
 
 def test_an_empty_registry_says_what_to_do(finetune, registry):

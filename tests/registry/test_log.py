@@ -84,8 +84,7 @@ def test_the_head_is_found_from_every_starting_point(store, log):
             asked.clear()
             assert reader.head() == newest
             assert reader.known == length
-            assert asked.count("head") <= 2 * (length - known + 1).bit_length()
-            assert asked.count("get") == 1
+            assert set(asked) == {"get"}
 
 
 def test_an_entry_that_was_seen_and_is_gone_is_an_error(log):
@@ -119,10 +118,11 @@ def test_versions_are_found_among_aliases(log):
 def test_the_head_alone_tells_its_own_version(store):
     Log(store, "medical", "brain").append(publishing())
     newest = Log(store, "medical", "brain").append(publishing())
-    asked.clear()
     log = Log(Interfering(store, before=note), "medical", "brain")
-    assert log.find_version(2, log.head()) == newest
-    assert asked.count("get") == 1
+    head = log.head()
+    asked.clear()
+    assert log.find_version(2, head) == newest
+    assert asked == []
 
 
 def test_whoever_is_second_goes_on_from_the_first(store, log, monkeypatch):

@@ -123,9 +123,33 @@ def test_locations(monkeypatch, tmp_path):
     monkeypatch.setenv("FINETUNE_CACHE", "~/there")
     assert AdapterRegistry().location == default_location() == "/somewhere"
     assert default_cache() == tmp_path / "home" / "there" / "adapters"
-    for url in ("s3://bucket/registry", "file:///tmp/x", "gs://x"):
-        with pytest.raises(StoreError, match=f"'{url}': only folders are supported as registries. Give a path"):
-            AdapterRegistry(url)
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        (
+            "file:///tmp/x",
+            "no place for a registry: give a folder, or a URL that begins with s3://, gs://, az://, memory",
+        ),
+        ("S3://bucket", "no place for a registry: give a folder, or a URL"),
+        (Path("s3://bucket/registry"), "'s3:/bucket/registry' was a URL, but lost a '/': give it as a string"),
+        ("memory://mine", "a registry in memory has no name"),
+        ("s3://", "no place for a registry: write s3://bucket, or s3://bucket/team/registry with parts of a-z"),
+        ("gs://bucket/../x", "no place for a registry: write gs://bucket, or gs://bucket/team/registry"),
+        ("az://bucket/a b", "no place for a registry: write az://bucket"),
+    ],
+)
+def test_what_is_no_location_says_what_is(location, message):
+    with pytest.raises(StoreError, match=message):
+        AdapterRegistry(location)
+
+
+def test_a_missing_extra_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "finetune.registry.stores.object_store", raising=False)
+    with pytest.raises(StoreError, match=r"needs obstore, which is not installed: pip install 'finetune-vlm\[object"):
+        AdapterRegistry("s3://bucket/registry")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +184,7 @@ def test_nothing_heavy_is_imported():
     code = """
 import sys
 import finetune.registry, finetune.registry.commands, finetune.adapters.reference
-print(sorted({"torch", "transformers", "datasets", "peft", "accelerate", "numpy"} & set(sys.modules)))
+print(sorted({"torch", "transformers", "datasets", "peft", "accelerate", "numpy", "obstore"} & set(sys.modules)))
 """
     assert _python(code) == "[]"
 

@@ -1,25 +1,21 @@
-"""What every store promises, and then what the local one does when the disk does not play along."""
+"""What every store promises, over each of them: a folder, memory, and real servers."""
 
-import builtins
-import errno
-import os
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from finetune.errors import IntegrityError, StoreError
-from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, exists, is_key, read_all
-from finetune.registry.stores.local import LocalStore
-from tests.registry.faulty import Killed
+from finetune.registry.location import open_store
+from finetune.registry.store import AlreadyExists, ObjectMissing, exists, is_key, read_all
 
-STORES = {"local": lambda tmp_path: LocalStore(tmp_path / "deep" / "store")}
 KEY = "names/medical/brain/log/000000000001.json"
 
 
-@pytest.fixture(params=STORES)
-def store(request, tmp_path):
-    return STORES[request.param](tmp_path)
+@pytest.fixture
+def store(location):
+    return open_store(location)
 
 
 def _get(store, key):
@@ -35,7 +31,9 @@ def test_what_is_put_is_got(store):
     assert not exists(store, KEY)
     store.put(KEY, b"one")
     assert _get(store, KEY) == b"one"
-    assert store.head(KEY) == ObjectMeta(key=KEY, size=3)
+    about = store.head(KEY)
+    assert (about.key, about.size) == (KEY, 3)
+    assert [(meta.key, meta.size) for meta in store.list()] == [(KEY, 3)]
     assert exists(store, KEY)
 
 
@@ -44,6 +42,36 @@ def test_data_may_come_in_pieces(store):
     assert _get(store, "a/pieces") == b"".join(bytes([n]) * 700_000 for n in range(4))
     store.put("a/empty", iter(()))
     assert store.head("a/empty").size == 0
+
+
+@pytest.mark.parametrize("mode", ["create", "overwrite"])
+def test_large_data_comes_back_as_it_went(store, mode):
+    pieces = [bytes([n]) * 1_000_003 for n in range(20)]
+    store.put("a/large", iter(pieces), mode=mode)
+    assert store.head("a/large").size == 20 * 1_000_003
+    with store.get("a/large") as file:
+        assert file.read(5) == b"\0" * 5
+        assert file.read(1_000_000) == (b"\0" * 999_998 + b"\1\1")
+        assert file.read() == b"".join(pieces)[1_000_005:]
+        assert file.read(1) == b""
+    assert _keys(store) == ["a/large"]
+
+
+def test_an_object_says_when_it_was_written(store):
+    second = timedelta(seconds=1)  # the unit of some servers, which have the clock of this machine here
+    before = datetime.now(UTC) - second
+    store.put(KEY, b"one")
+    (listed,) = store.list("names")
+    for about in (store.head(KEY), listed):
+        assert before <= about.modified <= datetime.now(UTC) + second
+        assert about.modified.utcoffset() == timedelta(0)
+
+
+def test_what_is_open_is_read_whole_whatever_happens_to_its_name(store):
+    store.put(KEY, b"one" * 1000)
+    with store.get(KEY) as file:
+        store.put(KEY, b"two" * 1000, mode="overwrite")
+        assert file.read() == b"one" * 1000
 
 
 def test_create_never_replaces(store):
@@ -78,7 +106,7 @@ def test_list_takes_whole_parts_of_keys(store):
         store.put(key, b"12345")
     assert _keys(store) == ["a/b/two", "a/one", "ab/three", "four"]
     assert _keys(store, "a") == _keys(store, "a/") == ["a/b/two", "a/one"]
-    assert list(store.list("ab")) == [ObjectMeta(key="ab/three", size=5)]
+    assert [(meta.key, meta.size) for meta in store.list("ab")] == [("ab/three", 5)]
     assert _keys(store, "nothing") == []
 
 
@@ -171,179 +199,3 @@ def test_small_objects_are_read_with_a_limit(store):
     assert read_all(store, "a/b", max_bytes=5) == b"12345"
     with pytest.raises(IntegrityError, match="a/b: more than 4 bytes"):
         read_all(store, "a/b", max_bytes=4)
-
-
-# The local store.
-
-
-@pytest.fixture
-def local(tmp_path):
-    return LocalStore(tmp_path / "store")
-
-
-def _fail(monkeypatch, name, number, target=os):
-    def fail(*args, **kwargs):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(target, name, fail)
-
-
-def _visible(store):
-    return [str(path) for path in store.root.rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize(
-    ("function", "number", "advice"),
-    [
-        (
-            "fsync",
-            errno.ENOSPC,
-            "No space left on device. The disk is full: free some space there, or choose another",
-        ),
-        ("fsync", errno.EDQUOT, "Your quota is used up"),
-        ("fsync", errno.EIO, "Check that the disk is connected and healthy"),
-        ("mkdir", errno.EACCES, "Permission denied. Ask its owner for access, or choose another folder"),
-        ("mkdir", errno.EROFS, "It is mounted read-only: choose another folder"),
-        ("mkdir", errno.ENOSPC, "The disk is full"),
-        ("link", errno.ENOSPC, "The disk is full"),
-        ("link", errno.EACCES, "Ask its owner for access"),
-    ],
-)
-def test_a_disk_that_refuses_is_explained_and_nothing_is_visible(monkeypatch, local, function, number, advice):
-    with monkeypatch.context() as patch:
-        _fail(patch, function, number)
-        with pytest.raises(StoreError) as caught:
-            local.put(KEY, b"data")
-    assert str(caught.value).startswith(f"cannot write {local.root / KEY}: ")
-    assert advice in str(caught.value)
-    assert "--registry or FINETUNE_REGISTRY" in str(caught.value) or number == errno.EIO
-    assert caught.value.errno == number
-    assert _visible(local) == []
-    local.put(KEY, b"data")
-    assert _get(local, KEY) == b"data"
-
-
-def test_a_file_that_cannot_be_opened_is_explained(monkeypatch, local):
-    local.put(KEY, b"data")
-    with monkeypatch.context() as patch:
-        _fail(patch, "open", errno.EACCES, builtins)
-        with pytest.raises(StoreError, match="cannot read .*000000000001.json: Permission denied. Ask its owner"):
-            local.get(KEY)
-        with pytest.raises(StoreError, match="cannot write .*other: Permission denied. Ask its owner"):
-            local.put("a/other", b"")
-    with monkeypatch.context() as patch:
-        _fail(patch, "stat", errno.EACCES)
-        with pytest.raises(StoreError, match="cannot read .*000000000001.json: Permission denied"):
-            local.head(KEY)
-    with monkeypatch.context() as patch:
-        _fail(patch, "unlink", errno.EROFS)
-        with pytest.raises(StoreError, match="cannot delete .*000000000001.json: Read-only file system"):
-            local.delete(KEY)
-    with monkeypatch.context() as patch:
-        _fail(patch, "scandir", errno.EACCES)
-        with pytest.raises(StoreError, match="cannot list .*store: Permission denied"):
-            list(local.list())
-
-
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
-def test_a_file_system_without_hard_links_is_refused(monkeypatch, local, number):
-    _fail(monkeypatch, "link", number)
-    with pytest.raises(StoreError, match="this file system has no hard links .* two writers could overwrite"):
-        local.put(KEY, b"data")
-    assert _visible(local) == []
-
-
-def test_a_file_where_the_folder_should_be(tmp_path):
-    (tmp_path / "file").write_text("x")
-    for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StoreError, match="A file stands where a folder is needed"):
-            LocalStore(root).put(KEY, b"data")
-
-
-@pytest.mark.parametrize("function", ["mkdir", "fsync", "link", "unlink"])
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_an_object_is_whole_or_absent_wherever_the_writer_dies(monkeypatch, local, function, moment):
-    real, calls = getattr(os, function), 0
-    for number in range(1, 20):
-        calls, key = 0, f"a{number}/b/c"
-
-        def dying(*args, number=number, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == number and moment == "before":
-                raise Killed
-            out = real(*args, **kwargs)
-            if calls == number:
-                raise Killed
-            return out
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, function, dying)
-            try:
-                local.put(key, b"whole")
-            except Killed:
-                pass
-        assert _keys(local, f"a{number}") in ([], [key])
-        if exists(local, key):
-            assert _get(local, key) == b"whole"
-        else:
-            local.put(key, b"whole")
-        if calls < number:
-            break
-    assert 2 <= number < 19
-
-
-def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(monkeypatch, local):
-    local.put("a/first", b"")
-    steps = []
-    for name in ("fsync", "link", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (steps.append(name), real(*args))[1])
-    local.put("a/b", b"data")
-    folders_up_to_the_root = ["fsync", "fsync"]
-    assert steps == ["fsync", "link", *folders_up_to_the_root]
-    steps.clear()
-    with pytest.raises(AlreadyExists):  # whoever wrote it may have died before it was lasting
-        local.put("a/b", b"data")
-    assert steps == folders_up_to_the_root
-    steps.clear()
-    local.put("a/b", b"data", mode="overwrite")
-    assert steps == ["fsync", "replace", *folders_up_to_the_root]
-
-
-def test_a_file_system_that_cannot_sync_folders_is_borne(monkeypatch, local):
-    real = os.fsync
-
-    def only_files(descriptor):
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", only_files)
-    local.put(KEY, b"data")
-    assert _get(local, KEY) == b"data"
-
-
-def test_what_a_killed_writer_leaves_is_not_listed(local):
-    local.put("a/b", b"data")
-    (local.root / "a" / ".tmp-0123").write_bytes(b"half")
-    (local.root / ".DS_Store").write_bytes(b"")
-    assert _keys(local) == ["a/b"]
-
-
-def test_files_are_readable_as_the_umask_says(local):
-    before = os.umask(0o027)
-    try:
-        local.put("a/b", b"data")
-    finally:
-        os.umask(before)
-    assert (local.root / "a/b").stat().st_mode & 0o777 == 0o640
-
-
-def test_relative_and_home_locations_are_made_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    store = LocalStore("here")
-    monkeypatch.chdir("/")
-    store.put("a/b", b"")
-    assert (tmp_path / "here" / "a" / "b").exists()
-    assert LocalStore("~/there").root == tmp_path / "home" / "there"

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from finetune.registry.commands import admin, daily
+from finetune.registry.commands import admin, daily, doctor
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -20,7 +20,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     common.add_argument(
         "--registry",
         metavar="LOCATION",
-        help="folder of the registry (default: $FINETUNE_REGISTRY, or ~/.finetune/registry)",
+        help="folder of the registry, or s3://, gs:// or az:// with bucket and prefix (default: $FINETUNE_REGISTRY, "
+        "or ~/.finetune/registry)",
     )
     common.add_argument("--json", action="store_true", help="print one JSON value instead of text")
 
@@ -31,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         added.set_defaults(run_verb=verb)
         return added
 
-    for kind in (daily, admin):
+    for kind in (daily, admin, doctor):
         kind.add_verbs(add)
     return parser
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Does what ``finetune registry ...`` asks, and prints the answer.
 
     Returns:
-        The exit code: 0, or 1 when ``verify`` found problems.
+        The exit code: 0, or 1 when ``verify`` found problems, or ``doctor`` that nobody should write here.
 
     Raises:
         FinetuneError: it cannot be done.

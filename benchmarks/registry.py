@@ -1,0 +1,207 @@
+"""How many requests a registry makes of its store, and how long they take where each has its latency.
+
+python -m benchmarks.registry --json registry.json      takes about three minutes on an idle CPU core
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from finetune.adapters.manifest import sha256_hex
+from finetune.registry import AdapterRegistry
+from finetune.registry.commits import Commit, hint_key, log_key
+from finetune.registry.location import is_registry
+from finetune.registry.newest import HINT_EVERY
+from finetune.registry.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from finetune.registry.store import ObjectMeta, Store
+
+NAME = "team/adapter"
+LISTED_AT_ONCE = 1000  # keys that a request to S3 or Google Cloud Storage lists
+MOST_REQUESTS = 20  # wanted of a cold resolve in a log of 10,000 entries
+SUMMARY = {"base": {"model_type": "toy"}, "task": "vqa", "metrics": {"after": {"exact_match": 0.5}}}
+
+
+class CountingStore:
+    """Counts requests to a store, each of which takes ``latency`` seconds more than the store itself does."""
+
+    def __init__(self, store: Store, *, latency: float = 0.0) -> None:
+        self.store, self.latency, self.requests = store, latency, 0
+
+    def _count(self) -> None:
+        self.requests += 1
+        if self.latency:
+            time.sleep(self.latency)
+
+    def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
+        """One request."""
+        self._count()
+        self.store.put(key, data, mode=mode)
+
+    def get(self, key: str) -> BinaryIO:
+        """One request."""
+        self._count()
+        return self.store.get(key)
+
+    def head(self, key: str) -> ObjectMeta:
+        """One request."""
+        self._count()
+        return self.store.head(key)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
+        """A request for each ``LISTED_AT_ONCE`` keys, and one for nothing."""
+        number = 0
+        for number, meta in enumerate(self.store.list(prefix), start=1):
+            if number % LISTED_AT_ONCE == 1:
+                self._count()
+            yield meta
+        if not number:
+            self._count()
+
+    def delete(self, key: str) -> None:
+        """One request."""
+        self._count()
+        self.store.delete(key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolve:
+    """What it took a registry that was just opened to resolve a reference.
+
+    Attributes:
+        names: in the registry.
+        commits: in the log of each name.
+        log: of what entries it is made: ``publish``, or also of moved aliases, ``mixed``.
+        hint: whether the writers' hint is there.
+        ref: what was asked for.
+        requests: to the store.
+        seconds: median of some tries.
+    """
+
+    names: int
+    commits: int
+    log: str
+    hint: bool
+    ref: str
+    requests: int
+    seconds: float
+
+
+def make_log(num_commits: int, *, mixed: bool = False) -> list[bytes]:
+    """Returns the entries of a log, from the first, made as the registry makes them.
+
+    Args:
+        num_commits: how many.
+        mixed: every entry after the first is a publish or a move of ``prod`` back, as a coin falls.
+    """
+    rng, head, raw = random.Random(0), None, []
+    for number in range(1, num_commits + 1):
+        if head is None or not mixed or rng.random() < 0.5:
+            version = 1 if head is None else head.version + 1
+            manifest = sha256_hex(b"%d" % number)
+            aliases = {"prod": version} if head is None else head.aliases
+            changes = {
+                "op": "publish",
+                "version": version,
+                "manifest": manifest,
+                "summary": SUMMARY,
+                "aliases": aliases,
+            }
+        else:
+            moved = head.aliases | {"prod": rng.randint(max(1, head.version - 100), head.version)}
+            changes = {"op": "alias", "aliases": moved}
+        head = Commit.after(head, txn=f"{number:032x}", **changes)
+        raw.append(head.to_bytes())
+    return raw
+
+
+def fill(store: Store, log: list[bytes], *, name: str = NAME, hint: bool = True) -> None:
+    """Puts a log into a store under a name, with the hint that its writers would have left, and makes it a registry."""
+    is_registry(store, create=True)
+    namespace, word = name.split("/")
+    for seq, raw in enumerate(log, start=1):
+        store.put(log_key(namespace, word, seq), raw)
+    if hint and len(log) >= HINT_EVERY:
+        store.put(hint_key(namespace, word), b"%d" % (len(log) // HINT_EVERY * HINT_EVERY))
+
+
+def count_cold(store: Store, ref: str, *, latency: float = 0.0) -> tuple[int, float]:
+    """Returns the number of requests, and the seconds, that a newly opened registry takes to resolve a reference."""
+    registry = AdapterRegistry("memory://")
+    registry.store = counting = CountingStore(store, latency=latency)
+    begun = time.perf_counter()
+    registry.resolve(ref)
+    return counting.requests, time.perf_counter() - begun
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints a table and writes the figures."""
+    options = _parse(arguments)
+    found: list[Resolve] = []
+    for what in ("publish", "mixed"):
+        log = make_log(options.commits, mixed=what == "mixed")
+        for length in [n for n in (1, 10, 100, 1000, 10_000, 100_000) if n <= options.commits]:
+            for hint in (True, False):
+                store = MemoryStore()
+                fill(store, log[:length], hint=hint)
+                refs = [NAME, f"{NAME}@prod", f"{NAME}@{min(17, Commit.parse(log[length - 1], source='').version)}"]
+                found += [_measure(store, ref, 1, length, what, hint=hint, options=options) for ref in refs]
+    log = make_log(10)
+    for names in [n for n in (1, 100, 10_000, 100_000) if n <= options.names]:
+        store = MemoryStore()
+        for number in range(names):
+            fill(store, log, name=f"team/adapter-{number}")
+        found.append(_measure(store, "team/adapter-0", names, 10, "publish", hint=True, options=options))
+    print(f"{'names':>7} {'commits':>8} {'log':8} {'hint':5} {'ref':20} {'requests':>8} {'ms':>9}")
+    for one in found:
+        print(
+            f"{one.names:7} {one.commits:8} {one.log:8} {'yes' if one.hint else 'no':5} {one.ref:20} "
+            f"{one.requests:8} {one.seconds * 1e3:9.1f}"
+        )
+    most = max((one.requests for one in found if one.commits == 10_000 and one.hint), default=0)
+    print(f"most requests in a log of 10,000 entries: {most}, wanted at most {MOST_REQUESTS}")
+    if options.json:
+        details = {
+            "date": time.strftime("%Y-%m-%d"),
+            "python": platform.python_version(),
+            "latency_ms": options.latency,
+            "resolves": [asdict(one) for one in found],
+        }
+        text = json.dumps({"cold_resolve_requests_10000": most, "details": details}, indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _measure(
+    store: Store, ref: str, names: int, commits: int, log: str, *, hint: bool, options: argparse.Namespace
+) -> Resolve:
+    tries = [count_cold(store, ref, latency=options.latency / 1e3) for _ in range(options.tries)]
+    (requests,) = {requests for requests, _ in tries}
+    seconds = statistics.median(seconds for _, seconds in tries)
+    return Resolve(names=names, commits=commits, log=log, hint=hint, ref=ref, requests=requests, seconds=seconds)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.registry", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--latency", type=float, default=20.0, help="milliseconds of a request (20)")
+    parser.add_argument("--commits", type=int, default=10_000, help="of the longest log (10000)")
+    parser.add_argument("--names", type=int, default=100_000, help="of the largest registry (100000)")
+    parser.add_argument("--tries", type=int, default=5, help="of each resolve; the median counts (5)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
