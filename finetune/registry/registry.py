@@ -9,7 +9,7 @@ from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_n
 from finetune.errors import AdapterReferenceError, IntegrityError, NotFoundError
 from finetune.lookup import did_you_mean
 from finetune.registry import changes
-from finetune.registry.commits import Commit
+from finetune.registry.commits import Commit, Gate
 from finetune.registry.finding import check_exists, find, version_before
 from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
@@ -164,7 +164,9 @@ class AdapterRegistry:
         log = self._log(ref)
         return [*log.entries(self._head(log, ref))]
 
-    def alias(self, name: str, alias: str, target: int | str, *, expect: int | None = None) -> Version:
+    def alias(
+        self, name: str, alias: str, target: int | str, *, expect: int | None = None, gate: Gate | None = None
+    ) -> Version:
         """Lets an alias stand for a version; when it does already, nothing is written.
 
         Args:
@@ -172,6 +174,7 @@ class AdapterRegistry:
             alias: the word; not ``latest``, which always stands for the newest version that is not yanked.
             target: number of the version, or what may stand after the ``@`` of a reference.
             expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
+            gate: for the log: what ``promote`` required of the version, and what it was forced past.
 
         Returns:
             The version it stands for now.
@@ -184,7 +187,9 @@ class AdapterRegistry:
         AdapterRef.parse_name(name)
         ref = AdapterRef.parse(f"{name}@{target}")
         log = self._existing_log(ref)
-        return changes.move(log, ref, alias, lambda head: find(log, head, ref).version, op="alias", expect=expect)
+        return changes.move(
+            log, ref, alias, lambda head: find(log, head, ref).version, op="alias", expect=expect, gate=gate
+        )
 
     def rollback(self, name: str, alias: str, to: int | str | None = None, *, expect: int | None = None) -> Version:
         """Moves an alias back to where it was before, or to a given version.
