@@ -4,8 +4,12 @@ Nothing here imports torch, so that the registry commands answer at once.
 """
 
 from finetune.registry.admin import VerifyReport, verify
+from finetune.registry.archive import export_archive, open_archive
 from finetune.registry.commits import Commit
+from finetune.registry.copying import copy_adapter, copy_adapters
+from finetune.registry.differences import differences
 from finetune.registry.location import default_cache, default_location
+from finetune.registry.promotion import promote
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.versions import Version
 
@@ -14,7 +18,13 @@ __all__ = [
     "Commit",
     "VerifyReport",
     "Version",
+    "copy_adapter",
+    "copy_adapters",
     "default_cache",
     "default_location",
+    "differences",
+    "export_archive",
+    "open_archive",
+    "promote",
     "verify",
 ]

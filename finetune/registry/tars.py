@@ -12,6 +12,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -103,6 +104,7 @@ class TarStore:
         self._file = file
         self._path = path
         self._total = file.seek(0, os.SEEK_END)
+        self._modified = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
         self._places = self._find()
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
@@ -116,14 +118,14 @@ class TarStore:
 
     def head(self, key: str) -> ObjectMeta:
         """Returns the size of a member."""
-        return ObjectMeta(key=key, size=self._place(key).size)
+        return ObjectMeta(key=key, size=self._place(key).size, modified=self._modified)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """Yields every member below ``prefix``, in the order of the file."""
         start = prefix.rstrip("/") + "/" if prefix else ""
         for key, place in self._places.items():
             if key.startswith(start):
-                yield ObjectMeta(key=key, size=place.size)
+                yield ObjectMeta(key=key, size=place.size, modified=self._modified)
 
     def delete(self, key: str) -> None:
         """Refuses."""

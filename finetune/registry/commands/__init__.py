@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from finetune.registry.commands import admin, between, daily
+from finetune.registry.commands import admin, between, daily, judging
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         added.set_defaults(run_verb=verb)
         return added
 
-    for kind in (daily, between, admin):
+    for kind in (daily, judging, between, admin):
         kind.add_verbs(add)
     return parser
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Does what ``finetune registry ...`` asks, and prints the answer.
 
     Returns:
-        The exit code: 0, or 1 when ``verify`` found problems.
+        The exit code: 0; or 1 when the answer is no: problems were found, a promotion or a copy was refused.
 
     Raises:
         FinetuneError: it cannot be done.
