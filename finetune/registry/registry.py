@@ -11,7 +11,7 @@ from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit, Gate
 from finetune.registry.finding import check_exists, find, version_before
-from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
+from finetune.registry.folders import HUB_FILES, build_folder, check_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
 from finetune.registry.log import Log, list_logs
 from finetune.registry.store import ObjectMissing
@@ -55,7 +55,8 @@ class AdapterRegistry:
         """Publishes an adapter folder as the next version of the name in its manifest.
 
         Args:
-            folder: holds ``manifest.json`` and exactly the files that it lists.
+            folder: holds ``manifest.json`` and exactly the files that it lists; what a download from the
+                Hugging Face Hub adds (README.md, .gitattributes, .cache) may be there, and is not published.
             name: ``ns/name`` that the manifest must have; None to take it as it is.
             aliases: what shall stand for the new version, besides ``latest``.
             txn: 32 lower-case hexadecimal digits, such as ``uuid.uuid4().hex``; give the same ones when this
@@ -81,7 +82,7 @@ class AdapterRegistry:
                 f"cannot publish {folder} as {name!r}: its manifest says {ref.full_name!r}. "
                 "Leave the name out, or save the adapter under the other one."
             )
-        check_folder(folder, manifest)
+        check_folder(folder, manifest, besides=HUB_FILES)
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
         commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from finetune.registry.commands import admin, between, daily, judging
+from finetune.registry.commands import admin, between, daily, judging, mirroring
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         added.set_defaults(run_verb=verb)
         return added
 
-    for kind in (daily, judging, between, admin):
+    for kind in (daily, judging, between, mirroring, admin):
         kind.add_verbs(add)
     return parser
 
