@@ -4,7 +4,6 @@ A downloaded repository is an adapter folder: ``finetune.load`` opens it, and ``
 version's number is the tag ``v17``, which never moves; the default branch shows what was mirrored last.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest, sha256_he
 from finetune.errors import ConflictError, FinetuneError, StoreError
 from finetune.registry.folders import HUB_FILES, build_folder, read_manifest
 from finetune.registry.mirrors.card import model_card
+from finetune.registry.mirrors.folder import new_folder
 from finetune.registry.registry import AdapterRegistry
-from finetune.registry.store import explain
 from finetune.registry.versions import Version
 
 if TYPE_CHECKING:
@@ -44,23 +43,11 @@ def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Pa
         StoreError: the folder cannot be written, or holds something already.
     """
     into = Path(into)
-    try:
-        into.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".mirror-", dir=into.parent) as work:
-            new = Path(work, "new")
-            build_folder(registry.store, version.digest, version.full_name, new, replace=False)
-            manifest = read_manifest(new)[1]
-            if CARD_NAME not in manifest.files:
-                (new / CARD_NAME).write_text(model_card(version, manifest), encoding="utf-8")
-            if into.exists() and (not into.is_dir() or any(into.iterdir())):
-                raise StoreError(
-                    f"{into} holds something already. Choose a folder that does not exist yet{_ELSEWHERE}."
-                )
-            os.rename(new, into)
-    except StoreError:  # an OSError too, and already explained
-        raise
-    except OSError as error:
-        raise explain(error, into, verb="write", elsewhere=_ELSEWHERE) from error
+    with new_folder(into, elsewhere=_ELSEWHERE) as new:
+        build_folder(registry.store, version.digest, version.full_name, new, replace=False)
+        manifest = read_manifest(new)[1]
+        if CARD_NAME not in manifest.files:
+            (new / CARD_NAME).write_text(model_card(version, manifest), encoding="utf-8")
     return into
 
 
