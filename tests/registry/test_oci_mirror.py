@@ -13,8 +13,8 @@ from finetune.errors import ConflictError, FinetuneError, IntegrityError, NotFou
 from finetune.registry import AdapterRegistry
 from finetune.registry.mirrors.oci import fetch_from_oci, push_to_oci
 from finetune.registry.mirrors.oci_client import OciRef, OciRepository
+from tests.registry.docker_registry import docker_registry
 from tests.registry.folders import same
-from tests.registry.servers import docker_registry
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"

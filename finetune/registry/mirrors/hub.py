@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest, sha256_hex
 from finetune.errors import ConflictError, FinetuneError, StoreError
-from finetune.registry.folders import HUB_FILES, build_folder, read_manifest
+from finetune.registry.folders import HUB_FILES, read_manifest
 from finetune.registry.mirrors.card import model_card
 from finetune.registry.mirrors.folder import new_folder
 from finetune.registry.registry import AdapterRegistry
@@ -44,7 +44,7 @@ def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Pa
     """
     into = Path(into)
     with new_folder(into, elsewhere=_ELSEWHERE) as new:
-        build_folder(registry.store, version.digest, version.full_name, new, replace=False)
+        registry.pull(version, new)
         manifest = read_manifest(new)[1]
         if CARD_NAME not in manifest.files:
             (new / CARD_NAME).write_text(model_card(version, manifest), encoding="utf-8")

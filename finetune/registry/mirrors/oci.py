@@ -22,7 +22,7 @@ from finetune.adapters.manifest import (
     strict_json,
 )
 from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
-from finetune.registry.folders import build_folder, read_manifest
+from finetune.registry.folders import read_manifest
 from finetune.registry.mirrors import oci_client
 from finetune.registry.mirrors.folder import new_folder
 from finetune.registry.mirrors.oci_client import OciRef, OciRepository
@@ -82,8 +82,7 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
         raise StoreError(f"{ref} names a digest, which is known only afterwards; give a tag, or none.")
     tag = ref.tag or str(version.version)
     with tempfile.TemporaryDirectory(prefix="finetune-mirror-") as work, OciRepository(ref) as repository:
-        folder = Path(work, "adapter")
-        build_folder(registry.store, version.digest, version.full_name, folder, replace=False)
+        folder = registry.pull(version, Path(work, "adapter"))
         raw, manifest = read_manifest(folder)
         own = FileEntry(sha256=version.digest, size=len(raw))
         artifact = canonical_json(_artifact(version, manifest, own).model_dump())
