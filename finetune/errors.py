@@ -20,6 +20,8 @@
     │   ├── NotFoundError (LookupError)   no such adapter, version or alias
     │   ├── YankedError (LookupError)     it stands for a version that is not to be used any more
     │   ├── ConflictError (RuntimeError)  someone else moved what this write expected to find
+    │   ├── ConditionError (ValueError)   words that are no condition on metrics
+    │   ├── PromotionError (ValueError)   a version that does not meet what is required of it
     │   └── StoreError (OSError)          the store cannot be read or written
     └── LaunchError (RuntimeError)        the environment cannot run what was asked for
 
@@ -120,6 +122,14 @@ class YankedError(RegistryError, LookupError):
 
 class ConflictError(RegistryError, RuntimeError):
     """Someone else moved what this write expected to find."""
+
+
+class ConditionError(RegistryError, ValueError):
+    """Words that are no condition on metrics."""
+
+
+class PromotionError(RegistryError, ValueError):
+    """A version that does not meet what is required of it."""
 
 
 class StoreError(RegistryError, OSError):

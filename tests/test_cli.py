@@ -16,6 +16,8 @@ VERBS = [
         ["registry", verb]
         for verb in ("publish", "resolve", "pull", "list", "log", "alias", "rollback", "yank", "verify")
     ),
+    *(["registry", verb] for verb in ("diff", "promote", "push", "fetch", "export-archive", "import-archive")),
+    *(["registry", verb] for verb in ("mirror", "fetch-oci")),
 ]
 
 
@@ -33,7 +35,8 @@ for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         main([*words, "--help"])
     said.append(out.getvalue())
-heavy = {"torch", "transformers", "peft", "datasets", "accelerate", "numpy", "PIL"} & set(sys.modules)
+heavy = {"torch", "transformers", "peft", "datasets", "accelerate", "numpy", "PIL", "huggingface_hub", "httpx2"}
+heavy &= set(sys.modules)
 print(json.dumps([said, sorted(heavy)]))
 """
     done = subprocess.run([sys.executable, "-c", code, json.dumps(VERBS)], capture_output=True, text=True, check=True)

@@ -4,9 +4,13 @@ Nothing here imports torch, so that the registry commands answer at once.
 """
 
 from finetune.registry.admin import VerifyReport, verify
+from finetune.registry.archive import export_archive, open_archive
 from finetune.registry.commits import Commit
+from finetune.registry.copying import copy_adapter, copy_adapters
+from finetune.registry.differences import differences
 from finetune.registry.doctor import Finding, diagnose
 from finetune.registry.location import default_cache, default_location
+from finetune.registry.promotion import promote
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.versions import Version
 
@@ -16,8 +20,14 @@ __all__ = [
     "Finding",
     "VerifyReport",
     "Version",
+    "copy_adapter",
+    "copy_adapters",
     "default_cache",
     "default_location",
     "diagnose",
+    "differences",
+    "export_archive",
+    "open_archive",
+    "promote",
     "verify",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.adapters.reference import LATEST, AdapterRef, check_alias
 from finetune.errors import AdapterReferenceError, ConflictError, YankedError
-from finetune.registry.commits import Commit
+from finetune.registry.commits import Commit, Gate
 from finetune.registry.log import Log
 from finetune.registry.versions import Version
 
@@ -49,7 +49,14 @@ def publish(log: Log, digest: str, summary: dict[str, Any], aliases: Iterable[st
 
 
 def move(
-    log: Log, ref: AdapterRef, alias: str, target: Callable[[Commit], int], *, op: str, expect: int | None
+    log: Log,
+    ref: AdapterRef,
+    alias: str,
+    target: Callable[[Commit], int],
+    *,
+    op: str,
+    expect: int | None,
+    gate: Gate | None = None,
 ) -> Version:
     """Lets an alias stand for a version; when it does already, nothing is written.
 
@@ -60,6 +67,7 @@ def move(
         target: returns the version, given the newest entry.
         op: ``alias`` or ``rollback``.
         expect: the version that the alias must stand for now, 0 for none; None for any.
+        gate: what held for the version, or was forced; the entry keeps it.
 
     Raises:
         AdapterReferenceError: it is no alias, or ``latest``.
@@ -89,7 +97,7 @@ def move(
         if now == version:
             return head
         expected = {} if expect is None else {alias: expect}
-        return Commit.after(head, op=op, txn=txn, aliases=head.aliases | {alias: version}, expect=expected)
+        return Commit.after(head, op=op, txn=txn, aliases=head.aliases | {alias: version}, expect=expected, gate=gate)
 
     commit = log.append(make)
     return Version.of(ref, log.find_version(commit.aliases[alias], commit), commit)

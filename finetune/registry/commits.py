@@ -19,7 +19,8 @@ from finetune.adapters.reference import LATEST, Alias, VersionNumber, check_name
 from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError
 
 MAX_COMMIT_BYTES = 1024 * 1024
-SCHEMA = 2  # written; schema 1 knew no yanked versions, and registries that were begun with it go on
+SCHEMA = 3  # written; registries that were begun with an older one go on
+_SINCE = {"yanked": 2, "gate": 3}  # fields that older schemas do not have
 
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Txn = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -63,12 +64,22 @@ def current_actor() -> str:
     return "".join(c if c.isprintable() else "?" for c in actor)[:256]
 
 
+class Gate(BaseModel):
+    """What had to hold for a version before an alias was moved to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    required: list[Line] = Field(min_length=1, max_length=64)
+    # Those that did not hold, with what was found; the alias was moved by force.
+    forced: list[Line] = Field(max_length=64)
+
+
 class Commit(BaseModel):
     """One entry of a log. Frozen and strict: an unknown or missing field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     seq: VersionNumber  # place in the log, from 1, without gaps
     prev: Sha256 | None  # of the bytes of the entry before; None for the first
     txn: Txn  # chosen by the writer, who so knows its own entry again
@@ -81,6 +92,7 @@ class Commit(BaseModel):
     yanked: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,11}$")], Line] = Field(default={}, max_length=1000)
     summary: dict[str, Any]  # of the newest version's manifest
     expect: dict[Alias, Annotated[int, Field(ge=0)]]  # what had to be true before; 0: no such alias
+    gate: Gate | None = None  # what had to hold for the version that the alias was moved to
     actor: Line
     # Information only, for clocks differ; the order is that of seq.
     time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
@@ -95,6 +107,8 @@ class Commit(BaseModel):
                 raise ValueError(f"version {number} is yanked, but {self.version} is the newest")
         if self.schema_version == 1 and (self.yanked or self.op not in ("publish", "alias")):
             raise ValueError("schema 1 has no yanked versions, and no op but publish and alias")
+        if self.gate is not None and (self.schema_version < 3 or self.op != "alias"):
+            raise ValueError("only the op alias has a gate, from schema 3 on")
         latest = self.aliases.get(LATEST)
         if latest is None:
             raise ValueError(f"the alias {LATEST} is missing")
@@ -169,7 +183,8 @@ class Commit(BaseModel):
     def to_bytes(self) -> bytes:
         """Returns the canonical JSON of the commit."""
         # Not mode="json", which writes null for a number that is not finite.
-        return canonical_json(self.model_dump(exclude={"yanked"} if self.schema_version == 1 else None))
+        absent = {name for name, since in _SINCE.items() if self.schema_version < since}
+        return canonical_json(self.model_dump(exclude=absent))
 
     @property
     def digest(self) -> str:

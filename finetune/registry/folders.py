@@ -24,6 +24,8 @@ from finetune.adapters.manifest import (
 from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreError
 from finetune.registry.store import ObjectMissing, Store, chunks, explain, read_all, reading
 
+# What a downloaded repository of the Hugging Face Hub holds besides the adapter: its card, and the hub's own.
+HUB_FILES = {"README.md", ".gitattributes", ".cache"}
 _ELSEWHERE = " (--into or FINETUNE_CACHE)"
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
@@ -99,8 +101,13 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
     return raw, AdapterManifest.parse(raw, source=str(path))
 
 
-def check_folder(folder: Path, manifest: AdapterManifest) -> None:
+def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[str] = ()) -> None:
     """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing else.
+
+    Args:
+        folder: the folder.
+        manifest: its manifest.
+        besides: names that may stand there although they are no part of the adapter; they are not looked at.
 
     Raises:
         IntegrityError: a file is missing, too many, no plain file, or has other bytes.
@@ -113,9 +120,9 @@ def check_folder(folder: Path, manifest: AdapterManifest) -> None:
     allowed = {*manifest.files, MANIFEST_NAME}
     if missing := _quoted(allowed - plain.keys()):
         raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists")
-    if extra := _quoted(plain.keys() - allowed):
+    if extra := _quoted(plain.keys() - allowed - {*besides}):
         raise IntegrityError(f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew.")
-    if others := _quoted(name for name, is_plain in plain.items() if not is_plain):
+    if others := _quoted(name for name in allowed if not plain[name]):
         raise IntegrityError(f"{folder}: {others} must be a plain file, not a link or a folder")
     for name, entry in manifest.files.items():
         for _ in read_file(folder / name, entry):

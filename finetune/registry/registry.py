@@ -9,10 +9,10 @@ from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_n
 from finetune.errors import AdapterReferenceError, NotFoundError
 from finetune.lookup import did_you_mean
 from finetune.registry import changes
-from finetune.registry.commits import Commit
+from finetune.registry.commits import Commit, Gate
 from finetune.registry.doctor import check_create
 from finetune.registry.finding import check_exists, find, version_before
-from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
+from finetune.registry.folders import HUB_FILES, build_folder, check_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
 from finetune.registry.log import Log, list_logs
 from finetune.registry.reading import nothing_missing, read_published, read_pulled
@@ -59,7 +59,8 @@ class AdapterRegistry:
         """Publishes an adapter folder as the next version of the name in its manifest.
 
         Args:
-            folder: holds ``manifest.json`` and exactly the files that it lists.
+            folder: holds ``manifest.json`` and exactly the files that it lists; what a download from the
+                Hugging Face Hub adds (README.md, .gitattributes, .cache) may be there, and is not published.
             name: ``ns/name`` that the manifest must have; None to take it as it is.
             aliases: what shall stand for the new version, besides ``latest``.
             txn: 32 lower-case hexadecimal digits, such as ``uuid.uuid4().hex``; give the same ones when this
@@ -85,7 +86,7 @@ class AdapterRegistry:
                 f"cannot publish {folder} as {name!r}: its manifest says {ref.full_name!r}. "
                 "Leave the name out, or save the adapter under the other one."
             )
-        check_folder(folder, manifest)
+        check_folder(folder, manifest, besides=HUB_FILES)
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
         commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)
@@ -180,7 +181,9 @@ class AdapterRegistry:
         log = self._log(ref)
         return [*log.entries(self._head(log, ref))]
 
-    def alias(self, name: str, alias: str, target: int | str, *, expect: int | None = None) -> Version:
+    def alias(
+        self, name: str, alias: str, target: int | str, *, expect: int | None = None, gate: Gate | None = None
+    ) -> Version:
         """Lets an alias stand for a version; when it does already, nothing is written.
 
         Args:
@@ -188,6 +191,7 @@ class AdapterRegistry:
             alias: the word; not ``latest``, which always stands for the newest version that is not yanked.
             target: number of the version, or what may stand after the ``@`` of a reference.
             expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
+            gate: for the log: what ``promote`` required of the version, and what it was forced past.
 
         Returns:
             The version it stands for now.
@@ -200,7 +204,9 @@ class AdapterRegistry:
         AdapterRef.parse_name(name)
         ref = AdapterRef.parse(f"{name}@{target}")
         log = self._existing_log(ref)
-        return changes.move(log, ref, alias, lambda head: find(log, head, ref).version, op="alias", expect=expect)
+        return changes.move(
+            log, ref, alias, lambda head: find(log, head, ref).version, op="alias", expect=expect, gate=gate
+        )
 
     def rollback(self, name: str, alias: str, to: int | str | None = None, *, expect: int | None = None) -> Version:
         """Moves an alias back to where it was before, or to a given version.

@@ -8,7 +8,7 @@ import pytest
 
 from finetune.errors import IntegrityError, StoreError
 from finetune.registry.location import open_store
-from finetune.registry.store import AlreadyExists, ObjectMissing, exists, is_key, read_all
+from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, exists, is_key, read_all
 
 KEY = "names/medical/brain/log/000000000001.json"
 
@@ -31,9 +31,9 @@ def test_what_is_put_is_got(store):
     assert not exists(store, KEY)
     store.put(KEY, b"one")
     assert _get(store, KEY) == b"one"
-    about = store.head(KEY)
-    assert (about.key, about.size) == (KEY, 3)
-    assert [(meta.key, meta.size) for meta in store.list()] == [(KEY, 3)]
+    found = store.head(KEY)
+    assert found == ObjectMeta(key=KEY, size=3, modified=found.modified)
+    assert abs(datetime.now(UTC) - found.modified) < timedelta(minutes=5)
     assert exists(store, KEY)
 
 
@@ -106,7 +106,7 @@ def test_list_takes_whole_parts_of_keys(store):
         store.put(key, b"12345")
     assert _keys(store) == ["a/b/two", "a/one", "ab/three", "four"]
     assert _keys(store, "a") == _keys(store, "a/") == ["a/b/two", "a/one"]
-    assert [(meta.key, meta.size) for meta in store.list("ab")] == [("ab/three", 5)]
+    assert list(store.list("ab")) == [store.head("ab/three")]
     assert _keys(store, "nothing") == []
 
 

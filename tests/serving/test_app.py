@@ -341,17 +341,25 @@ def test_a_base_folder_that_holds_an_adapter_is_refused(trained, tmp_path):
         load("base", base=str(tmp_path / "base"), device="cpu")
 
 
-def test_peft_opens_the_folder_too(published):
+def test_peft_opens_the_folder_too(published, tmp_path):
+    """The one that a run leaves, and the one that a mirror on the hub holds."""
     from peft import PeftModel
 
     from finetune.build import load_base
+    from finetune.registry import AdapterRegistry
+    from finetune.registry.mirrors.hub import write_hub_folder
 
     base, first, _ = published
     vlm = load(first.ref, base=str(base), device="cpu")
-    plain = load_base(str(base), device="cpu")
     wanted = vlm.base.probe(0)
-    PeftModel.from_pretrained(plain.model, first.adapter)
-    assert torch.allclose(plain.probe(0), wanted, atol=1e-6)
+    registry = AdapterRegistry()
+    mirrored = write_hub_folder(registry, registry.resolve(first.ref), tmp_path / "hub")
+    for folder in (first.adapter, mirrored):
+        plain = load_base(str(base), device="cpu")
+        PeftModel.from_pretrained(plain.model, folder)
+        assert torch.allclose(plain.probe(0), wanted, atol=1e-6)
+    loaded = load(mirrored, base=str(base), device="cpu")
+    assert torch.equal(loaded.base.probe(0), wanted)
 
 
 def test_an_adapter_that_breaks_while_it_is_attached_leaves_the_active_one_answering(published, monkeypatch):

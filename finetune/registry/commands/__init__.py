@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from finetune.registry.commands import admin, daily, doctor
+from finetune.registry.commands import admin, between, daily, doctor, judging, mirroring
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         added.set_defaults(run_verb=verb)
         return added
 
-    for kind in (daily, admin, doctor):
+    for kind in (daily, judging, between, mirroring, admin, doctor):
         kind.add_verbs(add)
     return parser
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Does what ``finetune registry ...`` asks, and prints the answer.
 
     Returns:
-        The exit code: 0, or 1 when ``verify`` found problems, or ``doctor`` that nobody should write here.
+        The exit code: 0; or 1 when the answer is no: problems were found, a promotion or a copy was refused.
 
     Raises:
         FinetuneError: it cannot be done.

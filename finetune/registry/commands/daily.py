@@ -89,10 +89,10 @@ def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 def _log(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     commits = registry.log(args.name)
-    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY"]]
+    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY", "REQUIRED"]]
     for c in commits:
         yanked = ", ".join(sorted(c.yanked, key=int)) or "-"
-        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor])
+        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor, _gate(c)])
     return answer(args, [c.model_dump(mode="json") for c in commits], table(rows))
 
 
@@ -125,3 +125,9 @@ def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 def _aliases(commit: Commit) -> str:
     return ", ".join(f"{alias}={version}" for alias, version in sorted(commit.aliases.items()))
+
+
+def _gate(commit: Commit) -> str:
+    if commit.gate is None:
+        return ""
+    return "; ".join([*commit.gate.required, *(f"FORCED past {unmet}" for unmet in commit.gate.forced)])

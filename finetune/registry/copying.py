@@ -1,0 +1,203 @@
+"""Copying an adapter with its whole history from one registry to another.
+
+The entries of a log are copied byte for byte, so the chain that ties each to the one before stays whole, and
+the version numbers, aliases and digests are the same on both sides. What the entries name is copied first, so
+at any moment the copy is a shorter history of the same adapter; one that broke off goes on where it was.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from finetune.adapters.manifest import FileEntry
+from finetune.adapters.reference import AdapterRef
+from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
+from finetune.lookup import did_you_mean
+from finetune.registry.commits import Commit, check_link, log_key
+from finetune.registry.folders import blob_key, load_manifest, read_blob
+from finetune.registry.location import is_registry
+from finetune.registry.log import Log, list_logs
+from finetune.registry.store import AlreadyExists, ObjectMissing, Store, exists
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """What a copy of one adapter wrote.
+
+    Attributes:
+        name: the adapter, ``ns/name``.
+        entries: number of entries of its log that were copied; 0 when the target had them all.
+        versions: number of versions among them.
+        blobs: number of files and manifests that were written.
+        bytes: how many bytes these hold.
+    """
+
+    name: str
+    entries: int
+    versions: int
+    blobs: int
+    bytes: int
+
+
+def names_in(store: Store) -> list[str]:
+    """Returns the names of all adapters that a store lists, sorted."""
+    return ["/".join(parts) for parts in list_logs(store)]
+
+
+def copy_adapter(source: Store, target: Store, name: str) -> Copied:
+    """Copies an adapter with its history; every byte is checked on the way.
+
+    Entries that the target has already are left as they are. The target may be ahead; then nothing is written.
+
+    Args:
+        source: of the registry to copy from.
+        target: of the registry to copy to; it becomes a registry when it is none yet.
+        name: the adapter, ``ns/name``.
+
+    Raises:
+        ConflictError: the target has another history under that name; the entry where they part is named, and
+            nothing was written. Or someone else wrote to it meanwhile.
+        NotFoundError: the source has no such adapter.
+        IntegrityError: the source, or what the target has of it, is damaged.
+        StoreError: one of the two cannot be read or written; do the same again.
+    """
+    ref = AdapterRef.parse_name(name)
+    check_has(source, ref)
+    there = _in_common(source, target, ref)
+    missing = list(read_history(source, ref, after=there))
+    needed = {entry.sha256: entry for commit in missing for entry in blobs_of(source, ref, commit)}
+    if missing:
+        is_registry(target, create=True)
+    written = [entry for entry in needed.values() if _copy_blob(source, target, entry)]
+    for entry in needed.values():
+        if not exists(target, blob_key(entry.sha256)):
+            raise StoreError(f"{blob_key(entry.sha256)} was deleted meanwhile. Do the same again.")
+    for commit in missing:
+        _copy_entry(target, ref, commit)
+    return Copied(
+        name=name,
+        entries=len(missing),
+        versions=sum(commit.op == "publish" for commit in missing),
+        blobs=len(written),
+        bytes=sum(entry.size for entry in written),
+    )
+
+
+def check_has(store: Store, ref: AdapterRef) -> None:
+    """Refuses an adapter that a store does not hold.
+
+    Raises:
+        NotFoundError: with those that there are.
+    """
+    if not exists(store, log_key(ref.namespace, ref.name, 1)):
+        names = names_in(store)
+        raise NotFoundError(
+            f"no adapter {ref.full_name!r} to copy.{did_you_mean(ref.full_name, names)} "
+            f"There are: {', '.join(names[:20]) or 'none'}."
+        )
+
+
+def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[list[Copied], list[ConflictError]]:
+    """Copies several adapters; one that has another history in the target keeps none of the others away.
+
+    Returns:
+        What was copied, and why what was not.
+
+    Raises:
+        FinetuneError: as ``copy_adapter`` does, but for ConflictError.
+    """
+    copied, refused = [], []
+    for name in names:
+        try:
+            copied.append(copy_adapter(source, target, name))
+        except ConflictError as error:
+            refused.append(error)
+    return copied, refused
+
+
+def read_history(store: Store, ref: AdapterRef, *, after: int = 0) -> Iterator[Commit]:
+    """Yields the entries of an adapter's log that follow number ``after``, the chain between them checked.
+
+    Raises:
+        IntegrityError: an entry is damaged, or does not follow from the one before it.
+    """
+    log = Log(store, ref.namespace, ref.name)
+    head = log.head()
+    previous = log.read(after) if after else None
+    for seq in range(after + 1, head.seq + 1 if head else 0):
+        commit = log.read(seq)
+        for problem in check_link(commit, previous):
+            raise IntegrityError(f"{log.key(seq)}: {problem}. See what else is with `finetune registry verify`.")
+        yield commit
+        previous = commit
+
+
+def blobs_of(store: Store, ref: AdapterRef, commit: Commit) -> list[FileEntry]:
+    """Returns the files that an entry brings into a registry, the manifest last; none unless it publishes.
+
+    Raises:
+        IntegrityError: its manifest is damaged or missing, or is not what the entry says of it.
+    """
+    if commit.op != "publish":
+        return []
+    key = blob_key(commit.manifest)
+    try:
+        raw, manifest = load_manifest(store, commit.manifest, ref.full_name)
+    except ObjectMissing as error:
+        raise IntegrityError(f"{key}, the manifest of {ref.full_name}@{commit.version}, is gone: {error}") from None
+    if manifest.summary() != commit.summary:
+        raise IntegrityError(f"{key}: not what {log_key(ref.namespace, ref.name, commit.seq)} says of it")
+    return [*manifest.files.values(), FileEntry(sha256=commit.manifest, size=len(raw))]
+
+
+def _in_common(source: Store, target: Store, ref: AdapterRef) -> int:
+    """Returns how many entries both have; refuses to copy unless they are all that one of them has."""
+    ours, theirs = (Log(store, ref.namespace, ref.name) for store in (source, target))
+    head, reached = ours.head(), theirs.head()
+    if head is None or reached is None:
+        return 0
+    common = min(head.seq, reached.seq)
+    if theirs.read(common) == ours.read(common):
+        return common
+    # Each entry vouches for all before it, so the logs are equal up to some entry and differ from there on.
+    low, high = 1, common
+    while low < high:
+        middle = (low + high) // 2
+        if theirs.read(middle) == ours.read(middle):
+            low = middle + 1
+        else:
+            high = middle
+    raise _parted(ref, ours.read(low), theirs.read(low))
+
+
+def _parted(ref: AdapterRef, commit: Commit, other: Commit) -> ConflictError:
+    told = [f"{entry.op} by {entry.actor} at {entry.time}" for entry in (commit, other)]
+    return ConflictError(
+        f"{ref.full_name}: the histories part at entry {commit.seq}: in the source {told[0]}, in the target {told[1]}. "
+        "Nothing can follow both; publish what the target lacks as a new version there."
+    )
+
+
+def _copy_blob(source: Store, target: Store, entry: FileEntry) -> bool:
+    """Writes a blob unless the target has it whole; whether it was written."""
+    try:
+        for _ in read_blob(target, entry):
+            pass
+        return False
+    except (ObjectMissing, IntegrityError):
+        pass
+    try:
+        # A damaged copy is mended: under a digest there is only one right content.
+        target.put(blob_key(entry.sha256), read_blob(source, entry), mode="overwrite")
+    except ObjectMissing as error:
+        raise IntegrityError(f"{blob_key(entry.sha256)} is gone: {error}") from None
+    return True
+
+
+def _copy_entry(target: Store, ref: AdapterRef, commit: Commit) -> None:
+    log = Log(target, ref.namespace, ref.name)
+    try:
+        target.put(log.key(commit.seq), commit.to_bytes(), mode="create")
+    except AlreadyExists:
+        # Ours, when the answer to an earlier try was lost, or that of another copy of the same history.
+        if (there := log.read(commit.seq)) != commit:
+            raise _parted(ref, commit, there) from None

@@ -1,0 +1,98 @@
+"""What differs between two versions: what they were made from, how, on what, and what they score."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.adapters.manifest import AdapterDescription, AdapterManifest, canonical_json, sha256_hex
+from finetune.registry.folders import load_manifest
+from finetune.registry.registry import AdapterRegistry
+from finetune.registry.versions import Version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One thing in which two versions differ.
+
+    Attributes:
+        path: where it stands in their manifests, such as ``metrics.after.exact_match``.
+        a: what the first version has there; None for nothing.
+        b: what the second version has there; None for nothing.
+        change: ``b - a`` of two numbers; None of anything else.
+    """
+
+    path: str
+    a: Any
+    b: Any
+    change: float | None
+
+
+def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Difference]:
+    """Returns what differs between the manifests of two versions, the name and the time of saving left out.
+
+    The table of tensors and the values of the probe, thousands of them, are compared by an account of each.
+
+    Args:
+        registry: holds both.
+        a: the version to compare with.
+        b: the other one, of the same adapter or of another.
+
+    Raises:
+        IntegrityError: a manifest is damaged.
+    """
+    facts = [_facts(read_manifest(registry, version)) for version in (a, b)]
+    old, new = (dict(_leaves(each)) for each in facts)
+    sections = list(facts[0])
+    # What only one of them has stands in its section too.
+    paths = sorted(dict.fromkeys([*old, *new]), key=lambda path: sections.index(path[0]))
+    return [
+        Difference(path=".".join(path), a=old.get(path), b=new.get(path), change=_change(old.get(path), new.get(path)))
+        for path in paths
+        if old.get(path) != new.get(path)
+    ]
+
+
+def read_manifest(registry: AdapterRegistry, version: Version) -> AdapterManifest:
+    """Returns the manifest of a published version, its bytes checked.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    return load_manifest(registry.store, version.digest, version.full_name)[1]
+
+
+def _facts(manifest: AdapterManifest) -> dict[str, Any]:
+    told = manifest.model_dump(exclude={"schema_version", "namespace", "name", "created", "adapter", "probe"})
+    told |= {"adapter": _adapter(manifest.adapter), "probe": _digest(manifest.probe.model_dump())}
+    first = ("training", "adapter", "prompt", "metrics", "base", "processor", "files", "toolchain")
+    return {section: told[section] for section in dict.fromkeys([*first, *told])}
+
+
+def _adapter(adapter: AdapterDescription) -> dict[str, Any]:
+    return {
+        "peft_type": adapter.peft_type,
+        **{part.method: {"options": part.options, "modules": part.modules} for part in adapter.parts},
+        "tensors": {
+            "number": len(adapter.tensors),
+            "parameters": sum(math.prod(entry.shape) for entry in adapter.tensors.values()),
+            "table": _digest({name: entry.model_dump() for name, entry in adapter.tensors.items()}),
+        },
+    }
+
+
+def _digest(value: Any) -> str:
+    return sha256_hex(canonical_json(value))
+
+
+def _leaves(value: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, part in value.items():
+        if isinstance(part, Mapping):
+            yield from _leaves(part, (*above, key))
+        else:
+            yield (*above, key), part
+
+
+def _change(a: Any, b: Any) -> float | None:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    return b - a if numbers else None

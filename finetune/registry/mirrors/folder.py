@@ -1,0 +1,34 @@
+"""A folder that a mirror makes."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune.errors import StoreError
+from finetune.registry.store import explain
+
+
+@contextmanager
+def new_folder(into: Path, *, elsewhere: str) -> Iterator[Path]:
+    """Yields the path of a folder to make, which becomes ``into`` when nothing is raised.
+
+    Args:
+        into: does not exist yet, or is an empty folder; its parents are made when needed.
+        elsewhere: how to choose another one, such as ``" (--into)"``.
+
+    Raises:
+        StoreError: it cannot be written, or holds something already.
+    """
+    try:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".mirror-", dir=into.parent) as work:
+            yield Path(work, "new")
+            if into.exists() and (not into.is_dir() or any(into.iterdir())):
+                raise StoreError(f"{into} holds something already. Choose a folder that does not exist yet{elsewhere}.")
+            os.rename(Path(work, "new"), into)
+    except StoreError:  # an OSError too, and already explained
+        raise
+    except OSError as error:
+        raise explain(error, into, verb="write", elsewhere=elsewhere) from error

@@ -1,0 +1,192 @@
+"""A version as an artifact of an OCI registry: an image manifest, and the adapter's files as its layers.
+
+The config is the adapter's manifest, so the config's digest is the version's. Each layer has the name of a file
+as its title, the adapter's manifest among them, so that any client that pulls the artifact gets an adapter folder.
+Equal versions give equal artifacts. Tags of OCI registries can move, and no condition on them is honoured: a
+tag is read before and after it is written, and what is told is the digest.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finetune.adapters.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    AdapterManifest,
+    FileEntry,
+    canonical_json,
+    sha256_hex,
+    strict_json,
+)
+from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
+from finetune.registry.folders import read_manifest
+from finetune.registry.mirrors import oci_client
+from finetune.registry.mirrors.folder import new_folder
+from finetune.registry.mirrors.oci_client import OciRef, OciRepository
+from finetune.registry.registry import AdapterRegistry
+from finetune.registry.versions import Version
+
+CONFIG_TYPE = "application/vnd.finetune-vlm.manifest.v1+json"
+LAYER_TYPE = "application/octet-stream"
+TITLE = "org.opencontainers.image.title"
+_ELSEWHERE = " (--into)"
+
+_Strict = ConfigDict(frozen=True, extra="forbid", strict=True)
+_Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class _Descriptor(BaseModel):
+    model_config = _Strict
+
+    mediaType: str
+    digest: _Digest
+    size: Annotated[int, Field(ge=0)]
+    annotations: dict[str, str] = {}
+
+    @property
+    def entry(self) -> FileEntry:
+        return FileEntry(sha256=self.digest.removeprefix("sha256:"), size=self.size)
+
+
+class _Artifact(BaseModel):
+    model_config = _Strict
+
+    schemaVersion: Literal[2]
+    mediaType: Literal["application/vnd.oci.image.manifest.v1+json"]
+    artifactType: Literal["application/vnd.finetune-vlm.adapter.v1"]
+    config: _Descriptor
+    layers: list[_Descriptor] = Field(min_length=2, max_length=65)
+    annotations: dict[str, str] = {}
+
+
+def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> OciRef:
+    """Uploads a version, every byte checked; what is there already is not sent again.
+
+    Args:
+        registry: holds the version.
+        version: what to upload.
+        ref: where to; the tag is the version's number when none is given.
+
+    Returns:
+        The reference by digest, which always means these bytes.
+
+    Raises:
+        ConflictError: the tag stands for something else; nothing was changed. Or it was moved meanwhile.
+        IntegrityError: the version is damaged.
+        StoreError: the OCI registry refused, or cannot be reached.
+    """
+    if ref.digest is not None:
+        raise StoreError(f"{ref} names a digest, which is known only afterwards; give a tag, or none.")
+    tag = ref.tag or str(version.version)
+    with tempfile.TemporaryDirectory(prefix="finetune-mirror-") as work, OciRepository(ref) as repository:
+        folder = registry.pull(version, Path(work, "adapter"))
+        raw, manifest = read_manifest(folder)
+        own = FileEntry(sha256=version.digest, size=len(raw))
+        artifact = canonical_json(_artifact(version, manifest, own).model_dump())
+        digest = sha256_hex(artifact)
+        done = OciRef(host=ref.host, repository=ref.repository, digest=digest)
+        there = repository.get_manifest(tag)
+        if there is not None and there[0] != digest:
+            raise ConflictError(
+                f"{ref.host}/{ref.repository}:{tag} stands for another artifact, sha256:{there[0]}. Nothing was "
+                "changed; choose another tag."
+            )
+        if there is None:
+            for name, entry in {**manifest.files, MANIFEST_NAME: own}.items():
+                if not repository.has_blob(entry):
+                    repository.put_blob(entry, folder / name)
+            repository.put_manifest(tag, artifact)
+            _check_tag(repository, tag, digest)
+    return done
+
+
+def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
+    """Downloads an artifact into an adapter folder, every byte checked.
+
+    Nothing says that the folder is what its publisher made but the digest: give one, or compare what is returned.
+
+    Args:
+        ref: with a tag or a digest.
+        into: the folder to make, which appears whole or not at all.
+
+    Returns:
+        The reference by digest.
+
+    Raises:
+        NotFoundError: there is no such artifact.
+        IntegrityError: it is no adapter, or its bytes are not those that it names.
+        StoreError: the registry cannot be reached, or the folder cannot be written, or holds something already.
+    """
+    into = Path(into)
+    reference = f"sha256:{ref.digest}" if ref.digest else ref.tag
+    if reference is None:
+        raise StoreError(f"{ref} says neither a tag nor a digest; give one, such as {ref}:17")
+    with OciRepository(ref) as repository, new_folder(into, elsewhere=_ELSEWHERE) as new:
+        found = repository.get_manifest(reference)
+        if found is None:
+            raise NotFoundError(f"there is no {ref}")
+        digest, raw = found
+        config, files = _read(raw, source=str(ref))
+        manifest_raw = b"".join(repository.get_blob(config))
+        manifest = AdapterManifest.parse(manifest_raw, source=f"{ref}, its config")
+        if files != {**manifest.files, MANIFEST_NAME: config}:
+            raise IntegrityError(f"{ref}: its layers are not the files that the adapter's manifest lists")
+        new.mkdir()
+        for name, entry in files.items():
+            pieces = [manifest_raw] if name == MANIFEST_NAME else repository.get_blob(entry)
+            with open(new / name, "xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+    return OciRef(host=ref.host, repository=ref.repository, digest=digest)
+
+
+def _artifact(version: Version, manifest: AdapterManifest, own: FileEntry) -> _Artifact:
+    def describe(entry: FileEntry, kind: str, **annotations: str) -> _Descriptor:
+        return _Descriptor(mediaType=kind, digest=f"sha256:{entry.sha256}", size=entry.size, annotations=annotations)
+
+    files = sorted({**manifest.files, MANIFEST_NAME: own}.items())
+    licences = {"org.opencontainers.image.licenses": manifest.license} if manifest.license else {}
+    return _Artifact(
+        schemaVersion=2,
+        mediaType="application/vnd.oci.image.manifest.v1+json",
+        artifactType="application/vnd.finetune-vlm.adapter.v1",
+        config=describe(own, CONFIG_TYPE),
+        layers=[describe(entry, LAYER_TYPE, **{TITLE: name}) for name, entry in files],
+        annotations={
+            TITLE: version.full_name,
+            "org.opencontainers.image.version": str(version.version),
+            "org.opencontainers.image.created": manifest.created,
+            "org.finetune-vlm.digest": f"sha256:{version.digest}",
+            **licences,
+        },
+    )
+
+
+def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
+    """Returns what an artifact says of the adapter's manifest, and of the files by name."""
+    told: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
+    try:
+        artifact = _Artifact.model_validate(told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "top level"
+        raise IntegrityError(f"{source}: no adapter of finetune-vlm: {where}: {first['msg']}") from None
+    config = artifact.config.entry
+    if artifact.config.mediaType != CONFIG_TYPE or config.size > MAX_MANIFEST_BYTES:
+        raise IntegrityError(f"{source}: no adapter of finetune-vlm: its config is {artifact.config.mediaType}")
+    files = {layer.annotations.get(TITLE, ""): layer.entry for layer in artifact.layers}
+    if len(files) != len(artifact.layers):
+        raise IntegrityError(f"{source}: two layers have one title")
+    return config, files
+
+
+def _check_tag(repository: OciRepository, tag: str, digest: str) -> None:
+    there = repository.get_manifest(tag)
+    if there is None or there[0] != digest:
+        told = "nothing" if there is None else f"sha256:{there[0]}"
+        raise ConflictError(
+            f"{repository.ref.host}/{repository.ref.repository}:{tag} was moved meanwhile, to {told}. Try again."
+        )

@@ -1,0 +1,64 @@
+"""How an OCI registry is told who asks: a password as ``docker login`` keeps it, or a token that is got for it.
+
+Source: https://distribution.github.io/distribution/spec/auth/token/. Passwords that a helper program keeps are
+not found.
+"""
+
+import base64
+import binascii
+import json
+import os
+import re
+from pathlib import Path
+
+import httpx2
+
+from finetune.errors import StoreError
+
+LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
+_CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
+
+
+def answer_challenge(client: httpx2.Client, host: str, challenge: str) -> str | None:
+    """Returns what the header ``Authorization`` has to hold; None when nothing can be answered.
+
+    Args:
+        client: by which a token is asked for.
+        host: of the registry.
+        challenge: what it said in ``WWW-Authenticate``.
+
+    Raises:
+        StoreError: the password file is damaged, or the registry sends us to an unsafe place.
+    """
+    scheme, _, rest = challenge.partition(" ")
+    password = _password(host)
+    if scheme.lower() == "basic":
+        return None if password is None else f"Basic {password}"
+    if scheme.lower() != "bearer":
+        return None
+    asked = dict(_CHALLENGE.findall(rest))
+    url = httpx2.URL(asked.get("realm", ""))
+    if url.scheme != "https" and not (url.scheme == "http" and LOOPBACK.fullmatch(url.netloc.decode())):
+        raise StoreError(f"{host}: it asks for a token of {str(url)!r}, which is not HTTPS")
+    headers = {} if password is None else {"Authorization": f"Basic {password}"}
+    parameters = {name: asked[name] for name in ("service", "scope") if name in asked}
+    answer = client.get(url.copy_merge_params(parameters), headers=headers, follow_redirects=False)
+    try:
+        told = answer.json() if answer.is_success else {}
+        token = told.get("token") or told.get("access_token")
+    except (ValueError, AttributeError):
+        token = None
+    return f"Bearer {token}" if isinstance(token, str) and token.isprintable() else None
+
+
+def _password(host: str) -> str | None:
+    """Returns ``user:password`` in base64, as ``docker login`` wrote it for a host."""
+    path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    try:
+        auth = json.loads(path.read_bytes())["auths"][host]["auth"]
+        base64.b64decode(auth, validate=True)
+    except (FileNotFoundError, NotADirectoryError, KeyError):
+        return None
+    except (OSError, ValueError, TypeError, binascii.Error) as error:
+        raise StoreError(f"{path}: the password for {host} cannot be read: {error}") from None
+    return str(auth)

@@ -1,0 +1,67 @@
+"""Promotion: an alias is moved to a version whose metrics are good enough, and the log says what was required."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from finetune.adapters.reference import AdapterRef
+from finetune.errors import PromotionError, RegistryError
+from finetune.registry.commits import Gate
+from finetune.registry.conditions import Condition
+from finetune.registry.differences import read_manifest
+from finetune.registry.registry import AdapterRegistry
+from finetune.registry.versions import Version
+
+
+def promote(
+    registry: AdapterRegistry,
+    ref: str | AdapterRef,
+    alias: str,
+    *,
+    require: Iterable[Condition | str],
+    expect: int | None = None,
+    force: bool = False,
+) -> Version:
+    """Lets an alias stand for a version when its metrics meet the conditions; its entry in the log keeps them.
+
+    The metrics are those of the manifest, whose bytes are checked first. A metric that is not among them meets
+    no condition. When the alias stands for the version already, nothing is written.
+
+    Args:
+        registry: holds it.
+        ref: the version.
+        alias: the word, such as ``prod``.
+        require: what must hold, such as ``"test.exact_match>=0.70"``; see ``measured`` for the paths.
+        expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
+        force: move it although a condition does not hold; the entry keeps which, and what was found.
+
+    Returns:
+        The version that the alias stands for now.
+
+    Raises:
+        PromotionError: conditions do not hold; with what was found. Nothing was changed.
+        RegistryError: there is no condition; or as ``AdapterRegistry.alias`` does.
+        IntegrityError: the manifest is damaged.
+    """
+    conditions = [Condition.parse(each) if isinstance(each, str) else each for each in require]
+    if not conditions:
+        raise RegistryError("nothing is required: give a condition, or move the alias without one by `alias`")
+    version = registry.resolve(ref)
+    metrics = measured(read_manifest(registry, version).metrics)
+    unmet = [condition.describe(metrics) for condition in conditions if not condition.holds(metrics)]
+    if unmet and not force:
+        raise PromotionError(
+            f"{version.ref} is not promoted to {alias}: {'; '.join(unmet)}. Nothing was changed; with force it is "
+            "done all the same, and the log says so."
+        )
+    gate = Gate(required=[str(condition) for condition in conditions], forced=unmet)
+    return registry.alias(version.full_name, alias, version.version, expect=expect, gate=gate)
+
+
+def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metrics of a manifest under the paths by which conditions name them.
+
+    These are the manifest's own: ``before.exact_match`` for the base alone, ``after.exact_match`` for the base
+    with the adapter, ``after.by_kind.<kind>.exact_match`` for one type of question. Both are of the test split,
+    so ``test.exact_match`` is another word for ``after.exact_match``.
+    """
+    return {**metrics, **({"test": metrics["after"]} if "after" in metrics else {})}
