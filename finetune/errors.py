@@ -20,6 +20,7 @@
     │   ├── NotFoundError (LookupError)   no such adapter, version or alias
     │   ├── YankedError (LookupError)     it stands for a version that is not to be used any more
     │   ├── ConflictError (RuntimeError)  someone else moved what this write expected to find
+    │   ├── ConditionError (ValueError)   words that are no condition on metrics
     │   └── StoreError (OSError)          the store cannot be read or written
     └── LaunchError (RuntimeError)        the environment cannot run what was asked for
 
@@ -120,6 +121,10 @@ class YankedError(RegistryError, LookupError):
 
 class ConflictError(RegistryError, RuntimeError):
     """Someone else moved what this write expected to find."""
+
+
+class ConditionError(RegistryError, ValueError):
+    """Words that are no condition on metrics."""
 
 
 class StoreError(RegistryError, OSError):

@@ -10,6 +10,7 @@ import errno
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
@@ -34,6 +35,7 @@ class ObjectMeta:
 
     key: str
     size: int  # bytes
+    modified: datetime  # by the store's clock
 
 
 class Store(Protocol):
@@ -61,7 +63,7 @@ class Store(Protocol):
         ...
 
     def head(self, key: str) -> ObjectMeta:
-        """Returns the size of an object without reading it.
+        """Returns size and time of an object without reading it.
 
         Raises:
             ObjectMissing: nothing has that key.

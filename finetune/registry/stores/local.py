@@ -5,6 +5,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
@@ -92,10 +93,11 @@ class LocalStore:
             raise explain(error, path, verb="read", elsewhere=_ELSEWHERE) from error
 
     def head(self, key: str) -> ObjectMeta:
-        """Returns the size of an object."""
+        """Returns size and time of an object."""
         path = self._path(key)
         try:
-            return ObjectMeta(key=key, size=os.stat(path).st_size)
+            found = os.stat(path)
+            return ObjectMeta(key=key, size=found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
         except FileNotFoundError:
             raise ObjectMissing(f"{path} is not there") from None
         except OSError as error:
