@@ -4,6 +4,7 @@ Nothing here imports torch, so that the registry commands answer at once.
 """
 
 from finetune.registry.admin import VerifyReport, verify
+from finetune.registry.collection import Collection, Garbage, collect
 from finetune.registry.commits import Commit
 from finetune.registry.location import default_cache, default_location
 from finetune.registry.registry import AdapterRegistry
@@ -11,9 +12,12 @@ from finetune.registry.versions import Version
 
 __all__ = [
     "AdapterRegistry",
+    "Collection",
     "Commit",
+    "Garbage",
     "VerifyReport",
     "Version",
+    "collect",
     "default_cache",
     "default_location",
     "verify",

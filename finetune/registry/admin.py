@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from finetune.adapters.manifest import AdapterManifest
 from finetune.errors import FinetuneError, NotFoundError
+from finetune.registry.blobs import blob_key, read_blob
 from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, check_link, log_key
-from finetune.registry.folders import blob_key, load_manifest, read_blob
+from finetune.registry.folders import load_manifest
 from finetune.registry.location import MAX_REGISTRY_BYTES, REGISTRY_KEY, is_registry
 from finetune.registry.log import list_logs
 from finetune.registry.registry import AdapterRegistry

@@ -11,7 +11,7 @@ from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit
 from finetune.registry.finding import check_exists, find, version_before
-from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
+from finetune.registry.folders import build_folder, check_folder, has_folder, holds, put_folder, read_manifest
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
 from finetune.registry.log import Log, list_logs
 from finetune.registry.store import ObjectMissing
@@ -69,7 +69,7 @@ class AdapterRegistry:
             AdapterReferenceError: a name or alias is not allowed, or ``name`` is not that of the manifest.
             ManifestError: there is no manifest, or it breaks its schema.
             IntegrityError: the folder is not what its manifest says.
-            ConflictError: ``txn`` stands in the log for something else.
+            ConflictError: ``txn`` stands in the log for something else, or gc is deleting what is published.
             StoreError: the store cannot be written; try again with the same ``txn``.
         """
         folder = Path(folder)
@@ -85,6 +85,8 @@ class AdapterRegistry:
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
         commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)
+        if not has_folder(self.store, raw, manifest):  # gc came, while this machine slept for longer than it waits
+            put_folder(self.store, folder, raw, manifest)
         return Version.of(ref, commit, commit)
 
     def resolve(self, ref: str | AdapterRef) -> Version:
