@@ -97,24 +97,24 @@ def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
         except AlreadyExists:
             pass  # looked at below
     keys = {blob_key(entry.sha256) for entry, _ in blobs}
+    plan = None
     for attempt in range(MAX_ATTEMPTS):
-        last, content = blobs[-1]
-        store.put(blob_key(last.sha256), content(), mode="overwrite")
-        now = store.head(blob_key(last.sha256)).modified
-        plan = _plan_for(store, keys, now)
-        if plan is not None:
+        now = _written_now(store, *blobs[-1])
+        plan = None if now is None else _plan_for(store, keys, now)
+        if now is None or plan is not None:
             time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.01 * 2**attempt)))
             continue
         # Only now: what a plan that is gone has deleted is seen to be missing.
-        poor = [(entry, content) for entry, content in blobs[:-1] if not _is_there(store, entry, now)]
-        if not poor and _is_there(store, last, now):
+        poor = [(entry, content) for entry, content in blobs if not _is_there(store, entry, now)]
+        if not poor:
             return
         for entry, content in poor:
             store.put(blob_key(entry.sha256), content(), mode="overwrite")
-    what = f"gc is deleting {plan.key}" if plan else "its files disappear or change again and again"
+    if plan is None:
+        raise ConflictError(f"cannot store {', '.join(sorted(keys))}: one of them disappears again and again.")
     raise ConflictError(
-        f"cannot store {', '.join(sorted(keys))}: {what}. Try again when that has ended"
-        + (f", or at the latest at {plan.modified + PLAN_LIFE:%Y-%m-%d %H:%M} UTC." if plan else ".")
+        f"cannot store {', '.join(sorted(keys))}: a gc is deleting what {plan.key} names. Try again when it has ended, "
+        f"at the latest after {plan.modified + PLAN_LIFE:%Y-%m-%d %H:%M} UTC."
     )
 
 
@@ -143,6 +143,15 @@ def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
         if planned & keys:
             return found
     return None
+
+
+def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:
+    """Writes a blob and returns when that was, by the store's clock; None when it is gone already."""
+    store.put(blob_key(entry.sha256), content(), mode="overwrite")
+    try:
+        return store.head(blob_key(entry.sha256)).modified
+    except ObjectMissing:
+        return None
 
 
 def _is_there(store: Store, entry: FileEntry, now: datetime) -> bool:
