@@ -21,7 +21,7 @@ MAX_PLANNED = 10_000  # blobs of one plan
 MAX_PLAN_BYTES = 1024 * 1024  # about 90 a blob
 
 FRESH = timedelta(days=1)  # a blob that is older by the store's clock is written again before it is counted on
-LONGEST = timedelta(days=1)  # from a publish's look at its blobs to its entry, and from a plan to its last deletion
+LONGEST = timedelta(days=1)  # from the first blob of a publish to its entry, and from a plan to its last deletion
 LEAST_GRACE = FRESH + LONGEST
 PLAN_LIFE = 2 * LONGEST  # an older plan is that of a gc that was killed
 
@@ -79,8 +79,8 @@ def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
 def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
     """Stores blobs, so that an entry that names them may follow.
 
-    When this returns they are all there and gc deletes none of them before ``LONGEST`` is over; the entry that
-    names them has to be written until then.
+    When this returns they are all there, and gc deletes none of them before ``LONGEST`` is over since this began;
+    the entry that names them has to be written until then.
 
     Args:
         store: the store.
@@ -91,25 +91,23 @@ def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
         ConflictError: gc is deleting one of them.
         StoreError: the store cannot be written.
     """
-    for entry, content in blobs[:-1]:
-        try:
-            store.put(blob_key(entry.sha256), content(), mode="create")
-        except AlreadyExists:
-            pass  # looked at below
+    written = {entry.sha256 for entry, content in blobs[:-1] if _create(store, entry, content)}
     keys = {blob_key(entry.sha256) for entry, _ in blobs}
     plan = None
     for attempt in range(MAX_ATTEMPTS):
         now = _written_now(store, *blobs[-1])
-        plan = None if now is None else _plan_for(store, keys, now)
-        if now is None or plan is not None:
-            time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.01 * 2**attempt)))
-            continue
-        # Only now: what a plan that is gone has deleted is seen to be missing.
-        poor = [(entry, content) for entry, content in blobs if not _is_there(store, entry, now)]
-        if not poor:
-            return
-        for entry, content in poor:
-            store.put(blob_key(entry.sha256), content(), mode="overwrite")
+        for entry, content in blobs[:-1]:
+            if entry.sha256 not in written and not (now and _is_there(store, entry, since=now - FRESH)):
+                store.put(blob_key(entry.sha256), content(), mode="overwrite")
+                written.add(entry.sha256)
+        plan = _plan_for(store, keys, now) if now else None
+        if now and plan is None:
+            # Only now: what a plan that is gone has deleted is seen to be missing.
+            lost = {entry.sha256 for entry, _ in blobs if not _is_there(store, entry)}
+            if not lost:
+                return
+            written -= lost
+        time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.01 * 2**attempt)))
     if plan is None:
         raise ConflictError(f"cannot store {', '.join(sorted(keys))}: one of them disappears again and again.")
     raise ConflictError(
@@ -145,6 +143,14 @@ def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
     return None
 
 
+def _create(store: Store, entry: FileEntry, content: Content) -> bool:
+    try:
+        store.put(blob_key(entry.sha256), content(), mode="create")
+    except AlreadyExists:
+        return False
+    return True
+
+
 def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:
     """Writes a blob and returns when that was, by the store's clock; None when it is gone already."""
     store.put(blob_key(entry.sha256), content(), mode="overwrite")
@@ -154,10 +160,10 @@ def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime |
         return None
 
 
-def _is_there(store: Store, entry: FileEntry, now: datetime) -> bool:
-    """Whether a blob has its size and is fresh; one from the future is not: no clock can be trusted there."""
+def _is_there(store: Store, entry: FileEntry, *, since: datetime | None = None) -> bool:
+    """Whether a blob is there with its size, and was written since a time, but not in the future."""
     try:
         found = store.head(blob_key(entry.sha256))
     except ObjectMissing:
         return False
-    return found.size == entry.size and abs(now - found.modified) <= FRESH
+    return found.size == entry.size and (since is None or since <= found.modified <= since + 2 * FRESH)

@@ -7,29 +7,31 @@ times below are by the store's clock; nobody's own clock is compared with anybod
 ::
 
     publish (blobs.put_blobs, then the log)         gc
-      P1  writes its manifest: now is its time        G1  reads the time, lists blobs, reads all logs:
-      P2  lists the plans: none names its blobs           those that are old and unnamed are to go
-      P3  looks at each blob: it is there, and        G2  writes a plan that names them
-          no older than FRESH at P1                   G3  looks at each again: still older than the grace period
-      P4  writes the entry that names them            G4  reads all new entries: still unnamed
-                                                      G5  deletes each, unless it is young by now
+      P1  writes its blobs, the manifest last:        G1  reads the time
+          now is the time of that                     G2  lists blobs, reads all logs: what is older than
+      P2  writes again what lay there, unless it          the grace period at G1, and unnamed, is to go
+          was no older than FRESH at P1               G3  writes a plan that names it
+      P3  lists the plans: none names its blobs       G4  reads the new entries of all logs
+      P4  looks at each blob: it is there             G5  looks at each blob again: when it is still that
+      P5  writes the entry that names them                old, and unnamed, deletes it
                                                       G6  deletes the plan
 
-A publish writes a blob again (the same bytes) that is missing or too old at P3, waits for a plan that names one,
-and then begins again with P1. Assumed of a publish: from P1 to P4 takes less than LONGEST. gc itself sees to it
-that it deletes nothing once LONGEST is over since G2, but for the one deletion that it has begun.
+A publish that finds a plan at P3 waits, and one that misses a blob at P4 writes it again; then it goes on from P1.
+Assumed of a publish: from its start to P5 takes less than LONGEST. gc itself sees to it that it deletes nothing
+once LONGEST is over since G3, but for the deletion that it is at.
 
-Nothing that an entry names is deleted. Let X be named by P4 and deleted at G5.
+Nothing that an entry names is deleted. Let X be named by P5 and deleted at G5.
 
-- Deleted before P3: then P3 missed it, and the publish began again. So G5 is after P3.
-- G2 before P2: the plan was there when P2 listed, for it goes only after G5. Then P2 saw it and the publish waited;
-  or it was older than PLAN_LIFE, and its gc no longer deletes.
-- G2 after P2: G3 found X older than the grace period; P3 found it no older than FRESH at P1, and who writes it again
-  makes it younger. So from P1 to G3 it took at least the grace period less FRESH, which is LONGEST or more, and
-  the entry of P4 was there when G4 read the logs.
+- Deleted before P4: then P4 missed it. So it is deleted after P4, hence after P3.
+- G3 before P3: the plan goes after X is deleted, so it was there at P3. Then P3 saw it and the publish waited; or
+  it was older than PLAN_LIFE, and its gc no longer deletes.
+- G3 after P3: before P3, X was there and no older than FRESH when the publish began; whoever wrote it since made
+  it younger. G5 comes after G3, and found X older than the grace period was at G1. So G1 was
+  at least the grace period less FRESH, which is LONGEST or more, after the publish began, and so after P5. Then
+  G2 read its entry, and X was named.
 
-A publish looks at its blobs once more after P4, so one that returns is whole even if it slept for longer than
-that. Two gcs disturb each other as little as they disturb a publish: what one deletes was garbage for the other.
+That holds while the store's clock goes on; G4 is there for one that is set. A publish looks at its blobs once
+more after P5, so one that returns is whole even if it slept for longer than that. Two gcs disturb each other as little as they disturb a publish: what one deletes was garbage for the other.
 """
 
 import time
@@ -205,14 +207,13 @@ class _Named:
 
 
 def _delete_blobs(store: Store, unnamed: Sequence[Garbage], named: _Named, before: datetime) -> list[Garbage]:
-    """Deletes blobs by the steps G2 to G6; returns those that it deleted."""
+    """Deletes blobs by the steps G3 to G6; returns those that it deleted."""
     began, deleted = time.time(), []
     plan = plan_key(uuid.uuid4().hex)
     store.put(plan, plan_bytes(blob.key for blob in unnamed), mode="overwrite")
     try:
-        old = [blob for blob in unnamed if _is_older(store, blob.key, before)]
         named.read_new_entries()
-        for blob in old:
+        for blob in unnamed:
             # The machine may have slept, or its clock been set.
             if abs(time.time() - began) > LONGEST.total_seconds():
                 break

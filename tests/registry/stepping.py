@@ -50,10 +50,12 @@ class Actor:
     """A function over a store in a thread of its own, which stops before each call of the store.
 
     Attributes:
+        at: verb and key of the call that it stopped before.
         error: what the function raised; None when it returned.
     """
 
     def __init__(self, store, body):
+        self.at = ("", "")
         self.error: BaseException | None = None
         self.ended = self._killed = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -70,6 +72,7 @@ class Actor:
         self._stopped.release()
 
     def _stop(self, verb, key):
+        self.at = (verb, key)
         if not self._killed:
             self._stopped.release()
             self._go.acquire()

@@ -1,7 +1,9 @@
 """gc: what it takes, what it leaves, and that it never takes what a publish is about to name."""
 
+import itertools
 import json
 import os
+import random
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -386,6 +388,47 @@ def test_no_step_of_gc_between_two_of_publish_takes_what_is_named(
                 break
     print(f"{situation}: {pairs} pairs of steps, {waited} publishes were told to wait")
     assert pairs > 300
+
+
+def test_what_another_publish_writes_again_meanwhile_saves_nothing(make_adapter, prepared, monkeypatch):
+    """Two publishes need a blob that a gc has looked at and is about to delete; one of them makes it young."""
+    monkeypatch.setattr(blobs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(blobs, "MAX_ATTEMPTS", 3)
+    folder, other = make_adapter(), make_adapter("medical/other")
+    tried = 0
+    for steps in itertools.count():
+        for writes, deletions in itertools.product(range(8), range(4)):
+            store = prepared("garbage", folder, other)
+            mine, theirs = (Actor(store, _publishing(folder)) for _ in range(2))
+            gc = Actor(store, _collecting)
+            mine.step(steps)
+            over = mine.ended
+            for actor, verb, number in ((theirs, "put", writes), (gc, "delete", deletions)):
+                while not actor.ended and number >= 0:
+                    number -= actor.at[0] == verb and actor.at[1].startswith("blobs/")
+                    actor.step(1 if number >= 0 else 0)
+            theirs.step(1)
+            mine.step()
+            gc.step()
+            theirs.step()
+            _end(store, folder, mine, theirs, gc)
+            tried += 1
+        if over:
+            break
+    assert tried > 300
+
+
+def test_a_clock_that_was_a_year_ahead_for_a_moment(make_adapter, prepared):
+    folder, other = make_adapter(), make_adapter("medical/other")
+    store = prepared("nearly old", folder, other)
+    store.now += timedelta(days=365)
+    gc = Actor(store, _collecting)
+    while gc.at[:1] != ("put",) or "plan" not in gc.at[1]:
+        gc.step(1)
+    store.now -= timedelta(days=365)
+    _over(store).publish(folder)
+    gc.step()
+    _end(store, folder, gc)
 
 
 def test_many_publishes_and_gcs_in_any_order(make_adapter, prepared, monkeypatch):
