@@ -31,7 +31,8 @@ Nothing that an entry names is deleted. Let X be named by P5 and deleted at G5.
   G2 read its entry, and X was named.
 
 That holds while the store's clock goes on; G4 is there for one that is set. A publish looks at its blobs once
-more after P5, so one that returns is whole even if it slept for longer than that. Two gcs disturb each other as little as they disturb a publish: what one deletes was garbage for the other.
+more after P5, so one that returns is whole even if it slept for longer than that. Two gcs disturb each other as
+little as they disturb a publish: what one deletes was garbage for the other.
 """
 
 import time

@@ -70,7 +70,7 @@ def test_entries_are_a_dense_chain(log):
     for entry, previous in zip(written, [None, *written], strict=False):
         assert check_link(entry, previous) == []
     raw = (log.store.root / "names/medical/brain/log/000000000003.json").read_bytes()
-    assert raw == written[2].to_bytes() == canonical_json(written[2].model_dump())
+    assert raw == written[2].to_bytes() == canonical_json(written[2].model_dump() | {"checksum": written[2].checksum})
     assert written[3].prev == sha256_hex(raw)
     assert list_logs(log.store) == {("medical", "brain"): [1, 2, 3, 4, 5]}
 
@@ -212,7 +212,7 @@ def test_nothing_is_written_when_nothing_is_to_be_said(log):
 
 def _parse(change=None, **fields):
     data = Commit.after(None, **_fields()).model_dump() | fields
-    raw = canonical_json(data)
+    raw = canonical_json(data | {"checksum": sha256_hex(canonical_json(data))})
     return Commit.parse(change(raw) if change else raw, source="names/a/b/log/000000000001.json")
 
 
@@ -255,7 +255,7 @@ def test_only_one_spelling_stands_for_an_entry():
     with pytest.raises(IntegrityError, match="not in the canonical form"):
         _parse(lambda raw: raw.replace(b",", b", ", 1))
     with pytest.raises(IntegrityError, match="not in the canonical form"):
-        _parse(lambda raw: raw.replace(b',"schema_version":2', b""))
+        _parse(lambda raw: raw.replace(b',"schema_version":3', b""))
     with pytest.raises(IntegrityError, match="the key 'seq' stands twice"):
         _parse(lambda raw: raw.replace(b'"seq":1', b'"seq":1,"seq":1'))
     with pytest.raises(IntegrityError, match="000000000001.json: not JSON"):
@@ -265,8 +265,8 @@ def test_only_one_spelling_stands_for_an_entry():
 
 
 def test_a_newer_schema_asks_for_an_upgrade():
-    with pytest.raises(RegistryError, match="written with schema 3, this program reads up to 2: upgrade finetune"):
-        _parse(schema_version=3, op="delete", deleted=[1])
+    with pytest.raises(RegistryError, match="written with schema 4, this program reads up to 3: upgrade finetune"):
+        _parse(schema_version=4, op="delete", deleted=[1])
 
 
 @pytest.mark.parametrize(

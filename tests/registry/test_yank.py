@@ -205,5 +205,5 @@ def test_a_registry_begun_before_there_were_yanks_goes_on(three, make_adapter):
     assert begun.resolve(f"{NAME}@prod").version == 2
     begun.yank(f"{NAME}@3")
     begun.publish(make_adapter(seed=9))
-    assert [c.schema_version for c in begun.log(NAME)] == [1, 1, 1, 1, 2, 2]
+    assert [c.schema_version for c in begun.log(NAME)] == [1, 1, 1, 1, 3, 3]
     assert verify(begun).problems == []
