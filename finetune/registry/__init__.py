@@ -3,7 +3,7 @@
 Nothing here imports torch, so that the registry commands answer at once.
 """
 
-from finetune.registry.admin import VerifyReport, verify
+from finetune.registry.admin import VerifyReport, reindex, verify
 from finetune.registry.collection import Collection, Garbage, collect
 from finetune.registry.commits import Commit
 from finetune.registry.location import default_cache, default_location
@@ -20,5 +20,6 @@ __all__ = [
     "collect",
     "default_cache",
     "default_location",
+    "reindex",
     "verify",
 ]

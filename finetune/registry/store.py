@@ -81,6 +81,15 @@ class Store(Protocol):
 
 
 @runtime_checkable
+class HasFolders(Protocol):
+    """What a store also has in which a look at one key costs less than its place in a listing."""
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yields, in any order, the parts of keys that stand right below ``prefix``; perhaps some of no key."""
+        ...
+
+
+@runtime_checkable
 class KeepsAside(Protocol):
     """What a store also has in which the writing of an object leaves a file behind when it is killed."""
 

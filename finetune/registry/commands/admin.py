@@ -1,9 +1,9 @@
-"""The administrator's verbs on the command line: verify, gc."""
+"""The administrator's verbs on the command line: verify, gc, reindex."""
 
 import argparse
 from datetime import timedelta
 
-from finetune.registry.admin import verify
+from finetune.registry.admin import reindex, verify
 from finetune.registry.blobs import LEAST_GRACE
 from finetune.registry.collection import DEFAULT_GRACE, Garbage, collect
 from finetune.registry.commands.printing import answer, printable, table
@@ -23,6 +23,7 @@ def add_verbs(add: AddVerb) -> None:
         metavar="DAYS",
         help=f"how old it must be by the store's clock (default: {DEFAULT_GRACE.days}, at least {LEAST_GRACE.days})",
     )
+    add("reindex", _reindex, "make the local index anew by which list answers at once")
 
 
 def _days(text: str) -> timedelta:
@@ -59,3 +60,8 @@ def _gc(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 def _garbage_json(garbage: Garbage) -> dict[str, object]:
     return {**vars(garbage), "modified": garbage.modified.isoformat()}
+
+
+def _reindex(registry: AdapterRegistry, args: argparse.Namespace) -> int:
+    path, names = reindex(registry)
+    return answer(args, {"path": str(path), "names": names}, f"{names} adapters in {path}")

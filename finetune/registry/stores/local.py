@@ -106,6 +106,17 @@ class LocalStore:
                 with contextlib.suppress(ObjectMissing):
                     yield self.head(key)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yields the names of the folders right below ``prefix``."""
+        path = self._path(prefix)
+        try:
+            with os.scandir(path) as entries:
+                yield from (entry.name for entry in entries if entry.is_dir() and is_key(entry.name))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise explain(error, path, verb="list", elsewhere=_ELSEWHERE) from error
+
     def list_aside(self) -> Iterator[ObjectMeta]:
         """Yields the files in which objects are being written, or were when their writer was killed."""
         for path in self._files(self.root):
