@@ -7,7 +7,8 @@ from typing import BinaryIO
 
 from finetune.adapters.manifest import AdapterManifest, FileEntry
 from finetune.errors import IntegrityError
-from finetune.registry.folders import blob_key, checked, load_manifest, read_manifest
+from finetune.registry.blobs import blob_key, checked
+from finetune.registry.folders import load_manifest, read_manifest
 from finetune.registry.store import ObjectMissing, Store, explain, reading
 from finetune.registry.versions import Version
 

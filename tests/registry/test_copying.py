@@ -11,6 +11,7 @@ from finetune.registry.copying import Copied, copy_adapter, copy_adapters, names
 from finetune.registry.store import AlreadyExists
 from tests.registry.faulty import Interfering, Killed, OneDeath
 from tests.registry.folders import same
+from tests.registry.forging import forged
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -138,8 +139,7 @@ def test_a_damaged_source_gives_no_version_that_is_damaged(source, tmp_path):
 
 def test_a_broken_chain_is_not_copied(source, target):
     path = Path(source.location, "names", NAME, "log", "000000000002.json")
-    text = path.read_bytes()
-    path.write_bytes(text.replace(b'"actor":"', b'"actor":"x'))
+    path.write_bytes(forged(path.read_bytes(), b'"actor":"', b'"actor":"x'))
     with pytest.raises(IntegrityError, match=r"000000000003.json: its prev is not the digest of the entry before it"):
         _copy(source, target)
     assert target.list() == []
@@ -150,7 +150,7 @@ def test_a_summary_that_lies_is_not_copied(source, target, tmp_path):
     for later in path.parent.iterdir():
         if later != path:
             later.unlink()
-    path.write_bytes(path.read_bytes().replace(b'"accuracy":0.75', b'"accuracy":0.99'))
+    path.write_bytes(forged(path.read_bytes(), b'"accuracy":0.75', b'"accuracy":0.99'))
     with pytest.raises(IntegrityError, match=r"not what names/medical/brain-mri/log/000000000001.json says of it"):
         _copy(AdapterRegistry(source.location), target)
 

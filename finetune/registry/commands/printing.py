@@ -43,7 +43,7 @@ def flat(value: Any) -> str:
 def printable(text: str) -> str:
     """Returns ``text`` without what would steer a terminal."""
     # What others wrote into a registry must not reach a terminal as control characters.
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
