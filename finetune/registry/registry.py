@@ -11,10 +11,13 @@ from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit
 from finetune.registry.finding import check_exists, find, version_before
-from finetune.registry.folders import build_folder, check_folder, holds, put_folder, read_manifest
+from finetune.registry.folders import build_folder, check_folder, holds, keep_signature, put_folder, read_manifest
+from finetune.registry.guard import Guard
 from finetune.registry.location import default_cache, default_location, is_registry, open_store
 from finetune.registry.log import Log, list_logs
+from finetune.registry.signing import SigningKey
 from finetune.registry.store import ObjectMissing
+from finetune.registry.trust import TrustPolicy
 from finetune.registry.versions import Version
 
 
@@ -25,22 +28,37 @@ class AdapterRegistry:
     stands in the log, and then with all its files; before that nothing of it can be seen. Keep one object for
     long: it remembers how far each log went.
 
+    What is written is signed where there is a key. What is resolved or pulled is checked against the reader's trust
+    policy; ``list`` and ``log`` show what stands there, whoever wrote it.
+
     Attributes:
         location: the folder.
         store: the bytes below it.
+        guard: the trust policy, what was seen, and the signing key.
     """
 
-    def __init__(self, location: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        location: str | Path | None = None,
+        *,
+        signer: SigningKey | str | Path | None = None,
+        trust: TrustPolicy | str | Path | None = None,
+    ) -> None:
         """Opens a registry; the folder is made by the first publish.
 
         Args:
             location: the folder; None for ``default_location()``.
+            signer: the key that signs what is written, or its file, which the first write opens; None for
+                ``$FINETUNE_SIGNING_KEY``, without which nothing is signed.
+            trust: the trust policy, or its file; None for ``$FINETUNE_TRUST`` or ``~/.finetune/trust.yaml``, without
+                which no signature is asked for.
 
         Raises:
             StoreError: the location is a URL.
         """
         self.location = str(location or default_location())
         self.store = open_store(self.location)
+        self.guard = Guard.configured(self.location, signer=signer, trust=trust)
         self._is_registry = False
         self._logs: dict[str, Log] = {}
 
@@ -71,6 +89,8 @@ class AdapterRegistry:
             IntegrityError: the folder is not what its manifest says.
             ConflictError: ``txn`` stands in the log for something else.
             StoreError: the store cannot be written; try again with the same ``txn``.
+            TrustError: the namespace requires signatures, and there is no key that may sign, or the log is not
+                vouched for.
         """
         folder = Path(folder)
         words = [check_alias(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
@@ -82,6 +102,7 @@ class AdapterRegistry:
                 "Leave the name out, or save the adapter under the other one."
             )
         check_folder(folder, manifest)
+        self.guard.check_signer(ref.namespace)
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
         commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)
@@ -96,17 +117,22 @@ class AdapterRegistry:
             AdapterReferenceError: it is no reference.
             NotFoundError: there is no such adapter, version or alias; with those that there are.
             YankedError: the alias stands for a yanked version, or every version is yanked.
+            TrustError: the namespace requires signatures, and the log does not vouch for the version, or is older than
+                one that was seen.
         """
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
         log = self._log(ref)
         head = self._head(log, ref)
-        return Version.of(ref, find(log, head, ref), head)
+        entry = find(log, head, ref)
+        self.guard.check_version(log, head, entry)
+        return Version.of(ref, entry, head)
 
     def pull(self, ref: str | AdapterRef | Version, into: str | Path | None = None) -> Path:
         """Returns a folder that holds exactly the manifest and the files of a version, every byte checked.
 
-        The folder appears whole or not at all. One that is there already, from an earlier pull, is hashed
-        again before it is returned; in the cache it is built anew when it is not right.
+        Beside them lies ``manifest.sig``, where the version was signed. The folder appears whole or not at all.
+        One that is there already, from an earlier pull, is hashed again before it is returned; in the cache it is
+        built anew when it is not right.
 
         Args:
             ref: which version; what ``resolve`` returned, where its ``warning`` matters.
@@ -117,8 +143,10 @@ class AdapterRegistry:
             YankedError: the alias stands for a yanked version.
             IntegrityError: the registry is damaged.
             StoreError: the folder cannot be written, or ``into`` holds something else.
+            TrustError: the namespace requires signatures, and nobody who may sign there vouches for the version.
         """
         version = ref if isinstance(ref, Version) else self.resolve(ref)
+        self.guard.check_manifest(version)
         target = default_cache() / version.digest if into is None else Path(into).expanduser().absolute()
         if not holds(target, version.digest):
             try:
@@ -128,6 +156,7 @@ class AdapterRegistry:
                     f"{version.ref} cannot be pulled, the registry is damaged: {error}. "
                     "See what else is with `finetune registry verify`."
                 ) from None
+        keep_signature(target, version.signature)
         return target
 
     def list(self, namespace: str | None = None, *, all_versions: bool = False) -> builtins.list[Version]:
@@ -261,7 +290,7 @@ class AdapterRegistry:
         return self._is_registry
 
     def _log(self, ref: AdapterRef) -> Log:
-        return self._logs.setdefault(ref.full_name, Log(self.store, ref.namespace, ref.name))
+        return self._logs.setdefault(ref.full_name, Log(self.store, ref.namespace, ref.name, self.guard))
 
     def _head(self, log: Log, ref: AdapterRef) -> Commit:
         if not self._open():
@@ -270,6 +299,7 @@ class AdapterRegistry:
             )
         head = log.head()
         if head is None:
+            self.guard.check_head(log, None)
             names = ["/".join(parts) for parts in list_logs(self.store)]
             shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise NotFoundError(

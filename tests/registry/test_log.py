@@ -255,7 +255,7 @@ def test_only_one_spelling_stands_for_an_entry():
     with pytest.raises(IntegrityError, match="not in the canonical form"):
         _parse(lambda raw: raw.replace(b",", b", ", 1))
     with pytest.raises(IntegrityError, match="not in the canonical form"):
-        _parse(lambda raw: raw.replace(b',"schema_version":2', b""))
+        _parse(lambda raw: raw.replace(b',"schema_version":3', b""))
     with pytest.raises(IntegrityError, match="the key 'seq' stands twice"):
         _parse(lambda raw: raw.replace(b'"seq":1', b'"seq":1,"seq":1'))
     with pytest.raises(IntegrityError, match="000000000001.json: not JSON"):
@@ -265,8 +265,8 @@ def test_only_one_spelling_stands_for_an_entry():
 
 
 def test_a_newer_schema_asks_for_an_upgrade():
-    with pytest.raises(RegistryError, match="written with schema 3, this program reads up to 2: upgrade finetune"):
-        _parse(schema_version=3, op="delete", deleted=[1])
+    with pytest.raises(RegistryError, match="written with schema 4, this program reads up to 3: upgrade finetune"):
+        _parse(schema_version=4, op="delete", deleted=[1])
 
 
 @pytest.mark.parametrize(

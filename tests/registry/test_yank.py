@@ -191,13 +191,17 @@ def test_an_entry_that_cannot_be_is_refused(fields, message):
         Commit.parse(raw, source="entry")
 
 
-def test_a_registry_begun_before_there_were_yanks_goes_on(three, make_adapter):
-    """Its entries say schema 1 and nothing of yanked versions, and the chain is over these very bytes."""
+@pytest.mark.parametrize(
+    ("schema", "unknown"),
+    [(1, {"yanked", "manifest_signature", "signature"}), (2, {"manifest_signature", "signature"})],
+)
+def test_a_registry_begun_with_an_older_schema_goes_on(three, make_adapter, schema, unknown):
+    """Its entries say nothing of what came later, and the chain is over these very bytes."""
     log = Path(three.location, "names", NAME, "log")
     previous = None
     for path in sorted(log.iterdir()):
-        fields = Commit.parse(path.read_bytes(), source=path.name).model_dump(exclude={"yanked"})
-        old = canonical_json(fields | {"schema_version": 1, "prev": previous})
+        fields = Commit.parse(path.read_bytes(), source=path.name).model_dump(exclude=unknown)
+        old = canonical_json(fields | {"schema_version": schema, "prev": previous})
         path.write_bytes(old)
         previous = Commit.parse(old, source=path.name).digest
     begun = AdapterRegistry(three.location)
@@ -205,5 +209,5 @@ def test_a_registry_begun_before_there_were_yanks_goes_on(three, make_adapter):
     assert begun.resolve(f"{NAME}@prod").version == 2
     begun.yank(f"{NAME}@3")
     begun.publish(make_adapter(seed=9))
-    assert [c.schema_version for c in begun.log(NAME)] == [1, 1, 1, 1, 2, 2]
+    assert [c.schema_version for c in begun.log(NAME)] == [schema] * 4 + [3, 3]
     assert verify(begun).problems == []

@@ -16,5 +16,7 @@ def add_verbs(add: AddVerb) -> None:
 def _verify(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     report = verify(registry)
     summary = f"{report.objects} objects, {report.bytes} bytes, {len(report.problems)} problems"
-    answer(args, vars(report), "\n".join([*map(printable, report.problems), summary]))
+    signers = ", ".join(f"{count} by {signer}" for signer, count in sorted(report.signed_by.items()))
+    lines = [*report.problems, f"entries signed: {signers or 'none'}"]
+    answer(args, vars(report), "\n".join([*map(printable, lines), summary]))
     return 1 if report.problems else 0
