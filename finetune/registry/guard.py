@@ -98,12 +98,15 @@ class Guard:
         message = manifest_message(sha256_hex(raw))
         return manifest, self.policy.judge(manifest.namespace, read_signature(folder), message)
 
-    def check_head(self, log: "Log", head: Commit | None) -> None:
+    def check_head(self, log: "Log", head: Commit | None) -> bool:
         """Refuses, or warns of, a newest entry that is not vouched for, or older than what was seen.
 
         Args:
             log: the log.
             head: its newest entry; None when it is empty.
+
+        Returns:
+            False after a warning, when another one about the same log would say nothing new.
 
         Raises:
             TrustError: the namespace requires signatures.
@@ -111,13 +114,15 @@ class Guard:
         with self._demand(log.namespace) as demand:
             if demand != "off":
                 self._check_head(log, head)
+            return True
+        return False
 
     def check_version(self, log: "Log", head: Commit, entry: Commit) -> None:
-        """Refuses, or warns of, a version whose head, entry or manifest is not vouched for.
+        """Refuses, or warns of, a version whose entry or manifest is not vouched for.
 
         Args:
             log: the log.
-            head: its newest entry.
+            head: its newest entry, which ``check_head`` accepted.
             entry: the one that published the version.
 
         Raises:
@@ -126,7 +131,6 @@ class Guard:
         with self._demand(log.namespace) as demand:
             if demand == "off":
                 return
-            self._check_head(log, head)
             if entry.digest != head.digest:
                 self._check_entry(log, entry)
             self._check_manifest(log.namespace, log.name, entry.manifest, entry.manifest_signature)

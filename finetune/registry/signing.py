@@ -202,8 +202,7 @@ class SigningKey:
         """
         from cryptography.hazmat.primitives import serialization as how
 
-        public = PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name)
-        PublicKey.parse(public.line)
+        public = self.public(name)
         lock = how.BestAvailableEncryption(passphrase.encode()) if passphrase else how.NoEncryption()
         pem = self._key.private_bytes(how.Encoding.PEM, how.PrivateFormat.PKCS8, lock)
         path = path.expanduser()
@@ -215,13 +214,20 @@ class SigningKey:
             except BaseException:
                 path.unlink()
                 raise
-        except FileExistsError as error:
-            raise TrustError(
-                f"{error.filename} exists, and a key is never overwritten. Choose another file: --out PATH."
-            ) from None
         except OSError as error:
             raise explain(error, path, verb="write", elsewhere=" (--out)") from error
         return public
+
+    def public(self, name: str) -> PublicKey:
+        """Returns the public key.
+
+        Args:
+            name: who signs with it.
+
+        Raises:
+            TrustError: the name is not allowed.
+        """
+        return PublicKey.parse(PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name).line)
 
     def sign(self, message: bytes) -> Signature:
         """Returns the signature over ``message``."""
@@ -239,7 +245,10 @@ def default_key_path(name: str) -> Path:
 
 
 def _create(path: Path, data: bytes, *, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise TrustError(f"{path} exists, and a key is never overwritten. Choose another file: --out PATH.") from None
     try:
         with open(descriptor, "wb") as file:
             file.write(data)

@@ -176,11 +176,15 @@ class PolicyFile:
         """
         try:
             version = file_key(self.path)
+        except FileNotFoundError:
+            # A link to nowhere is a policy that should be there.
+            if self.optional and self._version is None and not self.path.is_symlink():
+                return self._policy
+            version = None
         except OSError:
             version = None
         if version is None or version != self._version:
-            if version is not None or self._version is not None or not self.optional:
-                self._policy = load_policy(self.path)
+            self._policy = load_policy(self.path)  # says what is wrong, where that is the reason
             self._version = version
         return self._policy
 
