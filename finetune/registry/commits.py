@@ -21,8 +21,7 @@ from finetune.registry.signing import Signature, SigningKey, entry_message, mani
 
 MAX_COMMIT_BYTES = 1024 * 1024
 SCHEMA = 3  # written; registries that were begun with an older one go on
-# The fields that a schema brought; entries of an older one do not say them, and their digest is of those very bytes.
-_BROUGHT = {2: {"yanked"}, 3: {"manifest_signature", "signature"}}
+_SINCE = {"yanked": 2, "manifest_signature": 3, "signature": 3}  # fields that older schemas do not have
 
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Txn = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -202,9 +201,9 @@ class Commit(BaseModel):
         return canonical_json(self._fields(set()))
 
     def _fields(self, without: set[str]) -> dict[str, Any]:
-        unknown = {field for schema, fields in _BROUGHT.items() if schema > self.schema_version for field in fields}
+        absent = {name for name, since in _SINCE.items() if self.schema_version < since}
         # Not mode="json", which writes null for a number that is not finite.
-        return self.model_dump(exclude=unknown | without)
+        return self.model_dump(exclude=absent | without)
 
     @property
     def digest(self) -> str:

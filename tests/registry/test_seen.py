@@ -67,8 +67,8 @@ def test_a_log_that_was_cut_is_refused(alice):
     digest = read_entry(alice.location, 3).digest
     entry_path(alice.location, 3).unlink()
     old = (
-        f"{NAME} in {alice.location}: its newest entry is 2, but entry 3 .sha256:{digest}. was seen here before. No entry "
-        f"is ever deleted, so this is an old state. If that is right, .*: `finetune registry forget {NAME}`"
+        f"{NAME} in {alice.location}: its newest entry is 2, but entry 3 .sha256:{digest}. was seen here before. No "
+        f"entry is ever deleted, so this is an old state. If that is right, .*: `finetune registry forget {NAME}`"
     )
     for _ in range(2):
         with pytest.raises(TrustError, match=old):

@@ -184,8 +184,8 @@ def test_nothing_is_written_unsigned_where_signatures_are_required(registry, mak
     writer = AdapterRegistry(registry.location, trust=policy())
     with pytest.raises(
         TrustError,
-        match="the trust policy requires signatures in the namespace 'medical', and there is no key to sign with: give its "
-        "file with --sign-with or FINETUNE_SIGNING_KEY. Nothing was written",
+        match="the trust policy requires signatures in the namespace 'medical', and there is no key to sign with: give "
+        "its file with --sign-with or FINETUNE_SIGNING_KEY. Nothing was written",
     ):
         writer.publish(make_adapter(seed=1))
     assert not os.path.exists(registry.location)
