@@ -20,7 +20,7 @@ class VerifyReport:
     """What a verification looked at, and what it found.
 
     Attributes:
-        signed_by: whose signatures the entries bear, and how many: names of keys in the trust policy, ``nobody``, or
+        signed_by: whose signatures the entries bear, and how many: names of keys in the trust policy, ``(nobody)``, or
             what is known of the key.
         objects: number of objects read whole.
         bytes: how many bytes they hold.

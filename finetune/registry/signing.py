@@ -246,11 +246,11 @@ def default_key_path(name: str) -> Path:
 
 def _create(path: Path, data: bytes, *, mode: int) -> None:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
     except FileExistsError:
         raise TrustError(f"{path} exists, and a key is never overwritten. Choose another file: --out PATH.") from None
     try:
-        with open(descriptor, "wb") as file:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

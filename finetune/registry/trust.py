@@ -31,6 +31,7 @@ from finetune.registry.signing import PublicKey, signing_key_id
 from finetune.registry.store import explain
 
 TRUST_VARIABLE = "FINETUNE_TRUST"
+NOBODY = "(nobody)"  # the signer of what is not signed; no name of a key
 
 
 def _off(value: Any) -> Any:
@@ -64,7 +65,7 @@ class Verdict:
     """What a policy says of one signature.
 
     Attributes:
-        signer: whose it is, as people read it: the name of the key, ``nobody``, or what is known of the key.
+        signer: whose it is, as people read it: the name of the key, ``NOBODY``, or what is known of the key.
         problem: why the namespace does not accept it; None when it does.
         forged: it names a key of the policy, which did not make it over these bytes.
     """
@@ -123,7 +124,7 @@ class TrustPolicy(_Part):
             message: what it has to be over.
         """
         if signature is None:
-            return Verdict(signer="nobody", problem="it is not signed")
+            return Verdict(signer=NOBODY, problem="it is not signed")
         key_id = signing_key_id(signature)
         key = self._by_id.get(key_id)
         if key is None:

@@ -84,11 +84,11 @@ def test_a_refusal_is_one_line(finetune, release, make_adapter):
         f"error: {NAME}: entry 1 of its log (publish): it is not signed. In the namespace 'medical' the"
     )
     assert err.count("\n") == 1
-    assert finetune("log", NAME)[1].splitlines()[1].endswith("  nobody")
+    assert finetune("log", NAME)[1].splitlines()[1].endswith("  (nobody)")
     code, out, err = finetune("verify")
-    first, second, signers, summary = out.splitlines()
+    first, second, summary = out.splitlines()
     assert code == 1 and first.endswith("000000000001.json: it is not signed")
-    assert "was seen in that place before: it is another log" in second and signers == "entries signed: 1 by nobody"
+    assert "was seen in that place before: it is another log" in second and summary.endswith(", 2 problems")
 
 
 def test_a_warning_is_one_line(finetune, release, make_adapter, tmp_path):
@@ -111,7 +111,7 @@ def test_a_folder_of_nobody(finetune, release, make_adapter, tmp_path):
     shown = json.loads(finetune("verify-folder", folder, "--json")[1])
     assert shown == {
         "name": NAME,
-        "signed_by": "nobody",
+        "signed_by": "(nobody)",
         "signatures": "require",
         "accepted": False,
         "problem": "it is not signed",

@@ -6,6 +6,7 @@ from finetune.registry.admin import verify
 from finetune.registry.commands.printing import answer, printable
 from finetune.registry.commands.verbs import AddVerb
 from finetune.registry.registry import AdapterRegistry
+from finetune.registry.trust import NOBODY
 
 
 def add_verbs(add: AddVerb) -> None:
@@ -16,7 +17,9 @@ def add_verbs(add: AddVerb) -> None:
 def _verify(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     report = verify(registry)
     summary = f"{report.objects} objects, {report.bytes} bytes, {len(report.problems)} problems"
-    signers = ", ".join(f"{count} by {signer}" for signer, count in sorted(report.signed_by.items()))
-    lines = [*report.problems, f"entries signed: {signers or 'none'}"]
+    lines = [*report.problems]
+    if report.signed_by.keys() - {NOBODY}:
+        signers = ", ".join(f"{count} by {signer}" for signer, count in sorted(report.signed_by.items()))
+        lines.append(f"entries signed: {signers}")
     answer(args, vars(report), "\n".join([*map(printable, lines), summary]))
     return 1 if report.problems else 0
