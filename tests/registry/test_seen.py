@@ -62,6 +62,11 @@ def test_what_is_not_vouched_for_is_not_remembered(alice):
     assert reader(alice).resolve(f"{NAME}@prod").version == 2
 
 
+def test_a_writer_remembers_nothing_that_it_could_not_sign(registry, make_adapter):
+    AdapterRegistry(registry.location, trust=policy("warn")).publish(make_adapter())
+    assert marks() == []
+
+
 def test_a_log_that_was_cut_is_refused(alice):
     reader(alice).resolve(NAME)
     digest = read_entry(alice.location, 3).digest

@@ -44,6 +44,7 @@ def test_a_signature_is_that_of_rfc_8032():
     assert not public.verifies(signature, b"\x73")
     assert not SigningKey.generate().public("someone").verifies(signature, b"\x72")
     assert not public.verifies("nonsense", b"\x72")
+    assert not public.verifies(signature.replace(public.id, "0" * 64), b"\x72"), "it names another key"
 
 
 def test_a_second_signature_cannot_be_made_of_one():

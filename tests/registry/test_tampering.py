@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune.adapters.manifest import canonical_json
-from finetune.errors import IntegrityError, TrustError
-from finetune.registry import AdapterRegistry, verify
+from finetune.errors import IntegrityError, RegistryError, TrustError
+from finetune.registry import AdapterRegistry, commits, verify
 from finetune.registry.commits import Commit
 from tests.registry.signed import (
     NAME,
@@ -210,6 +210,29 @@ def test_a_signature_has_one_spelling(signed):
         entry_path(signed, 3).write_bytes(raw)
         with pytest.raises(IntegrityError, match="not a commit: signature: .*not (the canonical base64|a signature)"):
             open_as(signed).resolve(NAME)
+
+
+def test_only_a_publish_has_the_signature_of_a_manifest(signed):
+    change(signed, 3, manifest_signature=read_entry(signed, 2).manifest_signature)
+    with pytest.raises(IntegrityError, match="not a commit: .*manifest_signature: the op alias publishes no manifest"):
+        open_as(signed).resolve(NAME)
+
+
+def test_an_entry_that_its_signature_makes_too_long_is_not_written(signed, monkeypatch):
+    fits = unsigned(read_entry(signed, 3))
+    monkeypatch.setattr(commits, "MAX_COMMIT_BYTES", len(fits.to_bytes()) + 40)
+    with pytest.raises(RegistryError, match="this cannot be written to the log: the new entry: .* bytes; at most"):
+        signed_by("alice")(fits.checked())
+
+
+def test_verify_names_what_is_forged_whatever_is_asked_for(signed):
+    the_alias(signed)
+    report = verify(open_as(signed, policy("off")))
+    (problem,) = report.problems
+    assert re.search(f"000000000003.json: {FORGED}", problem)
+    assert report.signed_by == {"alice": 2, "not alice, whose signature it bears": 1}
+    unsigned_head(signed)
+    assert verify(open_as(signed, policy("off"))).problems == []
 
 
 def test_an_entry_in_the_place_of_another(signed):

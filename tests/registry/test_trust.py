@@ -256,6 +256,11 @@ def test_after_a_key_is_stolen(registry, make_adapter, tmp_path):
         good = repair.pull(f"{NAME}@1", tmp_path / "good")
     with pytest.warns(UserWarning, match=stolen):
         repair.publish(good, aliases=["prod"])
+    problems = verify(reader).problems
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        f"names/{NAME}/log/00000000000{n}.json" for n in (1, 2)
+    ]
+    assert all("it is signed by 'alice', whose key is revoked: stolen" in problem for problem in problems)
     for number in (1, 2):
         repair.yank(f"{NAME}@{number}", reason="signed with a stolen key")
     assert reader.resolve(f"{NAME}@prod").version == 3
