@@ -194,16 +194,16 @@ class Commit(BaseModel):
 
     def message(self, namespace: str, name: str) -> bytes:
         """Returns what its signature is over, in the log of the adapter ``namespace/name``."""
-        return entry_message(namespace, name, self._fields({"signature"}))
+        fields = {field: value for field, value in self._fields().items() if field != "signature"}
+        return entry_message(namespace, name, fields)
 
     def to_bytes(self) -> bytes:
         """Returns the canonical JSON of the commit."""
-        return canonical_json(self._fields(set()))
+        return canonical_json(self._fields())
 
-    def _fields(self, without: set[str]) -> dict[str, Any]:
-        absent = {name for name, since in _SINCE.items() if self.schema_version < since}
+    def _fields(self) -> dict[str, Any]:
         # Not mode="json", which writes null for a number that is not finite.
-        return self.model_dump(exclude=absent | without)
+        return self.model_dump(exclude={name for name, since in _SINCE.items() if self.schema_version < since})
 
     @property
     def digest(self) -> str:
