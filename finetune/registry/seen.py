@@ -96,8 +96,11 @@ class SeenEntries:
     def _seen(self, full_name: str) -> list[tuple[int, str]]:
         """Returns what stands in the memory, the newest last."""
         folder = self._folder / full_name
+        names: list[str] | None = None
         try:
-            names = os.listdir(folder)
+            # One listing, while another process writes, may miss both what comes and what goes.
+            while names != (now := sorted(os.listdir(folder))):
+                names = now
         except FileNotFoundError:
             return []
         except OSError as error:

@@ -163,7 +163,7 @@ class PolicyFile:
     """
 
     def __init__(self, path: Path, *, optional: bool = False) -> None:
-        self.path = path.expanduser()
+        self.path = path.expanduser().absolute()
         self.optional = optional
         self._version: str | None = None
         self._policy = TrustPolicy()

@@ -1,8 +1,10 @@
 """Replay: a state that was true once is refused by who has seen a newer one, whatever the store says."""
 
 import errno
+import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -251,4 +253,30 @@ def test_a_resolve_that_sees_nothing_new_writes_nothing(alice, monkeypatch):
     monkeypatch.setattr(SeenEntries, "remember", refuse)
     monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or listdir(folder))
     reader(alice).resolve(NAME)
-    assert len(listed) == 1
+    assert len(listed) == 2 and len(set(listed)) == 1
+
+
+def test_a_listing_that_missed_what_came_and_what_went_is_not_believed(tmp_path, monkeypatch):
+    seen = SeenEntries(str(tmp_path))
+    seen.remember(NAME, 6, A)
+    listdir, answers = os.listdir, iter([["000000000004-" + B]])
+    monkeypatch.setattr(os, "listdir", lambda folder: next(answers, None) or listdir(folder))
+    assert seen.newest(NAME) == (6, A)
+
+
+def _remember_and_look(location: str, first: int, step: int) -> None:
+    seen = SeenEntries(location)
+    before = 0
+    for number in range(first, 400, step):
+        seen.remember(NAME, number, A)
+        now = seen.newest(NAME)
+        assert now is not None and now[0] >= max(before, number), "the memory went back"
+        before = now[0]
+
+
+@pytest.mark.distributed
+def test_the_memory_of_many_processes_never_goes_back(tmp_path):
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        done = [pool.submit(_remember_and_look, str(tmp_path), first, 4) for first in range(1, 5)]
+    assert [future.result() for future in done] == [None] * 4
+    assert SeenEntries(str(tmp_path)).newest(NAME) == (399, A)

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Does what ``finetune registry ...`` asks, and prints the answer.
 
     Returns:
-        The exit code: 0, or 1 when ``verify`` found problems.
+        The exit code: 0, or 1 when ``verify`` found problems or ``verify-folder`` a folder that is not accepted.
 
     Raises:
         FinetuneError: it cannot be done.
