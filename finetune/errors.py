@@ -15,7 +15,8 @@
     │   ├── ManifestError (ValueError)    a manifest or adapter config that breaks its schema
     │   ├── IntegrityError (ValueError)   bytes that are not those that were saved
     │   ├── BaseMismatchError (ValueError)  an adapter and a base that do not belong together
-    │   └── ProbeError (ValueError)       an adapter whose effect differs from the recorded one
+    │   ├── ProbeError (ValueError)       an adapter whose effect differs from the recorded one
+    │   └── TrustError (ValueError)       nobody whom the trust policy names vouches for it; a key or policy of no use
     ├── RegistryError
     │   ├── NotFoundError (LookupError)   no such adapter, version or alias
     │   ├── YankedError (LookupError)     it stands for a version that is not to be used any more
@@ -106,6 +107,10 @@ class BaseMismatchError(AdapterError, ValueError):
 
 class ProbeError(AdapterError, ValueError):
     """An adapter whose effect on the base differs from the one recorded when it was saved."""
+
+
+class TrustError(AdapterError, ValueError):
+    """An adapter that nobody vouches for whom the trust policy names, or a key or policy that is of no use."""
 
 
 class RegistryError(FinetuneError):

@@ -67,7 +67,11 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     """
     _check_names(recipe)
     check_trackers(recipe.train.trackers)
+    registry = registry or AdapterRegistry()
     accelerator = _accelerator(recipe)
+    if recipe.adapter.publish and accelerator.is_main_process:
+        # Hours later is too late for a key that is missing, or a passphrase that nobody is there to type.
+        registry.guard.check_signer(AdapterRef.parse_name(recipe.adapter.publish).namespace)
     strategy = strategy_of(accelerator, recipe)
     try:
         with telling_of_a_full_disk(recipe.run_folder):
@@ -76,7 +80,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         finish_trackers(accelerator)
 
 
-def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry | None) -> RunResult:
+def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> RunResult:
     set_seed(recipe.seed)
     accelerator = strategy.accelerator
     main, folder = accelerator.is_main_process, recipe.run_folder
@@ -134,7 +138,6 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry | Non
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)
         if recipe.adapter.publish:
-            registry = registry or AdapterRegistry()
             ref = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases).ref
             log.say(f"published {ref}")
         write_json(folder / RESULT, {"ref": ref, "steps": steps})

@@ -23,7 +23,8 @@ def own_places(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FINETUNE_REGISTRY", str(tmp_path / "registry"))
-    monkeypatch.delenv("FINETUNE_NUM_PROCESSES", raising=False)
+    for name in ("NUM_PROCESSES", "SIGNING_KEY", "SIGNING_PASSPHRASE", "TRUST", "SEEN"):
+        monkeypatch.delenv(f"FINETUNE_{name}", raising=False)
 
 
 @pytest.fixture(scope="session", params=["idefics3", "fast_vlm"])

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.cli import main as command
 from finetune.comparing import evaluate
-from finetune.errors import RecipeError, TrainingError
+from finetune.errors import RecipeError, TrainingError, TrustError
 from finetune.recipe import load_recipe
 from finetune.runs import _check_launch, train
 
@@ -84,6 +84,16 @@ def test_a_bad_name_to_publish_stops_before_training(make_recipe, tiny_fast_vlm)
 
     with pytest.raises(AdapterReferenceError, match="con"):
         train(make_recipe(tiny_fast_vlm, adapter={"publish": "testing/con"}))
+
+
+def test_a_key_that_is_missing_stops_before_training(make_recipe, tmp_path, monkeypatch):
+    from finetune.registry.signing import SigningKey
+
+    line = SigningKey.generate().public("release").line
+    (tmp_path / "trust.yaml").write_text(f"keys: [{line}]\ndefault: {{signatures: require, keys: [release]}}\n")
+    monkeypatch.setenv("FINETUNE_TRUST", str(tmp_path / "trust.yaml"))
+    with pytest.raises(TrustError, match="requires signatures in the namespace 'testing', and there is no key to sign"):
+        train(make_recipe("no-such-base"))
 
 
 def test_the_number_of_processes_asked_for_is_checked(make_recipe, tiny_fast_vlm, monkeypatch):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetune.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"  # over the manifest, where somebody signed it
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
@@ -203,8 +204,9 @@ class AdapterManifest(_Part):
     @field_validator("files")
     @classmethod
     def _names_its_own_files_only(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        if MANIFEST_NAME in files:
-            raise ValueError(f"{MANIFEST_NAME} cannot list itself")
+        for name in (MANIFEST_NAME, SIGNATURE_NAME):
+            if name in files:
+                raise ValueError(f"{name} is no file that a manifest can list")
         for needed in (WEIGHTS_NAME, CONFIG_NAME):
             if needed not in files:
                 raise ValueError(f"{needed} is missing")

@@ -14,29 +14,9 @@ from finetune.lookup import did_you_mean, look_up
 from finetune.recipe.pairing import refuse_impossible
 from finetune.recipe.section import Section
 from finetune.recipe.whole import Recipe
+from finetune.strict_yaml import StrictLoader
 from finetune.tables import METHODS, SOURCES, TASKS
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML without its two traps: a key given twice is refused, and 1e-3 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise RecipeError(f"line {key_node.start_mark.line + 1}: a key is a word, not {key!r}")
-            if key in seen:
-                raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -53,13 +33,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {error}") from None
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
     for override in overrides:
@@ -93,7 +71,7 @@ def read_value(text: str, *, source: str) -> Any:
         RecipeError: it is not YAML.
     """
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{source}: the value is not YAML: {error}") from None
 

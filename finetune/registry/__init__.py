@@ -13,6 +13,8 @@ from finetune.registry.doctor import Finding, diagnose
 from finetune.registry.location import default_cache, default_location
 from finetune.registry.promotion import promote
 from finetune.registry.registry import AdapterRegistry
+from finetune.registry.signing import SigningKey
+from finetune.registry.trust import TrustPolicy
 from finetune.registry.versions import Version
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Commit",
     "Finding",
     "Garbage",
+    "SigningKey",
+    "TrustPolicy",
     "VerifyReport",
     "Version",
     "collect",

@@ -1,5 +1,6 @@
 """Looking after a registry, apart from its daily use."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,11 +9,13 @@ from finetune.errors import FinetuneError, NotFoundError
 from finetune.registry.blobs import blob_key, read_blob
 from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, check_link, log_key
 from finetune.registry.folders import load_manifest
+from finetune.registry.guard import Guard
 from finetune.registry.index import ListIndex
 from finetune.registry.location import MAX_REGISTRY_BYTES, REGISTRY_KEY, is_registry, registry_uuid
-from finetune.registry.log import list_logs
+from finetune.registry.log import Log, list_logs
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.store import ObjectMissing, Store, read_all
+from finetune.registry.vouching import count_signers, unvouched
 
 
 @dataclass(kw_only=True)
@@ -20,6 +23,8 @@ class VerifyReport:
     """What a verification looked at, and what it found.
 
     Attributes:
+        signed_by: whose signatures the entries bear, and how many: names of keys in the trust policy, ``(nobody)``, or
+            what is known of the key.
         objects: number of objects read whole.
         bytes: how many bytes they hold.
         problems: one line each, beginning with the key of the object; empty when all is well.
@@ -28,19 +33,20 @@ class VerifyReport:
     objects: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    signed_by: Counter[str] = field(default_factory=Counter)
 
 
 def verify(registry: AdapterRegistry) -> VerifyReport:
     """Reads and hashes everything that a log names, and checks that every log is an unbroken chain.
 
-    The newest entry of a log has no successor to vouch for it: a change to it is found only where it
-    contradicts its manifest or the entry before it.
+    The newest entry of a log has no successor to vouch for it: a change to it is found by its signature, and in one
+    that nobody signed only where it contradicts its manifest or the entry before it.
 
     Raises:
         NotFoundError: there is no registry.
     """
     logs = list_logs(registry.store)
-    verification = _Verification(registry.store)
+    verification = _Verification(registry.store, registry.guard)
     verification.check_registry_file(registry.location, is_used=bool(logs))
     for (namespace, name), entries in logs.items():
         verification.check_log(namespace, name, entries)
@@ -67,8 +73,9 @@ def reindex(registry: AdapterRegistry) -> tuple[Path, int]:
 
 
 class _Verification:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, guard: Guard) -> None:
         self.store = store
+        self.guard = guard
         self.report = VerifyReport()
         # By digest and the name that it must have; None when it is damaged.
         self.manifests: dict[tuple[str, str], AdapterManifest | None] = {}
@@ -89,6 +96,7 @@ class _Verification:
     def check_log(self, namespace: str, name: str, entries: list[int]) -> None:
         """Checks the entries with these numbers, ascending, and what they name."""
         last, previous = 0, None
+        readable: list[Commit] = []
         for seq in entries:
             key = log_key(namespace, name, seq)
             if seq != last + 1:
@@ -98,11 +106,16 @@ class _Verification:
             last, previous = seq, self.read_commit(key)
             if previous is None:
                 continue
+            readable.append(previous)
             if before is not None or seq == 1:
                 for text in check_link(previous, before):
                     self.problem(key, text)
             if previous.op == "publish":
                 self.check_version(f"{namespace}/{name}", key, previous)
+        log = Log(self.store, namespace, name, self.guard)
+        self.report.signed_by.update(count_signers(self.guard, log, readable))
+        for seq, text in unvouched(self.guard, log, readable):
+            self.problem(log_key(namespace, name, seq), text)
 
     def read_commit(self, key: str) -> Commit | None:
         try:

@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from finetune.adapters.manifest import Sha256, canonical_json, sha256_hex, strict_json
 from finetune.adapters.reference import LATEST, Alias, VersionNumber, check_name_part
 from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError
+from finetune.registry.signing import Signature, SigningKey, entry_message, manifest_message
 
 MAX_COMMIT_BYTES = 1024 * 1024
 SCHEMA = 3  # written; registries that were begun with an older one go on
-_SINCE = {"yanked": 2, "gate": 3}  # fields that older schemas do not have
 _CHECKSUM = "checksum"  # a key of the bytes, since schema 3
+_SINCE = {"yanked": 2, "gate": 3, "manifest_signature": 3, "signature": 3}  # fields that older schemas do not have
 
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Txn = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -97,6 +98,11 @@ class Commit(BaseModel):
     actor: Line
     # Information only, for clocks differ; the order is that of seq.
     time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    # Over the manifest that this entry publishes; it goes with the files wherever they are copied.
+    manifest_signature: Signature | None = None
+    # Over namespace, name and everything above. The digest in the next entry is of the signature too: so a history
+    # cannot be stripped of its signatures, or signed anew, without its successors showing it.
+    signature: Signature | None = None
 
     @model_validator(mode="after")
     def _holds_together(self) -> "Commit":
@@ -110,6 +116,8 @@ class Commit(BaseModel):
             raise ValueError("schema 1 has no yanked versions, and no op but publish and alias")
         if self.gate is not None and (self.schema_version < 3 or self.op != "alias"):
             raise ValueError("only the op alias has a gate, from schema 3 on")
+        if self.op != "publish" and self.manifest_signature is not None:
+            raise ValueError(f"manifest_signature: the op {self.op} publishes no manifest")
         latest = self.aliases.get(LATEST)
         if latest is None:
             raise ValueError(f"the alias {LATEST} is missing")
@@ -144,12 +152,9 @@ class Commit(BaseModel):
                 time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 **fields,
             )
-            # An entry that nobody can read would end the log for ever.
-            return cls.parse(commit.to_bytes(), source="the new entry")
         except ValidationError as error:
             raise RegistryError(f"this cannot be written to the log: {_first(error)}") from None
-        except ValueError as error:
-            raise RegistryError(f"this cannot be written to the log: {error}") from None
+        return commit.checked()
 
     @classmethod
     def parse(cls, raw: bytes, *, source: str) -> "Commit":
@@ -183,6 +188,36 @@ class Commit(BaseModel):
             other = "not in the canonical form in which commits are written"
             raise IntegrityError(f"{source}: {other if checksum == commit.checksum else damaged}")
         return commit
+
+    def checked(self) -> "Commit":
+        """Returns the commit as it will be read; one that nobody can read would end the log for ever.
+
+        Raises:
+            RegistryError: what it says does not fit into a log.
+        """
+        try:
+            return Commit.parse(self.to_bytes(), source="the new entry")
+        except ValueError as error:
+            raise RegistryError(f"this cannot be written to the log: {error}") from None
+
+    def signed(self, key: SigningKey, namespace: str, name: str) -> "Commit":
+        """Returns the commit with signatures: its own, and of a publish that of the manifest.
+
+        Args:
+            key: signs.
+            namespace: of the adapter in whose log it will stand.
+            name: of that adapter.
+        """
+        commit = self
+        if self.op == "publish":
+            commit = commit.model_copy(update={"manifest_signature": key.sign(manifest_message(self.manifest))})
+        signature = key.sign(commit.message(namespace, name))
+        return commit.model_copy(update={"signature": signature}).checked()
+
+    def message(self, namespace: str, name: str) -> bytes:
+        """Returns what its signature is over, in the log of the adapter ``namespace/name``."""
+        fields = {field: value for field, value in self._fields().items() if field != "signature"}
+        return entry_message(namespace, name, fields)
 
     def to_bytes(self) -> bytes:
         """Returns the canonical JSON of the commit."""

@@ -17,12 +17,14 @@ from pathlib import Path
 from finetune.adapters.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    SIGNATURE_NAME,
     AdapterManifest,
     FileEntry,
     sha256_hex,
 )
-from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreError
+from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreError, TrustError
 from finetune.registry.blobs import blob_key, checked, put_blobs, read_blob
+from finetune.registry.signing import MAX_SIGNATURE_BYTES, check_signature
 from finetune.registry.store import Store, chunks, exists, explain, read_all
 
 # What a downloaded repository of the Hugging Face Hub holds besides the adapter: its card, and the hub's own.
@@ -67,7 +69,7 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
 
 
 def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[str] = ()) -> None:
-    """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing else.
+    """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing but its signature.
 
     Args:
         folder: the folder.
@@ -85,7 +87,7 @@ def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[s
     allowed = {*manifest.files, MANIFEST_NAME}
     if missing := _quoted(allowed - plain.keys()):
         raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists")
-    if extra := _quoted(plain.keys() - allowed - {*besides}):
+    if extra := _quoted(plain.keys() - allowed - {SIGNATURE_NAME, *besides}):
         raise IntegrityError(f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew.")
     if others := _quoted(name for name in allowed if not plain[name]):
         raise IntegrityError(f"{folder}: {others} must be a plain file, not a link or a folder")
@@ -108,6 +110,46 @@ def holds(folder: Path, digest: str) -> bool:
     except (AdapterError, StoreError):
         return False
     return True
+
+
+def keep_signature(folder: Path, signature: str | None) -> None:
+    """Puts the signature of its manifest beside it, for whoever gets the folder without the registry.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if signature is None:
+        return
+    path, data = folder / SIGNATURE_NAME, f"{signature}\n".encode()
+    try:
+        if not path.is_symlink() and path.is_file() and path.read_bytes() == data:
+            return
+        # Not in the folder itself, where somebody may just be looking whether all is right.
+        with tempfile.TemporaryDirectory(prefix=".pull-", dir=folder.parent) as work:
+            _write(Path(work, SIGNATURE_NAME), [data])
+            os.replace(Path(work, SIGNATURE_NAME), path)
+    except OSError as error:
+        raise explain(error, path, verb="write", elsewhere=_ELSEWHERE) from error
+
+
+def read_signature(folder: Path) -> str | None:
+    """Returns the signature that lies beside a manifest; None where there is none.
+
+    Raises:
+        TrustError: it is no signature.
+    """
+    path = folder / SIGNATURE_NAME
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_SIGNATURE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise explain(error, path, verb="read") from error
+    try:
+        return check_signature(raw.decode().removesuffix("\n"))
+    except ValueError as error:
+        raise TrustError(f"{path}: {error}") from None
 
 
 def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from finetune.errors import ConflictError, FinetuneError, IntegrityError, StoreError
 from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, hint_key, log_key, split_log_key
+from finetune.registry.guard import UNGUARDED, Guard
 from finetune.registry.newest import HINT_EVERY, find_newest
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 
@@ -23,13 +24,15 @@ class Log:
     """The entries of one adapter.
 
     Attributes:
+        guard: what is asked of the entry that a new one is built upon, and who signs the new one.
         known: an entry that was seen to exist, from which the search for the newest starts; 0 for none.
     """
 
-    def __init__(self, store: Store, namespace: str, name: str) -> None:
+    def __init__(self, store: Store, namespace: str, name: str, guard: Guard = UNGUARDED) -> None:
         self.store = store
         self.namespace = namespace
         self.name = name
+        self.guard = guard
         self.known = 0
 
     def key(self, seq: int) -> str:
@@ -100,17 +103,21 @@ class Log:
         Raises:
             ConflictError: others were first too many times.
             StoreError: the store refused, and the entry is not in the log.
+            TrustError: the guard does not accept the newest entry, or cannot sign the new one.
         """
         for attempt in range(MAX_ATTEMPTS):
             head = self.head()
+            # The new entry says again what the newest says, and whoever signs it vouches for that.
+            self.guard.check_head(self, head)
             commit = make(head)
             if head is not None and commit.seq <= head.seq:
                 return commit
-            entry = self._create(commit)
+            entry = self._create(self.guard.seal(self, commit))
             self.known = entry.seq
             if entry.txn == commit.txn:
                 if entry.seq % HINT_EVERY == 0:
                     self._write_hint(entry.seq)
+                self.guard.remember(self, entry)
                 return entry
             time.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)))
         raise ConflictError(
@@ -173,10 +180,20 @@ class Log:
         return next((c for c in self._back_from(head, down_to=above + 1) if c.txn == txn), None)
 
     def entries(self, head: Commit) -> Iterator[Commit]:
-        """Yields every entry up to ``head``, the oldest first."""
-        for seq in range(1, head.seq):
-            yield self.read(seq)
-        yield head
+        """Yields every entry up to ``head``, the oldest first; so ``head`` vouches for all of them.
+
+        Raises:
+            IntegrityError: an entry does not follow the one before it.
+        """
+        previous: Commit | None = None
+        for seq in range(1, head.seq + 1):
+            entry = head if seq == head.seq else self.read(seq)
+            if entry.prev != (None if previous is None else previous.digest):
+                raise IntegrityError(
+                    f"{self.key(seq)}: its prev is not the digest of the entry before it, so one of the two was "
+                    "changed. See what else is with `finetune registry verify`."
+                )
+            yield (previous := entry)
 
     def _back_from(self, head: Commit, down_to: int = 1) -> Iterator[Commit]:
         if head.seq >= down_to:

@@ -18,15 +18,19 @@ from finetune.registry.folders import (
     check_folder,
     has_folder,
     holds,
+    keep_signature,
     put_folder,
     read_manifest,
 )
+from finetune.registry.guard import Guard
 from finetune.registry.index import ListIndex, wanted
 from finetune.registry.location import default_cache, default_location, is_registry, open_store, registry_uuid
 from finetune.registry.log import Log, list_logs
 from finetune.registry.reading import nothing_missing, read_published, read_pulled
+from finetune.registry.signing import SigningKey
 from finetune.registry.store import exists
 from finetune.registry.stores.local import LocalStore
+from finetune.registry.trust import TrustPolicy
 from finetune.registry.versions import Version
 
 
@@ -37,24 +41,39 @@ class AdapterRegistry:
     stands in the log, and then with all its files; before that nothing of it can be seen. Keep one object for
     long: it remembers how far each log went.
 
+    What is written is signed where there is a key. What is resolved or pulled is checked against the reader's trust
+    policy; ``list`` and ``log`` show what stands there, whoever wrote it.
+
     Attributes:
         location: the folder, or the URL.
         store: the bytes below it.
+        guard: the trust policy, what was seen, and the signing key.
     """
 
-    def __init__(self, location: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        location: str | Path | None = None,
+        *,
+        signer: SigningKey | str | Path | None = None,
+        trust: TrustPolicy | str | Path | None = None,
+    ) -> None:
         """Opens a registry; it is made by the first publish.
 
         Args:
             location: a folder, ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise (credentials and endpoint
                 come from the environment, as obstore reads them), or ``memory://`` for one that ends with this
                 object; None for ``default_location()``.
+            signer: the key that signs what is written, or its file, which the first write opens; None for
+                ``$FINETUNE_SIGNING_KEY``, without which nothing is signed.
+            trust: the trust policy, or its file; None for ``$FINETUNE_TRUST`` or ``~/.finetune/trust.yaml``, without
+                which no signature is asked for.
 
         Raises:
             StoreError: there is no such kind of location, or what it needs is missing.
         """
         self.location = str(location or default_location())
         self.store = open_store(self.location)
+        self.guard = Guard.configured(self.location, signer=signer, trust=trust)
         self._is_registry = False
         self._logs: dict[str, Log] = {}
 
@@ -86,6 +105,8 @@ class AdapterRegistry:
             IntegrityError: the folder is not what its manifest says.
             ConflictError: ``txn`` stands in the log for something else, or gc is deleting what is published.
             StoreError: the store cannot be written; try again with the same ``txn``.
+            TrustError: the namespace requires signatures, and there is no key that may sign, or the log is not
+                vouched for.
         """
         folder = Path(folder)
         words = [check_alias(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
@@ -97,6 +118,7 @@ class AdapterRegistry:
                 "Leave the name out, or save the adapter under the other one."
             )
         check_folder(folder, manifest, besides=HUB_FILES)
+        self.guard.check_signer(ref.namespace)
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
         commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)
@@ -113,17 +135,25 @@ class AdapterRegistry:
             AdapterReferenceError: it is no reference.
             NotFoundError: there is no such adapter, version or alias; with those that there are.
             YankedError: the alias stands for a yanked version, or every version is yanked.
+            TrustError: the namespace requires signatures, and the log does not vouch for the version, or is older than
+                one that was seen.
         """
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
         log = self._log(ref)
         head = self._head(log, ref)
-        return Version.of(ref, find(log, head, ref), head)
+        # Before anything is made of what the newest entry says, be it an error.
+        vouched_for = self.guard.check_head(log, head)
+        entry = find(log, head, ref)
+        if vouched_for:
+            self.guard.check_version(log, head, entry)
+        return Version.of(ref, entry, head)
 
     def pull(self, ref: str | AdapterRef | Version, into: str | Path | None = None) -> Path:
         """Returns a folder that holds exactly the manifest and the files of a version, every byte checked.
 
-        The folder appears whole or not at all. One that is there already, from an earlier pull, is hashed
-        again before it is returned; in the cache it is built anew when it is not right.
+        Beside them lies ``manifest.sig``, where the version was signed. The folder appears whole or not at all.
+        One that is there already, from an earlier pull, is hashed again before it is returned; in the cache it is
+        built anew when it is not right.
 
         Args:
             ref: which version; what ``resolve`` returned, where its ``warning`` matters.
@@ -134,12 +164,14 @@ class AdapterRegistry:
             YankedError: the alias stands for a yanked version.
             IntegrityError: the registry is damaged.
             StoreError: the folder cannot be written, or ``into`` holds something else.
+            TrustError: the namespace requires signatures, and nobody who may sign there vouches for the version.
         """
         version = self._to_read(ref)
         target = default_cache() / version.digest if into is None else Path(into).expanduser().absolute()
         if not holds(target, version.digest):
             with nothing_missing(version.ref):
                 build_folder(self.store, version.digest, version.full_name, target, replace=into is None)
+        keep_signature(target, version.signature)
         return target
 
     def read(self, ref: str | AdapterRef | Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
@@ -153,6 +185,7 @@ class AdapterRegistry:
         Raises:
             RegistryError: as ``pull``; what reads a file raises so too.
             IntegrityError: the registry is damaged.
+            TrustError: as ``pull``.
         """
         version = self._to_read(ref)
         if isinstance(self.store, LocalStore):
@@ -302,8 +335,10 @@ class AdapterRegistry:
         return changes.unyank(log, ref, version)
 
     def _to_read(self, ref: str | AdapterRef | Version) -> Version:
-        """Returns the version whose bytes are asked for."""
-        return ref if isinstance(ref, Version) else self.resolve(ref)
+        """Returns the version whose bytes are asked for, once its manifest is vouched for."""
+        version = ref if isinstance(ref, Version) else self.resolve(ref)
+        self.guard.check_manifest(version)
+        return version
 
     def _existing_version(self, ref: str | AdapterRef, verb: str) -> tuple[AdapterRef, Log, int]:
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
@@ -329,7 +364,7 @@ class AdapterRegistry:
         return self._is_registry
 
     def _log(self, ref: AdapterRef) -> Log:
-        return self._logs.setdefault(ref.full_name, Log(self.store, ref.namespace, ref.name))
+        return self._logs.setdefault(ref.full_name, Log(self.store, ref.namespace, ref.name, self.guard))
 
     def _head(self, log: Log, ref: AdapterRef) -> Commit:
         if not self._open():
@@ -338,6 +373,7 @@ class AdapterRegistry:
             )
         head = log.head()
         if head is None:
+            self.guard.check_head(log, None)
             names = ["/".join(parts) for parts in list_logs(self.store)]
             shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise NotFoundError(

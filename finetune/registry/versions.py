@@ -22,6 +22,7 @@ class Version:
         time: when it was published, by the clock of whoever did.
         actor: who published it, by their own word.
         seq: the entry of the log that published it.
+        signature: over ``digest``, as it stands in the log; None when it was published unsigned.
     """
 
     namespace: str
@@ -34,6 +35,7 @@ class Version:
     time: str
     actor: str
     seq: int
+    signature: str | None
 
     @classmethod
     def of(cls, ref: AdapterRef, commit: Commit, head: Commit) -> "Version":
@@ -49,6 +51,7 @@ class Version:
             time=commit.time,
             actor=commit.actor,
             seq=commit.seq,
+            signature=commit.manifest_signature,
         )
 
     @property

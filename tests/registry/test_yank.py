@@ -193,7 +193,10 @@ def test_an_entry_that_cannot_be_is_refused(fields, message):
         Commit.parse(raw, source="entry")
 
 
-@pytest.mark.parametrize(("schema", "unknown"), [(1, {"yanked", "gate"}), (2, {"gate"})])
+SINCE_3 = {"gate", "manifest_signature", "signature"}
+
+
+@pytest.mark.parametrize(("schema", "unknown"), [(1, {"yanked", *SINCE_3}), (2, SINCE_3)])
 def test_a_registry_begun_with_an_older_schema_goes_on(three, make_adapter, schema, unknown):
     """Its entries say nothing of what came later, and the chain is over these very bytes."""
     log = Path(three.location, "names", NAME, "log")

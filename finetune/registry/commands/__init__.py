@@ -1,9 +1,12 @@
 """The body of ``finetune registry``: words of the command line in, tables or JSON out; a file for each kind of verb."""
 
 import argparse
+import sys
+import warnings
 from collections.abc import Callable
 
-from finetune.registry.commands import admin, between, daily, doctor, judging, mirroring
+from finetune.registry.commands import admin, between, daily, doctor, judging, mirroring, signing
+from finetune.registry.commands.printing import printable
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -32,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         added.set_defaults(run_verb=verb)
         return added
 
-    for kind in (daily, judging, between, mirroring, admin, doctor):
+    for kind in (daily, judging, between, mirroring, signing, admin, doctor):
         kind.add_verbs(add)
     return parser
 
@@ -46,5 +49,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FinetuneError: it cannot be done.
     """
-    code: int = args.run_verb(AdapterRegistry(args.registry), args)
+
+    def show(message: Warning | str, *where: object) -> None:
+        print(f"warning: {printable(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        code: int = args.run_verb(AdapterRegistry(args.registry, signer=getattr(args, "sign_with", None)), args)
     return code

@@ -9,6 +9,7 @@ from finetune.registry.collection import DEFAULT_GRACE, Garbage, collect
 from finetune.registry.commands.printing import answer, printable, table
 from finetune.registry.commands.verbs import AddVerb
 from finetune.registry.registry import AdapterRegistry
+from finetune.registry.trust import NOBODY
 
 
 def add_verbs(add: AddVerb) -> None:
@@ -36,7 +37,11 @@ def _days(text: str) -> timedelta:
 def _verify(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     report = verify(registry)
     summary = f"{report.objects} objects, {report.bytes} bytes, {len(report.problems)} problems"
-    answer(args, vars(report), "\n".join([*map(printable, report.problems), summary]))
+    lines = [*report.problems]
+    if report.signed_by.keys() - {NOBODY}:
+        signers = ", ".join(f"{count} by {signer}" for signer, count in sorted(report.signed_by.items()))
+        lines.append(f"entries signed: {signers}")
+    answer(args, vars(report), "\n".join([*map(printable, lines), summary]))
     return 1 if report.problems else 0
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from finetune.adapters.reference import LATEST
 from finetune.registry.commands.printing import answer, flat, one_line, printable, table, version_json, warn
-from finetune.registry.commands.verbs import REF_HELP, AddVerb
+from finetune.registry.commands.verbs import REF_HELP, AddVerb, add_signing
 from finetune.registry.commits import Commit
 from finetune.registry.registry import AdapterRegistry
 
@@ -58,6 +58,8 @@ def add_verbs(add: AddVerb) -> None:
     how = yank.add_mutually_exclusive_group()
     how.add_argument("--reason", metavar="TEXT", help="shown to whoever still asks for it")
     how.add_argument("--undo", action="store_true", help="take the mark away again")
+    for parser in (publish, alias, rollback, yank):
+        add_signing(parser)
 
 
 def _publish(registry: AdapterRegistry, args: argparse.Namespace) -> int:
@@ -100,11 +102,14 @@ def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 def _log(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     commits = registry.log(args.name)
-    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY", "REQUIRED"]]
-    for c in commits:
+    namespace, name = args.name.split("/")
+    signers = [registry.guard.judge(namespace, name, c).signer for c in commits]
+    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY", "SIGNED BY", "REQUIRED"]]
+    for c, signer in zip(commits, signers, strict=True):
         yanked = ", ".join(sorted(c.yanked, key=int)) or "-"
-        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor, _gate(c)])
-    return answer(args, [c.model_dump(mode="json") for c in commits], table(rows))
+        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor, signer, _gate(c)])
+    shown = [c.model_dump(mode="json") | {"signed_by": s} for c, s in zip(commits, signers, strict=True)]
+    return answer(args, shown, table(rows))
 
 
 def _alias(registry: AdapterRegistry, args: argparse.Namespace) -> int:

@@ -9,6 +9,15 @@ from finetune.registry.registry import AdapterRegistry
 REF_HELP = "ns/name, ns/name@17, ns/name@prod or ns/name@sha256:<hex>"
 
 
+def add_signing(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of every verb that writes to a log."""
+    parser.add_argument(
+        "--sign-with",
+        metavar="KEY",
+        help="file of the private key that signs what is written (default: $FINETUNE_SIGNING_KEY)",
+    )
+
+
 class AddVerb(Protocol):
     """Adds a verb, with the options that all have, and returns its parser."""
 

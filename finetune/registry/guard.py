@@ -1,0 +1,258 @@
+"""The guard of a registry: whom it believes, what it has seen, and with whose key it signs.
+
+The head of a log says what every alias stands for, so it has to be signed by a key of the namespace, and must not be
+older than what was seen before. The entry that published a version has to be signed likewise, and so has its manifest.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.adapters.manifest import AdapterManifest, sha256_hex
+from finetune.errors import StoreError, TrustError
+from finetune.registry.commits import Commit
+from finetune.registry.folders import check_folder, read_manifest, read_signature
+from finetune.registry.seen import SeenEntries
+from finetune.registry.signing import KEY_VARIABLE, SigningKey, manifest_message
+from finetune.registry.store import ObjectMissing
+from finetune.registry.trust import TRUST_VARIABLE, Demand, PolicyFile, TrustPolicy, Verdict, default_policy_path
+from finetune.registry.versions import Version
+
+if TYPE_CHECKING:
+    from finetune.registry.log import Log
+
+
+class Guard:
+    """What a registry asks of the entries that it relies on, and puts upon those that it writes."""
+
+    def __init__(
+        self, location: str, *, signer: SigningKey | Path | None = None, trust: TrustPolicy | PolicyFile
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            location: of the registry, to which what was seen belongs.
+            signer: the key, or its file, which is opened by the first write; None signs nothing.
+            trust: whose signatures are accepted.
+        """
+        self.location = location
+        self._signer = signer
+        self._trust = trust
+
+    @classmethod
+    def configured(
+        cls, location: str, *, signer: SigningKey | str | Path | None, trust: TrustPolicy | str | Path | None
+    ) -> "Guard":
+        """Returns the guard of a registry; what is None is as the environment says.
+
+        Args:
+            location: of the registry.
+            signer: a key or its file; None for ``$FINETUNE_SIGNING_KEY``, without which nothing is signed.
+            trust: a policy or its file; None for ``$FINETUNE_TRUST`` or ``~/.finetune/trust.yaml``, where there is one.
+        """
+        signer = signer or os.environ.get(KEY_VARIABLE) or None
+        policy: TrustPolicy | PolicyFile
+        if isinstance(trust, TrustPolicy):
+            policy = trust
+        elif trust is None:
+            policy = PolicyFile(default_policy_path(), optional=not os.environ.get(TRUST_VARIABLE))
+        else:
+            policy = PolicyFile(Path(trust))
+        return cls(location, signer=Path(signer) if isinstance(signer, str) else signer, trust=policy)
+
+    @property
+    def policy(self) -> TrustPolicy:
+        """The trust policy as it is now.
+
+        Raises:
+            TrustError: its file cannot be used.
+        """
+        return self._trust.read() if isinstance(self._trust, PolicyFile) else self._trust
+
+    @cached_property
+    def seen(self) -> SeenEntries:
+        """The newest entries that were seen here."""
+        return SeenEntries(self.location)
+
+    def judge(self, namespace: str, name: str, entry: Commit) -> Verdict:
+        """Returns whose the signature of an entry is in the log of ``namespace/name``, and whether it is accepted."""
+        return self.policy.judge(namespace, entry.signature, entry.message(namespace, name))
+
+    def judge_folder(self, folder: Path) -> tuple[AdapterManifest, Verdict]:
+        """Returns what a folder holds, and whose the signature beside its manifest is; no registry is asked.
+
+        Args:
+            folder: one that was pulled, copied or downloaded.
+
+        Raises:
+            ManifestError: there is no manifest, or it breaks its schema.
+            IntegrityError: the folder is not what its manifest says.
+            TrustError: its ``manifest.sig`` is no signature.
+        """
+        raw, manifest = read_manifest(folder)
+        check_folder(folder, manifest)
+        message = manifest_message(sha256_hex(raw))
+        return manifest, self.policy.judge(manifest.namespace, read_signature(folder), message)
+
+    def check_head(self, log: "Log", head: Commit | None) -> bool:
+        """Refuses, or warns of, a newest entry that is not vouched for, or older than what was seen.
+
+        Args:
+            log: the log.
+            head: its newest entry; None when it is empty.
+
+        Returns:
+            False after a warning, when another one about the same log would say nothing new.
+
+        Raises:
+            TrustError: the namespace requires signatures.
+        """
+        with self._demand(log.namespace) as demand:
+            if demand != "off":
+                self._check_head(log, head)
+            return True
+        return False
+
+    def check_version(self, log: "Log", head: Commit, entry: Commit) -> None:
+        """Refuses, or warns of, a version whose entry or manifest is not vouched for.
+
+        Args:
+            log: the log.
+            head: its newest entry, which ``check_head`` accepted.
+            entry: the one that published the version.
+
+        Raises:
+            TrustError: the namespace requires signatures.
+        """
+        with self._demand(log.namespace) as demand:
+            if demand == "off":
+                return
+            if entry.digest != head.digest:
+                self._check_entry(log, entry)
+            self._check_manifest(log.namespace, log.name, entry.manifest, entry.manifest_signature)
+
+    def check_manifest(self, version: Version) -> None:
+        """Refuses a version whose manifest is not vouched for, wherever it was found: a listing checks nothing.
+
+        Where the namespace only warns, ``check_version`` has done so.
+
+        Raises:
+            TrustError: the namespace requires signatures.
+        """
+        if self.policy.of(version.namespace).signatures == "require":
+            self._check_manifest(version.namespace, version.name, version.digest, version.signature)
+
+    def check_signer(self, namespace: str) -> SigningKey | None:
+        """Returns the key that signs what is written in a namespace; None for no signature.
+
+        Raises:
+            TrustError: the namespace requires signatures, and there is no key, or not one that may sign there.
+        """
+        requires = self.policy.of(namespace).signatures == "require"
+        if self._signer is None:
+            if requires:
+                raise TrustError(
+                    f"{self._source} requires signatures in the namespace {namespace!r}, and there is no key to sign "
+                    f"with: give its file with --sign-with or {KEY_VARIABLE}. Nothing was written."
+                )
+            return None
+        if not isinstance(self._signer, SigningKey):
+            self._signer = SigningKey.load(self._signer)
+        if requires and (refusal := self.policy.refusal(namespace, self._signer.id)):
+            raise TrustError(
+                f"the signing key is that of {refusal}; {self._source} would not accept what it signs. Nothing was "
+                "written."
+            )
+        return self._signer
+
+    def seal(self, log: "Log", commit: Commit) -> Commit:
+        """Returns an entry as it shall be written: signed, where there is a key.
+
+        Raises:
+            TrustError: as ``check_signer``.
+        """
+        key = self.check_signer(log.namespace)
+        return commit if key is None else commit.signed(key, log.namespace, log.name)
+
+    def remember(self, log: "Log", entry: Commit) -> None:
+        """Remembers an entry as seen, if the namespace asks for signatures and accepts that of the entry."""
+        with self._demand(log.namespace) as demand:
+            if demand != "off" and self.judge(log.namespace, log.name, entry).problem is None:
+                self.seen.remember(f"{log.namespace}/{log.name}", entry.seq, entry.digest)
+
+    @contextlib.contextmanager
+    def _demand(self, namespace: str) -> Iterator[Demand]:
+        """Yields what a namespace asks; where that is ``warn``, what is refused inside becomes a warning."""
+        demand = self.policy.of(namespace).signatures
+        try:
+            yield demand
+        except (TrustError, StoreError) as error:
+            if demand != "warn":
+                raise
+            warnings.warn(str(error), stacklevel=4)
+
+    def _check_head(self, log: "Log", head: Commit | None) -> None:
+        if head is not None:
+            self._check_entry(log, head)
+        full_name = f"{log.namespace}/{log.name}"
+        seen = self.seen.newest(full_name)
+        if problem := contradiction(log, head, seen):
+            raise TrustError(
+                f"{full_name} in {self.location}: {problem}. If that is right, as after a restored backup: `finetune "
+                f"registry forget {full_name}`."
+            )
+        # What nobody signed is never remembered: it would make everything genuine look old.
+        if head is not None and (seen is None or seen[0] < head.seq):
+            self.seen.remember(full_name, head.seq, head.digest)
+
+    def _check_entry(self, log: "Log", entry: Commit) -> None:
+        if problem := self.judge(log.namespace, log.name, entry).problem:
+            self._refuse(log.namespace, log.name, f"entry {entry.seq} of its log ({entry.op})", problem)
+
+    def _check_manifest(self, namespace: str, name: str, digest: str, signature: str | None) -> None:
+        if problem := self.policy.judge(namespace, signature, manifest_message(digest)).problem:
+            self._refuse(namespace, name, f"the manifest sha256:{digest}", problem)
+
+    def _refuse(self, namespace: str, name: str, what: str, problem: str) -> None:
+        keys = ", ".join(self.policy.of(namespace).keys)
+        raise TrustError(
+            f"{namespace}/{name}: {what}: {problem}. In the namespace {namespace!r} {self._source} accepts: {keys}. "
+            f"`finetune registry log {namespace}/{name}` shows who signed what."
+        )
+
+    @property
+    def _source(self) -> str:
+        where = f" {self._trust.path}" if isinstance(self._trust, PolicyFile) else ""
+        return f"the trust policy{where}"
+
+
+UNGUARDED = Guard("", trust=TrustPolicy())
+
+
+def contradiction(log: "Log", head: Commit | None, seen: tuple[int, str] | None) -> str | None:
+    """Returns how a log contradicts what was seen of it; None when it goes on from there.
+
+    Args:
+        log: the log.
+        head: its newest entry; None when it is empty.
+        seen: number and digest of the newest entry that was seen; None for none.
+    """
+    if seen is None:
+        return None
+    number, digest = seen
+    if head is None or head.seq < number:
+        return (
+            f"its newest entry is {head.seq if head else 'gone'}, but entry {number} (sha256:{digest}) was seen here "
+            "before. No entry is ever deleted, so this is an old state"
+        )
+    try:
+        now = head.digest if head.seq == number else head.prev if head.seq == number + 1 else log.read(number).digest
+    except ObjectMissing:
+        return f"its entry {number} is gone, which was seen here before"
+    if now == digest:
+        return None
+    return f"its entry {number} is sha256:{now}, but sha256:{digest} was seen in that place before: it is another log"

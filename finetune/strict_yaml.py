@@ -1,0 +1,34 @@
+"""YAML without its traps: a key given twice is refused, and 1e-3 is a number."""
+
+import re
+from typing import Any
+
+import yaml
+
+
+class StrictLoader(yaml.SafeLoader):
+    """What files that people write are read with: ``yaml.load(text, StrictLoader)``."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns the mapping of a node.
+
+        Raises:
+            yaml.YAMLError: a key stands twice, or is no word.
+        """
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.YAMLError(f"line {line}: a key is a word, not {key!r}")
+            if key in seen:
+                raise yaml.YAMLError(f"line {line}: the key {key!r} stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
