@@ -230,8 +230,8 @@ class SigningKey:
         """
         if not _KEY_NAME.fullmatch(name):
             raise TrustError(
-                f"{name[:130]!r} is no name of a key: a letter or digit, then at most 127 letters, digits, '.', '_', '@' "
-                "and '-'. Choose another one (--name)."
+                f"{name[:130]!r} is no name of a key: a letter or digit, then at most 127 of those, '.', '_', '@' and "
+                "'-'. Choose another one (--name)."
             )
         return PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name)
 
