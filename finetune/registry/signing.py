@@ -34,7 +34,8 @@ MAX_KEY_BYTES = 64 * 1024
 MAX_SIGNATURE_BYTES = 1024
 
 _SIGNATURE = re.compile(r"ed25519:([0-9a-f]{64}):([A-Za-z0-9+/]{86}==)")
-_PUBLIC = re.compile(r"finetune-ed25519 ([A-Za-z0-9+/]{43}=) ([A-Za-z0-9][A-Za-z0-9._@-]{0,127})")
+_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+_PUBLIC = re.compile(rf"finetune-ed25519 ([A-Za-z0-9+/]{{43}}=) ({_KEY_NAME.pattern})")
 
 
 def _decode(text: str) -> bytes:
@@ -227,7 +228,12 @@ class SigningKey:
         Raises:
             TrustError: the name is not allowed.
         """
-        return PublicKey.parse(PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name).line)
+        if not _KEY_NAME.fullmatch(name):
+            raise TrustError(
+                f"{name[:130]!r} is no name of a key: a letter or digit, then at most 127 of those, '.', '_', '@' and "
+                "'-'. Choose another one (--name)."
+            )
+        return PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name)
 
     def sign(self, message: bytes) -> Signature:
         """Returns the signature over ``message``."""

@@ -132,8 +132,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*me.pem: .*\(--out\)"):
         SigningKey.generate().save(tmp_path / "file" / "me.pem", "me")
-    with pytest.raises(TrustError, match="is no public key"):
-        SigningKey.generate().save(tmp_path / "me.pem", "me and you")
+    for name in ("me and you", "../me", "-me", "x" * 200, ""):
+        with pytest.raises(
+            TrustError, match="is no name of a key: a letter or digit, then .*Choose another one .--name"
+        ):
+            SigningKey.generate().save(tmp_path / "me.pem", name)
     assert os.listdir(tmp_path) == ["file"]
 
 

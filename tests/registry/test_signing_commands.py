@@ -149,7 +149,7 @@ def test_keygen(finetune, tmp_path, monkeypatch):
     assert second.startswith(f"public key:  {path}.pub (") and line == Path(f"{path}.pub").read_text().strip()
     code, out, err = finetune("keygen")
     assert code == 2 and "exists, and a key is never overwritten" in err
-    assert "is no public key" in finetune("keygen", "--name", "a b", "--out", tmp_path / "k")[2]
+    assert "'a b' is no name of a key" in finetune("keygen", "--name", "a b", "--out", tmp_path / "k")[2]
     assert not (tmp_path / "k").exists()
 
 
