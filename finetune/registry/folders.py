@@ -89,7 +89,7 @@ def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[s
         raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists")
     if extra := _quoted(plain.keys() - allowed - {SIGNATURE_NAME, *besides}):
         raise IntegrityError(f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew.")
-    if others := _quoted(name for name in allowed if not plain[name]):
+    if others := _quoted(name for name in plain.keys() & {*allowed, SIGNATURE_NAME} if not plain[name]):
         raise IntegrityError(f"{folder}: {others} must be a plain file, not a link or a folder")
     for name, entry in manifest.files.items():
         for _ in read_file(folder / name, entry):

@@ -1,6 +1,7 @@
 """The daily verbs of a registry: publish, resolve, pull, list, log, alias, rollback, yank, unyank."""
 
 import builtins
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from finetune.registry.reading import nothing_missing, read_published, read_pull
 from finetune.registry.signing import SigningKey
 from finetune.registry.store import exists
 from finetune.registry.stores.local import LocalStore
+from finetune.registry.stores.memory import MemoryStore
 from finetune.registry.trust import TrustPolicy
 from finetune.registry.versions import Version
 
@@ -73,7 +75,9 @@ class AdapterRegistry:
         """
         self.location = str(location or default_location())
         self.store = open_store(self.location)
-        self.guard = Guard.configured(self.location, signer=signer, trust=trust)
+        # Every registry in memory is another one.
+        place = f"memory://{uuid.uuid4().hex}" if isinstance(self.store, MemoryStore) else self.location
+        self.guard = Guard.configured(place, signer=signer, trust=trust)
         self._is_registry = False
         self._logs: dict[str, Log] = {}
 

@@ -10,7 +10,7 @@ import pytest
 from finetune.adapters.manifest import canonical_json
 from finetune.errors import IntegrityError, RegistryError, TrustError
 from finetune.registry import AdapterRegistry, commits, verify
-from finetune.registry.commits import Commit
+from finetune.registry.commits import Commit, Gate
 from tests.registry.signed import (
     NAME,
     change,
@@ -74,7 +74,8 @@ def stripped_and_rechained(location):
 
 
 def an_older_schema(location):
-    fields = read_entry(location, 3).model_dump(exclude={"signature", "manifest_signature"}) | {"schema_version": 2}
+    fields = read_entry(location, 3).model_dump(exclude={"gate", "signature", "manifest_signature"})
+    fields["schema_version"] = 2
     entry_path(location, 3).write_bytes(canonical_json(fields))
 
 
@@ -179,6 +180,7 @@ def test_no_field_of_an_entry_can_be_changed(signed, make_adapter):
         "expect": {"prod": 1},
         "actor": "root@here",
         "time": "2031-01-01T00:00:00Z",
+        "gate": Gate(required=["after.n>=1"], forced=[]),
     }
     assert {*changes, "seq", "schema_version", "signature", "manifest_signature"} == {*Commit.model_fields}
     good = read_entry(signed, 3)

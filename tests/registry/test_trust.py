@@ -86,6 +86,7 @@ def test_a_policy(file):
         ("keys:", "keys: [", "not YAML"),
         (": left the team", ": ''", "revoked.bob: String should have at least 1 character"),
     ],
+    ids=lambda text: "a key" if text in (ALICE, BOB) or text.startswith("finetune-ed25519") else None,
 )
 def test_a_policy_that_says_something_else_is_refused_whole(file, old, new, message):
     file.write_text(GOOD.replace(old, new, 1))

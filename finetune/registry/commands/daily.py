@@ -104,10 +104,10 @@ def _log(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     commits = registry.log(args.name)
     namespace, name = args.name.split("/")
     signers = [registry.guard.judge(namespace, name, c).signer for c in commits]
-    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY", "SIGNED BY", "REQUIRED"]]
+    rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY", "REQUIRED", "SIGNED BY"]]
     for c, signer in zip(commits, signers, strict=True):
         yanked = ", ".join(sorted(c.yanked, key=int)) or "-"
-        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor, signer, _gate(c)])
+        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor, _gate(c), signer])
     shown = [c.model_dump(mode="json") | {"signed_by": s} for c, s in zip(commits, signers, strict=True)]
     return answer(args, shown, table(rows))
 
