@@ -11,7 +11,7 @@ from finetune.adapters.manifest import sha256_hex
 from finetune.errors import IntegrityError, NotFoundError, YankedError
 from finetune.registry import AdapterRegistry, default_cache, verify
 from finetune.registry.commits import check_link
-from finetune.registry.newest import HINT_EVERY
+from finetune.registry.hint import HINT_EVERY
 from tests.registry.conftest import SERVERS
 from tests.registry.folders import same
 
