@@ -1,6 +1,6 @@
 """How many requests a registry makes of its store, and how long they take where each has its latency.
 
-python -m benchmarks.registry --json registry.json      takes about three minutes on an idle CPU core
+python -m benchmarks.registry --json registry.json      takes about a minute on an idle CPU core
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         details = {
             "date": time.strftime("%Y-%m-%d"),
-            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, Python {platform.python_version()}",
             "latency_ms": options.latency,
             "resolves": [asdict(one) for one in found],
         }

@@ -29,8 +29,7 @@ def read_hint(store: Store, namespace: str, name: str) -> list[Place]:
     except (FinetuneError, TypeError, ValueError):
         return []
     possible = all(type(number) is int for place in places for number in place) and all(
-        before[0] < place[0] and before[1] <= place[1] <= place[0]
-        for before, place in zip([(0, 0), *places], places, strict=False)
+        before[0] < place[0] and before[1] <= place[1] for before, place in zip([(0, 0), *places], places, strict=False)
     )
     return places if possible else []
 
