@@ -1,6 +1,6 @@
 """How many requests a registry makes of its store, and how long they take where each has its latency.
 
-python -m benchmarks.registry --json registry.json      takes about three minutes on an idle CPU core
+python -m benchmarks.registry --json registry.json      takes about a minute on an idle CPU core
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.registry import AdapterRegistry
-from finetune.registry.commits import Commit, hint_key, log_key
+from finetune.registry.commits import Commit, log_key
+from finetune.registry.hint import HINT_EVERY, write_hint
 from finetune.registry.location import is_registry
-from finetune.registry.newest import HINT_EVERY
 from finetune.registry.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def fill(store: Store, log: list[bytes], *, name: str = NAME, hint: bool = True)
     namespace, word = name.split("/")
     for seq, raw in enumerate(log, start=1):
         store.put(log_key(namespace, word, seq), raw)
-    if hint and len(log) >= HINT_EVERY:
-        store.put(hint_key(namespace, word), b"%d" % (len(log) // HINT_EVERY * HINT_EVERY))
+        if hint and seq % HINT_EVERY == 0:
+            write_hint(store, namespace, word, Commit.parse(raw, source=NAME))
 
 
 def count_cold(store: Store, ref: str, *, latency: float = 0.0) -> tuple[int, float]:
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         details = {
             "date": time.strftime("%Y-%m-%d"),
-            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, Python {platform.python_version()}",
             "latency_ms": options.latency,
             "resolves": [asdict(one) for one in found],
         }

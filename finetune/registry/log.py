@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from finetune.errors import ConflictError, FinetuneError, IntegrityError, StoreError
-from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, hint_key, log_key, split_log_key
+from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, log_key, split_log_key
 from finetune.registry.guard import UNGUARDED, Guard
-from finetune.registry.newest import HINT_EVERY, find_newest
+from finetune.registry.hint import HINT_EVERY, Place, around, read_hint, write_hint
+from finetune.registry.search import find_newest, find_version
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 
 MAX_ATTEMPTS = 100
@@ -34,6 +35,7 @@ class Log:
         self.name = name
         self.guard = guard
         self.known = 0
+        self._places: list[Place] = []  # those of the hint, where it was read
 
     def key(self, seq: int) -> str:
         """Returns the key of an entry."""
@@ -79,14 +81,8 @@ class Log:
         return commit
 
     def _read_hint(self) -> int:
-        with contextlib.suppress(StoreError, IntegrityError):
-            raw = read_all(self.store, hint_key(self.namespace, self.name), max_bytes=12)
-            return int(raw) if raw.isdigit() else 0
-        return 0
-
-    def _write_hint(self, seq: int) -> None:
-        with contextlib.suppress(StoreError):
-            self.store.put(hint_key(self.namespace, self.name), b"%d" % seq, mode="overwrite")
+        self._places = read_hint(self.store, self.namespace, self.name)
+        return self._places[-1][0] if self._places else 0
 
     def append(self, make: Callable[[Commit | None], Commit]) -> Commit:
         """Adds the entry that ``make`` builds upon the newest one.
@@ -116,7 +112,8 @@ class Log:
             self.known = entry.seq
             if entry.txn == commit.txn:
                 if entry.seq % HINT_EVERY == 0:
-                    self._write_hint(entry.seq)
+                    with contextlib.suppress(StoreError):
+                        write_hint(self.store, self.namespace, self.name, entry)
                 self.guard.remember(self, entry)
                 return entry
             time.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)))
@@ -148,27 +145,12 @@ class Log:
         """
         if head.op == "publish" and head.version == version:
             return head
-        # Entries known to stand before the wanted one, and after it, each with the version that was newest there.
-        # No entry publishes more than one version, which leaves little between them where most entries publish.
-        low, low_version = 0, 0
-        high, high_version = head.seq, head.version
-        guess_by_share = True
-        while (first := low + version - low_version) <= (last := high - (high_version - version)):
-            # By the share of publishes so far, which is soon there in an even log; halving bounds it in any other.
-            share = (high - low) / max(1, high_version - low_version)
-            guess = low + round((version - low_version) * share) if guess_by_share else (first + last) // 2
-            guess_by_share = not guess_by_share
-            commit = self.read(min(max(guess, first), last))
-            publishes = commit.op == "publish"
-            if publishes and commit.version == version:
+        # With the places of the hint, and where it led astray, without.
+        for places in (self._places, []):
+            commit, seq = find_version(self.read, version, *around(places, version, head))
+            if commit is not None:
                 return commit
-            if commit.version < version:
-                low, low_version = commit.seq, commit.version
-            else:
-                high, high_version = commit.seq - 1, commit.version - publishes
-        raise IntegrityError(
-            f"{self.key(max(first, 1))}: version {version} should be published here or before, and is not"
-        )
+        raise IntegrityError(f"{self.key(seq)}: version {version} should be published here or before, and is not")
 
     def find_digest(self, digest: str, head: Commit) -> Commit | None:
         """Returns the entry of the newest version with this manifest, or None; reads from ``head`` back."""

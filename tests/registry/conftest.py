@@ -104,7 +104,7 @@ def azurite_environment(tmp_path_factory):
             yield environment
     except Absent as absent:
         # Where it must be, as in .ci/run, a test that is left out is a test that failed.
-        (pytest.fail if os.environ.get("FINETUNE_REQUIRE_AZURITE") else pytest.skip)(str(absent))
+        (pytest.fail if os.environ.get("FINETUNE_REQUIRE_SERVERS") else pytest.skip)(str(absent))
 
 
 @pytest.fixture(params=EVERYWHERE)

@@ -11,7 +11,7 @@ from finetune.adapters.manifest import sha256_hex
 from finetune.errors import IntegrityError, NotFoundError, YankedError
 from finetune.registry import AdapterRegistry, default_cache, verify
 from finetune.registry.commits import check_link
-from finetune.registry.newest import HINT_EVERY
+from finetune.registry.hint import HINT_EVERY
 from tests.registry.conftest import SERVERS
 from tests.registry.folders import same
 
@@ -74,6 +74,7 @@ def _publish_all(location: str, folders: list[str]) -> list[int]:
     return [registry.publish(folder).version for folder in folders]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("location", SERVERS, indirect=True)
 def test_processes_that_publish_into_a_server_at_once_lose_nothing(location, make_adapter, capsys):
     """Four processes, 25 publishes each, one name; the first publish of all among them."""

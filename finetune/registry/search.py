@@ -1,13 +1,16 @@
-"""How the newest entry of a log is found with few requests, when nothing but the entries themselves is believed."""
+"""How an entry of a log is found with few requests, when nothing but the entries themselves is believed."""
 
 from collections.abc import Callable, Iterable
 
+from finetune.registry.commits import Commit
+from finetune.registry.hint import HINT_EVERY, Place
+
 # Steps of the first look ahead, short for most logs are.
 NEARBY = (1, 3, 12)
-# Whoever writes an entry whose number is a multiple of this leaves a hint; so the newest is less than this after it.
-HINT_EVERY = 16
 # Steps where no hint is of use: a log of 10,000 entries takes 19 requests then, one of a million 29.
 FAR = tuple(1 << power for power in range(14, 40, 4))
+# Guesses of the place of a version by its share of all, before what is left is halved each time.
+GUESSES_BY_SHARE = 3
 
 Found = tuple[int, bytes | None]  # number and bytes of an entry; no bytes when it was not fetched
 
@@ -52,3 +55,33 @@ def _climb(fetch: Callable[[int], bytes | None], there: Found, steps: Iterable[i
             return there, number
         there = number, raw
     return there, None
+
+
+def find_version(read: Callable[[int], Commit], version: int, before: Place, after: Place) -> tuple[Commit | None, int]:
+    """Returns the entry that published a version.
+
+    Args:
+        read: returns the entry with a number; a request.
+        version: the one looked for.
+        before: a place before that entry.
+        after: a place that is not before it.
+
+    Returns:
+        The entry; None, and the number at which it should have stood at the latest, when the log lacks it or the
+        places are wrong.
+    """
+    guesses = 0
+    # No entry publishes more than one version, which leaves little between the places where most entries publish.
+    while (first := before[0] + version - before[1]) <= (last := after[0] - (after[1] - version)):
+        share = (after[0] - before[0]) / max(1, after[1] - before[1])
+        guess = before[0] + round((version - before[1]) * share) if guesses < GUESSES_BY_SHARE else (first + last) // 2
+        guesses += 1
+        commit = read(min(max(guess, first), last))
+        publishes = commit.op == "publish"
+        if publishes and commit.version == version:
+            return commit, commit.seq
+        if commit.version < version:
+            before = commit.seq, commit.version
+        else:
+            after = commit.seq - 1, commit.version - publishes
+    return None, first
