@@ -59,8 +59,10 @@ class AdapterRegistry:
             folder: holds ``manifest.json`` and exactly the files that it lists.
             name: ``ns/name`` that the manifest must have; None to take it as it is.
             aliases: what shall stand for the new version, besides ``latest``.
-            txn: 32 lower-case hexadecimal digits, such as ``uuid.uuid4().hex``; give the same ones when this
-                very publish is tried again, so that it happens once. None makes a new version in any case.
+            txn: 32 lower-case hexadecimal digits; give the same ones when this very publish is tried again, so
+                that it happens once. With those of ``new_txn`` only the entries that came since are read for
+                that; with any others, such as ``uuid.uuid4().hex``, the whole log is. None makes a new version
+                in any case.
 
         Returns:
             The new version, or the one that an earlier try with the same ``txn`` made; with the aliases that
@@ -89,6 +91,10 @@ class AdapterRegistry:
         if not has_folder(self.store, raw, manifest):  # gc came, while this machine slept for longer than it waits
             put_folder(self.store, folder, raw, manifest)
         return Version.of(ref, commit, commit)
+
+    def new_txn(self, name: str) -> str:
+        """Returns a ``txn`` for one publish of the adapter ``ns/name``, to be kept until that has succeeded."""
+        return changes.new_txn(self._log(AdapterRef.parse_name(name)))
 
     def resolve(self, ref: str | AdapterRef) -> Version:
         """Returns the version that a reference means now.
