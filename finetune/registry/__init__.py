@@ -3,8 +3,9 @@
 Nothing here imports torch, so that the registry commands answer at once.
 """
 
-from finetune.registry.admin import VerifyReport, verify
+from finetune.registry.admin import VerifyReport, reindex, verify
 from finetune.registry.archive import export_archive, open_archive
+from finetune.registry.collection import Collection, Garbage, collect
 from finetune.registry.commits import Commit
 from finetune.registry.copying import copy_adapter, copy_adapters
 from finetune.registry.differences import differences
@@ -15,9 +16,12 @@ from finetune.registry.versions import Version
 
 __all__ = [
     "AdapterRegistry",
+    "Collection",
     "Commit",
+    "Garbage",
     "VerifyReport",
     "Version",
+    "collect",
     "copy_adapter",
     "copy_adapters",
     "default_cache",
@@ -26,5 +30,6 @@ __all__ = [
     "export_archive",
     "open_archive",
     "promote",
+    "reindex",
     "verify",
 ]

@@ -1,15 +1,18 @@
 """Looking after a registry, apart from its daily use."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from finetune.adapters.manifest import AdapterManifest
 from finetune.errors import FinetuneError, NotFoundError
+from finetune.registry.blobs import blob_key, read_blob
 from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, check_link, log_key
-from finetune.registry.folders import blob_key, load_manifest, read_blob
-from finetune.registry.location import MAX_REGISTRY_BYTES, REGISTRY_KEY, is_registry
+from finetune.registry.folders import load_manifest
+from finetune.registry.index import ListIndex
+from finetune.registry.location import MAX_REGISTRY_BYTES, REGISTRY_KEY, is_registry, registry_uuid
 from finetune.registry.log import list_logs
 from finetune.registry.registry import AdapterRegistry
-from finetune.registry.store import Store, read_all
+from finetune.registry.store import ObjectMissing, Store, read_all
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,25 @@ def verify(registry: AdapterRegistry) -> VerifyReport:
     for (namespace, name), entries in logs.items():
         verification.check_log(namespace, name, entries)
     return verification.report
+
+
+def reindex(registry: AdapterRegistry) -> tuple[Path, int]:
+    """Makes the index anew by which ``list`` answers at once.
+
+    It never needs that: where it does not fit, ``list`` reads the logs.
+
+    Returns:
+        The file of the index, and the number of adapters in it.
+
+    Raises:
+        NotFoundError: there is no registry.
+    """
+    try:
+        index = ListIndex(registry_uuid(registry.store), registry.location)
+    except ObjectMissing:
+        raise NotFoundError(f"there is no registry at {registry.location}") from None
+    index.forget()
+    return index.path, len(registry.list())
 
 
 class _Verification:

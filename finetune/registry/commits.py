@@ -21,6 +21,7 @@ from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError
 MAX_COMMIT_BYTES = 1024 * 1024
 SCHEMA = 3  # written; registries that were begun with an older one go on
 _SINCE = {"yanked": 2, "gate": 3}  # fields that older schemas do not have
+_CHECKSUM = "checksum"  # a key of the bytes, since schema 3
 
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Txn = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -166,20 +167,33 @@ class Commit(BaseModel):
             raise RegistryError(
                 f"{source}: written with schema {schema}, this program reads up to {SCHEMA}: upgrade finetune"
             )
+        checksum = data.pop(_CHECKSUM, None) if isinstance(data, dict) else None
         try:
             commit = cls.model_validate(data)
         except ValidationError as error:
             raise IntegrityError(f"{source}: not a commit: {_first(error)}") from None
         # The digest in the next entry is of these bytes; only one spelling may stand for one commit.
         if commit.to_bytes() != raw:
-            raise IntegrityError(f"{source}: not in the canonical form in which commits are written")
+            damaged = "its checksum is not that of what it says, so it was damaged"
+            other = "not in the canonical form in which commits are written"
+            raise IntegrityError(f"{source}: {other if checksum == commit.checksum else damaged}")
         return commit
 
     def to_bytes(self) -> bytes:
         """Returns the canonical JSON of the commit."""
+        fields = self._fields()
+        if self.schema_version >= 3:
+            fields[_CHECKSUM] = sha256_hex(canonical_json(fields))
+        return canonical_json(fields)
+
+    @property
+    def checksum(self) -> str | None:
+        """SHA-256 over all the rest, by which damage to the newest entry is seen too; None before schema 3."""
+        return sha256_hex(canonical_json(self._fields())) if self.schema_version >= 3 else None
+
+    def _fields(self) -> dict[str, Any]:
         # Not mode="json", which writes null for a number that is not finite.
-        absent = {name for name, since in _SINCE.items() if self.schema_version < since}
-        return canonical_json(self.model_dump(exclude=absent))
+        return self.model_dump(exclude={name for name, since in _SINCE.items() if self.schema_version < since})
 
     @property
     def digest(self) -> str:

@@ -6,12 +6,12 @@ under the digest of another.
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from finetune.adapters.manifest import (
@@ -22,36 +22,13 @@ from finetune.adapters.manifest import (
     sha256_hex,
 )
 from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreError
-from finetune.registry.store import AlreadyExists, Store, chunks, explain, read_all, reading
+from finetune.registry.blobs import blob_key, checked, put_blobs, read_blob
+from finetune.registry.store import Store, chunks, exists, explain, read_all
 
 # What a downloaded repository of the Hugging Face Hub holds besides the adapter: its card, and the hub's own.
 HUB_FILES = {"README.md", ".gitattributes", ".cache"}
 _ELSEWHERE = " (--into or FINETUNE_CACHE)"
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
-
-
-def blob_key(digest: str) -> str:
-    """Returns the key of the bytes with this SHA-256."""
-    return f"blobs/sha256/{digest[:2]}/{digest}"
-
-
-def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator[bytes]:
-    """Passes bytes on; raises at their end, or once there are too many, when they are not those of ``entry``.
-
-    Raises:
-        IntegrityError: with ``what``, and how they differ.
-    """
-    digest, seen = hashlib.sha256(), 0
-    for piece in pieces:
-        seen += len(piece)
-        if seen > entry.size:
-            raise IntegrityError(f"{what}: longer than the {entry.size} bytes that it must have")
-        digest.update(piece)
-        yield piece
-    if seen != entry.size:
-        raise IntegrityError(f"{what}: {seen} bytes, but {entry.size} were expected")
-    if digest.hexdigest() != entry.sha256:
-        raise IntegrityError(f"{what}: its sha256 is {digest.hexdigest()}, but {entry.sha256} was expected")
 
 
 def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
@@ -66,18 +43,6 @@ def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
             yield from checked(chunks(file), entry, what=str(path))
     except OSError as error:
         raise explain(error, path, verb="read") from error
-
-
-def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
-    """Yields the bytes of a blob, checked.
-
-    Raises:
-        ObjectMissing: it is not there.
-        IntegrityError: it is damaged.
-    """
-    key = blob_key(entry.sha256)
-    with reading(store, key) as file:
-        yield from checked(chunks(file), entry, what=key)
 
 
 def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
@@ -101,7 +66,7 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
     return raw, AdapterManifest.parse(raw, source=str(path))
 
 
-def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[str] = ()) -> None:
+def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[str] = HUB_FILES) -> None:
     """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing else.
 
     Args:
@@ -139,34 +104,36 @@ def holds(folder: Path, digest: str) -> bool:
         raw, manifest = read_manifest(folder)
         if sha256_hex(raw) != digest:
             return False
-        check_folder(folder, manifest)
+        check_folder(folder, manifest, besides=())
     except (AdapterError, StoreError):
         return False
     return True
 
 
 def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest) -> None:
-    """Stores the files of an adapter folder, and last the bytes of its manifest.
+    """Stores the files of an adapter folder, and last the bytes of its manifest, so that an entry may name them.
 
     Raises:
-        IntegrityError: a file was changed meanwhile, or the store holds a damaged copy.
+        ConflictError: gc is deleting one of them.
+        IntegrityError: a file was changed meanwhile.
         StoreError: the store cannot be written.
     """
-    for name, entry in manifest.files.items():
-        _put_blob(store, entry, read_file(folder / name, entry))
-    _put_blob(store, FileEntry(sha256=sha256_hex(raw), size=len(raw)), raw)
+    put_blobs(
+        store,
+        [
+            *((entry, partial(read_file, folder / name, entry)) for name, entry in manifest.files.items()),
+            (_entry_of(raw), lambda: raw),
+        ],
+    )
 
 
-def _put_blob(store: Store, entry: FileEntry, data: bytes | Iterable[bytes]) -> None:
-    key = blob_key(entry.sha256)
-    try:
-        store.put(key, data, mode="create")
-    except AlreadyExists:
-        size = store.head(key).size
-        if size != entry.size:
-            raise IntegrityError(
-                f"{key} is damaged: {size} bytes instead of {entry.size}. Delete it and publish again."
-            ) from None
+def has_folder(store: Store, raw: bytes, manifest: AdapterManifest) -> bool:
+    """Whether a store has the files of an adapter and its manifest; by their names, they are not read."""
+    return all(exists(store, blob_key(entry.sha256)) for entry in (*manifest.files.values(), _entry_of(raw)))
+
+
+def _entry_of(raw: bytes) -> FileEntry:
+    return FileEntry(sha256=sha256_hex(raw), size=len(raw))
 
 
 def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, AdapterManifest]:

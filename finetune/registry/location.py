@@ -4,8 +4,9 @@ import contextlib
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
-from finetune.adapters.manifest import canonical_json, strict_json
+from finetune.adapters.manifest import canonical_json, sha256_hex, strict_json
 from finetune.errors import IntegrityError, ManifestError, RegistryError, StoreError
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 from finetune.registry.stores.local import LocalStore
@@ -54,13 +55,26 @@ def is_registry(store: Store, *, create: bool = False) -> bool:
         IntegrityError: its ``registry.json`` is damaged.
     """
     try:
-        raw = read_all(store, REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
+        registry_uuid(store)
     except ObjectMissing:
         if not create:
             return False
+        about = {"format": FORMAT, "uuid": str(uuid.uuid4())}
         with contextlib.suppress(AlreadyExists):
-            store.put(REGISTRY_KEY, canonical_json({"format": FORMAT, "uuid": str(uuid.uuid4())}), mode="create")
-        raw = read_all(store, REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
+            store.put(REGISTRY_KEY, canonical_json(about | {"checksum": _checksum(about)}), mode="create")
+        registry_uuid(store)
+    return True
+
+
+def registry_uuid(store: Store) -> str:
+    """Returns what a registry is known by, wherever it is moved.
+
+    Raises:
+        ObjectMissing: there is no registry.
+        RegistryError: it has a format that this program does not know.
+        IntegrityError: its ``registry.json`` is damaged.
+    """
+    raw = read_all(store, REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
     try:
         about = strict_json(raw, source=REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
     except ManifestError as error:
@@ -70,4 +84,12 @@ def is_registry(store: Store, *, create: bool = False) -> bool:
         raise IntegrityError(f"{REGISTRY_KEY}: it does not say the format of the registry")
     if found != FORMAT:
         raise RegistryError(f"{REGISTRY_KEY}: format {found}, this program knows {FORMAT}: upgrade finetune")
-    return True
+    # Registries that were made before there was a checksum have none.
+    right = _checksum(about)
+    if about.keys() - {"checksum"} != {"format", "uuid"} or about.get("checksum", right) != right:
+        raise IntegrityError(f"{REGISTRY_KEY}: it was damaged; put back a copy of it, which never changes")
+    return str(about["uuid"])
+
+
+def _checksum(about: dict[str, Any]) -> str:
+    return sha256_hex(canonical_json({key: value for key, value in about.items() if key != "checksum"}))

@@ -11,10 +11,11 @@ from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit, Gate
 from finetune.registry.finding import check_exists, find, version_before
-from finetune.registry.folders import HUB_FILES, build_folder, check_folder, holds, put_folder, read_manifest
-from finetune.registry.location import default_cache, default_location, is_registry, open_store
+from finetune.registry.folders import build_folder, check_folder, has_folder, holds, put_folder, read_manifest
+from finetune.registry.index import ListIndex, wanted
+from finetune.registry.location import default_cache, default_location, is_registry, open_store, registry_uuid
 from finetune.registry.log import Log, list_logs
-from finetune.registry.store import ObjectMissing
+from finetune.registry.store import ObjectMissing, exists
 from finetune.registry.versions import Version
 
 
@@ -59,8 +60,10 @@ class AdapterRegistry:
                 Hugging Face Hub adds (README.md, .gitattributes, .cache) may be there, and is not published.
             name: ``ns/name`` that the manifest must have; None to take it as it is.
             aliases: what shall stand for the new version, besides ``latest``.
-            txn: 32 lower-case hexadecimal digits, such as ``uuid.uuid4().hex``; give the same ones when this
-                very publish is tried again, so that it happens once. None makes a new version in any case.
+            txn: 32 lower-case hexadecimal digits; give the same ones when this very publish is tried again, so
+                that it happens once. With those of ``new_txn`` only the entries that came since are read for
+                that; with any others, such as ``uuid.uuid4().hex``, the whole log is. None makes a new version
+                in any case.
 
         Returns:
             The new version, or the one that an earlier try with the same ``txn`` made; with the aliases that
@@ -70,7 +73,7 @@ class AdapterRegistry:
             AdapterReferenceError: a name or alias is not allowed, or ``name`` is not that of the manifest.
             ManifestError: there is no manifest, or it breaks its schema.
             IntegrityError: the folder is not what its manifest says.
-            ConflictError: ``txn`` stands in the log for something else.
+            ConflictError: ``txn`` stands in the log for something else, or gc is deleting what is published.
             StoreError: the store cannot be written; try again with the same ``txn``.
         """
         folder = Path(folder)
@@ -82,11 +85,17 @@ class AdapterRegistry:
                 f"cannot publish {folder} as {name!r}: its manifest says {ref.full_name!r}. "
                 "Leave the name out, or save the adapter under the other one."
             )
-        check_folder(folder, manifest, besides=HUB_FILES)
+        check_folder(folder, manifest)
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
         commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)
+        if not has_folder(self.store, raw, manifest):  # gc came, while this machine slept for longer than it waits
+            put_folder(self.store, folder, raw, manifest)
         return Version.of(ref, commit, commit)
+
+    def new_txn(self, name: str) -> str:
+        """Returns a ``txn`` for one publish of the adapter ``ns/name``, to be kept until that has succeeded."""
+        return changes.new_txn(self._log(AdapterRef.parse_name(name)))
 
     def resolve(self, ref: str | AdapterRef) -> Version:
         """Returns the version that a reference means now.
@@ -131,28 +140,53 @@ class AdapterRegistry:
                 ) from None
         return target
 
-    def list(self, namespace: str | None = None, *, all_versions: bool = False) -> builtins.list[Version]:
+    def list(
+        self,
+        namespace: str | None = None,
+        *,
+        base: str | None = None,
+        task: str | None = None,
+        metric: str | Iterable[str] = (),
+        all_versions: bool = False,
+    ) -> builtins.list[Version]:
         """Returns the latest version of every adapter, by name.
 
         Args:
             namespace: only those in it; None for all.
+            base: only those of this base: its hub id, or the beginning of its digest; None for any.
+            task: only those trained for it; None for any.
+            metric: conditions that must hold, such as ``after.exact_match>=0.7``; one, or several.
             all_versions: every version instead, the yanked ones too, the oldest of a name first.
+
+        Raises:
+            ConditionError: ``metric`` is no condition.
         """
         if namespace is not None:
             check_name_part(namespace)
         versions: builtins.list[Version] = []
-        if not self._open():
-            return versions
+        if self._open():
+            index = ListIndex(registry_uuid(self.store), self.location)
+            versions = self._all(namespace) if all_versions else index.latest(self.store, namespace, self._latest)
+        return wanted(versions, base=base, task=task, metrics=[metric] if isinstance(metric, str) else metric)
+
+    def _latest(self, namespace: str, name: str, seq: int) -> tuple[Version, int] | None:
+        ref = AdapterRef(namespace=namespace, name=name, alias=LATEST)
+        log = self._log(ref)
+        # Only where the search begins: a listing that is behind makes it longer, not wrong.
+        log.known = max(log.known, seq)
+        if log.known == 0 and not exists(self.store, log.key(1)):
+            return None
+        head = self._head(log, ref)
+        return Version.of(ref, log.find_version(head.aliases[LATEST], head), head), head.seq
+
+    def _all(self, namespace: str | None) -> builtins.list[Version]:
+        versions: builtins.list[Version] = []
         for (space, name), entries in list_logs(self.store, namespace).items():
             ref = AdapterRef(namespace=space, name=name, alias=LATEST)
             log = self._log(ref)
-            # Only where the search begins: a listing that is behind makes it longer, not wrong.
             log.known = max(log.known, entries[-1])
             head = self._head(log, ref)
-            shown = [log.find_version(head.aliases[LATEST], head)]
-            if all_versions:
-                shown = [entry for entry in log.entries(head) if entry.op == "publish"]
-            versions.extend(Version.of(ref, entry, head) for entry in shown)
+            versions.extend(Version.of(ref, entry, head) for entry in log.entries(head) if entry.op == "publish")
         return versions
 
     def log(self, name: str) -> builtins.list[Commit]:

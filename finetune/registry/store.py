@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
 from finetune.errors import IntegrityError, StoreError
 
@@ -41,8 +41,9 @@ class ObjectMeta:
 class Store(Protocol):
     """Whole objects under keys such as ``blobs/sha256/ab/ab12...``.
 
-    Assumed: an object is visible whole or not at all, and once ``put`` has returned every reader sees it.
-    Not assumed: that ``list`` is sorted, or that it sees what others write meanwhile.
+    Assumed: an object is visible whole or not at all, and once ``put`` has returned every reader sees it, and
+    every ``list`` that begins then. Not assumed: that ``list`` is sorted, or that it sees what others write
+    meanwhile.
     """
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
@@ -75,7 +76,29 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Removes an object; a key that is not there is no error."""
+        """Removes an object; a key that is not there is no error. When it raises, the object does not go later."""
+        ...
+
+
+@runtime_checkable
+class HasFolders(Protocol):
+    """What a store also has in which a look at one key costs less than its place in a listing."""
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yields, in any order, the parts of keys that stand right below ``prefix``; perhaps some of no key."""
+        ...
+
+
+@runtime_checkable
+class KeepsAside(Protocol):
+    """What a store also has in which the writing of an object leaves a file behind when it is killed."""
+
+    def list_aside(self) -> Iterator[ObjectMeta]:
+        """Yields these files, those of writers that are at work included; none of their keys is one of an object."""
+        ...
+
+    def delete_aside(self, key: str) -> None:
+        """Removes one; its writer, when there still is one, fails."""
         ...
 
 

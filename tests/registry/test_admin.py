@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
-from finetune.errors import NotFoundError
+from finetune.errors import FinetuneError, NotFoundError
 from finetune.registry import AdapterRegistry, verify
 from finetune.registry.commits import Commit
+from tests.registry.folders import same
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 
@@ -39,30 +40,43 @@ def test_no_registry_is_no_sound_registry(tmp_path):
         verify(AdapterRegistry(tmp_path / "nowhere"))
 
 
-def test_a_flipped_byte_anywhere_in_a_blob_is_found_by_name(used):
-    blobs = {key: path for key, path in _objects(used).items() if key.startswith("blobs/")}
-    assert len(blobs) >= 8
-    for key, path in blobs.items():
+def test_one_flipped_bit_anywhere_is_found_by_name(used, tmp_path):
+    """Every object, every twentieth byte of it and its last, one bit each; nothing wrong is ever pulled."""
+    right = {ref: used.pull(ref) for ref in ("medical/brain-mri@1", "medical/brain-mri@2", "retail/shoes")}
+    flips = 0
+    for key, path in _objects(used).items():
         good = path.read_bytes()
-        for place in (0, len(good) // 2, len(good) - 1):
-            path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-            (problem,) = verify(used).problems
-            assert problem.startswith(f"{key}: its sha256 is ") and "@" in problem
+        for place in {*range(0, len(good), 20), len(good) - 1}:
+            path.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+            flips += 1
+            problems = verify(AdapterRegistry(used.location)).problems
+            assert problems and problems[0].startswith(f"{key}: "), (key, place, problems)
+        refused = 0
+        for number, (ref, folder) in enumerate(right.items()):
+            pulled = _pulled(used.location, ref, tmp_path / f"{flips}-{number}")
+            refused += pulled is None
+            assert pulled is None or same(pulled, folder)
+        assert refused or "/log/" in key, f"nothing asked for {key}"
         path.write_bytes(good)
     assert verify(used).problems == []
+    print(f"{flips} flipped bits in {len(_objects(used))} objects, each found")
 
 
-def test_a_flipped_byte_anywhere_in_a_log_is_found(used):
-    log = Path(used.location, "names", "medical", "brain-mri", "log")
-    for seq in (1, 2):
-        path = log / f"{seq:012d}.json"
-        good = path.read_bytes()
-        for place in range(0, len(good), 3):
-            path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-            problems = verify(used).problems
-            assert any(f"{n:012d}.json: " in problem for problem in problems for n in (seq, seq + 1)), place
-        path.write_bytes(good)
-    assert verify(used).problems == []
+def _pulled(location, ref, into):
+    try:
+        return AdapterRegistry(location).pull(ref, into)
+    except FinetuneError:
+        assert not into.exists()
+        return None
+
+
+def test_an_entry_without_a_checksum_is_found_by_its_successor(used):
+    """Those of older programs have none."""
+    path = Path(used.location, "names/medical/brain-mri/log/000000000001.json")
+    old = Commit.parse(path.read_bytes(), source="1").model_copy(update={"schema_version": 2})
+    path.write_bytes(old.model_copy(update={"time": "2031-01-01T00:00:00Z"}).to_bytes())
+    (problem,) = verify(used).problems
+    assert problem.startswith("names/medical/brain-mri/log/000000000002.json: its prev is not the digest")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_entries_are_a_dense_chain(log):
     for entry, previous in zip(written, [None, *written], strict=False):
         assert check_link(entry, previous) == []
     raw = (log.store.root / "names/medical/brain/log/000000000003.json").read_bytes()
-    assert raw == written[2].to_bytes() == canonical_json(written[2].model_dump())
+    assert raw == written[2].to_bytes() == canonical_json(written[2].model_dump() | {"checksum": written[2].checksum})
     assert written[3].prev == sha256_hex(raw)
     assert list_logs(log.store) == {("medical", "brain"): [1, 2, 3, 4, 5]}
 
@@ -212,7 +212,7 @@ def test_nothing_is_written_when_nothing_is_to_be_said(log):
 
 def _parse(change=None, **fields):
     data = Commit.after(None, **_fields()).model_dump() | fields
-    raw = canonical_json(data)
+    raw = canonical_json(data | {"checksum": sha256_hex(canonical_json(data))})
     return Commit.parse(change(raw) if change else raw, source="names/a/b/log/000000000001.json")
 
 

@@ -27,6 +27,15 @@ def add_verbs(add: AddVerb) -> None:
     pull.add_argument("--into", metavar="FOLDER", help="folder to make (default: one in the cache)")
     listing = add("list", _list, "list the latest version of every adapter")
     listing.add_argument("namespace", nargs="?", metavar="NAMESPACE", help="only those in it")
+    listing.add_argument("--base", metavar="BASE", help="only those of it: its hub id, or the beginning of its digest")
+    listing.add_argument("--task", metavar="TASK", help="only those trained for it")
+    listing.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="only those for which it holds, such as 'after.exact_match>=0.7'; repeatable",
+    )
     listing.add_argument("--all", action="store_true", help="list every version, the yanked ones too")
     add("log", _log, "show all that happened to an adapter").add_argument("name", metavar="NAME", help="ns/name")
     alias = add("alias", _alias, "let an alias stand for a version")
@@ -77,13 +86,15 @@ def _pull(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 
 def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
-    versions = registry.list(args.namespace, all_versions=args.all)
+    versions = registry.list(args.namespace, base=args.base, task=args.task, metric=args.metric, all_versions=args.all)
     rows = [["REF", "ALIASES", "METHOD", "TASK", "PUBLISHED", "BY", "YANKED"]]
     for v in versions:
         method, task = v.summary.get("method"), v.summary.get("task")
         rows.append([v.ref, ", ".join(v.aliases), flat(method), flat(task), v.time, v.actor, v.yanked or ""])
     where = f"namespace {args.namespace!r} of {registry.location}" if args.namespace else registry.location
     nothing = f"no adapters in {where}; `finetune registry publish FOLDER` adds one"
+    if args.base or args.task or args.metric:
+        nothing = f"no adapters in {where} are as asked for"
     return answer(args, [version_json(v) for v in versions], table(rows) if versions else nothing)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from finetune.errors import StoreError
 from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, check_key, explain, is_key
 
 _ELSEWHERE = " (--registry or FINETUNE_REGISTRY)"
+_ASIDE = re.compile(r"\.tmp-[0-9a-f]{32}")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 # Some network file systems cannot sync a folder; there a link is as lasting as they make it.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}
@@ -57,7 +59,7 @@ class LocalStore:
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
         """Writes an object; it is on the disk when this returns."""
         target = self._path(key)
-        # Hidden, so that what a killed writer leaves behind is no key and is never listed.
+        # Hidden, so that what a killed writer leaves behind is no key and is not listed.
         aside = target.with_name(f".tmp-{uuid.uuid4().hex}")
         try:
             if mode == "create" and target.exists():
@@ -94,31 +96,44 @@ class LocalStore:
 
     def head(self, key: str) -> ObjectMeta:
         """Returns size and time of an object."""
-        path = self._path(key)
-        try:
-            found = os.stat(path)
-            return ObjectMeta(key=key, size=found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
-        except FileNotFoundError:
-            raise ObjectMissing(f"{path} is not there") from None
-        except OSError as error:
-            raise explain(error, path, verb="read", elsewhere=_ELSEWHERE) from error
+        return self._look(f"{self.root}/{check_key(key)}", key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """Yields every object below ``prefix``."""
-        start = self._path(prefix.rstrip("/")) if prefix else self.root
-
-        def stop(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
-                raise explain(error, Path(error.filename or start), verb="list", elsewhere=_ELSEWHERE) from error
-
-        for folder, _, names in os.walk(start, onerror=stop):
-            for name in names:
-                path = Path(folder, name)
-                key = path.relative_to(self.root).as_posix()
+        for path in self._files(self._path(prefix.rstrip("/")) if prefix else self.root):
+            if is_key(key := self._key(path)):
                 # A file may be deleted between the listing and the look at its size.
                 with contextlib.suppress(ObjectMissing):
-                    if is_key(key):
-                        yield self.head(key)
+                    yield self.head(key)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yields the names of the folders right below ``prefix``."""
+        path = self._path(prefix)
+        try:
+            with os.scandir(path) as entries:
+                yield from (entry.name for entry in entries if entry.is_dir() and is_key(entry.name))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise explain(error, path, verb="list", elsewhere=_ELSEWHERE) from error
+
+    def list_aside(self) -> Iterator[ObjectMeta]:
+        """Yields the files in which objects are being written, or were when their writer was killed."""
+        for path in self._files(self.root):
+            if _ASIDE.fullmatch(path.name):
+                with contextlib.suppress(ObjectMissing):
+                    yield self._look(path, self._key(path))
+
+    def delete_aside(self, key: str) -> None:
+        """Removes one of these files."""
+        folder, _, name = key.rpartition("/")
+        if not _ASIDE.fullmatch(name):
+            raise StoreError(f"{key!r} is no file in which an object was being written")
+        path = (self._path(folder) if folder else self.root) / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise explain(error, path, verb="delete", elsewhere=_ELSEWHERE) from error
 
     def delete(self, key: str) -> None:
         """Removes an object."""
@@ -133,6 +148,26 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _look(self, path: Path | str, key: str) -> ObjectMeta:
+        try:
+            found = os.stat(path)
+            return ObjectMeta(key=key, size=found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
+        except FileNotFoundError:
+            raise ObjectMissing(f"{path} is not there") from None
+        except OSError as error:
+            raise explain(error, path, verb="read", elsewhere=_ELSEWHERE) from error
+
+    def _files(self, start: Path) -> Iterator[Path]:
+        def stop(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise explain(error, Path(error.filename or start), verb="list", elsewhere=_ELSEWHERE) from error
+
+        for folder, _, names in os.walk(start, onerror=stop):
+            yield from (Path(folder, name) for name in names)
 
     def _sync(self, path: Path) -> None:
         # All the way up: whoever made one of these folders may have died before it was lasting.

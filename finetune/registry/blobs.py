@@ -1,0 +1,169 @@
+"""Blobs: bytes under their own digest, checked while they pass, and put so that gc leaves them alone.
+
+gc and publish may run at the same time, on different machines. What they agree on, and why nothing that is
+referenced is ever deleted, stands in ``collection.py``.
+"""
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+
+from finetune.adapters.manifest import FileEntry, canonical_json, strict_json
+from finetune.errors import ConflictError, IntegrityError, ManifestError
+from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, Store, chunks, read_all, reading
+
+BLOBS = "blobs/sha256"
+PLANS = "gc/plans"
+MAX_PLANNED = 10_000  # blobs of one plan
+MAX_PLAN_BYTES = 1024 * 1024  # about 90 a blob
+
+FRESH = timedelta(days=1)  # a blob that is older by the store's clock is written again before it is counted on
+LONGEST = timedelta(days=1)  # from the first blob of a publish to its entry, and from a plan to its last deletion
+LEAST_GRACE = FRESH + LONGEST
+PLAN_LIFE = 2 * LONGEST  # an older plan is that of a gc that was killed
+
+MAX_ATTEMPTS = 60  # of putting blobs that gc is deleting
+LONGEST_PAUSE = 1.0  # seconds
+
+_BLOB_KEY = re.compile(rf"{BLOBS}/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})")
+
+# Gives the bytes of a blob anew each time it is called.
+Content = Callable[[], bytes | Iterable[bytes]]
+
+
+def blob_key(digest: str) -> str:
+    """Returns the key of the bytes with this SHA-256."""
+    return f"{BLOBS}/{digest[:2]}/{digest}"
+
+
+def digest_of(key: str) -> str | None:
+    """Returns the SHA-256 that a key says its bytes have, or None when it is not the key of a blob."""
+    match = _BLOB_KEY.fullmatch(key)
+    return match[2] if match else None
+
+
+def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator[bytes]:
+    """Passes bytes on; raises at their end, or once there are too many, when they are not those of ``entry``.
+
+    Raises:
+        IntegrityError: with ``what``, and how they differ.
+    """
+    digest, seen = hashlib.sha256(), 0
+    for piece in pieces:
+        seen += len(piece)
+        if seen > entry.size:
+            raise IntegrityError(f"{what}: longer than the {entry.size} bytes that it must have")
+        digest.update(piece)
+        yield piece
+    if seen != entry.size:
+        raise IntegrityError(f"{what}: {seen} bytes, but {entry.size} were expected")
+    if digest.hexdigest() != entry.sha256:
+        raise IntegrityError(f"{what}: its sha256 is {digest.hexdigest()}, but {entry.sha256} was expected")
+
+
+def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
+    """Yields the bytes of a blob, checked.
+
+    Raises:
+        ObjectMissing: it is not there.
+        IntegrityError: it is damaged.
+    """
+    key = blob_key(entry.sha256)
+    with reading(store, key) as file:
+        yield from checked(chunks(file), entry, what=key)
+
+
+def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
+    """Stores blobs, so that an entry that names them may follow.
+
+    When this returns they are all there, and gc deletes none of them before ``LONGEST`` is over since this began;
+    the entry that names them has to be written until then.
+
+    Args:
+        store: the store.
+        blobs: what to store. Blobs that are there are left as they are when they have the right size and are
+            fresh; but the last, which should be small, is always written: its time is that of the store.
+
+    Raises:
+        ConflictError: gc is deleting one of them.
+        StoreError: the store cannot be written.
+    """
+    written = {entry.sha256 for entry, content in blobs[:-1] if _create(store, entry, content)}
+    keys = {blob_key(entry.sha256) for entry, _ in blobs}
+    plan = None
+    for attempt in range(MAX_ATTEMPTS):
+        now = _written_now(store, *blobs[-1])
+        for entry, content in blobs[:-1]:
+            if entry.sha256 not in written and not (now and _is_there(store, entry, since=now - FRESH)):
+                store.put(blob_key(entry.sha256), content(), mode="overwrite")
+                written.add(entry.sha256)
+        plan = _plan_for(store, keys, now) if now else None
+        if now and plan is None:
+            # Only now: what a plan that is gone has deleted is seen to be missing.
+            lost = {entry.sha256 for entry, _ in blobs if not _is_there(store, entry)}
+            if not lost:
+                return
+            written -= lost
+        time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.01 * 2**attempt)))
+    if plan is None:
+        raise ConflictError(f"cannot store {', '.join(sorted(keys))}: one of them disappears again and again.")
+    raise ConflictError(
+        f"cannot store {', '.join(sorted(keys))}: a gc is deleting what {plan.key} names. Try again when it has ended, "
+        f"at the latest after {plan.modified + PLAN_LIFE:%Y-%m-%d %H:%M} UTC."
+    )
+
+
+def plan_key(name: str) -> str:
+    """Returns the key of the plan of one gc."""
+    return f"{PLANS}/{name}.json"
+
+
+def plan_bytes(keys: Iterable[str]) -> bytes:
+    """Returns what a plan holds: the keys of the blobs that a gc may delete while it is there."""
+    return canonical_json({"blobs": sorted(keys)})
+
+
+def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
+    """Returns a plan to delete one of these blobs whose gc may still be at it, or None."""
+    for found in store.list(PLANS):
+        if abs(now - found.modified) > PLAN_LIFE:
+            continue
+        try:
+            raw = read_all(store, found.key, max_bytes=MAX_PLAN_BYTES)
+            planned = set(strict_json(raw, source=found.key, max_bytes=MAX_PLAN_BYTES)["blobs"])
+        except ObjectMissing:  # that gc has ended
+            continue
+        except (IntegrityError, ManifestError, KeyError, TypeError):
+            planned = keys  # it may have named any
+        if planned & keys:
+            return found
+    return None
+
+
+def _create(store: Store, entry: FileEntry, content: Content) -> bool:
+    try:
+        store.put(blob_key(entry.sha256), content(), mode="create")
+    except AlreadyExists:
+        return False
+    return True
+
+
+def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:
+    """Writes a blob and returns when that was, by the store's clock; None when it is gone already."""
+    store.put(blob_key(entry.sha256), content(), mode="overwrite")
+    try:
+        return store.head(blob_key(entry.sha256)).modified
+    except ObjectMissing:
+        return None
+
+
+def _is_there(store: Store, entry: FileEntry, *, since: datetime | None = None) -> bool:
+    """Whether a blob is there with its size, and was written since a time, but not in the future."""
+    try:
+        found = store.head(blob_key(entry.sha256))
+    except ObjectMissing:
+        return False
+    return found.size == entry.size and (since is None or since <= found.modified <= since + 2 * FRESH)

@@ -1,0 +1,158 @@
+"""The index by which ``list`` answers at once: a file in the cache that may be lost, damaged or behind at any time.
+
+It holds, of each adapter, its newest entry as it was when the index last saw it, and what ``list`` says of it. That
+is used only where the entry is seen to be the same and still the newest; otherwise the log is read. So an index
+never makes an answer wrong, and needs no care.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters.manifest import sha256_hex
+from finetune.cache import cache_home, write_note
+from finetune.registry.commits import log_key, split_log_key
+from finetune.registry.conditions import Condition
+from finetune.registry.store import HasFolders, ObjectMeta, ObjectMissing, Store, exists
+from finetune.registry.versions import Version
+
+# Reads a log: namespace, name and the number of an entry that is known to exist (0: none) -> what list says of the
+# adapter, and the number of the newest entry; None when there is no such adapter.
+ReadLatest = Callable[[str, str, int], tuple[Version, int] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    seq: int  # of the newest entry
+    size: int
+    modified: str
+    version: Version
+
+    def is_of(self, newest: ObjectMeta) -> bool:
+        return (self.size, self.modified) == (newest.size, newest.modified.isoformat())
+
+
+class ListIndex:
+    """The index of one registry.
+
+    Args:
+        uuid: of the registry.
+        location: where it is, so that a copy of it has an index of its own.
+    """
+
+    def __init__(self, uuid: str, location: str) -> None:
+        self.path = cache_home() / "registries" / f"{sha256_hex(f'{uuid} {location}'.encode())}.json"
+
+    def forget(self) -> None:
+        """Throws the index away."""
+        self.path.unlink(missing_ok=True)
+
+    def latest(self, store: Store, namespace: str | None, read: ReadLatest) -> list[Version]:
+        """Returns the latest version of each adapter, sorted by name; the index is brought up to date.
+
+        Args:
+            store: the store of the registry.
+            namespace: only those in it; None for all.
+            read: called for each adapter of which the index does not know the newest entry.
+        """
+        known = _load(self.path)
+        now: dict[str, _Known] = {}
+        changed = False
+        for space, name, seq, newest in _newest(store, namespace, known):
+            full_name = f"{space}/{name}"
+            if newest is not None and full_name in known and known[full_name].is_of(newest):
+                now[full_name] = known[full_name]
+                continue
+            found = read(space, name, seq)
+            if found is not None:
+                changed = True
+                head = store.head(log_key(space, name, found[1]))
+                now[full_name] = _Known(
+                    seq=found[1], size=head.size, modified=head.modified.isoformat(), version=found[0]
+                )
+        outside = {n: k for n, k in known.items() if namespace is not None and not n.startswith(f"{namespace}/")}
+        if changed or len(outside) + len(now) != len(known):
+            _save(self.path, outside | now)
+        return [now[full_name].version for full_name in sorted(now, key=lambda full_name: full_name.split("/"))]
+
+
+def _newest(
+    store: Store, namespace: str | None, known: dict[str, _Known]
+) -> Iterator[tuple[str, str, int, ObjectMeta | None]]:
+    """Yields namespace and name of each adapter, an entry of its log that exists, and that when it is the newest."""
+    if isinstance(store, HasFolders):  # a look at one key costs next to nothing there
+        for space in store.folders("names") if namespace is None else [namespace]:
+            for name in store.folders(f"names/{space}"):
+                if split_log_key(log_key(space, name, 1)) is None:
+                    continue
+                seen = known.get(f"{space}/{name}")
+                newest = None if seen is None else _if_newest(store, space, name, seen.seq)
+                yield space, name, 0, newest
+        return
+    newest_of: dict[tuple[str, str], tuple[int, ObjectMeta]] = {}
+    for meta in store.list("names" if namespace is None else f"names/{namespace}"):
+        parts = split_log_key(meta.key)
+        if parts is not None and parts[2] > newest_of.get(parts[:2], (0,))[0]:
+            newest_of[parts[:2]] = parts[2], meta
+    for (space, name), (seq, meta) in newest_of.items():
+        yield space, name, seq, meta
+
+
+def _if_newest(store: Store, space: str, name: str, seq: int) -> ObjectMeta | None:
+    """Returns the ``seq``-th entry when it is there and none follows; entries have no gaps."""
+    try:
+        found = store.head(log_key(space, name, seq))
+    except ObjectMissing:
+        return None
+    return None if exists(store, log_key(space, name, seq + 1)) else found
+
+
+def _load(path: Path) -> dict[str, _Known]:
+    """Returns what an index file holds; nothing when there is none, or it is not as it was written."""
+    try:
+        digest, _, body = path.read_bytes().partition(b"\n")
+        if digest != sha256_hex(body).encode():
+            return {}
+        names: dict[str, dict[str, Any]] = json.loads(body)
+        return {name: _known(fields) for name, fields in names.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # of another release, too
+        return {}
+
+
+def _known(fields: dict[str, Any]) -> _Known:
+    version = fields["version"]
+    return _Known(**fields | {"version": Version(**version | {"aliases": tuple(version["aliases"])})})
+
+
+def _save(path: Path, names: dict[str, _Known]) -> None:
+    body = json.dumps({name: asdict(known) for name, known in names.items()})
+    write_note(path, f"{sha256_hex(body.encode())}\n{body}")
+
+
+def wanted(versions: Iterable[Version], *, base: str | None, task: str | None, metrics: Iterable[str]) -> list[Version]:
+    """Returns the versions whose summary fits.
+
+    Args:
+        versions: to choose from.
+        base: hub id of the base, or the beginning of its digest in hexadecimal; None for any.
+        task: name of the task; None for any.
+        metrics: conditions on the metrics, which must all hold.
+
+    Raises:
+        ConditionError: one of ``metrics`` is no condition.
+    """
+    conditions = [Condition.parse(text) for text in metrics]
+    return [
+        version
+        for version in versions
+        if (base is None or _is_base(version.summary, base))
+        and (task is None or version.summary.get("task") == task)
+        and all(condition.holds(version.summary.get("metrics", {})) for condition in conditions)
+    ]
+
+
+def _is_base(summary: dict[str, Any], base: str) -> bool:
+    digest = base.removeprefix("sha256:")
+    return base == summary.get("base_id") or (digest != "" and str(summary.get("base")).startswith(digest))
