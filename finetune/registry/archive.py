@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from finetune.adapters.manifest import Sha256, canonical_json, strict_json
 from finetune.adapters.reference import AdapterRef, VersionNumber
 from finetune.errors import AdapterError, IntegrityError, StoreError
+from finetune.registry.blobs import blob_key, read_blob
 from finetune.registry.commits import Commit, log_key
 from finetune.registry.copying import blobs_of, check_has, read_history
-from finetune.registry.folders import blob_key, read_blob
 from finetune.registry.store import ObjectMissing, Store, explain, read_all
 from finetune.registry.tars import TarStore, TarWriter
 

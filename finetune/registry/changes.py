@@ -3,6 +3,7 @@
 Someone else may be first at any time; then the same change is made again upon what they left.
 """
 
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +15,23 @@ from finetune.registry.log import Log
 from finetune.registry.versions import Version
 
 NO_REASON = "no reason was given"
+
+
+_SEQ_DIGITS = 12  # hexadecimal, at the beginning of a txn
+
+
+def new_txn(log: Log) -> str:
+    """Returns a txn that says how long the log was when it was made, so that it is looked for only after that."""
+    head = log.head()
+    return f"{0 if head is None else head.seq:0{_SEQ_DIGITS}x}{uuid.uuid4().hex[_SEQ_DIGITS:]}"
+
+
+def _made_at(txn: str, head: Commit) -> int:
+    """Returns a number of entries among which ``txn`` is not."""
+    # Of one that is random the digits are a number far beyond any log; then none.
+    digits = txn[:_SEQ_DIGITS]
+    seq = int(digits, 16) if re.fullmatch("[0-9a-f]{12}", digits) else 0
+    return seq if seq <= head.seq else 0
 
 
 def publish(log: Log, digest: str, summary: dict[str, Any], aliases: Iterable[str], *, txn: str | None) -> Commit:
@@ -28,7 +46,7 @@ def publish(log: Log, digest: str, summary: dict[str, Any], aliases: Iterable[st
     def make(head: Commit | None) -> Commit:
         nonlocal searched
         if head is not None and txn is not None:
-            done = log.find_txn(mine, head, above=searched)
+            done = log.find_txn(mine, head, above=max(searched, _made_at(mine, head)))
             searched = head.seq
             if done is not None:
                 return done

@@ -5,18 +5,23 @@ the version numbers, aliases and digests are the same on both sides. What the en
 at any moment the copy is a shorter history of the same adapter; one that broke off goes on where it was.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from finetune.adapters.manifest import FileEntry
 from finetune.adapters.reference import AdapterRef
-from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
+from finetune.errors import ConflictError, IntegrityError, NotFoundError
 from finetune.lookup import did_you_mean
+from finetune.registry.blobs import LONGEST, blob_key, put_blobs, read_blob
 from finetune.registry.commits import Commit, check_link, log_key
-from finetune.registry.folders import blob_key, load_manifest, read_blob
+from finetune.registry.folders import load_manifest
 from finetune.registry.location import is_registry
 from finetune.registry.log import Log, list_logs
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, exists
+
+MAX_COPYING = LONGEST.total_seconds() / 2  # seconds, for all blobs of an adapter, before they are looked at again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class Copied:
         name: the adapter, ``ns/name``.
         entries: number of entries of its log that were copied; 0 when the target had them all.
         versions: number of versions among them.
-        blobs: number of files and manifests that were written.
+        blobs: number of files and manifests that these entries name.
         bytes: how many bytes these hold.
     """
 
@@ -55,7 +60,7 @@ def copy_adapter(source: Store, target: Store, name: str) -> Copied:
 
     Raises:
         ConflictError: the target has another history under that name; the entry where they part is named, and
-            nothing was written. Or someone else wrote to it meanwhile.
+            nothing was written. Or someone else wrote to it meanwhile, or gc deletes there what is copied.
         NotFoundError: the source has no such adapter.
         IntegrityError: the source, or what the target has of it, is damaged.
         StoreError: one of the two cannot be read or written; do the same again.
@@ -67,18 +72,17 @@ def copy_adapter(source: Store, target: Store, name: str) -> Copied:
     needed = {entry.sha256: entry for commit in missing for entry in blobs_of(source, ref, commit)}
     if missing:
         is_registry(target, create=True)
-    written = [entry for entry in needed.values() if _copy_blob(source, target, entry)]
-    for entry in needed.values():
-        if not exists(target, blob_key(entry.sha256)):
-            raise StoreError(f"{blob_key(entry.sha256)} was deleted meanwhile. Do the same again.")
+    _copy_blobs(source, target, list(needed.values()))
     for commit in missing:
         _copy_entry(target, ref, commit)
+    if not all(exists(target, blob_key(digest)) for digest in needed):  # gc came, while this machine slept
+        _copy_blobs(source, target, list(needed.values()))
     return Copied(
         name=name,
         entries=len(missing),
         versions=sum(commit.op == "publish" for commit in missing),
-        blobs=len(written),
-        bytes=sum(entry.size for entry in written),
+        blobs=len(needed),
+        bytes=sum(entry.size for entry in needed.values()),
     )
 
 
@@ -177,20 +181,34 @@ def _parted(ref: AdapterRef, commit: Commit, other: Commit) -> ConflictError:
     )
 
 
-def _copy_blob(source: Store, target: Store, entry: FileEntry) -> bool:
-    """Writes a blob unless the target has it whole; whether it was written."""
+def _copy_blobs(source: Store, target: Store, entries: list[FileEntry]) -> None:
+    """Sees to it that a target has blobs whole, and that its gc leaves them alone until they are named."""
+    for entry in entries:
+        if _is_damaged(target, entry):  # under a digest there is only one right content
+            target.put(blob_key(entry.sha256), _read(source, entry), mode="overwrite")
+    took = MAX_COPYING
+    while entries and took >= MAX_COPYING:  # what was copied first could be old by now
+        began = time.monotonic()
+        put_blobs(target, [(entry, partial(_read, source, entry)) for entry in entries])
+        took = time.monotonic() - began
+
+
+def _is_damaged(store: Store, entry: FileEntry) -> bool:
     try:
-        for _ in read_blob(target, entry):
+        for _ in read_blob(store, entry):
             pass
+    except ObjectMissing:
         return False
-    except (ObjectMissing, IntegrityError):
-        pass
+    except IntegrityError:
+        return True
+    return False
+
+
+def _read(source: Store, entry: FileEntry) -> Iterator[bytes]:
     try:
-        # A damaged copy is mended: under a digest there is only one right content.
-        target.put(blob_key(entry.sha256), read_blob(source, entry), mode="overwrite")
+        yield from read_blob(source, entry)
     except ObjectMissing as error:
         raise IntegrityError(f"{blob_key(entry.sha256)} is gone: {error}") from None
-    return True
 
 
 def _copy_entry(target: Store, ref: AdapterRef, commit: Commit) -> None:

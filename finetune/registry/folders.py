@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
     return raw, AdapterManifest.parse(raw, source=str(path))
 
 
-def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[str] = ()) -> None:
+def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[str] = HUB_FILES) -> None:
     """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing but its signature.
 
     Args:
@@ -106,7 +106,7 @@ def holds(folder: Path, digest: str) -> bool:
         raw, manifest = read_manifest(folder)
         if sha256_hex(raw) != digest:
             return False
-        check_folder(folder, manifest)
+        check_folder(folder, manifest, besides=())
     except (AdapterError, StoreError):
         return False
     return True

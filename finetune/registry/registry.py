@@ -14,7 +14,6 @@ from finetune.registry.commits import Commit, Gate
 from finetune.registry.doctor import check_create
 from finetune.registry.finding import check_exists, find, version_before
 from finetune.registry.folders import (
-    HUB_FILES,
     build_folder,
     check_folder,
     has_folder,
@@ -96,8 +95,10 @@ class AdapterRegistry:
                 Hugging Face Hub adds (README.md, .gitattributes, .cache) may be there, and is not published.
             name: ``ns/name`` that the manifest must have; None to take it as it is.
             aliases: what shall stand for the new version, besides ``latest``.
-            txn: 32 lower-case hexadecimal digits, such as ``uuid.uuid4().hex``; give the same ones when this
-                very publish is tried again, so that it happens once. None makes a new version in any case.
+            txn: 32 lower-case hexadecimal digits; give the same ones when this very publish is tried again, so
+                that it happens once. With those of ``new_txn`` only the entries that came since are read for
+                that; with any others, such as ``uuid.uuid4().hex``, the whole log is. None makes a new version
+                in any case.
 
         Returns:
             The new version, or the one that an earlier try with the same ``txn`` made; with the aliases that
@@ -121,7 +122,7 @@ class AdapterRegistry:
                 f"cannot publish {folder} as {name!r}: its manifest says {ref.full_name!r}. "
                 "Leave the name out, or save the adapter under the other one."
             )
-        check_folder(folder, manifest, besides=HUB_FILES)
+        check_folder(folder, manifest)
         self.guard.check_signer(ref.namespace)
         self._open(create=True)
         put_folder(self.store, folder, raw, manifest)
@@ -129,6 +130,10 @@ class AdapterRegistry:
         if not has_folder(self.store, raw, manifest):  # gc came, while this machine slept for longer than it waits
             put_folder(self.store, folder, raw, manifest)
         return Version.of(ref, commit, commit)
+
+    def new_txn(self, name: str) -> str:
+        """Returns a ``txn`` for one publish of the adapter ``ns/name``, to be kept until that has succeeded."""
+        return changes.new_txn(self._log(AdapterRef.parse_name(name)))
 
     def resolve(self, ref: str | AdapterRef) -> Version:
         """Returns the version that a reference means now.

@@ -1,17 +1,20 @@
 """Copies of adapters with their history between registries: equal, continued, refused, and broken off."""
 
+import os
 import shutil
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
-from finetune.registry import AdapterRegistry, verify
+from finetune.errors import ConflictError, IntegrityError, NotFoundError
+from finetune.registry import AdapterRegistry, collect, verify
 from finetune.registry.copying import Copied, copy_adapter, copy_adapters, names_in
+from finetune.registry.location import is_registry
 from finetune.registry.store import AlreadyExists
 from tests.registry.faulty import Interfering, Killed, OneDeath
-from tests.registry.folders import same
-from tests.registry.forging import forged
+from tests.registry.folders import forge, same
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -70,7 +73,7 @@ def test_what_is_there_already_is_continued(source, target, make_adapter):
     source.publish(make_adapter(seed=7))
     source.alias(NAME, "prod", 4)
     done = _copy(source, target)
-    assert (done.entries, done.versions, done.blobs) == (2, 1, 2), "the card is there already"
+    assert (done.entries, done.versions, done.blobs) == (2, 1, 4)
     assert _files(target, "names") == _files(source, "names")
     assert _copy(target, source).entries == 0
 
@@ -138,8 +141,7 @@ def test_a_damaged_source_gives_no_version_that_is_damaged(source, tmp_path):
 
 
 def test_a_broken_chain_is_not_copied(source, target):
-    path = Path(source.location, "names", NAME, "log", "000000000002.json")
-    path.write_bytes(forged(path.read_bytes(), b'"actor":"', b'"actor":"x'))
+    forge(Path(source.location, "names", NAME, "log", "000000000002.json"), actor="somebody@else")
     with pytest.raises(IntegrityError, match=r"000000000003.json: its prev is not the digest of the entry before it"):
         _copy(source, target)
     assert target.list() == []
@@ -150,7 +152,7 @@ def test_a_summary_that_lies_is_not_copied(source, target, tmp_path):
     for later in path.parent.iterdir():
         if later != path:
             later.unlink()
-    path.write_bytes(forged(path.read_bytes(), b'"accuracy":0.75', b'"accuracy":0.99'))
+    forge(path, summary={"metrics": {"after": {"accuracy": 0.99}}})
     with pytest.raises(IntegrityError, match=r"not what names/medical/brain-mri/log/000000000001.json says of it"):
         _copy(AdapterRegistry(source.location), target)
 
@@ -218,14 +220,45 @@ def test_who_writes_meanwhile_is_noticed(source, target, make_adapter):
     assert verify(target).problems == []
 
 
-def test_a_file_that_is_deleted_meanwhile_gives_no_version(source, target):
-    def interfere(verb, key):
-        if verb == "head" and key.startswith("blobs/"):
-            target.store.delete(key)
+@pytest.mark.parametrize("begun", ["nothing", "unnamed and old"])
+def test_gc_of_the_target_takes_nothing_that_is_copied(source, tmp_path, begun):
+    """It runs between any two steps of a copy."""
+    for number in range(200):
+        target = AdapterRegistry(tmp_path / f"target{number}")
+        if begun != "nothing":
+            _copy(source, target)
+            shutil.rmtree(Path(target.location, "names"))
+            for path in Path(target.location, "blobs").rglob("*"):
+                os.utime(path, (time.time() - 30 * 86400,) * 2)
+        left = iter(range(number, -1, -1))
 
-    with pytest.raises(StoreError, match=r"blobs/.* was deleted meanwhile\. Do the same again"):
-        copy_adapter(source.store, Interfering(target.store, before=interfere), NAME)
-    assert target.list() == []
+        def interfere(verb, key, target=target, left=left):
+            if next(left, None) == 0 and is_registry(target.store):
+                collect(AdapterRegistry(target.location), grace=timedelta(days=2), delete=True)
+
+        assert copy_adapter(source.store, Interfering(target.store, before=interfere), NAME).entries == 5
+        assert verify(AdapterRegistry(target.location)).problems == []
+        if next(left, None) is not None:
+            break
+    assert number >= 20
+
+
+def test_a_copy_that_took_long_looks_again(source, target, monkeypatch):
+    """Half a day for each blob that is written, so that all were written long before they are named."""
+    now = [0.0]
+    monkeypatch.setattr("finetune.registry.copying.time.monotonic", lambda: now[0])
+    looked = []
+
+    def interfere(verb, key):
+        if verb == "put" and key.startswith("blobs/") and len(looked) < 8:
+            now[0] += 43200
+        if verb == "put":
+            looked.append(key)
+
+    copy_adapter(source.store, Interfering(target.store, before=interfere), NAME)
+    before_entries = looked[: next(n for n, key in enumerate(looked) if key.startswith("names/"))]
+    first_blob = next(key for key in looked if key.startswith("blobs/"))
+    assert before_entries.count(first_blob) == 2
 
 
 def test_two_copies_at_once_make_one_history(source, target):

@@ -13,8 +13,8 @@ from finetune.errors import ConflictError, FinetuneError, IntegrityError, NotFou
 from finetune.registry import AdapterRegistry
 from finetune.registry.mirrors.oci import fetch_from_oci, push_to_oci
 from finetune.registry.mirrors.oci_client import OciRef, OciRepository
-from tests.registry.docker_registry import docker_registry
 from tests.registry.folders import same
+from tests.servers.docker_registry import docker_registry
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -141,6 +141,11 @@ def _artifact_with(pushed, change) -> OciRef:
     return OciRef(host=pushed.host, repository=pushed.repository, digest=sha256_hex(raw))
 
 
+def _add(artifact, title, **changes):
+    layer = {**artifact["layers"][0], **changes}
+    artifact["layers"].append({**layer, "annotations": {"org.opencontainers.image.title": title}})
+
+
 def _retitle(artifact, title):
     artifact["layers"][0]["annotations"]["org.opencontainers.image.title"] = title
 
@@ -148,10 +153,15 @@ def _retitle(artifact, title):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: _retitle(a, "../../evil"), "its layers are not the files that the adapter's manifest lists"),
-        (lambda a: _retitle(a, "/tmp/evil"), "its layers are not the files"),
+        (lambda a: _retitle(a, "../../evil"), r"'\.\./\.\./evil' is no name of a file"),
+        (lambda a: _retitle(a, "/tmp/evil"), "'/tmp/evil' is no name of a file"),
+        (lambda a: _retitle(a, ".git"), "'.git' is no name of a file"),
+        (lambda a: _retitle(a, "evil.sh"), "its layers are not the files that the adapter's manifest lists"),
+        (lambda a: _add(a, "evil.sh"), "also holds 'evil.sh', which its manifest does not list"),
+        (lambda a: _add(a, "README.md"), "two layers have one title"),
+        (lambda a: _add(a, "large.bin", size=70_000), "its layers are not the files that the adapter's manifest lists"),
         (lambda a: _retitle(a, "manifest.json"), "two layers have one title"),
-        (lambda a: a["layers"][0]["annotations"].clear(), "its layers are not the files"),
+        (lambda a: a["layers"][0]["annotations"].clear(), "'' is no name of a file"),
         (lambda a: a["layers"].pop() and None, "its layers are not the files"),
         (lambda a: a["layers"].append(a["layers"][0]), "two layers have one title"),
         (lambda a: a["layers"][0].update(digest=a["layers"][1]["digest"]), "its layers are not the files"),

@@ -17,8 +17,7 @@ from finetune.registry import AdapterRegistry, verify
 from finetune.registry.commits import Gate
 from finetune.registry.conditions import Condition
 from finetune.registry.promotion import measured, promote
-from tests.registry.folders import edit
-from tests.registry.forging import forged
+from tests.registry.folders import edit, forge
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -99,10 +98,9 @@ def test_force_is_recorded(two):
 
 
 def test_the_bytes_of_the_manifest_count_and_not_the_log(two):
-    """Nothing vouches for what the newest entry says, but its own checksum."""
     version = two.resolve(f"{NAME}@2")
     entry = Path(two.location, "names", NAME, "log", "000000000002.json")
-    entry.write_bytes(forged(entry.read_bytes(), b'"exact_match":0.74', b'"exact_match":0.99'))
+    forge(entry, summary={"metrics": {"after": {"exact_match": 0.99}}})
     lied = AdapterRegistry(two.location)
     assert lied.resolve(f"{NAME}@2").summary["metrics"]["after"]["exact_match"] == 0.99
     with pytest.raises(PromotionError, match="it is 0.74"):

@@ -55,6 +55,24 @@ def test_a_publish_tried_again_happens_once(registry, make_adapter):
             registry.publish(folder, txn=wrong)
 
 
+def test_a_second_try_reads_only_what_came_since_the_first(registry, make_adapter):
+    folder, name = make_adapter(), "medical/brain-mri"
+    assert registry.new_txn(name).startswith("0" * 12)
+    for _ in range(20):
+        registry.publish(folder)
+    txn = registry.new_txn(name)
+    assert txn != registry.new_txn(name)
+    mine = registry.publish(folder, txn=txn)
+    registry.publish(folder)
+    read = []
+    again = AdapterRegistry(registry.location)
+    again.store = Interfering(again.store, before=lambda verb, key: read.append(key) if verb == "get" else None)
+    assert again.publish(folder, txn=txn).version == mine.version == 21
+    assert [key for key in read if "/log/" in key] == [f"names/{name}/log/{seq:012d}.json" for seq in (22, 21)]
+    for txn in ("0" * 31 + "1", "f" * 32, f"{3:012x}" + "0" * 20):
+        assert registry.publish(folder, txn=txn).version == registry.publish(folder, txn=txn).version
+
+
 def test_one_alias_may_be_given_as_a_word(registry, make_adapter):
     assert registry.publish(make_adapter(), aliases="prod").aliases == ("latest", "prod")
 

@@ -10,7 +10,6 @@ from finetune.registry.log import Log
 from finetune.registry.search import find_newest
 from finetune.registry.stores.memory import MemoryStore
 from tests.registry.faulty import Interfering
-from tests.registry.forging import forged
 from tests.registry.test_log import publishing
 
 LENGTHS = [*range(1, 70), 100, 255, 256, 257, 1000, 9_999, 10_000, 16_384, 16_400, 16_401, 100_000, 1_000_000]
@@ -120,7 +119,7 @@ def test_a_version_that_the_log_lost_is_an_error(logs):
     store = MemoryStore()
     fill(store, logs["publish"][:20])
     head = Log(store, *NAME.split("/")).head()
-    lost = forged(logs["publish"][6], b'"op":"publish"', b'"op":"alias"')
+    lost = Commit.parse(logs["publish"][6], source="7").model_copy(update={"op": "alias"}).to_bytes()
     store.put(log_key(*NAME.split("/"), 7), lost, mode="overwrite")
     with pytest.raises(IntegrityError, match="000000000007.json: version 7 should be published here or before, and is"):
         Log(store, *NAME.split("/")).find_version(7, head)

@@ -11,8 +11,15 @@ from finetune.registry.versions import Version
 
 def answer(args: argparse.Namespace, value: Any, text: str) -> int:
     """Prints the answer of a verb: ``value`` as JSON where that was asked for, else ``text``. Returns exit code 0."""
-    print(json.dumps(value, indent=2) if args.json else text)
+    print(_as_json(value) if args.json else text)
     return 0
+
+
+def _as_json(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, indent=2)
+    # An element a line: Python indents so slowly that a list of 10,000 would take a second.
+    return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
 
 
 def warn(version: Version) -> None:

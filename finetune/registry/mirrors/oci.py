@@ -22,16 +22,18 @@ from finetune.adapters.manifest import (
     strict_json,
 )
 from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
-from finetune.registry.folders import read_manifest
+from finetune.registry.folders import check_folder, read_manifest
 from finetune.registry.mirrors import oci_client
 from finetune.registry.mirrors.folder import new_folder
 from finetune.registry.mirrors.oci_client import OciRef, OciRepository
 from finetune.registry.registry import AdapterRegistry
+from finetune.registry.store import is_key
 from finetune.registry.versions import Version
 
 CONFIG_TYPE = "application/vnd.finetune-vlm.manifest.v1+json"
 LAYER_TYPE = "application/octet-stream"
 TITLE = "org.opencontainers.image.title"
+MAX_UNLISTED_BYTES = 65536  # of a file beside those that the adapter's manifest lists, which is small if any may be
 _ELSEWHERE = " (--into)"
 
 _Strict = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,7 +60,7 @@ class _Artifact(BaseModel):
     mediaType: Literal["application/vnd.oci.image.manifest.v1+json"]
     artifactType: Literal["application/vnd.finetune-vlm.adapter.v1"]
     config: _Descriptor
-    layers: list[_Descriptor] = Field(min_length=2, max_length=65)
+    layers: list[_Descriptor] = Field(min_length=2, max_length=66)
     annotations: dict[str, str] = {}
 
 
@@ -83,9 +85,9 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
     tag = ref.tag or str(version.version)
     with tempfile.TemporaryDirectory(prefix="finetune-mirror-") as work, OciRepository(ref) as repository:
         folder = registry.pull(version, Path(work, "adapter"))
-        raw, manifest = read_manifest(folder)
-        own = FileEntry(sha256=version.digest, size=len(raw))
-        artifact = canonical_json(_artifact(version, manifest, own).model_dump())
+        manifest = read_manifest(folder)[1]
+        files = {path.name: manifest.files.get(path.name) or _entry_of(path) for path in sorted(folder.iterdir())}
+        artifact = canonical_json(_artifact(version, manifest, files).model_dump())
         digest = sha256_hex(artifact)
         done = OciRef(host=ref.host, repository=ref.repository, digest=digest)
         there = repository.get_manifest(tag)
@@ -95,7 +97,7 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
                 "changed; choose another tag."
             )
         if there is None:
-            for name, entry in {**manifest.files, MANIFEST_NAME: own}.items():
+            for name, entry in files.items():
                 if not repository.has_blob(entry):
                     repository.put_blob(entry, folder / name)
             repository.put_manifest(tag, artifact)
@@ -132,29 +134,39 @@ def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
         config, files = _read(raw, source=str(ref))
         manifest_raw = b"".join(repository.get_blob(config))
         manifest = AdapterManifest.parse(manifest_raw, source=f"{ref}, its config")
-        if files != {**manifest.files, MANIFEST_NAME: config}:
+        listed = {**manifest.files, MANIFEST_NAME: config}
+        if listed.items() - files.items() or any(
+            entry.size > MAX_UNLISTED_BYTES for _, entry in files.items() - listed.items()
+        ):
             raise IntegrityError(f"{ref}: its layers are not the files that the adapter's manifest lists")
         new.mkdir()
         for name, entry in files.items():
-            pieces = [manifest_raw] if name == MANIFEST_NAME else repository.get_blob(entry)
             with open(new / name, "xb") as file:
-                for piece in pieces:
+                for piece in [manifest_raw] if name == MANIFEST_NAME else repository.get_blob(entry):
                     file.write(piece)
+        try:
+            check_folder(new, manifest, besides=())
+        except IntegrityError as error:
+            raise IntegrityError(f"{ref}: {str(error).removeprefix(f'{new} ')}") from None
     return OciRef(host=ref.host, repository=ref.repository, digest=digest)
 
 
-def _artifact(version: Version, manifest: AdapterManifest, own: FileEntry) -> _Artifact:
+def _entry_of(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(sha256=sha256_hex(data), size=len(data))
+
+
+def _artifact(version: Version, manifest: AdapterManifest, files: dict[str, FileEntry]) -> _Artifact:
     def describe(entry: FileEntry, kind: str, **annotations: str) -> _Descriptor:
         return _Descriptor(mediaType=kind, digest=f"sha256:{entry.sha256}", size=entry.size, annotations=annotations)
 
-    files = sorted({**manifest.files, MANIFEST_NAME: own}.items())
     licences = {"org.opencontainers.image.licenses": manifest.license} if manifest.license else {}
     return _Artifact(
         schemaVersion=2,
         mediaType="application/vnd.oci.image.manifest.v1+json",
         artifactType="application/vnd.finetune-vlm.adapter.v1",
-        config=describe(own, CONFIG_TYPE),
-        layers=[describe(entry, LAYER_TYPE, **{TITLE: name}) for name, entry in files],
+        config=describe(files[MANIFEST_NAME], CONFIG_TYPE),
+        layers=[describe(entry, LAYER_TYPE, **{TITLE: name}) for name, entry in files.items()],
         annotations={
             TITLE: version.full_name,
             "org.opencontainers.image.version": str(version.version),
@@ -180,6 +192,8 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
     files = {layer.annotations.get(TITLE, ""): layer.entry for layer in artifact.layers}
     if len(files) != len(artifact.layers):
         raise IntegrityError(f"{source}: two layers have one title")
+    if bad := [title for title in files if not is_key(title) or "/" in title]:
+        raise IntegrityError(f"{source}: {bad[0]!r} is no name of a file")
     return config, files
 
 

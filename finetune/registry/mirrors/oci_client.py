@@ -15,7 +15,8 @@ import httpx2
 
 from finetune.adapters.manifest import FileEntry, sha256_hex
 from finetune.errors import IntegrityError, NotFoundError, StoreError
-from finetune.registry.folders import checked, read_file
+from finetune.registry.blobs import checked
+from finetune.registry.folders import read_file
 from finetune.registry.mirrors.oci_login import LOOPBACK, answer_challenge
 from finetune.registry.store import CHUNK_BYTES
 

@@ -96,7 +96,7 @@ class LocalStore:
 
     def head(self, key: str) -> ObjectMeta:
         """Returns size and time of an object."""
-        return self._look(self._path(key), key)
+        return self._look(f"{self.root}/{check_key(key)}", key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
         """Yields every object below ``prefix``."""
@@ -152,7 +152,7 @@ class LocalStore:
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _look(self, path: Path, key: str) -> ObjectMeta:
+    def _look(self, path: Path | str, key: str) -> ObjectMeta:
         try:
             found = os.stat(path)
             return ObjectMeta(key=key, size=found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
