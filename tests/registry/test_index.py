@@ -14,6 +14,7 @@ from finetune.registry.index import ListIndex
 from finetune.registry.location import registry_uuid
 from tests.registry.faulty import Interfering
 from tests.registry.folders import edit
+from tests.registry.stepping import ClockedStore
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 
@@ -107,6 +108,17 @@ def test_a_registry_put_back_from_a_copy_is_not_taken_for_what_it_was(registry, 
     entry.unlink()
     AdapterRegistry(registry.location).alias("medical/brain-mri", "pink", 1)
     assert opened().list()[0].aliases == ("latest", "pink"), "of the same size, at the same place"
+
+
+def test_a_clock_that_stands_still_hides_no_entry(make_adapter):
+    """Object stores tell whole seconds, and two entries may well be of one size."""
+    registry = AdapterRegistry("in memory")
+    registry.store = ClockedStore()
+    for seed in range(2):
+        registry.publish(make_adapter(seed=seed))
+    for version in (1, 2, 1, 2):
+        registry.alias("medical/brain-mri", "prod", version)
+        assert ("prod" in registry.list()[0].aliases) == (version == 2)
 
 
 def test_a_damaged_index_is_made_anew(registry, make_adapter, opened):
