@@ -4,6 +4,7 @@ Creating entry n+1 is the only moment at which anything becomes true. It fails w
 two writers can never both believe that they succeeded.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
