@@ -10,7 +10,7 @@ import pytest
 from finetune.errors import StoreError
 from finetune.registry import AdapterRegistry, verify
 from finetune.registry.location import open_store
-from finetune.registry.store import AlreadyExists, ObjectMissing
+from finetune.registry.store import AlreadyExists, ObjectMissing, read_all
 from finetune.registry.stores import object_store
 from tests.servers.fake_s3 import fake_s3
 
@@ -83,6 +83,13 @@ def test_a_lost_answer_says_that_something_is_there(server, store):
     server.losses = 1
     store.put(KEY, b"two", mode="overwrite")
     assert server.objects[f"team/registry/{KEY}"] == b"two"
+
+
+def test_a_connection_that_breaks_off_is_no_end_of_the_object(server, store):
+    store.put(KEY, bytes(3_000_000))
+    server.cuts = 1000
+    with pytest.raises(StoreError, match=f"cannot read {KEY} in {LOCATION}: .*then try again"):
+        read_all(store, KEY, max_bytes=4_000_000)
 
 
 @pytest.mark.parametrize("fault", ["conflicts", "losses"])
