@@ -132,6 +132,14 @@ def test_a_refusal_says_what_to_do(server, store, refusal, message):
         assert not isinstance(caught.value, ObjectMissing | AlreadyExists)
 
 
+@pytest.mark.parametrize("mode", ["create", "overwrite"])
+def test_a_409_that_is_no_one_else_is_a_refusal(server, store, mode):
+    server.refusal = (409, "OperationAborted")
+    with pytest.raises(StoreError, match="409 Conflict") as caught:
+        store.put(KEY, b"", mode=mode)
+    assert not isinstance(caught.value, AlreadyExists)
+
+
 def test_a_missing_bucket_is_no_empty_registry(server):
     with pytest.raises(StoreError, match="cannot read registry.json in s3://other: .*Make the bucket 'other', or"):
         AdapterRegistry("s3://other").resolve("medical/brain-mri")
@@ -140,7 +148,9 @@ def test_a_missing_bucket_is_no_empty_registry(server):
 def test_a_server_that_is_not_there(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setitem(object_store._RETRY, "max_retries", 1)
-    with pytest.raises(StoreError, match="Check the network and the endpoint .AWS_ENDPOINT and AWS_REGION., then"):
+    with pytest.raises(
+        StoreError, match="Check the network and the endpoint .AWS_ENDPOINT, .*AWS_ALLOW_HTTP=true for http://., then"
+    ):
         open_store(LOCATION).head(KEY)
 
 
