@@ -83,7 +83,7 @@ def check_create(store: Store) -> None:
 def _trial(store: Store, folder: Path | None) -> Iterator[str]:
     """Yields a prefix for objects that are thrown away at the end, with those that killed trials left."""
     prefix = f"doctor/{uuid.uuid4().hex}"
-    new = [] if folder is None else [path for path in (folder, *folder.parents) if not path.exists()]
+    new = [] if folder is None else [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         yield prefix
     finally:
@@ -229,8 +229,11 @@ def _hard_links(folder: Path) -> Finding:
 
 
 def _free_space(folder: Path) -> Finding:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        return Finding(probe="free space", verdict="warning", text=str(explain(error, there, verb="measure")))
     text = f"{free / 2**30:.1f} GiB are free"
     if free < LEAST_FREE:
         return Finding(probe="free space", verdict="warning", text=f"{text}. Make room before the next publish.")

@@ -49,6 +49,8 @@ class Store(Protocol):
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
         """Writes an object, lastingly. When iterating over ``data`` raises, no object is written.
 
+        With ``mode="create"`` a store may hold all of ``data`` in memory; what may be large is overwritten.
+
         Raises:
             AlreadyExists: with ``mode="create"``, and something has that key, which is lasting now.
             StoreError: it cannot be written; unless the store says more, it may have been.

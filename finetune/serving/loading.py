@@ -33,7 +33,8 @@ def load(
 
     Args:
         ref: a registry reference such as ``medical/brain-mri@prod``, an adapter's folder, or ``base``.
-        registry: a folder or a registry; ``$FINETUNE_REGISTRY`` or ``~/.finetune/registry`` by default.
+        registry: a folder, a URL such as ``s3://bucket/prefix``, or a registry; ``$FINETUNE_REGISTRY`` or
+            ``~/.finetune/registry`` by default.
         base: the base's folder, hub id or embedded name; by default where this base was last seen.
         revision: of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.

@@ -196,6 +196,16 @@ def test_a_folder_without_hard_links(tmp_path, monkeypatch):
     assert not (tmp_path / "registry").exists()
 
 
+def test_a_place_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    registry = AdapterRegistry(tmp_path / "file" / "below")
+    verdicts = _verdicts(registry)
+    assert verdicts == {"write": "failed", "hard links": "failed", "free space": "ok", "leftovers": "ok"}
+    for probe in ("write", "hard links"):
+        assert "A file stands where a folder is needed" in _text(registry, probe)
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_a_clock_that_is_off_is_a_warning(tmp_path):
     class Off(MemoryStore):
         days = 0

@@ -10,7 +10,7 @@ import pytest
 from finetune.errors import StoreError
 from finetune.registry import AdapterRegistry, verify
 from finetune.registry.location import open_store
-from finetune.registry.store import AlreadyExists, ObjectMissing
+from finetune.registry.store import AlreadyExists, ObjectMissing, read_all
 from finetune.registry.stores import object_store
 from tests.servers.fake_s3 import fake_s3
 
@@ -85,6 +85,13 @@ def test_a_lost_answer_says_that_something_is_there(server, store):
     assert server.objects[f"team/registry/{KEY}"] == b"two"
 
 
+def test_a_connection_that_breaks_off_is_no_end_of_the_object(server, store):
+    store.put(KEY, bytes(3_000_000))
+    server.cuts = 1000
+    with pytest.raises(StoreError, match=f"cannot read {KEY} in {LOCATION}: .*then try again"):
+        read_all(store, KEY, max_bytes=4_000_000)
+
+
 @pytest.mark.parametrize("fault", ["conflicts", "losses"])
 def test_a_registry_bears_conflicts_and_lost_answers_at_every_write(server, make_adapter, fault):
     first, second = make_adapter(seed=1), make_adapter(seed=2)
@@ -125,6 +132,14 @@ def test_a_refusal_says_what_to_do(server, store, refusal, message):
         assert not isinstance(caught.value, ObjectMissing | AlreadyExists)
 
 
+@pytest.mark.parametrize("mode", ["create", "overwrite"])
+def test_a_409_that_is_no_one_else_is_a_refusal(server, store, mode):
+    server.refusal = (409, "OperationAborted")
+    with pytest.raises(StoreError, match="409 Conflict") as caught:
+        store.put(KEY, b"", mode=mode)
+    assert not isinstance(caught.value, AlreadyExists)
+
+
 def test_a_missing_bucket_is_no_empty_registry(server):
     with pytest.raises(StoreError, match="cannot read registry.json in s3://other: .*Make the bucket 'other', or"):
         AdapterRegistry("s3://other").resolve("medical/brain-mri")
@@ -133,7 +148,9 @@ def test_a_missing_bucket_is_no_empty_registry(server):
 def test_a_server_that_is_not_there(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setitem(object_store._RETRY, "max_retries", 1)
-    with pytest.raises(StoreError, match="Check the network and the endpoint .AWS_ENDPOINT and AWS_REGION., then"):
+    with pytest.raises(
+        StoreError, match="Check the network and the endpoint .AWS_ENDPOINT, .*AWS_ALLOW_HTTP=true for http://., then"
+    ):
         open_store(LOCATION).head(KEY)
 
 

@@ -95,7 +95,7 @@ date=$(LC_ALL=C date -u '+%a, %d %b %Y %H:%M:%S GMT')
 signature=$(printf 'PUT\n\n\n%s\n/registries' "$date" | openssl dgst -sha1 -hmac not-a-secret -binary | base64)
 curl -fsS -X PUT -H "Date: $date" -H "Authorization: AWS tests:$signature" "$AWS_ENDPOINT/registries"
 date -u +%F
-echo "$(nproc) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(uname -sr)"
+echo "$(nproc --all) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(uname -sr)"
 radosgw --version
 "$python" -c 'import obstore; print("obstore", obstore.__version__)'
 

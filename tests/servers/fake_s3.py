@@ -20,6 +20,7 @@ class FakeS3(ThreadingHTTPServer):
         ignores_conditions: takes a create for a plain write, as some servers do.
         conflicts: number of creates still to be answered with 409 without writing.
         losses: number of writes still to be done and then not answered.
+        cuts: number of reads still to be cut off in the middle.
         refusal: status and code by which everything is refused; None for nothing.
     """
 
@@ -33,6 +34,7 @@ class FakeS3(ThreadingHTTPServer):
         self.ignores_conditions = False
         self.conflicts = 0
         self.losses = 0
+        self.cuts = 0
         self.refusal: tuple[int, str] | None = None
 
     def handle_error(self, request, client_address) -> None:
@@ -70,6 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.answer(200, body=f"<DeleteResult>{deleted}</DeleteResult>".encode())
             if key not in store.objects:
                 return self.answer(404, "NoSuchKey")
+            if self.command == "GET" and store.cuts:
+                store.cuts -= 1
+                self.close_connection = True
+                return self.answer(200, body=store.objects[key], cut=True)
             return self.answer(200, body=store.objects[key])
 
     do_GET = do_HEAD = do_PUT = do_POST = handle_one
@@ -97,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = [entry.format(key, len(data)) for key, data in self.server.objects.items() if key.startswith(prefix)]
         self.answer(200, body=f"<ListBucketResult>{''.join(found)}</ListBucketResult>".encode())
 
-    def answer(self, status: int, code: str = "", *, body: bytes = b"") -> None:
+    def answer(self, status: int, code: str = "", *, body: bytes = b"", cut: bool = False) -> None:
         if code:
             body = f"<Error><Code>{code}</Code><Message>As the test wants it.</Message></Error>".encode()
         self.send_response(status)
@@ -106,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", '"x"')
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if cut else body)
 
 
 @contextlib.contextmanager

@@ -48,10 +48,20 @@ _KINDS: dict[str, tuple[Any, dict[str, str], str, str]] = {
         S3Store,
         _TIMEOUTS | {"conditional_put": "etag"},
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        "AWS_ENDPOINT and AWS_REGION",
+        "AWS_ENDPOINT, AWS_REGION; AWS_ALLOW_HTTP=true for http://",
     ),
-    "gs": (GCSStore, _TIMEOUTS, "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_BASE_URL"),
-    "az": (AzureStore, _TIMEOUTS, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY", "AZURE_ENDPOINT"),
+    "gs": (
+        GCSStore,
+        _TIMEOUTS,
+        "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_BASE_URL; GOOGLE_ALLOW_HTTP=true for http://",
+    ),
+    "az": (
+        AzureStore,
+        _TIMEOUTS,
+        "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_ENDPOINT; AZURE_ALLOW_HTTP=true for http://",
+    ),
 }
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
@@ -104,15 +114,13 @@ class ObjectStore:
 
     def _create(self, key: str, data: bytes) -> None:
         for attempt in range(CREATE_ATTEMPTS):
-            try:
-                with self._explained("write", key):
-                    obstore.put(self._bucket, key, data, mode="create")
+            with self._explained("write", key), contextlib.suppress(AlreadyExistsError, PreconditionError):
+                obstore.put(self._bucket, key, data, mode="create")
                 return
-            except (AlreadyExistsError, PreconditionError):
-                # obstore says the same of a 409, by which S3 asks to try again: another write of the key was
-                # under way, and may have come to nothing.
-                if exists(self, key):
-                    raise AlreadyExists(f"{key} exists in {self.location}") from None
+            # obstore says the same of a 409, by which S3 asks to try again: another write of the key was under way,
+            # and may have come to nothing.
+            if exists(self, key):
+                raise AlreadyExists(f"{key} exists in {self.location}")
             time.sleep(random.uniform(0, FIRST_PAUSE * 2**attempt))
         raise StoreError(
             f"cannot write {key} in {self.location}: {CREATE_ATTEMPTS} times the bucket answered that another write "
@@ -149,11 +157,11 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
-        """Lets obstore's errors out as ours, but those by which it refuses to create."""
+        """Lets obstore's errors out as ours."""
         _refuse_forked()
         try:
             yield
-        except (FinetuneError, AlreadyExistsError, PreconditionError):
+        except FinetuneError:  # raised by the data while it was written
             raise
         except (BaseError, OSError) as error:
             text = str(error)
@@ -189,7 +197,8 @@ class _Body(io.RawIOBase):
     def readinto(self, into: Any) -> int:
         if not self._left:
             with self._store._explained("read", self._key):
-                self._left = memoryview(next(self._pieces, b""))
+                # An empty piece in between would be taken for the end.
+                self._left = memoryview(next(filter(None, self._pieces), b""))
         size = min(len(into), len(self._left))
         into[:size] = self._left[:size]
         self._left = self._left[size:]
