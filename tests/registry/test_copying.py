@@ -243,22 +243,26 @@ def test_gc_of_the_target_takes_nothing_that_is_copied(source, tmp_path, begun):
     assert number >= 20
 
 
-def test_a_copy_that_took_long_looks_again(source, target, monkeypatch):
+def test_a_copy_that_took_long_looks_again(source, tmp_path, monkeypatch):
     """Half a day for each blob that is written, so that all were written long before they are named."""
     now = [0.0]
     monkeypatch.setattr("finetune.registry.copying.time.monotonic", lambda: now[0])
-    looked = []
 
-    def interfere(verb, key):
-        if verb == "put" and key.startswith("blobs/") and len(looked) < 8:
-            now[0] += 43200
-        if verb == "put":
-            looked.append(key)
+    def looks_at_the_first_blob(seconds):
+        calls = []
 
-    copy_adapter(source.store, Interfering(target.store, before=interfere), NAME)
-    before_entries = looked[: next(n for n, key in enumerate(looked) if key.startswith("names/"))]
-    first_blob = next(key for key in looked if key.startswith("blobs/"))
-    assert before_entries.count(first_blob) == 2
+        def interfere(verb, key):
+            calls.append((verb, key))
+            if verb == "put" and key.startswith("blobs/") and len(calls) < 30:
+                now[0] += seconds
+
+        target = AdapterRegistry(tmp_path / f"target{seconds}")
+        copy_adapter(source.store, Interfering(target.store, before=interfere), NAME)
+        first_entry = next(n for n, call in enumerate(calls) if call[0] == "put" and call[1].startswith("names/"))
+        first_blob = next(key for verb, key in calls if verb == "put" and key.startswith("blobs/"))
+        return [key for _, key in calls[:first_entry]].count(first_blob)
+
+    assert looks_at_the_first_blob(43200) > looks_at_the_first_blob(0)
 
 
 def test_two_copies_at_once_make_one_history(source, target):

@@ -159,7 +159,7 @@ def test_publish(used, way, make_adapter, monkeypatch, tmp_path):
         tried += 1
         refused += error is not None
     print(f"publish on a disk that fails: {tried} times, refused {refused} times")
-    assert refused > 40
+    assert refused >= 40
 
 
 def test_alias(used, way, monkeypatch, tmp_path):
@@ -181,6 +181,7 @@ def test_gc(used, way, monkeypatch, tmp_path):
         error = _try(disk, lambda registry=registry: collect(registry, delete=True))
         assert needed <= _files(registry.location)
         _check_that_nothing_is_left(registry, disk)
+        assert "unlink" in disk.refused or not [p for p in _files(registry.location) if p.parts[0] == "gc"]
         collect(registry, delete=True)
         assert needed == {path for path in _files(registry.location) if path.parts[0] != "gc"}
         refused += error is not None
