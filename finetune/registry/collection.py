@@ -161,8 +161,8 @@ def store_time(store: Store) -> datetime:
         StoreError: it cannot be written.
     """
     key = f"gc/clock-{uuid.uuid4().hex}"
-    store.put(key, b"", mode="overwrite")
     try:
+        store.put(key, b"", mode="overwrite")
         return store.head(key).modified
     finally:
         store.delete(key)
@@ -211,8 +211,8 @@ def _delete_blobs(store: Store, unnamed: Sequence[Garbage], named: _Named, befor
     """Deletes blobs by the steps G3 to G6; returns those that it deleted."""
     began, deleted = time.time(), []
     plan = plan_key(uuid.uuid4().hex)
-    store.put(plan, plan_bytes(blob.key for blob in unnamed), mode="overwrite")
     try:
+        store.put(plan, plan_bytes(blob.key for blob in unnamed), mode="overwrite")
         named.read_new_entries()
         for blob in unnamed:
             # The machine may have slept, or its clock been set.

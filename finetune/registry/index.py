@@ -25,13 +25,14 @@ ReadLatest = Callable[[str, str, int], tuple[Version, int] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    seq: int  # of the newest entry
+    seq: int  # of the newest entry, of which all but the version is
+    key: str
     size: int
     modified: str
     version: Version
 
     def is_of(self, newest: ObjectMeta) -> bool:
-        return (self.size, self.modified) == (newest.size, newest.modified.isoformat())
+        return (self.key, self.size, self.modified) == (newest.key, newest.size, newest.modified.isoformat())
 
 
 class ListIndex:
@@ -69,9 +70,8 @@ class ListIndex:
             if found is not None:
                 changed = True
                 head = store.head(log_key(space, name, found[1]))
-                now[full_name] = _Known(
-                    seq=found[1], size=head.size, modified=head.modified.isoformat(), version=found[0]
-                )
+                facts: dict[str, Any] = {"key": head.key, "size": head.size, "modified": head.modified.isoformat()}
+                now[full_name] = _Known(seq=found[1], version=found[0], **facts)
         outside = {n: k for n, k in known.items() if namespace is not None and not n.startswith(f"{namespace}/")}
         if changed or len(outside) + len(now) != len(known):
             _save(self.path, outside | now)

@@ -4,12 +4,11 @@ Creating entry n+1 is the only moment at which anything becomes true. It fails w
 two writers can never both believe that they succeeded.
 """
 
-import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
 
-from finetune.errors import ConflictError, FinetuneError, IntegrityError, StoreError
+from finetune.errors import ConflictError, IntegrityError, StoreError
 from finetune.registry.commits import MAX_COMMIT_BYTES, Commit, log_key, split_log_key
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, exists, read_all
 
@@ -94,7 +93,7 @@ class Log:
 
         Raises:
             ConflictError: others were first too many times.
-            StoreError: the store refused, and the entry is not in the log.
+            StoreError: the store refused twice; unless it says more, the entry may be in the log.
         """
         for attempt in range(MAX_ATTEMPTS):
             head = self.head()
@@ -112,18 +111,20 @@ class Log:
 
     def _create(self, commit: Commit) -> Commit:
         """Returns the entry that now has the place of ``commit``: itself, or that of who was first."""
+        key, raw = self.key(commit.seq), commit.to_bytes()
         try:
-            self.store.put(self.key(commit.seq), commit.to_bytes(), mode="create")
+            self.store.put(key, raw, mode="create")
         except AlreadyExists:
             # Ours all the same when the store wrote it, lost the answer, and asked itself again.
             return self.read(commit.seq)
-        except StoreError:
-            # The store may have failed after it had written.
-            with contextlib.suppress(FinetuneError):
-                entry = self.read(commit.seq)
-                if entry.txn == commit.txn:
-                    return entry
-            raise
+        except StoreError as error:
+            # It may have failed after it had written. Asked again it says so, and that the entry is lasting.
+            try:
+                self.store.put(key, raw, mode="create")
+            except AlreadyExists:
+                return self.read(commit.seq)
+            except StoreError:
+                raise error from None
         return commit
 
     def find_version(self, version: int, head: Commit) -> Commit:

@@ -181,12 +181,10 @@ class AdapterRegistry:
 
     def _all(self, namespace: str | None) -> builtins.list[Version]:
         versions: builtins.list[Version] = []
-        for (space, name), entries in list_logs(self.store, namespace).items():
+        for space, name in list_logs(self.store, namespace):
             ref = AdapterRef(namespace=space, name=name, alias=LATEST)
-            log = self._log(ref)
-            log.known = max(log.known, entries[-1])
-            head = self._head(log, ref)
-            versions.extend(Version.of(ref, entry, head) for entry in log.entries(head) if entry.op == "publish")
+            entries = self.log(ref.full_name)
+            versions.extend(Version.of(ref, entry, entries[-1]) for entry in entries if entry.op == "publish")
         return versions
 
     def log(self, name: str) -> builtins.list[Commit]:

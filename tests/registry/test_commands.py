@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,56 @@ def test_problems_end_with_1(finetune, make_adapter, registry):
     assert f"{blob.name}: its sha256 is" in out and out.endswith(", 1 problems\n")
     code, out = finetune("verify", "--json")
     assert code == 1 and len(json.loads(out)["problems"]) == 1
+
+
+def test_list_by_base_task_and_metric(finetune, make_adapter):
+    finetune("publish", make_adapter("medical/a"))
+    finetune("publish", make_adapter("retail/b"))
+    asked = ("--base", "toy/base", "--task", "vqa", "--metric", "after.accuracy>=0.75", "--metric", "before.accuracy<1")
+    assert finetune("list", *asked)[1].count("\n") == 3
+    assert [v["ref"] for v in json.loads(finetune("list", "retail", *asked, "--json")[1])] == ["retail/b@1"]
+    assert finetune("list", "--metric", "after.accuracy>0.75")[1].endswith(" are as asked for\n")
+    with pytest.raises(FinetuneError, match="'accuracy' is no condition"):
+        finetune("list", "--metric", "accuracy")
+
+
+def test_gc_and_reindex(finetune, make_adapter, registry):
+    finetune("publish", make_adapter())
+    assert finetune("gc") == (
+        0,
+        "0 objects, 0 bytes can be deleted: add --delete; 0 more that no log names are too young to go\n",
+    )
+    junk = Path(registry.location, "blobs", "sha256", "00", "0" * 64)
+    junk.parent.mkdir(exist_ok=True)
+    junk.write_bytes(b"12345")
+    assert finetune("gc")[1].endswith("; 1 more that no log names are too young to go\n")
+    os.utime(junk, (0, 0))
+    header, row, summary = finetune("gc", "--grace", "3.5")[1].splitlines()
+    assert header.split() == ["KEY", "BYTES", "WRITTEN", "WHY"]
+    assert row.split(None, 3) == [f"blobs/sha256/00/{'0' * 64}", "5", "1970-01-01T00:00:00Z", "no log names it"]
+    assert summary.startswith("1 objects, 5 bytes can be deleted: add --delete; ") and junk.exists()
+    code, out = finetune("gc", "--delete", "--json")
+    assert code == 0 and not junk.exists()
+    assert json.loads(out) == {
+        "deleted": True,
+        "objects": 1,
+        "bytes": 5,
+        "young": 0,
+        "garbage": [
+            {
+                "key": f"blobs/sha256/00/{'0' * 64}",
+                "size": 5,
+                "modified": "1970-01-01T00:00:00+00:00",
+                "why": "no log names it",
+            }
+        ],
+    }
+    assert finetune("gc", "--delete")[1].startswith("0 objects, 0 bytes deleted; ")
+    with pytest.raises(FinetuneError, match="a grace period of 1 days is too short"):
+        finetune("gc", "--grace", "1")
+    answer = json.loads(finetune("reindex", "--json")[1])
+    assert answer["names"] == 1 and Path(answer["path"]).exists()
+    assert finetune("reindex")[1] == f"1 adapters in {answer['path']}\n"
 
 
 def test_errors_are_for_the_caller_to_print(finetune, make_adapter):

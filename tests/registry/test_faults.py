@@ -4,14 +4,15 @@ import concurrent.futures
 import multiprocessing
 import os
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from finetune.adapters.manifest import sha256_hex
-from finetune.errors import StoreError
-from finetune.registry import AdapterRegistry, verify
+from finetune.registry import AdapterRegistry, commits, verify
 from finetune.registry.blobs import blob_key
+from finetune.registry.commits import check_link
 from finetune.registry.store import AlreadyExists
 from tests.registry.faulty import Interfering, Killed, OneDeath
 from tests.registry.folders import same
@@ -74,21 +75,41 @@ def test_lost_answers_make_no_second_version(registry, make_adapter):
     assert len(registry.log("medical/brain-mri")) == 2
 
 
-def test_a_store_that_fails_at_any_write_leaves_no_version(make_adapter, tmp_path, no_sync):
-    folder = make_adapter()
-    for number in range(6):
-        registry = AdapterRegistry(tmp_path / f"registry{number}")
-        writes = iter(range(100))
+def test_a_link_whose_answer_is_lost_makes_no_second_version(registry, make_adapter, monkeypatch):
+    """A network file system asks again, and is told that the name is taken: by itself."""
+    real = os.link
 
-        def full(verb, key, writes=writes, number=number):
-            if verb == "put" and next(writes) == number:
-                raise StoreError("cannot write: No space left on device. The disk is full")
+    def twice(*args):
+        real(*args)
+        real(*args)
 
-        registry.store = Interfering(registry.store, before=full)
-        with pytest.raises(StoreError, match="The disk is full"):
-            registry.publish(folder)
-        assert registry.list() == []
-        assert registry.publish(folder).version == 1
+    monkeypatch.setattr(os, "link", twice)
+    assert registry.publish(make_adapter(), aliases=["prod"]).version == 1
+    assert registry.alias("medical/brain-mri", "test", 1).version == 1
+    assert [c.op for c in registry.log("medical/brain-mri")] == ["publish", "alias"]
+    assert verify(registry).problems == []
+
+
+def test_clocks_that_are_a_year_off_change_no_order(registry, make_adapter, monkeypatch):
+    folders = [make_adapter(seed=n) for n in range(4)]
+    for folder, days in zip(folders, (365, -365, 730, 0), strict=True):
+        off = timedelta(days=days)
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None, off=off):
+                return datetime.now(tz) + off
+
+        monkeypatch.setattr(commits, "datetime", Clock)
+        registry.publish(folder)
+        for path in Path(registry.location).rglob("*.json"):
+            then = (datetime.now(UTC) + off).timestamp()
+            os.utime(path, (then, then))
+    log = registry.log("medical/brain-mri")
+    assert [c.version for c in log] == [1, 2, 3, 4] and [c.time for c in log] != sorted(c.time for c in log)
+    newest = AdapterRegistry(registry.location)
+    assert newest.resolve("medical/brain-mri").version == newest.list()[0].version == 4
+    assert verify(registry).problems == []
 
 
 def _publish_all(location: str, folders: list[str]) -> list[int]:
@@ -96,20 +117,23 @@ def _publish_all(location: str, folders: list[str]) -> list[int]:
     return [registry.publish(folder, aliases=[f"by-{os.getpid()}"]).version for folder in folders]
 
 
+@pytest.mark.distributed
 def test_processes_that_publish_at_once_lose_nothing(registry, make_adapter):
-    """Eight processes, twenty publishes each, one name."""
-    folders = [str(make_adapter(seed=n)) for n in range(160)]
+    """Eight processes, sixty publishes each, one name."""
+    folders = [str(make_adapter(seed=n)) for n in range(480)]
     shares = [folders[n::8] for n in range(8)]
     with concurrent.futures.ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
         versions = list(pool.map(_publish_all, [registry.location] * 8, shares))
-    assert sorted(sum(versions, [])) == list(range(1, 161)), "each writer was told a version of its own"
+    assert sorted(sum(versions, [])) == list(range(1, 481)), "each writer was told a version of its own"
     log = registry.log("medical/brain-mri")
-    assert [c.seq for c in log] == [c.version for c in log] == list(range(1, 161))
+    assert [c.seq for c in log] == [c.version for c in log] == list(range(1, 481))
+    assert all(check_link(entry, before) == [] for entry, before in zip(log, [None, *log], strict=False))
     wanted = {folder: sha256_hex(Path(folder, "manifest.json").read_bytes()) for folder in folders}
     for share, told in zip(shares, versions, strict=True):
         assert [log[version - 1].manifest for version in told] == [wanted[folder] for folder in share]
     assert 2 <= len(log[-1].aliases) <= 9  # latest, and one of each process that came to work
     assert verify(registry).problems == []
+    print(f"{len(log)} versions by {len(log[-1].aliases) - 1} processes")
 
 
 def _change_all(location: str, verb: str) -> None:

@@ -171,12 +171,39 @@ def test_an_answer_lost_by_the_store_is_no_second_entry(store, log):
 
 
 def test_a_write_that_failed_after_it_was_done_is_seen_to_be_done(store, log):
+    lost = []
+
     def lose(verb, key):
-        if verb == "put":
+        if verb == "put" and not lost:
+            lost.append(key)
             raise StoreError("timed out")
 
     entry = Log(Interfering(store, lose), "medical", "brain").append(publishing("mine"))
-    assert list(log.entries(log.head())) == [entry]
+    assert lost and list(log.entries(log.head())) == [entry]
+
+
+def test_a_store_that_never_says_that_it_wrote_is_not_believed(store, log):
+    def lose(verb, key):
+        if verb == "put":
+            raise StoreError("cannot sync the folder")
+
+    with pytest.raises(StoreError, match="cannot sync the folder"):
+        Log(Interfering(store, lose), "medical", "brain").append(publishing("mine"))
+    assert log.head().seq == 1
+
+
+def test_a_write_that_failed_while_someone_else_wrote_is_made_again_upon_theirs(store, log):
+    failed = []
+
+    def fail(verb, key):
+        if verb == "put" and not failed:
+            failed.append(key)
+            Log(store, "medical", "brain").append(publishing("theirs"))
+            raise StoreError("timed out")
+
+    mine = Log(Interfering(store, before=fail), "medical", "brain")
+    assert mine.append(publishing("mine")).version == 2
+    assert [entry.manifest for entry in log.entries(log.head())] == [sha256_hex(b"theirs"), sha256_hex(b"mine")]
 
 
 def test_a_write_that_failed_is_reported(store, log):

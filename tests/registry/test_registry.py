@@ -165,6 +165,22 @@ print(sorted({"torch", "transformers", "datasets", "peft", "accelerate", "numpy"
     assert _python(code) == "[]"
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["registry", "--help"], ["registry", "gc", "--help"], ["registry", "list"]]
+)
+def test_the_command_answers_without_weight(words):
+    """It takes as long as its imports: .25 s of CPU, where torch alone takes 2."""
+    code = """
+import contextlib, io, sys
+from finetune.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+heavy = {"torch", "transformers", "datasets", "peft", "numpy", "PIL", "obstore", "cryptography", "huggingface_hub"}
+print(len(out.getvalue()) > 20, sorted(heavy & set(sys.modules)))
+"""
+    assert _python(code, *words) == "True []"
+
+
 def test_many_names_are_listed_without_weight(registry, make_adapter, no_sync):
     for number in range(150):
         registry.publish(make_adapter(f"team{number % 7}/adapter-{number}"))
