@@ -1,7 +1,8 @@
 """The ``finetune`` command: one short function a verb.
 
-Exit codes: 0, done. 1, it ran, and the answer is no: ``registry verify`` found problems, a run of ``sweep`` failed,
-the demo did not hold. 2, it could not be done, with the reason in one line on stderr. 128 + n, signal n stopped it.
+Exit codes: 0, done. 1, it ran, and the answer is no: ``registry verify`` found problems, ``registry promote`` or a
+copy between registries was refused, a run of ``sweep`` failed, the demo did not hold. 2, it could not be done, with
+the reason in one line on stderr. 128 + n, signal n stopped it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ _SWEEP_HELP = (
 EXIT_CODES = """\
 exit codes:
   0      done
-  1      it ran, and the answer is no: problems found, a run failed
+  1      it ran, and the answer is no: problems found, a promotion or copy refused, a run failed
   2      it could not be done; stderr says why
   128+n  stopped by signal n
 """

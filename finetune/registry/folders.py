@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from finetune.registry.signing import MAX_SIGNATURE_BYTES, check_signature
 from finetune.registry.store import Store, chunks, exists, explain, read_all
 
 # What a downloaded repository of the Hugging Face Hub holds besides the adapter: its card, and the hub's own.
-HUB_FILES = {"README.md", ".gitattributes", ".cache"}
+HUB_FILES = frozenset({"README.md", ".gitattributes", ".cache"})
 _ELSEWHERE = " (--into or FINETUNE_CACHE)"
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
     return raw, AdapterManifest.parse(raw, source=str(path))
 
 
-def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[str] = HUB_FILES) -> None:
+def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Container[str] = HUB_FILES) -> None:
     """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing but its signature.
 
     Args:
@@ -85,11 +85,12 @@ def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Iterable[s
     except OSError as error:
         raise explain(error, folder, verb="read") from error
     allowed = {*manifest.files, MANIFEST_NAME}
+    plain = {name: is_plain for name, is_plain in plain.items() if name in allowed or name not in besides}
     if missing := _quoted(allowed - plain.keys()):
         raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists")
-    if extra := _quoted(plain.keys() - allowed - {SIGNATURE_NAME, *besides}):
+    if extra := _quoted(plain.keys() - allowed - {SIGNATURE_NAME}):
         raise IntegrityError(f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew.")
-    if others := _quoted(name for name in plain.keys() & {*allowed, SIGNATURE_NAME} if not plain[name]):
+    if others := _quoted(name for name, is_plain in plain.items() if not is_plain):
         raise IntegrityError(f"{folder}: {others} must be a plain file, not a link or a folder")
     for name, entry in manifest.files.items():
         for _ in read_file(folder / name, entry):

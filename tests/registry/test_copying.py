@@ -243,6 +243,17 @@ def test_gc_of_the_target_takes_nothing_that_is_copied(source, tmp_path, begun):
     assert number >= 20
 
 
+def test_what_disappeared_before_it_was_named_is_copied_again(source, target):
+    """As when the machine slept for a day between the blobs and the entries, and gc came."""
+
+    def interfere(verb, key):
+        if verb == "put" and key.endswith("log/000000000005.json"):
+            shutil.rmtree(Path(target.location, "blobs"))
+
+    copy_adapter(source.store, Interfering(target.store, interfere), NAME)
+    assert verify(target).problems == []
+
+
 def test_a_copy_that_took_long_looks_again(source, tmp_path, monkeypatch):
     """Half a day for each blob that is written, so that all were written long before they are named."""
     now = [0.0]

@@ -43,6 +43,7 @@ def test_a_folder_that_is_right_is_left_as_it_is(registry, make_adapter, tmp_pat
         lambda f: (f / "manifest.json").write_text("{}"),
         lambda f: (f / "manifest.json").unlink(),
         lambda f: (f / "adapter_model.bin").write_text("pickle"),
+        lambda f: (f / ".gitattributes").write_text("of a download"),
         lambda f: (f.rename(f.parent / "moved"), f.write_text("a file")),
         lambda f: (f.rename(f.parent / "moved"), os.symlink(f.parent / "void", f)),
     ],
