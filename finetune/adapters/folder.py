@@ -47,6 +47,7 @@ class AdapterFolder:
     """What a verified folder holds: the manifest and the tensors it describes, bytes equal to their digests."""
 
     manifest: AdapterManifest
+    digest: str  # SHA-256 of the manifest's bytes
     tensors: dict[str, Tensor]
 
 
@@ -113,7 +114,8 @@ def read_folder(path: Path) -> AdapterFolder:
         ManifestError: manifest, config or header break their schema.
         IntegrityError: a file is missing or not the one the manifest lists.
     """
-    manifest = AdapterManifest.parse(_read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES), source=str(path / MANIFEST_NAME))
+    raw = _read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    manifest = AdapterManifest.parse(raw, source=str(path / MANIFEST_NAME))
 
     def read(name: str) -> bytes:
         entry, data = manifest.files[name], _read(path / name, MAX_BYTES[name])
@@ -124,15 +126,16 @@ def read_folder(path: Path) -> AdapterFolder:
             )
         return data
 
-    return verify(manifest, read, source=path)
+    return verify(manifest, read, digest=sha256_hex(raw), source=path)
 
 
-def verify(manifest: AdapterManifest, read: Callable[[str], bytes], *, source: Path) -> AdapterFolder:
+def verify(manifest: AdapterManifest, read: Callable[[str], bytes], *, digest: str, source: Path) -> AdapterFolder:
     """Returns an adapter of which every file says what its manifest says.
 
     Args:
         manifest: of the adapter.
         read: returns the bytes of one of the files that it lists, which are as long and have the digest that it says.
+        digest: of the manifest's bytes.
         source: the folder that errors name.
 
     Raises:
@@ -145,12 +148,16 @@ def verify(manifest: AdapterManifest, read: Callable[[str], bytes], *, source: P
             raise IntegrityError(f"{source / name}: {size} bytes; at most {cap} are allowed")
         raw[name] = read(name)
     _check_config(manifest, raw[CONFIG_NAME], source / CONFIG_NAME)
-    check_header(raw[WEIGHTS_NAME], manifest.adapter.tensors, source=str(source / WEIGHTS_NAME))
-    return AdapterFolder(manifest, tensors_of(raw[WEIGHTS_NAME], source=str(source / WEIGHTS_NAME)))
+    weights, where = raw[WEIGHTS_NAME], str(source / WEIGHTS_NAME)
+    offsets = check_header(weights, manifest.adapter.tensors, source=where)
+    return AdapterFolder(manifest, digest, tensors_of(weights, manifest.adapter.tensors, offsets, source=where))
 
 
-def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> None:
+def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> dict[str, int]:
     """Checks a safetensors header, before any tensor is made, against the manifest's table.
+
+    Returns:
+        Name of each tensor -> where it begins in ``data``, in the order in which they follow each other to its end.
 
     Raises:
         ManifestError: duplicate or strange keys, or a tensor that the table does not list just so.
@@ -168,7 +175,7 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
             f"{source}: {len(missing)} of the manifest's tensors are missing ({', '.join(missing[:3])}) and "
             f"{len(extra)} are not in it ({', '.join(extra[:3])})"
         )
-    end = 0
+    end, offsets = 0, {}
     for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
         if not _TENSOR_NAME.match(name):
             raise ManifestError(f"{source}: {name!r} is not a tensor name")
@@ -180,9 +187,11 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
             size *= n
         if entry.get("data_offsets") != [end, end + size]:
             raise ManifestError(f"{source}: the bytes of {name} do not follow those before it")
+        offsets[name] = 8 + length + end
         end += size
     if end != len(data) - 8 - length:
         raise ManifestError(f"{source}: {len(data) - 8 - length} bytes of data, its header accounts for {end}")
+    return offsets
 
 
 def _begin(entry: Any) -> int:

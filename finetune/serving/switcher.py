@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.adapters.folder import read_folder, verify
-from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.points import PLAIN, Points
@@ -18,8 +17,9 @@ from finetune.serving.resident import Resident, bring_in
 from finetune.serving.rope_deltas import keep_rope_deltas_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from finetune.adapters.folder import AdapterFolder
     from finetune.build import Base
     from finetune.registry import AdapterRegistry
 
@@ -78,24 +78,13 @@ class Switcher:
             AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
-        path = as_folder(ref)
-        if path is None:
-            version = self._registry().resolve(str(ref))  # each time: an alias may have moved
-            digest = version.digest
-        else:
-            folder = read_folder(path)
-            digest = sha256_hex(folder.manifest.to_bytes())
+        digest, read = self._find(ref)
         if (resident := self._residents.get(digest)) is not None:
             return resident
         with self._loading:
             if (resident := self._residents.get(digest)) is not None:
                 return resident
-            if path is None:
-                if version.warning:
-                    warnings.warn(version.warning, stacklevel=2)
-                manifest, read = self._registry().read(version)
-                folder = verify(manifest, read, source=Path(version.ref))
-            resident = bring_in(self.base, self._points, folder, ref=str(ref), digest=digest)
+            resident = bring_in(self.base, self._points, read(), ref=str(ref))
             with self._lock:
                 self._residents[digest] = resident
         return resident
@@ -179,7 +168,20 @@ class Switcher:
                 if self._residents.get(resident.digest) is not resident:
                     self._points.remove(resident.updates)
 
-    def _registry(self) -> AdapterRegistry:
+    def _find(self, ref: str | Path) -> tuple[str, Callable[[], AdapterFolder]]:
+        """Returns the digest of the manifest that ``ref`` means now, and what reads and checks the adapter."""
+        path = as_folder(ref)
+        if path is not None:
+            folder = read_folder(path)
+            return folder.digest, lambda: folder
         if self.registry is None:
             raise NotFoundError("names are looked up in a registry, and this model was given none")
-        return self.registry
+        registry, version = self.registry, self.registry.resolve(str(ref))  # each time: an alias may have moved
+
+        def read() -> AdapterFolder:
+            if version.warning:
+                warnings.warn(version.warning, stacklevel=2)
+            manifest, files = registry.read(version)
+            return verify(manifest, files, digest=version.digest, source=Path(version.ref))
+
+        return version.digest, read
