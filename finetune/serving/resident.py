@@ -69,15 +69,15 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> 
         if probe is None:
             probe = _probe(base, points, manifest, Answering(updates=found))
             keep_receipt(base, folder.digest, probe)
+        if probe.verdict == "inconclusive":
+            warnings.warn(
+                f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so it could not be verified "
+                "that it does what it did when it was saved",
+                stacklevel=2,
+            )
     except BaseException:
         points.remove(found)
         raise
-    if probe.verdict == "inconclusive":
-        warnings.warn(
-            f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so it could not be verified "
-            "that it does what it did when it was saved",
-            stacklevel=2,
-        )
     return Resident(
         updates=found,
         ref=ref,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
+from finetune.methods.adapter import refuse_attached
 from finetune.methods.points import PLAIN, Points
 from finetune.serving.resident import Resident, bring_in
 from finetune.serving.rope_deltas import keep_rope_deltas_apart
@@ -40,9 +41,13 @@ class Switcher:
     Args:
         base: from ``load_base``.
         registry: where names are looked up.
+
+    Raises:
+        MethodError: an adapter trains in the base.
     """
 
     def __init__(self, base: Base, *, registry: AdapterRegistry | None = None):
+        refuse_attached(base.model)
         self.base = base
         self.registry = registry
         keep_rope_deltas_apart(base.model)
