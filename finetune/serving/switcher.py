@@ -15,7 +15,6 @@ from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.adapter import refuse_attached
 from finetune.methods.points import PLAIN, Points
 from finetune.serving.resident import Resident, bring_in
-from finetune.serving.rope_deltas import keep_rope_deltas_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +49,6 @@ class Switcher:
         refuse_attached(base.model)
         self.base = base
         self.registry = registry
-        keep_rope_deltas_apart(base.model)
         self._points = Points()
         self._residents: dict[str, Resident] = {}  # digest of the manifest -> resident
         self._uses: Counter[Resident] = Counter()  # blocks that it answers in, and once more as the default
