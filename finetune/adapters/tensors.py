@@ -25,7 +25,12 @@ _ALIGNMENT = 64
 
 
 def tensors_of(
-    data: bytes, table: Mapping[str, TensorEntry], offsets: Mapping[str, int], *, source: str
+    data: bytes,
+    table: Mapping[str, TensorEntry],
+    offsets: Mapping[str, int],
+    *,
+    source: str,
+    device: torch.device | str,
 ) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file, views of a copy of its bytes.
 
@@ -34,6 +39,7 @@ def tensors_of(
         table: shape and dtype of each tensor.
         offsets: where each begins, as ``check_header`` returns it.
         source: what errors name.
+        device: where the tensors are to be; they move there together.
 
     Raises:
         IntegrityError: a value is not finite.
@@ -41,6 +47,7 @@ def tensors_of(
     start = next(iter(offsets.values()))
     buffer = torch.empty(len(data) - start, dtype=torch.uint8)
     buffer.numpy()[:] = np.frombuffer(data, dtype=np.uint8, offset=start)
+    buffer = buffer.to(device)
     tensors: dict[str, Tensor] = {}
     for dtype, group in groupby(offsets, key=lambda name: table[name].dtype):
         names = list(group)

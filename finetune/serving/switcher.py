@@ -175,7 +175,7 @@ class Switcher:
         """Returns the digest of the manifest that ``ref`` means now, and what reads and checks the adapter."""
         path = as_folder(ref)
         if path is not None:
-            folder = read_folder(path)
+            folder = read_folder(path, device=self.base.model.device)
             return folder.digest, lambda: folder
         if self.registry is None:
             raise NotFoundError("names are looked up in a registry, and this model was given none")
@@ -185,6 +185,8 @@ class Switcher:
             if version.warning:
                 warnings.warn(version.warning, stacklevel=2)
             manifest, files = registry.read(version)
-            return verify(manifest, files, digest=version.digest, source=Path(version.ref))
+            return verify(
+                manifest, files, digest=version.digest, source=Path(version.ref), device=self.base.model.device
+            )
 
         return version.digest, read
