@@ -103,7 +103,7 @@ class Points:
     def _leave(self, name: str) -> None:
         module, forward, before = self._reached[name]
         if vars(module).get("forward") is not forward:
-            return  # something was put over it meanwhile, and calls it: it stays there, only passes on, and is used again
+            return  # something was put over it, and calls it: it stays, passes on, and is used again
         del self._reached[name]
         if before is None:
             del vars(module)["forward"]
