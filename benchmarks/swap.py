@@ -33,6 +33,7 @@ from finetune.recipe import parse_recipe
 from finetune.registry import AdapterRegistry
 from finetune.saving import probe_effect, save_adapter
 from finetune.serving.app import VisionLanguageModel
+from finetune.serving.receipts import keep_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -154,9 +155,12 @@ def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters
 
 
 def make_resident(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int) -> None:
-    """Has the first ``count`` adapters resident in both."""
+    """Has the first ``count`` adapters resident in both; as all are the same, the first one is probed for all."""
     for number in range(count):
-        ours.add(adapters.refs[number])
+        ref = adapters.refs[number]
+        if number:
+            keep_receipt(ours.base, AdapterRegistry().resolve(ref).digest, ours.switcher.residents[0].probe)
+        ours.add(ref)
         if f"a{number}" not in theirs.peft_config:
             theirs.load_adapter(str(adapters.folder), adapter_name=f"a{number}")
 
