@@ -143,7 +143,11 @@ class Switcher:
             self._let_go(resident)
 
     def use(self, ref: str | Path | Resident | None) -> None:
-        """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base."""
+        """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base.
+
+        A ``generate`` that runs meanwhile in a thread without a block would go on with the new one: whoever calls the
+        model itself there does it inside ``holding``, as ``ask`` does.
+        """
         resident = self._hold(ref)
         with self._lock:
             before, self._points.default = self._points.default, resident or PLAIN
