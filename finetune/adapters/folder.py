@@ -33,12 +33,14 @@ from finetune.errors import IntegrityError, ManifestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
     from torch import Tensor
 
+MAX_WEIGHTS_BYTES = 8 * 1024**3
 MAX_CONFIG_BYTES = 4 * 1024**2
-MAX_BYTES = {WEIGHTS_NAME: 8 * 1024**3, CONFIG_NAME: MAX_CONFIG_BYTES}
 MAX_HEADER_BYTES = 4 * 1024**2
 _TENSOR_NAME = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
+_CAPS = {WEIGHTS_NAME: MAX_WEIGHTS_BYTES, CONFIG_NAME: MAX_CONFIG_BYTES}
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -47,6 +49,7 @@ class AdapterFolder:
     """What a verified folder holds: the manifest and the tensors it describes, bytes equal to their digests."""
 
     manifest: AdapterManifest
+    digest: str  # SHA-256 of the manifest's bytes
     tensors: dict[str, Tensor]
 
 
@@ -104,19 +107,24 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise
 
 
-def read_folder(path: Path) -> AdapterFolder:
+def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFolder:
     """Reads and verifies an adapter's folder.
 
     Sizes are checked before bytes are read, digests before anything is parsed, the header before tensors exist.
+
+    Args:
+        path: the folder.
+        device: where the tensors are to be.
 
     Raises:
         ManifestError: manifest, config or header break their schema.
         IntegrityError: a file is missing or not the one the manifest lists.
     """
-    manifest = AdapterManifest.parse(_read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES), source=str(path / MANIFEST_NAME))
+    raw = _read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    manifest = AdapterManifest.parse(raw, source=str(path / MANIFEST_NAME))
 
     def read(name: str) -> bytes:
-        entry, data = manifest.files[name], _read(path / name, MAX_BYTES[name])
+        entry, data = manifest.files[name], _read(path / name, _CAPS[name])
         if (found := sha256_hex(data)) != entry.sha256 or len(data) != entry.size:
             raise IntegrityError(
                 f"{path / name}: not the file that was saved (sha256 {found[:16]}..., {len(data)} bytes; "
@@ -124,33 +132,47 @@ def read_folder(path: Path) -> AdapterFolder:
             )
         return data
 
-    return verify(manifest, read, source=path)
+    return verify(manifest, read, digest=sha256_hex(raw), source=path, device=device)
 
 
-def verify(manifest: AdapterManifest, read: Callable[[str], bytes], *, source: Path) -> AdapterFolder:
+def verify(
+    manifest: AdapterManifest,
+    read: Callable[[str], bytes],
+    *,
+    digest: str,
+    source: Path,
+    device: torch.device | str = "cpu",
+) -> AdapterFolder:
     """Returns an adapter of which every file says what its manifest says.
 
     Args:
         manifest: of the adapter.
         read: returns the bytes of one of the files that it lists, which are as long and have the digest that it says.
+        digest: of the manifest's bytes.
         source: the folder that errors name.
+        device: where the tensors are to be.
 
     Raises:
         ManifestError: config or header break their schema.
         IntegrityError: a file is larger than any may be, or a tensor holds values that are not finite.
     """
     raw = {}
-    for name, cap in MAX_BYTES.items():
+    for name, cap in _CAPS.items():
         if (size := manifest.files[name].size) > cap:
             raise IntegrityError(f"{source / name}: {size} bytes; at most {cap} are allowed")
         raw[name] = read(name)
     _check_config(manifest, raw[CONFIG_NAME], source / CONFIG_NAME)
-    check_header(raw[WEIGHTS_NAME], manifest.adapter.tensors, source=str(source / WEIGHTS_NAME))
-    return AdapterFolder(manifest, tensors_of(raw[WEIGHTS_NAME], source=str(source / WEIGHTS_NAME)))
+    weights, where = raw[WEIGHTS_NAME], str(source / WEIGHTS_NAME)
+    offsets = check_header(weights, manifest.adapter.tensors, source=where)
+    tensors = tensors_of(weights, manifest.adapter.tensors, offsets, source=where, device=device)
+    return AdapterFolder(manifest, digest, tensors)
 
 
-def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> None:
+def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> dict[str, int]:
     """Checks a safetensors header, before any tensor is made, against the manifest's table.
+
+    Returns:
+        Name of each tensor -> where it begins in ``data``, in the order in which they follow each other to its end.
 
     Raises:
         ManifestError: duplicate or strange keys, or a tensor that the table does not list just so.
@@ -168,7 +190,7 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
             f"{source}: {len(missing)} of the manifest's tensors are missing ({', '.join(missing[:3])}) and "
             f"{len(extra)} are not in it ({', '.join(extra[:3])})"
         )
-    end = 0
+    end, offsets = 0, {}
     for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
         if not _TENSOR_NAME.match(name):
             raise ManifestError(f"{source}: {name!r} is not a tensor name")
@@ -180,9 +202,11 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
             size *= n
         if entry.get("data_offsets") != [end, end + size]:
             raise ManifestError(f"{source}: the bytes of {name} do not follow those before it")
+        offsets[name] = 8 + length + end
         end += size
     if end != len(data) - 8 - length:
         raise ManifestError(f"{source}: {len(data) - 8 - length} bytes of data, its header accounts for {end}")
+    return offsets
 
 
 def _begin(entry: Any) -> int:

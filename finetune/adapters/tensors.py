@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from itertools import groupby
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,11 @@ import torch
 from finetune.errors import IntegrityError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
+
+    from finetune.adapters.manifest import TensorEntry
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
@@ -21,44 +24,47 @@ _TORCH = {name: dtype for dtype, name in DTYPES.items()}
 _ALIGNMENT = 64
 
 
-def tensors_of(data: bytes, *, source: str) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file.
+def tensors_of(
+    data: bytes,
+    table: Mapping[str, TensorEntry],
+    offsets: Mapping[str, int],
+    *,
+    source: str,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file, views of a copy of its bytes.
 
     Args:
-        data: the file, its header checked.
+        data: the file.
+        table: shape and dtype of each tensor.
+        offsets: where each begins, as ``check_header`` returns it.
         source: what errors name.
+        device: where the tensors are to be; they move there together.
 
     Raises:
         IntegrityError: a value is not finite.
     """
-    start = 8 + struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8:start])
-    header.pop("__metadata__", None)
+    start = next(iter(offsets.values()))
     buffer = torch.empty(len(data) - start, dtype=torch.uint8)
     buffer.numpy()[:] = np.frombuffer(data, dtype=np.uint8, offset=start)
+    buffer = buffer.to(device)
     tensors: dict[str, Tensor] = {}
-    in_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-    for name, entries in groupby(in_order, key=lambda item: item[1]["dtype"]):
-        run = list(entries)
-        begin, end = run[0][1]["data_offsets"][0], run[-1][1]["data_offsets"][1]
-        tensors |= _cut(_aligned(buffer[begin:end], begin).view(_TORCH[name]), run, source)
+    for dtype, group in groupby(offsets, key=lambda name: table[name].dtype):
+        names = list(group)
+        begin, lengths = offsets[names[0]] - start, [prod(table[name].shape) for name in names]
+        flat = _aligned(buffer[begin:], begin)[: sum(lengths) * _TORCH[dtype].itemsize].view(_TORCH[dtype])  # [N]
+        pieces = flat.split(lengths)
+        # What is not finite makes the sum so too. A sum that overflows proves nothing, so each is looked at.
+        if not bool(flat.sum(dtype=torch.float32).isfinite()):
+            for name, piece in zip(names, pieces, strict=True):
+                if not bool(piece.isfinite().all()):
+                    raise IntegrityError(f"{source}: {name} holds values that are not finite")
+        for name, piece in zip(names, pieces, strict=True):
+            place = piece.storage_offset() * piece.itemsize
+            tensors[name] = _aligned(piece, place).view(table[name].shape)
     return tensors
 
 
-def _cut(flat: Tensor, run: list[tuple[str, dict[str, list[int]]]], source: str) -> dict[str, Tensor]:
-    """Returns the tensors that lie one after the other in ``flat`` [N], all of one dtype."""
-    lengths = [(end - begin) // flat.itemsize for begin, end in (entry["data_offsets"] for _, entry in run)]
-    pieces = flat.split(lengths)
-    # What is not finite makes the sum so too. A sum that overflows proves nothing, so each is looked at.
-    if not bool(flat.sum(dtype=torch.float32).isfinite()):
-        for (name, _), piece in zip(run, pieces, strict=True):
-            if not bool(piece.isfinite().all()):
-                raise IntegrityError(f"{source}: {name} holds values that are not finite")
-    return {
-        name: _aligned(piece, piece.storage_offset() * piece.itemsize).view(entry["shape"])
-        for (name, entry), piece in zip(run, pieces, strict=True)
-    }
-
-
-def _aligned(tensor: Tensor, begin: int) -> Tensor:
-    return tensor.clone() if begin % _ALIGNMENT else tensor
+def _aligned(tensor: Tensor, place: int) -> Tensor:
+    """Returns ``tensor``, or a copy where it begins at a ``place`` of its buffer that is not aligned."""
+    return tensor.clone() if place % _ALIGNMENT else tensor

@@ -49,6 +49,12 @@ def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
     return attachment
 
 
+def refuse_attached(model: PreTrainedModel) -> None:
+    """Raises MethodError where an adapter trains in the model: finished ones are made for the plain base."""
+    if any(_method(name).is_attached(model) for name in METHODS):
+        raise MethodError("an adapter trains in this model. Load a fresh base for finished ones, or detach it first.")
+
+
 def detach(model: PreTrainedModel) -> None:
     """Removes the adapter that trains, and every trace of it."""
     for name in METHODS:

@@ -14,10 +14,10 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     Raises:
         KeyError: there is none.
     """
-    module: nn.Module | None = model
+    module = model
     for part in path.split(".") if path else ():
-        assert module is not None
-        module = module._modules[part]
-    if module is None:
-        raise KeyError(path)
+        child = module._modules[part]
+        if child is None:  # torch keeps a place for a module that a config left out
+            raise KeyError(path)
+        module = child
     return module

@@ -86,6 +86,8 @@ class Points:
                     self._leave(name)
 
     def _reach(self, name: str, module: nn.Module) -> None:
+        if name in self._reached:
+            return
         inner, before = module.forward, vars(module).get("forward")
         get = self._answering.get
 
@@ -99,9 +101,10 @@ class Points:
         self._reached[name] = (module, forward, before)
 
     def _leave(self, name: str) -> None:
-        module, forward, before = self._reached.pop(name)
+        module, forward, before = self._reached[name]
         if vars(module).get("forward") is not forward:
-            return  # something was put over it meanwhile, and calls it: without users it only passes on
+            return  # something was put over it, and calls it: it stays, passes on, and is used again
+        del self._reached[name]
         if before is None:
             del vars(module)["forward"]
         else:

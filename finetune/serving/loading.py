@@ -55,7 +55,8 @@ def load(
     if base is None:
         if str(ref) == "base":
             raise BaseMismatchError("ref 'base' is the plain base model: say which with base=")
-        manifest = read_folder(as_folder(ref) or registry.pull(str(ref))).manifest
+        folder = as_folder(ref)
+        manifest = read_folder(folder).manifest if folder else registry.read(str(ref))[0]
         base = find_base(manifest.base)
         revision = revision or manifest.base.revision
     vlm = VisionLanguageModel(

@@ -12,6 +12,7 @@ from finetune.errors import ManifestError
 from finetune.methods.adapter import placeholders, require_expected, updates
 from finetune.methods.points import PLAIN, Answering
 from finetune.recipe import why_impossible
+from finetune.serving.receipts import find_receipt, keep_receipt
 
 if TYPE_CHECKING:
     from finetune.adapters.folder import AdapterFolder
@@ -43,15 +44,14 @@ class Resident(Answering):
     num_bytes: int
 
 
-def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str, digest: str) -> Resident:
+def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> Resident:
     """Makes a verified folder resident, after every check that needs the live base; which adapter answers stays.
 
     Args:
         base: what it is to answer on.
         points: of the base.
-        folder: from ``read_folder``.
+        folder: what was read and checked.
         ref: as it was asked for.
-        digest: of its manifest.
 
     Raises:
         AdapterError: it does not fit, or does not do what it did; the base is as it was.
@@ -65,20 +65,23 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str, dig
     found = updates(base.model, manifest.adapter, folder.tensors)
     points.add(found)
     try:
-        probe = _probe(base, points, manifest, Answering(updates=found))
+        probe = find_receipt(base, folder.digest)
+        if probe is None:
+            probe = _probe(base, points, manifest, Answering(updates=found))
+            keep_receipt(base, folder.digest, probe)
+        if probe.verdict == "inconclusive":
+            warnings.warn(
+                f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so it could not be verified "
+                "that it does what it did when it was saved",
+                stacklevel=2,
+            )
     except BaseException:
         points.remove(found)
         raise
-    if probe.verdict == "inconclusive":
-        warnings.warn(
-            f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so it could not be verified "
-            "that it does what it did when it was saved",
-            stacklevel=2,
-        )
     return Resident(
         updates=found,
         ref=ref,
-        digest=digest,
+        digest=folder.digest,
         manifest=manifest,
         placeholders=placeholders(manifest.adapter),
         probe=probe,

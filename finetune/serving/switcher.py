@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.adapters.folder import read_folder, verify
-from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
+from finetune.methods.adapter import refuse_attached
 from finetune.methods.mixed import can_mix, mix
 from finetune.methods.points import PLAIN, Answering, Points
 from finetune.serving.aliases import Aliases
 from finetune.serving.residency import Residency
 from finetune.serving.resident import Resident, bring_in
-from finetune.serving.rope_deltas import keep_rope_deltas_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +48,9 @@ class Switcher:
             for any number. One that answers stays to the end of its last request.
         alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again;
             where the registry, or what it now names, fails, what runs goes on, with a warning.
+
+    Raises:
+        MethodError: an adapter trains in the base.
     """
 
     def __init__(
@@ -59,9 +61,9 @@ class Switcher:
         max_bytes: int | None = None,
         alias_seconds: float = ALIAS_SECONDS,
     ):
+        refuse_attached(base.model)
         self.base = base
         self.registry = registry
-        keep_rope_deltas_apart(base.model)
         self._points = Points()
         self._residency = Residency(self._points, max_bytes=max_bytes)
         self._aliases = Aliases(seconds=alias_seconds)
@@ -97,8 +99,8 @@ class Switcher:
         path = as_folder(ref)
         if path is None:
             return self._ready(str(ref), self._aliases.version(str(ref), self._look_up))
-        folder = read_folder(path)
-        return self._bring_in(str(ref), sha256_hex(folder.manifest.to_bytes()), lambda: folder)
+        folder = read_folder(path, device=self.base.model.device)
+        return self._bring_in(str(ref), folder.digest, lambda: folder)
 
     def refresh(self) -> None:
         """Looks up now what every alias that was asked for stands for, and makes that ready.
@@ -179,7 +181,11 @@ class Switcher:
             self._let_go(resident)
 
     def use(self, ref: str | Path | Resident | None) -> None:
-        """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base."""
+        """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base.
+
+        A ``generate`` that runs meanwhile in a thread without a block would go on with the new one: whoever calls the
+        model itself there does it inside ``holding``, as ``ask`` does.
+        """
         resident = self._hold(ref)
         with self._choosing:
             before, self._points.default = self._points.default, resident or PLAIN
@@ -208,8 +214,9 @@ class Switcher:
         def fetch() -> AdapterFolder:
             if version.warning:
                 warnings.warn(version.warning, stacklevel=2)
-            manifest, read = self._registry().read(version)
-            return verify(manifest, read, source=Path(version.ref))
+            manifest, files = self._registry().read(version)
+            source, device = Path(version.ref), self.base.model.device
+            return verify(manifest, files, digest=version.digest, source=source, device=device)
 
         return self._bring_in(ref, version.digest, fetch)
 
@@ -219,9 +226,29 @@ class Switcher:
         with self._loading:
             if (resident := self._residency.get(digest)) is not None:
                 return resident
-            resident = bring_in(self.base, self._points, read(), ref=ref, digest=digest)
+            resident = bring_in(self.base, self._points, read(), ref=ref)
             self._residency.put(resident)
         return resident
+
+    def _find(self, ref: str | Path) -> tuple[str, Callable[[], AdapterFolder]]:
+        """Returns the digest of the manifest that ``ref`` means now, and what reads and checks the adapter."""
+        path = as_folder(ref)
+        if path is not None:
+            folder = read_folder(path, device=self.base.model.device)
+            return folder.digest, lambda: folder
+        if self.registry is None:
+            raise NotFoundError("names are looked up in a registry, and this model was given none")
+        registry, version = self.registry, self.registry.resolve(str(ref))  # each time: an alias may have moved
+
+        def read() -> AdapterFolder:
+            if version.warning:
+                warnings.warn(version.warning, stacklevel=2)
+            manifest, files = registry.read(version)
+            return verify(
+                manifest, files, digest=version.digest, source=Path(version.ref), device=self.base.model.device
+            )
+
+        return version.digest, read
 
     def _registry(self) -> AdapterRegistry:
         if self.registry is None:

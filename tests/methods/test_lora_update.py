@@ -24,16 +24,16 @@ HELD = {
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny_base, tmp_path_factory):
+def adapters(tiny_fast_vlm, tmp_path_factory):
     """Method -> the folder of an adapter."""
-    folder, base = tmp_path_factory.mktemp("adapters"), load_base(str(tiny_base), device="cpu")
+    folder, base = tmp_path_factory.mktemp("adapters"), load_base(str(tiny_fast_vlm), device="cpu")
     return {kind: make_adapter(base, kind, folder / kind) for kind in ("lora", "patterns", "rslora", "dora")}
 
 
 @pytest.mark.parametrize("kind", ["lora", "patterns", "rslora", "dora"])
 @pytest.mark.parametrize("held", HELD)
-def test_outputs_are_pefts_bit_for_bit(tiny_base, adapters, kind, held):
-    ours, theirs = (load_base(str(tiny_base), device="cpu", **HELD[held]) for _ in range(2))
+def test_outputs_are_pefts_bit_for_bit(tiny_fast_vlm, adapters, kind, held):
+    ours, theirs = (load_base(str(tiny_fast_vlm), device="cpu", **HELD[held]) for _ in range(2))
     folder = read_folder(adapters[kind])
     if (kind, held) == ("dora", "8bit"):
         with pytest.raises(ManifestError, match="is held in 8 bit, and the adapter is a DoRA.*quantization='4bit'"):

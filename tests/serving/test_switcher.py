@@ -8,17 +8,19 @@ import pytest
 import torch
 from transformers import StoppingCriteria
 
+from finetune.adapters.probe import ProbeResult
 from finetune.build import load_base
-from finetune.errors import AdapterError
+from finetune.errors import AdapterError, MethodError
+from finetune.methods.adapter import attach, detach
 from finetune.methods.points import reached
 from finetune.serving.app import VisionLanguageModel
-from tests.matrix import rows, state
-from tests.serving.adapters import make_adapter
+from tests.matrix import recipe_of, rows, state
+from tests.serving.adapters import KINDS, make_adapter
 
 NEW = 6  # tokens of an answer
 
 
-@pytest.fixture(scope="module", params=["smolvlm", "fast_vlm", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["smolvlm", "qwen2_5_vl"])  # the second keeps positions on the module
 def served(request, tmp_path_factory):
     """A model and two adapters of each kind, not resident."""
     from tests.tiny import FAMILIES
@@ -46,9 +48,9 @@ def adapters(served):
     return served[1]
 
 
-def generate(vlm, *, first=0, **options):
-    """Greedy answers to two rows of different lengths, as token ids and logits, of what answers here and now."""
-    batch = vlm.prompt_batch(rows(first + 2)[first:])
+def generate(vlm, *, count=2, **options):
+    """Greedy answers to rows of different lengths, as token ids and logits, of what answers here and now."""
+    batch = vlm.prompt_batch(rows(count))
     made = vlm.model.generate(
         **batch.inputs,
         max_new_tokens=NEW,
@@ -107,9 +109,9 @@ def test_a_paused_answer_and_another_beside_it_are_what_each_is_alone(vlm, adapt
     alone = {}
     for i in (0, 1):
         with vlm.using(adapters[kind, i]):
-            alone[i] = generate(vlm, first=i)
+            alone[i] = generate(vlm, count=2 + i)
     alone[None] = generate(vlm)
-    assert not same(alone[0], alone[1]) and not same(alone[0], alone[None])
+    assert not same(alone[0], alone[None])
     pause = Pause()
 
     def paused():
@@ -118,7 +120,7 @@ def test_a_paused_answer_and_another_beside_it_are_what_each_is_alone(vlm, adapt
 
     def other():
         with vlm.using(adapters[kind, 1]):
-            return generate(vlm, first=1)
+            return generate(vlm, count=3)
 
     first = Thread(paused)
     first.start()
@@ -279,3 +281,24 @@ def test_inputs_are_made_by_one_thread_at_a_time(vlm, monkeypatch):
     for thread in threads:
         thread.start()
     assert [bool(thread.join()) for thread in threads] and most == [1, 1]
+
+
+def test_training_and_serving_do_not_share_a_model(vlm, adapters, tmp_path):
+    method = recipe_of(KINDS["lora"], vlm.base.path, tmp_path).method
+    with vlm.using(adapters["lora", 0]), pytest.raises(MethodError, match="already carries an adapter"):
+        attach(vlm.base.host, method)
+    vlm.remove(adapters["lora", 0])
+    attach(vlm.base.host, method)
+    try:
+        with pytest.raises(MethodError, match="an adapter trains in this model. Load a fresh base"):
+            VisionLanguageModel(vlm.base)
+    finally:
+        detach(vlm.model)
+
+
+def test_a_warning_that_is_made_an_error_leaves_nothing(vlm, adapters, monkeypatch):
+    """As every warning is in these tests."""
+    monkeypatch.setattr("finetune.serving.resident.compare", lambda *args, **kwargs: ProbeResult("inconclusive", 1.0))
+    with pytest.raises(UserWarning, match="its effect on the probe is below the noise"):
+        vlm.add(adapters["lora", 0])
+    assert vlm.switcher.residents == () and not reached(vlm.model)

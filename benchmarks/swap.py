@@ -1,0 +1,301 @@
+"""Swapping side by side with PEFT: switching between resident adapters, and loading one more.
+
+python -m benchmarks.swap --json swap.json      takes about 10 minutes on two idle CPU cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+
+from benchmarks.measure import BenchmarkError
+from benchmarks.models import SETUPS
+from benchmarks.results import machine
+from finetune.adapters.manifest import MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
+from finetune.build import load_base
+from finetune.cache import cache_home
+from finetune.methods.adapter import attach, detach
+from finetune.recipe import parse_recipe
+from finetune.registry import AdapterRegistry
+from finetune.saving import probe_effect, save_adapter
+from finetune.serving.app import VisionLanguageModel
+from finetune.serving.receipts import keep_receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from finetune.build import Base
+
+# Figure -> what it should reach; at most for those of _AT_MOST, at least for all others.
+WANTED = {
+    "switch_ms_1": 1.0,
+    "switch_ms_64": 1.0,
+    "switch_growth": 1.5,
+    "switch_vs_peft": 20.0,
+    "cold_vs_floor": 2.0,
+    "cold_vs_peft": 8.0,
+}
+_AT_MOST = ("switch_ms_1", "switch_ms_64", "switch_growth", "cold_vs_floor")
+Times = dict[str, list[float]]  # who -> seconds of each round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """One adapter under many names, each with a manifest of its own.
+
+    Attributes:
+        folder: its folder, which PEFT opens.
+        refs: where they stand in the registry; the last one is never resident when a measurement begins.
+    """
+
+    folder: Path
+    refs: list[str]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints a table and writes the figures."""
+    options = _parse(arguments)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        # Nothing is left, and nothing found, elsewhere.
+        os.environ["FINETUNE_CACHE"], os.environ["FINETUNE_REGISTRY"] = str(folder / "cache"), str(folder / "registry")
+        path = str(SETUPS[options.model].save(folder / "base", torch.float32))
+        adapters = make_adapters(load_base(path, device="cpu"), folder, count=max(options.resident) + 1, r=options.r)
+        ours = VisionLanguageModel(load_base(path, device="cpu"), registry=AdapterRegistry())
+        theirs = PeftModel.from_pretrained(load_base(path, device="cpu").model, adapters.folder, adapter_name="a0")
+        check_equal(ours, theirs, adapters)
+        switching, loading = {}, {}
+        for count in options.resident:
+            make_resident(ours, theirs, adapters, count)
+            switching[count] = measure_switch(ours, theirs, adapters, count, rounds=options.rounds)
+            loading[count] = measure_cold(ours, theirs, adapters, rounds=options.rounds)
+            print(f"{count} resident: switched {options.rounds} times, loaded {options.rounds} times", flush=True)
+        probed = [measure_probe(ours, adapters) for _ in range(options.probes)]
+    reached = figures(switching, loading, probed)
+    print(table(reached, switching, loading))
+    if options.json:
+        details = {
+            "machine": machine(torch.device("cpu")),
+            "model": SETUPS[options.model].title,
+            "r": options.r,
+            "rounds": options.rounds,
+            "switching": {str(count): times for count, times in switching.items()},
+            "loading": {str(count): times for count, times in loading.items()},
+            "with_probe": probed,
+        }
+        options.json.write_text(json.dumps(reached | {"details": details}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def make_adapters(base: Base, folder: Path, *, count: int, r: int) -> Adapters:
+    """Saves a LoRA on all linear modules of the language model, with random weights, and publishes it ``count`` times.
+
+    Args:
+        base: what it belongs to; it is as it was afterwards.
+        folder: for what is saved.
+        count: names that it is published under.
+        r: its rank.
+    """
+    recipe = parse_recipe(
+        {
+            "name": "adapter",
+            "domain": "bench",
+            "model": {"name_or_path": base.path},
+            "method": {"name": "lora", "r": r, "lora_alpha": 2 * r},
+            "data": {"source": "procedural", "name": "medical"},
+            "train": {"max_steps": 1},
+        },
+        source="benchmarks.swap",
+    )
+    attachment = attach(base.host, recipe.method)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in attachment.parameters.values():
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    attachment.freeze()
+    probe = probe_effect(base, attachment)
+    saved = folder / "adapter"
+    manifest = save_adapter(saved, recipe, base, attachment, {}, None, None, probe=probe, steps=0)
+    detach(base.model)
+    registry, refs = AdapterRegistry(), []
+    named = folder / "named"
+    shutil.copytree(saved, named)
+    for number in range(count):
+        one = AdapterManifest.model_validate(manifest.model_dump() | {"name": f"adapter-{number}"})
+        (named / MANIFEST_NAME).write_bytes(one.to_bytes())
+        refs.append(registry.publish(named, aliases=["prod"]).full_name + "@prod")
+    (saved / MANIFEST_NAME).unlink()  # PEFT knows nothing of it
+    return Adapters(folder=saved, refs=refs)
+
+
+def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters) -> None:
+    """Checks that both compute the same, bit for bit, with the same adapter.
+
+    Raises:
+        BenchmarkError: they do not.
+    """
+    with ours.using(adapters.refs[0]):
+        mine = _forward(ours.model)
+    if not torch.equal(mine, _forward(theirs)) or torch.equal(mine, _forward(ours.model)):
+        raise BenchmarkError("the adapter does not do the same here and in PEFT, so there is nothing to compare")
+
+
+def make_resident(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int) -> None:
+    """Has the first ``count`` adapters resident in both; as all are the same, the first one is probed for all."""
+    for number in range(count):
+        ref = adapters.refs[number]
+        if number:
+            keep_receipt(ours.base, AdapterRegistry().resolve(ref).digest, ours.switcher.residents[0].probe)
+        ours.add(ref)
+        if f"a{number}" not in theirs.peft_config:
+            theirs.load_adapter(str(adapters.folder), adapter_name=f"a{number}")
+
+
+def measure_switch(
+    ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int, *, rounds: int
+) -> Times:
+    """Times switches to one resident adapter of ``count`` after the other, in alternating rounds.
+
+    Ours is a whole ``with using(ref)`` by name, from looking up the alias to leaving the block. ``ours_resident`` is
+    the same where the adapter is given and not looked up. Each has a forward of one token after it, timed apart, which
+    would show what was put off until then, and ``base_forward`` is that of the plain base.
+    """
+    times: Times = {
+        who: [] for who in ("ours", "peft", "ours_resident", "ours_forward", "peft_forward", "base_forward")
+    }
+    residents = [ours.add(ref) for ref in adapters.refs[:count]]
+    for number in range(-1, rounds):  # the first one warms up
+        which = number % count
+        found = {"base_forward": _timed(lambda: _forward(ours.model))}
+        found["peft"] = _timed(lambda which=which: theirs.set_adapter(f"a{which}"))
+        found["peft_forward"] = _timed(lambda: _forward(theirs))
+        for who, target in (("ours_resident", residents[which]), ("ours", adapters.refs[which])):
+            begun = time.perf_counter()
+            with ours.using(target):
+                entered = time.perf_counter()
+                _forward(ours.model)
+                done = time.perf_counter()
+            found[who] = entered - begun + time.perf_counter() - done
+            found["ours_forward"] = done - entered
+        if number >= 0:
+            for who, seconds in found.items():
+                times[who].append(seconds)
+    return times
+
+
+def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, *, rounds: int) -> Times:
+    """Times loading one more adapter, in alternating rounds; it is removed again after each, untimed.
+
+    Ours is ``add`` by name from the local registry, its probe's receipt present. The floor reads the weights' file,
+    hashes it and copies it once.
+    """
+    times: Times = {"ours": [], "peft": [], "floor": []}
+    ref, file = adapters.refs[-1], adapters.folder / WEIGHTS_NAME
+    ours.remove(ours.add(ref))  # leaves the receipt
+    for number in range(-1, rounds):
+        found = {"floor": _timed(lambda: _floor(file))}
+        begun = time.perf_counter()
+        resident = ours.add(ref)
+        found["ours"] = time.perf_counter() - begun
+        ours.remove(resident)
+        found["peft"] = _timed(lambda: theirs.load_adapter(str(adapters.folder), adapter_name="more"))
+        theirs.delete_adapter("more")
+        if number >= 0:
+            for who, seconds in found.items():
+                times[who].append(seconds)
+    return times
+
+
+def measure_probe(ours: VisionLanguageModel, adapters: Adapters) -> float:
+    """Returns the seconds of a load that finds no receipt."""
+    shutil.rmtree(cache_home() / "probes")
+    begun = time.perf_counter()
+    resident = ours.add(adapters.refs[-1])
+    seconds = time.perf_counter() - begun
+    ours.remove(resident)
+    return seconds
+
+
+def figures(switching: dict[int, Times], loading: dict[int, Times], probed: Sequence[float]) -> dict[str, float]:
+    """Returns the ratios of medians; where several counts of residents were measured, the worst of them."""
+    switch = {count: median(times["ours"]) for count, times in switching.items()}
+    out = {f"switch_ms_{count}": 1e3 * seconds for count, seconds in switch.items()}
+    out["switch_growth"] = switch[max(switch)] / switch[min(switch)]
+    out["switch_vs_peft"] = min(median(times["peft"]) / switch[count] for count, times in switching.items())
+    out["cold_vs_floor"] = max(median(times["ours"]) / median(times["floor"]) for times in loading.values())
+    out["cold_vs_peft"] = min(median(times["peft"]) / median(times["ours"]) for times in loading.values())
+    out["cold_with_probe_ms"] = 1e3 * median(probed)
+    return out
+
+
+def table(reached: dict[str, float], switching: dict[int, Times], loading: dict[int, Times]) -> str:
+    """Returns everything as text."""
+    lines = []
+    for title, found in (("switching", switching), ("loading one more", loading)):
+        who = list(next(iter(found.values())))
+        lines += ["", f"{title + ', ms':24}" + "".join(f"{name:>15}" for name in who)]
+        for count, times in found.items():
+            lines.append(f"{count:>3} resident{'':12}" + "".join(f"{1e3 * median(times[name]):>15.3f}" for name in who))
+    lines += ["", f"{'':24}{'reached':>10}  wanted"]
+    for name, value in reached.items():
+        verdict = ""
+        if (wanted := WANTED.get(name)) is not None:
+            at_most = name in _AT_MOST
+            enough = value <= wanted if at_most else value >= wanted
+            verdict = f"{'<=' if at_most else '>='} {wanted:g}: {'yes' if enough else 'no'}"
+        lines.append(f"{name:24}{value:>10.3g}  {verdict}")
+    return "\n".join(lines)
+
+
+def _floor(file: Path) -> tuple[str, torch.Tensor]:
+    data = bytearray(file.read_bytes())
+    return hashlib.sha256(data).hexdigest(), torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _forward(model: Any) -> torch.Tensor:
+    """Returns the logits of one token, for which the layers' own overhead counts most."""
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([[5]]), use_cache=False).logits
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.swap", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--model", choices=SETUPS, default="b", help="(b)")
+    parser.add_argument("--resident", default="1,8,64", help="how many adapters there are to switch between (1,8,64)")
+    parser.add_argument("--r", type=int, default=16, help="rank (16)")
+    parser.add_argument("--rounds", type=int, default=15, help="that count, of everything; one more warms up (15)")
+    parser.add_argument("--probes", type=int, default=3, help="loads without a receipt (3)")
+    options = parser.parse_args(arguments)
+    options.resident = [int(number) for number in options.resident.split(",")]
+    if min(options.resident) < 1 or options.rounds < 1 or options.probes < 1:
+        parser.error("--resident, --rounds and --probes must be at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
+    try:
+        sys.exit(main())
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")

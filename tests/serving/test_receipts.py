@@ -1,0 +1,108 @@
+"""A probe that passed here leaves a receipt; nothing else is skipped for it, and a bad one is as none."""
+
+import shutil
+
+import pytest
+import torch
+
+from finetune.adapters.folder import file_entries, read_folder, weights_bytes
+from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
+from finetune.build import Base, load_base
+from finetune.cache import cache_home
+from finetune.errors import IntegrityError, ManifestError, ProbeError
+from finetune.serving.app import VisionLanguageModel
+from tests.serving.adapters import make_adapter
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_fast_vlm, tmp_path_factory):
+    """A base and an adapter's folder."""
+    base = load_base(str(tiny_fast_vlm), device="cpu")
+    return base, make_adapter(base, "lora", tmp_path_factory.mktemp("saved") / "lora")
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """Counts how often the probe's row goes through a model."""
+    runs = []
+    probe = Base.probe
+    monkeypatch.setattr(Base, "probe", lambda self, *args: runs.append(1) or probe(self, *args))
+    return runs
+
+
+def receipts():
+    return sorted((cache_home() / "probes").glob("*.json"))
+
+
+def test_the_second_load_does_not_probe(saved, probes):
+    base, folder = saved
+    first = VisionLanguageModel(base).add(folder)
+    assert len(probes) == 2 and len(receipts()) == 1
+    again = VisionLanguageModel(base).add(folder)
+    assert len(probes) == 2 and again.probe == first.probe
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"verdict": "failed", "difference": 0.0}',
+        '{"verdict": "passed"}',
+        '{"verdict": "passed", "difference": "0"}',
+        "\udcff",
+    ],
+)
+def test_a_receipt_that_says_nothing_is_as_none(saved, probes, text):
+    base, folder = saved
+    VisionLanguageModel(base).add(folder)
+    (receipt,) = receipts()
+    right = receipt.read_bytes()
+    receipt.write_bytes(text.encode(errors="surrogateescape"))
+    VisionLanguageModel(base).add(folder)
+    assert len(probes) == 4 and receipt.read_bytes() == right
+
+
+def test_another_dtype_or_version_is_probed_anew(saved, probes, monkeypatch):
+    base, folder = saved
+    VisionLanguageModel(base).add(folder)
+    VisionLanguageModel(load_base(base.path, device="cpu", dtype="bfloat16")).add(folder)
+    assert len(probes) == 4
+    monkeypatch.setattr("finetune.serving.receipts._versions", lambda: ["0", "0", "0"])
+    VisionLanguageModel(base).add(folder)
+    assert len(probes) == 6 and len(receipts()) == 3
+
+
+def test_what_fails_leaves_no_receipt(saved, probes, tmp_path):
+    base, folder = saved
+    good = read_folder(folder)
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    weights = weights_bytes({name: torch.zeros_like(tensor) for name, tensor in good.tensors.items()})
+    entries = file_entries(weights, (folder / CONFIG_NAME).read_bytes())
+    data = good.manifest.model_dump() | {"files": {name: entry.model_dump() for name, entry in entries.items()}}
+    (bad / WEIGHTS_NAME).write_bytes(weights)
+    (bad / MANIFEST_NAME).write_bytes(AdapterManifest.model_validate(data).to_bytes())
+    for _ in range(2):
+        with pytest.raises(ProbeError, match="its effect on the probe is 0"):
+            VisionLanguageModel(base).add(bad)
+    assert receipts() == [] and len(probes) == 4
+
+
+@pytest.mark.parametrize("damage", ["a byte", "the end", "the config"])
+def test_a_receipt_lets_no_other_bytes_pass(saved, tmp_path, damage):
+    base, folder = saved
+    VisionLanguageModel(base).add(folder)
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    name = CONFIG_NAME if damage == "the config" else WEIGHTS_NAME
+    data = bytearray((bad / name).read_bytes())
+    if damage == "the end":
+        del data[-4:]
+    else:
+        data[-5] ^= 1
+    (bad / name).write_bytes(data)
+    with pytest.raises((IntegrityError, ManifestError), match="not the file that was saved"):
+        VisionLanguageModel(base).add(bad)
