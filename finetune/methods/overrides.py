@@ -11,6 +11,7 @@ from torch import nn
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
 from finetune.methods.reach import unreached_parameters
+from finetune.methods.targets import is_inside_a_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,18 +76,20 @@ class Overrides:
         Raises:
             ManifestError: one is missing on this base, or is neither the projector's nor a norm's.
         """
-        names = description.options.get("parameters")
-        if set(description.options) != {"parameters"} or not isinstance(names, list) or not names:
+        parameters = description.options.get("parameters")
+        if set(description.options) != {"parameters"} or not isinstance(parameters, list) or not parameters:
             raise ManifestError("the options of overrides are a list of parameters")
+        if sorted(map(str, parameters)) != sorted(description.names):
+            raise ManifestError("the parameters of overrides are not those that their modules name")
         expected = {}
-        for name in names:
+        for tower, name in ((tower, name) for tower, names in description.modules.items() for name in names):
             try:
                 place = _Place.find(model, name)
             except (AttributeError, KeyError):
                 raise ManifestError(f"this base has no parameter {name!r}, which the adapter replaces") from None
-            in_projector = name.startswith(tuple(f"{path}." for path in towers.projector))
-            in_language = name.startswith(tuple(f"{path}." for path in towers.language))
-            if not in_projector and not (_is_norm(place.module) and in_language):
+            inside = name.startswith(tuple(f"{path}." for path in getattr(towers, tower)))
+            allowed = tower == "projector" or (tower == "language" and _is_norm(place.module))
+            if not inside or not allowed or is_inside_a_layer(model, name.rpartition(".")[0]):
                 raise ManifestError(f"{name!r} is neither the projector's nor a norm of the language tower")
             expected[name] = tuple(place.original.shape)
         return expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from finetune.errors import MethodError
@@ -41,6 +42,13 @@ def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[st
             raise MethodError(f"method.towers.{tower}: the forward uses none of its {len(names)} linear modules")
         resolved[tower] = [name for name in names if name not in unused]
     return resolved, notes
+
+
+def is_inside_a_layer(model: nn.Module, name: str) -> bool:
+    """Tells whether a name leads into an adapter's own layer, as another adapter's lora_A does."""
+    parts = name.split(".")
+    parents = (".".join(parts[:i]) for i in range(1, len(parts)))
+    return any(isinstance(model.get_submodule(parent), BaseTunerLayer) for parent in parents)
 
 
 def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: TowerTarget) -> list[str]:

@@ -237,6 +237,13 @@ class VisionLanguageModel:
             self.switcher.resident.add(name)
             self.switcher.refresh()
             verdict = self._probe(manifest, name)
+            if verdict.verdict == "inconclusive":
+                # Inside, as a warning may be an error.
+                warnings.warn(
+                    f"{ref}: its effect on the probe is below the noise of {self.model.dtype}, so it could not be "
+                    "verified that it does what it did when it was saved",
+                    stacklevel=2,
+                )
         except BaseException:
             self.switcher.resident.discard(name)
             self.switcher.active = before
@@ -244,12 +251,6 @@ class VisionLanguageModel:
             self.switcher.refresh()
             raise
         self.switcher.use(before)
-        if verdict.verdict == "inconclusive":
-            warnings.warn(
-                f"{ref}: its effect on the probe is below the noise of {self.model.dtype}, so it could not be verified "
-                "that it does what it did when it was saved",
-                stacklevel=2,
-            )
         return Resident(ref, name, manifest, placeholders(manifest.adapter), verdict)
 
     def _probe(self, manifest: AdapterManifest, name: str) -> ProbeResult:

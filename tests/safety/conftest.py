@@ -1,0 +1,50 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory):
+    """One tiny base for all cases: each shows afterwards that it left everything as it was."""
+    from finetune.serving.loading import load
+    from tests.matrix import LORA, PROMPT, train_cell
+    from tests.safety.watching import Stage
+    from tests.tiny import FAMILIES
+
+    everywhere = {**LORA, "towers": {"vision": "all-linear", "projector": "all-linear"}}
+    methods = {
+        "lora": everywhere,
+        "parts": [LORA, PROMPT, {"name": "overrides", "parameters": ["projector", "norms"]}],
+        "neighbour": [{**everywhere, "use_dora": True}, PROMPT, {"name": "overrides", "parameters": ["norms"]}],
+    }
+    root = tmp_path_factory.mktemp("safety")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(root / "home"))
+        patch.setenv("FINETUNE_CACHE", str(root / "cache"))
+        base = FAMILIES["qwen2_5_vl"](root / "base")
+        folders = {name: root / name / "adapter" for name in methods}
+        for name, method in methods.items():
+            train_cell(base, method, root / name)
+        neighbour = folders.pop("neighbour")
+        return Stage(load(neighbour, base=str(base), device="cpu"), base, neighbour, folders)
+
+
+@pytest.fixture
+def canary(tmp_path):
+    """A file that must not appear."""
+    return tmp_path / "canary"
+
+
+@pytest.fixture
+def refused(stage, tmp_path, canary):
+    """Returns a function that offers the forgery of a case, checks the refusal, and that nothing was harmed."""
+    from tests.safety.watching import MAX_MESSAGE
+
+    def offer(case, act=None):
+        folder = case.make(stage.good[case.of], tmp_path / "adapter")
+        with stage.unharmed(folder, canary):
+            with pytest.raises(case.error, match=case.message) as caught:
+                (act or stage.vlm.add)(folder)
+        text = str(caught.value)
+        assert type(caught.value) is case.error
+        assert text.isprintable() and len(text) <= MAX_MESSAGE, f"{len(text)} characters: {text[:2000]!r}"
+
+    return offer

@@ -1,0 +1,119 @@
+"""What watches over the cases can fail: each kind of harm, done on purpose, is seen."""
+
+import pickle
+import time
+
+import pytest
+import torch
+
+from tests.safety.forging import pickled
+from tests.safety.watching import MAX_SECONDS, ROOM_BYTES, bounded
+
+
+def test_a_payload_really_writes(canary):
+    payload = pickled(canary)
+    assert not canary.exists()
+    pickle.loads(payload).close()
+    assert canary.exists()
+
+
+def test_memory_and_time_are_bounded():
+    with pytest.raises(AssertionError, match="memory grew by"), bounded(ROOM_BYTES):
+        torch.ones(2 * ROOM_BYTES // 4)
+    with pytest.raises(AssertionError, match="memory grew by"), bounded(ROOM_BYTES):
+        bytes(2 * ROOM_BYTES).replace(b"\0", b"1")
+    with bounded(3 * ROOM_BYTES):
+        torch.ones(2 * ROOM_BYTES // 4)
+    with pytest.raises(AssertionError, match="s of CPU"), bounded(ROOM_BYTES):
+        start = time.process_time()
+        while time.process_time() < start + MAX_SECONDS + 0.1:
+            pass
+
+
+def change_a_weight(vlm, undo):
+    bias = next(parameter for name, parameter in vlm.model.named_parameters() if name.endswith("bias"))
+    before = bias.data.clone()
+    undo.append(lambda: bias.data.copy_(before))
+    bias.data.view(-1)[0] += 1e-6
+
+
+def change_a_neighbours_weight(vlm, undo):
+    neighbour = next(p for name, p in vlm.model.named_parameters() if "tuned_prompts" in name)
+    before = neighbour.data.clone()
+    undo.append(lambda: neighbour.data.copy_(before))
+    neighbour.data.mul_(1.0001)
+
+
+def leave_a_module(vlm, undo):
+    vlm.model.model.add_module("ghost", torch.nn.Identity())
+    undo.append(lambda: delattr(vlm.model.model, "ghost"))
+
+
+def leave_a_hook(vlm, undo):
+    undo.append(vlm.model.model.register_forward_hook(lambda *args: None).remove)
+
+
+def leave_a_buffer(vlm, undo):
+    vlm.model.register_buffer("ghost", torch.zeros(1))
+    undo.append(lambda: delattr(vlm.model, "ghost"))
+
+
+def leave_an_entry(vlm, undo):
+    vlm._residents["ghost"] = None
+    undo.append(lambda: vlm._residents.pop("ghost"))
+
+
+def leave_a_name(vlm, undo):
+    vlm.switcher.resident.add("ghost")
+    undo.append(lambda: vlm.switcher.resident.remove("ghost"))
+
+
+def replace_a_forward(vlm, undo):
+    vlm.model.lm_head.forward = lambda x: torch.nn.Linear.forward(vlm.model.lm_head, x)
+    undo.append(lambda: vlm.model.lm_head.__dict__.pop("forward"))
+
+
+def switch_off(vlm, undo):
+    vlm.use(None)
+
+
+HARMS = [
+    (change_a_weight, "changed: "),
+    (change_a_neighbours_weight, "changed: "),
+    (leave_a_module, "a ghost at "),
+    (leave_a_hook, "a ghost at "),
+    (leave_a_buffer, "tensors came or went"),
+    (leave_an_entry, "a ghost at "),
+    (leave_a_name, "a ghost at "),
+    (replace_a_forward, "a ghost at "),
+    (switch_off, "another adapter became active"),
+]
+
+
+@pytest.mark.parametrize(("harm", "message"), HARMS, ids=lambda value: getattr(value, "__name__", None))
+def test_harm_is_seen(stage, tmp_path, canary, harm, message):
+    undo = []
+    with pytest.raises(AssertionError, match=message), stage.unharmed(tmp_path, canary):
+        harm(stage.vlm, undo)
+    for each in undo:
+        each()
+    stage.vlm.use(stage.neighbour)
+    stage.check_untouched()
+
+
+def test_a_ghost_of_an_adapter_is_seen(stage, tmp_path, canary):
+    with pytest.raises(AssertionError, match="came or went|a ghost at"), stage.unharmed(tmp_path, canary):
+        resident = stage.vlm.add(stage.good["lora"])
+    stage.evict(resident)
+    stage.check_untouched()
+
+
+def test_an_execution_is_seen(stage, tmp_path, canary):
+    with pytest.raises(AssertionError, match="something was executed"), stage.unharmed(tmp_path, canary):
+        pickle.loads(pickled(canary)).close()
+
+
+def test_the_good_ones_load(stage):
+    for name in stage.good:
+        stage.check_next(name)
+    stage.check_untouched()
