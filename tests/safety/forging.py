@@ -153,7 +153,9 @@ def nothing(forgery: Forgery) -> None:
     """Changes nothing: the case is about what comes after."""
 
 
-class _Payload:
+class Payload:
+    """What writes ``canary`` when somebody reads it back from a pickle."""
+
     def __init__(self, canary: Path):
         self.canary = canary
 
@@ -163,4 +165,4 @@ class _Payload:
 
 def pickled(canary: Path) -> bytes:
     """Returns a pickle that writes ``canary`` when it is read."""
-    return pickle.dumps(_Payload(canary))
+    return pickle.dumps(Payload(canary))

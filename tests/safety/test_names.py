@@ -1,5 +1,7 @@
 """Names that lead elsewhere: as a reference, in a manifest, as an alias, and when they are published."""
 
+import os.path
+
 import pytest
 
 from finetune.adapters.reference import AdapterRef
@@ -39,8 +41,10 @@ SURROGATE = "a\ud800"  # not even UTF-8
 
 
 @pytest.mark.parametrize("name", [*NAMES.values(), SURROGATE], ids=[*NAMES, "surrogate"])
-def test_as_a_reference(stage, tmp_path, canary, name):
-    for ref in (f"{name}/cell", f"testing/{name}", name, f"testing/cell@{name}/"):
+def test_as_a_reference(stage, tmp_path, canary, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    refs = (f"{name}/cell", f"testing/{name}", name, f"testing/cell@{name}/")
+    for ref in (ref for ref in refs if not os.path.isdir(ref)):  # such as "..": a folder that its user names
         with (
             stage.unharmed(tmp_path, canary),
             pytest.raises(AdapterReferenceError, match="is no adapter ref") as caught,
@@ -76,7 +80,9 @@ def test_published(refused, tmp_path, case):
     assert not (tmp_path / "registry").exists(), "nothing was written"
 
 
-@pytest.mark.parametrize("name", set(NAMES.values()) - {"con", "a.b", "lpt1"}, ids=lambda name: repr(name)[:20])
+@pytest.mark.parametrize(
+    "name", set(NAMES.values()) - {"con", "a.b", "lpt1", "lora_"}, ids=lambda name: repr(name)[:20]
+)
 def test_as_an_alias(refused, tmp_path, name):
     registry = AdapterRegistry(tmp_path / "registry")
     case = Case("alias", nothing, AdapterReferenceError, "is no alias: an alias is a letter a-z")

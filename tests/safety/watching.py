@@ -18,7 +18,9 @@ from finetune.serving.app import Resident, VisionLanguageModel
 
 MAX_SECONDS = 2.0  # of CPU, which other processes of a busy machine do not use up
 ROOM_BYTES = 24 * 2**20  # beside twice the size of the adapter: for what Python and torch keep
-MAX_MESSAGE = 1000
+MAX_MESSAGE = 1500
+# A registry is not looked into: it remembers which names it was asked for.
+_OURS = tuple(f"finetune.{room}" for room in ("adapters", "build", "data", "families", "methods", "serving"))
 _HANGS_SECONDS = 60  # of wall clock: longer than any of this takes on a busy machine
 
 
@@ -160,7 +162,7 @@ def census(vlm: VisionLanguageModel) -> dict[str, object]:
             items = thing.items() if isinstance(thing, dict) else enumerate(thing)
             # An id among the keys differs from one time to the next.
             todo += [(f"{path}.{n if isinstance(key, int) else key}", v) for n, (key, v) in enumerate(items)]
-        elif isinstance(thing, nn.Module) or type(thing).__module__.startswith("finetune."):
+        elif isinstance(thing, nn.Module) or type(thing).__module__.startswith(_OURS):
             attributes = getattr(thing, "__dict__", {})
             found[path] = (type(thing).__name__, len(attributes))
             todo += [(f"{path}.{key}", value) for key, value in attributes.items()]
