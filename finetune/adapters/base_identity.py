@@ -113,7 +113,7 @@ def identify_processor(name_or_path: str, *, revision: str | None = None, chat_t
 
 def require_same_base(wanted: BaseIdentity, live: BaseIdentity) -> None:
     """Raises BaseMismatchError that names the first difference."""
-    if wanted.digest == live.digest:
+    if wanted.digest == live.digest and wanted.model_type == live.model_type:
         return
     if wanted.model_type != live.model_type:
         what = f"its model_type is {live.model_type}, not {wanted.model_type}"

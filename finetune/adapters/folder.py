@@ -144,11 +144,9 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
         ManifestError: duplicate or strange keys, or a tensor that the table does not list just so.
     """
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
-    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8) or data[8:9] != b"{":
         raise ManifestError(f"{source}: not a safetensors file (header of {length} bytes)")
     header = strict_json(data[8 : 8 + length], source=source, max_bytes=MAX_HEADER_BYTES)
-    if not isinstance(header, dict):
-        raise ManifestError(f"{source}: the header is not an object")
     header.pop("__metadata__", None)  # nothing here reads it
     missing, extra = sorted(set(table) - set(header)), sorted(set(header) - set(table))
     if missing or extra:

@@ -262,6 +262,8 @@ class AdapterManifest(_Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
+            if (count := error.error_count()) > 1000:  # a list of them all takes a kilobyte each
+                raise ManifestError(f"{source}: not a manifest of schema 1: {count} fields are wrong") from None
             first = error.errors(include_url=False, include_context=False, include_input=False)[:3]
             problems = "; ".join(
                 f"{plain('.'.join(str(p) for p in e['loc'])) or 'top level'}: {plain(e['msg'])}" for e in first

@@ -6,7 +6,7 @@ from typing import Any
 from finetune.errors import ManifestError, brief
 
 MAX_DEPTH = 32  # levels
-MAX_VALUES = 250_000  # objects in memory take many times the bytes that the shortest of them, ``[]``, takes in a file
+MAX_VALUES = 150_000  # objects in memory take many times the bytes that the shortest of them, ``[]``, takes in a file
 
 
 def canonical_json(value: Any) -> bytes:

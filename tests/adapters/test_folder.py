@@ -52,8 +52,8 @@ def test_a_good_header_passes_and_equal_tensors_give_equal_bytes():
         (with_header(edit(data_offsets=[-24, 0])), "do not follow those before it"),
         (weights_bytes(TENSORS) + b"\0\0\0\0", "its header accounts for"),
         (weights_bytes(TENSORS)[:-4], "its header accounts for"),
-        (with_header(lambda t: "[" * 3000), "nested deeper than 32 levels"),
-        (with_header(lambda t: "[1]"), "the header is not an object"),
+        (with_header(lambda t: '{"a":' + "[" * 3000), "nested deeper than 32 levels"),
+        (with_header(lambda t: "[1]"), "not a safetensors file"),
     ],
 )
 def test_a_strange_header_is_refused_before_any_tensor_is_made(data, message):
@@ -70,7 +70,7 @@ def test_a_strange_header_is_refused_before_any_tensor_is_made(data, message):
         (b'"\\ud800"', "not JSON"),
         (b"[" * 100_000, "nested deeper than 32 levels"),
         (b"[" * 33 + b"]" * 33, "nested deeper than 32 levels"),
-        (b"[" + b"0," * 250_000 + b"0]", "more than 250000 values"),
+        (b"[" + b"0," * 150_000 + b"0]", "more than 150000 values"),
         ('{"a": 1}'.encode("utf-16"), "not JSON"),
         ("\ufeff{}".encode(), "not JSON"),
         (b" " * 200, "200 bytes; at most 100"),

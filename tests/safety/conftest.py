@@ -35,12 +35,15 @@ def canary(tmp_path):
 
 @pytest.fixture
 def refused(stage, tmp_path, canary):
-    """Returns a function that offers the forgery of a case, checks the refusal, and that nothing was harmed."""
-    from tests.safety.watching import MAX_MESSAGE
+    """Returns a function that offers the forgery of a case, checks the refusal, and that nothing was harmed.
+
+    It is offered to the base; or to ``act``, such as a registry's publish, which has no base to harm.
+    """
+    from tests.safety.watching import MAX_MESSAGE, bounded
 
     def offer(case, act=None):
         folder = case.make(stage.good[case.of], tmp_path / "adapter")
-        with stage.unharmed(folder, canary):
+        with (bounded if act else stage.unharmed)(folder, canary):
             with pytest.raises(case.error, match=case.message) as caught:
                 (act or stage.vlm.add)(folder)
         text = str(caught.value)

@@ -226,6 +226,6 @@ def test_what_a_manifest_does_not_list_is_never_opened(stage, tmp_path, canary, 
     path = Case("x", nothing, ManifestError, "").make(stage.good["lora"], tmp_path / "adapter")
     put(path)
     with stage.unharmed(path, canary):
-        resident = stage.vlm.add(path)
-        assert torch.equal(stage.answer(path), stage.answers["lora"])
-        stage.evict(resident)
+        with stage.vlm.using(path):
+            assert torch.equal(stage.answer(), stage.answers["lora"])
+        stage.evict(stage.vlm.add(path))

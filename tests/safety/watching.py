@@ -17,7 +17,7 @@ from finetune.methods.adapter import detach
 from finetune.serving.app import Resident, VisionLanguageModel
 
 MAX_SECONDS = 2.0  # of CPU, which other processes of a busy machine do not use up
-ROOM_BYTES = 24 * 2**20  # beside twice the size of the adapter: for what Python and torch keep
+ROOM_BYTES = 64 * 2**20  # beside twice the size of the adapter: for what Python and torch keep
 MAX_MESSAGE = 1500
 # A registry is not looked into: it remembers which names it was asked for.
 _OURS = tuple(f"finetune.{room}" for room in ("adapters", "build", "data", "families", "methods", "serving"))
@@ -45,18 +45,21 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.vlm.use(self.neighbour)
-        self.answers = {name: self.answer(folder) for name, folder in self.good.items()}
-        for folder in self.good.values():
+        self.answers = {}
+        for name, folder in self.good.items():
+            with self.vlm.using(folder):
+                self.answers[name] = self.answer()
             self.evict(self.vlm.add(folder))
         self.state = {name: tensor.clone() for name, tensor in _tensors(self.vlm.model)}
         self.census = census(self.vlm)
-        self.answers |= {"base": self.answer(None), "neighbour": self.answer(self.neighbour)}
+        self.answers["neighbour"] = self.answer()
+        with self.vlm.using(None):
+            self.answers["base"] = self.answer()
 
-    def answer(self, folder: Path | None) -> torch.Tensor:
-        """What the base makes of the probe with one adapter, or with none."""
-        with self.vlm.using(folder):
-            places = self.vlm.adapter.placeholders if self.vlm.adapter else None
-            return self.vlm.base.probe(0, places)
+    def answer(self) -> torch.Tensor:
+        """What the base makes of the probe with the adapter that is active."""
+        places = self.vlm.adapter.placeholders if self.vlm.adapter else None
+        return self.vlm.base.probe(0, places)
 
     def evict(self, resident: Resident) -> None:
         """Takes an adapter out again."""
@@ -77,37 +80,42 @@ class Stage:
         now = census(self.vlm)
         ghosts = [path for path in now.keys() | self.census.keys() if now.get(path) != self.census.get(path)]
         assert not ghosts, f"a ghost at {sorted(ghosts)[:3]}"
-        assert torch.equal(self.answer(None), self.answers["base"]), "the base answers otherwise"
-        assert torch.equal(self.answer(self.neighbour), self.answers["neighbour"]), "the neighbour answers otherwise"
+        assert torch.equal(self.answer(), self.answers["neighbour"]), "the neighbour answers otherwise"
+        with self.vlm.using(None):
+            assert torch.equal(self.answer(), self.answers["base"]), "the base answers otherwise"
 
     def check_next(self, name: str) -> None:
         """A good adapter loads and answers as it did, and can be taken out again."""
-        folder = self.good[name]
-        resident = self.vlm.add(folder)
-        assert resident.probe.verdict == "passed"
-        assert torch.equal(self.answer(folder), self.answers[name]), "the next good adapter answers otherwise"
+        with self.vlm.using(self.good[name]):
+            resident = self.vlm.adapter
+            assert resident and resident.probe.verdict == "passed"
+            assert torch.equal(self.answer(), self.answers[name]), "the next good adapter answers otherwise"
         self.evict(resident)
 
     @contextmanager
     def unharmed(self, folder: Path, canary: Path) -> Iterator[None]:
-        """Measures the block, then looks at everything.
-
-        Args:
-            folder: of what is offered; its size bounds the memory.
-            canary: a file that appears when a payload was executed.
-        """
-        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
-        with bounded(2 * size + ROOM_BYTES):
-            yield
-        assert not canary.exists(), "something was executed"
-        self.check_untouched()
-        self.check_next("lora")
-        self.check_untouched()
+        """Bounds the block, then looks at everything."""
+        try:
+            with bounded(folder, canary):
+                yield
+            self.check_untouched()
+            self.check_next("lora")
+        finally:
+            for resident in list(self.vlm._residents.values()):
+                if resident and resident.ref != str(self.neighbour):
+                    self.evict(resident)  # one that was let in fails its own case, not those after it
 
 
 @contextmanager
-def bounded(max_bytes: int) -> Iterator[None]:
-    """Asserts that the block takes at most ``MAX_SECONDS`` of CPU, and that memory never grew by more than given."""
+def bounded(folder: Path, canary: Path) -> Iterator[None]:
+    """Asserts that the block takes little time and memory, and executes nothing.
+
+    Args:
+        folder: of what is offered; memory may grow by ``ROOM_BYTES`` and twice its size.
+        canary: a file that appears when a payload was executed.
+    """
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
+    max_bytes = 2 * size + ROOM_BYTES
 
     def stop(number: int, frame: object) -> None:
         raise TimeoutError(f"hangs: more than {_HANGS_SECONDS} s")
@@ -122,6 +130,7 @@ def bounded(max_bytes: int) -> Iterator[None]:
         seconds, grown = time.process_time() - start, _peak() - peak
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+    assert not canary.exists(), "something was executed"
     assert seconds <= MAX_SECONDS, f"took {seconds:.1f} s of CPU"
     assert grown <= max_bytes, f"memory grew by {grown} bytes; at most {max_bytes} may be"
 
