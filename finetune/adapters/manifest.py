@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from finetune.adapters.fields import FileName, ModulePath, NamePart, Sha256, Text, Word
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
+from finetune.fields import FileName, ModulePath, NamePart, NumTokens, Sha256, Text, Word
 
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -107,7 +107,7 @@ class AdapterDescription(_Part):
 class GenerationSettings(_Part):
     """How an answer is decoded; anything else is as the base's generation config says."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
+    max_new_tokens: NumTokens
     do_sample: Literal[False] = False
     num_beams: Literal[1] = 1
 
@@ -156,8 +156,8 @@ class TrainingRecord(_Part):
     streamed: list[Word] = []  # splits whose digest is of their files' versions, and whose rows are those the run read
     seed: int
     steps: int
-    task: Word
-    domain: Word
+    task: Text
+    domain: Text
 
 
 ProbeRow = Annotated[list[float], Field(min_length=1, max_length=64)]

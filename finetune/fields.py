@@ -1,4 +1,7 @@
-"""What the strings of a manifest may be: each is bounded, and none can lead out of where it is used."""
+"""What strings may be that come from elsewhere and go far: bounded, and none leads out of where it is used.
+
+Recipes and manifests share them, so that a recipe is refused before it trains what could not be saved.
+"""
 
 from typing import Annotated
 
@@ -15,12 +18,13 @@ def _no_device(name: str) -> str:
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# Of the file beside the manifest; Windows drops a dot at the end.
+# Of a file beside a manifest; Windows drops a dot at the end.
 FileName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"), AfterValidator(_no_device)
 ]
 NamePart = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$"), AfterValidator(_no_device)]
-# A module, parameter or tensor in full, from the model down.
+# Of a module, parameter or tensor, from the model down.
 ModulePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*$", max_length=256)]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Text = Annotated[str, Field(max_length=65_536)]
+NumTokens = Annotated[int, Field(ge=1, le=100_000)]
