@@ -2,11 +2,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def stage(tmp_path_factory):
-    """One tiny base for all cases: each shows afterwards that it left everything as it was."""
-    from finetune.serving.loading import load
+def folders(tmp_path_factory):
+    """A tiny base and good adapters of it, by name."""
     from tests.matrix import LORA, PROMPT, train_cell
-    from tests.safety.watching import Stage
     from tests.tiny import FAMILIES
 
     everywhere = {**LORA, "towers": {"vision": "all-linear", "projector": "all-linear"}}
@@ -20,11 +18,28 @@ def stage(tmp_path_factory):
         patch.setenv("HOME", str(root / "home"))
         patch.setenv("FINETUNE_CACHE", str(root / "cache"))
         base = FAMILIES["qwen2_5_vl"](root / "base")
-        folders = {name: root / name / "adapter" for name in methods}
         for name, method in methods.items():
             train_cell(base, method, root / name)
-        neighbour = folders.pop("neighbour")
-        return Stage(load(neighbour, base=str(base), device="cpu"), base, neighbour, folders)
+    return {"base": base} | {name: root / name / "adapter" for name in methods}
+
+
+@pytest.fixture(scope="session")
+def stages():
+    """The stage of the test before, for the next one to take over."""
+    return []
+
+
+@pytest.fixture
+def stage(folders, stages):
+    """A base with a neighbour; kept between tests for as long as each shows that it left all as it was."""
+    from finetune.serving.loading import load
+    from tests.safety.watching import Stage
+
+    if not stages or not stages[-1].is_whole:
+        neighbour = folders["neighbour"]
+        good = {name: folders[name] for name in ("lora", "parts")}
+        stages[:] = [Stage(load(neighbour, base=str(folders["base"]), device="cpu"), folders["base"], neighbour, good)]
+    return stages[-1]
 
 
 @pytest.fixture

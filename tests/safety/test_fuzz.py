@@ -117,6 +117,7 @@ KINDS: dict[str, tuple[Callable[[random.Random, Forgery], None], str]] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_no_mutation_gets_in(stage, tmp_path, canary, name):
     mutate, of = KINDS[name]
+    stage.is_whole = False
     seen: Counter[str] = Counter()
     for seed in range(EACH):
         folder: Path = tmp_path / "adapter"
@@ -129,6 +130,7 @@ def test_no_mutation_gets_in(stage, tmp_path, canary, name):
         shutil.rmtree(folder)
     stage.check_untouched()
     stage.check_next(of)
+    stage.is_whole = True
     assert len(seen) >= 5, f"all end in the same few ways: {seen}"
 
 

@@ -44,14 +44,12 @@ SURROGATE = "a\ud800"  # not even UTF-8
 def test_as_a_reference(stage, tmp_path, canary, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     refs = (f"{name}/cell", f"testing/{name}", name, f"testing/cell@{name}/")
-    for ref in (ref for ref in refs if not os.path.isdir(ref)):  # such as "..": a folder that its user names
-        with (
-            stage.unharmed(tmp_path, canary),
-            pytest.raises(AdapterReferenceError, match="is no adapter ref") as caught,
-        ):
-            stage.vlm.add(ref)
-        text = str(caught.value)
-        assert text.isprintable() and len(text) < 1000 and "ns/name@prod (an alias)" in text
+    with stage.unharmed(tmp_path, canary):
+        for ref in (ref for ref in refs if not os.path.isdir(ref)):  # such as "..": a folder that its user names
+            with pytest.raises(AdapterReferenceError, match="is no adapter reference: ") as caught:
+                stage.vlm.add(ref)
+            text = str(caught.value)
+            assert text.isprintable() and len(text) < 1000 and "ns/name@prod (an alias)" in text
 
 
 def in_manifest(key, name):
