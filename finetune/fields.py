@@ -22,6 +22,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"), AfterValidator(_no_device)
 ]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$")]
 NamePart = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$"), AfterValidator(_no_device)]
 # Of a module, parameter or tensor, from the model down.
 ModulePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*$", max_length=256)]

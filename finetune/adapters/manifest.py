@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
-from finetune.fields import FileName, ModulePath, NamePart, NumTokens, Sha256, Text, Word
+from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, Word
 
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -36,9 +36,7 @@ class BaseIdentity(_Part):
     model_type: Word
     files: dict[FileName, Sha256] = Field(min_length=1, max_length=10_000)  # weight file name -> sha256
     config: Sha256  # of the canonical JSON of config.json
-    hub_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$")] | (
-        None
-    ) = None
+    hub_id: HubId | None = None
     revision: Word | None = None
 
     @property
@@ -72,9 +70,14 @@ class PartDescription(_Part):
     modules: dict[Literal["language", "projector", "vision"], Annotated[list[ModulePath], Field(max_length=20_000)]]
 
     @property
+    def places(self) -> list[tuple[str, str]]:
+        """Tower and full name of each thing that is adapted."""
+        return [(tower, name) for tower, names in self.modules.items() for name in names]
+
+    @property
     def names(self) -> list[str]:
-        """The full names of what is adapted, of all towers."""
-        return [name for names in self.modules.values() for name in names]
+        """The full names of what is adapted."""
+        return [name for _, name in self.places]
 
 
 class AdapterDescription(_Part):
@@ -86,7 +89,7 @@ class AdapterDescription(_Part):
 
     @field_validator("parts")
     @classmethod
-    def _each_method_once(cls, parts: list[PartDescription]) -> list[PartDescription]:
+    def _each_once(cls, parts: list[PartDescription]) -> list[PartDescription]:
         if len({part.method for part in parts}) != len(parts):
             raise ValueError("a method stands twice")
         names: set[str] = set()

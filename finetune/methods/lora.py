@@ -112,7 +112,7 @@ class Lora:
         options = description.options
         check_options(options, description.names)
         expected: dict[str, tuple[int, ...]] = {}
-        for tower, name in ((tower, name) for tower, names in description.modules.items() for name in names):
+        for tower, name in description.places:
             try:
                 module = model.get_submodule(name)
             except AttributeError:

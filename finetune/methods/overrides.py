@@ -82,7 +82,7 @@ class Overrides:
         if sorted(map(str, parameters)) != sorted(description.names):
             raise ManifestError("the parameters of overrides are not those that their modules name")
         expected = {}
-        for tower, name in ((tower, name) for tower, names in description.modules.items() for name in names):
+        for tower, name in description.places:
             try:
                 place = _Place.find(model, name)
             except (AttributeError, KeyError):

@@ -272,3 +272,28 @@ def test_code_beside_a_base_is_never_run(stage, tmp_path, canary, change):
         vlm = None
     assert not canary.exists()
     assert vlm is None or math.isfinite(float(torch.linalg.norm(vlm.base.probe(0))))
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "error", "message"),
+    [
+        ("nobody/evil", ModelError, "no model at 'nobody/evil'"),
+        ("evil", BaseMismatchError, "has not been used on this machine. Give its folder: base=PATH"),
+        (None, BaseMismatchError, "has not been used on this machine. Give its folder: base=PATH"),
+    ],
+)
+def test_a_manifest_does_not_choose_the_folder_of_its_base(
+    stage, tmp_path, canary, monkeypatch, hub_id, error, message
+):
+    """Not even where a folder of that name stands in the working directory, with code in it."""
+    base = changed_base(stage, tmp_path / "evil", lambda folder: model_code(stage, folder))
+    assert base.is_dir()
+    monkeypatch.chdir(tmp_path)
+
+    def elsewhere(forgery: Forgery) -> None:
+        forgery.manifest["base"] |= {"files": {"model.safetensors": ZERO}, "hub_id": hub_id}
+
+    folder = Case("elsewhere", elsewhere, error, "").make(stage.good["lora"], tmp_path / "adapter")
+    with pytest.raises(error, match=message):
+        load(folder, device="cpu")
+    assert not canary.exists()
