@@ -143,3 +143,15 @@ class StoreError(RegistryError, OSError):
 
 class LaunchError(FinetuneError, RuntimeError):
     """An environment that cannot run what was asked for."""
+
+
+def brief(value: object, limit: int = 120) -> str:
+    """Returns ``value`` for a message: as Python writes it, on one line, cut to ``limit`` characters."""
+    # What came from elsewhere may be long, and hold what a terminal obeys.
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def plain(text: str, limit: int = 200) -> str:
+    """Returns ``text`` for a message: as it stands, or as ``brief`` where it is long or not for a terminal."""
+    return text if text.isprintable() and len(text) <= limit else brief(text, limit)

@@ -5,9 +5,10 @@ import json
 import re
 from pathlib import Path
 
-from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, canonical_json, sha256_hex
+from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, sha256_hex
+from finetune.adapters.strict_json import canonical_json
 from finetune.cache import cache_home, write_note
-from finetune.errors import BaseMismatchError, ModelError
+from finetune.errors import BaseMismatchError, ModelError, brief
 
 # Keys of config.json that say how or by what it was saved, not what the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -112,12 +113,12 @@ def identify_processor(name_or_path: str, *, revision: str | None = None, chat_t
 
 def require_same_base(wanted: BaseIdentity, live: BaseIdentity) -> None:
     """Raises BaseMismatchError that names the first difference."""
-    if wanted.digest == live.digest:
+    if wanted.digest == live.digest and wanted.model_type == live.model_type:
         return
     if wanted.model_type != live.model_type:
         what = f"its model_type is {live.model_type}, not {wanted.model_type}"
     elif set(wanted.files) != set(live.files):
-        what = f"its weight files are {sorted(live.files)}, not {sorted(wanted.files)}"
+        what = f"its weight files are {brief(sorted(live.files), 300)}, not {brief(sorted(wanted.files), 300)}"
     elif wanted.files != live.files:
         name = next(name for name in sorted(wanted.files) if wanted.files[name] != live.files[name])
         what = f"{name} has sha256 {live.files[name][:16]}..., not {wanted.files[name][:16]}..."

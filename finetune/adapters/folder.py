@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import struct
 import tempfile
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,12 @@ from finetune.adapters.manifest import (
     AdapterManifest,
     FileEntry,
     TensorEntry,
-    canonical_json,
     sha256_hex,
-    strict_json,
 )
 from finetune.adapters.peft_format import peft_config, peft_type
+from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.adapters.tensors import DTYPES, tensors_of
-from finetune.errors import IntegrityError, ManifestError
+from finetune.errors import IntegrityError, ManifestError, brief, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 MAX_WEIGHTS_BYTES = 8 * 1024**3
 MAX_CONFIG_BYTES = 4 * 1024**2
 MAX_HEADER_BYTES = 4 * 1024**2
-_TENSOR_NAME = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
 _CAPS = {WEIGHTS_NAME: MAX_WEIGHTS_BYTES, CONFIG_NAME: MAX_CONFIG_BYTES}
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -178,32 +176,30 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
         ManifestError: duplicate or strange keys, or a tensor that the table does not list just so.
     """
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
-    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8) or data[8:9] != b"{":
         raise ManifestError(f"{source}: not a safetensors file (header of {length} bytes)")
     header = strict_json(data[8 : 8 + length], source=source, max_bytes=MAX_HEADER_BYTES)
-    if not isinstance(header, dict):
-        raise ManifestError(f"{source}: the header is not an object")
-    header.pop("__metadata__", None)
+    header.pop("__metadata__", None)  # nothing here reads it
     missing, extra = sorted(set(table) - set(header)), sorted(set(header) - set(table))
     if missing or extra:
         raise ManifestError(
-            f"{source}: {len(missing)} of the manifest's tensors are missing ({', '.join(missing[:3])}) and "
-            f"{len(extra)} are not in it ({', '.join(extra[:3])})"
+            f"{source}: {len(missing)} of the manifest's tensors are missing ({brief(missing[:3], 300)}) and "
+            f"{len(extra)} are not in it ({brief(extra[:3], 300)})"
         )
     end, offsets = 0, {}
     for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
-        if not _TENSOR_NAME.match(name):
-            raise ManifestError(f"{source}: {name!r} is not a tensor name")
         wanted = table[name]
-        if not isinstance(entry, dict) or entry.get("shape") != wanted.shape or entry.get("dtype") != wanted.dtype:
-            raise ManifestError(f"{source}: {name} is {entry}, not {wanted.dtype} {wanted.shape} as in the manifest")
-        size = _BYTES[wanted.dtype]
-        for n in wanted.shape:
-            size *= n
-        if entry.get("data_offsets") != [end, end + size]:
-            raise ManifestError(f"{source}: the bytes of {name} do not follow those before it")
-        offsets[name] = 8 + length + end
-        end += size
+        fits = (
+            isinstance(entry, dict) and entry.get("dtype") == wanted.dtype and _same(entry.get("shape"), wanted.shape)
+        )
+        if not fits:
+            raise ManifestError(
+                f"{source}: {name} is {brief(entry)}, not {wanted.dtype} {wanted.shape} as in the manifest"
+            )
+        begin, end = end, end + _BYTES[wanted.dtype] * prod(wanted.shape)
+        if len(entry) != 3 or not _same(entry.get("data_offsets"), [begin, end]):
+            raise ManifestError(f"{source}: the bytes of {name} do not follow those before it: {brief(entry)}")
+        offsets[name] = 8 + length + begin
     if end != len(data) - 8 - length:
         raise ManifestError(f"{source}: {len(data) - 8 - length} bytes of data, its header accounts for {end}")
     return offsets
@@ -214,6 +210,11 @@ def _begin(entry: Any) -> int:
     return offsets[0] if isinstance(offsets, list) and offsets and type(offsets[0]) is int else -1
 
 
+def _same(numbers: Any, wanted: list[int]) -> bool:
+    """Tells whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
+    return isinstance(numbers, list) and numbers == wanted and all(type(number) is int for number in numbers)
+
+
 def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
     """The config that PEFT would read says what the manifest says, field by field."""
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
@@ -222,7 +223,7 @@ def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
     methods = [part.method for part in manifest.adapter.parts]
     if manifest.adapter.peft_type != (right := peft_type(methods, model_type=manifest.base.model_type)):
         raise ManifestError(
-            f"{path.with_name(MANIFEST_NAME)}: peft_type is {_brief(manifest.adapter.peft_type)}, for "
+            f"{path.with_name(MANIFEST_NAME)}: peft_type is {brief(manifest.adapter.peft_type)}, for "
             f"{manifest.adapter.methods} on {manifest.base.model_type} it must be {right!r}"
         )
     try:
@@ -231,20 +232,18 @@ def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
         raise ManifestError(f"{path.with_name(MANIFEST_NAME)}: the options of the adapter lack {error}") from None
     for field, value in wanted.items():
         if canonical_json(config.get(field)) != canonical_json(value):
-            raise ManifestError(f"{path}: {field} is {_brief(config.get(field))}, it must be {_brief(value)}")
+            raise ManifestError(f"{path}: {field} is {brief(config.get(field))}, it must be {brief(value)}")
     if unknown := sorted(set(config) - set(wanted)):
-        raise ManifestError(f"{path}: fields that are not allowed: {', '.join(unknown)}")
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise ManifestError(f"{path}: fields that are not allowed: {', '.join(map(plain, unknown[:5]))}")
 
 
 def _read(path: Path, cap: int) -> bytes:
     try:
         if path.is_symlink() or not path.is_file():
-            raise IntegrityError(f"{path}: missing, or not a plain file")
+            raise IntegrityError(
+                f"{path}: missing, or not a plain file. A finished training run writes {MANIFEST_NAME}, {CONFIG_NAME} "
+                f"and {WEIGHTS_NAME} into one folder; nothing else is loaded."
+            )
         if (size := path.stat().st_size) > cap:
             raise IntegrityError(f"{path}: {size} bytes; at most {cap} are allowed")
         return path.read_bytes()

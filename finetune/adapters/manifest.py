@@ -4,27 +4,19 @@ It holds no rows, no pictures and no local paths, so it can be published. Nothin
 """
 
 import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from finetune.errors import ManifestError
+from finetune.adapters.strict_json import canonical_json, strict_json
+from finetune.errors import ManifestError, plain
+from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, Word
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"  # over the manifest, where somebody signed it
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-NamePart = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")]
-
-
-def canonical_json(value: Any) -> bytes:
-    """Returns the one byte string that stands for ``value``: sorted keys, no spaces, UTF-8, finite numbers."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sha256_hex(data: bytes) -> str:
@@ -42,11 +34,11 @@ class BaseIdentity(_Part):
     Two bases are the same when ``files`` and ``config`` are equal; the hub id only says where to find it.
     """
 
-    model_type: str
-    files: dict[str, Sha256] = Field(min_length=1)  # weight file name -> sha256
+    model_type: Word
+    files: dict[FileName, Sha256] = Field(min_length=1, max_length=10_000)  # weight file name -> sha256
     config: Sha256  # of the canonical JSON of config.json
-    hub_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
+    hub_id: HubId | None = None
+    revision: Word | None = None
 
     @property
     def digest(self) -> str:
@@ -73,23 +65,41 @@ class TensorEntry(_Part):
 class PartDescription(_Part):
     """What one method attached, where."""
 
-    method: str
-    options: dict[str, Any]
-    modules: dict[str, Annotated[list[str], Field(max_length=20_000)]]  # tower -> full names of what is adapted
+    method: Word
+    options: dict[Word, Any]
+    # tower -> full names of what is adapted
+    modules: dict[Literal["language", "projector", "vision"], Annotated[list[ModulePath], Field(max_length=20_000)]]
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Tower and full name of each thing that is adapted."""
+        return [(tower, name) for tower, names in self.modules.items() for name in names]
+
+    @property
+    def names(self) -> list[str]:
+        """The full names of what is adapted."""
+        return [name for _, name in self.places]
 
 
 class AdapterDescription(_Part):
     """What was attached: a part for each method."""
 
-    peft_type: str  # PEFT's own, or one that PEFT refuses
+    peft_type: Word  # PEFT's own, or one that PEFT refuses
     parts: list[PartDescription] = Field(min_length=1, max_length=8)
-    tensors: dict[str, TensorEntry] = Field(min_length=1, max_length=20_000)
+    tensors: dict[ModulePath, TensorEntry] = Field(min_length=1, max_length=20_000)
 
     @field_validator("parts")
     @classmethod
-    def _each_method_once(cls, parts: list[PartDescription]) -> list[PartDescription]:
+    def _each_once(cls, parts: list[PartDescription]) -> list[PartDescription]:
         if len({part.method for part in parts}) != len(parts):
             raise ValueError("a method stands twice")
+        names: set[str] = set()
+        for name in (name for part in parts for name in part.names):
+            if name in names:
+                raise ValueError(f"{name} is changed twice")
+            names.add(name)
+        if both := sorted(name for name in names if name.rpartition(".")[0] in names):
+            raise ValueError(f"{both[0]} is changed twice: by itself, and with its module")
         return parts
 
     @property
@@ -101,7 +111,7 @@ class AdapterDescription(_Part):
 class GenerationSettings(_Part):
     """How an answer is decoded; anything else is as the base's generation config says."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
+    max_new_tokens: NumTokens
     do_sample: Literal[False] = False
     num_beams: Literal[1] = 1
 
@@ -110,8 +120,8 @@ class VqaContract(_Part):
     """How the adapter was asked during training; ``.ask`` applies exactly this."""
 
     name: Literal["vqa"] = "vqa"
-    system_prompt: str | None = None
-    question_template: str
+    system_prompt: Text | None = None
+    question_template: Text
     generation: GenerationSettings
     answer_normalization: Literal["vqa"]
 
@@ -127,7 +137,7 @@ class ContrastiveContract(_Part):
     """How labels became texts during training; ``.classify`` applies exactly this."""
 
     name: Literal["contrastive"] = "contrastive"
-    text_template: str
+    text_template: Text
     answer_normalization: Literal["vqa"]
 
     @field_validator("text_template")
@@ -145,13 +155,13 @@ class TrainingRecord(_Part):
     """Where the weights come from."""
 
     recipe: Sha256
-    data: dict[str, Sha256]  # split -> digest of its rows and pictures
-    rows: dict[str, int]  # split -> number of rows
-    streamed: list[str] = []  # splits whose digest is of their files' versions, and whose rows are those the run read
+    data: dict[Word, Sha256]  # split -> digest of its rows and pictures
+    rows: dict[Word, int]  # split -> number of rows
+    streamed: list[Word] = []  # splits whose digest is of their files' versions, and whose rows are those the run read
     seed: int
     steps: int
-    task: str
-    domain: str
+    task: Text
+    domain: Text
 
 
 ProbeRow = Annotated[list[float], Field(min_length=1, max_length=64)]
@@ -186,27 +196,30 @@ class AdapterManifest(_Part):
     schema_version: Literal[1] = 1
     namespace: NamePart
     name: NamePart
-    created: str  # ISO 8601, UTC
+    created: Annotated[str, Field(pattern=r"^[0-9TZ:.+-]{10,40}$")]  # ISO 8601, UTC
     synthetic: bool  # trained on pictures drawn by a program
     base: BaseIdentity
     processor: ProcessorDigests
     adapter: AdapterDescription
     prompt: Annotated[PromptContract, Field(discriminator="name")]
-    toolchain: dict[str, str]
+    toolchain: dict[Word, Word]
     training: TrainingRecord
     metrics: dict[str, dict[str, Any]]  # "before" and "after" -> scores
     probe: Probe
-    license: str | None = None
-    intended_use: str | None = None
-    parents: list[str] = []
-    files: dict[RelativePath, FileEntry] = Field(min_length=1, max_length=64)
+    license: Text | None = None
+    intended_use: Text | None = None
+    parents: list[Text] = []
+    files: dict[FileName, FileEntry] = Field(min_length=1, max_length=64)
 
     @field_validator("files")
     @classmethod
     def _names_its_own_files_only(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        folded = {name.lower() for name in files}  # as some file systems see them
         for name in (MANIFEST_NAME, SIGNATURE_NAME):
-            if name in files:
+            if name in folded:
                 raise ValueError(f"{name} is no file that a manifest can list")
+        if len(folded) != len(files):
+            raise ValueError("two names differ only in capitals")
         for needed in (WEIGHTS_NAME, CONFIG_NAME):
             if needed not in files:
                 raise ValueError(f"{needed} is missing")
@@ -254,43 +267,10 @@ class AdapterManifest(_Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
+            if (count := error.error_count()) > 1000:  # a list of them all takes a kilobyte each
+                raise ManifestError(f"{source}: not a manifest of schema 1: {count} fields are wrong") from None
+            first = error.errors(include_url=False, include_context=False, include_input=False)[:3]
             problems = "; ".join(
-                f"{'.'.join(str(p) for p in e['loc']) or 'top level'}: {e['msg']}" for e in error.errors()[:5]
+                f"{plain('.'.join(str(p) for p in e['loc'])) or 'top level'}: {plain(e['msg'])}" for e in first
             )
             raise ManifestError(f"{source}: not a manifest of schema 1: {problems}") from None
-
-
-def strict_json(raw: bytes, *, source: str, max_bytes: int) -> Any:
-    """Parses JSON that came from elsewhere: capped in size, no duplicate keys, no NaN or Infinity.
-
-    Raises:
-        ManifestError: with ``source`` and what is wrong.
-    """
-    if len(raw) > max_bytes:
-        raise ManifestError(f"{source}: {len(raw)} bytes; at most {max_bytes} are allowed")
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise ManifestError(f"{source}: the key {twice!r} stands twice")
-        return out
-
-    def no_constant(name: str) -> Any:
-        raise ManifestError(f"{source}: {name} is not a number that JSON allows")
-
-    def finite(text: str) -> float:
-        number = float(text)
-        if number in (float("inf"), float("-inf")):
-            raise ManifestError(f"{source}: the number {text} is too large")
-        return number
-
-    try:
-        value = json.loads(raw, object_pairs_hook=no_duplicates, parse_constant=no_constant, parse_float=finite)
-        canonical_json(value)  # a lone surrogate has no UTF-8
-        return value
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"{source}: not JSON: {error}") from None

@@ -39,10 +39,9 @@ def _lora(part: PartDescription) -> dict[str, Any]:
     if set(part.options) != LORA_OPTIONS:
         wrong = sorted(set(part.options) ^ LORA_OPTIONS)
         raise ManifestError(
-            f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}; wrong: {', '.join(wrong)}"
+            f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}; wrong: {', '.join(wrong[:5])}"
         )
-    modules = [name for names in part.modules.values() for name in names]
-    return {**part.options, "target_modules": modules, **FIXED_PEFT_CONFIG}
+    return {**part.options, "target_modules": part.names, **FIXED_PEFT_CONFIG}
 
 
 def _prompt(part: PartDescription) -> dict[str, Any]:

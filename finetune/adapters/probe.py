@@ -6,6 +6,7 @@ is the effect, the difference between the two: equal weights on a wrong base, or
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -94,7 +95,8 @@ def compare(
     """
     if probe.version != VERSION:
         raise ProbeError(f"the probe is of version {probe.version}; this release replays version {VERSION}")
-    saved_base, saved_adapter = torch.tensor(probe.base), torch.tensor(probe.adapter)
+    # In fp64, where no sum of squares of what can be recorded is infinite.
+    saved_base, saved_adapter = (torch.tensor(values, dtype=torch.float64) for values in (probe.base, probe.adapter))
     if saved_base.shape != base.shape or saved_adapter.shape != base.shape:
         raise ProbeError(f"the recorded probe is {list(saved_base.shape)}; this model gives {list(base.shape)}")
     saved, live = saved_adapter - saved_base, adapted - base
@@ -102,8 +104,9 @@ def compare(
     coarser = max(dtype, getattr(torch, probe.dtype), key=_TOLERANCE.__getitem__)
     other_weights = quantization != probe.quantization
     tolerance = _OTHER_QUANTIZATION if other_weights else _TOLERANCE[coarser]
-    noise = max(_NOISE[coarser], _NOISE[torch.bfloat16] if other_weights else 0) * saved_base.norm().item()
-    if not off <= max(tolerance * size, noise):  # also refuses an effect that is not a number
+    # Of the live outputs: those that are recorded could be large enough for any effect to be noise.
+    noise = max(_NOISE[coarser], _NOISE[torch.bfloat16] if other_weights else 0) * base.norm().item()
+    if not (math.isfinite(off) and off <= max(tolerance * size, noise)):
         raise ProbeError(
             f"the adapter does not do here what it did when it was saved: its effect on the probe is "
             f"{live.norm().item():.4g}, recorded was {size:.4g}, and they differ by {off:.4g} (at most "

@@ -3,6 +3,7 @@
 Nothing here imports torch.
 """
 
+import os.path
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from finetune.adapters.manifest import NamePart, Sha256
-from finetune.errors import AdapterReferenceError
+from finetune.errors import AdapterReferenceError, brief
+from finetune.fields import DEVICES, NamePart, Sha256
 
 LATEST = "latest"
 FORMS = "ns/name, ns/name@17 (a version), ns/name@prod (an alias) or ns/name@sha256:<64 hex digits>"
@@ -19,8 +20,6 @@ FORMS = "ns/name, ns/name@17 (a version), ns/name@prod (an alias) or ns/name@sha
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
 VersionNumber = Annotated[int, Field(ge=1, lt=10**12)]
 
-# Names are folders in a registry; Windows keeps these for devices, whatever the folder.
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _NAME_RULE = "a name part is 1 to 64 of a-z, 0-9 and '-', and neither starts nor ends with '-'"
 _ALIAS_RULE = "an alias is a letter a-z, then at most 63 of a-z, 0-9, '.', '_' and '-'"
 _VERSION_TEXT = re.compile(r"[1-9][0-9]{0,11}")
@@ -38,11 +37,6 @@ def _fits(kind: TypeAdapter, value: object) -> bool:
     return True
 
 
-def _show(got: object) -> str:
-    text = repr(got)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
 def check_name_part(part: str) -> str:
     """Returns ``part`` when it may be a namespace or a name.
 
@@ -50,9 +44,9 @@ def check_name_part(part: str) -> str:
         AdapterReferenceError: it may not, with the rule.
     """
     if not _fits(_NAME_PART, part):
-        raise AdapterReferenceError(f"{_show(part)} is no namespace and no name: {_NAME_RULE}.")
-    if part in _DEVICES:
-        raise AdapterReferenceError(f"{part!r} is a device on Windows; choose another name.")
+        if isinstance(part, str) and part in DEVICES:
+            raise AdapterReferenceError(f"{part!r} is a device on Windows; choose another name.")
+        raise AdapterReferenceError(f"{brief(part)} is no namespace and no name: {_NAME_RULE}.")
     return part
 
 
@@ -63,7 +57,7 @@ def check_alias(alias: str) -> str:
         AdapterReferenceError: it may not, with the rule.
     """
     if not _fits(_ALIAS, alias):
-        raise AdapterReferenceError(f"{_show(alias)} is no alias: {_ALIAS_RULE}.")
+        raise AdapterReferenceError(f"{brief(alias)} is no alias: {_ALIAS_RULE}.")
     return alias
 
 
@@ -93,9 +87,9 @@ class AdapterRef:
         if self.alias is not None:
             check_alias(self.alias)
         if self.version is not None and not _fits(_VERSION, self.version):
-            raise AdapterReferenceError(f"{_show(self.version)} is no version: versions count from 1.")
+            raise AdapterReferenceError(f"{brief(self.version)} is no version: versions count from 1.")
         if self.digest is not None and not _fits(_SHA256, self.digest):
-            raise AdapterReferenceError(f"{_show(self.digest)} is no digest: 64 of 0-9 and a-f.")
+            raise AdapterReferenceError(f"{brief(self.digest)} is no digest: 64 of 0-9 and a-f.")
 
     @classmethod
     def parse(cls, text: str) -> "AdapterRef":
@@ -105,7 +99,7 @@ class AdapterRef:
             AdapterReferenceError: with what was got and the forms that are read.
         """
         if not isinstance(text, str):
-            raise AdapterReferenceError(f"{_show(text)} is no adapter reference. Expected {FORMS}.")
+            raise AdapterReferenceError(f"{brief(text)} is no adapter reference. Expected {FORMS}.")
         path, at, choice = text.partition("@")
         namespace, slash, name = path.partition("/")
         try:
@@ -119,7 +113,7 @@ class AdapterRef:
                 return cls(namespace=namespace, name=name, version=int(choice))
             return cls(namespace=namespace, name=name, alias=choice)
         except AdapterReferenceError as error:
-            raise AdapterReferenceError(f"{_show(text)} is no adapter reference: {error} Expected {FORMS}.") from None
+            raise AdapterReferenceError(f"{brief(text)} is no adapter reference: {error} Expected {FORMS}.") from None
 
     @classmethod
     def parse_name(cls, text: str) -> "AdapterRef":
@@ -129,7 +123,7 @@ class AdapterRef:
             AdapterReferenceError: it is something else, or says a version.
         """
         if isinstance(text, str) and "@" in text:
-            raise AdapterReferenceError(f"{_show(text)} says a version; here the form is ns/name.")
+            raise AdapterReferenceError(f"{brief(text)} says a version; here the form is ns/name.")
         return cls.parse(text)
 
     @property
@@ -153,7 +147,7 @@ def as_folder(ref: str | Path) -> Path | None:
         try:
             AdapterRef.parse(ref)
         except AdapterReferenceError:
-            if not Path(ref).is_dir():
+            if not os.path.isdir(ref):  # Path.is_dir raises for a name that is too long
                 raise
         else:
             return None

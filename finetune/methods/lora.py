@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from finetune.errors import ManifestError
+from finetune.errors import ManifestError, brief
 from finetune.interfaces import Part
 from finetune.methods.lora_forward import fold_additions
 from finetune.methods.lora_update import DoraUpdate, LoraUpdate
@@ -112,23 +112,26 @@ class Lora:
         Raises:
             ManifestError: a module is missing or not linear, or a rank is out of range.
         """
-        options, modules = description.options, _all_modules(description)
-        check_options(options, modules)
-        inside = tuple(f"{path}{end}" for _, paths in towers.items() for path in paths for end in ("", "."))
+        options = description.options
+        check_options(options, description.names)
         expected: dict[str, tuple[int, ...]] = {}
-        for name in modules:
+        for tower, name in description.places:
             try:
                 module = module_at(model, name)
             except KeyError:
-                raise ManifestError(f"this base has no module {name!r}, which the adapter changes") from None
+                raise ManifestError(
+                    f"this base has no module {name!r}, which the adapter changes. One that was trained with another "
+                    "release of transformers may name its modules otherwise: train it again with this one."
+                ) from None
+            inside = tuple(f"{path}{end}" for path in getattr(towers, tower) for end in ("", "."))
             if not name.startswith(inside):
-                raise ManifestError(f"{name!r} stands in no tower of this base")
+                raise ManifestError(f"{name!r} does not stand in the {tower} tower of this base")
             width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if width_in is None or width_out is None:
                 raise ManifestError(f"{name!r} is a {type(module).__name__} on this base, not a linear module")
             r = options["rank_pattern"].get(name, options["r"])
             if type(r) is not int or not 1 <= r <= min(4096, max(width_in, width_out)):
-                raise ManifestError(f"rank {r!r} of {name!r} is not between 1 and {max(width_in, width_out)}")
+                raise ManifestError(f"rank {brief(r)} of {name!r} is not between 1 and {max(width_in, width_out)}")
             if options["use_dora"] and module.weight.dtype == torch.int8:
                 raise ManifestError(
                     f"{name!r} is held in 8 bit, and the adapter is a DoRA, which needs the lengths of its rows. Load "
@@ -144,7 +147,7 @@ class Lora:
         """Returns what a finished part computes in the place of each of its modules."""
         options = description.options
         updates: dict[str, Update] = {}
-        for name in _all_modules(description):
+        for name in description.names:
             module: Any = module_at(model, name)
             r = options["rank_pattern"].get(name, options["r"])
             alpha = options["alpha_pattern"].get(name, options["lora_alpha"])
@@ -157,28 +160,26 @@ class Lora:
         return updates
 
 
-def _all_modules(description: PartDescription) -> list[str]:
-    return [name for names in description.modules.values() for name in names]
-
-
 def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
     """Raises ManifestError unless ``options`` are those of our LoRA, with values PEFT takes literally."""
     if set(options) != LORA_OPTIONS:
-        raise ManifestError(f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}, not {list(options)}")
+        raise ManifestError(
+            f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}, not {brief([*options], 200)}"
+        )
     if type(options["r"]) is not int or not 1 <= options["r"] <= 4096:
-        raise ManifestError(f"rank {options['r']!r} is not a number between 1 and 4096")
+        raise ManifestError(f"rank {brief(options['r'])} is not a number between 1 and 4096")
     ranks, alphas = options["rank_pattern"], options["alpha_pattern"]
     for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
         if not isinstance(pattern, dict) or not set(pattern) <= set(modules):
-            raise ManifestError(f"{name} must map names of the adapter's modules, not {str(pattern)[:80]}")
+            raise ManifestError(f"{name} must map names of the adapter's modules, not {brief(pattern)}")
     for alpha in (options["lora_alpha"], *alphas.values()):
         if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
-            raise ManifestError(f"lora_alpha {alpha!r} is not a number between 0 and 1e6")
+            raise ManifestError(f"lora_alpha {brief(alpha)} is not a number between 0 and 1e6")
     for name in ("use_rslora", "use_dora"):
         if type(options[name]) is not bool:
-            raise ManifestError(f"{name} must be true or false, not {options[name]!r}")
+            raise ManifestError(f"{name} must be true or false, not {brief(options[name])}")
     if type(options["lora_dropout"]) not in (int, float) or not 0 <= options["lora_dropout"] < 1:
-        raise ManifestError(f"lora_dropout {options['lora_dropout']!r} is not a number from 0 to below 1")
+        raise ManifestError(f"lora_dropout {brief(options['lora_dropout'])} is not a number from 0 to below 1")
 
 
 def _kinds(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -85,11 +85,13 @@ class Overrides:
         Raises:
             ManifestError: one is missing on this base, or is neither the projector's nor a norm's.
         """
-        names = description.options.get("parameters")
-        if set(description.options) != {"parameters"} or not isinstance(names, list) or not names:
+        parameters = description.options.get("parameters")
+        if set(description.options) != {"parameters"} or not isinstance(parameters, list) or not parameters:
             raise ManifestError("the options of overrides are a list of parameters")
+        if sorted(map(str, parameters)) != sorted(description.names):
+            raise ManifestError("the parameters of overrides are not those that their modules name")
         expected = {}
-        for name in names:
+        for tower, name in description.places:
             path, _, leaf = name.rpartition(".")
             try:
                 module = module_at(model, path)
@@ -97,9 +99,9 @@ class Overrides:
                 shape = tuple(original.shape)
             except (AttributeError, KeyError):
                 raise ManifestError(f"this base has no parameter {name!r}, which the adapter replaces") from None
-            in_projector = name.startswith(tuple(f"{path}." for path in towers.projector))
-            in_language = name.startswith(tuple(f"{path}." for path in towers.language))
-            if not in_projector and not (_is_norm(module) and in_language):
+            inside = name.startswith(tuple(f"{path}." for path in getattr(towers, tower)))
+            allowed = tower == "projector" or (tower == "language" and _is_norm(module))
+            if not inside or not allowed:
                 raise ManifestError(f"{name!r} is neither the projector's nor a norm of the language tower")
             expected[name] = shape
         return expected

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from finetune.batch import Placeholders
-from finetune.errors import ManifestError, MethodError
+from finetune.errors import ManifestError, MethodError, brief
 from finetune.interfaces import Part
 from finetune.methods.prompt_rows import CHILD, FrameUpdate, PromptUpdate, TrainedPrompt
 
@@ -85,14 +85,16 @@ class PromptTuning:
             ManifestError: the options do not fit this base's embedding.
         """
         places = placeholders_of(description.options)
+        if description.modules:
+            raise ManifestError("a tuned prompt changes no modules, but this one names some")
         embedding = _input_embedding(model)
         if embedding is None:
             raise ManifestError(f"{type(model).__name__} has no one sequence of tokens that a prompt could begin")
         rows, width = embedding.weight.shape
         if description.options["token_dim"] != width or places.token_id >= rows:
             raise ManifestError(
-                f"the prompt is for embeddings of {description.options['token_dim']} values and token id "
-                f"{places.token_id}; this base has {rows} embeddings of {width}"
+                f"the prompt is for embeddings of {brief(description.options['token_dim'])} values and token id "
+                f"{brief(places.token_id)}; this base has {rows} embeddings of {width}"
             )
         if places.token_id in _ids_with_a_meaning(model):
             raise ManifestError(f"token id {places.token_id} has a meaning for this base: no prompt can stand there")
@@ -117,9 +119,11 @@ def placeholders_of(options: Mapping[str, Any]) -> Placeholders:
     """
     names = {"num_virtual_tokens", "token_dim", "placeholder_token_id"}
     if set(options) != names or not all(type(value) is int and value >= 0 for value in options.values()):
-        raise ManifestError(f"the options of a tuned prompt are the numbers {', '.join(sorted(names))}, not {options}")
+        raise ManifestError(
+            f"the options of a tuned prompt are the numbers {', '.join(sorted(names))}, not {brief(options, 200)}"
+        )
     if not 1 <= options["num_virtual_tokens"] <= 1024:
-        raise ManifestError(f"num_virtual_tokens {options['num_virtual_tokens']} is not between 1 and 1024")
+        raise ManifestError(f"num_virtual_tokens {brief(options['num_virtual_tokens'])} is not between 1 and 1024")
     return Placeholders(options["num_virtual_tokens"], options["placeholder_token_id"])
 
 

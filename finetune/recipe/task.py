@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from finetune.example import Message, answer, ask, show, system, text_of
-from finetune.recipe.section import PositiveInt, Section
+from finetune.fields import NumTokens, Text
+from finetune.recipe.section import Section
 
 
 class VqaSection(Section):
@@ -15,11 +16,11 @@ class VqaSection(Section):
 
     name: Literal["vqa"] = "vqa"
     """The task."""
-    system_prompt: str | None = None
+    system_prompt: Text | None = None
     """Stands before every question."""
-    question_template: str = "{question}"
+    question_template: Text = "{question}"
     """What is asked; ``{question}`` stands once in it, for that of the row."""
-    max_new_tokens: PositiveInt = 16
+    max_new_tokens: NumTokens = 16
     """Longest answer, in tokens."""
     answer_normalization: Literal["vqa"] = "vqa"
     """What is made equal before answers are compared."""
@@ -54,7 +55,7 @@ class ContrastiveSection(Section):
 
     name: Literal["contrastive"]
     """The task."""
-    text_template: str = "{label}"
+    text_template: Text = "{label}"
     """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""
     answer_normalization: Literal["vqa"] = "vqa"
     """What is made equal before answers are compared."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from finetune.fields import Text
 from finetune.recipe.data import DataSection
 from finetune.recipe.method import Methods
 from finetune.recipe.model import ModelSection
@@ -20,9 +21,9 @@ class AdapterSection(Section):
     """``namespace/name`` in the registry; published nowhere by default."""
     aliases: list[str] = []
     """Words that stand for the new version, besides ``latest``."""
-    license: str | None = None
+    license: Text | None = None
     """Of the adapter, as SPDX writes it."""
-    intended_use: str | None = None
+    intended_use: Text | None = None
     """What the adapter is for, and what not."""
 
 

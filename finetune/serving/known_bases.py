@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.cache import cache_home, write_note
-from finetune.errors import BaseMismatchError
+from finetune.errors import BaseMismatchError, brief
 
 if TYPE_CHECKING:
     from finetune.adapters.manifest import BaseIdentity
@@ -28,7 +28,7 @@ def find_base(identity: BaseIdentity) -> str:
         return identity.hub_id
     raise BaseMismatchError(
         f"this adapter needs the {identity.model_type} base with identity {identity.digest[:16]} "
-        f"({', '.join(identity.files)}), which has not been used on this machine. Give its folder: base=PATH."
+        f"({brief(sorted(identity.files), 300)}), which has not been used on this machine. Give its folder: base=PATH."
     )
 
 

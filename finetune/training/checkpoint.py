@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load as parse_safetensors
 
 from finetune.adapters.folder import weights_bytes, write_folder
-from finetune.adapters.manifest import canonical_json, sha256_hex, strict_json
-from finetune.errors import IntegrityError, ManifestError, TrainingError
+from finetune.adapters.manifest import sha256_hex
+from finetune.adapters.strict_json import canonical_json, strict_json
+from finetune.errors import IntegrityError, ManifestError, TrainingError, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -155,7 +156,9 @@ class Checkpoints:
 
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        facts = strict_json(_bytes(path / FACTS_NAME), source=FACTS_NAME, max_bytes=MAX_FACTS_BYTES)
+        facts = strict_json(
+            _bytes(path / FACTS_NAME), source=FACTS_NAME, max_bytes=MAX_FACTS_BYTES, max_values=MAX_FACTS_BYTES
+        )
     except ManifestError as error:
         raise IntegrityError(str(error)) from None
     if not isinstance(facts, dict):
@@ -183,12 +186,7 @@ def _differences(there: Any, here: Any, key: str = "") -> list[str]:
             for name in dict.fromkeys([*there, *here])
             for text in _differences(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
         ]
-    return [] if there == here else [f"{key} is {_brief(there)} there and {_brief(here)} here"]
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return [] if there == here else [f"{key} is {brief(there)} there and {brief(here)} here"]
 
 
 def _sync(folder: Path) -> None:

@@ -99,7 +99,8 @@ def test_an_adapter_from_elsewhere_replaces_nothing_else(base, tmp_path, name, m
     attachment = attach(base.host, methods(base, BOTH, tmp_path))
     description = describe(attachment, "fast_vlm")
     detach(base.model)
-    description.parts[0].options["parameters"].append(name)
+    for names in (description.parts[0].options["parameters"], description.parts[0].modules["language"]):
+        names.append(name)
     with pytest.raises(ManifestError, match=message):
         expected_tensors(base.model, base.towers, description)
 

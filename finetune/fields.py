@@ -1,0 +1,31 @@
+"""What strings may be that come from elsewhere and go far: bounded, and none leads out of where it is used.
+
+Recipes and manifests share them, so that a recipe is refused before it trains what could not be saved.
+"""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+# Names are folders and files; Windows keeps these for devices, whatever the folder and the ending.
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
+def _no_device(name: str) -> str:
+    if name.partition(".")[0].lower() in DEVICES:
+        raise ValueError(f"{name!r} is a device on Windows; choose another name")
+    return name
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Of a file beside a manifest; Windows drops a dot at the end.
+FileName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"), AfterValidator(_no_device)
+]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$")]
+NamePart = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$"), AfterValidator(_no_device)]
+# Of a module, parameter or tensor, from the model down.
+ModulePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*$", max_length=256)]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+Text = Annotated[str, Field(max_length=65_536)]
+NumTokens = Annotated[int, Field(ge=1, le=100_000)]
