@@ -207,7 +207,8 @@ PARTS = [
 
 
 CASES = [
-    *(Case(name, forge, ManifestError, message) for name, forge, message in (*LORA, *MODULES)),
+    *(Case(name, forge, ManifestError, message) for name, forge, message in LORA),
+    *(Case(f"modules: {name}", forge, ManifestError, message) for name, forge, message in MODULES),
     *(Case(f"parts: {name}", forge, ManifestError, message, of="parts") for name, forge, message in PARTS),
     *(
         Case(f"an alpha of {text}", nothing, ManifestError, message, after=in_text("lora_alpha", text))

@@ -118,6 +118,11 @@ def one_more(forgery: Forgery) -> None:
     forgery.tensors["lm_head.weight"] = torch.zeros(4, 4)
 
 
+def large(forgery: Forgery) -> None:
+    """Far larger than what anybody keeps beside it: a third copy of it would be seen."""
+    forgery.tensors["lm_head.weight"] = torch.ones(24 * 2**20)
+
+
 def table(**entry):
     """Changes the manifest's entry of a tensor."""
 
@@ -205,6 +210,7 @@ VALUES = [
     ("half of the tensors", half, ManifestError, "of the manifest's tensors are missing"),
     ("half of the tensors and of the table", listed(half), ManifestError, "tensors are not those its modules have"),
     ("one tensor more", listed(one_more), ManifestError, "1 unknown .lm_head.weight"),
+    ("96 MB more", listed(large), ManifestError, "1 unknown .lm_head.weight"),
     (
         "renamed",
         lambda f: f.rename("lora_A", "lora_Z", everywhere=False),
