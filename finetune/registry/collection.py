@@ -7,10 +7,10 @@ times below are by the store's clock; nobody's own clock is compared with anybod
 ::
 
     publish (blobs.put_blobs, then the log)         gc
-      P1  writes its blobs, the manifest last:        G1  reads the time
-          now is the time of that                     G2  lists blobs, reads all logs: what is older than
-      P2  writes again what lay there, unless it          the grace period at G1, and unnamed, is to go
-          was no older than FRESH at P1               G3  writes a plan that names it
+      P1  writes its manifest: now is the time        G1  reads the time
+          of that                                     G2  lists blobs, reads all logs: what is older than
+      P2  writes its other blobs, but those that          the grace period at G1, and unnamed, is to go
+          lie there no older than FRESH at P1         G3  writes a plan that names it
       P3  lists the plans: none names its blobs       G4  reads the new entries of all logs
       P4  looks at each blob: it is there             G5  looks at each blob again: when it is still that
       P5  writes the entry that names them                old, and unnamed, deletes it
