@@ -1,6 +1,6 @@
 """What writing to a registry in a folder costs, and listing a large one.
 
-python -m benchmarks.registry_writes --json FILE      takes about 2 minutes on two idle CPU cores
+python -m benchmarks.registry_writes --json FILE      takes about a minute on two idle CPU cores
 
 Everything is written durably (fsync), into a temporary folder below ``--folder``; the disk there is what is measured.
 """

@@ -179,7 +179,9 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8) or data[8:9] != b"{":
         raise ManifestError(f"{source}: not a safetensors file (header of {length} bytes)")
     header = strict_json(data[8 : 8 + length], source=source, max_bytes=MAX_HEADER_BYTES)
-    header.pop("__metadata__", None)  # nothing here reads it
+    metadata = header.pop("__metadata__", {})  # nothing here reads it, but others may
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ManifestError(f"{source}: not a safetensors file: its __metadata__ is not texts by name")
     missing, extra = sorted(set(table) - set(header)), sorted(set(header) - set(table))
     if missing or extra:
         raise ManifestError(

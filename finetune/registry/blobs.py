@@ -91,13 +91,14 @@ def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
         ConflictError: gc is deleting one of them.
         StoreError: the store cannot be written.
     """
-    written = {entry.sha256 for entry, content in blobs[:-1] if _put_missing(store, entry, content)}
+    written: set[str] = set()  # by this call, and so fresh
     keys = {blob_key(entry.sha256) for entry, _ in blobs}
     plan = None
     for attempt in range(MAX_ATTEMPTS):
         now = _written_now(store, *blobs[-1])
         for entry, content in blobs[:-1]:
             if entry.sha256 not in written and not (now and _is_there(store, entry, since=now - FRESH)):
+                # Not created: a bucket would take that in one piece only, and who else writes it writes the same.
                 store.put(blob_key(entry.sha256), content(), mode="overwrite")
                 written.add(entry.sha256)
         plan = _plan_for(store, keys, now) if now else None
@@ -141,14 +142,6 @@ def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
         if planned & keys:
             return found
     return None
-
-
-def _put_missing(store: Store, entry: FileEntry, content: Content) -> bool:
-    if _is_there(store, entry):
-        return False
-    # Not created: a bucket would take that in one piece only, and who else writes it writes the same bytes.
-    store.put(blob_key(entry.sha256), content(), mode="overwrite")
-    return True
 
 
 def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:

@@ -7,10 +7,10 @@ times below are by the store's clock; nobody's own clock is compared with anybod
 ::
 
     publish (blobs.put_blobs, then the log)         gc
-      P1  writes its blobs, the manifest last:        G1  reads the time
-          now is the time of that                     G2  lists blobs, reads all logs: what is older than
-      P2  writes again what lay there, unless it          the grace period at G1, and unnamed, is to go
-          was no older than FRESH at P1               G3  writes a plan that names it
+      P1  writes its manifest: now is the time        G1  reads the time
+          of that                                     G2  lists blobs, reads all logs: what is older than
+      P2  writes its other blobs, but those that          the grace period at G1, and unnamed, is to go
+          lie there no older than FRESH at P1         G3  writes a plan that names it
       P3  lists the plans: none names its blobs       G4  reads the new entries of all logs
       P4  looks at each blob: it is there             G5  looks at each blob again: when it is still that
       P5  writes the entry that names them                old, and unnamed, deletes it
@@ -35,6 +35,7 @@ more after P5, so one that returns is whole even if it slept for longer than tha
 little as they disturb a publish: what one deletes was garbage for the other.
 """
 
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ from finetune.registry.registry import AdapterRegistry
 from finetune.registry.store import KeepsAside, ObjectMeta, ObjectMissing, Store
 
 DEFAULT_GRACE = timedelta(days=7)
-_SCRATCH = ("gc", "doctor")  # folders of what a gc or a doctor that was killed leaves: plans and probes
+# What a gc or a doctor leaves that was killed: plans and probes. Nothing else in these folders is ours.
+_SCRATCH = re.compile(r"gc/clock-[0-9a-f]{32}|gc/plans/[0-9a-f]{32}\.json|doctor/[0-9a-f]{32}/.+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +132,9 @@ def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, dele
     unnamed = [Garbage.of(found, "no log names it") for found in blobs if found.modified < before]
     scratch = [
         Garbage.of(found, f"left by a {folder} that was killed")
-        for folder in _SCRATCH
+        for folder in ("gc", "doctor")
         for found in store.list(folder)
-        if found.modified < before
+        if found.modified < before and _SCRATCH.fullmatch(found.key)
     ]
     aside = [
         Garbage.of(found, "left by a writer that was killed")

@@ -104,14 +104,14 @@ def test_every_version_is_kept_the_yanked_and_the_old_too(registry, make_adapter
 
 def test_what_the_dead_leave_goes(littered):
     root = Path(littered.location)
-    (root / "doctor").mkdir()
+    (root / "doctor" / ("b" * 32)).mkdir(parents=True)
     (root / "gc" / "plans").mkdir(parents=True)
     left = [
         f"names/retail/shoes/log/.tmp-{'0' * 32}",
         f".tmp-{'a' * 32}",
-        "doctor/probe-1",
-        "gc/clock-1",
-        plan_key("1"),
+        f"doctor/{'b' * 32}/probe",
+        f"gc/clock-{'c' * 32}",
+        plan_key("d" * 32),
     ]
     for key in left:
         (root / key).write_text("left")
@@ -131,7 +131,7 @@ def test_what_the_dead_leave_goes(littered):
     _age(littered, days=8)
     done = collect(littered, delete=True)
     assert {g.key for g in done.deleted} == set(left)
-    assert {g.key: g.why for g in done.deleted}["doctor/probe-1"] == "left by a doctor that was killed"
+    assert {g.key: g.why for g in done.deleted}[left[2]] == "left by a doctor that was killed"
     assert not set(left) & _keys(littered) and set(mine) <= _keys(littered)
     with pytest.raises(RegistryError, match="is no file in which an object was being written"):
         littered.store.delete_aside("registry.json")

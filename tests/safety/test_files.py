@@ -132,8 +132,8 @@ LISTED = [
         ("an absolute path", "/etc/passwd", "String should match pattern"),
         ("a folder", ".git/config", "String should match pattern"),
         ("a device", "NUL.txt", "'NUL.txt' is a device on Windows"),
-        ("itself", "manifest.json", "manifest.json cannot list itself"),
-        ("itself in capitals", "Manifest.JSON", "manifest.json cannot list itself"),
+        ("itself", "manifest.json", "manifest.json is no file that a manifest can list"),
+        ("itself in capitals", "Manifest.JSON", "manifest.json is no file that a manifest can list"),
         ("a case twin", "Adapter_Model.safetensors", "two names differ only in capitals"),
         ("a dot that Windows drops", "manifest.json.", "String should match pattern"),
         ("right to left", "x\u202egpj.exe", "String should match pattern"),
@@ -214,7 +214,7 @@ def test_a_pulled_folder_that_was_added_to_is_made_anew(stage, tmp_path, canary,
     version = registry.publish(stage.good["lora"])
     pulled = registry.pull(version)
     put(pulled)
-    monkeypatch.setattr(stage.vlm, "registry", registry)
+    monkeypatch.setattr(stage.vlm.switcher, "registry", registry)
     with stage.unharmed(pulled, canary):
         stage.vlm.remove(stage.vlm.add("testing/cell@1"))
     assert {path.name for path in registry.pull(version).iterdir()} == set(_FILES)
