@@ -131,10 +131,16 @@ class Switcher:
 
     @contextmanager
     def holding(self) -> Iterator[Resident | None]:
-        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile."""
+        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile.
+
+        Raises:
+            AdapterError: the context was handed on and outlived its block, and its adapter was removed since.
+        """
         with self._lock:
             resident = self.active
             if resident is not None:
+                if not self._uses[resident] and self._residents.get(resident.digest) is not resident:
+                    raise AdapterError(f"{resident.ref} was removed, so it cannot answer any more. Add it again.")
                 self._uses[resident] += 1
         try:
             with self._points.using(resident or PLAIN):

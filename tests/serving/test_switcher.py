@@ -220,6 +220,16 @@ def test_what_is_removed_answers_to_the_end_of_its_blocks(vlm, adapters):
         assert vlm.adapter is not resident and same(generate(vlm), wanted)
 
 
+def test_a_context_that_outlives_its_block_is_not_answered_by_the_plain_base(vlm, adapters):
+    with vlm.using(adapters["lora", 0]):
+        context = copy_context()
+        wanted = vlm.ask(None, "What color is it?")
+    assert context.run(vlm.ask, None, "What color is it?") == wanted
+    vlm.remove(adapters["lora", 0])
+    with pytest.raises(AdapterError, match="lora-0 was removed, so it cannot answer any more"):
+        context.run(vlm.ask, None, "What color is it?")
+
+
 def test_what_is_used_answers_in_every_thread_and_a_block_goes_before_it(vlm, adapters):
     vlm.use(adapters["lora", 0])
     with vlm.using(adapters["lora", 1]):
