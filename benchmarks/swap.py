@@ -1,6 +1,6 @@
 """Swapping side by side with PEFT: switching between resident adapters, and loading one more.
 
-python -m benchmarks.swap --json swap.json      takes about 10 minutes on two idle CPU cores
+python -m benchmarks.swap --json swap.json      takes about 15 minutes on two idle CPU cores
 """
 
 from __future__ import annotations

@@ -69,10 +69,17 @@ class Residency:
             self._residents.move_to_end(resident.digest)
             return True
 
-    def hold_again(self, resident: Resident) -> None:
-        """Counts one more request for an adapter that answers one already, resident or not."""
+    def hold_again(self, resident: Resident) -> bool:
+        """Counts one more request for an adapter that answers one, which it may do after it was removed.
+
+        Returns:
+            Whether it still answers any, or is resident.
+        """
         with self._lock:
+            if resident not in self._uses and self._residents.get(resident.digest) is not resident:
+                return False
             self._uses[resident] += 1
+            return True
 
     def let_go(self, resident: Resident) -> None:
         """Counts one request less."""

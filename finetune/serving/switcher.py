@@ -169,11 +169,15 @@ class Switcher:
 
     @contextmanager
     def holding(self) -> Iterator[Resident | None]:
-        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile."""
+        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile.
+
+        Raises:
+            AdapterError: the context was handed on and outlived its block, and its adapter was removed since.
+        """
         with self._choosing:  # the default stays what it is until it is counted
             resident = self.active
-            if resident is not None:
-                self._residency.hold_again(resident)
+            if resident is not None and not self._residency.hold_again(resident):
+                raise AdapterError(f"{resident.ref} has gone, so it cannot answer any more. Add it again.")
         try:
             with self._points.using(resident or PLAIN):
                 yield resident

@@ -55,5 +55,7 @@ def _answer(switcher: Switcher, examples: Sequence[Example], residents: Sequence
     places = first.placeholders if first else None  # one that has a prompt shares with itself alone
     with ExitStack() as stack:
         stack.enter_context(switcher.using(first) if alone else switcher.mixing(residents))
-        batch = Batches(base.collator, places).prompt_batch(examples).to(base.model.device, base.model.dtype)
+        with base.preparing:
+            batch = Batches(base.collator, places).prompt_batch(examples)
+        batch = batch.to(base.model.device, base.model.dtype)
         return base.task(section_for(switcher, first)).predict(base.model, batch)

@@ -26,6 +26,7 @@ def prompted(tiny_family, tmp_path_factory):
     with torch.no_grad():
         for parameter in attachment.parameters.values():
             parameter.add_(torch.randn_like(parameter))
+    base.model.eval()
     return base, attachment
 
 

@@ -12,7 +12,10 @@ from finetune.adapters.probe import ProbeResult
 from finetune.build import load_base
 from finetune.errors import AdapterError, MethodError
 from finetune.methods.adapter import attach, detach
+from finetune.methods.lora_update import LoraUpdate
+from finetune.methods.overrides import OverrideUpdate
 from finetune.methods.points import reached
+from finetune.methods.prompt_rows import PromptUpdate
 from finetune.serving.app import VisionLanguageModel
 from tests.matrix import recipe_of, rows, state
 from tests.serving.adapters import KINDS, make_adapter
@@ -217,6 +220,16 @@ def test_what_is_removed_answers_to_the_end_of_its_blocks(vlm, adapters):
         assert vlm.adapter is not resident and same(generate(vlm), wanted)
 
 
+def test_a_context_that_outlives_its_block_is_not_answered_by_the_plain_base(vlm, adapters):
+    with vlm.using(adapters["lora", 0]):
+        context = copy_context()
+        wanted = vlm.ask(None, "What color is it?")
+    assert context.run(vlm.ask, None, "What color is it?") == wanted
+    vlm.remove(adapters["lora", 0])
+    with pytest.raises(AdapterError, match="lora-0 has gone, so it cannot answer any more"):
+        context.run(vlm.ask, None, "What color is it?")
+
+
 def test_what_is_used_answers_in_every_thread_and_a_block_goes_before_it(vlm, adapters):
     vlm.use(adapters["lora", 0])
     with vlm.using(adapters["lora", 1]):
@@ -251,6 +264,22 @@ def test_bytes_are_counted(vlm, adapters):
     assert vlm.switcher.num_bytes == sum(resident.num_bytes for resident in residents)
     vlm.remove(residents[0])
     assert vlm.switcher.num_bytes == residents[1].num_bytes + residents[2].num_bytes
+
+
+def test_live_tensors_are_the_files(vlm, adapters):
+    from finetune.adapters.folder import read_folder
+
+    saved = read_folder(adapters["everything", 0]).tensors
+    live = {}
+    for name, update in vlm.add(adapters["everything", 0]).updates.items():
+        if isinstance(update, LoraUpdate):
+            prefix = f"base_model.model.{name}.lora_"
+            live |= {f"{prefix}A.weight": update.down, f"{prefix}B.weight": update.up}
+        elif isinstance(update, OverrideUpdate):
+            live |= {f"{name}.{leaf}": copy for leaf, copy in update.copies.items()}
+        elif isinstance(update, PromptUpdate):
+            live["prompt_embeddings"] = update.prompt
+    assert live.keys() == saved.keys() and all(torch.equal(live[name], saved[name]) for name in saved)
 
 
 def test_an_adapter_that_several_threads_ask_for_is_loaded_once(vlm, adapters):
