@@ -1,4 +1,4 @@
-"""Swapping side by side with PEFT: switching between resident adapters, and loading one more.
+"""Swapping side by side with PEFT: switching between resident adapters, loading one more, and mixing them in a batch.
 
 python -m benchmarks.swap --json swap.json      takes about 15 minutes on two idle CPU cores
 """
@@ -9,12 +9,10 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,23 +20,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 
+from benchmarks.adapters import Adapters, make_adapter, make_adapters
 from benchmarks.measure import BenchmarkError
+from benchmarks.mixing import RANKS, measure_mixed
 from benchmarks.models import SETUPS
 from benchmarks.results import machine
-from finetune.adapters.manifest import MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
+from finetune.adapters.manifest import WEIGHTS_NAME
 from finetune.build import load_base
-from finetune.cache import cache_home
-from finetune.methods.adapter import attach, detach
-from finetune.recipe import parse_recipe
 from finetune.registry import AdapterRegistry
-from finetune.saving import probe_effect, save_adapter
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.receipts import keep_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from finetune.build import Base
+    from finetune.serving.resident import Resident
 
 # Figure -> what it should reach; at most for those of _AT_MOST, at least for all others.
 WANTED = {
@@ -48,22 +44,11 @@ WANTED = {
     "switch_vs_peft": 20.0,
     "cold_vs_floor": 2.0,
     "cold_vs_peft": 8.0,
+    "mixed_vs_separate": 2.5,
+    "mixed_vs_peft": 1.5,
 }
 _AT_MOST = ("switch_ms_1", "switch_ms_64", "switch_growth", "cold_vs_floor")
 Times = dict[str, list[float]]  # who -> seconds of each round
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapters:
-    """One adapter under many names, each with a manifest of its own.
-
-    Attributes:
-        folder: its folder, which PEFT opens.
-        refs: where they stand in the registry; the last one is never resident when a measurement begins.
-    """
-
-    folder: Path
-    refs: list[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
         # Nothing is left, and nothing found, elsewhere.
         os.environ["FINETUNE_CACHE"], os.environ["FINETUNE_REGISTRY"] = str(folder / "cache"), str(folder / "registry")
         path = str(SETUPS[options.model].save(folder / "base", torch.float32))
-        adapters = make_adapters(load_base(path, device="cpu"), folder, count=max(options.resident) + 1, r=options.r)
+        base = load_base(path, device="cpu")
+        num_cold = (options.rounds + 1) * len(options.resident) + options.probes
+        adapters = make_adapters(base, folder, count=max(options.resident), num_cold=num_cold, r=options.r)
+        mixed = [
+            make_adapter(base, folder / f"mixed-{i}", r=r, seed=i, max_new_tokens=options.new_tokens)
+            for i, r in enumerate(RANKS)
+        ]
         ours = VisionLanguageModel(load_base(path, device="cpu"), registry=AdapterRegistry())
         theirs = PeftModel.from_pretrained(load_base(path, device="cpu").model, adapters.folder, adapter_name="a0")
         check_equal(ours, theirs, adapters)
@@ -84,9 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
             switching[count] = measure_switch(ours, theirs, adapters, count, rounds=options.rounds)
             loading[count] = measure_cold(ours, theirs, adapters, rounds=options.rounds)
             print(f"{count} resident: switched {options.rounds} times, loaded {options.rounds} times", flush=True)
-        probed = [measure_probe(ours, adapters) for _ in range(options.probes)]
-    reached = figures(switching, loading, probed)
-    print(table(reached, switching, loading))
+        probed = [measure_probe(ours, adapters.cold.pop()) for _ in range(options.probes)]
+        mixing = measure_mixed(ours, theirs, mixed, side=SETUPS[options.model].side, rounds=options.mixed_rounds)
+    reached = figures(switching, loading, probed, mixing)
+    print(table(reached, switching, loading, mixing))
     if options.json:
         details = {
             "machine": machine(torch.device("cpu")),
@@ -96,50 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
             "switching": {str(count): times for count, times in switching.items()},
             "loading": {str(count): times for count, times in loading.items()},
             "with_probe": probed,
+            "new_tokens": options.new_tokens,
+            "mixing": mixing,
         }
         options.json.write_text(json.dumps(reached | {"details": details}, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-def make_adapters(base: Base, folder: Path, *, count: int, r: int) -> Adapters:
-    """Saves a LoRA on all linear modules of the language model, with random weights, and publishes it ``count`` times.
-
-    Args:
-        base: what it belongs to; it is as it was afterwards.
-        folder: for what is saved.
-        count: names that it is published under.
-        r: its rank.
-    """
-    recipe = parse_recipe(
-        {
-            "name": "adapter",
-            "domain": "bench",
-            "model": {"name_or_path": base.path},
-            "method": {"name": "lora", "r": r, "lora_alpha": 2 * r},
-            "data": {"source": "procedural", "name": "medical"},
-            "train": {"max_steps": 1},
-        },
-        source="benchmarks.swap",
-    )
-    attachment = attach(base.host, recipe.method)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in attachment.parameters.values():
-            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    attachment.freeze()
-    probe = probe_effect(base, attachment)
-    saved = folder / "adapter"
-    manifest = save_adapter(saved, recipe, base, attachment, {}, None, None, probe=probe, steps=0)
-    detach(base.model)
-    registry, refs = AdapterRegistry(), []
-    named = folder / "named"
-    shutil.copytree(saved, named)
-    for number in range(count):
-        one = AdapterManifest.model_validate(manifest.model_dump() | {"name": f"adapter-{number}"})
-        (named / MANIFEST_NAME).write_bytes(one.to_bytes())
-        refs.append(registry.publish(named, aliases=["prod"]).full_name + "@prod")
-    (saved / MANIFEST_NAME).unlink()  # PEFT knows nothing of it
-    return Adapters(folder=saved, refs=refs)
 
 
 def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters) -> None:
@@ -156,10 +109,10 @@ def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters
 
 def make_resident(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int) -> None:
     """Has the first ``count`` adapters resident in both; as all are the same, the first one is probed for all."""
+    first = ours.add(adapters.refs[0])
     for number in range(count):
         ref = adapters.refs[number]
-        if number:
-            keep_receipt(ours.base, AdapterRegistry().resolve(ref).digest, ours.switcher.residents[0].probe)
+        _leave_receipt(ours, ref, first)
         ours.add(ref)
         if f"a{number}" not in theirs.peft_config:
             theirs.load_adapter(str(adapters.folder), adapter_name=f"a{number}")
@@ -198,16 +151,17 @@ def measure_switch(
 
 
 def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, *, rounds: int) -> Times:
-    """Times loading one more adapter, in alternating rounds; it is removed again after each, untimed.
+    """Times loading one more adapter, another in each of alternating rounds; it is removed again, untimed.
 
-    Ours is ``add`` by name from the local registry, its probe's receipt present. The floor reads the weights' file,
-    hashes it and copies it once.
+    Ours is ``add`` of a name that is looked up in the local registry for the first time, its probe's receipt present.
+    The floor reads the weights' file, hashes it and copies it once.
     """
     times: Times = {"ours": [], "peft": [], "floor": []}
-    ref, file = adapters.refs[-1], adapters.folder / WEIGHTS_NAME
-    ours.remove(ours.add(ref))  # leaves the receipt
+    file = adapters.folder / WEIGHTS_NAME
     for number in range(-1, rounds):
         found = {"floor": _timed(lambda: _floor(file))}
+        ref = adapters.cold.pop()
+        _leave_receipt(ours, ref, ours.switcher.residents[0])
         begun = time.perf_counter()
         resident = ours.add(ref)
         found["ours"] = time.perf_counter() - begun
@@ -220,17 +174,18 @@ def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapter
     return times
 
 
-def measure_probe(ours: VisionLanguageModel, adapters: Adapters) -> float:
+def measure_probe(ours: VisionLanguageModel, ref: str) -> float:
     """Returns the seconds of a load that finds no receipt."""
-    shutil.rmtree(cache_home() / "probes")
     begun = time.perf_counter()
-    resident = ours.add(adapters.refs[-1])
+    resident = ours.add(ref)
     seconds = time.perf_counter() - begun
     ours.remove(resident)
     return seconds
 
 
-def figures(switching: dict[int, Times], loading: dict[int, Times], probed: Sequence[float]) -> dict[str, float]:
+def figures(
+    switching: dict[int, Times], loading: dict[int, Times], probed: Sequence[float], mixing: Times
+) -> dict[str, float]:
     """Returns the ratios of medians; where several counts of residents were measured, the worst of them."""
     switch = {count: median(times["ours"]) for count, times in switching.items()}
     out = {f"switch_ms_{count}": 1e3 * seconds for count, seconds in switch.items()}
@@ -239,10 +194,12 @@ def figures(switching: dict[int, Times], loading: dict[int, Times], probed: Sequ
     out["cold_vs_floor"] = max(median(times["ours"]) / median(times["floor"]) for times in loading.values())
     out["cold_vs_peft"] = min(median(times["peft"]) / median(times["ours"]) for times in loading.values())
     out["cold_with_probe_ms"] = 1e3 * median(probed)
+    out["mixed_vs_separate"] = median(mixing["separate"]) / median(mixing["mixed"])
+    out["mixed_vs_peft"] = median(mixing["peft"]) / median(mixing["mixed"])
     return out
 
 
-def table(reached: dict[str, float], switching: dict[int, Times], loading: dict[int, Times]) -> str:
+def table(reached: dict[str, float], switching: dict[int, Times], loading: dict[int, Times], mixing: Times) -> str:
     """Returns everything as text."""
     lines = []
     for title, found in (("switching", switching), ("loading one more", loading)):
@@ -250,6 +207,8 @@ def table(reached: dict[str, float], switching: dict[int, Times], loading: dict[
         lines += ["", f"{title + ', ms':24}" + "".join(f"{name:>15}" for name in who)]
         for count, times in found.items():
             lines.append(f"{count:>3} resident{'':12}" + "".join(f"{1e3 * median(times[name]):>15.3f}" for name in who))
+    lines += ["", f"{'a batch of 8 adapters, s':24}" + "".join(f"{name:>15}" for name in mixing)]
+    lines.append(f"{'':24}" + "".join(f"{median(seconds):>15.3f}" for seconds in mixing.values()))
     lines += ["", f"{'':24}{'reached':>10}  wanted"]
     for name, value in reached.items():
         verdict = ""
@@ -259,6 +218,11 @@ def table(reached: dict[str, float], switching: dict[int, Times], loading: dict[
             verdict = f"{'<=' if at_most else '>='} {wanted:g}: {'yes' if enough else 'no'}"
         lines.append(f"{name:24}{value:>10.3g}  {verdict}")
     return "\n".join(lines)
+
+
+def _leave_receipt(ours: VisionLanguageModel, ref: str, probed: Resident) -> None:
+    """Leaves the receipt of one adapter for another name of it."""
+    keep_receipt(ours.base, AdapterRegistry().resolve(ref).digest, probed.probe)
 
 
 def _floor(file: Path) -> tuple[str, torch.Tensor]:
@@ -285,11 +249,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resident", default="1,8,64", help="how many adapters there are to switch between (1,8,64)")
     parser.add_argument("--r", type=int, default=16, help="rank (16)")
     parser.add_argument("--rounds", type=int, default=15, help="that count, of everything; one more warms up (15)")
+    parser.add_argument(
+        "--mixed-rounds", type=int, default=3, help="of mixed batches; one more warms up (3)"
+    )
+    parser.add_argument("--new-tokens", type=int, default=64, help="of the answers of mixed batches (64)")
     parser.add_argument("--probes", type=int, default=3, help="loads without a receipt (3)")
     options = parser.parse_args(arguments)
     options.resident = [int(number) for number in options.resident.split(",")]
-    if min(options.resident) < 1 or options.rounds < 1 or options.probes < 1:
-        parser.error("--resident, --rounds and --probes must be at least 1")
+    counts = (*options.resident, options.rounds, options.mixed_rounds, options.new_tokens, options.probes)
+    if min(counts) < 1:
+        parser.error("--resident, --rounds, --mixed-rounds, --new-tokens and --probes must be at least 1")
     return options
 
 

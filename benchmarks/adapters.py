@@ -1,0 +1,91 @@
+"""Adapters with random weights, saved and published as trained ones are."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
+from finetune.methods.adapter import attach, detach
+from finetune.recipe import parse_recipe
+from finetune.registry import AdapterRegistry
+from finetune.saving import probe_effect, save_adapter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.build import Base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """One adapter under many names, each with a manifest of its own.
+
+    Attributes:
+        folder: its folder, which PEFT opens.
+        refs: where they stand in the registry, those that become resident.
+        cold: as many others, which nothing knows before they are loaded.
+    """
+
+    folder: Path
+    refs: list[str]
+    cold: list[str]
+
+
+def make_adapter(base: Base, folder: Path, *, r: int, seed: int = 0, max_new_tokens: int = 16) -> Path:
+    """Saves a LoRA on all linear modules of the language model, with random weights; returns its folder.
+
+    Args:
+        base: what it belongs to; it is as it was afterwards.
+        folder: where it is saved.
+        r: its rank.
+        seed: of its weights.
+        max_new_tokens: of its answers.
+    """
+    recipe = parse_recipe(
+        {
+            "name": "adapter",
+            "domain": "bench",
+            "model": {"name_or_path": base.path},
+            "method": {"name": "lora", "r": r, "lora_alpha": 2 * r},
+            "data": {"source": "procedural", "name": "medical"},
+            "task": {"name": "vqa", "max_new_tokens": max_new_tokens},
+            "train": {"max_steps": 1},
+        },
+        source="benchmarks.swap",
+    )
+    attachment = attach(base.host, recipe.method)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in attachment.parameters.values():
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    attachment.freeze()
+    probe = probe_effect(base, attachment)
+    save_adapter(folder, recipe, base, attachment, {}, None, None, probe=probe, steps=0)
+    detach(base.model)
+    return folder
+
+
+def make_adapters(base: Base, folder: Path, *, count: int, num_cold: int, r: int) -> Adapters:
+    """Publishes one adapter under many names.
+
+    Args:
+        base: what it belongs to.
+        folder: for what is saved.
+        count: names of those that become resident.
+        num_cold: names of others.
+        r: its rank.
+    """
+    saved = make_adapter(base, folder / "adapter", r=r)
+    manifest = AdapterManifest.parse((saved / MANIFEST_NAME).read_bytes(), source=MANIFEST_NAME)
+    registry, refs = AdapterRegistry(), []
+    named = folder / "named"
+    shutil.copytree(saved, named)
+    for number in range(count + num_cold):
+        one = AdapterManifest.model_validate(manifest.model_dump() | {"name": f"adapter-{number}"})
+        (named / MANIFEST_NAME).write_bytes(one.to_bytes())
+        refs.append(registry.publish(named, aliases=["prod"]).full_name + "@prod")
+    return Adapters(folder=saved, refs=refs[:count], cold=refs[count:])
