@@ -11,6 +11,7 @@ from finetune.errors import BaseMismatchError
 from finetune.registry import AdapterRegistry
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import find_base
+from finetune.serving.switcher import ALIAS_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,8 @@ def load(
     dtype: str = "float32",
     quantization: Quantization | None = None,
     verify_base: str = "cached",
+    max_bytes: int | None = None,
+    alias_seconds: float = ALIAS_SECONDS,
 ) -> VisionLanguageModel:
     """Loads an adapter on its base, after checking that they belong together and that it does what it did.
 
@@ -41,6 +44,8 @@ def load(
         dtype: what the base is held in.
         quantization: of its language tower, ``4bit`` or ``8bit``.
         verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
+        max_bytes: that resident adapters may hold together; None for any number.
+        alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again.
 
     Returns:
         The model with the adapter active.
@@ -62,6 +67,8 @@ def load(
     vlm = VisionLanguageModel(
         load_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
         registry=registry,
+        max_bytes=max_bytes,
+        alias_seconds=alias_seconds,
     )
     vlm.use(None if str(ref) == "base" else ref)
     return vlm

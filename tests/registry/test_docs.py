@@ -1,4 +1,4 @@
-"""docs/threat-model.md: its commands run as they stand there, and what it names exists."""
+"""The pages of docs/ on the registry: their commands run as they stand there, and what they name exists."""
 
 import os
 import re
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the page is written for bash")
-def test_its_commands_run(make_adapter, tmp_path):
-    blocks = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def run_page(name, make_adapter, tmp_path):
+    """Runs all the commands of a page in a folder that holds an adapter; returns what they said."""
+    page = (DOCS / name).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     work = tmp_path / "work"
     (work / "runs" / "brain_mri").mkdir(parents=True)
     make_adapter().rename(work / "runs" / "brain_mri" / "adapter")
@@ -28,9 +29,25 @@ def test_its_commands_run(make_adapter, tmp_path):
         env=os.environ | {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the page is written for bash")
+def test_the_registry(make_adapter, tmp_path):
+    done = run_page("registry.md", make_adapter, tmp_path)
+    assert done.stderr == ""
+    assert "is fit to be shared" in done.stdout and "yanked medical/brain-mri@2: wrong rows" in done.stdout
+    assert "published medical/brain-mri@3 (aliases: latest;" in done.stdout  # of the folder for the hub
+    assert done.stdout.count(" 0 problems") == 1
+    assert not {"gc", "pulled"} & {path.name for path in (tmp_path / "work" / "registry").iterdir()}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the page is written for bash")
+def test_the_threat_model(make_adapter, tmp_path):
+    done = run_page("threat-model.md", make_adapter, tmp_path)
     said = done.stdout
     assert "published medical/brain-mri@1 (aliases: latest, prod;" in said
     assert "signed by release (the policy: require)" in said
@@ -41,7 +58,8 @@ def test_its_commands_run(make_adapter, tmp_path):
     assert len(warnings) == 2, done.stderr  # of the pull and the publish; the entry they leave is the new key's
 
 
-def test_what_it_names_exists():
-    named = set(re.findall(r"`((?:finetune|tests)/[\w/.]+)`", PAGE))
+def test_what_the_threat_model_names_exists():
+    page = (DOCS / "threat-model.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:finetune|tests)/[\w/.]+)`", page))
     assert len(named) >= 12
     assert [path for path in named if not (ROOT / path).exists()] == []
