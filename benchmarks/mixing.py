@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,22 +24,33 @@ RANKS = (4, 8, 16, 32) * 2  # of the adapters, one a row
 
 
 def measure_mixed(
-    ours: VisionLanguageModel, theirs: PeftModel, folders: Sequence[Path], *, side: int, rounds: int
+    ours: VisionLanguageModel, theirs: PeftModel, folders: Sequence[Path], *, side: int | None, rounds: int
 ) -> dict[str, list[float]]:
-    """Times the answers to a picture and a question a row, each row by another adapter, in alternating rounds.
+    """Times the answers to a question a row, each row by another adapter, in alternating rounds.
 
     ``mixed`` is one ``ask_batch``, ``separate`` an ``ask`` for each row, and ``peft`` one ``generate`` with
-    ``adapter_names`` of the batch that ours makes. All is timed, from the picture to the text.
+    ``adapter_names`` of the batch that ours makes. All is timed, from pictures and questions to the answers' texts.
+
+    Args:
+        ours: serves the adapters.
+        theirs: the same base in PEFT.
+        folders: of the adapters, one a row.
+        side: of each row's picture, in pixels; None for questions without pictures.
+        rounds: that count.
 
     Raises:
         BenchmarkError: they do not give the same answers.
     """
-    pictures = np.random.default_rng(0).integers(0, 256, (len(folders), side, side, 3), dtype=np.uint8)
-    questions = [f"What is shown in picture {row}?" for row in range(len(folders))]
+    pictures: list[Any] = [None] * len(folders)
+    if side is not None:
+        pictures = [*np.random.default_rng(0).integers(0, 256, (len(folders), side, side, 3), dtype=np.uint8)]
+    questions = [f"{row}: " + "what shape is red, and where is it? " * 8 for row in range(len(folders))]
+    num_images = 0 if side is None else 1
     residents = [ours.add(folder) for folder in folders]
     names = [f"m{row}" for row in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
-        theirs.load_adapter(str(folder), adapter_name=name)
+        if name not in theirs.peft_config:
+            theirs.load_adapter(str(folder), adapter_name=name)
     theirs.eval()
 
     def separate() -> list[str]:
@@ -53,7 +64,12 @@ def measure_mixed(
     def peft() -> list[str]:
         section = section_for(ours.switcher, residents[0])
         rows = [
-            Example(id=name, messages=[*section.ask(question), answer("")], images=[picture], answers=[""])
+            Example(
+                id=name,
+                messages=[*section.ask(question, num_images=num_images), answer("")],
+                images=[picture] * num_images,
+                answers=[""],
+            )
             for name, picture, question in zip(names, pictures, questions, strict=True)
         ]
         inputs = ours.base.collator.prompt_batch(rows).inputs

@@ -76,7 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
             loading[count] = measure_cold(ours, theirs, adapters, rounds=options.rounds)
             print(f"{count} resident: switched {options.rounds} times, loaded {options.rounds} times", flush=True)
         probed = [measure_probe(ours, adapters.cold.pop()) for _ in range(options.probes)]
-        mixing = measure_mixed(ours, theirs, mixed, side=SETUPS[options.model].side, rounds=options.mixed_rounds)
+        mixing = {
+            rows: measure_mixed(ours, theirs, mixed, side=side, rounds=options.mixed_rounds)
+            for rows, side in (("questions", None), ("pictures", SETUPS[options.model].side))
+        }
     reached = figures(switching, loading, probed, mixing)
     print(table(reached, switching, loading, mixing))
     if options.json:
@@ -184,7 +187,7 @@ def measure_probe(ours: VisionLanguageModel, ref: str) -> float:
 
 
 def figures(
-    switching: dict[int, Times], loading: dict[int, Times], probed: Sequence[float], mixing: Times
+    switching: dict[int, Times], loading: dict[int, Times], probed: Sequence[float], mixing: dict[str, Times]
 ) -> dict[str, float]:
     """Returns the ratios of medians; where several counts of residents were measured, the worst of them."""
     switch = {count: median(times["ours"]) for count, times in switching.items()}
@@ -194,12 +197,16 @@ def figures(
     out["cold_vs_floor"] = max(median(times["ours"]) / median(times["floor"]) for times in loading.values())
     out["cold_vs_peft"] = min(median(times["peft"]) / median(times["ours"]) for times in loading.values())
     out["cold_with_probe_ms"] = 1e3 * median(probed)
-    out["mixed_vs_separate"] = median(mixing["separate"]) / median(mixing["mixed"])
-    out["mixed_vs_peft"] = median(mixing["peft"]) / median(mixing["mixed"])
+    for rows, end in (("questions", ""), ("pictures", "_pictures")):
+        mixed = median(mixing[rows]["mixed"])
+        out[f"mixed_vs_separate{end}"] = median(mixing[rows]["separate"]) / mixed
+        out[f"mixed_vs_peft{end}"] = median(mixing[rows]["peft"]) / mixed
     return out
 
 
-def table(reached: dict[str, float], switching: dict[int, Times], loading: dict[int, Times], mixing: Times) -> str:
+def table(
+    reached: dict[str, float], switching: dict[int, Times], loading: dict[int, Times], mixing: dict[str, Times]
+) -> str:
     """Returns everything as text."""
     lines = []
     for title, found in (("switching", switching), ("loading one more", loading)):
@@ -207,8 +214,9 @@ def table(reached: dict[str, float], switching: dict[int, Times], loading: dict[
         lines += ["", f"{title + ', ms':24}" + "".join(f"{name:>15}" for name in who)]
         for count, times in found.items():
             lines.append(f"{count:>3} resident{'':12}" + "".join(f"{1e3 * median(times[name]):>15.3f}" for name in who))
-    lines += ["", f"{'a batch of 8 adapters, s':24}" + "".join(f"{name:>15}" for name in mixing)]
-    lines.append(f"{'':24}" + "".join(f"{median(seconds):>15.3f}" for seconds in mixing.values()))
+    lines += ["", f"{'a batch of 8 adapters, s':24}" + "".join(f"{name:>15}" for name in mixing["questions"])]
+    for rows, times in mixing.items():
+        lines.append(f"{rows:24}" + "".join(f"{median(seconds):>15.3f}" for seconds in times.values()))
     lines += ["", f"{'':24}{'reached':>10}  wanted"]
     for name, value in reached.items():
         verdict = ""
@@ -249,9 +257,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resident", default="1,8,64", help="how many adapters there are to switch between (1,8,64)")
     parser.add_argument("--r", type=int, default=16, help="rank (16)")
     parser.add_argument("--rounds", type=int, default=15, help="that count, of everything; one more warms up (15)")
-    parser.add_argument(
-        "--mixed-rounds", type=int, default=3, help="of mixed batches; one more warms up (3)"
-    )
+    parser.add_argument("--mixed-rounds", type=int, default=3, help="of mixed batches; one more warms up (3)")
     parser.add_argument("--new-tokens", type=int, default=64, help="of the answers of mixed batches (64)")
     parser.add_argument("--probes", type=int, default=3, help="loads without a receipt (3)")
     options = parser.parse_args(arguments)

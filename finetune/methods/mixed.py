@@ -53,12 +53,13 @@ class MixedUpdate:
         rank = max(len(update.down) for update in given)
         like, num_rows = given[0], len(by_row)
         self.module, self.rounds_first = like.module, like.rounds_first
-        self.down = like.down.new_zeros(num_rows, rank, like.down.shape[1])  # [B, r, I]
-        self.up = like.up.new_zeros(num_rows, len(like.up), rank)  # [B, O, r]
+        down = like.down.new_zeros(num_rows, rank, like.down.shape[1])
+        up = like.up.new_zeros(num_rows, len(like.up), rank)
         for row, update in enumerate(by_row):
             if update is not None:
-                self.down[row, : len(update.down)] = update.down
-                torch.mul(update.up, update.scaling, out=self.up[row, :, : len(update.down)])
+                down[row, : len(update.down)] = update.down
+                torch.mul(update.up, update.scaling, out=up[row, :, : len(update.down)])
+        self.down, self.up = down.transpose(1, 2), up.transpose(1, 2)  # [B, I, r], [B, r, O]
 
     @property
     def num_bytes(self) -> int:
@@ -78,8 +79,11 @@ class MixedUpdate:
                 "rows of each adapter in a batch of their own."
             )
         result = inner(x, *args, **kwargs)
-        rows = x.reshape(num_rows, -1, x.shape[-1]).to(self.down.dtype)  # [B, K * T, I]
-        added = torch.bmm(torch.bmm(rows, self.down.transpose(1, 2)), self.up.transpose(1, 2)).view(result.shape)
+        rows = x.reshape(num_rows, -1, x.shape[-1])  # [B, K * T, I]
+        if rows.dtype == self.down.dtype == result.dtype:
+            sums = result.view(num_rows, -1, result.shape[-1])
+            return torch.baddbmm(sums, torch.bmm(rows, self.down), self.up).view(result.shape)
+        added = torch.bmm(torch.bmm(rows.to(self.down.dtype), self.down), self.up).view(result.shape)
         if self.rounds_first:
             return result + added.to(result.dtype)
         return (result + added).to(result.dtype)
