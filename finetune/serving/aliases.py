@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, TrustError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,54 +28,78 @@ class Aliases:
     """Versions by reference, looked up again when they were for long; any thread may call any method.
 
     One caller at a time looks a reference up again, the others go on with what is known. What cannot be renewed is
-    kept, with one warning for each reason: an app goes on with the version that it runs.
+    kept, with one warning for each reason: an app goes on with the version that it runs, while that is vouched for.
 
     Args:
+        renew: looks a reference up and makes the version ready.
+        check: raises TrustError where nobody vouches for a version any more.
         seconds: for which a version is taken for what its alias stands for; one that was named by its number or digest
             always stands for the same.
         clock: seconds that never go back.
     """
 
-    def __init__(self, *, seconds: float, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        renew: Callable[[str], Version],
+        check: Callable[[Version], None],
+        *,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.seconds = seconds
-        self._clock = clock
+        self._find, self._check, self._clock = renew, check, clock
         self._meanings: dict[str, _Meaning] = {}
         self._renewing = threading.Lock()
 
-    def version(self, ref: str, renew: Callable[[str], Version], *, now: bool = False) -> Version:
+    def version(self, ref: str, *, now: bool = False) -> Version:
         """Returns the version that a reference stands for.
 
         Args:
             ref: such as ``medical/brain-mri@prod``.
-            renew: looks it up and makes the version ready; called where it is not known, or was for too long.
             now: whether to look it up again in any case, waiting for whoever does already.
 
         Raises:
             FinetuneError: it was never known, and cannot be made ready.
+            TrustError: it cannot be renewed, and what it stood for is not vouched for any more.
         """
         meaning = self._meanings.get(ref)
         if meaning is None:
-            version = renew(ref)
+            version = self._find(ref)
             self._meanings[ref] = _Meaning(version, self._clock())
             return version
         stale = AdapterRef.parse(ref).alias is not None and self._clock() - meaning.asked_at >= self.seconds
         if (now or stale) and self._renewing.acquire(blocking=now):
             try:
-                self._renew(ref, meaning, renew)
+                self._renew(ref, meaning)
             finally:
                 self._renewing.release()
         return meaning.version
 
-    def renew_all(self, renew: Callable[[str], Version]) -> None:
-        """Looks up every reference that was ever asked for."""
-        for ref in list(self._meanings):
-            self.version(ref, renew, now=True)
+    def renew_all(self) -> None:
+        """Looks up every reference that was ever asked for.
 
-    def _renew(self, ref: str, meaning: _Meaning, renew: Callable[[str], Version]) -> None:
+        Raises:
+            TrustError: one of them is not vouched for any more; the others were looked up.
+        """
+        refused = None
+        for ref in list(self._meanings):
+            try:
+                self.version(ref, now=True)
+            except TrustError as error:
+                refused = error
+        if refused is not None:
+            raise refused
+
+    def _renew(self, ref: str, meaning: _Meaning) -> None:
         meaning.asked_at = self._clock()  # a registry that is down is not asked at every request either
         try:
-            meaning.version, meaning.failed = renew(ref), ""
+            meaning.version, meaning.failed = self._find(ref), ""
         except FinetuneError as error:
+            try:
+                self._check(meaning.version)
+            except TrustError:
+                self._meanings.pop(ref, None)  # so that nobody is given it who does not look it up
+                raise
             if str(error) != meaning.failed:
                 meaning.failed = str(error)
                 warnings.warn(

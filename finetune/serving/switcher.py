@@ -66,7 +66,7 @@ class Switcher:
         self.registry = registry
         self._points = Points()
         self._residency = Residency(self._points, max_bytes=max_bytes)
-        self._aliases = Aliases(seconds=alias_seconds)
+        self._aliases = Aliases(self._look_up, self._check_trust, seconds=alias_seconds)
         self._loading = threading.Lock()  # one adapter at a time, which nobody who has a resident one waits for
         self._choosing = threading.Lock()  # of the default
 
@@ -98,7 +98,7 @@ class Switcher:
         """
         path = as_folder(ref)
         if path is None:
-            return self._ready(str(ref), self._aliases.version(str(ref), self._look_up))
+            return self._ready(str(ref), self._aliases.version(str(ref)))
         folder = read_folder(path, device=self.base.model.device)
         return self._bring_in(str(ref), folder.digest, lambda: folder)
 
@@ -106,8 +106,11 @@ class Switcher:
         """Looks up now what every alias that was asked for stands for, and makes that ready.
 
         Requests that run meanwhile end as they began. What fails leaves what runs, with a warning.
+
+        Raises:
+            TrustError: that fails because nobody vouches for what runs any more; the reference is not answered again.
         """
-        self._aliases.renew_all(self._look_up)
+        self._aliases.renew_all()
 
     def remove(self, ref: str | Path | Resident) -> None:
         """Lets an adapter go; where it answers now, it does so to the end.
@@ -213,6 +216,9 @@ class Switcher:
         version = self._registry().resolve(ref)
         self._ready(ref, version)
         return version
+
+    def _check_trust(self, version: Version) -> None:
+        self._registry().guard.check_manifest(version)
 
     def _ready(self, ref: str, version: Version) -> Resident:
         def fetch() -> AdapterFolder:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from finetune.build import load_base
-from finetune.errors import AdapterError, NotFoundError, StoreError
+from finetune.errors import AdapterError, NotFoundError, StoreError, TrustError
 from finetune.registry import AdapterRegistry
 from finetune.serving.aliases import Aliases
 from finetune.serving.app import VisionLanguageModel
@@ -93,6 +93,10 @@ def version(number):
     return SimpleNamespace(version=number)
 
 
+def ignore(one):
+    """Vouches for anything."""
+
+
 class Clock:
     now = 0.0
 
@@ -102,14 +106,15 @@ class Clock:
 
 def test_an_alias_is_looked_up_again_when_its_time_is_over():
     clock, asked = Clock(), []
-    aliases = Aliases(seconds=10, clock=clock)
 
     def renew(ref):
         asked.append(ref)
         return version(len(asked))
 
+    aliases = Aliases(renew, ignore, seconds=10, clock=clock)
+
     def found(ref, **how):
-        return aliases.version(ref, renew, **how).version
+        return aliases.version(ref, **how).version
 
     assert [found("a/b@prod"), found("a/b@prod")] == [1, 1]
     clock.now = 10
@@ -118,47 +123,75 @@ def test_an_alias_is_looked_up_again_when_its_time_is_over():
     assert found("a/b@17") == 4
     clock.now = 1000
     assert found("a/b@17") == 4, "a number always stands for the same version"
-    aliases.renew_all(renew)
+    aliases.renew_all()
     assert found("a/b@prod") == 5
 
 
 def test_a_failed_look_up_keeps_what_is_known_and_says_so_once():
     clock = Clock()
-    aliases = Aliases(seconds=10, clock=clock)
-    assert aliases.version("a/b@prod", lambda ref: version(1)).version == 1
+    answers = {"a/b@prod": 1}
 
-    def fails(ref):
-        raise StoreError("the disk is gone")
+    def renew(ref):
+        if ref not in answers:
+            raise StoreError("the disk is gone")
+        return version(answers[ref])
 
+    aliases = Aliases(renew, ignore, seconds=10, clock=clock)
+    assert aliases.version("a/b@prod").version == 1
+    del answers["a/b@prod"]
     clock.now = 10
     with pytest.warns(UserWarning, match="a/b@prod still answers with version 1: .* the disk is gone"):
-        assert aliases.version("a/b@prod", fails).version == 1
+        assert aliases.version("a/b@prod").version == 1
     clock.now = 20
-    assert aliases.version("a/b@prod", fails).version == 1  # a second warning would be an error here
+    assert aliases.version("a/b@prod").version == 1  # a second warning would be an error here
+    answers["a/b@prod"] = 2
     clock.now = 30
-    assert aliases.version("a/b@prod", lambda ref: version(2)).version == 2
+    assert aliases.version("a/b@prod").version == 2
     with pytest.raises(StoreError, match="the disk is gone"):
-        aliases.version("a/other", fails)
+        aliases.version("a/other")
+
+
+def test_what_nobody_vouches_for_any_more_is_not_kept():
+    clock, revoked = Clock(), []
+
+    def check(one):
+        if revoked:
+            raise TrustError("the key is revoked")
+
+    def renew(ref):
+        check(None)
+        return version(1)
+
+    aliases = Aliases(renew, check, seconds=10, clock=clock)
+    assert aliases.version("a/b").version == 1
+    revoked.append(True)
+    assert aliases.version("a/b").version == 1, "for as long as it is taken for granted"
+    clock.now = 10
+    with pytest.raises(TrustError, match="the key is revoked"):
+        aliases.renew_all()
+    with pytest.raises(TrustError, match="the key is revoked"):
+        aliases.version("a/b")
 
 
 def test_nobody_waits_for_a_look_up():
     clock, began, go = Clock(), threading.Event(), threading.Event()
-    aliases = Aliases(seconds=10, clock=clock)
-    aliases.version("a/b", lambda ref: version(1))
+
+    def renew(ref):
+        if clock.now:
+            began.set()
+            assert go.wait(30)
+        return version(2 if clock.now else 1)
+
+    aliases = Aliases(renew, ignore, seconds=10, clock=clock)
+    aliases.version("a/b")
     clock.now = 10
-
-    def slow(ref):
-        began.set()
-        assert go.wait(30)
-        return version(2)
-
-    thread = threading.Thread(target=aliases.version, args=("a/b", slow))
+    thread = threading.Thread(target=aliases.version, args=("a/b",))
     thread.start()
     assert began.wait(30)
-    assert aliases.version("a/b", slow).version == 1
+    assert aliases.version("a/b").version == 1
     go.set()
     thread.join()
-    assert aliases.version("a/b", slow).version == 2
+    assert aliases.version("a/b").version == 2
 
 
 def test_an_app_follows_an_alias_and_stays_within_its_bytes(tiny_fast_vlm, tmp_path, monkeypatch):
