@@ -6,6 +6,7 @@ Nothing here imports torch.
 import os.path
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -100,20 +101,7 @@ class AdapterRef:
         """
         if not isinstance(text, str):
             raise AdapterReferenceError(f"{brief(text)} is no adapter reference. Expected {FORMS}.")
-        path, at, choice = text.partition("@")
-        namespace, slash, name = path.partition("/")
-        try:
-            if not slash:
-                raise AdapterReferenceError("the '/' between namespace and name is missing.")
-            if not at:
-                return cls(namespace=namespace, name=name, alias=LATEST)
-            if choice.startswith("sha256:"):
-                return cls(namespace=namespace, name=name, digest=choice.removeprefix("sha256:"))
-            if _VERSION_TEXT.fullmatch(choice):
-                return cls(namespace=namespace, name=name, version=int(choice))
-            return cls(namespace=namespace, name=name, alias=choice)
-        except AdapterReferenceError as error:
-            raise AdapterReferenceError(f"{brief(text)} is no adapter reference: {error} Expected {FORMS}.") from None
+        return _parsed(text)
 
     @classmethod
     def parse_name(cls, text: str) -> "AdapterRef":
@@ -136,6 +124,24 @@ class AdapterRef:
         if self.digest is not None:
             return f"{self.full_name}@sha256:{self.digest}"
         return f"{self.full_name}@{self.alias if self.version is None else self.version}"
+
+
+@lru_cache(maxsize=1024)  # an app is asked for the same few all the time
+def _parsed(text: str) -> AdapterRef:
+    path, at, choice = text.partition("@")
+    namespace, slash, name = path.partition("/")
+    try:
+        if not slash:
+            raise AdapterReferenceError("the '/' between namespace and name is missing.")
+        if not at:
+            return AdapterRef(namespace=namespace, name=name, alias=LATEST)
+        if choice.startswith("sha256:"):
+            return AdapterRef(namespace=namespace, name=name, digest=choice.removeprefix("sha256:"))
+        if _VERSION_TEXT.fullmatch(choice):
+            return AdapterRef(namespace=namespace, name=name, version=int(choice))
+        return AdapterRef(namespace=namespace, name=name, alias=choice)
+    except AdapterReferenceError as error:
+        raise AdapterReferenceError(f"{brief(text)} is no adapter reference: {error} Expected {FORMS}.") from None
 
 
 def as_folder(ref: str | Path) -> Path | None:

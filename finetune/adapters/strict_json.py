@@ -52,7 +52,8 @@ def strict_json(raw: bytes, *, source: str, max_bytes: int, max_values: int = MA
         text = raw.decode()  # a parser that is given bytes would guess at other encodings too
         value = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant, parse_float=finite)
         _check_depth(value, source)
-        canonical_json(value)  # a lone surrogate has no UTF-8
+        if "\\u" in text:
+            canonical_json(value)  # a lone surrogate, which only an escape can make, has no UTF-8
         return value
     except RecursionError:
         raise _too_deep(source) from None
@@ -63,13 +64,13 @@ def strict_json(raw: bytes, *, source: str, max_bytes: int, max_values: int = MA
 
 
 def _check_depth(value: Any, source: str) -> None:
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(MAX_DEPTH):
         level = [
             below
             for each in level
-            if isinstance(each, dict | list)
             for below in (each.values() if isinstance(each, dict) else each)
+            if isinstance(below, (dict, list))
         ]
         if not level:
             return

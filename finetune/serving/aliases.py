@@ -67,7 +67,7 @@ class Aliases:
             version = self._find(ref)
             self._meanings[ref] = _Meaning(version, self._clock())
             return version
-        stale = AdapterRef.parse(ref).alias is not None and self._clock() - meaning.asked_at >= self.seconds
+        stale = self._clock() - meaning.asked_at >= self.seconds and AdapterRef.parse(ref).alias is not None
         if (now or stale) and self._renewing.acquire(blocking=now):
             try:
                 self._renew(ref, meaning)
