@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class Residency:
     """The resident adapters of one model, and how many requests each answers; any thread may call any method.
 
+    Attributes:
+        num_bytes: that the residents hold beside the base.
+
     Args:
         points: where they reach into the model.
         max_bytes: that they may hold together, beyond which those go that were not used for longest; None for any
@@ -23,7 +26,7 @@ class Residency:
     """
 
     def __init__(self, points: Points, *, max_bytes: int | None = None):
-        self.max_bytes = max_bytes
+        self.max_bytes, self.num_bytes = max_bytes, 0
         self._points = points
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # by digest, the least recently used first
         self._uses: Counter[Resident] = Counter()  # requests that it answers, and once more as the default
@@ -34,11 +37,6 @@ class Residency:
         """The adapters that are ready, the least recently used first."""
         with self._lock:
             return tuple(self._residents.values())
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that they hold beside the base."""
-        return sum(resident.num_bytes for resident in self.residents)
 
     def get(self, digest: str) -> Resident | None:
         """Returns the resident with this manifest, if there is one."""
@@ -58,6 +56,7 @@ class Residency:
             )
         with self._lock:
             self._residents[resident.digest] = resident
+            self.num_bytes += resident.num_bytes
             self._make_room(keep=resident)
 
     def hold(self, resident: Resident) -> bool:
@@ -110,16 +109,15 @@ class Residency:
             self._drop(resident)
 
     def _make_room(self, *, keep: Resident | None = None) -> None:
-        over = sum(one.num_bytes for one in self._residents.values()) - (self.max_bytes or 0)
-        if self.max_bytes is None or over <= 0:
-            return
+        if self.max_bytes is None or self.num_bytes <= self.max_bytes:
+            return  # at every request: nothing here may grow with the number of residents
         for resident in [one for one in self._residents.values() if one is not keep and not self._uses[one]]:
             self._drop(resident)
-            over -= resident.num_bytes
-            if over <= 0:
+            if self.num_bytes <= self.max_bytes:
                 return
 
     def _drop(self, resident: Resident) -> None:
         del self._residents[resident.digest]
+        self.num_bytes -= resident.num_bytes
         if not self._uses[resident]:
             self._points.remove(resident.updates)
