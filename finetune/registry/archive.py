@@ -21,7 +21,7 @@ from finetune.adapters.manifest import Sha256, canonical_json, strict_json
 from finetune.adapters.reference import AdapterRef, VersionNumber
 from finetune.errors import AdapterError, IntegrityError, StoreError
 from finetune.registry.blobs import blob_key, read_blob
-from finetune.registry.commits import Commit, log_key
+from finetune.registry.commits import Commit, first_problem, log_key
 from finetune.registry.copying import blobs_of, check_has, read_history
 from finetune.registry.store import ObjectMissing, Store, explain, read_all
 from finetune.registry.tars import TarStore, TarWriter
@@ -188,9 +188,7 @@ def _read_about(store: TarStore) -> _About:
     try:
         told = _About.model_validate(about)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "top level"
-        raise IntegrityError(f"{ABOUT_KEY}: {where}: {first['msg']}") from None
+        raise IntegrityError(f"{ABOUT_KEY}: {first_problem(error)}") from None
     if told.to_bytes() != raw:
         raise IntegrityError(f"{ABOUT_KEY}: not in the form in which it is written")
     return told

@@ -51,7 +51,8 @@ def split_log_key(key: str) -> tuple[str, str, int] | None:
         return None
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Returns where the first fault stands, and what it is."""
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc']) or 'top level'}: {first['msg']}"
 
@@ -153,7 +154,7 @@ class Commit(BaseModel):
                 **fields,
             )
         except ValidationError as error:
-            raise RegistryError(f"this cannot be written to the log: {_first(error)}") from None
+            raise RegistryError(f"this cannot be written to the log: {first_problem(error)}") from None
         return commit.checked()
 
     @classmethod
@@ -181,7 +182,7 @@ class Commit(BaseModel):
         try:
             commit = cls.model_validate(data)
         except ValidationError as error:
-            raise IntegrityError(f"{source}: not a commit: {_first(error)}") from None
+            raise IntegrityError(f"{source}: not a commit: {first_problem(error)}") from None
         # The digest in the next entry is of these bytes; only one spelling may stand for one commit.
         if commit.to_bytes() != raw:
             damaged = "its checksum is not that of what it says, so it was damaged"

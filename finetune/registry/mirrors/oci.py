@@ -22,6 +22,7 @@ from finetune.adapters.manifest import (
     strict_json,
 )
 from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
+from finetune.registry.commits import first_problem
 from finetune.registry.folders import check_folder, read_manifest
 from finetune.registry.mirrors import oci_client
 from finetune.registry.mirrors.folder import new_folder
@@ -183,9 +184,7 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
     try:
         artifact = _Artifact.model_validate(told)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "top level"
-        raise IntegrityError(f"{source}: no adapter of finetune-vlm: {where}: {first['msg']}") from None
+        raise IntegrityError(f"{source}: no adapter of finetune-vlm: {first_problem(error)}") from None
     config = artifact.config.entry
     if artifact.config.mediaType != CONFIG_TYPE or config.size > MAX_MANIFEST_BYTES:
         raise IntegrityError(f"{source}: no adapter of finetune-vlm: its config is {artifact.config.mediaType}")
