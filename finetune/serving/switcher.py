@@ -154,7 +154,16 @@ class Switcher:
                         f"{resident.ref} cannot share a batch with other adapters: only LoRA on the language tower "
                         "can. Give its rows a batch of their own, as ask_batch() does."
                     )
-            kept.enter_context(self._points.using(Answering(updates=mix([row.updates if row else {} for row in rows]))))
+            kept.enter_context(self.answering(rows))
+            yield
+
+    @contextmanager
+    def answering(self, rows: Sequence[Resident | None]) -> Iterator[None]:
+        """Has each row of a batch answered by an adapter that the caller keeps; all the same, or all that can share."""
+        first = rows[0]
+        alike = all(row is first for row in rows)
+        mixed = first or PLAIN if alike else Answering(updates=mix([row.updates if row else {} for row in rows]))
+        with self._points.using(mixed):
             yield
 
     def can_share(self, resident: Resident) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from finetune.adapters.contract import section_of
@@ -51,10 +50,8 @@ def answer_together(switcher: Switcher, examples: Sequence[Example], residents: 
 
 def _answer(switcher: Switcher, examples: Sequence[Example], residents: Sequence[Resident | None]) -> list[str]:
     base, first = switcher.base, residents[0]
-    alone = all(resident is first for resident in residents)
     places = first.placeholders if first else None  # one that has a prompt shares with itself alone
-    with ExitStack() as stack:
-        stack.enter_context(switcher.using(first) if alone else switcher.mixing(residents))
+    with switcher.answering(residents):
         with base.preparing:
             batch = Batches(base.collator, places).prompt_batch(examples)
         batch = batch.to(base.model.device, base.model.dtype)

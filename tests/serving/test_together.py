@@ -107,6 +107,21 @@ def test_whatever_is_asked_together_is_answered_as_if_alone(every_kind, monkeypa
         assert vlm.ask_batch(images[:1], questions[:1])[0] == vlm.ask(images[0], questions[0])
 
 
+def test_what_is_removed_meanwhile_still_answers(every_kind, monkeypatch):
+    vlm, adapters = every_kind
+    residents = [vlm.add(adapters[0]), vlm.add(adapters[3])]  # which do not share a batch
+    alone = [vlm.ask_batch([None], ["What?"], adapters=[one])[0] for one in residents]
+    prepare = vlm.base.collator.prompt_batch
+
+    def remove(examples):
+        if residents[1] in vlm.switcher.residents:
+            vlm.remove(residents[1])
+        return prepare(examples)
+
+    monkeypatch.setattr(vlm.base.collator, "prompt_batch", remove, raising=False)
+    assert vlm.ask_batch([None] * 2, ["What?"] * 2, adapters=residents) == alone
+
+
 def test_answers_of_other_lengths_do_not_share(every_kind, monkeypatch):
     vlm, adapters = every_kind
     short, long = (vlm.add(adapter) for adapter in adapters[:2])
