@@ -38,11 +38,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    from finetune.extras import missing_extras_named
     from finetune.lookup import import_string
 
     if name not in _NAMES:
         raise AttributeError(f"module 'finetune' has no attribute {name!r}")
-    return import_string(_NAMES[name])
+    with missing_extras_named():
+        return import_string(_NAMES[name])
 
 
 def __dir__() -> list[str]:

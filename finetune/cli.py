@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import FinetuneError, StoppedError
+from finetune.extras import missing_extras_named
 from finetune.registry import commands as registry_commands
 
 _SWEEP_HELP = (
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; an error of ours is one line on stderr."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
+        with missing_extras_named():
+            return args.run(args)
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code

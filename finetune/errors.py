@@ -24,7 +24,8 @@
     │   ├── ConditionError (ValueError)   words that are no condition on metrics
     │   ├── PromotionError (ValueError)   a version that does not meet what is required of it
     │   └── StoreError (OSError)          the store cannot be read or written
-    └── LaunchError (RuntimeError)        the environment cannot run what was asked for
+    ├── LaunchError (RuntimeError)        the environment cannot run what was asked for
+    └── MissingExtraError (ImportError)   a library that an extra of this package brings is not installed
 
 Each has a built-in as second parent, so that callers may catch either. A message says what was
 got, where, what is allowed, and what to do next.
@@ -143,6 +144,10 @@ class StoreError(RegistryError, OSError):
 
 class LaunchError(FinetuneError, RuntimeError):
     """An environment that cannot run what was asked for."""
+
+
+class MissingExtraError(FinetuneError, ImportError):
+    """A library that an extra of this package brings is not installed."""
 
 
 def brief(value: object, limit: int = 120) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.adapters.manifest import canonical_json, sha256_hex, strict_json
 from finetune.errors import IntegrityError, ManifestError, RegistryError, StoreError
+from finetune.extras import missing_extras_named
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 from finetune.registry.stores.local import LocalStore
 from finetune.registry.stores.memory import MemoryStore
@@ -36,7 +37,8 @@ def open_store(location: str) -> Store:
     """Returns the store at a location: a folder, or a URL of one of the kinds in ``_OPENERS``.
 
     Raises:
-        StoreError: nothing here can open such a location, or the extra package for it is missing.
+        StoreError: nothing here can open such a location.
+        MissingExtraError: it needs the extra ``object-store``.
     """
     scheme, is_url, _ = location.partition("://")
     if not is_url:
@@ -51,14 +53,8 @@ def open_store(location: str) -> Store:
 
 def _open_bucket(location: str) -> Store:
     # Imported here, as it is an extra, and takes time that a folder does not need.
-    try:
+    with missing_extras_named():
         from finetune.registry.stores.object_store import ObjectStore
-    except ModuleNotFoundError as error:
-        if error.name != "obstore":
-            raise
-        raise StoreError(
-            f"{location!r} needs obstore, which is not installed: pip install 'finetune-vlm[object-store]'"
-        ) from None
     return ObjectStore(location)
 
 

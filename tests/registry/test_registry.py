@@ -12,6 +12,7 @@ from finetune.errors import (
     AdapterReferenceError,
     IntegrityError,
     ManifestError,
+    MissingExtraError,
     NotFoundError,
     RegistryError,
     StoreError,
@@ -148,7 +149,7 @@ def test_what_is_no_location_says_what_is(location, message):
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.delitem(sys.modules, "finetune.registry.stores.object_store", raising=False)
-    with pytest.raises(StoreError, match=r"needs obstore, which is not installed: pip install 'finetune-vlm\[object"):
+    with pytest.raises(MissingExtraError, match=r"needs obstore, .* pip install 'finetune-vlm\[object"):
         AdapterRegistry("s3://bucket/registry")
 
 
