@@ -22,6 +22,7 @@ from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.interfaces import Host
 from finetune.lookup import import_string, look_up
+from finetune.matmul import speed_up
 from finetune.recipe import (
     ContrastiveSection,
     PromptTuningSection,
@@ -183,6 +184,7 @@ def load_base(
         quantization=quantization,
         attn_implementation=attn_implementation,
     )
+    speed_up(model)
     return Base(
         model=model,
         processor=processor,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def run(job: Job, gate: Gate) -> None:
     """Trains on the loss that the model itself computes."""
     base, batches = base_and_batches(job)
-    model = peft_model(job, base)
+    # As transformers gives it: our own computes linear modules otherwise on some CPUs.
+    plain = type(base.model).from_pretrained(base.path, dtype=base.model.dtype).to(base.model.device)
+    del base
+    model = peft_model(job, plain)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate, weight_decay=0.0)
     gate.ready(model)

@@ -36,7 +36,7 @@ def run(job: Job, gate: Gate) -> None:
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name not in _PIXELS}
         ready.append((inputs, features, learnt.nonzero(as_tuple=True), batch.labels[:, 1:][learnt]))
     del batches
-    model = peft_model(job, base)
+    model = peft_model(job, base.model)
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             fold_additions(layer)

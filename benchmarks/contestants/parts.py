@@ -13,6 +13,7 @@ from finetune.training.plan import Plan
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from benchmarks.contestants import Job
     from finetune.batch import Batch
@@ -62,10 +63,10 @@ def lora_config(job: Job) -> LoraConfig:
     return LoraConfig(r=job.r, lora_alpha=job.lora_alpha, target_modules=modules)
 
 
-def peft_model(job: Job, base: Base) -> PeftModel:
-    """Returns the model with a fresh LoRA, in training mode."""
+def peft_model(job: Job, base: PreTrainedModel) -> PeftModel:
+    """Returns a base with a fresh LoRA, in training mode."""
     torch.manual_seed(job.seed)
-    return get_peft_model(base.model, lora_config(job)).train()
+    return get_peft_model(base, lora_config(job)).train()
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from finetune.matmul import linear
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -52,8 +54,8 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # [N, I]
-        inner = rows @ down.T  # [N, r]
-        out = nn.functional.linear(rows, weight, bias).addmm_(inner, up.T, alpha=scaling)
+        inner = linear(rows, down)  # [N, r]
+        out = linear(rows, weight, bias).addmm_(inner, up.T, alpha=scaling)
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.shape, ctx.scaling = x.shape, scaling
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -65,6 +67,6 @@ class _Linear(torch.autograd.Function):
         out = gradient.reshape(-1, gradient.shape[-1])  # [N, O]
         # With r rows, not r columns, of the small matrices: a BLAS takes two to four times as long for thin columns.
         at_inner = (out @ up.T.contiguous().T).mul_(ctx.scaling)  # [N, r]
-        for_x = (out @ weight).addmm_(at_inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        for_x = linear(out, weight.T).addmm_(at_inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
         for_up = (inner.T @ out).mul_(ctx.scaling)  # [r, O]
         return for_x, None, None, at_inner.T @ rows, for_up.T.contiguous(), None

@@ -1,0 +1,97 @@
+"""Linear modules of a frozen base on a CPU, by the faster of torch's two libraries.
+
+For float32 torch calls Intel's MKL, which uses AVX-512 on Intel's CPUs only: on an AMD that has it, it runs at half
+the rate of oneDNN, which torch holds too and calls for other dtypes and in compiled code. ``python -m
+benchmarks.matmul`` measures both.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+MIN_ROWS = 16  # below, reading the weight is what takes the time, and calling oneDNN takes longer
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns ``rows`` [N, I] times the transposed ``weight`` [O, I], plus ``bias`` [O]; it has no gradient."""
+    if not _by_onednn(rows, weight):
+        return nn.functional.linear(rows, weight, bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
+
+
+def speed_up(model: nn.Module) -> None:
+    """Has the linear modules of a base computed so where that is faster; those that are trained stay as they are."""
+    if not onednn_is_faster():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
+            vars(module)["forward"] = partial(_forward, module)
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Tells whether this is a CPU on which MKL leaves AVX-512 unused, and torch was built with oneDNN."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and "AuthenticAMD" in _vendor()
+    )
+
+
+def _vendor() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        return platform.processor()  # names the vendor on Windows
+
+
+def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
+    return (
+        len(rows) >= MIN_ROWS
+        and rows.device.type == "cpu"
+        and rows.dtype == weight.dtype == torch.float32
+        and onednn_is_faster()
+    )
+
+
+def _forward(module: nn.Linear, x: Tensor) -> Tensor:
+    weight, bias = module.weight, module.bias
+    if (
+        x.numel() < MIN_ROWS * x.shape[-1]
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or type(weight) is not nn.Parameter  # one that is cut over processes
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return nn.functional.linear(x, weight, bias)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Frozen.apply(x, weight, bias)
+    return _of_each_row(x, weight, bias)
+
+
+def _of_each_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+class _Frozen(torch.autograd.Function):
+    """x [..., I] -> x W' + b [..., O], with a gradient for x only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _of_each_row(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return _of_each_row(gradient, weight.T), None, None
