@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import linear as by_torch
 
-from finetune.matmul import onednn_is_faster
+from finetune.matmul import ONEDNN_IS_FASTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         }
         figures[f"{rows}x{inner}x{outer}"] = found
         print(f"{rows:6}{inner:6}{outer:6}{found['torch']:9.0f}{found['onednn']:9.0f}")
-    print(f"oneDNN is used here: {'yes' if onednn_is_faster() else 'no'}")
+    print(f"oneDNN is used here: {'yes' if ONEDNN_IS_FASTER else 'no'}")
     if options.json:
         machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
         details = {**machine, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-        whole = {"gflops": figures, "used": onednn_is_faster(), "details": details}
+        whole = {"gflops": figures, "used": ONEDNN_IS_FASTER, "details": details}
         options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from finetune.data.collate import Collator
 from finetune.data.stream import Stream
 from finetune.errors import ModelError
-from finetune.matmul import onednn_is_faster
+from finetune.matmul import ONEDNN_IS_FASTER
 from finetune.training.evaluate import blanked
 from finetune.training.feature_store import FeatureStore, StoredFeatures, places_of
 from finetune.training.filling import Filler
@@ -161,7 +161,7 @@ def _key(base: Base) -> dict[str, Any]:
         "dtype": str(base.model.dtype),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "float32": torch.get_float32_matmul_precision(),
-        "onednn": onednn_is_faster(),
+        "onednn": ONEDNN_IS_FASTER,
         "attention": [str(part._attn_implementation) for part in (config, *_parts(config))],
         "versions": {name: version(name) for name in _VERSIONS},
     }

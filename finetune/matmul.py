@@ -8,7 +8,7 @@ benchmarks.matmul`` measures both.
 from __future__ import annotations
 
 import platform
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,6 @@ from torch.autograd.function import once_differentiable
 MIN_ROWS = 16  # below, reading the weight is what takes the time, and calling oneDNN takes longer
 
 
-def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns ``rows`` [N, I] times the transposed ``weight`` [O, I], plus ``bias`` [O]; it has no gradient."""
-    if not _by_onednn(rows, weight):
-        return nn.functional.linear(rows, weight, bias)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return product
-
-
-def speed_up(model: nn.Module) -> None:
-    """Has the linear modules of a base computed so where that is faster; those that are trained stay as they are."""
-    if not onednn_is_faster():
-        return
-    for module in model.modules():
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
-            vars(module)["forward"] = partial(_forward, module)
-
-
-@cache
 def onednn_is_faster() -> bool:
     """Tells whether this is a CPU on which MKL leaves AVX-512 unused, and torch was built with oneDNN."""
     return (
@@ -54,12 +36,33 @@ def _vendor() -> str:
         return platform.processor()  # names the vendor on Windows
 
 
+ONEDNN_IS_FASTER = onednn_is_faster()  # a constant, since it is asked at every product
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns ``rows`` [N, I] times the transposed ``weight`` [O, I], plus ``bias`` [O]; it has no gradient."""
+    if not _by_onednn(rows, weight):
+        return nn.functional.linear(rows, weight, bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
+
+
+def speed_up(model: nn.Module) -> None:
+    """Has the linear modules of a base computed so where that is faster; those that are trained stay as they are."""
+    if not ONEDNN_IS_FASTER:
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
+            vars(module)["forward"] = partial(_forward, module)
+
+
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     return (
         len(rows) >= MIN_ROWS
         and rows.device.type == "cpu"
         and rows.dtype == weight.dtype == torch.float32
-        and onednn_is_faster()
+        and ONEDNN_IS_FASTER
+        and not torch.compiler.is_compiling()  # its compiler takes this product of constant weights only
     )
 
 
