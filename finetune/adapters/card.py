@@ -82,7 +82,10 @@ def _scores(manifest: AdapterManifest, when: str) -> dict[str, float]:
 def _page(manifest: AdapterManifest, card: Card) -> str:
     base, record = manifest.base, manifest.training
     where = f"`{base.hub_id}`" + (f" at `{base.revision}`" if base.revision else "") if base.hub_id else "a local base"
-    rows = ", ".join(f"{split} {number}" for split, number in record.rows.items())
+    rows = ", ".join(
+        f"{split} {number}" + (f" (`{record.data[split][:16]}`)" if split in record.data else "")
+        for split, number in record.rows.items()
+    )
     what, tie = f"An adapter ({manifest.adapter.methods}) for {where} (`{base.model_type}`)", "It fits that base only:"
     if card.relation == "finetune":
         what = (
@@ -101,8 +104,8 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         "",
         *_asking(manifest),
         *_table(manifest),
-        f"Trained {record.steps} steps with seed {record.seed}; rows: {rows or 'not told'}. "
-        f"Recipe `{record.recipe[:16]}`.",
+        f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and pictures: "
+        f"{rows or 'not told'}. Recipe `{record.recipe[:16]}`.",
         "",
         f"Intended use: {_one_line(manifest.intended_use)}",
         "",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import Update
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> torch's
-_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|KiB|MiB|GiB)")
+_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")
 # What a processor and generation are made from, copied as it is: saved anew, older loaders would not find it.
 _PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "image_processor_config.json",
