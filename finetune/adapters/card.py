@@ -24,7 +24,8 @@ class Card:
         kind: what the files are, such as ``An adapter``.
         relation: to the base, in the hub's words.
         library_name: what opens them, in the hub's words; None where no library that the hub knows does.
-        loading: Python by which they are opened.
+        loading: code by which they are opened.
+        loading_language: what it is written in.
         checks: a sentence on what is checked that way.
     """
 
@@ -34,6 +35,7 @@ class Card:
     relation: Literal["adapter", "finetune"] = "adapter"
     library_name: str | None
     loading: str
+    loading_language: Literal["python", "bash"] = "python"
     checks: str
 
 
@@ -92,7 +94,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         f"{record.task}. It fits that base only: weights and config with the digest `{base.digest}`.",
         *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
         "",
-        f"```python\n{card.loading}\n```",
+        f"```{card.loading_language}\n{card.loading}\n```",
         "",
         card.checks,
         "",

@@ -40,6 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         flag = f"--{name.replace('_', '-')}"
         own.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=f"{taken}: {text}", **how)
 
+    add("dtype", "of the tensors that are written (float32)", choices=("float32", "float16"))
     add("bake_scaling", "multiply LoRA's scaling into B: lora_alpha == r, no rslora, no patterns", action="store_true")
 
 
