@@ -115,6 +115,7 @@ FIXED_PEFT_CONFIG: dict[str, object] = {
 # Where an adapter can go: `--to` -> a frozen dataclass with the methods of finetune.export.target:Target.
 EXPORT_TARGETS: dict[str, str] = {
     "gguf": "finetune.export.gguf:Gguf",
+    "merged": "finetune.export.merged:Merged",
     "onnx": "finetune.export.onnx:Onnx",
     "peft": "finetune.export.peft:Peft",
 }
@@ -122,5 +123,6 @@ EXPORT_TARGETS: dict[str, str] = {
 # Option -> the targets that have a field of this name.
 EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
     "bake_scaling": ("peft",),
-    "dtype": ("gguf",),
+    "dtype": ("gguf", "merged"),
+    "max_shard_size": ("merged",),
 }

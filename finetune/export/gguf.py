@@ -56,10 +56,12 @@ class Gguf:
 
     dtype: Dtype = "float32"
 
+    def __post_init__(self) -> None:
+        if self.dtype not in _UPDATE_ROUNDING:
+            raise ExportError(f"dtype {self.dtype!r} cannot be written. Allowed: {', '.join(_UPDATE_ROUNDING)}.")
+
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raises ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
-        if self.dtype not in _UPDATE_ROUNDING:
-            raise ExportError(f"dtype is {self.dtype!r}; a GGUF file is written in {' or '.join(_UPDATE_ROUNDING)}")
         require_gguf()
         name, model_type = manifest.full_name, manifest.base.model_type
         if model_type in DUAL_ENCODERS:
@@ -202,7 +204,6 @@ def _card(source: Source, lora: LoraFile) -> Card:
     return Card(
         version=source.version,
         digest=source.adapter.digest,
-        kind="A LoRA for llama.cpp",
         library_name="gguf",
         loading=_LOADING.format(pictures=" --mmproj mmproj.gguf" if sees else ""),
         loading_language="bash",
