@@ -8,7 +8,7 @@ import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -85,7 +85,7 @@ class Merged:
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Merges, casts, writes model, processor and card, and loads them as any base is loaded."""
-        base, model, device = source.base, source.base.model, str(source.base.model.device)
+        base, model, device = source.base, cast("Any", source.base.model), str(source.base.model.device)
         home = snapshot_folder(base.path, revision=base.identity.revision)
         dtype = _most_common_dtype(home) if self.dtype == "auto" else self.dtype
         require_space(folder, sum(p.numel() for p in model.parameters()) * getattr(torch, dtype).itemsize)
@@ -157,7 +157,7 @@ def _most_common_dtype(home: Path) -> str:
     """Returns what most values of the base's first file of weights are held in."""
     counts: Counter[str] = Counter()
     with safe_open(weight_files(home)[0], "pt") as file:
-        for name in file.keys():  # noqa: SIM118  it is no dict
+        for name in file.keys():
             part = file.get_slice(name)
             counts[part.get_dtype()] += prod(part.get_shape())
     return next((_DTYPES[dtype] for dtype, _ in counts.most_common() if dtype in _DTYPES), "float32")
@@ -175,7 +175,7 @@ def _digest(tensor: Tensor, name: str, dtype: torch.dtype) -> str:
             raise ExportError(
                 f"{name} holds values that are not finite as {dtype}. Choose --dtype bfloat16 or float32."
             )
-    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().data).hexdigest()
 
 
 def _compare_weights(model: nn.Module, wanted: dict[str, str], num_changed: int, dtype: str) -> Comparison:

@@ -54,6 +54,7 @@ class Peft:
         tensors, config = dict(source.adapter.tensors), peft_config(description)
         if self.bake_scaling:
             tensors, config = bake_scaling(tensors, config)
+        tensors = {_name(name): tensor for name, tensor in tensors.items()}
         identity = source.manifest.base
         config |= {"base_model_name_or_path": identity.hub_id, "revision": identity.revision}
         (folder / WEIGHTS_NAME).write_bytes(weights_bytes(tensors))
@@ -67,6 +68,11 @@ class Peft:
             compare_tensors(f"the {len(pairs)} tensors of {WEIGHTS_NAME} with those of the adapter", pairs),
             compare_with_peft(source, folder),
         ]
+
+
+def _name(tensor: str) -> str:
+    """Returns the name by which transformers finds a DoRA's magnitudes too; PEFT finds them by either."""
+    return f"{tensor}.weight" if tensor.endswith(".lora_magnitude_vector") else tensor
 
 
 def refuse_ours(manifest: AdapterManifest) -> None:
