@@ -19,6 +19,7 @@ from finetune.adapters.contract import section_of
 from finetune.adapters.probe import probe_conversation
 from finetune.build import max_positions
 from finetune.errors import ExportError
+from finetune.export.output import require_space
 from finetune.export.parity import compare, compare_tensors
 from finetune.export.target import Comparison
 from finetune.methods.adapter import merge
@@ -67,6 +68,7 @@ class Onnx:
         merge(source.updates)
         model: Any = source.base.model
         model.to("cpu")
+        require_space(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
         rows = {name: row.to("cpu", model.dtype).inputs for name, row in source.rows.items()}
         write_towers(folder, model, rows["probe"])
         source.base.processor.save_pretrained(folder)
@@ -133,7 +135,18 @@ def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
                 verbose=False,
             )
         assert program is not None
+        _forget_sources(program.model)
         program.save(folder / f"{name}.onnx")  # weights over 2 GB in a file of their own beside it
+
+
+def _forget_sources(model: Any) -> None:
+    """Takes out what the exporter keeps beside nodes and values: lines and local paths of the code that it traced."""
+    for graph in (model.graph, *model.functions.values()):
+        values = [value for node in graph.all_nodes() for value in (node, *node.outputs)]
+        for place in (graph, *graph.inputs, *values):
+            place.metadata_props.clear()
+    for place in (model, *model.graph.initializers.values()):
+        place.metadata_props.clear()
 
 
 def compare_with_onnxruntime(

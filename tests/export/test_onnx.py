@@ -88,6 +88,14 @@ def test_what_lies_in_the_folder(exported, vlm):
         assert {i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input} == {"batch"}
 
 
+def test_nothing_tells_where_it_was_made(exported):
+    base, _, folder = exported
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        for place in (Path(base).parent, Path(target.__file__).parent, Path(torch.__file__).parent):
+            assert str(place).encode() not in data, f"{path.name} holds {place}"
+
+
 def without_torch(folder, code, *arguments):
     """Runs code in the folder, in a process that cannot import torch, transformers or this package."""
     barred = "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'transformers', 'finetune')))\n"
