@@ -114,13 +114,15 @@ FIXED_PEFT_CONFIG: dict[str, object] = {
 
 # Where an adapter can go: `--to` -> a frozen dataclass with the methods of finetune.export.target:Target.
 EXPORT_TARGETS: dict[str, str] = {
+    "gguf": "finetune.export.gguf:Gguf",
     "merged": "finetune.export.merged:Merged",
+    "onnx": "finetune.export.onnx:Onnx",
     "peft": "finetune.export.peft:Peft",
 }
 
 # Option -> the targets that have a field of this name.
 EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
     "bake_scaling": ("peft",),
-    "dtype": ("merged",),
+    "dtype": ("gguf", "merged"),
     "max_shard_size": ("merged",),
 }

@@ -1,6 +1,6 @@
 """Write an adapter in the form of another program, and check that it does there what it does here.
 
-    python recipes/export.py REF --to peft | merged [--output FOLDER] [OPTION ...]
+    python recipes/export.py REF --to gguf | merged | onnx | peft [--output FOLDER] [OPTION ...]
 
 The same as `finetune export`, whose --help lists the options. From Python: finetune.export_adapter(REF, to=...).
 """

@@ -23,7 +23,8 @@ class Card:
         digest: SHA-256 of its manifest.
         relation: to the base, in the hub's words.
         library_name: what opens them, in the hub's words; None where no library that the hub knows does.
-        loading: Python by which they are opened.
+        loading: code by which they are opened.
+        loading_language: what it is written in.
         checks: a sentence on what is checked that way.
     """
 
@@ -32,6 +33,7 @@ class Card:
     relation: Literal["adapter", "finetune"] = "adapter"
     library_name: str | None
     loading: str
+    loading_language: Literal["python", "bash"] = "python"
     checks: str
 
 
@@ -98,7 +100,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         f"{what}, of {record.domain}, task {record.task}. {tie} weights and config with the digest `{base.digest}`.",
         *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
         "",
-        f"```python\n{card.loading}\n```",
+        f"```{card.loading_language}\n{card.loading}\n```",
         "",
         card.checks,
         "",

@@ -1,0 +1,216 @@
+"""The target ``gguf``: a LoRA that llama.cpp loads beside the language model of the base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.card import CARD_NAME, Card, model_card
+from finetune.adapters.peft_format import peft_config
+from finetune.errors import ExportError
+from finetune.export.llama_cpp import (
+    WITH_PICTURES,
+    Dtype,
+    Language,
+    LoraFile,
+    language_of,
+    read_lora,
+    refuse_model_type,
+    require_gguf,
+    rounded,
+    write_lora,
+)
+from finetune.export.parity import ROUNDING, compare, compare_tensors, outputs
+from finetune.export.scaling import bake_scaling
+from finetune.export.target import Comparison
+from finetune.methods.adapter import merge
+from finetune.methods.lora_update import LoraUpdate
+from finetune.methods.modules import module_at
+from finetune.tables import DUAL_ENCODERS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from finetune.adapters.manifest import AdapterManifest
+    from finetune.export.target import Source
+
+FILE_NAME = "adapter.gguf"
+_PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
+# What rounding may make of a module's update, as a part of its largest value.
+_UPDATE_ROUNDING: dict[Dtype, float] = {"float32": 1e-5, "float16": 2e-3}
+_LOADING = """\
+# base.gguf: the language model of the base, by llama.cpp's convert_hf_to_gguf.py
+llama-server --model base.gguf{pictures} --lora adapter.gguf"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gguf:
+    """llama.cpp's file of a LoRA, with the scaling in its weights: ``adapter.lora.alpha == r``.
+
+    Attributes:
+        dtype: of its tensors.
+    """
+
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _UPDATE_ROUNDING:
+            raise ExportError(f"dtype {self.dtype!r} cannot be written. Allowed: {', '.join(_UPDATE_ROUNDING)}.")
+
+    def refuse(self, manifest: AdapterManifest) -> None:
+        """Raises ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
+        require_gguf()
+        name, model_type = manifest.full_name, manifest.base.model_type
+        if model_type in DUAL_ENCODERS:
+            raise ExportError(
+                f"{name} cannot be written as GGUF: it is for a {model_type} base, which has no language model that "
+                "writes text. Export it with --to onnx."
+            )
+        refuse_model_type(model_type)
+        instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
+        for part in manifest.adapter.parts:
+            if part.method == "prompt_tuning":
+                raise ExportError(
+                    f"{name} cannot be written as GGUF: it holds a tuned prompt, and llama.cpp takes LoRA alone. Load "
+                    "it with finetune.load(...)."
+                )
+            if part.method != "lora":
+                raise ExportError(
+                    f"{name} cannot be written as GGUF: it holds {part.method} (whole parameters), and llama.cpp takes "
+                    f"LoRA alone. {instead}"
+                )
+            if part.options["use_dora"]:
+                raise ExportError(
+                    f"{name} cannot be written as GGUF: it is a DoRA, whose magnitudes llama.cpp's LoRA has no place "
+                    f"for. {instead}"
+                )
+            if touched := [tower for tower, names in part.modules.items() if names and tower != "language"]:
+                raise ExportError(
+                    f"{name} cannot be written as GGUF: it changes the {' and the '.join(touched)} too "
+                    f"({part.modules[touched[0]][0]}), and llama.cpp adapts the language model alone. Without that "
+                    f"part it would be another adapter. {instead}"
+                )
+
+    def make(self, source: Source, folder: Path) -> list[Comparison]:
+        """Writes the file and its card, and has the base compute with what is read back."""
+        language = language_of(source.base.model.config, source.base.towers)
+        names = {language.weight_name(module): module for module in source.manifest.adapter.parts[0].names}
+        lora = _to_llama_cpp(source, language, names)
+        write_lora(folder / FILE_NAME, lora, dtype=self.dtype, about=_about(source))
+        (folder / CARD_NAME).write_text(model_card(source.manifest, _card(source, lora)), encoding="utf-8")
+        held = read_lora(folder / FILE_NAME)
+        if (held.architecture, held.alpha, held.pairs.keys()) != (lora.architecture, lora.alpha, lora.pairs.keys()):
+            raise ExportError(f"{FILE_NAME} does not say what was to be written: {held.architecture}, {held.alpha}")
+        wanted = [(rounded(tensor, self.dtype, name=name)) for name, pair in lora.pairs.items() for tensor in pair]
+        got = [tensor for name in lora.pairs for tensor in held.pairs[name]]
+        equal = compare_tensors(
+            f"the {len(got)} tensors of {FILE_NAME} with those of the adapter", zip(got, wanted, strict=True)
+        )
+        replayed = replay(source, held, language, names)
+        return [equal, self._compare_updates(source, replayed), self._compare_outputs(source, replayed)]
+
+    def _compare_updates(self, source: Source, replayed: Mapping[str, LoraUpdate]) -> Comparison:
+        off = max(_relative_difference(update, source.updates[module]) for module, update in replayed.items())
+        tolerance = _UPDATE_ROUNDING[self.dtype]
+        return Comparison(
+            what=f"alpha / r * B @ A of {len(replayed)} modules with the adapter's, as parts of their largest values",
+            verdict="passed" if off <= tolerance and replayed.keys() == source.updates.keys() else "failed",
+            largest_difference=off,
+            tolerance=tolerance,
+        )
+
+    def _compare_outputs(self, source: Source, replayed: Mapping[str, LoraUpdate]) -> Comparison:
+        merge(replayed)
+        return compare(
+            f"the base with what {FILE_NAME} holds, with the adapter",
+            outputs(source.base, source.rows),
+            wanted=source.adapted,
+            plain=source.plain,
+            rounding=ROUNDING[self.dtype],
+        )
+
+
+def replay(source: Source, held: LoraFile, language: Language, names: Mapping[str, str]) -> dict[str, LoraUpdate]:
+    """Returns full module name -> what llama.cpp computes there with a file, in the order of transformers.
+
+    Args:
+        source: holds the base.
+        held: what was read.
+        language: of the base.
+        names: llama.cpp's name of a weight -> full module name.
+    """
+    replayed = {}
+    for name, (down, up) in held.pairs.items():
+        module: Any = module_at(source.base.model, names[name])
+        up = language.from_llama_cpp(names[name], up.float())
+        device = module.weight.device
+        replayed[names[name]] = LoraUpdate(
+            module, down.float().to(device), up.contiguous().to(device), held.alpha / up.shape[1]
+        )
+    return replayed
+
+
+def _to_llama_cpp(source: Source, language: Language, names: Mapping[str, str]) -> LoraFile:
+    """Returns the adapter in llama.cpp's order, its scaling in B."""
+    tensors, config = bake_scaling(source.adapter.tensors, peft_config(source.manifest.adapter))
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, module in names.items():
+        down, up = (tensors[f"{_PREFIX}{module}.lora_{kind}.weight"] for kind in "AB")
+        pairs[name] = (down, language.to_llama_cpp(module, up))
+    return LoraFile(architecture=language.architecture, alpha=float(config["lora_alpha"]), pairs=pairs)
+
+
+def _relative_difference(got: LoraUpdate, wanted: Any) -> float:
+    """Returns the largest difference of two LoRA updates, as a part of the largest value of what is wanted."""
+    product, right = (update.up @ update.down * update.scaling for update in (got, wanted))
+    off, size = (product - right).abs().max().item(), right.abs().max().item()
+    return off / size if size else off
+
+
+def _about(source: Source) -> dict[str, str | int]:
+    manifest, identity = source.manifest, source.manifest.base
+    about: dict[str, str | int] = {
+        "general.name": manifest.full_name,
+        "general.version": source.ref.rpartition("@")[2],
+        "general.description": (
+            f"LoRA for the language model of a {identity.model_type} base; the vision tower and the projector are not "
+            "in it"
+        ),
+        "general.base_model.count": 1,
+        "general.base_model.0.name": identity.hub_id or f"{identity.model_type} {identity.digest[:16]}",
+        "finetune.manifest": f"sha256:{source.adapter.digest}",
+        "finetune.base": f"sha256:{identity.digest}",
+    }
+    if identity.hub_id:
+        about["general.base_model.0.repo_url"] = f"https://huggingface.co/{identity.hub_id}"
+    if identity.revision:
+        about["general.base_model.0.version"] = identity.revision
+    if manifest.license:
+        about["general.license"] = manifest.license
+    return about
+
+
+def _card(source: Source, lora: LoraFile) -> Card:
+    sees = source.manifest.base.model_type in WITH_PICTURES
+    pictures = (
+        "Pictures need the base's own vision tower and projector as well, a file that llama.cpp calls mmproj."
+        if sees
+        else f"llama.cpp has no vision tower and projector of a {source.manifest.base.model_type} base: it reads text "
+        "alone, whatever the adapter learnt of pictures."
+    )
+    return Card(
+        version=source.version,
+        digest=source.adapter.digest,
+        library_name="gguf",
+        loading=_LOADING.format(pictures=" --mmproj mmproj.gguf" if sees else ""),
+        loading_language="bash",
+        checks=(
+            f"The language model's LoRA (architecture `{lora.architecture}`, alpha {lora.alpha:g}), and nothing of the "
+            f"vision tower and projector, which the adapter does not change. {pictures} The base must be the one named "
+            "above: llama.cpp compares no more than architecture and shapes. `export.json` says what was compared "
+            "before the folder was declared good; llama.cpp itself did not run."
+        ),
+    )

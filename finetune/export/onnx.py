@@ -1,0 +1,231 @@
+"""The target ``onnx``: both towers of a dual encoder, the adapter merged, for onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize, pad
+
+from finetune.adapters.card import CARD_NAME, Card, model_card
+from finetune.adapters.contract import section_of
+from finetune.adapters.probe import probe_conversation
+from finetune.build import max_positions
+from finetune.errors import ExportError
+from finetune.export.output import require_space
+from finetune.export.parity import compare, compare_tensors
+from finetune.export.target import Comparison
+from finetune.methods.adapter import merge
+from finetune.recipe import ContrastiveSection
+from finetune.tables import DUAL_ENCODERS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from finetune.adapters.manifest import AdapterManifest
+    from finetune.export.onnx_example import Classifier
+    from finetune.export.target import Source
+
+EXAMPLE_NAME = "classify.py"
+_EXAMPLE = Path(__file__).with_name("onnx_example.py")
+_LEVELS = 3  # of 256, by which pillow and torchvision may shrink a picture to other values
+_LOADING = """\
+from classify import Classifier  # classify.py, of this folder
+
+classifier = Classifier(".")
+print(classifier.classify("picture.jpg", ["shirt", "hat"]))
+vector = classifier.embed_images(["picture.jpg"])[0]  # of length 1, for search"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Onnx:
+    """``image.onnx`` and ``text.onnx``: inputs as the processor makes them, embeddings of length 1, any batch size."""
+
+    def refuse(self, manifest: AdapterManifest) -> None:
+        """Raises ExportError where the base is no dual encoder."""
+        if manifest.base.model_type not in DUAL_ENCODERS:
+            raise ExportError(
+                f"{manifest.full_name} cannot be written as ONNX: it is for a {manifest.base.model_type} base, which "
+                f"writes text token by token, and two files of embeddings are made of dual encoders alone "
+                f"({', '.join(DUAL_ENCODERS)}). Export it with --to merged."
+            )
+        if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+            raise ExportError(
+                f"ONNX files need {', '.join(missing)}, not installed here: pip install 'finetune-vlm[onnx]'"
+            )
+
+    def make(self, source: Source, folder: Path) -> list[Comparison]:
+        """Writes both towers and what puts pictures and texts to them, and has onnxruntime answer."""
+        merge(source.updates)
+        model: Any = source.base.model
+        model.to("cpu")
+        require_space(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
+        rows = {name: row.to("cpu", model.dtype).inputs for name, row in source.rows.items()}
+        write_towers(folder, model, rows["probe"])
+        source.base.processor.save_pretrained(folder)
+        task = section_of(source.manifest.prompt)
+        assert isinstance(task, ContrastiveSection), "the contract was checked against the base"
+        settings = {
+            "text_template": task.text_template,
+            "logit_scale": model.logit_scale.exp().item(),
+            "max_tokens": max_positions(model),
+            "pad_token_id": source.base.processor.tokenizer.pad_token_id,
+        }
+        from finetune.export.onnx_example import SETTINGS_NAME, Classifier
+
+        (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(_EXAMPLE, folder / EXAMPLE_NAME)
+        (folder / CARD_NAME).write_text(model_card(source.manifest, _card(source)), encoding="utf-8")
+        return compare_with_onnxruntime(source, Classifier(folder), rows, settings["pad_token_id"])
+
+
+class _ImageTower(torch.nn.Module):
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return normalize(self.model.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+
+
+class _TextTower(torch.nn.Module):
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        out = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return normalize(out.pooler_output, dim=-1)
+
+
+def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
+    """Writes ``image.onnx`` and ``text.onnx``.
+
+    Args:
+        folder: where.
+        model: a dual encoder on the CPU.
+        row: inputs of one picture and text; the files take any number of either, and texts of any length.
+    """
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=max_positions(model))
+    towers: dict[str, tuple[torch.nn.Module, dict[str, dict[int, Any]]]] = {
+        "image": (_ImageTower(model), {"pixel_values": {0: batch}}),
+        "text": (_TextTower(model), {name: {0: batch, 1: tokens} for name in ("input_ids", "attention_mask")}),
+    }
+    for name, (tower, shapes) in towers.items():
+        # Two of each: a size of 1 would be taken for one that never changes.
+        example = tuple(row[key].repeat(2, *[1] * (row[key].ndim - 1)) for key in shapes)
+        with torch.no_grad(), warnings.catch_warnings():
+            # Both inputs of the text tower have the same axes, of which torch names the first one's.
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
+            program = torch.onnx.export(
+                tower.eval(),
+                example,
+                input_names=list(shapes),
+                output_names=[f"{name}_embeds"],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+        assert program is not None
+        _forget_sources(program.model)
+        program.save(folder / f"{name}.onnx")  # weights over 2 GB in a file of their own beside it
+
+
+def _forget_sources(model: Any) -> None:
+    """Takes out what the exporter keeps beside nodes and values: lines and local paths of the code that it traced."""
+    for graph in (model.graph, *model.functions.values()):
+        values = [value for node in graph.all_nodes() for value in (node, *node.outputs)]
+        for place in (graph, *graph.inputs, *values):
+            place.metadata_props.clear()
+    for place in (model, *model.graph.initializers.values()):
+        place.metadata_props.clear()
+
+
+def compare_with_onnxruntime(
+    source: Source, classifier: Classifier, rows: Mapping[str, Mapping[str, Tensor]], pad_token_id: int
+) -> list[Comparison]:
+    """Compares what onnxruntime makes of the files, and what the example beside them makes of pictures and texts.
+
+    Args:
+        source: what was exported.
+        classifier: has read the files.
+        rows: name -> the processor's inputs of one picture and text.
+        pad_token_id: fills up shorter texts.
+    """
+    singly = {name: _embed(classifier, row)[0] for name, row in rows.items()}
+    longest = max(row["input_ids"].shape[1] for row in rows.values())
+    filled = {"input_ids": pad_token_id, "attention_mask": 0}
+    together = {
+        key: torch.cat([
+            pad(row[key], (0, longest - row[key].shape[1]), value=filled[key]) if key in filled else row[key]
+            for row in rows.values()
+        ])
+        for key in ("pixel_values", *filled)
+    }  # fmt: skip
+    jointly = dict(zip(rows, _embed(classifier, together), strict=True))
+    what = "onnxruntime with the adapter on its base"
+    return [
+        compare(f"{what}, one row at a time", singly, wanted=source.adapted, plain=source.plain),
+        compare(f"{what}, {len(rows)} rows at once", jointly, wanted=source.adapted, plain=source.plain),
+        *_compare_inputs(source, classifier),
+    ]
+
+
+def _embed(classifier: Classifier, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Returns the embeddings [B, 2, D] of pictures and texts."""
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    (images,) = classifier.image.run(None, {"pixel_values": arrays["pixel_values"]})
+    (texts,) = classifier.text.run(None, {name: arrays[name] for name in ("input_ids", "attention_mask")})
+    return torch.from_numpy(np.stack([images, texts], axis=1))
+
+
+def _compare_inputs(source: Source, classifier: Classifier) -> list[Comparison]:
+    """Compares what the example makes of pictures and texts, without torch, with what the processor makes of them."""
+    processor: Any = source.base.processor
+    _, picture = probe_conversation(source.manifest.probe.seed)
+    pictures = [picture, picture.crop((0, 0, 150, 96)), picture.crop((0, 0, 96, 150))]
+    wanted = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    off = max(
+        (torch.from_numpy(classifier.pixels(p)) - w).abs().max().item() for p, w in zip(pictures, wanted, strict=True)
+    )
+    texts = ["a photo of a cat", "Two RED shirts, 3 hats.", "é", ""]
+    encoded = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    ids = [torch.from_numpy(array) for array in classifier.tokens(texts)]
+    tolerance = _LEVELS / 255 / min(getattr(processor.image_processor, "image_std", None) or [1.0])
+    return [
+        Comparison(
+            what=f"{EXAMPLE_NAME}'s pixels with the processor's, which shrinks pictures by another library",
+            verdict="passed" if off <= tolerance else "failed",
+            largest_difference=off,
+            tolerance=tolerance,
+        ),
+        compare_tensors(
+            f"{EXAMPLE_NAME}'s tokens with the tokenizer's",
+            zip(ids, (encoded["input_ids"], encoded["attention_mask"]), strict=True),
+        ),
+    ]
+
+
+def _card(source: Source) -> Card:
+    return Card(
+        version=source.version,
+        digest=source.adapter.digest,
+        relation="finetune",
+        library_name="onnx",
+        loading=_LOADING,
+        checks=(
+            f"`{EXAMPLE_NAME}` needs numpy, onnxruntime, pillow and tokenizers, and runs by itself too: `python "
+            f"{EXAMPLE_NAME} picture.jpg shirt hat`. `image.onnx` takes `pixel_values` [pictures, 3, H, W] and "
+            "`text.onnx` `input_ids` and `attention_mask` [texts, tokens]; both give embeddings of length 1. "
+            "`classify.json` holds the words around a label and what cosines are multiplied by. `export.json` says "
+            "what was compared before the folder was declared good, and with which versions."
+        ),
+    )

@@ -1,0 +1,116 @@
+"""Which of some labels belongs to a picture, and embeddings for search, by onnxruntime.
+
+    python classify.py PICTURE LABEL LABEL ...
+
+This file stands beside ``image.onnx`` and ``text.onnx`` and needs numpy, onnxruntime, pillow and tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+SETTINGS_NAME = "classify.json"
+
+
+class Classifier:
+    """Both towers; shapes: N pictures or texts, T tokens, D values of an embedding.
+
+    Args:
+        folder: the one that holds this file.
+        providers: where onnxruntime computes, such as ``CUDAExecutionProvider``.
+    """
+
+    def __init__(self, folder: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",)):
+        folder = Path(folder)
+        self.settings = json.loads((folder / SETTINGS_NAME).read_text("utf-8"))
+        self.preprocessing = json.loads((folder / "processor_config.json").read_text("utf-8"))["image_processor"]
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.image = onnxruntime.InferenceSession(folder / "image.onnx", providers=list(providers))
+        self.text = onnxruntime.InferenceSession(folder / "text.onnx", providers=list(providers))
+
+    def classify(self, picture: str | Path | Image.Image, labels: Sequence[str]) -> dict[str, float]:
+        """Returns the probability of each label, given that one of them is right; they are put into words first."""
+        texts = [self.settings["text_template"].replace("{label}", label) for label in labels]
+        cosines = self.embed_texts(texts) @ self.embed_images([picture])[0]  # [labels]
+        weights = np.exp(self.settings["logit_scale"] * (cosines - cosines.max()))
+        return dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
+
+    def embed_images(self, pictures: Sequence[str | Path | Image.Image]) -> NDArray[np.float32]:
+        """Returns embeddings [N, D] of length 1."""
+        return self.image.run(None, {"pixel_values": np.stack([self.pixels(picture) for picture in pictures])})[0]
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Returns embeddings [N, D] of length 1, of texts as they stand."""
+        ids, mask = self.tokens(texts)
+        return self.text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+
+    def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns the ids of texts and which of them are no filling, each [N, T]."""
+        rows = [self.tokenizer.encode(text).ids for text in texts]
+        longest, most = max(map(len, rows)), self.settings["max_tokens"]
+        if longest > most:
+            raise ValueError(f"a text has {longest} tokens, the model takes {most}")
+        ids = np.full((len(rows), longest), self.settings["pad_token_id"], np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        return ids, mask
+
+    def pixels(self, picture: str | Path | Image.Image) -> NDArray[np.float32]:
+        """Returns what the image tower sees of a picture, [3, H, W]."""
+        how = self.preprocessing
+        if not isinstance(picture, Image.Image):
+            picture = Image.open(picture)
+        picture = _upright_rgb(picture)
+        if how["do_resize"]:
+            picture = picture.resize(_new_size(picture, how["size"]), resample=how["resample"])
+        if how["do_center_crop"]:
+            height, width = how["crop_size"]["height"], how["crop_size"]["width"]
+            left, top = (picture.width - width) // 2, (picture.height - height) // 2
+            picture = picture.crop((left, top, left + width, top + height))
+        values: Any = np.asarray(picture, np.float32)  # [H, W, 3]
+        if how["do_rescale"]:
+            values = values * np.float32(how["rescale_factor"])
+        if how["do_normalize"]:
+            values = (values - np.array(how["image_mean"], np.float32)) / np.array(how["image_std"], np.float32)
+        return values.transpose(2, 0, 1)
+
+
+def _new_size(picture: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
+    """Returns width and height."""
+    if "shortest_edge" not in size:
+        return size["width"], size["height"]
+    short, long = sorted(picture.size)
+    other = int(size["shortest_edge"] * long / short)
+    return (size["shortest_edge"], other) if picture.width <= picture.height else (other, size["shortest_edge"])
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    """Returns a picture as a viewer shows it on white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(f"usage: {sys.argv[0]} PICTURE LABEL LABEL ...")
+    for label, probability in Classifier(Path(__file__).parent).classify(sys.argv[1], sys.argv[2:]).items():
+        print(f"{probability:.3f}  {label}")
