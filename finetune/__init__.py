@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune.adapters.reference import AdapterRef
     from finetune.comparing import evaluate
+    from finetune.export.exporting import export_adapter
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
     from finetune.runs import train
@@ -20,6 +21,7 @@ _NAMES = {
     "Recipe": "finetune.recipe:Recipe",
     "VisionLanguageModel": "finetune.serving.app:VisionLanguageModel",
     "evaluate": "finetune.comparing:evaluate",
+    "export_adapter": "finetune.export.exporting:export_adapter",
     "load": "finetune.serving.loading:load",
     "load_recipe": "finetune.recipe:load_recipe",
     "train": "finetune.runs:train",
@@ -31,6 +33,7 @@ __all__ = [
     "Recipe",
     "VisionLanguageModel",
     "evaluate",
+    "export_adapter",
     "load",
     "load_recipe",
     "train",

@@ -36,13 +36,14 @@ from finetune.tables import TASKS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from PIL.Image import Image
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
     from finetune.batch import Placeholders
     from finetune.data.stream import Rows
-    from finetune.example import Example
+    from finetune.example import Example, Message
     from finetune.interfaces import GenerativeFamily, ModelFamily, Task, Towers
     from finetune.recipe import AttnImplementation, Quantization, Recipe, TaskSection
 
@@ -101,7 +102,10 @@ class Base:
 
     def probe_batch(self, seed: int) -> Batch:
         """Returns the probe's one row, on the model's device."""
-        messages, picture = probe_conversation(seed)
+        return self.one_row(*probe_conversation(seed))
+
+    def one_row(self, messages: list[Message], picture: Image) -> Batch:
+        """Returns a batch of one conversation about one picture, on the model's device."""
         text = self.collator.render(messages)
         with self.preparing:
             inputs = self.family.encode(self.processor, [text], [[picture]], padding_side="right")

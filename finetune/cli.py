@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import FinetuneError, StoppedError
+from finetune.export import command as export_command
 from finetune.registry import commands as registry_commands
 
 _SWEEP_HELP = (
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     schema = add("schema", "print the JSON schema of recipes, by which editors complete and check them")
     schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
     schema.set_defaults(run=_schema)
+    export_command.add_parser(verbs)
     registry_commands.add_parser(verbs)
     return parser
 

@@ -24,6 +24,7 @@
     │   ├── ConditionError (ValueError)   words that are no condition on metrics
     │   ├── PromotionError (ValueError)   a version that does not meet what is required of it
     │   └── StoreError (OSError)          the store cannot be read or written
+    ├── ExportError (ValueError)          an adapter that cannot go where it was to go, or did not get there unchanged
     └── LaunchError (RuntimeError)        the environment cannot run what was asked for
 
 Each has a built-in as second parent, so that callers may catch either. A message says what was
@@ -139,6 +140,10 @@ class PromotionError(RegistryError, ValueError):
 
 class StoreError(RegistryError, OSError):
     """A store that cannot be read or written."""
+
+
+class ExportError(FinetuneError, ValueError):
+    """An adapter that cannot go where it was to go, or that did not get there unchanged."""
 
 
 class LaunchError(FinetuneError, RuntimeError):

@@ -127,6 +127,7 @@ class ModelFamily(Protocol):
 
     model_type: str
     kind: Kind
+    auto_class: Any  # transformers' own that loads its models
 
     def load(
         self,

@@ -111,3 +111,13 @@ FIXED_PEFT_CONFIG: dict[str, object] = {
     "modules_to_save": None,
     "inference_mode": True,
 }
+
+# Where an adapter can go: `--to` -> a frozen dataclass with the methods of finetune.export.target:Target.
+EXPORT_TARGETS: dict[str, str] = {
+    "peft": "finetune.export.peft:Peft",
+}
+
+# Option -> the targets that have a field of this name.
+EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
+    "bake_scaling": ("peft",),
+}

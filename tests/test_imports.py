@@ -94,6 +94,7 @@ def test_every_name_in_a_table_is_there():
     from finetune import tables
     from finetune.lookup import import_string
 
-    for table in (tables.FAMILIES, tables.METHODS, tables.TASKS, tables.SOURCES, tables.EMBEDDED_BASES):
+    places = (tables.FAMILIES, tables.METHODS, tables.TASKS, tables.SOURCES, tables.EMBEDDED_BASES)
+    for table in (*places, tables.EXPORT_TARGETS):
         for target in table.values():
             assert callable(import_string(target)), target

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.adapters.card import CARD_NAME, Card, model_card
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest, sha256_hex
+from finetune.adapters.peft_format import OURS
 from finetune.errors import ConflictError, FinetuneError, StoreError
 from finetune.registry.folders import HUB_FILES, read_manifest
-from finetune.registry.mirrors.card import model_card
 from finetune.registry.mirrors.folder import new_folder
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.versions import Version
@@ -21,8 +22,12 @@ from finetune.registry.versions import Version
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-CARD_NAME = "README.md"
 _ELSEWHERE = " (--hub-folder)"
+_LOADING = """\
+import finetune
+
+vlm = finetune.load("FOLDER", base="BASE")  # this folder, downloaded; the base"""
+_CHECKS = "That way it is checked first: every digest, the base, and its effect on a probe."
 
 
 def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Path) -> Path:
@@ -47,8 +52,20 @@ def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Pa
         registry.pull(version, new)
         manifest = read_manifest(new)[1]
         if CARD_NAME not in manifest.files:
-            (new / CARD_NAME).write_text(model_card(version, manifest), encoding="utf-8")
+            (new / CARD_NAME).write_text(model_card(manifest, _card(version, manifest)), encoding="utf-8")
     return into
+
+
+def _card(version: Version, manifest: AdapterManifest) -> Card:
+    # PEFT refuses the others by name, so the hub must not tell to open them with it.
+    is_pefts = manifest.adapter.peft_type != OURS
+    return Card(
+        version=f"version {version.version}",
+        digest=version.digest,
+        library_name="peft" if is_pefts else None,
+        loading=_LOADING,
+        checks=_CHECKS + (" PEFT opens the folder too, without these checks." if is_pefts else ""),
+    )
 
 
 def upload_to_hub(registry: AdapterRegistry, version: Version, repo_id: str, *, private: bool = True) -> str:

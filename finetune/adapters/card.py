@@ -1,0 +1,157 @@
+"""The model card of an adapter, or of what was made of one: what the Hugging Face Hub shows, from its manifest."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune.adapters.manifest import AdapterManifest, VqaContract
+
+CARD_NAME = "README.md"
+# Of the hub's list, those that adapters are commonly under; any other is called "other", by its name.
+_LICENSES = {
+    "afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
+    "cc-by-sa-4.0", "cc0-1.0", "gemma", "gpl-3.0", "lgpl-3.0", "llama3.2", "mit", "mpl-2.0", "openrail", "unlicense",
+}  # fmt: skip
+_NOT_SCORES = {"n"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card says beside the manifest: of the files that it lies with.
+
+    Attributes:
+        version: of the adapter, such as ``version 17``.
+        digest: SHA-256 of its manifest.
+        kind: what the files are, such as ``An adapter``.
+        relation: to the base, in the hub's words.
+        library_name: what opens them, in the hub's words; None where no library that the hub knows does.
+        loading: Python by which they are opened.
+        checks: a sentence on what is checked that way.
+    """
+
+    version: str
+    digest: str
+    kind: str = "An adapter"
+    relation: Literal["adapter", "finetune"] = "adapter"
+    library_name: str | None
+    loading: str
+    checks: str
+
+
+def model_card(manifest: AdapterManifest, card: Card) -> str:
+    """Returns the card: front matter that the hub reads, and a page for people."""
+    return f"---\n{_front_matter(manifest, card)}\n---\n\n{_page(manifest, card)}"
+
+
+def _front_matter(manifest: AdapterManifest, card: Card) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = "image-text-to-text" if isinstance(manifest.prompt, VqaContract) else "zero-shot-image-classification"
+    scores = [
+        EvalResult(
+            task_type=task,
+            dataset_type=manifest.training.domain,
+            dataset_name=f"{manifest.full_name}, test split",
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in _scores(manifest, "after").items()
+    ]
+    license = (manifest.license or "").lower()
+    fields: dict[str, Any] = {
+        "base_model": manifest.base.hub_id,
+        "base_model_relation": card.relation,
+        "library_name": card.library_name,
+        "pipeline_tag": task,
+        "tags": [
+            "finetune-vlm",
+            *(part.method for part in manifest.adapter.parts),
+            manifest.training.domain,
+            *(["synthetic"] if manifest.synthetic else []),
+        ],
+        "license": license if license in _LICENSES else "other" if license else None,
+        "license_name": manifest.license if license and license not in _LICENSES else None,
+        "model_name": manifest.full_name,
+        "eval_results": scores or None,
+    }
+    return str(ModelCardData(**fields).to_yaml(line_break="\n")).rstrip("\n")
+
+
+def _scores(manifest: AdapterManifest, when: str) -> dict[str, float]:
+    scores = manifest.summary()["metrics"].get(when, {})
+    return {k: v for k, v in scores.items() if not isinstance(v, bool) and k not in _NOT_SCORES}
+
+
+def _page(manifest: AdapterManifest, card: Card) -> str:
+    base, record = manifest.base, manifest.training
+    where = f"`{base.hub_id}`" + (f" at `{base.revision}`" if base.revision else "") if base.hub_id else "a local base"
+    rows = ", ".join(f"{split} {number}" for split, number in record.rows.items())
+    lines = [
+        f"# {manifest.full_name}, {card.version}",
+        "",
+        f"{card.kind} ({manifest.adapter.methods}) for {where} (`{base.model_type}`), of {record.domain}, task "
+        f"{record.task}. It fits that base only: weights and config with the digest `{base.digest}`.",
+        *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
+        "",
+        f"```python\n{card.loading}\n```",
+        "",
+        card.checks,
+        "",
+        *_asking(manifest),
+        *_table(manifest),
+        f"Trained {record.steps} steps with seed {record.seed}; rows: {rows or 'not told'}. "
+        f"Recipe `{record.recipe[:16]}`.",
+        "",
+        f"Intended use: {_one_line(manifest.intended_use)}",
+        "",
+        f"Limits: trained and judged on {record.domain} alone; asked about anything else it tends to answer in the "
+        "words of its own domain. The scores hold for rows like those of its test split, and say nothing of others.",
+        "",
+        f"Licence: {manifest.license or 'not stated'}. Manifest: `sha256:{card.digest}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _asking(manifest: AdapterManifest) -> list[str]:
+    """Returns how the adapter was asked in training; asked otherwise, it answers otherwise."""
+    contract = manifest.prompt
+    if not isinstance(contract, VqaContract):
+        return [f"Its texts were written so: {_code(contract.text_template)}.", ""]
+    system = f", after the system prompt {_code(contract.system_prompt)}" if contract.system_prompt else ""
+    return [
+        f"It was asked so, picture first: {_code(contract.question_template)}{system}; answers are decoded greedily, "
+        f"at most {contract.generation.max_new_tokens} tokens.",
+        "",
+    ]
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "not stated").split())
+
+
+def _code(text: str) -> str:
+    """Returns a text as Markdown shows code, whatever is in it."""
+    return f"`` {_one_line(text)} ``" if "`" in text else f"`{_one_line(text)}`"
+
+
+def _table(manifest: AdapterManifest) -> list[str]:
+    before, after = _scores(manifest, "before"), _scores(manifest, "after")
+    if not (before or after):
+        return []
+    rows = [
+        f"| {name} | {_number(before.get(name))}{_interval(manifest, 'before', name)} | "
+        f"{_number(after.get(name))}{_interval(manifest, 'after', name)} |"
+        for name in dict.fromkeys([*before, *after])
+    ]
+    return ["| test split | base alone | with the adapter |", "|---|---|---|", *rows, ""]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _interval(manifest: AdapterManifest, when: str, name: str) -> str:
+    """Returns the 95 % interval of a score, in brackets; the manifest keeps that of exact_match."""
+    interval = manifest.metrics.get(when, {}).get("interval")
+    if name != "exact_match" or not isinstance(interval, list) or len(interval) != 2:
+        return ""
+    return f" ({' to '.join(_number(value) for value in interval if isinstance(value, int | float))})"

@@ -1,0 +1,16 @@
+"""Where an adapter can go: a folder for PEFT, a merged model, files for other engines.
+
+A target is a file here with one frozen, keyword-only dataclass, whose fields are its options, and two methods
+(``target.Target``):
+
+- ``refuse(manifest)`` raises ExportError, with the reason and what else can be done, where the adapter cannot go there.
+  It runs before anything is loaded.
+- ``make(source, folder)`` writes the files into ``folder``, which is empty, reads them back, and returns what it
+  compared with what. ``source`` holds the adapter's tensors, the plain base in fp32, which the target may use up, and
+  what base and adapter answer to the probe and to some other rows; ``parity.compare`` judges outputs against those,
+  ``parity.compare_tensors`` tensors.
+
+One line in ``tables.EXPORT_TARGETS``, and for each option one in ``tables.EXPORT_OPTIONS`` and one in ``command``.
+Everything else is done once for all targets by ``exporting.export_adapter``: reading and checking the adapter, loading
+its base, the folder that appears whole or not at all, and the verdict beside the files.
+"""

@@ -1,0 +1,24 @@
+"""Which target, with which options: refused at once where there is no such thing. Loads no torch."""
+
+from collections.abc import Iterable
+
+from finetune.errors import ExportError
+from finetune.lookup import did_you_mean, look_up
+from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
+
+
+def check_choice(target: str, options: Iterable[str]) -> str:
+    """Returns where the code of a target is, after checking that it takes these options.
+
+    Raises:
+        ExportError: there is no such target, or it takes no such option.
+    """
+    place = look_up(EXPORT_TARGETS, target, what="target", error=ExportError)
+    allowed = sorted(option for option, targets in EXPORT_OPTIONS.items() if target in targets)
+    for option in options:
+        if option not in allowed:
+            raise ExportError(
+                f"the target {target} takes no option {option!r}.{did_you_mean(option, allowed)} It takes: "
+                f"{', '.join(allowed) or 'none'}."
+            )
+    return place

@@ -1,0 +1,78 @@
+"""The body of ``finetune export``: words of the command line in, what was compared out. Loads no torch by itself."""
+
+import argparse
+import json
+import sys
+import warnings
+from typing import Any
+
+from finetune.export.choosing import check_choice
+from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
+
+_ABOUT = """\
+Write an adapter in the form of another program, and check that it does there what it does here: what was written is
+read back, and its answers to the probe of the manifest are held against those of the adapter on its base, which is
+loaded in float32 for that (4 bytes a parameter). The folder appears whole, with the verdict in export.json, or not at
+all."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds ``export``."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write an adapter in the form of another program, and check it there",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("ref", metavar="REF", help="registry reference, such as medical/brain-mri@prod, or a folder")
+    parser.add_argument("--to", required=True, metavar="TARGET", help=" | ".join(sorted(EXPORT_TARGETS)))
+    parser.add_argument("--output", metavar="FOLDER", help="folder to make (default: exports/NS-NAME-TARGET)")
+    parser.add_argument("--registry", metavar="LOCATION", help="as for `finetune registry`")
+    parser.add_argument("--base", help="folder, hub id or embedded name of the base (default: where it was last seen)")
+    parser.add_argument("--revision", help="of the base's hub id")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps: where the base is loaded (cpu)")
+    parser.add_argument("--json", action="store_true", help="print what export.json says instead of text")
+    parser.set_defaults(run=run)
+    own = parser.add_argument_group("options of single targets")
+
+    def add(name: str, text: str, **how: Any) -> None:
+        taken = ", ".join(sorted(EXPORT_OPTIONS[name]))
+        flag = f"--{name.replace('_', '-')}"
+        own.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=f"{taken}: {text}", **how)
+
+    add("bake_scaling", "multiply LoRA's scaling into B: lora_alpha == r, no rslora, no patterns", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what ``finetune export ...`` asks, and prints what was compared.
+
+    Returns:
+        The exit code: 0.
+
+    Raises:
+        FinetuneError: it cannot be done.
+    """
+    options = {name: getattr(args, name) for name in EXPORT_OPTIONS if hasattr(args, name)}
+    check_choice(args.to, options)  # before torch is loaded
+    from finetune.export.exporting import export_adapter
+
+    def show(message: Warning | str, *where: object) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        done = export_adapter(
+            args.ref,
+            to=args.to,
+            output=args.output,
+            registry=args.registry,
+            base=args.base,
+            revision=args.revision,
+            device=args.device,
+            say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout),
+            **options,
+        )
+    print(json.dumps({"folder": str(done.folder), **done.record}, indent=2) if args.json else f"{done.folder}: done")
+    return 0

@@ -1,0 +1,138 @@
+"""An export from end to end: the adapter is read and checked, its base loaded, the target called, the folder kept."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from safetensors import SafetensorError
+
+from finetune.adapters.folder import read_folder, verify
+from finetune.adapters.reference import as_folder
+from finetune.build import load_base
+from finetune.errors import ExportError
+from finetune.export.choosing import check_choice
+from finetune.export.output import new_output, refuse_occupied
+from finetune.export.parity import outputs, rows_of
+from finetune.export.target import Source
+from finetune.export.verdict import Export, describe, overall, record_of, write_record
+from finetune.lookup import import_string
+from finetune.methods.points import Points
+from finetune.registry import AdapterRegistry
+from finetune.serving.known_bases import find_base
+from finetune.serving.resident import bring_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finetune.adapters.folder import AdapterFolder
+    from finetune.export.target import Target
+
+DEFAULT_OUTPUT = "exports/{name}-{target}"
+
+
+def export_adapter(
+    ref: str | Path,
+    *,
+    to: str,
+    output: str | Path | None = None,
+    registry: str | Path | AdapterRegistry | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> Export:
+    """Writes an adapter in the form of another program, and checks that it does there what it does here.
+
+    The base is loaded in fp32 for that, 4 bytes a parameter, however it was held in training.
+
+    Args:
+        ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
+        to: the target: a name of ``tables.EXPORT_TARGETS``.
+        output: the folder to make, which appears whole or not at all; ``DEFAULT_OUTPUT`` by default.
+        registry: a folder, a URL such as ``s3://bucket/prefix``, or a registry; ``$FINETUNE_REGISTRY`` or
+            ``~/.finetune/registry`` by default.
+        base: the base's folder, hub id or embedded name; by default where this base was last seen.
+        revision: of a hub id.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        say: is told what is being done, a line each.
+        **options: the target's own.
+
+    Returns:
+        The folder and what was checked, which stands in its ``export.json`` too.
+
+    Raises:
+        ExportError: there is no such target or option, the adapter cannot go there, or it does not do there what it
+            does here; nothing is left.
+        AdapterError: the adapter is not what was saved, or does not fit the base.
+        RegistryError: it cannot be read, or the output cannot be written.
+    """
+    target: Target = import_string(check_choice(to, options))(**options)
+    named, adapter = _read(ref, registry)
+    output = Path(output or DEFAULT_OUTPUT.format(name=adapter.manifest.full_name.replace("/", "-"), target=to))
+    output = output.expanduser().absolute()
+    refuse_occupied(output)
+    target.refuse(adapter.manifest)
+    if base is None:
+        base = find_base(adapter.manifest.base)
+        revision = revision or adapter.manifest.base.revision
+    with new_output(output) as folder:
+        say(f"{named} to {to}: loading its base {base} in float32")
+        source = _source(named, adapter, base, revision=revision, device=device)
+        say("writing, reading back and comparing")
+        try:
+            comparisons = target.make(source, folder)
+        except SafetensorError as error:  # it wraps what the system says
+            raise ExportError(f"cannot write {output}: {str(error).strip().splitlines()[0]}") from error
+        for comparison in comparisons:
+            say(describe(comparison))
+        if overall(comparisons) == "failed":
+            failed = [describe(c) for c in comparisons if c.verdict == "failed"] or ["nothing could be told apart"]
+            raise ExportError(f"{named} does not do as {to} what it does here, so nothing was kept. {' '.join(failed)}")
+        record = record_of(source, folder, comparisons, target=to, options=asdict(cast("Any", target)))
+        write_record(folder, record)
+    if record["verdict"] == "inconclusive":
+        warnings.warn(
+            f"{named}: its effect on the rows compared is below what rounding makes, so outputs could not show that "
+            f"{output} has it; its tensors are equal to those that were to be written. Try it on pictures of its own.",
+            stacklevel=2,
+        )
+    return Export(folder=output, verdict=record["verdict"], record=record)
+
+
+def _read(ref: str | Path, registry: str | Path | AdapterRegistry | None) -> tuple[str, AdapterFolder]:
+    """Returns an adapter, every byte checked, and how its version is called wherever it lies."""
+    if (path := as_folder(ref)) is not None:
+        adapter = read_folder(path)
+        return f"{adapter.manifest.full_name}@sha256:{adapter.digest}", adapter
+    if not isinstance(registry, AdapterRegistry):
+        registry = AdapterRegistry(registry)
+    version = registry.resolve(str(ref))
+    if version.warning:
+        warnings.warn(version.warning, stacklevel=3)
+    manifest, files = registry.read(version)
+    return version.ref, verify(manifest, files, digest=version.digest, source=Path(version.ref))
+
+
+def _source(ref: str, adapter: AdapterFolder, base: str, *, revision: str | None, device: str) -> Source:
+    """Loads the base, and has base and adapter answer the rows, after every check that a load makes."""
+    live = load_base(base, revision=revision, dtype="float32", device=device)
+    rows, points = rows_of(live, adapter.manifest.probe), Points()
+    plain = outputs(live, rows)
+    resident = bring_in(live, points, adapter, ref=ref)
+    with points.using(resident):
+        adapted = outputs(live, rows, resident.placeholders)
+    points.remove(resident.updates)
+    return Source(
+        ref=ref,
+        adapter=adapter,
+        base=live,
+        updates=resident.updates,
+        placeholders=resident.placeholders,
+        rows=rows,
+        plain=plain,
+        adapted=adapted,
+    )

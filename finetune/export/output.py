@@ -1,0 +1,143 @@
+"""A folder that appears whole or not at all, and what is left of it when its writer dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING
+
+from finetune.errors import ExportError, StoreError
+from finetune.registry.store import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ELSEWHERE = " (--output)"
+_LOCK, _NEW = "lock", "new"
+
+
+def refuse_occupied(output: Path) -> None:
+    """Raises ExportError unless ``output`` does not exist, or is an empty folder."""
+    try:
+        if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+            raise ExportError(f"{output} holds something already. Choose a folder that does not exist yet{ELSEWHERE}.")
+    except OSError as error:
+        raise explain(error, output, verb="read", elsewhere=ELSEWHERE) from error
+
+
+@contextmanager
+def new_output(output: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes ``output`` when the block ends without an error, written to the disk.
+
+    It lies in a hidden one beside ``output``, which goes on any error, Ctrl-C and SIGTERM included. A process that is
+    killed leaves that behind, and the next one for the same ``output`` clears it: who writes there holds a lock, which
+    the system takes back when a process ends, however it does.
+
+    Raises:
+        ExportError: ``output`` holds something, or another process is writing it.
+        StoreError: it cannot be written.
+    """
+    refuse_occupied(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(output.with_name(f".{output.name}.exporting"), output) as aside, _stopping():
+            new = aside / _NEW
+            new.mkdir()
+            yield new
+            _to_disk(new)
+            refuse_occupied(output)
+            os.rename(new, output)
+            _sync(output.parent)
+    except StoreError:  # an OSError too, and already explained
+        raise
+    except OSError as error:
+        raise explain(error, output, verb="write", elsewhere=ELSEWHERE) from error
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Raises ExportError unless the disk of ``folder`` has room for ``num_bytes``."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ExportError(
+            f"{_size(num_bytes)} are to be written, and the disk has {_size(free)} free. Make room, or choose a folder "
+            f"on another disk{ELSEWHERE}."
+        )
+
+
+@contextmanager
+def _locked(aside: Path, output: Path) -> Iterator[Path]:
+    """Yields ``aside``, empty but for the lock that this process holds on it, and removes it afterwards."""
+    file = _lock(aside, output)
+    try:
+        shutil.rmtree(aside / _NEW, ignore_errors=True)  # of a process that was killed
+        yield aside
+    finally:
+        # The lock goes last: whoever then makes another finds nothing here that is still being removed.
+        shutil.rmtree(aside / _NEW, ignore_errors=True)
+        with suppress(OSError):
+            (aside / _LOCK).unlink()
+            aside.rmdir()
+        file.close()
+
+
+def _lock(aside: Path, output: Path) -> IO[bytes]:
+    while True:
+        try:
+            aside.mkdir(exist_ok=True)
+            file = (aside / _LOCK).open("ab")
+        except FileNotFoundError:  # its owner has just removed the folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), (aside / _LOCK).stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise ExportError(
+                f"another process is exporting to {output} now. Wait, or choose another folder{ELSEWHERE}."
+            ) from None
+        except FileNotFoundError:
+            pass
+        file.close()  # that of a lock which its owner has just removed
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Has SIGTERM end the block as an exception does, where nothing else handles it and this is the main thread."""
+
+    def stop(signum: int, _frame: object) -> None:
+        raise SystemExit(128 + signum)  # as a shell has it
+
+    handles = threading.current_thread() is threading.main_thread()
+    if not handles or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _to_disk(folder: Path) -> None:
+    """Waits until every file below ``folder``, and every folder, is on the disk."""
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,103 @@
+"""Holding what was exported against the adapter: outputs on the probe and a few other rows, and tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from finetune.adapters.probe import probe_conversation
+from finetune.example import answer, ask
+from finetune.export.target import Comparison
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor
+
+    from finetune.adapters.manifest import Probe
+    from finetune.batch import Batch, Placeholders
+    from finetune.build import Base
+    from finetune.export.target import Verdict
+
+# What rounding may make of an output, as a part of the largest one. In half precision it adds up over the layers.
+ROUNDING = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
+_TEXTS = (
+    ("Describe it.", "a small picture with many squares of different colors"),
+    ("How many are there, and which is the largest?", "four; the largest is the one on the right"),
+)
+
+
+def rows_of(base: Base, probe: Probe) -> dict[str, Batch]:
+    """Returns the rows on which outputs are compared: the probe's, and some with other pictures and texts."""
+    rows = {"probe": base.probe_batch(probe.seed)}
+    for number, (question, said) in enumerate(_TEXTS, start=1):
+        _, picture = probe_conversation(probe.seed + number)
+        rows[f"text {number}"] = base.one_row([*ask(question), answer(said)], picture)
+    return rows
+
+
+def outputs(base: Base, rows: Mapping[str, Batch], placeholders: Placeholders | None = None) -> dict[str, Tensor]:
+    """Returns what a model makes of each row, fp32 on the CPU.
+
+    Args:
+        base: the model as it now is.
+        rows: one row each.
+        placeholders: of the adapter that answers.
+    """
+    found = {}
+    with torch.inference_mode():
+        for name, row in rows.items():
+            inputs = (placeholders.insert(row) if placeholders else row).inputs
+            found[name] = base.family.outputs(base.model, inputs)[0].float().cpu()
+    return found
+
+
+def compare(
+    what: str,
+    got: Mapping[str, Tensor],
+    *,
+    wanted: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    rounding: float = ROUNDING["float32"],
+) -> Comparison:
+    """Compares outputs of what was exported with those of the adapter.
+
+    Args:
+        what: what was compared with what.
+        got: name of a row -> outputs of what was exported; only the last positions, where it gives fewer.
+        wanted: name of a row -> outputs of the adapter.
+        plain: name of a row -> outputs of the base alone.
+        rounding: what may be off, as a part of the largest output.
+
+    Returns:
+        ``failed`` where a value is further off than rounding can make it, or is not a number; ``inconclusive`` where
+        the adapter's own effect is no larger than that, so that the base alone would have passed too.
+    """
+    off = max((_largest(got[name], wanted[name]) for name in got), key=_worst)
+    effect = max(_largest(plain[name], wanted[name]) for name in got)
+    tolerance = rounding * max(plain[name].abs().max().item() for name in got)
+    verdict: Verdict = "failed" if not off <= tolerance else "passed" if effect > tolerance else "inconclusive"
+    return Comparison(what=what, verdict=verdict, largest_difference=off, tolerance=tolerance, effect=effect)
+
+
+def compare_tensors(what: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
+    """Compares tensors that were read back with those that were to be written: ``passed`` where they are equal."""
+    off = 0.0
+    for got, wanted in pairs:
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            off = float("inf")
+        elif not torch.equal(got, wanted):
+            off = max(off, _largest(got, wanted), key=_worst)
+    return Comparison(what=what, verdict="failed" if off else "passed", largest_difference=off, tolerance=0.0)
+
+
+def _largest(got: Tensor, wanted: Tensor) -> float:
+    """Returns the largest difference in the positions that both have, counted from the last."""
+    positions = min(len(got), len(wanted)) if got.ndim else 0
+    got, wanted = (t[-positions:].float() if positions else t.float() for t in (got, wanted))
+    return (got - wanted).abs().max().item()
+
+
+def _worst(off: float) -> float:
+    return float("inf") if off != off else off  # NaN compares with nothing
