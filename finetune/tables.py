@@ -115,9 +115,11 @@ FIXED_PEFT_CONFIG: dict[str, object] = {
 # Where an adapter can go: `--to` -> a frozen dataclass with the methods of finetune.export.target:Target.
 EXPORT_TARGETS: dict[str, str] = {
     "peft": "finetune.export.peft:Peft",
+    "vllm": "finetune.export.vllm:Vllm",
 }
 
 # Option -> the targets that have a field of this name.
 EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
     "bake_scaling": ("peft",),
+    "max_lora_rank": ("vllm",),
 }

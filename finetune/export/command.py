@@ -41,6 +41,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         own.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=f"{taken}: {text}", **how)
 
     add("bake_scaling", "multiply LoRA's scaling into B: lora_alpha == r, no rslora, no patterns", action="store_true")
+    add("max_lora_rank", "what vLLM is started with (16)", type=int, metavar="R")
 
 
 def run(args: argparse.Namespace) -> int:
