@@ -114,6 +114,7 @@ FIXED_PEFT_CONFIG: dict[str, object] = {
 
 # Where an adapter can go: `--to` -> a frozen dataclass with the methods of finetune.export.target:Target.
 EXPORT_TARGETS: dict[str, str] = {
+    "merged": "finetune.export.merged:Merged",
     "peft": "finetune.export.peft:Peft",
     "vllm": "finetune.export.vllm:Vllm",
 }
@@ -121,5 +122,7 @@ EXPORT_TARGETS: dict[str, str] = {
 # Option -> the targets that have a field of this name.
 EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
     "bake_scaling": ("peft",),
+    "dtype": ("merged",),
+    "max_shard_size": ("merged",),
     "max_lora_rank": ("vllm",),
 }

@@ -57,7 +57,7 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
             f"{folder} holds an adapter_config.json: transformers would load that adapter with the base, silently. "
             "Give the folder of the plain base."
         )
-    weights = _weight_files(folder)
+    weights = weight_files(folder)
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ModelError(f"{folder}: no config.json")
@@ -72,7 +72,7 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Returns the files that transformers loads: those of the index, or the single one.
 
     Raises:

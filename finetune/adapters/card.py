@@ -21,7 +21,6 @@ class Card:
     Attributes:
         version: of the adapter, such as ``version 17``.
         digest: SHA-256 of its manifest.
-        kind: what the files are, such as ``An adapter``.
         relation: to the base, in the hub's words.
         library_name: what opens them, in the hub's words; None where no library that the hub knows does.
         loading: Python by which they are opened.
@@ -30,7 +29,6 @@ class Card:
 
     version: str
     digest: str
-    kind: str = "An adapter"
     relation: Literal["adapter", "finetune"] = "adapter"
     library_name: str | None
     loading: str
@@ -85,11 +83,16 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
     base, record = manifest.base, manifest.training
     where = f"`{base.hub_id}`" + (f" at `{base.revision}`" if base.revision else "") if base.hub_id else "a local base"
     rows = ", ".join(f"{split} {number}" for split, number in record.rows.items())
+    what, tie = f"An adapter ({manifest.adapter.methods}) for {where} (`{base.model_type}`)", "It fits that base only:"
+    if card.relation == "finetune":
+        what = (
+            f"A whole model: {where} (`{base.model_type}`) with an adapter ({manifest.adapter.methods}) in its weights"
+        )
+        tie = "The base was that with"
     lines = [
         f"# {manifest.full_name}, {card.version}",
         "",
-        f"{card.kind} ({manifest.adapter.methods}) for {where} (`{base.model_type}`), of {record.domain}, task "
-        f"{record.task}. It fits that base only: weights and config with the digest `{base.digest}`.",
+        f"{what}, of {record.domain}, task {record.task}. {tie} weights and config with the digest `{base.digest}`.",
         *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
         "",
         f"```python\n{card.loading}\n```",

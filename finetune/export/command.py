@@ -41,6 +41,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         own.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=f"{taken}: {text}", **how)
 
     add("bake_scaling", "multiply LoRA's scaling into B: lora_alpha == r, no rslora, no patterns", action="store_true")
+    add("dtype", "of the weights: float32, bfloat16, float16, or auto for that of the base's files", metavar="DTYPE")
+    add("max_shard_size", "of a file of weights, such as 500MB (5GB)", metavar="SIZE")
     add("max_lora_rank", "what vLLM is started with (16)", type=int, metavar="R")
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from finetune.build import Base
     from finetune.export.target import Verdict
 
-# What rounding may make of an output, as a part of the largest one. In half precision it adds up over the layers.
+# What rounding may make of an output, as a part of the largest one, where weights are held so and fp32 is computed in;
+# it adds up over the layers.
 ROUNDING = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 _TEXTS = (
     ("Describe it.", "a small picture with many squares of different colors"),

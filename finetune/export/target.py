@@ -47,8 +47,9 @@ class Source:
 
     @property
     def version(self) -> str:
-        """How a card calls the version."""
-        return f"version {self.ref.rpartition('@')[2]}"
+        """How a card calls the version: ``version 17``, or the beginning of its manifest's digest."""
+        number = self.ref.rpartition("@")[2]
+        return f"version {number}" if number.isdigit() else f"manifest {self.adapter.digest[:16]}"
 
     @property
     def manifest(self) -> AdapterManifest:

@@ -1,0 +1,198 @@
+"""The target ``merged``: a whole model, with the adapter in its weights, that transformers opens by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import GenerationConfig
+
+from finetune.adapters.base_identity import require_same_processor, snapshot_folder, weight_files
+from finetune.adapters.card import CARD_NAME, Card, model_card
+from finetune.build import load_base
+from finetune.errors import ExportError
+from finetune.export.output import require_space
+from finetune.export.parity import ROUNDING, compare, outputs, rows_of
+from finetune.export.target import Comparison
+from finetune.lookup import did_you_mean
+from finetune.methods.adapter import merge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from finetune.adapters.manifest import AdapterManifest
+    from finetune.build import Base
+    from finetune.export.target import Source
+    from finetune.interfaces import Update
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> torch's
+_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|KiB|MiB|GiB)")
+# What a processor and generation are made from, copied as it is: saved anew, older loaders would not find it.
+_PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "image_processor_config.json",
+    "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+_TEMPLATE_NAME = "chat_template.jinja"
+_LOADING = """\
+from transformers import {auto_class}, AutoProcessor
+
+model = {auto_class}.from_pretrained("FOLDER")  # this one
+processor = AutoProcessor.from_pretrained("FOLDER")"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """The base's own class and files, with the adapter merged in fp32 and cast to ``dtype``.
+
+    It takes the memory of one fp32 copy of the base: the merged one is let go before what was written is read back.
+
+    Attributes:
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` for that of most of the base's files.
+        max_shard_size: of one file of weights, such as ``5GB``.
+    """
+
+    dtype: str = "auto"
+    max_shard_size: str = "5GB"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (allowed := ("auto", *ROUNDING)):
+            hint = did_you_mean(self.dtype, allowed)
+            raise ExportError(f"dtype {self.dtype!r} cannot be written.{hint} Allowed: {', '.join(allowed)}.")
+        if not _SIZE.fullmatch(self.max_shard_size):
+            raise ExportError(f"max_shard_size {self.max_shard_size!r} is no size, such as 5GB or 500MB")
+
+    def refuse(self, manifest: AdapterManifest) -> None:
+        """Raises ExportError for a tuned prompt: it stands in the rows, and no weight could hold it."""
+        if any(part.method == "prompt_tuning" for part in manifest.adapter.parts):
+            raise ExportError(
+                f"{manifest.full_name} cannot be merged: its tuned prompt stands before the tokens of each row, and no "
+                "weight of the base could hold it. Load it with finetune.load(...)."
+            )
+
+    def make(self, source: Source, folder: Path) -> list[Comparison]:
+        """Merges, casts, writes model, processor and card, and loads them as any base is loaded."""
+        base, model, device = source.base, source.base.model, str(source.base.model.device)
+        home = snapshot_folder(base.path, revision=base.identity.revision)
+        dtype = _most_common_dtype(home) if self.dtype == "auto" else self.dtype
+        require_space(folder, sum(p.numel() for p in model.parameters()) * getattr(torch, dtype).itemsize)
+        untie(model, source.updates)
+        before = _digests(model, dtype)
+        merge(source.updates)
+        after = _digests(model, dtype)
+        changed = [name for name in after if after[name] != before[name]]
+        if not changed:
+            raise ExportError(
+                f"{source.ref} changes no weight of its base that {dtype} could tell apart, so the merged model would "
+                "be the base. Choose --dtype float32, or see whether the adapter learnt anything."
+            )
+        merged = compare(
+            "outputs of the model merged in float32 with those of the adapter on the base",
+            outputs(base, source.rows),
+            wanted=source.adapted,
+            plain=source.plain,
+        )
+        if merged.verdict == "failed":
+            return [merged]
+        self._write(source, home, folder, dtype)
+        model.to("meta")  # lets its memory go
+        written = load_base(str(folder), device=device)
+        return [merged, _compare_weights(written.model, after, len(changed), dtype), _compare(source, written, dtype)]
+
+    def _write(self, source: Source, home: Path, folder: Path, dtype: str) -> None:
+        model: Any = source.base.model.to(getattr(torch, dtype))
+        # It is copied with the processor, and one that transformers itself would not save any more is the base's too.
+        model.generation_config = GenerationConfig()
+        model.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        for name in _PROCESSOR_FILES:
+            if (home / name).is_file():
+                shutil.copyfile(home / name, folder / name)
+        template = source.base.processor.chat_template  # the family's own, where the base came without one
+        if template and not any((folder / name).exists() for name in (_TEMPLATE_NAME, "chat_template.json")):
+            (folder / _TEMPLATE_NAME).write_text(str(template), encoding="utf-8")
+        card = Card(
+            version=source.version,
+            digest=source.adapter.digest,
+            relation="finetune",
+            library_name="transformers",
+            loading=_LOADING.format(auto_class=source.base.family.auto_class.__name__),
+            checks=f"Merged in float32, written in {dtype}. `export.json` says what was compared before the folder was "
+            "declared good, and with which versions.",
+        )
+        (folder / CARD_NAME).write_text(model_card(source.manifest, card), encoding="utf-8")
+
+
+def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
+    """Gives modules that are to be changed a weight of their own, where another module has the same one.
+
+    The config then says that they are not tied, as a model that is loaded would tie them again.
+    """
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name)
+    for update in updates.values():
+        for leaf, parameter in update.module.named_parameters(recurse=False):
+            if len(owners[id(parameter)]) > 1:
+                setattr(update.module, leaf, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+                for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+                    if getattr(config, "tie_word_embeddings", False):
+                        config.tie_word_embeddings = False
+
+
+def _most_common_dtype(home: Path) -> str:
+    """Returns what most values of the base's first file of weights are held in."""
+    counts: Counter[str] = Counter()
+    with safe_open(weight_files(home)[0], "pt") as file:
+        for name in file.keys():  # noqa: SIM118  it is no dict
+            part = file.get_slice(name)
+            counts[part.get_dtype()] += prod(part.get_shape())
+    return next((_DTYPES[dtype] for dtype, _ in counts.most_common() if dtype in _DTYPES), "float32")
+
+
+def _digests(model: nn.Module, dtype: str) -> dict[str, str]:
+    """Returns the digest of each weight and buffer as ``dtype`` holds it, read as fp32."""
+    return {name: _digest(tensor, name, getattr(torch, dtype)) for name, tensor in model.state_dict().items()}
+
+
+def _digest(tensor: Tensor, name: str, dtype: torch.dtype) -> str:
+    if tensor.is_floating_point():
+        tensor = tensor.to(dtype).float()
+        if not tensor.isfinite().all():
+            raise ExportError(
+                f"{name} holds values that are not finite as {dtype}. Choose --dtype bfloat16 or float32."
+            )
+    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
+
+
+def _compare_weights(model: nn.Module, wanted: dict[str, str], num_changed: int, dtype: str) -> Comparison:
+    got = _digests(model, dtype)
+    wrong = [name for name in wanted.keys() | got.keys() if got.get(name) != wanted.get(name)]
+    what = f"the {len(wanted)} weights that transformers loads with those merged, {num_changed} of them changed"
+    if wrong:
+        what += f"; {len(wrong)} differ, such as {min(wrong)}"
+    difference = float("inf") if wrong else 0.0
+    return Comparison(what=what, verdict="failed" if wrong else "passed", largest_difference=difference, tolerance=0.0)
+
+
+def _compare(source: Source, written: Base, dtype: str) -> Comparison:
+    """Compares what the loaded model, with its own processor, makes of the same conversations."""
+    require_same_processor(source.manifest.processor, written.digests)
+    got = outputs(written, rows_of(written, source.manifest.probe))
+    what = f"outputs of the loaded model, its weights rounded to {dtype}, with those of the adapter on the base"
+    if dtype == "float32":
+        what = "outputs of the loaded model with those of the adapter on the base"
+    return compare(what, got, wanted=source.adapted, plain=source.plain, rounding=ROUNDING[dtype])
