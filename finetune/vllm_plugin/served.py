@@ -18,6 +18,7 @@ from finetune.adapters.strict_json import canonical_json
 from finetune.cache import cache_home
 from finetune.errors import IntegrityError, ManifestError
 from finetune.export.vllm_rules import refuse_for_vllm, vllm_form
+from finetune.recipe.pairing import why_impossible
 from finetune.registry.store import explain
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
 
@@ -79,6 +80,8 @@ class ServedAdapters:
     def _make(self, version: Version) -> Path:
         manifest, read = self.registry.read(version)
         self.base.require_same(manifest)
+        if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
+            raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
         refuse_for_vllm(manifest, max_lora_rank=self.base.max_lora_rank)
         require_described(manifest)
         adapter = verify(manifest, read, digest=version.digest, source=Path(version.ref))

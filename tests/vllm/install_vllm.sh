@@ -2,14 +2,14 @@
 # Builds the separate environment of the tests marked `vllm`: vLLM with all that it pins (about 12 GB, CUDA wheels that
 # import without a GPU too), then this package's core, which may change nothing of it. Indexes are pip's own affair.
 #
-#   VLLM_ENV    where it is built; .vllm beside launch.sh unless told
-#   VLLM_UNPIN  names of vLLM's requirements, separated by spaces, taken in any version, for an index that lacks the
+#   FINETUNE_VLLM    where it is built; .vllm beside launch.sh unless told
+#   FINETUNE_VLLM_UNPIN  names of vLLM's requirements, separated by spaces, taken in any version, for an index that lacks the
 #               release that vLLM asks for
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 version=0.33.0
-environment=${VLLM_ENV:-.vllm}
+environment=${FINETUNE_VLLM:-.vllm}
 python=$environment/bin/python
 
 [ -x "$python" ] || python3 -m venv "$environment"
@@ -19,7 +19,7 @@ if [ "$installed" != "$version" ]; then
   trap 'rm -rf "$wheel"' EXIT
   "$python" -m pip install --quiet --upgrade pip
   "$python" -m pip download --quiet --no-deps --dest "$wheel" "vllm==$version"
-  "$python" - "$wheel"/vllm-*.whl ${VLLM_UNPIN:-} >"$wheel/requirements.txt" <<'PYTHON'
+  "$python" - "$wheel"/vllm-*.whl ${FINETUNE_VLLM_UNPIN:-} >"$wheel/requirements.txt" <<'PYTHON'
 import email, re, sys, zipfile
 
 with zipfile.ZipFile(sys.argv[1]) as wheel:

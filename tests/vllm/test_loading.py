@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vllm
 SERVED = {
     "lora": LORA,
     "wide lora": KINDS["wide lora"],
-    "two ranks": {**LORA, "towers": {"language": {"target_modules": ["q_proj", "up_proj"], "r": 7}}},
+    "rank 7": {**LORA, "towers": {"language": {"target_modules": ["q_proj", "up_proj"], "r": 7}}},
 }
 # What we refuse: kind of adapter -> what vLLM says of it, None where it takes it and serves only a part.
 REFUSED = {

@@ -3,6 +3,7 @@
 import json
 from typing import get_args
 
+import on_cpu  # noqa: F401
 import vllm
 from vllm import envs
 from vllm.config.lora import MaxLoRARanks

@@ -2,22 +2,15 @@
 
 Reads JSON from stdin: a list of ``{"family", "base", "max_lora_rank", "adapters": {label: folder}}``. Prints, as its
 last line, ``{family: {"start": error, "class": name, "adapters": {label: {"refused": error} or {"updates": {module:
-norm of B A}}}}}``, in which packed modules are taken apart. No forward is run: the wheel's kernels need a GPU.
+norm of B A}}}}}``, in which packed modules are taken apart.
 """
 
 import json
-import os
 import sys
 import tempfile
 
+import on_cpu  # noqa: F401
 import torch
-import vllm.platforms
-from vllm.platforms.cpu import CpuPlatform
-
-vllm.platforms._current_platform = CpuPlatform()  # the wheel is for CUDA, and without a GPU it finds no platform
-
-import vllm.model_executor.layers.activation
-import vllm.model_executor.layers.rotary_embedding
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
@@ -26,46 +19,45 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.model_loader.utils import initialize_model
 
 
-class _NoKernels(type(torch.ops._C)):
-    """Layers look their kernels up when they are made; none is called here."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-torch.ops._C.__class__ = _NoKernels
-
-
-def _reason(error):
-    return f"{type(error).__name__}: {error}"
-
-
-def load(job):
-    """Returns what vLLM makes of the adapters of one base."""
-    arguments = EngineArgs(
-        model=job["base"],
+def config_of(base, max_lora_rank):
+    """Returns vLLM's config, as ``vllm serve BASE --enable-lora --max-lora-rank R`` makes it."""
+    return EngineArgs(
+        model=base,
         load_format="dummy",
         enforce_eager=True,
         max_model_len=64,
         dtype="float32",
         enable_lora=True,
-        max_lora_rank=job["max_lora_rank"],
-    )
-    try:
-        config = arguments.create_engine_config()
-    except ValueError as error:
-        return {"start": _reason(error), "adapters": {}}
+        max_lora_rank=max_lora_rank,
+    ).create_engine_config()
+
+
+def worker_of(config):
+    """Returns what loads adapters in a worker, around vLLM's own model of the base with random weights."""
     with set_current_vllm_config(config):
         if not torch.distributed.is_initialized():
-            place = f"file://{tempfile.mkdtemp()}/rendezvous"
-            init_distributed_environment(1, 0, place, 0, "gloo")
+            init_distributed_environment(1, 0, f"file://{tempfile.mkdtemp()}/rendezvous", 0, "gloo")
             initialize_model_parallel(1, 1)
         model = initialize_model(vllm_config=config)
         worker = LRUCacheWorkerLoRAManager(config, torch.device("cpu"), getattr(model, "embedding_modules", {}))
         worker.create_lora_manager(model, config)
+    return worker
+
+
+def load(job):
+    """Returns what vLLM makes of the adapters of one base."""
+    try:
+        config = config_of(job["base"], job["max_lora_rank"])
+    except ValueError as error:
+        return {"start": _reason(error), "adapters": {}}
+    worker = worker_of(config)
+    with set_current_vllm_config(config):
         found = {label: _add(worker, number, path) for number, (label, path) in enumerate(job["adapters"].items(), 1)}
-    return {"start": "", "class": type(model).__name__, "adapters": found}
+    return {"start": "", "class": type(worker._adapter_manager.model).__name__, "adapters": found}
+
+
+def _reason(error):
+    return f"{type(error).__name__}: {error}"
 
 
 def _add(worker, number, path):
@@ -87,7 +79,6 @@ def _add(worker, number, path):
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
     jobs, out = json.load(sys.stdin), sys.stdout
     sys.stdout = sys.stderr
     found = {job["family"]: load(job) for job in jobs}
