@@ -56,11 +56,13 @@ class RegistryEndpoint:
                 chat_template=template,
                 max_lora_rank=engine_client.vllm_config.lora_config.max_lora_rank,
             )
-            return ServedAdapters(AdapterRegistry(resolver.location), base)
+            registry = AdapterRegistry(resolver.location)
+            num_keys = len(registry.guard.policy.keys)  # a policy that cannot be used ends the start, here
+            _log.info("%s: adapters of %s, whose policy has %d keys", NAME, resolver.location, num_keys)
+            _log.info("%s: on the base %s", NAME, base.identity.digest[:16])
+            return ServedAdapters(registry, base)
 
         resolver.served = await asyncio.to_thread(start)
-        identity = resolver.served.base.identity
-        _log.info("%s: adapters of %s on base %s", NAME, resolver.location, identity.digest[:16])
 
 
 def require_settings(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Makes vLLM's wheel for CUDA build its configs and models on a machine without a GPU; imported before the rest of vLLM.
+"""Makes vLLM's wheel for CUDA build configs and models on a machine without a GPU; imported before the rest of vLLM.
 
 No forward can be run: the wheel's kernels are for CUDA, and layers that look theirs up when they are made find None.
 """
