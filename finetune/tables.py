@@ -118,6 +118,7 @@ EXPORT_TARGETS: dict[str, str] = {
     "merged": "finetune.export.merged:Merged",
     "onnx": "finetune.export.onnx:Onnx",
     "peft": "finetune.export.peft:Peft",
+    "vllm": "finetune.export.vllm:Vllm",
 }
 
 # Option -> the targets that have a field of this name.
@@ -125,4 +126,5 @@ EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
     "bake_scaling": ("peft",),
     "dtype": ("gguf", "merged"),
     "max_shard_size": ("merged",),
+    "max_lora_rank": ("vllm",),
 }

@@ -47,6 +47,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="DTYPE",
     )
     add("max_shard_size", "of a file of weights, such as 500MB (5GB)", metavar="SIZE")
+    add("max_lora_rank", "what vLLM is started with (16)", type=int, metavar="R")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,10 +17,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from finetune.errors import ManifestError, brief
 from finetune.interfaces import Part
 from finetune.methods.lora_forward import fold_additions
+from finetune.methods.lora_options import check_options
 from finetune.methods.lora_update import DoraUpdate, LoraUpdate
 from finetune.methods.modules import module_at
 from finetune.methods.targets import resolve_targets
-from finetune.tables import FIXED_PEFT_CONFIG, LORA_OPTIONS
+from finetune.tables import FIXED_PEFT_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,28 +159,6 @@ class Lora:
             )
             updates[name] = (DoraUpdate if magnitude else LoraUpdate)(module, down, up, scaling, *magnitude)
         return updates
-
-
-def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
-    """Raises ManifestError unless ``options`` are those of our LoRA, with values PEFT takes literally."""
-    if set(options) != LORA_OPTIONS:
-        raise ManifestError(
-            f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}, not {brief([*options], 200)}"
-        )
-    if type(options["r"]) is not int or not 1 <= options["r"] <= 4096:
-        raise ManifestError(f"rank {brief(options['r'])} is not a number between 1 and 4096")
-    ranks, alphas = options["rank_pattern"], options["alpha_pattern"]
-    for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-        if not isinstance(pattern, dict) or not set(pattern) <= set(modules):
-            raise ManifestError(f"{name} must map names of the adapter's modules, not {brief(pattern)}")
-    for alpha in (options["lora_alpha"], *alphas.values()):
-        if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
-            raise ManifestError(f"lora_alpha {brief(alpha)} is not a number between 0 and 1e6")
-    for name in ("use_rslora", "use_dora"):
-        if type(options[name]) is not bool:
-            raise ManifestError(f"{name} must be true or false, not {brief(options[name])}")
-    if type(options["lora_dropout"]) not in (int, float) or not 0 <= options["lora_dropout"] < 1:
-        raise ManifestError(f"lora_dropout {brief(options['lora_dropout'])} is not a number from 0 to below 1")
 
 
 def _kinds(options: Mapping[str, Any]) -> tuple[str, ...]:

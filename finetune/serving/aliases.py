@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from finetune.registry import Version
 
+ALIAS_SECONDS = 10.0
+
 
 @dataclass
 class _Meaning:

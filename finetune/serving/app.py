@@ -12,7 +12,8 @@ from finetune.data.images import as_source
 from finetune.errors import DataError, ModelError
 from finetune.example import Example, answer, show
 from finetune.recipe import ContrastiveSection, VqaSection
-from finetune.serving.switcher import ALIAS_SECONDS, Switcher
+from finetune.serving.aliases import ALIAS_SECONDS
+from finetune.serving.switcher import Switcher
 from finetune.serving.together import answer_together, section_for
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from finetune.adapters.reference import as_folder
 from finetune.build import load_base
 from finetune.errors import BaseMismatchError
 from finetune.registry import AdapterRegistry
+from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import find_base
-from finetune.serving.switcher import ALIAS_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path

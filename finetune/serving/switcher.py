@@ -14,7 +14,7 @@ from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.adapter import refuse_attached
 from finetune.methods.mixed import can_mix, mix
 from finetune.methods.points import PLAIN, Answering, Points
-from finetune.serving.aliases import Aliases
+from finetune.serving.aliases import ALIAS_SECONDS, Aliases
 from finetune.serving.residency import Residency
 from finetune.serving.resident import Resident, bring_in
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from finetune.adapters.folder import AdapterFolder
     from finetune.build import Base
     from finetune.registry import AdapterRegistry, Version
-
-ALIAS_SECONDS = 10.0
 
 
 class Switcher:

@@ -1,0 +1,59 @@
+"""The target ``vllm``: LoRA on the language model, as ``vllm serve --lora-modules NAME=FOLDER`` takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finetune.adapters.card import CARD_NAME, Card, model_card
+from finetune.export.peft import Peft
+from finetune.export.vllm_rules import DEFAULT_MAX_LORA_RANK, refuse_for_vllm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.adapters.manifest import AdapterManifest
+    from finetune.export.target import Comparison, Source
+
+_LOADING = """\
+from vllm import LLM
+from vllm.lora.request import LoRARequest
+
+llm = LLM("{base}"{revision}, enable_lora=True, max_lora_rank={max_lora_rank})
+answers = llm.chat(messages, lora_request=LoRARequest("{name}", 1, "FOLDER"))  # this one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vllm:
+    """PEFT's format within what vLLM serves; no answer of vLLM's is compared, which needs its GPU.
+
+    Attributes:
+        max_lora_rank: what vLLM is started with.
+    """
+
+    max_lora_rank: int = DEFAULT_MAX_LORA_RANK
+
+    def refuse(self, manifest: AdapterManifest) -> None:
+        """Raises ExportError where vLLM would refuse the adapter, or serve only a part of it."""
+        refuse_for_vllm(manifest, max_lora_rank=self.max_lora_rank)
+
+    def make(self, source: Source, folder: Path) -> list[Comparison]:
+        """Writes what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
+        comparisons = Peft(bake_scaling=True).make(source, folder)
+        identity = source.manifest.base
+        loading = _LOADING.format(
+            base=identity.hub_id or "BASE",
+            revision=f', revision="{identity.revision}"' if identity.revision else "",
+            max_lora_rank=self.max_lora_rank,
+            name=source.manifest.full_name,
+        )
+        card = Card(
+            version=source.version,
+            digest=source.adapter.digest,
+            library_name="peft",
+            loading=loading,
+            checks="vLLM itself did not answer when it was checked: `export.json` says what was compared, with PEFT on "
+            "the same base.",
+        )
+        (folder / CARD_NAME).write_text(model_card(source.manifest, card), encoding="utf-8")
+        return comparisons

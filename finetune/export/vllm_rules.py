@@ -1,0 +1,125 @@
+"""Which adapters vLLM serves, by the rules of its own sources, and what they look like to it.
+
+Restated from vLLM 0.33.0, of which each rule names the file; ``tests/vllm`` holds them against the real code. Nothing
+here loads PEFT or transformers: the plugin, which asks this of every adapter that is served, runs in vLLM's
+environment.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.peft_format import peft_config
+from finetune.errors import ExportError, brief
+from finetune.export.scaling import bake_scaling
+from finetune.methods.lora_options import check_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finetune.adapters.folder import AdapterFolder
+    from finetune.adapters.manifest import AdapterManifest, PartDescription
+
+VERSION = "0.33.0"
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of --max-lora-rank: config/lora.py, MaxLoRARanks
+DEFAULT_MAX_LORA_RANK = 16
+
+# model_type -> where the layers of its decoder stand in transformers. vLLM calls them otherwise, and its class for each
+# model_type takes these names too (hf_to_vllm_mapper in model_executor/models/*.py; fast_vlm runs on transformers' own
+# modules, models/transformers/base.py). So no name is changed on the way.
+LAYERS = {
+    "fast_vlm": "model.language_model.layers.",
+    "gemma3": "model.language_model.layers.",
+    "idefics3": "model.text_model.layers.",
+    "internvl": "model.language_model.layers.",
+    "llava": "model.language_model.layers.",
+    "paligemma": "model.language_model.layers.",
+    "qwen2_5_vl": "model.language_model.layers.",
+    "qwen3_vl": "model.language_model.layers.",
+    "smolvlm": "model.text_model.layers.",
+}
+# Their classes lack the interface SupportsLoRA, and vLLM does not start on them with --enable-lora (config/lora.py,
+# verify_with_model_config).
+WITHOUT_LORA = ("clip", "llava_onevision")
+# What vLLM packs into qkv_proj, o_proj, gate_up_proj and down_proj of a decoder's layer (packed_modules_mapping). An
+# ending that no module has is an error there (lora/lora_model.py, check_unexpected_modules); one that only a tower has,
+# or that stands outside the layers, is dropped without a word (lora/model_manager.py, activate_adapter).
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+_MERGE = "Merge the adapter into its base: finetune export --to merged."
+
+
+def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
+    """Returns where vLLM serves an adapter whole, just as it is.
+
+    Args:
+        manifest: the adapter's.
+        max_lora_rank: what vLLM is started with.
+
+    Raises:
+        ExportError: it does not; with the reason, and what else can be done.
+        ManifestError: the options of the adapter are not what they must be.
+    """
+    reason = (
+        _no_limit(max_lora_rank)
+        or _no_lora(manifest)
+        or _other_modules(manifest)
+        or _rank_over(manifest.adapter.parts[0], max_lora_rank)
+    )
+    if reason:
+        raise ExportError(f"{manifest.full_name} cannot be served by vLLM: {reason}")
+
+
+def vllm_form(adapter: AdapterFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns tensors and config, in PEFT's format, of an adapter that vLLM serves.
+
+    The scaling stands in B, and all modules have one rank: what is left to vLLM is a factor of one.
+    """
+    return bake_scaling(adapter.tensors, peft_config(adapter.manifest.adapter))
+
+
+def _no_limit(max_lora_rank: int) -> str:
+    if max_lora_rank in MAX_LORA_RANKS:
+        return ""
+    return f"it does not start with --max-lora-rank {max_lora_rank}; it takes {', '.join(map(str, MAX_LORA_RANKS))}."
+
+
+def _no_lora(manifest: AdapterManifest) -> str:
+    """No prompt, no override, no DoRA (lora/peft_helper.py, _validate_features), and a base that takes LoRA.
+
+    Nor a bias, nor modules_to_save: no manifest can have them, see ``tables.FIXED_PEFT_CONFIG``.
+    """
+    adapter, model_type = manifest.adapter, manifest.base.model_type
+    if [part.method for part in adapter.parts] != ["lora"]:
+        return f"LoRA is all that it serves, and this is {adapter.methods}. Load it with finetune.load(...)."
+    check_options(adapter.parts[0].options, adapter.parts[0].names)
+    if model_type in WITHOUT_LORA:
+        return f"it has no LoRA on {model_type}. {_MERGE}"
+    if model_type not in LAYERS:
+        return f"LoRA on {model_type} was not tried there; it was on {', '.join(LAYERS)}. {_MERGE}"
+    if adapter.parts[0].options["use_dora"]:
+        return f"it has no DoRA. Train with method.use_dora: false. {_MERGE}"
+    return ""
+
+
+def _other_modules(manifest: AdapterManifest) -> str:
+    (part,) = manifest.adapter.parts
+    layers = LAYERS[manifest.base.model_type]
+    other = [name for name in part.names if not name.startswith(layers) or name.rpartition(".")[2] not in PROJECTIONS]
+    if not other:
+        return ""
+    return (
+        f"it would refuse or ignore {len(other)} of the {len(part.names)} modules that the adapter changes, such as "
+        f"{brief(other[0])}: what it serves are {', '.join(PROJECTIONS)} below {layers.removesuffix('.')}. Train with "
+        f"method.towers: {{projector: none, vision: none}}. {_MERGE}"
+    )
+
+
+def _rank_over(part: PartDescription, limit: int) -> str:
+    """No rank over the limit (lora/peft_helper.py, validate_legal)."""
+    rank = max(part.options["rank_pattern"].get(name, part.options["r"]) for name in part.names)
+    if rank <= limit:
+        return ""
+    enough = [allowed for allowed in MAX_LORA_RANKS if allowed >= rank]
+    instead = f"Say --max-lora-rank {enough[0]}, there and here." if enough else f"It has no larger one. {_MERGE}"
+    return f"the adapter's largest rank is {rank}, over --max-lora-rank {limit}. {instead}"

@@ -1,0 +1,141 @@
+"""An ASGI middleware before vLLM's routes: references to adapters in, digests out. Imports nothing of vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.reference import AdapterRef
+from finetune.errors import AdapterReferenceError, FinetuneError, NotFoundError, StoreError, YankedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from finetune.vllm_plugin.served import ServedAdapters
+
+    Scope = MutableMapping[str, Any]
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger(f"vllm.{__name__}")
+
+# Open where VLLM_ALLOW_RUNTIME_LORA_UPDATING is set, the last of them without an API key: each loads any folder that
+# the server can read, unchecked.
+CLOSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters")
+
+
+class PinnedModels:
+    """Replaces a reference to an adapter in a request's ``model`` by the one with the digest it stands for now.
+
+    vLLM keeps what a name was resolved to for as long as it runs; what is named by its digest never moves, and each
+    request names the version that answers it. The answer's ``model`` says the same.
+
+    Args:
+        app: what is asked then.
+        served: returns the adapters of the registry; None before the server has started.
+    """
+
+    def __init__(self, app: App, *, served: Callable[[], ServedAdapters | None]):
+        self.app, self._served = app, served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+            if any(path == closed or path.startswith(f"{closed}/") for closed in CLOSED):
+                return await _answer(send, 403, "adapters come from the registry alone; publish it there")
+            if scope["method"] == "POST" and _is_json(scope):
+                return await self._pin(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    async def _pin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
+        if body is None:  # the client has gone
+            return
+        request = _parsed(body)
+        ref, served = _reference(request, scope), self._served()
+        if ref is not None and served is not None:
+            try:
+                request["model"] = await asyncio.to_thread(served.pinned, ref)
+            except FinetuneError as error:
+                _log.warning("%s is not served: %s", ref, error)
+                return await _answer(send, *_refusal(ref, error))
+            body = json.dumps(request).encode()
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
+            scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        await self.app(scope, _replay(body, receive), send)
+
+
+def _reference(request: Any, scope: Scope) -> str | None:
+    """Returns the adapter that a request asks for; None where it is the base, loaded already, or no reference."""
+    model = request.get("model") if isinstance(request, dict) else None
+    if not isinstance(model, str):
+        return None
+    models = getattr(scope["app"].state, "openai_serving_models", None)
+    # The base's name may read as a reference, as google/gemma-3-4b-it does, and that of a --lora-modules too.
+    if models is None or models.is_base_model(model) or model in models.lora_requests:
+        return None
+    try:
+        return str(AdapterRef.parse(model))
+    except AdapterReferenceError:
+        return None  # vLLM says what it says of any name that it does not know
+
+
+def _refusal(ref: str, error: FinetuneError) -> tuple[int, str]:
+    """Returns status and message for the client, who learns neither other names nor paths of the server."""
+    if isinstance(error, NotFoundError | YankedError):
+        return 404, f"The model `{ref}` does not exist in the registry, or is withdrawn."
+    if isinstance(error, StoreError):
+        return 503, f"The model `{ref}` cannot be looked up now. Try again."
+    return 400, f"The model `{ref}` is there, and refused: the server's log says why."
+
+
+def _is_json(scope: Scope) -> bool:
+    kind = next((value for name, value in scope["headers"] if name.lower() == b"content-type"), b"")
+    return kind.partition(b";")[0].strip().lower() == b"application/json"
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None  # vLLM says what is wrong with it
+
+
+async def _body(receive: Receive) -> bytes | None:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Returns what gives ``body`` once and then goes on, since vLLM waits there for the client to go."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _answer(send: Send, status: int, message: str) -> None:
+    """Answers in the form of vLLM's own errors, which is OpenAI's."""
+    kinds = {400: "BadRequestError", 403: "ForbiddenError", 404: "NotFoundError", 503: "ServiceUnavailableError"}
+    error = {"message": message, "type": kinds[status], "param": "model", "code": status}
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,67 @@
+"""vLLM's LoRA resolver over the registry: from a reference with a digest to a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from vllm.lora.request import LoRARequest
+from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+
+from finetune.adapters.reference import AdapterRef
+from finetune.errors import AdapterReferenceError, FinetuneError
+from finetune.export.vllm_rules import VERSION
+from finetune.vllm_plugin import NAME
+
+if TYPE_CHECKING:
+    from finetune.vllm_plugin.served import ServedAdapters
+
+_log = logging.getLogger(f"vllm.{__name__}")
+
+
+class RegistryResolver(LoRAResolver):
+    """Finds adapters of a registry for vLLM, which keeps what it is told for as long as it runs.
+
+    Attributes:
+        location: of the registry.
+        served: the adapters, once the endpoint plugin has said what the base is; until then none is found.
+    """
+
+    def __init__(self, location: str):
+        self.location = location
+        self.served: ServedAdapters | None = None
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """Returns what vLLM is to load for a reference with a digest; None, which it answers with 404, for all else.
+
+        Args:
+            base_model_name: vLLM's name of the base; the base itself was looked at when the server started.
+            lora_name: what a request says its model is.
+        """
+        try:
+            ref = AdapterRef.parse(lora_name)
+        except AdapterReferenceError:
+            return None
+        if self.served is None:
+            _log.warning("%s is not served: VLLM_PLUGINS does not name %s, as it must", ref, NAME)
+            return None
+        if ref.digest is None:
+            _log.warning("%s is not served: vLLM would never see it move; only requests in JSON may say so", ref)
+            return None
+        try:
+            folder = await asyncio.to_thread(self.served.folder, str(ref))
+        except FinetuneError as error:
+            _log.warning("%s is not served: %s", ref, error)
+            return None
+        return LoRARequest(lora_name=str(ref), lora_int_id=1, lora_path=str(folder))  # vLLM sets the number itself
+
+
+def register_resolver(location: str) -> None:
+    """Registers the resolver; once more in a process where it is there changes nothing."""
+    if NAME in LoRAResolverRegistry.get_supported_resolvers():
+        return
+    if (found := version("vllm").partition("+")[0]) != VERSION:
+        _log.warning("%s was tested with vLLM %s, and this is %s: try it before you rely on it", NAME, VERSION, found)
+    LoRAResolverRegistry.register_resolver(NAME, RegistryResolver(location))

@@ -1,0 +1,147 @@
+"""From a reference to a folder that vLLM may load: every check that needs no live model, and a cache by digest."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.adapters.folder import config_bytes, verify, weights_bytes
+from finetune.adapters.manifest import CONFIG_NAME, WEIGHTS_NAME, sha256_hex
+from finetune.adapters.reference import AdapterRef
+from finetune.adapters.strict_json import canonical_json
+from finetune.cache import cache_home
+from finetune.errors import IntegrityError, ManifestError
+from finetune.export.vllm_rules import refuse_for_vllm, vllm_form
+from finetune.recipe.pairing import why_impossible
+from finetune.registry.store import explain
+from finetune.serving.aliases import ALIAS_SECONDS, Aliases
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finetune.adapters.manifest import AdapterManifest
+    from finetune.registry import AdapterRegistry, Version
+    from finetune.vllm_plugin.base import ServedBase
+
+_log = logging.getLogger(f"vllm.{__name__}")
+
+
+class ServedAdapters:
+    """The adapters of a registry that fit a base, as folders; any thread may call any method.
+
+    Args:
+        registry: where references are looked up.
+        base: what vLLM serves.
+        alias_seconds: for which an alias is taken to stand for what it stood for. Where the registry cannot be asked
+            then, or what it names now is refused, what was served goes on, with a warning.
+    """
+
+    def __init__(self, registry: AdapterRegistry, base: ServedBase, *, alias_seconds: float = ALIAS_SECONDS):
+        self.registry, self.base = registry, base
+        self._folders: dict[str, Path] = {}  # digest -> folder that was made or checked by this process
+        self._making = threading.Lock()
+        self._aliases = Aliases(self._look_up, registry.guard.check_manifest, seconds=alias_seconds)
+
+    def pinned(self, ref: str) -> str:
+        """Returns the reference, by digest, of what ``ref`` stands for now, of which a folder is then ready.
+
+        Raises:
+            AdapterReferenceError: it is no reference.
+            RegistryError: there is no such adapter, or the registry cannot be read.
+            AdapterError: it is not what was saved, nobody vouches for it, or it does not belong to the base.
+            ExportError: vLLM would not serve it.
+        """
+        version = self._aliases.version(ref)
+        return str(AdapterRef(namespace=version.namespace, name=version.name, digest=version.digest))
+
+    def folder(self, pinned: str) -> Path:
+        """Returns the folder of an adapter that is referred to by its digest.
+
+        Raises:
+            FinetuneError: as ``pinned``.
+        """
+        return self._folders[self._aliases.version(pinned).digest]
+
+    def _look_up(self, ref: str) -> Version:
+        version = self.registry.resolve(ref)
+        with self._making:
+            if version.digest not in self._folders:
+                if version.warning:
+                    _log.warning(version.warning)
+                self._folders[version.digest] = self._make(version)
+        return version
+
+    def _make(self, version: Version) -> Path:
+        manifest, read = self.registry.read(version)
+        self.base.require_same(manifest)
+        if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
+            raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
+        refuse_for_vllm(manifest, max_lora_rank=self.base.max_lora_rank)
+        require_described(manifest)
+        adapter = verify(manifest, read, digest=version.digest, source=Path(version.ref))
+        tensors, config = vllm_form(adapter)
+        files = {CONFIG_NAME: config_bytes(config), WEIGHTS_NAME: weights_bytes(tensors)}
+        # By what is in it too: another release of this package may write the same adapter otherwise.
+        made = sha256_hex(canonical_json({name: sha256_hex(data) for name, data in files.items()}))
+        folder = cache_home() / "vllm" / f"{version.digest}-{made[:16]}"
+        try:
+            put_folder(folder, files)
+        except OSError as error:
+            raise explain(error, folder, verb="write", elsewhere=" ($FINETUNE_CACHE)") from error
+        return folder
+
+
+def require_described(manifest: AdapterManifest) -> None:
+    """Checks that the tensors of a LoRA are those of its modules and ranks; a live base is needed for their widths.
+
+    Raises:
+        ManifestError: with the first that is not.
+    """
+    (part,) = manifest.adapter.parts
+    table, expected = manifest.adapter.tensors, set()
+    for name in part.names:
+        r = part.options["rank_pattern"].get(name, part.options["r"])
+        for kind, axis in (("A", 0), ("B", 1)):  # A [r, I], B [O, r]
+            tensor = f"base_model.model.{name}.lora_{kind}.weight"
+            expected.add(tensor)
+            shape = table[tensor].shape if tensor in table else []
+            if len(shape) != 2 or shape[axis] != r:
+                raise ManifestError(f"{manifest.full_name}: {tensor} is {shape}, of a LoRA of rank {r}")
+    if extra := sorted(set(table) - expected):
+        raise ManifestError(f"{manifest.full_name}: {extra[0]} belongs to no module of the adapter")
+
+
+def put_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Makes ``folder`` hold exactly ``files``; any number of processes may do so at once, with the same files.
+
+    It appears whole. One that is there is compared byte by byte, and never changed: engines read it at any time.
+
+    Raises:
+        IntegrityError: what is there is something else.
+        OSError: it cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}-", dir=folder.parent))
+        try:
+            for name, data in files.items():
+                with (aside / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            aside.chmod(0o755)
+            os.rename(aside, folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    there = {path.name for path in folder.iterdir()}
+    if there != set(files) or any((folder / name).read_bytes() != data for name, data in files.items()):
+        raise IntegrityError(f"{folder} is not what was written there. Delete it, and it is made again.")
