@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_UNICAST = IPv6Network("2000::/3")  # whatever else IPv6 has is local, reserved, or stands for an IPv4 address
+# Whatever else IPv6 has is local, reserved, or stands for an IPv4 address; by which Python 3.13 judges a mapped one.
+_UNICAST = IPv6Network("2000::/3")
 # Public by the letter, yet leading elsewhere: tunnels and translators that carry an IPv4 address within, and a host
 # that a cloud's virtual machines reach on their own physical one.
 _NOT_PUBLIC = tuple(

@@ -136,6 +136,15 @@ def test_what_is_no_picture_is_refused(answer, message):
         fetch_image(f"http://{host}/p?token=secret", policy(max_bytes=1000))
 
 
+def test_nothing_is_waited_for_that_is_announced_too_large():
+    def answer(request, connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 1001\r\n\r\n")
+        keep_silent(request, connection)
+
+    with serving(answer) as (host, _), pytest.raises(FetchError, match="at most 1000 bytes, and this at least 1001"):
+        fetch_image(f"http://{host}/p", policy(max_bytes=1000))
+
+
 @pytest.mark.parametrize(
     ("location", "message"),
     [
