@@ -150,7 +150,7 @@ class VisionLanguageModel:
             for index, (image, question, resident) in enumerate(zip(images, questions, residents, strict=True)):
                 section, shown = section_for(self.switcher, resident), _as_list(image)
                 examples.append(_row(section.ask(question, num_images=len(shown)), shown, id=f"question {index}"))
-            return answer_together(self.switcher, examples, residents)
+            return [found.text for found in answer_together(self.switcher, examples, residents)]
 
     def chat(self, messages: list[Message]) -> str:
         """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
