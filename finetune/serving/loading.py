@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.reference import as_folder
-from finetune.build import load_base
 from finetune.errors import BaseMismatchError
 from finetune.registry import AdapterRegistry
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import find_base
+from finetune.serving.shared_bases import shared_base
 from finetune.serving.switcher import ALIAS_SECONDS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def load(
         base = find_base(manifest.base)
         revision = revision or manifest.base.revision
     vlm = VisionLanguageModel(
-        load_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
+        shared_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
         registry=registry,
         max_bytes=max_bytes,
         alias_seconds=alias_seconds,
