@@ -25,6 +25,7 @@
     │   ├── ConditionError (ValueError)   words that are no condition on metrics
     │   ├── PromotionError (ValueError)   a version that does not meet what is required of it
     │   └── StoreError (OSError)          the store cannot be read or written
+    ├── StreamClosedError (ValueError)    an answer that was stopped before its end, and is read on
     └── LaunchError (RuntimeError)        the environment cannot run what was asked for
 
 Each has a built-in as second parent, so that callers may catch either. A message says what was
@@ -144,6 +145,10 @@ class PromotionError(RegistryError, ValueError):
 
 class StoreError(RegistryError, OSError):
     """A store that cannot be read or written."""
+
+
+class StreamClosedError(FinetuneError, ValueError):
+    """An answer that was stopped before its end, and is read on."""
 
 
 class LaunchError(FinetuneError, RuntimeError):

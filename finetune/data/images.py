@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ImageHandle, ImageSource
 
@@ -112,20 +113,29 @@ def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[
 
 
 def as_source(image: Any) -> ImageSource:
-    """Returns a picture from an app, a path, bytes, a PIL image, pixels [H, W, 3] uint8 or a row's, as an ImageSource.
+    """Returns a picture from an app as an ImageSource.
+
+    Args:
+        image: a path, bytes, a PIL image, pixels as ``pixels_of`` takes them, or a row's own.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it is none of these, or a PIL image whose file cannot be read to its end.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(_upright_rgb(image))
+        try:
+            return np.asarray(_upright_rgb(image))
+        except (OSError, ValueError, SyntaxError) as error:  # PIL reads a file when its pixels are asked for
+            raise DataError(f"the PIL image cannot be read: {error}") from None
+    if is_array(image):
+        return pixels_of(image)
     if isinstance(image, str):
         return Path(image)
-    if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
-        raise DataError(f"pixels must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-    if isinstance(image, Path | bytes | np.ndarray | ImageHandle):
+    if isinstance(image, Path | bytes | ImageHandle):
         return image
-    raise DataError(f"a picture is a path, bytes, a PIL image or a uint8 array [H, W, 3], not {type(image).__name__}")
+    raise DataError(
+        "a picture is a path, bytes, a PIL image, or an RGB array of numpy or torch, "
+        f"not {type(image).__module__}.{type(image).__qualname__}"
+    )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
