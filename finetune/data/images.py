@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
@@ -106,6 +106,10 @@ def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[
         raise RowError(
             f"{name}: it is over twice PIL's own cap of {Image.MAX_IMAGE_PIXELS} pixels. Shrink it.",
             reason="picture over the pixel cap",
+        ) from None
+    except UnidentifiedImageError:
+        raise RowError(
+            f"{name}: not a readable picture: it is none of {', '.join(FORMATS)}", reason="unreadable picture"
         ) from None
     except Exception as error:  # PIL's readers raise almost anything on bytes that were not made by a writer
         what = str(error) or type(error).__name__

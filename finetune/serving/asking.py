@@ -29,8 +29,10 @@ def question_row(
         id: what to call the row in errors.
 
     Raises:
-        DataError: a picture cannot be used.
+        DataError: the question is no text, or a picture cannot be used.
     """
+    if not isinstance(question, str):
+        raise DataError(f"{id}: a question is a text, not {brief(question)}")
     images = image if isinstance(image, list) else [] if image is None else [image]
     return _row(section.ask(question, num_images=len(images)), images, urls, id)
 

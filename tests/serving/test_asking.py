@@ -82,9 +82,7 @@ def test_a_url_where_that_is_allowed(tiny_fast_vlm, picture):
             public.ask(url, QUESTION)
         bare = load("base", base=str(tiny_fast_vlm), device="cpu")
         for call in (bare.ask, bare.stream):
-            with pytest.raises(
-                FetchError, match="not fetched from URLs unless that is allowed, .*allow_urls=True"
-            ):
+            with pytest.raises(FetchError, match="not fetched from URLs unless that is allowed, .*allow_urls=True"):
                 call(url, QUESTION)
         message = {"role": "user", "content": [{"type": "image", "image": url}, {"type": "text", "text": "What?"}]}
         with pytest.raises(FetchError, match="unless that is allowed"):
@@ -122,6 +120,11 @@ def test_what_is_no_picture_is_told(vlm, picture, what, tmp_path):
     make, error, message = BROKEN[what]
     with pytest.raises(error, match=message):
         vlm.ask(make(picture, tmp_path), QUESTION)
+
+
+def test_a_question_is_a_text(vlm, picture):
+    with pytest.raises(DataError, match="question 1: a question is a text, not None"):
+        vlm.ask_batch([picture, picture], [QUESTION, None])
 
 
 @pytest.fixture
