@@ -7,7 +7,8 @@
     ├── ModelError (ValueError)           a base model that cannot be loaded or is not supported
     ├── MethodError (ValueError)          a method that cannot be attached to this model
     ├── DataError (ValueError)            a row, image or file of the data that cannot be used
-    │   └── RowError                      one row of many; ``data.on_error: skip`` leaves it out
+    │   ├── RowError                      one row of many; ``data.on_error: skip`` leaves it out
+    │   └── FetchError                    a picture's URL that is not allowed, or leads to no picture
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
     │   └── StoppedError                  a run that was asked to stop, with its state saved
     ├── AdapterError
@@ -66,6 +67,10 @@ class RowError(DataError):
     def __init__(self, message: str, *, reason: str = "unusable row"):
         super().__init__(message)
         self.reason = reason
+
+
+class FetchError(DataError):
+    """A picture's URL that is not allowed, or leads to no picture."""
 
 
 class TrainingError(FinetuneError, RuntimeError):
