@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from finetune.data.images import no_bomb_warnings
 from finetune.errors import RequestError, brief
 from finetune.server.answers import AnswerStream, whole
 from finetune.server.door import Door
@@ -40,9 +41,10 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
-        yield
-        await service.close()
+        with no_bomb_warnings():  # around all threads that read pictures
+            service.start()
+            yield
+            await service.close()
 
     app = FastAPI(title="finetune serve", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Door, keys=Keys(service.settings.api_keys), max_body_bytes=service.settings.max_body_bytes)

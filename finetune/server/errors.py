@@ -60,8 +60,10 @@ def to_request_error(error: Exception) -> RequestError:
 
 def invalid_request(error: ValidationError) -> RequestError:
     """Returns what was wrong with the body of a request: its first fault, and the field that has it."""
-    # Where a field may have several forms, each of them says what it misses: the one that fits best goes deepest.
-    fault = max(error.errors(include_url=False, include_context=False), key=lambda one: len(one["loc"]))
+    # Where a field may have several forms, each of them says what it misses: the one that was meant goes deepest, and
+    # finds no other type.
+    faults = error.errors(include_url=False, include_context=False)
+    fault = max(faults, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     if fault["type"] == "json_invalid":
         return RequestError(f"The body is not JSON: {fault['msg']}.", status=400, code="invalid_json")
     fields = _fields(fault["loc"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune.data.conversation import read_conversation
-from finetune.data.images import no_bomb_warnings, read_through
-from finetune.errors import DataError, RequestError
+from finetune.data.images import OVER_CAP, read_through
+from finetune.errors import DataError, RequestError, RowError
 from finetune.example import Example, answer
 from finetune.serving.urls import UrlPolicy, fetch_image
 
@@ -104,9 +104,10 @@ def _picture(part: ImagePart, where: str, settings: Settings) -> bytes:
         )
     try:
         data = fetch_image(url, UrlPolicy(max_bytes=settings.max_body_bytes))
-        with no_bomb_warnings():
-            read_through(data, max_pixels=settings.max_image_pixels, name=where)
+        read_through(data, max_pixels=settings.max_image_pixels, name=where)
     except DataError as error:
         message = str(error) if where in str(error) else f"{where}: {error}"
+        if isinstance(error, RowError) and error.reason == OVER_CAP:
+            message = f"{where}: width x height is over {settings.max_image_pixels} pixels. Make the picture smaller."
         raise RequestError(message, status=400, code="invalid_image", param=where) from None
     return data
