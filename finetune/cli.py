@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finetune.errors import FinetuneError, StoppedError
 from finetune.registry import commands as registry_commands
+from finetune.server import command as server_command
 
 _SWEEP_HELP = (
     "such as seed=1,2,3; a single value holds for all runs, one with a comma in it stands in quotes or brackets. "
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     schema = add("schema", "print the JSON schema of recipes, by which editors complete and check them")
     schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
     schema.set_defaults(run=_schema)
+    server_command.add_parser(add)
     registry_commands.add_parser(verbs)
     return parser
 

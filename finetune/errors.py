@@ -26,6 +26,7 @@
     │   ├── PromotionError (ValueError)   a version that does not meet what is required of it
     │   └── StoreError (OSError)          the store cannot be read or written
     ├── StreamClosedError (ValueError)    an answer that was stopped before its end, and is read on
+    ├── RequestError (ValueError)         a request to the server that is not answered, and the HTTP status that says so
     └── LaunchError (RuntimeError)        the environment cannot run what was asked for
 
 Each has a built-in as second parent, so that callers may catch either. A message says what was
@@ -149,6 +150,24 @@ class StoreError(RegistryError, OSError):
 
 class StreamClosedError(FinetuneError, ValueError):
     """An answer that was stopped before its end, and is read on."""
+
+
+class RequestError(FinetuneError, ValueError):
+    """A request to the server that is not answered.
+
+    Args:
+        message: what is wrong, and what to do.
+        status: of HTTP.
+        code: a word for it that programs can tell it by.
+        param: the field of the request that is at fault.
+        retry_after: seconds after which the same request may be answered.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str, param: str | None = None, retry_after: int | None = None
+    ):
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
 
 class LaunchError(FinetuneError, RuntimeError):

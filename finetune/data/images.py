@@ -18,6 +18,7 @@ from finetune.example import ImageHandle, ImageSource
 # PIL reads more, some of it by starting other programs (EPS), some of it no pictures (fonts, streams).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Image.init()  # PIL knows formats by name only once all of its readers are loaded
+OVER_CAP = "picture over the pixel cap"  # the reason of a row that is refused for it
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -74,7 +75,7 @@ def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
         raise RowError(
             f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
             "data.max_image_pixels.",
-            reason="picture over the pixel cap",
+            reason=OVER_CAP,
         )
 
 
@@ -105,7 +106,7 @@ def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[
     except Image.DecompressionBombError:  # at twice PIL's own cap, before the size can be asked for
         raise RowError(
             f"{name}: it is over twice PIL's own cap of {Image.MAX_IMAGE_PIXELS} pixels. Shrink it.",
-            reason="picture over the pixel cap",
+            reason=OVER_CAP,
         ) from None
     except UnidentifiedImageError:
         raise RowError(

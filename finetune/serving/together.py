@@ -10,6 +10,7 @@ from finetune.build import Batches
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from finetune.batch import Batch
     from finetune.example import Example
     from finetune.recipe import TaskSection, VqaSection
     from finetune.serving.resident import Resident
@@ -56,38 +57,55 @@ def answer_together(
         groups.setdefault(sharing_key(switcher, resident), []).append(row)
     answers: dict[int, Answer] = {}
     for rows in groups.values():
-        found = _answer(
+        own = [residents[row] for row in rows]
+        found = answer_batch(
             switcher,
-            [examples[row] for row in rows],
-            [residents[row] for row in rows],
-            [limits[row] for row in rows],
-            _of_rows(rows, on_text),
-            _of_rows(rows, is_stopped),
+            prompt_batch(switcher, [examples[row] for row in rows], own),
+            own,
+            max_new_tokens=[limits[row] or longest_answer(switcher, residents[row]) for row in rows],
+            on_text=_of_rows(rows, on_text),
+            is_stopped=_of_rows(rows, is_stopped),
         )
         answers.update(zip(rows, found, strict=True))
     return [answers[row] for row in range(len(examples))]
 
 
+def prompt_batch(switcher: Switcher, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
+    """Returns the inputs of rows that share a batch, on the model's device.
+
+    Args:
+        switcher: of the model.
+        examples: the rows, each put as its adapter is asked.
+        residents: the adapter of each row; equal by ``sharing_key``.
+    """
+    base, first = switcher.base, residents[0]
+    places = first.placeholders if first else None  # one that has a prompt shares with itself alone
+    with base.preparing:
+        batch = Batches(base.collator, places).prompt_batch(examples)
+    return batch.to(base.model.device, base.model.dtype)
+
+
+def answer_batch(
+    switcher: Switcher,
+    batch: Batch,
+    residents: Sequence[Resident | None],
+    *,
+    max_new_tokens: Sequence[int],
+    on_text: OnText | None = None,
+    is_stopped: IsStopped | None = None,
+) -> list[Answer]:
+    """Returns the answers to what ``prompt_batch`` returned; the other arguments as ``answer_together`` has them."""
+    base = switcher.base
+    task = cast("VqaTask", base.task(section_for(switcher, residents[0])))
+    with switcher.answering(residents):
+        return task.answer(base.model, batch, max_new_tokens=max_new_tokens, on_text=on_text, is_stopped=is_stopped)
+
+
+def longest_answer(switcher: Switcher, resident: Resident | None) -> int:
+    """Returns how many tokens the answers of an adapter were trained to have at most."""
+    return cast("VqaSection", section_for(switcher, resident)).max_new_tokens
+
+
 def _of_rows(rows: Sequence[int], function: Callable[..., Any] | None) -> Callable[..., Any] | None:
     """Returns ``function`` for the rows of one batch, which counts them from 0."""
     return function and (lambda row, *rest: function(rows[row], *rest))
-
-
-def _answer(
-    switcher: Switcher,
-    examples: Sequence[Example],
-    residents: Sequence[Resident | None],
-    limits: Sequence[int | None],
-    on_text: OnText | None,
-    is_stopped: IsStopped | None,
-) -> list[Answer]:
-    base, first = switcher.base, residents[0]
-    places = first.placeholders if first else None  # one that has a prompt shares with itself alone
-    sections = [cast("VqaSection", section_for(switcher, resident)) for resident in residents]
-    task = cast("VqaTask", base.task(sections[0]))
-    most = [limit or section.max_new_tokens for limit, section in zip(limits, sections, strict=True)]
-    with switcher.answering(residents):
-        with base.preparing:
-            batch = Batches(base.collator, places).prompt_batch(examples)
-        batch = batch.to(base.model.device, base.model.dtype)
-        return task.answer(base.model, batch, max_new_tokens=most, on_text=on_text, is_stopped=is_stopped)
