@@ -20,6 +20,7 @@ from finetune.data.pairs import PairCollator, PairLengths
 from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
+from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
 from finetune.lookup import import_string, look_up
 from finetune.matmul import speed_up
@@ -142,15 +143,6 @@ class Batches:
         return self.placeholders.insert(batch) if self.placeholders else batch
 
 
-def pick_device(wanted: str = "auto") -> str:
-    """Returns ``wanted``, or for ``auto`` the best device of this machine."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def load_base(
     name_or_path: str,
     *,
@@ -167,8 +159,8 @@ def load_base(
     Args:
         name_or_path: which.
         revision: of a hub id.
-        dtype: what it is held in.
-        device: ``auto`` picks the best of this machine.
+        dtype: what it is held in, as for ``pick_dtype``.
+        device: as for ``pick_device``.
         quantization: of the language tower, ``4bit`` or ``8bit``.
         attn_implementation: how attention is computed; ``auto`` leaves it to transformers.
         verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
@@ -183,7 +175,7 @@ def load_base(
     model, processor = family.load(
         path,
         revision=revision,
-        dtype=dtype,
+        dtype=pick_dtype(dtype, path, revision=revision),
         device=pick_device(device),
         quantization=quantization,
         attn_implementation=attn_implementation,

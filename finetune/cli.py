@@ -15,6 +15,7 @@ from finetune.errors import FinetuneError, StoppedError
 from finetune.export import command as export_command
 from finetune.extras import missing_extras_named
 from finetune.registry import commands as registry_commands
+from finetune.server import command as server_command
 
 _SWEEP_HELP = (
     "such as seed=1,2,3; a single value holds for all runs, one with a comma in it stands in quotes or brackets. "
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
     schema.set_defaults(run=_schema)
     export_command.add_parser(verbs)
+    server_command.add_parser(add)
     registry_commands.add_parser(verbs)
     return parser
 

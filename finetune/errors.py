@@ -7,7 +7,8 @@
     ├── ModelError (ValueError)           a base model that cannot be loaded or is not supported
     ├── MethodError (ValueError)          a method that cannot be attached to this model
     ├── DataError (ValueError)            a row, image or file of the data that cannot be used
-    │   └── RowError                      one row of many; ``data.on_error: skip`` leaves it out
+    │   ├── RowError                      one row of many; ``data.on_error: skip`` leaves it out
+    │   └── FetchError                    a picture's URL that is not allowed, or leads to no picture
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
     │   └── StoppedError                  a run that was asked to stop, with its state saved
     ├── AdapterError
@@ -25,6 +26,8 @@
     │   ├── PromotionError (ValueError)   a version that does not meet what is required of it
     │   └── StoreError (OSError)          the store cannot be read or written
     ├── ExportError (ValueError)          an adapter that cannot go where it was to go, or did not get there unchanged
+    ├── StreamClosedError (ValueError)    an answer that was stopped before its end, and is read on
+    ├── RequestError (ValueError)         a request to the server that is not answered, and the HTTP status that says so
     ├── LaunchError (RuntimeError)        the environment cannot run what was asked for
     └── MissingExtraError (ImportError)   a library that an extra of this package brings is not installed
 
@@ -68,6 +71,10 @@ class RowError(DataError):
     def __init__(self, message: str, *, reason: str = "unusable row"):
         super().__init__(message)
         self.reason = reason
+
+
+class FetchError(DataError):
+    """A picture's URL that is not allowed, or leads to no picture."""
 
 
 class TrainingError(FinetuneError, RuntimeError):
@@ -145,6 +152,28 @@ class StoreError(RegistryError, OSError):
 
 class ExportError(FinetuneError, ValueError):
     """An adapter that cannot go where it was to go, or that did not get there unchanged."""
+
+
+class StreamClosedError(FinetuneError, ValueError):
+    """An answer that was stopped before its end, and is read on."""
+
+
+class RequestError(FinetuneError, ValueError):
+    """A request to the server that is not answered.
+
+    Args:
+        message: what is wrong, and what to do.
+        status: of HTTP.
+        code: a word for it that programs can tell it by.
+        param: the field of the request that is at fault.
+        retry_after: seconds after which the same request may be answered.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str, param: str | None = None, retry_after: int | None = None
+    ):
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
 
 class LaunchError(FinetuneError, RuntimeError):

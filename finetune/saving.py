@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -127,6 +128,16 @@ def data_digest(examples: Rows) -> str:
     return sha256_hex(canonical_json(rows))
 
 
+def caption_question(rows: Rows) -> str | None:
+    """Returns what most rows ask whose captions are learnt; None where no row has any.
+
+    Of a stream, whose rows are not kept, the first ones tell.
+    """
+    kept = rows.first if isinstance(rows, Stream) else rows
+    asked = Counter(str(example.meta["question"]) for example in kept if example.captions)
+    return asked.most_common(1)[0][0] if asked else None
+
+
 def _manifest(
     recipe: Recipe,
     base: Base,
@@ -148,7 +159,7 @@ def _manifest(
         base=base.identity,
         processor=base.digests,
         adapter=description,
-        prompt=contract_of(recipe.task),
+        prompt=contract_of(recipe.task, caption_question=caption_question(splits["train"])),
         toolchain={
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},

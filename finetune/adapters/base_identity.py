@@ -89,6 +89,21 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / _WEIGHTS]
 
 
+def digest_beside_weights(name_or_path: str, *, revision: str | None = None, verify: str = "cached") -> str:
+    """Returns the SHA-256 over all files that a base and its processor are loaded from, but the weights.
+
+    Args:
+        name_or_path: as for ``identify_base``.
+        revision: of the hub id.
+        verify: as for ``identify_base``.
+    """
+    folder = snapshot_folder(name_or_path, revision=revision)
+    patterns = [pattern for pattern in _NEEDED if not pattern.endswith(".safetensors")]
+    files = sorted({path for pattern in (*patterns, "*/*.jinja") for path in folder.glob(pattern) if path.is_file()})
+    cached = verify == "cached"
+    return sha256_hex(canonical_json({str(p.relative_to(folder)): file_digest(p, cached=cached) for p in files}))
+
+
 def identify_processor(name_or_path: str, *, revision: str | None = None, chat_template: str) -> ProcessorDigests:
     """Returns the digests of tokenizer, processor config and chat template.
 

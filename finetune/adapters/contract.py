@@ -4,8 +4,13 @@ from finetune.adapters.manifest import ContrastiveContract, GenerationSettings, 
 from finetune.recipe import ContrastiveSection, TaskSection, VqaSection
 
 
-def contract_of(section: TaskSection) -> PromptContract:
-    """Returns what the manifest keeps of a recipe's task."""
+def contract_of(section: TaskSection, *, caption_question: str | None = None) -> PromptContract:
+    """Returns what the manifest keeps of a recipe's task.
+
+    Args:
+        section: the recipe's.
+        caption_question: what was asked where captions were learnt.
+    """
     if isinstance(section, ContrastiveSection):
         return ContrastiveContract(
             text_template=section.text_template, answer_normalization=section.answer_normalization
@@ -13,6 +18,7 @@ def contract_of(section: TaskSection) -> PromptContract:
     return VqaContract(
         system_prompt=section.system_prompt,
         question_template=section.question_template,
+        caption_question=caption_question,
         generation=GenerationSettings(max_new_tokens=section.max_new_tokens),
         answer_normalization=section.answer_normalization,
     )

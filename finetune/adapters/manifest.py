@@ -122,6 +122,7 @@ class VqaContract(_Part):
     name: Literal["vqa"] = "vqa"
     system_prompt: Text | None = None
     question_template: Text
+    caption_question: Text | None = None  # what was asked where captions were learnt
     generation: GenerationSettings
     answer_normalization: Literal["vqa"]
 

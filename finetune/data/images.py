@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ImageHandle, ImageSource
 
 # PIL reads more, some of it by starting other programs (EPS), some of it no pictures (fonts, streams).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Image.init()  # PIL knows formats by name only once all of its readers are loaded
+OVER_CAP = "picture over the pixel cap"  # the reason of a row that is refused for it
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -73,7 +75,7 @@ def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
         raise RowError(
             f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
             "data.max_image_pixels.",
-            reason="picture over the pixel cap",
+            reason=OVER_CAP,
         )
 
 
@@ -104,7 +106,11 @@ def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[
     except Image.DecompressionBombError:  # at twice PIL's own cap, before the size can be asked for
         raise RowError(
             f"{name}: it is over twice PIL's own cap of {Image.MAX_IMAGE_PIXELS} pixels. Shrink it.",
-            reason="picture over the pixel cap",
+            reason=OVER_CAP,
+        ) from None
+    except UnidentifiedImageError:
+        raise RowError(
+            f"{name}: not a readable picture: it is none of {', '.join(FORMATS)}", reason="unreadable picture"
         ) from None
     except Exception as error:  # PIL's readers raise almost anything on bytes that were not made by a writer
         what = str(error) or type(error).__name__
@@ -112,20 +118,29 @@ def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[
 
 
 def as_source(image: Any) -> ImageSource:
-    """Returns a picture from an app, a path, bytes, a PIL image, pixels [H, W, 3] uint8 or a row's, as an ImageSource.
+    """Returns a picture from an app as an ImageSource.
+
+    Args:
+        image: a path, bytes, a PIL image, pixels as ``pixels_of`` takes them, or a row's own.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it is none of these, or a PIL image whose file cannot be read to its end.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(_upright_rgb(image))
+        try:
+            return np.asarray(_upright_rgb(image))
+        except (OSError, ValueError, SyntaxError) as error:  # PIL reads a file when its pixels are asked for
+            raise DataError(f"the PIL image cannot be read: {error}") from None
+    if is_array(image):
+        return pixels_of(image)
     if isinstance(image, str):
         return Path(image)
-    if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
-        raise DataError(f"pixels must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-    if isinstance(image, Path | bytes | np.ndarray | ImageHandle):
+    if isinstance(image, Path | bytes | ImageHandle):
         return image
-    raise DataError(f"a picture is a path, bytes, a PIL image or a uint8 array [H, W, 3], not {type(image).__name__}")
+    raise DataError(
+        "a picture is a path, bytes, a PIL image, or an RGB array of numpy or torch, "
+        f"not {type(image).__module__}.{type(image).__qualname__}"
+    )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

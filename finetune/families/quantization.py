@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,12 @@ def quantization_config(quantization: Quantization, dtype: str, kept: list[str])
             ``8bit`` is LLM.int8() (https://arxiv.org/abs/2208.07339).
         dtype: what quantized layers compute in.
         kept: full paths of the modules that are not quantized; a bare name such as ``visual`` would match nothing.
+
+    Raises:
+        ModelError: there is no such quantization.
     """
+    if quantization not in ("4bit", "8bit"):
+        raise ModelError(f"quantization is {quantization!r}; it is 4bit, 8bit or None")
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
@@ -54,6 +60,24 @@ def keep_trainable(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def states_to_share(model: nn.Module) -> dict[int, Any]:
+    """Returns by id what bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
+
+    An 8-bit layer takes what its first forward needs from the weight, once: that is done here, before there are copies.
+
+    Returns:
+        Id of each state -> a state of its own for the copy, of the same tensors.
+    """
+    states: dict[int, Any] = {}
+    for module in model.modules():
+        if is_quantized(module):
+            if getattr(module.weight, "CB", None) is not None:
+                module.init_8bit_state()  # type: ignore[operator]
+            kept = [value for value in vars(module).values() if type(value).__module__.startswith("bitsandbytes.")]
+            states |= {id(state): copy(state) for state in kept}
+    return states
 
 
 def check_quantized(model: nn.Module, towers: Towers) -> None:

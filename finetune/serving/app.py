@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from finetune.adapters.manifest import VqaContract
 from finetune.build import Base, Batches
-from finetune.data.conversation import num_image_parts, read_conversation
-from finetune.data.images import as_source
 from finetune.errors import DataError, ModelError
-from finetune.example import Example, answer, show
 from finetune.recipe import ContrastiveSection, VqaSection
 from finetune.serving.aliases import ALIAS_SECONDS
+from finetune.serving.asking import conversation_row, picture_row, question_row
+from finetune.serving.streaming import TextStream
 from finetune.serving.switcher import Switcher
 from finetune.serving.together import answer_together, section_for
 
@@ -25,23 +26,36 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch
     from finetune.data.pairs import PairCollator
-    from finetune.example import Message
+    from finetune.example import Example, Message
     from finetune.interfaces import Task
     from finetune.registry import AdapterRegistry
     from finetune.serving.resident import Resident
+    from finetune.serving.urls import UrlPolicy
     from finetune.tasks.contrastive import ContrastiveTask
 
 S = TypeVar("S", VqaSection, ContrastiveSection)
 
+# How a model is asked for a caption that learnt none by itself.
+CAPTION_QUESTION = "Describe the picture."
+CAPTION_TOKENS = 64  # of such a caption at most, where its answers to questions are not longer anyway
+
 
 class VisionLanguageModel:
     """A base and the adapters loaded on it. ``model`` and ``processor`` are plain transformers objects.
+
+    A picture is a path, the bytes of a file, a PIL image, or pixels of numpy or torch: RGB, [H, W, 3] or [3, H, W],
+    uint8 or floating-point numbers from 0 to 1. Where URLs are allowed, it is also a text that begins with ``http:``,
+    ``https:`` or ``data:``.
+
+    Any thread may call any method. From asyncio call them as ``await asyncio.to_thread(vlm.ask, picture, question)``:
+    the thread has the adapter of the task's own ``using`` block.
 
     Args:
         base: from ``load_base``.
         registry: where names are looked up.
         max_bytes: that resident adapters may hold together, as ``Switcher`` has it.
         alias_seconds: for which an alias is taken to stand for what it stood for, as ``Switcher`` has it.
+        urls: what may be fetched where a picture is a URL; None for nothing.
     """
 
     def __init__(
@@ -51,8 +65,9 @@ class VisionLanguageModel:
         registry: AdapterRegistry | None = None,
         max_bytes: int | None = None,
         alias_seconds: float = ALIAS_SECONDS,
+        urls: UrlPolicy | None = None,
     ):
-        self.base = base
+        self.base, self.urls = base, urls
         self.switcher = Switcher(base, registry=registry, max_bytes=max_bytes, alias_seconds=alias_seconds)
 
     @property
@@ -110,14 +125,45 @@ class VisionLanguageModel:
         """Returns the answer to one question, put exactly as the active adapter was trained.
 
         Args:
-            image: a path, bytes, a PIL image or pixels [H, W, 3] uint8; None for a question without a picture, a list
-                for one with several.
+            image: a picture; None for a question without one, a list for one with several.
             question: the user's words.
+
+        Raises:
+            DataError: the picture cannot be used.
+            ModelError: the base is a dual encoder.
         """
-        images = _as_list(image)
         with self.switcher.holding():
-            options = self._options(VqaSection, "ask(image, question)", instead="classify(image, labels)")
-            return self._answer(_row(options.ask(question, num_images=len(images)), images))
+            return self._generate(self._question("ask", image, question))
+
+    def stream(self, image: Any, question: str) -> TextStream:
+        """Returns the answer that ``ask`` would give, in pieces, while it is made.
+
+        The adapter that is active now answers to the end, also where the ``using`` block ends before. See
+        ``TextStream`` for leaving before the end, which is best done by a ``with`` block.
+        """
+        with self.switcher.holding():
+            return self._stream(self._question("stream", image, question))
+
+    def caption(self, image: Any) -> str:
+        """Returns a description of a picture.
+
+        An adapter that learnt captions is asked exactly as it was trained. Any other, and the base, is asked
+        ``CAPTION_QUESTION`` as it is asked any question, for at least ``CAPTION_TOKENS`` tokens.
+
+        Args:
+            image: as for ``ask``.
+
+        Raises:
+            DataError: the picture cannot be used.
+            ModelError: the base is a dual encoder.
+        """
+        with self.switcher.holding() as resident:
+            options = self._options(VqaSection, "caption(image)", instead="classify(image, labels)")
+            contract = resident.manifest.prompt if resident else None
+            question, longest = CAPTION_QUESTION, max(CAPTION_TOKENS, options.max_new_tokens)
+            if isinstance(contract, VqaContract) and contract.caption_question is not None:
+                question, longest = contract.caption_question, options.max_new_tokens
+            return self._generate(question_row(options, image, question, urls=self.urls), max_new_tokens=longest)
 
     def ask_batch(
         self,
@@ -129,13 +175,14 @@ class VisionLanguageModel:
         """Returns the answers to many questions, each as ``ask`` would give it, in as few batches as that takes.
 
         Args:
-            images: one a question, as ``ask`` takes them.
+            images: one a question, as for ``ask``.
             questions: the users' words.
             adapters: what answers each question, as ``using`` takes them, loaded where they are not resident; None for
                 what answers here and now.
 
         Raises:
-            DataError: the lists are of different lengths.
+            DataError: the lists are of different lengths, or a picture cannot be used.
+            ModelError: the base is a dual encoder.
         """
         self._options(VqaSection, "ask_batch(images, questions)", instead="classify(image, labels)")
         with ExitStack() as kept:
@@ -149,9 +196,9 @@ class VisionLanguageModel:
             residents = [kept.enter_context(self.switcher.keeping(ref)) for ref in adapters]
             examples = []
             for index, (image, question, resident) in enumerate(zip(images, questions, residents, strict=True)):
-                section, shown = section_for(self.switcher, resident), _as_list(image)
-                examples.append(_row(section.ask(question, num_images=len(shown)), shown, id=f"question {index}"))
-            return answer_together(self.switcher, examples, residents)
+                section = section_for(self.switcher, resident)
+                examples.append(question_row(section, image, question, urls=self.urls, id=f"question {index}"))
+            return [found.text for found in answer_together(self.switcher, examples, residents)]
 
     def chat(self, messages: list[Message]) -> str:
         """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
@@ -161,22 +208,22 @@ class VisionLanguageModel:
                 ``{"type": "image", "image": ...}``, as ``ask`` takes them.
 
         Raises:
-            DataError: this is no such conversation.
+            DataError: this is no such conversation, or a picture cannot be used.
+            ModelError: the base is a dual encoder.
         """
         with self.switcher.holding():
-            options = self._options(VqaSection, "chat(messages)", instead="classify(image, labels)")
-            conversation, images = read_conversation(messages, where="chat")
-            if conversation[-1]["role"] != "user":
-                raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
-            if len(images) != num_image_parts(conversation):
-                raise DataError('chat: a part {"type": "image"} lacks its picture: put it under "image"')
-            return self._answer(_row(options.converse(conversation), images))
+            return self._generate(self._conversation("chat", messages))
+
+    def stream_chat(self, messages: list[Message]) -> TextStream:
+        """Returns the turn that ``chat`` would give, in pieces, while it is made; as ``stream`` does."""
+        with self.switcher.holding():
+            return self._stream(self._conversation("stream_chat", messages))
 
     def classify(self, image: Any, labels: Sequence[str]) -> str:
         """Returns the label whose text lies closest to a picture, put into the words that the adapter learnt.
 
         Args:
-            image: a path, bytes, a PIL image or pixels [H, W, 3] uint8.
+            image: a picture.
             labels: what to choose from.
 
         Raises:
@@ -188,7 +235,9 @@ class VisionLanguageModel:
             if not labels or isinstance(labels, str):
                 raise DataError(f"labels is a list of at least one text, not {labels!r}")
             choices = {label: options.text_of(label) for label in labels}
-            return self._answer(replace(_row(show(), [image]), choices=choices))
+            example = replace(picture_row(image, urls=self.urls), choices=choices)
+            batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
+            return self.task.predict(self.model, batch)[0]
 
     def embed(self, image: Any) -> Tensor:
         """Returns the embedding [D] of a picture, fp32, of length 1.
@@ -196,7 +245,7 @@ class VisionLanguageModel:
         Raises:
             ModelError: the base is no dual encoder.
         """
-        return self._embed(lambda: self.prompt_batch([_row(show(), [image])]))
+        return self._embed(lambda: self.prompt_batch([picture_row(image, urls=self.urls)]))
 
     def embed_text(self, text: str) -> Tensor:
         """Returns the embedding [D] of a text as it stands, fp32, of length 1.
@@ -224,9 +273,23 @@ class VisionLanguageModel:
             raise ModelError(f"{call} does not go with a {self.base.family.model_type} base: use {instead}")
         return options
 
-    def _answer(self, example: Example) -> str:
-        batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
-        return self.task.predict(self.model, batch)[0]
+    def _question(self, call: str, image: Any, question: str) -> Example:
+        options = self._options(VqaSection, f"{call}(image, question)", instead="classify(image, labels)")
+        return question_row(options, image, question, urls=self.urls)
+
+    def _conversation(self, call: str, messages: list[Message]) -> Example:
+        options = self._options(VqaSection, f"{call}(messages)", instead="classify(image, labels)")
+        return conversation_row(options, messages, urls=self.urls)
+
+    def _generate(self, example: Example, *, max_new_tokens: int | None = None) -> str:
+        """Returns what the adapter that is held says."""
+        limits = [max_new_tokens]
+        return answer_together(self.switcher, [example], [self.adapter], max_new_tokens=limits)[0].text
+
+    def _stream(self, example: Example) -> TextStream:
+        kept = ExitStack()
+        resident = kept.enter_context(self.switcher.keeping_active())
+        return TextStream(partial(answer_together, self.switcher, [example], [resident]), kept)
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns the inputs of rows that are to be answered, with the places that the active adapter fills."""
@@ -238,12 +301,3 @@ class VisionLanguageModel:
     def task(self) -> Task:
         """How the active adapter is asked; a task's defaults for the plain base."""
         return self.base.task(section_for(self.switcher, self.adapter))
-
-
-def _as_list(image: Any) -> list[Any]:
-    return image if isinstance(image, list) else [] if image is None else [image]
-
-
-def _row(prompt: list[Message], images: list[Any], *, id: str = "question") -> Example:
-    sources = [as_source(image) for image in images]
-    return Example(id=id, messages=[*prompt, answer("")], images=sources, answers=[""])

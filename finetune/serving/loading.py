@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.reference import as_folder
-from finetune.build import load_base
 from finetune.errors import BaseMismatchError
 from finetune.registry import AdapterRegistry
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import find_base
+from finetune.serving.shared_bases import shared_base
+from finetune.serving.urls import UrlPolicy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,8 +32,12 @@ def load(
     verify_base: str = "cached",
     max_bytes: int | None = None,
     alias_seconds: float = ALIAS_SECONDS,
+    allow_urls: bool | UrlPolicy = False,
 ) -> VisionLanguageModel:
     """Loads an adapter on its base, after checking that they belong together and that it does what it did.
+
+    A base that is in this process already is not loaded again: models on it share its weights and its processor, and
+    nothing else. See ``shared_base``.
 
     Args:
         ref: a registry reference such as ``medical/brain-mri@prod``, an adapter's folder, or ``base``.
@@ -41,17 +46,19 @@ def load(
         base: the base's folder, hub id or embedded name; by default where this base was last seen.
         revision: of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        dtype: what the base is held in.
+        dtype: what the base is held in: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for what its config says.
         quantization: of its language tower, ``4bit`` or ``8bit``.
         verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
         max_bytes: that resident adapters may hold together; None for any number.
         alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again.
+        allow_urls: whether a picture may be a URL; a policy says what may be fetched and what it may cost.
 
     Returns:
         The model with the adapter active.
 
     Raises:
         BaseMismatchError: the base is unknown or not the one the adapter was trained on.
+        ModelError: the base cannot be loaded, or not be held so.
         AdapterError: the adapter is not what was saved.
         NotFoundError: the registry has no such adapter.
     """
@@ -65,10 +72,11 @@ def load(
         base = find_base(manifest.base)
         revision = revision or manifest.base.revision
     vlm = VisionLanguageModel(
-        load_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
+        shared_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
         registry=registry,
         max_bytes=max_bytes,
         alias_seconds=alias_seconds,
+        urls=UrlPolicy() if allow_urls is True else allow_urls or None,
     )
     vlm.use(None if str(ref) == "base" else ref)
     return vlm

@@ -178,8 +178,8 @@ class Switcher:
             self._let_go(resident)
 
     @contextmanager
-    def holding(self) -> Iterator[Resident | None]:
-        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile.
+    def keeping_active(self) -> Iterator[Resident | None]:
+        """Keeps what answers here and now ready to the end of the block, which may come in another context.
 
         Raises:
             AdapterError: the context was handed on and outlived its block, and its adapter was removed since.
@@ -189,10 +189,19 @@ class Switcher:
             if resident is not None and not self._residency.hold_again(resident):
                 raise AdapterError(f"{resident.ref} has gone, so it cannot answer any more. Add it again.")
         try:
-            with self._points.using(resident or PLAIN):
-                yield resident
+            yield resident
         finally:
             self._let_go(resident)
+
+    @contextmanager
+    def holding(self) -> Iterator[Resident | None]:
+        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile.
+
+        Raises:
+            AdapterError: as for ``keeping_active``.
+        """
+        with self.keeping_active() as resident, self._points.using(resident or PLAIN):
+            yield resident
 
     def use(self, ref: str | Path | Resident | None) -> None:
         """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base.
@@ -246,26 +255,6 @@ class Switcher:
             resident = bring_in(self.base, self._points, read(), ref=ref)
             self._residency.put(resident)
         return resident
-
-    def _find(self, ref: str | Path) -> tuple[str, Callable[[], AdapterFolder]]:
-        """Returns the digest of the manifest that ``ref`` means now, and what reads and checks the adapter."""
-        path = as_folder(ref)
-        if path is not None:
-            folder = read_folder(path, device=self.base.model.device)
-            return folder.digest, lambda: folder
-        if self.registry is None:
-            raise NotFoundError("names are looked up in a registry, and this model was given none")
-        registry, version = self.registry, self.registry.resolve(str(ref))  # each time: an alias may have moved
-
-        def read() -> AdapterFolder:
-            if version.warning:
-                warnings.warn(version.warning, stacklevel=2)
-            manifest, files = registry.read(version)
-            return verify(
-                manifest, files, digest=version.digest, source=Path(version.ref), device=self.base.model.device
-            )
-
-        return version.digest, read
 
     def _registry(self) -> AdapterRegistry:
         if self.registry is None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from finetune.adapters.contract import section_of
 from finetune.build import Batches
-from finetune.recipe import VqaSection
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
+    from finetune.batch import Batch
     from finetune.example import Example
-    from finetune.recipe import TaskSection
+    from finetune.recipe import TaskSection, VqaSection
     from finetune.serving.resident import Resident
     from finetune.serving.switcher import Switcher
+    from finetune.tasks.generation import Answer, IsStopped, OnText
+    from finetune.tasks.vqa import VqaTask
 
 
 def section_for(switcher: Switcher, resident: Resident | None) -> TaskSection:
@@ -22,37 +24,88 @@ def section_for(switcher: Switcher, resident: Resident | None) -> TaskSection:
     return section_of(resident.manifest.prompt) if resident else switcher.base.default_task
 
 
-def answer_together(switcher: Switcher, examples: Sequence[Example], residents: Sequence[Resident | None]) -> list[str]:
+def sharing_key(switcher: Switcher, resident: Resident | None) -> Hashable:
+    """Returns what is equal for adapters whose rows may share a batch: LoRA on the language tower, and the base."""
+    return None if resident is None or switcher.can_share(resident) else resident
+
+
+def answer_together(
+    switcher: Switcher,
+    examples: Sequence[Example],
+    residents: Sequence[Resident | None],
+    *,
+    max_new_tokens: Sequence[int | None] | None = None,
+    on_text: OnText | None = None,
+    is_stopped: IsStopped | None = None,
+) -> list[Answer]:
     """Returns the answer of each row's adapter, as if it had been asked alone.
 
-    Adapters of LoRA on the language tower, and the plain base, share a batch where their answers may be equally long;
-    rows of any other adapter have a batch of their own.
+    Adapters of LoRA on the language tower, and the plain base, share a batch; rows of any other adapter have a batch of
+    their own.
+
+    Args:
+        switcher: of a model that generates text.
+        examples: the rows, each put as its adapter is asked.
+        residents: the adapter of each row, kept by the caller; None for the plain base.
+        max_new_tokens: of each row; None for the longest answer that its adapter was trained to give.
+        on_text: told, in this thread, of a row's number and what its text has grown by, as ``generate_answers`` has it.
+        is_stopped: asked after each step whether a row is to end early.
+    """
+    limits = max_new_tokens or [None] * len(examples)
+    groups: dict[Hashable, list[int]] = {}
+    for row, resident in enumerate(residents):
+        groups.setdefault(sharing_key(switcher, resident), []).append(row)
+    answers: dict[int, Answer] = {}
+    for rows in groups.values():
+        own = [residents[row] for row in rows]
+        found = answer_batch(
+            switcher,
+            prompt_batch(switcher, [examples[row] for row in rows], own),
+            own,
+            max_new_tokens=[limits[row] or longest_answer(switcher, residents[row]) for row in rows],
+            on_text=_of_rows(rows, on_text),
+            is_stopped=_of_rows(rows, is_stopped),
+        )
+        answers.update(zip(rows, found, strict=True))
+    return [answers[row] for row in range(len(examples))]
+
+
+def prompt_batch(switcher: Switcher, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
+    """Returns the inputs of rows that share a batch, on the model's device.
 
     Args:
         switcher: of the model.
         examples: the rows, each put as its adapter is asked.
-        residents: the adapter of each row, kept by the caller; None for the plain base.
+        residents: the adapter of each row; equal by ``sharing_key``.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for index, resident in enumerate(residents):
-        key: Hashable = resident
-        if resident is None or switcher.can_share(resident):
-            section = section_for(switcher, resident)
-            key = section.max_new_tokens if isinstance(section, VqaSection) else None
-        groups.setdefault(key, []).append(index)
-    answers = [""] * len(examples)
-    for group in groups.values():
-        found = _answer(switcher, [examples[i] for i in group], [residents[i] for i in group])
-        for index, text in zip(group, found, strict=True):
-            answers[index] = text
-    return answers
-
-
-def _answer(switcher: Switcher, examples: Sequence[Example], residents: Sequence[Resident | None]) -> list[str]:
     base, first = switcher.base, residents[0]
     places = first.placeholders if first else None  # one that has a prompt shares with itself alone
+    with base.preparing:
+        batch = Batches(base.collator, places).prompt_batch(examples)
+    return batch.to(base.model.device, base.model.dtype)
+
+
+def answer_batch(
+    switcher: Switcher,
+    batch: Batch,
+    residents: Sequence[Resident | None],
+    *,
+    max_new_tokens: Sequence[int],
+    on_text: OnText | None = None,
+    is_stopped: IsStopped | None = None,
+) -> list[Answer]:
+    """Returns the answers to what ``prompt_batch`` returned; the other arguments as ``answer_together`` has them."""
+    base = switcher.base
+    task = cast("VqaTask", base.task(section_for(switcher, residents[0])))
     with switcher.answering(residents):
-        with base.preparing:
-            batch = Batches(base.collator, places).prompt_batch(examples)
-        batch = batch.to(base.model.device, base.model.dtype)
-        return base.task(section_for(switcher, first)).predict(base.model, batch)
+        return task.answer(base.model, batch, max_new_tokens=max_new_tokens, on_text=on_text, is_stopped=is_stopped)
+
+
+def longest_answer(switcher: Switcher, resident: Resident | None) -> int:
+    """Returns how many tokens the answers of an adapter were trained to have at most."""
+    return cast("VqaSection", section_for(switcher, resident)).max_new_tokens
+
+
+def _of_rows(rows: Sequence[int], function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Returns ``function`` for the rows of one batch, which counts them from 0."""
+    return function and (lambda row, *rest: function(rows[row], *rest))

@@ -8,14 +8,18 @@ import torch
 
 from finetune.interfaces import LossSum
 from finetune.tasks.exact_match import ExactMatch
+from finetune.tasks.generation import generate_answers
 from finetune.tasks.head import logits_at
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
     from finetune.recipe import VqaSection
+    from finetune.tasks.generation import Answer, IsStopped, OnText
 
 
 class VqaTask(ExactMatch):
@@ -38,12 +42,30 @@ class VqaTask(ExactMatch):
         loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets.tokens, reduction="sum")
         return {"answer": LossSum(loss, len(batch.targets.tokens))}
 
-    @torch.inference_mode()
     def predict(self, model: nn.Module, batch: Batch) -> list[str]:
         """Returns the greedy answer of each left-padded row."""
-        width = batch.inputs["input_ids"].shape[1]
-        out = model.generate(  # type: ignore[operator]
-            **batch.inputs, max_new_tokens=self.options.max_new_tokens, do_sample=False, num_beams=1
+        return [answer.text for answer in self.answer(model, batch)]
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        max_new_tokens: Sequence[int] | None = None,
+        on_text: OnText | None = None,
+        is_stopped: IsStopped | None = None,
+    ) -> list[Answer]:
+        """Returns the greedy answer of each left-padded row, with how it came about.
+
+        Args:
+            model: in eval mode, on the batch's device.
+            batch: rows that end where their answers begin.
+            max_new_tokens: of each row; the task's for all by default.
+            on_text: told of each row's text as it grows, as ``generate_answers`` has it.
+            is_stopped: asked whether a row is to end early, as ``generate_answers`` has it.
+        """
+        limits = max_new_tokens or [self.options.max_new_tokens] * len(batch.examples)
+        return generate_answers(
+            model, self.tokenizer, batch, max_new_tokens=limits, on_text=on_text, is_stopped=is_stopped
         )
-        answers = self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]

@@ -198,10 +198,17 @@ def test_pictures_from_an_app(tmp_path):
     deep = Image.fromarray(np.full((3, 3), 257 * 100, np.uint16))
     assert open_image(as_source(deep)).getpixel((0, 0)) == (100, 100, 100)
     assert open_image(as_source(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
-    with pytest.raises(DataError, match="must be uint8"):
-        as_source(np.zeros((3, 3, 3)))
-    with pytest.raises(DataError, match="not int"):
+    with pytest.raises(DataError, match="a picture is a path, bytes, .* not builtins.int"):
         as_source(3)
+
+
+def test_a_pil_image_of_a_broken_file(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(DataError, match="the PIL image cannot be read: "):
+        as_source(image)
+    with pytest.raises(DataError, match="the PIL image cannot be read: its pixels are floating-point numbers"):
+        as_source(Image.new("F", (3, 3)))
 
 
 def test_a_digest_is_of_content(tmp_path):

@@ -22,10 +22,10 @@ KINDS = {
 }
 
 
-def make_adapter(base, kind, folder, *, seed=0, name="cell"):
+def make_adapter(base, kind, folder, *, seed=0, name="cell", domain="testing"):
     """Saves an adapter of one of ``KINDS`` that changes what ``base`` says; leaves the base as it was."""
     recipe = recipe_of(KINDS[kind], base.path, folder / "run")
-    recipe = recipe.model_copy(update={"name": name})
+    recipe = recipe.model_copy(update={"name": name, "domain": domain})
     attachment = attach(base.host, recipe.method)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -8,6 +8,7 @@ from finetune.errors import AdapterError, DataError, RowError
 from finetune.example import Example, answer, ask
 from finetune.methods.points import reached
 from finetune.serving.app import VisionLanguageModel
+from finetune.serving.together import answer_together, section_for
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter
 
@@ -122,18 +123,53 @@ def test_what_is_removed_meanwhile_still_answers(every_kind, monkeypatch):
     assert vlm.ask_batch([None] * 2, ["What?"] * 2, adapters=residents) == alone
 
 
-def test_answers_of_other_lengths_do_not_share(every_kind, monkeypatch):
+def test_answers_of_other_lengths_share(every_kind, monkeypatch):
     vlm, adapters = every_kind
     short, long = (vlm.add(adapter) for adapter in adapters[:2])
     object.__setattr__(short.manifest.prompt.generation, "max_new_tokens", 3)
-    sizes = []
+    residents = [short, long, short]
+    alone = [vlm.ask_batch([None], ["What?"], adapters=[one])[0] for one in residents]
+    assert alone[0] != alone[1]
+    limits = []
     generate = vlm.model.generate
     monkeypatch.setattr(
-        vlm.model, "generate", lambda **kw: sizes.append(kw["max_new_tokens"]) or generate(**kw), raising=False
+        vlm.model, "generate", lambda **kw: limits.append(kw["max_new_tokens"]) or generate(**kw), raising=False
     )
-    vlm.ask_batch([None] * 3, ["What?"] * 3, adapters=[short, long, short])
-    assert sorted(sizes) == [3, 16]
+    assert vlm.ask_batch([None] * 3, ["What?"] * 3, adapters=residents) == alone
+    assert limits == [16]
     vlm.remove(short)
+
+
+def test_pieces_and_stops_belong_to_their_rows_also_where_these_do_not_share(every_kind):
+    vlm, adapters = every_kind
+    residents = [vlm.add(adapters[3]), None, vlm.add(adapters[0]), vlm.add(adapters[3])]
+    sections = [section_for(vlm.switcher, resident) for resident in residents]
+    examples = [
+        Example(id="0", messages=[*section.ask("What?", num_images=0), answer("")], images=[], answers=[""])
+        for section in sections
+    ]
+    pieces, asked = [""] * 4, [0] * 4
+
+    def on_text(row, piece):
+        pieces[row] += piece
+
+    def is_stopped(row):
+        asked[row] += 1
+        return row == 3
+
+    whole = answer_together(vlm.switcher, examples, residents)
+    found = answer_together(
+        vlm.switcher,
+        examples,
+        residents,
+        max_new_tokens=[None, 4, 2, None],
+        on_text=on_text,
+        is_stopped=is_stopped,
+    )
+    assert [one.completion_tokens for one in found] == [16, 4, 2, 1]
+    assert asked == [15, 3, 1, 1]
+    assert pieces == [one.text for one in found]
+    assert found[0] == whole[0] and whole[1].text.startswith(found[1].text.rstrip("\ufffd"))
 
 
 def test_what_cannot_share_is_refused(every_kind):

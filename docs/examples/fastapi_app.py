@@ -1,0 +1,76 @@
+"""A service of one's own: a picture in, an answer out, by the adapter that the request names.
+
+    APP_BASE=pocket APP_ADAPTERS=medical/phantoms@prod,retail/products \
+        uvicorn --app-dir docs/examples fastapi_app:app
+    curl --data-binary @scan.png 'http://127.0.0.1:8000/ask?question=Is+there+a+lesion?&adapter=medical/phantoms@prod'
+    curl -N --data-binary @scan.png 'http://127.0.0.1:8000/stream?question=Is+there+a+lesion?'
+
+`finetune serve` is the ready one, with keys, limits and batches of requests.
+"""
+
+import os
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+import finetune
+from finetune.errors import DataError
+
+MAX_BYTES = 10 * 1024 * 1024  # of a picture
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI):
+    """Loads the base and all adapters before the first request, and says which names requests may use."""
+    app.state.adapters = os.environ["APP_ADAPTERS"].split(",")
+    app.state.vlm = finetune.load("base", base=os.environ["APP_BASE"])
+    for ref in app.state.adapters:
+        app.state.vlm.add(ref)
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.exception_handler(DataError)
+def unusable(request: Request, error: DataError) -> JSONResponse:
+    """Tells whoever sent a picture what is wrong with it."""
+    return JSONResponse({"detail": str(error)}, status_code=400)
+
+
+async def read_picture(request: Request) -> bytes:
+    """Returns the request's body, and reads no more than a picture may have."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_BYTES:
+            raise HTTPException(413, f"a picture has at most {MAX_BYTES} bytes")
+    return bytes(data)
+
+
+def read_adapter(request: Request, adapter: str | None = None) -> str | None:
+    """Returns an adapter's name, None for the plain base: only one of ours, since any other could be a folder."""
+    if adapter is not None and adapter not in request.app.state.adapters:
+        raise HTTPException(404, f"no adapter {adapter!r}; there are {', '.join(request.app.state.adapters)}")
+    return adapter
+
+
+Picture = Annotated[bytes, Depends(read_picture)]
+Adapter = Annotated[str | None, Depends(read_adapter)]
+
+
+# Functions that are not async: FastAPI runs each in a thread, so that answering holds up no other request.
+@app.post("/ask")
+def ask(request: Request, picture: Picture, adapter: Adapter, question: str) -> dict[str, str]:
+    """Returns the whole answer."""
+    with request.app.state.vlm.using(adapter) as vlm:
+        return {"answer": vlm.ask(picture, question)}
+
+
+@app.post("/stream")
+def stream(request: Request, picture: Picture, adapter: Adapter, question: str) -> StreamingResponse:
+    """Sends the answer while it is made; it ends early where the client goes."""
+    with request.app.state.vlm.using(adapter) as vlm:
+        return StreamingResponse(vlm.stream(picture, question), media_type="text/plain")

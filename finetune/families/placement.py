@@ -1,0 +1,47 @@
+"""Which device a base is held on, and in which dtype."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig
+
+from finetune.errors import ModelError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def pick_device(wanted: str = "auto") -> str:
+    """Returns ``wanted``, with its number where there may be several, or for ``auto`` the best device of this machine.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return str(torch.empty(0, device=wanted).device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ModelError(f"device is {wanted!r}, which is not to be had here: {why}. Give auto or cpu.") from None
+
+
+def pick_dtype(wanted: str, path: str, *, revision: str | None = None) -> str:
+    """Returns ``wanted``, or for ``auto`` what a base's config says that it was saved in; float32 where it says none.
+
+    Args:
+        wanted: one of ``DTYPES``, or ``auto``.
+        path: the base's folder or hub id.
+        revision: of the hub id.
+
+    Raises:
+        ModelError: a base is not held in that.
+    """
+    dtype = wanted
+    if wanted == "auto":
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        said = config.dtype or config.get_text_config().dtype
+        dtype = str(said or "float32").removeprefix("torch.")
+    if dtype not in DTYPES:
+        what = f"its config says dtype {dtype!r}" if wanted == "auto" else f"dtype is {wanted!r}"
+        raise ModelError(f"{path}: {what}; a base is held in {', '.join(DTYPES)}, or auto: as its config says")
+    return dtype

@@ -1,0 +1,127 @@
+"""How an answer is sent: at once, or as it grows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fastapi.responses import StreamingResponse
+
+from finetune.errors import RequestError
+from finetune.server.errors import body_of
+from finetune.server.schema import (
+    Answered,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Usage,
+)
+from finetune.server.service import CLIENT_GONE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import Receive, Scope, Send
+
+    from finetune.server.service import Exchange
+    from finetune.tasks.generation import Answer
+
+
+async def whole(exchange: Exchange, fingerprint: str) -> ChatCompletion:
+    """Returns the answer, when it is complete.
+
+    Raises:
+        RequestError: there is none.
+    """
+    text = ""
+    async for piece in exchange.pieces():
+        if isinstance(piece, str):
+            text += piece
+            continue
+        return ChatCompletion(
+            id=exchange.id,
+            created=exchange.created,
+            model=exchange.request.model,
+            system_fingerprint=fingerprint,
+            choices=[Choice(message=Answered(content=text), finish_reason=piece.finish_reason)],
+            usage=_usage(piece),
+        )
+    raise AssertionError("an answer ends with how it came about")
+
+
+class AnswerStream(StreamingResponse):
+    """An answer as server-sent events, each a ``ChatCompletionChunk``, the last one ``[DONE]``.
+
+    It closes its exchange when it ends, also where the client has gone before.
+
+    Args:
+        exchange: of the request.
+        first: of the exchange's pieces; it came before the status had to be sent.
+        pieces: those that follow.
+        fingerprint: of what answers.
+    """
+
+    def __init__(self, exchange: Exchange, first: str | Answer, pieces: AsyncIterator[str | Answer], fingerprint: str):
+        self._exchange, self._first, self._pieces, self._fingerprint = exchange, first, pieces, fingerprint
+        self._status = CLIENT_GONE
+        options = exchange.request.stream_options
+        self._tells_usage = bool(options and options.include_usage)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy passes each event on at once
+        super().__init__(self._events(), media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._exchange.close(self._status)
+
+    async def _events(self) -> AsyncIterator[str]:
+        yield self._event(Delta(role="assistant", content=""))
+        piece = self._first
+        try:
+            while isinstance(piece, str):
+                yield self._event(Delta(content=piece))
+                piece = await self._exchange.in_time(anext(self._pieces))
+        except RequestError as error:  # the status is sent already
+            self._status = error.status
+            yield _data(body_of(error).model_dump())
+            return
+        yield self._event(Delta(), finish_reason=piece.finish_reason)
+        if self._tells_usage:
+            yield self._chunk([], _usage(piece))
+        self._status = 200
+        yield "data: [DONE]\n\n"
+
+    def _event(self, delta: Delta, **more: Any) -> str:
+        return self._chunk([ChunkChoice(delta=delta, **more)], None)
+
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None) -> str:
+        chunk = ChatCompletionChunk(
+            id=self._exchange.id,
+            created=self._exchange.created,
+            model=self._exchange.request.model,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+        body = chunk.model_dump()
+        for choice in body["choices"]:
+            choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
+        if not self._tells_usage:
+            del body["usage"]
+        return _data(body)
+
+
+def _data(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _usage(answer: Answer) -> Usage:
+    return Usage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        total_tokens=answer.prompt_tokens + answer.completion_tokens,
+    )

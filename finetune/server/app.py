@@ -1,0 +1,174 @@
+"""The HTTP interface: OpenAI's chat completions and models, health, and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from finetune.data.images import no_bomb_warnings
+from finetune.errors import RequestError, brief
+from finetune.server.answers import AnswerStream, whole
+from finetune.server.door import Door
+from finetune.server.errors import response_of, to_request_error
+from finetune.server.keys import Keys
+from finetune.server.openapi import BODY, EVENTS, describe, errors
+from finetune.server.schema import ChatCompletion, Health, Model, ModelList
+from finetune.server.service import CLIENT_GONE, Service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    from finetune.server.service import Exchange
+
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """Nobody is there any more to be answered."""
+
+
+def make_app(service: Service) -> FastAPI:
+    """Returns the application of one server.
+
+    Args:
+        service: answers.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with no_bomb_warnings():  # around all threads that read pictures
+            service.start()
+            yield
+            await service.close()
+
+    app = FastAPI(title="finetune serve", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(Door, keys=Keys(service.settings.api_keys), max_body_bytes=service.settings.max_body_bytes)
+    app.add_exception_handler(RequestError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_route)
+
+    @app.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses={200: EVENTS, **errors(400, 401, 404, 413, 415, 429, 500, 503, 504)},
+        openapi_extra={"requestBody": BODY},
+    )
+    async def create_chat_completion(request: Request) -> Response:
+        """Answers a question or goes on with a conversation, by the adapter that ``model`` names."""
+        exchange = service.let_in()
+        status = CLIENT_GONE
+        try:
+            response = await _answer(service, exchange, request)
+            status = response.status_code
+        except ClientGoneError:
+            response = Response(status_code=CLIENT_GONE)  # which nobody reads
+        except Exception as error:
+            told = to_request_error(error)
+            status = told.status
+            raise told from None
+        finally:
+            if status != 200:
+                exchange.close(status)
+        if not isinstance(response, AnswerStream):  # which closes it at its own end
+            exchange.close(status)
+        return response
+
+    @app.get("/v1/models", responses=errors(401, 500, 503))
+    async def list_models() -> ModelList:
+        """Lists what may be asked."""
+        return ModelList(data=await service.catalog.models())
+
+    @app.get("/v1/models/{model:path}", responses=errors(401, 404, 500, 503))
+    async def retrieve_model(model: str) -> Model:
+        """Returns one of those, or any other that may be asked and is there."""
+        name = service.catalog.name_of(model)
+        if name is not None:
+            await service.catalog.ready(name)
+        listed = {one.id: one for one in await service.catalog.models()}
+        found = listed.get(name or model)
+        return Model(id=model, created=found.created if found else 0, owned_by=model.partition("/")[0])
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Tells that the process runs."""
+        return Health()
+
+    @app.get("/ready", responses=errors(503))
+    async def ready() -> Health:
+        """Tells whether requests are taken."""
+        service.require_ready()
+        return Health()
+
+    @app.get("/metrics", responses=errors(401), response_class=Response)
+    async def metrics() -> Response:
+        """Returns counts for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    describe(app)
+    return app
+
+
+async def _answer(service: Service, exchange: Exchange, request: Request) -> Response:
+    """Returns the answer to a request, or a stream whose beginning is known."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"The body is JSON, so its Content-Type is application/json, not {brief(kind)}."
+        raise RequestError(message, status=415, code="unsupported_media_type")
+    body = await exchange.in_time(request.body())
+
+    async def begin() -> Response:
+        await exchange.read(body)
+        await exchange.begun()
+        pieces = exchange.pieces()
+        resident = exchange.resident
+        fingerprint = f"fp_{(resident.digest if resident else service.vlm.base.identity.digest)[:16]}"
+        if exchange.request.stream:
+            return AnswerStream(exchange, await anext(pieces), pieces, fingerprint)
+        return JSONResponse((await whole(exchange, fingerprint)).model_dump())
+
+    return await _unless_gone(request, exchange.in_time(begin()))
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Returns what ``work`` does, which ends when the client goes away.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone())
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        for task in (working, gone):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return response_of(error)
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """Answers where there is no such path, or it does not take the method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path}"
+    told = RequestError(
+        f"There is no {brief(what)} here." if error.status_code == 404 else f"{brief(what)}: {error.detail}.",
+        status=error.status_code,
+        code="unknown_url" if error.status_code == 404 else "method_not_allowed",
+    )
+    return response_of(told, dict(error.headers or {}))

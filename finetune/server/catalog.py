@@ -1,0 +1,161 @@
+"""Which adapters may be asked, and how they become ready: the registry is asked little, whatever names come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from finetune.adapters.reference import AdapterRef
+from finetune.errors import AdapterReferenceError, RequestError, StoreError, brief
+from finetune.server.errors import to_request_error
+from finetune.server.schema import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from finetune.serving.switcher import Switcher
+
+BASE = "base"
+_MOST_LOADING = 8  # adapters that are loaded, or looked for, at once
+_MOST_REFUSED = 1024  # names that are remembered because they could not be had
+
+
+class Catalog:
+    """The adapters of one server; its methods are called in the event loop.
+
+    Args:
+        switcher: of the model.
+        refs: adapters that may be asked.
+        allow: patterns of others, as ``Settings`` has them.
+        known_seconds: for which it is remembered that an adapter could not be had, and what the registry lists.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        switcher: Switcher,
+        refs: Sequence[str],
+        *,
+        allow: Sequence[str],
+        known_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._switcher, self._allow, self._known_seconds, self._clock = switcher, allow, known_seconds, clock
+        self._refs = [str(AdapterRef.parse(ref)) for ref in refs]
+        self._ready: set[str] = set(self._refs)
+        self._loading: dict[str, asyncio.Future[None]] = {}
+        self._refused: OrderedDict[str, tuple[float, RequestError]] = OrderedDict()
+        self._listed: tuple[float, list[Model]] | None = None
+        # Loading takes long: it has threads of its own, so that nobody waits for it who asks what is ready.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="finetune-loading")
+
+    def name_of(self, model: str) -> str | None:
+        """Returns the canonical reference that a request's ``model`` is, None for the plain base.
+
+        The registry is not asked.
+
+        Raises:
+            RequestError: it is no reference, or one that may not be asked.
+        """
+        if model == BASE:
+            return None
+        try:
+            ref = AdapterRef.parse(model)
+        except AdapterReferenceError as error:
+            raise _no_such(f"{error} The plain model is called {BASE!r}.") from None
+        if str(ref) not in self._refs and not self._is_allowed(ref):
+            raise _no_such(
+                f"There is no {brief(model)} here, or it may not be asked: /v1/models lists what may. A server's "
+                "adapters are those that it was started with, and what --allow says."
+            )
+        return str(ref)
+
+    async def ready(self, name: str) -> None:
+        """Waits until an adapter has been loaded once.
+
+        Several requests for one wait for the same; what could not be had is not looked for again for a while.
+
+        Args:
+            name: from ``name_of``.
+
+        Raises:
+            RequestError: it cannot be had.
+        """
+        if name in self._ready:
+            return
+        refused = self._refused.get(name)
+        if refused is not None:
+            if self._clock() - refused[0] < self._known_seconds:
+                raise refused[1].with_traceback(None)
+            del self._refused[name]
+        if name not in self._loading:
+            if len(self._loading) >= _MOST_LOADING:
+                raise RequestError(
+                    f"{_MOST_LOADING} adapters are being loaded, and {name} is not ready. Try again.",
+                    status=429,
+                    code="loading",
+                    param="model",
+                    retry_after=2,
+                )
+            loading = self._loading[name] = asyncio.ensure_future(self._load(name))
+            loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask
+        await asyncio.shield(self._loading[name])  # others may wait for it too
+
+    async def models(self) -> list[Model]:
+        """Returns what may be asked: the base, what is ready, and what else the registry has that is allowed."""
+        if self._listed is None or self._clock() - self._listed[0] >= self._known_seconds:
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, self._list)
+            self._listed = self._clock(), found
+        return self._listed[1]
+
+    def is_ready(self, name: str) -> bool:
+        """Tells whether an adapter has been loaded once."""
+        return name in self._ready
+
+    def close(self) -> None:
+        """Ends the threads; what is being loaded is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _load(self, name: str) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._switcher.add, name)
+            self._ready.add(name)
+        except Exception as error:
+            refusal = to_request_error(error)
+            self._refused[name] = self._clock(), refusal
+            if len(self._refused) > _MOST_REFUSED:
+                self._refused.popitem(last=False)
+            raise refusal from None
+        finally:
+            del self._loading[name]
+
+    def _is_allowed(self, ref: AdapterRef) -> bool:
+        return any(fnmatchcase(str(ref) if "@" in pattern else ref.full_name, pattern) for pattern in self._allow)
+
+    def _list(self) -> list[Model]:
+        """Returns the models by name; a registry that cannot be read has none but those that are ready."""
+        created = {BASE: 0, **dict.fromkeys(self._ready, 0)}
+        created |= {one.ref: _seconds(one.manifest.created) for one in self._switcher.residents if one.ref in created}
+        registry = self._switcher.registry
+        try:
+            for version in registry.list() if registry and self._allow else ():
+                for alias in version.aliases:
+                    ref = AdapterRef(namespace=version.namespace, name=version.name, alias=alias)
+                    if self._is_allowed(ref):
+                        created.setdefault(str(ref), _seconds(version.time))
+        except StoreError:
+            pass
+        return [Model(id=name, created=created[name], owned_by=name.partition("/")[0]) for name in sorted(created)]
+
+
+def _seconds(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp())
+
+
+def _no_such(message: str) -> RequestError:
+    return RequestError(message, status=404, code="model_not_found", param="model")

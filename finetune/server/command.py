@@ -1,0 +1,138 @@
+"""``finetune serve`` on the command line. Nothing here imports torch or FastAPI until the command runs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.adapters.reference import AdapterRef
+from finetune.errors import LaunchError
+from finetune.server.keys import VARIABLE, read_keys
+from finetune.server.listening import listening
+from finetune.server.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+_EPILOG = """\
+examples:
+  finetune serve medical/brain-mri@prod retail/clothing@prod
+  finetune serve --base pocket --allow 'medical/*' --max-bytes 2000000000
+"""
+
+
+def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Adds the verb.
+
+    Args:
+        add: adds a parser, given the word and what it does.
+    """
+    parser = add("serve", "answer OpenAI's chat completions over HTTP, by adapters that are chosen by name")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "refs", nargs="*", metavar="REF", help="adapter to load and serve, such as medical/brain-mri@prod"
+    )
+    parser.add_argument(
+        "--base", metavar="BASE", help="folder, hub id or embedded name (default: that of the first REF)"
+    )
+    parser.add_argument("--registry", metavar="WHERE", help="folder or URL (default: $FINETUNE_REGISTRY)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--dtype", default="float32", help="what the base is held in (float32)")
+    parser.add_argument("--quantization", choices=("4bit", "8bit"), help="of the language tower")
+    parser.add_argument("--max-bytes", type=_count, metavar="N", help="that resident adapters may hold together")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help=f"API keys, one a line (default: ${VARIABLE})"
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="adapters that are loaded when they are asked for, such as 'medical/*' or '*@prod'; repeatable",
+    )
+    parser.add_argument("--allow-urls", action="store_true", help="fetch pictures from public http(s) URLs")
+    for name, (kind, text) in _BOUNDS.items():
+        default = next(field.default for field in fields(Settings) if field.name == name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=default, metavar="N", help=f"{text} ({default})"
+        )
+    parser.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    refs = _canonical(args.refs)
+    if not refs and args.base is None:
+        raise LaunchError("finetune serve takes an adapter, or --base: give one of them. finetune serve --help")
+    settings = Settings(
+        allow=tuple(args.allow),
+        allow_urls=args.allow_urls,
+        api_keys=read_keys(args.api_key_file),
+        **{name: getattr(args, name) for name in _BOUNDS},
+    )
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise LaunchError(f"finetune serve needs {', '.join(missing)}: pip install 'finetune-vlm[serve]'")
+    with listening(args.host, args.port, has_keys=bool(settings.api_keys)) as listener:
+        from finetune.server.run import serve
+        from finetune.serving.loading import load
+
+        vlm = load(
+            refs[0] if args.base is None else "base",
+            base=args.base,
+            registry=args.registry,
+            device=args.device,
+            dtype=args.dtype,
+            quantization=args.quantization,
+            max_bytes=args.max_bytes,
+        )
+        vlm.use(None)
+        return serve(vlm, refs, settings, listener)
+
+
+def _canonical(refs: Sequence[str]) -> list[str]:
+    """Returns references in their canonical form.
+
+    Raises:
+        AdapterReferenceError: one of them is none, a folder for instance.
+    """
+    return list(dict.fromkeys(str(AdapterRef.parse(ref)) for ref in refs))
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
+    return value
+
+
+_BOUNDS: dict[str, tuple[Callable[[str], float], str]] = {
+    "max_batch": (_count, "rows that are answered at once"),
+    "max_queue": (_count, "requests that may wait"),
+    "max_new_tokens": (_count, "tokens that an answer may be asked to have"),
+    "max_body_bytes": (_count, "bytes of a request"),
+    "max_images": (_count, "pictures of a request"),
+    "max_image_pixels": (_count, "width x height of a picture"),
+    "queue_seconds": (_seconds, "seconds that a request may wait to be answered"),
+    "request_seconds": (_seconds, "seconds that a request may take in all"),
+    "stop_seconds": (_seconds, "seconds that running requests have, when the server is stopped"),
+}

@@ -1,0 +1,74 @@
+"""What every request passes before it is looked at: who asks, and how much is sent; and what no error gets past."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.errors import RequestError
+from finetune.server.errors import response_of, to_request_error
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from finetune.server.keys import Keys
+
+OPEN = ("/health", "/ready", "/openapi.json")  # whoever asks: they tell nothing of anybody's adapters
+
+
+class Door:
+    """Lets requests with a known key and a body of bounded size through to ``app``.
+
+    Args:
+        app: what answers them.
+        keys: who may ask.
+        max_body_bytes: of a request.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, max_body_bytes: int):
+        self._app, self._keys, self._max_body_bytes = app, keys, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, or tells what is wrong with it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            headers = dict(scope["headers"])
+            if scope["path"] not in OPEN:
+                self._keys.check(headers.get(b"authorization"))
+            await self._app(scope, self._counted(headers, receive), note)
+        except Exception as error:
+            told = to_request_error(error)
+            if begun:
+                raise
+            await response_of(told)(scope, receive, send)
+
+    def _counted(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        """Returns what receives a body up to the most that one may have."""
+        announced = headers.get(b"content-length", b"")
+        self._refuse(int(announced) if announced.isdigit() else 0)
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            self._refuse(size)
+            return message
+
+        return counted
+
+    def _refuse(self, size: int) -> None:
+        if size > self._max_body_bytes:
+            raise RequestError(
+                f"A request has at most {self._max_body_bytes} bytes. Make its pictures smaller.",
+                status=413,
+                code="request_too_large",
+            )

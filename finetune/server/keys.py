@@ -1,0 +1,93 @@
+"""API keys: who may ask. They are compared in constant time, and stand in no message."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from typing import TYPE_CHECKING
+
+from finetune.errors import LaunchError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+VARIABLE = "FINETUNE_API_KEYS"
+_KEY = re.compile(r"[!-~]{16,256}")
+
+
+def read_keys(file: Path | None, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Returns the API keys that requests may come with; none where everybody may ask.
+
+    Args:
+        file: holds one a line; empty lines and those that begin with ``#`` do not count.
+        environ: holds them in ``$FINETUNE_API_KEYS``, apart by spaces or commas, where there is no file.
+
+    Raises:
+        LaunchError: there is no such file, no key in it, or one that is easily guessed.
+    """
+    if file is None:
+        keys = [(f"${VARIABLE}, key {number}", key) for number, key in enumerate(_split(environ.get(VARIABLE, "")), 1)]
+        if not keys and VARIABLE in environ:
+            raise LaunchError(f"${VARIABLE} holds no key. Put one in, or unset it to let everybody ask.")
+    else:
+        keys = _of_file(file)
+    for where, key in keys:
+        if not _KEY.fullmatch(key):
+            raise LaunchError(
+                f"{where}: an API key has 16 to 256 visible ASCII characters. Make one with: openssl rand -hex 32"
+            )
+    return tuple(key for _, key in keys)
+
+
+def _split(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _of_file(file: Path) -> list[tuple[str, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"--api-key-file {file} cannot be read: {error}") from None
+    keys = [
+        (f"{file}, line {number}", key)
+        for number, line in enumerate(lines, start=1)
+        if (key := line.strip()) and not key.startswith("#")
+    ]
+    if not keys:
+        raise LaunchError(f"--api-key-file {file} holds no key: write one a line.")
+    return keys
+
+
+class Keys:
+    """Says who may ask.
+
+    Args:
+        keys: that are known; where there are none, everybody may.
+    """
+
+    def __init__(self, keys: Sequence[str]):
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    def check(self, authorization: bytes | None) -> None:
+        """Lets a request through by its ``Authorization`` header.
+
+        Raises:
+            RequestError: it has no key, or one that is not known.
+        """
+        if not self._digests:
+            return
+        scheme, _, key = (authorization or b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not key:
+            message = "There is no API key. Send it in a header: Authorization: Bearer KEY"
+            raise RequestError(message, status=401, code="missing_api_key")
+        given = _digest(key.strip())
+        # All of them are compared, whichever fits.
+        if not sum([hmac.compare_digest(given, known) for known in self._digests]):
+            raise RequestError("This API key is not known here.", status=401, code="invalid_api_key")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,54 @@
+"""The schema that describes the interface to programs, true in every answer."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+
+from finetune.server.schema import ChatRequest, ErrorBody
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_SCHEMAS = "#/components/schemas/{model}"
+# The body is read by hand, in another thread than the one that all requests share, so it is described by hand.
+BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": _SCHEMAS.format(model="ChatRequest")}}},
+}
+EVENTS = {
+    "description": "The answer; with `stream: true` as server-sent events, each a ChatCompletionChunk, then [DONE].",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the description of what a client may be told instead of an answer."""
+    retry = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": HTTPStatus(status).phrase,
+            **({"headers": retry} if status in (429, 503) else {}),
+        }
+        for status in statuses
+    }
+
+
+def describe(app: FastAPI) -> None:
+    """Gives an application its schema."""
+    schema = get_openapi(title=app.title, version="1", routes=app.routes)
+    request = ChatRequest.model_json_schema(ref_template=_SCHEMAS)
+    components = schema["components"]
+    components["schemas"] |= request.pop("$defs") | {"ChatRequest": request}
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # a path may be any text
+            if "401" in operation["responses"]:
+                operation["security"] = [{"key": []}, {}]  # none where the server was started without keys
+    for name in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(name, None)
+    app.openapi_schema = schema

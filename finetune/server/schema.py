@@ -1,0 +1,214 @@
+"""What goes over the wire, in OpenAI's words: https://platform.openai.com/docs/api-reference/chat.
+
+A field whose type allows one value only is there because clients send it; any other value would change how answers
+are made, and is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(min_length=1)]
+OnlyZero = Annotated[float, Field(ge=0, le=0)]
+OnlyOne = Annotated[float, Field(ge=1, le=1)]
+NumTokens = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class _Asked(BaseModel):
+    """What a client sends: exactly what is named here, of exactly these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Told(BaseModel):
+    """What a client is sent."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class TextPart(_Asked):
+    """Some text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Asked):
+    """Where a picture is: ``data:image/png;base64,...``, or http(s) where the server allows that."""
+
+    url: Text
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(_Asked):
+    """A picture of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class SystemMessage(_Asked):
+    """Instructions; the adapter's own, where it was trained with some, stand in their place."""
+
+    role: Literal["system", "developer"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+
+
+class UserMessage(_Asked):
+    """What the user says and shows."""
+
+    role: Literal["user"]
+    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+
+
+class AssistantMessage(_Asked):
+    """What was answered before, as it was sent; clients send its empty fields back."""
+
+    role: Literal["assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class StreamOptions(_Asked):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Asked):
+    """A question or conversation, and which adapter is to answer it.
+
+    ``seed`` changes nothing, as answers are always the same; nor do ``user``, ``metadata``, ``safety_identifier``,
+    ``prompt_cache_key`` and ``service_tier``.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: NumTokens | None = None
+    max_tokens: NumTokens | None = None
+    stop: Text | Annotated[list[Text], Field(min_length=1, max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    temperature: OnlyZero | None = None
+    top_p: OnlyOne | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    presence_penalty: OnlyZero | None = None
+    frequency_penalty: OnlyZero | None = None
+    logprobs: Literal[False] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+class Usage(_Told):
+    """Tokens: ``prompt_tokens`` hold those of pictures, ``completion_tokens`` one that ends the answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Answered(_Told):
+    """The assistant's turn."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(_Told):
+    """The one answer."""
+
+    index: Literal[0] = 0
+    message: Answered
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatCompletion(_Told):
+    """An answer; ``system_fingerprint`` is of the adapter's manifest, or of the base."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(_Told):
+    """What an answer grew by; its first one says the role, its last one nothing."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(_Told):
+    """The one answer, as it grows."""
+
+    index: Literal[0] = 0
+    delta: Delta
+    finish_reason: Literal["stop", "length"] | None = None
+    logprobs: None = None
+
+
+class ChatCompletionChunk(_Told):
+    """One event of a stream; where usage was asked for, the last one has it and no choice, the others null."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class Model(_Told):
+    """An adapter that may be asked, or the plain base."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(_Told):
+    """What may be asked."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(_Told):
+    """What was wrong, in which parameter, and a word that programs can tell it by."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(_Told):
+    """Any answer that is none."""
+
+    error: ErrorDetail
+
+
+class Health(_Told):
+    """That the process runs, or that it takes requests."""
+
+    status: Literal["ok"] = "ok"

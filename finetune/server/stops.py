@@ -1,0 +1,48 @@
+"""Texts at which an answer is to end: neither they nor what follows is given out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class StopTexts:
+    """Lets an answer through as it grows, up to the first of some texts.
+
+    A text may begin in one piece and end in another, so what may be its beginning is held back.
+
+    Attributes:
+        found: whether one of them has come.
+
+    Args:
+        texts: that end the answer; none where nothing does.
+    """
+
+    def __init__(self, texts: Sequence[str] = ()):
+        self.found = False
+        self._texts = texts
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """Returns what of the answer is sure to stay, now that it has grown by ``piece``."""
+        if self.found:
+            return ""
+        self._held += piece
+        places = [place for text in self._texts if (place := self._held.find(text)) >= 0]
+        if places:
+            self.found = True
+            return self._held[: min(places)]
+        kept = max((_overlap(self._held, text) for text in self._texts), default=0)
+        sure, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
+        return sure
+
+    def rest(self) -> str:
+        """Returns what was held back, when the answer grows no more."""
+        return "" if self.found else self._held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Returns the length of the longest end of ``text`` with which ``stop`` begins."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,42 @@
+"""Which network addresses are public."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Whatever else IPv6 has is local, reserved, or stands for an IPv4 address; by which Python 3.13 judges a mapped one.
+_UNICAST = IPv6Network("2000::/3")
+# Public by the letter, yet leading elsewhere: tunnels and translators that carry an IPv4 address within, and a host
+# that a cloud's virtual machines reach on their own physical one.
+_NOT_PUBLIC = tuple(
+    ip_network(text) for text in ("192.88.99.0/24", "168.63.129.16/32", "2001::/23", "2002::/16", "3fff::/20")
+)
+
+
+def as_address(text: str) -> IPv4Address | IPv6Address | None:
+    """Returns an address in its usual writing: four decimal numbers, or IPv6; None for anything else."""
+    try:
+        return None if "%" in text else ip_address(text)  # a zone is this machine's own
+    except ValueError:
+        return None
+
+
+def is_allowed(text: str, allow_private: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Tells whether an address is public, or in one of the networks that may be reached all the same.
+
+    Private, loopback, link-local, multicast and reserved addresses are not public; nor are those of IPv6 that carry one
+    of IPv4 (mapped, NAT64, 6to4, Teredo), whichever that is.
+    """
+    address = as_address(text)
+    if address is None:
+        return False
+    if any(address in network for network in allow_private):
+        return True
+    if address.version == 6 and address not in _UNICAST:
+        return False
+    special = address.is_multicast or address.is_reserved or any(address in network for network in _NOT_PUBLIC)
+    return address.is_global and not special

@@ -1,0 +1,75 @@
+"""What an app gives to be answered, as rows: its pictures, from wherever they are, and its words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.conversation import num_image_parts, read_conversation
+from finetune.data.images import as_source
+from finetune.errors import DataError, FetchError, brief
+from finetune.example import Example, answer, show
+from finetune.serving.urls import fetch_image, is_url
+
+if TYPE_CHECKING:
+    from finetune.example import ImageSource, Message
+    from finetune.recipe import TaskSection, VqaSection
+    from finetune.serving.urls import UrlPolicy
+
+
+def question_row(
+    section: TaskSection, image: Any, question: str, *, urls: UrlPolicy | None, id: str = "question"
+) -> Example:
+    """Returns the row that puts a question.
+
+    Args:
+        section: how.
+        image: a picture, None for a question without one, or a list for one with several.
+        question: the user's words.
+        urls: what may be fetched where a picture is a URL; None for nothing.
+        id: what to call the row in errors.
+
+    Raises:
+        DataError: the question is no text, or a picture cannot be used.
+    """
+    if not isinstance(question, str):
+        raise DataError(f"{id}: a question is a text, not {brief(question)}")
+    images = image if isinstance(image, list) else [] if image is None else [image]
+    return _row(section.ask(question, num_images=len(images)), images, urls, id)
+
+
+def conversation_row(section: VqaSection, messages: list[Message], *, urls: UrlPolicy | None) -> Example:
+    """Returns the row that asks for the assistant's next turn; arguments as for ``question_row``.
+
+    Raises:
+        DataError: this is no conversation that ends with the user, or a picture cannot be used.
+    """
+    conversation, images = read_conversation(messages, where="chat")
+    if conversation[-1]["role"] != "user":
+        raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
+    if len(images) != num_image_parts(conversation):
+        raise DataError('chat: a part {"type": "image"} lacks its picture: put it under "image"')
+    return _row(section.converse(conversation), images, urls, "chat")
+
+
+def picture_row(image: Any, *, urls: UrlPolicy | None) -> Example:
+    """Returns the row that shows a picture and asks nothing; arguments as for ``question_row``."""
+    return _row(show(), [image], urls, "picture")
+
+
+def _row(prompt: list[Message], images: list[Any], urls: UrlPolicy | None, id: str) -> Example:
+    try:
+        sources = [_source(image, urls) for image in images]
+    except DataError as error:
+        raise type(error)(f"{id}: {error}") from None
+    return Example(id=id, messages=[*prompt, answer("")], images=sources, answers=[""])
+
+
+def _source(image: Any, urls: UrlPolicy | None) -> ImageSource:
+    if not (isinstance(image, str) and is_url(image)):
+        return as_source(image)
+    if urls is None:
+        raise FetchError(
+            f"{brief(image, 60)}: pictures are not fetched from URLs unless that is allowed, as by "
+            "finetune.load(..., allow_urls=True)"
+        )
+    return fetch_image(image, urls)

@@ -1,0 +1,290 @@
+"""Fetching the picture that a URL names, for whoever wrote it: from public places alone, of bounded size and time.
+
+A URL may come from someone who wants this process to reach what only it can reach. So a host's addresses are checked
+where the connection is made, and the checked address is the one connected to: a name that stands for another address a
+moment later changes nothing. That holds at every redirect.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import socket
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import httpcore2
+
+from finetune.errors import FetchError, brief, plain
+from finetune.serving.addresses import as_address, is_allowed
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+    from ipaddress import IPv4Network, IPv6Network
+
+# What a picture may be, by how its server calls it, with what its bytes begin.
+TYPES = {
+    "image/gif": re.compile(rb"GIF8[79]a"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
+_ALLOWED = f"A picture's type is one of {', '.join(TYPES)}."
+_LONGEST = 8192  # characters of an http(s) URL
+_REDIRECTS = (301, 302, 303, 307, 308)
+_DATA = re.compile(r"data:(?P<type>[^;,]*)(?P<more>(?:;[^;,]*)*?)(?P<base64>;base64)?,", re.IGNORECASE)
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Returns the addresses that a host's name stands for, as the operating system says.
+
+    Raises:
+        OSError: for none.
+    """
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrlPolicy:
+    """What may be fetched, and what it may cost.
+
+    Attributes:
+        max_bytes: of a picture's file.
+        timeout: seconds that one picture may take in all, redirects and looking up names included.
+        max_redirects: that are followed.
+        allow_private: networks that may be reached though they are not public, such as that of an app's own store of
+            pictures.
+        resolve: returns the addresses of a host and port; raises OSError where there are none.
+    """
+
+    max_bytes: int = 20 * 1024 * 1024
+    timeout: float = 10.0
+    max_redirects: int = 3
+    allow_private: tuple[IPv4Network | IPv6Network, ...] = ()
+    resolve: Callable[[str, int], list[str]] = field(default=resolve, repr=False)
+
+
+def is_url(text: str) -> bool:
+    """Tells whether a text names a picture by URL: ``http:``, ``https:`` or ``data:``."""
+    return re.match(r"(https?|data):", text, re.IGNORECASE) is not None
+
+
+def fetch_image(url: str, policy: UrlPolicy) -> bytes:
+    """Returns the file of the picture that a URL names: http, https, or data in base64.
+
+    Nothing else is read, no file of this machine in particular. Proxies of the environment are not used: they would
+    look up names themselves.
+
+    Args:
+        url: from whoever asks; it is not trusted.
+        policy: what it may reach and cost.
+
+    Raises:
+        FetchError: it is not allowed, cannot be had, or is no picture of ``TYPES``.
+    """
+    if url[:5].lower() == "data:":
+        return _of_data(url, policy)
+    deadline = time.monotonic() + policy.timeout
+    for _ in range(policy.max_redirects + 1):
+        found = _request(_parse(url), policy, deadline)
+        if isinstance(found, bytes):
+            return found
+        try:
+            url = urljoin(url, found)
+        except ValueError:
+            raise FetchError(f"{_show(url)}: redirected to {brief(found)}, which is no URL") from None
+    raise FetchError(f"{_show(url)}: redirected more than {policy.max_redirects} times")
+
+
+def _of_data(url: str, policy: UrlPolicy) -> bytes:
+    head = _DATA.match(url[:1024])
+    if head is None or not head["base64"]:
+        raise FetchError(f"{brief(url, 60)}: a data URL that holds a picture is written data:image/png;base64,...")
+    _require_type(head["type"], where="data URL")
+    if len(url) - head.end() > (policy.max_bytes + 2) // 3 * 4:
+        raise FetchError(f"data URL: a picture has at most {policy.max_bytes} bytes")
+    try:
+        data = base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise FetchError(f"data URL: this is not base64: {error}") from None
+    if len(data) > policy.max_bytes:
+        raise FetchError(f"data URL: a picture has at most {policy.max_bytes} bytes, and this {len(data)}")
+    return _checked(data, where="data URL")
+
+
+def _parse(url: str) -> SplitResult:
+    """Returns the parts of an http(s) URL that says one thing to every reader."""
+    if len(url) > _LONGEST or not re.fullmatch(r"[!-~]+", url) or "\\" in url:
+        raise FetchError(
+            f"{_show(url)}: a URL has at most {_LONGEST} visible ASCII characters and no backslash; write other "
+            "letters of a path as %XX, and those of a host as xn--..."
+        )
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise FetchError(f"{_show(url)}: not a URL: {error}") from None
+    if parts.scheme not in ("http", "https"):
+        raise FetchError(f"{_show(url)}: pictures are fetched by http and https, not {brief(parts.scheme, 20)}")
+    if "@" in parts.netloc:
+        raise FetchError(f"{_show(url)}: a URL that holds a user's name or password is not fetched")
+    host = parts.hostname or ""
+    last = host.rstrip(".").rpartition(".")[2]
+    looks_numeric = ":" in host or re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last)
+    if not host or port == 0 or (looks_numeric and as_address(host) is None):
+        raise FetchError(
+            f"{_show(url)}: {brief(host)} names no host; write an address as four decimal numbers or as IPv6 in []"
+        )
+    if not looks_numeric and not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", host):
+        raise FetchError(f"{_show(url)}: {brief(host)} names no host")
+    return parts
+
+
+def _request(url: SplitResult, policy: UrlPolicy, deadline: float) -> bytes | str:
+    """Returns the picture's file, or where the answer says that it is instead."""
+    where = _show(url.geturl())
+    target = httpcore2.URL(
+        scheme=url.scheme.encode(),
+        host=(url.hostname or "").encode(),
+        port=url.port,
+        target=((url.path or "/") + (f"?{url.query}" if url.query else "")).encode(),
+    )
+    headers = {"Host": url.netloc, "Accept": ", ".join(TYPES), "Accept-Encoding": "identity", "Connection": "close"}
+    backend = _Checked(policy, deadline, where)
+    try:
+        with (
+            httpcore2.ConnectionPool(ssl_context=_tls(), network_backend=backend) as pool,
+            pool.stream("GET", target, headers=list(headers.items())) as response,
+        ):
+            said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status in _REDIRECTS and "location" in said:
+                return said["location"]
+            if response.status != 200:
+                raise FetchError(f"{where}: the server answered with status {response.status}")
+            _require_type(said.get("content-type", "").partition(";")[0], where=where)
+            if (coding := said.get("content-encoding", "identity").strip().lower()) != "identity":
+                raise FetchError(f"{where}: it is sent packed ({brief(coding, 30)}), and pictures are not unpacked")
+            announced = int(said.get("content-length", "0"))  # checked by what reads the headers
+            return _read(response.iter_stream(), announced, policy.max_bytes, where)
+    except httpcore2.TimeoutException:
+        raise FetchError(f"{where}: it took more than {policy.timeout:g} seconds") from None
+    except (httpcore2.NetworkError, httpcore2.ProtocolError, UnicodeError) as error:
+        raise FetchError(f"{where}: cannot be fetched: {brief(str(error) or type(error).__name__)}") from None
+
+
+def _read(pieces: Iterator[bytes], announced: int, most: int, where: str) -> bytes:
+    data = bytearray()
+    size = announced
+    for piece in pieces if size <= most else ():
+        data += piece
+        size = max(size, len(data))
+        if size > most:
+            break
+    if size > most:
+        raise FetchError(f"{where}: a picture has at most {most} bytes, and this at least {size}")
+    return _checked(bytes(data), where=where)
+
+
+def _require_type(said: str, *, where: str) -> None:
+    if said.strip().lower() not in TYPES:
+        raise FetchError(f"{where}: its type is said to be {brief(said.strip(), 60)}. {_ALLOWED}")
+
+
+def _checked(data: bytes, *, where: str) -> bytes:
+    if not any(begin.match(data) for begin in TYPES.values()):
+        raise FetchError(f"{where}: its {len(data)} bytes do not begin as a picture does. {_ALLOWED}")
+    return data
+
+
+def _show(url: str) -> str:
+    """Returns a URL for a message, without what may be secret in it."""
+    text = re.sub(r"(?<=//)[^/?#]*@", "", re.split(r"[?#]", url, maxsplit=1)[0], count=1)
+    return plain(text, 120)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return httpcore2.default_ssl_context()
+
+
+class _Checked(httpcore2.NetworkBackend):
+    """Connects to what a name stands for where that may be reached, and gives up at the deadline."""
+
+    def __init__(self, policy: UrlPolicy, deadline: float, where: str):
+        self._policy, self._deadline, self._where = policy, deadline, where
+        self._sockets = httpcore2.SyncBackend()
+
+    def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore2.NetworkStream:
+        """Connects to the first of the host's addresses that answers, after a check of them all."""
+        failed: Exception = httpcore2.ConnectError("the host has no address")
+        addresses = self._addresses(host, port)
+        for remaining, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            try:  # one that is never answered leaves time for the others
+                stream = self._sockets.connect_tcp(address, port, timeout=_left(self._deadline) / remaining)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failed = error
+            else:
+                return _Timed(stream, self._deadline)
+        raise failed
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        found: SimpleQueue[list[str] | OSError] = SimpleQueue()
+
+        def look_up() -> None:
+            try:
+                found.put(self._policy.resolve(host, port))
+            except (OSError, UnicodeError) as error:
+                found.put(OSError(str(error)))
+
+        Thread(target=look_up, daemon=True).start()  # the operating system's own has no time limit
+        try:
+            addresses = found.get(timeout=_left(self._deadline))
+        except Empty:
+            raise httpcore2.ConnectTimeout from None
+        if isinstance(addresses, OSError):
+            raise FetchError(f"{self._where}: no such host")
+        if not all(is_allowed(address, self._policy.allow_private) for address in addresses):
+            raise FetchError(f"{self._where}: the host is not a public one, and pictures are fetched from public ones")
+        return addresses
+
+
+class _Timed(httpcore2.NetworkStream):
+    """A connection each step of which has the time that is left, so that slow drops do not add up.
+
+    Only the limit on all of it counts: the one that a caller passes for a step is not used.
+    """
+
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: float):
+        self._stream, self._deadline = stream, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _left(self._deadline))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        return _Timed(self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    """Returns the seconds until then."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore2.ReadTimeout
+    return left

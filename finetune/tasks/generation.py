@@ -1,0 +1,179 @@
+"""Greedy answers of a whole batch, each row to its own end, told of piece by piece to whoever listens."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.batch import Batch
+
+    OnText = Callable[[int, str], object]  # row of the batch, what its text has grown by
+    IsStopped = Callable[[int], bool]  # row of the batch
+
+FinishReason = Literal["stop", "length"]
+_ONE_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece's byte fallback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a row was answered.
+
+    Attributes:
+        text: without special tokens, and without white space around it.
+        prompt_tokens: of the row, those of its pictures and of a tuned prompt included.
+        completion_tokens: that were generated, one that ends the answer included.
+        finish_reason: ``stop`` where the model ended its answer, or was told to; ``length`` where the row's limit did.
+    """
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: FinishReason
+
+
+def generate_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Batch,
+    *,
+    max_new_tokens: Sequence[int],
+    on_text: OnText | None = None,
+    is_stopped: IsStopped | None = None,
+) -> list[Answer]:
+    """Returns the greedy answer of each left-padded row; rows with different limits share the batch.
+
+    Args:
+        model: in eval mode, on the batch's device.
+        tokenizer: of the model.
+        batch: rows that end where their answers begin.
+        max_new_tokens: of each row.
+        on_text: called between two steps, in this thread, with a row's number and what its text has grown by; never
+            with nothing. The pieces of a row, one after the other, are the text of its answer. What it raises ends all.
+        is_stopped: asked after each step for each row that is not at its end, whether it is to end here.
+    """
+    rows = _Rows(model, tokenizer, max_new_tokens, on_text, is_stopped)
+    model.generate(  # type: ignore[operator]
+        **batch.inputs,
+        max_new_tokens=max(max_new_tokens),
+        do_sample=False,
+        num_beams=1,
+        stopping_criteria=StoppingCriteriaList([rows]),
+    )
+    return rows.answers(batch.inputs["attention_mask"].sum(dim=1).tolist())
+
+
+class _Rows(StoppingCriteria):
+    """What each row of a batch has said so far, and whether it is at its end."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: Sequence[int],
+        on_text: OnText | None,
+        is_stopped: IsStopped | None,
+    ):
+        ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+        self._end_ids = frozenset(ends if isinstance(ends, list) else [ends])
+        self._limits, self._on_text, self._is_stopped = max_new_tokens, on_text, is_stopped
+        self._texts = [GrowingText(tokenizer) for _ in max_new_tokens]
+        self._reasons: list[FinishReason | None] = [None] * len(max_new_tokens)
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
+        """Takes in the newest token of each row; returns which rows are at their end [B]."""
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if self._reasons[row] is None:
+                self._take(row, token)
+        return torch.tensor([reason is not None for reason in self._reasons], device=input_ids.device)
+
+    def answers(self, prompt_tokens: Sequence[int]) -> list[Answer]:
+        """Returns the answers, when all rows are at their ends."""
+        return [
+            Answer(text=str(text), prompt_tokens=prompted, completion_tokens=len(text.ids), finish_reason=reason)
+            for text, prompted, reason in zip(self._texts, prompt_tokens, self._reasons, strict=True)
+            if reason is not None
+        ]
+
+    def _take(self, row: int, token: int) -> None:
+        text = self._texts[row]
+        text.ids.append(token)
+        if token in self._end_ids:
+            self._reasons[row] = "stop"
+        elif len(text.ids) >= self._limits[row]:
+            self._reasons[row] = "length"
+        if self._on_text is not None and (piece := text.grown()):
+            self._on_text(row, piece)
+        if self._reasons[row] is None and self._is_stopped is not None and self._is_stopped(row):
+            self._reasons[row] = "stop"
+        if self._reasons[row] is not None and self._on_text is not None and (piece := text.rest()):
+            self._on_text(row, piece)
+
+
+class GrowingText:
+    """The text of tokens that come one by one, given out as soon as no later token can change it.
+
+    Held back are the bytes of a character that is not whole, white space that may turn out to be the end, and all of
+    the text where a tokenizer mends the spaces of what it has decoded.
+
+    Attributes:
+        ids: the tokens; to be appended to, one at a time.
+
+    Args:
+        tokenizer: what the tokens are of.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.ids: list[int] = []
+        self._tokenizer = tokenizer
+        self._comes_whole = _mends_spaces(tokenizer)
+        # Only the newest tokens are decoded again: those from the first of the two places on, which came before those
+        # from the second on. Alone these might lose a space that a tokenizer drops at the beginning of a text.
+        self._before = self._settled = 0
+        self._text = ""  # of all tokens before the second place
+        self._num_given = 0  # characters of it, without white space around
+
+    def __str__(self) -> str:
+        """Returns the text of all tokens, without special ones, and without white space around it."""
+        return self._decode(0, None).strip()
+
+    def grown(self) -> str:
+        """Returns what the text surely goes on with, since this was last asked; to be asked after each token."""
+        if self._comes_whole or not self._decode(len(self.ids) - 1, None):  # a special token ends no run of bytes
+            return ""
+        if _ONE_BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(self.ids[-1]))):
+            return ""  # a byte that follows may spoil the characters before it as well
+        before, new = (self._decode(self._before, end) for end in (self._settled, None))
+        if new.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._text += new[len(before) :]
+        self._before, self._settled = self._settled, len(self.ids)
+        return self._give(self._text.strip())
+
+    def rest(self) -> str:
+        """Returns what was not given yet, when no more tokens come."""
+        return self._give(str(self))
+
+    def _give(self, text: str) -> str:
+        piece = text[self._num_given :]
+        self._num_given += len(piece)
+        return piece
+
+    def _decode(self, start: int, end: int | None) -> str:
+        return str(self._tokenizer.decode(self.ids[start:end], skip_special_tokens=True))
+
+
+def _mends_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tells whether the text of some tokens may begin otherwise than the same tokens' with more behind them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    mends_bpe = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    return backend is None or type(backend.model).__name__ != "BPE" or mends_bpe

@@ -1,0 +1,225 @@
+"""What waits, how long, and who goes away: with batches that run as long as the test wants."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from tests.server.conftest import REFS
+from tests.server.serving import body, running, wait_for
+from tests.server.test_refusals import error_of
+
+FIRST, SECOND, DORA, PROMPTED = REFS
+
+
+def waits(server, count):
+    wait_for(lambda: server.service.num_waiting == count)
+
+
+def test_what_comes_while_a_batch_runs_shares_the_next_one(resident, stage):
+    wanted = {ref: None for ref in (FIRST, SECOND, "base")}
+    with running(resident, REFS, max_batch=4) as server, ThreadPoolExecutor(8) as pool:
+        stage.go_on(3)
+        wanted = {ref: server.ask(ref) for ref in wanted}
+        asked = [pool.submit(server.ask, FIRST)]
+        wait_for(lambda: len(stage.batches) == 4)
+        for count, ref in enumerate([SECOND, "base", FIRST, SECOND, FIRST], start=1):
+            asked.append(pool.submit(server.ask, ref))
+            waits(server, count)
+        stage.go_on(3)
+        answers = [one.result() for one in asked]
+    assert answers == [wanted[ref] for ref in (FIRST, SECOND, "base", FIRST, SECOND, FIRST)]
+    assert stage.batches[3:] == [[FIRST], [SECOND, None, FIRST, SECOND], [FIRST]]
+
+
+def test_who_waits_longest_leads_the_next_batch_whatever_can_share_it(resident, stage):
+    with running(resident, REFS, max_batch=2) as server, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.ask, FIRST)]
+        wait_for(lambda: len(stage.batches) == 1)
+        for count, ref in enumerate([FIRST, DORA, SECOND, PROMPTED, "base", DORA], start=1):
+            asked.append(pool.submit(server.ask, ref))
+            waits(server, count)
+        stage.go_on(5)
+        assert all(one.result() for one in asked)
+    assert stage.batches == [[FIRST], [FIRST, SECOND], [DORA, DORA], [PROMPTED], [None]]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(resident, stage):
+    with running(resident, REFS, max_queue=2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.ask, FIRST)]
+        wait_for(lambda: len(stage.batches) == 1)
+        asked += [pool.submit(server.ask, FIRST) for _ in range(2)]
+        waits(server, 2)
+        response = server.post(body(FIRST, question="a" * 1_000_000))
+        assert error_of(response)[:2] == (429, "queue_full") and response.headers["retry-after"] == "1"
+        with server.client() as client, pytest.raises(openai.RateLimitError, match="2 requests wait already"):
+            client.chat.completions.create(**body(SECOND), stream=True)
+        stage.go_on(3)
+        assert len({one.result() for one in asked}) == 1
+        stage.go_on()
+        assert server.ask(FIRST) == asked[0].result()  # there is room again
+
+
+def test_the_official_client_tries_again_by_itself(resident, stage):
+    with running(resident, REFS, max_queue=1, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.ask, FIRST)]
+        wait_for(lambda: len(stage.batches) == 1)
+        asked.append(pool.submit(server.ask, FIRST))
+        waits(server, 1)
+        stage.go_on(10)
+        with server.client(max_retries=5) as client:
+            assert client.chat.completions.create(**body(FIRST)).choices[0].message.content == asked[0].result()
+
+
+def test_who_waits_too_long_is_told(resident, stage):
+    with running(resident, REFS, queue_seconds=0.2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
+        asked = pool.submit(server.ask, FIRST)
+        wait_for(lambda: len(stage.batches) == 1)
+        for stream in (False, True):
+            response = server.post(body(SECOND, stream=stream))
+            assert error_of(response)[:2] == (503, "queue_timeout") and "retry-after" in response.headers
+        assert server.service.num_waiting == 0
+        stage.go_on()
+        assert asked.result()
+    assert stage.batches == [[FIRST]]  # what was given up is not answered
+
+
+def test_a_request_that_takes_too_long_is_told_and_its_row_ends(resident, stage):
+    with running(resident, REFS, request_seconds=0.3) as server:
+        for number, stream in enumerate((False, True), start=1):
+            assert error_of(server.post(body(FIRST, stream=stream)))[:2] == (504, "timeout")
+            wait_for(lambda number=number: len(stage.batches) == number and stage.stopped == [0])
+            stage.stopped = []
+
+
+def test_a_stream_that_takes_too_long_says_so_in_its_last_event(resident, monkeypatch):
+    from finetune.tasks import generation
+
+    taken = threading.Event()
+
+    def slow(self, row, token, take=generation._Rows._take):
+        take(self, row, token)
+        if len(self._texts[row].ids) >= 8:
+            taken.wait(5)
+
+    monkeypatch.setattr(generation._Rows, "_take", slow)
+    with running(resident, REFS, request_seconds=0.5) as server:
+        events = server.post(body(FIRST, stream=True)).text.split("\n\n")
+        taken.set()
+    assert '"content"' in events[1] and '"code":"timeout"' in events[-2] and events[-1] == ""
+    assert "[DONE]" not in events[-2]
+
+
+def gone(metrics):
+    return metrics.cancelled._value.get()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_client_that_goes_away_ends_its_row_alone(resident, stage, stream):
+    with running(resident, REFS, max_batch=2) as server, ThreadPoolExecutor(8) as pool:
+        stage.go_on()
+        wanted = server.ask(SECOND)
+        first = pool.submit(server.ask, SECOND)
+        wait_for(lambda: len(stage.batches) == 2)
+        with pytest.raises(httpx.ReadTimeout):  # one that goes while it waits
+            server.post(body(FIRST, stream=stream), timeout=0.2)
+        waits(server, 0)
+        second = pool.submit(server.ask, SECOND)
+        waits(server, 1)
+        leaving = httpx.Client(base_url=server.url, timeout=1.0, verify=False, trust_env=False)
+        third = pool.submit(leaving.post, "/v1/chat/completions", json=body(FIRST, stream=stream))
+        waits(server, 2)
+        stage.go_on()
+        wait_for(lambda: stage.batches[2:] == [[SECOND, FIRST]])
+        with pytest.raises(httpx.ReadTimeout):  # one that goes while it is answered
+            third.result()
+        wait_for(lambda: stage.stopped == [1])
+        stage.go_on()
+        assert first.result() == second.result() == wanted
+        wait_for(lambda: gone(server.service.metrics) == 2)
+        leaving.close()
+    assert not resident.switcher._residency._uses  # nothing is kept for who has gone
+
+
+def test_a_stream_whose_reader_goes_away_ends(resident, monkeypatch):
+    from finetune.tasks import generation
+
+    monkeypatch.setattr(generation._Rows, "_take", _slowly(generation._Rows._take))
+    with running(resident, REFS, max_new_tokens=200) as server, server.client() as client:
+        for _ in range(2):
+            stream = client.chat.completions.create(**body(FIRST), stream=True, max_tokens=200)
+            next(iter(stream))
+            stream.close()
+        wait_for(lambda: gone(server.service.metrics) == 2)
+        made = server.service.metrics.tokens.labels(FIRST, "completion")._value.get
+        wait_for(lambda: made() > 0)
+        assert made() < 300
+        assert server.ask(SECOND)
+
+
+def _slowly(take):
+    def slow(self, row, token):
+        threading.Event().wait(0.01)
+        take(self, row, token)
+
+    return slow
+
+
+def test_a_row_that_cannot_be_put_to_the_model_fails_alone(resident, stage, monkeypatch):
+    from finetune.server import scheduler
+
+    prompt_batch = scheduler.prompt_batch
+
+    def faulty(switcher, examples, residents):
+        if any("poison" in str(example.messages) for example in examples):
+            raise MemoryError("poison")
+        return prompt_batch(switcher, examples, residents)
+
+    monkeypatch.setattr(scheduler, "prompt_batch", faulty)
+    with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
+        stage.go_on()
+        wanted = server.ask(FIRST)
+        asked = [pool.submit(server.ask, FIRST)]
+        wait_for(lambda: len(stage.batches) == 2)
+        questions = ["What color is it?", "poison", "red " * 300, "What color is it?"]
+        for count, question in enumerate(questions, start=1):
+            asked.append(pool.submit(server.post, body(FIRST, question=question)))
+            waits(server, count)
+        stage.go_on(2)
+        good, poisoned, long, also_good = (one.result() for one in asked[1:])
+    assert error_of(poisoned)[:2] == (500, "internal_error")
+    assert error_of(long)[:2] == (400, "context_length_exceeded")
+    assert [one.json()["choices"][0]["message"]["content"] for one in (good, also_good)] == [wanted] * 2
+    assert stage.batches[2] == [FIRST, FIRST]
+
+
+def test_a_batch_that_is_too_much_is_answered_row_by_row(resident, stage, caplog):
+    with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
+        stage.go_on()
+        wanted = server.ask(FIRST)
+        asked = [pool.submit(server.ask, FIRST)]
+        wait_for(lambda: len(stage.batches) == 2)
+        for count in (1, 2, 3):
+            asked.append(pool.submit(server.ask, FIRST))
+            waits(server, count)
+        stage.go_on()
+        wait_for(lambda: len(stage.batches) == 3)
+        stage.fails = [RuntimeError("out of memory")]
+        stage.go_on(4)
+        assert [one.result() for one in asked] == [wanted] * 4
+    assert [len(rows) for rows in stage.batches] == [1, 1, 3, 1, 1, 1]
+    assert "a batch of 3 rows failed, each is answered alone: out of memory" in caplog.text
+
+
+def test_a_server_that_stops_is_not_ready(resident):
+    with running(resident, REFS) as server:
+        server.service.is_stopping = True
+        assert error_of(server.get("/ready"))[:2] == (503, "stopping")
+        assert server.get("/health").status_code == 200
+        response = server.post(body())
+        assert error_of(response)[:2] == (503, "stopping") and "retry-after" in response.headers
+        server.service.is_stopping = False
+        server.service.scheduler.close()
+        assert error_of(server.get("/ready"))[:2] == (503, "not_ready")

@@ -1,0 +1,184 @@
+"""What an app gives: pictures in every form, by URL where that is allowed, and captions as they were learnt."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.build import load_base
+from finetune.errors import DataError, FetchError, ModelError, RowError
+from finetune.runs import train
+from finetune.serving.app import CAPTION_QUESTION, CAPTION_TOKENS, VisionLanguageModel
+from finetune.serving.loading import load
+from finetune.serving.urls import UrlPolicy
+from tests.serving.adapters import make_adapter
+from tests.serving.test_urls import HERE, says, serving
+
+QUESTION = "What color is it?"
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_fast_vlm):
+    return VisionLanguageModel(load_base(str(tiny_fast_vlm), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """The file of a picture that is not the same whichever way it lies."""
+    path = tmp_path_factory.mktemp("picture") / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def asked(vlm, monkeypatch):
+    """The pictures and prompts that the model is given from now on."""
+    seen = []
+    prompt_batch = vlm.base.collator.prompt_batch
+
+    def keep(examples):
+        batch = prompt_batch(examples)
+        seen.append((vlm.processor.tokenizer.decode(batch.inputs["input_ids"][0]), batch.inputs.get("pixel_values")))
+        return batch
+
+    monkeypatch.setattr(vlm.base.collator, "prompt_batch", keep, raising=False)
+    return seen
+
+
+WAYS = {
+    "path": lambda path: path,
+    "text": str,
+    "bytes": lambda path: path.read_bytes(),
+    "PIL": Image.open,
+    "numpy": lambda path: np.asarray(Image.open(path)),
+    "numpy floats": lambda path: np.asarray(Image.open(path)) / 255,
+    "torch": lambda path: torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1),
+    "torch floats": lambda path: torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255,
+    "data": lambda path: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_picture_is_the_same_however_it_comes(vlm, picture, way, monkeypatch):
+    monkeypatch.setattr(vlm, "urls", UrlPolicy())
+    seen = asked(vlm, monkeypatch)
+    wanted = vlm.ask(picture, QUESTION)
+    assert vlm.ask(WAYS[way](picture), QUESTION) == wanted
+    assert torch.equal(seen[0][1], seen[1][1]) and seen[0][1].std() > 0
+
+
+def test_a_url_where_that_is_allowed(tiny_fast_vlm, picture):
+    policy = UrlPolicy(allow_private=HERE)
+    allowed = load("base", base=str(tiny_fast_vlm), device="cpu", allow_urls=policy)
+    wanted = allowed.ask(picture, QUESTION)
+    with serving(says(picture.read_bytes())) as (host, requests):
+        url = f"http://{host}/a.png"
+        assert allowed.ask(url, QUESTION) == wanted and len(requests) == 1
+        public = load("base", base=str(tiny_fast_vlm), device="cpu", allow_urls=True)
+        with pytest.raises(FetchError, match=f"question: {url}: the host is not a public one"):
+            public.ask(url, QUESTION)
+        bare = load("base", base=str(tiny_fast_vlm), device="cpu")
+        for call in (bare.ask, bare.stream):
+            with pytest.raises(FetchError, match="not fetched from URLs unless that is allowed, .*allow_urls=True"):
+                call(url, QUESTION)
+        message = {"role": "user", "content": [{"type": "image", "image": url}, {"type": "text", "text": "What?"}]}
+        with pytest.raises(FetchError, match="unless that is allowed"):
+            bare.chat([message])
+        with pytest.raises(FetchError, match="question 1: .* unless that is allowed"):
+            bare.ask_batch([picture, url], [QUESTION, QUESTION])
+        assert len(requests) == 1
+
+
+def cut(picture, tmp_path):
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:900])
+    return tmp_path / "cut.png"
+
+
+def huge(picture, tmp_path):
+    out = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(out, "PNG")
+    return out.getvalue()
+
+
+BROKEN = {
+    "no file": (lambda picture, tmp_path: tmp_path / "no.png", RowError, "no.png: no such file"),
+    "a folder": (lambda picture, tmp_path: tmp_path, RowError, "not a readable picture: .*Is a directory"),
+    "cut off": (cut, RowError, "cut.png: not a readable picture: "),
+    "no picture": (lambda picture, tmp_path: b"<html>", RowError, "its picture: not a readable picture"),
+    "too large": (huge, RowError, "9000 x 9000 is over the cap of 50000000 pixels"),
+    "another type": (lambda picture, tmp_path: {"url": "x"}, DataError, "not builtins.dict"),
+    "an open file": (lambda picture, tmp_path: io.BytesIO(), DataError, "a picture is a path, bytes, .* not _io.Byt"),
+    "normalised": (lambda picture, tmp_path: torch.randn(3, 8, 9), DataError, "question: .* go from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_no_picture_is_told(vlm, picture, what, tmp_path):
+    make, error, message = BROKEN[what]
+    with pytest.raises(error, match=message):
+        vlm.ask(make(picture, tmp_path), QUESTION)
+
+
+def test_a_question_is_a_text(vlm, picture):
+    with pytest.raises(DataError, match="question 1: a question is a text, not None"):
+        vlm.ask_batch([picture, picture], [QUESTION, None])
+
+
+@pytest.fixture
+def captioned(make_recipe, rows_folder, tiny_fast_vlm):
+    """A recipe that learns captions, of which some rows ask otherwise."""
+    for split in ("train", "val", "test"):
+        file = rows_folder / f"{split}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row["captions"] = [f"a {row.pop('answer')} square", "a square"]
+            del row["question"]
+            if number % 3 == 0:
+                row["question"] = "Say it otherwise."
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"system_prompt": "Look.", "question_template": "Q: {question}", "max_new_tokens": 5}
+    return make_recipe(tiny_fast_vlm, data={"default_question": "What is drawn?"}, task=task, name="captions")
+
+
+def test_an_adapter_that_learnt_captions_is_asked_as_it_was_trained(captioned, tiny_fast_vlm, picture, monkeypatch):
+    run = train(captioned)
+    vlm = load(run.ref, base=str(tiny_fast_vlm), device="cpu")
+    assert vlm.adapter.manifest.prompt.caption_question == "What is drawn?"
+    seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
+    assert vlm.caption(picture) == vlm.ask(picture, "What is drawn?")
+    (first, pixels), (second, _) = seen
+    assert first == second and "Look." in first and "Q: What is drawn?" in first and pixels is not None
+    assert limits == [5, 5]
+
+
+def limits_of(vlm, monkeypatch):
+    """The numbers of tokens that answers may have from now on."""
+    limits = []
+    generate = vlm.model.generate
+
+    def keep(**options):
+        limits.append(options["max_new_tokens"])
+        return generate(**options)
+
+    monkeypatch.setattr(vlm.model, "generate", keep, raising=False)
+    return limits
+
+
+def test_whoever_learnt_none_is_asked_for_one(vlm, picture, tmp_path, monkeypatch):
+    adapter = make_adapter(vlm.base, "lora", tmp_path / "adapter")
+    seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
+    plain = vlm.caption(picture)
+    with vlm.using(adapter):
+        assert vlm.adapter.manifest.prompt.caption_question is None
+        assert vlm.caption(picture) != plain
+    vlm.remove(adapter)
+    assert all(CAPTION_QUESTION in text for text, _ in seen) and limits == [CAPTION_TOKENS] * 2
+
+
+def test_a_dual_encoder_captions_nothing(tiny_clip, picture):
+    clip = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
+    with pytest.raises(ModelError, match=r"caption\(image\) does not go with a clip base: use classify"):
+        clip.caption(picture)

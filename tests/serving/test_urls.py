@@ -1,0 +1,378 @@
+"""Pictures by URL: servers that lie, dawdle or point inside are refused, each with one message."""
+
+import base64
+import gzip
+import io
+import socket
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+from ipaddress import ip_network
+
+import pytest
+from PIL import Image
+
+from finetune.errors import FetchError
+from finetune.serving.addresses import is_allowed
+from finetune.serving.urls import UrlPolicy, fetch_image, is_url
+
+HERE = (ip_network("127.0.0.1/32"),)  # where the servers of these tests are; 127.0.0.2 is as private as ever
+
+
+def picture(format="PNG"):
+    out = io.BytesIO()
+    Image.new("RGB", (5, 4), "red").save(out, format)
+    return out.getvalue()
+
+
+PNG = picture()
+
+
+@contextmanager
+def serving(answer, *, tls=None):
+    """Has ``answer(request, connection)`` serve on a free port; yields ``host:port`` and the requests that came."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    requests, threads = [], []
+
+    def one(connection):
+        with connection:
+            try:
+                connection = tls.wrap_socket(connection, server_side=True) if tls else connection
+                requests.append(connection.recv(65536).decode())
+                answer(requests[-1], connection)
+            except OSError:
+                return  # the client has gone, as it should where it was told too much
+
+    def accept():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=one, args=(connection,)))
+            threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}", requests
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for thread in [accepting, *threads]:
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def says(body=PNG, *, status="200 OK", type="image/png", **headers):
+    """An answer with these headers; ``content_length`` stands for Content-Length."""
+    named = {"content-type": type, "content-length": len(body)} | {k.replace("_", "-"): v for k, v in headers.items()}
+    lines = [f"HTTP/1.1 {status}", *(f"{k}: {v}" for k, v in named.items() if v is not None), "", ""]
+    return lambda request, connection: connection.sendall("\r\n".join(lines).encode() + body)
+
+
+def policy(**changes):
+    return UrlPolicy(**{"allow_private": HERE, "timeout": 10.0} | changes)
+
+
+@pytest.mark.parametrize("format", ["GIF", "JPEG", "PNG", "WEBP"])
+def test_a_picture_is_fetched(format):
+    with serving(says(picture(format), type=f"Image/{format}; charset=binary")) as (host, requests):
+        assert fetch_image(f"HTTP://{host}/a/b%20c.png?size=1&x=#top", policy()) == picture(format)
+    (request,) = requests
+    assert request.startswith("GET /a/b%20c.png?size=1&x= HTTP/1.1\r\n")
+    assert f"\r\nHost: {host}\r\n" in request and "\r\nAccept-Encoding: identity\r\n" in request
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(status):
+    def answer(request, connection):
+        moved = says(b"", status=f"{status} Moved", type=None, location="../c.png")
+        (moved if request.startswith("GET /a/b ") else says())(request, connection)
+
+    with serving(answer) as (host, requests):
+        assert fetch_image(f"http://{host}/a/b", policy()) == PNG
+    assert [request.split()[1] for request in requests] == ["/a/b", "/c.png"]
+
+
+def test_in_pieces_of_any_size():
+    def answer(request, connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n")
+        for start in range(0, len(PNG), 7):
+            piece = PNG[start : start + 7]
+            connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        connection.sendall(b"0\r\n\r\n")
+
+    with serving(answer) as (host, _):
+        assert fetch_image(f"http://{host}/", policy()) == PNG
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (says(status="404 Not Found"), "answered with status 404"),
+        (says(status="304 Not Modified"), "answered with status 304"),
+        (says(b"", status="302 Found"), "answered with status 302"),
+        (says(type="text/html"), "type is said to be 'text/html'. A picture's type is one of image/gif, image/jpeg"),
+        (says(type=None), "type is said to be ''"),
+        (says(type="image/svg+xml"), "said to be 'image/svg"),
+        (says(b"<svg></svg>"), "its 11 bytes do not begin as a picture does"),
+        (says(b"%!PS-Adobe-3.0 EPSF-3.0"), "do not begin as a picture does"),
+        (says(b""), "its 0 bytes do not begin"),
+        (says(gzip.compress(bytes(1_000_000)), content_encoding="gzip"), "sent packed .'gzip'., and pictures are not"),
+        (says(content_length=10**15), "at most 1000 bytes, and this at least 1000000000000000"),
+        (says(content_length=10**30), "cannot be fetched: 'bad Content-Length"),
+        (says(content_length=-5), "cannot be fetched: 'bad Content-Length"),
+        (says(PNG + bytes(5000), content_length=None), "at most 1000 bytes, and this at least"),
+        (says(content_length=len(PNG) + 1), "cannot be fetched: 'peer closed connection"),
+        (lambda request, connection: connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n"), "cannot be fetched: "),
+        (says(x=b"a" * 300_000), "cannot be fetched: "),
+        (lambda request, connection: None, "cannot be fetched: 'Server disconnected"),
+    ],
+)
+def test_what_is_no_picture_is_refused(answer, message):
+    with serving(answer) as (host, _), pytest.raises(FetchError, match=f"http://{host}/p: .*{message}"):
+        fetch_image(f"http://{host}/p?token=secret", policy(max_bytes=1000))
+
+
+def test_nothing_is_waited_for_that_is_announced_too_large():
+    def answer(request, connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 1001\r\n\r\n")
+        keep_silent(request, connection)
+
+    with serving(answer) as (host, _), pytest.raises(FetchError, match="at most 1000 bytes, and this at least 1001"):
+        fetch_image(f"http://{host}/p", policy(max_bytes=1000))
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("http://127.0.0.2/", "http://127.0.0.2/: the host is not a public one"),
+        ("//127.0.0.2:80/", "http://127.0.0.2:80/: the host is not a public one"),
+        ("http://169.254.169.254/latest/meta-data/", "not a public one"),
+        ("http://[::1]:80/", "not a public one"),
+        ("http://2130706433/", "'2130706433' names no host"),
+        ("file:///etc/passwd", "by http and https, not 'file'"),
+        ("data:image/png;base64,iVBORw0KGgo=", "by http and https, not 'data'"),
+        ("ftp://127.0.0.1/x.png", "by http and https, not 'ftp'"),
+        ("http://user:pw@127.0.0.1/", "http://127.0.0.1/: a URL that holds a user's name or password"),
+        ("http://[", "redirected to 'http://.', which is no URL"),
+        ("/again", "http://127.0.0.1:[0-9]+/again: redirected more than 3 times"),
+    ],
+)
+def test_a_redirect_is_checked_as_the_first_url_is(location, message):
+    with serving(says(b"", status="302 Found", type=None, location=location)) as (host, requests):
+        with pytest.raises(FetchError, match=message):
+            fetch_image(f"http://{host}/", policy())
+    assert len(requests) == (4 if location == "/again" else 1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "http://localhost/",
+        "http://10.1.2.3/",
+        "http://192.168.0.1:8080/",
+        "http://100.100.100.200/",
+        "http://0.0.0.0/",
+        "http://224.0.0.1/",
+        "http://255.255.255.255/",
+        "http://168.63.129.16/",
+        "http://[::]/",
+        "http://[fe80::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://[ff02::1]/",
+        "http://[::ffff:8.8.8.8]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[64:ff9b:1::a00:1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[2001:0:1234::1]/",
+        "http://[2001:db8::1]/",
+    ],
+)
+def test_what_is_not_public_is_not_reached(url, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", None)
+    with pytest.raises(FetchError, match="the host is not a public one, and pictures are fetched from public ones"):
+        fetch_image(url, UrlPolicy())
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.215.14", "2606:4700::1111", "2a00:1450:4001::200e"])
+def test_what_is_public_is_allowed(address):
+    assert is_allowed(address, ())
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://0x7f000001/", "names no host; write an address as four decimal numbers"),
+        ("http://0x7f.1/", "names no host; write an address as"),
+        ("http://0177.0.0.1/", "names no host; write an address as"),
+        ("http://127.1/", "names no host; write an address as"),
+        ("http://127.0.0.1./", "names no host; write an address as"),
+        ("http://[fe80::1%25eth0]/", "names no host; write an address as"),
+        ("http://127.0.0.1:0/", "names no host"),
+        ("http:///x.png", "'' names no host"),
+        ("http://a..b/", "'a..b' names no host"),
+        ("http://a%00b/", "names no host"),
+        ("http://[1::2/", "not a URL: Invalid IPv6 URL"),
+        ("http://a:99999/", "not a URL: Port out of range"),
+        ("http://a:b/", "not a URL: Port could not be cast"),
+        ("http://a/\r\nX-Evil: 1", "visible ASCII characters and no backslash"),
+        ("http://a\\@127.0.0.1/", "visible ASCII characters and no backslash"),
+        ("http://ⓛocalhost/", "those of a host as xn--"),
+        (f"http://a/{'b' * 9000}", "a URL has at most 8192"),
+        ("file:///etc/passwd", "by http and https, not 'file'"),
+        ("/etc/passwd", "by http and https, not ''"),
+        ("http://me@example.com/", "^http://example.com/: a URL that holds a user's name or password"),
+    ],
+)
+def test_what_says_two_things_or_nothing_is_no_url(url, message):
+    with pytest.raises(FetchError, match=message):
+        fetch_image(url, UrlPolicy(resolve=lambda host, port: pytest.fail(f"{host} was looked up")))
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to():
+    """A name server may answer otherwise the second time."""
+    asked = []
+
+    def resolve(host, port):
+        asked.append(host)
+        return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
+
+    with serving(says()) as (host, requests):
+        port = host.partition(":")[2]
+        url = f"http://pictures.example:{port}/p.png"
+        assert fetch_image(url, policy(resolve=resolve)) == PNG
+        assert asked == ["pictures.example"], "one look-up for each connection, and none behind it"
+        assert f"Host: pictures.example:{port}\r\n" in requests[0]
+        with pytest.raises(FetchError, match="not a public one"):
+            fetch_image(url, policy(resolve=resolve))
+        assert len(requests) == 1
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse():
+    with pytest.raises(FetchError, match="not a public one"):
+        fetch_image("http://a.example/", UrlPolicy(resolve=lambda host, port: ["8.8.8.8", "10.0.0.1"]))
+
+
+def test_a_name_that_stands_for_nothing():
+    def resolve(host, port):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    with pytest.raises(FetchError, match="^http://a.example/x: no such host$"):
+        fetch_image("http://a.example/x?y", UrlPolicy(resolve=resolve))
+    with pytest.raises(FetchError, match="cannot be fetched: 'the host has no address"):
+        fetch_image("http://a.example/x", UrlPolicy(resolve=lambda host, port: []))
+
+
+def test_the_next_address_is_tried():
+    with serving(says()) as (host, _):
+        port = host.partition(":")[2]
+        both = policy(resolve=lambda host, port: ["127.0.0.3", "127.0.0.1"], allow_private=(ip_network("127.0.0.0/8"),))
+        assert fetch_image(f"http://a.example:{port}/", both) == PNG
+
+
+def drip(request, connection):
+    """One byte of the headers a moment, each well within any limit on a single read."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(500):
+        connection.sendall(b"x")
+        time.sleep(0.02)
+
+
+def drip_body(request, connection):
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n\r\n")
+    for _ in range(500):
+        connection.sendall(PNG[:1])
+        time.sleep(0.02)
+
+
+def keep_silent(request, connection):
+    connection.recv(1)  # until the client goes
+
+
+@pytest.mark.parametrize("answer", [drip, drip_body, keep_silent])
+def test_what_dawdles_is_given_up(answer):
+    with serving(answer) as (host, _), pytest.raises(FetchError, match=r"it took more than 0.3 seconds$"):
+        fetch_image(f"http://{host}/", policy(timeout=0.3))
+
+
+def test_redirects_and_names_count_into_the_time():
+    def answer(request, connection):
+        time.sleep(0.15)
+        says(b"", status="302 Found", type=None, location="/again")(request, connection)
+
+    with serving(answer) as (host, _), pytest.raises(FetchError, match="took more than 0.4 seconds"):
+        fetch_image(f"http://{host}/", policy(timeout=0.4, max_redirects=1000))
+    done = threading.Event()
+    with pytest.raises(FetchError, match="took more than 0.2 seconds"):
+        fetch_image("http://a.example/", policy(timeout=0.2, resolve=lambda host, port: done.wait(20) and []))
+    done.set()
+
+
+def test_a_certificate_must_be_the_hosts(tmp_path):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*own_certificate(tmp_path, "pictures.example"))
+    names = []
+    context.sni_callback = lambda connection, name, context: names.append(name)
+    with serving(says(), tls=context) as (host, requests):
+        port = host.partition(":")[2]
+        with pytest.raises(FetchError, match="cannot be fetched: .*self-signed certificate"):
+            fetch_image(f"https://pictures.example:{port}/", policy(resolve=lambda host, port: ["127.0.0.1"]))
+    assert names == ["pictures.example"] and requests == [], "the name is asked for, at the checked address"
+
+
+def own_certificate(folder, host):
+    """The files of a certificate that a host gave itself, and of its key."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+    key, name, now = generate_private_key(SECP256R1()), x509.Name([]), datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=True)
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "cert.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(*plain))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def data_url(data, head="data:image/png;base64,"):
+    return head + base64.b64encode(data).decode()
+
+
+def test_data():
+    assert fetch_image(data_url(PNG), UrlPolicy()) == PNG
+    assert fetch_image(data_url(PNG, "DATA:image/png;name=a.png;base64,"), UrlPolicy(max_bytes=len(PNG))) == PNG
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (data_url(PNG + bytes(1000)), "data URL: a picture has at most 100 bytes"),
+        (data_url(PNG[:50] + bytes(51)), "data URL: a picture has at most 100 bytes, and this 101"),
+        (data_url(PNG, "data:text/html;base64,"), "data URL: its type is said to be 'text/html'"),
+        (data_url(PNG, "data:;base64,"), "data URL: its type is said to be ''"),
+        (data_url(b"<html>"), "data URL: its 6 bytes do not begin as a picture does"),
+        ("data:image/png;base64,iVBO Rw0K", "data URL: this is not base64"),
+        ("data:image/png;base64,iVBORw0KG", "data URL: this is not base64"),
+        ("data:image/png;base64,é", "data URL: this is not base64"),
+        ("data:image/png,%89PNG", "a data URL that holds a picture is written data:image/png;base64,"),
+        (f"data:{';a=b' * 5000};base64,", "a data URL that holds a picture is written"),
+    ],
+)
+def test_data_that_is_no_picture(url, message):
+    with pytest.raises(FetchError, match=message):
+        fetch_image(url, UrlPolicy(max_bytes=100))
+
+
+def test_what_is_a_url():
+    assert all(is_url(text) for text in ("http://a/b.png", "HTTPS://a", "data:image/png;base64,"))
+    assert not any(
+        is_url(text) for text in ("a.png", "/a/b.png", "file:///a.png", "http.png", "C:\\a.png", "database:x")
+    )
