@@ -1,0 +1,216 @@
+"""The page itself: what stands where, and what happens when something is chosen or asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from finetune.errors import DataError, FinetuneError
+from finetune.playground.answers import answer_side_by_side, read_picture, read_words
+from finetune.playground.examples import right_answer
+from finetune.playground.markup import alert, cards, nothing_yet, table
+from finetune.playground.offers import find_offers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from finetune.playground.examples import ExamplePicture
+    from finetune.playground.offers import Offer
+    from finetune.registry import AdapterRegistry
+    from finetune.serving.app import VisionLanguageModel
+
+AT_FIRST = 2  # adapters that are chosen before anybody chooses
+_WAITING = 32  # questions that may wait for their turn
+
+from gradio.events import Dependency
+
+class Picture(gr.Image):
+    """Gradio's picture, handed on as the file that was given, so that one door opens pictures and says what is wrong."""
+
+    is_template = True  # shown by the parent's own frontend
+
+    def preprocess(self, payload: Any) -> tuple[Path, str] | None:
+        """Returns the file, which Gradio keeps in its own folder, and what the user calls it."""
+        if payload is None or not payload.path:
+            return None
+        return Path(payload.path), payload.orig_name or "the picture"
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+class Playground:
+    """What the page does, for one base that stays loaded; several people may look at it at once.
+
+    Args:
+        vlm: the base.
+        base: as it was asked for.
+        registry: where adapters are looked up.
+        refs: those that are offered; empty for the latest version of each.
+        examples: pictures to try; empty for none.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        *,
+        base: str,
+        registry: AdapterRegistry,
+        refs: Sequence[str],
+        examples: Sequence[ExamplePicture],
+    ):
+        self.vlm, self.base, self.registry, self.refs = vlm, base, registry, refs
+        self.examples = list(examples)
+        self.dual_encoder = vlm.base.family.kind == "dual_encoder"
+        self.offers: list[Offer] = self.find_offers()
+
+    def find_offers(self) -> list[Offer]:
+        """Returns what may be chosen now, and what may not."""
+        return find_offers(self.registry, self.refs, self.vlm.base.identity)
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """What stands on each box, and the reference behind it."""
+        return [(offer.name, offer.ref) for offer in self.offers if offer.refusal is None]
+
+    def table(self) -> str:
+        """Returns the registry's table."""
+        return table(self.offers, where=self.registry.location)
+
+    def look_again(self, chosen: list[str]) -> tuple[Any, str]:
+        """Returns the choices and the table as the registry is now; where it fails, why, and the choices stay."""
+        try:
+            self.offers = self.find_offers()
+        except FinetuneError as error:
+            return gr.skip(), alert(str(error))
+        refs = [ref for _, ref in self.choices]
+        return gr.update(choices=self.choices, value=[ref for ref in chosen if ref in refs]), self.table()
+
+    def ask(self, picture: tuple[Path, str] | None, text: str | None, chosen: list[str]) -> Iterator[str]:
+        """Yields the answers as far as they are there, as HTML; what is wrong is one message."""
+        try:
+            path, name = picture or (None, "")
+            pixels = read_picture(path, name)
+            words = read_words(text or "", dual_encoder=self.dual_encoder)
+            offers = [self._offer(ref) for ref in chosen]
+        except FinetuneError as error:
+            yield alert(str(error))
+            return
+        asked = words if isinstance(words, str) else "Which fits best: " + ", ".join(words)
+        right = right_answer(self.examples, path, asked) if path else None
+        yield cards(asked, [], waiting=[None, *offers], right=right)
+        answers = []
+        for answer in answer_side_by_side(self.vlm, pixels, words, offers):
+            answers.append(answer)
+            yield cards(asked, answers, waiting=offers[len(answers) - 1 :], right=right)
+
+    def take_example(self, event: gr.SelectData) -> tuple[str, str]:
+        """Returns picture and question of the example that was clicked."""
+        example = self.examples[event.index]
+        return str(example.path), example.question
+
+    def _offer(self, ref: str) -> Offer:
+        # Only what is offered: a reference may also be a folder anywhere on this machine.
+        for offer in self.offers:
+            if offer.ref == ref:
+                return offer
+        raise DataError(f"{ref} is not offered here any more. Look at the registry again, below, and choose anew.")
+
+
+def build_page(playground: Playground) -> gr.Blocks:
+    """Returns the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
+    p = playground
+    with gr.Blocks(title="finetune: base and adapters", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(_head(p))
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300):
+                picture = Picture(
+                    label="Picture",
+                    elem_id="picture",
+                    height=300,
+                    sources=["upload", "clipboard"],
+                    buttons=[],
+                    alt_text="The picture that is asked about",
+                )
+                words = _words(p)
+                chosen = gr.CheckboxGroup(
+                    p.choices,
+                    value=[ref for _, ref in p.choices[:AT_FIRST]],
+                    label="Adapters beside the base",
+                    info=None if p.choices else "None fits this base: see the table below.",
+                    elem_id="adapters",
+                )
+                ask = gr.Button("Ask", variant="primary", elem_id="ask")
+            with gr.Column(scale=7, min_width=300):
+                gr.HTML("<h2 class='pg-h2'>Answers</h2>")
+                answers = gr.HTML(nothing_yet("Choose a picture, ask, and compare."), elem_id="answers")
+                if p.examples:
+                    _examples(p, picture, words)
+        gr.HTML("<h2 class='pg-h2'>Adapters in the registry</h2>")
+        offers = gr.HTML(p.table(), elem_id="registry")
+        again = gr.Button("Look at the registry again", size="sm", elem_id="again")
+        gr.HTML(_foot(p))
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        for asked in (ask.click, words.submit):
+            asked(p.ask, [picture, words, chosen], answers, concurrency_id="ask", **quiet)
+        for looked in (again.click, page.load):
+            looked(p.look_again, chosen, [chosen, offers], **quiet)
+    page.queue(max_size=_WAITING)
+    return page
+
+
+def _words(p: Playground) -> gr.Textbox:
+    if p.dual_encoder:
+        hint = "one a line, or parted by commas"
+        return gr.Textbox(label="Labels to choose from", placeholder=hint, lines=3, elem_id="question")
+    return gr.Textbox(
+        label="Question", placeholder="What do you want to know about the picture?", lines=1, elem_id="question"
+    )
+
+
+def _examples(p: Playground, picture: Picture, words: gr.Textbox) -> None:
+    gallery = gr.Gallery(
+        [(str(example.path), f"{example.domain}: {example.question}") for example in p.examples],
+        label="Examples: synthetic pictures, drawn by a program",
+        elem_id="examples",
+        columns=3,
+        height="auto",
+        object_fit="contain",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+    )
+    gallery.select(
+        p.take_example, None, [picture, words], api_visibility="private", show_progress="hidden", queue=False
+    )
+
+
+def _head(p: Playground) -> str:
+    from html import escape
+
+    base, model = p.vlm.base, p.vlm.model
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return (
+        "<div class='pg-head'><h1>One base, its adapters, side by side</h1><p>"
+        f"Base <b>{escape(p.base)}</b> ({escape(base.family.model_type)}, {millions:,.1f} M parameters, "
+        f"{escape(str(model.dtype).removeprefix('torch.'))} on {escape(model.device.type)}, identity "
+        f"<code>{base.identity.digest[:12]}</code>) is loaded once; adapters are switched by name.</p></div>"
+    )
+
+
+def _foot(p: Playground) -> str:
+    synthetic = ""
+    if p.examples or any(offer.synthetic for offer in p.offers):
+        synthetic = (
+            "<p>What is called synthetic was drawn by a program: it shows no patient and no product, and a score on "
+            "such pictures says nothing about real ones.</p>"
+        )
+    return (
+        "<div class='pg-foot'><p><b>Not for diagnosis.</b> An adapter asked outside its domain answers in the words of "
+        f"its own.</p>{synthetic}<p>Pictures stay on the machine that runs this page, and are deleted when it stops."
+        "</p></div>"
+    )
