@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--base", help="folder, hub id or embedded name of the base")
     ask.set_defaults(run=_ask)
     app = add("app", "show a page on which a base and its adapters answer side by side")
-    app.add_argument("refs", nargs="*", metavar="REF", help="references or adapter folders (default: all of the registry)")
+    app.add_argument(
+        "refs", nargs="*", metavar="REF", help="references or adapter folders (default: all of the registry)"
+    )
     app.add_argument("--base", help="folder, hub id or embedded name of the base (default: that of the first REF)")
     app.add_argument("--registry", metavar="LOCATION", help="folder or URL (default: as of `finetune registry`)")
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")

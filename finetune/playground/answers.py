@@ -42,19 +42,18 @@ class Answer:
     answer_ms: float = 0.0
 
 
-def read_picture(path: Path | None, name: str) -> np.ndarray:
+def read_picture(path: Path | None) -> np.ndarray:
     """Returns a picture as upright RGB pixels [H, W, 3].
 
     Args:
         path: of the file that was given; None for none.
-        name: what the user calls it.
 
     Raises:
         DataError: there is none, or it cannot be read.
     """
     if path is None:
         raise DataError("There is no picture yet: choose a file, paste one, or take one of the examples.")
-    return np.asarray(open_image(path, name=name))
+    return np.asarray(open_image(path, name=path.name))
 
 
 def read_words(text: str, *, dual_encoder: bool) -> str | list[str]:
@@ -79,7 +78,7 @@ def read_words(text: str, *, dual_encoder: bool) -> str | list[str]:
 def answer_side_by_side(
     vlm: VisionLanguageModel, picture: np.ndarray, words: str | list[str], chosen: Sequence[Offer]
 ) -> Iterator[Answer]:
-    """Yields the answer of the plain base, then that of each chosen adapter; one that fails says why, and the rest go on.
+    """Yields the answer of the plain base, then that of each chosen adapter; one that fails does not end it.
 
     Args:
         vlm: the base.

@@ -36,13 +36,15 @@ def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | No
         waiting: who is still to answer.
         right: the right answer, where it is known.
     """
-    known = f"<small>Right answer, as the program that drew the picture knows it: {escape(right)}</small>" if right else ""
+    known = ""
+    if right is not None:
+        known = f"<p class='pg-right'>Right answer, by the program that drew the picture: <b>{escape(right)}</b></p>"
     shown = [_card(answer, answers[0], right) for answer in answers]
     shown += [
         f"<article class='pg-card'>{_who(offer)}<div class='pg-said waiting'>answering …</div></article>"
         for offer in waiting
     ]
-    return f"<p class='pg-asked'><b>{escape(asked)}</b>{known}</p><div class='pg-cards'>{''.join(shown)}</div>"
+    return f"<h2 class='pg-h2'>{escape(asked)}</h2>{known}<div class='pg-cards'>{''.join(shown)}</div>"
 
 
 def _card(answer: Answer, base: Answer, right: str | None) -> str:
@@ -52,17 +54,14 @@ def _card(answer: Answer, base: Answer, right: str | None) -> str:
             f"<b>No answer.</b> {escape(answer.error)}</div></article>"
         )
     differs = answer is not base and base.error is None and answer.text.strip() != base.text.strip()
-    marks = []
+    compared = ""
     if answer is not base and base.error is None:
-        marks.append(_chip("differs from the base", "differs") if differs else _chip("same as the base"))
-    if right is not None:
-        good = normalize_vqa(answer.text) == normalize_vqa(right)
-        marks.append(_chip("✓ right", "right") if good else _chip("✗ wrong", "wrong"))
+        compared = _chip("differs from the base", "differs") if differs else _chip("same as the base")
     size = " long" if len(answer.text) > _LONG else ""
     return (
         f"<article class='pg-card{' differs' if differs else ''}'>{_who(answer.offer)}"
-        f"<div class='pg-said{size}'>{escape(answer.text) or '(nothing)'}</div>"
-        f"<div class='pg-marks'>{''.join(marks)}</div><div class='pg-time'>{_times(answer)}</div></article>"
+        f"<div class='pg-said{size}'>{escape(answer.text) or '(nothing)'}{_mark(answer.text, right)}</div>"
+        f"<div class='pg-marks'>{compared}</div><div class='pg-time'>{_times(answer)}</div></article>"
     )
 
 
@@ -73,12 +72,19 @@ def _who(offer: Offer | None) -> str:
     return f"<div class='pg-who'>{escape(offer.name)}{version}</div>"
 
 
+def _mark(text: str, right: str | None) -> str:
+    if right is None:
+        return ""
+    kind, sign = ("right", "✓") if normalize_vqa(text) == normalize_vqa(right) else ("wrong", "✗")
+    return f"<span class='pg-mark {kind}' aria-hidden='true'>{sign}</span><span class='pg-sr'>, {kind}</span>"
+
+
 def _times(answer: Answer) -> str:
     answered = f"answered in {milliseconds(answer.answer_ms)}"
     if answer.offer is None:
         return answered
     how = "loaded and checked" if answer.was_loaded else "switched"
-    return f"{how} in {milliseconds(answer.ready_ms)} · {answered}"
+    return f"{how} in {milliseconds(answer.ready_ms)}<br>{answered}"
 
 
 def milliseconds(value: float) -> str:
@@ -90,14 +96,15 @@ def milliseconds(value: float) -> str:
 
 def table(offers: Sequence[Offer], *, where: str) -> str:
     """Returns the adapters with their scores; those that do not fit the base are struck out, with the reason."""
+    title = "<h2 class='pg-h2'>Adapters in the registry</h2>"
     if not offers:
-        return nothing_yet(f"There are no adapters in {where}. `finetune demo` trains and publishes two.")
+        return title + nothing_yet(f"There are no adapters in {where}. `finetune demo` trains and publishes two.")
     head = ("Adapter", "Trained for", "Exact match, base → adapter", "Judged on", "Signature", "On this base")
     rows = "".join(_row(offer, head) for offer in offers[:MAX_ROWS])
     more = len(offers) - MAX_ROWS
     rest = f"<p>{more} more are not shown: name those you want, finetune app NAMESPACE/NAME ...</p>" if more > 0 else ""
     headings = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
-    return f"<table class='pg-table'><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>{rest}"
+    return f"{title}<table class='pg-table'><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>{rest}"
 
 
 def _row(offer: Offer, head: Sequence[str]) -> str:
@@ -133,8 +140,8 @@ def _judged_on(offer: Offer) -> str:
     rows, majority = offer.score("after", "n"), offer.score("after", "majority")
     if rows is None:
         return "-"
-    usual = "" if majority is None else f"<small>always the commonest answer: {majority:.3f}</small>"
-    return f"{rows:.0f} test rows of its own domain{usual}"
+    usual = "" if majority is None else f"; the commonest answer alone reaches {majority:.3f}"
+    return f"{rows:,.0f} test rows<small>of its own data{usual}</small>"
 
 
 def _chip(text: str, kind: str = "") -> str:

@@ -23,7 +23,7 @@ class Offer:
 
     Attributes:
         ref: what is asked for when it is chosen: an exact version, or a folder.
-        name: as people call it.
+        name: as people ask for it; no two offers have the same.
         version: its number; None for a folder.
         aliases: the words that stand for this version.
         summary: what the log keeps of its manifest; see ``AdapterManifest.summary``.
@@ -64,12 +64,12 @@ def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdenti
     if not refs:
         return [_of_version(registry, version, version.full_name, base) for version in registry.list()]
     offers = []
-    for ref in refs:
+    for ref in dict.fromkeys(refs):
         folder = as_folder(ref)
         if folder is None:
             offers.append(_of_version(registry, registry.resolve(ref), ref, base))
         else:
-            offers.append(_of_folder(registry, folder, base))
+            offers.append(_of_folder(registry, folder, ref, base))
     return offers
 
 
@@ -88,13 +88,13 @@ def _of_version(registry: AdapterRegistry, version: Version, name: str, base: Ba
     )
 
 
-def _of_folder(registry: AdapterRegistry, folder: Path, base: BaseIdentity) -> Offer:
+def _of_folder(registry: AdapterRegistry, folder: Path, name: str, base: BaseIdentity) -> Offer:
     manifest, verdict = registry.guard.judge_folder(folder)
     demand = registry.guard.policy.of(manifest.namespace).signatures
     summary = manifest.summary()
     return Offer(
         ref=str(folder),
-        name=f"{manifest.full_name} (folder)",
+        name=name,
         version=None,
         aliases=(),
         summary=summary,
@@ -112,7 +112,9 @@ def _refusal(summary: dict[str, Any], base: BaseIdentity) -> str | None:
 
 
 def _untrusted(demand: str, verdict: Verdict) -> str | None:
-    return f"the trust policy does not accept it: {verdict.problem}" if demand == "require" and verdict.problem else None
+    return (
+        f"the trust policy does not accept it: {verdict.problem}" if demand == "require" and verdict.problem else None
+    )
 
 
 def _signature(demand: str, verdict: Verdict, *, is_signed: bool) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from finetune.playground.answers import answer_side_by_side, read_picture, read_
 from finetune.playground.examples import right_answer
 from finetune.playground.markup import alert, cards, nothing_yet, table
 from finetune.playground.offers import find_offers
+from finetune.playground.style import ANNOUNCE_ANSWERS, SHOW_ANSWERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,19 +25,8 @@ if TYPE_CHECKING:
     from finetune.serving.app import VisionLanguageModel
 
 AT_FIRST = 2  # adapters that are chosen before anybody chooses
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of every event
 _WAITING = 32  # questions that may wait for their turn
-
-
-class Picture(gr.Image):
-    """Gradio's picture, handed on as the file that was given, so that one door opens pictures and says what is wrong."""
-
-    is_template = True  # shown by the parent's own frontend
-
-    def preprocess(self, payload: Any) -> tuple[Path, str] | None:
-        """Returns the file, which Gradio keeps in its own folder, and what the user calls it."""
-        if payload is None or not payload.path:
-            return None
-        return Path(payload.path), payload.orig_name or "the picture"
 
 
 class Playground:
@@ -67,9 +59,9 @@ class Playground:
         return find_offers(self.registry, self.refs, self.vlm.base.identity)
 
     @property
-    def choices(self) -> list[tuple[str, str]]:
-        """What stands on each box, and the reference behind it."""
-        return [(offer.name, offer.ref) for offer in self.offers if offer.refusal is None]
+    def choices(self) -> list[str]:
+        """The names of those that can be chosen."""
+        return [offer.name for offer in self.offers if offer.refusal is None]
 
     def table(self) -> str:
         """Returns the registry's table."""
@@ -81,80 +73,88 @@ class Playground:
             self.offers = self.find_offers()
         except FinetuneError as error:
             return gr.skip(), alert(str(error))
-        refs = [ref for _, ref in self.choices]
-        return gr.update(choices=self.choices, value=[ref for ref in chosen if ref in refs]), self.table()
+        kept = [name for name in chosen if name in self.choices]
+        return gr.update(choices=self.choices, value=kept), self.table()
 
-    def ask(self, picture: tuple[Path, str] | None, text: str | None, chosen: list[str]) -> Iterator[str]:
+    def ask(self, picture: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
         """Yields the answers as far as they are there, as HTML; what is wrong is one message."""
         try:
-            path, name = picture or (None, "")
-            pixels = read_picture(path, name)
+            pixels = read_picture(picture)
             words = read_words(text or "", dual_encoder=self.dual_encoder)
-            offers = [self._offer(ref) for ref in chosen]
+            offers = [self._offer(name) for name in chosen]
         except FinetuneError as error:
             yield alert(str(error))
             return
         asked = words if isinstance(words, str) else "Which fits best: " + ", ".join(words)
-        right = right_answer(self.examples, path, asked) if path else None
+        right = right_answer(self.examples, picture, asked) if picture else None
         yield cards(asked, [], waiting=[None, *offers], right=right)
         answers = []
         for answer in answer_side_by_side(self.vlm, pixels, words, offers):
             answers.append(answer)
             yield cards(asked, answers, waiting=offers[len(answers) - 1 :], right=right)
 
-    def take_example(self, event: gr.SelectData) -> tuple[str, str]:
-        """Returns picture and question of the example that was clicked."""
-        example = self.examples[event.index]
-        return str(example.path), example.question
-
-    def _offer(self, ref: str) -> Offer:
-        # Only what is offered: a reference may also be a folder anywhere on this machine.
+    def _offer(self, name: str) -> Offer:
+        # Only what is offered: whatever a browser sends could else be a folder anywhere on this machine.
         for offer in self.offers:
-            if offer.ref == ref:
+            if offer.name == name:
                 return offer
-        raise DataError(f"{ref} is not offered here any more. Look at the registry again, below, and choose anew.")
+        raise DataError(f"{name} is not offered any more. Press 'Look at the registry again' and choose anew.")
 
 
 def build_page(playground: Playground) -> gr.Blocks:
     """Returns the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
     p = playground
-    with gr.Blocks(title="finetune: base and adapters", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    title = "finetune: base and adapters"
+    with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_head(p))
         with gr.Row():
-            with gr.Column(scale=5, min_width=300):
-                picture = Picture(
-                    label="Picture",
-                    elem_id="picture",
-                    height=300,
-                    sources=["upload", "clipboard"],
-                    buttons=[],
-                    alt_text="The picture that is asked about",
-                )
+            with gr.Column(scale=4, min_width=300):
+                picture = _picture()
+                strip = gr.Column(elem_id="examples") if p.examples else None
                 words = _words(p)
+                if strip is not None:
+                    with strip:
+                        _examples(p, picture, words)
                 chosen = gr.CheckboxGroup(
                     p.choices,
-                    value=[ref for _, ref in p.choices[:AT_FIRST]],
+                    value=p.choices[:AT_FIRST],
                     label="Adapters beside the base",
                     info=None if p.choices else "None fits this base: see the table below.",
                     elem_id="adapters",
                 )
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=7, min_width=300):
-                gr.HTML("<h2 class='pg-h2'>Answers</h2>")
                 answers = gr.HTML(nothing_yet("Choose a picture, ask, and compare."), elem_id="answers")
-                if p.examples:
-                    _examples(p, picture, words)
-        gr.HTML("<h2 class='pg-h2'>Adapters in the registry</h2>")
         offers = gr.HTML(p.table(), elem_id="registry")
         again = gr.Button("Look at the registry again", size="sm", elem_id="again")
         gr.HTML(_foot(p))
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        page.load(None, js=ANNOUNCE_ANSWERS)
         for asked in (ask.click, words.submit):
-            asked(p.ask, [picture, words, chosen], answers, concurrency_id="ask", **quiet)
+            asked(None, js=SHOW_ANSWERS)
+            asked(p.ask, [picture, words, chosen], answers, concurrency_id="ask", **QUIET)
         for looked in (again.click, page.load):
-            looked(p.look_again, chosen, [chosen, offers], **quiet)
+            looked(p.look_again, chosen, [chosen, offers], **QUIET)
     page.queue(max_size=_WAITING)
     return page
+
+
+def _picture() -> gr.Image:
+    picture = gr.Image(
+        label="Picture",
+        elem_id="picture",
+        height=270,
+        sources=["upload", "clipboard"],
+        buttons=[],
+        alt_text="The picture that is asked about",
+    )
+    # The file is handed on as it was given, so that one door opens pictures, bounds them and says what is wrong. On the
+    # object, since Gradio writes a stub file beside the source of every class that is derived from one of its own.
+    picture.preprocess = _given_file  # type: ignore[method-assign]
+    return picture
+
+
+def _given_file(payload: Any) -> Any:
+    return Path(payload.path) if payload is not None and payload.path else None
 
 
 def _words(p: Playground) -> gr.Textbox:
@@ -166,26 +166,20 @@ def _words(p: Playground) -> gr.Textbox:
     )
 
 
-def _examples(p: Playground, picture: Picture, words: gr.Textbox) -> None:
-    gallery = gr.Gallery(
-        [(str(example.path), f"{example.domain}: {example.question}") for example in p.examples],
-        label="Examples: synthetic pictures, drawn by a program",
-        elem_id="examples",
-        columns=3,
-        height="auto",
-        object_fit="contain",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-    )
-    gallery.select(
-        p.take_example, None, [picture, words], api_visibility="private", show_progress="hidden", queue=False
-    )
+def _examples(p: Playground, picture: gr.Image, words: gr.Textbox) -> None:
+    """Puts a button for each example: its picture, and the question that comes with it."""
+    gr.HTML("<p>Or one of these: synthetic, drawn by a program</p>")
+    with gr.Row():
+        for example in p.examples:
+            button = gr.Button(f"{example.domain}: {example.question}", icon=str(example.path), min_width=0)
+            button.click(partial(_take, example), None, [picture, words], queue=False, **QUIET)
+
+
+def _take(example: ExamplePicture) -> tuple[str, str]:
+    return str(example.path), example.question
 
 
 def _head(p: Playground) -> str:
-    from html import escape
-
     base, model = p.vlm.base, p.vlm.model
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from gradio import Blocks
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from finetune.playground.page import Playground
 
@@ -76,7 +76,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
-        raise LaunchError(f"cannot listen on {host}, port {port}: {error}. Choose another with --host, --port.") from None
+        raise LaunchError(
+            f"cannot listen on {host}, port {port}: {error}. Choose another with --host, --port."
+        ) from None
 
 
 def _load(refs: Sequence[str], base: str | None, registry: AdapterRegistry, folder: Path) -> Playground:
@@ -127,7 +129,7 @@ class _WithHeaders:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message):  # type: ignore[no-untyped-def]
+        async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
