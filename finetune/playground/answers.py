@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.data.images import open_image
-from finetune.errors import DataError, FinetuneError
+from finetune.errors import DataError, FinetuneError, RowError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,7 +53,10 @@ def read_picture(path: Path | None) -> np.ndarray:
     """
     if path is None:
         raise DataError("There is no picture yet: choose a file, paste one, or take one of the examples.")
-    return np.asarray(open_image(path, name=path.name))
+    try:
+        return np.asarray(open_image(path, name=path.name))
+    except RowError as error:  # PIL says where this machine keeps the file
+        raise DataError(str(error).replace(str(path), path.name)) from None
 
 
 def read_words(text: str, *, dual_encoder: bool) -> str | list[str]:

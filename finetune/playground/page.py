@@ -1,4 +1,4 @@
-"""The page itself: what stands where, and what happens when something is chosen or asked."""
+"""The page itself: what stands where, and what is called when something is pressed."""
 
 from __future__ import annotations
 
@@ -9,101 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from finetune.errors import DataError, FinetuneError
-from finetune.playground.answers import answer_side_by_side, read_picture, read_words
-from finetune.playground.examples import right_answer
-from finetune.playground.markup import alert, cards, nothing_yet, table
-from finetune.playground.offers import find_offers
+from finetune.playground.markup import nothing_yet
 from finetune.playground.style import ANNOUNCE_ANSWERS, SHOW_ANSWERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from finetune.playground.examples import ExamplePicture
-    from finetune.playground.offers import Offer
-    from finetune.registry import AdapterRegistry
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.playground.playground import Playground
 
 AT_FIRST = 2  # adapters that are chosen before anybody chooses
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of every event
 _WAITING = 32  # questions that may wait for their turn
 
 
-class Playground:
-    """What the page does, for one base that stays loaded; several people may look at it at once.
-
-    Args:
-        vlm: the base.
-        base: as it was asked for.
-        registry: where adapters are looked up.
-        refs: those that are offered; empty for the latest version of each.
-        examples: pictures to try; empty for none.
-    """
-
-    def __init__(
-        self,
-        vlm: VisionLanguageModel,
-        *,
-        base: str,
-        registry: AdapterRegistry,
-        refs: Sequence[str],
-        examples: Sequence[ExamplePicture],
-    ):
-        self.vlm, self.base, self.registry, self.refs = vlm, base, registry, refs
-        self.examples = list(examples)
-        self.dual_encoder = vlm.base.family.kind == "dual_encoder"
-        self.offers: list[Offer] = self.find_offers()
-
-    def find_offers(self) -> list[Offer]:
-        """Returns what may be chosen now, and what may not."""
-        return find_offers(self.registry, self.refs, self.vlm.base.identity)
-
-    @property
-    def choices(self) -> list[str]:
-        """The names of those that can be chosen."""
-        return [offer.name for offer in self.offers if offer.refusal is None]
-
-    def table(self) -> str:
-        """Returns the registry's table."""
-        return table(self.offers, where=self.registry.location)
-
-    def look_again(self, chosen: list[str]) -> tuple[Any, str]:
-        """Returns the choices and the table as the registry is now; where it fails, why, and the choices stay."""
-        try:
-            self.offers = self.find_offers()
-        except FinetuneError as error:
-            return gr.skip(), alert(str(error))
-        kept = [name for name in chosen if name in self.choices]
-        return gr.update(choices=self.choices, value=kept), self.table()
-
-    def ask(self, picture: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
-        """Yields the answers as far as they are there, as HTML; what is wrong is one message."""
-        try:
-            pixels = read_picture(picture)
-            words = read_words(text or "", dual_encoder=self.dual_encoder)
-            offers = [self._offer(name) for name in chosen]
-        except FinetuneError as error:
-            yield alert(str(error))
-            return
-        asked = words if isinstance(words, str) else "Which fits best: " + ", ".join(words)
-        right = right_answer(self.examples, picture, asked) if picture else None
-        yield cards(asked, [], waiting=[None, *offers], right=right)
-        answers = []
-        for answer in answer_side_by_side(self.vlm, pixels, words, offers):
-            answers.append(answer)
-            yield cards(asked, answers, waiting=offers[len(answers) - 1 :], right=right)
-
-    def _offer(self, name: str) -> Offer:
-        # Only what is offered: whatever a browser sends could else be a folder anywhere on this machine.
-        for offer in self.offers:
-            if offer.name == name:
-                return offer
-        raise DataError(f"{name} is not offered any more. Press 'Look at the registry again' and choose anew.")
-
-
-def build_page(playground: Playground) -> gr.Blocks:
+def build_page(p: Playground) -> gr.Blocks:
     """Returns the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
-    p = playground
     title = "finetune: base and adapters"
     with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_head(p))
@@ -133,9 +52,14 @@ def build_page(playground: Playground) -> gr.Blocks:
             asked(None, js=SHOW_ANSWERS)
             asked(p.ask, [picture, words, chosen], answers, concurrency_id="ask", **QUIET)
         for looked in (again.click, page.load):
-            looked(p.look_again, chosen, [chosen, offers], **QUIET)
+            looked(partial(_look_again, p), chosen, [chosen, offers], **QUIET)
     page.queue(max_size=_WAITING)
     return page
+
+
+def _look_again(p: Playground, chosen: list[str]) -> tuple[Any, str]:
+    shown = p.look_again()
+    return gr.update(choices=p.choices, value=[name for name in chosen if name in p.choices]), shown
 
 
 def _picture() -> gr.Image:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gradio import Blocks
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from finetune.playground.page import Playground
+    from finetune.playground.playground import Playground
 
 GRACE_SECONDS = 3  # that open requests have to end when the page stops
 MAX_UPLOAD = "25mb"
@@ -59,11 +59,11 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
     if base is None and not refs:
         raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
     with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
+        playground = _load(refs, base, AdapterRegistry(registry), Path(folder))
         # Read when Gradio is imported: where uploads are kept, and that it reports nothing and asks for no news.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         from finetune.playground.page import build_page
 
-        playground = _load(refs, base, AdapterRegistry(registry), Path(folder))
         app = make_server(build_page(playground))
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         print(f"{address}  (Ctrl-C stops it)", flush=True)
@@ -73,9 +73,11 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise LaunchError(f"--port is a number from 0 to {2**16 - 1}, not {port}")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise LaunchError(
             f"cannot listen on {host}, port {port}: {error}. Choose another with --host, --port."
         ) from None
@@ -84,7 +86,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _load(refs: Sequence[str], base: str | None, registry: AdapterRegistry, folder: Path) -> Playground:
     from finetune.families.base import embedded_path
     from finetune.playground.examples import draw_examples
-    from finetune.playground.page import Playground
+    from finetune.playground.playground import Playground
     from finetune.serving.loading import load
 
     vlm = load("base" if base else refs[0], base=base, registry=registry)
