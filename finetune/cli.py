@@ -82,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("question")
     ask.add_argument("--base", help="folder, hub id or embedded name of the base")
     ask.set_defaults(run=_ask)
+    app = add("app", "show a page on which a base and its adapters answer side by side")
+    app.add_argument(
+        "refs", nargs="*", metavar="REF", help="references or adapter folders (default: all of the registry)"
+    )
+    app.add_argument("--base", help="folder, hub id or embedded name of the base (default: that of the first REF)")
+    app.add_argument("--registry", metavar="LOCATION", help="folder or URL (default: as of `finetune registry`)")
+    app.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    app.add_argument("--port", type=int, default=7860, metavar="N", help="0 for any that is free (7860)")
+    app.set_defaults(run=_app)
     schema = add("schema", "print the JSON schema of recipes, by which editors complete and check them")
     schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
     schema.set_defaults(run=_schema)
@@ -128,6 +137,12 @@ def _ask(args: argparse.Namespace) -> int:
 
     print(load(args.ref, base=args.base).ask(args.image, args.question))
     return 0
+
+
+def _app(args: argparse.Namespace) -> int:
+    from finetune.playground.running import run_app
+
+    return run_app(args.refs, base=args.base, registry=args.registry, host=args.host, port=args.port)
 
 
 def _schema(args: argparse.Namespace) -> int:

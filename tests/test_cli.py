@@ -11,7 +11,7 @@ from finetune.cli import main
 
 VERBS = [
     [],
-    *([verb] for verb in ("demo", "train", "sweep", "find-lr", "ask", "schema", "registry")),
+    *([verb] for verb in ("demo", "train", "sweep", "find-lr", "ask", "app", "schema", "registry")),
     *(
         ["registry", verb]
         for verb in ("publish", "resolve", "pull", "list", "log", "alias", "rollback", "yank", "verify")

@@ -1,0 +1,111 @@
+"""The same picture and question put to the base and to adapters of it, one after the other, each as it was trained."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.data.images import open_image
+from finetune.errors import DataError, FinetuneError, RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from finetune.playground.offers import Offer
+    from finetune.serving.app import VisionLanguageModel
+
+MAX_QUESTION = 2000  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one of them said.
+
+    Attributes:
+        offer: the adapter; None for the plain base.
+        text: its answer.
+        error: why it gave none, in words for people.
+        was_loaded: whether it had to be read and checked first.
+        ready_ms: milliseconds until it could answer: reading and checking it, or switching to it.
+        answer_ms: milliseconds that the answer took.
+    """
+
+    offer: Offer | None
+    text: str = ""
+    error: str | None = None
+    was_loaded: bool = False
+    ready_ms: float = 0.0
+    answer_ms: float = 0.0
+
+
+def read_picture(path: Path | None) -> np.ndarray:
+    """Returns a picture as upright RGB pixels [H, W, 3].
+
+    Args:
+        path: of the file that was given; None for none.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if path is None:
+        raise DataError("There is no picture yet: choose a file, paste one, or take one of the examples.")
+    try:
+        return np.asarray(open_image(path, name=path.name))
+    except RowError as error:  # PIL says where this machine keeps the file
+        raise DataError(str(error).replace(str(path), path.name)) from None
+
+
+def read_words(text: str, *, dual_encoder: bool) -> str | list[str]:
+    """Returns the question; for a dual encoder the labels, one a line or parted by commas.
+
+    Raises:
+        DataError: it is empty or too long.
+    """
+    if len(text) > MAX_QUESTION:
+        raise DataError(f"That are {len(text)} characters; at most {MAX_QUESTION} can be asked at once.")
+    if dual_encoder:
+        labels = list(dict.fromkeys(label.strip() for line in text.splitlines() for label in line.split(",")))
+        labels = [label for label in labels if label]
+        if len(labels) < 2:
+            raise DataError("Write at least two labels to choose from, one a line or parted by commas.")
+        return labels
+    if not text.strip():
+        raise DataError("The question is empty: write what you want to know about the picture.")
+    return text.strip()
+
+
+def answer_side_by_side(
+    vlm: VisionLanguageModel, picture: np.ndarray, words: str | list[str], chosen: Sequence[Offer]
+) -> Iterator[Answer]:
+    """Yields the answer of the plain base, then that of each chosen adapter; one that fails does not end it.
+
+    Args:
+        vlm: the base.
+        picture: pixels [H, W, 3] uint8.
+        words: the question; for a dual encoder the labels.
+        chosen: the adapters.
+    """
+    # Nothing is yielded inside a `using` block: whoever takes the next answer may do so in another thread or context.
+    for offer in (None, *chosen):
+        yield _answer(vlm, picture, words, offer)
+
+
+def _answer(vlm: VisionLanguageModel, picture: np.ndarray, words: str | list[str], offer: Offer | None) -> Answer:
+    if offer is not None and offer.refusal:
+        return Answer(offer=offer, error=offer.refusal)
+    there = vlm.switcher.residents
+    began = time.perf_counter()
+    try:
+        with vlm.using(offer.ref if offer else None):
+            ready = time.perf_counter()
+            text = vlm.ask(picture, words) if isinstance(words, str) else vlm.classify(picture, words)
+            done = time.perf_counter()
+            was_loaded = vlm.adapter is not None and vlm.adapter not in there
+    except FinetuneError as error:
+        return Answer(offer=offer, error=str(error))
+    ready_ms, answer_ms = (ready - began) * 1000, (done - ready) * 1000
+    return Answer(offer=offer, text=text, was_loaded=was_loaded, ready_ms=ready_ms, answer_ms=answer_ms)

@@ -1,0 +1,75 @@
+"""Example pictures for the pocket base, drawn by the programs of its two synthetic domains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from finetune.data.images import image_digest
+from finetune.pocket.medical import draw_phantom
+from finetune.pocket.retail import draw_product
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPLIT = "example"  # no run trains or judges on it
+# Each picture's domain, index, and the kind of question that is suggested.
+_CHOSEN = (
+    ("medical", 7, "lesion"),
+    ("medical", 2, "side"),
+    ("medical", 19, "cells"),
+    ("retail", 10, "garment"),
+    ("retail", 4, "color"),
+    ("retail", 6, "tag"),
+)
+_DRAW = {"medical": draw_phantom, "retail": draw_product}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplePicture:
+    """One drawn picture.
+
+    Attributes:
+        path: of its file.
+        digest: SHA-256 of the file.
+        domain: which program drew it.
+        question: what to ask about it.
+        answers: question -> right answer, of all that the program knows.
+    """
+
+    path: Path
+    digest: str
+    domain: str
+    question: str
+    answers: dict[str, str]
+
+
+def draw_examples(folder: Path) -> list[ExamplePicture]:
+    """Draws the examples into a folder."""
+    examples = []
+    for domain, index, kind in _CHOSEN:
+        scene = _DRAW[domain](0, SPLIT, index)
+        path = folder / f"{domain}-{index}.png"
+        Image.fromarray(scene.picture).save(path)
+        examples.append(
+            ExamplePicture(
+                path=path,
+                digest=image_digest(path),
+                domain=domain,
+                question=next(q.text for q in scene.questions if q.kind == kind),
+                answers={question.text: question.answer for question in scene.questions},
+            )
+        )
+    return examples
+
+
+def right_answer(examples: list[ExamplePicture], picture: Path, question: str) -> str | None:
+    """Returns what the program that drew a picture knows about it; None for any other picture or question."""
+    digest = image_digest(picture)
+    asked = question.strip().casefold()
+    for example in examples:
+        if example.digest == digest:
+            return next((a for q, a in example.answers.items() if q.casefold() == asked), None)
+    return None

@@ -1,0 +1,148 @@
+"""The page's own HTML: answers as cards, offers as a table, errors as one message. All text is escaped here."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from finetune.tasks.metrics import normalize_vqa
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.playground.answers import Answer
+    from finetune.playground.offers import Offer
+
+_LONG = 48  # characters, above which an answer is set as text and not as a headline
+MAX_ROWS = 200  # of the table; a registry may hold thousands
+
+
+def alert(message: str) -> str:
+    """Returns one message that says what went wrong."""
+    return f"<div class='pg-alert' role='alert'><b>That did not work.</b> {escape(message)}</div>"
+
+
+def nothing_yet(hint: str) -> str:
+    """Returns what stands where answers will be."""
+    return f"<div class='pg-empty'>{escape(hint)}</div>"
+
+
+def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | None] = (), right: str | None) -> str:
+    """Returns the answers side by side, the base's first.
+
+    Args:
+        asked: the question, or the labels.
+        answers: those that are there.
+        waiting: who is still to answer.
+        right: the right answer, where it is known.
+    """
+    known = ""
+    if right is not None:
+        known = f"<p class='pg-right'>Right answer, by the program that drew the picture: <b>{escape(right)}</b></p>"
+    shown = [_card(answer, answers[0], right) for answer in answers]
+    shown += [
+        f"<article class='pg-card'>{_who(offer)}<div class='pg-said waiting'>answering …</div></article>"
+        for offer in waiting
+    ]
+    return f"<h2 class='pg-h2'>{escape(asked)}</h2>{known}<div class='pg-cards'>{''.join(shown)}</div>"
+
+
+def _card(answer: Answer, base: Answer, right: str | None) -> str:
+    if answer.error is not None:
+        return (
+            f"<article class='pg-card failed'>{_who(answer.offer)}<div class='pg-error' role='alert'>"
+            f"<b>No answer.</b> {escape(answer.error)}</div></article>"
+        )
+    differs = answer is not base and base.error is None and answer.text.strip() != base.text.strip()
+    compared = ""
+    if answer is not base and base.error is None:
+        compared = _chip("differs from the base", "differs") if differs else _chip("same as the base")
+    size = " long" if len(answer.text) > _LONG else ""
+    return (
+        f"<article class='pg-card{' differs' if differs else ''}'>{_who(answer.offer)}"
+        f"<div class='pg-said{size}'>{escape(answer.text) or '(nothing)'}{_mark(answer.text, right)}</div>"
+        f"<div class='pg-marks'>{compared}</div><div class='pg-time'>{_times(answer)}</div></article>"
+    )
+
+
+def _who(offer: Offer | None) -> str:
+    if offer is None:
+        return "<div class='pg-who'>base<small>no adapter</small></div>"
+    version = f"<small>version {offer.version}</small>" if offer.version is not None else ""
+    return f"<div class='pg-who'>{escape(offer.name)}{version}</div>"
+
+
+def _mark(text: str, right: str | None) -> str:
+    if right is None:
+        return ""
+    kind, sign = ("right", "✓") if normalize_vqa(text) == normalize_vqa(right) else ("wrong", "✗")
+    return f"<span class='pg-mark {kind}' aria-hidden='true'>{sign}</span><span class='pg-sr'>, {kind}</span>"
+
+
+def _times(answer: Answer) -> str:
+    answered = f"answered in {milliseconds(answer.answer_ms)}"
+    if answer.offer is None:
+        return answered
+    how = "loaded and checked" if answer.was_loaded else "switched"
+    return f"{how} in {milliseconds(answer.ready_ms)}<br>{answered}"
+
+
+def milliseconds(value: float) -> str:
+    """Returns a duration for people: ``0.08 ms``, ``43 ms``, ``2.1 s``."""
+    if value >= 1000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.2f} ms"
+
+
+def table(offers: Sequence[Offer], *, where: str) -> str:
+    """Returns the adapters with their scores; those that do not fit the base are struck out, with the reason."""
+    title = "<h2 class='pg-h2'>Adapters in the registry</h2>"
+    if not offers:
+        return title + nothing_yet(f"There are no adapters in {where}. `finetune demo` trains and publishes two.")
+    head = ("Adapter", "Trained for", "Exact match, base → adapter", "Judged on", "Signature", "On this base")
+    rows = "".join(_row(offer, head) for offer in offers[:MAX_ROWS])
+    more = len(offers) - MAX_ROWS
+    rest = f"<p>{more} more are not shown: name those you want, finetune app NAMESPACE/NAME ...</p>" if more > 0 else ""
+    headings = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
+    return f"{title}<table class='pg-table'><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>{rest}"
+
+
+def _row(offer: Offer, head: Sequence[str]) -> str:
+    version = "folder" if offer.version is None else f"version {offer.version}"
+    aliases = "".join(_chip(f"@{alias}") for alias in offer.aliases)
+    domain = f"{offer.summary.get('domain', '')} · {offer.summary.get('task', '')} · {offer.summary.get('method', '')}"
+    fits = "<span class='pg-yes'>fits</span>"
+    if offer.refusal is not None:
+        fits = f"<span class='pg-no'>cannot be chosen</span><small>{escape(offer.refusal)}</small>"
+    cells = (
+        f"<div class='pg-name'>{escape(offer.name)}</div><small>{version}</small>{aliases}",
+        f"{escape(domain)}{'<br>' + _chip('synthetic pictures') if offer.synthetic else ''}",
+        _scores(offer),
+        _judged_on(offer),
+        escape(offer.signature),
+        fits,
+    )
+    # Each in one box, which stays one where a phone sets label and value side by side.
+    shown = "".join(f"<td data-label='{escape(h)}'><div>{c}</div></td>" for h, c in zip(head, cells, strict=True))
+    return f"<tr class='{'offered' if offer.refusal is None else 'refused'}'>{shown}</tr>"
+
+
+def _scores(offer: Offer) -> str:
+    before, after = offer.score("before"), offer.score("after")
+    if after is None:
+        return "not judged"
+    first = "" if before is None else f"{before:.3f} → "
+    marks = "".join(f"<i style='width: {share:.0%}'></i>" for share in (after, before) if share is not None)
+    return f"{first}<span class='pg-after'>{after:.3f}</span><span class='pg-bar' aria-hidden='true'>{marks}</span>"
+
+
+def _judged_on(offer: Offer) -> str:
+    rows, majority = offer.score("after", "n"), offer.score("after", "majority")
+    if rows is None:
+        return "-"
+    usual = "" if majority is None else f"; the commonest answer alone reaches {majority:.3f}"
+    return f"{rows:,.0f} test rows<small>of its own data{usual}</small>"
+
+
+def _chip(text: str, kind: str = "") -> str:
+    return f"<span class='pg-chip {kind}'>{escape(text)}</span>"

@@ -1,0 +1,125 @@
+"""What a registry has to offer to the loaded base: each adapter with its scores, and why one cannot be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.reference import as_folder
+from finetune.registry.signing import manifest_message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from finetune.adapters.manifest import BaseIdentity
+    from finetune.registry import AdapterRegistry, Version
+    from finetune.registry.trust import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """One adapter as the page shows it.
+
+    Attributes:
+        ref: what is asked for when it is chosen: an exact version, or a folder.
+        name: as people ask for it; no two offers have the same.
+        version: its number; None for a folder.
+        aliases: the words that stand for this version.
+        summary: what the log keeps of its manifest; see ``AdapterManifest.summary``.
+        signature: who vouches for it, in words.
+        refusal: why it cannot be chosen; None when it can.
+    """
+
+    ref: str
+    name: str
+    version: int | None
+    aliases: tuple[str, ...]
+    summary: dict[str, Any]
+    signature: str
+    refusal: str | None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether it was trained on pictures drawn by a program."""
+        return bool(self.summary.get("synthetic"))
+
+    def score(self, when: str, metric: str = "exact_match") -> float | None:
+        """Returns a figure of its test split, ``before`` or ``after`` training; None where it was not judged."""
+        value = self.summary.get("metrics", {}).get(when, {}).get(metric)
+        return float(value) if isinstance(value, int | float) else None
+
+
+def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdentity) -> list[Offer]:
+    """Returns what may be chosen, and what may not, with the reason; nothing is loaded.
+
+    Args:
+        registry: where names are looked up.
+        refs: references and adapter folders; empty for the latest version of every adapter.
+        base: the base that is loaded.
+
+    Raises:
+        FinetuneError: a reference stands for nothing, or the registry or its trust policy cannot be read.
+    """
+    if not refs:
+        return [_of_version(registry, version, version.full_name, base) for version in registry.list()]
+    offers = []
+    for ref in dict.fromkeys(refs):
+        folder = as_folder(ref)
+        if folder is None:
+            offers.append(_of_version(registry, registry.resolve(ref), ref, base))
+        else:
+            offers.append(_of_folder(registry, folder, ref, base))
+    return offers
+
+
+def _of_version(registry: AdapterRegistry, version: Version, name: str, base: BaseIdentity) -> Offer:
+    verdict = registry.guard.policy.judge(version.namespace, version.signature, manifest_message(version.digest))
+    demand = registry.guard.policy.of(version.namespace).signatures
+    refusal = f"yanked: {version.yanked}" if version.yanked is not None else _refusal(version.summary, base)
+    return Offer(
+        ref=version.ref,
+        name=name,
+        version=version.version,
+        aliases=version.aliases,
+        summary=version.summary,
+        signature=_signature(demand, verdict, is_signed=version.signature is not None),
+        refusal=refusal or _untrusted(demand, verdict),
+    )
+
+
+def _of_folder(registry: AdapterRegistry, folder: Path, name: str, base: BaseIdentity) -> Offer:
+    manifest, verdict = registry.guard.judge_folder(folder)
+    demand = registry.guard.policy.of(manifest.namespace).signatures
+    summary = manifest.summary()
+    return Offer(
+        ref=str(folder),
+        name=name,
+        version=None,
+        aliases=(),
+        summary=summary,
+        signature=_signature(demand, verdict, is_signed=(folder / "manifest.sig").exists()),
+        refusal=_refusal(summary, base) or _untrusted(demand, verdict),
+    )
+
+
+def _refusal(summary: dict[str, Any], base: BaseIdentity) -> str | None:
+    wanted = summary.get("base")
+    if wanted == base.digest:
+        return None
+    known_as = summary.get("base_id")
+    return f"trained on another base: {f'{known_as}, ' if known_as else ''}identity {str(wanted)[:12]}"
+
+
+def _untrusted(demand: str, verdict: Verdict) -> str | None:
+    return (
+        f"the trust policy does not accept it: {verdict.problem}" if demand == "require" and verdict.problem else None
+    )
+
+
+def _signature(demand: str, verdict: Verdict, *, is_signed: bool) -> str:
+    if demand == "off":
+        return "signed, not checked" if is_signed else "not signed"
+    if verdict.problem is None:
+        return f"signed by {verdict.signer}"
+    return verdict.problem.removeprefix("it is ")

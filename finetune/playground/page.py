@@ -1,0 +1,128 @@
+"""The page itself: what stands where, and what is called when something is pressed."""
+
+from __future__ import annotations
+
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from finetune.playground.markup import nothing_yet
+from finetune.playground.style import ANNOUNCE_ANSWERS, SHOW_ANSWERS
+
+if TYPE_CHECKING:
+    from finetune.playground.examples import ExamplePicture
+    from finetune.playground.playground import Playground
+
+AT_FIRST = 2  # adapters that are chosen before anybody chooses
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of every event
+_WAITING = 32  # questions that may wait for their turn
+
+
+def build_page(p: Playground) -> gr.Blocks:
+    """Returns the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
+    title = "finetune: base and adapters"
+    with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(_head(p))
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                picture = _picture()
+                strip = gr.Column(elem_id="examples") if p.examples else None
+                words = _words(p)
+                if strip is not None:
+                    with strip:
+                        _examples(p, picture, words)
+                chosen = gr.CheckboxGroup(
+                    p.choices,
+                    value=p.choices[:AT_FIRST],
+                    label="Adapters beside the base",
+                    info=None if p.choices else "None fits this base: see the table below.",
+                    elem_id="adapters",
+                )
+                ask = gr.Button("Ask", variant="primary", elem_id="ask")
+            with gr.Column(scale=7, min_width=300):
+                answers = gr.HTML(nothing_yet("Choose a picture, ask, and compare."), elem_id="answers")
+        offers = gr.HTML(p.table(), elem_id="registry")
+        again = gr.Button("Look at the registry again", size="sm", elem_id="again")
+        gr.HTML(_foot(p))
+        page.load(None, js=ANNOUNCE_ANSWERS)
+        for asked in (ask.click, words.submit):
+            asked(None, js=SHOW_ANSWERS)
+            asked(p.ask, [picture, words, chosen], answers, concurrency_id="ask", **QUIET)
+        for looked in (again.click, page.load):
+            looked(partial(_look_again, p), chosen, [chosen, offers], **QUIET)
+    page.queue(max_size=_WAITING)
+    return page
+
+
+def _look_again(p: Playground, chosen: list[str]) -> tuple[Any, str]:
+    shown = p.look_again()
+    return gr.update(choices=p.choices, value=[name for name in chosen if name in p.choices]), shown
+
+
+def _picture() -> gr.Image:
+    picture = gr.Image(
+        label="Picture",
+        elem_id="picture",
+        height=270,
+        sources=["upload", "clipboard"],
+        buttons=[],
+        alt_text="The picture that is asked about",
+    )
+    # The file is handed on as it was given, so that one door opens pictures, bounds them and says what is wrong. On the
+    # object, since Gradio writes a stub file beside the source of every class that is derived from one of its own.
+    picture.preprocess = _given_file  # type: ignore[method-assign]
+    return picture
+
+
+def _given_file(payload: Any) -> Any:
+    return Path(payload.path) if payload is not None and payload.path else None
+
+
+def _words(p: Playground) -> gr.Textbox:
+    if p.dual_encoder:
+        hint = "one a line, or parted by commas"
+        return gr.Textbox(label="Labels to choose from", placeholder=hint, lines=3, elem_id="question")
+    return gr.Textbox(
+        label="Question", placeholder="What do you want to know about the picture?", lines=1, elem_id="question"
+    )
+
+
+def _examples(p: Playground, picture: gr.Image, words: gr.Textbox) -> None:
+    """Puts a button for each example: its picture, and the question that comes with it."""
+    gr.HTML("<p>Or one of these: synthetic, drawn by a program</p>")
+    with gr.Row():
+        for example in p.examples:
+            button = gr.Button(f"{example.domain}: {example.question}", icon=str(example.path), min_width=0)
+            button.click(partial(_take, example), None, [picture, words], queue=False, **QUIET)
+
+
+def _take(example: ExamplePicture) -> tuple[str, str]:
+    return str(example.path), example.question
+
+
+def _head(p: Playground) -> str:
+    base, model = p.vlm.base, p.vlm.model
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return (
+        "<div class='pg-head'><h1>One base, its adapters, side by side</h1><p>"
+        f"Base <b>{escape(p.base)}</b> ({escape(base.family.model_type)}, {millions:,.1f} M parameters, "
+        f"{escape(str(model.dtype).removeprefix('torch.'))} on {escape(model.device.type)}, identity "
+        f"<code>{base.identity.digest[:12]}</code>) is loaded once; adapters are switched by name.</p></div>"
+    )
+
+
+def _foot(p: Playground) -> str:
+    synthetic = ""
+    if p.examples or any(offer.synthetic for offer in p.offers):
+        synthetic = (
+            "<p>What is called synthetic was drawn by a program: it shows no patient and no product, and a score on "
+            "such pictures says nothing about real ones.</p>"
+        )
+    return (
+        "<div class='pg-foot'><p><b>Not for diagnosis.</b> An adapter asked outside its domain answers in the words of "
+        f"its own.</p>{synthetic}<p>Pictures stay on the machine that runs this page, and are deleted when it stops."
+        "</p></div>"
+    )

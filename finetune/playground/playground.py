@@ -1,0 +1,90 @@
+"""What the page does, whatever shows it: offers of a registry, and answers as far as they are there, as HTML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.errors import DataError, FinetuneError
+from finetune.playground.answers import answer_side_by_side, read_picture, read_words
+from finetune.playground.examples import right_answer
+from finetune.playground.markup import alert, cards, table
+from finetune.playground.offers import find_offers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from finetune.playground.examples import ExamplePicture
+    from finetune.playground.offers import Offer
+    from finetune.registry import AdapterRegistry
+    from finetune.serving.app import VisionLanguageModel
+
+
+class Playground:
+    """What the page does, for one base that stays loaded; several people may look at it at once.
+
+    Args:
+        vlm: the base.
+        base: as it was asked for.
+        registry: where adapters are looked up.
+        refs: those that are offered; empty for the latest version of each.
+        examples: pictures to try; empty for none.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        *,
+        base: str,
+        registry: AdapterRegistry,
+        refs: Sequence[str],
+        examples: Sequence[ExamplePicture],
+    ):
+        self.vlm, self.base, self.registry, self.refs = vlm, base, registry, refs
+        self.examples = list(examples)
+        self.dual_encoder = vlm.base.family.kind == "dual_encoder"
+        self.offers: list[Offer] = self._find_offers()
+
+    @property
+    def choices(self) -> list[str]:
+        """The names of those that can be chosen."""
+        return [offer.name for offer in self.offers if offer.refusal is None]
+
+    def table(self) -> str:
+        """Returns the registry's table."""
+        return table(self.offers, where=self.registry.location)
+
+    def look_again(self) -> str:
+        """Looks at the registry as it is now, and returns its table; where that fails, why, and the offers stay."""
+        try:
+            self.offers = self._find_offers()
+        except FinetuneError as error:
+            return alert(str(error)) + self.table()
+        return self.table()
+
+    def ask(self, picture: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
+        """Yields the answers as far as they are there, as HTML; what is wrong is one message."""
+        try:
+            pixels = read_picture(picture)
+            words = read_words(text or "", dual_encoder=self.dual_encoder)
+            offers = [self._offer(name) for name in chosen]
+        except FinetuneError as error:
+            yield alert(str(error))
+            return
+        asked = words if isinstance(words, str) else "Which fits best: " + ", ".join(words)
+        right = right_answer(self.examples, picture, asked) if picture else None
+        yield cards(asked, [], waiting=[None, *offers], right=right)
+        answers = []
+        for answer in answer_side_by_side(self.vlm, pixels, words, offers):
+            answers.append(answer)
+            yield cards(asked, answers, waiting=offers[len(answers) - 1 :], right=right)
+
+    def _find_offers(self) -> list[Offer]:
+        return find_offers(self.registry, self.refs, self.vlm.base.identity)
+
+    def _offer(self, name: str) -> Offer:
+        # Only what is offered: whatever a browser sends could else be a folder anywhere on this machine.
+        for offer in self.offers:
+            if offer.name == name:
+                return offer
+        raise DataError(f"{name} is not offered any more. Press 'Look at the registry again' and choose anew.")

@@ -1,0 +1,161 @@
+"""Runs the page: loads the base, listens on one port, and stops clean."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.errors import LaunchError
+from finetune.registry import AdapterRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi import FastAPI
+    from gradio import Blocks
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from finetune.playground.playground import Playground
+
+GRACE_SECONDS = 3  # that open requests have to end when the page stops
+MAX_UPLOAD = "25mb"
+# The browser is told to speak with this server alone, whatever a component of the page would like to load.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "frame-ancestors 'none'; form-action 'self'; base-uri 'self'; object-src 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host: str, port: int) -> int:
+    """Serves the page until a signal stops it.
+
+    Args:
+        refs: what is offered: references or adapter folders; empty for the latest version of every adapter.
+        base: the base's folder, hub id or embedded name; None for where that of the first reference was last seen.
+        registry: a folder or a URL; None for the default one.
+        host: the address to listen on.
+        port: the port; 0 for any that is free.
+
+    Returns:
+        128 + n, where signal n stopped it.
+
+    Raises:
+        LaunchError: Gradio is not installed, the port is taken, or no base is named.
+        FinetuneError: the base, a reference or the registry cannot be used.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise LaunchError("the page needs Gradio, which is not installed: pip install 'finetune-vlm[app]'")
+    if base is None and not refs:
+        raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
+    with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
+        playground = _load(refs, base, AdapterRegistry(registry), Path(folder))
+        # Read when Gradio is imported: where uploads are kept, and that it reports nothing and asks for no news.
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        from finetune.playground.page import build_page
+
+        app = make_server(build_page(playground))
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        print(f"{address}  (Ctrl-C stops it)", flush=True)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            print("anybody who reaches this address can ask: there is no password", flush=True)
+        return _serve(app, listening)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise LaunchError(f"--port is a number from 0 to {2**16 - 1}, not {port}")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise LaunchError(
+            f"cannot listen on {host}, port {port}: {error}. Choose another with --host, --port."
+        ) from None
+
+
+def _load(refs: Sequence[str], base: str | None, registry: AdapterRegistry, folder: Path) -> Playground:
+    from finetune.families.base import embedded_path
+    from finetune.playground.examples import draw_examples
+    from finetune.playground.playground import Playground
+    from finetune.serving.loading import load
+
+    vlm = load("base" if base else refs[0], base=base, registry=registry)
+    vlm.use(None)
+    drawn = vlm.base.path == embedded_path("pocket")
+    name = base or ("pocket" if drawn else Path(vlm.base.path).name)
+    return Playground(vlm, base=name, registry=registry, refs=refs, examples=draw_examples(folder) if drawn else [])
+
+
+def make_server(page: Blocks) -> FastAPI:
+    """Returns the page as an app that shares nothing, and tells the browser to load nothing from elsewhere."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from finetune.playground.style import SCRIPT, STYLE
+
+    fonts = ("system-ui", "sans-serif")
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_WithHeaders)
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=gr.themes.Base(primary_hue="blue", font=fonts, font_mono=("ui-monospace", "monospace")),
+        css=STYLE,
+        head=SCRIPT,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        show_error=False,
+        max_file_size=MAX_UPLOAD,
+    )
+
+
+class _WithHeaders:
+    """Adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+
+def _serve(app: FastAPI, listening: socket.socket) -> int:
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    )
+    stopped: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        stopped.append(signum)
+        server.should_exit = True
+
+    # uvicorn puts its own in their place while it runs, and gives the signal on to these when it has stopped.
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listening])
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return 128 + stopped[0] if stopped else 0

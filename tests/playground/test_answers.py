@@ -1,0 +1,91 @@
+"""Base and adapters asked the same, each as it was trained; what fails says why and stops nobody else."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.build import load_base
+from finetune.errors import DataError
+from finetune.playground.answers import MAX_QUESTION, answer_side_by_side, read_picture, read_words
+from finetune.playground.offers import find_offers
+from finetune.registry import AdapterRegistry
+from finetune.serving.app import VisionLanguageModel
+
+PICTURE = np.full((40, 32, 3), (200, 30, 30), np.uint8)
+QUESTION = "What color is it?"
+
+
+def offers_of(vlm, *names):
+    found = {offer.name: offer for offer in find_offers(vlm.switcher.registry, [], vlm.base.identity)}
+    return [found[name] for name in names]
+
+
+def test_each_answers_as_it_does_alone(vlm):
+    chosen = offers_of(vlm, "testing/first", "testing/second")
+    told = list(answer_side_by_side(vlm, PICTURE, QUESTION, chosen))
+    assert [answer.offer for answer in told] == [None, *chosen]
+    alone = []
+    for ref in (None, "testing/first", "testing/second"):
+        with vlm.using(ref):
+            alone.append(vlm.ask(PICTURE, QUESTION))
+    assert [answer.text for answer in told] == alone
+    assert len(set(alone)) == 3, "the adapters say something else than the base"
+    assert vlm.adapter is None, "what answers elsewhere has not changed"
+
+
+def test_the_times_tell_loading_from_switching(vlm):
+    chosen = offers_of(vlm, "testing/first")
+    base, first = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
+    _, again = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
+    assert (base.was_loaded, first.was_loaded, again.was_loaded) == (False, True, False)
+    assert 0 < again.ready_ms < first.ready_ms
+    assert min(base.answer_ms, first.answer_ms, again.answer_ms) > 0
+
+
+def test_one_that_is_damaged_says_so_and_the_others_answer(vlm, registry):
+    chosen = offers_of(vlm, "testing/first", "testing/second")
+    manifest, _ = registry.read("testing/first")
+    digest = manifest.files["adapter_model.safetensors"].sha256
+    (blob,) = [path for path in registry.store.root.rglob(digest) if path.is_file()]
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
+    base, first, second = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
+    assert "was expected" in first.error and first.text == ""
+    assert base.error is None and second.error is None and second.text
+
+
+def test_what_is_refused_is_not_even_read(vlm, monkeypatch):
+    chosen = offers_of(vlm, "testing/foreign")
+    monkeypatch.setattr(AdapterRegistry, "read", lambda *args: pytest.fail("it was read"))
+    _, foreign = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
+    assert foreign.error.startswith("trained on another base")
+
+
+def test_a_dual_encoder_chooses_among_labels(tiny_clip):
+    vlm = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
+    (answer,) = answer_side_by_side(vlm, PICTURE, ["red", "blue"], [])
+    assert answer.text == vlm.classify(PICTURE, ["red", "blue"])
+
+
+def test_a_picture_is_read_upright_from_its_file(tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "scan.png")
+    assert np.array_equal(read_picture(tmp_path / "scan.png"), PICTURE)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"^broken\.png: not a readable picture"):
+        read_picture(tmp_path / "broken.png")
+    with pytest.raises(DataError, match="There is no picture yet"):
+        read_picture(None)
+
+
+def test_a_question_is_asked_as_it_stands():
+    assert read_words("  Is it red, or blue? \n", dual_encoder=False) == "Is it red, or blue?"
+    with pytest.raises(DataError, match="The question is empty"):
+        read_words(" \n", dual_encoder=False)
+    with pytest.raises(DataError, match=f"at most {MAX_QUESTION} can be asked"):
+        read_words("x" * (MAX_QUESTION + 1), dual_encoder=False)
+
+
+def test_labels_stand_on_lines_or_between_commas():
+    assert read_words("a shirt, a hat\n a sock,,\na hat", dual_encoder=True) == ["a shirt", "a hat", "a sock"]
+    with pytest.raises(DataError, match="at least two labels"):
+        read_words("a shirt", dual_encoder=True)

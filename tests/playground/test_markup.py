@@ -1,0 +1,87 @@
+"""The page's own HTML: nothing of what others wrote becomes a part of it, and what differs is marked."""
+
+import re
+
+from finetune.playground.answers import Answer
+from finetune.playground.markup import MAX_ROWS, alert, cards, milliseconds, table
+from finetune.playground.offers import Offer
+
+EVIL = "<script>alert(1)</script>'\"&"
+SUMMARY = {
+    "domain": "medical",
+    "task": "vqa",
+    "method": "lora",
+    "synthetic": True,
+    "metrics": {
+        "before": {"exact_match": 0.129, "n": 800, "majority": 0.492},
+        "after": {"exact_match": 0.922, "n": 800, "majority": 0.492},
+    },
+}
+
+
+def offer(name="medical/phantoms", **fields):
+    known = {"ref": f"{name}@3", "name": name, "version": 3, "aliases": ("latest", "prod"), "summary": SUMMARY}
+    return Offer(**{**known, "signature": "signed by release", "refusal": None, **fields})
+
+
+def text_of(markup):
+    return " ".join(re.sub("<[^>]*>", " ", markup).split())
+
+
+def test_what_differs_from_the_base_is_marked():
+    base = Answer(offer=None, text="yes", answer_ms=51)
+    same = Answer(offer=offer(), text=" yes", was_loaded=True, ready_ms=1234, answer_ms=9)
+    other = Answer(offer=offer("retail/products", version=None), text="no", ready_ms=0.082, answer_ms=40)
+    shown = text_of(cards("Is it?", [base, same, other], waiting=[offer("x/y")], right=None))
+    assert shown == (
+        "Is it? base no adapter yes answered in 51 ms "
+        "medical/phantoms version 3 yes same as the base loaded and checked in 1.2 s answered in 9.00 ms "
+        "retail/products no differs from the base switched in 0.08 ms answered in 40 ms "
+        "x/y version 3 answering …"
+    )
+
+
+def test_right_and_wrong_where_that_is_known():
+    said = [Answer(offer=None, text="3"), Answer(offer=offer(), text="The Four")]
+    shown = text_of(cards("How many?", said, right="four"))
+    assert "picture: four base no adapter 3 ✗ , wrong" in shown
+    assert "The Four ✓ , right" in shown
+    assert "right" not in text_of(cards("How many?", said, right=None))
+
+
+def test_no_answer_says_why_and_is_compared_with_nothing():
+    failed = Answer(offer=None, error="the base is gone")
+    shown = text_of(cards("Q", [failed, Answer(offer=offer(), text="yes")], right=None))
+    assert "No answer. the base is gone" in shown and "the base answered" not in shown
+    assert "differs" not in shown and "same as" not in shown
+
+
+def test_the_table_has_the_scores_and_the_reason():
+    shown = text_of(table([offer(), offer("a/b", refusal="trained on another base")], where="here"))
+    assert "medical/phantoms version 3 @latest @prod medical · vqa · lora synthetic pictures 0.129 → 0.922" in shown
+    assert "800 test rows of its own data; the commonest answer alone reaches 0.492 signed by release fits" in shown
+    assert shown.endswith("cannot be chosen trained on another base")
+    unjudged = offer(summary={"domain": "d", "task": "vqa", "method": "lora", "metrics": {}}, version=None)
+    assert "folder @latest @prod d · vqa · lora not judged - signed by release fits" in text_of(
+        table([unjudged], where="here")
+    )
+    assert "There are no adapters in s3://b/p." in table([], where="s3://b/p")
+
+
+def test_a_large_registry_is_not_one_large_page():
+    shown = table([offer(f"a/b{i}") for i in range(MAX_ROWS + 3)], where="here")
+    assert shown.count("<tr ") == MAX_ROWS
+    assert "3 more are not shown" in shown
+
+
+def test_nothing_that_others_wrote_becomes_markup():
+    evil = offer(EVIL, aliases=(EVIL,), signature=EVIL, refusal=EVIL, summary=SUMMARY | {"domain": EVIL, "task": EVIL})
+    answers = [Answer(offer=None, text=EVIL), Answer(offer=evil, text=EVIL * 9), Answer(offer=evil, error=EVIL)]
+    everything = cards(EVIL, answers, waiting=[evil], right=EVIL) + table([evil], where=EVIL) + alert(EVIL)
+    everything += table([], where=EVIL)
+    assert "<script" not in everything and everything.count("&lt;script&gt;") >= 20
+    assert EVIL[-3:] not in everything
+
+
+def test_durations_for_people():
+    assert [milliseconds(value) for value in (0.084, 9.96, 43.4, 2149)] == ["0.08 ms", "9.96 ms", "43 ms", "2.1 s"]

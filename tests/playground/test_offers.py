@@ -1,0 +1,72 @@
+"""What can be chosen, what cannot, and why; who vouches for it, in words."""
+
+import pytest
+
+from finetune.errors import NotFoundError
+from finetune.playground.offers import find_offers
+from finetune.registry import AdapterRegistry
+from tests.playground.conftest import altered
+from tests.registry.signed import key, policy
+
+
+def test_the_latest_of_each_with_what_the_log_knows(registry, made, tmp_path):
+    metrics = {"before": {"exact_match": 0.25, "n": 40}, "after": {"exact_match": 1, "n": 40, "by_kind": {}}}
+    registry.publish(altered(made[1]["first"], tmp_path / "again", name="first", metrics=metrics))
+    first, foreign, second = find_offers(registry, [], made[0].identity)
+    assert [offer.name for offer in (first, foreign, second)] == ["testing/first", "testing/foreign", "testing/second"]
+    assert (first.ref, first.version, first.aliases, first.refusal) == ("testing/first@2", 2, ("latest",), None)
+    assert (first.score("before"), first.score("after"), first.score("after", "n")) == (0.25, 1.0, 40.0)
+    assert (second.ref, second.score("after"), second.synthetic) == ("testing/second@1", None, True)
+    assert foreign.refusal.startswith("trained on another base: someone/other-base, identity ")
+
+
+def test_those_that_are_named_and_nothing_else(registry, made):
+    folder = str(made[1]["second"])
+    offers = find_offers(registry, ["testing/first@prod", folder, "testing/first@prod"], made[0].identity)
+    assert [(offer.name, offer.ref, offer.version) for offer in offers] == [
+        ("testing/first@prod", "testing/first@1", 1),
+        (folder, folder, None),
+    ]
+    assert [offer.refusal for offer in offers] == [None, None]
+    assert offers[1].signature == "not signed"
+
+
+def test_a_reference_that_stands_for_nothing_is_an_error(registry, made):
+    with pytest.raises(NotFoundError, match="testing/frist"):
+        find_offers(registry, ["testing/frist"], made[0].identity)
+
+
+def test_what_is_yanked_cannot_be_chosen(registry, made):
+    registry.yank("testing/first@1", reason="wrong rows")
+    refusals = {offer.name: offer.refusal for offer in find_offers(registry, [], made[0].identity)}
+    assert refusals["testing/first"] == "yanked: wrong rows"
+    assert refusals["testing/second"] is None
+
+
+@pytest.mark.parametrize(
+    ("demand", "signer", "signature", "refusal"),
+    [
+        ("off", None, "not signed", None),
+        ("off", "alice", "signed, not checked", None),
+        ("warn", "alice", "signed by alice", None),
+        ("warn", None, "not signed", None),
+        ("require", "alice", "signed by alice", None),
+        ("require", None, "not signed", "the trust policy does not accept it: it is not signed"),
+    ],
+)
+def test_who_vouches_for_it(demand, signer, signature, refusal, made, tmp_path):
+    place = tmp_path / "signed"
+    folder = altered(made[1]["first"], tmp_path / "mine", name="mine", namespace="medical")
+    AdapterRegistry(place, signer=key(signer) if signer else None).publish(folder)
+    asked = policy(demand) if demand != "off" else None
+    (offer,) = find_offers(AdapterRegistry(place, trust=asked), [], made[0].identity)
+    assert (offer.signature, offer.refusal) == (signature, refusal)
+
+
+def test_whose_key_may_not_sign_there(made, tmp_path):
+    place = tmp_path / "signed"
+    folder = altered(made[1]["first"], tmp_path / "mine", name="mine", namespace="medical")
+    AdapterRegistry(place, signer=key("bob")).publish(folder)
+    (offer,) = find_offers(AdapterRegistry(place, trust=policy()), [], made[0].identity)
+    assert offer.signature.startswith("signed by 'bob', whose key may not sign in the namespace 'medical'")
+    assert offer.refusal.startswith("the trust policy does not accept it: it is signed by 'bob'")

@@ -1,0 +1,51 @@
+"""``finetune app``: what cannot be done is one line, before anything is loaded where that is possible."""
+
+import socket
+
+import pytest
+
+from finetune.cli import main
+
+
+def test_the_command_passes_on_what_it_is_given(monkeypatch):
+    from finetune.playground import running
+
+    given = []
+    monkeypatch.setattr(running, "run_app", lambda refs, **options: given.append((refs, options)) or 143)
+    assert main(["app", "a/b", "c/d@2", "--base", "pocket", "--registry", "R", "--port", "1"]) == 143
+    assert main(["app"]) == 143
+    default = {"base": None, "registry": None, "host": "127.0.0.1", "port": 7860}
+    assert given == [
+        (["a/b", "c/d@2"], {"base": "pocket", "registry": "R", "host": "127.0.0.1", "port": 1}),
+        ([], default),
+    ]
+
+
+def test_no_base_is_said_at_once(capsys):
+    assert main(["app"]) == 2
+    assert capsys.readouterr().err.startswith("error: which base is to be asked? Give --base (such as --base pocket)")
+
+
+def test_a_missing_gradio_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["app", "--base", "pocket"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the page needs Gradio, which is not installed: pip install 'finetune-vlm[app]'\n"
+    )
+
+
+def test_a_port_that_is_taken_is_said_before_the_base_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr("finetune.playground.running._load", lambda *given: pytest.fail("the base was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["app", "--base", "pocket", "--port", str(port)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: cannot listen on 127.0.0.1, port {port}: ")
+    assert main(["app", "--base", "pocket", "--port", "70000"]) == 2
+    assert capsys.readouterr().err == "error: --port is a number from 0 to 65535, not 70000\n"
+
+
+def test_a_reference_that_stands_for_nothing(capsys):
+    assert main(["app", "medical/nothing", "--base", "pocket", "--port", "0"]) == 2
+    out, err = capsys.readouterr()
+    assert "error: " in err and "medical/nothing" in err and "Traceback" not in err
+    assert out == ""
