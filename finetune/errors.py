@@ -170,7 +170,13 @@ class RequestError(FinetuneError, ValueError):
     """
 
     def __init__(
-        self, message: str, *, status: int, code: str, param: str | None = None, retry_after: int | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_request",
+        param: str | None = None,
+        retry_after: int | None = None,
     ):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
