@@ -224,6 +224,7 @@ def test_a_tied_weight_that_is_changed_becomes_one_of_its_own(saved, tmp_path, f
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert torch.equal(loaded.get_input_embeddings().weight, before)
     assert torch.equal(loaded.lm_head.weight, before + 0.5)
+    assert '"tie_word_embeddings": true' not in (tmp_path / "config.json").read_text(), "other loaders go by it"
 
 
 def test_tied_weights_that_stay_are_still_tied(saved, tmp_path):
