@@ -113,6 +113,25 @@ class Gguf:
         )
 
 
+def _why_not(part: PartDescription) -> str | None:
+    """Returns why llama.cpp's LoRA has no place for a part of an adapter, and what else can be done; None if it has."""
+    if part.method == "prompt_tuning":
+        return "it holds a tuned prompt, and llama.cpp takes LoRA alone. Load it with finetune.load(...)."
+    instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
+    if part.method != "lora":
+        return f"it holds {part.method} (whole parameters), and llama.cpp takes LoRA alone. {instead}"
+    if part.options["use_dora"]:
+        return f"it is a DoRA, whose magnitudes llama.cpp's LoRA has no place for. {instead}"
+    others = {tower: names for tower, names in part.modules.items() if names and tower != "language"}
+    if others:
+        first = next(iter(others.values()))[0]
+        return (
+            f"it changes {' and '.join(others)} too ({first}), and llama.cpp adapts the language model alone. Without "
+            f"that part it would be another adapter. {instead}"
+        )
+    return None
+
+
 def replay(source: Source, held: LoraFile, language: Language, names: Mapping[str, str]) -> dict[str, LoraUpdate]:
     """Returns full module name -> what llama.cpp computes there with a file, in the order of transformers.
 
@@ -190,7 +209,7 @@ def _card(source: Source, lora: LoraFile) -> Card:
         checks=(
             f"`{FILE_NAME}` holds the LoRA of the language model (architecture `{lora.architecture}`, alpha "
             f"{lora.alpha:g}) and nothing of the vision tower and the projector, which the adapter does not change. "
-            f"The base must be the one named above: llama.cpp compares no more than architecture and shapes. {pictures} "
-            "`export.json` says what was compared before the folder was declared good; llama.cpp itself did not run."
+            "The base must be the one named above: llama.cpp compares no more than architecture and shapes. "
+            f"{pictures} `export.json` says what was compared before the folder was declared good; llama.cpp itself did not run."
         ),
     )
