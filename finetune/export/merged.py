@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import Update
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> torch's
-_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|KiB|MiB|GiB)")
+_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")
 # What a processor and generation are made from, copied as it is: saved anew, older loaders would not find it.
 _PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "image_processor_config.json",
@@ -116,7 +116,11 @@ class Merged:
         model: Any = source.base.model.to(getattr(torch, dtype))
         # It is copied with the processor, and one that transformers itself would not save any more is the base's too.
         model.generation_config = GenerationConfig()
-        model.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        try:
+            model.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(f"transformers cannot save this {type(model).__name__}: {reason}") from error
         (folder / "generation_config.json").unlink(missing_ok=True)
         for name in _PROCESSOR_FILES:
             if (home / name).is_file():
@@ -124,16 +128,19 @@ class Merged:
         template = source.base.processor.chat_template  # the family's own, where the base came without one
         if template and not any((folder / name).exists() for name in (_TEMPLATE_NAME, "chat_template.json")):
             (folder / _TEMPLATE_NAME).write_text(str(template), encoding="utf-8")
-        card = Card(
-            version=source.version,
-            digest=source.adapter.digest,
-            relation="finetune",
-            library_name="transformers",
-            loading=_LOADING.format(auto_class=source.base.family.auto_class.__name__),
-            checks=f"Merged in float32, written in {dtype}. `export.json` says what was compared before the folder was "
-            "declared good, and with which versions.",
-        )
-        (folder / CARD_NAME).write_text(model_card(source.manifest, card), encoding="utf-8")
+        (folder / CARD_NAME).write_text(model_card(source.manifest, _card(source, dtype)), encoding="utf-8")
+
+
+def _card(source: Source, dtype: str) -> Card:
+    return Card(
+        version=source.version,
+        digest=source.adapter.digest,
+        relation="finetune",
+        library_name="transformers",
+        loading=_LOADING.format(auto_class=source.base.family.auto_class.__name__),
+        checks=f"Merged in float32, written in {dtype}. `export.json` says what was compared before the folder was "
+        "declared good, and with which versions.",
+    )
 
 
 def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors.torch import load_file
 
@@ -99,7 +99,10 @@ def compare_with_peft(source: Source, folder: Path) -> Comparison:
     """Has PEFT load ``folder`` on the base, which it is wrapped around afterwards, and compares what that answers."""
     from peft import PeftModel
 
-    model: Any = PeftModel.from_pretrained(source.base.model, folder)
+    try:
+        model: Any = PeftModel.from_pretrained(cast("Any", source.base.model), folder)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ExportError(f"PEFT cannot open what was written: {str(error).strip().splitlines()[0]}") from error
     got = outputs(replace(source.base, model=model.eval()), source.rows)
     return compare("PEFT on the same base with the adapter", got, wanted=source.adapted, plain=source.plain)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,6 +204,12 @@ def test_a_wrong_word_is_refused_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and "unknown target 'pef'. Did you mean 'peft'?" in done.stderr
+
+
+def test_the_recipe_script_is_the_command():
+    script = Path(__file__).parents[2] / "recipes" / "export.py"
+    done = subprocess.run([sys.executable, script, "a/b", "--to", "pef"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Did you mean 'peft'?" in done.stderr
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_transformers_alone_gives_the_adapters_outputs(saved, tmp_path, family, 
         for name, row in rows.items():
             got = live.base.family.outputs(model, row.inputs)[0]
             assert (got - wanted[name]).abs().max() < 1e-5 * wanted[name].abs().max()
-    keys = [sorted(load_file(folder / "model.safetensors")) for folder in (tmp_path / "out", tmp_path.__class__(base))]
+    keys = [sorted(load_file(folder / "model.safetensors")) for folder in (tmp_path / "out", Path(base))]
     assert keys[0] == keys[1], "the base's own layout"
     template = str(live.processor.chat_template or "")
     AutoProcessor.from_pretrained(tmp_path / "out")
@@ -71,6 +72,7 @@ def test_half_precision_and_shards(saved, tmp_path):
     same = [name for name in plain if torch.equal(merged[name], plain[name].bfloat16())]
     assert len(same) == len(plain) - 14, "the rest is the base's own"
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlicense" not in card and "Licence of the adapter, beside that of the base: not stated" in card
     assert "base_model_relation: finetune" in card and "A whole model: a local base (`llava`) with an adapter" in card
 
 
@@ -135,6 +137,17 @@ def test_a_merge_that_goes_wrong_is_found_before_anything_is_written(saved, tmp_
     monkeypatch.setattr("finetune.export.merged.merge", halfway)
     monkeypatch.setattr("finetune.export.merged.Merged._write", lambda *args: pytest.fail("written"))
     with pytest.raises(ExportError, match="failed: outputs of the model merged in float32"):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+
+
+def test_a_class_that_cannot_be_saved_is_an_error_of_ours(saved, tmp_path, monkeypatch):
+    base, adapter = saved()
+
+    def fail(*args, **options):
+        raise RuntimeError("The weights trying to be saved contained shared tensors\nand more")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(ExportError, match="transformers cannot save this LlavaFor.*: The weights trying .* tensors$"):
         export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
 
 
@@ -211,6 +224,7 @@ def test_a_tied_weight_that_is_changed_becomes_one_of_its_own(saved, tmp_path, f
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert torch.equal(loaded.get_input_embeddings().weight, before)
     assert torch.equal(loaded.lm_head.weight, before + 0.5)
+    assert '"tie_word_embeddings": true' not in (tmp_path / "config.json").read_text(), "other loaders go by it"
 
 
 def test_tied_weights_that_stay_are_still_tied(saved, tmp_path):

@@ -41,6 +41,10 @@ def test_whole(tmp_path):
         ]  # fmt: skip
         (folder / "sub").mkdir()
         (folder / "sub" / "file").write_text("text")
+        (folder / "sub" / "file").chmod(0o600)  # as safetensors writes
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "deep" / "out" / "sub" / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+    (tmp_path / "other").unlink()
     assert everything(tmp_path) == ["deep", "deep/out", "deep/out/sub", "deep/out/sub/file"]
 
 

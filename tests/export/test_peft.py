@@ -136,6 +136,15 @@ def test_a_weight_that_is_not_written_as_it_was_is_found(saved, tmp_path, monkey
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_what_peft_cannot_open_is_an_error_of_ours(saved, tmp_path, monkeypatch):
+    base, adapter = saved()
+    monkeypatch.setattr(
+        "finetune.export.peft.config_bytes", lambda c: json.dumps(c | {"target_modules": ["x"]}).encode()
+    )
+    with pytest.raises(ExportError, match="PEFT cannot open what was written: Target modules {'x'} not found"):
+        export_adapter(adapter, to="peft", output=tmp_path / "out", base=base)
+
+
 def test_a_config_by_which_peft_computes_otherwise_is_found(saved, tmp_path, monkeypatch):
     base, adapter = saved()
     monkeypatch.setattr("finetune.export.peft.config_bytes", lambda c: json.dumps(c | {"lora_alpha": 17}).encode())
