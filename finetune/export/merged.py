@@ -202,4 +202,10 @@ def _compare(source: Source, written: Base, dtype: str) -> Comparison:
     what = f"outputs of the loaded model, its weights rounded to {dtype}, with those of the adapter on the base"
     if dtype == "float32":
         what = "outputs of the loaded model with those of the adapter on the base"
-    return compare(what, got, wanted=source.adapted, plain=source.plain, rounding=ROUNDING[dtype])
+    found = compare(what, got, wanted=source.adapted, plain=source.plain, rounding=ROUNDING[dtype])
+    if dtype != "float32" and found.verdict == "inconclusive":
+        raise ExportError(
+            f"rounding to {dtype} moves outputs by {found.largest_difference:.3g}, {source.ref} by no more than "
+            f"{found.effect:.3g}: no output could show that such a model is not the base. Choose --dtype float32."
+        )
+    return found

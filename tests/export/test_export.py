@@ -78,6 +78,23 @@ def test_an_inconclusive_export_is_kept_with_a_warning(fake, saved, tmp_path):
     assert done.verdict == "inconclusive" and (tmp_path / "out" / "export.json").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*its effect on the probe is below the noise")
+def test_an_effect_that_no_output_shows_is_inconclusive_or_nothing(saved, tmp_path):
+    base, adapter = saved("llava", "lora", strength=1e-7)
+    for target in ("peft", "merged"):
+        with pytest.warns(UserWarning, match="its effect on the rows compared is below what rounding makes"):
+            done = export_adapter(adapter, to=target, output=tmp_path / target, base=base)
+        verdicts = {
+            comparison["what"].partition(" ")[0]: comparison["verdict"] for comparison in done.record["comparisons"]
+        }
+        assert done.verdict == "inconclusive" and verdicts["the"] == "passed", "equal tensors"
+        assert {verdict for what, verdict in verdicts.items() if what != "the"} == {"inconclusive"}
+    with pytest.raises(
+        ExportError, match="rounding to bfloat16 moves outputs by .* nobody could say that it is not the"
+    ):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base=base, dtype="bfloat16")
+
+
 @pytest.mark.parametrize("verdicts", [("passed", "failed"), ("inconclusive",), ()], ids=lambda v: "+".join(v) or "none")
 def test_what_is_not_shown_to_be_right_is_not_kept(fake, saved, tmp_path, verdicts):
     base, adapter = saved()
