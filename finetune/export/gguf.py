@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from finetune.adapters.manifest import AdapterManifest
+    from finetune.adapters.manifest import AdapterManifest, PartDescription
     from finetune.export.target import Source
 
 FILE_NAME = "adapter.gguf"
@@ -42,7 +42,7 @@ _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
 # What rounding may make of a module's update, as a part of its largest value.
 _UPDATE_ROUNDING: dict[Dtype, float] = {"float32": 1e-5, "float16": 2e-3}
 _LOADING = """\
-# base.gguf: the language model of the base, by llama.cpp's convert_hf_to_gguf.py
+# base.gguf: the language model of the base, as llama.cpp's convert_hf_to_gguf.py writes it
 llama-server --model base.gguf{pictures} --lora adapter.gguf"""
 
 
@@ -63,36 +63,16 @@ class Gguf:
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raises ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
         require_gguf()
-        name, model_type = manifest.full_name, manifest.base.model_type
+        model_type = manifest.base.model_type
         if model_type in DUAL_ENCODERS:
             raise ExportError(
-                f"{name} cannot be written as GGUF: it is for a {model_type} base, which has no language model that "
-                "writes text. Export it with --to onnx."
+                f"{manifest.full_name} cannot be written as GGUF: it is for a {model_type} base, which has no language "
+                "model that writes text. Export it with --to onnx."
             )
         refuse_model_type(model_type)
-        instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
         for part in manifest.adapter.parts:
-            if part.method == "prompt_tuning":
-                raise ExportError(
-                    f"{name} cannot be written as GGUF: it holds a tuned prompt, and llama.cpp takes LoRA alone. Load "
-                    "it with finetune.load(...)."
-                )
-            if part.method != "lora":
-                raise ExportError(
-                    f"{name} cannot be written as GGUF: it holds {part.method} (whole parameters), and llama.cpp takes "
-                    f"LoRA alone. {instead}"
-                )
-            if part.options["use_dora"]:
-                raise ExportError(
-                    f"{name} cannot be written as GGUF: it is a DoRA, whose magnitudes llama.cpp's LoRA has no place "
-                    f"for. {instead}"
-                )
-            if touched := [tower for tower, names in part.modules.items() if names and tower != "language"]:
-                raise ExportError(
-                    f"{name} cannot be written as GGUF: it changes the {' and the '.join(touched)} too "
-                    f"({part.modules[touched[0]][0]}), and llama.cpp adapts the language model alone. Without that "
-                    f"part it would be another adapter. {instead}"
-                )
+            if reason := _why_not(part):
+                raise ExportError(f"{manifest.full_name} cannot be written as GGUF: {reason}")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Writes the file and its card, and has the base compute with what is read back."""
@@ -104,7 +84,7 @@ class Gguf:
         held = read_lora(folder / FILE_NAME)
         if (held.architecture, held.alpha, held.pairs.keys()) != (lora.architecture, lora.alpha, lora.pairs.keys()):
             raise ExportError(f"{FILE_NAME} does not say what was to be written: {held.architecture}, {held.alpha}")
-        wanted = [(rounded(tensor, self.dtype, name=name)) for name, pair in lora.pairs.items() for tensor in pair]
+        wanted = [rounded(tensor, self.dtype, name=name) for name, pair in lora.pairs.items() for tensor in pair]
         got = [tensor for name in lora.pairs for tensor in held.pairs[name]]
         equal = compare_tensors(
             f"the {len(got)} tensors of {FILE_NAME} with those of the adapter", zip(got, wanted, strict=True)
@@ -131,6 +111,25 @@ class Gguf:
             plain=source.plain,
             rounding=ROUNDING[self.dtype],
         )
+
+
+def _why_not(part: PartDescription) -> str | None:
+    """Returns why llama.cpp's LoRA has no place for a part of an adapter, and what else can be done; None if it has."""
+    if part.method == "prompt_tuning":
+        return "it holds a tuned prompt, and llama.cpp takes LoRA alone. Load it with finetune.load(...)."
+    instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
+    if part.method != "lora":
+        return f"it holds {part.method} (whole parameters), and llama.cpp takes LoRA alone. {instead}"
+    if part.options["use_dora"]:
+        return f"it is a DoRA, whose magnitudes llama.cpp's LoRA has no place for. {instead}"
+    others = {tower: names for tower, names in part.modules.items() if names and tower != "language"}
+    if others:
+        first = next(iter(others.values()))[0]
+        return (
+            f"it changes {' and '.join(others)} too ({first}), and llama.cpp adapts the language model alone. Without "
+            f"that part it would be another adapter. {instead}"
+        )
+    return None
 
 
 def replay(source: Source, held: LoraFile, language: Language, names: Mapping[str, str]) -> dict[str, LoraUpdate]:
@@ -196,10 +195,10 @@ def _about(source: Source) -> dict[str, str | int]:
 def _card(source: Source, lora: LoraFile) -> Card:
     sees = source.manifest.base.model_type in WITH_PICTURES
     pictures = (
-        "Pictures need the base's own vision tower and projector as well, a file that llama.cpp calls mmproj."
+        "For pictures it needs the base's own vision tower and projector as well, in a file that it calls mmproj."
         if sees
-        else f"llama.cpp has no vision tower and projector of a {source.manifest.base.model_type} base: it reads text "
-        "alone, whatever the adapter learnt of pictures."
+        else f"It is not known here to see pictures as a {source.manifest.base.model_type} base does: without that it "
+        "reads text alone, whatever the adapter learnt of pictures."
     )
     return Card(
         version=source.version,
@@ -208,9 +207,10 @@ def _card(source: Source, lora: LoraFile) -> Card:
         loading=_LOADING.format(pictures=" --mmproj mmproj.gguf" if sees else ""),
         loading_language="bash",
         checks=(
-            f"The language model's LoRA (architecture `{lora.architecture}`, alpha {lora.alpha:g}), and nothing of the "
-            f"vision tower and projector, which the adapter does not change. {pictures} The base must be the one named "
-            "above: llama.cpp compares no more than architecture and shapes. `export.json` says what was compared "
-            "before the folder was declared good; llama.cpp itself did not run."
+            f"`{FILE_NAME}` holds the LoRA of the language model (architecture `{lora.architecture}`, alpha "
+            f"{lora.alpha:g}) and nothing of the vision tower and the projector, which the adapter does not change. "
+            "The base must be the one named above: llama.cpp compares no more than architecture and shapes. "
+            f"{pictures} `export.json` says what was compared before the folder was declared good; llama.cpp itself "
+            "did not run."
         ),
     )

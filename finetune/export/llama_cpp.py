@@ -7,6 +7,7 @@ written, ``src/llama-adapter.cpp`` for what is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ _OTHERWISE = {
     "mistral3": "llama.cpp reads its language model as one of two architectures, depending on its release",
     "paligemma": "llama.cpp does not let a prompt be seen in both directions, as this base reads it",
 }
-# Bases for whose vision tower and projector llama.cpp has a converter; with any other it reads text alone.
+# Bases whose vision tower and projector llama.cpp reads from a file of their own (docs/multimodal.md there).
 WITH_PICTURES = ("gemma3", "idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
 _INSTEAD = "Export it with --to peft or --to merged."
 _A, _B = ".lora_a", ".lora_b"
@@ -73,9 +74,7 @@ class Language:
         Raises:
             ExportError: llama.cpp has no such weight.
         """
-        gguf = require_gguf()
-        architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
-        names = gguf.get_tensor_name_map(architecture, self.num_layers)
+        names = _names(self.architecture, self.num_layers)
         inside = next((module.removeprefix(f"{path}.") for path in self.paths if module.startswith(f"{path}.")), module)
         if (name := names.get_name(f"model.{inside}")) is None:
             raise ExportError(
@@ -208,6 +207,14 @@ def read_lora(path: Path) -> LoraFile:
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             raise ExportError(f"{path}: {weight}: {list(down.shape)} and {list(up.shape)} are no A [r, I] and B [O, r]")
     return LoraFile(architecture=fields["general.architecture"], alpha=fields["adapter.lora.alpha"], pairs=pairs)
+
+
+@cache
+def _names(architecture: str, num_layers: int) -> Any:
+    """Returns llama.cpp's names of weights by those of transformers, as ``model.layers.0.mlp.up_proj``."""
+    gguf = require_gguf()
+    key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(key, num_layers)
 
 
 def require_gguf() -> Any:

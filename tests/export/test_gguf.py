@@ -100,14 +100,14 @@ def test_what_the_file_and_the_card_say(saved, tmp_path):
     assert fields["finetune.manifest"].contents() == f"sha256:{done.record['manifest']}"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "```bash\n# base.gguf" in card and "--mmproj mmproj.gguf --lora adapter.gguf" in card
-    assert "nothing of the vision tower and projector" in card and "llama.cpp itself did not run" in card
+    assert "nothing of the vision tower and the projector" in card and "llama.cpp itself did not run" in card
 
 
 def test_a_base_whose_pictures_llama_cpp_cannot_see(saved, tmp_path):
     base, adapter = saved("fast_vlm")
     export_adapter(adapter, to="gguf", output=tmp_path / "out", base=base)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "--mmproj" not in card and "llama.cpp has no vision tower and projector of a fast_vlm base" in card
+    assert "--mmproj" not in card and "not known here to see pictures as a fast_vlm base does" in card
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_base_whose_pictures_llama_cpp_cannot_see(saved, tmp_path):
         (
             "llava",
             "patterns",
-            r"it changes the projector too \(model.multi_modal_projector.linear_1\), and llama.cpp adapts",
+            r"it changes projector too \(model.multi_modal_projector.linear_1\), and llama.cpp adapts",
         ),
         ("llava", "dora", "it is a DoRA, whose magnitudes llama.cpp's LoRA has no place for. .* --to merged"),
         ("llava", "prompt", r"it holds a tuned prompt, and llama.cpp takes LoRA alone. Load it with finetune.load"),

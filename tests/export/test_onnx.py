@@ -1,5 +1,6 @@
 """Both towers of a dual encoder for onnxruntime, and the script beside them, which needs no torch."""
 
+import ast
 import json
 import re
 import subprocess
@@ -26,19 +27,25 @@ def picture(seed, size=(40, 56)):
 
 
 @pytest.fixture(scope="module")
-def exported(saved, tmp_path_factory):
-    """The folder of the base, of an adapter for all three parts of CLIP with rslora and patterns, and of its export."""
-    base, adapter = saved("clip", "patterns")
-    folder = tmp_path_factory.mktemp("exported") / "out"
-    done = export_adapter(adapter, to="onnx", output=folder, base=base)
-    assert done.verdict == "passed" and len(done.record["comparisons"]) == 4
-    return base, adapter, folder
+def made(saved, tmp_path_factory):
+    """The folder of an export, and the adapter for text tower and projections that it is of, loaded on its base."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:  # this is made before a test has its own places
+        patch.setenv("FINETUNE_CACHE", str(folder / "cache"))
+        base, adapter = saved("clip", "patterns")
+        done = export_adapter(adapter, to="onnx", output=folder / "out", base=base)
+        assert done.verdict == "passed" and len(done.record["comparisons"]) == 4
+        return folder / "out", load(adapter, base=base, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def vlm(exported):
-    base, adapter, _ = exported
-    return load(adapter, base=base, device="cpu")
+@pytest.fixture
+def folder(made):
+    return made[0]
+
+
+@pytest.fixture
+def vlm(made):
+    return made[1]
 
 
 def run(folder, name, **inputs):
@@ -47,8 +54,7 @@ def run(folder, name, **inputs):
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_pictures_in_any_number(exported, vlm, count):
-    _, _, folder = exported
+def test_pictures_in_any_number(folder, vlm, count):
     pictures = [picture(seed) for seed in range(count)]
     got = run(folder, "image.onnx", **vlm.processor.image_processor(pictures, return_tensors="pt"))
     wanted = torch.stack([vlm.embed(p) for p in pictures]).numpy()
@@ -58,8 +64,7 @@ def test_pictures_in_any_number(exported, vlm, count):
 
 
 @pytest.mark.parametrize("texts", [["x"], [*LABELS, "hat"], ["", "a" * 60]], ids=["one", "four", "none and longest"])
-def test_texts_in_any_number_and_length(exported, vlm, texts):
-    _, _, folder = exported
+def test_texts_in_any_number_and_length(folder, vlm, texts):
     encoded = vlm.processor.tokenizer(texts, padding=True, return_tensors="pt")
     got = run(folder, "text.onnx", input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"])
     wanted = torch.stack([vlm.embed_text(text) for text in texts]).numpy()
@@ -68,8 +73,7 @@ def test_texts_in_any_number_and_length(exported, vlm, texts):
     assert np.abs(got - wanted).max() < 1e-6 < 1e-2 < np.abs(plain - wanted).max()
 
 
-def test_what_lies_in_the_folder(exported, vlm):
-    _, _, folder = exported
+def test_what_lies_in_the_folder(folder, vlm):
     assert {p.name for p in folder.iterdir()} == {
         "README.md", "classify.json", "classify.py", "export.json", "image.onnx", "processor_config.json", "text.onnx",
         "tokenizer.json", "tokenizer_config.json",
@@ -88,11 +92,10 @@ def test_what_lies_in_the_folder(exported, vlm):
         assert {i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input} == {"batch"}
 
 
-def test_nothing_tells_where_it_was_made(exported):
-    base, _, folder = exported
+def test_nothing_tells_where_it_was_made(folder, vlm):
     for path in folder.iterdir():
         data = path.read_bytes()
-        for place in (Path(base).parent, Path(target.__file__).parent, Path(torch.__file__).parent):
+        for place in (Path(vlm.base.path).parent, Path(target.__file__).parent, Path(torch.__file__).parent):
             assert str(place).encode() not in data, f"{path.name} holds {place}"
 
 
@@ -105,8 +108,7 @@ def without_torch(folder, code, *arguments):
     return done.stdout
 
 
-def test_the_cards_code_runs_without_torch_and_answers_as_the_adapter_does(exported, vlm, tmp_path):
-    _, _, folder = exported
+def test_the_cards_code_runs_without_torch_and_answers_as_the_adapter_does(folder, vlm, tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     shown = picture(3)
     shown.save(tmp_path / "picture.png")
@@ -115,7 +117,7 @@ def test_the_cards_code_runs_without_torch_and_answers_as_the_adapter_does(expor
     )
     said = without_torch(folder, f"{block}\nimport json; print(json.dumps(vector.tolist()))")
     probabilities, vector = said.strip().splitlines()
-    probabilities = eval(probabilities)
+    probabilities = ast.literal_eval(probabilities)
     assert max(probabilities, key=probabilities.get) == vlm.classify(shown, LABELS)
     np.testing.assert_allclose(json.loads(vector), vlm.embed(shown).numpy(), atol=2e-3)  # pixels are rounded otherwise
     cosines = torch.stack([vlm.embed_text(label) for label in LABELS]) @ vlm.embed(shown)
@@ -123,8 +125,7 @@ def test_the_cards_code_runs_without_torch_and_answers_as_the_adapter_does(expor
     np.testing.assert_allclose(list(probabilities.values()), wanted.detach().numpy(), atol=2e-2)
 
 
-def test_the_script_runs_by_itself(exported, vlm, tmp_path):
-    _, _, folder = exported
+def test_the_script_runs_by_itself(folder, vlm, tmp_path):
     picture(5).save(tmp_path / "p.png")
     arguments = ["classify.py", str(tmp_path / "p.png"), *LABELS]
     run_script = f"import runpy; sys.argv = {arguments!r}; runpy.run_path('classify.py', run_name='__main__')"
@@ -133,9 +134,8 @@ def test_the_script_runs_by_itself(exported, vlm, tmp_path):
     assert max(rows)[1] == vlm.classify(picture(5), LABELS)
 
 
-def test_pictures_as_the_app_sees_them(exported, vlm, tmp_path):
+def test_pictures_as_the_app_sees_them(folder, vlm, tmp_path):
     """Turned by EXIF, with transparency, grey: as `vlm.embed` reads the same file."""
-    _, _, folder = exported
     from finetune.export.onnx_example import Classifier
 
     classifier = Classifier(folder)
@@ -169,9 +169,8 @@ def test_without_the_packages_it_is_said_what_to_install(saved, tmp_path, monkey
 
 
 @pytest.fixture
-def without_export(monkeypatch, exported):
+def without_export(monkeypatch, folder):
     """Has the target take the towers that are there already: what is compared is tried, not torch's exporter."""
-    _, _, folder = exported
 
     def write_towers(to: Path, model, row):
         for name in ("image.onnx", "text.onnx"):
