@@ -54,7 +54,8 @@ def _front_matter(manifest: AdapterManifest, card: Card) -> str:
         )
         for name, value in _scores(manifest, "after").items()
     ]
-    license = (manifest.license or "").lower()
+    # The licence is the adapter's: what holds the base's weights too is under the base's as well.
+    license = (manifest.license or "").lower() if card.relation == "adapter" else ""
     fields: dict[str, Any] = {
         "base_model": manifest.base.hub_id,
         "base_model_relation": card.relation,
@@ -82,13 +83,15 @@ def _scores(manifest: AdapterManifest, when: str) -> dict[str, float]:
 def _page(manifest: AdapterManifest, card: Card) -> str:
     base, record = manifest.base, manifest.training
     where = f"`{base.hub_id}`" + (f" at `{base.revision}`" if base.revision else "") if base.hub_id else "a local base"
-    rows = ", ".join(f"{split} {number}" for split, number in record.rows.items())
-    what, tie = f"An adapter ({manifest.adapter.methods}) for {where} (`{base.model_type}`)", "It fits that base only:"
+    rows = ", ".join(
+        f"{split} {number}" + (f" (`{record.data[split][:16]}`)" if split in record.data else "")
+        for split, number in record.rows.items()
+    )
+    methods = manifest.adapter.methods
+    what, tie, licensed = f"An adapter ({methods}) for {where} (`{base.model_type}`)", "It fits that base only:", ""
     if card.relation == "finetune":
-        what = (
-            f"A whole model: {where} (`{base.model_type}`) with an adapter ({manifest.adapter.methods}) in its weights"
-        )
-        tie = "The base was that with"
+        what = f"A whole model: {where} (`{base.model_type}`) with an adapter ({methods}) in its weights"
+        tie, licensed = "The base was that with", " of the adapter, beside that of the base"
     lines = [
         f"# {manifest.full_name}, {card.version}",
         "",
@@ -101,15 +104,15 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         "",
         *_asking(manifest),
         *_table(manifest),
-        f"Trained {record.steps} steps with seed {record.seed}; rows: {rows or 'not told'}. "
-        f"Recipe `{record.recipe[:16]}`.",
+        f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and pictures: "
+        f"{rows or 'not told'}. Recipe `{record.recipe[:16]}`.",
         "",
         f"Intended use: {_one_line(manifest.intended_use)}",
         "",
         f"Limits: trained and judged on {record.domain} alone; asked about anything else it tends to answer in the "
         "words of its own domain. The scores hold for rows like those of its test split, and say nothing of others.",
         "",
-        f"Licence: {manifest.license or 'not stated'}. Manifest: `sha256:{card.digest}`.",
+        f"Licence{licensed}: {manifest.license or 'not stated'}. Manifest: `sha256:{card.digest}`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -69,6 +69,7 @@ def export_adapter(
             does here; nothing is left.
         AdapterError: the adapter is not what was saved, or does not fit the base.
         RegistryError: it cannot be read, or the output cannot be written.
+        SystemExit: SIGTERM came, in the main thread of a program that does not handle it; nothing is left.
     """
     target: Target = import_string(check_choice(to, options))(**options)
     named, adapter = _read(ref, registry)

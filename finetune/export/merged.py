@@ -8,7 +8,7 @@ import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import Update
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> torch's
-_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|KiB|MiB|GiB)")
+_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")
 # What a processor and generation are made from, copied as it is: saved anew, older loaders would not find it.
 _PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "image_processor_config.json",
@@ -85,7 +85,7 @@ class Merged:
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Merges, casts, writes model, processor and card, and loads them as any base is loaded."""
-        base, model, device = source.base, source.base.model, str(source.base.model.device)
+        base, model, device = source.base, cast("Any", source.base.model), str(source.base.model.device)
         home = snapshot_folder(base.path, revision=base.identity.revision)
         dtype = _most_common_dtype(home) if self.dtype == "auto" else self.dtype
         require_space(folder, sum(p.numel() for p in model.parameters()) * getattr(torch, dtype).itemsize)
@@ -116,7 +116,11 @@ class Merged:
         model: Any = source.base.model.to(getattr(torch, dtype))
         # It is copied with the processor, and one that transformers itself would not save any more is the base's too.
         model.generation_config = GenerationConfig()
-        model.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        try:
+            model.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(f"transformers cannot save this {type(model).__name__}: {reason}") from error
         (folder / "generation_config.json").unlink(missing_ok=True)
         for name in _PROCESSOR_FILES:
             if (home / name).is_file():
@@ -124,16 +128,19 @@ class Merged:
         template = source.base.processor.chat_template  # the family's own, where the base came without one
         if template and not any((folder / name).exists() for name in (_TEMPLATE_NAME, "chat_template.json")):
             (folder / _TEMPLATE_NAME).write_text(str(template), encoding="utf-8")
-        card = Card(
-            version=source.version,
-            digest=source.adapter.digest,
-            relation="finetune",
-            library_name="transformers",
-            loading=_LOADING.format(auto_class=source.base.family.auto_class.__name__),
-            checks=f"Merged in float32, written in {dtype}. `export.json` says what was compared before the folder was "
-            "declared good, and with which versions.",
-        )
-        (folder / CARD_NAME).write_text(model_card(source.manifest, card), encoding="utf-8")
+        (folder / CARD_NAME).write_text(model_card(source.manifest, _card(source, dtype)), encoding="utf-8")
+
+
+def _card(source: Source, dtype: str) -> Card:
+    return Card(
+        version=source.version,
+        digest=source.adapter.digest,
+        relation="finetune",
+        library_name="transformers",
+        loading=_LOADING.format(auto_class=source.base.family.auto_class.__name__),
+        checks=f"Merged in float32, written in {dtype}. `export.json` says what was compared before the folder was "
+        "declared good, and with which versions.",
+    )
 
 
 def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
@@ -157,7 +164,7 @@ def _most_common_dtype(home: Path) -> str:
     """Returns what most values of the base's first file of weights are held in."""
     counts: Counter[str] = Counter()
     with safe_open(weight_files(home)[0], "pt") as file:
-        for name in file.keys():  # noqa: SIM118  it is no dict
+        for name in file.keys():
             part = file.get_slice(name)
             counts[part.get_dtype()] += prod(part.get_shape())
     return next((_DTYPES[dtype] for dtype, _ in counts.most_common() if dtype in _DTYPES), "float32")
@@ -175,7 +182,7 @@ def _digest(tensor: Tensor, name: str, dtype: torch.dtype) -> str:
             raise ExportError(
                 f"{name} holds values that are not finite as {dtype}. Choose --dtype bfloat16 or float32."
             )
-    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().data).hexdigest()
 
 
 def _compare_weights(model: nn.Module, wanted: dict[str, str], num_changed: int, dtype: str) -> Comparison:
@@ -195,4 +202,10 @@ def _compare(source: Source, written: Base, dtype: str) -> Comparison:
     what = f"outputs of the loaded model, its weights rounded to {dtype}, with those of the adapter on the base"
     if dtype == "float32":
         what = "outputs of the loaded model with those of the adapter on the base"
-    return compare(what, got, wanted=source.adapted, plain=source.plain, rounding=ROUNDING[dtype])
+    found = compare(what, got, wanted=source.adapted, plain=source.plain, rounding=ROUNDING[dtype])
+    if dtype != "float32" and found.verdict == "inconclusive":
+        raise ExportError(
+            f"rounding to {dtype} moves outputs by {found.largest_difference:.3g}, {source.ref} by no more than "
+            f"{found.effect:.3g}: nobody could say of a model merged so that it is not the base. Choose --dtype float32."
+        )
+    return found

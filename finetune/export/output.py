@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import threading
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
@@ -49,7 +50,7 @@ def new_output(output: Path) -> Iterator[Path]:
             new = aside / _NEW
             new.mkdir()
             yield new
-            _to_disk(new)
+            _to_disk(new, mode=(aside / _LOCK).stat().st_mode)
             refuse_occupied(output)
             os.rename(new, output)
             _sync(output.parent)
@@ -124,9 +125,14 @@ def _stopping() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _to_disk(folder: Path) -> None:
-    """Waits until every file below ``folder``, and every folder, is on the disk."""
+def _to_disk(folder: Path, *, mode: int) -> None:
+    """Waits until every file below ``folder``, and every folder, is on the disk.
+
+    Files get the ``mode`` of any other that this process makes: safetensors lets nobody but their owner read its own.
+    """
     for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(stat.S_IMODE(mode))
         _sync(path)
     _sync(folder)
 

@@ -66,19 +66,24 @@ def compare(
 
     Args:
         what: what was compared with what.
-        got: name of a row -> outputs of what was exported; only the last positions, where it gives fewer.
+        got: name of a row -> outputs of what was exported; of rows of different length, as with a prompt before one,
+            the last positions are compared.
         wanted: name of a row -> outputs of the adapter.
         plain: name of a row -> outputs of the base alone.
         rounding: what may be off, as a part of the largest output.
 
     Returns:
         ``failed`` where a value is further off than rounding can make it, or is not a number; ``inconclusive`` where
-        the adapter's own effect is no larger than that, so that the base alone would have passed too.
+        the adapter's own effect is below what fp32 shows, or what was exported lies no closer to the adapter than to
+        the base: twice what is off is not within the effect. So the base alone never passes.
     """
     off = max((_largest(got[name], wanted[name]) for name in got), key=_worst)
     effect = max(_largest(plain[name], wanted[name]) for name in got)
-    tolerance = rounding * max(plain[name].abs().max().item() for name in got)
-    verdict: Verdict = "failed" if not off <= tolerance else "passed" if effect > tolerance else "inconclusive"
+    largest = max(plain[name].abs().max().item() for name in got)
+    tolerance, shown = rounding * largest, ROUNDING["float32"] * largest
+    verdict: Verdict = "passed" if effect > max(shown, 2 * off) else "inconclusive"
+    if not off <= tolerance:
+        verdict = "failed"
     return Comparison(what=what, verdict=verdict, largest_difference=off, tolerance=tolerance, effect=effect)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors.torch import load_file
 
@@ -54,6 +54,7 @@ class Peft:
         tensors, config = dict(source.adapter.tensors), peft_config(description)
         if self.bake_scaling:
             tensors, config = bake_scaling(tensors, config)
+        tensors = {_name(name): tensor for name, tensor in tensors.items()}
         identity = source.manifest.base
         config |= {"base_model_name_or_path": identity.hub_id, "revision": identity.revision}
         (folder / WEIGHTS_NAME).write_bytes(weights_bytes(tensors))
@@ -67,6 +68,11 @@ class Peft:
             compare_tensors(f"the {len(pairs)} tensors of {WEIGHTS_NAME} with those of the adapter", pairs),
             compare_with_peft(source, folder),
         ]
+
+
+def _name(tensor: str) -> str:
+    """Returns the name by which transformers finds a DoRA's magnitudes too; PEFT finds them by either."""
+    return f"{tensor}.weight" if tensor.endswith(".lora_magnitude_vector") else tensor
 
 
 def refuse_ours(manifest: AdapterManifest) -> None:
@@ -93,7 +99,10 @@ def compare_with_peft(source: Source, folder: Path) -> Comparison:
     """Has PEFT load ``folder`` on the base, which it is wrapped around afterwards, and compares what that answers."""
     from peft import PeftModel
 
-    model: Any = PeftModel.from_pretrained(source.base.model, folder)
+    try:
+        model: Any = PeftModel.from_pretrained(cast("Any", source.base.model), folder)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ExportError(f"PEFT cannot open what was written: {str(error).strip().splitlines()[0]}") from error
     got = outputs(replace(source.base, model=model.eval()), source.rows)
     return compare("PEFT on the same base with the adapter", got, wanted=source.adapted, plain=source.plain)
 

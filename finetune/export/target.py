@@ -63,7 +63,7 @@ class Comparison:
 
     Attributes:
         what: what was compared with what.
-        verdict: ``inconclusive`` where it would have come out the same without the adapter.
+        verdict: ``inconclusive`` where the base without the adapter would not have failed either.
         largest_difference: between two values.
         tolerance: the most that it may be.
         effect: the largest difference that the adapter itself makes; None where nothing like that was measured.

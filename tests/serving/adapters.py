@@ -22,7 +22,7 @@ KINDS = {
 }
 
 
-def make_adapter(base, kind, folder, *, seed=0, name="cell"):
+def make_adapter(base, kind, folder, *, seed=0, name="cell", strength=1.0):
     """Saves an adapter of one of ``KINDS`` that changes what ``base`` says; leaves the base as it was."""
     recipe = recipe_of(KINDS[kind], base.path, folder / "run")
     recipe = recipe.model_copy(update={"name": name})
@@ -30,7 +30,7 @@ def make_adapter(base, kind, folder, *, seed=0, name="cell"):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in attachment.parameters.values():
-            size = 0.5 if parameter.ndim > 1 else 0.1
+            size = strength * (0.5 if parameter.ndim > 1 else 0.1)
             parameter.add_(torch.randn(parameter.shape, generator=generator) * size * parameter.abs().mean().clamp(0.1))
     attachment.freeze()
     base.model.eval()

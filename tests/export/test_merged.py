@@ -1,0 +1,234 @@
+"""A whole model with the adapter in its weights: equal outputs by transformers alone, or nothing at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from finetune.adapters.base_identity import identify_processor
+from finetune.build import load_base
+from finetune.errors import ExportError
+from finetune.export.exporting import export_adapter
+from finetune.export.merged import untie
+from finetune.export.parity import outputs, rows_of
+from finetune.methods.adapter import merge
+from finetune.methods.lora_update import LoraUpdate
+from finetune.serving.loading import load
+from tests.tiny import FAMILIES
+
+CELLS = [
+    ("llava", "patterns"),
+    ("fast_vlm", "dora"),
+    ("paligemma", "overrides"),
+    ("gemma3", "lora"),
+    ("qwen2_5_vl", "lora"),
+    ("clip", "lora"),
+    *(
+        pytest.param(family, kind, marks=pytest.mark.slow)
+        for family in sorted(FAMILIES)
+        for kind in ("lora", "dora", "overrides")
+        if (family, kind) != ("clip", "overrides")
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), CELLS)
+def test_transformers_alone_gives_the_adapters_outputs(saved, tmp_path, family, kind):
+    base, adapter = saved(family, kind)
+    done = export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+    assert done.verdict == "passed" and done.record["options"] == {"dtype": "auto", "max_shard_size": "5GB"}
+    live = load(adapter, base=base, device="cpu")
+    rows = rows_of(live.base, live.adapter.manifest.probe)
+    wanted = outputs(live.base, rows)
+    model = live.base.family.auto_class.from_pretrained(tmp_path / "out").eval()
+    assert type(model) is type(live.model) and model.dtype == torch.float32
+    with torch.no_grad():
+        for name, row in rows.items():
+            got = live.base.family.outputs(model, row.inputs)[0]
+            assert (got - wanted[name]).abs().max() < 1e-5 * wanted[name].abs().max()
+    keys = [sorted(load_file(folder / "model.safetensors")) for folder in (tmp_path / "out", Path(base))]
+    assert keys[0] == keys[1], "the base's own layout"
+    template = str(live.processor.chat_template or "")
+    AutoProcessor.from_pretrained(tmp_path / "out")
+    assert identify_processor(str(tmp_path / "out"), chat_template=template) == live.base.digests
+
+
+def test_half_precision_and_shards(saved, tmp_path):
+    base, adapter = saved("llava", "lora")
+    done = export_adapter(
+        adapter, to="merged", output=tmp_path / "out", base=base, dtype="bfloat16", max_shard_size="100KB"
+    )
+    assert done.verdict == "passed"
+    assert [c["verdict"] for c in done.record["comparisons"]] == ["passed"] * 3
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    merged, plain = model.state_dict(), AutoModelForImageTextToText.from_pretrained(base).state_dict()
+    same = [name for name in plain if torch.equal(merged[name], plain[name].bfloat16())]
+    assert len(same) == len(plain) - 14, "the rest is the base's own"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlicense" not in card and "Licence of the adapter, beside that of the base: not stated" in card
+    assert "base_model_relation: finetune" in card and "A whole model: a local base (`llava`) with an adapter" in card
+
+
+def test_the_dtype_is_that_of_the_bases_files(saved, tmp_path):
+    base, _ = saved("llava")
+    shutil.copytree(base, tmp_path / "half")
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items()}
+    save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
+    from tests.serving.adapters import make_adapter
+
+    adapter = make_adapter(load_base(str(tmp_path / "half"), device="cpu"), "lora", tmp_path / "adapter")
+    export_adapter(adapter, to="merged", output=tmp_path / "out", base=str(tmp_path / "half"))
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_an_adapter_of_a_quantized_base_goes_into_the_unquantized_one(saved, tmp_path):
+    from tests.matrix import LORA, train_cell
+
+    base, _ = saved("llava")
+    cell = train_cell(base, LORA, tmp_path / "run", quantization="8bit")
+    done = export_adapter(f"{cell['folder']}/adapter", to="merged", output=tmp_path / "out", base=base)
+    assert done.verdict == "passed"
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["prompt", "everything"])
+def test_a_prompt_is_refused_before_the_base_is_loaded(saved, tmp_path, kind):
+    _, adapter = saved("llava", kind)
+    with pytest.raises(ExportError, match="cannot be merged: its tuned prompt stands before the tokens of each row"):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base="/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"dtype": "bfloat61"},
+            "dtype 'bfloat61' cannot be written. Did you mean 'bfloat16'\\? Allowed: auto, float32",
+        ),
+        ({"max_shard_size": "5 gigs"}, "max_shard_size '5 gigs' is no size, such as 5GB or 500MB"),
+    ],
+)
+def test_a_wrong_option_is_refused_first(options, message):
+    with pytest.raises(ExportError, match=message):
+        export_adapter("no/body", to="merged", **options)
+
+
+def test_a_merge_that_changes_nothing_is_an_error(saved, tmp_path, monkeypatch):
+    base, adapter = saved()
+    monkeypatch.setattr("finetune.export.merged.merge", lambda updates: None)
+    with pytest.raises(ExportError, match="changes no weight of its base that float32 could tell apart"):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_merge_that_goes_wrong_is_found_before_anything_is_written(saved, tmp_path, monkeypatch):
+    base, adapter = saved()
+
+    def halfway(updates):
+        merge(dict(list(updates.items())[::2]))
+
+    monkeypatch.setattr("finetune.export.merged.merge", halfway)
+    monkeypatch.setattr("finetune.export.merged.Merged._write", lambda *args: pytest.fail("written"))
+    with pytest.raises(ExportError, match="failed: outputs of the model merged in float32"):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+
+
+def test_a_class_that_cannot_be_saved_is_an_error_of_ours(saved, tmp_path, monkeypatch):
+    base, adapter = saved()
+
+    def fail(*args, **options):
+        raise RuntimeError("The weights trying to be saved contained shared tensors\nand more")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(ExportError, match="transformers cannot save this LlavaFor.*: The weights trying .* tensors$"):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+
+
+def flip_a_bit(folder):
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-4] ^= 1  # the last bit of the last value
+    weights.write_bytes(data)
+
+
+def other_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (flip_a_bit, "failed: the 80 weights that transformers loads with those merged, .*; 1 differ, such as"),
+        (other_template, "trained with another chat template"),
+        (no_tokenizer, "tokenizer"),
+    ],
+    ids=["flipped bit", "other template", "no tokenizer"],
+)
+def test_what_changes_on_the_way_to_the_disk_is_found(saved, tmp_path, monkeypatch, change, message):
+    base, adapter = saved()
+    real = load_base
+
+    def load_changed(path, **options):
+        if ".out.exporting" in path:
+            change(tmp_path / ".out.exporting" / "new")
+        return real(path, **options)
+
+    monkeypatch.setattr("finetune.export.merged.load_base", load_changed)
+    with pytest.raises(Exception, match=message):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_full_disk_is_said_before_the_merge(saved, tmp_path, monkeypatch):
+    base, adapter = saved()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr("finetune.export.merged.merge", lambda updates: pytest.fail("merged"))
+    with pytest.raises(ExportError, match=r"0.5 MB are to be written, and the disk has 0.0 MB free.*\(--output\)"):
+        export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_weights_too_large_for_float16_are_named(saved, tmp_path):
+    base, adapter = saved("llava")
+    import finetune.export.merged as merged
+
+    model = load_base(base, device="cpu").model
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = 1e5
+    with pytest.raises(ExportError, match="lm_head.weight holds values that are not finite as torch.float16. Choose"):
+        merged._digests(model, "float16")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_a_tied_weight_that_is_changed_becomes_one_of_its_own(saved, tmp_path, family):
+    base, _ = saved(family)
+    model = load_base(base, device="cpu").model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    before = model.lm_head.weight.clone()
+    down, up = torch.ones(1, model.lm_head.in_features), torch.ones(model.lm_head.out_features, 1)
+    updates = {"lm_head": LoraUpdate(model.lm_head, down, up, 0.5)}
+    untie(model, updates)
+    merge(updates)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(loaded.get_input_embeddings().weight, before)
+    assert torch.equal(loaded.lm_head.weight, before + 0.5)
+    assert '"tie_word_embeddings": true' not in (tmp_path / "config.json").read_text(), "other loaders go by it"
+
+
+def test_tied_weights_that_stay_are_still_tied(saved, tmp_path):
+    base, adapter = saved("gemma3")
+    export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight is model.get_input_embeddings().weight

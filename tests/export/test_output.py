@@ -1,0 +1,167 @@
+"""A folder that appears whole or not at all, whatever happens to the process that writes it."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from finetune.errors import ExportError, StoreError
+from finetune.export.output import new_output, require_space
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from finetune.export.output import new_output
+with new_output(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("half")
+    print("writing", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def start(output, *, seconds=60, before=""):
+    process = subprocess.Popen(
+        [sys.executable, "-c", before + WRITER, str(output), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def everything(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_whole(tmp_path):
+    with new_output(tmp_path / "deep" / "out") as folder:
+        assert everything(tmp_path) == [
+            "deep", "deep/.out.exporting", "deep/.out.exporting/lock", "deep/.out.exporting/new"
+        ]  # fmt: skip
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("text")
+        (folder / "sub" / "file").chmod(0o600)  # as safetensors writes
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "deep" / "out" / "sub" / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+    (tmp_path / "other").unlink()
+    assert everything(tmp_path) == ["deep", "deep/out", "deep/out/sub", "deep/out/sub/file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError], ids=lambda e: e.__name__)
+def test_nothing_after_an_error(tmp_path, error):
+    with pytest.raises(error), new_output(tmp_path / "out") as folder:
+        (folder / "file").write_text("text")
+        raise error
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "os.rename"])
+def test_nothing_after_an_error_of_the_disk(tmp_path, monkeypatch, call):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(StoreError, match=r"out: No space left.* choose another folder \(--output\)"):
+        with new_output(tmp_path / "out") as folder:
+            (folder / "file").write_text("text")
+    assert everything(tmp_path) == []
+
+
+def test_what_stands_there_is_kept(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with new_output(tmp_path / "empty") as folder:
+        (folder / "file").write_text("new")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = everything(tmp_path)
+    for name in ("empty", "file", "link"):
+        with pytest.raises(ExportError, match=rf"{name} holds something already. Choose .* \(--output\)"):
+            with new_output(tmp_path / name):
+                pytest.fail("entered")
+    with pytest.raises(StoreError, match="cannot write"), new_output(tmp_path / "file" / "out"):
+        pytest.fail("entered")
+    with pytest.raises(ExportError, match="holds something already"), new_output(tmp_path / "late") as folder:
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "file").write_text("of somebody else, meanwhile")
+    assert everything(tmp_path) == sorted([*before, "late", "late/file"])
+
+
+def test_room_on_the_disk(tmp_path):
+    require_space(tmp_path, 1)
+    with pytest.raises(ExportError, match="1000000000.0 GB are to be written, and the disk has .* free. Make room"):
+        require_space(tmp_path, 10**18)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_stopped_writer_leaves_nothing(tmp_path, signum, code):
+    with start(tmp_path / "out") as process:
+        process.send_signal(signum)
+    assert process.returncode == code
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.distributed
+def test_what_a_killed_writer_leaves_is_cleared_by_the_next(tmp_path):
+    with start(tmp_path / "out") as process:
+        process.kill()
+    left = [".out.exporting", ".out.exporting/lock", ".out.exporting/new", ".out.exporting/new/half"]
+    assert everything(tmp_path) == left
+    with new_output(tmp_path / "out") as folder:
+        assert everything(folder) == []
+        (folder / "file").write_text("text")
+    assert everything(tmp_path) == ["out", "out/file"]
+
+
+@pytest.mark.distributed
+def test_two_writers_do_not_meet(tmp_path):
+    with start(tmp_path / "out") as process:
+        with pytest.raises(ExportError, match="another process is exporting to .*out now. Wait, or choose"):
+            with new_output(tmp_path / "out"):
+                pytest.fail("entered")
+        with new_output(tmp_path / "other"):
+            pass
+        assert (tmp_path / ".out.exporting" / "new" / "half").exists(), "the first goes on"
+        process.terminate()
+
+
+@pytest.mark.distributed
+def test_an_apps_own_handler_stays(tmp_path):
+    before = "import signal; signal.signal(signal.SIGTERM, lambda *_: print('mine', flush=True))\n"
+    with start(tmp_path / "out", seconds=1, before=before) as process:
+        process.terminate()
+        assert process.stdout.readline() == "mine\n"
+    assert process.returncode == 0 and everything(tmp_path) == ["out", "out/half"]
+
+
+@pytest.mark.distributed
+def test_many_writers_one_after_another_each_whole_or_refused(tmp_path):
+    """Five processes export to one place again and again; whoever wins, the folder holds one writer's files."""
+    code = """
+import os, sys
+from pathlib import Path
+from finetune.errors import ExportError
+from finetune.export.output import new_output
+made = 0
+for turn in range(60):
+    try:
+        with new_output(Path(sys.argv[1], f"out{turn % 7}")) as folder:
+            for name in "ab":
+                (folder / name).write_text(str(os.getpid()))
+        made += 1
+    except ExportError:
+        pass
+print(made)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(5)
+    ]
+    made = [int(process.communicate(timeout=120)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 5 and sum(made) == 7
+    assert sorted(os.listdir(tmp_path)) == [f"out{i}" for i in range(7)]
+    for folder in tmp_path.iterdir():
+        assert (folder / "a").read_text() == (folder / "b").read_text() != ""
