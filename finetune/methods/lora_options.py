@@ -19,6 +19,9 @@ def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
     for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
         if not isinstance(pattern, dict) or not set(pattern) <= set(modules):
             raise ManifestError(f"{name} must map names of the adapter's modules, not {brief(pattern)}")
+    for name, rank in ranks.items():
+        if type(rank) is not int or not 1 <= rank <= 4096:
+            raise ManifestError(f"rank {brief(rank)} of {name!r} is not a number between 1 and 4096")
     for alpha in (options["lora_alpha"], *alphas.values()):
         if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
             raise ManifestError(f"lora_alpha {brief(alpha)} is not a number between 0 and 1e6")

@@ -10,7 +10,7 @@ import vllm.envs as envs
 from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.renderers.chat_utils import load_chat_template
 
-from finetune.errors import LaunchError
+from finetune.errors import LaunchError, brief
 from finetune.registry import AdapterRegistry
 from finetune.vllm_plugin import NAME
 from finetune.vllm_plugin.base import identify_served
@@ -84,11 +84,17 @@ def require_settings(config: Any) -> None:
             "it."
         )
     model = config.model_config
-    if model.tokenizer != model.model:
-        raise LaunchError(
-            f"{NAME}: adapters were trained with the tokenizer of their base, and --tokenizer says {model.tokenizer}. "
-            "Leave it out."
-        )
+    pictures = model.multimodal_config
+    for flag, said in (
+        ("--tokenizer", model.tokenizer != model.model and model.tokenizer),
+        ("--hf-overrides", model.hf_overrides),
+        ("--mm-processor-kwargs", pictures is not None and pictures.mm_processor_kwargs),
+    ):
+        if said:
+            raise LaunchError(
+                f"{NAME}: adapters were trained on their base as its files are; {flag} says {brief(said)}. Leave it "
+                "out."
+            )
 
 
 def _resolver() -> RegistryResolver | None:

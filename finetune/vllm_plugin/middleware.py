@@ -71,18 +71,18 @@ class PinnedModels:
 
 
 def _reference(request: Any, scope: Scope) -> str | None:
-    """Returns the adapter that a request asks for; None where it is the base, loaded already, or no reference."""
+    """Returns the adapter that a request asks for; None where it asks for the base, or says no reference."""
     model = request.get("model") if isinstance(request, dict) else None
-    if not isinstance(model, str):
-        return None
     models = getattr(scope["app"].state, "openai_serving_models", None)
-    # The base's name may read as a reference, as google/gemma-3-4b-it does, and that of a --lora-modules too.
-    if models is None or models.is_base_model(model) or model in models.lora_requests:
+    # The name of the base may read as a reference, as google/gemma-3-4b-it does.
+    if not isinstance(model, str) or models is None or models.is_base_model(model):
         return None
     try:
-        return str(AdapterRef.parse(model))
+        ref = AdapterRef.parse(model)
     except AdapterReferenceError:
         return None  # vLLM says what it says of any name that it does not know
+    # So may that of a --lora-modules. What was loaded from the registry is known by its digest.
+    return None if ref.digest is None and model in models.lora_requests else str(ref)
 
 
 def _refusal(ref: str, error: FinetuneError) -> tuple[int, str]:

@@ -58,6 +58,7 @@ class ServedAdapters:
             ExportError: vLLM would not serve it.
         """
         version = self._aliases.version(ref)
+        self.registry.guard.check_manifest(version)  # a key may have been revoked since
         return str(AdapterRef(namespace=version.namespace, name=version.name, digest=version.digest))
 
     def folder(self, pinned: str) -> Path:

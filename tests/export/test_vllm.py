@@ -136,9 +136,16 @@ def test_rank(manifest):
     assert refusal(manifest, 17).count(str(MAX_LORA_RANKS[-1])) == 1
 
 
-@pytest.mark.parametrize("options", [{"r": "4"}, {"r": True}, {"rank_pattern": {"x": 3}}, {"use_dora": "no"}])
+FIRST = "model.language_model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"r": "4"}, {"r": True}, {"rank_pattern": {"x": 3}}, {"rank_pattern": {FIRST: "3"}}, {"use_dora": "no"}],
+    ids=["text", "bool", "no module", "text of a module", "no bool"],
+)
 def test_options_of_another_kind(manifest, options):
-    with pytest.raises(ManifestError):
+    with pytest.raises(ManifestError, match="rank|use_dora"):
         refuse_for_vllm(changed(manifest, **options), max_lora_rank=16)
 
 

@@ -2,9 +2,9 @@
 # Builds the separate environment of the tests marked `vllm`: vLLM with all that it pins (about 12 GB, CUDA wheels that
 # import without a GPU too), then this package's core, which may change nothing of it. Indexes are pip's own affair.
 #
-#   FINETUNE_VLLM    where it is built; .vllm beside launch.sh unless told
-#   FINETUNE_VLLM_UNPIN  names of vLLM's requirements, separated by spaces, taken in any version, for an index that lacks the
-#               release that vLLM asks for
+#   FINETUNE_VLLM        where it is built; .vllm beside launch.sh unless told
+#   FINETUNE_VLLM_UNPIN  names of vLLM's requirements, separated by spaces, that may have any version: for an index that
+#                        lacks the one asked for
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

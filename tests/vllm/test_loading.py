@@ -8,7 +8,7 @@ from finetune.adapters.folder import read_folder
 from finetune.build import load_base
 from finetune.errors import ExportError
 from finetune.export.exporting import export_adapter
-from finetune.export.vllm_rules import LAYERS, MAX_LORA_RANKS, WITHOUT_LORA, refuse_for_vllm
+from finetune.export.vllm_rules import LAYERS, WITHOUT_LORA, refuse_for_vllm
 from finetune.methods.adapter import updates
 from tests.serving.adapters import KINDS, LORA, make_adapter
 from tests.tiny import FAMILIES
@@ -142,8 +142,3 @@ def test_a_rank_over_its_limit(adapters, found):
         refuse_for_vllm(manifest, max_lora_rank=8)
     assert "LoRA rank 12 is greater than max_lora_rank 8" in found["low"]["adapters"]["exported wide lora"]["refused"]
     assert "updates" in found["low"]["adapters"]["exported lora"]
-
-
-def test_the_numbers_that_we_took_from_it(inside):
-    told = inside("arguments", {})
-    assert tuple(told["max_lora_ranks"]) == MAX_LORA_RANKS

@@ -1,5 +1,7 @@
 """The plugin in vLLM's own API server: references in requests, and which adapter vLLM then uses."""
 
+import json
+
 import pytest
 
 from finetune.build import load_base
@@ -119,11 +121,15 @@ def test_its_models_are_named_by_digest(walk, published):
     assert ids == ["served/base", served(published, 1), served(published, 3)]
 
 
-def test_without_the_plugin_s_name_nothing_is_served(published, inside):
-    given = {**published, "steps": [chat(f"{NAME}@1"), chat(f"{NAME}@sha256:{published['digests'][0]}")]}
+def test_without_the_plugin_s_name_nothing_is_served_and_vllm_s_routes_are_open(published, inside):
+    pinned = chat(f"{NAME}@sha256:{published['digests'][0]}")
+    load = {"path": "/adapters", "json": {"name": "x", "src": "/nowhere"}, "key": False}
     environment = {"FINETUNE_REGISTRY": published["registry"], "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    found = inside("serving", given, **environment)
-    assert [told["status"] for told in found["steps"]] == [404, 404]
+    found = inside("serving", {**published, "steps": [chat(f"{NAME}@1"), pinned, load]}, **environment)
+    assert [told["status"] for told in found["steps"][:2]] == [404, 404]
+    opened = found["steps"][2]
+    print(f"/adapters without the key: {opened}")
+    assert opened["status"] not in (401, 403) and "/nowhere" in json.dumps(opened["json"])
 
 
 def test_it_does_not_start_where_vllm_would_not_ask(published, inside):

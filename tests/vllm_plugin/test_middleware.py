@@ -16,7 +16,7 @@ PINNED = f"testing/cell@sha256:{'a' * 64}"
 class Models:
     """As vLLM's OpenAIServingModels: a base whose name reads as a reference, and what is loaded."""
 
-    lora_requests = {"team/static": object()}
+    lora_requests = {"team/static": object(), PINNED: object()}
 
     def is_base_model(self, name):
         return name == "google/gemma-3-4b-it"
@@ -102,6 +102,11 @@ def test_the_latest_is_asked_for_by_name_alone():
     client = Client(Served(**{"testing/cell@latest": PINNED}))
     client.chat("testing/cell")
     assert json.loads(client.reached.body)["model"] == PINNED
+
+
+def test_what_vllm_has_loaded_is_looked_at_again():
+    client = Client(Served(**{PINNED: TrustError("its key was revoked")}))
+    assert client.chat(PINNED)[0] == 400
 
 
 @pytest.mark.parametrize(

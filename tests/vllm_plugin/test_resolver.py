@@ -27,8 +27,14 @@ def resolve(resolver, name):
     return asyncio.run(resolver.resolve_lora("base", name))
 
 
-def engine(base, *, lora=8, tokenizer=None):
-    model = SimpleNamespace(model=str(base), revision=None, tokenizer=tokenizer or str(base))
+def engine(base, *, lora=8, tokenizer=None, hf_overrides=None, mm_processor_kwargs=None):
+    model = SimpleNamespace(
+        model=str(base),
+        revision=None,
+        tokenizer=tokenizer or str(base),
+        hf_overrides=hf_overrides or {},
+        multimodal_config=SimpleNamespace(mm_processor_kwargs=mm_processor_kwargs),
+    )
     config = SimpleNamespace(model_config=model, lora_config=lora and SimpleNamespace(max_lora_rank=lora))
     return SimpleNamespace(vllm_config=config, model_config=model)
 
@@ -116,8 +122,6 @@ def test_a_template_that_was_not_trained_with(resolver, published, tmp_path):
 def test_settings_that_do_not_go_together(resolver, published, stand_in, monkeypatch):
     with pytest.raises(LaunchError, match="--enable-lora"):
         start(published.base, lora=None)
-    with pytest.raises(LaunchError, match="--tokenizer says other"):
-        start(published.base, tokenizer="other")
     monkeypatch.setattr(stand_in.envs, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", False)
     with pytest.raises(LaunchError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
         start(published.base)
@@ -125,6 +129,18 @@ def test_settings_that_do_not_go_together(resolver, published, stand_in, monkeyp
     monkeypatch.setattr(stand_in.envs, "VLLM_SKIP_MODEL_NAME_VALIDATION", True)
     with pytest.raises(LaunchError, match="VLLM_SKIP_MODEL_NAME_VALIDATION"):
         start(published.base)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"tokenizer": "other"}, {"hf_overrides": {"a": 1}}, {"mm_processor_kwargs": {"max_pixels": 4}}],
+    ids=["tokenizer", "hf_overrides", "mm_processor_kwargs"],
+)
+def test_settings_that_make_another_base_of_it(resolver, published, more):
+    (name,) = more
+    with pytest.raises(LaunchError, match=f"--{name.replace('_', '-')} says .*. Leave it out"):
+        start(published.base, **more)
+    assert resolver.served is None
 
 
 def test_a_trust_policy_of_no_use_ends_the_start(resolver, published, monkeypatch, tmp_path):

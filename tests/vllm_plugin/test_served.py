@@ -146,6 +146,18 @@ def test_nobody_vouches_for_it(registry, base, tmp_path):
         ServedAdapters(strict, base).pinned(f"{NAME}@1")
 
 
+@pytest.mark.parametrize("ref", [f"{NAME}@prod", f"{NAME}@1"])
+def test_a_policy_that_changes_holds_at_the_next_request(registry, base, tmp_path, ref):
+    trust = tmp_path / "trust.yaml"
+    trust.write_text("keys: []\n")
+    served = ServedAdapters(AdapterRegistry(registry.location, trust=trust), base, alias_seconds=3600)
+    pinned = served.pinned(ref)
+    trust.write_text("keys: []\nnamespaces: {testing: {signatures: require}}\n")
+    for name in (ref, pinned):
+        with pytest.raises(TrustError):
+            served.pinned(name)
+
+
 def test_a_kept_folder_is_compared(served, registry, base):
     folder = served.folder(served.pinned(f"{NAME}@1"))
     weights = folder / "adapter_model.safetensors"
