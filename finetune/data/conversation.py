@@ -70,7 +70,10 @@ def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[d
                 parts.append({"type": "text", "text": given["text"]})
             case "image" if role == "user":
                 if {"url", "base64"} & given.keys():
-                    raise _wrong(place, "a picture is a file beside the rows or a column; url and base64 are not read")
+                    raise _wrong(
+                        place,
+                        "a picture stands under image or path, or beside the messages; url and base64 are not read",
+                    )
                 pictures += [given[key] for key in ("image", "path") if key in given][:1]
                 parts.append({"type": "image"})
             case "image":

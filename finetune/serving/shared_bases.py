@@ -10,8 +10,11 @@ from __future__ import annotations
 import threading
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
+
+import torch
 
 from finetune.adapters.base_identity import digest_beside_weights, identify_base
 from finetune.build import Base, load_base
@@ -84,6 +87,7 @@ def shared_base(
         ModelError: it cannot be loaded, or its files change meanwhile.
     """
     path = embedded_path(name_or_path)
+    path = str(Path(path).resolve()) if Path(path).is_dir() else path
     family_of(path, revision=revision)  # what is no base at all is told so first
     dtype, device = pick_dtype(dtype, path, revision=revision), pick_device(device)
 
@@ -95,7 +99,7 @@ def shared_base(
     wanted = key(verify)
     whole = _find(wanted)
     if whole is None:
-        with _LOADING:
+        with _LOADING, torch.inference_mode(False):  # where writes are not counted
             whole = _find(wanted)
             if whole is None:
                 loaded = load_base(path, revision=revision, device=device, dtype=dtype, quantization=quantization)

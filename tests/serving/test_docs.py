@@ -3,14 +3,17 @@
 import importlib.util
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from finetune.build import load_base
@@ -106,6 +109,50 @@ def test_the_service(work, monkeypatch):
         assert found.status_code == 400 and "its picture: not a readable picture" in found.json()["detail"]
         assert client.post("/ask", params={"question": "?"}, content=bytes(10_485_761)).status_code == 413
         assert client.post("/ask", content=b"").status_code == 422
+
+
+def test_a_client_that_goes_ends_its_answer(work, monkeypatch):
+    import uvicorn
+
+    monkeypatch.setenv("APP_BASE", "pocket")
+    monkeypatch.setenv("APP_ADAPTERS", ",".join(REFS))
+    service = example("fastapi_app")
+    server = uvicorn.Server(uvicorn.Config(service.app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        vlm, steps = service.app.state.vlm, []
+        generate = vlm.model.generate
+
+        def generate_slowly(stopping_criteria, **inputs):
+            def wait(ids, scores):
+                steps.append(ids)
+                time.sleep(0.02)
+                return torch.zeros(len(ids), dtype=torch.bool)
+
+            return generate(stopping_criteria=[wait, *stopping_criteria], min_new_tokens=400, **inputs)
+
+        monkeypatch.setattr(vlm.model, "generate", generate_slowly, raising=False)
+        monkeypatch.setitem(vars(vlm.add(REFS[0]).manifest.prompt.generation), "max_new_tokens", 400)
+        with socket.create_connection(server.servers[0].sockets[0].getsockname()) as client:
+            body = (work / "product.png").read_bytes()
+            head = f"POST /stream?question=What&adapter={REFS[0]} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\n\r\n".encode() + body)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+            wait_until(lambda: len(steps) > 2)
+        wait_until(lambda: not [one for one in threading.enumerate() if one.name == "finetune-stream"])
+        assert len(steps) < 400
+    finally:
+        server.should_exit = True
+        thread.join(60)
+
+
+def wait_until(happened):
+    until = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def write_questions(work, count=6):

@@ -161,6 +161,19 @@ def test_threads_that_load_at_once_load_once(own_copy, monkeypatch):
     assert len(loads) == 1 and len(found) == 4 and all(share(found[0], vlm) for vlm in found)
 
 
+def test_a_folder_is_the_same_by_any_path(own_copy, tmp_path, monkeypatch):
+    one = plain(own_copy)
+    (tmp_path / "link").symlink_to(own_copy)
+    monkeypatch.chdir(tmp_path)
+    assert all(share(one, plain(path)) for path in ("base", "./base/", "link"))
+
+
+@torch.inference_mode()
+def test_loading_where_writes_are_not_counted(own_copy):
+    one = plain(own_copy)
+    assert share(one, plain(own_copy)) and not next(iter(one.model.parameters())).is_inference()
+
+
 def test_a_load_that_fails_leaves_nothing(own_copy, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shared_bases, "load_base", lambda *args, **options: 1 / 0)
