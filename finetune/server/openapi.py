@@ -23,11 +23,17 @@ _EVENT = {
     "required": ["data"],
     "properties": {
         "data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "contentSchema": {
-                "anyOf": [{"$ref": _SCHEMAS.format(model=name)} for name in ("ChatCompletionChunk", "ErrorBody")]
-            },
+            "anyOf": [
+                {"const": "[DONE]"},
+                *(
+                    {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"$ref": _SCHEMAS.format(model=name)},
+                    }
+                    for name in ("ChatCompletionChunk", "ErrorBody")
+                ),
+            ]
         }
     },
 }
