@@ -131,7 +131,9 @@ class Visit:
     def ask(self, question: str) -> dict[str, str]:
         """Asks, and returns each card's text by the name on it; an empty dict where an error is shown."""
         self.page.locator("#question textarea, #question input").fill(question)
-        self.page.evaluate("() => document.querySelectorAll('#answers .prose > *').forEach(e => { e.dataset.old = 1; })")
+        self.page.evaluate(
+            "() => document.querySelectorAll('#answers .prose > *').forEach(e => { e.dataset.old = 1; })"
+        )
         self.page.locator("#ask").click()
         self.page.wait_for_function(
             """() => {
@@ -152,9 +154,9 @@ def visit(browser: Browser, url: str, *, width: int = 1200, height: int = 900, s
     seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
     seen.page.on(
         "request",
-        lambda request: None
-        if request.url.startswith((f"{url}/", "data:", "blob:"))
-        else seen.outside.append(request.url),
+        lambda request: (
+            None if request.url.startswith((f"{url}/", "data:", "blob:")) else seen.outside.append(request.url)
+        ),
     )
     seen.page.set_default_timeout(20_000)  # milliseconds
     seen.page.goto(url)
