@@ -1,9 +1,12 @@
 """``finetune app``: what cannot be done is one line, before anything is loaded where that is possible."""
 
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
+from finetune import cli
 from finetune.cli import main
 
 
@@ -49,3 +52,16 @@ def test_a_reference_that_stands_for_nothing(capsys):
     out, err = capsys.readouterr()
     assert "error: " in err and "medical/nothing" in err and "Traceback" not in err
     assert out == ""
+
+
+def test_the_commands_of_docs_are_commands(monkeypatch):
+    """Those of the page itself also run, before a browser."""
+    ran = []
+    for verb in ("_demo", "_app"):
+        monkeypatch.setattr(cli, verb, lambda args, verb=verb: ran.append(verb) or 0)
+    page = (Path(cli.__file__).parents[1] / "docs" / "app.md").read_text(encoding="utf-8")
+    for command in re.findall(r"^finetune (.*)$", page, re.MULTILINE):
+        assert main(command.split()) == 0
+    assert ran == ["_demo", "_app", "_app"]
+    for named in re.findall(r"\]\((\S+)\)", page):
+        assert (Path(cli.__file__).parents[1] / "docs" / named).is_file()
