@@ -103,6 +103,9 @@ def _new_size(picture: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
 def _upright_rgb(picture: Image.Image) -> Image.Image:
     """Returns a picture as a viewer shows it on white."""
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bit, which pillow itself would cut off at 255
+        eight_bit = (np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255)
+        picture = Image.fromarray(eight_bit.astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -135,7 +135,7 @@ def test_the_script_runs_by_itself(folder, vlm, tmp_path):
 
 
 def test_pictures_as_the_app_sees_them(folder, vlm, tmp_path):
-    """Turned by EXIF, with transparency, grey: as `vlm.embed` reads the same file."""
+    """Turned by EXIF, with transparency, grey, in 16 bit: as `vlm.embed` reads the same file."""
     from finetune.export.onnx_example import Classifier
 
     classifier = Classifier(folder)
@@ -146,7 +146,9 @@ def test_pictures_as_the_app_sees_them(folder, vlm, tmp_path):
     clear.putalpha(Image.linear_gradient("L").resize(clear.size))
     clear.save(tmp_path / "clear.png")
     picture(3).convert("L").save(tmp_path / "grey.png")
-    for name in ("turned.jpg", "clear.png", "grey.png"):
+    deep = np.asarray(picture(4).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("turned.jpg", "clear.png", "grey.png", "deep.png"):
         got = classifier.embed_images([tmp_path / name])[0]
         np.testing.assert_allclose(got, vlm.embed(tmp_path / name).numpy(), atol=5e-3)
     with pytest.raises(ValueError, match="a text has 67 tokens, the model takes 64"):
