@@ -23,8 +23,7 @@ _WAITING = 32  # questions that may wait for their turn
 
 def build_page(p: Playground) -> gr.Blocks:
     """Returns the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
-    title = "finetune: base and adapters"
-    with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="finetune: base and adapters", fill_width=True, analytics_enabled=False) as page:
         gr.HTML(_head(p))
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
@@ -71,9 +70,18 @@ def _picture() -> gr.Image:
         buttons=[],
         alt_text="The picture that is asked about",
     )
-    # The file is handed on as it was given, so that one door opens pictures, bounds them and says what is wrong. On the
-    # object, since Gradio writes a stub file beside the source of every class that is derived from one of its own.
+    # The file is handed on as it was given, so that one door opens pictures, bounds them and says what is wrong; and
+    # Gradio would fetch an address that a browser sends in its place. Set on the object, since Gradio writes a stub
+    # file beside the source of every class that is derived from one of its own.
     picture.preprocess = _given_file  # type: ignore[method-assign]
+    keep = picture.async_move_resource_to_block_cache
+
+    async def keep_file(url_or_file_path: str | Path | None) -> str | None:
+        if str(url_or_file_path).lower().startswith(("http:", "https:")):
+            raise gr.Error("Give a file: this page fetches no address.")
+        return await keep(url_or_file_path)
+
+    picture.async_move_resource_to_block_cache = keep_file  # type: ignore[method-assign]
     return picture
 
 

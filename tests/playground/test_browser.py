@@ -3,6 +3,7 @@
 FINETUNE_SCREENSHOTS names a folder that keeps what was seen.
 """
 
+import json
 import os
 import re
 import signal
@@ -284,6 +285,23 @@ def test_nothing_is_loaded_from_elsewhere_or_given_away(app, trained):
     for path in (f"gradio_api/file={trained[0] / 'foreign' / MANIFEST_NAME}", "gradio_api/file=/etc/hostname"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{app.url}/{path}")
+
+
+def test_an_address_in_the_place_of_a_picture_is_not_fetched(app):
+    """Whatever a browser sends; the server that fetched it would have asked for the name of the host."""
+    config = json.load(urllib.request.urlopen(f"{app.url}/config"))
+    (picture,) = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "picture"]
+    called = next(event["id"] for event in config["dependencies"] if picture in event["inputs"])
+    address = {"path": "http://pictures.invalid/1.png", "meta": {"_type": "gradio.FileData"}}
+    event = {"data": [address, "Is it?", []], "fn_index": called, "session_hash": "crafted"}
+    asked = urllib.request.Request(
+        f"{app.url}/gradio_api/queue/join", json.dumps(event).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(asked).close()
+    with urllib.request.urlopen(f"{app.url}/gradio_api/queue/data?session_hash=crafted", timeout=30) as stream:
+        told = next(line for line in stream if b"process_completed" in line)
+    assert json.loads(told.removeprefix(b"data: "))["success"] is False
+    assert app.outside() == ""
 
 
 def test_a_dual_encoder_chooses_among_labels(tiny_clip, browser, product, tmp_path):
