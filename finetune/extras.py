@@ -2,33 +2,37 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from finetune.errors import MissingExtraError
 
-_EXTRA_OF = {
-    "torch": "torch",
-    "torchvision": "torch",
-    "transformers": "torch",
-    "peft": "torch",
-    "accelerate": "torch",
-    "datasets": "torch",
-    "bitsandbytes": "torch",
-    "PIL": "torch",
-    "obstore": "object-store",
-    "fastapi": "serve",
-    "uvicorn": "serve",
-    "prometheus_client": "serve",
-    "gradio": "app",
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "onnx",
-    "gguf": "gguf",
+LIBRARIES = {
+    "torch": ("torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "PIL"),
+    "object-store": ("obstore",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client"),
+    "app": ("gradio",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "gguf": ("gguf",),
 }
+
+
+def require_extra(extra: str, *, what: str) -> None:
+    """Looks whether the libraries of an extra are installed, without importing them.
+
+    Args:
+        extra: one of ``LIBRARIES``.
+        what: that needs them, for the message.
+
+    Raises:
+        MissingExtraError: one of them is not.
+    """
+    if missing := [name for name in LIBRARIES[extra] if find_spec(name) is None]:
+        raise _error(what, missing, extra)
 
 
 @contextmanager
 def missing_extras_named() -> Iterator[None]:
-    """Says, where a library is missing inside the ``with`` block, which extra brings it.
+    """Says, where a library turns out to be missing inside the ``with`` block, which extra brings it.
 
     Raises:
         MissingExtraError: a library of an extra is not installed.
@@ -36,9 +40,14 @@ def missing_extras_named() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        raise MissingExtraError(
-            f"this needs {error.name}, which is not installed: pip install 'finetune-vlm[{extra}]'"
-        ) from error
+        library = (error.name or "").partition(".")[0]
+        for extra, libraries in LIBRARIES.items():
+            if library in libraries:
+                raise _error("this", [library], extra) from error
+        raise
+
+
+def _error(what: str, missing: list[str], extra: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"{what} needs {', '.join(missing)}, not installed here: pip install 'finetune-vlm[{extra}]'"
+    )

@@ -16,13 +16,13 @@ from finetune.export.llama_cpp import (
     language_of,
     read_lora,
     refuse_model_type,
-    require_gguf,
     rounded,
     write_lora,
 )
 from finetune.export.parity import ROUNDING, compare, compare_tensors, outputs
 from finetune.export.scaling import bake_scaling
 from finetune.export.target import Comparison
+from finetune.extras import require_extra
 from finetune.methods.adapter import merge
 from finetune.methods.lora_update import LoraUpdate
 from finetune.methods.modules import module_at
@@ -62,7 +62,7 @@ class Gguf:
 
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raises ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
-        require_gguf()
+        require_extra("gguf", what="--to gguf")
         model_type = manifest.base.model_type
         if model_type in DUAL_ENCODERS:
             raise ExportError(

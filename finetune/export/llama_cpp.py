@@ -155,7 +155,8 @@ def write_lora(path: Path, lora: LoraFile, *, dtype: Dtype, about: Mapping[str, 
     Raises:
         ExportError: a value is too large for ``dtype``.
     """
-    gguf = require_gguf()
+    import gguf
+
     writer = gguf.GGUFWriter(path, lora.architecture)
     half = dtype == "float16"
     try:
@@ -164,7 +165,10 @@ def write_lora(path: Path, lora: LoraFile, *, dtype: Dtype, about: Mapping[str, 
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora.alpha)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
         for key, value in about.items():
-            (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
+            if isinstance(value, str):
+                writer.add_string(key, value)
+            else:
+                writer.add_uint32(key, value)
         for name, pair in lora.pairs.items():
             for suffix, tensor in zip((_A, _B), pair, strict=True):
                 writer.add_tensor(name + suffix, rounded(tensor, dtype, name=name + suffix).numpy())
@@ -193,7 +197,9 @@ def read_lora(path: Path) -> LoraFile:
     Raises:
         ExportError: llama.cpp would not take it.
     """
-    reader = require_gguf().GGUFReader(path)
+    import gguf
+
+    reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         if (found := fields.get(key)) != wanted:
@@ -212,19 +218,7 @@ def read_lora(path: Path) -> LoraFile:
 @cache
 def _names(architecture: str, num_layers: int) -> Any:
     """Returns llama.cpp's names of weights by those of transformers, as ``model.layers.0.mlp.up_proj``."""
-    gguf = require_gguf()
+    import gguf
+
     key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     return gguf.get_tensor_name_map(key, num_layers)
-
-
-def require_gguf() -> Any:
-    """Returns the package.
-
-    Raises:
-        ExportError: it is not installed.
-    """
-    try:
-        import gguf
-    except ImportError:
-        raise ExportError("a GGUF file needs gguf, which is not installed: pip install 'finetune-vlm[gguf]'") from None
-    return gguf

@@ -6,7 +6,6 @@ import json
 import shutil
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from finetune.errors import ExportError
 from finetune.export.output import require_space
 from finetune.export.parity import compare, compare_tensors
 from finetune.export.target import Comparison
+from finetune.extras import require_extra
 from finetune.methods.adapter import merge
 from finetune.recipe import ContrastiveSection
 from finetune.tables import DUAL_ENCODERS
@@ -51,17 +51,14 @@ class Onnx:
     """``image.onnx`` and ``text.onnx``: inputs as the processor makes them, embeddings of length 1, any batch size."""
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError where the base is no dual encoder."""
+        """Raises ExportError where the base is no dual encoder, MissingExtraError without the packages."""
         if manifest.base.model_type not in DUAL_ENCODERS:
             raise ExportError(
                 f"{manifest.full_name} cannot be written as ONNX: it is for a {manifest.base.model_type} base, which "
                 f"writes text token by token, and two files of embeddings are made of dual encoders alone "
                 f"({', '.join(DUAL_ENCODERS)}). Export it with --to merged."
             )
-        if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-            raise ExportError(
-                f"ONNX files need {', '.join(missing)}, not installed here: pip install 'finetune-vlm[onnx]'"
-            )
+        require_extra("onnx", what="--to onnx")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Writes both towers and what puts pictures and texts to them, and has onnxruntime answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.errors import LaunchError
+from finetune.extras import require_extra
 from finetune.registry import AdapterRegistry
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
         128 + n, where signal n stopped it.
 
     Raises:
-        LaunchError: Gradio is not installed, the port is taken, or no base is named.
+        LaunchError: the port is taken, or no base is named.
+        MissingExtraError: Gradio is not installed.
         FinetuneError: the base, a reference or the registry cannot be used.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise LaunchError("the page needs Gradio, which is not installed: pip install 'finetune-vlm[app]'")
+    require_extra("app", what="finetune app")
     if base is None and not refs:
         raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
     with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:

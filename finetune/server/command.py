@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import LaunchError
+from finetune.extras import require_extra
 from finetune.server.keys import VARIABLE, read_keys
 from finetune.server.listening import listening
 from finetune.server.settings import Settings
@@ -17,7 +17,6 @@ from finetune.server.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _EPILOG = """\
 examples:
   finetune serve medical/brain-mri@prod retail/clothing@prod
@@ -76,8 +75,7 @@ def _serve(args: argparse.Namespace) -> int:
         api_keys=read_keys(args.api_key_file),
         **{name: getattr(args, name) for name in _BOUNDS},
     )
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise LaunchError(f"finetune serve needs {', '.join(missing)}: pip install 'finetune-vlm[serve]'")
+    require_extra("serve", what="finetune serve")
     with listening(args.host, args.port, has_keys=bool(settings.api_keys)) as listener:
         from finetune.server.run import serve
         from finetune.serving.loading import load

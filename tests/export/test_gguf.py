@@ -1,14 +1,13 @@
 """A LoRA for llama.cpp: every family that can go there, every adapter that cannot, and damage on the way."""
 
-import builtins
-
 import gguf
 import numpy as np
 import pytest
 import torch
 
+from finetune import extras
 from finetune.adapters.folder import read_folder
-from finetune.errors import ExportError
+from finetune.errors import ExportError, MissingExtraError
 from finetune.export import gguf as target
 from finetune.export.exporting import export_adapter
 from finetune.export.llama_cpp import ARCHITECTURES, LoraFile
@@ -144,15 +143,8 @@ def test_an_unknown_dtype_is_refused(saved, tmp_path):
 
 def test_without_the_package_it_is_said_what_to_install(saved, tmp_path, monkeypatch):
     _, adapter = saved("llava")
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name == "gguf":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ExportError, match=r"needs gguf, which is not installed: pip install 'finetune-vlm\[gguf\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"needs gguf, .* pip install 'finetune-vlm\[gguf\]'"):
         export_adapter(adapter, to="gguf", output=tmp_path / "out", base="/nowhere")
 
 

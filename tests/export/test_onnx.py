@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.errors import ExportError
+from finetune import extras
+from finetune.errors import ExportError, MissingExtraError
 from finetune.export import onnx as target
 from finetune.export.exporting import export_adapter
 from finetune.serving.loading import load
@@ -165,8 +166,8 @@ def test_what_writes_text_is_refused_before_the_base_is_loaded(saved, tmp_path, 
 
 def test_without_the_packages_it_is_said_what_to_install(saved, tmp_path, monkeypatch):
     _, adapter = saved("clip", "patterns")
-    monkeypatch.setattr(target, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ExportError, match=r"need onnxscript, not installed here: pip install 'finetune-vlm\[onnx\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(MissingExtraError, match=r"needs onnxscript, .* pip install 'finetune-vlm\[onnx\]'"):
         export_adapter(adapter, to="onnx", output=tmp_path / "out", base="/nowhere")
 
 
