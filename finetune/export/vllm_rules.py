@@ -46,7 +46,7 @@ WITHOUT_LORA = ("clip", "llava_onevision")
 # or that stands outside the layers, is dropped without a word (lora/model_manager.py, activate_adapter).
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-_MERGE = "Merge the adapter into its base: finetune export --to merged."
+_MERGE = "merge the adapter into its base: finetune export --to merged."
 
 
 def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
@@ -94,11 +94,11 @@ def _no_lora(manifest: AdapterManifest) -> str:
         return f"LoRA is all that it serves, and this is {adapter.methods}. Load it with finetune.load(...)."
     check_options(adapter.parts[0].options, adapter.parts[0].names)
     if model_type in WITHOUT_LORA:
-        return f"it has no LoRA on {model_type}. {_MERGE}"
+        return f"it has no LoRA on {model_type}. Instead, {_MERGE}"
     if model_type not in LAYERS:
-        return f"LoRA on {model_type} was not tried there; it was on {', '.join(LAYERS)}. {_MERGE}"
+        return f"LoRA on {model_type} was not tried there; it was on {', '.join(LAYERS)}. Instead, {_MERGE}"
     if adapter.parts[0].options["use_dora"]:
-        return f"it has no DoRA. Train with method.use_dora: false. {_MERGE}"
+        return f"it has no DoRA. Train with method.use_dora: false, or {_MERGE}"
     return ""
 
 
@@ -111,7 +111,7 @@ def _other_modules(manifest: AdapterManifest) -> str:
     return (
         f"it would refuse or ignore {len(other)} of the {len(part.names)} modules that the adapter changes, such as "
         f"{brief(other[0])}: what it serves are {', '.join(PROJECTIONS)} below {layers.removesuffix('.')}. Train with "
-        f"method.towers: {{projector: none, vision: none}}. {_MERGE}"
+        f"method.towers: {{projector: none, vision: none}}, or {_MERGE}"
     )
 
 
@@ -121,5 +121,7 @@ def _rank_over(part: PartDescription, limit: int) -> str:
     if rank <= limit:
         return ""
     enough = [allowed for allowed in MAX_LORA_RANKS if allowed >= rank]
-    instead = f"Say --max-lora-rank {enough[0]}, there and here." if enough else f"It has no larger one. {_MERGE}"
+    instead = (
+        f"Say --max-lora-rank {enough[0]}, there and here." if enough else f"It has no larger one. Instead, {_MERGE}"
+    )
     return f"the adapter's largest rank is {rank}, over --max-lora-rank {limit}. {instead}"

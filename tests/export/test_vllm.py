@@ -1,6 +1,7 @@
 """LoRA in vLLM's form, or refused with the reason. ``tests/vllm`` asks vLLM's own code the same questions."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_all_linear_is_what_it_serves(tiny_family, tmp_path):
 
 def test_a_dual_encoder_is_refused_before_its_base_is_loaded(saved, tmp_path):
     _, adapter = saved("clip", "lora")
-    with pytest.raises(ExportError, match="it has no LoRA on clip. Merge the adapter into its base"):
+    with pytest.raises(ExportError, match="it has no LoRA on clip. Instead, merge the adapter into its base"):
         export_adapter(adapter, to="vllm", output=tmp_path / "out", base="/nowhere")
     assert not (tmp_path / "out").exists()
 
@@ -103,7 +104,9 @@ def test_lora_is_all(manifest, method):
 
 
 def test_no_dora(manifest):
-    assert "it has no DoRA. Train with method.use_dora: false." in refusal(changed(manifest, use_dora=True))
+    assert "it has no DoRA. Train with method.use_dora: false, or merge the adapter" in refusal(
+        changed(manifest, use_dora=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_rank(manifest):
     assert "largest rank is 17, over --max-lora-rank 16. Say --max-lora-rank 32" in refusal(changed(manifest, r=17))
     pattern = changed(manifest, rank_pattern={name: 300})
     assert "largest rank is 300, over --max-lora-rank 256. Say --max-lora-rank 320" in refusal(pattern, 256)
-    assert "It has no larger one. Merge" in refusal(changed(manifest, r=513), 512)
+    assert "It has no larger one. Instead, merge" in refusal(changed(manifest, r=513), 512)
     assert "takes 1, 8, 16, 32, 64, 128, 256, 320, 512" in refusal(manifest, 17)
     assert refusal(manifest, 17).count(str(MAX_LORA_RANKS[-1])) == 1
 
@@ -163,3 +166,15 @@ def test_the_command(saved, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main(words) == 0
     assert (tmp_path / "out" / "export.json").exists()
+
+
+def test_the_command_of_the_page(saved, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("finetune export ")]
+    base, adapter = saved("llava", "lora")
+    words = [str(adapter) if word.startswith("medical/") else word for word in line.split()[1:]]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--base", base]) == 0
+    assert (tmp_path / "brain-mri" / "adapter_config.json").exists()
+    for model_type in LAYERS:
+        assert f"`{model_type}`" in page

@@ -1,10 +1,14 @@
 """From a reference to a folder for vLLM: what is checked on the way, and what is kept."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -197,9 +201,24 @@ def test_many_at_once_make_one_folder(tmp_path):
     assert [path.name for path in (tmp_path / "vllm").iterdir()] == ["x"]
 
 
-def test_one_who_is_overtaken_takes_what_is_there(tmp_path, monkeypatch):
-    import os
+@pytest.mark.distributed
+def test_many_processes_make_one_folder(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from finetune.vllm_plugin.served import put_folder; "
+        "print('ready', flush=True); sys.stdin.readline(); "
+        "[put_folder(Path(sys.argv[1]) / str(i), {'a': b'1' * 9999, 'b': b''}) for i in range(50)]"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "vllm")]
+    processes = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("go\n", timeout=60)
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sorted(int(path.name) for path in (tmp_path / "vllm").iterdir()) == list(range(50))
 
+
+def test_one_who_is_overtaken_takes_what_is_there(tmp_path, monkeypatch):
     rename = os.rename
 
     def late(source, target):
