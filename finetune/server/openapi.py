@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
 
-from finetune.server.schema import ChatRequest, ErrorBody
+from finetune.server.schema import ChatCompletionChunk, ChatRequest, ErrorBody
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -18,9 +18,28 @@ BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": _SCHEMAS.format(model="ChatRequest")}}},
 }
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "anyOf": [
+                {"const": "[DONE]"},
+                *(
+                    {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"$ref": _SCHEMAS.format(model=name)},
+                    }
+                    for name in ("ChatCompletionChunk", "ErrorBody")
+                ),
+            ]
+        }
+    },
+}
 EVENTS = {
     "description": "The answer; with `stream: true` as server-sent events, each a ChatCompletionChunk, then [DONE].",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": _EVENT}},
 }
 
 
@@ -40,9 +59,10 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def describe(app: FastAPI) -> None:
     """Gives an application its schema."""
     schema = get_openapi(title=app.title, version="1", routes=app.routes)
-    request = ChatRequest.model_json_schema(ref_template=_SCHEMAS)
     components = schema["components"]
-    components["schemas"] |= request.pop("$defs") | {"ChatRequest": request}
+    for model in (ChatRequest, ChatCompletionChunk):
+        described = model.model_json_schema(ref_template=_SCHEMAS)
+        components["schemas"] |= described.pop("$defs") | {model.__name__: described}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for operations in schema["paths"].values():
         for operation in operations.values():
@@ -51,4 +71,4 @@ def describe(app: FastAPI) -> None:
                 operation["security"] = [{"key": []}, {}]  # none where the server was started without keys
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
-    app.openapi_schema = schema
+    app.openapi = lambda: schema  # type: ignore[method-assign]  # FastAPI's own way to another schema
