@@ -35,7 +35,9 @@ class Adapters:
     cold: list[str]
 
 
-def make_adapter(base: Base, folder: Path, *, r: int, seed: int = 0, max_new_tokens: int = 16) -> Path:
+def make_adapter(
+    base: Base, folder: Path, *, r: int, seed: int = 0, max_new_tokens: int = 16, std: float = 0.02
+) -> Path:
     """Saves a LoRA on all linear modules of the language model, with random weights; returns its folder.
 
     Args:
@@ -44,6 +46,7 @@ def make_adapter(base: Base, folder: Path, *, r: int, seed: int = 0, max_new_tok
         r: its rank.
         seed: of its weights.
         max_new_tokens: of its answers.
+        std: of its weights.
     """
     recipe = parse_recipe(
         {
@@ -61,7 +64,7 @@ def make_adapter(base: Base, folder: Path, *, r: int, seed: int = 0, max_new_tok
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in attachment.parameters.values():
-            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
     attachment.freeze()
     probe = probe_effect(base, attachment)
     save_adapter(folder, recipe, base, attachment, {}, None, None, probe=probe, steps=0)

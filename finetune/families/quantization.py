@@ -62,22 +62,25 @@ def keep_trainable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def states_to_share(model: nn.Module) -> dict[int, Any]:
-    """Returns by id what bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
+def settle_states(model: nn.Module) -> None:
+    """Has 8-bit layers take from their weights what their first forward would take, which it does once."""
+    for module in model.modules():
+        if is_quantized(module) and getattr(module.weight, "CB", None) is not None:
+            module.init_8bit_state()  # type: ignore[operator]
 
-    An 8-bit layer takes what its first forward needs from the weight, once: that is done here, before there are copies.
+
+def states_to_share(model: nn.Module) -> dict[int, Any]:
+    """Returns what bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
+
+    Args:
+        model: whose states are settled.
 
     Returns:
-        Id of each state -> a state of its own for the copy, of the same tensors.
+        Id of each state -> one for the copy, of the same tensors.
     """
-    states: dict[int, Any] = {}
-    for module in model.modules():
-        if is_quantized(module):
-            if getattr(module.weight, "CB", None) is not None:
-                module.init_8bit_state()  # type: ignore[operator]
-            kept = [value for value in vars(module).values() if type(value).__module__.startswith("bitsandbytes.")]
-            states |= {id(state): copy(state) for state in kept}
-    return states
+    quantized = (module for module in model.modules() if is_quantized(module))
+    kept = (value for module in quantized for value in vars(module).values())
+    return {id(state): copy(state) for state in kept if type(state).__module__.startswith("bitsandbytes.")}
 
 
 def check_quantized(model: nn.Module, towers: Towers) -> None:

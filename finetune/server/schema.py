@@ -6,14 +6,21 @@ are made, and is refused.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Text = Annotated[str, Field(min_length=1)]
 OnlyZero = Annotated[float, Field(ge=0, le=0)]
 OnlyOne = Annotated[float, Field(ge=1, le=1)]
-NumTokens = Annotated[int, Field(ge=1, le=100_000)]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # 1.0 is an integer in JSON
+NumTokens = Annotated[Whole, Field(ge=1, le=100_000)]
 
 
 class _Asked(BaseModel):
@@ -98,10 +105,10 @@ class ChatRequest(_Asked):
     stop: Text | Annotated[list[Text], Field(min_length=1, max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
     temperature: OnlyZero | None = None
     top_p: OnlyOne | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=1)] | None = None
     presence_penalty: OnlyZero | None = None
     frequency_penalty: OnlyZero | None = None
     logprobs: Literal[False] | None = None

@@ -21,7 +21,7 @@ from finetune.build import Base, load_base
 from finetune.errors import ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.families.placement import pick_device, pick_dtype
-from finetune.families.quantization import states_to_share
+from finetune.families.quantization import settle_states, states_to_share
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -36,6 +36,7 @@ class _Whole:
 
     def __init__(self, base: Base):
         self.base = base
+        settle_states(base.model)
         self._loaded = _versions(_tensors(base.model))
 
     @property

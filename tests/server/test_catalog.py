@@ -176,7 +176,7 @@ def test_an_alias_that_moves_is_followed(vlm, registry_folder, tmp_path):
         made = registry_folder.parent / "second"
         other = tmp_path / "renamed"
         shutil.copytree(made, other)
-        _rename(other, "first")
+        rename(other, "testing", "first")
         registry.publish(other, aliases=["prod"])
         after = server.post(body(FIRST)).json()
         second = vlm.add(SECOND)
@@ -185,11 +185,12 @@ def test_an_alias_that_moves_is_followed(vlm, registry_folder, tmp_path):
     assert before["system_fingerprint"] != after["system_fingerprint"]
 
 
-def _rename(folder, name):
+def rename(folder, namespace, name):
+    """Gives a saved adapter another name."""
     from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 
     manifest = AdapterManifest.parse((folder / MANIFEST_NAME).read_bytes(), source=MANIFEST_NAME)
-    renamed = AdapterManifest.model_validate(manifest.model_dump() | {"name": name})
+    renamed = AdapterManifest.model_validate(manifest.model_dump() | {"namespace": namespace, "name": name})
     (folder / MANIFEST_NAME).write_bytes(renamed.to_bytes())
 
 

@@ -50,7 +50,8 @@ def plain(folder, **options):
 def test_two_models_share_weights_and_no_module(served):
     path, (adapter, _) = served
     one, other = load(adapter, base=str(path), device="cpu"), plain(path)
-    assert share(one, other) and one.processor is other.processor
+    assert share(one, other)
+    assert one.processor is other.processor and one.base.preparing is other.base.preparing
     assert not {id(module) for module in one.model.modules()} & {id(module) for module in other.model.modules()}
     assert one.base.identity == other.base.identity and one.model is one.base.model
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from finetune.errors import FetchError
+from finetune.serving import urls
 from finetune.serving.addresses import is_allowed
 from finetune.serving.urls import UrlPolicy, fetch_image, is_url
 
@@ -36,13 +37,14 @@ def serving(answer, *, tls=None):
     requests, threads = [], []
 
     def one(connection):
-        with connection:
-            try:
-                connection = tls.wrap_socket(connection, server_side=True) if tls else connection
-                requests.append(connection.recv(65536).decode())
-                answer(requests[-1], connection)
-            except OSError:
-                return  # the client has gone, as it should where it was told too much
+        try:
+            connection = tls.wrap_socket(connection, server_side=True) if tls else connection
+            requests.append(connection.recv(65536).decode())
+            answer(requests[-1], connection)
+        except OSError:
+            return  # the client has gone, as it should where it was told too much
+        finally:
+            connection.close()
 
     def accept():
         while True:
@@ -313,16 +315,22 @@ def test_redirects_and_names_count_into_the_time():
     done.set()
 
 
-def test_a_certificate_must_be_the_hosts(tmp_path):
+def test_a_certificate_must_be_the_hosts(tmp_path, monkeypatch):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*own_certificate(tmp_path, "pictures.example"))
-    names = []
+    names, at_home = [], policy(resolve=lambda host, port: ["127.0.0.1"])
     context.sni_callback = lambda connection, name, context: names.append(name)
     with serving(says(), tls=context) as (host, requests):
         port = host.partition(":")[2]
         with pytest.raises(FetchError, match="cannot be fetched: .*self-signed certificate"):
-            fetch_image(f"https://pictures.example:{port}/", policy(resolve=lambda host, port: ["127.0.0.1"]))
-    assert names == ["pictures.example"] and requests == [], "the name is asked for, at the checked address"
+            fetch_image(f"https://pictures.example:{port}/", at_home)
+        assert names == ["pictures.example"] and requests == [], "the name is asked for, at the checked address"
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        urls._tls.cache_clear()
+        assert fetch_image(f"https://pictures.example:{port}/", at_home) == PNG
+        with pytest.raises(FetchError, match="cannot be fetched: .*Hostname mismatch"):
+            fetch_image(f"https://other.example:{port}/", at_home)
+    urls._tls.cache_clear()
 
 
 def own_certificate(folder, host):

@@ -1,0 +1,181 @@
+"""The command as people start it: what it says, what it refuses at once, how it stops; and the commands of its page."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from finetune.cli import main
+from tests.server.conftest import REFS
+from tests.server.serving import body, http_client, png, wait_for
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "takes an adapter, or --base"),
+        (["nothing"], "'nothing' is no adapter reference"),
+        (["/tmp", "--base", "pocket"], "is no adapter reference"),
+        (["--base", "pocket", "--host", "0.0.0.0"], "can be reached from other machines"),
+        (["--base", "pocket", "--host", "nowhere.invalid"], "Give an address of this machine"),
+        (["--base", "pocket", "--api-key-file", "/nowhere"], "cannot be read"),
+    ],
+    ids=["nothing", "no reference", "folder", "open to all", "host", "keys"],
+)
+def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, message, capsys, monkeypatch):
+    monkeypatch.delenv("FINETUNE_API_KEYS", raising=False)
+    monkeypatch.setattr("finetune.build.load_base", None)
+    assert main(["serve", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(capsys):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--base", "pocket", "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["--port=70000", "--max-batch=0", "--queue-seconds=0", "--stop-seconds=inf"])
+def test_a_bound_that_is_none_is_refused(argument, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--base", "pocket", argument])
+    assert caught.value.code == 2 and argument.partition("=")[0] in capsys.readouterr().err
+
+
+def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys):
+    from finetune.server import command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "uvicorn" else object())
+    assert main(["serve", "--base", "pocket"]) == 2
+    assert "needs uvicorn: pip install 'finetune-vlm[serve]'" in capsys.readouterr().err
+
+
+def test_a_base_that_writes_no_text_is_refused(tiny_clip, capsys):
+    assert main(["serve", "--base", str(tiny_clip), "--port", "0"]) == 2
+    assert "writes no text" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def command(base_folder, registry_folder, *more):
+    """Yields the real command, its address and what it said, once it listens."""
+    arguments = ["serve", *REFS, "--base", str(base_folder), "--registry", str(registry_folder), "--port", "0", *more]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune.cli", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said = [process.stdout.readline() for _ in range(4)]
+        yield process, re.search(r"http://[\d.:]+", said[0])[0], said
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_lets_what_runs_end_and_takes_nothing_more(base_folder, registry_folder, signum):
+    with command(base_folder, registry_folder, "--max-batch", "1") as (process, url, said), http_client() as client:
+        assert said[0].startswith("serving on http://127.0.0.1:") and str(base_folder) in said[1]
+        assert all(ref in said[2] for ref in REFS) and "no API key needed" in said[3]
+        found = []
+
+        def ask():
+            request = body(REFS[0], stream=True, max_tokens=200)
+            with client.stream("POST", f"{url}/v1/chat/completions", json=request, timeout=60) as response:
+                found.append("")
+                for text in response.iter_text():
+                    found[0] += text
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_for(lambda: found and '"content"' in found[0], 60)
+        process.send_signal(signum)
+        wait_for(lambda: not _answers(url), 30)
+        asking.join(60)
+        assert found[0].rstrip().endswith("data: [DONE]")
+        assert process.wait(30) == 128 + signum
+        assert process.stderr.read().rstrip().endswith("stopped")
+
+
+@pytest.mark.distributed
+def test_what_does_not_end_in_time_is_cut_and_a_second_signal_waits_for_nothing(base_folder, registry_folder):
+    for patience, signals in (("0.3", 1), ("60", 2)):
+        with command(base_folder, registry_folder, "--stop-seconds", patience) as (process, url, _):
+            with http_client() as client:
+                request = body(REFS[0], stream=True, max_tokens=200)
+                with (
+                    pytest.raises(httpx.HTTPError),
+                    client.stream("POST", f"{url}/v1/chat/completions", json=request, timeout=60) as response,
+                ):
+                    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot end by itself before
+                    os.kill(process.pid, signal.SIGTERM)
+                    os.kill(process.pid, signal.SIGCONT)
+                    for _ in range(signals - 1):
+                        wait_for(lambda: "stopping" in process.stderr.readline(), 30)
+                        process.send_signal(signal.SIGTERM)
+                    for _ in response.iter_text():
+                        pass
+                    raise httpx.HTTPError("it ended by itself")  # it was fast: that is no failure
+            assert process.wait(30) == 143
+
+
+def _answers(url):
+    try:
+        return bool(httpx.get(f"{url}/health", timeout=5, trust_env=False))
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(os.name == "nt", reason="the page is written for bash")
+def test_the_commands_of_the_page(tmp_path):
+    from finetune.build import load_base
+    from finetune.registry import AdapterRegistry
+    from tests.server.test_catalog import rename
+    from tests.serving.adapters import make_adapter
+
+    base, registry = load_base("pocket", device="cpu"), AdapterRegistry()
+    for seed, name in enumerate(("medical/phantoms", "retail/products")):
+        folder = make_adapter(base, "lora", tmp_path / "adapters" / str(seed), seed=seed)
+        rename(folder, *name.split("/"))
+        registry.publish(folder, aliases=["prod"])
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert [language for language, _ in blocks] == ["bash", "bash", "python", "bash"]
+    (tmp_path / "scan.png").write_bytes(png())
+    lines = [text if language == "bash" else f'python - <<"END"\n{text}END\necho\n' for language, text in blocks]
+    with contextlib.closing(__import__("socket").create_server(("127.0.0.1", 0))) as free:
+        port = str(free.getsockname()[1])
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name, command_line in (("finetune", "-m finetune.cli"), ("python", "")):
+        (bin / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command_line} "$@"\n')
+        (bin / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-meuo", "pipefail", "-c", "\n".join(lines).replace("8000", port)],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"object":"chat.completion"' in done.stdout and "retail/products@latest" in done.stdout
+    assert 'finetune_requests_total{adapter="medical/phantoms@prod",status="200"} 2.0' in done.stdout
+    assert 'finetune_requests_total{adapter="retail/products@prod",status="200"} 1.0' in done.stdout
+    assert "ended with 143" in done.stdout
