@@ -18,6 +18,7 @@ from finetune.cli import main
 from finetune.errors import AdapterReferenceError, BaseMismatchError, ExportError, IntegrityError, NotFoundError
 from finetune.export.exporting import export_adapter
 from finetune.lookup import import_string
+from finetune.methods.points import reached
 from finetune.registry import AdapterRegistry
 from tests.export.targets import SEEN
 
@@ -47,7 +48,7 @@ def test_what_a_target_is_given(fake, saved, tmp_path):
     length = source.rows["probe"].inputs["input_ids"].shape[1]
     assert source.plain["probe"].shape[0] == length == source.adapted["probe"].shape[0] - 3
     assert not torch.equal(source.plain["probe"], source.adapted["probe"][3:])
-    assert not [m for m in source.base.model.modules() if "forward" in vars(m)], "nothing is attached"
+    assert not reached(source.base.model), "nothing is attached"
 
 
 def test_the_verdict_beside_the_files(fake, saved, tmp_path):
