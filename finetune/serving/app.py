@@ -148,7 +148,8 @@ class VisionLanguageModel:
         """Returns a description of a picture.
 
         An adapter that learnt captions is asked exactly as it was trained. Any other, and the base, is asked
-        ``CAPTION_QUESTION`` as it is asked any question, for at least ``CAPTION_TOKENS`` tokens.
+        ``CAPTION_QUESTION`` as it is asked any question, for ``CAPTION_TOKENS`` tokens, or as many as its answers may
+        have.
 
         Args:
             image: as for ``ask``.
