@@ -9,6 +9,7 @@ import signal
 import stat
 import threading
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from finetune.errors import ExportError, StoreError
@@ -16,7 +17,6 @@ from finetune.registry.store import explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ELSEWHERE = " (--output)"
 _LOCK, _NEW = "lock", "new"
@@ -41,12 +41,13 @@ def new_output(output: Path) -> Iterator[Path]:
 
     Raises:
         ExportError: ``output`` holds something, or another process is writing it.
-        StoreError: it cannot be written.
+        StoreError: it cannot be written, or a file that the block reads cannot be read.
     """
     refuse_occupied(output)
+    hidden = output.with_name(f".{output.name}.exporting")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(output.with_name(f".{output.name}.exporting"), output) as aside, _stopping():
+        with _locked(hidden, output) as aside, _stopping():
             new = aside / _NEW
             new.mkdir()
             yield new
@@ -57,6 +58,9 @@ def new_output(output: Path) -> Iterator[Path]:
     except StoreError:  # an OSError too, and already explained
         raise
     except OSError as error:
+        place = Path(os.fsdecode(error.filename or hidden))
+        if output.parent not in (place, *place.parents):  # of what is exported, or of its base
+            raise explain(error, place, verb="read") from error
         raise explain(error, output, verb="write", elsewhere=ELSEWHERE) from error
 
 

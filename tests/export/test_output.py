@@ -68,6 +68,13 @@ def test_nothing_after_an_error_of_the_disk(tmp_path, monkeypatch, call):
     assert everything(tmp_path) == []
 
 
+def test_a_file_elsewhere_that_cannot_be_read_is_not_called_the_output(tmp_path):
+    with pytest.raises(StoreError, match="^cannot read /nowhere/config.json: No such file"):
+        with new_output(tmp_path / "sub" / "out"):
+            open("/nowhere/config.json")
+    assert everything(tmp_path) == ["sub"]
+
+
 def test_what_stands_there_is_kept(tmp_path):
     (tmp_path / "empty").mkdir()
     with new_output(tmp_path / "empty") as folder:
