@@ -206,6 +206,6 @@ def _compare(source: Source, written: Base, dtype: str) -> Comparison:
     if dtype != "float32" and found.verdict == "inconclusive":
         raise ExportError(
             f"rounding to {dtype} moves outputs by {found.largest_difference:.3g}, {source.ref} by no more than "
-            f"{found.effect:.3g}: nobody could say of a model merged so that it is not the base. Choose --dtype float32."
+            f"{found.effect:.3g}: no output could show that such a model is not the base. Choose --dtype float32."
         )
     return found

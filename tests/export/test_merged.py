@@ -1,7 +1,9 @@
 """A whole model with the adapter in its weights: equal outputs by transformers alone, or nothing at all."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,25 @@ def test_a_merge_that_goes_wrong_is_found_before_anything_is_written(saved, tmp_
     monkeypatch.setattr("finetune.export.merged.Merged._write", lambda *args: pytest.fail("written"))
     with pytest.raises(ExportError, match="failed: outputs of the model merged in float32"):
         export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_copy_at_a_time(saved, tmp_path, monkeypatch, dtype):
+    base, adapter = saved()
+    weights = []
+
+    def watch(updates):
+        weights.extend(weakref.ref(update.module.weight) for update in updates.values())
+        merge(updates)
+
+    def load(path, **options):
+        gc.collect()
+        assert weights and not any(weight() is not None for weight in weights), "the merged model is still held"
+        return load_base(path, **options)
+
+    monkeypatch.setattr("finetune.export.merged.merge", watch)
+    monkeypatch.setattr("finetune.export.merged.load_base", load)
+    export_adapter(adapter, to="merged", output=tmp_path / "out", base=base, dtype=dtype)
 
 
 def test_a_class_that_cannot_be_saved_is_an_error_of_ours(saved, tmp_path, monkeypatch):
