@@ -13,8 +13,11 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="session")
 def inside():
     """Returns a function: runs a script of ``inside/`` by vLLM's Python, JSON in and JSON out."""
-    python = Path(os.environ.get("FINETUNE_VLLM") or HERE.parents[1] / ".vllm").absolute() / "bin" / "python"
-    assert python.exists(), f"no vLLM at {python}: tests/vllm/install_vllm.sh builds it, FINETUNE_VLLM says where"
+    given = os.environ.get("FINETUNE_VLLM")
+    python = Path(given or HERE.parents[1] / ".vllm").absolute() / "bin" / "python"
+    if not python.exists():
+        assert not given, f"FINETUNE_VLLM says {given}, and there is no environment"
+        pytest.skip("no environment with vLLM: tests/vllm/run.sh builds it")
 
     def run(script, given, **environment):
         own = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", **environment}

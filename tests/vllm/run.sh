@@ -5,9 +5,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
+export FINETUNE_VLLM=${FINETUNE_VLLM:-.vllm}
 tests/vllm/install_vllm.sh
 date -u +%F
 echo "$(nproc --all) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(uname -sr)"
-"${FINETUNE_VLLM:-.vllm}/bin/python" -c 'from importlib.metadata import version
+"$FINETUNE_VLLM/bin/python" -c 'from importlib.metadata import version
 print(*(f"{name} {version(name)}" for name in ("vllm", "torch", "transformers")), sep=", ")'
 "${FINETUNE_VENV:-.venv}/bin/python" -m pytest -m vllm tests/vllm "$@"

@@ -44,13 +44,15 @@ class Client:
 
     async def app(self, scope, receive, send):
         message = await receive() if scope["method"] == "POST" else {"body": b""}
-        self.reached = SimpleNamespace(body=message["body"], headers=dict(scope["headers"]), rest=receive)
+        headers = dict(scope["headers"])
+        assert len({name.lower() for name, _ in scope["headers"]}) == len(scope["headers"])  # each once
+        self.reached = SimpleNamespace(body=message["body"], headers=headers, rest=receive)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
     def send(self, body=b"", *, path="/v1/chat/completions", method="POST", kind="application/json", parts=1, **scope):
         state = SimpleNamespace(openai_serving_models=Models())
-        headers = [(b"Content-Type", kind.encode()), (b"content-length", str(len(body)).encode()), (b"x-y", b"z")]
+        headers = [(b"Content-Type", kind.encode()), (b"Content-Length", str(len(body)).encode()), (b"x-y", b"z")]
         full = {"type": "http", "method": method, "path": path, "headers": headers, **scope}
         full.setdefault("app", SimpleNamespace(state=state))
         size = -(-len(body) // parts) or 1
@@ -143,7 +145,7 @@ def test_what_vllm_has_loaded_is_looked_at_again():
 def test_anything_else_goes_on_as_it_came(client, body):
     assert client.send(body)[0] == 200
     assert client.reached.body == body and not client.served.asked
-    assert client.reached.headers[b"content-length"] == str(len(body)).encode()
+    assert client.reached.headers[b"Content-Length"] == str(len(body)).encode()
 
 
 def test_of_two_models_the_one_that_vllm_reads_is_replaced(client):

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.adapters.folder import verify
+from finetune.adapters.manifest import ContrastiveContract
 from finetune.errors import (
     AdapterReferenceError,
     BaseMismatchError,
@@ -247,6 +248,25 @@ def test_tensors_that_are_not_those_of_the_modules(registry):
         wrong = type(manifest).model_validate({**raw, "adapter": {**raw["adapter"], "tensors": table}})
         with pytest.raises(ManifestError, match=why):
             require_described(wrong)
+
+
+def test_a_contract_for_another_kind_of_base(served, monkeypatch):
+    manifest, read = served.registry.read(f"{NAME}@1")
+    contract = ContrastiveContract(text_template="a {label}", answer_normalization="vqa")
+    other = manifest.model_copy(update={"prompt": contract})
+    monkeypatch.setattr(served.registry, "read", lambda version: (other, read))
+    with pytest.raises(ManifestError, match="contract is for another kind of base: task contrastive"):
+        served.pinned(f"{NAME}@1")
+
+
+def test_they_are_looked_at_for_every_adapter(served, monkeypatch, tmp_path):
+    def refuse(manifest):
+        raise ManifestError(f"looked at {manifest.full_name}")
+
+    monkeypatch.setattr("finetune.vllm_plugin.served.require_described", refuse)
+    with pytest.raises(ManifestError, match=f"looked at {NAME}"):
+        served.pinned(f"{NAME}@1")
+    assert not (tmp_path / "cache" / "vllm").exists()
 
 
 def test_a_yanked_version_by_its_digest_warns_in_the_log(served, registry, caplog):
