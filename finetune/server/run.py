@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -45,50 +46,62 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
         raise ModelError(f"{vlm.base.path} writes no text, so it cannot answer chats. Serve a base that generates.")
     for ref in refs:
         vlm.add(ref)
-    service = Service(vlm, refs, settings)
-    config = uvicorn.Config(make_app(service), log_config=None, access_log=False, server_header=False)
-    server = _Server(config, service, _introduction(vlm, refs, settings, listener))
+    server = Server(Service(vlm, refs, settings), _introduction(vlm, refs, settings, listener))
     asyncio.run(server.serve(sockets=[listener]))
     assert server.signum is not None
     return 128 + server.signum
 
 
-class _Server(uvicorn.Server):
-    """Says where it listens, and stops as the house does: told once it lets requests end, told again it does not."""
+class Server(uvicorn.Server):
+    """Says where it listens, and stops as the house does: told once it lets requests end, told again it does not.
 
-    def __init__(self, config: uvicorn.Config, service: Service, introduction: str):
-        super().__init__(config)
+    Args:
+        service: answers.
+        introduction: what people are told when it listens.
+    """
+
+    def __init__(self, service: Service, introduction: str):
+        super().__init__(uvicorn.Config(make_app(service), log_config=None, access_log=False, server_header=False))
         self.signum: int | None = None
         self._service, self._introduction = service, introduction
+        self._loop: asyncio.AbstractEventLoop | None = None  # since it is stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
         await super().startup(sockets)
         print(self._introduction, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends when all requests have, or when their time is over."""
+        self._loop = asyncio.get_running_loop()
         seconds = self._service.settings.stop_seconds
         if running := len(self.server_state.tasks):
             told = f"stopping: {running} requests may end within {seconds:g} s; once more stops at once"
             print(told, file=sys.stderr, flush=True)
-        self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # it may have a fraction
+        late = self._loop.call_later(seconds, self._service.cut)
         await super().shutdown(sockets)
+        late.cancel()
         print("stopped", file=sys.stderr)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Notes the signals that ask to stop; one that was ignored, as under nohup, stays so."""
-        before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
         try:
             for signum, handler in before.items():
                 if handler is not signal.SIG_IGN:
-                    signal.signal(signum, self._note)
+                    signal.signal(signum, self.stop)
             yield
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
-    def _note(self, signum: int, _frame: object) -> None:
-        self.force_exit = self.signum is not None
+    def stop(self, signum: int, _frame: object = None) -> None:
+        """Takes no more requests and lets those that run end; called again, it waits for none."""
+        if self.signum is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._service.cut)
         self.signum = self.signum or signum
         self._service.is_stopping = self.should_exit = True
 

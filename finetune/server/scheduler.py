@@ -151,7 +151,7 @@ class Scheduler:
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
 
-    def close(self, seconds: float = 10.0) -> None:
+    def close(self, seconds: float) -> None:
         """Ends the thread when its batch is at its end; what still waits is not answered.
 
         Args:

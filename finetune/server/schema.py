@@ -19,8 +19,17 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]  # 1.0 is an integer in JSON
-NumTokens = Annotated[Whole, Field(ge=1, le=100_000)]
+def _false(value: Any) -> Any:
+    if value is not False:
+        raise ValueError("only false is allowed")
+    return value
+
+
+_WHOLE = BeforeValidator(_whole)  # 1.0 is an integer in JSON
+One = Annotated[int, Field(ge=1, le=1), _WHOLE]
+NumTokens = Annotated[int, Field(ge=1, le=100_000), _WHOLE]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), _WHOLE]
+No = Annotated[Literal[False], BeforeValidator(_false)]  # 0 is no false in JSON
 
 
 class _Asked(BaseModel):
@@ -105,13 +114,13 @@ class ChatRequest(_Asked):
     stop: Text | Annotated[list[Text], Field(min_length=1, max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Seed | None = None
     temperature: OnlyZero | None = None
     top_p: OnlyOne | None = None
-    n: Annotated[Whole, Field(ge=1, le=1)] | None = None
+    n: One | None = None
     presence_penalty: OnlyZero | None = None
     frequency_penalty: OnlyZero | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: No | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _THREADS = 16  # that read and check requests; some wait for pictures from elsewhere
+_LAST_BATCH_SECONDS = 10.0  # that the end of a batch is waited for, whose rows have all ended
 CLIENT_GONE = 499  # as a status in metrics: nobody is there to be told it
 
 
@@ -52,6 +53,8 @@ class Service:
         switcher = vlm.switcher
         self.num_waiting = 0  # requests that were let in and are in no batch yet
         self.is_stopping = False
+        self._open: set[Exchange] = set()
+        self._is_cut = False
         self.metrics = Metrics(
             waiting=lambda: self.num_waiting, residents=lambda: (len(switcher.residents), switcher.num_bytes)
         )
@@ -68,7 +71,13 @@ class Service:
         self.is_stopping = True
         self.catalog.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self.scheduler.close)
+        await asyncio.to_thread(self.scheduler.close, 0 if self._is_cut else _LAST_BATCH_SECONDS)
+
+    def cut(self) -> None:
+        """Ends all requests, wherever they stand; each is told so."""
+        self._is_cut = True
+        for exchange in self._open:
+            exchange.cut()
 
     def require_ready(self) -> None:
         """Lets pass while requests are taken.
@@ -77,7 +86,7 @@ class Service:
             RequestError: they are not.
         """
         if self.is_stopping:
-            raise RequestError("The server is stopping.", status=503, code="stopping", retry_after=5)
+            raise _stopping()
         if not self.scheduler.is_alive():
             raise RequestError("The server answers no more; it has to be started again.", status=503, code="not_ready")
 
@@ -99,7 +108,13 @@ class Service:
         except RequestError as error:
             self.metrics.requests.labels(self.metrics.label(None), str(error.status)).inc()
             raise
-        return Exchange(self)
+        exchange = Exchange(self)
+        self._open.add(exchange)
+        return exchange
+
+    def forget(self, exchange: Exchange) -> None:
+        """Counts an exchange as over."""
+        self._open.discard(exchange)
 
 
 class Exchange:
@@ -124,25 +139,36 @@ class Exchange:
         self._hold = _Hold()
         self._job: Job | None = None
         self._label = service.metrics.label(None)
-        self._waits, self._closed = True, False
+        self._waits, self._closed, self._is_cut = True, False, False
+        self._timeout: asyncio.Timeout | None = None  # of what is waited for now
         service.num_waiting += 1
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Returns what ``work`` does, which ends with the time that the request may take in all.
 
         Raises:
-            RequestError: the time is over.
+            RequestError: the time is over, or the server ends.
         """
         seconds = self._service.settings.request_seconds
         try:
-            async with asyncio.timeout_at(self._begun + seconds):
+            async with asyncio.timeout_at(0 if self._is_cut else self._begun + seconds) as self._timeout:
                 return await work
         except TimeoutError:
+            if self._is_cut:
+                raise _stopping() from None
             raise RequestError(
                 f"The request took more than {seconds:g} seconds. Ask for less, or try again when there is less to do.",
                 status=504,
                 code="timeout",
             ) from None
+        finally:
+            self._timeout = None
+
+    def cut(self) -> None:
+        """Ends the time that the request has."""
+        self._is_cut = True
+        if self._timeout is not None:
+            self._timeout.reschedule(self._loop.time())
 
     async def read(self, body: bytes) -> None:
         """Reads the request, and finds its adapter.
@@ -204,6 +230,7 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
+        self._service.forget(self)
         self._leave_queue()
         if self._job is not None:
             self._service.scheduler.withdraw(self._job)
@@ -261,6 +288,10 @@ class _Hold:
         with self._lock:
             self._closed = True
         self._kept.close()
+
+
+def _stopping() -> RequestError:
+    return RequestError("The server is stopping.", status=503, code="stopping", retry_after=5)
 
 
 def _parse(body: bytes, settings: Settings) -> ChatRequest:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import signal
 import socket
 import threading
 import time
@@ -12,10 +13,9 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
-import uvicorn
 from PIL import Image
 
-from finetune.server.app import make_app
+from finetune.server.run import Server
 from finetune.server.service import Service
 from finetune.server.settings import Settings
 
@@ -29,6 +29,7 @@ class Running:
     url: str
     service: Service
     http: httpx.Client
+    server: Server
 
     def client(self, **options: Any) -> openai.OpenAI:
         options = {"api_key": "none", "max_retries": 0, "http_client": http_client(), **options}
@@ -50,7 +51,7 @@ class Running:
 def running(vlm, refs=(), **settings):
     """Yields a server that has only just begun, and stops it."""
     service = Service(vlm, refs, Settings(**settings))
-    server = uvicorn.Server(uvicorn.Config(make_app(service), log_config=None, access_log=False))
+    server = Server(service, "serving a test")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -58,9 +59,10 @@ def running(vlm, refs=(), **settings):
             wait_for(lambda: server.started)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             with http_client(base_url=url, timeout=60) as client:
-                yield Running(url, service, client)
+                yield Running(url, service, client, server)
         finally:
-            server.should_exit = True
+            if server.signum is None:
+                server.stop(signal.SIGTERM)
             thread.join(30)
             assert not thread.is_alive()
 

@@ -112,28 +112,6 @@ def test_a_signal_lets_what_runs_end_and_takes_nothing_more(base_folder, registr
         assert process.stderr.read().rstrip().endswith("stopped")
 
 
-@pytest.mark.distributed
-def test_what_does_not_end_in_time_is_cut_and_a_second_signal_waits_for_nothing(base_folder, registry_folder):
-    for patience, signals in (("0.3", 1), ("60", 2)):
-        with command(base_folder, registry_folder, "--stop-seconds", patience) as (process, url, _):
-            with http_client() as client:
-                request = body(REFS[0], stream=True, max_tokens=200)
-                with (
-                    pytest.raises(httpx.HTTPError),
-                    client.stream("POST", f"{url}/v1/chat/completions", json=request, timeout=60) as response,
-                ):
-                    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot end by itself before
-                    os.kill(process.pid, signal.SIGTERM)
-                    os.kill(process.pid, signal.SIGCONT)
-                    for _ in range(signals - 1):
-                        wait_for(lambda: "stopping" in process.stderr.readline(), 30)
-                        process.send_signal(signal.SIGTERM)
-                    for _ in response.iter_text():
-                        pass
-                    raise httpx.HTTPError("it ended by itself")  # it was fast: that is no failure
-            assert process.wait(30) == 143
-
-
 def _answers(url):
     try:
         return bool(httpx.get(f"{url}/health", timeout=5, trust_env=False))

@@ -1,5 +1,6 @@
 """What waits, how long, and who goes away: with batches that run as long as the test wants."""
 
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -221,5 +222,29 @@ def test_a_server_that_stops_is_not_ready(resident):
         response = server.post(body())
         assert error_of(response)[:2] == (503, "stopping") and "retry-after" in response.headers
         server.service.is_stopping = False
-        server.service.scheduler.close()
+        server.service.scheduler.close(10)
         assert error_of(server.get("/ready"))[:2] == (503, "not_ready")
+
+
+@pytest.mark.parametrize("patience, signals", [(0.3, 1), (600, 2)], ids=["late", "again"])
+def test_what_does_not_end_in_time_is_told_and_a_second_signal_waits_for_nothing(
+    resident, stage, capfd, patience, signals
+):
+    with running(resident, REFS, stop_seconds=patience, max_batch=1) as server, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(server.post, body(FIRST, stream=stream)) for stream in (False, True)]
+        wait_for(lambda: len(stage.batches) == 1 and server.service.num_waiting == 1)
+        for _ in range(signals):
+            server.server.stop(signal.SIGTERM)
+            wait_for(lambda: server.server._loop is not None)
+        assert [error_of(one.result())[:2] for one in asked] == [(503, "stopping")] * 2
+    assert server.server.signum == signal.SIGTERM
+
+
+def test_what_runs_may_end_when_the_server_is_stopped(resident, stage, capfd):
+    with running(resident, REFS, stop_seconds=600) as server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.post, body(FIRST, stream=True))
+        wait_for(lambda: len(stage.batches) == 1)
+        server.server.stop(signal.SIGTERM)
+        wait_for(lambda: "stopping: 1 requests may end within 600 s" in capfd.readouterr().err)
+        stage.go_on()
+        assert asked.result().text.endswith("data: [DONE]\n\n")
