@@ -117,7 +117,7 @@ def _other_modules(manifest: AdapterManifest) -> str:
 
 def _rank_over(part: PartDescription, limit: int) -> str:
     """No rank over the limit (lora/peft_helper.py, validate_legal)."""
-    rank = max(part.options["rank_pattern"].get(name, part.options["r"]) for name in part.names)
+    rank = max((part.options["rank_pattern"].get(name, part.options["r"]) for name in part.names), default=0)
     if rank <= limit:
         return ""
     enough = [allowed for allowed in MAX_LORA_RANKS if allowed >= rank]

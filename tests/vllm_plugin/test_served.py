@@ -259,6 +259,16 @@ def test_a_contract_for_another_kind_of_base(served, monkeypatch):
         served.pinned(f"{NAME}@1")
 
 
+def test_an_adapter_of_no_module(served, monkeypatch):
+    manifest, read = served.registry.read(f"{NAME}@1")
+    (part,) = manifest.adapter.parts
+    empty = manifest.adapter.model_copy(update={"parts": [part.model_copy(update={"modules": {}})]})
+    other = manifest.model_copy(update={"adapter": empty})
+    monkeypatch.setattr(served.registry, "read", lambda version: (other, read))
+    with pytest.raises(ManifestError, match="belongs to no module of the adapter"):
+        served.pinned(f"{NAME}@1")
+
+
 def test_they_are_looked_at_for_every_adapter(served, monkeypatch, tmp_path):
     def refuse(manifest):
         raise ManifestError(f"looked at {manifest.full_name}")
