@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar, cast
 from uuid import uuid4
 
@@ -15,6 +13,7 @@ from pydantic import ValidationError
 from finetune.errors import RequestError
 from finetune.server.catalog import Catalog
 from finetune.server.errors import invalid_request, to_request_error
+from finetune.server.hold import Hold
 from finetune.server.metrics import Metrics
 from finetune.server.prompts import to_example
 from finetune.server.scheduler import Done, Failed, Grown, Job, Scheduler, Started
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from finetune.server.settings import Settings
     from finetune.serving.app import VisionLanguageModel
     from finetune.serving.resident import Resident
-    from finetune.serving.switcher import Switcher
     from finetune.tasks.generation import Answer
 
 T = TypeVar("T")
@@ -136,7 +134,7 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._hold = _Hold()
+        self._hold = Hold()
         self._job: Job | None = None
         self._label = service.metrics.label(None)
         self._waits, self._closed, self._is_cut = True, False, False
@@ -265,29 +263,6 @@ class Exchange:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._service.threads, work)
-
-
-class _Hold:
-    """An adapter that is kept; it may be let go of while another thread is still about to take it."""
-
-    def __init__(self) -> None:
-        self._kept = ExitStack()
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def take(self, switcher: Switcher, name: str | None) -> Resident | None:
-        """Returns the adapter that ``name`` means now, to be kept until ``close``."""
-        with ExitStack() as kept:
-            resident = kept.enter_context(switcher.keeping(name))
-            with self._lock:
-                if not self._closed:
-                    self._kept.push(kept.pop_all())
-        return resident
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-        self._kept.close()
 
 
 def _stopping() -> RequestError:

@@ -1,0 +1,35 @@
+"""An adapter that a request keeps, from being prepared to its end."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finetune.serving.resident import Resident
+    from finetune.serving.switcher import Switcher
+
+
+class Hold:
+    """An adapter that is kept; it may be let go of while another thread is still about to take it."""
+
+    def __init__(self) -> None:
+        self._kept = ExitStack()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def take(self, switcher: Switcher, name: str | None) -> Resident | None:
+        """Returns the adapter that ``name`` means now, to be kept until ``close``."""
+        with ExitStack() as kept:
+            resident = kept.enter_context(switcher.keeping(name))
+            with self._lock:
+                if not self._closed:
+                    self._kept.push(kept.pop_all())
+        return resident
+
+    def close(self) -> None:
+        """Lets go of it, now or as soon as it is taken."""
+        with self._lock:
+            self._closed = True
+        self._kept.close()
