@@ -159,7 +159,7 @@ def _manifest(
         base=base.identity,
         processor=base.digests,
         adapter=description,
-        prompt=contract_of(recipe.task, caption_question=caption_question(splits["train"])),
+        prompt=contract_of(recipe.task, caption_question=caption_question(splits.get("train", []))),
         toolchain={
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
