@@ -9,14 +9,17 @@
 """
 
 import os
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.concurrency import iterate_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
 import finetune
 from finetune.errors import DataError
+from finetune.serving.streaming import TextStream
 
 MAX_BYTES = 10 * 1024 * 1024  # of a picture
 
@@ -73,4 +76,11 @@ def ask(request: Request, picture: Picture, adapter: Adapter, question: str) -> 
 def stream(request: Request, picture: Picture, adapter: Adapter, question: str) -> StreamingResponse:
     """Sends the answer while it is made; it ends early where the client goes."""
     with request.app.state.vlm.using(adapter) as vlm:
-        return StreamingResponse(vlm.stream(picture, question), media_type="text/plain")
+        return StreamingResponse(pieces(vlm.stream(picture, question)), media_type="text/plain")
+
+
+async def pieces(answer: TextStream) -> AsyncIterator[str]:
+    """Passes on what is read in other threads; the answer ends with whoever reads it."""
+    with answer:
+        async for piece in iterate_in_threadpool(answer):
+            yield piece
