@@ -72,7 +72,7 @@ def load(
         registry = AdapterRegistry(registry)
     if base is None:
         if str(ref) == "base":
-            raise BaseMismatchError("ref 'base' is the plain base model: say which with base=")
+            raise BaseMismatchError("ref 'base' is the plain base model: say which with base= (--base)")
         folder = as_folder(ref)
         manifest = read_folder(folder).manifest if folder else registry.read(str(ref))[0]
         base = find_base(manifest.base)
