@@ -3,6 +3,7 @@
 Public names are imported when they are first used, so that ``import finetune`` loads no torch.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ __all__ = [
     "load_recipe",
     "train",
 ]
+
+
+# PEFT imports bitsandbytes, which on some CPUs warns of a kernel that is faster and that nothing here needs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
     ask.add_argument("--base", help="folder, hub id or embedded name of the base")
+    ask.add_argument("--registry", metavar="LOCATION", help="folder or URL (default: as of `finetune registry`)")
     ask.set_defaults(run=_ask)
     app = add("app", "show a page on which a base and its adapters answer side by side")
     app.add_argument(
@@ -135,7 +136,7 @@ def _find_lr(args: argparse.Namespace) -> int:
 def _ask(args: argparse.Namespace) -> int:
     from finetune.serving.loading import load
 
-    print(load(args.ref, base=args.base).ask(args.image, args.question))
+    print(load(args.ref, base=args.base, registry=args.registry).ask(args.image, args.question))
     return 0
 
 

@@ -102,3 +102,10 @@ def test_commands_pass_on_what_they_are_given(monkeypatch):
     monkeypatch.setattr(sweep, "run_sweep", lambda config, words: given.append((str(config), words)) or 7)
     assert main(["sweep", "a.yaml", "seed=1,2", "train.epochs=3"]) == 7
     assert given == [("a.yaml", ["seed=1,2", "train.epochs=3"])]
+
+
+def test_ask_takes_a_registry_and_says_its_own_option(tmp_path, capsys):
+    assert main(["ask", "retail/mine", "a.png", "What?", "--base", "pocket", "--registry", str(tmp_path / "none")]) == 2
+    assert f"there is no registry at {tmp_path / 'none'}" in capsys.readouterr().err
+    assert main(["ask", "base", "a.png", "What?"]) == 2
+    assert "(--base)" in capsys.readouterr().err

@@ -98,3 +98,9 @@ def test_every_name_in_a_table_is_there():
     for table in (*places, tables.EXPORT_TARGETS):
         for target in table.values():
             assert callable(import_string(target)), target
+
+
+def test_no_library_advises_kernels_that_nothing_here_needs():
+    import logging
+
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)

@@ -157,4 +157,6 @@ def as_folder(ref: str | Path) -> Path | None:
                 raise
         else:
             return None
+    elif not isinstance(ref, os.PathLike):
+        raise AdapterReferenceError(f"{brief(ref)} is no adapter reference and no folder. Expected {FORMS}, or a path.")
     return Path(ref)

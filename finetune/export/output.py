@@ -92,8 +92,8 @@ def _locked(aside: Path, output: Path) -> Iterator[Path]:
 
 def _lock(aside: Path, output: Path) -> IO[bytes]:
     while True:
+        aside.mkdir(exist_ok=True)  # that it cannot be found is no race: there is no folder to make it in
         try:
-            aside.mkdir(exist_ok=True)
             file = (aside / _LOCK).open("ab")
         except FileNotFoundError:  # its owner has just removed the folder
             continue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from finetune.adapters.manifest import VqaContract
 from finetune.build import Base, Batches
-from finetune.errors import DataError, ModelError
+from finetune.errors import DataError, ModelError, brief
 from finetune.recipe import ContrastiveSection, VqaSection
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, picture_row, question_row
@@ -186,6 +186,9 @@ class VisionLanguageModel:
             ModelError: the base is a dual encoder.
         """
         self._options(VqaSection, "ask_batch(images, questions)", instead="classify(image, labels)")
+        for name, given in (("images", images), ("questions", questions), ("adapters", adapters)):
+            if isinstance(given, str | bytes):  # a sequence too, of characters
+                raise DataError(f"ask_batch takes a list of {name}, not {brief(given)}; for one question there is ask")
         with ExitStack() as kept:
             if adapters is None:
                 adapters = [kept.enter_context(self.switcher.holding())] * len(questions)

@@ -28,7 +28,8 @@ def find_base(identity: BaseIdentity) -> str:
         return identity.hub_id
     raise BaseMismatchError(
         f"this adapter needs the {identity.model_type} base with identity {identity.digest[:16]} "
-        f"({brief(sorted(identity.files), 300)}), which has not been used on this machine. Give its folder: base=PATH."
+        f"({brief(sorted(identity.files), 300)}), which has not been used on this machine. Give its folder: "
+        "base=PATH (--base)."
     )
 
 

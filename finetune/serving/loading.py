@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.reference import as_folder
-from finetune.errors import BaseMismatchError
+from finetune.errors import BaseMismatchError, DataError, ModelError, brief
 from finetune.registry import AdapterRegistry
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.app import VisionLanguageModel
@@ -58,15 +58,21 @@ def load(
 
     Raises:
         BaseMismatchError: the base is unknown or not the one the adapter was trained on.
-        ModelError: the base cannot be loaded, or not be held so.
+        ModelError: the base cannot be loaded, or not be held or verified so.
         AdapterError: the adapter is not what was saved.
         NotFoundError: the registry has no such adapter.
+        AdapterReferenceError: ``ref`` is neither a reference nor a folder.
+        DataError: ``allow_urls`` is no such thing.
     """
+    if verify_base not in ("cached", "full"):
+        raise ModelError(f"verify_base is {brief(verify_base)}; it is 'cached' or 'full'")
+    if not isinstance(allow_urls, bool | UrlPolicy):
+        raise DataError(f"allow_urls is {brief(allow_urls)}; it is True, False or a UrlPolicy")
     if not isinstance(registry, AdapterRegistry):
         registry = AdapterRegistry(registry)
     if base is None:
         if str(ref) == "base":
-            raise BaseMismatchError("ref 'base' is the plain base model: say which with base=")
+            raise BaseMismatchError("ref 'base' is the plain base model: say which with base= (--base)")
         folder = as_folder(ref)
         manifest = read_folder(folder).manifest if folder else registry.read(str(ref))[0]
         base = find_base(manifest.base)

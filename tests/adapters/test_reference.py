@@ -1,6 +1,6 @@
 import pytest
 
-from finetune.adapters.reference import AdapterRef, check_alias, check_name_part
+from finetune.adapters.reference import AdapterRef, as_folder, check_alias, check_name_part
 from finetune.errors import AdapterReferenceError
 
 HEX = "0123456789abcdef" * 4
@@ -69,6 +69,12 @@ def test_what_is_no_reference_is_shown_with_the_four_forms(text):
     assert repr(text)[:100] in str(caught.value)
     for form in ("ns/name,", "ns/name@17", "ns/name@prod", "ns/name@sha256:<64 hex digits>"):
         assert form in str(caught.value)
+
+
+@pytest.mark.parametrize("ref", [3, b"medical/brain", ["medical/brain"]])
+def test_what_is_neither_a_reference_nor_a_path_is_refused_as_such(ref):
+    with pytest.raises(AdapterReferenceError, match="is no adapter reference and no folder"):
+        as_folder(ref)
 
 
 def test_what_is_wrong_is_said():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,20 @@ def test_a_file_elsewhere_that_cannot_be_read_is_not_called_the_output(tmp_path)
         with new_output(tmp_path / "sub" / "out"):
             open("/nowhere/config.json")
     assert everything(tmp_path) == ["sub"]
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused_at_once(tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def refuse(self, *args, **options):  # as the system does below /proc, or where the parent has gone
+        if self.name.endswith(".exporting"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self))
+        make(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreError, match="cannot write .*out: No such file or directory"):
+        with new_output(tmp_path / "out"):
+            pass
 
 
 def test_what_stands_there_is_kept(tmp_path):

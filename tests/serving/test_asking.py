@@ -182,3 +182,22 @@ def test_a_dual_encoder_captions_nothing(tiny_clip, picture):
     clip = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
     with pytest.raises(ModelError, match=r"caption\(image\) does not go with a clip base: use classify"):
         clip.caption(picture)
+
+
+@pytest.mark.parametrize("given", [{"images": "a.png"}, {"questions": QUESTION}, {"adapters": "testing/a"}])
+def test_one_text_is_no_list_of_them(vlm, given):
+    lists = {"images": [None] * 2, "questions": [QUESTION] * 2, **given}
+    with pytest.raises(DataError, match=f"takes a list of {next(iter(given))}, not '"):
+        vlm.ask_batch(**lists)
+
+
+@pytest.mark.parametrize(
+    "wrong, error, said",
+    [
+        ({"allow_urls": "yes"}, DataError, "allow_urls is 'yes'; it is True, False or a UrlPolicy"),
+        ({"verify_base": "ful"}, ModelError, "verify_base is 'ful'; it is 'cached' or 'full'"),
+    ],
+)
+def test_an_option_that_is_none_is_refused_at_once(tiny_fast_vlm, wrong, error, said):
+    with pytest.raises(error, match=said):
+        load("base", base=str(tiny_fast_vlm), device="cpu", **wrong)
