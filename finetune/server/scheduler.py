@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from finetune.build import max_positions
@@ -90,7 +90,8 @@ class Job:
         """Tells of the end."""
         if rest := self.stops.rest():
             self._tell_text(rest)
-        self._tell(Done(answer))
+        # A stop text may come with the last token that the answer may have.
+        self._tell(Done(replace(answer, finish_reason="stop") if self.stops.found else answer))
 
     def fail(self, error: Exception) -> None:
         """Tells that there will be no answer."""
@@ -234,6 +235,7 @@ class Scheduler:
             if len(jobs) == 1 or job.told_text:
                 job.fail(error)
             else:
+                job.stops.start_anew()
                 self._answer([job])
 
     def _prompts(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], Batch | None]:

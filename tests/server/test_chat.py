@@ -131,6 +131,8 @@ def test_an_answer_ends_at_its_limit_and_at_a_stop_text(server, expected):
         longest = client.chat.completions.create(**body(REFS[0]))
         assert found.usage.completion_tokens < longest.usage.completion_tokens  # nothing is made that nobody gets
         assert client.chat.completions.create(**body(REFS[0]), stop="never said").choices == longest.choices
+        last = client.chat.completions.create(**body(REFS[0]), max_tokens=1, stop=whole[0]).choices[0]
+        assert (last.message.content, last.finish_reason) == ("", "stop")
 
 
 def test_models_are_listed_and_retrieved(server):

@@ -214,6 +214,38 @@ def test_a_batch_that_is_too_much_is_answered_row_by_row(resident, stage, caplog
     assert "a batch of 3 rows failed, each is answered alone: out of memory" in caplog.text
 
 
+@pytest.mark.parametrize("stop", ["first", "held"])
+def test_a_row_that_is_answered_once_more_begins_anew(resident, monkeypatch, stop):
+    from finetune.server import scheduler
+
+    answer_batch, failed = scheduler.answer_batch, threading.Event()
+    began, go_on = threading.Event(), threading.Event()
+
+    def fails_late(switcher, batch, residents, *, on_text, **more):
+        if not began.is_set():
+            began.set()
+            go_on.wait(30)
+        elif len(residents) > 1 and not failed.is_set():
+            for row in range(len(residents)):
+                on_text(row, whole[:1])  # which is the stop text, or may be its beginning
+            failed.set()
+            raise RuntimeError("out of memory")
+        return answer_batch(switcher, batch, residents, on_text=on_text, **more)
+
+    with running(resident, REFS, request_seconds=20) as server, ThreadPoolExecutor(4) as pool:
+        whole = server.ask(FIRST)
+        options = {"stop": whole[0] if stop == "first" else whole[0] + "never said"}
+        monkeypatch.setattr(scheduler, "answer_batch", fails_late)
+        leading = pool.submit(server.ask, FIRST)
+        assert began.wait(30)
+        asked = [pool.submit(server.ask, FIRST, **options) for _ in range(2)]
+        waits(server, 2)
+        go_on.set()
+        assert leading.result() == whole
+        assert [one.result() for one in asked] == ["" if stop == "first" else whole] * 2
+    assert failed.is_set()
+
+
 def test_a_server_that_stops_is_not_ready(resident):
     with running(resident, REFS) as server:
         server.service.is_stopping = True
