@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from finetune.tasks.generation import Answer
 
 _log = logging.getLogger(__name__)
+# Of the pictures of a batch, which are all decoded at once and take some 8 bytes a pixel then. A request that has more
+# is a batch of its own.
+MOST_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,13 @@ class Scheduler:
                 if self._waiting:
                     break
                 self._changed.wait()
-            key = self._waiting[0].key
-            batch = [job for job in self._waiting if job.key is key][: self._max_batch]
+            key, num_pixels, batch = self._waiting[0].key, 0, list[Job]()
+            for job in self._waiting:
+                if job.key is key:
+                    num_pixels += job.example.meta.get("num_pixels", 0)
+                    if batch and (len(batch) == self._max_batch or num_pixels > MOST_PIXELS):
+                        break
+                    batch.append(job)
             for job in batch:
                 self._waiting.remove(job)
             return batch

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.server.conftest import REFS
-from tests.server.serving import body, running, wait_for
+from tests.server.serving import QUESTION, body, image_part, png, running, text_part, wait_for
 from tests.server.test_refusals import error_of
 
 FIRST, SECOND, DORA, PROMPTED = REFS
@@ -33,6 +33,22 @@ def test_what_comes_while_a_batch_runs_shares_the_next_one(resident, stage):
         answers = [one.result() for one in asked]
     assert answers == [wanted[ref] for ref in (FIRST, SECOND, "base", FIRST, SECOND, FIRST)]
     assert stage.batches[3:] == [[FIRST], [SECOND, None, FIRST, SECOND], [FIRST]]
+
+
+def test_pictures_of_a_batch_are_bounded_together(resident, stage, monkeypatch):
+    from finetune.server import scheduler
+
+    monkeypatch.setattr(scheduler, "MOST_PIXELS", 2 * 32 * 32)
+    one, three = ([*[image_part(png())] * count, text_part(QUESTION)] for count in (1, 3))
+    with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.ask, "base")]
+        wait_for(lambda: len(stage.batches) == 1)
+        for count, question in enumerate([one, one, one, three, QUESTION, QUESTION], start=1):
+            asked.append(pool.submit(server.ask, "base", question))
+            waits(server, count)
+        stage.go_on(100)
+        assert all(answer.result() for answer in asked)
+    assert [len(rows) for rows in stage.batches] == [1, 2, 1, 1, 2]
 
 
 def test_who_waits_longest_leads_the_next_batch_whatever_can_share_it(resident, stage):
