@@ -73,8 +73,8 @@ def shared_base(
     """Returns a base over weights that are in this process already, where they are; any thread may call it.
 
     They are the same where all that they are loaded from is (see ``identify_base``), and device, dtype and quantization
-    are. Weights that somebody wrote into, moved or began to train since are not shared with anybody who comes later; let
-    those that share them be as they are.
+    are. Weights that somebody wrote into, moved or began to train since are not shared with anybody who comes later;
+    let those that share them be as they are.
 
     Args:
         name_or_path: an embedded base by name, a folder or a hub id.
