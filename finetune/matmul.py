@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 MIN_ROWS = 16  # below, reading the weight is what takes the time, and calling oneDNN takes longer
 
@@ -58,18 +58,24 @@ def speed_up(model: nn.Module) -> None:
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     return (
-        len(rows) >= MIN_ROWS
+        ONEDNN_IS_FASTER
+        and not _is_followed()
+        and len(rows) >= MIN_ROWS
         and rows.device.type == "cpu"
         and rows.dtype == weight.dtype == torch.float32
-        and ONEDNN_IS_FASTER
-        and not torch.compiler.is_compiling()  # its compiler takes this product of constant weights only
     )
+
+
+def _is_followed() -> bool:
+    """Tells whether each step is noted by what knows torch's own product only, or would take this one for constant."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     weight, bias = module.weight, module.bias
     if (
-        x.numel() < MIN_ROWS * x.shape[-1]
+        _is_followed()
+        or x.numel() < MIN_ROWS * x.shape[-1]
         or weight.requires_grad
         or (bias is not None and bias.requires_grad)
         or type(weight) is not nn.Parameter  # one that is cut over processes
@@ -88,13 +94,19 @@ def _of_each_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 class _Frozen(torch.autograd.Function):
     """x [..., I] -> x W' + b [..., O], with a gradient for x only."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _of_each_row(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+            return nn.functional.linear(gradient, weight.T), None, None
         return _of_each_row(gradient, weight.T), None, None

@@ -73,6 +73,26 @@ def test_torchs_own_stands_where_it_is_not_meant(calls):
     assert not calls
 
 
+FOLLOWED = {
+    "gradient of a gradient": lambda f, x: torch.autograd.functional.hvp(lambda x: f(x).pow(3).sum(), x, x)[1],
+    "forward mode": lambda f, x: torch.func.jvp(f, (x,), (x,))[1],
+    "functional": lambda f, x: torch.func.grad(lambda x: f(x).pow(2).sum())(x),
+    "of each picture": lambda f, x: torch.func.vmap(torch.func.grad(lambda x: f(x).sum()))(x.expand(3, -1, -1)),
+    "traced": lambda f, x: torch.jit.trace(f, x[:20])(x),
+    "compiled": lambda f, x: torch.compile(f, backend="eager", fullgraph=True)(x.clone().requires_grad_()).detach(),
+}
+
+
+@has_onednn
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:There is a performance drop")
+@pytest.mark.parametrize("how", FOLLOWED)
+def test_however_a_model_is_followed_it_is_torchs(how, calls):
+    module, x = frozen(), torch.randn(32, 12)
+    plain = nn.Linear(12, 7).requires_grad_(False)
+    plain.load_state_dict(module.state_dict())
+    assert torch.allclose(FOLLOWED[how](module, x), FOLLOWED[how](plain, x), rtol=1e-4, atol=1e-5)
+
+
 @has_onednn
 def test_a_copy_is_of_its_own_weight(calls):
     module = frozen()

@@ -161,12 +161,13 @@ def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
 
 
 def _most_common_dtype(home: Path) -> str:
-    """Returns what most values of the base's first file of weights are held in."""
+    """Returns what most values of the base's files of weights are held in."""
     counts: Counter[str] = Counter()
-    with safe_open(weight_files(home)[0], "pt") as file:
-        for name in file.keys():
-            part = file.get_slice(name)
-            counts[part.get_dtype()] += prod(part.get_shape())
+    for path in weight_files(home):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                counts[part.get_dtype()] += prod(part.get_shape())
     return next((_DTYPES[dtype] for dtype, _ in counts.most_common() if dtype in _DTYPES), "float32")
 
 

@@ -93,7 +93,7 @@ def _of_folder(registry: AdapterRegistry, folder: Path, name: str, base: BaseIde
     demand = registry.guard.policy.of(manifest.namespace).signatures
     summary = manifest.summary()
     return Offer(
-        ref=str(folder),
+        ref=str(folder.absolute()),  # "./medical/mri" reads as a reference once its "./" is gone
         name=name,
         version=None,
         aliases=(),

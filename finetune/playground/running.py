@@ -104,6 +104,9 @@ def make_server(page: Blocks) -> FastAPI:
     from finetune.playground.style import SCRIPT, STYLE
 
     fonts = ("system-ui", "sans-serif")
+    # Without it Gradio takes whatever path a browser sends for that of an upload: it looks for that only in pages that
+    # it serves itself.
+    page.has_launched = True
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_WithHeaders)
     return gr.mount_gradio_app(

@@ -258,6 +258,18 @@ class AdapterRegistry:
         log = self._log(ref)
         return [*log.entries(self._head(log, ref))]
 
+    def aliases(self, name: str) -> dict[str, int]:
+        """Returns what may be asked of the adapter ``ns/name`` by an alias: the number of the version that each means.
+
+        Those of yanked versions are left out.
+
+        Raises:
+            NotFoundError: there is no such adapter.
+        """
+        ref = AdapterRef.parse_name(name)
+        head = self._head(self._log(ref), ref)
+        return {alias: version for alias, version in head.aliases.items() if str(version) not in head.yanked}
+
     def alias(
         self, name: str, alias: str, target: int | str, *, expect: int | None = None, gate: Gate | None = None
     ) -> Version:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -141,15 +142,13 @@ class Catalog:
         """Returns the models by name; a registry that cannot be read has none but those that are ready."""
         created = {BASE: 0, **dict.fromkeys(self._ready, 0)}
         created |= {one.ref: _seconds(one.manifest.created) for one in self._switcher.residents if one.ref in created}
-        registry = self._switcher.registry
-        try:
-            for version in registry.list() if registry and self._allow else ():
-                for alias in version.aliases:
-                    ref = AdapterRef(namespace=version.namespace, name=version.name, alias=alias)
-                    if self._is_allowed(ref):
-                        created.setdefault(str(ref), _seconds(version.time))
-        except StoreError:
-            pass
+        if (registry := self._switcher.registry) is not None and self._allow:
+            with suppress(StoreError):
+                for version in registry.list():
+                    for alias in registry.aliases(version.full_name):
+                        ref = AdapterRef(namespace=version.namespace, name=version.name, alias=alias)
+                        if self._is_allowed(ref):
+                            created.setdefault(str(ref), _seconds(version.time))
         return [Model(id=name, created=created[name], owned_by=name.partition("/")[0]) for name in sorted(created)]
 
 

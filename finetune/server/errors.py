@@ -43,7 +43,9 @@ def to_request_error(error: Exception) -> RequestError:
         case DataError():
             return RequestError(str(error), status=400, code="invalid_messages", param="messages")
         case NotFoundError() | YankedError():
-            return RequestError(str(error), status=404, code="model_not_found", param="model")
+            _log.info("%s", error)  # it names other adapters, and where the registry is
+            message = "There is no such adapter or version, or it is withdrawn: /v1/models lists what may be asked."
+            return RequestError(message, status=404, code="model_not_found", param="model")
         case StoreError():
             _log.error("the registry cannot be read: %s", error)
             message = "The registry of adapters cannot be read now. Try again later."

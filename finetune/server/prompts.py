@@ -33,7 +33,7 @@ def to_example(request: ChatRequest, section: VqaSection, settings: Settings) ->
     Raises:
         RequestError: a picture, or the order of the messages, is not what it must be.
     """
-    images = _pictures(request, settings)
+    images, num_pixels = _pictures(request, settings)
     question = _question(request)
     try:
         if question is not None:
@@ -42,7 +42,8 @@ def to_example(request: ChatRequest, section: VqaSection, settings: Settings) ->
             prompt = section.converse(_conversation(request))
     except DataError as error:
         raise RequestError(f"{error}.", status=400, code="invalid_messages", param="messages") from None
-    return Example(id="request", messages=[*prompt, answer("")], images=list(images), answers=[""])
+    meta = {"num_pixels": num_pixels}
+    return Example(id="request", messages=[*prompt, answer("")], images=list(images), answers=[""], meta=meta)
 
 
 def _question(request: ChatRequest) -> str | None:
@@ -71,10 +72,11 @@ def _parts(content: str | Sequence[TextPart | ImagePart]) -> str | list[dict[str
     return [{"type": "text", "text": part.text} if part.type == "text" else {"type": "image"} for part in content]
 
 
-def _pictures(request: ChatRequest, settings: Settings) -> list[bytes]:
-    """Returns the files of a request's pictures, each of which can be read to its end and is not too large.
+def _pictures(request: ChatRequest, settings: Settings) -> tuple[list[bytes], int]:
+    """Returns the files of a request's pictures, each of which can be read to its end, and how many pixels they have.
 
-    What they decode to is not kept: many requests may wait, and a small file can be a large picture.
+    What they decode to is not kept: many requests may wait, and a small file can be a large picture. All files together
+    are no larger than a request that brings them itself.
     """
     parts = [
         (f"messages[{number}].content[{place}].image_url.url", part)
@@ -90,10 +92,16 @@ def _pictures(request: ChatRequest, settings: Settings) -> list[bytes]:
             code="too_many_images",
             param="messages",
         )
-    return [_picture(part, where, settings) for where, part in parts]
+    files, num_pixels, left = [], 0, settings.max_body_bytes
+    for where, part in parts:
+        data, (width, height) = _picture(part, where, settings, max_bytes=left)
+        files.append(data)
+        num_pixels += width * height
+        left -= len(data)
+    return files, num_pixels
 
 
-def _picture(part: ImagePart, where: str, settings: Settings) -> bytes:
+def _picture(part: ImagePart, where: str, settings: Settings, *, max_bytes: int) -> tuple[bytes, tuple[int, int]]:
     url = part.image_url.url
     if not settings.allow_urls and url[:5].lower() != "data:":
         raise RequestError(
@@ -103,11 +111,11 @@ def _picture(part: ImagePart, where: str, settings: Settings) -> bytes:
             param=where,
         )
     try:
-        data = fetch_image(url, UrlPolicy(max_bytes=settings.max_body_bytes))
-        read_through(data, max_pixels=settings.max_image_pixels, name=where)
+        data = fetch_image(url, UrlPolicy(max_bytes=max_bytes))
+        size = read_through(data, max_pixels=settings.max_image_pixels, name=where)
     except DataError as error:
         message = str(error) if where in str(error) else f"{where}: {error}"
         if isinstance(error, RowError) and error.reason == OVER_CAP:
             message = f"{where}: width x height is over {settings.max_image_pixels} pixels. Make the picture smaller."
         raise RequestError(message, status=400, code="invalid_image", param=where) from None
-    return data
+    return data, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from finetune.build import max_positions
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from finetune.tasks.generation import Answer
 
 _log = logging.getLogger(__name__)
+# Of the pictures of a batch, which are all decoded at once and take some 8 bytes a pixel then. A request that has more
+# is a batch of its own.
+MOST_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Job:
         """Tells of the end."""
         if rest := self.stops.rest():
             self._tell_text(rest)
-        self._tell(Done(answer))
+        # A stop text may come with the last token that the answer may have.
+        self._tell(Done(replace(answer, finish_reason="stop") if self.stops.found else answer))
 
     def fail(self, error: Exception) -> None:
         """Tells that there will be no answer."""
@@ -185,8 +189,13 @@ class Scheduler:
                 if self._waiting:
                     break
                 self._changed.wait()
-            key = self._waiting[0].key
-            batch = [job for job in self._waiting if job.key is key][: self._max_batch]
+            key, num_pixels, batch = self._waiting[0].key, 0, list[Job]()
+            for job in self._waiting:
+                if job.key is key:
+                    num_pixels += job.example.meta.get("num_pixels", 0)
+                    if batch and (len(batch) == self._max_batch or num_pixels > MOST_PIXELS):
+                        break
+                    batch.append(job)
             for job in batch:
                 self._waiting.remove(job)
             return batch
@@ -234,6 +243,7 @@ class Scheduler:
             if len(jobs) == 1 or job.told_text:
                 job.fail(error)
             else:
+                job.stops.start_anew()
                 self._answer([job])
 
     def _prompts(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], Batch | None]:

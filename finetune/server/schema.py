@@ -66,7 +66,7 @@ class ImagePart(_Asked):
 
 
 class SystemMessage(_Asked):
-    """Instructions; the adapter's own, where it was trained with some, stand in their place."""
+    """Instructions, in the place of the adapter's own where it was trained with some."""
 
     role: Literal["system", "developer"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]

@@ -21,8 +21,12 @@ class StopTexts:
     """
 
     def __init__(self, texts: Sequence[str] = ()):
-        self.found = False
         self._texts = texts
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forgets what came so far, of an answer that is made once more."""
+        self.found = False
         self._held = ""
 
     def feed(self, piece: str) -> str:

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 # Whatever else IPv6 has is local, reserved, or stands for an IPv4 address; by which Python 3.13 judges a mapped one.
 _UNICAST = IPv6Network("2000::/3")
-# Public by the letter, yet leading elsewhere: tunnels and translators that carry an IPv4 address within, and a host
-# that a cloud's virtual machines reach on their own physical one.
+# Public by the letter, or to older releases of Python, yet leading elsewhere: tunnels and translators that carry an
+# IPv4 address within, and hosts that a cloud's virtual machines reach on their own physical one.
 _NOT_PUBLIC = tuple(
-    ip_network(text) for text in ("192.88.99.0/24", "168.63.129.16/32", "2001::/23", "2002::/16", "3fff::/20")
+    ip_network(text)
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "2002::/16", "3fff::/20")
 )
 
 

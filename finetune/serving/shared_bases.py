@@ -41,7 +41,7 @@ class _Whole:
 
     @property
     def is_as_loaded(self) -> bool:
-        """Whether nobody has written into the weights, or moved them, since."""
+        """Whether nobody has written into the weights, moved them or begun to train them since."""
         return self._loaded == _versions(_tensors(self.base.model))
 
     def share(self) -> Base:
@@ -73,8 +73,8 @@ def shared_base(
     """Returns a base over weights that are in this process already, where they are; any thread may call it.
 
     They are the same where all that they are loaded from is (see ``identify_base``), and device, dtype and quantization
-    are. Weights that somebody wrote into or moved since are not shared with anybody who comes later; let those that
-    share them be as they are.
+    are. Weights that somebody wrote into, moved or began to train since are not shared with anybody who comes later;
+    let those that share them be as they are.
 
     Args:
         name_or_path: an embedded base by name, a folder or a hub id.
@@ -120,5 +120,5 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
-    """Returns what changes when somebody writes into a tensor, or moves it."""
-    return [(tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors]
+    """Returns what changes when somebody writes into a tensor, moves it, or asks for its gradient."""
+    return [(t._version, t.data_ptr(), t.dtype, t.device, t.requires_grad) for t in tensors]

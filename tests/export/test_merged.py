@@ -15,7 +15,7 @@ from finetune.adapters.base_identity import identify_processor
 from finetune.build import load_base
 from finetune.errors import ExportError
 from finetune.export.exporting import export_adapter
-from finetune.export.merged import untie
+from finetune.export.merged import _most_common_dtype, untie
 from finetune.export.parity import outputs, rows_of
 from finetune.methods.adapter import merge
 from finetune.methods.lora_update import LoraUpdate
@@ -253,3 +253,11 @@ def test_tied_weights_that_stay_are_still_tied(saved, tmp_path):
     export_adapter(adapter, to="merged", output=tmp_path / "out", base=base)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_the_dtype_is_that_of_all_files_of_the_base(tmp_path):
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    save_file({"a": torch.zeros(3)}, tmp_path / names["a"])
+    save_file({"b": torch.zeros(5, dtype=torch.bfloat16)}, tmp_path / names["b"])
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert _most_common_dtype(tmp_path) == "bfloat16"

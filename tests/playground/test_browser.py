@@ -287,13 +287,15 @@ def test_nothing_is_loaded_from_elsewhere_or_given_away(app, trained):
             urllib.request.urlopen(f"{app.url}/{path}")
 
 
-def test_an_address_in_the_place_of_a_picture_is_not_fetched(app):
+@pytest.mark.parametrize("place", ["http://pictures.invalid/1.png", "a file of this machine"])
+def test_what_was_not_uploaded_is_neither_fetched_nor_read(app, product, place):
     """Whatever a browser sends; the server that fetched it would have asked for the name of the host."""
+    path = place if place.startswith("http") else str(product)
     config = json.load(urllib.request.urlopen(f"{app.url}/config"))
     (picture,) = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "picture"]
     called = next(event["id"] for event in config["dependencies"] if picture in event["inputs"])
-    address = {"path": "http://pictures.invalid/1.png", "meta": {"_type": "gradio.FileData"}}
-    event = {"data": [address, "Is it?", []], "fn_index": called, "session_hash": "crafted"}
+    picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    event = {"data": [picture, "Is it?", []], "fn_index": called, "session_hash": "crafted"}
     asked = urllib.request.Request(
         f"{app.url}/gradio_api/queue/join", json.dumps(event).encode(), {"Content-Type": "application/json"}
     )

@@ -1,7 +1,10 @@
 """What can be chosen, what cannot, and why; who vouches for it, in words."""
 
+import shutil
+
 import pytest
 
+from finetune.adapters.reference import as_folder
 from finetune.errors import NotFoundError
 from finetune.playground.offers import find_offers
 from finetune.registry import AdapterRegistry
@@ -29,6 +32,13 @@ def test_those_that_are_named_and_nothing_else(registry, made):
     ]
     assert [offer.refusal for offer in offers] == [None, None]
     assert offers[1].signature == "not signed"
+
+
+def test_a_folder_stays_one_that_would_read_as_a_reference(registry, made, tmp_path, monkeypatch):
+    shutil.copytree(made[1]["second"], tmp_path / "testing" / "first")
+    monkeypatch.chdir(tmp_path)
+    (offer,) = find_offers(registry, ["./testing/first"], made[0].identity)
+    assert as_folder(offer.ref) == tmp_path / "testing" / "first"
 
 
 def test_a_reference_that_stands_for_nothing_is_an_error(registry, made):

@@ -1,5 +1,6 @@
 """Adapters come when they are asked for, where that is allowed; the registry is asked little, whatever names come."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,6 +105,14 @@ def test_a_name_that_is_not_there_is_looked_for_once_in_a_while(fresh):
     assert b"testing/none" not in server.service.metrics.text()
 
 
+def test_who_asks_for_what_is_not_there_learns_of_nothing_else(fresh, registry_folder):
+    model, _ = fresh
+    with running(model, allow=["testing/fi*"]) as server:
+        for name in ("testing/fix", "testing/first@other", "testing/first@9"):
+            message = error_of(server.post(body(name)))[3]
+            assert not any(told in message for told in (str(registry_folder), "second", "prod"))
+
+
 def test_many_that_ask_for_one_wait_for_the_same(fresh):
     model, registry = fresh
     with running(model, allow=["*"]) as server, ThreadPoolExecutor(8) as pool:
@@ -166,8 +175,6 @@ def test_what_went_for_room_comes_again(vlm, registry_folder):
 
 
 def test_an_alias_that_moves_is_followed(vlm, registry_folder, tmp_path):
-    import shutil
-
     shutil.copytree(registry_folder, tmp_path / "registry")
     registry = AdapterRegistry(tmp_path / "registry")
     model = VisionLanguageModel(vlm.base, registry=registry, alias_seconds=0.0)
@@ -183,6 +190,19 @@ def test_an_alias_that_moves_is_followed(vlm, registry_folder, tmp_path):
         with vlm.using(second):
             assert after["choices"][0]["message"]["content"] == vlm.ask(None, "What color is it?")
     assert before["system_fingerprint"] != after["system_fingerprint"]
+
+
+def test_an_alias_of_an_older_version_is_listed_and_one_of_a_yanked_version_is_not(vlm, registry_folder, tmp_path):
+    shutil.copytree(registry_folder, tmp_path / "registry")
+    registry = AdapterRegistry(tmp_path / "registry")
+    shutil.copytree(registry_folder.parent / "second", tmp_path / "renamed")
+    rename(tmp_path / "renamed", "testing", "first")
+    registry.publish(tmp_path / "renamed", aliases=["canary"])
+    registry.yank("testing/second@1")
+    with running(VisionLanguageModel(vlm.base, registry=registry), allow=["testing/first", SECOND]) as server:
+        assert ids(server) == ["base", *(f"testing/first@{alias}" for alias in ("canary", "latest", "prod"))]
+        for name in ids(server):
+            assert server.ask(name)
 
 
 def rename(folder, namespace, name):

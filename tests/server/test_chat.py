@@ -131,6 +131,8 @@ def test_an_answer_ends_at_its_limit_and_at_a_stop_text(server, expected):
         longest = client.chat.completions.create(**body(REFS[0]))
         assert found.usage.completion_tokens < longest.usage.completion_tokens  # nothing is made that nobody gets
         assert client.chat.completions.create(**body(REFS[0]), stop="never said").choices == longest.choices
+        last = client.chat.completions.create(**body(REFS[0]), max_tokens=1, stop=whole[0]).choices[0]
+        assert (last.message.content, last.finish_reason) == ("", "stop")
 
 
 def test_models_are_listed_and_retrieved(server):
@@ -184,3 +186,16 @@ def test_a_picture_by_url_is_fetched_where_that_is_allowed(resident, expected, m
     assert found["choices"][0]["message"]["content"] == expected[REFS[0], PICTURE]
     assert fetched == [("https://example.org/a.png", ())]
     assert data_url(PICTURE) not in str(fetched)
+
+
+def test_pictures_by_url_are_together_no_larger_than_a_request_may_be(resident, monkeypatch):
+    from tests.server.serving import running
+
+    left = []
+    monkeypatch.setattr(
+        "finetune.server.prompts.fetch_image", lambda _, policy: left.append(policy.max_bytes) or PICTURE
+    )
+    part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    with running(resident, REFS, allow_urls=True, max_body_bytes=10_000) as server:
+        assert server.post(body(REFS[0], [text_part(QUESTION), part, part])).status_code == 200
+    assert left == [10_000, 10_000 - len(PICTURE)]

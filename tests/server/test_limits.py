@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.server.conftest import REFS
-from tests.server.serving import body, running, wait_for
+from tests.server.serving import QUESTION, body, image_part, png, running, text_part, wait_for
 from tests.server.test_refusals import error_of
 
 FIRST, SECOND, DORA, PROMPTED = REFS
@@ -33,6 +33,22 @@ def test_what_comes_while_a_batch_runs_shares_the_next_one(resident, stage):
         answers = [one.result() for one in asked]
     assert answers == [wanted[ref] for ref in (FIRST, SECOND, "base", FIRST, SECOND, FIRST)]
     assert stage.batches[3:] == [[FIRST], [SECOND, None, FIRST, SECOND], [FIRST]]
+
+
+def test_pictures_of_a_batch_are_bounded_together(resident, stage, monkeypatch):
+    from finetune.server import scheduler
+
+    monkeypatch.setattr(scheduler, "MOST_PIXELS", 2 * 32 * 32)
+    one, three = ([*[image_part(png())] * count, text_part(QUESTION)] for count in (1, 3))
+    with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.ask, "base")]
+        wait_for(lambda: len(stage.batches) == 1)
+        for count, question in enumerate([one, one, one, three, QUESTION, QUESTION], start=1):
+            asked.append(pool.submit(server.ask, "base", question))
+            waits(server, count)
+        stage.go_on(100)
+        assert all(answer.result() for answer in asked)
+    assert [len(rows) for rows in stage.batches] == [1, 2, 1, 1, 2]
 
 
 def test_who_waits_longest_leads_the_next_batch_whatever_can_share_it(resident, stage):
@@ -212,6 +228,38 @@ def test_a_batch_that_is_too_much_is_answered_row_by_row(resident, stage, caplog
         assert [one.result() for one in asked] == [wanted] * 4
     assert [len(rows) for rows in stage.batches] == [1, 1, 3, 1, 1, 1]
     assert "a batch of 3 rows failed, each is answered alone: out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("stop", ["first", "held"])
+def test_a_row_that_is_answered_once_more_begins_anew(resident, monkeypatch, stop):
+    from finetune.server import scheduler
+
+    answer_batch, failed = scheduler.answer_batch, threading.Event()
+    began, go_on = threading.Event(), threading.Event()
+
+    def fails_late(switcher, batch, residents, *, on_text, **more):
+        if not began.is_set():
+            began.set()
+            go_on.wait(30)
+        elif len(residents) > 1 and not failed.is_set():
+            for row in range(len(residents)):
+                on_text(row, whole[:1])  # which is the stop text, or may be its beginning
+            failed.set()
+            raise RuntimeError("out of memory")
+        return answer_batch(switcher, batch, residents, on_text=on_text, **more)
+
+    with running(resident, REFS, request_seconds=20) as server, ThreadPoolExecutor(4) as pool:
+        whole = server.ask(FIRST)
+        options = {"stop": whole[0] if stop == "first" else whole[0] + "never said"}
+        monkeypatch.setattr(scheduler, "answer_batch", fails_late)
+        leading = pool.submit(server.ask, FIRST)
+        assert began.wait(30)
+        asked = [pool.submit(server.ask, FIRST, **options) for _ in range(2)]
+        waits(server, 2)
+        go_on.set()
+        assert leading.result() == whole
+        assert [one.result() for one in asked] == ["" if stop == "first" else whole] * 2
+    assert failed.is_set()
 
 
 def test_a_server_that_stops_is_not_ready(resident):

@@ -251,7 +251,11 @@ def replace_data(parameter):
     parameter.data = parameter.data.clone()
 
 
-@pytest.mark.parametrize("write", [add_one, replace_data])
+def begin_to_train(parameter):
+    parameter.requires_grad_(True)
+
+
+@pytest.mark.parametrize("write", [add_one, replace_data, begin_to_train])
 def test_weights_that_somebody_wrote_into_are_shared_with_nobody_else(tiny_fast_vlm, write):
     one = plain(tiny_fast_vlm)
     untouched = one.base.probe(0)
@@ -259,6 +263,7 @@ def test_weights_that_somebody_wrote_into_are_shared_with_nobody_else(tiny_fast_
         write(next(iter(one.model.parameters())))
     other = plain(tiny_fast_vlm)
     assert not share(one, other) and torch.equal(other.base.probe(0), untouched)
+    assert not any(parameter.requires_grad for parameter in other.model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,7 @@ def test_a_redirect_is_checked_as_the_first_url_is(location, message):
         "http://224.0.0.1/",
         "http://255.255.255.255/",
         "http://168.63.129.16/",
+        "http://192.0.0.192/",
         "http://[::]/",
         "http://[fe80::1]/",
         "http://[fd00:ec2::254]/",
