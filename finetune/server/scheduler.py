@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune.build import max_positions
 from finetune.errors import AdapterError, RequestError
-from finetune.serving.together import answer_batch, longest_answer, prompt_batch, sharing_key
+from finetune.serving.together import answer_batch, longest_answer, prompt_batch, prompt_lengths, sharing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -258,8 +258,7 @@ class Scheduler:
                 jobs[0].fail(error)
                 return [], None
             return self._prompts([job for job in jobs if self._prompts([job])[1] is not None])
-        lengths = batch.inputs["attention_mask"].sum(dim=1).tolist()
-        fitting = [job for job, length in zip(jobs, lengths, strict=True) if self._fits(job, length)]
+        fitting = [job for job, length in zip(jobs, prompt_lengths(batch), strict=True) if self._fits(job, length)]
         return (jobs, batch) if len(fitting) == len(jobs) else self._prompts(fitting)
 
     def _batch(self, jobs: Sequence[Job]) -> Batch:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from finetune.adapters.contract import section_of
-from finetune.build import Batches
+from finetune.build import Batches, max_positions
+from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -50,6 +51,9 @@ def answer_together(
         max_new_tokens: of each row; None for the longest answer that its adapter was trained to give.
         on_text: told, in this thread, of a row's number and what its text has grown by, as ``generate_answers`` has it.
         is_stopped: asked after each step whether a row is to end early.
+
+    Raises:
+        DataError: a picture cannot be used, or a row and its answer are longer than the base takes.
     """
     limits = max_new_tokens or [None] * len(examples)
     groups: dict[Hashable, list[int]] = {}
@@ -58,11 +62,14 @@ def answer_together(
     answers: dict[int, Answer] = {}
     for rows in groups.values():
         own = [residents[row] for row in rows]
+        longest = [limits[row] or longest_answer(switcher, residents[row]) for row in rows]
+        batch = prompt_batch(switcher, [examples[row] for row in rows], own)
+        _refuse_too_long(switcher, batch, longest)
         found = answer_batch(
             switcher,
-            prompt_batch(switcher, [examples[row] for row in rows], own),
+            batch,
             own,
-            max_new_tokens=[limits[row] or longest_answer(switcher, residents[row]) for row in rows],
+            max_new_tokens=longest,
             on_text=_of_rows(rows, on_text),
             is_stopped=_of_rows(rows, is_stopped),
         )
@@ -101,9 +108,27 @@ def answer_batch(
         return task.answer(base.model, batch, max_new_tokens=max_new_tokens, on_text=on_text, is_stopped=is_stopped)
 
 
+def prompt_lengths(batch: Batch) -> list[int]:
+    """Returns how many tokens each row of a batch has, those of its pictures and of a tuned prompt included."""
+    lengths: list[int] = batch.inputs["attention_mask"].sum(dim=1).tolist()
+    return lengths
+
+
 def longest_answer(switcher: Switcher, resident: Resident | None) -> int:
     """Returns how many tokens the answers of an adapter were trained to have at most."""
     return cast("VqaSection", section_for(switcher, resident)).max_new_tokens
+
+
+def _refuse_too_long(switcher: Switcher, batch: Batch, max_new_tokens: Sequence[int]) -> None:
+    room = max_positions(switcher.base.model)
+    if room is None:
+        return
+    for example, length, longest in zip(batch.examples, prompt_lengths(batch), max_new_tokens, strict=True):
+        if length + longest > room:
+            raise DataError(
+                f"{example.id}: the base takes {room} tokens; this has {length} in its words and pictures, and up to "
+                f"{longest} in its answer. Ask in fewer words, or show smaller pictures."
+            )
 
 
 def _of_rows(rows: Sequence[int], function: Callable[..., Any] | None) -> Callable[..., Any] | None:

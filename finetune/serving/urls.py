@@ -72,8 +72,8 @@ class UrlPolicy:
 
 
 def is_url(text: str) -> bool:
-    """Tells whether a text names a picture by URL: ``http:``, ``https:`` or ``data:``."""
-    return re.match(r"(https?|data):", text, re.IGNORECASE) is not None
+    """Tells whether a text is a URL: ``data:``, or anything with ``://``, which is no path."""
+    return re.match(r"data:|https?:|[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
 def fetch_image(url: str, policy: UrlPolicy) -> bytes:

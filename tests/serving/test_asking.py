@@ -201,3 +201,15 @@ def test_one_text_is_no_list_of_them(vlm, given):
 def test_an_option_that_is_none_is_refused_at_once(tiny_fast_vlm, wrong, error, said):
     with pytest.raises(error, match=said):
         load("base", base=str(tiny_fast_vlm), device="cpu", **wrong)
+
+
+def test_what_is_longer_than_the_base_takes_is_refused(vlm, picture):
+    long = "color " * 400
+    message = r"the base takes 256 tokens; this has 4\d\d in its words and pictures, and up to 16 in its answer"
+    with pytest.raises(DataError, match=f"question: {message}"):
+        vlm.ask(picture, long)
+    with pytest.raises(DataError, match=f"question 1: {message}"):
+        vlm.ask_batch([picture, picture], [QUESTION, long])
+    with pytest.raises(DataError, match=message):
+        "".join(vlm.stream(picture, long))
+    assert vlm.ask(picture, QUESTION) == vlm.ask_batch([picture], [QUESTION])[0]

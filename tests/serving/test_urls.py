@@ -381,7 +381,8 @@ def test_data_that_is_no_picture(url, message):
 
 
 def test_what_is_a_url():
-    assert all(is_url(text) for text in ("http://a/b.png", "HTTPS://a", "data:image/png;base64,"))
-    assert not any(
-        is_url(text) for text in ("a.png", "/a/b.png", "file:///a.png", "http.png", "C:\\a.png", "database:x")
+    assert all(
+        is_url(text)
+        for text in ("http://a/b.png", "HTTPS://a", "data:image/png;base64,", "file:///a.png", "ftp://a/b.png")
     )
+    assert not any(is_url(text) for text in ("a.png", "/a/b.png", "http.png", "C:\\a.png", "database:x"))
