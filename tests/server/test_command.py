@@ -55,11 +55,9 @@ def test_a_bound_that_is_none_is_refused(argument, capsys):
 
 
 def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys):
-    from finetune.server import command
-
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr("finetune.extras.find_spec", lambda name: None if name == "uvicorn" else object())
     assert main(["serve", "--base", "pocket"]) == 2
-    assert "needs uvicorn: pip install 'finetune-vlm[serve]'" in capsys.readouterr().err
+    assert "needs uvicorn, not installed here: pip install 'finetune-vlm[serve]'" in capsys.readouterr().err
 
 
 def test_a_base_that_writes_no_text_is_refused(tiny_clip, capsys):
