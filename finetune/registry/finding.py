@@ -27,7 +27,7 @@ def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
     if found is None:
         hint = "" if ref.alias is None else did_you_mean(ref.alias, head.aliases)
         versions = "version 1" if head.version == 1 else f"versions 1 to {head.version}"
-        raise NotFoundError(f"{ref} does not exist.{hint} There are {versions}, and the aliases {_aliases(head)}.")
+        raise NotFoundError(f"{ref} does not exist.{hint} It has {versions}, and the aliases {_aliases(head)}.")
     return found
 
 

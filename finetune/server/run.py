@@ -113,7 +113,7 @@ def _introduction(vlm: VisionLanguageModel, refs: Sequence[str], settings: Setti
     base = vlm.base
     model = f"{base.path} ({base.family.model_type}, {str(vlm.model.dtype).removeprefix('torch.')}, {vlm.model.device})"
     on_demand = f"; on demand: {', '.join(settings.allow)}" if settings.allow else ""
-    keys = f"{len(settings.api_keys)} API keys" if settings.api_keys else "no API key needed"
+    keys = f"API keys: {len(settings.api_keys)}" if settings.api_keys else "no API key needed"
     return (
         f"serving on http://{where}:{port}/v1\n  base: {model}\n  models: {', '.join([BASE, *refs])}{on_demand}\n"
         f"  {keys}; Ctrl-C stops"

@@ -52,7 +52,7 @@ def test_alias_targets(registry, make_adapter):
     entries = len(registry.log(name))
     assert registry.alias(name, "prod", 2).aliases == ("latest", "prod")
     assert len(registry.log(name)) == entries
-    with pytest.raises(NotFoundError, match="medical/brain-mri@9 does not exist. There are versions 1 to 2"):
+    with pytest.raises(NotFoundError, match="medical/brain-mri@9 does not exist. It has versions 1 to 2"):
         registry.alias(name, "prod", 9)
     with pytest.raises(NotFoundError, match=r"@prox does not exist. Did you mean 'prod'\?"):
         registry.alias(name, "new", "prox")
@@ -143,7 +143,7 @@ def test_rollback_of_what_is_not_there(moved, tmp_path):
         moved.rollback(NAME, "prd")
     with pytest.raises(NotFoundError, match="has no alias 'new'"):
         moved.rollback(NAME, "new", to=1)
-    with pytest.raises(NotFoundError, match="@9 does not exist. There are versions 1 to 4"):
+    with pytest.raises(NotFoundError, match="@9 does not exist. It has versions 1 to 4"):
         moved.rollback(NAME, "prod", to=9)
     with pytest.raises(AdapterReferenceError, match="the alias 'latest' always stands for"):
         moved.rollback(NAME, "latest")

@@ -123,7 +123,7 @@ def test_it_is_an_alias_in_every_other_way(two):
     two.yank(f"{NAME}@1")
     with pytest.raises(YankedError):
         promote(two, f"{NAME}@1", "prod", require=good, force=True)
-    with pytest.raises(NotFoundError, match="There are versions 1 to 2"):
+    with pytest.raises(NotFoundError, match="It has versions 1 to 2"):
         promote(two, f"{NAME}@3", "prod", require=good)
     with pytest.raises(ConditionError, match="'test.n' is no condition"):
         promote(two, f"{NAME}@2", "prod", require=["test.n"])

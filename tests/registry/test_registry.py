@@ -81,18 +81,16 @@ def test_not_found_says_what_there_is(registry, make_adapter):
         registry.resolve("medical/brain-mri")
     assert registry.list() == []
     registry.publish(make_adapter(seed=1))
-    one = r"medical/brain-mri@2 does not exist. There are version 1, and the aliases latest \(1\)\."
+    one = r"medical/brain-mri@2 does not exist. It has version 1, and the aliases latest \(1\)\."
     with pytest.raises(NotFoundError, match=one):
         registry.resolve("medical/brain-mri@2")
     registry.publish(make_adapter(seed=2), aliases=["prod"])
     registry.publish(make_adapter("retail/clothing"))
     with pytest.raises(NotFoundError, match=r"Did you mean 'medical/brain-mri'\? It holds: medical/brain-mri, retail"):
         registry.resolve("medical/brain-mir")
-    with pytest.raises(
-        NotFoundError, match=r"@prd does not exist. Did you mean 'prod'\? There are versions 1 to 2, and"
-    ):
+    with pytest.raises(NotFoundError, match=r"@prd does not exist. Did you mean 'prod'\? It has versions 1 to 2, and"):
         registry.resolve("medical/brain-mri@prd")
-    with pytest.raises(NotFoundError, match=r"@3 does not exist. There are .* aliases latest \(2\), prod \(2\)\."):
+    with pytest.raises(NotFoundError, match=r"@3 does not exist. It has .* aliases latest \(2\), prod \(2\)\."):
         registry.pull("medical/brain-mri@3")
     with pytest.raises(NotFoundError, match="@sha256:000.* does not exist"):
         registry.resolve("medical/brain-mri@sha256:" + "0" * 64)

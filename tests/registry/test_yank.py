@@ -116,7 +116,7 @@ def test_the_version_is_said_by_its_number(three, ref):
 
 
 def test_what_cannot_be_yanked(three, tmp_path):
-    with pytest.raises(NotFoundError, match="@4 does not exist. There are versions 1 to 3"):
+    with pytest.raises(NotFoundError, match="@4 does not exist. It has versions 1 to 3"):
         three.yank(f"{NAME}@4")
     with pytest.raises(NotFoundError, match="there is no registry at"):
         AdapterRegistry(tmp_path / "nowhere").yank(f"{NAME}@1")
