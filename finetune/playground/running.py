@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.errors import LaunchError
 from finetune.extras import require_extra
+from finetune.listening import is_loopback, listening, names_loopback
 from finetune.registry import AdapterRegistry
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from fastapi import FastAPI
@@ -58,29 +59,18 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
     require_extra("app", what="finetune app")
     if base is None and not refs:
         raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
-    with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
+    with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
         playground = _load(refs, base, AdapterRegistry(registry), Path(folder))
         # Read when Gradio is imported: where uploads are kept, and that it reports nothing and asks for no news.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         from finetune.playground.page import build_page
 
-        app = make_server(build_page(playground))
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        app = make_server(build_page(playground), for_all=not is_loopback(host))
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         print(f"{address}  (Ctrl-C stops it)", flush=True)
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if not is_loopback(host):
             print("anybody who reaches this address can ask: there is no password", flush=True)
-        return _serve(app, listening)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 2**16:
-        raise LaunchError(f"--port is a number from 0 to {2**16 - 1}, not {port}")
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise LaunchError(
-            f"cannot listen on {host}, port {port}: {error}. Choose another with --host, --port."
-        ) from None
+        return _serve(app, listener)
 
 
 def _load(refs: Sequence[str], base: str | None, registry: AdapterRegistry, folder: Path) -> Playground:
@@ -96,8 +86,13 @@ def _load(refs: Sequence[str], base: str | None, registry: AdapterRegistry, fold
     return Playground(vlm, base=name, registry=registry, refs=refs, examples=draw_examples(folder) if drawn else [])
 
 
-def make_server(page: Blocks) -> FastAPI:
-    """Returns the page as an app that shares nothing, and tells the browser to load nothing from elsewhere."""
+def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
+    """Returns the page as an app that shares nothing, and tells the browser to load nothing from elsewhere.
+
+    Args:
+        page: what is shown.
+        for_all: whether it is shown under any name of this machine; else under localhost alone.
+    """
     import gradio as gr
     from fastapi import FastAPI
 
@@ -108,7 +103,7 @@ def make_server(page: Blocks) -> FastAPI:
     # it serves itself.
     page.has_launched = True
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_WithHeaders)
+    app.add_middleware(_Door, for_all=for_all)
     return gr.mount_gradio_app(
         app,
         page,
@@ -127,13 +122,23 @@ def make_server(page: Blocks) -> FastAPI:
     )
 
 
-class _WithHeaders:
-    """Adds the headers to every answer."""
+class _Door:
+    """Adds the headers to every answer; sends away who asks under a name that is not of this machine."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, *, for_all: bool) -> None:
+        self.app, self.for_all = app, for_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self.for_all:
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not names_loopback(host):
+                from starlette.responses import PlainTextResponse
+
+                await PlainTextResponse("The page is shown on this machine alone: open localhost.", 403)(
+                    scope, receive, send
+                )
+                return
+
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
@@ -142,7 +147,7 @@ class _WithHeaders:
         await self.app(scope, receive, sent)
 
 
-def _serve(app: FastAPI, listening: socket.socket) -> int:
+def _serve(app: FastAPI, listener: socket.socket) -> int:
     import uvicorn
 
     server = uvicorn.Server(
@@ -157,7 +162,7 @@ def _serve(app: FastAPI, listening: socket.socket) -> int:
     # uvicorn puts its own in their place while it runs, and gives the signal on to these when it has stopped.
     before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run(sockets=[listening])
+        server.run(sockets=[listener])
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -54,7 +54,7 @@ def make_app(service: Service) -> FastAPI:
     @app.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        responses={200: EVENTS, **errors(400, 401, 404, 413, 415, 429, 500, 503, 504)},
+        responses={200: EVENTS, **errors(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)},
         openapi_extra={"requestBody": BODY},
     )
     async def create_chat_completion(request: Request) -> Response:
@@ -77,12 +77,12 @@ def make_app(service: Service) -> FastAPI:
             exchange.close(status)
         return response
 
-    @app.get("/v1/models", responses=errors(401, 500, 503))
+    @app.get("/v1/models", responses=errors(401, 403, 500, 503))
     async def list_models() -> ModelList:
         """Lists what may be asked."""
         return ModelList(data=await service.catalog.models())
 
-    @app.get("/v1/models/{model:path}", responses=errors(401, 404, 500, 503))
+    @app.get("/v1/models/{model:path}", responses=errors(401, 403, 404, 500, 503))
     async def retrieve_model(model: str) -> Model:
         """Returns one of those, or any other that may be asked and is there."""
         name = service.catalog.name_of(model)
@@ -103,7 +103,7 @@ def make_app(service: Service) -> FastAPI:
         service.require_ready()
         return Health()
 
-    @app.get("/metrics", responses=errors(401), response_class=Response)
+    @app.get("/metrics", responses=errors(401, 403), response_class=Response)
     async def metrics() -> Response:
         """Returns counts for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import LaunchError
 from finetune.extras import require_extra
+from finetune.listening import is_loopback, listening
 from finetune.server.keys import VARIABLE, read_keys
-from finetune.server.listening import listening
 from finetune.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +76,12 @@ def _serve(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in _BOUNDS},
     )
     require_extra("serve", what="finetune serve")
-    with listening(args.host, args.port, has_keys=bool(settings.api_keys)) as listener:
+    if not settings.api_keys and not is_loopback(args.host):
+        raise LaunchError(
+            f"--host {args.host} can be reached from other machines, and anybody there could ask. Give API keys: "
+            f"--api-key-file FILE, or ${VARIABLE}."
+        )
+    with listening(args.host, args.port) as listener:
         from finetune.server.run import serve
         from finetune.serving.loading import load
 

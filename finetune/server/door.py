@@ -42,7 +42,7 @@ class Door:
         try:
             headers = dict(scope["headers"])
             if scope["path"] not in OPEN:
-                self._keys.check(headers.get(b"authorization"))
+                self._keys.check(headers.get(b"authorization"), host=headers.get(b"host", b"").decode("latin-1"))
             await self._app(scope, self._counted(headers, receive), note)
         except Exception as error:
             told = to_request_error(error)

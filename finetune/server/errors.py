@@ -106,6 +106,8 @@ def body_of(error: RequestError) -> ErrorBody:
             kind = "server_error"
         case 401:
             kind = "authentication_error"
+        case 403:
+            kind = "permission_error"
         case _:
             kind = "invalid_request_error"
     return ErrorBody(error=ErrorDetail(message=str(error), type=kind, param=error.param, code=error.code))

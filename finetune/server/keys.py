@@ -8,7 +8,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from finetune.errors import LaunchError, RequestError
+from finetune.errors import LaunchError, RequestError, brief
+from finetune.listening import names_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,19 +66,22 @@ class Keys:
     """Says who may ask.
 
     Args:
-        keys: that are known; where there are none, everybody may.
+        keys: that are known; where there are none, everybody on this machine may.
     """
 
     def __init__(self, keys: Sequence[str]):
         self._digests = [_digest(key.encode()) for key in keys]
 
-    def check(self, authorization: bytes | None) -> None:
-        """Lets a request through by its ``Authorization`` header.
+    def check(self, authorization: bytes | None, *, host: str) -> None:
+        """Lets a request through by its ``Authorization`` header, or where there are no keys by its ``Host``.
 
         Raises:
-            RequestError: it has no key, or one that is not known.
+            RequestError: it has no key, or one that is not known, or was sent here under a name of somebody else.
         """
         if not self._digests:
+            if not names_loopback(host):
+                message = f"Without API keys, requests are answered for localhost, not for {brief(host, 60)}."
+                raise RequestError(message, status=403, code="unknown_host")
             return
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key:

@@ -65,3 +65,18 @@ def test_the_commands_of_docs_are_commands(monkeypatch):
     assert ran == ["_demo", "_app", "_app"]
     for named in re.findall(r"\]\((\S+)\)", page):
         assert (Path(cli.__file__).parents[1] / "docs" / named).is_file()
+
+
+@pytest.mark.parametrize(
+    ("host", "for_all", "status"),
+    [("localhost:7860", False, 200), ("evil.example", False, 403), ("gpu-box.example", True, 200)],
+)
+def test_a_page_of_this_machine_is_shown_under_its_names_alone(host, for_all, status):
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    from finetune.playground.running import _Door
+
+    door = _Door(PlainTextResponse("the page"), for_all=for_all)
+    answer = TestClient(door).get("/", headers={"Host": host})
+    assert answer.status_code == status and "content-security-policy" in answer.headers or status == 403

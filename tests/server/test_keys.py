@@ -49,9 +49,22 @@ def test_a_key_is_compared_in_constant_time_with_all(monkeypatch):
     for given in (KEY, OTHER, "x", KEY[:-1]):
         compared.clear()
         if given in (KEY, OTHER):
-            keys.check(f"Bearer {given}".encode())
+            keys.check(f"Bearer {given}".encode(), host="a.example")
         else:
             with pytest.raises(RequestError, match="not known"):
-                keys.check(f"bearer {given}".encode())
+                keys.check(f"bearer {given}".encode(), host="localhost")
         assert compared == [(32, 32)] * 2
-    Keys([]).check(None)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:80", "127.9.9.9", "[::1]:8000", "[::1]"])
+def test_without_keys_whoever_asks_this_machine_by_its_name_may(host):
+    Keys([]).check(None, host=host)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", ""]
+)
+def test_without_keys_no_other_name_leads_here(host):
+    with pytest.raises(RequestError, match="answered for localhost, not for") as caught:
+        Keys([]).check(None, host=host)
+    assert caught.value.status == 403

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.server.conftest import REFS
-from tests.server.serving import body, data_url, image_part, png, running
+from tests.server.serving import body, data_url, http_client, image_part, png, running
 
 KEY, OTHER = "k" * 32, "o" * 32
 
@@ -181,3 +181,10 @@ def test_what_goes_wrong_inside_is_told_by_a_number_alone(resident, stage, caplo
         assert status == 500
         stage.go_on()
         assert server.ask("base")  # it goes on
+
+
+def test_a_page_on_the_web_cannot_have_a_browser_ask(server):
+    with http_client(base_url=server.url, headers={"Host": "evil.example"}) as client:
+        refused = client.get("/v1/models")
+        assert refused.status_code == 403 and refused.json()["error"]["type"] == "permission_error"
+        assert client.get("/health").status_code == 200

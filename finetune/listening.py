@@ -1,0 +1,68 @@
+"""The socket that a server of ours listens on, taken before anything is loaded; and whom it can be reached by."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import LaunchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Yields a socket that is bound; nobody is answered yet.
+
+    Args:
+        host: a name or address of this machine.
+        port: 0 takes a free one.
+
+    Raises:
+        LaunchError: it cannot be bound.
+    """
+    if not 0 <= port < 2**16:
+        raise LaunchError(f"--port is a number from 0 to {2**16 - 1}, not {port}")
+    family, kind, protocol, _, address = _resolve(host, port)
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise LaunchError(
+                f"cannot listen on {host}, port {port}: {error.strerror}. Choose another --port."
+            ) from None
+        yield listener
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether who listens there is reached from this machine alone.
+
+    Raises:
+        LaunchError: it is no address of this machine.
+    """
+    return ip_address(str(_resolve(host, 0)[4][0])).is_loopback
+
+
+def names_loopback(header: str) -> bool:
+    """Tells whether a request's ``Host`` header says localhost or a loopback address.
+
+    Another name that leads here is somebody's who wants a browser on this machine to ask for him (DNS rebinding).
+    """
+    name = header.strip().rpartition("]")[0].lstrip("[") if header.strip().startswith("[") else header.partition(":")[0]
+    if name.strip().lower() == "localhost":
+        return True
+    try:
+        return ip_address(name.strip()).is_loopback
+    except ValueError:
+        return False
+
+
+def _resolve(host: str, port: int) -> tuple[Any, ...]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise LaunchError(f"--host {host}: {error.strerror}. Give an address of this machine.") from None
