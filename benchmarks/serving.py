@@ -71,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         one_by_one = requests[: options.one_by_one or len(requests)]
         with serving(path, refs, max_batch=options.max_batch) as url:
             together = asyncio.run(ask_all(url, requests, at_once=options.at_once))
-            apart = asyncio.run(ask_all(url, one_by_one, at_once=1))
             batches = _batch_rows(url)
+            apart = asyncio.run(ask_all(url, one_by_one, at_once=1))
     figures = {
         "requests_per_second": len(requests) / together["seconds"],
         "one_by_one_per_second": len(one_by_one) / apart["seconds"],
