@@ -62,7 +62,7 @@ def test_a_row_comes_out_the_same_whatever_others_stand_beside_it():
 
 @has_onednn
 def test_torchs_own_stands_where_it_is_not_meant(calls):
-    assert frozen()(torch.randn(15, 12)).shape == (15, 7)  # few rows
+    assert frozen()(torch.randn(1, 12)).shape == (1, 7)
     assert frozen(dtype=torch.bfloat16)(torch.randn(32, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
     trained = frozen().requires_grad_(True)
     trained(torch.randn(32, 12)).sum().backward()

@@ -25,7 +25,10 @@ with new_output(Path(sys.argv[1])) as folder:
 
 def start(output, *, seconds=60, before=""):
     process = subprocess.Popen(
-        [sys.executable, "-c", before + WRITER, str(output), str(seconds)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", before + WRITER, str(output), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background, otherwise
     )
     assert process.stdout.readline() == "writing\n"
     return process

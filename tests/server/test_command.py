@@ -75,6 +75,7 @@ def command(base_folder, registry_folder, *more):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background, otherwise
     )
     try:
         said = [process.stdout.readline() for _ in range(4)]
