@@ -126,7 +126,7 @@ def test_nobody_waits_for_what_is_loaded_who_asks_for_what_is_there(fresh):
         wanted = server.ask(FIRST)
         registry.waits.clear()
         asked = [pool.submit(server.post, body(f"testing/none{number}")) for number in range(8)]
-        wait_for(lambda: len(registry.asked) >= 3)
+        wait_for(lambda: len(registry.asked) >= 3 and len(server.service.catalog._loading) == 8)
         waiting = error_of(server.post(body("testing/other")))  # the ninth
         assert waiting[:2] == (429, "loading")
         assert server.ask(FIRST) == wanted
