@@ -180,7 +180,7 @@ def load_base(
         quantization=quantization,
         attn_implementation=attn_implementation,
     )
-    speed_up(model)
+    speed_up(model.modules())
     return Base(
         model=model,
         processor=processor,

@@ -10,11 +10,14 @@ from __future__ import annotations
 import platform
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MIN_ROWS = 2  # one row is another kind of product, which rounds otherwise; from two on a row comes out the same
 
@@ -47,11 +50,11 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
-def speed_up(model: nn.Module) -> None:
-    """Has the linear modules of a base computed so where that is faster; those that are trained stay as they are."""
+def speed_up(modules: Iterable[nn.Module]) -> None:
+    """Has the linear ones among a base's modules computed so where that is faster; those in training stay as they are."""
     if not ONEDNN_IS_FASTER:
         return
-    for module in model.modules():
+    for module in modules:
         if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
             vars(module)["forward"] = partial(_forward, module)
 
@@ -76,9 +79,8 @@ def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     if (
         _is_followed()
         or x.numel() < MIN_ROWS * x.shape[-1]
-        or weight.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or type(weight) is not nn.Parameter  # one that is cut over processes
+        or (torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)))
+        or type(weight) not in (nn.Parameter, Tensor)  # one that is cut over processes
         or torch.is_autocast_enabled("cpu")
     ):
         return nn.functional.linear(x, weight, bias)

@@ -13,6 +13,7 @@ from torch import nn
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
+from finetune.matmul import speed_up
 from finetune.methods.modules import module_at
 from finetune.methods.reach import unreached_parameters
 
@@ -134,6 +135,7 @@ class OverrideUpdate:
         self._stand_in: nn.Module = object.__new__(type(module))
         vars(self._stand_in).update(vars(module), _parameters={**own, **self.copies})
         vars(self._stand_in).pop("forward", None)
+        speed_up([self._stand_in])
 
     @property
     def num_bytes(self) -> int:
