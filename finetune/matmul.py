@@ -51,7 +51,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def speed_up(modules: Iterable[nn.Module]) -> None:
-    """Has the linear ones among a base's modules computed so where that is faster; those in training stay as they are."""
+    """Has the linear ones among a base's modules computed so where that is faster; those in training stay."""
     if not ONEDNN_IS_FASTER:
         return
     for module in modules:
