@@ -14,11 +14,12 @@ from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
 from finetune.data.stream import Stream
 from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
+from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
 from finetune.registry import AdapterRegistry
-from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
+from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_json, write_samples
 from finetune.saving import probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
@@ -55,7 +56,8 @@ class RunResult:
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
     """Runs a recipe: train, judge on the test split before and after, save, publish.
 
-    Where the run's folder holds an unfinished run of the same recipe, that one goes on.
+    Where the run's folder holds an unfinished run of the same recipe, that one goes on. A finished one is never
+    overwritten: it is refused, moved aside or made longer, as ``train.resume`` says. One run at a time has the folder.
 
     Args:
         recipe: from ``load_recipe``.
@@ -74,7 +76,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         registry.guard.check_signer(AdapterRef.parse_name(recipe.adapter.publish).namespace)
     strategy = strategy_of(accelerator, recipe)
     try:
-        with telling_of_a_full_disk(recipe.run_folder):
+        with telling_of_a_full_disk(recipe.run_folder), run_lock(recipe, accelerator):
             return _train(recipe, strategy, registry)
     finally:
         finish_trackers(accelerator)

@@ -115,13 +115,6 @@ def test_rows_that_changed_are_another_run(recipe, stop_at, rows_folder):
         train(recipe())
 
 
-def test_a_finished_run_starts_again(recipe, capsys):
-    train(recipe())
-    capsys.readouterr()
-    result = train(recipe(train={"learning_rate": 0.02}))
-    assert "going on" not in capsys.readouterr().out and result.ref == "testing/squares@2"
-
-
 def test_a_disk_that_is_full_at_the_end_loses_nothing(recipe, monkeypatch):
     """The last checkpoint stands: with room again the run only saves and judges."""
     whole = train(recipe("whole"))
