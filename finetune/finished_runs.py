@@ -111,5 +111,5 @@ def _published(folder: Path) -> str:
 
 
 def _what_trains(recipe: Recipe) -> dict[str, Any]:
-    # Where the adapter goes changes nothing of it.
-    return {key: value for key, value in recipe.identity().items() if key != "adapter"}
+    # Where the adapter goes changes nothing of it; what it starts from does.
+    return recipe.identity() | {"adapter": {"init_from": recipe.adapter.init_from}}

@@ -87,8 +87,18 @@ def open_run(
     splits: Mapping[str, Rows],
     accelerator: Accelerator,
     say: Callable[[str], None],
+    *,
+    init_from: str | None = None,
 ) -> tuple[Checkpoints, Checkpoint | None]:
     """Decides whether the run goes on or starts, and writes down what is being run.
+
+    Args:
+        recipe: of the run.
+        base: what it adapts.
+        splits: its rows.
+        accelerator: of the run.
+        say: prints a line.
+        init_from: the reference by digest of the adapter that it starts from; None for a fresh one.
 
     Returns:
         Where checkpoints go, and the one to go on from, if any; the same one on every process.
@@ -103,6 +113,7 @@ def open_run(
         "base": base.identity.digest,
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
         "num_processes": accelerator.num_processes,
+        **({"init_from": init_from} if init_from else {}),
     }
     checkpoints = Checkpoints(folder / CHECKPOINTS, run, keep=recipe.train.save_total_limit)
     extend = recipe.train.resume == "extend"

@@ -29,6 +29,7 @@ from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
+from finetune.warm_start import Parent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +89,10 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     main, folder = accelerator.is_main_process, recipe.run_folder
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
+    parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
     base = base_of(recipe, device=strategy.load_device)
+    if parent:
+        parent.require_base(base)
     with accelerator.main_process_first():  # the others find what it looked up in the cache
         learnt = rows_to_learn(recipe, base=base, say=log.say)
         splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
@@ -100,7 +104,9 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         log.say(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
     train = "a stream" if isinstance(learnt, Stream) else len(learnt)
     log.say(f"rows train {train}, " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
-    checkpoints, start = open_run(recipe, base, {"train": learnt, **splits}, accelerator, log.say)
+    checkpoints, start = open_run(
+        recipe, base, {"train": learnt, **splits}, accelerator, log.say, init_from=parent.ref if parent else None
+    )
     start_trackers(accelerator, recipe)
     collator = collator_of_run(recipe, base, learnt, [*splits["val"], *splits["test"]], accelerator, log.say)
     shown = [collator.show(row) for row in (learnt.first if isinstance(learnt, Stream) else learnt[:3])]
@@ -123,6 +129,9 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
+    if parent:
+        parent.write_into(attachment, base)
+        log.say(f"  its weights are those of {parent.ref} to begin with")
     if base.family.kind == "generative" and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
@@ -135,7 +144,11 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     if main:
         remember_base(base.identity, base.path)
         rows = {"train": learnt, **splits}
-        save_adapter(folder / "adapter", recipe, base, attachment, rows, before, after, probe=probe, steps=steps)
+        parents = [parent.ref] if parent else []
+        save_adapter(
+            folder / "adapter", recipe, base, attachment, rows, before, after,
+            probe=probe, steps=steps, parents=parents,
+        )  # fmt: skip
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)
