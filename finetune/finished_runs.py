@@ -21,6 +21,7 @@ RECIPE = "recipe.json"
 CHECKPOINTS = "checkpoints"
 PREVIOUS = "previous"
 _COPIED = ("log.jsonl", "best", "predictions-base.jsonl", "scores-base.json")  # what a longer run goes on with
+_FROM_DATA = ("task.image_position", "task.max_new_tokens")  # where the recipe does not say
 _LEFT = (PREVIOUS, LOCK_NAME, CHECKPOINTS, "trackers", *_COPIED)
 
 
@@ -70,7 +71,9 @@ def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
         there = parse_recipe(raw, source=RECIPE)
     except (OSError, ValueError, RecipeError):
         return None
-    return differing(_what_trains(there), _what_trains(recipe))
+    found = differing(_what_trains(there), _what_trains(recipe))
+    # What a recipe leaves to the data stands in the folder as the data had it.
+    return {key: values for key, values in found.items() if key not in _FROM_DATA or values[1] is not None}
 
 
 def set_aside(folder: Path, *, going_on: bool = False) -> Path:

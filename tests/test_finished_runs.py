@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def lines_of(folder):
 
 
 def test_it_is_not_overwritten_but_named_with_the_way_on(recipe, nothing_is_loaded):
+    recipe = partial(recipe, task={"max_new_tokens": None})  # which the data then says
     folder = train(recipe()).folder
     before = held(folder)
     nothing_is_loaded()

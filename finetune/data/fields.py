@@ -115,7 +115,7 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
         messages=task.converse(messages),
         images=sources,
         answers=[text_of(messages[-1])],
-        meta={"kind": fields.kind(question), "question": question},
+        meta={"kind": fields.kind(question), "question": question, "conversation": True},
     )
 
 
