@@ -31,7 +31,7 @@ from finetune.data.stream import Stream
 from finetune.methods.adapter import switch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -82,6 +82,7 @@ def save_adapter(
     *,
     probe: Probe,
     steps: int,
+    parents: Sequence[str] = (),
 ) -> AdapterManifest:
     """Writes the finished adapter with its manifest, replacing ``folder`` in one step.
 
@@ -95,8 +96,11 @@ def save_adapter(
         after: the adapter's.
         probe: what ``probe_effect`` returned.
         steps: optimizer steps behind the weights.
+        parents: references by digest of the adapters whose weights it started from.
     """
-    manifest = _manifest(recipe, base, attachment, splits, before, after, probe=probe, steps=steps)
+    manifest = _manifest(
+        recipe, base, attachment, splits, before, after, probe=probe, steps=steps, parents=list(parents)
+    )
     write_folder(
         folder,
         {
@@ -148,6 +152,7 @@ def _manifest(
     *,
     probe: Probe,
     steps: int,
+    parents: list[str],
 ) -> AdapterManifest:
     description = describe(attachment, base.identity.model_type)
     namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
@@ -180,5 +185,6 @@ def _manifest(
         probe=probe,
         license=recipe.adapter.license,
         intended_use=recipe.adapter.intended_use,
+        parents=parents,
         files=file_entries(weights_bytes(attachment.parameters), config_bytes(peft_config(description))),
     )
