@@ -60,7 +60,7 @@ class Collator:
         if image_id is None:
             raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for a picture")
         self.image_id = int(image_id)
-        self._rendered: dict[tuple[str, int], Rendered] = {}  # by all that they follow from
+        self._rendered: dict[tuple[str, int, frozenset[int]], Rendered] = {}  # by all that they follow from
         self._room = KEPT_TOKENS
         bos = processor.tokenizer.bos_token_id
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
@@ -101,7 +101,7 @@ class Collator:
         Raises:
             DataError: the chat template does not allow it.
         """
-        key = (repr(example.messages), len(example.images))
+        key = (repr(example.messages), len(example.images), example.unsupervised)
         if known := self._rendered.get(key):
             return known
         rendered = self._finder().find(example, supervise=self.supervised_turns)

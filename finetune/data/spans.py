@@ -60,8 +60,8 @@ class SpanFinder:
         ids, offsets = self._encode(text, row)
         require_placeholders(ids, self.image_id, len(example.images), row=row)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if supervise == "last":
-            turns = turns[-1:]
+        supervised = [turn for number, turn in enumerate(turns) if number not in example.unsupervised]
+        turns = supervised if supervise == "all" else [turn for turn in turns[-1:] if turn in supervised]
         learnt = [self._turn(messages, turn, text, ids, offsets, row) for turn in turns]
         return Rendered(text, ids, learnt)
 
