@@ -13,12 +13,12 @@ from finetune.build import examples_of
 from finetune.comparing import evaluate, table
 from finetune.data.images import open_image
 from finetune.errors import LaunchError
+from finetune.metrics.exact_match import exact_match
 from finetune.recipe import Recipe, load_recipe
 from finetune.registry import AdapterRegistry
 from finetune.report.page import Sample, write_page
 from finetune.runs import train
 from finetune.serving.loading import load
-from finetune.tasks.metrics import normalize_vqa
 
 CONFIGS = ("medical/phantoms.yaml", "retail/products.yaml")
 SAMPLES = 8  # pictures a domain on the page
@@ -104,13 +104,16 @@ def _write_page(
         examples = examples_of(recipe, "test")
         for i, example in enumerate(examples[:SAMPLES]):
             given = {who: answers[who, recipe.name][i] for who in ("base", *refs)}
-            wanted = normalize_vqa(example.answers[0])
+            normalize = recipe.task.normalize
             samples.setdefault(f"{recipe.domain} (synthetic)", []).append(
                 Sample(
                     picture=open_image(example.images[0]),
                     question=str(example.meta["question"]),
                     wanted=example.answers[0],
-                    answers={who: (said, normalize_vqa(said) == wanted) for who, said in given.items()},
+                    answers={
+                        who: (said, exact_match(said, example.answers, normalize=normalize))
+                        for who, said in given.items()
+                    },
                 )
             )
     write_page(

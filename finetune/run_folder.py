@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import Task
+    from finetune.prediction import Prediction
     from finetune.recipe import Recipe
     from finetune.training.evaluate import Scores
 
@@ -138,7 +139,11 @@ def git_state(checkout: Path) -> dict[str, Any] | None:
 
 
 def write_samples(
-    path: Path, recipe: Recipe, task: Task, examples: Sequence[Example], judged: Mapping[str, tuple[Scores, list[str]]]
+    path: Path,
+    recipe: Recipe,
+    task: Task,
+    examples: Sequence[Example],
+    judged: Mapping[str, tuple[Scores, list[Prediction]]],
 ) -> None:
     """Writes a page of the first rows with a picture: the question, and what each of ``judged`` said.
 
@@ -154,7 +159,7 @@ def write_samples(
             picture=open_image(example.images[0]),
             question=str(example.meta.get("question", example.id)),
             wanted=example.answers[0],
-            answers={who: (said[i], task.is_correct(said[i], example)) for who, (_, said) in judged.items()},
+            answers={who: (said[i].text, task.is_correct(said[i].text, example)) for who, (_, said) in judged.items()},
         )
         for i, example in enumerate(examples[:CARDS])
         if example.images

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available, set_seed
 
+from finetune.adapters.contract import contract_of
+from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
+from finetune.build import Base, Batches, base_of, examples_of, max_positions, rows_to_learn
 from finetune.data.stream import Stream
+from finetune.data.survey import Survey
 from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
+from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
-from finetune.saving import probe_effect, save_adapter, save_weights
+from finetune.saving import caption_question, probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
 from finetune.training.compiling import CompiledLayers
@@ -89,7 +93,14 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     base = base_of(recipe, device=strategy.load_device)
     with accelerator.main_process_first():  # the others find what it looked up in the cache
         learnt = rows_to_learn(recipe, base=base, say=log.say)
+        surveys = {"train": learnt.survey if isinstance(learnt, Stream) else Survey.of(learnt)}
+        recipe = recipe.model_copy(
+            update={"task": complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))}
+        )
         splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
+    surveys |= {name: Survey.of(rows) for name, rows in splits.items()}
+    report_lengths(recipe.task, surveys, log.say)
+    check_answers(recipe.task, surveys, log.say)
     strategy.check_rows({"train": learnt, **splits})
     strategy.split(base.model, base.towers)
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
@@ -124,6 +135,10 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     if base.family.kind == "generative" and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
+    shapes = {shape: row for survey in surveys.values() for shape, row in survey.shapes.items()}
+    as_asked = Batches(base.collator, attachment.placeholders)
+    contract = contract_of(recipe.task, caption_question=caption_question(learnt))
+    check_prompts(contract, shapes, trained=batches, asked=as_asked, when="before training")
     val = splits["val"]
     steps, attachment = _fit(recipe, base, attachment, batches, learnt, val, strategy, log, checkpoints, start)
     if splits["test"]:
@@ -134,6 +149,8 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         remember_base(base.identity, base.path)
         rows = {"train": learnt, **splits}
         save_adapter(folder / "adapter", recipe, base, attachment, rows, before, after, probe=probe, steps=steps)
+        saved = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes())
+        check_prompts(saved.prompt, shapes, trained=batches, asked=as_asked, when="after saving")
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)

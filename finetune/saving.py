@@ -169,7 +169,7 @@ def _manifest(
             **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
         },
         training=TrainingRecord(
-            recipe=sha256_hex(canonical_json(recipe.identity())),
+            recipe_digest=sha256_hex(canonical_json(recipe.identity())),
             data={split: data_digest(rows) for split, rows in splits.items() if rows},
             rows={split: rows.seen if isinstance(rows, Stream) else len(rows) for split, rows in splits.items()},
             streamed=[split for split, rows in splits.items() if isinstance(rows, Stream)],

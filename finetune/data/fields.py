@@ -132,7 +132,7 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
         messages=task.converse(_with_own_system(messages, fields, task)),
         images=sources,
         answers=[text_of(messages[-1])],
-        meta={"kind": fields.kind(question), "question": question},
+        meta={"kind": fields.kind(question), "question": question, "conversation": True},
         unsupervised=unsupervised,
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from finetune.batch import Batch
 from finetune.data.images import open_image
+from finetune.data.lengths import RowTokens
 from finetune.data.marks import Marks
 from finetune.errors import DataError, RowError
 from finetune.example import text_of, texts_to_choose_from
@@ -107,20 +108,21 @@ class PairLengths:
     def __init__(self, collator: PairCollator):
         self.collator = collator
 
-    def learnt(self, example: Example, sizes: Sequence[Size]) -> int:
-        """Returns the tokens of a row's longest text; also finds a row that is no pair."""
+    def learnt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+        """Return the tokens of a row's longest text; also find a row that is no pair."""
         _one_picture(example)
         return self._longest([text_of(example.messages[-1]), *example.captions], example)
 
-    def asked(self, example: Example, sizes: Sequence[Size]) -> int:
-        """Returns the tokens of the longest text that is right for a row."""
+    def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+        """Return the tokens of the longest text that is right for a row."""
         _one_picture(example)
         return self._longest([example.choices[label] for label in example.answers], example)
 
-    def _longest(self, texts: list[str], example: Example) -> int:
+    def _longest(self, texts: list[str], example: Example) -> RowTokens:
         for text in texts:
             self.collator.marks.refuse_text(text, where=f"row {example.id}: {text!r:.80}")
-        return max(len(ids) for ids in self.collator.processor.tokenizer(texts)["input_ids"])
+        longest = max(len(ids) for ids in self.collator.processor.tokenizer(texts)["input_ids"])
+        return RowTokens(longest, longest)
 
 
 def _one_picture(example: Example) -> list[ImageSource]:

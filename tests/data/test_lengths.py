@@ -28,8 +28,8 @@ def example(*sizes, text="blue"):
 def test_the_length_is_what_the_processor_makes(base, sizes):
     lengths = Lengths(base.collator, key="k")
     row = example(*sizes)
-    assert lengths.learnt(row, sizes) == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
-    assert lengths.asked(row, sizes) == base.collator.prompt_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.learnt(row, sizes).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.asked(row, sizes).row == base.collator.prompt_batch([row]).inputs["input_ids"].shape[1]
 
 
 def test_tiles_count(base):
@@ -41,7 +41,7 @@ def test_tiles_count(base):
     lengths = Lengths(base.collator, key="tiles")
     for size in ((64, 64), (64, 20), (20, 64)):
         row = example(size)
-        assert lengths.learnt(row, [size]) == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+        assert lengths.learnt(row, [size]).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
     assert lengths.of_pictures(((64, 64),)) > lengths.of_pictures(((64, 20),))
 
 

@@ -12,6 +12,7 @@ from finetune.data.reading import tally
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.example import text_of
 from finetune.recipe import ContrastiveSection, HubData, JsonlData, ParquetData, SavedData, VqaSection, parse_recipe
+from finetune.runs import train
 from finetune.saving import data_digest
 from tests.data.conftest import ROW, TASK, read_rows
 
@@ -247,3 +248,21 @@ def test_a_column_that_changes_a_row_is_refused(tmp_path, field):
 
 def test_rows_are_json():
     assert json.dumps(REFUSED)
+
+
+@pytest.mark.parametrize("which", ["a system message", "a last turn that is not supervised"])
+def test_an_app_asks_as_such_rows_are_trained(tiny_fast_vlm, make_recipe, rows_folder, which):
+    """Before training and after saving, a row of every shape is put through an app's own path."""
+    path = rows_folder / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[::2]:
+        if which == "a system message":
+            row["system"] = "Be brief."
+        else:
+            parts = user(IMAGE, TEXT)
+            row["messages"] = [parts, say("red"), user(), say(row.pop("answer"), weight=0)]
+            del row["question"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"system_prompt": "", "max_new_tokens": 2}
+    result = train(make_recipe(tiny_fast_vlm, task=task, train={"max_steps": 1}, adapter={"publish": None}))
+    assert (result.adapter / "manifest.json").is_file()
