@@ -108,7 +108,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         *_asking(manifest),
         *_table(manifest),
         f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and pictures: "
-        f"{rows or 'not told'}. Recipe `{record.recipe[:16]}`.",
+        f"{rows or 'not told'}. Recipe `{record.recipe_digest[:16]}`.",
         "",
         f"Intended use: {_one_line(manifest.intended_use)}",
         "",
@@ -127,8 +127,8 @@ def _asking(manifest: AdapterManifest) -> list[str]:
         return [f"Its texts were written so: {_code(contract.text_template)}.", ""]
     system = f", after the system prompt {_code(contract.system_prompt)}" if contract.system_prompt else ""
     return [
-        f"It was asked so, picture first: {_code(contract.question_template)}{system}; answers are decoded greedily, "
-        f"at most {contract.generation.max_new_tokens} tokens.",
+        f"It was asked so, image {contract.image_position}: {_code(contract.question_template)}{system}; "
+        f"answers are decoded greedily, at most {contract.generation.max_new_tokens} tokens.",
         "",
     ]
 
