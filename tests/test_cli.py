@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,27 @@ def test_ask_takes_a_registry_and_says_its_own_option(tmp_path, capsys):
     assert f"there is no registry at {tmp_path / 'none'}" in capsys.readouterr().err
     assert main(["ask", "base", "a.png", "What?"]) == 2
     assert "(--base)" in capsys.readouterr().err
+
+
+def test_ask_and_app_hold_the_base_as_they_are_told(monkeypatch, capsys):
+    given = []
+
+    class Model:
+        def ask(self, image, question):
+            return "yes"
+
+    monkeypatch.setattr("finetune.serving.loading.load", lambda ref, **options: given.append(options) or Model())
+    monkeypatch.setattr("finetune.playground.running.run_app", lambda refs, **options: given.append(options) or 0)
+    how = ["--base", "pocket", "--device", "cpu", "--dtype", "bfloat16", "--quantization", "4bit"]
+    image = Path(__file__).parents[1] / "docs" / "app.png"
+    assert main(["ask", "base", str(image), "What?", *how]) == 0 and capsys.readouterr().out == "yes\n"
+    assert main(["app", "base", *how]) == 0
+    for options in given:
+        held = {name: options[name] for name in ("device", "dtype", "quantization")}
+        assert held == {"device": "cpu", "dtype": "bfloat16", "quantization": "4bit"}
+
+
+def test_what_is_wrong_with_the_one_question_is_said_without_a_row(tmp_path, capsys):
+    (tmp_path / "half.png").write_bytes((Path(__file__).parents[1] / "docs" / "app.png").read_bytes()[:3000])
+    assert main(["ask", "base", str(tmp_path / "half.png"), "What?", "--base", "pocket"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'half.png'}: not a readable")

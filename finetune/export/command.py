@@ -6,7 +6,8 @@ import sys
 import warnings
 from typing import Any
 
-from finetune.export.choosing import check_choice
+from finetune.base_options import add_quantization
+from finetune.export.choosing import check_choice, check_quantization
 from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
 
 _ABOUT = """\
@@ -31,6 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--base", help="folder, hub id or embedded name of the base (default: where it was last seen)")
     parser.add_argument("--revision", help="of the base's hub id")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps: where the base is loaded (cpu)")
+    add_quantization(parser)
     parser.add_argument("--json", action="store_true", help="print what export.json says instead of text")
     parser.set_defaults(run=run)
     own = parser.add_argument_group("options of single targets")
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """
     options = {name: getattr(args, name) for name in EXPORT_OPTIONS if hasattr(args, name)}
     check_choice(args.to, options)  # before torch is loaded
+    check_quantization(args.to, args.quantization)
     from finetune.export.exporting import export_adapter
 
     def show(message: Warning | str, *where: object) -> None:
@@ -79,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             base=args.base,
             revision=args.revision,
             device=args.device,
+            quantization=args.quantization,
             say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout),
             **options,
         )
