@@ -136,7 +136,10 @@ def _find_lr(args: argparse.Namespace) -> int:
 def _ask(args: argparse.Namespace) -> int:
     from finetune.serving.loading import load
 
-    print(load(args.ref, base=args.base, registry=args.registry).ask(args.image, args.question))
+    found = load(args.ref, base=args.base, registry=args.registry).answer(args.image, args.question)
+    print(found.text)
+    if found.finish_reason == "length":
+        print(f"note: the answer was cut after {found.completion_tokens} tokens", file=sys.stderr)
     return 0
 
 

@@ -103,6 +103,8 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         recipe = recipe.model_copy(
             update={"task": complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))}
         )
+        if isinstance(learnt, Stream):
+            learnt.keep_prompt(recipe.task)
         splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
     surveys |= {name: Survey.of(rows) for name, rows in splits.items()}
     report_lengths(recipe.task, surveys, log.say)
