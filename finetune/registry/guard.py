@@ -19,7 +19,15 @@ from finetune.registry.folders import check_folder, read_manifest, read_signatur
 from finetune.registry.seen import SeenEntries
 from finetune.registry.signing import KEY_VARIABLE, SigningKey, manifest_message
 from finetune.registry.store import ObjectMissing
-from finetune.registry.trust import TRUST_VARIABLE, Demand, PolicyFile, TrustPolicy, Verdict, default_policy_path
+from finetune.registry.trust import (
+    NOT_SIGNED,
+    TRUST_VARIABLE,
+    Demand,
+    PolicyFile,
+    TrustPolicy,
+    Verdict,
+    default_policy_path,
+)
 from finetune.registry.versions import Version
 
 if TYPE_CHECKING:
@@ -221,13 +229,25 @@ class Guard:
         keys = ", ".join(self.policy.of(namespace).keys)
         raise TrustError(
             f"{namespace}/{name}: {what}: {problem}. In the namespace {namespace!r} {self._source} accepts: {keys}. "
-            f"`finetune registry log {namespace}/{name}` shows who signed what."
+            f"`finetune registry log {namespace}/{name}` shows who signed what.{_going_on(problem)}"
         )
 
     @property
     def _source(self) -> str:
         where = f" {self._trust.path}" if isinstance(self._trust, PolicyFile) else ""
         return f"the trust policy{where}"
+
+
+def _going_on(problem: str) -> str:
+    """Returns how a history that was begun without signatures is brought under a policy that requires them."""
+    if problem != NOT_SIGNED:
+        return ""
+    return (
+        " If it was written before signatures were required and is what it should be: under a copy of the policy that "
+        f"says `warn` ({TRUST_VARIABLE}=COPY), with the key ({KEY_VARIABLE}), `finetune registry pull` the version and "
+        "`publish` the folder again with its alias; the first signed entry vouches for all aliases "
+        "(docs/threat-model.md)."
+    )
 
 
 UNGUARDED = Guard("", trust=TrustPolicy())
