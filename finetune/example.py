@@ -48,6 +48,7 @@ class Example:
     captions: list[str] = field(default_factory=list)  # where given, each epoch learns one of them as the last turn
     choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text
     meta: dict[str, Any] = field(default_factory=dict)
+    unsupervised: frozenset[int] = frozenset()  # assistant turns, counted from 0, that nothing is learnt from
     num_tokens: int | None = None  # those of its pictures included; None until they are counted for a base
     num_answer_tokens: int | None = None  # of its longest answer, the end included; None until they are counted
 

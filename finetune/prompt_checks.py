@@ -8,6 +8,7 @@ the saved manifest. Its token ids must be those of the training batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.contract import section_of
@@ -149,7 +150,8 @@ def check_prompts(
     for shape, example in shapes.items():
         if shape.form == "caption" and example.meta["question"] != getattr(contract, "caption_question", None):
             continue  # caption() asks what most rows ask
-        wanted = _trained_ids(trained, example)
+        # A last turn that is not supervised is asked all the same.
+        wanted = _trained_ids(trained, replace(example, unsupervised=frozenset()))
         call, row = _as_an_app(section, shape, example)
         found = asked.prompt_batch([row]).inputs["input_ids"][0].tolist()
         if found != wanted:
@@ -174,7 +176,9 @@ def _trained_ids(batches: Batches, example: Example) -> list[int]:
 
 def _as_an_app(section: VqaSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
     """Return the call by which an app asks what the row asks, and the row that it makes."""
-    if shape.form == "conversation":
+    if shape.form == "conversation" or shape.system != (
+        section.system_prompt or None
+    ):  # ask() sends one system message
         messages = _with_images(example.prompt, example.images)
         return "chat(messages)", conversation_row(section, messages, urls=None)
     call = "caption(image)" if shape.form == "caption" else "ask(image, question)"

@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.contract import contract_of
 from finetune.adapters.folder import config_bytes, file_entries, tensor_table, weights_bytes, write_folder
@@ -128,7 +128,11 @@ def data_digest(examples: Rows) -> str:
             known[str(source)] = image_digest(source)
         return known[str(source)]
 
-    rows = [[example.messages, example.answers, [digest(s) for s in example.images]] for example in examples]
+    rows: list[list[Any]] = []
+    for example in examples:
+        rows.append([example.messages, example.answers, [digest(s) for s in example.images]])
+        if example.unsupervised:
+            rows[-1].append({"unsupervised": sorted(example.unsupervised)})
     return sha256_hex(canonical_json(rows))
 
 

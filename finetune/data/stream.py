@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from finetune.data.arrow import class_labels
-from finetune.data.bad_rows import BadRows
-from finetune.data.fields import FIELD_KEYS, RawRow, require_columns, to_example
+from finetune.data.bad_rows import BadRows, unread_report
+from finetune.data.fields import RawRow, require_columns, to_example
+from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
 from finetune.data.pictures import look
 from finetune.data.survey import Survey
 from finetune.errors import DataError, RowError
@@ -139,6 +140,9 @@ class Stream:
         require_columns(checks.section, columns, checks.task, where=what)
         names = [getattr(checks.section, key) for key in FIELD_KEYS]
         self.columns = [name for name in dict.fromkeys(names) if name in columns]
+        self.columns += refused_columns(checks.section, columns)
+        if unread := unread_columns(checks.section, columns):
+            bad.say(f"{what}: {unread_report(dict.fromkeys(unread, 0))}")
         self._check_sample()
 
     @property

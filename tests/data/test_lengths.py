@@ -124,11 +124,11 @@ def test_a_row_that_the_template_cannot_take_is_a_bad_row(base, recipe, rows_fol
     path = rows_folder / "train.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines * 2, lines[0].replace("What color", "<|end|> color")]) + "\n")
-    with pytest.raises(DataError, match="row train.jsonl:37: a text holds '<|end|>'"):
+    with pytest.raises(DataError, match="row train.jsonl:37, message 1 .user.: the text holds '<.end.>'"):
         examples_of(recipe(), "train", base=base)
     said = []
     assert len(examples_of(recipe(on_error="skip"), "train", base=base, say=said.append)) == 36
-    assert "text with a token of the model: 1" in said[0]
+    assert "text with a special token: 1" in said[0]
     path.write_text(path.read_text() + "{")  # 1 of 38 cannot be read and 1 cannot be put: together over one in twenty
     with pytest.raises(DataError, match="(?s)skipped 2 of 38 train rows.*more than 5%"):
         examples_of(recipe(on_error="skip"), "train", base=base)
