@@ -285,3 +285,7 @@ class CoupledTask(Task, Protocol):
             For each micro-batch the sum of each term, detached.
         """
         ...
+
+    def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        """Returns the loss of rows that are to be answered, each held against its own choices and no other row."""
+        ...

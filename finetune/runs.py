@@ -33,18 +33,24 @@ from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
+from finetune.training.validation import Validation, Validator, warnings_of
 from finetune.warm_start import Parent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from finetune.data.collate import Collator
+    from finetune.data.pairs import PairCollator
     from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import Attachment
+    from finetune.prediction import Prediction
     from finetune.recipe import Recipe
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.evaluate import Scores
     from finetune.training.replicated import Replicated
+    from finetune.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class RunResult:
     ref: str | None  # in the registry, when the recipe publishes
     before: Scores | None
     after: Scores | None
+    warnings: tuple[str, ...] = ()  # what should be known before the adapter is used
 
 
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
@@ -139,6 +146,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
             "base",
             known=start is not None,
         )
+    alone = _base_alone(recipe, base, collator, splits["val"], judged, accelerator, log)
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
@@ -153,10 +161,14 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     contract = contract_of(recipe.task, caption_question=caption_question(learnt))
     check_prompts(contract, shapes, trained=batches, asked=as_asked, when="before training")
     val = splits["val"]
-    steps, attachment = _fit(recipe, base, attachment, batches, learnt, val, strategy, log, checkpoints, start)
+    state, total, attachment = _fit(recipe, base, attachment, batches, learnt, val, strategy, log, checkpoints, start)
+    steps = state.best_step or state.step
     if splits["test"]:
         judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
     before, after = (judged[who][0] if who in judged else None for who in ("base", "adapter"))
+    notes = warnings_of(state, recipe.train, total_steps=total, base=alone)
+    for note in notes:
+        log.say(f"warning: {note}.")
     ref, probe = None, probe_effect(base, attachment)
     if main:
         remember_base(base.identity, base.path)
@@ -174,9 +186,9 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         if recipe.adapter.publish:
             ref = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases).ref
             log.say(f"published {ref}")
-        write_json(folder / RESULT, {"ref": ref, "steps": steps})
+        write_json(folder / RESULT, {"ref": ref, "steps": steps, "warnings": notes})
     accelerator.wait_for_everyone()
-    return RunResult(folder, folder / "adapter", ref, before, after)
+    return RunResult(folder, folder / "adapter", ref, before, after, tuple(notes))
 
 
 def _fit(
@@ -190,11 +202,11 @@ def _fit(
     log: RunLog,
     checkpoints: Checkpoints,
     start: Checkpoint | None,
-) -> tuple[int, Attachment]:
+) -> tuple[TrainState, int, Attachment]:
     """Trains, and leaves the best weights in the model.
 
     Returns:
-        The optimizer steps behind these weights, and the attachment that holds them, frozen.
+        The state at the end, the steps of the whole run, and the attachment that holds the best weights, frozen.
     """
     accelerator = strategy.accelerator
     task, folder, main = base.task(recipe.task), recipe.run_folder, accelerator.is_main_process
@@ -225,19 +237,20 @@ def _fit(
 
     compiled = CompiledLayers(base.model, base.towers.language if recipe.train.torch_compile else ())
 
-    def validate() -> float:
+    validator = Validator(
+        model=base.model,
+        task=task,
+        examples=val,
+        training_batch=batches.training_batch,
+        prompt_batch=batches.prompt_batch,
+        accelerator=accelerator,
+        seed=recipe.seed,
+    )
+
+    def validate() -> Validation:
         base.model.eval()
         with compiled.paused():
-            answers = predict(
-                base.model,
-                task,
-                val,
-                batches.prompt_batch,
-                batch_size=recipe.train.eval_batch_size,
-                accelerator=accelerator,
-                title="validating",
-            )
-        return score(task, val, answers).exact_match
+            return validator(eval_batch_size=recipe.train.eval_batch_size, batch_size=trainer.state.batch_size)
 
     try:
         with compiled:
@@ -254,7 +267,35 @@ def _fit(
     if trainer.best:
         strategy.load(trainer.best)
     base.model.eval()
-    return state.best_step or state.step, strategy.finish()
+    return state, trainer.plan.total_steps, strategy.finish()
+
+
+def _base_alone(
+    recipe: Recipe,
+    base: Base,
+    collator: Collator | PairCollator,
+    val: list[Example],
+    judged: Mapping[str, tuple[Scores, list[Prediction]]],
+    accelerator: Accelerator,
+    log: RunLog,
+) -> tuple[str, float] | None:
+    """Returns on which rows the base was evaluated, and its score: on validation rows where there are no test rows."""
+    if "base" in judged:
+        return "test", judged["base"][0].exact_match
+    if not val:
+        return None
+    answers = predict(
+        base.model,
+        base.task(recipe.task),
+        val,
+        collator.prompt_batch,
+        batch_size=recipe.train.eval_batch_size,
+        accelerator=accelerator,
+        title="evaluating the base",
+    )
+    found = score(base.task(recipe.task), val, answers).exact_match
+    log.say(f"base on validation: exact match {found:.3f}, {len(val)} rows")
+    return "validation", found
 
 
 def _check_names(recipe: Recipe) -> None:
