@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from finetune.adapters.base_check import check_base
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.batch import Batch
@@ -24,6 +25,7 @@ from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
 from finetune.lookup import import_string, look_up
 from finetune.matmul import speed_up
+from finetune.methods.adapter import check_methods
 from finetune.recipe import (
     ContrastiveSection,
     PromptTuningSection,
@@ -169,6 +171,7 @@ def load_base(
     Raises:
         ModelError: it cannot be loaded, or no family supports it.
     """
+    check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
@@ -207,6 +210,26 @@ def _collator(
     return Collator(cast("GenerativeFamily", family), processor, end_ids, **options)
 
 
+def check_method(recipe: Recipe) -> None:
+    """Check that the base has the modules which a recipe's method adapts, before its weights or a row are read.
+
+    Raises:
+        RecipeError: what the recipe wants of the base is impossible.
+        ModelError: there is no such base, or its towers cannot be found.
+        MethodError: it lacks a module.
+    """
+    section = recipe.model
+    check_base(section.name_or_path, revision=section.revision)
+    path = embedded_path(section.name_or_path)
+    family = family_of(path, revision=section.revision)
+    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
+    try:
+        skeleton = family.skeleton(path, revision=section.revision)
+    except Exception:  # a class that needs weights to be built; ``attach`` checks the same on the loaded model
+        return
+    check_methods(skeleton, family.towers(skeleton), recipe.method)
+
+
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
     """Loads the base a recipe names.
 
@@ -215,6 +238,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
         ModelError: it cannot be loaded.
     """
     section = recipe.model
+    check_base(section.name_or_path, revision=section.revision)
     family = family_of(embedded_path(section.name_or_path), revision=section.revision)
     refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
     return load_base(

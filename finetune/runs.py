@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available, set_seed
 
-from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, Batches, base_of, examples_of, rows_to_learn
+from finetune.adapters.reference import AdapterRef
+from finetune.build import Base, Batches, base_of, check_method, examples_of, rows_to_learn
 from finetune.data.stream import Stream
 from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
+from finetune.preflight import check_recipe
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
 from finetune.saving import probe_effect, save_adapter, save_weights
@@ -65,9 +66,10 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         StoppedError: a signal asked to stop; the state is saved.
         FinetuneError: anything else that stops the run, with what to do.
     """
-    _check_names(recipe)
-    check_trackers(recipe.train.trackers)
     registry = registry or AdapterRegistry()
+    check_recipe(recipe, registry=registry)
+    check_trackers(recipe.train.trackers)
+    check_method(recipe)
     accelerator = _accelerator(recipe)
     if recipe.adapter.publish and accelerator.is_main_process:
         # Hours later is too late for a key that is missing, or a passphrase that nobody is there to type.
@@ -221,13 +223,6 @@ def _fit(
         strategy.load(trainer.best)
     base.model.eval()
     return state.best_step or state.step, strategy.finish()
-
-
-def _check_names(recipe: Recipe) -> None:
-    """Refuses, before hours of training, a name that could not be saved or published after them."""
-    AdapterRef.parse_name(recipe.adapter.publish or f"{recipe.domain}/{recipe.name}")
-    for alias in recipe.adapter.aliases:
-        check_alias(alias)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

@@ -75,7 +75,8 @@ def test_two_processes_on_a_cpu_go_through_torchrun(project, ran, monkeypatch):
     assert launch.main(["recipes/configs/medical/brain_mri.yaml"]) == 0
     [(command, env, _)] = ran
     assert command == [
-        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(sys.executable, "-P", "-m"),
+        *("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         str(project / "recipes/train.py"),
         str(project / "recipes/configs/medical/brain_mri.yaml"),
     ]
@@ -138,7 +139,8 @@ def test_bad_override_is_refused_before_anything_starts(project, monkeypatch, ca
         assert overrides == ["trian.seed=1"]
         raise RecipeError("clothing.yaml: unknown key 'trian'")
 
-    monkeypatch.setattr(launch, "import_string", {"finetune.recipe:load_recipe": refuse}.__getitem__)
+    places = {"finetune.recipe:load_recipe": refuse, "finetune.preflight:check_recipe": None}
+    monkeypatch.setattr(launch, "import_string", places.__getitem__)
     assert launch.main(["recipes/configs/retail/clothing.yaml", "--flag", "trian.seed=1"]) == 2
     assert capsys.readouterr().err == "error: clothing.yaml: unknown key 'trian'\n"
 
