@@ -168,8 +168,8 @@ def training_command(
     Accelerate starts a single process on a CPU whatever number it is told, so several are started
     by torch.distributed.run.
     """
-    # -P: no module from the current folder
-    python = [sys.executable, "-P", "-m"]
+    # -P: no module from the current folder. The processes' errors are shown by finetune.processes, once.
+    python = [sys.executable, "-P", "-m", "finetune.processes"]
     if hardware.kind == "cpu" and nproc > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
     else:

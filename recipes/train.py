@@ -9,8 +9,8 @@ SIGTERM stops after the step at hand with the state saved (exit code 130 or 143)
 
 import sys
 
-from finetune.command import exit_code_of
 from finetune.preflight import check_recipe
+from finetune.processes import exit_code_of_process
 from finetune.recipe import load_recipe
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
-    return exit_code_of(
+    return exit_code_of_process(
         lambda: _train(argv), on_keyboard="stopped outside training: nothing was lost. The same command goes on."
     )
 

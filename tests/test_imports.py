@@ -15,7 +15,7 @@ LEVELS = {
     "command": 1,
     "hardware": 1, "child": 1, "listening": 1, "recipe": 1, "example": 1, "interfaces": 1, "batch": 1, "tables": 1,
     "matmul": 1,
-    "families": 2, "methods": 2, "data": 2, "tasks": 2, "adapters": 2, "pocket": 2,
+    "processes": 2, "families": 2, "methods": 2, "data": 2, "tasks": 2, "adapters": 2, "pocket": 2,
     "training": 3, "registry": 3, "report": 3,
     "build": 4,
     "serving": 5, "export": 5, "preflight": 5,
