@@ -81,7 +81,7 @@ def write_adapter(folder: Path, full_name: str, seed: int = 0) -> Path:
         },
         "toolchain": {"torch": "2"},
         "training": {
-            "recipe": zero,
+            "recipe_digest": zero,
             "data": {"train": zero},
             "rows": {"train": 8},
             "seed": seed,

@@ -275,7 +275,7 @@ def examples_of(
         limit = _max_length(recipe, base)
         room = _prompt_length(recipe)
         if isinstance(recipe.task, VqaSection) and split != "train":
-            room += recipe.task.max_new_tokens
+            room += recipe.task.max_new_tokens or 0
         examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
     return _with_choices(examples, recipe.task) if chooses else examples  # none of a row that was left out

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from finetune.build import base_of, examples_of
+from finetune.data.survey import Survey
 from finetune.errors import RecipeError
 from finetune.judging import answer_split
 from finetune.preflight import check_comparison
 from finetune.preflight.run import how_rows_are_put
+from finetune.prompt_checks import check_answers, with_longest_answer
 from finetune.registry import AdapterRegistry
 from finetune.serving.app import VisionLanguageModel
 
@@ -46,6 +48,9 @@ def evaluate(
         examples = examples_of(recipe, "test", base=base)
         if not examples:
             raise RecipeError(f"{recipe.name}: the recipe has no test split to judge on")
+        survey = Survey.of(examples)
+        check_answers(recipe.task, {"test": survey}, print)
+        recipe = recipe.model_copy(update={"task": with_longest_answer(recipe.task, survey)})
         for ref in refs:
             with vlm.using(None if ref == "base" else ref):
                 title = f"{ref} on {recipe.name}"
@@ -53,7 +58,7 @@ def evaluate(
                 probe = asdict(vlm.adapter.probe) if vlm.adapter else None
             rows.append({"adapter": ref, "config": recipe.name, **scores.to_json(), "probe": probe})
             if predictions is not None:
-                predictions[ref, recipe.name] = answers
+                predictions[ref, recipe.name] = [answer.text for answer in answers]
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +30,7 @@ class ImageHandle(Protocol):
 # Where a picture is: a file, the bytes of one, pixels [H, W, 3] uint8, or a place inside a larger file.
 ImageSource: TypeAlias = "Path | bytes | np.ndarray | ImageHandle"
 Message: TypeAlias = dict[str, Any]
+ImagePosition = Literal["first", "last"]  # of a question's images: before its text or after it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,9 @@ class Example:
     captions: list[str] = field(default_factory=list)  # where given, each epoch learns one of them as the last turn
     choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text
     meta: dict[str, Any] = field(default_factory=dict)
+    unsupervised: frozenset[int] = frozenset()  # assistant turns, counted from 0, that nothing is learnt from
     num_tokens: int | None = None  # those of its pictures included; None until they are counted for a base
+    num_answer_tokens: int | None = None  # of its longest answer, the end included; None until they are counted
 
     @property
     def kind(self) -> str:
@@ -86,9 +89,12 @@ def texts_to_choose_from(examples: Iterable[Example]) -> list[str]:
     return list(dict.fromkeys(text for example in examples for text in example.choices.values()))
 
 
-def ask(question: str, *, num_images: int = 1, system_prompt: str | None = None) -> list[Message]:
-    """Returns the messages that put ``question`` to a model, pictures first."""
-    content = [{"type": "image"} for _ in range(num_images)] + [{"type": "text", "text": question}]
+def ask(
+    question: str, *, num_images: int = 1, system_prompt: str | None = None, image_position: ImagePosition = "first"
+) -> list[Message]:
+    """Return the messages that put ``question`` to a model, with its images before or after it."""
+    images, text = [{"type": "image"} for _ in range(num_images)], [{"type": "text", "text": question}]
+    content = images + text if image_position == "first" else text + images
     return [*([system(system_prompt)] if system_prompt else []), {"role": "user", "content": content}]
 
 

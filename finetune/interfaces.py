@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch, PictureFeatures, Pictures, Placeholders
     from finetune.example import Example
+    from finetune.prediction import Prediction
     from finetune.recipe import AttnImplementation, Quantization, TaskSection
 
 TOWERS = ("language", "projector", "vision")
@@ -261,8 +262,8 @@ class Task(Protocol):
         """Returns the loss terms of one micro-batch, by itself."""
         ...
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[str]:
-        """Returns one answer per row."""
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Return one prediction per row."""
         ...
 
     def is_correct(self, prediction: str, example: Example) -> bool:

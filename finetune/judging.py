@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from finetune.prediction import Prediction
 from finetune.run_folder import write_json
 from finetune.training.evaluate import Scores, evaluate
 from finetune.training.memory import any_process
@@ -32,7 +33,7 @@ def judge_split(
     who: str,
     *,
     known: bool = False,
-) -> tuple[Scores, list[str]]:
+) -> tuple[Scores, list[Prediction]]:
     """Judges the model as it is on ``examples``, and keeps every prediction; ``known``: takes those kept before."""
     judged = _read(recipe.run_folder, who, examples) if known else None
     if any_process(accelerator, judged is None):
@@ -46,6 +47,8 @@ def judge_split(
         f"{who} on test: exact match {scores.exact_match:.3f} ({low:.3f} to {high:.3f}), majority answer "
         f"{scores.majority:.3f}, blank image {scores.blank_image:.3f}, {scores.n} rows"
     )
+    if scores.truncated:
+        log.say(f"  {scores.truncated} of {scores.n} answers were cut at task.max_new_tokens")
     for kind, part in scores.by_kind.items():
         log.say(f"  {part['exact_match']:.3f} (majority {part['majority']:.3f}, {part['n']} rows)  {kind}")
     return judged
@@ -59,7 +62,7 @@ def answer_split(
     *,
     title: str,
     accelerator: Accelerator | None = None,
-) -> tuple[Scores, list[str]]:
+) -> tuple[Scores, list[Prediction]]:
     """Has the model as it is answer ``examples`` as the recipe puts them; returns scores and answers."""
     return evaluate(
         base.model,
@@ -72,16 +75,22 @@ def answer_split(
     )
 
 
-def _write(folder: Path, who: str, examples: Sequence[Example], scores: Scores, answers: Sequence[str]) -> None:
+def _write(folder: Path, who: str, examples: Sequence[Example], scores: Scores, said: Sequence[Prediction]) -> None:
     """Writes every prediction, then the scores."""
     with (folder / f"predictions-{who}.jsonl").open("w", encoding="utf-8") as file:
-        for example, said in zip(examples, answers, strict=True):
-            line = {"id": example.id, "kind": example.kind, "prediction": said, "answers": example.answers}
+        for example, prediction in zip(examples, said, strict=True):
+            line = {
+                "id": example.id,
+                "kind": example.kind,
+                "prediction": prediction.text,
+                "finish_reason": prediction.finish_reason,
+                "answers": example.answers,
+            }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     write_json(folder / f"scores-{who}.json", scores.to_json())
 
 
-def _read(folder: Path, who: str, examples: Sequence[Example]) -> tuple[Scores, list[str]] | None:
+def _read(folder: Path, who: str, examples: Sequence[Example]) -> tuple[Scores, list[Prediction]] | None:
     """Returns what ``_write`` wrote about these rows, or None where it is not there whole."""
     try:
         lines = (folder / f"predictions-{who}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
@@ -91,4 +100,5 @@ def _read(folder: Path, who: str, examples: Sequence[Example]) -> tuple[Scores, 
         return None
     if [row["id"] for row in rows] != [example.id for example in examples]:
         return None
-    return Scores(**{**scores, "interval": tuple(scores["interval"])}), [row["prediction"] for row in rows]
+    predictions = [Prediction(text=row["prediction"], finish_reason=row.get("finish_reason", "stop")) for row in rows]
+    return Scores(**{**scores, "interval": tuple(scores["interval"])}), predictions

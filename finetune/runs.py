@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available, set_seed
 
+from finetune.adapters.contract import contract_of
+from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 from finetune.adapters.reference import AdapterRef
-from finetune.build import Base, Batches, base_of, check_method, examples_of, rows_to_learn
+from finetune.build import Base, Batches, base_of, check_method, examples_of, max_positions, rows_to_learn
 from finetune.data.stream import Stream
+from finetune.data.survey import Survey
 from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
+from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
 from finetune.preflight import check_recipe
+from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
 from finetune.registry import AdapterRegistry
-from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
-from finetune.saving import probe_effect, save_adapter, save_weights
+from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_json, write_samples
+from finetune.saving import caption_question, probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
 from finetune.training.compiling import CompiledLayers
@@ -29,6 +34,7 @@ from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
+from finetune.warm_start import Parent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +62,8 @@ class RunResult:
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
     """Runs a recipe: train, judge on the test split before and after, save, publish.
 
-    Where the run's folder holds an unfinished run of the same recipe, that one goes on.
+    Where the run's folder holds an unfinished run of the same recipe, that one goes on. A finished one is never
+    overwritten: it is refused, moved aside or made longer, as ``train.resume`` says. One run at a time has the folder.
 
     Args:
         recipe: from ``load_recipe``.
@@ -76,7 +83,7 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         registry.guard.check_signer(AdapterRef.parse_name(recipe.adapter.publish).namespace)
     strategy = strategy_of(accelerator, recipe)
     try:
-        with telling_of_a_full_disk(recipe.run_folder):
+        with telling_of_a_full_disk(recipe.run_folder), run_lock(recipe, accelerator):
             return _train(recipe, strategy, registry)
     finally:
         finish_trackers(accelerator)
@@ -88,10 +95,20 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     main, folder = accelerator.is_main_process, recipe.run_folder
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
+    parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
     base = base_of(recipe, device=strategy.load_device)
+    if parent:
+        parent.require_base(base)
     with accelerator.main_process_first():  # the others find what it looked up in the cache
         learnt = rows_to_learn(recipe, base=base, say=log.say)
+        surveys = {"train": learnt.survey if isinstance(learnt, Stream) else Survey.of(learnt)}
+        recipe = recipe.model_copy(
+            update={"task": complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))}
+        )
         splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
+    surveys |= {name: Survey.of(rows) for name, rows in splits.items()}
+    report_lengths(recipe.task, surveys, log.say)
+    check_answers(recipe.task, surveys, log.say)
     strategy.check_rows({"train": learnt, **splits})
     strategy.split(base.model, base.towers)
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
@@ -100,7 +117,9 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         log.say(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
     train = "a stream" if isinstance(learnt, Stream) else len(learnt)
     log.say(f"rows train {train}, " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
-    checkpoints, start = open_run(recipe, base, {"train": learnt, **splits}, accelerator, log.say)
+    checkpoints, start = open_run(
+        recipe, base, {"train": learnt, **splits}, accelerator, log.say, init_from=parent.ref if parent else None
+    )
     start_trackers(accelerator, recipe)
     collator = collator_of_run(recipe, base, learnt, [*splits["val"], *splits["test"]], accelerator, log.say)
     shown = [collator.show(row) for row in (learnt.first if isinstance(learnt, Stream) else learnt[:3])]
@@ -123,9 +142,16 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
+    if parent:
+        parent.write_into(attachment, base)
+        log.say(f"  its weights are those of {parent.ref} to begin with")
     if base.family.kind == "generative" and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
+    shapes = {shape: row for survey in surveys.values() for shape, row in survey.shapes.items()}
+    as_asked = Batches(base.collator, attachment.placeholders)
+    contract = contract_of(recipe.task, caption_question=caption_question(learnt))
+    check_prompts(contract, shapes, trained=batches, asked=as_asked, when="before training")
     val = splits["val"]
     steps, attachment = _fit(recipe, base, attachment, batches, learnt, val, strategy, log, checkpoints, start)
     if splits["test"]:
@@ -135,7 +161,13 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     if main:
         remember_base(base.identity, base.path)
         rows = {"train": learnt, **splits}
-        save_adapter(folder / "adapter", recipe, base, attachment, rows, before, after, probe=probe, steps=steps)
+        parents = [parent.ref] if parent else []
+        save_adapter(
+            folder / "adapter", recipe, base, attachment, rows, before, after,
+            probe=probe, steps=steps, parents=parents,
+        )  # fmt: skip
+        saved = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes())
+        check_prompts(saved.prompt, shapes, trained=batches, asked=as_asked, when="after saving")
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)

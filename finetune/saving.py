@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.contract import contract_of
 from finetune.adapters.folder import config_bytes, file_entries, tensor_table, weights_bytes, write_folder
@@ -31,7 +31,7 @@ from finetune.data.stream import Stream
 from finetune.methods.adapter import switch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -82,6 +82,7 @@ def save_adapter(
     *,
     probe: Probe,
     steps: int,
+    parents: Sequence[str] = (),
 ) -> AdapterManifest:
     """Writes the finished adapter with its manifest, replacing ``folder`` in one step.
 
@@ -95,8 +96,11 @@ def save_adapter(
         after: the adapter's.
         probe: what ``probe_effect`` returned.
         steps: optimizer steps behind the weights.
+        parents: references by digest of the adapters whose weights it started from.
     """
-    manifest = _manifest(recipe, base, attachment, splits, before, after, probe=probe, steps=steps)
+    manifest = _manifest(
+        recipe, base, attachment, splits, before, after, probe=probe, steps=steps, parents=list(parents)
+    )
     write_folder(
         folder,
         {
@@ -124,7 +128,11 @@ def data_digest(examples: Rows) -> str:
             known[str(source)] = image_digest(source)
         return known[str(source)]
 
-    rows = [[example.messages, example.answers, [digest(s) for s in example.images]] for example in examples]
+    rows: list[list[Any]] = []
+    for example in examples:
+        rows.append([example.messages, example.answers, [digest(s) for s in example.images]])
+        if example.unsupervised:
+            rows[-1].append({"unsupervised": sorted(example.unsupervised)})
     return sha256_hex(canonical_json(rows))
 
 
@@ -148,6 +156,7 @@ def _manifest(
     *,
     probe: Probe,
     steps: int,
+    parents: list[str],
 ) -> AdapterManifest:
     description = describe(attachment, base.identity.model_type)
     namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
@@ -165,7 +174,7 @@ def _manifest(
             **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
         },
         training=TrainingRecord(
-            recipe=sha256_hex(canonical_json(recipe.identity())),
+            recipe_digest=sha256_hex(canonical_json(recipe.identity())),
             data={split: data_digest(rows) for split, rows in splits.items() if rows},
             rows={split: rows.seen if isinstance(rows, Stream) else len(rows) for split, rows in splits.items()},
             streamed=[split for split, rows in splits.items() if isinstance(rows, Stream)],
@@ -180,5 +189,6 @@ def _manifest(
         probe=probe,
         license=recipe.adapter.license,
         intended_use=recipe.adapter.intended_use,
+        parents=parents,
         files=file_entries(weights_bytes(attachment.parameters), config_bytes(peft_config(description))),
     )

@@ -43,7 +43,7 @@ def _pretrain() -> int:
         minutes = (time.monotonic() - started) / 60
     folder = args.judge or args.output_dir / "model"
     base = load_base(str(folder), device=args.device)
-    task = VqaSection()
+    task = VqaSection(answer_normalization="vqa")
     rows = read_world(0, "test", rows_per_kind=150, task=task)
     scores, _ = evaluate(base.model, base.task(task), rows, base.collator.prompt_batch, batch_size=100)
     parameters = sum(p.numel() for p in base.model.parameters())

@@ -46,6 +46,8 @@ MISTAKES = {
     "registry is a file": (["train", "R", "adapter.publish=a/b"], "{here}/file is not a folder"),
     "no signing key": (["train", "R", "adapter.publish=a/b"], "no such signing key"),
     "run folder": (["train", "R", "train.output_dir={here}/file/runs"], "train.output_dir: {here}/file/runs/mine"),
+    "parent": (["train", "R", "adapter.init_from=retail/none"], "adapter.init_from: retail/none: no adapter"),
+    "finished run": (["train", "R", "name=done"], "train.resume=never runs it again"),
     "no base": (["train", "R", "model.name_or_path={here}/bsae"], "no model at '{here}/bsae'"),
     "name of a base": (["train", "R", "model.name_or_path=pockt"], "Did you mean 'pocket'?"),
     "base without config": (["train", "R", "model.name_or_path={here}/data"], "no config.json"),
@@ -145,6 +147,8 @@ def _write_folder(here: Path) -> None:
     (here / "file").write_text("not a folder")
     (here / "runs" / "mine" / "adapter").mkdir(parents=True)
     (here / "runs" / "mine" / "adapter" / "manifest.json").write_text("{}")
+    (here / "runs" / "done").mkdir()
+    (here / "runs" / "done" / "result.json").write_text("{}")
     header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     whole = len(header).to_bytes(8, "little") + header + bytes(16)
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"

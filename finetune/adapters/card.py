@@ -1,5 +1,6 @@
 """The model card of an adapter, or of what was made of one: what the Hugging Face Hub shows, from its manifest."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,14 +101,14 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         f"{what}, of {record.domain}, task {record.task}. {tie} weights and config with the digest `{base.digest}`.",
         *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
         "",
-        f"```{card.loading_language}\n{card.loading}\n```",
+        _fenced(card.loading, card.loading_language),
         "",
         card.checks,
         "",
         *_asking(manifest),
         *_table(manifest),
         f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and pictures: "
-        f"{rows or 'not told'}. Recipe `{record.recipe[:16]}`.",
+        f"{rows or 'not told'}. Recipe `{record.recipe_digest[:16]}`.",
         "",
         f"Intended use: {_one_line(manifest.intended_use)}",
         "",
@@ -126,14 +127,21 @@ def _asking(manifest: AdapterManifest) -> list[str]:
         return [f"Its texts were written so: {_code(contract.text_template)}.", ""]
     system = f", after the system prompt {_code(contract.system_prompt)}" if contract.system_prompt else ""
     return [
-        f"It was asked so, picture first: {_code(contract.question_template)}{system}; answers are decoded greedily, "
-        f"at most {contract.generation.max_new_tokens} tokens.",
+        f"It was asked so, image {contract.image_position}: {_code(contract.question_template)}{system}; "
+        f"answers are decoded greedily, at most {contract.generation.max_new_tokens} tokens.",
         "",
     ]
 
 
 def _one_line(text: str | None) -> str:
     return " ".join((text or "not stated").split())
+
+
+def _fenced(code: str, language: str) -> str:
+    """Returns code as a block of Markdown, whatever stands in its texts."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
 
 
 def _code(text: str) -> str:

@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from finetune.adapters.manifest_schema_1 import from_schema_1
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
+from finetune.example import ImagePosition
 from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, Word
+from finetune.metrics.exact_match import DecimalSeparator, Normalization
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"  # over the manifest, where somebody signed it
@@ -116,15 +119,22 @@ class GenerationSettings(_Part):
     num_beams: Literal[1] = 1
 
 
-class VqaContract(_Part):
+class _AnswerContract(_Part):
+    """How answers were compared with their references."""
+
+    answer_normalization: Normalization
+    decimal_separator: DecimalSeparator = "."  # of numbers, for the normalization ``number``
+
+
+class VqaContract(_AnswerContract):
     """How the adapter was asked during training; ``.ask`` applies exactly this."""
 
     name: Literal["vqa"] = "vqa"
     system_prompt: Text | None = None
     question_template: Text
+    image_position: ImagePosition = "first"  # of a question's images, before its text or after it
     caption_question: Text | None = None  # what was asked where captions were learnt
     generation: GenerationSettings
-    answer_normalization: Literal["vqa"]
 
     @field_validator("question_template")
     @classmethod
@@ -134,12 +144,11 @@ class VqaContract(_Part):
         return template
 
 
-class ContrastiveContract(_Part):
+class ContrastiveContract(_AnswerContract):
     """How labels became texts during training; ``.classify`` applies exactly this."""
 
     name: Literal["contrastive"] = "contrastive"
     text_template: Text
-    answer_normalization: Literal["vqa"]
 
     @field_validator("text_template")
     @classmethod
@@ -155,7 +164,8 @@ PromptContract = VqaContract | ContrastiveContract
 class TrainingRecord(_Part):
     """Where the weights come from."""
 
-    recipe: Sha256
+    recipe_digest: Sha256  # of the whole recipe as it was resolved
+    recipe: dict[Word, Any] | None = None  # the recipe itself, without local paths; None where only the digest is known
     data: dict[Word, Sha256]  # split -> digest of its rows and pictures
     rows: dict[Word, int]  # split -> number of rows
     streamed: list[Word] = []  # splits whose digest is of their files' versions, and whose rows are those the run read
@@ -192,9 +202,13 @@ class FileEntry(_Part):
 
 
 class AdapterManifest(_Part):
-    """The whole manifest. Frozen and strict: an unknown or missing field is an error."""
+    """The whole manifest. Frozen and strict: an unknown or missing field is an error.
 
-    schema_version: Literal[1] = 1
+    Schema 1, which earlier releases wrote, is read too, by ``from_schema_1``. The digest of an adapter is that of its
+    manifest's bytes, so what was parsed from schema 1 is never written again.
+    """
+
+    schema_version: Literal[2] = 2
     namespace: NamePart
     name: NamePart
     created: Annotated[str, Field(pattern=r"^[0-9TZ:.+-]{10,40}$")]  # ISO 8601, UTC
@@ -265,13 +279,15 @@ class AdapterManifest(_Part):
             ManifestError: it is too large, no strict JSON, or breaks the schema.
         """
         data = strict_json(raw, source=source, max_bytes=MAX_MANIFEST_BYTES)
+        schema = data.get("schema_version", 2) if isinstance(data, dict) else 2
+        schema = 1 if type(schema) is int and schema == 1 else 2  # neither true nor 1.0
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(from_schema_1(data, source=source) if schema == 1 else data)
         except ValidationError as error:
             if (count := error.error_count()) > 1000:  # a list of them all takes a kilobyte each
-                raise ManifestError(f"{source}: not a manifest of schema 1: {count} fields are wrong") from None
+                raise ManifestError(f"{source}: not a manifest of schema {schema}: {count} fields are wrong") from None
             first = error.errors(include_url=False, include_context=False, include_input=False)[:3]
             problems = "; ".join(
                 f"{plain('.'.join(str(p) for p in e['loc'])) or 'top level'}: {plain(e['msg'])}" for e in first
             )
-            raise ManifestError(f"{source}: not a manifest of schema 1: {problems}") from None
+            raise ManifestError(f"{source}: not a manifest of schema {schema}: {problems}") from None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.cache import cache_home, file_key
 from finetune.data.fields import RawRow, require_columns, to_example
+from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
 from finetune.errors import DataError, RowError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from finetune.example import Example
     from finetune.recipe import ColumnData, ParquetData, SavedData, TaskSection
 
-_TEXT_KEYS = ("question", "answer", "captions", "messages", "kind", "id")
 _PICTURE_KEYS = ("image", "images")
 
 
@@ -121,10 +121,14 @@ def table_examples(
     require_columns(section, dataset.column_names, task, where=what)
     if not len(dataset):
         raise DataError(f"{what}: no rows")
-    names = {key: getattr(section, key) for key in (*_PICTURE_KEYS, *_TEXT_KEYS)}
+    names = {key: getattr(section, key) for key in FIELD_KEYS}
     pictures = [names[key] for key in _PICTURE_KEYS if _holds_pictures(dataset, names[key])]
     texts = [name for name in dict.fromkeys(names.values()) if name in dataset.column_names and name not in pictures]
-    columns = {name: stored_images(dataset, name, root=root, place=place) for name in pictures}
+    columns: dict[str, Iterator[Any]] = {
+        name: stored_images(dataset, name, root=root, place=place) for name in pictures
+    }
+    columns |= {name: _shown(dataset, name) for name in refused_columns(section, dataset.column_names)}
+    bad.unread.update(dict.fromkeys(unread_columns(section, dataset.column_names), len(dataset)))
     examples = []
     for number, fields in enumerate(_text_rows(dataset, texts)):
         for name, values in columns.items():
@@ -224,6 +228,22 @@ def stored_images(
             else:
                 yield StoredImage(table, row, None, root, f"{where}, {column}") if length else None
             row += 1
+
+
+def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
+    """Yields what each row holds in a column that it may not have; what is neither text nor number as its type."""
+    import pyarrow as pa
+
+    for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        cells = piece.column(0)
+        kind = cells.type
+        plain = pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        several = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        for cell in cells:
+            if plain or not cell.is_valid:
+                yield cell.as_py()
+            else:  # media need not be decoded to be refused
+                yield [] if several and not len(cell.values) else f"a value of type {kind}"
 
 
 def _holds_pictures(dataset: Dataset, column: str | None) -> bool:

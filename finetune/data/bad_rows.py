@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from finetune.errors import DataError, RowError
+from finetune.errors import DataError, RowError, brief
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 MAX_SHARE = 0.05  # of a split that may be left out
 _LISTED = 20  # rows named for each reason
@@ -27,6 +28,7 @@ class BadRows:
         self.what, self.on_error, self.say = what, on_error, say
         self.tried = 0
         self.faults: dict[str, list[str]] = {}  # reason -> messages
+        self.unread: Counter[str] = Counter()  # field that no key of the recipe names -> rows that have it
         self._places: dict[str, str] = {}  # id -> where its row stands
 
     @contextmanager
@@ -74,7 +76,9 @@ class BadRows:
             )
 
     def tell(self) -> None:
-        """Says which rows were left out, if any."""
+        """Says which rows were left out and which fields nothing reads, if any."""
+        if self.unread:
+            self.say(f"{self.what} rows: {unread_report(self.unread)}")
         if self.skipped:
             self.say(self._report())
 
@@ -85,3 +89,17 @@ class BadRows:
             if len(messages) > _LISTED:
                 lines.append(f"    and {len(messages) - _LISTED} more")
         return "\n".join(lines)
+
+
+def unread_report(rows_of: Mapping[str, int]) -> str:
+    """Returns the sentence that lists fields which are not read.
+
+    Args:
+        rows_of: field -> how many rows have it; 0 where that is not known.
+    """
+    listed = [f"{brief(name, 40)}{f' ({count} rows)' if count else ''}" for name, count in rows_of.items()]
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return (
+        f"fields that are not read: {', '.join(listed[:_LISTED])}{more}. Nothing is learnt from them. Name a "
+        "field under data to read it, or in data.ignore to leave it unlisted."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 
 from finetune.batch import Batch
 from finetune.data.images import open_image
+from finetune.data.marks import Marks
 from finetune.data.spans import Rendered, SpanFinder, place_spans, require_placeholders
 from finetune.errors import ModelError
 
@@ -60,12 +62,17 @@ class Collator:
         if image_id is None:
             raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for a picture")
         self.image_id = int(image_id)
-        self._rendered: dict[tuple[str, int], Rendered] = {}  # by all that they follow from
+        self._rendered: dict[tuple[str, int, frozenset[int]], Rendered] = {}  # by all that they follow from
         self._room = KEPT_TOKENS
         bos = processor.tokenizer.bos_token_id
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
         self._features: FeatureLookup | None = None
         self._bos: str = processor.tokenizer.bos_token if begins else ""
+
+    @cached_property
+    def marks(self) -> Marks:
+        """What no text may hold."""
+        return Marks(self.processor, ids={self.image_id, *self.end_ids}, render=self.render)
 
     def render(self, messages: list[Message], *, for_answer: bool = False) -> str:
         """Returns the conversation as text; ``for_answer`` opens the assistant's turn."""
@@ -99,11 +106,12 @@ class Collator:
         A row is rendered many times to find that, so the result is kept for the next epoch.
 
         Raises:
-            DataError: the chat template does not allow it.
+            DataError: the chat template does not allow it, or a text holds a mark.
         """
-        key = (repr(example.messages), len(example.images))
+        key = (repr(example.messages), len(example.images), example.unsupervised)
         if known := self._rendered.get(key):
             return known
+        self.marks.refuse(example)
         rendered = self._finder().find(example, supervise=self.supervised_turns)
         if self._room >= len(rendered.ids):  # what is full stays: to drop the oldest helps no row of the next epoch
             self._room -= len(rendered.ids)
@@ -114,8 +122,9 @@ class Collator:
         """Returns the rendered row up to where its last turn begins.
 
         Raises:
-            DataError: the chat template cannot render it, or a text stands for a picture.
+            DataError: the chat template cannot render it, or a text holds a mark.
         """
+        self.marks.refuse(example)
         row = f"row {example.id}"
         text = self._finder().render(example.prompt, row, for_answer=True)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.other_fields import is_empty
 from finetune.errors import RowError
 
 if TYPE_CHECKING:
     from finetune.example import Message
 
 ROLES = ("system", "user", "assistant")
+
+# Keys that change what a message or a part says, and why they are refused.
+_TOOLS = "tools are not rendered into the prompt"
+_THOUGHTS = "a turn is its content alone; what the model thinks before it has no place"
+_SIZES = "an image is shown as the processor of the base has it"
+_MESSAGE_KEYS = {
+    "tool_calls": _TOOLS,
+    "tool_call_id": _TOOLS,
+    "function_call": _TOOLS,
+    "reasoning_content": _THOUGHTS,
+    "thinking": _THOUGHTS,
+    "refusal": "write it as the content",
+    "images": "an image of a message is a part of its content",
+    "image": "an image of a message is a part of its content",
+    "videos": "only images are read",
+    "audio": "only images are read",
+}
+_ONE_KIND = "a part is a text or an image, each a part of its own"
+_PART_KEYS = {
+    "min_pixels": _SIZES,
+    "max_pixels": _SIZES,
+    "resized_height": _SIZES,
+    "resized_width": _SIZES,
+    "video": "only images are read",
+    "audio": "only images are read",
+    "bbox": "the whole image is shown",
+}
 
 
 def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list[Any]]:
@@ -40,6 +68,7 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
         expected = _next_role(out)
         if role != expected and not (role == "system" and number == 1):
             raise _wrong(place, f"after {out[-1]['role'] if out else 'the start'} comes {expected}, not {role}")
+        _refuse_keys(message, _MESSAGE_KEYS, place)
         out.append({"role": role, "content": _content(message.get("content"), role, place, pictures)})
     parts = num_image_parts(out)
     if pictures and len(pictures) != parts:
@@ -67,6 +96,7 @@ def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[d
         given = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
         match given.get("type"):
             case "text" if isinstance(given.get("text"), str):
+                _refuse_keys(given, _PART_KEYS | dict.fromkeys(("image", "path", "index"), _ONE_KIND), place)
                 parts.append({"type": "text", "text": given["text"]})
             case "image" if role == "user":
                 if {"url", "base64"} & given.keys():
@@ -74,6 +104,9 @@ def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[d
                         place,
                         "a picture stands under image or path, or beside the messages; url and base64 are not read",
                     )
+                _refuse_keys(given, _PART_KEYS | {"text": _ONE_KIND}, place)
+                if "index" in given and {"image", "path"} & given.keys():
+                    raise _wrong(place, "an image part names its image or gives its index, not both")
                 pictures += [given[key] for key in ("image", "path") if key in given][:1]
                 parts.append({"type": "image"})
             case "image":
@@ -86,6 +119,13 @@ def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[d
     if not text.strip() and (role != "user" or all(part["type"] == "text" for part in parts)):
         raise _wrong(place, f"the {role}'s text is empty", reason="empty text")
     return parts
+
+
+def _refuse_keys(given: dict[str, Any], keys: dict[str, str], place: str) -> None:
+    """Raises RowError where something has a key that would change it; one that is empty is as if it were absent."""
+    for key, reason in keys.items():
+        if not is_empty(given.get(key)):
+            raise _wrong(place, f"{key!r} is not supported: {reason}", reason="unsupported field")
 
 
 def _wrong(where: str, what: str, *, reason: str = "not a conversation") -> RowError:

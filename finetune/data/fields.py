@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.conversation import num_image_parts, read_conversation
+from finetune.data.other_fields import FIELD_KEYS, check_other_fields
+from finetune.data.turns import image_order, unsupervised_turns
 from finetune.errors import DataError, RowError
-from finetune.example import Example, ImageHandle, answer, text_of
+from finetune.example import Example, ImageHandle, answer, system, text_of
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
@@ -15,10 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune.data.bad_rows import BadRows
-    from finetune.example import ImageSource
+    from finetune.example import ImageSource, Message
     from finetune.recipe import ColumnData, TaskSection
-
-FIELD_KEYS = ("image", "images", "question", "answer", "captions", "messages", "kind", "id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,9 @@ def require_columns(section: ColumnData, columns: Collection[str], task: TaskSec
         if key in section.model_fields_set and name is not None and name not in columns:
             hint = did_you_mean(name, columns)
             raise DataError(f"{where}: data.{key} names {name!r}, which is no column.{hint} {there}")
+    if strange := [name for name in section.ignore if name not in columns]:
+        hint = did_you_mean(strange[0], columns)
+        raise DataError(f"{where}: data.ignore names {strange[0]!r}, which is no column.{hint} {there}")
     if section.messages in columns:
         return
     if not {section.captions, section.answer} & set(columns):
@@ -75,17 +78,25 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
         RowError: naming row and field.
     """
     fields = _Fields(row, section)
+    unread = check_other_fields(row.fields, section, where=row.where)
     row_id = row.id if section.id is None else fields.name("id")
     bad.claim(row_id, where=row.where)
     said = fields.one_of("messages", "captions", "answer")
     if said == "messages":
-        return _conversation(fields, row_id, task, root)
+        example = _conversation(fields, row_id, task, root)
+    else:
+        example = _question(fields, said, row_id, task, root)
+    bad.unread.update(unread)
+    return example
+
+
+def _question(fields: _Fields, said: str, row_id: str, task: TaskSection, root: Path) -> Example:
     sources = fields.pictures(root)
     question = fields.question() if task.has_question else ""
     texts = fields.texts(said)
     return Example(
         id=row_id,
-        messages=[*task.ask(question, num_images=len(sources)), answer(task.text_of(texts[0]))],
+        messages=[*fields.prompted(task, question, num_images=len(sources)), answer(task.text_of(texts[0]))],
         images=sources,
         answers=texts,
         captions=[task.text_of(text) for text in texts] if said == "captions" else [],
@@ -95,7 +106,8 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
 
 def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -> Example:
     where = fields.row.where
-    messages, inside = read_conversation(fields.value("messages"), where=where)
+    raw = fields.value("messages")
+    messages, inside = read_conversation(raw, where=where)
     if messages[-1]["role"] != "assistant":
         fault = f"{where}: the conversation ends with the user; the last turn is the one to learn"
         raise RowError(fault, reason="nothing to learn")
@@ -109,14 +121,43 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
             f'{where}: {len(sources)} pictures for {places} {{"type": "image"}} parts of the messages',
             reason="pictures and their places differ",
         )
+    if (order := image_order(raw, where=where)) is not None:
+        sources = [sources[index] for index in order]
+    unsupervised = unsupervised_turns(raw, where=where)
+    last_only = fields.section.supervise == "last" or not task.has_question
+    _require_supervised(messages, unsupervised, last_only=last_only, where=where)
     question = text_of(messages[-2]) if task.has_question else ""
     return Example(
         id=row_id,
-        messages=task.converse(messages),
+        messages=task.converse(_with_own_system(messages, fields, task)),
         images=sources,
         answers=[text_of(messages[-1])],
-        meta={"kind": fields.kind(question), "question": question},
+        meta={"kind": fields.kind(question), "question": question, "conversation": True},
+        unsupervised=unsupervised,
     )
+
+
+def _with_own_system(messages: list[Message], fields: _Fields, task: TaskSection) -> list[Message]:
+    """Returns a conversation with the row's own system message first, where it has one."""
+    own = fields.system(task)
+    if own and messages[0]["role"] == "system":
+        raise RowError(
+            f"{fields.row.where}: system messages stand both in the messages and under {fields.section.system!r}. Keep "
+            "one, or leave the second unread with data.system=null.",
+            reason="system message twice",
+        )
+    return [own, *messages] if own else messages
+
+
+def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *, last_only: bool, where: str) -> None:
+    """Raises RowError where no turn would be supervised."""
+    turns = sum(message["role"] == "assistant" for message in messages)
+    if turns - 1 in unsupervised if last_only else len(unsupervised) == turns:
+        which = "the last assistant turn, the only one that is supervised," if last_only else "every assistant turn"
+        raise RowError(
+            f"{where}: {which} has weight 0, loss false or train false, so nothing would be learnt. Leave the row out.",
+            reason="nothing to learn",
+        )
 
 
 def as_picture(value: Any, root: Path, where: str) -> ImageSource:
@@ -184,6 +225,21 @@ class _Fields:
         if self.section.default_question is not None and self.value("question") is None:
             return self.section.default_question
         return self.text("question")
+
+    def system(self, task: TaskSection) -> Message | None:
+        """Returns the row's own system message; one that is empty is as if it were absent."""
+        value = self.value("system")
+        if value is None or value == "":
+            return None
+        if not task.has_question:
+            raise self._fault("system", "is a system message, and a text beside an image has none", "wrong type")
+        return system(self.text("system"))
+
+    def prompted(self, task: TaskSection, question: str, *, num_images: int) -> list[Message]:
+        """Returns the messages that put a question, with the row's own system message where it has one."""
+        messages = task.ask(question, num_images=num_images)
+        own = self.system(task)
+        return [own, *(m for m in messages if m["role"] != "system")] if own else messages
 
     def kind(self, question: str) -> str:
         return (question or "all") if self.section.kind is None else self.name("kind")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _LISTED = 20  # rows named in a report
 
 
+class RowTokens(NamedTuple):
+    """How long a row is, in tokens."""
+
+    row: int  # all of it that the model is given, the tokens of its images included
+    answer: int  # its longest answer, with the token that ends it
+
+
 class Lengths:
     """Counts the tokens of rows for one base.
 
@@ -44,15 +51,20 @@ class Lengths:
         self.notes = Notes("picture_tokens.sqlite")
         self.tokens: dict[tuple[Size, ...], int] = {(): 0}
 
-    def learnt(self, example: Example, sizes: Sequence[Size]) -> int:
-        """Returns the tokens of a row with its longest caption; also finds every fault of supervision."""
+    def learnt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+        """Return the tokens of a row with its longest caption; also find every fault of supervision."""
         variants = [example.saying(caption) for caption in example.captions] or [example]
-        longest = max(len(self.collator.supervise(variant).ids) for variant in variants)
-        return longest - len(sizes) + self.of_pictures(tuple(sizes))
+        rendered = [self.collator.supervise(variant) for variant in variants]
+        longest = max(len(each.ids) for each in rendered)
+        answer = max(stop - start for each in rendered for start, stop in each.learnt)
+        return RowTokens(longest - len(sizes) + self.of_pictures(tuple(sizes)), answer)
 
-    def asked(self, example: Example, sizes: Sequence[Size]) -> int:
-        """Returns the tokens of a row up to where its answer begins."""
-        return len(self.collator.prompt(example).ids) - len(sizes) + self.of_pictures(tuple(sizes))
+    def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+        """Return the tokens of a row up to where its answer begins, and those of its longest reference."""
+        prompt = len(self.collator.prompt(example).ids)
+        references = self.collator.processor.tokenizer(example.answers, add_special_tokens=False)["input_ids"]
+        answer = max(len(ids) for ids in references) + 1
+        return RowTokens(prompt - len(sizes) + self.of_pictures(tuple(sizes)), answer)
 
     def of_pictures(self, sizes: tuple[Size, ...]) -> int:
         """Returns how many tokens pictures of these sizes become in one row."""
@@ -104,12 +116,13 @@ def fitting(
     for example in examples:
         sizes = [next(found) for _ in example.images]
         try:
-            tokens = count(example, _sizes(sizes)) + room
+            counted = count(example, _sizes(sizes))
         except RowError as error:
             bad.note(error)
         else:
+            tokens = counted.row + room
             if limit is None or tokens <= limit:
-                fit.append(replace(example, num_tokens=tokens))
+                fit.append(replace(example, num_tokens=tokens, num_answer_tokens=counted.answer))
             else:
                 long.append((example, tokens))
     if long:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from finetune.batch import Batch
 from finetune.data.images import open_image
+from finetune.data.lengths import RowTokens
+from finetune.data.marks import Marks
 from finetune.errors import DataError, RowError
 from finetune.example import text_of, texts_to_choose_from
 
@@ -43,6 +46,11 @@ class PairCollator:
         self.family, self.processor = family, processor
         self.max_length, self.max_image_pixels = max_length, max_image_pixels
 
+    @cached_property
+    def marks(self) -> Marks:
+        """What no text may hold."""
+        return Marks(self.processor)
+
     def render(self, messages: list[Message]) -> str:
         """Returns the text of the last turn, which stands beside the picture."""
         return text_of(messages[-1])
@@ -68,6 +76,8 @@ class PairCollator:
         return f"<{_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
 
     def _encode(self, texts: list[str], examples: Sequence[Example]) -> dict[str, Any]:
+        for text in texts:
+            self.marks.refuse_text(text, where=f"{self._where(text, examples) or 'text: '}{text!r:.80}")
         for text, ids in zip(texts, self.processor.tokenizer(texts)["input_ids"] if texts else [], strict=True):
             if self.max_length and len(ids) > self.max_length:
                 raise DataError(
@@ -98,18 +108,21 @@ class PairLengths:
     def __init__(self, collator: PairCollator):
         self.collator = collator
 
-    def learnt(self, example: Example, sizes: Sequence[Size]) -> int:
-        """Returns the tokens of a row's longest text; also finds a row that is no pair."""
+    def learnt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+        """Return the tokens of a row's longest text; also find a row that is no pair."""
         _one_picture(example)
-        return self._longest([text_of(example.messages[-1]), *example.captions])
+        return self._longest([text_of(example.messages[-1]), *example.captions], example)
 
-    def asked(self, example: Example, sizes: Sequence[Size]) -> int:
-        """Returns the tokens of the longest text that is right for a row."""
+    def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+        """Return the tokens of the longest text that is right for a row."""
         _one_picture(example)
-        return self._longest([example.choices[label] for label in example.answers])
+        return self._longest([example.choices[label] for label in example.answers], example)
 
-    def _longest(self, texts: list[str]) -> int:
-        return max(len(ids) for ids in self.collator.processor.tokenizer(texts)["input_ids"])
+    def _longest(self, texts: list[str], example: Example) -> RowTokens:
+        for text in texts:
+            self.collator.marks.refuse_text(text, where=f"row {example.id}: {text!r:.80}")
+        longest = max(len(ids) for ids in self.collator.processor.tokenizer(texts)["input_ids"])
+        return RowTokens(longest, longest)
 
 
 def _one_picture(example: Example) -> list[ImageSource]:

@@ -52,16 +52,15 @@ class SpanFinder:
         """Returns the rendered conversation with the tokens that are learnt.
 
         Raises:
-            DataError: the chat template or the tokenizer does not allow it, or a text holds a token that has a meaning.
+            DataError: the chat template or the tokenizer does not allow it.
         """
         row, messages = f"row {example.id}", example.messages
-        self._refuse_markers(example)
         text = self._ended(messages, row)
         ids, offsets = self._encode(text, row)
         require_placeholders(ids, self.image_id, len(example.images), row=row)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if supervise == "last":
-            turns = turns[-1:]
+        supervised = [turn for number, turn in enumerate(turns) if number not in example.unsupervised]
+        turns = supervised if supervise == "all" else [turn for turn in turns[-1:] if turn in supervised]
         learnt = [self._turn(messages, turn, text, ids, offsets, row) for turn in turns]
         return Rendered(text, ids, learnt)
 
@@ -123,19 +122,6 @@ class SpanFinder:
         if starts != sorted(starts) or (offsets and offsets[-1][1] < len(text.rstrip())):
             raise DataError(f"{row}: the tokenizer changes the text so far that its offsets do not fit it")
         return ids, offsets
-
-    def _refuse_markers(self, example: Example) -> None:
-        """Refuses a text that holds a token which ends turns or stands for a picture."""
-        tokens = self.tokenizer.convert_ids_to_tokens([self.image_id, *sorted(self.end_ids)])
-        for message in example.messages:
-            for part in message["content"]:
-                found = next((token for token in tokens if token and token in part.get("text", "")), None)
-                if found:
-                    raise RowError(
-                        f"row {example.id}: a text holds {found!r}, which this model reads as the end of a turn or as "
-                        "a picture. Take it out; a picture is a part of its own.",
-                        reason="text with a token of the model",
-                    )
 
 
 def require_placeholders(ids: Sequence[int], image_id: int, num_images: int, *, row: str) -> None:

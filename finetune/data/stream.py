@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from finetune.data.arrow import class_labels
-from finetune.data.bad_rows import BadRows
-from finetune.data.fields import FIELD_KEYS, RawRow, require_columns, to_example
+from finetune.data.bad_rows import BadRows, unread_report
+from finetune.data.fields import RawRow, require_columns, to_example
+from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
 from finetune.data.pictures import look
+from finetune.data.survey import Survey
 from finetune.errors import DataError, RowError
 
 if TYPE_CHECKING:
@@ -94,9 +96,10 @@ class Checks:
             seen = [look(source, max_pixels=self.section.max_image_pixels) for source in example.images]
             if self.lengths is not None:
                 tokens = self.lengths.learnt(example, [one.size for one in seen])
-                if self.limit is not None and tokens > self.limit:
-                    fault = f"{arrival.row.where}: {tokens} tokens, and a row may have {self.limit}"
+                if self.limit is not None and tokens.row > self.limit:
+                    fault = f"{arrival.row.where}: {tokens.row} tokens, and a row may have {self.limit}"
                     raise RowError(fault, reason=_TOO_LONG)
+                example = replace(example, num_tokens=tokens.row, num_answer_tokens=tokens.answer)
         except DataError as error:
             return error
         if seen:
@@ -116,6 +119,7 @@ class Stream:
 
     Attributes:
         first: the first rows that can be learnt.
+        survey: of the rows that were checked before the first step.
         seen: the rows that the run has taken, over all processes.
 
     Raises:
@@ -127,6 +131,7 @@ class Stream:
     ):
         self.dataset, self.what, self.files, self.checks, self.bad = dataset, what, files, checks, bad
         self.first: list[Example] = []
+        self.survey = Survey()
         self.seen = 0
         self.length: int | None = None  # of a pass, once one was read to its end
         self._long: list[str] = []
@@ -135,6 +140,9 @@ class Stream:
         require_columns(checks.section, columns, checks.task, where=what)
         names = [getattr(checks.section, key) for key in FIELD_KEYS]
         self.columns = [name for name in dict.fromkeys(names) if name in columns]
+        self.columns += refused_columns(checks.section, columns)
+        if unread := unread_columns(checks.section, columns):
+            bad.say(f"{what}: {unread_report(dict.fromkeys(unread, 0))}")
         self._check_sample()
 
     @property
@@ -212,8 +220,10 @@ class Stream:
                 break
             found = self.checks.example(arrival)
             self._count(found if isinstance(found, DataError) else None)
-            if not isinstance(found, DataError) and len(self.first) < _SHOWN:
-                self.first.append(found)
+            if not isinstance(found, DataError):
+                self.survey.add(found)
+                if len(self.first) < _SHOWN:
+                    self.first.append(found)
             self._until = position + 1
         if self._long and self.checks.section.too_long == "error":
             raise DataError(f"{self._report_long(self._until)}{_WAYS_OUT}")

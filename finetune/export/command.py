@@ -45,7 +45,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     add("bake_scaling", "multiply LoRA's scaling into B: lora_alpha == r, no rslora, no patterns", action="store_true")
     add(
         "dtype",
-        "of the weights: float32 or float16; merged also bfloat16, or auto for that of the base's files",
+        "of the weights: float32 or float16; merged also bfloat16, or auto (its default) for what the base is loaded "
+        "in: as its config says, else as its files are",
         metavar="DTYPE",
     )
     add("max_shard_size", "of a file of weights, such as 500MB (5GB)", metavar="SIZE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from finetune.tasks.metrics import normalize_vqa
+from finetune.metrics.exact_match import normalize_vqa
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.base_check import check_base
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError, TrainingError
+from finetune.finished_runs import refuse_finished
 from finetune.preflight.data import check_heads, check_paths
 from finetune.preflight.places import check_output_folder, check_registry
 from finetune.preflight.use import check_reference
@@ -45,12 +46,23 @@ def check_recipe(
         for alias in recipe.adapter.aliases:
             check_alias(alias)
     check_paths(recipe.data, splits)
-    if writes and recipe.adapter.publish:
-        check_registry(registry or AdapterRegistry(), recipe.adapter.publish, recipe.adapter.aliases)
     if writes:
         check_output_folder(recipe.run_folder, key="train.output_dir")
+        refuse_finished(recipe)
+        registry = registry or AdapterRegistry()
+        if recipe.adapter.publish:
+            check_registry(registry, recipe.adapter.publish, recipe.adapter.aliases)
+        if recipe.adapter.init_from:
+            _check_parent(recipe.adapter.init_from, registry)
     check_base(recipe.model.name_or_path, revision=recipe.model.revision)
     check_heads(recipe.data, splits, task=recipe.task)
+
+
+def _check_parent(ref: str, registry: AdapterRegistry) -> None:
+    try:
+        check_reference(ref, registry)
+    except FinetuneError as error:
+        raise TrainingError(f"adapter.init_from: {ref}: {error}") from error
 
 
 def check_comparison(

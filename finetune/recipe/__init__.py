@@ -25,12 +25,13 @@ from finetune.recipe.model import AttnImplementation, ModelSection, Quantization
 from finetune.recipe.pairing import refuse_impossible, why_impossible
 from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
-from finetune.recipe.task import ContrastiveSection, TaskSection, VqaSection
+from finetune.recipe.task import AnswerSection, ContrastiveSection, TaskSection, VqaSection
 from finetune.recipe.train import TrainSection
 from finetune.recipe.whole import AdapterSection, Recipe
 
 __all__ = [
     "AdapterSection",
+    "AnswerSection",
     "AttnImplementation",
     "ColumnData",
     "ContrastiveSection",

@@ -27,7 +27,7 @@ class ReadSection(RowsSection):
     """What every source has whose rows were written by somebody."""
 
     supervise: Literal["all", "last"] = "all"
-    """Which assistant turns of a conversation are learnt."""
+    """Which assistant turns are supervised; never one with ``weight`` 0, or with ``loss`` or ``train`` false."""
     on_error: Literal["error", "skip"] = "error"
     """What is done with rows that cannot be used; at most 5 % may be skipped."""
     max_image_pixels: PositiveInt = 50_000_000
@@ -52,14 +52,26 @@ class ColumnData(ReadSection):
     """Field of a list of captions, of which each epoch learns one."""
     messages: str | None = "messages"
     """Field of a conversation in Hugging Face's chat format."""
+    system: str | None = "system"
+    """Field of the system message; it stands for ``task.system_prompt`` in its row."""
     kind: str | None = None
     """Field that names the question type; null: the question itself, where there are a few."""
     id: str | None = None
     """Field that names the row; null: where it stands."""
     default_question: str | None = None
     """What is asked where a row has no question."""
+    ignore: list[str] = []
+    """Fields that are left unread and unlisted, also those that would be refused, such as ``history``."""
     max_rows: dict[Split, PositiveInt] = {}
     """Takes only so many rows of a split, by a seeded shuffle."""
+
+    @model_validator(mode="after")
+    def _reads_what_it_ignores(self) -> "ColumnData":
+        keys = ("image", "images", "question", "answer", "captions", "messages", "system", "kind", "id")
+        for key in keys:
+            if getattr(self, key) in self.ignore:
+                raise ValueError(f"ignore holds {getattr(self, key)!r}, which data.{key} reads: set data.{key} to null")
+        return self
 
 
 class StreamableData(ColumnData):

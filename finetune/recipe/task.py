@@ -4,12 +4,29 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from finetune.example import Message, answer, ask, show, system, text_of
+from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
 from finetune.fields import NumTokens, Text
+from finetune.metrics.exact_match import DecimalSeparator, Normalization, Normalizer, normalizer
 from finetune.recipe.section import Section
 
+DEFAULT_ANSWER_TOKENS = 128  # of an answer at most, where neither a recipe nor its data says more
 
-class VqaSection(Section):
+
+class AnswerSection(Section):
+    """How answers are compared, for every task whose predictions are answers."""
+
+    answer_normalization: Normalization = "exact"
+    """Which differences do not count. exact: case and white space around; vqa: the VQA script's; number: the value."""
+    decimal_separator: DecimalSeparator = "."
+    """The mark before the fraction of a number, for answer_normalization number; the other one may group digits."""
+
+    @property
+    def normalize(self) -> Normalizer:
+        """The function that brings answers into the form in which they are compared."""
+        return normalizer(self.answer_normalization, decimal_separator=self.decimal_separator)
+
+
+class VqaSection(AnswerSection):
     """How questions are put and answers judged. The adapter carries this, and ``.ask`` repeats it exactly."""
 
     has_question: ClassVar[bool] = True  # whether a row must have one
@@ -17,13 +34,13 @@ class VqaSection(Section):
     name: Literal["vqa"] = "vqa"
     """The task."""
     system_prompt: Text | None = None
-    """Stands before every question."""
+    """Stands before every question; by default that of the rows, where all have the same. An empty text: none."""
     question_template: Text = "{question}"
-    """What is asked; ``{question}`` stands once in it, for that of the row."""
-    max_new_tokens: NumTokens = 16
-    """Longest answer, in tokens."""
-    answer_normalization: Literal["vqa"] = "vqa"
-    """What is made equal before answers are compared."""
+    """What is asked; ``{question}`` stands once in it, for that of the row. Conversations are left as they are."""
+    image_position: ImagePosition | None = None
+    """Whether images stand before or after the text of a question; by default as in the conversations, else first."""
+    max_new_tokens: NumTokens | None = None
+    """Longest answer, in tokens; by default the longest supervised answer of the data, and some room."""
 
     @field_validator("question_template")
     @classmethod
@@ -32,10 +49,20 @@ class VqaSection(Section):
             raise ValueError("question_template must hold {question} exactly once")
         return template
 
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens of an answer."""
+        return self.max_new_tokens or DEFAULT_ANSWER_TOKENS
+
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
-        """Returns the messages that put ``question``, with its pictures before it."""
+        """Return the messages that put ``question``, with its images."""
         text = self.question_template.replace("{question}", question)
-        return ask(text, num_images=num_images, system_prompt=self.system_prompt)
+        return ask(
+            text,
+            num_images=num_images,
+            system_prompt=self.system_prompt,
+            image_position=self.image_position or "first",
+        )
 
     def converse(self, messages: list[Message]) -> list[Message]:
         """Returns a conversation as it stands, with the system prompt first where it has none of its own."""
@@ -48,7 +75,7 @@ class VqaSection(Section):
         return label
 
 
-class ContrastiveSection(Section):
+class ContrastiveSection(AnswerSection):
     """How pictures and texts are brought together. The adapter carries this, and ``.classify`` repeats it exactly."""
 
     has_question: ClassVar[bool] = False
@@ -57,8 +84,6 @@ class ContrastiveSection(Section):
     """The task."""
     text_template: Text = "{label}"
     """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""
-    answer_normalization: Literal["vqa"] = "vqa"
-    """What is made equal before answers are compared."""
 
     @field_validator("text_template")
     @classmethod

@@ -11,6 +11,10 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value  # YAML reads a bare off so
 
 
+def _resume(value: Any) -> Any:
+    return {False: "never", True: "auto"}[value] if isinstance(value, bool) else value  # as other tools have it
+
+
 class TrainSection(Section):
     """The optimisation. One optimizer step sees batch_size x gradient_accumulation_steps x processes rows."""
 
@@ -50,8 +54,9 @@ class TrainSection(Section):
     """Optimizer steps between checkpoints; by default as eval_steps."""
     save_total_limit: PositiveInt = 2
     """How many checkpoints are kept, the newest."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: an unfinished run in the run's folder goes on; never: it starts again."""
+    resume: Annotated[Literal["auto", "never", "extend"], BeforeValidator(_resume)] = "auto"
+    """auto (or true): an unfinished run in the run's folder goes on, a finished one is refused; never (or false): it
+    starts again, and a finished one is kept in the folder's ``previous``; extend: it goes on to a greater length."""
     group_by_length: bool = False
     """Rows of like length share an optimizer step: less is padded, and a step's rows are more alike."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

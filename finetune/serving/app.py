@@ -161,9 +161,9 @@ class VisionLanguageModel:
         with self.switcher.holding() as resident:
             options = self._options(VqaSection, "caption(image)", instead="classify(image, labels)")
             contract = resident.manifest.prompt if resident else None
-            question, longest = CAPTION_QUESTION, max(CAPTION_TOKENS, options.max_new_tokens)
+            question, longest = CAPTION_QUESTION, max(CAPTION_TOKENS, options.longest_answer)
             if isinstance(contract, VqaContract) and contract.caption_question is not None:
-                question, longest = contract.caption_question, options.max_new_tokens
+                question, longest = contract.caption_question, options.longest_answer
             return self._generate(question_row(options, image, question, urls=self.urls), max_new_tokens=longest)
 
     def ask_batch(
@@ -241,7 +241,7 @@ class VisionLanguageModel:
             choices = {label: options.text_of(label) for label in labels}
             example = replace(picture_row(image, urls=self.urls), choices=choices)
             batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
-            return self.task.predict(self.model, batch)[0]
+            return self.task.predict(self.model, batch)[0].text
 
     def embed(self, image: Any) -> Tensor:
         """Returns the embedding [D] of a picture, fp32, of length 1.

@@ -116,7 +116,7 @@ def prompt_lengths(batch: Batch) -> list[int]:
 
 def longest_answer(switcher: Switcher, resident: Resident | None) -> int:
     """Returns how many tokens the answers of an adapter were trained to have at most."""
-    return cast("VqaSection", section_for(switcher, resident)).max_new_tokens
+    return cast("VqaSection", section_for(switcher, resident)).longest_answer
 
 
 def _refuse_too_long(switcher: Switcher, batch: Batch, max_new_tokens: Sequence[int]) -> None:

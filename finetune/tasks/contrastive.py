@@ -19,6 +19,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from finetune.example import texts_to_choose_from
 from finetune.interfaces import LossSum
+from finetune.prediction import Prediction
 from finetune.tasks.exact_match import ExactMatch
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class ContrastiveTask(ExactMatch):
         tokenizer: unused: a dual encoder writes no text.
     """
 
+    options: ContrastiveSection
     couples_rows = True
 
     def __init__(self, options: ContrastiveSection, tokenizer: PreTrainedTokenizerBase):
@@ -83,15 +85,15 @@ class ContrastiveTask(ExactMatch):
         return [{"pairs": part.sum()} for part in losses.detach()[mine].split(sizes)]
 
     @torch.inference_mode()
-    def predict(self, model: nn.Module, batch: Batch) -> list[str]:
-        """Returns for each picture the label, of those its row may be answered with, whose text lies closest."""
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Return for each image the label, of those its row may be answered with, whose text lies closest."""
         similarity = model(**batch.inputs).logits_per_image  # [B, texts]
         column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
         answers = []
         for row, example in zip(similarity, batch.examples, strict=True):
             labels = list(example.choices)
             closest = row[[column[example.choices[label]] for label in labels]].argmax()
-            answers.append(labels[int(closest)])
+            answers.append(Prediction(text=labels[int(closest)]))
         return answers
 
     @torch.inference_mode()

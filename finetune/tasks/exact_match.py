@@ -1,23 +1,25 @@
-"""What tasks share whose predictions are answers: right is what equals a reference after normalisation."""
+"""What tasks share whose predictions are answers: right is what equals a reference after normalization."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.tasks.metrics import normalize_vqa
+from finetune.metrics.exact_match import exact_match
 
 if TYPE_CHECKING:
     from finetune.example import Example
+    from finetune.recipe import AnswerSection
 
 
 class ExactMatch:
-    """Judges an answer by its VQA normalisation."""
+    """Compares answers in the normalization that the task's section names."""
+
+    options: AnswerSection
 
     def is_correct(self, prediction: str, example: Example) -> bool:
-        """Tells whether the prediction equals any reference after VQA normalisation."""
-        said = normalize_vqa(prediction)
-        return any(said == normalize_vqa(reference) for reference in example.answers)
+        """Return whether the prediction equals any reference."""
+        return exact_match(prediction, example.answers, normalize=self.options.normalize)
 
     def reference(self, example: Example) -> str:
-        """Returns the answer that majorities are counted over."""
-        return normalize_vqa(example.answers[0])
+        """Return the normalized answer that majorities are counted over."""
+        return self.options.normalize(example.answers[0])

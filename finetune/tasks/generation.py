@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
+
+from finetune.prediction import FinishReason, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,25 +22,20 @@ if TYPE_CHECKING:
     OnText = Callable[[int, str], object]  # row of the batch, what its text has grown by
     IsStopped = Callable[[int], bool]  # row of the batch
 
-FinishReason = Literal["stop", "length"]
 _ONE_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece's byte fallback
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a row was answered.
+class Answer(Prediction):
+    """A generated answer.
 
     Attributes:
-        text: without special tokens, and without white space around it.
         prompt_tokens: of the row, those of its pictures and of a tuned prompt included.
         completion_tokens: that were generated, one that ends the answer included.
-        finish_reason: ``stop`` where the model ended its answer, or was told to; ``length`` where the row's limit did.
     """
 
-    text: str
     prompt_tokens: int
     completion_tokens: int
-    finish_reason: FinishReason
 
 
 def generate_answers(

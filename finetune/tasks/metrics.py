@@ -1,33 +1,9 @@
 """Scores, as pure functions of predictions and references."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-
-_NUMBERS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())} | {
-    "none": "0"
-}
-_ARTICLES = {"a", "an", "the"}
-_PUNCTUATION = r";/[]\"{}()=+\_-><@`,?!"
-
-
-def normalize_vqa(text: str) -> str:
-    """Normalises an answer as the VQA evaluation does: case, punctuation, articles, number words.
-
-    After https://github.com/GT-Vision-Lab/VQA (PythonEvaluationTools/vqaEvaluation/vqaEval.py), except that
-    apostrophes are dropped where that script restores missing ones.
-    """
-    text = text.replace("\n", " ").replace("\t", " ").strip().lower().replace("'", "").replace("’", "")
-    has_digit_comma = re.search(r"\d,\d", text) is not None
-    for mark in _PUNCTUATION:
-        glued = f"{mark} " in text or f" {mark}" in text or has_digit_comma
-        text = text.replace(mark, "" if glued else " ")
-    text = re.sub(r"(?<!\d)\.(?!\d)|\.$|\.(?=\s)", "", text).rstrip(":")
-    words = [_NUMBERS.get(word, word) for word in text.split()]
-    # An answer that is nothing but an article, such as A of A, B, C and D, stays.
-    return " ".join(word for word in words if word not in _ARTICLES) or " ".join(words)
 
 
 def recall_at_1(similarity: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> float:

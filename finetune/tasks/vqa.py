@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
+    from finetune.prediction import Prediction
     from finetune.recipe import VqaSection
     from finetune.tasks.generation import Answer, IsStopped, OnText
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 class VqaTask(ExactMatch):
     """One term, ``answer``; one prediction a row, decoded greedily."""
 
+    options: VqaSection
     couples_rows = False
 
     def __init__(self, options: VqaSection, tokenizer: PreTrainedTokenizerBase):
@@ -42,9 +44,9 @@ class VqaTask(ExactMatch):
         loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets.tokens, reduction="sum")
         return {"answer": LossSum(loss, len(batch.targets.tokens))}
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[str]:
-        """Returns the greedy answer of each left-padded row."""
-        return [answer.text for answer in self.answer(model, batch)]
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Return the greedy answer of each left-padded row."""
+        return list(self.answer(model, batch))
 
     @torch.inference_mode()
     def answer(
@@ -65,7 +67,7 @@ class VqaTask(ExactMatch):
             on_text: told of each row's text as it grows, as ``generate_answers`` has it.
             is_stopped: asked whether a row is to end early, as ``generate_answers`` has it.
         """
-        limits = max_new_tokens or [self.options.max_new_tokens] * len(batch.examples)
+        limits = max_new_tokens or [self.options.longest_answer] * len(batch.examples)
         return generate_answers(
             model, self.tokenizer, batch, max_new_tokens=limits, on_text=on_text, is_stopped=is_stopped
         )

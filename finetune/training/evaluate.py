@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from finetune.batch import Batch
     from finetune.example import Example
     from finetune.interfaces import Task
+    from finetune.prediction import Prediction
 
 BLANK = np.full((224, 224, 3), 128, np.uint8)  # mid-grey
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How one model did on one set of rows; all but ``n`` are shares of rows between 0 and 1."""
+    """The scores of one model on one set of rows; shares of rows between 0 and 1, but for the counts."""
 
     exact_match: float
     interval: tuple[float, float]  # bootstrap over pictures, 95 %
@@ -36,6 +37,7 @@ class Scores:
     blank_image: float | None  # the same model given grey pictures
     n: int
     by_kind: dict[str, dict[str, float]]  # question type -> exact_match, majority, n, blank_image
+    truncated: int = 0  # rows whose answer was ended by its limit of tokens, not by the model
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain data."""
@@ -51,7 +53,7 @@ def predict(
     batch_size: int,
     accelerator: Accelerator | None = None,
     title: str = "evaluating",
-) -> list[str]:
+) -> list[Prediction]:
     """Returns one prediction a row, in order; with an accelerator, each process answers its share.
 
     Args:
@@ -67,7 +69,7 @@ def predict(
     mine = range(process, len(examples), processes)
     # Rows of like length in one batch waste less padding; the order of answers is put right below.
     order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
-    answers: dict[int, str] = {}
+    answers: dict[int, Prediction] = {}
     with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
         # As many batches on every process: where they share one base, one would wait for the others' forwards.
         most = math.ceil(len(examples) / processes)
@@ -98,14 +100,14 @@ def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
 def score(
     task: Task,
     examples: Sequence[Example],
-    predictions: Sequence[str],
+    predictions: Sequence[Prediction],
     *,
-    blank_predictions: Sequence[str] | None = None,
+    blank_predictions: Sequence[Prediction] | None = None,
 ) -> Scores:
     """Returns the scores of ``predictions``, one a row."""
-    right = [task.is_correct(p, e) for p, e in zip(predictions, examples, strict=True)]
+    right = [task.is_correct(p.text, e) for p, e in zip(predictions, examples, strict=True)]
     blank = (
-        [task.is_correct(p, e) for p, e in zip(blank_predictions, examples, strict=True)]
+        [task.is_correct(p.text, e) for p, e in zip(blank_predictions, examples, strict=True)]
         if blank_predictions is not None
         else None
     )
@@ -130,6 +132,7 @@ def score(
         blank_image=None if blank is None else _mean(blank),
         n=len(examples),
         by_kind=by_kind,
+        truncated=sum(prediction.finish_reason == "length" for prediction in predictions),
     )
 
 
@@ -142,7 +145,7 @@ def evaluate(
     batch_size: int,
     accelerator: Accelerator | None = None,
     title: str = "evaluating",
-) -> tuple[Scores, list[str]]:
+) -> tuple[Scores, list[Prediction]]:
     """Answers every row, and every prompt once more with a grey picture; returns scores and predictions."""
     common: dict[str, Any] = {"batch_size": batch_size, "accelerator": accelerator, "title": title}
     predictions = predict(model, task, examples, prompt_batch, **common)

@@ -94,6 +94,8 @@ class Trainer:
         """
         self.random = self._standing.unpack(checkpoint, process=self.accelerator.process_index)
         self._log_bytes, self._kept = checkpoint.facts["log_bytes"], checkpoint.path
+        if checkpoint.extended:  # it may have ended for lack of a better score; a longer run waits anew
+            self.state.validations_without_better = 0
 
     def train(
         self,

@@ -28,8 +28,8 @@ def example(*sizes, text="blue"):
 def test_the_length_is_what_the_processor_makes(base, sizes):
     lengths = Lengths(base.collator, key="k")
     row = example(*sizes)
-    assert lengths.learnt(row, sizes) == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
-    assert lengths.asked(row, sizes) == base.collator.prompt_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.learnt(row, sizes).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.asked(row, sizes).row == base.collator.prompt_batch([row]).inputs["input_ids"].shape[1]
 
 
 def test_tiles_count(base):
@@ -41,7 +41,7 @@ def test_tiles_count(base):
     lengths = Lengths(base.collator, key="tiles")
     for size in ((64, 64), (64, 20), (20, 64)):
         row = example(size)
-        assert lengths.learnt(row, [size]) == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+        assert lengths.learnt(row, [size]).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
     assert lengths.of_pictures(((64, 64),)) > lengths.of_pictures(((64, 20),))
 
 
@@ -124,11 +124,11 @@ def test_a_row_that_the_template_cannot_take_is_a_bad_row(base, recipe, rows_fol
     path = rows_folder / "train.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines * 2, lines[0].replace("What color", "<|end|> color")]) + "\n")
-    with pytest.raises(DataError, match="row train.jsonl:37: a text holds '<|end|>'"):
+    with pytest.raises(DataError, match="row train.jsonl:37, message 1 .user.: the text holds '<.end.>'"):
         examples_of(recipe(), "train", base=base)
     said = []
     assert len(examples_of(recipe(on_error="skip"), "train", base=base, say=said.append)) == 36
-    assert "text with a token of the model: 1" in said[0]
+    assert "text with a special token: 1" in said[0]
     path.write_text(path.read_text() + "{")  # 1 of 38 cannot be read and 1 cannot be put: together over one in twenty
     with pytest.raises(DataError, match="(?s)skipped 2 of 38 train rows.*more than 5%"):
         examples_of(recipe(on_error="skip"), "train", base=base)

@@ -146,9 +146,10 @@ def run(scenario, accelerator, folder):
             asked.extend(example.id for example in batch)
             return made.batches.prompt_batch(batch)
 
-        found["answers"] = predict(
+        predictions = predict(
             made.base.model, made.task, rows_to_answer, prompt_batch, batch_size=2, accelerator=accelerator
         )
+        found["answers"] = [prediction.text for prediction in predictions]
         found["asked"] = gather_object(asked)
     held = [p for p in made.base.model.parameters() if not p.requires_grad]
     found["held"] = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in held)

@@ -56,7 +56,7 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
             },
             "toolchain": {"torch": "2"},
             "training": {
-                "recipe": zero,
+                "recipe_digest": zero,
                 "data": {"train": zero},
                 "rows": {"train": 8},
                 "seed": seed,

@@ -46,7 +46,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
     }
     b = publish(
         seed=1,
-        training={"recipe": one, "data": {"train": one, "test": two}, "rows": {"test": 3}, "steps": 9},
+        training={"recipe_digest": one, "data": {"train": one, "test": two}, "rows": {"test": 3}, "steps": 9},
         adapter=adapter,
         prompt={"system_prompt": "Be brief."},
         metrics={"after": {"accuracy": 0.8, "n": 40}},
@@ -62,7 +62,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
     weights = {path: found.pop(path) for path in list(found) if path.startswith("files.adapter_model")}
     probe, tensors = found.pop("probe"), found.pop("adapter.tensors.table")
     assert found == {
-        "training.recipe": (zero, one),
+        "training.recipe_digest": (zero, one),
         "training.data.train": (zero, one),
         "training.data.test": (None, two),
         "training.rows.test": (None, 3),

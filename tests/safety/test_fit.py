@@ -81,7 +81,11 @@ PROMPTS = [
         prompt(generation={"max_new_tokens": 4, "custom_generate": "evil/x"}),
         "custom_generate: Extra",
     ),
-    ("another normalisation", prompt(answer_normalization="os.system"), "answer_normalization: Input should be 'vqa'"),
+    (
+        "another normalisation",
+        prompt(answer_normalization="os.system"),
+        "answer_normalization: Input should be 'exact', 'vqa' or",
+    ),
     ("a task nobody has", prompt(name="os.system"), "prompt: Input tag 'os.system' found"),
     ("a task for a terminal", prompt(name="\x1b[2J" * 100), r"prompt: \"Input tag '.x1b.*\.\.\."),
     (

@@ -192,7 +192,7 @@ def test_a_prediction_is_the_label_of_the_closest_text():
 
     colours = {"red": "a red thing", "blue": "a blue thing"}
     batch = Batch({}, [Row(**colours), Row(hat="a hat", red="a red thing")])
-    assert task.predict(Model(), batch) == ["blue", "hat"]
+    assert [prediction.text for prediction in task.predict(Model(), batch)] == ["blue", "hat"]
 
 
 @pytest.mark.distributed

@@ -1,0 +1,134 @@
+"""Marks in texts from outside: a text must not say what only the chat template and the processor may say.
+
+A special token written in a text becomes that token: it would open or end a turn, or stand for an image. Every text is
+checked, of rows of all splits and of whatever an app is asked, and refused. So are the best-known marks of other
+models, which this base reads as plain text: a row that holds ``<image>`` was written for a trainer that puts the image
+there.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from finetune.errors import RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+    from finetune.example import Example, Message
+
+_IMAGES = (
+    "<image>", "<|image|>", "<|image_pad|>", "<|vision_start|>", "<|image_start|>", "<|begin_of_image|>",
+    "<|media_pad|>", "<image_soft_token>", "<start_of_image>", "<boi>", "<IMG_CONTEXT>", "<image_placeholder>",
+    "<ImageHere>", "<im_patch>", "<fake_token_around_image>", *(f"<|image_{n}|>" for n in range(1, 10)),
+)  # fmt: skip
+_OTHER_MEDIA = ("<video>", "<|video|>", "<|video_pad|>", "<|audio|>", "<|audio_pad|>")
+_TURNS = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|eot_id|>")
+
+
+class Marks:
+    """Refuses texts that hold marks.
+
+    Args:
+        processor: of the base.
+        ids: more tokens that are marks: those that end a turn, and the one that stands for an image.
+        render: the chat template, as ``Collator.render`` has it; None where the base has none.
+    """
+
+    def __init__(
+        self, processor: ProcessorMixin, *, ids: Collection[int] = (), render: Callable[..., str] | None = None
+    ):
+        tokenizer = processor.tokenizer
+        found = _special_tokens(processor, ids) | _turn_marks(tokenizer, render)
+        self._own = _any_of(found)
+        self._others = _any_of({*_IMAGES, *_OTHER_MEDIA, *_TURNS} - found)
+        # A token may be looked for in the text as the tokenizer normalises it, which may write it otherwise.
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        normalized = any(token.normalized and token.content in found for token in _added(tokenizer))
+        self._normalizer = backend.normalizer if backend is not None and normalized else None
+
+    def refuse(self, example: Example) -> None:
+        """Raises RowError where a message of the row holds a mark."""
+        for number, message in enumerate(example.messages, start=1):
+            where = f"row {example.id}, message {number} ({message['role']})"
+            for text in _texts(message):
+                self.refuse_text(text, where=where)
+
+    def refuse_text(self, text: str, *, where: str) -> None:
+        """Raises RowError where ``text`` holds a mark; ``where`` names it."""
+        own = self._own.search(text) or (
+            self._normalizer is not None and self._own.search(self._normalizer.normalize_str(text))
+        )
+        if own:
+            raise RowError(
+                f"{where}: the text holds {own[0]!r}, a special token of this base, which would be read as that token "
+                f"and not as text. {_way_out(own[0])}",
+                reason="text with a special token",
+            )
+        other = self._others.search(text)
+        if other:
+            raise RowError(
+                f"{where}: the text holds {other[0]!r}, a mark of other models that this base reads as plain text. "
+                f"{_way_out(other[0])}",
+                reason="text with a mark of another model",
+            )
+
+
+def _special_tokens(processor: Any, ids: Collection[int]) -> set[str]:
+    """Returns the special tokens of a tokenizer, and those that its processor knows by a name of their own."""
+    tokenizer = processor.tokenizer
+    added = _added(tokenizer)
+    known = {token.content for token in added}
+    found = {str(token) for token in tokenizer.all_special_tokens} | {token.content for token in added if token.special}
+    found |= {str(value) for value in vars(processor).values() if not callable(value) and str(value) in known}
+    found |= {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ids)) if token}
+    return {token for token in found if token.strip()}
+
+
+def _turn_marks(tokenizer: PreTrainedTokenizerBase, render: Callable[..., str] | None) -> set[str]:
+    """Returns the added tokens with which the chat template parts the turns; they need not be special."""
+    if render is None:
+        return set()
+    turns = [{"role": role, "content": [{"type": "text", "text": "?"}]} for role in ("user", "assistant", "user")]
+    try:
+        text = render(turns, for_answer=True)
+    except (TemplateError, TypeError, KeyError, ValueError):  # it takes other conversations only
+        return set()
+    return {token.content for token in _added(tokenizer) if token.content.strip() and token.content in text}
+
+
+def _added(tokenizer: Any) -> Iterable[Any]:
+    return getattr(tokenizer, "added_tokens_decoder", {}).values()
+
+
+def _texts(message: Message) -> list[str]:
+    """Returns the texts of a message; those that no image parts are one, as the template joins them."""
+    texts = [""]
+    for part in message["content"]:
+        if part["type"] == "text":
+            texts[-1] += part["text"]
+        else:
+            texts.append("")
+    return texts
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Returns what finds any of ``tokens``, and nothing where there are none."""
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _way_out(token: str) -> str:
+    if token in _OTHER_MEDIA:
+        return "Only images are read: take it out."
+    if token in _IMAGES:
+        return (
+            "Take it out: the images of a question stand before it, and in messages an image is a part of its own, "
+            '{"type": "image"}.'
+        )
+    return "Take it out of the text."

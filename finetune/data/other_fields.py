@@ -1,0 +1,97 @@
+"""Fields of a row that the recipe does not name: one that would change the row is refused, the others are listed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import RowError, brief
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from finetune.recipe import ColumnData
+
+FIELD_KEYS = ("image", "images", "question", "answer", "captions", "messages", "system", "kind", "id")
+
+_TURNS = "write the whole conversation under messages"
+_MEDIA = "only images are read"
+_PAIRS = "a row has one answer to learn; preferences are not trained"
+_TOOLS = "tools are not rendered into the prompt"
+# What other trainers read under these names (LLaMA-Factory, ShareGPT, TRL, Axolotl, ms-swift): without it the row says
+# something else.
+REFUSED = {
+    "history": _TURNS,
+    "conversations": f"{_TURNS} with role and content, or name the field with data.messages",
+    "instruction": "join it to the question, or name the field with data.question",
+    "input": "join it to the question, or name the field with data.question",
+    "tools": _TOOLS,
+    "functions": _TOOLS,
+    "chat_template_kwargs": "the chat template gets no arguments",
+    "documents": "documents are not rendered into the prompt; put their text into the question",
+    "video": _MEDIA,
+    "videos": _MEDIA,
+    "audio": _MEDIA,
+    "audios": _MEDIA,
+    "chosen": _PAIRS,
+    "rejected": _PAIRS,
+    "rejected_response": _PAIRS,
+    "rejected_messages": _PAIRS,
+    "rejected_images": _PAIRS,
+    "kto_tag": _PAIRS,
+    "loss_scale": "tokens have no weights of their own",
+    # Of a whole row; those of a turn are honoured.
+    "weight": "rows have no weights: leave the row out, or set the weights of a mix's sources",
+    "loss": "leave the row out, or set loss on its turns",
+    "train": "leave the row out, or set train on its turns",
+}
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"weight": (1,), "loss": (1,), "train": (1,)}
+
+
+def named_fields(section: ColumnData) -> set[str]:
+    """Returns the fields that the recipe reads or leaves out by name."""
+    return {name for key in FIELD_KEYS if (name := getattr(section, key)) is not None} | set(section.ignore)
+
+
+def refused_columns(section: ColumnData, columns: Collection[str]) -> list[str]:
+    """Returns the columns of a table whose values are to be looked at, because a row may not have them."""
+    return [name for name in columns if name in REFUSED and name not in named_fields(section)]
+
+
+def unread_columns(section: ColumnData, columns: Collection[str]) -> list[str]:
+    """Returns the columns of a table that nothing looks at."""
+    return [name for name in columns if name not in REFUSED and name not in named_fields(section)]
+
+
+def check_other_fields(fields: Mapping[str, Any], section: ColumnData, *, where: str) -> list[str]:
+    """Checks the fields that the recipe does not name; one that is empty is as if it were absent.
+
+    Args:
+        fields: of the row.
+        section: what its fields are called.
+        where: what to call the row in errors.
+
+    Returns:
+        Those that are not read.
+
+    Raises:
+        RowError: a field would change what the row says.
+    """
+    named = named_fields(section)
+    unread = []
+    for name, value in fields.items():
+        if name in named or is_empty(value):
+            continue
+        if name not in REFUSED:
+            unread.append(name)
+        elif value not in _NEUTRAL.get(name, ()):
+            raise RowError(
+                f"{where}: the field {name!r} is not supported: {REFUSED[name]}. It holds {brief(value, 60)}. Take it "
+                f"out of the rows, or leave it unread with data.ignore=[{name}].",
+                reason="unsupported field",
+            )
+    return unread
+
+
+def is_empty(value: Any) -> bool:
+    """Tells whether a field says nothing: a table has every column in every row."""
+    return value is None or (isinstance(value, str | list | dict) and not value)

@@ -1,0 +1,128 @@
+"""What the rows of a split have in common: the shapes of their prompts, their answers, and how long these are.
+
+A survey is filled row by row, so that it can be made of rows that are not kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from finetune.example import text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from finetune.example import Example, ImagePosition, Message
+
+Form = Literal["question", "caption", "conversation"]
+
+
+@dataclass(frozen=True)
+class PromptShape:
+    """What of a row's prompt can make the difference between training and use.
+
+    Attributes:
+        form: a question with its answer, an image with its captions, or a conversation.
+        system: the text of the system message; None where there is none.
+        turns: role and the types of the parts of each message before the answer, the system message left out.
+    """
+
+    form: Form
+    system: str | None
+    turns: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @classmethod
+    def of(cls, example: Example) -> PromptShape:
+        """Return the shape of a row's prompt."""
+        turns = [message for message in example.prompt if message["role"] != "system"]
+        return cls(
+            form_of(example),
+            system_of(example),
+            tuple((turn["role"], tuple(part["type"] for part in turn["content"])) for turn in turns),
+        )
+
+    def __str__(self) -> str:
+        turns = "; ".join(f"{role}: {', '.join(parts)}" for role, parts in self.turns)
+        return f"{self.form} ({'system message; ' if self.system is not None else ''}{turns})"
+
+
+@dataclass
+class Survey:
+    """Facts about the rows of one split.
+
+    Attributes:
+        num_rows: how many rows were added.
+        shapes: shape of a prompt -> the first row that has it.
+        systems: text of the system message, or None -> number of rows.
+        image_positions: where the images of a conversation's first question stand -> number of rows; None for images
+            among the text.
+        answers: each reference answer -> the id of the first row that has it.
+        answer_tokens: length of a row's longest supervised answer in tokens -> number of rows.
+        longest_row: the most tokens of a row; None where none was counted.
+    """
+
+    num_rows: int = 0
+    shapes: dict[PromptShape, Example] = field(default_factory=dict)
+    systems: Counter[str | None] = field(default_factory=Counter)
+    image_positions: Counter[ImagePosition | None] = field(default_factory=Counter)
+    answers: dict[str, str] = field(default_factory=dict)
+    answer_tokens: Counter[int] = field(default_factory=Counter)
+    longest_row: int | None = None
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Survey:
+        """Return the survey of some rows."""
+        survey = cls()
+        for example in examples:
+            survey.add(example)
+        return survey
+
+    def add(self, example: Example) -> None:
+        """Take in one row."""
+        self.num_rows += 1
+        self.shapes.setdefault(PromptShape.of(example), example)
+        self.systems[system_of(example)] += 1
+        if form_of(example) == "conversation":
+            first = next(message for message in example.messages if message["role"] == "user")
+            if any(part["type"] == "image" for part in first["content"]):
+                self.image_positions[position_of(first)] += 1
+        for answer in example.answers:
+            self.answers.setdefault(answer, example.id)
+        if example.num_answer_tokens is not None:
+            self.answer_tokens[example.num_answer_tokens] += 1
+        if example.num_tokens is not None:
+            self.longest_row = max(self.longest_row or 0, example.num_tokens)
+
+    @property
+    def longest_answer(self) -> int | None:
+        """The tokens of the longest answer; None where none was counted."""
+        return max(self.answer_tokens, default=None)
+
+    @property
+    def forms(self) -> set[Form]:
+        """The forms of all rows."""
+        return {shape.form for shape in self.shapes}
+
+
+def form_of(example: Example) -> Form:
+    """Return what a row was written as."""
+    if example.meta.get("conversation"):
+        return "conversation"
+    return "caption" if example.captions else "question"
+
+
+def system_of(example: Example) -> str | None:
+    """Return the text of a row's system message; None where it has none."""
+    first = example.messages[0]
+    return text_of(first) if first["role"] == "system" else None
+
+
+def position_of(message: Message) -> ImagePosition | None:
+    """Return whether the images of a message stand before or after its text; None where they stand among it."""
+    kinds = [part["type"] for part in message["content"]]
+    images = kinds.count("image")
+    if kinds[:images] == ["image"] * images:
+        return "first"
+    return "last" if kinds[-images:] == ["image"] * images else None

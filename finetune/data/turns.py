@@ -1,0 +1,76 @@
+"""What the messages of a row say beside their texts: which turns are supervised, and which image a part stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import RowError, brief
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Key of a message -> what supervises the turn, and what leaves it out. OpenAI, ms-swift and Axolotl name them so.
+SWITCHES = ("weight", "loss", "train")
+
+
+def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> frozenset[int]:
+    """Returns the assistant turns, counted from 0, that nothing is to be learnt from.
+
+    Args:
+        messages: as the row has them, checked by ``read_conversation``.
+        where: what to call the row in errors.
+
+    Raises:
+        RowError: a value is neither 0 nor 1, two of them differ, or another's turn is to be supervised.
+    """
+    left_out: set[int] = set()
+    turn = 0
+    for number, message in enumerate(messages, start=1):
+        place = f"{where}, message {number}"
+        said = {key: _switch(key, message[key], place) for key in SWITCHES if message.get(key) is not None}
+        if len(set(said.values())) > 1:
+            raise _wrong(place, f"{' and '.join(said)} contradict one another")
+        supervised = next(iter(said.values()), None)
+        if message["role"] == "assistant":
+            if supervised is False:
+                left_out.add(turn)
+            turn += 1
+        elif supervised:
+            raise _wrong(place, f"{next(iter(said))} is set, and only the assistant's turns can be supervised")
+    return frozenset(left_out)
+
+
+def image_order(messages: Sequence[dict[str, Any]], *, where: str) -> list[int] | None:
+    """Returns which of the row's images each image part stands for; None where the parts give no ``index``.
+
+    Args:
+        messages: as the row has them, checked by ``read_conversation``.
+        where: what to call the row in errors.
+
+    Raises:
+        RowError: the indices do not name each image once.
+    """
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    given = [part.get("index") for content in contents for part in content if part["type"] == "image"]
+    if all(index is None for index in given):
+        return None
+    wanted = list(range(len(given)))
+    if any(type(index) is not int for index in given) or sorted(given) != wanted:
+        raise _wrong(
+            where,
+            f"the index of {len(given)} image parts must name each image of the row once, from 0 to {len(given) - 1}; "
+            f"found {brief(given)}",
+        )
+    return given
+
+
+def _switch(key: str, value: Any, place: str) -> bool:
+    # A table may hold the numbers as floating-point numbers, and truth values as numbers.
+    if isinstance(value, bool | int | float) and value in (0, 1) and not (key == "weight" and isinstance(value, bool)):
+        return bool(value)
+    allowed = "0 or 1" if key == "weight" else "true or false"
+    raise _wrong(place, f"{key} is {brief(value, 40)}; it must be {allowed}: a turn is supervised whole or not at all")
+
+
+def _wrong(where: str, what: str) -> RowError:
+    return RowError(f"{where}: {what}", reason="not a conversation")
