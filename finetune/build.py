@@ -28,6 +28,7 @@ from finetune.matmul import speed_up
 from finetune.methods.adapter import check_methods
 from finetune.recipe import (
     ContrastiveSection,
+    MixData,
     PromptTuningSection,
     ReadSection,
     StreamableData,
@@ -279,6 +280,25 @@ def examples_of(
         examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
     return _with_choices(examples, recipe.task) if chooses else examples  # none of a row that was left out
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Read every row and image once, before the weights of a base are.
+
+    What is found of an image is noted on disk, so that the rows are read again at little cost. A stream, and rows that
+    a program draws, are left out.
+
+    Raises:
+        DataError: a row or an image that cannot be used.
+    """
+    data = recipe.data
+    for section in map(data.part, data.sources) if isinstance(data, MixData) else [data]:
+        for split in ("train", "val", "test"):
+            streams = split == "train" and isinstance(section, StreamableData) and section.streaming
+            if isinstance(section, ReadSection) and not streams:
+                bad = tally(section, split, say=lambda _: None)
+                read_split(section, split, task=recipe.task, seed=recipe.seed, bad=bad)
+                bad.conclude()
 
 
 def _with_choices(examples: list[Example], task: TaskSection) -> list[Example]:

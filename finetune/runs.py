@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_availab
 from finetune.adapters.contract import contract_of
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 from finetune.adapters.reference import AdapterRef
-from finetune.build import Base, Batches, base_of, check_method, examples_of, max_positions, rows_to_learn
+from finetune.build import Base, Batches, base_of, check_method, check_rows, examples_of, max_positions, rows_to_learn
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
 from finetune.errors import TrainingError
@@ -96,6 +96,8 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
     parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
+    with accelerator.main_process_first():  # what it notes of images is there for the others
+        check_rows(recipe)
     base = base_of(recipe, device=strategy.load_device)
     if parent:
         parent.require_base(base)

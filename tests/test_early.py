@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from finetune import runs
-from finetune.errors import MethodError, ModelError, RecipeError
+from finetune.errors import DataError, MethodError, ModelError, RecipeError
 from finetune.find_lr import find_lr
 
 ROOT = Path(__file__).parents[1]
@@ -250,6 +250,13 @@ def test_loading_a_base_in_python_answers_as_early(tmp_path):
 def test_a_run_in_python_checks_all_splits_before_the_base(make_recipe, rows_folder, nothing_slow):
     (rows_folder / "val.jsonl").unlink()
     with pytest.raises(ValueError, match=r"val\.jsonl: no such file\. data\.val is val\.jsonl unless"):
+        runs.train(make_recipe("pocket"))
+
+
+def test_an_image_that_cannot_be_read_is_found_before_the_weights(make_recipe, rows_folder, nothing_slow):
+    """Far behind the first rows, in the last split."""
+    (rows_folder / "images" / "25.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"25\.png: not a readable"):
         runs.train(make_recipe("pocket"))
 
 
