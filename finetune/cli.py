@@ -118,7 +118,7 @@ def _demo(args: argparse.Namespace) -> int:
         check_output_place(args.json, option="--json")
     from finetune.demo import run_demo
 
-    return run_demo(args.output_dir, json_file=args.json)
+    return run_demo(args.output_dir.absolute(), json_file=args.json)
 
 
 def _train(args: argparse.Namespace) -> int:

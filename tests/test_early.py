@@ -64,6 +64,10 @@ MISTAKES = {
     "ask, a folder": (["ask", "base", "{here}", "?", "--base", "pocket"], "this is a folder"),
     "ask, no adapter": (["ask", "retail/none", "{here}/data/a.png", "?"], "no adapter 'retail/none'"),
     "ask, base": (["ask", "base", "{here}/data/a.png", "?", "--base", "{here}/bsae"], "no model at '{here}/bsae'"),
+    "ask, another base": (
+        ["ask", "tests/regression/0.1.0/adapters/qwen3-vl-lora", "{here}/data/a.png", "?", "--base", "pocket"],
+        "the adapter was trained on another base: its model_type is",
+    ),
     "ask, a path": (["ask", "runs/mine", "{here}/data/a.png", "?"], "write ./runs/mine/adapter"),
     "ask, a run": (["ask", "./runs/mine", "{here}/data/a.png", "?"], "That of this run is runs/mine/adapter"),
     "export, target": (["export", "retail/none", "--to", "onyx"], "Did you mean 'onnx'?"),
@@ -174,7 +178,9 @@ def answers(tmp_path_factory):
         facts = {"here": here, "port": taken.getsockname()[1]}
 
         def said(word):
-            return names.get(word) or (str(ROOT / word) if word.startswith("recipes/") else word.format(**facts))
+            return names.get(word) or (
+                str(ROOT / word) if word.startswith(("recipes/", "tests/")) else word.format(**facts)
+            )
 
         made = [
             (name, [said(word) for word in words], {k: said(v) for k, v in ENVIRONMENT.get(name, {}).items()})

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.adapters.base_check import check_base
+from finetune.adapters.base_identity import refuse_other_base
 from finetune.adapters.reference import as_folder
 from finetune.errors import BaseMismatchError, DataError
+from finetune.lookup import did_you_mean, import_string
 from finetune.registry import AdapterRegistry
 from finetune.registry.folders import read_manifest
 from finetune.serving.known_bases import find_base
+from finetune.tables import EMBEDDED_BASES
 
 if TYPE_CHECKING:
     from finetune.adapters.manifest import AdapterManifest
@@ -42,6 +45,8 @@ def check_adapter(
     manifest = check_reference(ref, registry if isinstance(registry, AdapterRegistry) else AdapterRegistry(registry))
     if base is None:
         check_base(find_base(manifest.base), revision=revision or manifest.base.revision)
+    elif (folder := Path(import_string(EMBEDDED_BASES[base])() if base in EMBEDDED_BASES else base)).is_dir():
+        refuse_other_base(manifest.base, folder)
 
 
 def check_reference(ref: str, registry: AdapterRegistry) -> AdapterManifest:
@@ -88,7 +93,5 @@ def check_question(
 
 
 def _alike(path: Path) -> str:
-    from finetune.lookup import did_you_mean
-
     parent = path.parent
     return did_you_mean(path, [parent / one.name for one in parent.iterdir()]) if parent.is_dir() else ""
