@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from finetune import runs
-from finetune.errors import DataError, MethodError, ModelError, RecipeError
+from finetune.errors import DataError, MethodError, ModelError, RecipeError, TrustError
 from finetune.find_lr import find_lr
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +257,32 @@ def test_a_run_in_python_checks_all_splits_before_the_base(make_recipe, rows_fol
     (rows_folder / "val.jsonl").unlink()
     with pytest.raises(ValueError, match=r"val\.jsonl: no such file\. data\.val is val\.jsonl unless"):
         runs.train(make_recipe("pocket"))
+
+
+def test_only_the_main_process_looks_for_registry_and_key(make_recipe, rows_folder, monkeypatch):
+    from finetune.preflight import check_recipe
+
+    monkeypatch.setenv("FINETUNE_SIGNING_KEY", str(rows_folder / "none.pem"))
+    recipe = make_recipe("pocket")
+    with pytest.raises(TrustError, match="no such signing key"):
+        check_recipe(recipe)
+    monkeypatch.setenv("RANK", "8")
+    check_recipe(recipe)
+
+
+def test_a_key_that_needs_a_passphrase_is_not_opened_beforehand(make_recipe, tmp_path, monkeypatch):
+    from finetune.preflight import check_recipe
+    from finetune.registry.signing import SigningKey
+
+    path = tmp_path / "key.pem"
+    SigningKey.generate().save(path, "me", passphrase="secret")
+    monkeypatch.setenv("FINETUNE_SIGNING_KEY", str(path))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: pytest.fail("the terminal was asked"))
+    check_recipe(make_recipe("pocket"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    with pytest.raises(TrustError, match="it is encrypted"):
+        check_recipe(make_recipe("pocket"))
 
 
 def test_an_image_that_cannot_be_read_is_found_before_the_weights(make_recipe, rows_folder, nothing_slow):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from finetune.adapters.base_check import check_base
@@ -32,6 +33,9 @@ def check_recipe(
 ) -> None:
     """Check everything of a run that its files tell, the cheapest first.
 
+    Of several processes the main one alone writes and publishes, so it alone looks at these places: another machine
+    may have neither the registry nor the key.
+
     Args:
         recipe: from ``load_recipe``.
         splits: those that will be read.
@@ -46,14 +50,13 @@ def check_recipe(
         for alias in recipe.adapter.aliases:
             check_alias(alias)
     check_paths(recipe.data, splits)
-    if writes:
+    if writes and os.environ.get("RANK", "0") == "0":
         check_output_folder(recipe.run_folder, key="train.output_dir")
         refuse_finished(recipe)
-        registry = registry or AdapterRegistry()
         if recipe.adapter.publish:
-            check_registry(registry, recipe.adapter.publish, recipe.adapter.aliases)
-        if recipe.adapter.init_from:
-            _check_parent(recipe.adapter.init_from, registry)
+            check_registry(registry or AdapterRegistry(), recipe.adapter.publish, recipe.adapter.aliases)
+    if writes and recipe.adapter.init_from:
+        _check_parent(recipe.adapter.init_from, registry or AdapterRegistry())
     check_base(recipe.model.name_or_path, revision=recipe.model.revision)
     check_heads(recipe.data, splits, task=recipe.task)
 
