@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import finetune.pocket
+from finetune.adapters.base_check import check_base
 from finetune.command import CommandParser, exit_code_of
 from finetune.preflight import check_output_folder
 from finetune.recipe import VqaSection
@@ -31,6 +32,8 @@ def _pretrain() -> int:
     parser.add_argument("--install", action="store_true")
     args = parser.parse_args()
     check_output_folder(args.output_dir, key="--output-dir")
+    if args.judge is not None:
+        check_base(str(args.judge))
     from finetune.build import load_base  # imports torch: not before the arguments are checked
     from finetune.pocket.card import shortfalls, write_card
     from finetune.pocket.domains import read_world
