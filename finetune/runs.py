@@ -11,8 +11,8 @@ from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_availab
 
 from finetune.adapters.contract import contract_of
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
-from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, Batches, base_of, examples_of, max_positions, rows_to_learn
+from finetune.adapters.reference import AdapterRef
+from finetune.build import Base, Batches, base_of, check_method, check_rows, examples_of, max_positions, rows_to_learn
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
 from finetune.errors import TrainingError
@@ -21,6 +21,7 @@ from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
+from finetune.preflight import check_recipe
 from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_json, write_samples
@@ -79,9 +80,10 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         StoppedError: a signal asked to stop; the state is saved.
         FinetuneError: anything else that stops the run, with what to do.
     """
-    _check_names(recipe)
-    check_trackers(recipe.train.trackers)
     registry = registry or AdapterRegistry()
+    check_recipe(recipe, registry=registry)
+    check_trackers(recipe.train.trackers)
+    check_method(recipe)
     accelerator = _accelerator(recipe)
     if recipe.adapter.publish and accelerator.is_main_process:
         # Hours later is too late for a key that is missing, or a passphrase that nobody is there to type.
@@ -101,6 +103,8 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
     parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
+    with accelerator.main_process_first():  # what it notes of images is there for the others
+        check_rows(recipe)
     base = base_of(recipe, device=strategy.load_device)
     if parent:
         parent.require_base(base)
@@ -296,13 +300,6 @@ def _base_alone(
     found = score(base.task(recipe.task), val, answers).exact_match
     log.say(f"base on validation: exact match {found:.3f}, {len(val)} rows")
     return "validation", found
-
-
-def _check_names(recipe: Recipe) -> None:
-    """Refuses, before hours of training, a name that could not be saved or published after them."""
-    AdapterRef.parse_name(recipe.adapter.publish or f"{recipe.domain}/{recipe.name}")
-    for alias in recipe.adapter.aliases:
-        check_alias(alias)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
