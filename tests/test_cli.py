@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,11 +116,9 @@ def test_ask_takes_a_registry_and_says_its_own_option(tmp_path, capsys):
 def test_ask_and_app_hold_the_base_as_they_are_told(monkeypatch, capsys):
     given = []
 
-    class Model:
-        def ask(self, image, question):
-            return "yes"
-
-    monkeypatch.setattr("finetune.serving.loading.load", lambda ref, **options: given.append(options) or Model())
+    said = SimpleNamespace(text="yes", finish_reason="stop")
+    model = SimpleNamespace(answer=lambda image, question: said)
+    monkeypatch.setattr("finetune.serving.loading.load", lambda ref, **options: given.append(options) or model)
     monkeypatch.setattr("finetune.playground.running.run_app", lambda refs, **options: given.append(options) or 0)
     how = ["--base", "pocket", "--device", "cpu", "--dtype", "bfloat16", "--quantization", "4bit"]
     image = Path(__file__).parents[1] / "docs" / "app.png"
@@ -134,3 +133,14 @@ def test_what_is_wrong_with_the_one_question_is_said_without_a_row(tmp_path, cap
     (tmp_path / "half.png").write_bytes((Path(__file__).parents[1] / "docs" / "app.png").read_bytes()[:3000])
     assert main(["ask", "base", str(tmp_path / "half.png"), "What?", "--base", "pocket"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'half.png'}: not a readable")
+
+
+@pytest.mark.parametrize(("reason", "note"), [("length", "note: the answer was cut after 16 tokens\n"), ("stop", "")])
+def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, reason, note):
+    from finetune.serving import loading
+    from finetune.tasks.generation import Answer
+
+    found = Answer(text="a red hat and", finish_reason=reason, prompt_tokens=9, completion_tokens=16)
+    monkeypatch.setattr(loading, "load", lambda *args, **kw: SimpleNamespace(answer=lambda image, question: found))
+    assert main(["ask", "base", "a.png", "What?", "--base", "pocket"]) == 0
+    assert capsys.readouterr() == ("a red hat and\n", note)

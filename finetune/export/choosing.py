@@ -6,6 +6,8 @@ from finetune.errors import ExportError
 from finetune.lookup import did_you_mean, look_up
 from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS, TARGETS_BESIDE_THE_BASE
 
+NO_ADAPTER = "ref 'base' is the plain base, and an export is of an adapter: name one"
+
 
 def check_choice(target: str, options: Iterable[str]) -> str:
     """Returns where the code of a target is, after checking that it takes these options.

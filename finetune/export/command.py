@@ -4,10 +4,13 @@ import argparse
 import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from finetune.base_options import add_quantization
-from finetune.export.choosing import check_choice, check_quantization
+from finetune.errors import ExportError
+from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
+from finetune.preflight import check_adapter
 from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
 
 _ABOUT = """\
@@ -17,7 +20,7 @@ loaded in float32 for that (4 bytes a parameter). The folder appears whole, with
 all."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Adds ``export``."""
     parser = subparsers.add_parser(
         "export",
@@ -65,6 +68,13 @@ def run(args: argparse.Namespace) -> int:
     options = {name: getattr(args, name) for name in EXPORT_OPTIONS if hasattr(args, name)}
     check_choice(args.to, options)  # before torch is loaded
     check_quantization(args.to, args.quantization)
+    if args.ref == "base":
+        raise ExportError(NO_ADAPTER)
+    if args.output is not None:
+        from finetune.export.output import refuse_occupied
+
+        refuse_occupied(Path(args.output).expanduser().absolute())
+    check_adapter(args.ref, base=args.base, revision=args.revision, registry=args.registry)
     from finetune.export.exporting import export_adapter
 
     def show(message: Warning | str, *where: object) -> None:

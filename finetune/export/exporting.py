@@ -13,7 +13,7 @@ from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.reference import as_folder
 from finetune.build import load_base
 from finetune.errors import ExportError
-from finetune.export.choosing import check_choice, check_quantization
+from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
 from finetune.export.output import new_output, refuse_occupied
 from finetune.export.parity import outputs, rows_of
 from finetune.export.target import Source
@@ -112,7 +112,7 @@ def export_adapter(
 def _read(ref: str | Path, registry: str | Path | AdapterRegistry | None) -> tuple[str, AdapterFolder]:
     """Returns an adapter, every byte checked, and how its version is called wherever it lies."""
     if str(ref) == "base":
-        raise ExportError("ref 'base' is the plain base, and an export is of an adapter: name one")
+        raise ExportError(NO_ADAPTER)
     if (path := as_folder(ref)) is not None:
         adapter = read_folder(path)
         return f"{adapter.manifest.full_name}@sha256:{adapter.digest}", adapter

@@ -61,6 +61,10 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
     require_extra("app", what="finetune app")
     if base is None and not set(refs) - {"base"}:
         raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
+    from finetune.preflight import check_adapter
+
+    for ref in dict.fromkeys(ref for ref in refs if ref != "base") or ["base"]:
+        check_adapter(ref, base=base, registry=registry)
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
         playground = _load(refs, base, AdapterRegistry(registry), Path(folder), held)
         # Read when Gradio is imported: where uploads are kept, and that it reports nothing and asks for no news.

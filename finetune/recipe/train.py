@@ -41,13 +41,14 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are clipped to this norm; null: not at all."""
     eval_steps: PositiveInt | None = None
-    """Optimizer steps between validations; by default once an epoch."""
+    """Optimizer steps between validations; by default once an epoch. The best one's weights become the adapter: that of
+    the highest score, among equal ones that of the lowest loss, among these the latest."""
     eval_batch_size: PositiveInt = 32
     """Rows of a batch when answers are generated."""
     early_stopping_patience: PositiveInt | None = None
-    """Validations without a better score after which the run ends."""
-    logging_steps: PositiveInt = 10
-    """Optimizer steps between lines of the log."""
+    """Validations in a row, without a better score or an equal one at a lower loss, after which the run ends."""
+    logging_steps: PositiveInt | None = None
+    """Optimizer steps between lines of the log; by default 10, and fewer where a run has less than 100."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
     """Programs that are told what the log is told, through accelerate."""
     save_steps: PositiveInt | None = None

@@ -17,7 +17,7 @@ from finetune.errors import StoreError, TrustError
 from finetune.registry.commits import Commit
 from finetune.registry.folders import check_folder, read_manifest, read_signature
 from finetune.registry.seen import SeenEntries
-from finetune.registry.signing import KEY_VARIABLE, SigningKey, manifest_message
+from finetune.registry.signing import KEY_VARIABLE, SigningKey, asks_for_passphrase, manifest_message
 from finetune.registry.store import ObjectMissing
 from finetune.registry.trust import (
     NOT_SIGNED,
@@ -154,8 +154,12 @@ class Guard:
         if self.policy.of(version.namespace).signatures == "require":
             self._check_manifest(version.namespace, version.name, version.digest, version.signature)
 
-    def check_signer(self, namespace: str) -> SigningKey | None:
+    def check_signer(self, namespace: str, *, unlock: bool = True) -> SigningKey | None:
         """Returns the key that signs what is written in a namespace; None for no signature.
+
+        Args:
+            namespace: of the adapter.
+            unlock: whether the terminal may be asked for a passphrase; without it such a key is only looked for.
 
         Raises:
             TrustError: the namespace requires signatures, and there is no key, or not one that may sign there.
@@ -169,6 +173,8 @@ class Guard:
                 )
             return None
         if not isinstance(self._signer, SigningKey):
+            if not unlock and asks_for_passphrase(self._signer):
+                return None
             self._signer = SigningKey.load(self._signer)
         if requires and (refusal := self.policy.refusal(namespace, self._signer.id)):
             raise TrustError(

@@ -12,6 +12,7 @@ from finetune.base_options import add_base_options
 from finetune.errors import LaunchError
 from finetune.extras import require_extra
 from finetune.listening import is_loopback, listening
+from finetune.preflight import check_adapter
 from finetune.server.keys import VARIABLE, read_keys
 from finetune.server.settings import Settings
 
@@ -84,6 +85,8 @@ def _serve(args: argparse.Namespace) -> int:
             f"--api-key-file FILE, or ${VARIABLE}."
         )
     with listening(args.host, args.port) as listener:
+        for ref in refs or ["base"]:
+            check_adapter(ref, base=args.base, registry=args.registry)
         from finetune.server.run import serve
         from finetune.serving.loading import load
 
