@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available, set_seed
 
-from finetune.adapters.contract import contract_of
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
-from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, Batches, base_of, examples_of, max_positions, rows_to_learn
+from finetune.adapters.reference import AdapterRef
+from finetune.build import Base, Batches, base_of, check_method, check_rows
 from finetune.data.stream import Stream
-from finetune.data.survey import Survey
 from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
 from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
-from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
+from finetune.preflight import check_recipe
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_json, write_samples
-from finetune.saving import caption_question, probe_effect, save_adapter, save_weights
+from finetune.run_rows import read_run_rows
+from finetune.saving import probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
 from finetune.training.compiling import CompiledLayers
@@ -79,9 +78,10 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         StoppedError: a signal asked to stop; the state is saved.
         FinetuneError: anything else that stops the run, with what to do.
     """
-    _check_names(recipe)
-    check_trackers(recipe.train.trackers)
     registry = registry or AdapterRegistry()
+    check_recipe(recipe, registry=registry)
+    check_trackers(recipe.train.trackers)
+    check_method(recipe)
     accelerator = _accelerator(recipe)
     if recipe.adapter.publish and accelerator.is_main_process:
         # Hours later is too late for a key that is missing, or a passphrase that nobody is there to type.
@@ -101,50 +101,45 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
     parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
+    with accelerator.main_process_first():  # what it notes of images is there for the others
+        check_rows(recipe)
     base = base_of(recipe, device=strategy.load_device)
     if parent:
         parent.require_base(base)
     with accelerator.main_process_first():  # the others find what it looked up in the cache
-        learnt = rows_to_learn(recipe, base=base, say=log.say)
-        surveys = {"train": learnt.survey if isinstance(learnt, Stream) else Survey.of(learnt)}
-        recipe = recipe.model_copy(
-            update={"task": complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))}
-        )
-        splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
-    surveys |= {name: Survey.of(rows) for name, rows in splits.items()}
-    report_lengths(recipe.task, surveys, log.say)
-    check_answers(recipe.task, surveys, log.say)
-    strategy.check_rows({"train": learnt, **splits})
+        rows = read_run_rows(recipe, base, log.say)
+    recipe = rows.recipe
+    strategy.check_rows(rows.splits)
     strategy.split(base.model, base.towers)
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     if base.quantization:
         names = quantized_modules(base.model)
         log.say(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
-    train = "a stream" if isinstance(learnt, Stream) else len(learnt)
-    log.say(f"rows train {train}, " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
+    log.say(f"rows {rows.counts}")
     checkpoints, start = open_run(
-        recipe, base, {"train": learnt, **splits}, accelerator, log.say, init_from=parent.ref if parent else None
+        recipe, base, rows.splits, accelerator, log.say, init_from=parent.ref if parent else None
     )
     start_trackers(accelerator, recipe)
-    collator = collator_of_run(recipe, base, learnt, [*splits["val"], *splits["test"]], accelerator, log.say)
-    shown = [collator.show(row) for row in (learnt.first if isinstance(learnt, Stream) else learnt[:3])]
+    collator = collator_of_run(recipe, base, rows.train, [*rows.val, *rows.test], accelerator, log.say)
+    rows.check_prompts(base, collator, when="before training")
+    shown = [collator.show(row) for row in rows.first]
     for row in shown:
         log.say(f"  {row}")
     if main:
         (folder / "samples.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
     judged = {}
-    if splits["test"]:
+    if rows.test:
         judged["base"] = judge_split(
             base,
             recipe,
             collator.prompt_batch,
-            splits["test"],
+            rows.test,
             accelerator,
             log,
             "base",
             known=start is not None,
         )
-    alone = _base_alone(recipe, base, collator, splits["val"], judged, accelerator, log)
+    alone = _base_alone(recipe, base, collator, rows.val, judged, accelerator, log)
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
@@ -154,15 +149,12 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     if base.family.kind == "generative" and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
-    shapes = {shape: row for survey in surveys.values() for shape, row in survey.shapes.items()}
-    as_asked = Batches(base.collator, attachment.placeholders)
-    contract = contract_of(recipe.task, caption_question=caption_question(learnt))
-    check_prompts(contract, shapes, trained=batches, asked=as_asked, when="before training")
-    val = splits["val"]
-    state, total, attachment = _fit(recipe, base, attachment, batches, learnt, val, strategy, log, checkpoints, start)
+    state, total, attachment = _fit(
+        recipe, base, attachment, batches, rows.train, rows.val, strategy, log, checkpoints, start
+    )
     steps = state.best_step or state.step
-    if splits["test"]:
-        judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
+    if rows.test:
+        judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, rows.test, accelerator, log, "adapter")
     before, after = (judged[who][0] if who in judged else None for who in ("base", "adapter"))
     notes = warnings_of(state, recipe.train, total_steps=total, base=alone)
     for note in notes:
@@ -170,17 +162,18 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     ref, probe = None, probe_effect(base, attachment)
     if main:
         remember_base(base.identity, base.path)
-        rows = {"train": learnt, **splits}
         parents = [parent.ref] if parent else []
         save_adapter(
-            folder / "adapter", recipe, base, attachment, rows, before, after,
+            folder / "adapter", recipe, base, attachment, rows.splits, before, after,
             probe=probe, steps=steps, parents=parents,
         )  # fmt: skip
         saved = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes())
-        check_prompts(saved.prompt, shapes, trained=batches, asked=as_asked, when="after saving")
+        rows.check_prompts(
+            base, collator, contract=saved.prompt, placeholders=attachment.placeholders, when="after saving"
+        )
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
-            write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)
+            write_samples(folder / "samples.html", recipe, base.task(recipe.task), rows.test, judged)
         if recipe.adapter.publish:
             version = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases)
             ref = version.ref
@@ -295,13 +288,6 @@ def _base_alone(
     found = score(base.task(recipe.task), val, answers).exact_match
     log.say(f"base on validation: exact match {found:.3f}, {len(val)} rows")
     return "validation", found
-
-
-def _check_names(recipe: Recipe) -> None:
-    """Refuses, before hours of training, a name that could not be saved or published after them."""
-    AdapterRef.parse_name(recipe.adapter.publish or f"{recipe.domain}/{recipe.name}")
-    for alias in recipe.adapter.aliases:
-        check_alias(alias)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

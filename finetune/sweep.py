@@ -22,6 +22,7 @@ from finetune.child import run_child
 from finetune.errors import RecipeError
 from finetune.finished_runs import changed_since, is_finished
 from finetune.folder_lock import locked
+from finetune.preflight import check_recipe
 from finetune.recipe import Recipe, load_recipe, read_value
 
 RESULT_NAME = "result.json"  # in a run's folder, once it is finished
@@ -101,10 +102,11 @@ def run_sweep(config: str | Path, words: Sequence[str]) -> int:
         0; 1 when a run failed, after the others; 128 + n when signal n stopped a run, and so the sweep.
 
     Raises:
-        RecipeError: a word, or one of the recipes, is wrong; nothing was started.
+        FinetuneError: a word, one of the recipes, or what they name is wrong; nothing was started.
         FolderInUseError: another sweep is in the folder; nothing was started.
     """
     runs = plan(config, words)
+    _check(runs)
     folder = runs[0].recipe.run_folder.parent
     with locked(folder, what_else="Or give the recipe another name or train.output_dir."):
         return _run_all(runs, config, folder)
@@ -177,6 +179,17 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _check(runs: Sequence[Run]) -> None:
+    """Check all that is known beforehand of the runs that are to start, once for each that differs in it."""
+    different = {}
+    for run in runs:
+        if run.result() is None and not _ended_unnoticed(run):
+            parts = run.recipe.model_dump(mode="json", include={"model", "data", "task", "adapter"})
+            different[_json(parts)] = run.recipe
+    for recipe in different.values():
+        check_recipe(recipe)
 
 
 def _read_word(word: str) -> tuple[str, list[Any]]:

@@ -143,9 +143,7 @@ def test_a_prompt_that_is_not_repeated_is_an_error(tiny_fast_vlm, other):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     batches = Batches(base.collator, None)
     shapes = Survey.of([question(VqaSection())]).shapes
-    wanted = (
-        r"after saving: ask\(image, question\) does not repeat the prompt that row q .* question \(user: image, text\)"
-    )
+    wanted = r"after saving: (ask|chat)\(.*\) does not repeat the prompt that row q .* question \(user: image, text\)"
     with pytest.raises(DataError, match=wanted):
         check_prompts(contract_of(VqaSection(**other)), shapes, trained=batches, asked=batches, when="after saving")
 

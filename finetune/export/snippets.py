@@ -58,7 +58,9 @@ def messages_code(contract: VqaContract, *, image: str) -> str:
     if contract.system_prompt:
         lines.append(f'    {{"role": "system", "content": [{{"type": "text", "text": {contract.system_prompt!r}}}]}},')
     text = _filled(contract.question_template, "question")
-    lines.append(f'    {{"role": "user", "content": [{image}, {{"type": "text", "text": {text}}}]}},')
+    parts = [image, f'{{"type": "text", "text": {text}}}']
+    content = ", ".join(parts if contract.image_position == "first" else parts[::-1])
+    lines.append(f'    {{"role": "user", "content": [{content}]}},')
     return "\n".join([*lines, "]"])
 
 

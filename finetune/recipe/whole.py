@@ -59,8 +59,8 @@ class Recipe(Section):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run writes."""
-        return Path(self.train.output_dir) / self.name
+        """Where the run writes, as an absolute path: what a run prints can be used from any folder."""
+        return Path(self.train.output_dir).expanduser().absolute() / self.name
 
     def identity(self) -> dict[str, Any]:
         """Returns the recipe without what only says where things lie, and how a run is watched and kept."""

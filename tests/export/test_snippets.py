@@ -31,7 +31,11 @@ _ALONE = (
 QUESTIONS = (QUESTION, "Why?", "How many are there?")
 CONTRACTS = {
     "plain": {},
-    "own": {"question_template": 'Look at "this":\n{question}', "system_prompt": "Be `brief`, as\nin ```this```."},
+    "own": {
+        "question_template": 'Look at "this":\n{question}',
+        "system_prompt": "Be `brief`, as\nin ```this```.",
+        "image_position": "last",
+    },
 }
 
 

@@ -1,10 +1,15 @@
 """The comparison of two checkouts finds them equal where they are, and finds a change where there is one."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
-from tests.regression.compare import ROOT, differences, main
+from tests.regression import compare
+from tests.regression.bases import build_base
+from tests.regression.compare import ROOT, compute, differences
+from tests.regression.nets import NETS
 
 # As a change anywhere in the package would: the last bits of a product move.
 TAMPERED = """
@@ -15,21 +20,38 @@ _torch.nn.functional.linear = lambda *args, **options: _linear(*args, **options)
 ONE = "qwen2-5-vl-lora"
 
 
-def test_a_checkout_equals_itself(capsys):
-    assert main([str(ROOT), "--only", ONE]) == 0
-    assert capsys.readouterr().out == "0 of 2 outputs differ\n"
-
-
-def test_a_changed_checkout_is_found_and_what_differs_is_named(tmp_path, capsys):
-    shutil.copytree(ROOT / "finetune", tmp_path / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "finetune" / "__init__.py").open("a", encoding="utf-8") as file:
+@pytest.fixture
+def tampered(tmp_path):
+    """A checkout whose products are off by a millionth."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "finetune", tmp_path / "tampered" / "finetune", ignore=ignored)
+    with (tmp_path / "tampered" / "finetune" / "__init__.py").open("a", encoding="utf-8") as file:
         file.write(TAMPERED)
-    assert main([str(tmp_path), "--only", ONE]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(" values differ")[0].rpartition(": ")[0] for line in lines] == [
-        f"{ONE}: adapter", f"{ONE}: base", ""
-    ]  # fmt: skip
-    assert lines[-1] == "2 of 2 outputs differ"
+    return tmp_path / "tampered"
+
+
+def test_a_checkout_equals_itself_and_a_changed_one_is_found(tampered, tmp_path):
+    build_base(NETS[0] / "bases" / "qwen2_5_vl", tmp_path / "bases" / "qwen2_5_vl")
+
+    def run(number, checkout):
+        return compute(checkout, NETS[0], tmp_path / str(number), only=[ONE], recipes=False)
+
+    with ThreadPoolExecutor() as pool:
+        one, again, other = pool.map(run, range(3), (ROOT, ROOT, tampered))
+    assert one.keys() == {f"{ONE}: base", f"{ONE}: adapter"} and differences(one, again) == []
+    found = differences(one, other)
+    assert [line.partition(" values differ, by up to ")[0].rpartition(": ")[0] for line in found] == sorted(one)
+
+
+def test_the_command_says_what_differs_and_fails(monkeypatch, tmp_path, capsys):
+    outputs = {tmp_path / "old": 1.0, tmp_path / "new": 1.0}
+    monkeypatch.setattr(compare, "compute", lambda checkout, *args, **more: {"x: base": np.array([outputs[checkout]])})
+    command = [str(tmp_path / "old"), "--new", str(tmp_path / "new")]
+    assert compare.main(command) == 0 and capsys.readouterr().out == "0 of 1 outputs differ\n"
+    outputs[tmp_path / "new"] = 1.5
+    assert compare.main(command) == 1
+    said = "x: base: 1 of 1 values differ, by up to 0.5, the largest is 1\n1 of 1 outputs differ\n"
+    assert capsys.readouterr().out == said
 
 
 def test_one_bit_is_a_difference():
