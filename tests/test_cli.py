@@ -136,11 +136,14 @@ def test_what_is_wrong_with_the_one_question_is_said_without_a_row(tmp_path, cap
 
 
 @pytest.mark.parametrize(("reason", "note"), [("length", "note: the answer was cut after 16 tokens\n"), ("stop", "")])
-def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, reason, note):
+def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, tmp_path, reason, note):
+    from PIL import Image
+
     from finetune.serving import loading
     from finetune.tasks.generation import Answer
 
     found = Answer(text="a red hat and", finish_reason=reason, prompt_tokens=9, completion_tokens=16)
     monkeypatch.setattr(loading, "load", lambda *args, **kw: SimpleNamespace(answer=lambda image, question: found))
-    assert main(["ask", "base", "a.png", "What?", "--base", "pocket"]) == 0
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert main(["ask", "base", str(tmp_path / "a.png"), "What?", "--base", "pocket"]) == 0
     assert capsys.readouterr() == ("a red hat and\n", note)

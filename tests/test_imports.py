@@ -20,7 +20,7 @@ LEVELS = {
     "build": 4,
     "serving": 5, "export": 5, "preflight": 5,
     "saving": 6, "run_folder": 6, "judging": 6, "comparing": 6, "frozen_features": 6, "runs": 6, "demo": 6, "sweep": 6,
-    "prompt_checks": 6, "warm_start": 6, "find_lr": 6, "server": 6, "playground": 6,
+    "prompt_checks": 6, "run_rows": 6, "warm_start": 6, "find_lr": 6, "server": 6, "playground": 6,
     "vllm_plugin": 6,
     "launch": 7, "cli": 7,
 }  # fmt: skip
