@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_availab
 from finetune.adapters.contract import contract_of
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, Batches, base_of, examples_of, max_positions, rows_to_learn
+from finetune.build import Base, Batches, base_of, examples_of, max_positions, rows_to_learn, with_image_range
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
 from finetune.errors import TrainingError
@@ -94,6 +94,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     with accelerator.main_process_first():  # the others find what it looked up in the cache
         learnt = rows_to_learn(recipe, base=base, say=log.say)
         surveys = {"train": learnt.survey if isinstance(learnt, Stream) else Survey.of(learnt)}
+        recipe = with_image_range(recipe, learnt)
         recipe = recipe.model_copy(
             update={"task": complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))}
         )
