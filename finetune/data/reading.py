@@ -71,6 +71,9 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
         examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
     chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
     bad.tried -= len(examples) - len(chosen)
+    asked = [example for example in chosen if not example.meta.get("conversation")]
+    if 0 < (without := sum(not example.images for example in asked)) < len(asked):
+        bad.say(f"{without} of {len(asked)} {split} rows have no image, and are learnt and asked without one")
     return check_pictures(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
 
 

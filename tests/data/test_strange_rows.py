@@ -58,7 +58,9 @@ def test_a_strange_row_is_named_or_skipped(read, folder, kind):
 
 def test_null_says_that_a_row_has_no_image(read):
     """A field that is absent may have another name."""
-    first, second = read({**ROW, "image": None}, ROW)
+    said = []
+    first, second = read({**ROW, "image": None}, ROW, said=said)
+    assert said == ["1 of 2 train rows have no image, and are learnt and asked without one"]
     assert first.images == [] and len(second.images) == 1
     assert [part["type"] for part in first.messages[0]["content"]] == ["text"]
     with pytest.raises(RowError, match="no field 'image'.*data.image=FIELD, write \"image\": null in a row without"):
