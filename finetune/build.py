@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from finetune.adapters.base_check import check_base
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.batch import Batch
@@ -25,8 +26,10 @@ from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
 from finetune.lookup import import_string, look_up
 from finetune.matmul import speed_up
+from finetune.methods.adapter import check_methods
 from finetune.recipe import (
     ContrastiveSection,
+    MixData,
     PromptTuningSection,
     ReadSection,
     StreamableData,
@@ -170,6 +173,7 @@ def load_base(
     Raises:
         ModelError: it cannot be loaded, or no family supports it.
     """
+    check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
@@ -209,6 +213,26 @@ def _collator(
     return Collator(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
 
 
+def check_method(recipe: Recipe) -> None:
+    """Check that the base has the modules which a recipe's method adapts, before its weights or a row are read.
+
+    Raises:
+        RecipeError: what the recipe wants of the base is impossible.
+        ModelError: there is no such base, or its towers cannot be found.
+        MethodError: it lacks a module.
+    """
+    section = recipe.model
+    check_base(section.name_or_path, revision=section.revision)
+    path = embedded_path(section.name_or_path)
+    family = family_of(path, revision=section.revision)
+    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
+    try:
+        skeleton = family.skeleton(path, revision=section.revision)
+    except Exception:  # a class that needs weights to be built; ``attach`` checks the same on the loaded model
+        return
+    check_methods(skeleton, family.towers(skeleton), recipe.method)
+
+
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
     """Loads the base a recipe names.
 
@@ -217,6 +241,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
         ModelError: it cannot be loaded.
     """
     section = recipe.model
+    check_base(section.name_or_path, revision=section.revision)
     family = family_of(embedded_path(section.name_or_path), revision=section.revision)
     refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
     return load_base(
@@ -257,6 +282,27 @@ def examples_of(
         examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
     return _with_choices(examples, recipe.task) if chooses else examples  # none of a row that was left out
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Read every row and image once, before the weights of a base are.
+
+    What is found of an image is noted on disk, so that the rows are read again at little cost. A stream, and rows that
+    a program draws, are left out.
+
+    Raises:
+        DataError: a row or an image that cannot be used.
+    """
+    data = recipe.data
+    for section in map(data.part, data.sources) if isinstance(data, MixData) else [data]:
+        for split in ("train", "val", "test"):
+            streams = split == "train" and isinstance(section, StreamableData) and section.streaming
+            if isinstance(section, ReadSection) and not streams:
+                bad = tally(section, split, say=lambda _: None)
+                # The train rows decide how images are scaled; those of a mix decide it together.
+                bad.is_part = split != "train" or isinstance(data, MixData)
+                read_split(section, split, task=recipe.task, seed=recipe.seed, bad=bad)
+                bad.conclude()
 
 
 def _with_choices(examples: list[Example], task: TaskSection) -> list[Example]:

@@ -2,18 +2,20 @@
 
 Exit codes: 0, done. 1, it ran, and the answer is no: ``registry verify`` found problems, ``registry promote`` or a
 copy between registries was refused, a run of ``sweep`` failed, the demo did not hold. 2, it could not be done, with
-the reason in one line on stderr. 128 + n, signal n stopped it.
+the reason in one line on stderr. 128 + n, signal n stopped it; 141 where the reader of the output left (``| head``).
+
+What can be known of a command is checked before torch is imported: see ``finetune.preflight``.
 """
 
 import argparse
-import signal
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from finetune.errors import FinetuneError, StoppedError
+from finetune.command import EXIT_CODES, CommandParser, exit_code_of
 from finetune.export import command as export_command
-from finetune.extras import missing_extras_named
 from finetune.registry import commands as registry_commands
 from finetune.server import command as server_command
 
@@ -21,38 +23,45 @@ _SWEEP_HELP = (
     "such as seed=1,2,3; a single value holds for all runs, one with a comma in it stands in quotes or brackets. "
     "Nothing is published unless adapter.publish is among them. Runs that are finished are not run again."
 )
-EXIT_CODES = """\
-exit codes:
-  0      done
-  1      it ran, and the answer is no: problems found, a promotion or copy refused, a run failed
-  2      it could not be done; stderr says why
-  128+n  stopped by signal n
-"""
+_SHOWN_PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; an error of ours is one line on stderr."""
-    args = _parser().parse_args(argv)
+
+    def run() -> int:
+        args = _parser().parse_args(argv)
+        return int(args.run(args))
+
+    return exit_code_of(run)
+
+
+class _Version(argparse.Action):
+    """Prints the versions of this package and of what it computes with, from their metadata."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show versions and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        print(f"finetune-vlm {_version('finetune-vlm')} ({', '.join(f'{p} {_version(p)}' for p in _SHOWN_PACKAGES)})")
+        parser.exit()
+
+
+def _version(package: str) -> str:
     try:
-        with missing_extras_named():
-            return args.run(args)
-    except StoppedError as stop:
-        print(stop, file=sys.stderr)
-        return stop.exit_code
-    except FinetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="finetune",
         description="Adapters for frozen vision-language models.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(verb: str, text: str) -> argparse.ArgumentParser:
@@ -102,15 +111,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    from finetune.preflight import check_output_folder, check_output_place
+
+    check_output_folder(args.output_dir, key="--output-dir")
+    if args.json is not None:
+        check_output_place(args.json, option="--json")
     from finetune.demo import run_demo
 
-    return run_demo(args.output_dir, json_file=args.json)
+    return run_demo(args.output_dir.absolute(), json_file=args.json)
 
 
 def _train(args: argparse.Namespace) -> int:
     from finetune.recipe import load_recipe
 
     recipe = load_recipe(args.config, args.overrides)
+    from finetune.preflight import check_recipe
+
+    check_recipe(recipe)
     from finetune.runs import train
 
     train(recipe)
@@ -127,6 +144,10 @@ def _find_lr(args: argparse.Namespace) -> int:
     from finetune.recipe import load_recipe
 
     recipe = load_recipe(args.config, args.overrides)
+    from finetune.preflight import check_rates, check_recipe
+
+    check_rates(args.first, args.last, args.steps)
+    check_recipe(recipe, splits=("train",), writes=False)
     from finetune.find_lr import find_lr
 
     print(find_lr(recipe, first=args.first, last=args.last, steps=args.steps))
@@ -134,9 +155,15 @@ def _find_lr(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace) -> int:
+    from finetune.preflight import check_question
+
+    check_question(args.ref, args.image, base=args.base, registry=args.registry)
     from finetune.serving.loading import load
 
-    print(load(args.ref, base=args.base, registry=args.registry).ask(args.image, args.question))
+    found = load(args.ref, base=args.base, registry=args.registry).answer(args.image, args.question)
+    print(found.text)
+    if found.finish_reason == "length":
+        print(f"note: the answer was cut after {found.completion_tokens} tokens", file=sys.stderr)
     return 0
 
 
@@ -152,6 +179,10 @@ def _schema(args: argparse.Namespace) -> int:
     if args.file is None:
         print(schema_text(), end="")
     else:
+        from finetune.preflight import check_output_place
+
+        check_output_place(args.file, option="FILE")
+        args.file.parent.mkdir(parents=True, exist_ok=True)
         args.file.write_text(schema_text(), encoding="utf-8")
     return 0
 

@@ -9,8 +9,9 @@ from finetune.build import base_of, examples_of
 from finetune.data.survey import Survey
 from finetune.errors import RecipeError
 from finetune.judging import answer_split
+from finetune.preflight import check_comparison
+from finetune.preflight.run import how_rows_are_put
 from finetune.prompt_checks import check_answers, with_longest_answer
-from finetune.recipe import ReadSection
 from finetune.registry import AdapterRegistry
 from finetune.serving.app import VisionLanguageModel
 
@@ -39,15 +40,8 @@ def evaluate(
         One row per adapter and recipe: adapter, config, exact_match, interval, majority, blank_image, n, by_kind, and
         probe: the verdict on the adapter's effect here, and how far it is from the recorded one, relative to it.
     """
-    places = {(r.model.name_or_path, r.model.revision, r.model.dtype, r.model.quantization) for r in recipes}
-    if len(places) != 1:
-        raise RecipeError(
-            f"the configs name {len(places)} bases ({', '.join(sorted(str(p[0]) for p in places))}); adapters are "
-            "compared on one"
-        )
-    if len({_how_rows_are_put(recipe) for recipe in recipes} - {None}) > 1:
-        raise RecipeError("the configs differ in data.supervise or data.max_image_pixels; judge them one by one")
-    base = base_of(next((recipe for recipe in recipes if _how_rows_are_put(recipe)), recipes[0]))
+    check_comparison(refs, recipes, registry=registry)
+    base = base_of(next((recipe for recipe in recipes if how_rows_are_put(recipe)), recipes[0]))
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
     rows = []
     for recipe in recipes:
@@ -96,7 +90,3 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         elif probe["difference"] > 0.01:
             out.append(f"{ref}: its effect on the probe differs by {probe['difference']:.0%} from the recorded one")
     return "\n".join(out)
-
-
-def _how_rows_are_put(recipe: Recipe) -> tuple[str, int] | None:
-    return (recipe.data.supervise, recipe.data.max_image_pixels) if isinstance(recipe.data, ReadSection) else None

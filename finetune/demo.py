@@ -13,6 +13,8 @@ from finetune.build import examples_of
 from finetune.comparing import evaluate, table
 from finetune.data.images import open_image
 from finetune.errors import LaunchError
+from finetune.finished_runs import is_finished
+from finetune.folder_lock import locked
 from finetune.metrics.exact_match import exact_match
 from finetune.recipe import Recipe, load_recipe
 from finetune.registry import AdapterRegistry
@@ -33,10 +35,18 @@ def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
 
     Returns:
         0 when everything that must hold did, else 1.
+
+    Raises:
+        FolderInUseError: another demo is in the folder.
     """
+    with locked(folder, what_else="Or choose another folder (--output-dir)."):
+        return _run(folder, json_file)
+
+
+def _run(folder: Path, json_file: Path | None) -> int:
     started = time.monotonic()
     registry = AdapterRegistry(folder / "registry")
-    recipes = [load_recipe(_config(name), [f"train.output_dir={folder}"]) for name in CONFIGS]
+    recipes = [_recipe(name, folder) for name in CONFIGS]
     refs = []
     for recipe in recipes:
         print(f"\n== training {recipe.domain} (synthetic pictures)", flush=True)
@@ -59,6 +69,13 @@ def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
         json_file.write_text(json.dumps({"rows": rows, "held": verdict}, indent=2) + "\n")
     print(f"\nLook at {page} ({time.monotonic() - started:.0f} s in all)")
     return 0 if all(verdict.values()) else 1
+
+
+def _recipe(name: str, folder: Path) -> Recipe:
+    overrides = [f"train.output_dir={folder}"]
+    if is_finished(load_recipe(_config(name), overrides).run_folder):
+        overrides.append("train.resume=never")  # a demo that is run again trains again, and keeps what was there
+    return load_recipe(_config(name), overrides)
 
 
 def _config(name: str) -> Path:

@@ -10,7 +10,8 @@
     │   ├── RowError                      one row of many; ``data.on_error: skip`` leaves it out
     │   └── FetchError                    a picture's URL that is not allowed, or leads to no picture
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
-    │   └── StoppedError                  a run that was asked to stop, with its state saved
+    │   ├── StoppedError                  a run that was asked to stop, with its state saved
+    │   └── FolderInUseError              a folder that another process writes
     ├── AdapterError
     │   ├── AdapterReferenceError (ValueError)  a string that names no adapter
     │   ├── ManifestError (ValueError)    a manifest or adapter config that breaks its schema
@@ -92,6 +93,10 @@ class StoppedError(TrainingError):
     def __init__(self, message: str, *, signum: int):
         super().__init__(message)
         self.exit_code = 128 + signum  # as a shell has it
+
+
+class FolderInUseError(TrainingError):
+    """A folder that another process writes, or may write."""
 
 
 class AdapterError(FinetuneError):

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from finetune.build import Batches, base_of, rows_to_learn
-from finetune.errors import RecipeError, StoppedError, TrainingError
+from finetune.build import Batches, base_of, check_method, rows_to_learn
+from finetune.errors import StoppedError, TrainingError
 from finetune.methods.adapter import attach
+from finetune.preflight import check_rates, check_recipe
 from finetune.training.loop import Trainer
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from finetune.build import Base
     from finetune.recipe import Recipe, TrainSection
 
-FEWEST = 20  # steps
 GIVE_UP = 2.0  # times the loss of the first steps: nothing is learnt from what comes after
 LEAST_FALL = 0.1  # of the first loss; less is noise
 WIDTH = 40  # characters of the longest bar
@@ -75,10 +75,9 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
         RecipeError: a range that holds nothing, or too few steps.
         FinetuneError: whatever would stop a run of this recipe at its start.
     """
-    if not 0 < first < last:
-        raise RecipeError(f"the learning rate must grow from above 0, not from {first} to {last}")
-    if steps < FEWEST:
-        raise RecipeError(f"{steps} steps are too few to see a curve; give at least {FEWEST}")
+    check_rates(first, last, steps)
+    check_recipe(recipe, splits=("train",), writes=False)
+    check_method(recipe)
     accelerator = Accelerator(gradient_accumulation_steps=1, cpu=recipe.model.device == "cpu")
     set_seed(recipe.seed)
     base = base_of(recipe, device=str(accelerator.device))

@@ -143,6 +143,10 @@ class ModelFamily(Protocol):
         """Returns the frozen model in eval mode, and its processor."""
         ...
 
+    def skeleton(self, name_or_path: str, *, revision: str | None = None) -> PreTrainedModel:
+        """Return the model on the meta device: names and shapes, and no weights."""
+        ...
+
     def towers(self, model: nn.Module) -> Towers:
         """Returns where the towers of ``model`` are."""
         ...
@@ -218,6 +222,10 @@ class Method(Protocol):
         """Adds fresh trainable parameters, as a recipe's ``options`` say; outputs do not change where they can not."""
         ...
 
+    def check(self, model: nn.Module, towers: Towers, options: Any) -> None:
+        """Raise MethodError where ``model``, which may be on the meta device, lacks what ``options`` adapt."""
+        ...
+
     def detach(self, model: nn.Module) -> None:
         """Removes the part that trains and every trace of it; nothing happens where there is none."""
         ...
@@ -284,4 +292,8 @@ class CoupledTask(Task, Protocol):
         Returns:
             For each micro-batch the sum of each term, detached.
         """
+        ...
+
+    def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        """Returns the loss of rows that are to be answered, each held against its own choices and no other row."""
         ...

@@ -20,14 +20,14 @@ import os
 import platform
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.child import run_child
-from finetune.errors import FinetuneError, LaunchError
+from finetune.command import exit_code_of
+from finetune.errors import LaunchError
 from finetune.hardware import Hardware, find_hardware, num_cores
 from finetune.lookup import did_you_mean, import_string
 
@@ -44,13 +44,7 @@ SHOWN_PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; an error of ours is printed, not raised."""
-    try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except FinetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return exit_code_of(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _dispatch(args: list[str]) -> int:
@@ -101,9 +95,10 @@ def find_config(text: str) -> Path:
 
 
 def _check_recipe(config: Path, args: Sequence[str]) -> None:
-    """Refuses a recipe or override that cannot be run, before the seconds that a launch takes."""
+    """Refuses a recipe that cannot be run, or names what is not there, before the seconds that a launch takes."""
     load_recipe = import_string("finetune.recipe:load_recipe")
-    load_recipe(config, [arg for arg in args if not arg.startswith("-")])
+    check_recipe = import_string("finetune.preflight:check_recipe")
+    check_recipe(load_recipe(config, [arg for arg in args if not arg.startswith("-")]))
 
 
 def _recipe_script(name: str) -> Path:
@@ -173,7 +168,8 @@ def training_command(
     Accelerate starts a single process on a CPU whatever number it is told, so several are started
     by torch.distributed.run.
     """
-    python = [sys.executable, "-P", "-m"]  # -P: no module from the current folder
+    # -P: no module from the current folder. The processes' errors are shown by finetune.processes, once.
+    python = [sys.executable, "-P", "-m", "finetune.processes"]
     if hardware.kind == "cpu" and nproc > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
     else:

@@ -177,9 +177,8 @@ def _trained_ids(batches: Batches, example: Example) -> list[int]:
 
 def _as_an_app(section: VqaSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
     """Return the call by which an app asks what the row asks, and the row that it makes."""
-    if shape.form == "conversation" or shape.system != (
-        section.system_prompt or None
-    ):  # ask() sends one system message
+    has_own_system = shape.system != (section.system_prompt or None)  # ask() sends that of the contract alone
+    if shape.form == "conversation" or has_own_system:
         messages = _with_images(example.prompt, example.images)
         return "chat(messages)", conversation_row(section, messages, urls=None)
     call = "caption(image)" if shape.form == "caption" else "ask(image, question)"

@@ -9,6 +9,8 @@
     predictions-*.jsonl  scores-*.json       on the test split, of the base and of the adapter
     best/  last/  adapter/                   weights; ``adapter`` is complete with its manifest
     result.json                              written last: a folder without it holds an unfinished run
+    previous/1, ...                          finished runs that were moved aside
+    .lock                                    who writes here now
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import platform
 import subprocess
 from errno import EDQUOT, ENOSPC
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +29,12 @@ from accelerate.utils import broadcast_object_list
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.data.images import open_image
 from finetune.data.stream import Stream
-from finetune.errors import TrainingError
+from finetune.errors import FinetuneError, TrainingError
+from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_finished, set_aside
+from finetune.folder_lock import locked
 from finetune.report.page import Sample, write_page
 from finetune.training.checkpoint import Checkpoint, Checkpoints
+from finetune.training.plan import Plan, learning_rate_factor
 from finetune.training.state import versions
 
 if TYPE_CHECKING:
@@ -44,8 +50,36 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe
     from finetune.training.evaluate import Scores
 
-RESULT = "result.json"
 CARDS = 12  # rows on the page of samples
+
+
+@contextlib.contextmanager
+def run_lock(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
+    """Holds the run's folder inside the block, for all processes of this run; nothing has been loaded yet.
+
+    Raises:
+        TrainingError: on every process. Another run holds the folder, it cannot be written, or it holds a finished
+            run and the recipe does not say what is to become of that.
+    """
+    folder = recipe.run_folder
+    with contextlib.ExitStack() as stack:
+        problem: list[str | None] = [None]
+        error: Exception | None = None
+        if accelerator.is_main_process:
+            other = "Or give this run another name or train.output_dir."
+            try:
+                stack.enter_context(locked(folder, what_else=other))
+                refuse_finished(recipe)
+            except FinetuneError as found:
+                error = found
+            except OSError as found:
+                error = TrainingError(f"{folder} cannot be written ({found.strerror}). Set another train.output_dir.")
+            problem = [str(error) if error else None]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(problem)
+        if problem[0]:
+            raise error or TrainingError(problem[0])
+        yield
 
 
 def open_run(
@@ -54,14 +88,24 @@ def open_run(
     splits: Mapping[str, Rows],
     accelerator: Accelerator,
     say: Callable[[str], None],
+    *,
+    init_from: str | None = None,
 ) -> tuple[Checkpoints, Checkpoint | None]:
     """Decides whether the run goes on or starts, and writes down what is being run.
+
+    Args:
+        recipe: of the run.
+        base: what it adapts.
+        splits: its rows.
+        accelerator: of the run.
+        say: prints a line.
+        init_from: the reference by digest of the adapter that it starts from; None for a fresh one.
 
     Returns:
         Where checkpoints go, and the one to go on from, if any; the same one on every process.
 
     Raises:
-        TrainingError: the folder holds an unfinished run of something else.
+        TrainingError: the folder holds an unfinished run of something else, or there is nothing to make longer.
     """
     folder = recipe.run_folder
     run = {
@@ -70,33 +114,86 @@ def open_run(
         "base": base.identity.digest,
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
         "num_processes": accelerator.num_processes,
+        **({"init_from": init_from} if init_from else {}),
     }
-    checkpoints = Checkpoints(folder / "checkpoints", run, keep=recipe.train.save_total_limit)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, run, keep=recipe.train.save_total_limit)
+    extend = recipe.train.resume == "extend"
     chosen: list[Path | None] = [None]
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        start = _choose(recipe, checkpoints, say)
+        rows = splits["train"]
+        plan = partial(
+            Plan.of,
+            num_rows=None if isinstance(rows, Stream) else len(rows),
+            num_processes=accelerator.num_processes,
+            seed=recipe.seed,
+        )
+        start = _extend(recipe, checkpoints, plan, say) if extend else _choose(recipe, checkpoints, say)
         chosen = [start.path if start else None]
-        (folder / RESULT).unlink(missing_ok=True)
-        write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
+        write_json(folder / RECIPE, recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", environment(accelerator))
     if accelerator.num_processes > 1:
         broadcast_object_list(chosen)
-    return checkpoints, checkpoints.read(chosen[0]) if chosen[0] else None
+    return checkpoints, checkpoints.read(chosen[0], extend=extend) if chosen[0] else None
 
 
 def _choose(recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]) -> Checkpoint | None:
-    finished = (recipe.run_folder / RESULT).exists()
-    if finished or recipe.train.resume == "never":
+    start = None
+    if recipe.train.resume == "auto":
+        checkpoints.sweep()
+        start = checkpoints.newest(say)
+    if start is None:
+        folder = recipe.run_folder
+        # An adapter that is whole is never overwritten by a run that begins.
+        if is_finished(folder) or (folder / "adapter").exists():
+            say(f"the run that was in {folder} is kept in {set_aside(folder)}")
         checkpoints.clear()
         return None
-    checkpoints.sweep()
-    start = checkpoints.newest(say)
-    if start:
-        say(f"going on from {start.path}, {start.step} steps done (train.resume: never starts again)")
-        if (then := start.facts["versions"]) != (now := versions()):
-            say(f"  other versions than then, so other rounding: {then} then, {now} now")
+    say(f"going on from {start.path}, {start.step} steps done (train.resume: never starts again)")
+    _tell_versions(start, say)
     return start
+
+
+def _extend(
+    recipe: Recipe, checkpoints: Checkpoints, plan_of: Callable[..., Plan], say: Callable[[str], None]
+) -> Checkpoint | None:
+    """Returns the checkpoint from which the run goes on to its new length; a finished one is kept beside.
+
+    Raises:
+        TrainingError: there is none, or the run is as long already.
+    """
+    folder, options = recipe.run_folder, recipe.train
+    checkpoints.sweep()
+    start = checkpoints.newest(say, extend=True)
+    if start is None:
+        raise TrainingError(f"train.resume is extend, but {folder} holds no checkpoint that can be gone on from.")
+    finished, total = is_finished(folder), plan_of(options).total_steps
+    if (finished or start.extended) and start.step >= total:
+        raise TrainingError(
+            f"train.resume is extend, but {folder} has taken {start.step} steps, and this recipe ends after {total}. "
+            "Set a larger train.epochs or train.max_steps."
+        )
+    say(f"going on from {start.path}, {start.step} steps done, to step {total}")
+    if start.extended:
+        then = start.facts["run"]["recipe"]["train"]
+        old = options.model_copy(update={key: then[key] for key in ("epochs", "max_steps")})
+        before, after = (
+            options.learning_rate * learning_rate_factor(step, length, plan_of(length).total_steps)
+            for step, length in ((start.step - 1, old), (start.step, options))
+        )
+        say(
+            f"  the learning rate goes on as the schedule of {total} steps has it: {before:.2e} in step {start.step}, "
+            f"{after:.2e} in step {start.step + 1}. A run of this length from its beginning would end otherwise."
+        )
+    if finished:
+        say(f"  the adapter of the shorter run is kept in {set_aside(folder, going_on=True)}")
+    _tell_versions(start, say)
+    return start
+
+
+def _tell_versions(start: Checkpoint, say: Callable[[str], None]) -> None:
+    if (then := start.facts["versions"]) != (now := versions()):
+        say(f"  other versions than then, so other rounding: {then} then, {now} now")
 
 
 def rows_digest(examples: Rows) -> str:

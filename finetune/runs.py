@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, is_deepspeed_available, set_seed
 
-from finetune.adapters.contract import contract_of
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
-from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.build import Base, Batches, base_of, examples_of, max_positions, rows_to_learn, with_image_range
+from finetune.adapters.reference import AdapterRef
+from finetune.build import Base, Batches, base_of, check_method, check_rows
 from finetune.data.stream import Stream
-from finetune.data.survey import Survey
 from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
+from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
-from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
+from finetune.preflight import check_recipe
 from finetune.registry import AdapterRegistry
-from finetune.run_folder import RESULT, open_run, telling_of_a_full_disk, write_json, write_samples
-from finetune.saving import caption_question, probe_effect, save_adapter, save_weights
+from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_json, write_samples
+from finetune.run_rows import read_run_rows
+from finetune.saving import probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
 from finetune.training.compiling import CompiledLayers
@@ -32,17 +32,24 @@ from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
+from finetune.training.validation import Validation, Validator, warnings_of
+from finetune.warm_start import Parent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from finetune.data.collate import Collator
+    from finetune.data.pairs import PairCollator
     from finetune.data.stream import Rows
     from finetune.example import Example
     from finetune.interfaces import Attachment
+    from finetune.prediction import Prediction
     from finetune.recipe import Recipe
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.evaluate import Scores
     from finetune.training.replicated import Replicated
+    from finetune.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,14 @@ class RunResult:
     ref: str | None  # in the registry, when the recipe publishes
     before: Scores | None
     after: Scores | None
+    warnings: tuple[str, ...] = ()  # what should be known before the adapter is used
 
 
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
     """Runs a recipe: train, judge on the test split before and after, save, publish.
 
-    Where the run's folder holds an unfinished run of the same recipe, that one goes on.
+    Where the run's folder holds an unfinished run of the same recipe, that one goes on. A finished one is never
+    overwritten: it is refused, moved aside or made longer, as ``train.resume`` says. One run at a time has the folder.
 
     Args:
         recipe: from ``load_recipe``.
@@ -69,16 +78,17 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
         StoppedError: a signal asked to stop; the state is saved.
         FinetuneError: anything else that stops the run, with what to do.
     """
-    _check_names(recipe)
-    check_trackers(recipe.train.trackers)
     registry = registry or AdapterRegistry()
+    check_recipe(recipe, registry=registry)
+    check_trackers(recipe.train.trackers)
+    check_method(recipe)
     accelerator = _accelerator(recipe)
     if recipe.adapter.publish and accelerator.is_main_process:
         # Hours later is too late for a key that is missing, or a passphrase that nobody is there to type.
         registry.guard.check_signer(AdapterRef.parse_name(recipe.adapter.publish).namespace)
     strategy = strategy_of(accelerator, recipe)
     try:
-        with telling_of_a_full_disk(recipe.run_folder):
+        with telling_of_a_full_disk(recipe.run_folder), run_lock(recipe, accelerator):
             return _train(recipe, strategy, registry)
     finally:
         finish_trackers(accelerator)
@@ -90,77 +100,86 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     main, folder = accelerator.is_main_process, recipe.run_folder
     track = accelerator.log if recipe.train.trackers else None
     log = RunLog(folder, every=recipe.train.logging_steps, main=main, track=track)
+    parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
+    with accelerator.main_process_first():  # what it notes of images is there for the others
+        check_rows(recipe)
     base = base_of(recipe, device=strategy.load_device)
+    if parent:
+        parent.require_base(base)
     with accelerator.main_process_first():  # the others find what it looked up in the cache
-        learnt = rows_to_learn(recipe, base=base, say=log.say)
-        surveys = {"train": learnt.survey if isinstance(learnt, Stream) else Survey.of(learnt)}
-        recipe = with_image_range(recipe, learnt)
-        recipe = recipe.model_copy(
-            update={"task": complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))}
-        )
-        splits = {name: examples_of(recipe, name, base=base, say=log.say) for name in ("val", "test")}
-    surveys |= {name: Survey.of(rows) for name, rows in splits.items()}
-    report_lengths(recipe.task, surveys, log.say)
-    check_answers(recipe.task, surveys, log.say)
-    strategy.check_rows({"train": learnt, **splits})
+        rows = read_run_rows(recipe, base, log.say)
+    recipe = rows.recipe
+    strategy.check_rows(rows.splits)
     strategy.split(base.model, base.towers)
     log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     if base.quantization:
         names = quantized_modules(base.model)
         log.say(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
-    train = "a stream" if isinstance(learnt, Stream) else len(learnt)
-    log.say(f"rows train {train}, " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items()))
-    checkpoints, start = open_run(recipe, base, {"train": learnt, **splits}, accelerator, log.say)
+    log.say(f"rows {rows.counts}")
+    checkpoints, start = open_run(
+        recipe, base, rows.splits, accelerator, log.say, init_from=parent.ref if parent else None
+    )
     start_trackers(accelerator, recipe)
-    collator = collator_of_run(recipe, base, learnt, [*splits["val"], *splits["test"]], accelerator, log.say)
-    shown = [collator.show(row) for row in (learnt.first if isinstance(learnt, Stream) else learnt[:3])]
+    collator = collator_of_run(recipe, base, rows.train, [*rows.val, *rows.test], accelerator, log.say)
+    rows.check_prompts(base, collator, when="before training")
+    shown = [collator.show(row) for row in rows.first]
     for row in shown:
         log.say(f"  {row}")
     if main:
         (folder / "samples.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
     judged = {}
-    if splits["test"]:
+    if rows.test:
         judged["base"] = judge_split(
             base,
             recipe,
             collator.prompt_batch,
-            splits["test"],
+            rows.test,
             accelerator,
             log,
             "base",
             known=start is not None,
         )
+    alone = _base_alone(recipe, base, collator, rows.val, judged, accelerator, log)
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
+    if parent:
+        parent.write_into(attachment, base)
+        log.say(f"  its weights are those of {parent.ref} to begin with")
     if base.family.kind == "generative" and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
-    shapes = {shape: row for survey in surveys.values() for shape, row in survey.shapes.items()}
-    as_asked = Batches(base.collator, attachment.placeholders)
-    contract = contract_of(recipe.task, caption_question=caption_question(learnt))
-    check_prompts(contract, shapes, trained=batches, asked=as_asked, when="before training")
-    val = splits["val"]
-    steps, attachment = _fit(recipe, base, attachment, batches, learnt, val, strategy, log, checkpoints, start)
-    if splits["test"]:
-        judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, splits["test"], accelerator, log, "adapter")
+    state, total, attachment = _fit(
+        recipe, base, attachment, batches, rows.train, rows.val, strategy, log, checkpoints, start
+    )
+    steps = state.best_step or state.step
+    if rows.test:
+        judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, rows.test, accelerator, log, "adapter")
     before, after = (judged[who][0] if who in judged else None for who in ("base", "adapter"))
+    notes = warnings_of(state, recipe.train, total_steps=total, base=alone)
+    for note in notes:
+        log.say(f"warning: {note}.")
     ref, probe = None, probe_effect(base, attachment)
     if main:
         remember_base(base.identity, base.path)
-        rows = {"train": learnt, **splits}
-        save_adapter(folder / "adapter", recipe, base, attachment, rows, before, after, probe=probe, steps=steps)
+        parents = [parent.ref] if parent else []
+        save_adapter(
+            folder / "adapter", recipe, base, attachment, rows.splits, before, after,
+            probe=probe, steps=steps, parents=parents,
+        )  # fmt: skip
         saved = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes())
-        check_prompts(saved.prompt, shapes, trained=batches, asked=as_asked, when="after saving")
+        rows.check_prompts(
+            base, collator, contract=saved.prompt, placeholders=attachment.placeholders, when="after saving"
+        )
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
-            write_samples(folder / "samples.html", recipe, base.task(recipe.task), splits["test"], judged)
+            write_samples(folder / "samples.html", recipe, base.task(recipe.task), rows.test, judged)
         if recipe.adapter.publish:
             ref = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases).ref
             log.say(f"published {ref}")
-        write_json(folder / RESULT, {"ref": ref, "steps": steps})
+        write_json(folder / RESULT, {"ref": ref, "steps": steps, "warnings": notes})
     accelerator.wait_for_everyone()
-    return RunResult(folder, folder / "adapter", ref, before, after)
+    return RunResult(folder, folder / "adapter", ref, before, after, tuple(notes))
 
 
 def _fit(
@@ -174,11 +193,11 @@ def _fit(
     log: RunLog,
     checkpoints: Checkpoints,
     start: Checkpoint | None,
-) -> tuple[int, Attachment]:
+) -> tuple[TrainState, int, Attachment]:
     """Trains, and leaves the best weights in the model.
 
     Returns:
-        The optimizer steps behind these weights, and the attachment that holds them, frozen.
+        The state at the end, the steps of the whole run, and the attachment that holds the best weights, frozen.
     """
     accelerator = strategy.accelerator
     task, folder, main = base.task(recipe.task), recipe.run_folder, accelerator.is_main_process
@@ -209,19 +228,20 @@ def _fit(
 
     compiled = CompiledLayers(base.model, base.towers.language if recipe.train.torch_compile else ())
 
-    def validate() -> float:
+    validator = Validator(
+        model=base.model,
+        task=task,
+        examples=val,
+        training_batch=batches.training_batch,
+        prompt_batch=batches.prompt_batch,
+        accelerator=accelerator,
+        seed=recipe.seed,
+    )
+
+    def validate() -> Validation:
         base.model.eval()
         with compiled.paused():
-            answers = predict(
-                base.model,
-                task,
-                val,
-                batches.prompt_batch,
-                batch_size=recipe.train.eval_batch_size,
-                accelerator=accelerator,
-                title="validating",
-            )
-        return score(task, val, answers).exact_match
+            return validator(eval_batch_size=recipe.train.eval_batch_size, batch_size=trainer.state.batch_size)
 
     try:
         with compiled:
@@ -238,14 +258,35 @@ def _fit(
     if trainer.best:
         strategy.load(trainer.best)
     base.model.eval()
-    return state.best_step or state.step, strategy.finish()
+    return state, trainer.plan.total_steps, strategy.finish()
 
 
-def _check_names(recipe: Recipe) -> None:
-    """Refuses, before hours of training, a name that could not be saved or published after them."""
-    AdapterRef.parse_name(recipe.adapter.publish or f"{recipe.domain}/{recipe.name}")
-    for alias in recipe.adapter.aliases:
-        check_alias(alias)
+def _base_alone(
+    recipe: Recipe,
+    base: Base,
+    collator: Collator | PairCollator,
+    val: list[Example],
+    judged: Mapping[str, tuple[Scores, list[Prediction]]],
+    accelerator: Accelerator,
+    log: RunLog,
+) -> tuple[str, float] | None:
+    """Returns on which rows the base was evaluated, and its score: on validation rows where there are no test rows."""
+    if "base" in judged:
+        return "test", judged["base"][0].exact_match
+    if not val:
+        return None
+    answers = predict(
+        base.model,
+        base.task(recipe.task),
+        val,
+        collator.prompt_batch,
+        batch_size=recipe.train.eval_batch_size,
+        accelerator=accelerator,
+        title="evaluating the base",
+    )
+    found = score(base.task(recipe.task), val, answers).exact_match
+    log.say(f"base on validation: exact match {found:.3f}, {len(val)} rows")
+    return "validation", found
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

@@ -34,7 +34,7 @@ from finetune.methods.adapter import switch
 from finetune.recipe import ReadSection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -85,6 +85,7 @@ def save_adapter(
     *,
     probe: Probe,
     steps: int,
+    parents: Sequence[str] = (),
 ) -> AdapterManifest:
     """Writes the finished adapter with its manifest, replacing ``folder`` in one step.
 
@@ -98,8 +99,11 @@ def save_adapter(
         after: the adapter's.
         probe: what ``probe_effect`` returned.
         steps: optimizer steps behind the weights.
+        parents: references by digest of the adapters whose weights it started from.
     """
-    manifest = _manifest(recipe, base, attachment, splits, before, after, probe=probe, steps=steps)
+    manifest = _manifest(
+        recipe, base, attachment, splits, before, after, probe=probe, steps=steps, parents=list(parents)
+    )
     write_folder(
         folder,
         {
@@ -163,6 +167,7 @@ def _manifest(
     *,
     probe: Probe,
     steps: int,
+    parents: list[str],
 ) -> AdapterManifest:
     description = describe(attachment, base.identity.model_type)
     namespace, _, name = (recipe.adapter.publish or f"{recipe.domain}/{recipe.name}").partition("/")
@@ -196,5 +201,6 @@ def _manifest(
         probe=probe,
         license=recipe.adapter.license,
         intended_use=recipe.adapter.intended_use,
+        parents=parents,
         files=file_entries(weights_bytes(attachment.parameters), config_bytes(peft_config(description))),
     )

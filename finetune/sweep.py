@@ -20,6 +20,9 @@ from typing import Any
 from finetune.adapters.manifest import MANIFEST_NAME, canonical_json, sha256_hex
 from finetune.child import run_child
 from finetune.errors import RecipeError
+from finetune.finished_runs import changed_since, is_finished
+from finetune.folder_lock import locked
+from finetune.preflight import check_recipe
 from finetune.recipe import Recipe, load_recipe, read_value
 
 RESULT_NAME = "result.json"  # in a run's folder, once it is finished
@@ -99,13 +102,20 @@ def run_sweep(config: str | Path, words: Sequence[str]) -> int:
         0; 1 when a run failed, after the others; 128 + n when signal n stopped a run, and so the sweep.
 
     Raises:
-        RecipeError: a word, or one of the recipes, is wrong; nothing was started.
+        FinetuneError: a word, one of the recipes, or what they name is wrong; nothing was started.
+        FolderInUseError: another sweep is in the folder; nothing was started.
     """
     runs = plan(config, words)
+    _check(runs)
     folder = runs[0].recipe.run_folder.parent
+    with locked(folder, what_else="Or give the recipe another name or train.output_dir."):
+        return _run_all(runs, config, folder)
+
+
+def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
     failed = []
     for number, run in enumerate(runs, start=1):
-        finished = run.result() is not None
+        finished = run.result() is not None or _ended_unnoticed(run)
         print(
             f"[{number}/{len(runs)}] {run} {'is finished:' if finished else 'in'} {run.recipe.run_folder}", flush=True
         )
@@ -171,6 +181,17 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def _check(runs: Sequence[Run]) -> None:
+    """Check all that is known beforehand of the runs that are to start, once for each that differs in it."""
+    different = {}
+    for run in runs:
+        if run.result() is None and not _ended_unnoticed(run):
+            parts = run.recipe.model_dump(mode="json", include={"model", "data", "task", "adapter"})
+            different[_json(parts)] = run.recipe
+    for recipe in different.values():
+        check_recipe(recipe)
+
+
 def _read_word(word: str) -> tuple[str, list[Any]]:
     key, equals, text = word.partition("=")
     if not equals or not key:
@@ -191,6 +212,11 @@ def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, A
     name = f"{recipe.name[:50].rstrip('-')}-{digest[:10]}"
     overrides += [f"name={_json(name)}", f"train.output_dir={_json(str(folder))}"]
     return Run(settings=settings, recipe=load_recipe(config, overrides), overrides=tuple(overrides), digest=digest)
+
+
+def _ended_unnoticed(run: Run) -> bool:
+    """Tells whether a run came to its end when no sweep was there to keep its result, and keeps that now."""
+    return is_finished(run.recipe.run_folder) and changed_since(run.recipe) == {} and _keep_result(run) is None
 
 
 def _keep_result(run: Run) -> str | None:

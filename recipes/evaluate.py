@@ -11,23 +11,29 @@ import json
 import sys
 from pathlib import Path
 
-from finetune.comparing import evaluate, table
-from finetune.errors import FinetuneError
+from finetune.command import CommandParser, exit_code_of
+from finetune.preflight import check_comparison, check_output_place
 from finetune.recipe import load_recipe
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return exit_code_of(lambda: _evaluate(argv))
+
+
+def _evaluate(argv: list[str] | None) -> int:
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("refs", nargs="+", metavar="REF")
     parser.add_argument("--on", nargs="+", required=True, metavar="CONFIG")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every config")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    try:
-        rows = evaluate(args.refs, [load_recipe(path, args.set) for path in args.on])
-    except FinetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    recipes = [load_recipe(path, args.set) for path in args.on]
+    if args.json:
+        check_output_place(args.json, option="--json")
+    check_comparison(args.refs, recipes)
+    from finetune.comparing import evaluate, table  # imports torch: not before what needs none
+
+    rows = evaluate(args.refs, recipes)
     print(table(rows))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -14,21 +14,32 @@ import time
 from pathlib import Path
 
 import finetune.pocket
-from finetune.build import load_base
-from finetune.pocket.card import shortfalls, write_card
-from finetune.pocket.domains import read_world
-from finetune.pocket.pretrain import PretrainOptions, pretrain
+from finetune.adapters.base_check import check_base
+from finetune.command import CommandParser, exit_code_of
+from finetune.preflight import check_output_folder
 from finetune.recipe import VqaSection
-from finetune.training.evaluate import evaluate
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return exit_code_of(_pretrain)
+
+
+def _pretrain() -> int:
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--judge", type=Path, metavar="FOLDER")
     parser.add_argument("--install", action="store_true")
     args = parser.parse_args()
+    check_output_folder(args.output_dir, key="--output-dir")
+    if args.judge is not None:
+        check_base(str(args.judge))
+    from finetune.build import load_base  # imports torch: not before the arguments are checked
+    from finetune.pocket.card import shortfalls, write_card
+    from finetune.pocket.domains import read_world
+    from finetune.pocket.pretrain import PretrainOptions, pretrain
+    from finetune.training.evaluate import evaluate
+
     started, minutes = time.monotonic(), None
     if args.judge is None:
         pretrain(PretrainOptions(folder=args.output_dir, device=args.device))

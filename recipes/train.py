@@ -7,29 +7,28 @@ Prints the scores of the frozen base and of the adapter on the test rows, and th
 SIGTERM stops after the step at hand with the state saved (exit code 130 or 143); the same command then goes on.
 """
 
-import signal
 import sys
 
-from finetune.errors import FinetuneError, StoppedError
+from finetune.preflight import check_recipe
+from finetune.processes import exit_code_of_process
 from finetune.recipe import load_recipe
-from finetune.runs import train
 
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
-    try:
-        train(load_recipe(argv[0], argv[1:]))
-    except StoppedError as stop:
-        print(stop, file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("stopped outside training: nothing was lost. The same command goes on.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except FinetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code_of_process(
+        lambda: _train(argv), on_keyboard="stopped outside training: nothing was lost. The same command goes on."
+    )
+
+
+def _train(argv: list[str]) -> int:
+    recipe = load_recipe(argv[0], argv[1:])
+    check_recipe(recipe)
+    from finetune.runs import train  # imports torch: not before what needs none
+
+    train(recipe)
     return 0
 
 

@@ -1,7 +1,11 @@
-"""What every test gets: its own home, registry and cache; nothing from the user's; no colours, no network."""
+"""What every test gets: its own home, registry and cache; nothing from the user's; no colours, no network.
+
+``seeding.py`` seeds it.
+"""
 
 import json
 import os
+import sys
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -9,6 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.seeding import (  # noqa: F401  hooks of pytest
+    pytest_fixture_setup,
+    pytest_make_collect_report,
+    pytest_runtest_setup,
+)
 
 
 def _generative_families():
@@ -103,12 +113,8 @@ def make_recipe(rows_folder, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def deterministic():
-    """Seeds torch where a test has loaded it, and restores accelerate's process state."""
-    import sys
-
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+def accelerate_state():
+    """Restores accelerate's process state."""
     yield
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,3 +110,14 @@ def test_ask_takes_a_registry_and_says_its_own_option(tmp_path, capsys):
     assert f"there is no registry at {tmp_path / 'none'}" in capsys.readouterr().err
     assert main(["ask", "base", "a.png", "What?"]) == 2
     assert "(--base)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("reason", "note"), [("length", "note: the answer was cut after 16 tokens\n"), ("stop", "")])
+def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, reason, note):
+    from finetune.serving import loading
+    from finetune.tasks.generation import Answer
+
+    found = Answer(text="a red hat and", finish_reason=reason, prompt_tokens=9, completion_tokens=16)
+    monkeypatch.setattr(loading, "load", lambda *args, **kw: SimpleNamespace(answer=lambda image, question: found))
+    assert main(["ask", "base", "a.png", "What?", "--base", "pocket"]) == 0
+    assert capsys.readouterr() == ("a red hat and\n", note)

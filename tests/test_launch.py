@@ -62,7 +62,7 @@ def test_one_process_on_a_cpu_goes_through_accelerate(project, ran):
     assert launch.main(["recipes/configs/medical/brain_mri.yaml", "train.seed=1"]) == 0
     [(command, _, cwd)] = ran
     assert command == [
-        *(sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet"),
+        *(sys.executable, "-P", "-m", "finetune.processes", "accelerate.commands.launch", "--quiet"),
         *("--config_file", str(project / "recipes/accelerate/cpu.yaml"), "--num_processes", "1"),
         str(project / "recipes/train.py"),
         *(str(project / "recipes/configs/medical/brain_mri.yaml"), "train.seed=1"),
@@ -75,7 +75,8 @@ def test_two_processes_on_a_cpu_go_through_torchrun(project, ran, monkeypatch):
     assert launch.main(["recipes/configs/medical/brain_mri.yaml"]) == 0
     [(command, env, _)] = ran
     assert command == [
-        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(sys.executable, "-P", "-m", "finetune.processes"),
+        *("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         str(project / "recipes/train.py"),
         str(project / "recipes/configs/medical/brain_mri.yaml"),
     ]
@@ -138,7 +139,8 @@ def test_bad_override_is_refused_before_anything_starts(project, monkeypatch, ca
         assert overrides == ["trian.seed=1"]
         raise RecipeError("clothing.yaml: unknown key 'trian'")
 
-    monkeypatch.setattr(launch, "import_string", {"finetune.recipe:load_recipe": refuse}.__getitem__)
+    places = {"finetune.recipe:load_recipe": refuse, "finetune.preflight:check_recipe": None}
+    monkeypatch.setattr(launch, "import_string", places.__getitem__)
     assert launch.main(["recipes/configs/retail/clothing.yaml", "--flag", "trian.seed=1"]) == 2
     assert capsys.readouterr().err == "error: clothing.yaml: unknown key 'trian'\n"
 
@@ -248,7 +250,7 @@ def test_accelerate_takes_its_config(name, nproc):
     command = launch.training_command(
         Path("a.yaml"), ["train.seed=1"], script=Path("t.py"), hardware=hardware, nproc=nproc
     )
-    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(command[4:]))
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(command[5:]))
     assert Path(args.config_file).name == f"{name}.yaml"
     assert (args.num_processes, args.num_machines, args.mixed_precision) == (nproc, 1, "no")
     assert (args.use_cpu, args.multi_gpu) == (name == "cpu", name == "ddp")

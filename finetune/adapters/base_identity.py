@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, sha256_hex
 from finetune.adapters.strict_json import canonical_json
@@ -58,18 +59,41 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
             "Give the folder of the plain base."
         )
     weights = weight_files(folder)
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise ModelError(f"{folder}: no config.json")
-    config = json.loads(config_path.read_bytes())
+    config = _config(folder)
     is_hub_id = not Path(name_or_path).is_dir()
     return BaseIdentity(
         model_type=str(config.get("model_type")),
         files={path.name: file_digest(path, cached=verify == "cached") for path in weights},
-        config=sha256_hex(canonical_json({k: v for k, v in config.items() if k not in _CONFIG_NOISE})),
+        config=_config_digest(config),
         hub_id=name_or_path if is_hub_id else None,
         revision=folder.name if is_hub_id else None,
     )
+
+
+def refuse_other_base(wanted: BaseIdentity, folder: Path) -> None:
+    """Refuse a base whose config or names of files are not those of ``wanted``; no weight is read.
+
+    Raises:
+        BaseMismatchError: it is another base.
+        ModelError: the folder holds no model.
+    """
+    config = _config(folder)
+    # The digests of the weights take long: they are taken as right here, and checked when the base is loaded.
+    files = {path.name: wanted.files.get(path.name, "0" * 64) for path in weight_files(folder)}
+    live = BaseIdentity(model_type=str(config.get("model_type")), files=files, config=_config_digest(config))
+    require_same_base(wanted, live)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no config.json")
+    config: dict[str, Any] = json.loads(path.read_bytes())
+    return config
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    return sha256_hex(canonical_json({key: value for key, value in config.items() if key not in _CONFIG_NOISE}))
 
 
 def weight_files(folder: Path) -> list[Path]:

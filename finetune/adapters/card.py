@@ -1,5 +1,6 @@
 """The model card of an adapter, or of what was made of one: what the Hugging Face Hub shows, from its manifest."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         f"{what}, of {record.domain}, task {record.task}. {tie} weights and config with the digest `{base.digest}`.",
         *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
         "",
-        f"```{card.loading_language}\n{card.loading}\n```",
+        _fenced(card.loading, card.loading_language),
         "",
         card.checks,
         "",
@@ -147,6 +148,13 @@ def _images(manifest: AdapterManifest) -> list[str]:
 
 def _one_line(text: str | None) -> str:
     return " ".join((text or "not stated").split())
+
+
+def _fenced(code: str, language: str) -> str:
+    """Returns code as a block of Markdown, whatever stands in its texts."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
 
 
 def _code(text: str) -> str:

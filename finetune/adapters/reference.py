@@ -144,6 +144,14 @@ def _parsed(text: str) -> AdapterRef:
         raise AdapterReferenceError(f"{brief(text)} is no adapter reference: {error} Expected {FORMS}.") from None
 
 
+def folder_hint(name: str) -> str:
+    """Return what to write where a folder was meant: a text such as ``runs/mine`` reads as a reference."""
+    for path in (Path(name), Path(name) / "adapter"):
+        if (path / "manifest.json").is_file():
+            return f" {name} reads as a reference; for the folder write ./{path.as_posix()}."
+    return ""
+
+
 def as_folder(ref: str | Path) -> Path | None:
     """Returns the folder that ``ref`` means, or None where it is a registry reference.
 

@@ -10,7 +10,9 @@ from finetune.example import Example
 from finetune.recipe import JsonlData, TaskSection
 
 
-def read_jsonl(section: JsonlData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
+def read_jsonl(
+    section: JsonlData, split: str, *, task: TaskSection, seed: int, bad: BadRows, limit: int | None = None
+) -> list[Example]:
     """Reads the file of one split.
 
     Args:
@@ -19,6 +21,7 @@ def read_jsonl(section: JsonlData, split: str, *, task: TaskSection, seed: int, 
         task: how a question is put.
         seed: the run's; unused, since the file has an order.
         bad: where rows go that cannot be used.
+        limit: number of rows to read from the file's beginning; None for all.
 
     Raises:
         DataError: naming the file.
@@ -34,6 +37,8 @@ def read_jsonl(section: JsonlData, split: str, *, task: TaskSection, seed: int, 
     refuse_other_files(path, data)
     examples = []
     for number, line in enumerate(data.split(b"\n"), start=1):
+        if limit is not None and bad.tried >= limit:
+            break
         if line.strip():
             with bad.row():
                 where = f"{path}, line {number}"

@@ -57,7 +57,7 @@ class Lengths:
         variants = [example.saying(caption) for caption in example.captions] or [example]
         rendered = [self.collator.supervise(variant) for variant in variants]
         longest = max(len(each.ids) for each in rendered)
-        answer = max(stop - start for each in rendered for start, stop in each.learnt)
+        answer = max((stop - start for each in rendered for start, stop in each.learnt), default=0)
         return RowTokens(longest - len(sizes) + self._of_row(example, sizes), answer)
 
     def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:

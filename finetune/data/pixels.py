@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
 from finetune.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import TypeIs
 
 
 def is_array(image: object) -> bool:
     """Tells whether a picture came as an array of numpy or torch."""
-    return isinstance(image, np.ndarray | torch.Tensor)
+    return isinstance(image, np.ndarray) or _is_tensor(image)
 
 
 def pixels_of(image: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -23,9 +29,9 @@ def pixels_of(image: np.ndarray | torch.Tensor) -> np.ndarray:
         DataError: it has another shape, or one that reads both ways, or other values.
     """
     where = f"an array {list(image.shape)} of {str(image.dtype).removeprefix('torch.')}"
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        pixels = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    if _is_tensor(image):
+        tensor = image.detach().cpu()
+        pixels = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
     else:
         pixels = image
     if pixels.ndim != 3 or 3 not in (pixels.shape[0], pixels.shape[2]) or 0 in pixels.shape:
@@ -45,3 +51,9 @@ def pixels_of(image: np.ndarray | torch.Tensor) -> np.ndarray:
     if pixels.dtype != np.uint8:
         raise DataError(f"{where} is no picture: pixels are uint8, or floating-point numbers from 0 to 1")
     return np.ascontiguousarray(pixels)
+
+
+def _is_tensor(image: object) -> TypeIs[torch.Tensor]:
+    # Who has a tensor has imported torch; who has none need not wait for it.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)

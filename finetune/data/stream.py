@@ -25,9 +25,10 @@ from finetune.data.bit_depth import COLORS, VALUES, decide_range, fixed_range
 from finetune.data.fields import RawRow, require_columns, to_example
 from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
 from finetune.data.pictures import facts_of, look
-from finetune.data.survey import Survey
-from finetune.errors import DataError, RowError
+from finetune.data.survey import Survey, system_of
+from finetune.errors import DataError, RowError, brief
 from finetune.example import ImageOptions
+from finetune.recipe import VqaSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,7 @@ class Checks:
     seed: int  # chooses among captions
     lengths: Lengths | PairLengths | None = None  # of the base that the rows are put to
     limit: int | None = None  # tokens of a row
+    system: tuple[str | None] | None = None  # the system message that every row must have, where the first ones agree
 
     def example(self, arrival: Arrival) -> Example | DataError:
         """Returns the row, or what is wrong with it: rows of a list are checked for the same faults.
@@ -103,6 +105,12 @@ class Checks:
                     fault = f"{arrival.row.where}: {tokens.row} tokens, and a row may have {self.limit}"
                     raise RowError(fault, reason=_TOO_LONG)
                 example = replace(example, num_tokens=tokens.row, num_answer_tokens=tokens.answer)
+            if self.system is not None and system_of(example) != self.system[0]:
+                raise RowError(
+                    f"{arrival.row.where}: the system message must be that of the first rows, {brief(self.system[0])}; "
+                    f"found {brief(system_of(example))}. Set task.system_prompt to what ask() is to send.",
+                    reason="another system message",
+                )
         except DataError as error:
             return error
         options = ImageOptions(range=fixed_range(self.section), page=self.section.image_page)
@@ -147,6 +155,16 @@ class Stream:
         if unread := unread_columns(checks.section, columns):
             bad.say(f"{what}: {unread_report(dict.fromkeys(unread, 0))}")
         self._check_sample()
+
+    def keep_prompt(self, task: TaskSection) -> None:
+        """Have every row that arrives put as the first ones are.
+
+        Args:
+            task: with what the first rows brought to it.
+        """
+        agreed = isinstance(self.checks.task, VqaSection) and self.checks.task.system_prompt is None
+        system = (getattr(task, "system_prompt", None),) if agreed else None
+        self.checks = replace(self.checks, task=task, system=system)
 
     @property
     def identity(self) -> dict[str, Any]:

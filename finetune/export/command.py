@@ -4,9 +4,11 @@ import argparse
 import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from finetune.export.choosing import check_choice
+from finetune.preflight import check_adapter
 from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
 
 _ABOUT = """\
@@ -16,7 +18,7 @@ loaded in float32 for that (4 bytes a parameter). The folder appears whole, with
 all."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Adds ``export``."""
     parser = subparsers.add_parser(
         "export",
@@ -43,7 +45,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("bake_scaling", "multiply LoRA's scaling into B: lora_alpha == r, no rslora, no patterns", action="store_true")
     add(
         "dtype",
-        "of the weights: float32 or float16; merged also bfloat16, or auto for that of the base's files",
+        "of the weights: float32 or float16; merged also bfloat16, or auto (its default) for what the base is loaded "
+        "in: as its config says, else as its files are",
         metavar="DTYPE",
     )
     add("max_shard_size", "of a file of weights, such as 500MB (5GB)", metavar="SIZE")
@@ -61,6 +64,11 @@ def run(args: argparse.Namespace) -> int:
     """
     options = {name: getattr(args, name) for name in EXPORT_OPTIONS if hasattr(args, name)}
     check_choice(args.to, options)  # before torch is loaded
+    if args.output is not None:
+        from finetune.export.output import refuse_occupied
+
+        refuse_occupied(Path(args.output).expanduser().absolute())
+    check_adapter(args.ref, base=args.base, revision=args.revision, registry=args.registry)
     from finetune.export.exporting import export_adapter
 
     def show(message: Warning | str, *where: object) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from finetune.adapters.base_identity import require_same_processor, snapshot_folder, weight_files
 from finetune.adapters.card import CARD_NAME, Card, model_card
@@ -21,6 +21,7 @@ from finetune.build import load_base
 from finetune.errors import ExportError
 from finetune.export.output import require_space
 from finetune.export.parity import ROUNDING, compare, outputs, rows_of
+from finetune.export.snippets import transformers_code
 from finetune.export.target import Comparison
 from finetune.lookup import did_you_mean
 from finetune.methods.adapter import merge
@@ -61,7 +62,8 @@ class Merged:
     It takes the memory of one fp32 copy of the base: the merged one is let go before what was written is read back.
 
     Attributes:
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` for that of most of the base's files.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` for what transformers loads the base in, as
+            ``own_dtype`` finds it.
         max_shard_size: of one file of weights, such as ``5GB``.
     """
 
@@ -87,7 +89,7 @@ class Merged:
         """Merges, casts, writes model, processor and card, and loads them as any base is loaded."""
         base, model, device = source.base, cast("Any", source.base.model), str(source.base.model.device)
         home = snapshot_folder(base.path, revision=base.identity.revision)
-        dtype = _most_common_dtype(home) if self.dtype == "auto" else self.dtype
+        dtype = own_dtype(home) if self.dtype == "auto" else self.dtype
         require_space(folder, sum(p.numel() for p in model.parameters()) * getattr(torch, dtype).itemsize)
         untie(model, source.updates)
         before = _digests(model, dtype)
@@ -137,7 +139,7 @@ def _card(source: Source, dtype: str) -> Card:
         digest=source.adapter.digest,
         relation="finetune",
         library_name="transformers",
-        loading=_LOADING.format(auto_class=source.base.family.auto_class.__name__),
+        loading=transformers_code(source, _LOADING.format(auto_class=source.base.family.auto_class.__name__)),
         checks=f"Merged in float32, written in {dtype}. `export.json` says what was compared before the folder was "
         "declared good, and with which versions.",
     )
@@ -160,8 +162,15 @@ def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
                         config.tie_word_embeddings = False
 
 
-def _most_common_dtype(home: Path) -> str:
-    """Returns what most values of the base's files of weights are held in."""
+def own_dtype(home: Path) -> str:
+    """Returns what transformers loads a base in: what its config states, else what most values of its files are in.
+
+    The two differ where files were made small for the way: whoever loads such a base gets what the config states.
+    """
+    config = AutoConfig.from_pretrained(home, trust_remote_code=False)
+    stated = str(config.dtype or config.get_text_config().dtype or "").removeprefix("torch.")
+    if stated in ROUNDING:
+        return stated
     counts: Counter[str] = Counter()
     for path in weight_files(home):
         with safe_open(path, "pt") as file:

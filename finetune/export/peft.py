@@ -14,6 +14,7 @@ from finetune.adapters.peft_format import OURS, peft_config
 from finetune.errors import ExportError
 from finetune.export.parity import compare, compare_tensors, outputs
 from finetune.export.scaling import bake_scaling
+from finetune.export.snippets import transformers_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +119,6 @@ def _card(source: Source) -> Card:
         version=source.version,
         digest=source.adapter.digest,
         library_name="peft",
-        loading=loading,
+        loading=transformers_code(source, loading),
         checks="`export.json` says what was compared before the folder was declared good, and with which versions.",
     )

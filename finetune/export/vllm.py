@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
+from finetune.adapters.manifest import VqaContract
 from finetune.export.peft import Peft
+from finetune.export.snippets import IMAGE_NAME, QUESTION, messages_code
 from finetune.export.vllm_rules import DEFAULT_MAX_LORA_RANK, refuse_for_vllm
 
 if TYPE_CHECKING:
@@ -16,11 +18,22 @@ if TYPE_CHECKING:
     from finetune.export.target import Comparison, Source
 
 _LOADING = """\
-from vllm import LLM
+from base64 import b64encode
+
+from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 llm = LLM("{base}"{revision}, enable_lora=True, max_lora_rank={max_lora_rank})
-answers = llm.chat(messages, lora_request=LoRARequest("{name}", 1, "FOLDER"))  # this one"""
+image = b64encode(open("{image}", "rb").read()).decode()
+question = {question}
+{messages}
+answers = llm.chat(
+    messages,
+    SamplingParams(temperature=0, max_tokens={max_new_tokens}),
+    lora_request=LoRARequest("{name}", 1, "FOLDER"),  # this one
+)
+print(answers[0].outputs[0].text.strip())"""
+_IMAGE_PART = '{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +53,17 @@ class Vllm:
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Writes what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
         comparisons = Peft(bake_scaling=True).make(source, folder)
-        identity = source.manifest.base
+        identity, contract = source.manifest.base, source.manifest.prompt
+        assert isinstance(contract, VqaContract), "vLLM serves no dual encoder"
         loading = _LOADING.format(
             base=identity.hub_id or "BASE",
             revision=f', revision="{identity.revision}"' if identity.revision else "",
             max_lora_rank=self.max_lora_rank,
             name=source.manifest.full_name,
+            image=IMAGE_NAME,
+            question=repr(QUESTION),
+            messages=messages_code(contract, image=_IMAGE_PART),
+            max_new_tokens=contract.generation.max_new_tokens,
         )
         card = Card(
             version=source.version,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -91,11 +90,15 @@ class Family:
                     )
         return self.tower_paths
 
-    def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
-        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower."""
+    def skeleton(self, name_or_path: str, *, revision: str | None = None) -> PreTrainedModel:
+        """Return the model as its config describes it, on the meta device: names and shapes, and no weights."""
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-            towers = self.towers(self.auto_class.from_config(config, trust_remote_code=False))
+            return self.auto_class.from_config(config, trust_remote_code=False)
+
+    def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
+        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower."""
+        towers = self.towers(self.skeleton(name_or_path, revision=revision))
         return [*towers.projector, *towers.vision, "lm_head"]
 
 
@@ -128,7 +131,7 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(
             f"no model at {name_or_path!r}: {first_line} Give a folder, a hub id, or one of the embedded bases: "
-            f"{', '.join(EMBEDDED_BASES)}.{_how_to_bring(name_or_path, revision)}"
+            f"{', '.join(EMBEDDED_BASES)}."
         ) from None
     if config.model_type in FAMILIES:
         return import_string(FAMILIES[config.model_type])()
@@ -137,16 +140,4 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
     raise ModelError(
         f"{name_or_path}: {config.model_type} is no vision-language model that transformers knows. Supported by name: "
         f"{', '.join(FAMILIES)}; and any other class of AutoModelForImageTextToText whose towers can be found."
-    )
-
-
-def _how_to_bring(name_or_path: str, revision: str | None) -> str:
-    """Returns what to do where a hub id is not on this machine and the hub cannot be reached."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) or Path(name_or_path).exists():
-        return ""
-    wanted = f" --revision {revision}" if revision else ""
-    return (
-        " If it is a hub id: where the hub can be reached, run "
-        f"`hf download {name_or_path}{wanted} --local-dir FOLDER` (after `hf auth login` and accepting its terms, "
-        "where it is gated), bring FOLDER here, and set model.name_or_path=FOLDER."
     )

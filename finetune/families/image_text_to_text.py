@@ -28,6 +28,7 @@ class ImageTextToTextFamily(Family):
     kind: ClassVar[Kind] = "generative"
     auto_class = AutoModelForImageTextToText
     chat_template: ClassVar[str | None] = None  # for bases that come without one
+    processor_adds_marks: ClassVar[bool] = False  # whether it puts first token and line break around a text by itself
 
     def check_processor(self, processor: ProcessorMixin, name_or_path: str) -> None:
         """Gives a processor without a chat template the family's own.

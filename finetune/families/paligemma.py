@@ -31,6 +31,7 @@ class PaliGemmaFamily(ImageTextToTextFamily):
         projector=("model.multi_modal_projector",),
         vision=("model.vision_tower",),
     )
+    processor_adds_marks = True
     chat_template = (
         "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}{% endif %}{% endfor %}{{ bos_token }}"

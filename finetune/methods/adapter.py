@@ -49,6 +49,16 @@ def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
     return attachment
 
 
+def check_methods(model: PreTrainedModel, towers: Towers, sections: Sequence[MethodSection]) -> None:
+    """Check that a model has what a recipe's methods adapt; by names alone, so that it may be on the meta device.
+
+    Raises:
+        MethodError: naming the key of the recipe, with what there is.
+    """
+    for section in sections:
+        _method(section.name).check(model, towers, section)
+
+
 def refuse_attached(model: PreTrainedModel) -> None:
     """Raises MethodError where an adapter trains in the model: finished ones are made for the plain base."""
     if any(_method(name).is_attached(model) for name in METHODS):

@@ -20,7 +20,7 @@ from finetune.methods.lora_forward import fold_additions
 from finetune.methods.lora_options import check_options
 from finetune.methods.lora_update import DoraUpdate, LoraUpdate
 from finetune.methods.modules import module_at
-from finetune.methods.targets import resolve_targets
+from finetune.methods.targets import named_targets, resolve_targets
 from finetune.tables import FIXED_PEFT_CONFIG
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class Lora:
             learning_rates=_learning_rates(parameters, modules, options),
             notes=tuple(notes),
         )
+
+    def check(self, model: nn.Module, towers: Towers, options: LoraSection) -> None:
+        """Raise MethodError where a name given for a tower is not that of a linear module there."""
+        named_targets(model, towers, options.towers)
 
     def detach(self, model: nn.Module) -> None:
         """Takes the layers out, so that the tree is the base's own again."""

@@ -18,7 +18,7 @@ from finetune.methods.modules import module_at
 from finetune.methods.reach import unreached_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from torch import Tensor
 
@@ -42,11 +42,10 @@ class Overrides:
         notes: list[str] = []
         copies: dict[str, nn.Parameter] = {}
         for kind in options.parameters:
-            originals = _originals(host, kind)
+            originals = _originals(host.model, host.towers, kind)
             unused = unreached_parameters(originals, host.forward) if originals else []
             names = [name for name in originals if name not in unused]
-            if not names:
-                raise MethodError(f"method.parameters: this base has no {kind} to train. Leave {kind!r} out.")
+            _require(names, kind)
             modules["projector" if kind == "projector" else "language"] = names
             notes += [f"left out, as the forward never uses it: {name}" for name in unused]
             copies |= {name: nn.Parameter(originals[name].detach().float().clone()) for name in names}
@@ -62,6 +61,11 @@ class Overrides:
             unit="parameters",
             notes=tuple(notes),
         )
+
+    def check(self, model: nn.Module, towers: Towers, options: OverridesSection) -> None:
+        """Raise MethodError where a kind names no parameter."""
+        for kind in options.parameters:
+            _require(_originals(model, towers, kind), kind)
 
     def detach(self, model: nn.Module) -> None:
         """Removes the copies."""
@@ -205,11 +209,16 @@ class TrainedCopies:
             yield module.register_forward_hook(restore, always_call=True)
 
 
-def _originals(host: Host, kind: str) -> dict[str, nn.Parameter]:
+def _require(names: Collection[str], kind: str) -> None:
+    if not names:
+        raise MethodError(f"method.parameters: this base has no {kind} to train. Leave {kind!r} out.")
+
+
+def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Parameter]:
     """Returns the base's own parameters of one kind, by full name."""
     originals: dict[str, nn.Parameter] = {}
-    for path in host.towers.projector if kind == "projector" else host.towers.language:
-        for name, module in host.model.get_submodule(path).named_modules(prefix=path):
+    for path in towers.projector if kind == "projector" else towers.language:
+        for name, module in model.get_submodule(path).named_modules(prefix=path):
             if isinstance(module, BaseTunerLayer) and kind == "projector":
                 raise MethodError(
                     f"{name} is adapted by LoRA and cannot be trained as a whole too. Set "

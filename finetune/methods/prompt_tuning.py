@@ -39,9 +39,8 @@ class PromptTuning:
         Raises:
             MethodError: the initial text holds no token, or the model has no one sequence of tokens.
         """
+        self.check(host.model, host.towers, options)
         embedding = _input_embedding(host.model)
-        if embedding is None:
-            raise MethodError(f"{type(host.model).__name__} has no one sequence of tokens that a prompt could begin")
         ids = _initial_ids(options, host.tokenizer, embedding.weight.shape[0])
         with torch.no_grad():
             start = embedding(ids.to(embedding.weight.device)[None])[0].float()  # [N, D], after any embedding scale
@@ -61,6 +60,11 @@ class PromptTuning:
             learning_rates={TENSOR: options.lr_ratio} if options.lr_ratio != 1 else {},
             placeholders=places,
         )
+
+    def check(self, model: PreTrainedModel, towers: Towers, options: PromptTuningSection) -> None:
+        """Raise MethodError where the model has no one sequence of tokens."""
+        if _input_embedding(model) is None:
+            raise MethodError(f"{type(model).__name__} has no one sequence of tokens that a prompt could begin")
 
     def detach(self, model: PreTrainedModel) -> None:
         """Removes the prompt and its hooks."""

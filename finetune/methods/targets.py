@@ -11,7 +11,7 @@ from finetune.lookup import did_you_mean
 from finetune.methods.reach import unreached
 
 if TYPE_CHECKING:
-    from finetune.interfaces import Host
+    from finetune.interfaces import Host, Towers
     from finetune.recipe import TowerTarget, TowerTargets
 
 
@@ -21,16 +21,10 @@ def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[st
     Modules that the forward never uses are left out; so are experts that are not linear modules. Both are noted.
 
     Raises:
-        MethodError: a tower, or one of the names given for it, matches nothing, or nothing is to be adapted.
+        MethodError: a tower, or one of the names given for it, matches nothing.
     """
     model = host.model
-    resolved = {
-        tower: _in_tower(model, tower, paths, getattr(wanted, tower))
-        for tower, paths in host.towers.items()
-        if getattr(wanted, tower).target_modules != "none"
-    }
-    if not any(resolved.values()):
-        raise MethodError("nothing to adapt: method.towers says none for every tower. Set at least one to all-linear.")
+    resolved = named_targets(model, host.towers, wanted)
     unused = set(unreached(model, [name for names in resolved.values() for name in names], host.forward))
     notes = [f"left out, as the forward never uses it: {name}" for name in sorted(unused)]
     for tower, names in resolved.items():
@@ -41,6 +35,21 @@ def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[st
             raise MethodError(f"method.towers.{tower}: the forward uses none of its {len(names)} linear modules")
         resolved[tower] = [name for name in names if name not in unused]
     return resolved, notes
+
+
+def named_targets(model: nn.Module, towers: Towers, wanted: TowerTargets) -> dict[str, list[str]]:
+    """Return tower -> full names of the linear modules that are asked for, whether the forward uses them or not.
+
+    Only names are read, so that the model may be on the meta device.
+
+    Raises:
+        MethodError: as ``resolve_targets``.
+    """
+    return {
+        tower: _in_tower(model, tower, paths, getattr(wanted, tower))
+        for tower, paths in towers.items()
+        if getattr(wanted, tower).target_modules != "none"
+    }
 
 
 def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: TowerTarget) -> list[str]:

@@ -59,6 +59,10 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
     require_extra("app", what="finetune app")
     if base is None and not refs:
         raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
+    from finetune.preflight import check_adapter
+
+    for ref in dict.fromkeys(refs) or ["base"]:
+        check_adapter(ref, base=base, registry=registry)
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
         playground = _load(refs, base, AdapterRegistry(registry), Path(folder))
         # Read when Gradio is imported: where uploads are kept, and that it reports nothing and asks for no news.

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.recipe.section import PositiveInt, Section
 
@@ -39,6 +39,12 @@ class TowerTargets(Section):
     """What turns the features of a picture into tokens."""
     vision: Target = TowerTarget(target_modules="none")
     """The vision tower."""
+
+    @model_validator(mode="after")
+    def _adapts_one(self) -> "TowerTargets":
+        if all(target.target_modules == "none" for _, target in self):
+            raise ValueError("none for every tower, so nothing would be adapted. Set at least one to all-linear")
+        return self
 
 
 class LoraSection(Section):

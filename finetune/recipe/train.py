@@ -11,6 +11,10 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value  # YAML reads a bare off so
 
 
+def _resume(value: Any) -> Any:
+    return {False: "never", True: "auto"}[value] if isinstance(value, bool) else value  # as other tools have it
+
+
 class TrainSection(Section):
     """The optimisation. One optimizer step sees batch_size x gradient_accumulation_steps x processes rows."""
 
@@ -37,21 +41,23 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are clipped to this norm; null: not at all."""
     eval_steps: PositiveInt | None = None
-    """Optimizer steps between validations; by default once an epoch."""
+    """Optimizer steps between validations; by default once an epoch. The best one's weights become the adapter: that of
+    the highest score, among equal ones that of the lowest loss, among these the latest."""
     eval_batch_size: PositiveInt = 32
     """Rows of a batch when answers are generated."""
     early_stopping_patience: PositiveInt | None = None
-    """Validations without a better score after which the run ends."""
-    logging_steps: PositiveInt = 10
-    """Optimizer steps between lines of the log."""
+    """Validations in a row, without a better score or an equal one at a lower loss, after which the run ends."""
+    logging_steps: PositiveInt | None = None
+    """Optimizer steps between lines of the log; by default 10, and fewer where a run has less than 100."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
     """Programs that are told what the log is told, through accelerate."""
     save_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; by default as eval_steps."""
     save_total_limit: PositiveInt = 2
     """How many checkpoints are kept, the newest."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: an unfinished run in the run's folder goes on; never: it starts again."""
+    resume: Annotated[Literal["auto", "never", "extend"], BeforeValidator(_resume)] = "auto"
+    """auto (or true): an unfinished run in the run's folder goes on, a finished one is refused; never (or false): it
+    starts again, and a finished one is kept in the folder's ``previous``; extend: it goes on to a greater length."""
     group_by_length: bool = False
     """Rows of like length share an optimizer step: less is padded, and a step's rows are more alike."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

@@ -21,6 +21,8 @@ class AdapterSection(Section):
     """``namespace/name`` in the registry; published nowhere by default."""
     aliases: list[str] = []
     """Words that stand for the new version, besides ``latest``."""
+    init_from: Text | None = None
+    """A finished adapter whose weights the new one starts from: a reference or a folder; by default it starts fresh."""
     license: Text | None = None
     """Of the adapter, as SPDX writes it."""
     intended_use: Text | None = None
@@ -45,13 +47,13 @@ class Recipe(Section):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run writes."""
-        return Path(self.train.output_dir) / self.name
+        """Where the run writes, as an absolute path: what a run prints can be used from any folder."""
+        return Path(self.train.output_dir).expanduser().absolute() / self.name
 
     def identity(self) -> dict[str, Any]:
         """Returns the recipe without what only says where things lie, and how a run is watched and kept."""
         data = self.model_dump(mode="json")
-        del data["model"]["name_or_path"], data["model"]["device"]
+        del data["model"]["name_or_path"], data["model"]["device"], data["adapter"]["init_from"]
         for key in (
             "output_dir",
             "logging_steps",

@@ -4,7 +4,7 @@ import math
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,21 @@ class Condition:
         paths = dict(_numbers(metrics))
         if self.path in paths:
             return f"{self}: it is {paths[self.path]:.6g}"
-        there = textwrap.shorten(", ".join(sorted(paths)) or "none", 80, placeholder=" ...")
-        hint = did_you_mean(self.path, paths) if len(self.path) < 40 else ""
-        return textwrap.shorten(f"{self}: there is no such metric.{hint} There are: {there}", 256, placeholder="...")
+        # The few of a whole split come before the many of its kinds, so that no cut hides them.
+        names = sorted(paths, key=lambda name: (name.count("."), not name.startswith("test."), name))
+        hint = _hint(self.path, names) if len(self.path) < 40 else ""
+        there = ", ".join(names) or "none"
+        return textwrap.shorten(f"{self}: there is no such metric.{hint} There are: {there}", 256, placeholder=" ...")
 
     def __str__(self) -> str:
         return f"{self.path}{self.op}{self.value:.6g}"
+
+
+def _hint(path: str, names: Sequence[str]) -> str:
+    """Returns the metric that was meant: one of the same last word, or one written alike."""
+    last = path.rpartition(".")[2]
+    same = [name for name in names if name.rpartition(".")[2] == last]
+    return f" Did you mean {same[0]!r}?" if same else did_you_mean(path, names)
 
 
 def _number(text: str) -> float | None:

@@ -60,9 +60,9 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
         with open(path, "rb") as file:
             raw = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise ManifestError(
-            f"{folder} is no adapter folder: it holds no {MANIFEST_NAME}. A finished training run writes one."
-        ) from None
+        finished = (folder / "adapter" / MANIFEST_NAME).is_file()
+        hint = f"That of this run is {folder / 'adapter'}." if finished else "A finished training run writes one."
+        raise ManifestError(f"{folder} is no adapter folder: it holds no {MANIFEST_NAME}. {hint}") from None
     except OSError as error:
         raise explain(error, path, verb="read") from error
     return raw, AdapterManifest.parse(raw, source=str(path))

@@ -17,9 +17,17 @@ from finetune.errors import StoreError, TrustError
 from finetune.registry.commits import Commit
 from finetune.registry.folders import check_folder, read_manifest, read_signature
 from finetune.registry.seen import SeenEntries
-from finetune.registry.signing import KEY_VARIABLE, SigningKey, manifest_message
+from finetune.registry.signing import KEY_VARIABLE, SigningKey, asks_for_passphrase, manifest_message
 from finetune.registry.store import ObjectMissing
-from finetune.registry.trust import TRUST_VARIABLE, Demand, PolicyFile, TrustPolicy, Verdict, default_policy_path
+from finetune.registry.trust import (
+    NOT_SIGNED,
+    TRUST_VARIABLE,
+    Demand,
+    PolicyFile,
+    TrustPolicy,
+    Verdict,
+    default_policy_path,
+)
 from finetune.registry.versions import Version
 
 if TYPE_CHECKING:
@@ -146,8 +154,12 @@ class Guard:
         if self.policy.of(version.namespace).signatures == "require":
             self._check_manifest(version.namespace, version.name, version.digest, version.signature)
 
-    def check_signer(self, namespace: str) -> SigningKey | None:
+    def check_signer(self, namespace: str, *, unlock: bool = True) -> SigningKey | None:
         """Returns the key that signs what is written in a namespace; None for no signature.
+
+        Args:
+            namespace: of the adapter.
+            unlock: whether the terminal may be asked for a passphrase; without it such a key is only looked for.
 
         Raises:
             TrustError: the namespace requires signatures, and there is no key, or not one that may sign there.
@@ -161,6 +173,8 @@ class Guard:
                 )
             return None
         if not isinstance(self._signer, SigningKey):
+            if not unlock and asks_for_passphrase(self._signer):
+                return None
             self._signer = SigningKey.load(self._signer)
         if requires and (refusal := self.policy.refusal(namespace, self._signer.id)):
             raise TrustError(
@@ -221,13 +235,25 @@ class Guard:
         keys = ", ".join(self.policy.of(namespace).keys)
         raise TrustError(
             f"{namespace}/{name}: {what}: {problem}. In the namespace {namespace!r} {self._source} accepts: {keys}. "
-            f"`finetune registry log {namespace}/{name}` shows who signed what."
+            f"`finetune registry log {namespace}/{name}` shows who signed what.{_going_on(problem)}"
         )
 
     @property
     def _source(self) -> str:
         where = f" {self._trust.path}" if isinstance(self._trust, PolicyFile) else ""
         return f"the trust policy{where}"
+
+
+def _going_on(problem: str) -> str:
+    """Returns how a history that was begun without signatures is brought under a policy that requires them."""
+    if problem != NOT_SIGNED:
+        return ""
+    return (
+        " If it was written before signatures were required and is what it should be: under a copy of the policy that "
+        f"says `warn` ({TRUST_VARIABLE}=COPY), with the key ({KEY_VARIABLE}), `finetune registry pull` the version and "
+        "`publish` the folder again with its alias; the first signed entry vouches for all aliases "
+        "(docs/threat-model.md)."
+    )
 
 
 UNGUARDED = Guard("", trust=TrustPolicy())

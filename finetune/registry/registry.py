@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
-from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_name_part
+from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_name_part, folder_hint
 from finetune.errors import AdapterReferenceError, NotFoundError
 from finetune.lookup import did_you_mean
 from finetune.registry import changes
@@ -389,6 +389,7 @@ class AdapterRegistry:
         if not self._open():
             raise NotFoundError(
                 f"no adapter {ref.full_name!r}: there is no registry at {self.location}. The first publish makes one."
+                f"{folder_hint(ref.full_name)}"
             )
         head = log.head()
         if head is None:
@@ -397,6 +398,6 @@ class AdapterRegistry:
             shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise NotFoundError(
                 f"no adapter {ref.full_name!r} in {self.location}.{did_you_mean(ref.full_name, names)} "
-                f"It holds: {shown or 'nothing yet'}."
+                f"It holds: {shown or 'nothing yet'}.{folder_hint(ref.full_name)}"
             )
         return head

@@ -286,6 +286,17 @@ def _read_private(path: Path) -> bytes:
     return pem
 
 
+def asks_for_passphrase(path: str | Path) -> bool:
+    """Return whether a key cannot be opened without asking the terminal for its passphrase.
+
+    Raises:
+        TrustError: there is no such file, or others can read it.
+        StoreError: it cannot be read.
+    """
+    locked = _read_private(Path(path).expanduser()).startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    return locked and not os.environ.get(PASSPHRASE_VARIABLE) and sys.stdin.isatty()
+
+
 def _passphrase(path: Path) -> bytes:
     if passphrase := os.environ.get(PASSPHRASE_VARIABLE):
         return passphrase.encode()

@@ -31,6 +31,7 @@ from finetune.registry.signing import PublicKey, signing_key_id
 from finetune.registry.store import explain
 
 TRUST_VARIABLE = "FINETUNE_TRUST"
+NOT_SIGNED = "it is not signed"
 NOBODY = "(nobody)"  # the signer of what is not signed; no name of a key
 
 
@@ -124,7 +125,7 @@ class TrustPolicy(_Part):
             message: what it has to be over.
         """
         if signature is None:
-            return Verdict(signer=NOBODY, problem="it is not signed")
+            return Verdict(signer=NOBODY, problem=NOT_SIGNED)
         key_id = signing_key_id(signature)
         key = self._by_id.get(key_id)
         if key is None:

@@ -11,6 +11,7 @@ from finetune.adapters.reference import AdapterRef
 from finetune.errors import LaunchError
 from finetune.extras import require_extra
 from finetune.listening import is_loopback, listening
+from finetune.preflight import check_adapter
 from finetune.server.keys import VARIABLE, read_keys
 from finetune.server.settings import Settings
 
@@ -82,6 +83,8 @@ def _serve(args: argparse.Namespace) -> int:
             f"--api-key-file FILE, or ${VARIABLE}."
         )
     with listening(args.host, args.port) as listener:
+        for ref in refs or ["base"]:
+            check_adapter(ref, base=args.base, registry=args.registry)
         from finetune.server.run import serve
         from finetune.serving.loading import load
 

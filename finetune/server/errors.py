@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # What clients ask for and this server does not do, with what to do instead.
-_NOT_DONE = {
+NOT_DONE = {
     "temperature": "answers are the most likely ones, as adapters were trained and judged: send 0, or leave it out",
     "top_p": "nothing is drawn by chance: send 1, or leave it out",
     "n": "there is one answer: send 1, or leave it out",
@@ -28,9 +28,21 @@ _NOT_DONE = {
     "logprobs": "probabilities are not told: send false, or leave it out",
     "top_logprobs": "probabilities are not told: leave it out",
     "tools": "there are no tools: leave it out",
-    "tool_choice": "there are no tools: leave it out",
+    "tool_choice": "there are no tools: send none, or leave it out",
+    "tool_calls": "there are no tools: leave it out",
     "functions": "there are no functions: leave it out",
+    "function_call": "there are no functions: send none, or leave it out",
     "response_format": "answers are plain text: leave it out",
+    "modalities": "answers are plain text: leave it out",
+    "audio": "answers are plain text: leave it out",
+    "refusal": "no answer here is a refusal: leave it out",
+    "annotations": "answers are plain text: leave it out",
+    "prediction": "answers are not predicted: leave it out",
+    "reasoning_effort": "answers come without reasoning: send none, or leave it out",
+    "verbosity": "answers are as long as the adapter was trained to give them: send medium, or leave it out",
+    "web_search_options": "nothing is searched for: leave it out",
+    "store": "nothing is stored: send false, or leave it out",
+    "include_obfuscation": "events are sent as they are: send false, or leave it out",
     "detail": "pictures are shown as the adapter was trained: send auto, or leave it out",
 }
 
@@ -71,8 +83,8 @@ def invalid_request(error: ValidationError) -> RequestError:
     fields = _fields(fault["loc"])
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fields).lstrip(".") or None
     name = str(fields[-1]) if fields else "body"
-    if name in _NOT_DONE:
-        return RequestError(f"{param}: {_NOT_DONE[name]}.", status=400, code="unsupported_value", param=param)
+    if name in NOT_DONE:
+        return RequestError(f"{param}: {NOT_DONE[name]}.", status=400, code="unsupported_value", param=param)
     if fault["type"] == "extra_forbidden":
         return RequestError(
             f"Unrecognized request argument: {brief(param)}.", status=400, code="unknown_parameter", param=param

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def to_example(request: ChatRequest, section: VqaSection, settings: Settings) -> Example:
     """Returns the row of a request, its pictures as the files that were sent.
 
-    One user's message with one text is a question, put as the adapter was trained on questions, with the pictures
-    before it; anything else is a conversation, as it stands.
+    One user's message with one text is a question, put as the adapter was trained on questions, with its images
+    before or after it as they were then; anything else is a conversation, as it stands.
 
     Args:
         request: what was asked.

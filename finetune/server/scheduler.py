@@ -8,8 +8,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from finetune.build import max_positions
-from finetune.errors import AdapterError, RequestError
+from finetune.errors import AdapterError, FinetuneError, RequestError, brief
 from finetune.serving.together import answer_batch, longest_answer, prompt_batch, prompt_lengths, sharing_key
 
 if TYPE_CHECKING:
@@ -255,7 +257,7 @@ class Scheduler:
             batch = self._batch(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0].fail(error)
+                jobs[0].fail(_unusable(error))
                 return [], None
             return self._prompts([job for job in jobs if self._prompts([job])[1] is not None])
         fitting = [job for job, length in zip(jobs, prompt_lengths(batch), strict=True) if self._fits(job, length)]
@@ -282,3 +284,21 @@ class Scheduler:
 
     def _limit(self, job: Job) -> int:
         return job.max_new_tokens or longest_answer(self._switcher, job.resident)
+
+
+def _unusable(error: Exception) -> Exception:
+    """Returns why a request cannot be prepared: what a processor raises lies in the request, and it is told so.
+
+    Processors raise almost anything on images of sizes that their authors did not think of.
+    """
+    if isinstance(error, FinetuneError | MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+        return error
+    _log.warning("a request cannot be prepared for this base", exc_info=error)
+    what = str(error).strip().partition("\n")[0] or type(error).__name__
+    return RequestError(
+        f"messages: the base's processor cannot prepare them: {brief(what, 200)}. Send images of another size, or "
+        "another text.",
+        status=400,
+        code="invalid_messages",
+        param="messages",
+    )

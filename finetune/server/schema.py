@@ -1,41 +1,67 @@
 """What goes over the wire, in OpenAI's words: https://platform.openai.com/docs/api-reference/chat.
 
-A field whose type allows one value only is there because clients send it; any other value would change how answers
-are made, and is refused.
+A field that asks for nothing is accepted: null whatever it is called, and what ``AsksNothing`` lists, which clients
+send by themselves. Any other value would change how answers are made, and is refused.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import core_schema
 
 Text = Annotated[str, Field(min_length=1)]
-OnlyZero = Annotated[float, Field(ge=0, le=0)]
-OnlyOne = Annotated[float, Field(ge=1, le=1)]
 
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _false(value: Any) -> Any:
-    if value is not False:
-        raise ValueError("only false is allowed")
-    return value
+class AsksNothing:
+    """The type of a field that is read and changes nothing, put into ``Annotated``: null or one of ``values``.
+
+    Args:
+        values: of JSON.
+    """
+
+    def __init__(self, *values: Any):
+        self.allowed = (None, *values)
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
+        return {"enum": list(self.allowed)}
+
+    def _check(self, value: Any) -> Any:
+        # In Python 0 is False, and in JSON it is not.
+        if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.allowed):
+            return value
+        raise ValueError(f"allowed is {' or '.join(map(repr, self.allowed))}")
 
 
 _WHOLE = BeforeValidator(_whole)  # 1.0 is an integer in JSON
-One = Annotated[int, Field(ge=1, le=1), _WHOLE]
 NumTokens = Annotated[int, Field(ge=1, le=100_000), _WHOLE]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), _WHOLE]
-No = Annotated[Literal[False], BeforeValidator(_false)]  # 0 is no false in JSON
+Zero = Annotated[Any, AsksNothing(0)]
+Empty = Annotated[Any, AsksNothing([])]
+Null = Annotated[Any, AsksNothing()]
 
 
 class _Asked(BaseModel):
-    """What a client sends: exactly what is named here, of exactly these types."""
+    """What a client sends: exactly what is named here, of exactly these types, and null under any name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, json_schema_extra={"additionalProperties": {"type": "null"}}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_is_null(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name in cls.model_fields}
 
 
 class _Told(BaseModel):
@@ -55,7 +81,7 @@ class ImageUrl(_Asked):
     """Where a picture is: ``data:image/png;base64,...``, or http(s) where the server allows that."""
 
     url: Text
-    detail: Literal["auto"] | None = None
+    detail: Annotated[Any, AsksNothing("auto")] = None
 
 
 class ImagePart(_Asked):
@@ -84,11 +110,11 @@ class AssistantMessage(_Asked):
 
     role: Literal["assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
+    refusal: Null = None
+    annotations: Empty = None
+    audio: Null = None
+    function_call: Null = None
+    tool_calls: Empty = None
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -98,34 +124,52 @@ class StreamOptions(_Asked):
     """What a stream tells beside the answer."""
 
     include_usage: bool | None = None
+    include_obfuscation: Annotated[Any, AsksNothing(False)] = None
 
 
 class ChatRequest(_Asked):
     """A question or conversation, and which adapter is to answer it.
 
-    ``seed`` changes nothing, as answers are always the same; nor do ``user``, ``metadata``, ``safety_identifier``,
-    ``prompt_cache_key`` and ``service_tier``.
+    Answers are the most likely ones, as adapters were trained and evaluated: ``temperature`` 0 says so, and 1, which is
+    OpenAI's default, is read as no wish. ``seed`` changes nothing, as answers are always the same; nor do ``user``,
+    ``metadata``, ``safety_identifier``, ``prompt_cache_key``, ``prompt_cache_retention`` and ``service_tier``.
     """
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     max_completion_tokens: NumTokens | None = None
     max_tokens: NumTokens | None = None
-    stop: Text | Annotated[list[Text], Field(min_length=1, max_length=4)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: Seed | None = None
-    temperature: OnlyZero | None = None
-    top_p: OnlyOne | None = None
-    n: One | None = None
-    presence_penalty: OnlyZero | None = None
-    frequency_penalty: OnlyZero | None = None
-    logprobs: No | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    parallel_tool_calls: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
+    temperature: Annotated[Any, AsksNothing(0, 1)] = None
+    top_p: Annotated[Any, AsksNothing(1)] = None
+    n: Annotated[Any, AsksNothing(1)] = None
+    presence_penalty: Zero = None
+    frequency_penalty: Zero = None
+    logit_bias: Annotated[Any, AsksNothing({})] = None
+    logprobs: Annotated[Any, AsksNothing(False)] = None
+    top_logprobs: Zero = None
+    tools: Empty = None
+    tool_choice: Annotated[Any, AsksNothing("none", "auto")] = None
+    functions: Empty = None
+    function_call: Annotated[Any, AsksNothing("none", "auto")] = None
+    response_format: Annotated[Any, AsksNothing({"type": "text"})] = None
+    modalities: Annotated[Any, AsksNothing(["text"])] = None
+    audio: Null = None
+    prediction: Null = None
+    reasoning_effort: Annotated[Any, AsksNothing("none")] = None
+    verbosity: Annotated[Any, AsksNothing("medium")] = None
+    web_search_options: Null = None
+    store: Annotated[Any, AsksNothing(False)] = None
 
 
 class Usage(_Told):

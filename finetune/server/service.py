@@ -291,7 +291,7 @@ def _parse(body: bytes, settings: Settings) -> ChatRequest:
     if request.max_completion_tokens is not None and request.max_tokens is not None:
         message = "max_tokens and max_completion_tokens are two names of one limit: send one of them."
         raise RequestError(message, status=400, code="invalid_value", param="max_tokens")
-    if request.stream_options is not None and not request.stream:
-        message = "stream_options goes with stream: true alone."
+    if request.stream_options is not None and request.stream_options.include_usage and not request.stream:
+        message = "stream_options.include_usage goes with stream: true alone; without it usage is in every answer."
         raise RequestError(message, status=400, code="invalid_value", param="stream_options")
     return request

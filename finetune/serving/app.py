@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from finetune.serving.resident import Resident
     from finetune.serving.urls import UrlPolicy
     from finetune.tasks.contrastive import ContrastiveTask
+    from finetune.tasks.generation import Answer
 
 S = TypeVar("S", VqaSection, ContrastiveSection)
 
@@ -132,8 +133,17 @@ class VisionLanguageModel:
             DataError: the picture cannot be used.
             ModelError: the base is a dual encoder.
         """
+        return self.answer(image, question).text
+
+    def answer(self, image: Any, question: str) -> Answer:
+        """Return the answer that ``ask`` gives, with why it ended and how many tokens it took.
+
+        ``finish_reason`` is ``length`` where the answer was cut at the length that the adapter was trained to give.
+        Arguments and errors as for ``ask``.
+        """
         with self.switcher.holding():
-            return self._generate(self._question("ask", image, question))
+            row = self._question("ask", image, question)
+            return answer_together(self.switcher, [row], [self.adapter])[0]
 
     def stream(self, image: Any, question: str) -> TextStream:
         """Returns the answer that ``ask`` would give, in pieces, while it is made.

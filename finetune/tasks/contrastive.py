@@ -96,6 +96,23 @@ class ContrastiveTask(ExactMatch):
             answers.append(Prediction(text=labels[int(closest)]))
         return answers
 
+    def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        """Return the summed cross entropy, in nats, of each row's right labels among its choices.
+
+        Unlike the training loss it depends neither on the other rows of a batch nor on how many there are. It is at
+        most the logarithm of the number of choices and twice the scale of the cosines.
+        """
+        similarity = model(**batch.inputs).logits_per_image.float()  # [B, texts]
+        column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
+        losses = []
+        for row, example in zip(similarity, batch.examples, strict=True):
+            of = row.new_zeros(len(column)).fill_(-torch.inf)
+            chosen = [column[text] for text in example.choices.values()]
+            of[chosen] = row[chosen].log_softmax(dim=0)
+            right = sorted({column[example.choices[answer]] for answer in example.answers if answer in example.choices})
+            losses.append(-of[right].logsumexp(dim=0))
+        return LossSum(torch.stack(losses).sum(), len(losses))
+
     @torch.inference_mode()
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the fp32 embeddings [rows, D], of length 1, of a batch of pictures alone or of texts alone."""

@@ -21,7 +21,8 @@ from safetensors.torch import load as parse_safetensors
 from finetune.adapters.folder import weights_bytes, write_folder
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.strict_json import canonical_json, strict_json
-from finetune.errors import IntegrityError, ManifestError, TrainingError, brief
+from finetune.errors import IntegrityError, ManifestError, TrainingError
+from finetune.recipe.differing import describe, differing, is_longer_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ class Checkpoint:
     step: int  # optimizer steps done
     facts: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    extended: bool = False  # whether it is of a run of another length, which goes on
 
 
 class Checkpoints:
@@ -84,8 +86,12 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
-    def read(self, path: Path) -> Checkpoint:
+    def read(self, path: Path, *, extend: bool = False) -> Checkpoint:
         """Reads one checkpoint of this run.
+
+        Args:
+            path: its folder.
+            extend: whether it may be of the same run with another length.
 
         Raises:
             IntegrityError: it is torn: not what was written.
@@ -96,11 +102,15 @@ class Checkpoints:
         raw = _bytes(path / TENSORS_NAME)
         if len(raw) != entry["size"] or sha256_hex(raw) != entry["sha256"]:
             raise IntegrityError(f"{TENSORS_NAME} is not the one written ({len(raw)} bytes of {entry['size']})")
-        if different := _differences(facts["run"], self.run):
-            raise TrainingError("; ".join(different[:8]))
-        return Checkpoint(path=path, step=facts["step"], facts=facts, tensors=parse_safetensors(raw))
+        different = differing(facts["run"], self.run)
+        other_length = is_longer_only(different.keys(), prefix="recipe.")
+        extended = extend and other_length
+        if different and not extended:
+            hint = "; train.resume: extend goes on to the new length" if other_length else ""
+            raise TrainingError(f"{describe(different)}{hint}")
+        return Checkpoint(path=path, step=facts["step"], facts=facts, tensors=parse_safetensors(raw), extended=extended)
 
-    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+    def newest(self, say: Callable[[str], None], *, extend: bool = False) -> Checkpoint | None:
         """Returns the newest checkpoint that can be gone on from, or None where there is none at all.
 
         One that is torn or of another run is passed over with a line that says why, and set aside once an older
@@ -108,6 +118,7 @@ class Checkpoints:
 
         Args:
             say: prints a line.
+            extend: whether it may be of the same run with another length.
 
         Raises:
             TrainingError: there are only checkpoints of other runs, so to go on here would lose one.
@@ -117,7 +128,7 @@ class Checkpoints:
         found = None
         for _, path in reversed(self._listed()):
             try:
-                found = self.read(path)
+                found = self.read(path, extend=extend)
                 break
             except IntegrityError as error:
                 say(f"{path} is torn and is not used: {error}")
@@ -176,17 +187,6 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise IntegrityError(f"{path.name} cannot be read ({error.strerror})") from None
-
-
-def _differences(there: Any, here: Any, key: str = "") -> list[str]:
-    """Returns one text for each value that differs, by its dotted key."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        return [
-            text
-            for name in dict.fromkeys([*there, *here])
-            for text in _differences(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
-        ]
-    return [] if there == here else [f"{key} is {brief(there)} there and {brief(here)} here"]
 
 
 def _sync(folder: Path) -> None:

@@ -147,10 +147,10 @@ def evaluate(
     title: str = "evaluating",
 ) -> tuple[Scores, list[Prediction]]:
     """Answers every row, and every prompt once more with a grey picture; returns scores and predictions."""
-    common: dict[str, Any] = {"batch_size": batch_size, "accelerator": accelerator, "title": title}
-    predictions = predict(model, task, examples, prompt_batch, **common)
+    common: dict[str, Any] = {"batch_size": batch_size, "accelerator": accelerator}
+    predictions = predict(model, task, examples, prompt_batch, title=title, **common)
     rows, places = blanked(examples)
-    on_blank = predict(model, task, rows, prompt_batch, **common)
+    on_blank = predict(model, task, rows, prompt_batch, title=f"{title}, with blank images", **common)
     scores = score(task, examples, predictions, blank_predictions=[on_blank[place] for place in places])
     return scores, predictions
 

@@ -9,13 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+_EVERY = 10  # steps, at most, where the recipe does not say
+_LINES = 10  # of a short run
+
 
 class RunLog:
     """Writes ``log.jsonl``; only the main process shows anything.
 
     Args:
         folder: the run's folder.
-        every: optimizer steps between lines.
+        every: optimizer steps between lines; None for about ten lines over the run, and one every 10 steps at least.
         main: whether this is the main process.
         track: given each line's numbers and its step; accelerate's ``log``, for trackers.
     """
@@ -24,11 +27,11 @@ class RunLog:
         self,
         folder: Path,
         *,
-        every: int,
+        every: int | None,
         main: bool = True,
         track: Callable[[dict[str, Any], int], None] | None = None,
     ):
-        self.every, self.main, self.track = every, main, track
+        self._asked, self.every, self.main, self.track = every, every or _EVERY, main, track
         self.file = folder / "log.jsonl"
         self.full = False  # whether a line could not be written
         self.bar: tqdm[Any] | None = None
@@ -48,6 +51,8 @@ class RunLog:
             done: those before this start.
             size: bytes of the log that belong to them.
         """
+        if self._asked is None:
+            self.every = max(1, min(_EVERY, total_steps // _LINES))
         if self.main:
             self.file.touch()
             os.truncate(self.file, min(size, self.size))
@@ -55,6 +60,7 @@ class RunLog:
             total=total_steps,
             initial=done,
             unit="step",
+            desc="training",
             disable=not self.main,
             file=sys.stderr,
             dynamic_ncols=True,
@@ -78,10 +84,12 @@ class RunLog:
         self._samples = self._tokens = 0
         self._busy = 0.0
 
-    def validation(self, step: int, score: float, better: bool) -> None:
-        """Notes a validation."""
-        self._write({"step": step, "val_exact_match": round(score, 6), "best": better})
-        self.say(f"step {step}: validation exact match {score:.3f}{' (best so far)' if better else ''}")
+    def validation(self, step: int, score: float, loss: float | None, *, best: bool) -> None:
+        """Notes a validation; a loss of None is not finite."""
+        losses = {} if loss is None else {"val_loss": loss}
+        self._write({"step": step, "val_exact_match": round(score, 6), **losses, "best": best})
+        told = "not finite" if loss is None else f"{loss:.4f}"
+        self.say(f"step {step}: validation exact match {score:.3f}, loss {told}{' (best so far)' if best else ''}")
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""

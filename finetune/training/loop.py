@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from finetune.recipe import TrainSection
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.log import RunLog
+    from finetune.training.validation import Validation
     from finetune.training.window import LossSums
 
 
@@ -94,19 +95,22 @@ class Trainer:
         """
         self.random = self._standing.unpack(checkpoint, process=self.accelerator.process_index)
         self._log_bytes, self._kept = checkpoint.facts["log_bytes"], checkpoint.path
+        if checkpoint.extended:  # it may have ended for lack of a better score; a longer run waits anew
+            self.state.validations_without_better = 0
 
     def train(
         self,
         examples: Rows,
         *,
-        validate: Callable[[], float] | None = None,
+        validate: Callable[[], Validation] | None = None,
         on_better: Callable[[], None] | None = None,
     ) -> TrainState:
         """Runs to the end, or until early stopping.
 
         Args:
             examples: the rows to learn.
-            validate: returns a score, higher is better; called every ``eval_steps`` and at the end.
+            validate: returns score and loss; called every ``eval_steps`` and at the end. The highest score is the best;
+                where scores are equal the lower loss is, and where these are too, the later step.
             on_better: called when a validation was the best so far, with its weights in ``best``.
 
         Raises:
@@ -139,7 +143,7 @@ class Trainer:
                 self.random, self._kept = random_state(), None
                 self.log.step(state.step, seconds=time.monotonic() - started, **values)
                 if validate and (state.step % eval_every == 0 or state.step == plan.total_steps):
-                    self._note_score(validate(), on_better)
+                    self._note(validate(), on_better)
                     set_train_mode(self.plain_model, self.attachment)
                     set_random_state(self.random)  # validating changes nothing that trains
                 stop = stopping.agreed(self.accelerator)
@@ -218,18 +222,21 @@ class Trainer:
             + (f" The state before this step is kept in {kept}." if kept else "")
         )
 
-    def _note_score(self, score: float, on_better: Callable[[], None] | None) -> None:
-        state = self.state
-        if better := state.best_score is None or score > state.best_score:
-            state.best_score, state.best_step, state.validations_without_better = score, state.step, 0
+    def _note(self, validation: Validation, on_better: Callable[[], None] | None) -> None:
+        state, best = self.state, (self.state.best_score, self.state.best_loss)
+        better = validation.is_better(*best)
+        # The later of two that are as good has seen more rows; waiting for a better one goes on.
+        chosen = better or validation.is_as_good(*best)
+        state.validations.append([state.step, validation.score, validation.loss])
+        state.validations_without_better = 0 if better else state.validations_without_better + 1
+        if chosen:
+            state.best_score, state.best_loss, state.best_step = validation.score, validation.loss, state.step
             self.best.update({name: tensor.cpu().clone() for name, tensor in self.strategy.tensors().items()})
             if on_better:
                 on_better()
-        else:
-            state.validations_without_better += 1
-        self.log.validation(state.step, score, better)
+        self.log.validation(state.step, validation.score, validation.loss, best=chosen)
         if not better and state.validations_without_better == self.options.early_stopping_patience:
-            self.log.say(f"stopped early: no better score in {state.validations_without_better} validations")
+            self.log.say(f"stopped early: no better validation in {state.validations_without_better} of them")
 
     def _save(self) -> Path | None:
         """Writes a checkpoint; where that fails, says so and returns None: those before it stand, the run goes on."""

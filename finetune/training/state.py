@@ -29,8 +29,10 @@ class TrainState:
     batch_size: int  # rows of a micro-batch on one process; fewer than the recipe's where memory ran out
     step: int = 0  # optimizer steps done
     best_score: float | None = None
+    best_loss: float | None = None  # of the validation that had the best score
     best_step: int = 0
     validations_without_better: int = 0
+    validations: list[list[Any]] = field(default_factory=list)  # [step, score, loss or None], the oldest first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,8 @@ def test_right_padding_changes_no_embedding(collator, tiny_clip):
     together = collator.training_batch([pair("red"), pair("a much longer text")]).inputs
     alone = collator.training_batch([pair("red")]).inputs
     with torch.no_grad():
-        assert torch.allclose(model(**together).text_embeds[0], model(**alone).text_embeds[0], atol=1e-6)
+        # Embeddings of length 1; two rows and one are products of other sizes.
+        assert torch.allclose(model(**together).text_embeds[0], model(**alone).text_embeds[0], atol=1e-5)
 
 
 def procedural(task):

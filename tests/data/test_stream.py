@@ -172,6 +172,24 @@ def test_a_bad_row_is_an_error_that_shows_it(tmp_path, where, change, reason):
         stream.receive([(12, found)])
 
 
+def test_a_row_with_another_system_message_than_the_first_ones_is_an_error(tmp_path):
+    rows = [row(i, system="Be brief.") for i in range(20)]
+    write(rows, tmp_path / "train.parquet")
+    section = ParquetData(source="parquet", root=str(tmp_path), streaming=True)
+    order = answers(opened(section), range(12))
+    rows[int(order[9][1:])]["system"] = "Be long."
+    write(rows, tmp_path / "train.parquet")
+    stream = opened(section)
+    (shape,) = stream.survey.shapes
+    assert shape.system == "Be brief."
+    stream.keep_prompt(TASK.model_copy(update={"system_prompt": shape.system}))
+    reader = stream.reader()
+    found = [stream.checks.example(reader.at(position)) for position in range(12)]
+    faults = [position for position, one in enumerate(found) if isinstance(one, DataError)]
+    assert faults == [9]
+    assert "the system message must be that of the first rows, 'Be brief.'; found 'Be long.'" in str(found[9])
+
+
 def test_rows_that_are_skipped_are_counted_once_and_may_not_be_many(root):
     said = []
     section = hub(root, on_error="skip")

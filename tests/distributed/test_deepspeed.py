@@ -47,7 +47,7 @@ def test_an_engine_ends_where_one_process_does(found, run):
     whole, ranks = one[run[0]], two[str(run)]
     for rank in ranks:
         if "stop" not in run[4]:
-            assert off(whole["gradients"], {n: rank["gradients"][n] for n in whole["gradients"]}) < 1e-6
+            assert off(whole["gradients"], {n: rank["gradients"][n] for n in whole["gradients"]}) < 1e-5
         assert farthest(whole["weights"], rank["weights"]) < 1e-5
         assert rank["losses"] == pytest.approx(whole["losses"], rel=1e-5)
         assert rank.get("answers") == whole.get("answers")

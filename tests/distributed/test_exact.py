@@ -89,7 +89,7 @@ def farthest(there, here):
 def test_every_split_of_a_window_gives_the_same(found, split):
     whole = found["whole"][split[0]]
     for rank in found[str(split)]:
-        assert off(whole["gradients"], rank["gradients"]) < 1e-6, "fp32 sums in another order"
+        assert off(whole["gradients"], rank["gradients"]) < 1e-5, "fp32 sums in another order"
         assert farthest(whole["weights"], rank["weights"]) < 1e-5
         assert rank["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 

@@ -15,7 +15,7 @@ from finetune.adapters.base_identity import identify_processor
 from finetune.build import load_base
 from finetune.errors import ExportError
 from finetune.export.exporting import export_adapter
-from finetune.export.merged import _most_common_dtype, untie
+from finetune.export.merged import own_dtype, untie
 from finetune.export.parity import outputs, rows_of
 from finetune.methods.adapter import merge
 from finetune.methods.lora_update import LoraUpdate
@@ -78,16 +78,23 @@ def test_half_precision_and_shards(saved, tmp_path):
     assert "base_model_relation: finetune" in card and "A whole model: a local base (`llava`) with an adapter" in card
 
 
-def test_the_dtype_is_that_of_the_bases_files(saved, tmp_path):
+@pytest.mark.parametrize(("stated", "dtype"), [("bfloat16", torch.bfloat16), (None, torch.float16)])
+def test_the_dtype_is_that_in_which_a_reader_gets_the_base(saved, tmp_path, stated, dtype):
     base, _ = saved("llava")
     shutil.copytree(base, tmp_path / "half")
-    weights = {name: tensor.bfloat16() for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items()}
+    weights = {name: tensor.half() for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items()}
     save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = stated
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config))
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "half").dtype == dtype
     from tests.serving.adapters import make_adapter
 
     adapter = make_adapter(load_base(str(tmp_path / "half"), device="cpu"), "lora", tmp_path / "adapter")
     export_adapter(adapter, to="merged", output=tmp_path / "out", base=str(tmp_path / "half"))
-    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").dtype == dtype
 
 
 def test_an_adapter_of_a_quantized_base_goes_into_the_unquantized_one(saved, tmp_path):
@@ -255,9 +262,12 @@ def test_tied_weights_that_stay_are_still_tied(saved, tmp_path):
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_the_dtype_is_that_of_all_files_of_the_base(tmp_path):
+def test_the_dtype_is_that_of_all_files_of_a_base_whose_config_states_none(tmp_path):
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     save_file({"a": torch.zeros(3)}, tmp_path / names["a"])
     save_file({"b": torch.zeros(5, dtype=torch.bfloat16)}, tmp_path / names["b"])
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    assert _most_common_dtype(tmp_path) == "bfloat16"
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    assert own_dtype(tmp_path) == "bfloat16"
+    (tmp_path / "config.json").write_text('{"model_type": "clip", "dtype": "float16"}')
+    assert own_dtype(tmp_path) == "float16"

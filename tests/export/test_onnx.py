@@ -49,6 +49,9 @@ def vlm(made):
     return made[1]
 
 
+ROUNDING = 1e-5  # of embeddings of length 1: two libraries, and batches of other sizes
+
+
 def run(folder, name, **inputs):
     session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
     return session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
@@ -61,7 +64,7 @@ def test_pictures_in_any_number(folder, vlm, count):
     wanted = torch.stack([vlm.embed(p) for p in pictures]).numpy()
     with vlm.using(None):
         plain = torch.stack([vlm.embed(p) for p in pictures]).numpy()
-    assert got.shape == (count, 32) and np.abs(got - wanted).max() < 1e-6 < 1e-2 < np.abs(plain - wanted).max()
+    assert got.shape == (count, 32) and np.abs(got - wanted).max() < ROUNDING < 1e-2 < np.abs(plain - wanted).max()
 
 
 @pytest.mark.parametrize("texts", [["x"], [*LABELS, "hat"], ["", "a" * 60]], ids=["one", "four", "none and longest"])
@@ -71,7 +74,7 @@ def test_texts_in_any_number_and_length(folder, vlm, texts):
     wanted = torch.stack([vlm.embed_text(text) for text in texts]).numpy()
     with vlm.using(None):
         plain = torch.stack([vlm.embed_text(text) for text in texts]).numpy()
-    assert np.abs(got - wanted).max() < 1e-6 < 1e-2 < np.abs(plain - wanted).max()
+    assert np.abs(got - wanted).max() < ROUNDING < 1e-2 < np.abs(plain - wanted).max()
 
 
 def test_what_lies_in_the_folder(folder, vlm):

@@ -1,7 +1,6 @@
 """How attention is computed: what the recipe asks for, wherever a tower can, or one clear error."""
 
 import pytest
-import torch
 
 from finetune.build import base_of, load_base
 from finetune.errors import ModelError, RecipeError
@@ -19,7 +18,8 @@ def test_a_recipe_chooses_and_the_outputs_agree(make_recipe, tmp_path, wanted):
     base = base_of(make_recipe(folder, model={"attn_implementation": wanted}))
     assert implementations(base.model) == (wanted, wanted)
     plain = load_base(str(folder), device="cpu")
-    assert torch.allclose(base.probe(0), plain.probe(0), atol=1e-5)
+    found, known = base.probe(0), plain.probe(0)
+    assert (found - known).abs().max() <= 1e-4 * known.abs().max(), "other sums, of which each CPU has its own order"
 
 
 def test_a_tower_that_cannot_keeps_what_it_can(tiny_fast_vlm):

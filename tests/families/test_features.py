@@ -10,8 +10,10 @@ from finetune.errors import ModelError
 from finetune.example import Example, answer, ask
 
 MIXED = {"one": [0], "two in a row": [1], "mixed": [0, 1, 2, 3, 4], "none": [3]}
-# A convolution may take another way for a batch than for one picture, and rounds otherwise then.
-ROUNDING = {"fast_vlm": 1e-4}
+# A product or a convolution may take another way for a batch than for one image, and rounds otherwise then: always
+# in FastVLM's tower, on some CPUs in the others. A run holds stored features to no more (finetune/frozen_features.py);
+# those of another image are off by as much as the logits are large.
+ROUNDING = 1e-4  # of the largest logit
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +86,8 @@ def test_logits_and_answers_are_those_with_pictures(base, mixed_rows, collator, 
         assert ("mm_encoder_outputs" in with_features.inputs) == any(row.images for row in rows)
     assert torch.equal(found["pictures"][0].labels, found["features"][0].labels)
     mask = found["pictures"][0].inputs["attention_mask"].bool()
-    difference = (found["pictures"][2] - found["features"][2])[mask].abs().max()
-    assert difference <= ROUNDING.get(base.family.model_type, 0.0)
+    with_pictures, with_features = (found[who][2][mask] for who in ("pictures", "features"))
+    assert (with_pictures - with_features).abs().max() <= ROUNDING * with_pictures.abs().max()
     assert found["pictures"][3] == found["features"][3]
 
 

@@ -17,6 +17,11 @@ from finetune.tables import PEFT_PROMPTS
 from tests.matrix import PROMPT, extended, logits, recipe_of, rows
 
 
+def close(one, other):
+    """Logits that agree, though made in batches of other shapes, whose products a CPU may add in another order."""
+    return (one - other).abs().max() <= 1e-4 * one.abs().max()
+
+
 @pytest.fixture(scope="module")
 def prompted(tiny_family, tmp_path_factory):
     """A base with a random prompt active: (base, attachment)."""
@@ -54,8 +59,8 @@ def test_left_and_right_padding_agree_and_rows_do_not_disturb_each_other(prompte
         found[side] = [row[keep] for row, keep in zip(out, mask, strict=True)]
     alone = extended(attachment, Batch(base.collator._encode(texts[:1], examples[:1], "right"), examples[:1]))
     for left, right in zip(found["left"], found["right"], strict=True):
-        assert torch.allclose(left, right, atol=1e-5)
-    assert torch.allclose(found["left"][0], logits(base, alone)[0], atol=1e-5)
+        assert close(left, right)
+    assert close(found["left"][0], logits(base, alone)[0])
 
 
 def generate(base, batch, **options):
@@ -87,7 +92,7 @@ def test_training_and_generation_give_the_same_logits_cached_or_not(prompted):
                 longer[name] = torch.cat([longer[name], longer[name].new_full((count, new), value)], dim=1)
         forward = logits(base, Batch(longer, examples))[:, width - 1 : -1]
         generated = torch.stack(made.logits, dim=1)
-        assert torch.allclose(forward, generated, atol=1e-5)
+        assert close(forward, generated)
         assert torch.equal(generate(base, batch, use_cache=False).sequences, ids)
 
 
@@ -156,7 +161,7 @@ def test_peft_opens_it_and_agrees_or_refuses_it_by_name(prompted, tmp_path):
     peft_model = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     with torch.no_grad():
         theirs = peft_model(**batch.inputs).logits
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert close(ours, theirs)
 
 
 def test_placeholders_stand_after_left_padding():

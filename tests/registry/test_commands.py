@@ -121,6 +121,21 @@ def test_log_shows_every_entry(finetune, make_adapter):
     assert second.split()[:5] == ["2", "alias", "1", "latest=1,", "prod=1"]
 
 
+def test_log_shows_the_version_that_an_entry_is_about(finetune, make_adapter):
+    for seed in range(3):
+        finetune("publish", make_adapter(seed=seed))
+    for words in (("alias", "prod", "2"), ("alias", "prod", "1"), ("rollback", "prod")):
+        finetune(words[0], "medical/brain-mri", *words[1:])
+    finetune("yank", "medical/brain-mri@1")
+    finetune("yank", "medical/brain-mri@1", "--undo")
+    _, *lines = finetune("log", "medical/brain-mri")[1].splitlines()
+    assert [line.split()[1:3] for line in lines[3:]] == [
+        ["alias", "2"], ["alias", "1"], ["rollback", "2"], ["yank", "1"], ["unyank", "1"],
+    ]  # fmt: skip
+    entries = json.loads(finetune("log", "medical/brain-mri", "--json")[1])
+    assert [(entry["version"], entry["concerns"]) for entry in entries[3:5]] == [(3, 2), (3, 1)]
+
+
 def test_json_is_one_value(finetune, make_adapter, tmp_path):
     def answer(*words):
         return json.loads(finetune(*words, "--json")[1])

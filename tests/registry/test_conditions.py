@@ -46,7 +46,7 @@ def test_what_was_found_is_said():
     assert Condition.parse("after.exact_match >= 0.80").describe(METRICS) == "after.exact_match>=0.8: it is 0.7"
     assert Condition.parse("after.exact_mach>=0.8").describe(METRICS) == (
         "after.exact_mach>=0.8: there is no such metric. Did you mean 'after.exact_match'? There are: "
-        "after.by.kind.color, after.exact_match, after.loss, after.recall@1, ..."
+        "after.exact_match, after.loss, after.recall@1, before.exact_match, after.by.kind.color"
     )
     assert Condition.parse("x>=1").describe({}).endswith("There are: none")
     many = {"a" * 80 + str(n): n for n in range(100)}
@@ -56,3 +56,15 @@ def test_what_was_found_is_said():
 def test_a_condition_written_out_is_read_back():
     condition = Condition.parse("after.loss < -0.125")
     assert str(condition) == "after.loss<-0.125" and Condition.parse(str(condition)) == condition
+
+
+def test_the_metrics_of_the_whole_split_are_named_before_those_of_its_kinds():
+    kinds = {f"kind {n}": {"exact_match": 0.1, "majority": 0.2, "n": 4} for n in range(40)}
+    scores = {"exact_match": 0.5, "majority": 0.25, "blank_image": 0.1, "n": 160, "by_kind": kinds}
+    said = Condition.parse("foo>=0.7").describe({"after": scores, "before": scores, "test": scores})
+    assert (
+        "There are: test.blank_image, test.exact_match, test.majority, test.n, after.blank_image, after.exact" in said
+    )
+    assert said.index("before.n") < said.index("by_kind") and len(said) <= 256
+    said = Condition.parse("exact_match>=0.7").describe({"after": scores, "test": scores})
+    assert "Did you mean 'test.exact_match'? There are: test.blank_image" in said

@@ -176,3 +176,19 @@ def test_a_broken_policy_keeps_nobody_from_making_a_key(finetune, tmp_path, make
     assert finetune("keygen", "--name", "me")[0] == 0
     code, out, err = finetune("publish", make_adapter())
     assert code == 2 and "trust.yaml: default: " in err
+
+
+def test_a_history_without_signatures_goes_on_as_its_refusal_says(finetune, release, make_adapter, tmp_path):
+    public = release.with_name("release.pem.pub").read_text().strip()
+    ask(tmp_path, "off", public)
+    finetune("publish", make_adapter(), "--alias", "prod")
+    ask(tmp_path, "require", public)
+    code, _, err = finetune("resolve", f"{NAME}@prod")
+    assert code == 2 and "it is not signed" in err
+    for words in ("`warn` (FINETUNE_TRUST=COPY)", "(FINETUNE_SIGNING_KEY)", "`finetune registry pull`", "`publish`"):
+        assert words in err
+    ask(tmp_path, "warn", public)
+    assert finetune("pull", f"{NAME}@prod", "--into", tmp_path / "good")[0] == 0
+    finetune("publish", tmp_path / "good", "--alias", "prod", "--sign-with", release)
+    ask(tmp_path, "require", public)
+    assert finetune("resolve", f"{NAME}@prod")[0] == 0

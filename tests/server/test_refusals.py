@@ -54,7 +54,7 @@ WRONG = {
     "top_p": (body(top_p=0.9), "unsupported_value", "top_p", "send 1"),
     "n": (body(n=2), "unsupported_value", "n", "one answer"),
     "logprobs": (body(logprobs=True), "unsupported_value", "logprobs", "not told"),
-    "tools": (body(tools=[]), "unsupported_value", "tools", "no tools"),
+    "tools": (body(tools=[{"type": "function"}]), "unsupported_value", "tools", "no tools"),
     "response_format": (body(response_format={"type": "json_object"}), "unsupported_value", "response_format", "plain"),
     "penalty": (body(presence_penalty=1), "unsupported_value", "presence_penalty", "model's own"),
     "unknown": (body(foo=1), "unknown_parameter", "foo", "Unrecognized request argument: 'foo'"),
@@ -64,7 +64,12 @@ WRONG = {
     "two limits": (body(max_tokens=1, max_completion_tokens=1), "invalid_value", "max_tokens", "two names"),
     "an empty stop": (body(stop=""), "invalid_value", "stop", "at least 1 character"),
     "five stops": (body(stop=list("abcde")), "invalid_value", "stop", "at most 4"),
-    "usage of no stream": (body(stream_options={}), "invalid_value", "stream_options", "stream: true"),
+    "usage of no stream": (
+        body(stream_options={"include_usage": True}),
+        "invalid_value",
+        "stream_options",
+        "stream: true",
+    ),
     "detail": (
         parts({"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}}),
         "unsupported_value",
@@ -79,6 +84,16 @@ WRONG = {
     "half a picture": (parts(image_part(png()[:200])), "invalid_image", URL, "not a readable picture"),
     "a large picture": (parts(image_part(png(side=101))), "invalid_image", URL, "over 10000 pixels"),
     "many pictures": (parts(*[image_part(png())] * 3), "too_many_images", "messages", "at most 2 pictures"),
+    "a NUL": (parts(at("data:image/png;base64,\0")), "invalid_image", URL, "not base64"),
+    "bare base64": (parts(at("iVBOR" * 9000)), "invalid_image_url", URL, "fetches no pictures"),
+    "10,000 messages": (said(*["user"] * 1001), "invalid_value", "messages", "at most 1000 items"),
+    "a picture of the system": (
+        {"model": "base", "messages": [{"role": "system", "content": [image_part(png(side=4))]}]},
+        "invalid_value",
+        "messages[0].content[0]",
+        "'text'",
+    ),
+    "infinity": (body(seed=float("inf")), "invalid_value", "seed", "valid integer"),
     "too long": (body(question="red " * 300), "context_length_exceeded", "messages", "The base takes 256 tokens"),
     "too much asked": (body(max_tokens=250), "context_length_exceeded", "messages", "up to 250 in its answer"),
 }
@@ -93,7 +108,8 @@ def strict(resident):
 
 
 def post(server, sent, key=KEY):
-    return server.post(sent, headers={"Authorization": f"Bearer {key}"})
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    return server.http.post("/v1/chat/completions", content=json.dumps(sent), headers=headers)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -104,10 +120,18 @@ def test_a_wrong_request_is_told_what_is_wrong(strict, what, stream):
         sent = {**sent, "stream": True}
     found = error_of(post(strict, sent))
     assert found[:3] == (400, code, param)
-    assert message in found[3]
+    assert message in found[3] and len(found[3]) < 600, "what was sent is not sent back whole"
 
 
-NO_JSON = (b"", b"{", b"\xff\xfe")
+NO_JSON = (
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b'{"model": "base", "messages": [{"role": "user", "content": "\\ud800"}]}',  # half of a pair
+    b'{"model": "\\udfff", "messages": []}',
+    b'{"model": "base", "messages": ' + b"[" * 40_000 + b"]" * 40_000 + b"}",
+    b'{"model": "base", "messages": [], "max_tokens": ' + b"9" * 50_000 + b"}",
+)
 
 
 @pytest.mark.parametrize("raw", [*NO_JSON, b"[]", b"null", b'{"model": "base", "messages": NaN}'])

@@ -17,7 +17,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from finetune.server.schema import ChatRequest, ErrorBody
+from finetune.server.errors import NOT_DONE
+from finetune.server.schema import AsksNothing, AssistantMessage, ChatRequest, ErrorBody, ImageUrl, StreamOptions
+from finetune.server.service import _parse
+from finetune.server.settings import Settings
 from tests.server.conftest import REFS
 from tests.server.serving import body, running
 
@@ -128,5 +131,38 @@ def test_the_schema_names_every_path_status_and_key(guarded):
 def test_what_the_schema_requires_of_a_request_is_what_is_read():
     """The body is described by hand, so it is held against what reads it."""
     described = ChatRequest.model_json_schema()
-    assert described["additionalProperties"] is False and described["required"] == ["model", "messages"]
+    assert described["additionalProperties"] == {"type": "null"} and described["required"] == ["model", "messages"]
     assert ChatRequest.model_validate_json(json.dumps(body()))
+
+
+# What clients send by themselves, and what asks for nothing.
+NOTHING = [
+    {"temperature": 1}, {"temperature": 1.0}, {"temperature": 0}, {"top_p": 1}, {"n": 1}, {"presence_penalty": 0},
+    {"frequency_penalty": 0.0}, {"logprobs": False}, {"top_logprobs": 0}, {"logit_bias": {}}, {"tools": []},
+    {"tool_choice": "none"}, {"tool_choice": "auto"}, {"parallel_tool_calls": True}, {"functions": []},
+    {"response_format": {"type": "text"}}, {"modalities": ["text"]}, {"reasoning_effort": "none"}, {"store": False},
+    {"verbosity": "medium"}, {"metadata": {}}, {"user": ""}, {"stop": []}, {"stream_options": {}}, {"stream": False},
+    {"stream_options": {"include_usage": False, "include_obfuscation": False}}, {"service_tier": "auto"},
+    {"prompt_cache_retention": "24h"}, {"top_k": None}, {"anything": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*NOTHING, *({name: None} for name in ChatRequest.model_fields if name not in ASKED)])
+def test_a_field_that_asks_for_nothing_is_accepted(field):
+    assert _parse(json.dumps(body() | field).encode(), Settings())
+
+
+def test_null_and_empty_fields_of_a_message_are_accepted(guarded):
+    assistant = {"role": "assistant", "content": "a", "name": None, "refusal": None, "annotations": [], "audio": None}
+    assistant |= {"function_call": None, "tool_calls": []}
+    user = {"role": "user", "content": [{"type": "text", "text": "b", "cache_control": None}], "name": None}
+    sent = {"model": "base", "messages": [user, assistant, user], "max_tokens": 1}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert guarded.post(sent, headers=headers).status_code == 200
+
+
+def test_every_field_that_asks_for_something_else_is_refused_by_what_to_do():
+    for model in (ChatRequest, AssistantMessage, StreamOptions, ImageUrl):
+        for name, field in model.model_fields.items():
+            if any(isinstance(one, AsksNothing) for one in field.metadata):
+                assert name in NOT_DONE, name

@@ -55,7 +55,8 @@ def test_every_row_has_the_logits_of_its_own_adapter(served):
     for row, ref in enumerate(refs):
         with vlm.using(ref):
             wanted = logits(vlm, batch)[row]
-        assert torch.allclose(found[row], wanted, atol=1e-5, rtol=1e-5), row
+        # Another order of sums, which each CPU rounds in its own way; another adapter is off by as much as it is large.
+        assert (found[row] - wanted).abs().max() <= 1e-4 * wanted.abs().max(), row
         said.append(wanted)
     assert len({one[-1].sum().item() for one in said}) == len(said)  # no two rows would say the same
 

@@ -8,6 +8,7 @@ import torch
 from finetune.errors import TrainingError
 from finetune.example import ask
 from finetune.training.trainable import set_train_mode
+from finetune.training.validation import Validation
 from tests.tiny import save_idefics3
 
 
@@ -95,10 +96,12 @@ def test_early_stopping_keeps_the_best(build, tiny_fast_vlm):
     run = build(tiny_fast_vlm, max_steps=20, eval_steps=2, early_stopping_patience=2)
     scores, kept = iter([0.1, 0.5, 0.4, 0.5, 0.9]), []
     state = run.trainer.train(
-        run.examples, validate=lambda: next(scores), on_better=lambda: kept.append(run.trainer.state.step)
+        run.examples,
+        validate=lambda: Validation(score=next(scores), loss=1.0),
+        on_better=lambda: kept.append(run.trainer.state.step),
     )
-    assert kept == [2, 4] and state.step == 8
-    assert (state.best_score, state.best_step) == (0.5, 4)
+    assert kept == [2, 4, 8] and state.step == 8, "one that is as good is taken, but not waited for"
+    assert (state.best_score, state.best_loss, state.best_step) == (0.5, 1.0, 8)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # where there are fewer cores

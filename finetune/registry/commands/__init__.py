@@ -4,13 +4,14 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from finetune.registry.commands import admin, between, daily, doctor, judging, mirroring, signing
 from finetune.registry.commands.printing import printable
 from finetune.registry.registry import AdapterRegistry
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
     """Adds ``registry`` and its subcommands; the parsed arguments hold ``run`` as ``args.run``."""
     parser = subparsers.add_parser(
         "registry",

@@ -104,11 +104,15 @@ def _log(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     commits = registry.log(args.name)
     namespace, name = args.name.split("/")
     signers = [registry.guard.judge(namespace, name, c).signer for c in commits]
+    about = [concerned(before, c) for before, c in zip([None, *commits], commits, strict=False)]
     rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY", "REQUIRED", "SIGNED BY"]]
-    for c, signer in zip(commits, signers, strict=True):
+    for c, version, signer in zip(commits, about, signers, strict=True):
         yanked = ", ".join(sorted(c.yanked, key=int)) or "-"
-        rows.append([str(c.seq), c.op, str(c.version), _aliases(c), yanked, c.time, c.actor, _gate(c), signer])
-    shown = [c.model_dump(mode="json") | {"signed_by": s} for c, s in zip(commits, signers, strict=True)]
+        rows.append([str(c.seq), c.op, str(version), _aliases(c), yanked, c.time, c.actor, _gate(c), signer])
+    shown = [
+        c.model_dump(mode="json") | {"concerns": version, "signed_by": signer}
+        for c, version, signer in zip(commits, about, signers, strict=True)
+    ]
     return answer(args, shown, table(rows))
 
 
@@ -137,6 +141,23 @@ def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
                 f"finetune registry rollback {version.full_name} {alias}"
             )
     return answer(args, version_json(version), "\n".join(map(printable, lines)))
+
+
+def concerned(before: Commit | None, commit: Commit) -> int:
+    """Returns the version that an entry is about: published, yanked, or what an alias stands for from then on.
+
+    Args:
+        before: the entry before; None for the first.
+        commit: the entry, whose own ``version`` is the newest one.
+    """
+    if before is None or commit.op == "publish":
+        return commit.version
+    if commit.op in ("yank", "unyank"):
+        changed = commit.yanked.keys() ^ before.yanked.keys() or commit.yanked.keys()
+        return max(map(int, changed), default=commit.version)
+    moved = [version for alias, version in commit.aliases.items() if before.aliases.get(alias) != version]
+    named = [commit.aliases[alias] for alias in commit.expect if alias in commit.aliases]
+    return next(iter([*moved, *named]), commit.version)
 
 
 def _aliases(commit: Commit) -> str:

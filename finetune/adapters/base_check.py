@@ -1,0 +1,222 @@
+"""Whether a base can be loaded, as far as its files tell. Imports no torch: a wrong name is answered at once."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.base_identity import weight_files
+from finetune.errors import ModelError, brief
+from finetune.lookup import did_you_mean
+from finetune.tables import EMBEDDED_BASES, FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HUB_SECONDS = 5.0  # that the hub has to answer whether it has a model
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_CHECKED_FOR_POINTERS = ("*.json", "*.model", "*.jinja")
+_GENERIC_TABLE = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"  # of transformers
+
+
+def check_base(name_or_path: str, *, revision: str | None = None) -> None:
+    """Check that a base exists, is a model of a supported type, and is complete on disk.
+
+    No weight is read. The hub is asked for one header of a hub id that is not in the cache, for at most
+    ``HUB_SECONDS``.
+
+    Args:
+        name_or_path: an embedded name, a folder, or a hub id.
+        revision: of a hub id.
+
+    Raises:
+        ModelError: what is missing, and what to give instead.
+    """
+    if name_or_path in EMBEDDED_BASES:
+        return
+    path = Path(name_or_path)
+    if path.is_dir():
+        _check_folder(path)
+    elif path.exists():
+        raise ModelError(f"{name_or_path}: a base is a folder with config.json and weights, and this is a file")
+    elif not _HUB_ID.fullmatch(name_or_path):
+        raise ModelError(
+            f"no model at {name_or_path!r}: there is no such folder{_from_here(path)}, and it is no hub id "
+            f"(NAMESPACE/NAME).{_nearest(path)} Embedded bases: {', '.join(EMBEDDED_BASES)}."
+        )
+    else:
+        _check_hub(name_or_path, revision)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file that stands for another one which Git LFS has not fetched.
+
+    Raises:
+        ModelError: it is such a pointer.
+    """
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelError(
+                f"{path}: a Git LFS pointer and not the file itself. Run `git lfs pull` in {path.parent}, or download "
+                "the model with `hf download`."
+            )
+
+
+def _check_folder(folder: Path) -> None:
+    config_path = folder / "config.json"
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter_config.json: transformers would load that adapter with the base, silently. "
+            "Give the folder of the plain base."
+        )
+    if not config_path.is_file():
+        raise ModelError(f"{folder}: no config.json, so this is not the folder of a model.{_models_below(folder)}")
+    try:
+        for pattern in _CHECKED_FOR_POINTERS:
+            for path in sorted(folder.glob(pattern)):
+                refuse_pointer(path)
+        _check_model_type(_read_json(config_path), str(folder))
+        for path in weight_files(folder):
+            _check_weights(path)
+    except OSError as error:
+        raise ModelError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON: {error}. Download the model again.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: a JSON object is expected, got {brief(value)}")
+    return value
+
+
+def _check_model_type(config: dict[str, Any], source: str) -> None:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError(f"{source}: its config.json names no model_type, so it is not a model of transformers")
+    if model_type in FAMILIES:
+        return
+    generic = _generic_model_types()
+    if generic is not None and model_type not in generic:
+        raise ModelError(
+            f"{source}: {model_type} is no vision-language model that transformers knows."
+            f"{did_you_mean(model_type, FAMILIES)} Supported by name: {', '.join(FAMILIES)}; and any other class of "
+            "AutoModelForImageTextToText whose towers can be found."
+        )
+
+
+def _generic_model_types() -> set[str] | None:
+    """Return the types that AutoModelForImageTextToText loads; None where they cannot be found out.
+
+    The table is read from the source file: importing it would import torch, which takes seconds.
+    """
+    spec = find_spec("transformers")
+    places = spec.submodule_search_locations if spec else None
+    try:
+        source = (Path((places or [])[0]) / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
+        start = source.index(f"\n{_GENERIC_TABLE} =")
+        table = ast.parse(source[start : source.index("\n)", start) + 2]).body[0]
+        call = table.value  # type: ignore[attr-defined]
+        return {str(key) for key, _ in ast.literal_eval(call.args[0])}
+    except (OSError, IndexError, ValueError, SyntaxError, AttributeError, TypeError):
+        return None  # the family is looked up again before the weights are read
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse a file of weights that is not whole: its header says how long it is."""
+    refuse_pointer(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if size >= 8 + length else b""
+    try:
+        entries: Iterable[Any] = json.loads(header).items()
+        end = max((entry["data_offsets"][1] for name, entry in entries if name != "__metadata__"), default=0)
+    except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
+        raise ModelError(f"{path}: not a safetensors file, or cut short. Download the model again.") from None
+    if size < 8 + length + end:
+        raise ModelError(
+            f"{path}: {size} bytes, but its header describes {8 + length + end}. The file was cut short: download the "
+            "model again."
+        )
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise ModelError(f"no model at {name!r}: neither a folder nor a hub id: {_first_line(error)}") from None
+    if isinstance(cached, str):
+        _check_model_type(_read_json(Path(cached)), name)
+        return
+    hints = f"{_nearest(Path(name))}{_how_to_bring(name, revision)}"
+    there = f"There is no folder {name!r}{_from_here(Path(name))}, and the hub's cache on this machine has no such id"
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(f"no model at {name!r}. {there} (HF_HUB_OFFLINE is set).{hints}")
+    try:
+        url = hf_hub_url(name, "config.json", revision=revision)
+        get_hf_file_metadata(url, timeout=HUB_SECONDS)
+    except GatedRepoError:
+        raise ModelError(f"{name}: access is gated on the hub, and this account has none.{hints}") from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"no model at {name!r}. {there}; the hub answers: {_first_line(error)}{hints}") from None
+    except OfflineModeIsEnabled:
+        raise ModelError(f"no model at {name!r}. {there}.{hints}") from None
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        if not _is_network_error(error):
+            raise
+        raise ModelError(
+            f"no model at {name!r}. {there}, and the hub could not be reached within {HUB_SECONDS:g} s "
+            f"({_first_line(error)}).{hints}"
+        ) from None
+
+
+def _is_network_error(error: Exception) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, OSError) or bool(names & {"TransportError", "RequestException", "RequestError"})
+
+
+def _how_to_bring(name_or_path: str, revision: str | None) -> str:
+    """Return what to do where a hub id is not on this machine and the hub cannot be reached."""
+    wanted = f" --revision {revision}" if revision else ""
+    return (
+        " If it is a hub id: where the hub can be reached, run "
+        f"`hf download {name_or_path}{wanted} --local-dir FOLDER` (after `hf auth login` and accepting its terms, "
+        "where it is gated), bring FOLDER here, and set model.name_or_path=FOLDER."
+    )
+
+
+def _from_here(path: Path) -> str:
+    return "" if path.is_absolute() else f" below {os.getcwd()}"
+
+
+def _nearest(path: Path) -> str:
+    """Return a hint at the folder or embedded base that was probably meant."""
+    parent = path.parent
+    try:
+        folders = [str(parent / one.name) for one in parent.iterdir() if one.is_dir()] if parent.is_dir() else []
+    except OSError:
+        folders = []
+    return did_you_mean(path, [*EMBEDDED_BASES, *folders])
+
+
+def _models_below(folder: Path) -> str:
+    below = sorted(
+        str(path.parent) for path in [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+    )
+    return f" Models below it: {', '.join(below[:5])}." if below else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,118 @@
+"""A finished run in a run's folder: it is never overwritten, but kept, moved aside, or gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import RecipeError, TrainingError
+from finetune.folder_lock import LOCK_NAME
+from finetune.recipe import parse_recipe
+from finetune.recipe.differing import describe, differing, is_longer_only
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.recipe import Recipe
+
+RESULT = "result.json"  # written last: a folder without it holds an unfinished run
+RECIPE = "recipe.json"
+CHECKPOINTS = "checkpoints"
+PREVIOUS = "previous"
+_COPIED = ("log.jsonl", "best", "predictions-base.jsonl", "scores-base.json")  # what a longer run goes on with
+_FROM_DATA = ("task.image_position", "task.max_new_tokens")  # where the recipe does not say
+_LEFT = (PREVIOUS, LOCK_NAME, CHECKPOINTS, "trackers", *_COPIED)
+
+
+def is_finished(folder: Path) -> bool:
+    """Tells whether a run's folder holds a run that came to its end."""
+    return (folder / RESULT).exists()
+
+
+def refuse_finished(recipe: Recipe) -> None:
+    """Checks that a run may write in its folder, before anything is loaded.
+
+    Raises:
+        TrainingError: the folder holds a finished run, and ``train.resume`` does not say what is to become of it; or
+            there is nothing that could be made longer.
+    """
+    folder, resume = recipe.run_folder, recipe.train.resume
+    if resume == "extend" and not any(folder.glob(f"{CHECKPOINTS}/step-*")):
+        raise TrainingError(
+            f"train.resume is extend, but {folder} holds no checkpoint to go on from. Leave train.resume out to start "
+            "a run there."
+        )
+    if resume != "auto" or not is_finished(folder):
+        return
+    changed = changed_since(recipe)
+    where = f"{folder} holds a finished run{_published(folder)}, its adapter in {folder / 'adapter'}"
+    again = (
+        f"train.resume=never runs it again from its beginning, with all that is there kept in {next_previous(folder)}; "
+        "another name or train.output_dir leaves it alone."
+    )
+    if changed is None:
+        raise TrainingError(f"{where}; its {RECIPE} cannot be read, so nothing tells what was run. {again}")
+    if not changed:
+        raise TrainingError(
+            f"{where}. It is this very recipe, so there is nothing to do. {again} A larger train.epochs or "
+            "train.max_steps with train.resume=extend goes on from its last step."
+        )
+    longer = (
+        " train.resume=extend goes on from its last step to the new length." if is_longer_only(changed.keys()) else ""
+    )
+    raise TrainingError(f"{where}. Its recipe is another one: {describe(changed)}.{longer} {again}")
+
+
+def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
+    """Returns what differs between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
+    try:
+        raw = json.loads((recipe.run_folder / RECIPE).read_text(encoding="utf-8"))
+        there = parse_recipe(raw, source=RECIPE)
+    except (OSError, ValueError, RecipeError):
+        return None
+    found = differing(_what_trains(there), _what_trains(recipe))
+    # What a recipe leaves to the data stands in the folder as the data had it.
+    return {key: values for key, values in found.items() if key not in _FROM_DATA or values[1] is not None}
+
+
+def set_aside(folder: Path, *, going_on: bool = False) -> Path:
+    """Moves what a run left into ``previous/<number>``, and returns that folder.
+
+    Args:
+        folder: the run's.
+        going_on: whether a longer run goes on from its checkpoints: these stay, and so does a copy of what it adds to.
+    """
+    target = next_previous(folder)
+    target.mkdir(parents=True)
+    stay = _LEFT if going_on else (PREVIOUS, LOCK_NAME)
+    if going_on:
+        for name in _COPIED:
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, target / name)
+            elif (folder / name).exists():
+                shutil.copy2(folder / name, target / name)
+    # What says that the run is finished goes last: a process that is killed in between leaves a finished run.
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == RESULT, path.name)):
+        if path.name not in stay:
+            path.rename(target / path.name)
+    return target
+
+
+def next_previous(folder: Path) -> Path:
+    """Returns where the next run that is moved aside goes."""
+    taken = [int(path.name) for path in folder.glob(f"{PREVIOUS}/*") if path.name.isdecimal()]
+    return folder / PREVIOUS / str(max(taken, default=0) + 1)
+
+
+def _published(folder: Path) -> str:
+    try:
+        ref = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("ref")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f", published as {ref}" if ref else ""
+
+
+def _what_trains(recipe: Recipe) -> dict[str, Any]:
+    # Where the adapter goes changes nothing of it; what it starts from does.
+    return recipe.identity() | {"adapter": {"init_from": recipe.adapter.init_from}}

@@ -1,0 +1,81 @@
+"""Whether the places that a command writes to can be written: the run's folder, and the registry."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from finetune.adapters.reference import AdapterRef, check_alias
+from finetune.errors import LaunchError, RecipeError, StoreError
+from finetune.registry.location import is_registry
+from finetune.registry.stores.local import LocalStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from finetune.registry import AdapterRegistry
+
+
+def check_output_folder(folder: Path, *, key: str) -> None:
+    """Check that a folder exists and can be written, or can be made; nothing is created.
+
+    Args:
+        folder: where a command will write.
+        key: the recipe's key or the option that names it.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    if problem := _why_not_writable(folder):
+        raise RecipeError(f"{key}: {folder} cannot be written: {problem}. Name another folder.")
+
+
+def check_output_place(path: Path, *, option: str) -> None:
+    """Check that a file can be written where an option of the command line says.
+
+    Raises:
+        LaunchError: it cannot.
+    """
+    problem = "it is a folder" if path.is_dir() else _why_not_writable(path.absolute().parent)
+    if problem:
+        raise LaunchError(f"{option} {path}: the file cannot be written: {problem}.")
+
+
+def check_registry(registry: AdapterRegistry, name: str, aliases: Sequence[str]) -> None:
+    """Check that a version of ``name`` can be published, as far as that is known without writing.
+
+    A signing key that needs a passphrase is not opened.
+
+    Args:
+        registry: where it will be published.
+        name: the adapter, ``ns/name``.
+        aliases: words that will stand for the new version.
+
+    Raises:
+        AdapterReferenceError: a name or alias is not allowed.
+        RegistryError: the registry cannot be read, or its folder not be written.
+        TrustError: the namespace requires signatures, and there is no key that may sign.
+    """
+    ref = AdapterRef.parse_name(name)
+    for alias in aliases:
+        check_alias(alias)
+    if isinstance(registry.store, LocalStore) and (problem := _why_not_writable(registry.store.root)):
+        raise StoreError(
+            f"the registry {registry.store.root} cannot be written: {problem}. Set FINETUNE_REGISTRY to another "
+            "place, or adapter.publish: null."
+        )
+    is_registry(registry.store)
+    registry.guard.check_signer(ref.namespace, unlock=False)
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    """Return why nothing can be written below ``folder``; None where it can."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is not a folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"this user may not write into {place}"
+    return None

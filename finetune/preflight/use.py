@@ -1,0 +1,97 @@
+"""What can be known, before torch is imported, of an adapter that is to be used: reference, base and image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.adapters.base_check import check_base
+from finetune.adapters.base_identity import refuse_other_base
+from finetune.adapters.reference import as_folder
+from finetune.errors import BaseMismatchError, DataError
+from finetune.lookup import did_you_mean, import_string
+from finetune.registry import AdapterRegistry
+from finetune.registry.folders import read_manifest
+from finetune.serving.known_bases import find_base
+from finetune.tables import EMBEDDED_BASES
+
+if TYPE_CHECKING:
+    from finetune.adapters.manifest import AdapterManifest
+
+_PLAIN_BASE = "base"  # the reference that means no adapter
+_URL_SCHEMES = ("http:", "https:", "data:")
+
+
+def check_adapter(
+    ref: str, *, base: str | None = None, revision: str | None = None, registry: str | AdapterRegistry | None = None
+) -> None:
+    """Check that an adapter exists, and that its base is on this machine or can be fetched.
+
+    Args:
+        ref: a registry reference, an adapter's folder, or ``base``.
+        base: the base's folder, hub id or embedded name; None for where that of the adapter was last seen.
+        revision: of a hub id.
+        registry: where names are looked up; the default one if None.
+
+    Raises:
+        FinetuneError: what is missing, with what to do.
+    """
+    if base is not None:  # costs less than a registry that lies elsewhere
+        check_base(base, revision=revision)
+    if ref == _PLAIN_BASE:
+        if base is None:
+            raise BaseMismatchError("ref 'base' is the plain base model: say which with base= (--base)")
+        return
+    manifest = check_reference(ref, registry if isinstance(registry, AdapterRegistry) else AdapterRegistry(registry))
+    if base is None:
+        check_base(find_base(manifest.base), revision=revision or manifest.base.revision)
+    elif (folder := Path(import_string(EMBEDDED_BASES[base])() if base in EMBEDDED_BASES else base)).is_dir():
+        refuse_other_base(manifest.base, folder)
+
+
+def check_reference(ref: str, registry: AdapterRegistry) -> AdapterManifest:
+    """Return the manifest that a reference leads to; weights are not read.
+
+    Raises:
+        AdapterReferenceError: it is neither a reference nor a folder.
+        ManifestError: the folder holds no adapter.
+        RegistryError: the registry has no such adapter, or cannot be read.
+    """
+    folder = as_folder(ref)
+    return registry.read(ref)[0] if folder is None else read_manifest(folder)[1]
+
+
+def check_image(image: str | Path) -> None:
+    """Check that a file is an image that can be read.
+
+    Raises:
+        DataError: it is missing, or not a readable image.
+    """
+    path = Path(image)
+    if str(image).startswith(_URL_SCHEMES):
+        raise DataError(f"{str(image)[:60]}: an image is a file here; save it and give its path")
+    if not path.exists():
+        where = "" if path.is_absolute() else f" below {Path.cwd()}"
+        raise DataError(f"no image at {path}: there is no such file{where}.{_alike(path)}")
+    if not path.is_file():
+        raise DataError(f"{path}: an image is a file, and this is a folder")
+    from finetune.data.images import open_image
+
+    open_image(path)
+
+
+def check_question(
+    ref: str, image: str | Path, *, base: str | None = None, registry: str | AdapterRegistry | None = None
+) -> None:
+    """Check all of ``finetune ask`` that is known before a model is loaded; arguments as ``check_adapter``.
+
+    Raises:
+        FinetuneError: what is missing, with what to do.
+    """
+    check_adapter(ref, base=base, registry=registry)
+    check_image(image)
+
+
+def _alike(path: Path) -> str:
+    parent = path.parent
+    return did_you_mean(path, [parent / one.name for one in parent.iterdir()]) if parent.is_dir() else ""

@@ -1,0 +1,104 @@
+"""The rows of a run: read, surveyed, and the recipe's task filled in from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finetune.adapters.contract import contract_of
+from finetune.build import Batches, examples_of, max_positions, rows_to_learn, with_image_range
+from finetune.data.stream import Stream
+from finetune.data.survey import Survey
+from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
+from finetune.saving import caption_question
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finetune.adapters.manifest import PromptContract
+    from finetune.batch import Placeholders
+    from finetune.build import Base
+    from finetune.data.collate import Collator
+    from finetune.data.pairs import PairCollator
+    from finetune.data.stream import Rows
+    from finetune.data.survey import PromptShape
+    from finetune.example import Example
+    from finetune.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRows:
+    """The rows of all splits.
+
+    Attributes:
+        recipe: the run's, with what its task and the range of its images leave to the data.
+        train: the training rows.
+        val: the rows that choose the best weights; none where the recipe has no such split.
+        test: the rows that base and adapter are evaluated on; none where the recipe has no such split.
+        shapes: shape of a prompt -> the first row that has it.
+    """
+
+    recipe: Recipe
+    train: Rows
+    val: list[Example]
+    test: list[Example]
+    shapes: dict[PromptShape, Example]
+
+    @property
+    def splits(self) -> dict[str, Rows]:
+        """The rows by split."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
+    def first(self) -> list[Example]:
+        """A few training rows, to show."""
+        return self.train.first if isinstance(self.train, Stream) else self.train[:3]
+
+    @property
+    def counts(self) -> str:
+        """The number of rows in each split, for people."""
+        train = "a stream" if isinstance(self.train, Stream) else len(self.train)
+        return f"train {train}, val {len(self.val)}, test {len(self.test)}"
+
+    def check_prompts(
+        self,
+        base: Base,
+        collator: Collator | PairCollator,
+        *,
+        contract: PromptContract | None = None,
+        placeholders: Placeholders | None = None,
+        when: str,
+    ) -> None:
+        """Check that an app's prompts are the training prompts, as ``prompt_checks.check_prompts`` does.
+
+        Args:
+            base: what an app asks.
+            collator: makes the training batches.
+            contract: of the saved manifest; what the recipe will save if None.
+            placeholders: of a tuned prompt.
+            when: the stage, for errors.
+        """
+        contract = contract or contract_of(self.recipe.task, caption_question=caption_question(self.train))
+        trained, asked = Batches(collator, placeholders), Batches(base.collator, placeholders)
+        check_prompts(contract, self.shapes, trained=trained, asked=asked, when=when)
+
+
+def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> RunRows:
+    """Read all splits of a recipe's data, and log what of them needs a person's eye.
+
+    Raises:
+        DataError: a row cannot be used, or the rows do not agree on one prompt.
+    """
+    train = rows_to_learn(recipe, base=base, say=log)
+    recipe = with_image_range(recipe, train)
+    surveys = {"train": train.survey if isinstance(train, Stream) else Survey.of(train)}
+    task = complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))
+    recipe = recipe.model_copy(update={"task": task})
+    if isinstance(train, Stream):
+        train.keep_prompt(task)
+    val, test = (examples_of(recipe, split, base=base, say=log) for split in ("val", "test"))
+    surveys |= {"val": Survey.of(val), "test": Survey.of(test)}
+    report_lengths(task, surveys, log)
+    check_answers(task, surveys, log)
+    shapes = {shape: row for survey in surveys.values() for shape, row in survey.shapes.items()}
+    return RunRows(recipe=recipe, train=train, val=val, test=test, shapes=shapes)

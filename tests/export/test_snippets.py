@@ -1,0 +1,184 @@
+"""The code of every card, run as a reader runs it: in a process of its own, on a CPU, in the files' own dtype."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from base64 import b64encode
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from finetune.adapters.contract import section_of
+from finetune.build import load_base
+from finetune.export.exporting import export_adapter
+from finetune.export.snippets import LABELS, QUESTION
+from finetune.serving.loading import load
+from tests.serving.adapters import make_adapter
+from tests.tiny import FAMILIES
+
+_ALONE = (
+    "import runpy, sys; runpy.run_path(sys.argv[1]); "
+    "assert not [name for name in sys.modules if name.partition('.')[0] == 'finetune'], 'a reader has it not'"
+)
+QUESTIONS = (QUESTION, "Why?", "How many are there?")
+CONTRACTS = {
+    "plain": {},
+    "own": {
+        "question_template": 'Look at "this":\n{question}',
+        "system_prompt": "Be `brief`, as\nin ```this```.",
+        "image_position": "last",
+    },
+}
+
+
+def code_of(folder, language="python"):
+    """Returns the one block of code of a card."""
+    (found,) = re.findall(rf"^(`{{3,}}){language}\n(.*?)\n\1$", (folder / "README.md").read_text(), re.DOTALL | re.M)
+    return found[1]
+
+
+def make_image(folder):
+    """Returns the image that the code opens."""
+    noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((90, 70)).save(folder / "image.jpg")
+    return folder / "image.jpg"
+
+
+def run_alone(code, folder, path=""):
+    """Returns what the code prints."""
+    (folder / "code.py").write_text(code)
+    words = [sys.executable, "-c", _ALONE, "code.py"]
+    surroundings = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(words, cwd=folder, env=surroundings, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().removesuffix("\n")
+
+
+def with_contract(adapter, folder, **changes):
+    """Returns a copy of an adapter that was asked otherwise in training."""
+    shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns("run"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["prompt"] |= changes
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+CELLS = [
+    ("merged", "idefics3", "plain"),
+    ("merged", "paligemma", "own"),
+    ("peft", "llava", "own"),
+    ("peft", "clip", "plain"),
+    ("merged", "clip", "plain"),
+    *(
+        pytest.param(target, family, contract, marks=pytest.mark.slow)
+        for target in ("merged", "peft")
+        for family in sorted(FAMILIES)
+        for contract in ("plain", "own")
+        if (family, contract) != ("clip", "own")
+    ),
+]
+
+
+@pytest.mark.parametrize(("target", "family", "contract"), CELLS)
+def test_the_code_prints_what_the_adapter_answers(saved, tmp_path, target, family, contract):
+    image, answers = make_image(tmp_path), []
+    for strength in (1.0, 0.5, 2.0, 0.25):  # random weights may say nothing
+        base, adapter = saved(family, "lora", strength)
+        adapter = with_contract(adapter, tmp_path / f"adapter {strength}", **CONTRACTS[contract])
+        vlm = load(adapter, base=base, device="cpu")
+        if family == "clip" or any(answers := [vlm.ask(image, question) for question in QUESTIONS]):
+            break
+    export_adapter(adapter, to=target, output=tmp_path / "out", base=base)
+    code = code_of(tmp_path / "out").replace('"FOLDER"', '"out"').replace('"BASE"', repr(base))
+    assert "dtype=" not in code, "as the files have it"
+    if family == "clip":
+        label, _, scores = run_alone(code, tmp_path).partition(" ")
+        assert label == vlm.classify(image, LABELS) and list(ast.literal_eval(scores)) == list(LABELS)
+        return
+    found = ((question, answer) for question, answer in zip(QUESTIONS, answers, strict=True) if answer)
+    question, answer = next(found, (QUESTION, ""))
+    assert answer or (family, contract) == ("paligemma", "plain"), "it repeats the line break before its answer"
+    assert repr(QUESTION) in code and run_alone(code.replace(repr(QUESTION), repr(question)), tmp_path) == answer
+
+
+# Stands in for vLLM, which needs a GPU: notes what it is asked, and answers the same always.
+_VLLM = {
+    "vllm/__init__.py": """
+import json
+from types import SimpleNamespace
+
+def SamplingParams(**given):
+    return given
+
+class LLM:
+    def __init__(self, base, **options):
+        self.options = {"base": base, **options}
+
+    def chat(self, messages, sampling, *, lora_request):
+        asked = {"messages": messages, "sampling": sampling, "lora": lora_request, "options": self.options}
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=json.dumps(asked))])]
+""",
+    "vllm/lora/__init__.py": "",
+    "vllm/lora/request.py": "def LoRARequest(name, number, path):\n    return [name, number, path]\n",
+}
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_the_code_for_vllm_asks_as_the_adapter_was_trained(saved, tmp_path, contract):
+    base, adapter = saved("llava", "lora")
+    adapter = with_contract(adapter, tmp_path / "adapter", **CONTRACTS[contract])
+    export_adapter(adapter, to="vllm", output=tmp_path / "out", base=base)
+    for name, text in _VLLM.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    image = make_image(tmp_path)
+    asked = json.loads(run_alone(code_of(tmp_path / "out").replace('"FOLDER"', '"out"'), tmp_path, path="."))
+    assert asked["options"] == {"base": "BASE", "enable_lora": True, "max_lora_rank": 16}
+    assert asked["lora"] == ["testing/cell", 1, "out"]
+    limit = json.loads((adapter / "manifest.json").read_text())["prompt"]["generation"]["max_new_tokens"]
+    assert asked["sampling"] == {"temperature": 0, "max_tokens": limit}
+    section = section_of(load(adapter, base=base, device="cpu").adapter.manifest.prompt)
+    wanted = section.ask(QUESTION)
+    url = f"data:image/jpeg;base64,{b64encode(image.read_bytes()).decode()}"
+    wanted[-1]["content"][0] = {"type": "image_url", "image_url": {"url": url}}
+    assert asked["messages"] == wanted
+
+
+def test_the_words_for_llama_cpp_are_a_command_on_files_that_are_there(saved, tmp_path):
+    base, adapter = saved("llava", "lora")
+    export_adapter(adapter, to="gguf", output=tmp_path / "out", base=base)
+    code = code_of(tmp_path / "out", "bash")
+    assert subprocess.run(["bash", "-n", "-c", code]).returncode == 0
+    words = shlex.split(code, comments=True)
+    assert words[0] == "llama-server" and (tmp_path / "out" / words[words.index("--lora") + 1]).is_file()
+
+
+def test_a_reader_gets_half_precision_where_the_base_is_in_it(saved, tmp_path):
+    base, _ = saved("idefics3")
+    shutil.copytree(base, tmp_path / "half")
+    AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    adapter = make_adapter(load_base(str(tmp_path / "half"), device="cpu"), "lora", tmp_path / "adapter")
+    image = make_image(tmp_path)
+    for target in ("merged", "peft"):
+        export_adapter(adapter, to=target, output=tmp_path / target, base=str(tmp_path / "half"))
+        code = code_of(tmp_path / target).replace('"FOLDER"', repr(target)).replace('"BASE"', '"half"')
+        got = run_alone(f"{code}\nassert model.dtype == __import__('torch').bfloat16", tmp_path)
+        held = tmp_path / "merged" if target == "merged" else tmp_path / "half"
+        wanted = load("base" if target == "merged" else adapter, base=str(held), device="cpu", dtype="auto")
+        assert got == wanted.ask(image, QUESTION) != ""
+
+
+def test_the_pocket_model_in_a_readers_hands(tmp_path):
+    adapter = make_adapter(load_base("pocket", device="cpu"), "lora", tmp_path / "adapter", strength=0.05)
+    export_adapter(adapter, to="merged", output=tmp_path / "out", base="pocket")
+    image = make_image(tmp_path)
+    got = run_alone(code_of(tmp_path / "out").replace('"FOLDER"', '"out"'), tmp_path)
+    assert got == load(adapter, base="pocket", device="cpu").ask(image, QUESTION) != ""
