@@ -19,6 +19,7 @@ from finetune.data.lengths import Lengths, fitting
 from finetune.data.open_stream import open_stream
 from finetune.data.pairs import PairCollator, PairLengths
 from finetune.data.reading import read_split, tally
+from finetune.data.stream import Stream
 from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.families.placement import pick_device, pick_dtype
@@ -208,7 +209,8 @@ def _collator(
     end_ids = ends if isinstance(ends, list) else [ends]
     if not end_ids or end_ids == [None]:
         raise ModelError(f"{model.name_or_path}: its generation config names no eos_token_id, so no answer would end")
-    return Collator(cast("GenerativeFamily", family), processor, end_ids, **options)
+    embeddings = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
+    return Collator(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
 
 
 def check_method(recipe: Recipe) -> None:
@@ -297,6 +299,8 @@ def check_rows(recipe: Recipe) -> None:
             streams = split == "train" and isinstance(section, StreamableData) and section.streaming
             if isinstance(section, ReadSection) and not streams:
                 bad = tally(section, split, say=lambda _: None)
+                # The train rows decide how images are scaled; those of a mix decide it together.
+                bad.is_part = split != "train" or isinstance(data, MixData)
                 read_split(section, split, task=recipe.task, seed=recipe.seed, bad=bad)
                 bad.conclude()
 
@@ -322,6 +326,17 @@ def rows_to_learn(recipe: Recipe, *, base: Base | None = None, say: Callable[[st
         lengths=base.lengths if base else None,
         limit=limit and limit - _prompt_length(recipe),
     )
+
+
+def with_image_range(recipe: Recipe, rows: Rows) -> Recipe:
+    """Return a recipe that states the range of its images where its train rows have decided it."""
+    if not isinstance(recipe.data, ReadSection) or recipe.data.image_range != "auto":
+        return recipe
+    first = rows.first if isinstance(rows, Stream) else rows
+    found = next((row.image_options.range for row in first), None)
+    if found is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_range": list(found)})})
 
 
 def _prompt_length(recipe: Recipe) -> int:

@@ -124,7 +124,7 @@ def _write_page(
             normalize = recipe.task.normalize
             samples.setdefault(f"{recipe.domain} (synthetic)", []).append(
                 Sample(
-                    picture=open_image(example.images[0]),
+                    picture=open_image(example.images[0], options=example.image_options),
                     question=str(example.meta["question"]),
                     wanted=example.answers[0],
                     answers={

@@ -198,7 +198,10 @@ class MissingExtraError(FinetuneError, ImportError):
 def brief(value: object, limit: int = 120) -> str:
     """Returns ``value`` for a message: as Python writes it, on one line, cut to ``limit`` characters."""
     # What came from elsewhere may be long, and hold what a terminal obeys.
-    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    try:
+        text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

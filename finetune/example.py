@@ -27,10 +27,25 @@ class ImageHandle(Protocol):
         ...
 
 
-# Where a picture is: a file, the bytes of one, pixels [H, W, 3] uint8, or a place inside a larger file.
+# Where a picture is: a file, the bytes of one, pixels [H, W, 3] uint8, the values [H, W] of an image of more than 8
+# bits, or a place inside a larger file.
 ImageSource: TypeAlias = "Path | bytes | np.ndarray | ImageHandle"
 Message: TypeAlias = dict[str, Any]
 ImagePosition = Literal["first", "last"]  # of a question's images: before its text or after it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How the images of a row are opened.
+
+    Attributes:
+        range: the values of images of more than 8 bits that become black and white; None: those of the smallest usual
+            bit depth that holds an image's own values.
+        page: which page of a TIFF, from 1; None: it must have one.
+    """
+
+    range: tuple[int, int] | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +59,7 @@ class Example:
     id: str
     messages: list[Message]
     images: list[ImageSource]
+    image_options: ImageOptions = ImageOptions()
     answers: list[str]  # all that count as right for the last turn
     captions: list[str] = field(default_factory=list)  # where given, each epoch learns one of them as the last turn
     choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text

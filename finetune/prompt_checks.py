@@ -153,6 +153,7 @@ def check_prompts(
         # A last turn that is not supervised is asked all the same.
         wanted = _trained_ids(trained, replace(example, unsupervised=frozenset()))
         call, row = _as_an_app(section, shape, example)
+        row = replace(row, image_options=example.image_options)  # an app has them from the manifest
         found = asked.prompt_batch([row]).inputs["input_ids"][0].tolist()
         if found != wanted:
             raise DataError(

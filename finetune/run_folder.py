@@ -253,7 +253,7 @@ def write_samples(
     """
     cards = [
         Sample(
-            picture=open_image(example.images[0]),
+            picture=open_image(example.images[0], options=example.image_options),
             question=str(example.meta.get("question", example.id)),
             wanted=example.answers[0],
             answers={who: (said[i].text, task.is_correct(said[i].text, example)) for who, (_, said) in judged.items()},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters.contract import contract_of
-from finetune.build import Batches, examples_of, max_positions, rows_to_learn
+from finetune.build import Batches, examples_of, max_positions, rows_to_learn, with_image_range
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
 from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
@@ -31,7 +31,7 @@ class RunRows:
     """The rows of all splits.
 
     Attributes:
-        recipe: the run's, with what its task leaves to the data.
+        recipe: the run's, with what its task and the range of its images leave to the data.
         train: the training rows.
         val: the rows that choose the best weights; none where the recipe has no such split.
         test: the rows that base and adapter are evaluated on; none where the recipe has no such split.
@@ -90,6 +90,7 @@ def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> Run
         DataError: a row cannot be used, or the rows do not agree on one prompt.
     """
     train = rows_to_learn(recipe, base=base, say=log)
+    recipe = with_image_range(recipe, train)
     surveys = {"train": train.survey if isinstance(train, Stream) else Survey.of(train)}
     task = complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))
     recipe = recipe.model_copy(update={"task": task})

@@ -17,6 +17,7 @@ from finetune.adapters.manifest import (
     WEIGHTS_NAME,
     AdapterDescription,
     AdapterManifest,
+    ImageContract,
     PartDescription,
     Probe,
     TrainingRecord,
@@ -26,9 +27,11 @@ from finetune.adapters.manifest import (
 from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.adapters.probe import record
 from finetune.build import PROBE_SEED
+from finetune.data.bit_depth import fixed_range
 from finetune.data.images import image_digest
 from finetune.data.stream import Stream
 from finetune.methods.adapter import switch
+from finetune.recipe import ReadSection
 from finetune.recipe.published import published_recipe
 
 if TYPE_CHECKING:
@@ -147,6 +150,14 @@ def caption_question(rows: Rows) -> str | None:
     return asked.most_common(1)[0][0] if asked else None
 
 
+def _image_contract(recipe: Recipe) -> ImageContract:
+    """Returns how the recipe opened images; its range stands in it where images of more than 8 bits were seen."""
+    if not isinstance(recipe.data, ReadSection):
+        return ImageContract()
+    found = fixed_range(recipe.data)
+    return ImageContract(range=list(found) if found else None, page=recipe.data.image_page)
+
+
 def _manifest(
     recipe: Recipe,
     base: Base,
@@ -169,6 +180,7 @@ def _manifest(
         base=base.identity,
         processor=base.digests,
         adapter=description,
+        images=_image_contract(recipe),
         prompt=contract_of(recipe.task, caption_question=caption_question(splits.get("train", []))),
         toolchain={
             "python": platform.python_version(),

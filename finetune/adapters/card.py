@@ -106,6 +106,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         card.checks,
         "",
         *_asking(manifest),
+        *_images(manifest),
         *_table(manifest),
         f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and pictures: "
         f"{rows or 'not told'}. Recipe `{record.recipe_digest[:16]}`.",
@@ -131,6 +132,18 @@ def _asking(manifest: AdapterManifest) -> list[str]:
         f"answers are decoded greedily, at most {contract.generation.max_new_tokens} tokens.",
         "",
     ]
+
+
+def _images(manifest: AdapterManifest) -> list[str]:
+    """Returns how images were opened, where that is not the same for everybody."""
+    images = manifest.images
+    said = []
+    if images.range:
+        low, high = images.range
+        said.append(f"in images of more than 8 bits the value {low} is black and {high} white")
+    if images.page:
+        said.append(f"of a TIFF page {images.page} is shown")
+    return [f"Images are opened so: {'; '.join(said)}.", ""] if said else []
 
 
 def _one_line(text: str | None) -> str:

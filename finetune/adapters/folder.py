@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save as to_safetensors
 
+from finetune import lfs
 from finetune.adapters.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -119,11 +120,15 @@ def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFol
         IntegrityError: a file is missing or not the one the manifest lists.
     """
     raw = _read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    if lfs.is_pointer(raw):
+        raise IntegrityError(f"{path / MANIFEST_NAME}: {lfs.WAY_OUT}")
     manifest = AdapterManifest.parse(raw, source=str(path / MANIFEST_NAME))
 
     def read(name: str) -> bytes:
         entry, data = manifest.files[name], _read(path / name, _CAPS[name])
         if (found := sha256_hex(data)) != entry.sha256 or len(data) != entry.size:
+            if lfs.is_pointer(data):
+                raise IntegrityError(f"{path / name}: {lfs.WAY_OUT}")
             raise IntegrityError(
                 f"{path / name}: not the file that was saved (sha256 {found[:16]}..., {len(data)} bytes; "
                 f"the manifest lists {entry.sha256[:16]}..., {entry.size} bytes). Pull it again."

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetune.adapters.manifest_schema_1 import from_schema_1
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
-from finetune.example import ImagePosition
+from finetune.example import ImageOptions, ImagePosition
 from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, Word
 from finetune.metrics.exact_match import DecimalSeparator, Normalization
 
@@ -161,6 +161,30 @@ class ContrastiveContract(_AnswerContract):
 PromptContract = VqaContract | ContrastiveContract
 
 
+class ImageContract(_Part):
+    """How images were opened during training; every use of the adapter opens them so.
+
+    Attributes:
+        range: the values of images of more than 8 bits that became black and white; None: there were none.
+        page: which page of TIFF files was taken, from 1; None: they had one.
+    """
+
+    range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    page: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("range")
+    @classmethod
+    def _grows(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("must be [LOW, HIGH] with LOW below HIGH")
+        return value
+
+    @property
+    def options(self) -> ImageOptions:
+        """The same for whatever opens images."""
+        return ImageOptions(range=(self.range[0], self.range[1]) if self.range else None, page=self.page)
+
+
 class TrainingRecord(_Part):
     """Where the weights come from."""
 
@@ -217,6 +241,7 @@ class AdapterManifest(_Part):
     processor: ProcessorDigests
     adapter: AdapterDescription
     prompt: Annotated[PromptContract, Field(discriminator="name")]
+    images: ImageContract = ImageContract()
     toolchain: dict[Word, Word]
     training: TrainingRecord
     metrics: dict[str, dict[str, Any]]  # "before" and "after" -> scores

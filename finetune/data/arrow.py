@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune import lfs
 from finetune.cache import cache_home, file_key
 from finetune.data.fields import RawRow, require_columns, to_example
 from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
@@ -44,7 +45,8 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
         try:
             starts.append(starts[-1] + pq.read_metadata(path).num_rows)
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
+            fault = lfs.WAY_OUT if lfs.is_pointer_file(path) else f"not a readable Parquet file: {_first_line(error)}"
+            raise DataError(f"{path}: {fault}") from None
     if not starts[-1]:
         raise DataError(f"{root}/{pattern}: no rows")
     try:
@@ -83,6 +85,9 @@ def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, 
             f"{folder}: datasets saved no data set there. Data sets below {root}: {there}. Set data.{split} to one of "
             "them, or to null."
         )
+    for path in folder.iterdir():
+        if lfs.is_pointer_file(path):
+            raise DataError(f"{path}: {lfs.WAY_OUT}")
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:

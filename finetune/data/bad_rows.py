@@ -26,6 +26,7 @@ class BadRows:
 
     def __init__(self, what: str, *, on_error: Literal["error", "skip"], say: Callable[[str], None]):
         self.what, self.on_error, self.say = what, on_error, say
+        self.is_part = False  # of a mix, which decides by all rows together what holds for all
         self.tried = 0
         self.faults: dict[str, list[str]] = {}  # reason -> messages
         self.unread: Counter[str] = Counter()  # field that no key of the recipe names -> rows that have it

@@ -14,7 +14,7 @@ from finetune.batch import Batch
 from finetune.data.images import open_image
 from finetune.data.marks import Marks
 from finetune.data.spans import Rendered, SpanFinder, place_spans, require_placeholders
-from finetune.errors import ModelError
+from finetune.errors import FinetuneError, ModelError, RowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +41,7 @@ class Collator:
         end_ids: token ids that end a turn, as generation knows them.
         supervise: whether all assistant turns of a conversation are learnt, or the last one.
         max_image_pixels: cap on width x height of a picture.
+        num_embeddings: tokens that the model knows; None for all of the tokenizer.
 
     Raises:
         ModelError: the processor has no token that stands for a picture.
@@ -54,10 +55,12 @@ class Collator:
         *,
         supervise: Literal["all", "last"] = "all",
         max_image_pixels: int = 50_000_000,
+        num_embeddings: int | None = None,
     ):
         self.family, self.processor = family, processor
         self.end_ids = frozenset(end_ids)
         self.supervised_turns, self.max_image_pixels = supervise, max_image_pixels
+        self.num_embeddings = num_embeddings
         image_id = getattr(processor, "image_token_id", None)
         if image_id is None:
             raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for a picture")
@@ -113,6 +116,7 @@ class Collator:
             return known
         self.marks.refuse(example)
         rendered = self._finder().find(example, supervise=self.supervised_turns)
+        self._refuse_unknown(rendered.ids, f"row {example.id}")
         if self._room >= len(rendered.ids):  # what is full stays: to drop the oldest helps no row of the next epoch
             self._room -= len(rendered.ids)
             self._rendered[key] = rendered
@@ -129,6 +133,7 @@ class Collator:
         text = self._finder().render(example.prompt, row, for_answer=True)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         require_placeholders(ids, self.image_id, len(example.images), row=row)
+        self._refuse_unknown(ids, row)
         return Rendered(text, ids, [])
 
     def encode(self, texts: list[str], pictures: Sequence[Pictures], padding_side: PaddingSide) -> dict[str, Any]:
@@ -157,7 +162,31 @@ class Collator:
 
     def _encode(self, texts: list[str], examples: Sequence[Example], padding_side: PaddingSide) -> dict[str, Any]:
         pictures = [self._features(e.images) if self._features and e.images else self.open(e) for e in examples]
-        return self.encode(texts, pictures, padding_side)
+        try:
+            return self.encode(texts, pictures, padding_side)
+        except FinetuneError:
+            raise
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # whatever a processor refuses
+            for text, row, example in zip(texts, pictures, examples, strict=True):
+                try:
+                    self.encode([text], [row], padding_side)
+                except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as own:
+                    raise refused_by_processor(f"row {example.id}", self.processor, own) from None
+            raise error
+
+    def _refuse_unknown(self, ids: Sequence[int], row: str) -> None:
+        """Raises RowError where the model has no embedding for a token; those of images are replaced."""
+        if self.num_embeddings is None:
+            return
+        strange = next((token for token in ids if token >= self.num_embeddings and token != self.image_id), None)
+        if strange is not None:
+            token = self.processor.tokenizer.convert_ids_to_tokens(strange)
+            raise RowError(
+                f"{row}: the tokenizer makes {token!r} token {strange}, and the base has embeddings for "
+                f"{self.num_embeddings} tokens only. Its tokenizer is larger than its embedding: use the one "
+                "that belongs to these weights, or take such texts out.",
+                reason="token without an embedding",
+            )
 
     def open(self, example: Example) -> list[Image]:
         """Returns the row's pictures.
@@ -166,9 +195,20 @@ class Collator:
             RowError: one cannot be used.
         """
         return [
-            open_image(source, max_pixels=self.max_image_pixels, name=f"row {example.id}: {_name(source)}")
+            open_image(
+                source,
+                max_pixels=self.max_image_pixels,
+                name=f"row {example.id}: {_name(source)}",
+                options=example.image_options,
+            )
             for source in example.images
         ]
+
+
+def refused_by_processor(where: str, processor: ProcessorMixin, error: Exception) -> RowError:
+    """Return the error of a row that a processor cannot make anything of."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return RowError(f"{where}: {type(processor).__name__} refuses it: {lines[0]}", reason="refused by the processor")
 
 
 def _name(source: ImageSource) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.other_fields import is_empty
-from finetune.errors import RowError
+from finetune.errors import RowError, brief
 
 if TYPE_CHECKING:
     from finetune.example import Message
@@ -55,16 +55,16 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
         RowError: it is not a conversation whose user and assistant take turns.
     """
     if not isinstance(messages, list) or not messages:
-        raise _wrong(where, f"a conversation is a list of messages that is not empty, not {messages!r:.80}")
+        raise _wrong(where, f"a conversation is a list of messages that is not empty, not {brief(messages, 80)}")
     out: list[Message] = []
     pictures: list[Any] = []
     for number, message in enumerate(messages, start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise _wrong(place, f"a message has role and content; this is {message!r:.80}")
+            raise _wrong(place, f"a message has role and content; this is {brief(message, 80)}")
         role = message.get("role")
         if role not in ROLES:
-            raise _wrong(place, f"the role is {role!r}; allowed are {', '.join(ROLES)}")
+            raise _wrong(place, f"the role is {brief(role, 40)}; allowed are {', '.join(ROLES)}")
         expected = _next_role(out)
         if role != expected and not (role == "system" and number == 1):
             raise _wrong(place, f"after {out[-1]['role'] if out else 'the start'} comes {expected}, not {role}")
@@ -89,7 +89,7 @@ def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[d
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
-        raise _wrong(place, f"content is a text or a list of parts that is not empty, not {content!r:.80}")
+        raise _wrong(place, f"content is a text or a list of parts that is not empty, not {brief(content, 80)}")
     parts: list[dict[str, str]] = []
     for part in content:
         # A table has all columns in all rows: what a part does not have is None there.
@@ -113,7 +113,7 @@ def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[d
                 raise _wrong(place, f"only a user's message may hold pictures, not the {role}'s")
             case _:
                 raise _wrong(
-                    place, f'a part is {{"type": "text", "text": ...}} or {{"type": "image"}}, not {part!r:.80}'
+                    place, f'a part is {{"type": "text", "text": ...}} or {{"type": "image"}}, not {brief(part, 80)}'
                 )
     text = "".join(part.get("text", "") for part in parts)
     if not text.strip() and (role != "user" or all(part["type"] == "text" for part in parts)):

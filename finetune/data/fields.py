@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.other_fields import FIELD_KEYS, check_other_fields
 from finetune.data.turns import image_order, unsupervised_turns
-from finetune.errors import DataError, RowError
+from finetune.errors import DataError, RowError, brief, plain
 from finetune.example import Example, ImageHandle, answer, system, text_of
 from finetune.lookup import did_you_mean
 
@@ -19,6 +22,14 @@ if TYPE_CHECKING:
     from finetune.data.bad_rows import BadRows
     from finetune.example import ImageSource, Message
     from finetune.recipe import ColumnData, TaskSection
+
+
+_URL = re.compile(r"(?:data:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+_OTHERWISE = {
+    "question": ", or say what to ask of rows without a question with data.default_question",
+    "image": ', write "image": null in a row without an image, or set data.image=null where no row has one',
+}
+_BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +178,38 @@ def as_picture(value: Any, root: Path, where: str) -> ImageSource:
     if value is None:
         raise RowError(f"{where}: the picture is missing", reason="missing picture")
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{where}: a picture is the path of its file, not {value!r:.80}", reason="wrong type")
-    path = root / value
-    if not path.is_file():
-        raise RowError(f"{where}: the picture {path} does not exist", reason="missing picture")
+        raise RowError(f"{where}: a picture is the path of its file, not {brief(value, 80)}", reason="wrong type")
+    if _URL.match(value):
+        raise RowError(
+            f"{where}: a picture is the path of its file; {brief(value, 60)} is a URL. Save the image as a file beside "
+            "the rows, or keep images in Parquet.",
+            reason="picture that is no path",
+        )
+    path = _file_of(root, value)
+    if path is None:
+        raise RowError(f"{where}: {_why_no_file(root / value, value)}", reason="missing picture")
     return path
+
+
+def _file_of(root: Path, value: str) -> Path | None:
+    """Returns the file of a path, also where they differ in how accents are written: in one character or in two."""
+    for name in dict.fromkeys((value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value))):
+        with suppress(OSError, ValueError):  # too long for a name, or with characters that none may have
+            if (root / name).is_file():
+                return root / name
+    return None
+
+
+def _why_no_file(path: Path, value: str) -> str:
+    if len(value) > 255 and _BASE64.fullmatch(value):
+        return (
+            f"a picture is the path of its file; {brief(value, 60)} looks like base64. Save the image as a file beside "
+            "the rows, or keep images in Parquet"
+        )
+    with suppress(OSError, ValueError):
+        if path.is_dir():
+            return f"the picture {plain(str(path))} does not exist: it is a folder"
+    return f"the picture {plain(str(path))} does not exist"
 
 
 class _Fields:
@@ -201,9 +239,9 @@ class _Fields:
     def text(self, key: str) -> str:
         value = self._needed(key)
         if not isinstance(value, str):
-            raise self._fault(key, f"must be a text that is not empty, not {value!r:.80}", "wrong type")
+            raise self._fault(key, f"must be a text that is not empty, not {brief(value, 80)}", "wrong type")
         if not value.strip():
-            raise self._fault(key, f"must be a text that is not empty, not {value!r:.80}", f"empty {key}")
+            raise self._fault(key, f"must be a text that is not empty, not {brief(value, 80)}", f"empty {key}")
         return value
 
     def name(self, key: str) -> str:
@@ -216,9 +254,13 @@ class _Fields:
         if isinstance(value, str) and key != "captions":
             return [self.text(key)]
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise self._fault(key, f"must be a text or a list of texts, none empty, not {value!r:.80}", "wrong type")
+            raise self._fault(
+                key, f"must be a text or a list of texts, none empty, not {brief(value, 80)}", "wrong type"
+            )
         if not value or not all(text.strip() for text in value):
-            raise self._fault(key, f"must be a text or a list of texts, none empty, not {value!r:.80}", f"empty {key}")
+            raise self._fault(
+                key, f"must be a text or a list of texts, none empty, not {brief(value, 80)}", f"empty {key}"
+            )
         return value
 
     def question(self) -> str:
@@ -249,10 +291,12 @@ class _Fields:
         several = self.value("images")
         if several is not None:
             if not isinstance(several, list):
-                raise self._fault("images", f"must be a list of pictures, not {several!r:.80}", "wrong type")
+                raise self._fault("images", f"must be a list of pictures, not {brief(several, 80)}", "wrong type")
             return [as_picture(value, root, self.row.where) for value in several]
-        if self.section.image is None or (not needed and self.value("image") is None):
-            return []
+        name = self.section.image
+        absent = name is not None and name not in self.row.fields
+        if name is None or (self.value("image") is None and not (needed and absent)):
+            return []  # null says that there is none; a field that is absent may have another name
         return [as_picture(self._needed("image"), root, self.row.where)]
 
     def _needed(self, key: str) -> Any:
@@ -264,8 +308,8 @@ class _Fields:
             if name in self.row.fields:
                 raise self._fault(key, "must be a text that is not empty, not None", f"missing {key}")
             raise RowError(
-                f"{self.row.where}: no field {name!r}; the row has {', '.join(self.row.fields)}. Name the right one "
-                f"with data.{key}=FIELD.",
+                f"{self.row.where}: no field {name!r}; the row has {plain(', '.join(self.row.fields))}. Name the right "
+                f"one with data.{key}=FIELD{_OTHERWISE.get(key, '')}.",
                 reason=f"missing {key}",
             )
         return value

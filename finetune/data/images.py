@@ -5,59 +5,96 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from finetune import lfs
+from finetune.data.bit_depth import DEEP_MODES, DEEP_TYPES, is_deep_color, to_8_bit, values_of
 from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
-from finetune.example import ImageHandle, ImageSource
+from finetune.example import ImageHandle, ImageOptions, ImageSource
 
 # PIL reads more, some of it by starting other programs (EPS), some of it no pictures (fonts, streams).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Image.init()  # PIL knows formats by name only once all of its readers are loaded
 OVER_CAP = "picture over the pixel cap"  # the reason of a row that is refused for it
-_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_PLAIN = ImageOptions()
+# Qwen's processors take no more; those that scale the shorter side to a fixed length would need gigabytes.
+MOST_ASPECT = 200
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-def open_image(source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None) -> Image.Image:
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What is known of an image that was read to its end.
+
+    Attributes:
+        size: upright width and height in pixels.
+        values: lowest and highest value of a grey image of more than 8 bits; None of any other.
+        colors: highest value of a colour image of 16 bits a channel, of which PIL reads the upper 8; None of any other.
+    """
+
+    size: tuple[int, int]
+    values: tuple[int, int] | None = None
+    colors: int | None = None
+
+
+def open_image(
+    source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None, options: ImageOptions = _PLAIN
+) -> Image.Image:
     """Returns the picture as upright RGB; of an animation its first frame.
 
     What is transparent is seen on white, as on a page or in a shop: the colour stored under full transparency is
-    arbitrary, and mostly black. 16-bit grey is scaled to 8 bit.
+    arbitrary, and mostly black. Grey of more than 8 bits is scaled to 8 bit.
 
     Args:
         source: where the picture is.
         max_pixels: width x height above which the picture is refused before it is decoded.
         name: what to call the picture in errors; its path by default.
+        options: how it is opened.
 
     Raises:
         RowError: it is missing, unreadable, truncated or too large.
     """
     if isinstance(source, np.ndarray):
-        return Image.fromarray(source)
-    with no_bomb_warnings(), _opened(source, max_pixels, name) as file:
-        return _upright_rgb(file)
+        _refuse_aspect(source.shape[1::-1], name or "the picture")
+        return Image.fromarray(source) if source.ndim == 3 else _scaled(source, options, name or "the picture")
+    with no_bomb_warnings(), _opened(source, max_pixels, name, options.page) as file:
+        return _upright_rgb(file, options.range)
 
 
-def read_through(source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None) -> tuple[int, int]:
+def read_pixels(path: Path, *, name: str) -> np.ndarray:
+    """Return the upright pixels of a file for whatever opens them: as ``open_image``, but with every bit they have.
+
+    Returns:
+        [H, W, 3] uint8, or the values [H, W] of a grey image of more than 8 bits.
+
+    Raises:
+        RowError: as ``open_image``.
+    """
+    with no_bomb_warnings(), _opened(path, 50_000_000, name) as file:
+        return _pixels(file)
+
+
+def read_through(
+    source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None, page: int | None = None
+) -> ImageFacts:
     """Reads the whole picture once; call it inside ``no_bomb_warnings``.
 
     A header alone does not tell that the end is missing. The whole stream of a JPEG is read, but only an eighth of
     its width and height computed, which takes a fraction of the time.
 
-    Returns:
-        Its upright width and height.
-
     Raises:
         RowError: as ``open_image``.
     """
     if isinstance(source, np.ndarray):
-        return source.shape[1], source.shape[0]
-    with _opened(source, max_pixels, name) as file:
+        return ImageFacts(size=(source.shape[1], source.shape[0]))
+    with _opened(source, max_pixels, name, page) as file:
+        deep_color = is_deep_color(file)  # before anything loads it
         width, height = file.size
         if file.getexif().get(ExifTags.Base.Orientation) in _LYING:
             width, height = height, width
@@ -65,17 +102,32 @@ def read_through(source: ImageSource, *, max_pixels: int = 50_000_000, name: str
             file.draft("L", (1, 1))
         _refuse_floats(file)
         file.load()
-        return width, height
+        colors = None
+        if deep_color:
+            bands = file.getextrema()
+            colors = 256 * max(high for _, high in bands if high is not None) + 255  # type: ignore[misc]
+        return ImageFacts(size=(width, height), values=values_of(file), colors=colors)
 
 
 def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    """Raises RowError where width x height is over ``max_pixels``."""
+    """Raises RowError where width x height is over ``max_pixels``, or one is far longer than the other."""
     width, height = size
+    _refuse_aspect(size, name)
     if width * height > max_pixels:
         raise RowError(
             f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
             "data.max_image_pixels.",
             reason=OVER_CAP,
+        )
+
+
+def _refuse_aspect(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if max(size) > MOST_ASPECT * max(1, min(size)):
+        raise RowError(
+            f"{name}: {width} x {height}: one side is over {MOST_ASPECT} times as long as the other, which no "
+            "processor makes anything of. Crop it.",
+            reason="extreme aspect ratio",
         )
 
 
@@ -91,12 +143,13 @@ def no_bomb_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[Image.Image]:
+def _opened(source: ImageSource, max_pixels: int, name: str | None, page: int | None = None) -> Iterator[Image.Image]:
     """Opens a picture whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
     try:
         place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
         with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place, formats=FORMATS) as file:
+            _turn_to(file, page, name)
             refuse_over_cap(file.size, max_pixels, name)
             yield file
     except (FinetuneError, MemoryError):
@@ -109,6 +162,8 @@ def _opened(source: ImageSource, max_pixels: int, name: str | None) -> Iterator[
             reason=OVER_CAP,
         ) from None
     except UnidentifiedImageError:
+        if lfs.is_pointer(place if isinstance(place, bytes) else place.read_bytes()):
+            raise RowError(f"{name}: {lfs.WAY_OUT}", reason="git-LFS pointer") from None
         raise RowError(
             f"{name}: not a readable picture: it is none of {', '.join(FORMATS)}", reason="unreadable picture"
         ) from None
@@ -128,9 +183,11 @@ def as_source(image: Any) -> ImageSource:
     """
     if isinstance(image, Image.Image):
         try:
-            return np.asarray(_upright_rgb(image))
+            return _pixels(image)
         except (OSError, ValueError, SyntaxError) as error:  # PIL reads a file when its pixels are asked for
             raise DataError(f"the PIL image cannot be read: {error}") from None
+    if isinstance(image, np.ndarray) and image.ndim == 2 and image.dtype in DEEP_TYPES and image.size:
+        return image
     if is_array(image):
         return pixels_of(image)
     if isinstance(image, str):
@@ -143,11 +200,44 @@ def as_source(image: Any) -> ImageSource:
     )
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _turn_to(file: Image.Image, page: int | None, name: str) -> None:
+    """Turns to the page of a TIFF; what else has several frames is an animation, or brings a preview."""
+    if file.format != "TIFF":
+        return
+    wanted = 2 if page is None else page
+    try:
+        file.seek(wanted - 1)
+    except EOFError:
+        if page is None:
+            return
+        raise RowError(f"{name}: it has no page {page} (data.image_page)", reason="no such page") from None
+    if page is None:
+        raise RowError(
+            f"{name}: the TIFF has several pages. Choose one for all files with data.image_page, such as "
+            "data.image_page=1, or save each page as an image.",
+            reason="several pages",
+        )
+
+
+def _scaled(values: np.ndarray, options: ImageOptions, name: str) -> Image.Image:
+    try:
+        return Image.fromarray(to_8_bit(values, options.range)).convert("RGB")
+    except ValueError as error:
+        raise RowError(f"{name}: {error}.", reason="values without a range") from None
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Returns [H, W, 3] uint8, or the values [H, W] of a grey image of more than 8 bits."""
+    if image.mode in DEEP_MODES:
+        return np.asarray(ImageOps.exif_transpose(image))
+    return np.asarray(_upright_rgb(image))
+
+
+def _upright_rgb(image: Image.Image, image_range: tuple[int, int] | None = None) -> Image.Image:
     _refuse_floats(image)
     image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT:  # PIL's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in DEEP_MODES:  # PIL's own conversion would clip at 255
+        image = Image.fromarray(to_8_bit(np.asarray(image), image_range))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from finetune.cache import Notes
+from finetune.data.collate import refused_by_processor
 from finetune.data.pictures import picture_sizes
-from finetune.errors import DataError, RowError
+from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ask
 
 if TYPE_CHECKING:
@@ -57,14 +58,24 @@ class Lengths:
         rendered = [self.collator.supervise(variant) for variant in variants]
         longest = max(len(each.ids) for each in rendered)
         answer = max((stop - start for each in rendered for start, stop in each.learnt), default=0)
-        return RowTokens(longest - len(sizes) + self.of_pictures(tuple(sizes)), answer)
+        return RowTokens(longest - len(sizes) + self._of_row(example, sizes), answer)
 
     def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of a row up to where its answer begins, and those of its longest reference."""
         prompt = len(self.collator.prompt(example).ids)
         references = self.collator.processor.tokenizer(example.answers, add_special_tokens=False)["input_ids"]
         answer = max(len(ids) for ids in references) + 1
-        return RowTokens(prompt - len(sizes) + self.of_pictures(tuple(sizes)), answer)
+        return RowTokens(prompt - len(sizes) + self._of_row(example, sizes), answer)
+
+    def _of_row(self, example: Example, sizes: Sequence[Size]) -> int:
+        try:
+            return self.of_pictures(tuple(sizes))
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # whatever a processor refuses
+            if isinstance(error, FinetuneError):
+                raise
+            shown = ", ".join(f"{width} x {height}" for width, height in sizes)
+            where = f"row {example.id}, images of {shown}"
+            raise refused_by_processor(where, self.collator.processor, error) from None
 
     def of_pictures(self, sizes: tuple[Size, ...]) -> int:
         """Returns how many tokens pictures of these sizes become in one row."""
@@ -109,7 +120,9 @@ def fitting(
         DataError: naming rows that are too long, or one that cannot be put to this base.
     """
     cap = lengths.collator.max_image_pixels
-    found = iter(picture_sizes([source for example in examples for source in example.images], max_pixels=cap))
+    page = examples[0].image_options.page if examples else None
+    sources = [source for example in examples for source in example.images]
+    found = iter(picture_sizes(sources, max_pixels=cap, page=page))
     count = lengths.learnt if split == "train" else lengths.asked
     fit: list[Example] = []
     long: list[tuple[Example, int]] = []

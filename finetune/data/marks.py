@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from finetune.example import Example, Message
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _IMAGES = (
     "<image>", "<|image|>", "<|image_pad|>", "<|vision_start|>", "<|image_start|>", "<|begin_of_image|>",
     "<|media_pad|>", "<image_soft_token>", "<start_of_image>", "<boi>", "<IMG_CONTEXT>", "<image_placeholder>",
@@ -61,6 +62,11 @@ class Marks:
 
     def refuse_text(self, text: str, *, where: str) -> None:
         """Raises RowError where ``text`` holds a mark; ``where`` names it."""
+        if _SURROGATE.search(text):
+            raise RowError(
+                f"{where}: the text holds half of a character (a lone surrogate). Write the whole one.",
+                reason="not Unicode",
+            )
         own = self._own.search(text) or (
             self._normalizer is not None and self._own.search(self._normalizer.normalize_str(text))
         )

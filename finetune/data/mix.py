@@ -28,6 +28,7 @@ def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad:
     for name in section.sources:
         part = section.part(name)
         faults = tally(part, f"{name} {split}", say=bad.say)
+        faults.is_part = True
         rows = read_split(part, split, task=task, seed=seed, bad=faults)
         faults.conclude()
         parts[name] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune import lfs
 from finetune.cache import cache_home
 from finetune.data.arrow import parquet_files
 from finetune.data.hub import hub_builder, hub_faults
@@ -52,7 +53,10 @@ def open_stream(
             dataset = builder.as_streaming_dataset(split=split)
     else:
         what, split = f"{root}/{section.train}", "train"
-        data_files = {split: [str(path) for path in parquet_files(section, "train")]}
+        paths = parquet_files(section, "train")
+        if pointer := next((path for path in paths if lfs.is_pointer_file(path)), None):
+            raise DataError(f"{pointer}: {lfs.WAY_OUT}")
+        data_files = {split: [str(path) for path in paths]}
         try:
             builder = load_dataset_builder("parquet", data_files=data_files, cache_dir=str(cache_home() / "datasets"))
             dataset = builder.as_streaming_dataset(split=split)

@@ -86,7 +86,12 @@ class PairCollator:
                 )
         images = [
             [
-                open_image(source, max_pixels=self.max_image_pixels, name=f"row {example.id}: {_name(source)}")
+                open_image(
+                    source,
+                    max_pixels=self.max_image_pixels,
+                    name=f"row {example.id}: {_name(source)}",
+                    options=example.image_options,
+                )
                 for source in _one_picture(example)
             ]
             for example in examples

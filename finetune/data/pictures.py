@@ -8,13 +8,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune.cache import Notes, file_key
-from finetune.data.images import image_digest, no_bomb_warnings, read_through, refuse_over_cap
+from finetune.data.bit_depth import COLORS, VALUES
+from finetune.data.images import ImageFacts, image_digest, no_bomb_warnings, read_through, refuse_over_cap
 from finetune.errors import RowError
+from finetune.example import ImageOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from finetune.example import Example, ImageSource
 
 Size = tuple[int, int]  # upright width and height in pixels
-_NOTES = "pictures.sqlite"
+_NOTES = "images.sqlite"
+_PLAIN = ImageOptions()
 
 
 @dataclass(frozen=True)
@@ -32,31 +35,52 @@ class Seen:
 
     size: Size
     digest: str  # SHA-256 of its file or bytes: equal for rows about the same picture
+    values: tuple[int, int] | None = None  # as ``ImageFacts`` has them
+    colors: int | None = None
+
+    @classmethod
+    def of(cls, facts: ImageFacts, digest: str) -> Seen:
+        """Return what is kept of an image."""
+        return cls(facts.size, digest, facts.values, facts.colors)
 
 
-def check_pictures(examples: Sequence[Example], bad: BadRows, *, max_pixels: int) -> list[Example]:
+def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
+    """Return what the meta of a row says of its images."""
+    if not seen:
+        return {}
+    meta: dict[str, Any] = {"picture": seen[0].digest}
+    if values := [one.values for one in seen if one.values]:
+        meta[VALUES] = min(low for low, _ in values), max(high for _, high in values)
+    if colors := [one.colors for one in seen if one.colors is not None]:
+        meta[COLORS] = max(colors)
+    return meta
+
+
+def check_pictures(
+    examples: Sequence[Example], bad: BadRows, *, max_pixels: int, page: int | None = None
+) -> list[Example]:
     """Returns the rows all of whose pictures can be read; the others go to ``bad``.
 
     Rows that begin with the same picture get the same ``meta["picture"]``, wherever the picture stands.
     """
-    found = iter(look_at([source for example in examples for source in example.images], max_pixels=max_pixels))
+    sources = [source for example in examples for source in example.images]
+    found = iter(look_at(sources, max_pixels=max_pixels, page=page))
     good = []
     for example in examples:
         seen = [next(found) for _ in example.images]
         error = next((one for one in seen if isinstance(one, RowError)), None)
         if error is not None:
             bad.note(RowError(f"row {example.id}: {error}", reason=error.reason))
-        elif seen and isinstance(seen[0], Seen):
-            good.append(replace(example, meta=example.meta | {"picture": seen[0].digest}))
         else:
-            good.append(example)
+            known = [one for one in seen if isinstance(one, Seen)]
+            good.append(replace(example, meta=example.meta | facts_of(known)) if known else example)
     return good
 
 
-def picture_sizes(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Size | RowError]:
+def picture_sizes(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Size | RowError]:
     """Returns in order the size of each picture, or why it cannot be used; pixels are measured, not looked at."""
     files = [source for source in sources if not isinstance(source, np.ndarray)]
-    found = iter(look_at(files, max_pixels=max_pixels))
+    found = iter(look_at(files, max_pixels=max_pixels, page=page))
     sizes: list[Size | RowError] = []
     for source in sources:
         one = Seen(source.shape[1::-1], "") if isinstance(source, np.ndarray) else next(found)
@@ -64,29 +88,31 @@ def picture_sizes(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Si
     return sizes
 
 
-def look(source: ImageSource, *, max_pixels: int) -> Seen:
+def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Seen:
     """Reads one picture through that will not be seen again, so nothing is noted.
 
     Raises:
         RowError: it cannot be used.
     """
     with no_bomb_warnings():
-        return _look(source, max_pixels)
+        return _look(source, max_pixels, page)
 
 
-def _look(source: ImageSource, max_pixels: int) -> Seen:
-    return Seen(read_through(source, max_pixels=max_pixels), image_digest(source))
+def _look(source: ImageSource, max_pixels: int, page: int | None) -> Seen:
+    return Seen.of(read_through(source, max_pixels=max_pixels, page=page), image_digest(source))
 
 
-def look_at(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Seen | RowError]:
+def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Seen | RowError]:
     """Reads pictures through, each once, and returns in order what is known of each, or why it cannot be used.
 
     Args:
         sources: where they are.
         max_pixels: width x height above which one is refused before it is decoded.
+        page: of TIFF files, as ``ImageOptions`` has it.
     """
     notes = Notes(_NOTES)
-    keys = [source_key(source) for source in sources]
+    options = ImageOptions(page=page)
+    keys = [source_key(source, options) for source in sources]
     known = notes.get({key for key in keys if key})
     found: dict[str, Seen | RowError] = {}
     left: dict[str, ImageSource] = {}
@@ -98,7 +124,7 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Seen | R
 
     def tried(source: ImageSource) -> Seen | RowError:
         try:
-            return _look(source, max_pixels)
+            return _look(source, max_pixels, page)
         except RowError as error:
             return error
 
@@ -111,16 +137,26 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int) -> list[Seen | R
 
 def _capped(note: str, source: ImageSource, max_pixels: int) -> Seen | RowError:
     """Returns what a run with perhaps another cap has noted, or the fault that the picture is for this one."""
-    (width, height), digest = json.loads(note)
+    (width, height), digest, values, colors = json.loads(note)
     try:
         refuse_over_cap((width, height), max_pixels, "the picture" if isinstance(source, bytes) else str(source))
     except RowError as error:
         return error
-    return Seen((width, height), digest)
+    return Seen((width, height), digest, values and tuple(values), colors)
 
 
-def source_key(source: ImageSource) -> str:
-    """Returns what a picture is remembered by, which changes when it may have; nothing where there is no file."""
+def source_key(source: ImageSource, options: ImageOptions = _PLAIN) -> str:
+    """Returns what a picture is remembered by, which changes when it may have; nothing where there is no file.
+
+    Args:
+        source: where it is.
+        options: how it is opened.
+    """
+    key = _source_key(source)
+    return key if options == _PLAIN or not key else f"{key}\0{options.range} {options.page}"
+
+
+def _source_key(source: ImageSource) -> str:
     if isinstance(source, np.ndarray):
         return image_digest(source)
     if isinstance(source, bytes):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.data.bad_rows import BadRows
+from finetune.data.bit_depth import decide_range
 from finetune.data.pictures import check_pictures
+from finetune.example import ImageOptions
 from finetune.lookup import import_string, look_up
 from finetune.recipe import ColumnData, ReadSection
 from finetune.tables import SOURCES
@@ -48,13 +50,31 @@ def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int
         return []
     read = import_string(look_up(SOURCES, section.source, what="data.source"))  # type: ignore[attr-defined]
     examples: list[Example] = read(section, split, task=task, seed=seed, bad=bad)
-    if not isinstance(section, ColumnData):
+    if not isinstance(section, ReadSection):
         return examples
+    if isinstance(section, ColumnData):
+        examples = _chosen(examples, section, split, seed=seed, bad=bad)
+    return examples if bad.is_part else with_image_options(examples, section, what=split, log=bad.say)
+
+
+def with_image_options(
+    examples: list[Example], section: ReadSection, *, what: str, log: Callable[[str], None]
+) -> list[Example]:
+    """Return rows whose images were looked at, with how these are opened: all alike, as ``decide_range`` has it."""
+    options = ImageOptions(range=decide_range(section, examples, what=what, log=log), page=section.image_page)
+    return [replace(example, image_options=options) for example in examples] if options != ImageOptions() else examples
+
+
+def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: int, bad: BadRows) -> list[Example]:
+    """Returns the rows that are taken, of which every image can be read."""
     if section.kind is None and not _few_questions(examples):
         examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
     chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
     bad.tried -= len(examples) - len(chosen)
-    return check_pictures(chosen, bad, max_pixels=section.max_image_pixels)
+    asked = [example for example in chosen if not example.meta.get("conversation")]
+    if 0 < (without := sum(not example.images for example in asked)) < len(asked):
+        bad.say(f"{without} of {len(asked)} {split} rows have no image, and are learnt and asked without one")
+    return check_pictures(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
 
 
 def _few_questions(examples: list[Example]) -> bool:

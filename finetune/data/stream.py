@@ -21,11 +21,13 @@ import numpy as np
 
 from finetune.data.arrow import class_labels
 from finetune.data.bad_rows import BadRows, unread_report
+from finetune.data.bit_depth import COLORS, VALUES, decide_range, fixed_range
 from finetune.data.fields import RawRow, require_columns, to_example
 from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
-from finetune.data.pictures import look
+from finetune.data.pictures import facts_of, look
 from finetune.data.survey import Survey, system_of
 from finetune.errors import DataError, RowError, brief
+from finetune.example import ImageOptions
 from finetune.recipe import VqaSection
 
 if TYPE_CHECKING:
@@ -95,7 +97,8 @@ class Checks:
         alone = BadRows("", on_error="error", say=print)
         try:
             example = to_example(arrival.row, self.section, self.task, root=self.root, bad=alone)
-            seen = [look(source, max_pixels=self.section.max_image_pixels) for source in example.images]
+            pixels, page = self.section.max_image_pixels, self.section.image_page
+            seen = [look(source, max_pixels=pixels, page=page) for source in example.images]
             if self.lengths is not None:
                 tokens = self.lengths.learnt(example, [one.size for one in seen])
                 if self.limit is not None and tokens.row > self.limit:
@@ -110,8 +113,8 @@ class Checks:
                 )
         except DataError as error:
             return error
-        if seen:
-            example = replace(example, meta=example.meta | {"picture": seen[0].digest})
+        options = ImageOptions(range=fixed_range(self.section), page=self.section.image_page)
+        example = replace(example, meta=example.meta | facts_of(seen), image_options=options)
         return example.in_epoch(arrival.epoch, seed=self.seed)
 
 
@@ -232,6 +235,7 @@ class Stream:
 
     def _check_sample(self) -> None:
         reader = self.reader()
+        deep: list[Example] = []
         for position in range(SAMPLE):
             arrival = reader.at(position)
             if arrival.epoch:  # the whole of it was checked
@@ -240,6 +244,7 @@ class Stream:
             self._count(found if isinstance(found, DataError) else None)
             if not isinstance(found, DataError):
                 self.survey.add(found)
+                deep += [found] if {VALUES, COLORS} & found.meta.keys() else []
                 if len(self.first) < _SHOWN:
                     self.first.append(found)
             self._until = position + 1
@@ -248,11 +253,22 @@ class Stream:
         self.bad.refuse_too_many()
         if not self.first:
             raise DataError(f"{self._report_long(self._until)}No row is left.")
+        self._decide_range(deep)
         left = self.bad.skipped + len(self._long)
         self.bad.say(
             f"{self.what} is a stream: its first {self._until} rows were checked, {left} of them left out; the others "
             "are checked as they arrive"
         )
+
+    def _decide_range(self, deep: list[Example]) -> None:
+        """Decides by the first rows how the images of all rows are scaled."""
+        section = self.checks.section
+        found = decide_range(section, deep, what="train", log=self.bad.say)
+        if section.image_range == "auto" and found:
+            section = section.model_copy(update={"image_range": list(found)})
+            self.checks = replace(self.checks, section=section)
+            options = ImageOptions(range=found, page=section.image_page)
+            self.first = [replace(example, image_options=options) for example in self.first]
 
     def _count(self, error: DataError | None) -> None:
         self.bad.tried += 1

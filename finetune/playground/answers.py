@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from finetune.data.images import open_image
+from finetune.data.images import read_pixels
 from finetune.errors import DataError, FinetuneError, RowError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from finetune.playground.offers import Offer
     from finetune.serving.app import VisionLanguageModel
@@ -43,7 +43,7 @@ class Answer:
 
 
 def read_picture(path: Path | None) -> np.ndarray:
-    """Returns a picture as upright RGB pixels [H, W, 3].
+    """Returns the upright pixels of a picture, as ``read_pixels`` has them.
 
     Args:
         path: of the file that was given; None for none.
@@ -54,7 +54,7 @@ def read_picture(path: Path | None) -> np.ndarray:
     if path is None:
         raise DataError("There is no picture yet: choose a file, paste one, or take one of the examples.")
     try:
-        return np.asarray(open_image(path, name=path.name))
+        return read_pixels(path, name=path.name)
     except RowError as error:  # PIL says where this machine keeps the file
         raise DataError(str(error).replace(str(path), path.name)) from None
 
@@ -85,7 +85,7 @@ def answer_side_by_side(
 
     Args:
         vlm: the base.
-        picture: pixels [H, W, 3] uint8.
+        picture: as ``read_picture`` returns it.
         words: the question; for a dual encoder the labels.
         chosen: the adapters.
     """

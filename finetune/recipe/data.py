@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from finetune.recipe.section import PositiveInt, Section
 
@@ -32,6 +32,18 @@ class ReadSection(RowsSection):
     """What is done with rows that cannot be used; at most 5 % may be skipped."""
     max_image_pixels: PositiveInt = 50_000_000
     """Cap on width x height of a picture."""
+    image_range: Literal["auto", "file"] | Annotated[list[int], Field(min_length=2, max_length=2)] = "auto"
+    """Values of images of more than 8 bits that become black and white: auto takes the smallest of 10, 12, 14 and 16
+    bit that holds those of the train rows, file all 16 bits. The manifest keeps them."""
+    image_page: PositiveInt | None = None
+    """Page of TIFF files that have several, from 1. Of an animation the first frame is taken."""
+
+    @field_validator("image_range")
+    @classmethod
+    def _grows(cls, value: str | list[int]) -> str | list[int]:
+        if not isinstance(value, str) and value[0] >= value[1]:
+            raise ValueError("image_range must be auto, file or [LOW, HIGH] with LOW below HIGH")
+        return value
 
 
 class ColumnData(ReadSection):

@@ -54,8 +54,7 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
         for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, dict) and isinstance(name := part.get("name"), str):
                 look_up(table, name, what=f"{section}.name in {source}", error=RecipeError)
-    if isinstance(part := raw.get("data"), dict) and isinstance(name := part.get("source"), str):
-        look_up(SOURCES, name, what=f"data.source in {source}", error=RecipeError)
+    _check_sources(raw.get("data"), source)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -63,6 +62,44 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
         raise RecipeError(f"{source}: " + f"\n{source}: ".join(problems)) from None
     refuse_impossible(recipe, source=source)
     return recipe.holding(frozenset(variables)) if variables else recipe
+
+
+_SAID_AS = {
+    "csv": "convert it to JSON Lines (one object a line), and set data.source=jsonl",
+    "tsv": "convert it to JSON Lines (one object a line), and set data.source=jsonl",
+    "json": "use data.source=jsonl, with one JSON object a line",
+    "json_lines": "use data.source=jsonl",
+    "ndjson": "use data.source=jsonl",
+    "arrow": "save it with datasets' save_to_disk, and set data.source=saved",
+    "disk": "use data.source=saved, for a folder that save_to_disk wrote",
+    "save_to_disk": "use data.source=saved",
+    "load_from_disk": "use data.source=saved",
+    "imagefolder": "use data.source=hub with data.root=FOLDER, or write a JSON Lines file with a row for each image",
+    "image_folder": "use data.source=hub with data.root=FOLDER, or write a JSON Lines file with a row for each image",
+    "folder": "use data.source=jsonl, for JSON Lines beside their images",
+    "huggingface": "use data.source=hub",
+    "hf": "use data.source=hub",
+    "datasets": "use data.source=hub, or data.source=saved for a folder that save_to_disk wrote",
+    "dataset": "use data.source=hub, or data.source=saved for a folder that save_to_disk wrote",
+    "webdataset": "convert it to Parquet, and set data.source=parquet with data.streaming=true",
+    "synthetic": "use data.source=procedural",
+}
+
+
+def _check_sources(data: Any, source: str) -> None:
+    """Raises RecipeError where a source of rows is unknown, with the one that is meant by a common name."""
+    if not isinstance(data, dict):
+        return
+    parts = data.get("sources")
+    inner = [part.get("data") for part in parts.values() if isinstance(part, dict)] if isinstance(parts, dict) else []
+    for part in (data, *inner):
+        if isinstance(part, dict) and isinstance(name := part.get("source"), str):
+            if name not in SOURCES and (
+                known := _SAID_AS.get(name.strip().lower().replace("-", "_").removeprefix("."))
+            ):
+                allowed = ", ".join(sorted(SOURCES))
+                raise RecipeError(f"unknown data.source in {source} {name!r}: {known}. Allowed: {allowed}.")
+            look_up(SOURCES, name, what=f"data.source in {source}", error=RecipeError)
 
 
 def read_value(text: str, *, source: str) -> Any:

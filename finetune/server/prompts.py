@@ -112,7 +112,7 @@ def _picture(part: ImagePart, where: str, settings: Settings, *, max_bytes: int)
         )
     try:
         data = fetch_image(url, UrlPolicy(max_bytes=max_bytes))
-        size = read_through(data, max_pixels=settings.max_image_pixels, name=where)
+        size = read_through(data, max_pixels=settings.max_image_pixels, name=where).size
     except DataError as error:
         message = str(error) if where in str(error) else f"{where}: {error}"
         if isinstance(error, RowError) and error.reason == OVER_CAP:

@@ -15,7 +15,7 @@ from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, picture_row, question_row
 from finetune.serving.streaming import TextStream
 from finetune.serving.switcher import Switcher
-from finetune.serving.together import answer_together, section_for
+from finetune.serving.together import answer_together, opened_as_trained, section_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -308,6 +308,7 @@ class VisionLanguageModel:
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns the inputs of rows that are to be answered, with the places that the active adapter fills."""
         places = self.adapter.placeholders if self.adapter else None
+        examples = [opened_as_trained(example, self.adapter) for example in examples]
         with self.base.preparing:
             return Batches(self.base.collator, places).prompt_batch(examples)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from finetune.adapters.contract import section_of
@@ -87,9 +88,15 @@ def prompt_batch(switcher: Switcher, examples: Sequence[Example], residents: Seq
     """
     base, first = switcher.base, residents[0]
     places = first.placeholders if first else None  # one that has a prompt shares with itself alone
+    examples = [opened_as_trained(row, resident) for row, resident in zip(examples, residents, strict=True)]
     with base.preparing:
         batch = Batches(base.collator, places).prompt_batch(examples)
     return batch.to(base.model.device, base.model.dtype)
+
+
+def opened_as_trained(example: Example, resident: Resident | None) -> Example:
+    """Return a row whose images are opened as those that an adapter was trained on."""
+    return replace(example, image_options=resident.manifest.images.options) if resident else example
 
 
 def answer_batch(

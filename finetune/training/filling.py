@@ -122,7 +122,8 @@ class _Work:
 
     @classmethod
     def of(cls, row: Example) -> _Work:
-        return cls(row=row, places=places_of(row.images), keys=tuple(source_key(source) for source in row.images))
+        keys = tuple(source_key(source, row.image_options) for source in row.images)
+        return cls(row=row, places=places_of(row.images), keys=keys)
 
 
 class _Share:
