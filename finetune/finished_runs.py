@@ -21,7 +21,13 @@ RECIPE = "recipe.json"
 CHECKPOINTS = "checkpoints"
 PREVIOUS = "previous"
 _COPIED = ("log.jsonl", "best", "predictions-base.jsonl", "scores-base.json")  # what a longer run goes on with
-_FROM_DATA = ("task.system_prompt", "task.image_position", "task.max_new_tokens")  # where the recipe does not say
+# Keys that a run completes from its data -> the value by which a recipe leaves them to it.
+_FROM_DATA = {
+    "task.system_prompt": None,
+    "task.image_position": None,
+    "task.max_new_tokens": None,
+    "data.image_range": "auto",
+}
 _LEFT = (PREVIOUS, LOCK_NAME, CHECKPOINTS, "trackers", *_COPIED)
 
 
@@ -73,7 +79,7 @@ def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
         return None
     found = differing(_what_trains(there), _what_trains(recipe))
     # What a recipe leaves to the data stands in the folder as the data had it.
-    return {key: values for key, values in found.items() if key not in _FROM_DATA or values[1] is not None}
+    return {key: values for key, values in found.items() if key not in _FROM_DATA or values[1] != _FROM_DATA[key]}
 
 
 def set_aside(folder: Path, *, going_on: bool = False) -> Path:

@@ -135,6 +135,10 @@ class Windows:
             self._plan, self._stream = plan, self._batches(plan, step)
         return [next(self._stream) for _ in plan.micro_batches(step, self.process)]
 
+    def close(self) -> None:
+        """End the workers: they ignore SIGTERM, so an interpreter that exits before them would wait for ever."""
+        self._stream = None
+
     def _batches(self, plan: Plan, step: int) -> Iterator[Batch]:
         draws = plan.stream(step, self.process)
         if isinstance(self.examples, Stream):

@@ -1,6 +1,7 @@
 """Batches prepared ahead: by how many processes, and where they lie."""
 
 import os
+from multiprocessing import active_children
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +54,16 @@ def test_an_error_of_ours_comes_out_of_a_worker_as_it_is(num_workers):
     with pytest.raises(RowError) as caught:
         windows.window(plan, 0)
     assert str(caught.value) == "row 3: its picture has gone" and caught.value.reason == "missing picture"
+
+
+def test_closed_windows_leave_no_worker():
+    rows = [Example(id=str(number), messages=[], images=[], answers=[]) for number in range(40)]
+    accelerator = SimpleNamespace(process_index=0, num_processes=1, device=CPU)
+    windows = Windows(rows, list, accelerator=accelerator, num_workers=2)
+    windows.window(Plan.of(TrainSection(max_steps=40, batch_size=1), num_rows=40, num_processes=1, seed=0), 0)
+    assert len(active_children()) == 2
+    windows.close()
+    assert active_children() == []
 
 
 @pytest.mark.gpu
