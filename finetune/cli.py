@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.base_options import add_base_options
 from finetune.command import EXIT_CODES, CommandParser, exit_code_of
+from finetune.errors import DataError
 from finetune.export import command as export_command
 from finetune.registry import commands as registry_commands
 from finetune.server import command as server_command
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("question")
     ask.add_argument("--base", help="folder, hub id or embedded name of the base")
     ask.add_argument("--registry", metavar="LOCATION", help="folder or URL (default: as of `finetune registry`)")
+    add_base_options(ask)
     ask.set_defaults(run=_ask)
     app = add("app", "show a page on which a base and its adapters answer side by side")
     app.add_argument(
@@ -100,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--registry", metavar="LOCATION", help="folder or URL (default: as of `finetune registry`)")
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     app.add_argument("--port", type=int, default=7860, metavar="N", help="0 for any that is free (7860)")
+    add_base_options(app)
     app.set_defaults(run=_app)
     schema = add("schema", "print the JSON schema of recipes, by which editors complete and check them")
     schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
@@ -160,7 +164,12 @@ def _ask(args: argparse.Namespace) -> int:
     check_question(args.ref, args.image, base=args.base, registry=args.registry)
     from finetune.serving.loading import load
 
-    found = load(args.ref, base=args.base, registry=args.registry).answer(args.image, args.question)
+    held = {"device": args.device, "dtype": args.dtype, "quantization": args.quantization}
+    vlm = load(args.ref, base=args.base, registry=args.registry, **held)
+    try:
+        found = vlm.answer(args.image, args.question)
+    except DataError as error:  # there is one question, so nothing has to say which
+        raise DataError(str(error).removeprefix("row ").removeprefix("question: ")) from error
     print(found.text)
     if found.finish_reason == "length":
         print(f"note: the answer was cut after {found.completion_tokens} tokens", file=sys.stderr)
@@ -170,7 +179,8 @@ def _ask(args: argparse.Namespace) -> int:
 def _app(args: argparse.Namespace) -> int:
     from finetune.playground.running import run_app
 
-    return run_app(args.refs, base=args.base, registry=args.registry, host=args.host, port=args.port)
+    held = {"device": args.device, "dtype": args.dtype, "quantization": args.quantization}
+    return run_app(args.refs, base=args.base, registry=args.registry, host=args.host, port=args.port, **held)
 
 
 def _schema(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ RECIPE = "recipe.json"
 CHECKPOINTS = "checkpoints"
 PREVIOUS = "previous"
 _COPIED = ("log.jsonl", "best", "predictions-base.jsonl", "scores-base.json")  # what a longer run goes on with
-_FROM_DATA = ("task.image_position", "task.max_new_tokens")  # where the recipe does not say
+_FROM_DATA = ("task.system_prompt", "task.image_position", "task.max_new_tokens")  # where the recipe does not say
 _LEFT = (PREVIOUS, LOCK_NAME, CHECKPOINTS, "trackers", *_COPIED)
 
 

@@ -175,8 +175,9 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), rows.test, judged)
         if recipe.adapter.publish:
-            ref = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases).ref
-            log.say(f"published {ref}")
+            version = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases)
+            ref = version.ref
+            log.say(f"published {ref}" + (f"; {version.note}" if version.note else ""))
         write_json(folder / RESULT, {"ref": ref, "steps": steps, "warnings": notes})
     accelerator.wait_for_everyone()
     return RunResult(folder, folder / "adapter", ref, before, after, tuple(notes))

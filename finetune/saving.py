@@ -32,6 +32,7 @@ from finetune.data.images import image_digest
 from finetune.data.stream import Stream
 from finetune.methods.adapter import switch
 from finetune.recipe import ReadSection
+from finetune.recipe.published import published_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -187,6 +188,7 @@ def _manifest(
         },
         training=TrainingRecord(
             recipe_digest=sha256_hex(canonical_json(recipe.identity())),
+            recipe=published_recipe(recipe),
             data={split: data_digest(rows) for split, rows in splits.items() if rows},
             rows={split: rows.seen if isinstance(rows, Stream) else len(rows) for split, rows in splits.items()},
             streamed=[split for split, rows in splits.items() if isinstance(rows, Stream)],

@@ -189,7 +189,7 @@ def _check(runs: Sequence[Run]) -> None:
             parts = run.recipe.model_dump(mode="json", include={"model", "data", "task", "adapter"})
             different[_json(parts)] = run.recipe
     for recipe in different.values():
-        check_recipe(recipe)
+        check_recipe(recipe, finished=False)
 
 
 def _read_word(word: str) -> tuple[str, list[Any]]:

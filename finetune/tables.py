@@ -121,6 +121,9 @@ EXPORT_TARGETS: dict[str, str] = {
     "vllm": "finetune.export.vllm:Vllm",
 }
 
+# Those that hold nothing of the base, which may be quantized while they are compared.
+TARGETS_BESIDE_THE_BASE = ("peft", "vllm")
+
 # Option -> the targets that have a field of this name.
 EXPORT_OPTIONS: dict[str, tuple[str, ...]] = {
     "bake_scaling": ("peft",),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,12 +113,37 @@ def test_ask_takes_a_registry_and_says_its_own_option(tmp_path, capsys):
     assert "(--base)" in capsys.readouterr().err
 
 
+def test_ask_and_app_hold_the_base_as_they_are_told(monkeypatch, capsys):
+    given = []
+
+    said = SimpleNamespace(text="yes", finish_reason="stop")
+    model = SimpleNamespace(answer=lambda image, question: said)
+    monkeypatch.setattr("finetune.serving.loading.load", lambda ref, **options: given.append(options) or model)
+    monkeypatch.setattr("finetune.playground.running.run_app", lambda refs, **options: given.append(options) or 0)
+    how = ["--base", "pocket", "--device", "cpu", "--dtype", "bfloat16", "--quantization", "4bit"]
+    image = Path(__file__).parents[1] / "docs" / "app.png"
+    assert main(["ask", "base", str(image), "What?", *how]) == 0 and capsys.readouterr().out == "yes\n"
+    assert main(["app", "base", *how]) == 0
+    for options in given:
+        held = {name: options[name] for name in ("device", "dtype", "quantization")}
+        assert held == {"device": "cpu", "dtype": "bfloat16", "quantization": "4bit"}
+
+
+def test_what_is_wrong_with_the_one_question_is_said_without_a_row(tmp_path, capsys):
+    (tmp_path / "half.png").write_bytes((Path(__file__).parents[1] / "docs" / "app.png").read_bytes()[:3000])
+    assert main(["ask", "base", str(tmp_path / "half.png"), "What?", "--base", "pocket"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'half.png'}: not a readable")
+
+
 @pytest.mark.parametrize(("reason", "note"), [("length", "note: the answer was cut after 16 tokens\n"), ("stop", "")])
-def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, reason, note):
+def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, tmp_path, reason, note):
+    from PIL import Image
+
     from finetune.serving import loading
     from finetune.tasks.generation import Answer
 
     found = Answer(text="a red hat and", finish_reason=reason, prompt_tokens=9, completion_tokens=16)
     monkeypatch.setattr(loading, "load", lambda *args, **kw: SimpleNamespace(answer=lambda image, question: found))
-    assert main(["ask", "base", "a.png", "What?", "--base", "pocket"]) == 0
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert main(["ask", "base", str(tmp_path / "a.png"), "What?", "--base", "pocket"]) == 0
     assert capsys.readouterr() == ("a red hat and\n", note)

@@ -11,7 +11,7 @@ import finetune
 
 ROOT = Path(finetune.__file__).parent
 LEVELS = {
-    "errors": 0, "lookup": 0, "extras": 0, "cache": 0, "fields": 0, "strict_yaml": 0, "lfs": 0,
+    "errors": 0, "base_options": 0, "lookup": 0, "extras": 0, "cache": 0, "fields": 0, "strict_yaml": 0, "lfs": 0,
     "command": 1,
     "hardware": 1, "child": 1, "listening": 1, "recipe": 1, "example": 1, "interfaces": 1, "batch": 1, "tables": 1,
     "matmul": 1, "folder_lock": 1, "metrics": 1, "prediction": 0,
@@ -20,7 +20,7 @@ LEVELS = {
     "build": 4,
     "serving": 5, "export": 5, "preflight": 5,
     "saving": 6, "run_folder": 6, "judging": 6, "comparing": 6, "frozen_features": 6, "runs": 6, "demo": 6, "sweep": 6,
-    "prompt_checks": 6, "warm_start": 6, "find_lr": 6, "server": 6, "playground": 6,
+    "prompt_checks": 6, "run_rows": 6, "warm_start": 6, "find_lr": 6, "server": 6, "playground": 6,
     "vllm_plugin": 6,
     "launch": 7, "cli": 7,
 }  # fmt: skip

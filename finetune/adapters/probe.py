@@ -110,6 +110,17 @@ def compare(
         raise ProbeError(
             f"the adapter does not do here what it did when it was saved: its effect on the probe is "
             f"{live.norm().item():.4g}, recorded was {size:.4g}, and they differ by {off:.4g} (at most "
-            f"{tolerance:.0%} of the recorded is rounding)"
+            f"{tolerance:.0%} of the recorded is rounding){_held_otherwise(probe.quantization, quantization)}"
         )
     return ProbeResult("passed" if size > noise else "inconclusive", off / size if size else 0.0)
+
+
+def _held_otherwise(saved: Quantization | None, live: Quantization | None) -> str:
+    """Returns how an adapter is loaded as it was trained, where this base is held otherwise."""
+    if saved == live:
+        return ""
+    how = "with no --quantization" if saved is None else f"with --quantization {saved} (quantization={saved!r})"
+    return (
+        f". It was trained on a base held in {saved or 'full precision'}, and this one is held in "
+        f"{live or 'full precision'}: load it as it was trained, {how}"
+    )

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 
 from finetune.errors import ExportError
 from finetune.lookup import did_you_mean, look_up
-from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
+from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS, TARGETS_BESIDE_THE_BASE
+
+NO_ADAPTER = "ref 'base' is the plain base, and an export is of an adapter: name one"
 
 
 def check_choice(target: str, options: Iterable[str]) -> str:
@@ -22,3 +24,16 @@ def check_choice(target: str, options: Iterable[str]) -> str:
                 f"{', '.join(allowed) or 'none'}."
             )
     return place
+
+
+def check_quantization(target: str, quantization: str | None) -> None:
+    """Refuses a quantized base where a target computes with the base's own weights.
+
+    Raises:
+        ExportError: it does.
+    """
+    if quantization is not None and target not in TARGETS_BESIDE_THE_BASE:
+        raise ExportError(
+            f"--quantization {quantization} goes with --to {' and '.join(TARGETS_BESIDE_THE_BASE)}, which write no "
+            f"weight of the base; {target} takes its weights as they are in its files: leave it out"
+        )

@@ -7,7 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from finetune.export.choosing import check_choice
+from finetune.base_options import add_quantization
+from finetune.errors import ExportError
+from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
 from finetune.preflight import check_adapter
 from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
 
@@ -33,6 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--base", help="folder, hub id or embedded name of the base (default: where it was last seen)")
     parser.add_argument("--revision", help="of the base's hub id")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps: where the base is loaded (cpu)")
+    add_quantization(parser)
     parser.add_argument("--json", action="store_true", help="print what export.json says instead of text")
     parser.set_defaults(run=run)
     own = parser.add_argument_group("options of single targets")
@@ -64,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     """
     options = {name: getattr(args, name) for name in EXPORT_OPTIONS if hasattr(args, name)}
     check_choice(args.to, options)  # before torch is loaded
+    check_quantization(args.to, args.quantization)
+    if args.ref == "base":
+        raise ExportError(NO_ADAPTER)
     if args.output is not None:
         from finetune.export.output import refuse_occupied
 
@@ -86,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             base=args.base,
             revision=args.revision,
             device=args.device,
+            quantization=args.quantization,
             say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout),
             **options,
         )

@@ -13,7 +13,7 @@ from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.reference import as_folder
 from finetune.build import load_base
 from finetune.errors import ExportError
-from finetune.export.choosing import check_choice
+from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
 from finetune.export.output import new_output, refuse_occupied
 from finetune.export.parity import outputs, rows_of
 from finetune.export.target import Source
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from finetune.adapters.folder import AdapterFolder
     from finetune.export.target import Target
+    from finetune.recipe import Quantization
 
 DEFAULT_OUTPUT = "exports/{name}-{target}"
 
@@ -42,12 +43,14 @@ def export_adapter(
     base: str | None = None,
     revision: str | None = None,
     device: str = "cpu",
+    quantization: Quantization | None = None,
     say: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Export:
     """Writes an adapter in the form of another program, and checks that it does there what it does here.
 
-    The base is loaded in fp32 for that, 4 bytes a parameter, however it was held in training.
+    The base is loaded in fp32 for that, 4 bytes a parameter, however it was held in training; with ``quantization``
+    its language tower is held in that, which is enough to compare what PEFT loads beside it.
 
     Args:
         ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
@@ -58,6 +61,7 @@ def export_adapter(
         base: the base's folder, hub id or embedded name; by default where this base was last seen.
         revision: of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        quantization: of the base's language tower, ``4bit`` or ``8bit``, for targets that write no weight of the base.
         say: is told what is being done, a line each.
         **options: the target's own.
 
@@ -72,6 +76,7 @@ def export_adapter(
         SystemExit: SIGTERM came, in the main thread of a program that does not handle it; nothing is left.
     """
     target: Target = import_string(check_choice(to, options))(**options)
+    check_quantization(to, quantization)
     named, adapter = _read(ref, registry)
     output = Path(output or DEFAULT_OUTPUT.format(name=adapter.manifest.full_name.replace("/", "-"), target=to))
     output = output.expanduser().absolute()
@@ -81,8 +86,8 @@ def export_adapter(
         base = find_base(adapter.manifest.base)
         revision = revision or adapter.manifest.base.revision
     with new_output(output) as folder:
-        say(f"{named} to {to}: loading its base {base} in float32")
-        source = _source(named, adapter, base, revision=revision, device=device)
+        say(f"{named} to {to}: loading its base {base} in {quantization or 'float32'}")
+        source = _source(named, adapter, base, revision=revision, device=device, quantization=quantization)
         say("writing, reading back and comparing")
         try:
             comparisons = target.make(source, folder)
@@ -106,6 +111,8 @@ def export_adapter(
 
 def _read(ref: str | Path, registry: str | Path | AdapterRegistry | None) -> tuple[str, AdapterFolder]:
     """Returns an adapter, every byte checked, and how its version is called wherever it lies."""
+    if str(ref) == "base":
+        raise ExportError(NO_ADAPTER)
     if (path := as_folder(ref)) is not None:
         adapter = read_folder(path)
         return f"{adapter.manifest.full_name}@sha256:{adapter.digest}", adapter
@@ -118,9 +125,17 @@ def _read(ref: str | Path, registry: str | Path | AdapterRegistry | None) -> tup
     return version.ref, verify(manifest, files, digest=version.digest, source=Path(version.ref))
 
 
-def _source(ref: str, adapter: AdapterFolder, base: str, *, revision: str | None, device: str) -> Source:
+def _source(
+    ref: str,
+    adapter: AdapterFolder,
+    base: str,
+    *,
+    revision: str | None,
+    device: str,
+    quantization: Quantization | None,
+) -> Source:
     """Loads the base, and has base and adapter answer the rows, after every check that a load makes."""
-    live = load_base(base, revision=revision, dtype="float32", device=device)
+    live = load_base(base, revision=revision, dtype="float32", device=device, quantization=quantization)
     rows, points = rows_of(live, adapter.manifest.probe), Points()
     plain = outputs(live, rows)
     resident = bring_in(live, points, adapter, ref=ref)

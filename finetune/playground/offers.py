@@ -55,7 +55,7 @@ def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdenti
 
     Args:
         registry: where names are looked up.
-        refs: references and adapter folders; empty for the latest version of every adapter.
+        refs: references and adapter folders; empty for the latest version of every adapter. ``base`` offers nothing.
         base: the base that is loaded.
 
     Raises:
@@ -65,6 +65,8 @@ def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdenti
         return [_of_version(registry, version, version.full_name, base) for version in registry.list()]
     offers = []
     for ref in dict.fromkeys(refs):
+        if ref == "base":  # it is shown beside whatever is chosen
+            continue
         folder = as_folder(ref)
         if folder is None:
             offers.append(_of_version(registry, registry.resolve(ref), ref, base))

@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import LaunchError
 from finetune.extras import require_extra
@@ -38,15 +38,17 @@ _HEADERS = [
 ]
 
 
-def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host: str, port: int) -> int:
+def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host: str, port: int, **held: Any) -> int:
     """Serves the page until a signal stops it.
 
     Args:
-        refs: what is offered: references or adapter folders; empty for the latest version of every adapter.
+        refs: what is offered: references or adapter folders; empty for the latest version of every adapter. The plain
+            base, ``base``, is there without being named; alone it offers no adapter.
         base: the base's folder, hub id or embedded name; None for where that of the first reference was last seen.
         registry: a folder or a URL; None for the default one.
         host: the address to listen on.
         port: the port; 0 for any that is free.
+        **held: device, dtype and quantization of the base, as ``finetune.load`` takes them.
 
     Returns:
         128 + n, where signal n stopped it.
@@ -57,14 +59,14 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
         FinetuneError: the base, a reference or the registry cannot be used.
     """
     require_extra("app", what="finetune app")
-    if base is None and not refs:
+    if base is None and not set(refs) - {"base"}:
         raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
     from finetune.preflight import check_adapter
 
-    for ref in dict.fromkeys(refs) or ["base"]:
+    for ref in dict.fromkeys(ref for ref in refs if ref != "base") or ["base"]:
         check_adapter(ref, base=base, registry=registry)
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
-        playground = _load(refs, base, AdapterRegistry(registry), Path(folder))
+        playground = _load(refs, base, AdapterRegistry(registry), Path(folder), held)
         # Read when Gradio is imported: where uploads are kept, and that it reports nothing and asks for no news.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         from finetune.playground.page import build_page
@@ -77,13 +79,16 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
         return _serve(app, listener)
 
 
-def _load(refs: Sequence[str], base: str | None, registry: AdapterRegistry, folder: Path) -> Playground:
+def _load(
+    refs: Sequence[str], base: str | None, registry: AdapterRegistry, folder: Path, held: dict[str, Any]
+) -> Playground:
     from finetune.families.base import embedded_path
     from finetune.playground.examples import draw_examples
     from finetune.playground.playground import Playground
     from finetune.serving.loading import load
 
-    vlm = load("base" if base else refs[0], base=base, registry=registry)
+    first = "base" if base else next(ref for ref in refs if ref != "base")
+    vlm = load(first, base=base, registry=registry, **held)
     vlm.use(None)
     drawn = vlm.base.path == embedded_path("pocket")
     name = base or ("pocket" if drawn else Path(vlm.base.path).name)

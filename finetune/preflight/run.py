@@ -30,6 +30,7 @@ def check_recipe(
     splits: Sequence[str] = SPLITS,
     registry: AdapterRegistry | None = None,
     writes: bool = True,
+    finished: bool = True,
 ) -> None:
     """Check everything of a run that its files tell, the cheapest first.
 
@@ -41,6 +42,7 @@ def check_recipe(
         splits: those that will be read.
         registry: where the adapter will be published; the default one if None.
         writes: whether the run leaves a folder and publishes.
+        finished: whether a finished run in the folder is refused as ``train.resume`` says; a sweep knows its own.
 
     Raises:
         FinetuneError: the first thing that would stop the run, with what to do.
@@ -52,7 +54,8 @@ def check_recipe(
     check_paths(recipe.data, splits)
     if writes and os.environ.get("RANK", "0") == "0":
         check_output_folder(recipe.run_folder, key="train.output_dir")
-        refuse_finished(recipe)
+        if finished:
+            refuse_finished(recipe)
         if recipe.adapter.publish:
             check_registry(registry or AdapterRegistry(), recipe.adapter.publish, recipe.adapter.aliases)
     if writes and recipe.adapter.init_from:

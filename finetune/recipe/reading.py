@@ -47,7 +47,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     """Builds a recipe from plain data; ``source`` names it in errors."""
-    raw = _expand(raw, source, "")
+    variables: set[str] = set()
+    raw = _expand(raw, source, "", variables)
     for section, table in (("method", METHODS), ("task", TASKS)):
         parts = raw.get(section)
         for part in parts if isinstance(parts, list) else [parts]:
@@ -60,7 +61,7 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
         problems = [_explain(e, raw) for e in error.errors()]
         raise RecipeError(f"{source}: " + f"\n{source}: ".join(problems)) from None
     refuse_impossible(recipe, source=source)
-    return recipe
+    return recipe.holding(frozenset(variables)) if variables else recipe
 
 
 _SAID_AS = {
@@ -127,11 +128,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     place[parts[-1]] = value
 
 
-def _expand(value: Any, source: str, key: str) -> Any:
+def _expand(value: Any, source: str, key: str, expanded: set[str]) -> Any:
+    """Puts environment variables in; ``expanded`` is given the texts that hold one."""
     if isinstance(value, dict):
-        return {k: _expand(v, source, f"{key}.{k}".lstrip(".")) for k, v in value.items()}
+        return {k: _expand(v, source, f"{key}.{k}".lstrip("."), expanded) for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(v, source, f"{key}[{i}]") for i, v in enumerate(value)]
+        return [_expand(v, source, f"{key}[{i}]", expanded) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -143,7 +145,10 @@ def _expand(value: Any, source: str, key: str) -> Any:
             )
         return os.environ[name]
 
-    return _VARIABLE.sub(variable, value)
+    text = _VARIABLE.sub(variable, value)
+    if text != value:
+        expanded.add(text)
+    return text
 
 
 def _explain(error: Any, raw: dict[str, Any]) -> str:

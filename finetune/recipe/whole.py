@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from finetune.fields import Text
 from finetune.recipe.data import DataSection
@@ -44,6 +44,18 @@ class Recipe(Section):
     task: AnyTask = VqaSection()
     train: TrainSection
     adapter: AdapterSection = AdapterSection()
+    _from_environment: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def from_environment(self) -> frozenset[str]:
+        """The texts that hold an environment variable's value; a run keeps them from what it publishes."""
+        return self._from_environment
+
+    def holding(self, from_environment: frozenset[str]) -> "Recipe":
+        """Returns the recipe with the texts that hold an environment variable's value."""
+        new = self.model_copy()
+        new._from_environment = from_environment
+        return new
 
     @property
     def run_folder(self) -> Path:

@@ -31,6 +31,9 @@ class Difference:
 def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Difference]:
     """Returns what differs between the manifests of two versions, the name and the time of saving left out.
 
+    What was set in their recipes stands under ``recipe``, such as ``recipe.train.learning_rate``. Where one of them
+    keeps no recipe, as earlier releases saved them, the recipes' digests are all that can be compared.
+
     The table of tensors and the values of the probe, thousands of them, are compared by an account of each.
 
     Args:
@@ -41,7 +44,11 @@ def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Diffe
     Raises:
         IntegrityError: a manifest is damaged.
     """
-    facts = [_facts(read_manifest(registry, version)) for version in (a, b)]
+    manifests = [read_manifest(registry, version) for version in (a, b)]
+    recipes = [manifest.training.recipe for manifest in manifests]
+    if None in recipes or recipes[0] == recipes[1]:
+        recipes = [None, None]
+    facts = [_facts(manifest, recipe) for manifest, recipe in zip(manifests, recipes, strict=True)]
     old, new = (dict(_leaves(each)) for each in facts)
     sections = list(facts[0])
     # What only one of them has stands in its section too.
@@ -62,11 +69,27 @@ def read_manifest(registry: AdapterRegistry, version: Version) -> AdapterManifes
     return load_manifest(registry.store, version.digest, version.full_name)[1]
 
 
-def _facts(manifest: AdapterManifest) -> dict[str, Any]:
-    told = manifest.model_dump(exclude={"schema_version", "namespace", "name", "created", "adapter", "probe"})
+def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str, Any]:
+    told: dict[str, Any] = manifest.model_dump(
+        exclude={"schema_version", "namespace", "name", "created", "adapter", "probe"}
+    )
     told |= {"adapter": _adapter(manifest.adapter), "probe": _digest(manifest.probe.model_dump())}
-    first = ("training", "adapter", "prompt", "metrics", "base", "processor", "files", "toolchain")
+    del told["training"]["recipe"]
+    if recipe is not None:
+        del told["training"]["recipe_digest"]  # the keys say more
+        told["recipe"] = _by_name(recipe)
+    else:
+        told["recipe"] = {}
+    first = ("recipe", "training", "adapter", "prompt", "metrics", "base", "processor", "files", "toolchain")
     return {section: told[section] for section in dict.fromkeys([*first, *told])}
+
+
+def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns a recipe with its methods by their names, so that what differs in one stands alone."""
+    methods = recipe.get("method")
+    if not isinstance(methods, list) or not all(isinstance(each, dict) and "name" in each for each in methods):
+        return recipe
+    return {**recipe, "method": {str(each["name"]): each for each in methods}}
 
 
 def _adapter(adapter: AdapterDescription) -> dict[str, Any]:

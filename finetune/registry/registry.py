@@ -3,6 +3,7 @@
 import builtins
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
@@ -26,6 +27,7 @@ from finetune.registry.guard import Guard
 from finetune.registry.index import ListIndex, wanted
 from finetune.registry.location import default_cache, default_location, is_registry, open_store, registry_uuid
 from finetune.registry.log import Log, list_logs
+from finetune.registry.published_before import has_weights, published_before
 from finetune.registry.reading import nothing_missing, read_published, read_pulled
 from finetune.registry.signing import SigningKey
 from finetune.registry.store import exists
@@ -102,7 +104,7 @@ class AdapterRegistry:
 
         Returns:
             The new version, or the one that an earlier try with the same ``txn`` made; with the aliases that
-            it was given.
+            it was given; without a ``txn`` also with a ``note`` where an earlier version has its bytes or weights.
 
         Raises:
             AdapterReferenceError: a name or alias is not allowed, or ``name`` is not that of the manifest.
@@ -125,11 +127,15 @@ class AdapterRegistry:
         check_folder(folder, manifest)
         self.guard.check_signer(ref.namespace)
         self._open(create=True)
+        # A try with a txn may be the second one, and reads no more than what came since the first.
+        known = txn is None and has_weights(self.store, manifest)
         put_folder(self.store, folder, raw, manifest)
-        commit = changes.publish(self._log(ref), sha256_hex(raw), manifest.summary(), words, txn=txn)
+        log = self._log(ref)
+        commit = changes.publish(log, sha256_hex(raw), manifest.summary(), words, txn=txn)
         if not has_folder(self.store, raw, manifest):  # gc came, while this machine slept for longer than it waits
             put_folder(self.store, folder, raw, manifest)
-        return Version.of(ref, commit, commit)
+        note = published_before(self.store, log, commit, manifest) if known else None
+        return replace(Version.of(ref, commit, commit), note=note)
 
     def new_txn(self, name: str) -> str:
         """Returns a ``txn`` for one publish of the adapter ``ns/name``, to be kept until that has succeeded."""

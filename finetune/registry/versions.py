@@ -1,6 +1,6 @@
 """One published version, as it is answered to whoever asks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.adapters.reference import AdapterRef
@@ -23,6 +23,7 @@ class Version:
         actor: who published it, by their own word.
         seq: the entry of the log that published it.
         signature: over ``digest``, as it stands in the log; None when it was published unsigned.
+        note: of what ``publish`` returned: which earlier version has the same bytes or weights; None where none has.
     """
 
     namespace: str
@@ -36,6 +37,7 @@ class Version:
     actor: str
     seq: int
     signature: str | None
+    note: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, ref: AdapterRef, commit: Commit, head: Commit) -> "Version":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef
+from finetune.base_options import add_base_options
 from finetune.errors import LaunchError
 from finetune.extras import require_extra
 from finetune.listening import is_loopback, listening
@@ -35,7 +36,10 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument(
-        "refs", nargs="*", metavar="REF", help="adapter to load and serve, such as medical/brain-mri@prod"
+        "refs",
+        nargs="*",
+        metavar="REF",
+        help="adapter to load and serve, such as medical/brain-mri@prod; `base` is always served",
     )
     parser.add_argument(
         "--base", metavar="BASE", help="folder, hub id or embedded name (default: that of the first REF)"
@@ -43,9 +47,7 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     parser.add_argument("--registry", metavar="WHERE", help="folder or URL (default: $FINETUNE_REGISTRY)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", default="float32", help="what the base is held in (float32)")
-    parser.add_argument("--quantization", choices=("4bit", "8bit"), help="of the language tower")
+    add_base_options(parser)
     parser.add_argument("--max-bytes", type=_count, metavar="N", help="that resident adapters may hold together")
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"API keys, one a line (default: ${VARIABLE})"
@@ -102,12 +104,12 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _canonical(refs: Sequence[str]) -> list[str]:
-    """Returns references in their canonical form.
+    """Returns references in their canonical form, without ``base``, which is served whoever is named.
 
     Raises:
         AdapterReferenceError: one of them is none, a folder for instance.
     """
-    return list(dict.fromkeys(str(AdapterRef.parse(ref)) for ref in refs))
+    return list(dict.fromkeys(str(AdapterRef.parse(ref)) for ref in refs if ref != "base"))
 
 
 def _count(text: str) -> int:

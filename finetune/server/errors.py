@@ -53,7 +53,8 @@ def to_request_error(error: Exception) -> RequestError:
         case RequestError():
             return error
         case DataError():
-            return RequestError(str(error), status=400, code="invalid_messages", param="messages")
+            message = str(error).removeprefix("row request: ")  # there is one, so nothing has to say which
+            return RequestError(message, status=400, code="invalid_messages", param="messages")
         case NotFoundError() | YankedError():
             _log.info("%s", error)  # it names other adapters, and where the registry is
             message = "There is no such adapter or version, or it is withdrawn: /v1/models lists what may be asked."

@@ -154,3 +154,23 @@ def test_the_probe_is_a_function_of_its_seed():
     messages, picture = probe_conversation(0)
     assert picture.tobytes() == probe_conversation(0)[1].tobytes() != probe_conversation(1)[1].tobytes()
     assert messages == probe_conversation(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("saved", "live", "said"),
+    [
+        (
+            "4bit",
+            None,
+            "trained on a base held in 4bit, and this one is held in full precision: .* --quantization 4bit",
+        ),
+        ("4bit", "8bit", "trained on a base held in 4bit, and this one is held in 8bit: .* --quantization 4bit"),
+        (None, "8bit", "trained on a base held in full precision, and this one is held in 8bit: .* no --quantization"),
+        ("8bit", "8bit", r"is rounding\)$"),
+    ],
+)
+def test_an_effect_that_is_another_on_a_base_held_otherwise_says_how_it_was_trained(saved, live, said):
+    base, effect = torch.zeros(4, 64), torch.ones(4, 64)
+    probe = record(base, base + effect, seed=1, dtype=torch.float32, quantization=saved)
+    with pytest.raises(ProbeError, match=said):
+        compare(probe, base, base - effect, dtype=torch.float32, quantization=live)

@@ -208,9 +208,11 @@ def test_the_command(saved, tmp_path, capsys, monkeypatch):
 
 
 def test_what_the_command_refuses(saved, capsys):
-    _, adapter = saved("llava", "prompt")
-    assert main(["export", str(adapter), "--to", "merged"]) == 2
+    base, adapter = saved("llava", "prompt")
+    assert main(["export", str(adapter), "--to", "merged", "--base", base]) == 2
     assert "error: testing/cell cannot be merged: its tuned prompt" in capsys.readouterr().err
+    assert main(["export", "base", "--to", "merged"]) == 2
+    assert "ref 'base' is the plain base, and an export is of an adapter" in capsys.readouterr().err
     assert main(["export", "a/b", "--to", "merged", "--bake-scaling"]) == 2
     assert "takes no option 'bake_scaling'. It takes: dtype, max_shard_size." in capsys.readouterr().err
 

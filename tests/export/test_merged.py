@@ -105,6 +105,12 @@ def test_an_adapter_of_a_quantized_base_goes_into_the_unquantized_one(saved, tmp
     done = export_adapter(f"{cell['folder']}/adapter", to="merged", output=tmp_path / "out", base=base)
     assert done.verdict == "passed"
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    done = export_adapter(
+        f"{cell['folder']}/adapter", to="peft", output=tmp_path / "peft", base=base, quantization="8bit"
+    )
+    assert done.verdict == "passed", "on the base as it was in training"
+    with pytest.raises(ExportError, match="goes with --to peft and vllm, which write no weight of the base; merged"):
+        export_adapter(f"{cell['folder']}/adapter", to="merged", output=tmp_path / "no", quantization="8bit")
 
 
 @pytest.mark.parametrize("kind", ["prompt", "everything"])

@@ -23,19 +23,26 @@ ROOT = Path(__file__).parents[2]
     "arguments, message",
     [
         ([], "takes an adapter, or --base"),
+        (["base"], "takes an adapter, or --base"),
         (["nothing"], "'nothing' is no adapter reference"),
         (["/tmp", "--base", "pocket"], "is no adapter reference"),
         (["--base", "pocket", "--host", "0.0.0.0"], "can be reached from other machines"),
         (["--base", "pocket", "--host", "nowhere.invalid"], "Give an address of this machine"),
         (["--base", "pocket", "--api-key-file", "/nowhere"], "cannot be read"),
     ],
-    ids=["nothing", "no reference", "folder", "open to all", "host", "keys"],
+    ids=["nothing", "which base", "no reference", "folder", "open to all", "host", "keys"],
 )
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, message, capsys, monkeypatch):
     monkeypatch.delenv("FINETUNE_API_KEYS", raising=False)
     monkeypatch.setattr("finetune.build.load_base", None)
     assert main(["serve", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_base_may_be_named_as_everywhere_else(tiny_fast_vlm, monkeypatch):
+    served = []
+    monkeypatch.setattr("finetune.server.run.serve", lambda vlm, refs, *more: served.append(refs) or 0)
+    assert main(["serve", "base", "--base", str(tiny_fast_vlm), "--port", "0"]) == 0 and served == [[]]
 
 
 def test_a_port_that_is_taken_is_named(capsys):

@@ -64,7 +64,8 @@ def add_verbs(add: AddVerb) -> None:
 
 def _publish(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     version = registry.publish(args.folder, args.name, aliases=args.alias)
-    return answer(args, version_json(version), f"published {one_line(version)}")
+    note = f"\n{version.note}" if version.note else ""
+    return answer(args, version_json(version), f"published {one_line(version)}{note}")
 
 
 def _resolve(registry: AdapterRegistry, args: argparse.Namespace) -> int:
