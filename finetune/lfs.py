@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-_BEGINNING = b"version https://git-lfs.github.com/spec/"
-WAY_OUT = (
-    "This is a git-LFS pointer and not the file itself: run `git lfs pull` in its repository, or fetch the file anew."
-)
+BEGINNING = b"version https://git-lfs.github.com/spec/"
+WAY_OUT = "a Git LFS pointer and not the file itself. Run `git lfs pull` in its repository, or fetch the file anew."
 
 
 def is_pointer(data: bytes) -> bool:
     """Tell whether a file that begins so is a pointer."""
-    return data.startswith(_BEGINNING)
+    return data.startswith(BEGINNING)
 
 
 def is_pointer_file(path: Path) -> bool:
     """Tell whether a file is a pointer; not where it cannot be read."""
     try:
         with path.open("rb") as file:
-            return is_pointer(file.read(len(_BEGINNING)))
+            return is_pointer(file.read(len(BEGINNING)))
     except (OSError, ValueError):
         return False

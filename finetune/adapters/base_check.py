@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune import lfs
 from finetune.adapters.base_identity import weight_files
 from finetune.errors import ModelError, brief
 from finetune.lookup import did_you_mean
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HUB_SECONDS = 5.0  # that the hub has to answer whether it has a model
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _CHECKED_FOR_POINTERS = ("*.json", "*.model", "*.jinja")
 _GENERIC_TABLE = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"  # of transformers
@@ -60,12 +60,11 @@ def refuse_pointer(path: Path) -> None:
     Raises:
         ModelError: it is such a pointer.
     """
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ModelError(
-                f"{path}: a Git LFS pointer and not the file itself. Run `git lfs pull` in {path.parent}, or download "
-                "the model with `hf download`."
-            )
+    if lfs.is_pointer_file(path):
+        raise ModelError(
+            f"{path}: a Git LFS pointer and not the file itself. Run `git lfs pull` in {path.parent}, or download "
+            "the model with `hf download`."
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +10,6 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from finetune import lfs
 from finetune.errors import ModelError
 from finetune.families.attention import load_with_attention
 from finetune.families.quantization import check_quantized, keep_trainable, quantization_config
@@ -102,14 +100,6 @@ class Family:
         return [*towers.projector, *towers.vision, "lm_head"]
 
 
-def refuse_pointers(name_or_path: str) -> None:
-    """Raises ModelError where a file of a base's folder is a pointer of git-LFS."""
-    folder = Path(name_or_path)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_file() and lfs.is_pointer_file(path):
-            raise ModelError(f"{path}: {lfs.WAY_OUT}")
-
-
 def embedded_path(name_or_path: str) -> str:
     """Returns the folder of a base that comes with the package, and any other name unchanged."""
     target = EMBEDDED_BASES.get(name_or_path)
@@ -122,7 +112,6 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
     Raises:
         ModelError: there is no such model, or no family for it.
     """
-    refuse_pointers(name_or_path)
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

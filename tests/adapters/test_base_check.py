@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from finetune import lfs
 from finetune.adapters import base_check
-from finetune.adapters.base_check import LFS_POINTER, check_base
+from finetune.adapters.base_check import check_base
 from finetune.errors import ModelError
 
 
@@ -32,7 +33,7 @@ def refused(base):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pointer_of_git_lfs_says_what_to_run(base, name):
-    (base / name).write_bytes(LFS_POINTER + b"v1\noid sha256:00\nsize 12\n")
+    (base / name).write_bytes(lfs.BEGINNING + b"v1\noid sha256:00\nsize 12\n")
     assert f"{base / name}: a Git LFS pointer and not the file itself. Run `git lfs pull` in {base}" in refused(base)
 
 

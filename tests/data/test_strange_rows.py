@@ -101,19 +101,19 @@ def test_names_that_differ_in_how_accents_are_written(read, folder, written, fou
 
 def test_pointers_of_git_lfs_are_named(read, folder, tiny_fast_vlm, tmp_path, make_recipe):
     (folder / "x.png").write_bytes(POINTER)
-    with pytest.raises(RowError, match="x.png: This is a git-LFS pointer.*git lfs pull"):
+    with pytest.raises(RowError, match="x.png: a Git LFS pointer.*git lfs pull"):
         read({**ROW, "image": "x.png"})
-    with pytest.raises(DataError, match="train.jsonl: This is a git-LFS pointer"):
+    with pytest.raises(DataError, match="train.jsonl: a Git LFS pointer"):
         read(POINTER)
     (folder / "train.parquet").write_bytes(POINTER)
     for streaming in (False, True):
         section = ParquetData(source="parquet", root=str(folder), streaming=streaming)
-        with pytest.raises(DataError, match="train.parquet: This is a git-LFS pointer"):
+        with pytest.raises(DataError, match="train.parquet: a Git LFS pointer"):
             _opened(section)
     (folder / "saved").mkdir()
     (folder / "saved" / "dataset_info.json").write_text("{}")
     (folder / "saved" / "data-00000-of-00001.arrow").write_bytes(POINTER)
-    with pytest.raises(DataError, match="data-00000-of-00001.arrow: This is a git-LFS pointer"):
+    with pytest.raises(DataError, match="data-00000-of-00001.arrow: a Git LFS pointer"):
         read_rows(SavedData(source="saved", root=str(folder), train="saved"))
 
 
@@ -133,7 +133,7 @@ def test_a_base_that_was_not_fetched_is_named(tiny_fast_vlm, tmp_path, make_reci
 
     base = shutil.copytree(tiny_fast_vlm, tmp_path / "base")
     (base / name).write_bytes(POINTER)
-    with pytest.raises(ModelError, match=rf"{name}: This is a git-LFS pointer.*git lfs pull"):
+    with pytest.raises(ModelError, match=rf"{name}: a Git LFS pointer.*git lfs pull"):
         base_of(make_recipe(base))
 
 
@@ -144,7 +144,7 @@ def test_an_adapter_that_was_not_fetched_is_named(tiny_fast_vlm, tmp_path):
     folder = make_adapter(load_base(str(tiny_fast_vlm), device="cpu"), "lora", tmp_path / "a", seed=0, name="a")
     for name in ("adapter_model.safetensors", "manifest.json"):
         (folder / name).write_bytes(POINTER)
-        with pytest.raises(IntegrityError, match=f"{name}: This is a git-LFS pointer"):
+        with pytest.raises(IntegrityError, match=f"{name}: a Git LFS pointer"):
             read_folder(folder)
 
 

@@ -148,7 +148,7 @@ def test_no_more_is_read_than_the_shuffle_needs(monkeypatch):
     [
         ({"answer": ""}, "'answer' must be a text that is not empty"),
         ({"image": {"bytes": png(3)[:45], "path": None}}, "not a readable picture"),
-        ({"image": None}, "'image' must be a text that is not empty, not None"),
+        ({"image": {"bytes": None, "path": "no.png"}}, "the picture .*no.png does not exist"),
         ({"image": {"bytes": png(3, (9, 9)), "path": None}}, "9 x 9 is over the cap of 50 pixels"),
     ],
 )
