@@ -135,7 +135,12 @@ class Trainer:
         set_train_mode(self.plain_model, self.attachment)
         set_random_state(self.random)
         recomputed = recomputing(self.plain_model, enabled=options.gradient_checkpointing)
-        with closing(self.log), closing(windows), recomputed, Stopping(main=self.accelerator.is_main_process) as stopping:
+        with (
+            closing(self.log),
+            closing(windows),
+            recomputed,
+            Stopping(main=self.accelerator.is_main_process) as stopping,
+        ):
             while not self._is_finished:
                 started = time.monotonic()
                 values = self._update(*self._gradients(windows))

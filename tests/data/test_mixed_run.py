@@ -30,7 +30,8 @@ def test_rows_of_every_kind_train_together(tiny_base, make_recipe, rows_folder, 
     (rows_folder / "train.jsonl").write_text("\n".join([*lines * 5, "{"]))
     for split in ("val", "test"):
         (rows_folder / f"{split}.jsonl").write_text("\n".join(lines))
-    recipe = make_recipe(tiny_base, data={"on_error": "skip"}, train={"num_workers": 1, "max_steps": 4})
+    task = {"system_prompt": ""}  # two rows bring their own
+    recipe = make_recipe(tiny_base, data={"on_error": "skip"}, train={"num_workers": 1, "max_steps": 4}, task=task)
     result = train(recipe)
     shown = capsys.readouterr().out
     assert "skipped 1 of 26 train rows" in shown and "not JSON: 1" in shown and "rows train 25, val 5, test 5" in shown
