@@ -228,20 +228,13 @@ class Trainer:
         )
 
     def _note(self, validation: Validation, on_better: Callable[[], None] | None) -> None:
-        state, best = self.state, (self.state.best_score, self.state.best_loss)
-        better = validation.is_better(*best)
-        # The later of two that are as good has seen more rows; waiting for a better one goes on.
-        chosen = better or validation.is_as_good(*best)
-        state.validations.append([state.step, validation.score, validation.loss])
-        state.validations_without_better = 0 if better else state.validations_without_better + 1
-        if chosen:
-            state.best_score, state.best_loss, state.best_step = validation.score, validation.loss, state.step
+        if chosen := self.state.note(validation):
             self.best.update({name: tensor.cpu().clone() for name, tensor in self.strategy.tensors().items()})
             if on_better:
                 on_better()
-        self.log.validation(state.step, validation.score, validation.loss, best=chosen)
-        if not better and state.validations_without_better == self.options.early_stopping_patience:
-            self.log.say(f"stopped early: no better validation in {state.validations_without_better} of them")
+        self.log.validation(self.state.step, validation.score, validation.loss, best=chosen)
+        if (waited := self.state.validations_without_better) == self.options.early_stopping_patience:
+            self.log.say(f"stopped early: no better validation in {waited} of them")
 
     def _save(self) -> Path | None:
         """Writes a checkpoint; where that fails, says so and returns None: those before it stand, the run goes on."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from finetune.training.checkpoint import Checkpoint
     from finetune.training.replicated import Replicated
+    from finetune.training.validation import Validation
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")  # whose version may change the numbers
 
@@ -33,6 +34,20 @@ class TrainState:
     best_step: int = 0
     validations_without_better: int = 0
     validations: list[list[Any]] = field(default_factory=list)  # [step, score, loss or None], the oldest first
+
+    def note(self, validation: Validation) -> bool:
+        """Take in the validation of this step, and return whether its weights are the best so far.
+
+        Of two that are as good the later one is chosen, which has seen more rows; waiting for a better one goes on.
+        """
+        best = (self.best_score, self.best_loss)
+        better = validation.is_better(*best)
+        chosen = better or validation.is_as_good(*best)
+        self.validations.append([self.step, validation.score, validation.loss])
+        self.validations_without_better = 0 if better else self.validations_without_better + 1
+        if chosen:
+            self.best_score, self.best_loss, self.best_step = validation.score, validation.loss, self.step
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

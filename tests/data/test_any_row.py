@@ -15,7 +15,7 @@ from finetune.build import load_base
 from finetune.data.lengths import fitting
 from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, FinetuneError
-from finetune.recipe import JsonlData
+from finetune.recipe import ContrastiveSection, JsonlData
 from tests.data.conftest import TASK
 
 QUICK = settings(
@@ -26,6 +26,7 @@ QUICK = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 SLOW = settings(QUICK, max_examples=2000)
+PAIRS = ContrastiveSection(name="contrastive", text_template="a photo of {label}")
 
 MARKS = (
     "<image>",
@@ -171,14 +172,20 @@ def any_base(tiny_family):
     return load_base(str(tiny_family), device="cpu")
 
 
-def check(base, folder, row):
+@pytest.fixture(scope="session")
+def any_clip(tiny_clip):
+    return load_base(str(tiny_clip), device="cpu")
+
+
+def check(base, folder, row, task=TASK):
     """Reads a row, checks it and makes a batch of it, as a run does."""
     (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
     section = JsonlData(source="jsonl", root=str(folder))
     bad = tally(section, "train", say=lambda text: None)
+    limit = getattr(base.collator, "max_length", 4096)  # of a dual encoder that of its texts
     try:
-        examples = read_split(section, "train", task=TASK, seed=0, bad=bad)
-        examples = fitting(examples, base.lengths, section, "train", limit=4096, room=0, bad=bad)
+        examples = read_split(section, "train", task=task, seed=0, bad=bad)
+        examples = fitting(examples, base.lengths, section, "train", limit=limit, room=0, bad=bad)
     except FinetuneError as error:
         assert isinstance(error, DataError)
         assert re.search(r"train.jsonl(, line 1|:1)|train rows", str(error)), str(error)
@@ -188,7 +195,8 @@ def check(base, folder, row):
     batch = base.collator.training_batch(examples)
     assert (batch.labels != -100).any()
     assert all(torch.isfinite(value).all() for value in batch.inputs.values() if torch.is_floating_point(value))
-    base.collator.prompt_batch(examples)
+    if task is TASK:  # a dual encoder is asked with choices, which a whole split brings
+        base.collator.prompt_batch(examples)
 
 
 @QUICK
@@ -202,3 +210,16 @@ def test_any_row_is_usable_or_named(any_base, any_folder, row):
 @given(row=rows)
 def test_any_of_many_rows_is_usable_or_named(any_base, any_folder, row):
     check(any_base, any_folder, row)
+
+
+@QUICK
+@given(row=rows)
+def test_any_row_is_a_pair_or_named(any_clip, any_folder, row):
+    check(any_clip, any_folder, row, task=PAIRS)
+
+
+@pytest.mark.slow
+@SLOW
+@given(row=rows)
+def test_any_of_many_rows_is_a_pair_or_named(any_clip, any_folder, row):
+    check(any_clip, any_folder, row, task=PAIRS)
