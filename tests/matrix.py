@@ -60,7 +60,7 @@ def recipe_of(method: object, base: str | Path, folder: Path, *, quantization: s
         "model": {"name_or_path": str(base), "device": "cpu", "quantization": quantization},
         "method": method,
         "data": {"source": "procedural", "name": "medical"},
-        "task": {"name": task_of(model_type)},
+        "task": {"name": task_of(model_type)} | ({} if model_type in DUAL_ENCODERS else {"max_new_tokens": 16}),
         "train": {"max_steps": STEPS, "output_dir": str(folder)},
     }
     return parse_recipe(raw, source="cell")

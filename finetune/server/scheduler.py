@@ -12,7 +12,7 @@ import torch
 
 from finetune.build import max_positions
 from finetune.errors import AdapterError, FinetuneError, RequestError, brief
-from finetune.serving.together import answer_batch, longest_answer, prompt_batch, prompt_lengths, sharing_key
+from finetune.serving.together import answer_batch, answer_limit, prompt_batch, prompt_lengths, sharing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -225,7 +225,9 @@ class Scheduler:
                 self._switcher,
                 batch,
                 [job.resident for job in jobs],
-                max_new_tokens=[self._limit(job) for job in jobs],
+                max_new_tokens=[
+                    self._limit(job, length) for job, length in zip(jobs, prompt_lengths(batch), strict=True)
+                ],
                 on_text=lambda row, piece: jobs[row].grow(piece),
                 is_stopped=lambda row: jobs[row].is_over(),
             )
@@ -267,7 +269,7 @@ class Scheduler:
         return prompt_batch(self._switcher, [job.example for job in jobs], [job.resident for job in jobs])
 
     def _fits(self, job: Job, prompt_tokens: int) -> bool:
-        limit = self._limit(job)
+        limit = self._limit(job, prompt_tokens)
         if self._max_positions is None or prompt_tokens + limit <= self._max_positions:
             return True
         job.fail(
@@ -282,8 +284,8 @@ class Scheduler:
         )
         return False
 
-    def _limit(self, job: Job) -> int:
-        return job.max_new_tokens or longest_answer(self._switcher, job.resident)
+    def _limit(self, job: Job, prompt_tokens: int) -> int:
+        return answer_limit(self._switcher, job.resident, job.max_new_tokens, prompt_tokens=prompt_tokens)
 
 
 def _unusable(error: Exception) -> Exception:

@@ -171,9 +171,10 @@ class VisionLanguageModel:
         with self.switcher.holding() as resident:
             options = self._options(VqaSection, "caption(image)", instead="classify(image, labels)")
             contract = resident.manifest.prompt if resident else None
-            question, longest = CAPTION_QUESTION, max(CAPTION_TOKENS, options.longest_answer)
+            question = CAPTION_QUESTION
+            longest = max(CAPTION_TOKENS, options.longest_answer) if resident else None
             if isinstance(contract, VqaContract) and contract.caption_question is not None:
-                question, longest = contract.caption_question, options.longest_answer
+                question, longest = contract.caption_question, None
             return self._generate(question_row(options, image, question, urls=self.urls), max_new_tokens=longest)
 
     def ask_batch(

@@ -63,8 +63,11 @@ def answer_together(
     answers: dict[int, Answer] = {}
     for rows in groups.values():
         own = [residents[row] for row in rows]
-        longest = [limits[row] or longest_answer(switcher, residents[row]) for row in rows]
         batch = prompt_batch(switcher, [examples[row] for row in rows], own)
+        longest = [
+            answer_limit(switcher, residents[row], limits[row], prompt_tokens=length)
+            for row, length in zip(rows, prompt_lengths(batch), strict=True)
+        ]
         _refuse_too_long(switcher, batch, longest)
         found = answer_batch(
             switcher,
@@ -121,9 +124,23 @@ def prompt_lengths(batch: Batch) -> list[int]:
     return lengths
 
 
-def longest_answer(switcher: Switcher, resident: Resident | None) -> int:
-    """Returns how many tokens the answers of an adapter were trained to have at most."""
-    return cast("VqaSection", section_for(switcher, resident)).longest_answer
+def answer_limit(switcher: Switcher, resident: Resident | None, wanted: int | None, *, prompt_tokens: int) -> int:
+    """Return how many tokens an answer may have.
+
+    The plain base was trained to no length of ours: where none is wanted, it gets the default one, or the room that the
+    prompt leaves.
+
+    Args:
+        switcher: of the model.
+        resident: what answers; None for the plain base.
+        wanted: the limit that was asked for; None for the longest answer that the adapter was trained to give.
+        prompt_tokens: of the row.
+    """
+    if wanted is not None:
+        return wanted
+    limit = cast("VqaSection", section_for(switcher, resident)).longest_answer
+    room = max_positions(switcher.base.model)
+    return limit if resident or room is None else max(1, min(limit, room - prompt_tokens))
 
 
 def _refuse_too_long(switcher: Switcher, batch: Batch, max_new_tokens: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from finetune.build import load_base
 from finetune.errors import DataError, FetchError, ModelError, RowError
+from finetune.recipe.task import DEFAULT_ANSWER_TOKENS
 from finetune.runs import train
 from finetune.serving.app import CAPTION_QUESTION, CAPTION_TOKENS, VisionLanguageModel
 from finetune.serving.loading import load
@@ -175,7 +176,7 @@ def test_whoever_learnt_none_is_asked_for_one(vlm, picture, tmp_path, monkeypatc
         assert vlm.adapter.manifest.prompt.caption_question is None
         assert vlm.caption(picture) != plain
     vlm.remove(adapter)
-    assert all(CAPTION_QUESTION in text for text, _ in seen) and limits == [CAPTION_TOKENS] * 2
+    assert all(CAPTION_QUESTION in text for text, _ in seen) and limits == [DEFAULT_ANSWER_TOKENS, CAPTION_TOKENS]
 
 
 def test_a_dual_encoder_captions_nothing(tiny_clip, picture):
@@ -205,7 +206,7 @@ def test_an_option_that_is_none_is_refused_at_once(tiny_fast_vlm, wrong, error, 
 
 def test_what_is_longer_than_the_base_takes_is_refused(vlm, picture):
     long = "color " * 400
-    message = r"the base takes 256 tokens; this has 4\d\d in its words and pictures, and up to 16 in its answer"
+    message = r"the base takes 256 tokens; this has 4\d\d in its words and pictures, and up to 1 in its answer"
     with pytest.raises(DataError, match=f"question: {message}"):
         vlm.ask(picture, long)
     with pytest.raises(DataError, match=f"question 1: {message}"):
