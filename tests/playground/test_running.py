@@ -17,10 +17,10 @@ def test_the_command_passes_on_what_it_is_given(monkeypatch):
     monkeypatch.setattr(running, "run_app", lambda refs, **options: given.append((refs, options)) or 143)
     assert main(["app", "a/b", "c/d@2", "--base", "pocket", "--registry", "R", "--port", "1"]) == 143
     assert main(["app"]) == 143
-    default = {"base": None, "registry": None, "host": "127.0.0.1", "port": 7860}
+    held = {"device": "auto", "dtype": "float32", "quantization": None}
     assert given == [
-        (["a/b", "c/d@2"], {"base": "pocket", "registry": "R", "host": "127.0.0.1", "port": 1}),
-        ([], default),
+        (["a/b", "c/d@2"], {"base": "pocket", "registry": "R", "host": "127.0.0.1", "port": 1, **held}),
+        ([], {"base": None, "registry": None, "host": "127.0.0.1", "port": 7860, **held}),
     ]
 
 

@@ -254,7 +254,7 @@ def processor_code(stage, folder):
     [
         (adapter_in_base, "holds an adapter_config.json: transformers would load that adapter with the base, silently"),
         (only_pickled, "no safetensors weights .model.safetensors.; other formats are not loaded"),
-        (pickled_weights, "cannot be loaded: "),
+        (pickled_weights, "not a safetensors file, or cut short"),
         (config_code, "contains custom code which must be executed"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
