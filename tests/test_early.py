@@ -216,7 +216,7 @@ def nothing_slow(monkeypatch):
     def reached(*args, **options):
         raise AssertionError("a slower stage has begun")
 
-    for name in ("base_of", "rows_to_learn", "examples_of"):
+    for name in ("base_of", "read_run_rows"):
         monkeypatch.setattr(runs, name, reached)
     monkeypatch.setattr("finetune.build.load_base", reached)
 

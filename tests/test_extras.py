@@ -44,10 +44,11 @@ import sys
 for name in ("torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "PIL"):
     sys.modules[name] = None
 from finetune.cli import main
-print(main(["registry", "list"]), main(["ask", "ns/name", "x.png", "?"]))
+print(main(["registry", "list"]), main(["ask", "base", sys.argv[1], "?", "--base", "pocket"]))
 """
+    (tmp_path / "x.png").write_bytes(b"")
     out = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, str(tmp_path / "x.png")],
         capture_output=True,
         text=True,
         env={"FINETUNE_REGISTRY": str(tmp_path), "PATH": ""},

@@ -209,7 +209,7 @@ def test_a_folder_that_another_process_writes_is_refused_before_anything_is_load
 
 def test_a_folder_that_cannot_be_made_is_one_error(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match=r"cannot be written \(Not a directory\). Set another train.output_dir"):
+    with pytest.raises(RecipeError, match=r"train.output_dir: .* cannot be written: .*file is not a folder"):
         train(recipe(train={"output_dir": str(tmp_path / "file")}))
 
 

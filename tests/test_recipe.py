@@ -44,7 +44,7 @@ def test_a_good_recipe(write):
         ("train.learningrate=1", "train.learningrate: unknown key. Did you mean 'learning_rate'?"),
         ("method.towers.visio=none", "method.towers.visio: unknown key. Did you mean 'vision'?"),
         ("method.name=lorra", "unknown method.name in .*'lorra'. Did you mean 'lora'?"),
-        ("data.source=json", "'json'. Did you mean 'jsonl'?"),
+        ("data.source=json", "'json': use data.source=jsonl, with one JSON object a line"),
         ("train.batch_size=many", "train.batch_size: .*integer.*Got 'many'"),
         ("train.batch_size=0", "train.batch_size: .*greater than or equal to 1"),
         ("train.max_steps=5", "exactly one of epochs and max_steps"),

@@ -81,7 +81,7 @@ def test_another_base_is_one_error_before_rows_are_read(recipe, parent, tmp_path
     other = shutil.copytree(recipe().model.name_or_path, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "something": 1}))
-    monkeypatch.setattr("finetune.runs.rows_to_learn", None)
+    monkeypatch.setattr("finetune.runs.read_run_rows", None)
     with pytest.raises(TrainingError, match=f"adapter.init_from: {parent.ref}: .*base"):
         train(recipe(base=other, adapter={"init_from": parent.ref}))
 

@@ -90,7 +90,7 @@ def test_the_card(saved, tmp_path):
     assert front["model-index"][0]["results"][0]["metrics"] == [{"type": "exact_match", "value": 0.25}]
     assert 'AutoModelForImageTextToText.from_pretrained("toy/llava", revision="abc")' in page
     assert "| exact_match |  | 0.25 (0.125 to 0.5) |" in page
-    assert "It was asked so, picture first: `Look: {question}`, after the system prompt `` Be `short`. ``" in page
+    assert "It was asked so, image first: `Look: {question}`, after the system prompt `` Be `short`. ``" in page
     assert "Intended use: to tell `red` from blue" in page and "Limits: trained and judged on testing" in page
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("toy/llava", "abc")

@@ -148,7 +148,8 @@ def test_the_code_for_vllm_asks_as_the_adapter_was_trained(saved, tmp_path, cont
     section = section_of(load(adapter, base=base, device="cpu").adapter.manifest.prompt)
     wanted = section.ask(QUESTION)
     url = f"data:image/jpeg;base64,{b64encode(image.read_bytes()).decode()}"
-    wanted[-1]["content"][0] = {"type": "image_url", "image_url": {"url": url}}
+    shown = {"type": "image_url", "image_url": {"url": url}}
+    wanted[-1]["content"] = [shown if part["type"] == "image" else part for part in wanted[-1]["content"]]
     assert asked["messages"] == wanted
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, Mistral3Config
 
+from finetune.build import load_base
 from finetune.errors import ModelError, RecipeError
 from finetune.families.base import family_of
 from finetune.families.generic import GenericFamily
@@ -55,7 +56,7 @@ def test_a_pair_that_cannot_work_is_refused_when_the_recipe_is_read(tmp_path):
 
 def test_a_base_that_is_not_here_says_what_to_download():
     with pytest.raises(ModelError, match="run `hf download some/model --revision v1 --local-dir FOLDER`"):
-        family_of("some/model", revision="v1")
+        load_base("some/model", revision="v1")
     with pytest.raises(ModelError) as error:
-        family_of("pockt")
+        load_base("pockt")
     assert "hf download" not in str(error.value)

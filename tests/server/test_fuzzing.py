@@ -94,6 +94,7 @@ def test_an_image_that_the_processor_refuses_is_a_400(client, monkeypatch):
         raise ValueError("absolute aspect ratio must be smaller than 200, got 300.0")
 
     monkeypatch.setattr(ImageTextToTextFamily, "encode", refuse)
-    status, found = send(client, json.dumps(NAMED["a strip"]).encode())
+    question = body(question=[image_part(noise(64, 20)), text_part("a")])
+    status, found = send(client, json.dumps(question).encode())
     assert (status, found["code"], found["param"]) == (400, "invalid_messages", "messages")
     assert "got 300.0" in found["message"] and "Send images of another size" in found["message"]
