@@ -9,6 +9,7 @@ from finetune.adapters.contract import contract_of
 from finetune.build import Batches, examples_of, max_positions, rows_to_learn, with_image_range
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
+from finetune.errors import brief
 from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths
 from finetune.saving import caption_question
 
@@ -93,6 +94,8 @@ def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> Run
     recipe = with_image_range(recipe, train)
     surveys = {"train": train.survey if isinstance(train, Stream) else Survey.of(train)}
     task = complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))
+    if filled_in := [f"{key}={brief(value)}" for key, value in task if value != getattr(recipe.task, key)]:
+        log(f"task, from the rows: {', '.join(filled_in)}")
     recipe = recipe.model_copy(update={"task": task})
     if isinstance(train, Stream):
         train.keep_prompt(task)

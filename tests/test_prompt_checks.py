@@ -149,7 +149,7 @@ def test_a_prompt_that_is_not_repeated_is_an_error(tiny_fast_vlm, other):
 
 
 @pytest.mark.parametrize("method", [None, [{"name": "prompt_tuning", "num_virtual_tokens": 3}]])
-def test_a_run_on_conversations_is_asked_as_it_was_trained(tiny_fast_vlm, rows_folder, make_recipe, method):
+def test_a_run_on_conversations_is_asked_as_it_was_trained(tiny_fast_vlm, rows_folder, make_recipe, method, capsys):
     import finetune
     from finetune.runs import train
     from finetune.serving.asking import question_row
@@ -165,6 +165,8 @@ def test_a_run_on_conversations_is_asked_as_it_was_trained(tiny_fast_vlm, rows_f
     changes = {} if method is None else {"method": method}
     recipe = make_recipe(tiny_fast_vlm, task={"name": "vqa"}, **changes)
     result = train(recipe)
+    filled_in = "task, from the rows: system_prompt='Be brief.', image_position='last', max_new_tokens=17"
+    assert filled_in in capsys.readouterr().out
     vlm = finetune.load(str(result.ref), base=str(tiny_fast_vlm))
     contract = vlm.adapter.manifest.prompt
     assert (contract.system_prompt, contract.image_position) == ("Be brief.", "last")
