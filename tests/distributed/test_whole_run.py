@@ -41,7 +41,11 @@ def assert_same(one, two, within=1e-5):
     metrics = [json.loads((folder / "adapter" / "manifest.json").read_text())["metrics"] for folder in (one, two)]
     assert metrics[0] == metrics[1] and metrics[0]["after"]["n"] == 5
     losses = [
-        [line["val_loss"] for line in map(json.loads, (folder / "log.jsonl").open()) if "val_loss" in line]
+        [
+            line["val_loss"]
+            for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+            if "val_loss" in line
+        ]
         for folder in (one, two)
     ]
     assert losses[0] and losses[0] == pytest.approx(losses[1], abs=10 * within)
