@@ -58,15 +58,26 @@ def fuzz(client, number, **options):
     def check(raw):
         send(client, raw)
 
-    logging.getLogger("finetune").setLevel(logging.CRITICAL)
     check()
 
 
+@pytest.fixture
+def quiet():
+    """Logs nothing of what thousands of requests get wrong; the tests after these do log."""
+    logger = logging.getLogger("finetune")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_thirty_requests(client):
     fuzz(client, 30, derandomize=True)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
 def test_two_thousand_requests(client):
     fuzz(client, 2000, derandomize=True)
 
