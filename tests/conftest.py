@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -35,6 +36,17 @@ def own_places(tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_REGISTRY", str(tmp_path / "registry"))
     for name in ("NUM_PROCESSES", "SIGNING_KEY", "SIGNING_PASSPHRASE", "TRUST", "SEEN"):
         monkeypatch.delenv(f"FINETUNE_{name}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """Gives the package's loggers back as they are at its import: some tests look at what is logged."""
+    yield
+    logging.disable(logging.NOTSET)
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "finetune"]:
+        logger = logging.getLogger(name)
+        logger.disabled, logger.propagate = False, True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", params=["idefics3", "fast_vlm"])
