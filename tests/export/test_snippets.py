@@ -20,7 +20,9 @@ from finetune.adapters.contract import section_of
 from finetune.build import load_base
 from finetune.export.exporting import export_adapter
 from finetune.export.snippets import LABELS, QUESTION
+from finetune.serving.asking import question_row
 from finetune.serving.loading import load
+from finetune.serving.together import answer_together
 from tests.serving.adapters import make_adapter
 from tests.tiny import FAMILIES
 
@@ -171,6 +173,7 @@ def test_a_reader_gets_half_precision_where_the_base_is_in_it(saved, tmp_path):
     shutil.copytree(base, tmp_path / "half")
     AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     adapter = make_adapter(load_base(str(tmp_path / "half"), device="cpu"), "lora", tmp_path / "adapter")
+    limit = json.loads((adapter / "manifest.json").read_text())["prompt"]["generation"]["max_new_tokens"]
     image = make_image(tmp_path)
     for target in ("merged", "peft"):
         export_adapter(adapter, to=target, output=tmp_path / target, base=str(tmp_path / "half"))
@@ -178,7 +181,9 @@ def test_a_reader_gets_half_precision_where_the_base_is_in_it(saved, tmp_path):
         got = run_alone(f"{code}\nassert model.dtype == __import__('torch').bfloat16", tmp_path)
         held = tmp_path / "merged" if target == "merged" else tmp_path / "half"
         wanted = load("base" if target == "merged" else adapter, base=str(held), device="cpu", dtype="auto")
-        assert got == wanted.ask(image, QUESTION) != ""
+        example = question_row(wanted.task.options, str(image), QUESTION, urls=None)
+        (answer,) = answer_together(wanted.switcher, [example], [wanted.adapter], max_new_tokens=[limit])
+        assert got == answer.text != ""
 
 
 def test_the_pocket_model_in_a_readers_hands(tmp_path):
