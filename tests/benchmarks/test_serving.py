@@ -37,7 +37,7 @@ def test_what_is_wrong_is_seen(tiny_fast_vlm):
     refused = Asked("unknown", "a/b", QUESTION, True, None)
     with running(vlm) as server:
         asked = [good, streamed, other, refused, replace(good, model="a/b"), replace(refused, model="base")]
-        found = asyncio.run(ask_all(server.url, asked, at_once=2))
+        found = asyncio.run(ask_all(server.url, asked, at_once=1))
     assert (found["wrong"], found["failed"]) == (2, 2)  # a refusal that had to come and did not has no right answer
     assert found["statuses"] == {"text 200": 3, "text 404": 1, "unknown 200": 1, "unknown 404": 1}
     figures = {"requests_per_second": 2.0, "one_by_one_per_second": 1.0, "together_vs_one_by_one": 2.0}
