@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
+from uuid import uuid4
 
 _AT_ONCE = 500  # keys of one query; SQLite's own limit is higher
 
@@ -19,9 +20,14 @@ def write_note(path: Path, text: str) -> None:
     """Writes a small cache file aside and renames it; a cache that cannot be written is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        aside.write_text(text)
-        os.replace(aside, path)
+        # Threads and other machines may write the same note, so the name is nobody else's.
+        aside = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+        try:
+            with open(aside, "x") as file:
+                file.write(text)
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
     except OSError:
         return
 

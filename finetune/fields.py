@@ -3,6 +3,7 @@
 Recipes and manifests share them, so that a recipe is refused before it trains what could not be saved.
 """
 
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -17,7 +18,19 @@ def _no_device(name: str) -> str:
     return name
 
 
+def _real_time(text: str) -> str:
+    datetime.fromisoformat(text)  # raises ValueError for a month or an hour that no clock shows
+    return text
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A moment by some clock, ISO 8601 in UTC to the second.
+UtcTime = Annotated[
+    str,
+    # The hour stands here too, for only some releases of Python read 24 as the end of a day.
+    Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:Z|\+00:00)$"),
+    AfterValidator(_real_time),
+]
 # Of a file beside a manifest; Windows drops a dot at the end.
 FileName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"), AfterValidator(_no_device)

@@ -36,6 +36,9 @@ def own_places(tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_REGISTRY", str(tmp_path / "registry"))
     for name in ("NUM_PROCESSES", "SIGNING_KEY", "SIGNING_PASSPHRASE", "TRUST", "SEEN"):
         monkeypatch.delenv(f"FINETUNE_{name}", raising=False)
+    umask = os.umask(0o022)  # trust policies that a group may write are refused
+    yield
+    os.umask(umask)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
-from finetune.cache import Notes, file_key
+from finetune.cache import Notes, file_key, write_note
 
 
 def test_notes_are_kept_in_any_number():
@@ -45,3 +46,23 @@ def test_a_key_changes_with_the_file(tmp_path):
     assert file_key(path) == first
     os.utime(path, ns=(1, 1))
     assert file_key(path) != first
+
+
+def test_a_note_that_many_threads_write_is_one_of_theirs_and_nothing_is_left(tmp_path):
+    path = tmp_path / "notes" / "note"
+    texts = [f"{number}" * 5000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_note(path, text), texts * 20))
+    assert path.read_text() in texts and list(path.parent.iterdir()) == [path]
+
+
+def test_a_note_follows_no_link_and_what_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / f"note.{os.getpid()}.tmp").symlink_to("mine")
+    write_note(tmp_path / "note", "text")
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "note").read_text() == "text"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    write_note(tmp_path / "folder", "text")
+    assert sorted(tmp_path.rglob("*")) == before

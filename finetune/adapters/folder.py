@@ -29,6 +29,7 @@ from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.adapters.tensors import DTYPES, tensors_of
 from finetune.errors import IntegrityError, ManifestError, brief, plain
+from finetune.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -251,8 +252,9 @@ def _read(path: Path, cap: int) -> bytes:
                 f"{path}: missing, or not a plain file. A finished training run writes {MANIFEST_NAME}, {CONFIG_NAME} "
                 f"and {WEIGHTS_NAME} into one folder; nothing else is loaded."
             )
-        if (size := path.stat().st_size) > cap:
-            raise IntegrityError(f"{path}: {size} bytes; at most {cap} are allowed")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > cap:
+                raise IntegrityError(f"{path}: {size} bytes; at most {cap} are allowed")
+            return file.read(cap + 1)  # a file that grows meanwhile has another digest
     except OSError as error:
         raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None

@@ -12,7 +12,7 @@ from finetune.adapters.manifest_schema_1 import from_schema_1
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
 from finetune.example import ImageOptions, ImagePosition
-from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, Word
+from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, UtcTime, Word
 from finetune.metrics.exact_match import DecimalSeparator, Normalization
 
 MANIFEST_NAME = "manifest.json"
@@ -235,7 +235,7 @@ class AdapterManifest(_Part):
     schema_version: Literal[2] = 2
     namespace: NamePart
     name: NamePart
-    created: Annotated[str, Field(pattern=r"^[0-9TZ:.+-]{10,40}$")]  # ISO 8601, UTC
+    created: UtcTime
     synthetic: bool  # trained on pictures drawn by a program
     base: BaseIdentity
     processor: ProcessorDigests

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import signal
 import stat
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from finetune.errors import ExportError, StoreError
+from finetune.registry.location import refuse_in_registry
 from finetune.registry.store import explain
 
 if TYPE_CHECKING:
@@ -20,10 +22,18 @@ if TYPE_CHECKING:
 
 ELSEWHERE = " (--output)"
 _LOCK, _NEW = "lock", "new"
+_CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NOT_OURS = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR}  # a link, or a file and a folder in the place of each other
 
 
 def refuse_occupied(output: Path) -> None:
-    """Raises ExportError unless ``output`` does not exist, or is an empty folder."""
+    """Refuses an output that is there already, but for an empty folder, or that would lie in a registry.
+
+    Raises:
+        ExportError: ``output`` holds something.
+        StoreError: it lies in the folder of a registry, or cannot be read.
+    """
+    refuse_in_registry(output, elsewhere=ELSEWHERE)
     try:
         if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
             raise ExportError(f"{output} holds something already. Choose a folder that does not exist yet{ELSEWHERE}.")
@@ -40,8 +50,9 @@ def new_output(output: Path) -> Iterator[Path]:
     the system takes back when a process ends, however it does.
 
     Raises:
-        ExportError: ``output`` holds something, or another process is writing it.
-        StoreError: it cannot be written, or a file that the block reads cannot be read.
+        ExportError: ``output`` holds something, another process is writing it, or something that no export left
+            stands in the place of the hidden folder.
+        StoreError: it cannot be written, or lies in a registry, or a file that the block reads cannot be read.
     """
     refuse_occupied(output)
     hidden = output.with_name(f".{output.name}.exporting")
@@ -77,38 +88,63 @@ def require_space(folder: Path, num_bytes: int) -> None:
 @contextmanager
 def _locked(aside: Path, output: Path) -> Iterator[Path]:
     """Yields ``aside``, empty but for the lock that this process holds on it, and removes it afterwards."""
-    file = _lock(aside, output)
-    try:
-        shutil.rmtree(aside / _NEW, ignore_errors=True)  # of a process that was killed
-        yield aside
-    finally:
-        # The lock goes last: whoever then makes another finds nothing here that is still being removed.
-        shutil.rmtree(aside / _NEW, ignore_errors=True)
-        with suppress(OSError):
-            (aside / _LOCK).unlink()
-            aside.rmdir()
-        file.close()
+    with ExitStack() as held:
+        folder = _lock(aside, output, held)
+        # By the folder's descriptor, so that no link which is put in its place leads elsewhere.
+        shutil.rmtree(_NEW, ignore_errors=True, dir_fd=folder)  # of a process that was killed
+        try:
+            yield aside
+        finally:
+            # The lock goes last: whoever then makes another finds nothing here that is still being removed.
+            shutil.rmtree(_NEW, ignore_errors=True, dir_fd=folder)
+            with suppress(OSError):
+                os.unlink(_LOCK, dir_fd=folder)
+                aside.rmdir()
 
 
-def _lock(aside: Path, output: Path) -> IO[bytes]:
+def _lock(aside: Path, output: Path, held: ExitStack) -> int:
+    """Returns the descriptor of ``aside``, whose lock is held until ``held`` is closed."""
     while True:
-        aside.mkdir(exist_ok=True)  # that it cannot be found is no race: there is no folder to make it in
-        try:
-            file = (aside / _LOCK).open("ab")
-        except FileNotFoundError:  # its owner has just removed the folder
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), (aside / _LOCK).stat()):
-                return file
-        except BlockingIOError:
-            file.close()
-            raise ExportError(
-                f"another process is exporting to {output} now. Wait, or choose another folder{ELSEWHERE}."
-            ) from None
-        except FileNotFoundError:
-            pass
-        file.close()  # that of a lock which its owner has just removed
+        is_new = _make(aside)  # that it cannot be found is no race: there is no folder to make it in
+        with ExitStack() as opened:
+            try:
+                # Whatever stands there: a link is not followed, and a FIFO not waited for.
+                folder = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | _CAREFULLY)
+                opened.callback(os.close, folder)
+                if not is_new and os.fstat(folder).st_uid != os.geteuid():
+                    raise _foreign(aside)
+                file = os.open(_LOCK, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o666, dir_fd=folder)
+                opened.callback(os.close, file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file), os.stat(_LOCK, dir_fd=folder)):
+                    held.enter_context(opened.pop_all())
+                    return folder
+            except BlockingIOError:
+                raise ExportError(
+                    f"another process is exporting to {output} now. Wait, or choose another folder{ELSEWHERE}."
+                ) from None
+            except FileNotFoundError:  # its owner has just removed the folder, or the lock
+                pass
+            except OSError as error:
+                if error.errno in _NOT_OURS:
+                    raise _foreign(aside) from None
+                raise
+
+
+def _foreign(aside: Path) -> ExportError:
+    return ExportError(
+        f"{aside} is not the folder that an export of this user leaves when it is killed, so it is not cleared. Remove "
+        f"it, or choose another folder{ELSEWHERE}."
+    )
+
+
+def _make(folder: Path) -> bool:
+    """Makes a folder; returns whether it was not there."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextmanager

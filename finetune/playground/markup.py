@@ -108,7 +108,7 @@ def table(offers: Sequence[Offer], *, where: str) -> str:
 
 
 def _row(offer: Offer, head: Sequence[str]) -> str:
-    version = "folder" if offer.version is None else f"version {offer.version}"
+    version = f"version {offer.version}" if offer.version is not None else "folder" if offer.summary else ""
     aliases = "".join(_chip(f"@{alias}") for alias in offer.aliases)
     domain = f"{offer.summary.get('domain', '')} · {offer.summary.get('task', '')} · {offer.summary.get('method', '')}"
     fits = "<span class='pg-yes'>fits</span>"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune.adapters.manifest import BaseIdentity
+    from finetune.errors import FinetuneError
     from finetune.registry import AdapterRegistry, Version
     from finetune.registry.trust import Verdict
 
@@ -24,9 +25,9 @@ class Offer:
     Attributes:
         ref: what is asked for when it is chosen: an exact version, or a folder.
         name: as people ask for it; no two offers have the same.
-        version: its number; None for a folder.
+        version: its number; None for a folder, and where nothing can be read.
         aliases: the words that stand for this version.
-        summary: what the log keeps of its manifest; see ``AdapterManifest.summary``.
+        summary: what the log keeps of its manifest; see ``AdapterManifest.summary``. Empty where that cannot be read.
         signature: who vouches for it, in words.
         refusal: why it cannot be chosen; None when it can.
     """
@@ -55,14 +56,17 @@ def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdenti
 
     Args:
         registry: where names are looked up.
-        refs: references and adapter folders; empty for the latest version of every adapter. ``base`` offers nothing.
+        refs: references and adapter folders; empty for the latest version of every adapter, those that cannot be read
+            last. ``base`` offers nothing.
         base: the base that is loaded.
 
     Raises:
         FinetuneError: a reference stands for nothing, or the registry or its trust policy cannot be read.
     """
     if not refs:
-        return [_of_version(registry, version, version.full_name, base) for version in registry.list()]
+        unreadable: list[Offer] = []
+        versions = registry.list(onerror=lambda name, error: unreadable.append(_unreadable(name, error)))
+        return [*(_of_version(registry, version, version.full_name, base) for version in versions), *unreadable]
     offers = []
     for ref in dict.fromkeys(refs):
         if ref == "base":  # it is shown beside whatever is chosen
@@ -73,6 +77,12 @@ def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdenti
         else:
             offers.append(_of_folder(registry, folder, ref, base))
     return offers
+
+
+def _unreadable(name: str, error: FinetuneError) -> Offer:
+    return Offer(
+        ref=name, name=name, version=None, aliases=(), summary={}, signature="", refusal=f"cannot be read: {error}"
+    )
 
 
 def _of_version(registry: AdapterRegistry, version: Version, name: str, base: BaseIdentity) -> Offer:

@@ -7,7 +7,6 @@ checked, and that nothing is missing or left over; what is written goes through 
 """
 
 import os
-import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,8 +22,10 @@ from finetune.errors import AdapterError, IntegrityError, StoreError
 from finetune.registry.blobs import blob_key, read_blob
 from finetune.registry.commits import Commit, first_problem, log_key
 from finetune.registry.copying import blobs_of, check_has, read_history
+from finetune.registry.location import refuse_in_registry
 from finetune.registry.store import ObjectMissing, Store, explain, read_all
 from finetune.registry.tars import TarStore, TarWriter
+from finetune.regular_file import NotRegularError, open_regular
 
 ABOUT_KEY = "archive.json"
 MAX_ABOUT_BYTES = 256 * 1024**2  # for more than a million names
@@ -78,9 +79,10 @@ def export_archive(source: Store, names: Iterable[str], path: str | Path) -> Exp
     Raises:
         NotFoundError: the registry has no such adapter.
         IntegrityError: the registry is damaged.
-        StoreError: it cannot be read, or the file cannot be written, or exists.
+        StoreError: it cannot be read, or the file cannot be written, or exists, or would lie in a registry.
     """
     path = Path(path)
+    refuse_in_registry(path, elsewhere=_ELSEWHERE)
     refs = sorted({AdapterRef.parse_name(name).full_name: AdapterRef.parse_name(name) for name in names}.items())
     aside = path.with_name(f".{path.name[:100]}-{uuid.uuid4().hex}")
     try:
@@ -118,9 +120,7 @@ def open_archive(path: str | Path) -> Iterator[Store]:
     """
     path = Path(path)
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise StoreError(f"{path} is no plain file. Give one that `finetune registry export-archive` wrote.")
+        with open_regular(path) as file:
             store = TarStore(file, path)
             try:
                 _check(store)
@@ -129,13 +129,11 @@ def open_archive(path: str | Path) -> Iterator[Store]:
             yield store
     except StoreError:  # an OSError too, and already explained
         raise
+    except NotRegularError as error:
+        what = f"{path}: {error.strerror}"
+        raise StoreError(f"{what}. Give one that `finetune registry export-archive` wrote.") from None
     except OSError as error:
         raise explain(error, path, verb="read") from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    # Opening a pipe would wait for whoever writes into it.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _write(tar: TarWriter, source: Store, refs: list[AdapterRef]) -> dict[str, _Head]:

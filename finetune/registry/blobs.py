@@ -28,6 +28,7 @@ PLAN_LIFE = 2 * LONGEST  # an older plan is that of a gc that was killed
 MAX_ATTEMPTS = 60  # of putting blobs that gc is deleting
 LONGEST_PAUSE = 1.0  # seconds
 
+_PLAN_KEY = re.compile(rf"{PLANS}/[0-9a-f]{{32}}\.json")
 _BLOB_KEY = re.compile(rf"{BLOBS}/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})")
 
 # Gives the bytes of a blob anew each time it is called.
@@ -89,6 +90,7 @@ def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
 
     Raises:
         ConflictError: gc is deleting one of them.
+        IntegrityError: there is a plan of a gc that cannot be read.
         StoreError: the store cannot be written.
     """
     written: set[str] = set()  # by this call, and so fresh
@@ -113,12 +115,12 @@ def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
         raise ConflictError(f"cannot store {', '.join(sorted(keys))}: one of them disappears again and again.")
     raise ConflictError(
         f"cannot store {', '.join(sorted(keys))}: a gc is deleting what {plan.key} names. Try again when it has ended, "
-        f"at the latest after {plan.modified + PLAN_LIFE:%Y-%m-%d %H:%M} UTC."
+        f"at the latest after {plan.modified + PLAN_LIFE:%Y-%m-%d %H:%M} UTC. If no gc runs, delete that file."
     )
 
 
 def plan_key(name: str) -> str:
-    """Returns the key of the plan of one gc."""
+    """Returns the key of the plan of one gc, whose name is 32 lower-case hexadecimal digits."""
     return f"{PLANS}/{name}.json"
 
 
@@ -128,20 +130,35 @@ def plan_bytes(keys: Iterable[str]) -> bytes:
 
 
 def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
-    """Returns a plan to delete one of these blobs whose gc may still be at it, or None."""
+    """Returns a plan to delete one of these blobs whose gc may still be at it, or None.
+
+    Raises:
+        IntegrityError: a plan cannot be read.
+    """
     for found in store.list(PLANS):
-        if abs(now - found.modified) > PLAN_LIFE:
+        # A publish begins at ``now`` and takes less than LONGEST, so no plan that it can meet is of a later time.
+        if not _PLAN_KEY.fullmatch(found.key) or not -PLAN_LIFE <= found.modified - now <= LONGEST:
             continue
         try:
-            raw = read_all(store, found.key, max_bytes=MAX_PLAN_BYTES)
-            planned = set(strict_json(raw, source=found.key, max_bytes=MAX_PLAN_BYTES)["blobs"])
+            planned = _planned(read_all(store, found.key, max_bytes=MAX_PLAN_BYTES), source=found.key)
         except ObjectMissing:  # that gc has ended
             continue
-        except (IntegrityError, ManifestError, KeyError, TypeError):
-            planned = keys  # it may have named any
+        except (IntegrityError, ManifestError) as error:
+            raise IntegrityError(
+                f"{error}. So it cannot be known which blobs a gc deletes, and nothing was published. If no gc runs, "
+                "delete that file of the registry and publish again."
+            ) from None
         if planned & keys:
             return found
     return None
+
+
+def _planned(raw: bytes, *, source: str) -> set[str]:
+    plan = strict_json(raw, source=source, max_bytes=MAX_PLAN_BYTES)
+    blobs = plan["blobs"] if isinstance(plan, dict) and plan.keys() == {"blobs"} else None
+    if not isinstance(blobs, list) or not all(isinstance(key, str) and digest_of(key) for key in blobs):
+        raise IntegrityError(f"{source}: not a plan as gc writes it: the keys of blobs")
+    return set(blobs)
 
 
 def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:

@@ -16,7 +16,8 @@ times below are by the store's clock; nobody's own clock is compared with anybod
       P5  writes the entry that names them                old, and unnamed, deletes it
                                                       G6  deletes the plan
 
-A publish that finds a plan at P3 waits, and one that misses a blob at P4 writes it again; then it goes on from P1.
+A publish that finds a plan at P3 waits, and one that misses a blob at P4 writes it again; then it goes on from P1. A
+plan that it cannot read may name any blob, and ends the publish with an error that names the file.
 Assumed of a publish: from its start to P5 takes less than LONGEST. gc itself sees to it that it deletes nothing
 once LONGEST is over since G3, but for the deletion that it is at.
 

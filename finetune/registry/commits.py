@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from finetune.adapters.manifest import Sha256, canonical_json, sha256_hex, strict_json
 from finetune.adapters.reference import LATEST, Alias, VersionNumber, check_name_part
 from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError
+from finetune.fields import UtcTime
 from finetune.registry.signing import Signature, SigningKey, entry_message, manifest_message
 
 MAX_COMMIT_BYTES = 1024 * 1024
@@ -98,7 +99,7 @@ class Commit(BaseModel):
     gate: Gate | None = None  # what had to hold for the version that the alias was moved to
     actor: Line
     # Information only, for clocks differ; the order is that of seq.
-    time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    time: Annotated[UtcTime, Field(pattern=r"Z$")]
     # Over the manifest that this entry publishes; it goes with the files wherever they are copied.
     manifest_signature: Signature | None = None
     # Over namespace, name and everything above. The digest in the next entry is of the signature too: so a history
@@ -113,6 +114,9 @@ class Commit(BaseModel):
         for number in self.yanked:
             if int(number) > self.version:
                 raise ValueError(f"version {number} is yanked, but {self.version} is the newest")
+        metrics = self.summary.get("metrics", {})
+        if not isinstance(metrics, dict) or not all(isinstance(scores, dict) for scores in metrics.values()):
+            raise ValueError("summary: metrics must be scores by when they were measured")
         if self.schema_version == 1 and (self.yanked or self.op not in ("publish", "alias")):
             raise ValueError("schema 1 has no yanked versions, and no op but publish and alias")
         if self.gate is not None and (self.schema_version < 3 or self.op != "alias"):

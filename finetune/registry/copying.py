@@ -12,7 +12,14 @@ from functools import partial
 
 from finetune.adapters.manifest import FileEntry
 from finetune.adapters.reference import AdapterRef
-from finetune.errors import ConflictError, IntegrityError, NotFoundError
+from finetune.errors import (
+    AdapterReferenceError,
+    ConflictError,
+    FinetuneError,
+    IntegrityError,
+    NotFoundError,
+    StoreError,
+)
 from finetune.lookup import did_you_mean
 from finetune.registry.blobs import LONGEST, blob_key, put_blobs, read_blob
 from finetune.registry.commits import Commit, check_link, log_key
@@ -100,21 +107,30 @@ def check_has(store: Store, ref: AdapterRef) -> None:
         )
 
 
-def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[list[Copied], list[ConflictError]]:
-    """Copies several adapters; one that has another history in the target keeps none of the others away.
+def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[list[Copied], list[FinetuneError]]:
+    """Copies several adapters; one that is damaged, or has another history in the target, keeps no other away.
 
     Returns:
         What was copied, and why what was not.
 
     Raises:
-        FinetuneError: as ``copy_adapter`` does, but for ConflictError.
+        AdapterReferenceError: a name is none.
+        NotFoundError: the source has no such adapter.
+        StoreError: one of the two cannot be read or written; do the same again.
     """
-    copied, refused = [], []
+    copied: list[Copied] = []
+    refused: list[FinetuneError] = []
     for name in names:
         try:
             copied.append(copy_adapter(source, target, name))
         except ConflictError as error:
             refused.append(error)
+        except (AdapterReferenceError, NotFoundError):
+            raise
+        except FinetuneError as error:
+            if isinstance(error, StoreError) and not isinstance(error, ObjectMissing):
+                raise
+            refused.append(IntegrityError(f"{name} cannot be copied: {error}"))
     return copied, refused
 
 

@@ -26,6 +26,7 @@ from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreEr
 from finetune.registry.blobs import blob_key, checked, put_blobs, read_blob
 from finetune.registry.signing import MAX_SIGNATURE_BYTES, check_signature
 from finetune.registry.store import Store, chunks, exists, explain, read_all
+from finetune.regular_file import NotRegularError, open_regular
 
 # What a downloaded repository of the Hugging Face Hub holds besides the adapter: its card, and the hub's own.
 HUB_FILES = frozenset({"README.md", ".gitattributes", ".cache"})
@@ -41,7 +42,7 @@ def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
         StoreError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             yield from checked(chunks(file), entry, what=str(path))
     except OSError as error:
         raise explain(error, path, verb="read") from error
@@ -57,12 +58,14 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
     try:
         if path.is_symlink():
             raise ManifestError(f"{path}: a symbolic link; an adapter folder holds its files itself")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             raw = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         finished = (folder / "adapter" / MANIFEST_NAME).is_file()
         hint = f"That of this run is {folder / 'adapter'}." if finished else "A finished training run writes one."
         raise ManifestError(f"{folder} is no adapter folder: it holds no {MANIFEST_NAME}. {hint}") from None
+    except NotRegularError as error:
+        raise ManifestError(f"{path}: {error.strerror}; an adapter folder holds regular files") from None
     except OSError as error:
         raise explain(error, path, verb="read") from error
     return raw, AdapterManifest.parse(raw, source=str(path))
@@ -91,7 +94,7 @@ def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Container[
     if extra := _quoted(plain.keys() - allowed - {SIGNATURE_NAME}):
         raise IntegrityError(f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew.")
     if others := _quoted(name for name, is_plain in plain.items() if not is_plain):
-        raise IntegrityError(f"{folder}: {others} must be a plain file, not a link or a folder")
+        raise IntegrityError(f"{folder}: {others} must be a plain file, not a link, a folder, a FIFO or a device")
     for name, entry in manifest.files.items():
         for _ in read_file(folder / name, entry):
             pass
@@ -141,7 +144,7 @@ def read_signature(folder: Path) -> str | None:
     """
     path = folder / SIGNATURE_NAME
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             raw = file.read(MAX_SIGNATURE_BYTES + 1)
     except FileNotFoundError:
         return None

@@ -13,14 +13,17 @@ from typing import Any
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.cache import cache_home, write_note
+from finetune.errors import FinetuneError
 from finetune.registry.commits import log_key, split_log_key
 from finetune.registry.conditions import Condition
-from finetune.registry.store import HasFolders, ObjectMeta, ObjectMissing, Store, exists
+from finetune.registry.store import HasFolders, ObjectMeta, Store, exists, spares_others
 from finetune.registry.versions import Version
 
 # Reads a log: namespace, name and the number of an entry that is known to exist (0: none) -> what list says of the
 # adapter, and the number of the newest entry; None when there is no such adapter.
 ReadLatest = Callable[[str, str, int], tuple[Version, int] | None]
+# Takes the name of an adapter that cannot be read, and why.
+OnError = Callable[[str, FinetuneError], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +53,14 @@ class ListIndex:
         """Throws the index away."""
         self.path.unlink(missing_ok=True)
 
-    def latest(self, store: Store, namespace: str | None, read: ReadLatest) -> list[Version]:
+    def latest(self, store: Store, namespace: str | None, read: ReadLatest, onerror: OnError) -> list[Version]:
         """Returns the latest version of each adapter, sorted by name; the index is brought up to date.
 
         Args:
             store: the store of the registry.
             namespace: only those in it; None for all.
             read: called for each adapter of which the index does not know the newest entry.
+            onerror: called for each adapter that cannot be read, which is left out.
         """
         known = _load(self.path)
         now: dict[str, _Known] = {}
@@ -66,10 +70,16 @@ class ListIndex:
             if newest is not None and full_name in known and known[full_name].is_of(newest):
                 now[full_name] = known[full_name]
                 continue
-            found = read(space, name, seq)
-            if found is not None:
+            try:
+                found = read(space, name, seq)
+                head = None if found is None else store.head(log_key(space, name, found[1]))
+            except FinetuneError as error:
+                if not spares_others(error):
+                    raise
+                onerror(full_name, error)
+                continue
+            if found is not None and head is not None:
                 changed = True
-                head = store.head(log_key(space, name, found[1]))
                 facts: dict[str, Any] = {"key": head.key, "size": head.size, "modified": head.modified.isoformat()}
                 now[full_name] = _Known(seq=found[1], version=found[0], **facts)
         outside = {n: k for n, k in known.items() if namespace is not None and not n.startswith(f"{namespace}/")}
@@ -104,9 +114,11 @@ def _if_newest(store: Store, space: str, name: str, seq: int) -> ObjectMeta | No
     """Returns the ``seq``-th entry when it is there and none follows; entries have no gaps."""
     try:
         found = store.head(log_key(space, name, seq))
-    except ObjectMissing:
-        return None
-    return None if exists(store, log_key(space, name, seq + 1)) else found
+        return None if exists(store, log_key(space, name, seq + 1)) else found
+    except FinetuneError as error:
+        if not spares_others(error):
+            raise
+        return None  # whoever reads the log learns why
 
 
 def _load(path: Path) -> dict[str, _Known]:

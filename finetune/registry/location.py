@@ -120,5 +120,35 @@ def registry_uuid(store: Store) -> str:
     return str(about["uuid"])
 
 
+def refuse_in_registry(path: Path, *, elsewhere: str) -> None:
+    """Refuses to write something into the folder of a registry, which holds nothing but objects.
+
+    Args:
+        path: of what is to be written.
+        elsewhere: how to choose another place, such as ``" (--into)"``.
+
+    Raises:
+        StoreError: the path lies in the folder of a registry.
+    """
+    path = path.expanduser().resolve()
+    for folder in path.parents:
+        if _is_registry_folder(folder):
+            raise StoreError(
+                f"{path} lies in the registry {folder}, which holds nothing but what is published there. Choose a "
+                f"place outside of it{elsewhere}."
+            )
+
+
+def _is_registry_folder(folder: Path) -> bool:
+    if not os.path.isfile(folder / REGISTRY_KEY):
+        return False
+    try:
+        return is_registry(LocalStore(folder))
+    except IntegrityError:  # a damaged registry, or a file of that name of something else
+        return os.path.isdir(folder / "blobs" / "sha256")
+    except RegistryError:  # of a newer format
+        return True
+
+
 def _checksum(about: dict[str, Any]) -> str:
     return sha256_hex(canonical_json({key: value for key, value in about.items() if key != "checksum"}))

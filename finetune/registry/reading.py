@@ -11,6 +11,7 @@ from finetune.registry.blobs import blob_key, checked
 from finetune.registry.folders import load_manifest, read_manifest
 from finetune.registry.store import ObjectMissing, Store, explain, reading
 from finetune.registry.versions import Version
+from finetune.regular_file import open_regular
 
 
 def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
@@ -38,7 +39,7 @@ def read_pulled(folder: Path) -> tuple[AdapterManifest, Callable[[str], bytes]]:
 
     def read(name: str) -> bytes:
         try:
-            with open(folder / name, "rb") as file:
+            with open_regular(folder / name) as file:
                 return _whole(file, manifest.files[name], what=str(folder / name))
         except OSError as error:
             raise explain(error, folder / name, verb="read") from error

@@ -2,13 +2,14 @@
 
 import builtins
 import uuid
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_name_part, folder_hint
-from finetune.errors import AdapterReferenceError, NotFoundError
+from finetune.errors import AdapterReferenceError, FinetuneError, NotFoundError, plain
 from finetune.lookup import did_you_mean
 from finetune.registry import changes
 from finetune.registry.commits import Commit, Gate
@@ -24,13 +25,20 @@ from finetune.registry.folders import (
     read_manifest,
 )
 from finetune.registry.guard import Guard
-from finetune.registry.index import ListIndex, wanted
-from finetune.registry.location import default_cache, default_location, is_registry, open_store, registry_uuid
+from finetune.registry.index import ListIndex, OnError, wanted
+from finetune.registry.location import (
+    default_cache,
+    default_location,
+    is_registry,
+    open_store,
+    refuse_in_registry,
+    registry_uuid,
+)
 from finetune.registry.log import Log, list_logs
 from finetune.registry.published_before import has_weights, published_before
 from finetune.registry.reading import nothing_missing, read_published, read_pulled
 from finetune.registry.signing import SigningKey
-from finetune.registry.store import exists
+from finetune.registry.store import exists, spares_others
 from finetune.registry.stores.local import LocalStore
 from finetune.registry.stores.memory import MemoryStore
 from finetune.registry.trust import TrustPolicy
@@ -178,9 +186,11 @@ class AdapterRegistry:
             NotFoundError: there is no such adapter, version or alias.
             YankedError: the alias stands for a yanked version.
             IntegrityError: the registry is damaged.
-            StoreError: the folder cannot be written, or ``into`` holds something else.
+            StoreError: the folder cannot be written, or ``into`` holds something else or lies in a registry.
             TrustError: the namespace requires signatures, and nobody who may sign there vouches for the version.
         """
+        if into is not None:
+            refuse_in_registry(Path(into), elsewhere=" (--into)")
         version = self._to_read(ref)
         target = default_cache() / version.digest if into is None else Path(into).expanduser().absolute()
         if not holds(target, version.digest):
@@ -215,8 +225,11 @@ class AdapterRegistry:
         task: str | None = None,
         metric: str | Iterable[str] = (),
         all_versions: bool = False,
+        onerror: OnError | None = None,
     ) -> builtins.list[Version]:
         """Returns the latest version of every adapter, by name.
+
+        An adapter whose log cannot be read keeps none of the others away.
 
         Args:
             namespace: only those in it; None for all.
@@ -224,16 +237,24 @@ class AdapterRegistry:
             task: only those trained for it; None for any.
             metric: conditions that must hold, such as ``after.exact_match>=0.7``; one, or several.
             all_versions: every version instead, the yanked ones too, the oldest of a name first.
+            onerror: called with the name of each adapter that cannot be read and is left out, and with the error;
+                None warns.
 
         Raises:
             ConditionError: ``metric`` is no condition.
+            StoreError: the store cannot be read.
         """
         if namespace is not None:
             check_name_part(namespace)
         versions: builtins.list[Version] = []
         if self._open():
             index = ListIndex(registry_uuid(self.store), self.location)
-            versions = self._all(namespace) if all_versions else index.latest(self.store, namespace, self._latest)
+            onerror = onerror or _warn
+            versions = (
+                self._all(namespace, onerror)
+                if all_versions
+                else index.latest(self.store, namespace, self._latest, onerror)
+            )
         return wanted(versions, base=base, task=task, metrics=[metric] if isinstance(metric, str) else metric)
 
     def _latest(self, namespace: str, name: str, seq: int) -> tuple[Version, int] | None:
@@ -246,11 +267,17 @@ class AdapterRegistry:
         head = self._head(log, ref)
         return Version.of(ref, log.find_version(head.aliases[LATEST], head), head), head.seq
 
-    def _all(self, namespace: str | None) -> builtins.list[Version]:
+    def _all(self, namespace: str | None, onerror: OnError) -> builtins.list[Version]:
         versions: builtins.list[Version] = []
         for space, name in list_logs(self.store, namespace):
             ref = AdapterRef(namespace=space, name=name, alias=LATEST)
-            entries = self.log(ref.full_name)
+            try:
+                entries = self.log(ref.full_name)
+            except FinetuneError as error:
+                if not spares_others(error):
+                    raise
+                onerror(ref.full_name, error)
+                continue
             versions.extend(Version.of(ref, entry, entries[-1]) for entry in entries if entry.op == "publish")
         return versions
 
@@ -407,3 +434,7 @@ class AdapterRegistry:
                 f"It holds: {shown or 'nothing yet'}.{folder_hint(ref.full_name)}"
             )
         return head
+
+
+def _warn(name: str, error: FinetuneError) -> None:
+    warnings.warn(f"{name} cannot be read and is not listed: {plain(str(error), 1000)}", UserWarning, stacklevel=4)

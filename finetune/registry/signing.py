@@ -20,7 +20,9 @@ from pydantic import AfterValidator
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.errors import TrustError
+from finetune.file_owner import changeable_by_others
 from finetune.registry.store import explain
+from finetune.regular_file import open_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -167,7 +169,7 @@ class SigningKey:
         asked.
 
         Raises:
-            TrustError: others can read the file, it holds no such key, or the passphrase is missing or wrong.
+            TrustError: others can read or change the file, it holds no such key, or the passphrase is missing or wrong.
             StoreError: it cannot be read.
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -198,7 +200,7 @@ class SigningKey:
             passphrase: encrypts the private key; None leaves it plain.
 
         Raises:
-            TrustError: one of the two files exists, or the name is not allowed.
+            TrustError: one of the two files exists, the name is not allowed, or others can change the folder.
             StoreError: they cannot be written.
         """
         from cryptography.hazmat.primitives import serialization as how
@@ -208,7 +210,12 @@ class SigningKey:
         pem = self._key.private_bytes(how.Encoding.PEM, how.PrivateFormat.PKCS8, lock)
         path = path.expanduser()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(path.parent, mode=0o700)
+            if problem := changeable_by_others(path.parent):
+                raise TrustError(
+                    f"{path}: others on this machine could replace a key there, so none was made: {problem} (or choose "
+                    "another folder: --out)"
+                )
             _create(path, pem, mode=0o600)
             try:
                 _create(public_path(path), f"{public.line}\n".encode(), mode=0o644)
@@ -250,6 +257,13 @@ def default_key_path(name: str) -> Path:
     return Path.home() / ".finetune" / "keys" / f"{name}.pem"
 
 
+def _make_folder(folder: Path, *, mode: int) -> None:
+    """Makes a folder and its parents; whatever the umask is, nobody but their owner can write them."""
+    if not folder.is_dir():
+        _make_folder(folder.parent, mode=0o755)
+        folder.mkdir(mode=mode, exist_ok=True)
+
+
 def _create(path: Path, data: bytes, *, mode: int) -> None:
     try:
         file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
@@ -267,13 +281,15 @@ def _create(path: Path, data: bytes, *, mode: int) -> None:
 
 def _read_private(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode
             if os.name != "nt" and mode & 0o077:
                 raise TrustError(
                     f"{path}: others on this machine can read this private key (mode {stat.S_IMODE(mode):04o}). "
                     f"If nobody has: chmod 600 {path}. If somebody may have, make a new one and revoke this."
                 )
+            if problem := changeable_by_others(path):
+                raise TrustError(f"{path}: others on this machine can replace this private key: {problem}")
             pem = file.read(MAX_KEY_BYTES + 1)
     except FileNotFoundError:
         raise TrustError(
@@ -290,7 +306,7 @@ def asks_for_passphrase(path: str | Path) -> bool:
     """Return whether a key cannot be opened without asking the terminal for its passphrase.
 
     Raises:
-        TrustError: there is no such file, or others can read it.
+        TrustError: there is no such file, or others can read or change it.
         StoreError: it cannot be read.
     """
     locked = _read_private(Path(path).expanduser()).startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")

@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
-from finetune.errors import IntegrityError, StoreError
+from finetune.errors import FinetuneError, IntegrityError, StoreError
+from finetune.regular_file import NotRegularError
 
 CHUNK_BYTES = 1 << 20
 
@@ -123,6 +124,16 @@ def check_key(key: str) -> str:
     return key
 
 
+def spares_others(error: FinetuneError) -> bool:
+    """Return whether an error is about one object of a store, so that the others may still be read.
+
+    Args:
+        error: the error that reading one object raised.
+    """
+    # A system that refuses one file says why by a number; a bucket that cannot be reached has none.
+    return not isinstance(error, StoreError) or isinstance(error, ObjectMissing) or error.errno is not None
+
+
 def exists(store: Store, key: str) -> bool:
     """Whether an object has that key."""
     try:
@@ -187,6 +198,8 @@ def explain(error: OSError, path: Path | str, *, verb: str, elsewhere: str = "")
         errno.ENOTDIR: f"A file stands where a folder is needed: choose another folder{elsewhere}.",
         errno.EEXIST: f"A file stands where a folder is needed: choose another folder{elsewhere}.",
     }.get(error.errno or 0, "Check that the disk is connected and healthy, then try again.")
+    if isinstance(error, NotRegularError):
+        advice = f"Remove it, or put the right file in its place{elsewhere}."
     explained = StoreError(f"cannot {verb} {path}: {error.strerror or error}. {advice}")
     explained.errno = error.errno
     return explained

@@ -14,7 +14,6 @@
 """
 
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,9 +25,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from finetune.adapters.manifest import NamePart
 from finetune.cache import file_key
 from finetune.errors import TrustError
+from finetune.file_owner import changeable_by_others
 from finetune.lookup import did_you_mean
 from finetune.registry.signing import PublicKey, signing_key_id
 from finetune.registry.store import explain
+from finetune.regular_file import open_regular
 
 TRUST_VARIABLE = "FINETUNE_TRUST"
 NOT_SIGNED = "it is not signed"
@@ -173,7 +174,7 @@ class PolicyFile:
         """Returns the policy.
 
         Raises:
-            TrustError: the file is missing, is no policy, or everybody on this machine can write it.
+            TrustError: the file is missing, is no policy, or others on this machine can change it.
             StoreError: it cannot be read.
         """
         try:
@@ -200,7 +201,7 @@ def load_policy(path: Path) -> TrustPolicy:
     """Reads a trust policy.
 
     Raises:
-        TrustError: it is not there, is no policy, or everybody on this machine can write it.
+        TrustError: it is not there, is no policy, or others on this machine can change it.
         StoreError: it cannot be read.
     """
     import yaml
@@ -208,9 +209,9 @@ def load_policy(path: Path) -> TrustPolicy:
     from finetune.strict_yaml import StrictLoader
 
     try:
-        with open(path, "rb") as file:
-            if os.name != "nt" and os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
-                raise TrustError(f"{path}: everybody on this machine can write this trust policy: chmod o-w {path}")
+        if problem := changeable_by_others(path):
+            raise TrustError(f"{path}: others on this machine can change this trust policy: {problem}")
+        with open_regular(path) as file:
             raw = yaml.load(file.read(), StrictLoader)
     except FileNotFoundError:
         raise TrustError(f"{path}: there is no such trust policy ({TRUST_VARIABLE})") from None

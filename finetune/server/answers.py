@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from finetune.errors import RequestError
 from finetune.server.errors import body_of
@@ -75,6 +76,8 @@ class AnswerStream(StreamingResponse):
         """Sends the events."""
         try:
             await super().__call__(scope, receive, send)
+        except ClientDisconnect:  # no error of ours: the status that is counted tells of it
+            return
         finally:
             self._exchange.close(self._status)
 

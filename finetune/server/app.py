@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from finetune.data.images import no_bomb_warnings
 from finetune.errors import RequestError, brief
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from finetune.server.service import Exchange
 
 T = TypeVar("T")
-
-
-class ClientGoneError(Exception):
-    """Nobody is there any more to be answered."""
 
 
 def make_app(service: Service) -> FastAPI:
@@ -64,7 +61,7 @@ def make_app(service: Service) -> FastAPI:
         try:
             response = await _answer(service, exchange, request)
             status = response.status_code
-        except ClientGoneError:
+        except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)  # which nobody reads
         except Exception as error:
             told = to_request_error(error)
@@ -137,7 +134,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Returns what ``work`` does, which ends when the client goes away.
 
     Raises:
-        ClientGoneError: it did.
+        ClientDisconnect: it did.
     """
 
     async def until_gone() -> None:
@@ -149,7 +146,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ClientGoneError
+        raise ClientDisconnect
     finally:
         for task in (working, gone):
             task.cancel()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef
-from finetune.errors import AdapterReferenceError, RequestError, StoreError, brief
+from finetune.errors import AdapterReferenceError, FinetuneError, RequestError, brief, plain
 from finetune.server.errors import to_request_error
 from finetune.server.schema import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from finetune.registry import Version
     from finetune.serving.switcher import Switcher
+
+_log = logging.getLogger(__name__)
 
 BASE = "base"
 _MOST_LOADING = 8  # adapters that are loaded, or looked for, at once
@@ -52,6 +55,7 @@ class Catalog:
         self._loading: dict[str, asyncio.Future[None]] = {}
         self._refused: OrderedDict[str, tuple[float, RequestError]] = OrderedDict()
         self._listed: tuple[float, list[Model]] | None = None
+        self._unreadable: dict[str, str] = {}  # what is not listed, and why; each is logged once
         # Loading takes long: it has threads of its own, so that nobody waits for it who asks what is ready.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="finetune-loading")
 
@@ -139,17 +143,39 @@ class Catalog:
         return any(fnmatchcase(str(ref) if "@" in pattern else ref.full_name, pattern) for pattern in self._allow)
 
     def _list(self) -> list[Model]:
-        """Returns the models by name; a registry that cannot be read has none but those that are ready."""
+        """Returns the models by name; what the registry cannot show is left out, and logged."""
         created = {BASE: 0, **dict.fromkeys(self._ready, 0)}
         created |= {one.ref: _seconds(one.manifest.created) for one in self._switcher.residents if one.ref in created}
-        if (registry := self._switcher.registry) is not None and self._allow:
-            with suppress(StoreError):
-                for version in registry.list():
-                    for alias in registry.aliases(version.full_name):
-                        ref = AdapterRef(namespace=version.namespace, name=version.name, alias=alias)
-                        if self._is_allowed(ref):
-                            created.setdefault(str(ref), _seconds(version.time))
+        for version, aliases in self._published():
+            for alias in aliases:
+                ref = AdapterRef(namespace=version.namespace, name=version.name, alias=alias)
+                if self._is_allowed(ref):
+                    created.setdefault(str(ref), _seconds(version.time))
         return [Model(id=name, created=created[name], owned_by=name.partition("/")[0]) for name in sorted(created)]
+
+    def _published(self) -> Iterator[tuple[Version, Iterable[str]]]:
+        """Yields the latest version of each adapter that can be read, and the aliases of the adapter."""
+        registry = self._switcher.registry
+        if registry is None or not self._allow:
+            return
+        unreadable: dict[str, str] = {}
+
+        def note(name: str, error: FinetuneError) -> None:
+            unreadable[name] = why = plain(str(error), 1000)
+            if self._unreadable.get(name) != why:
+                _log.error("%s cannot be read and is not listed: %s", name, why)
+
+        try:
+            versions = registry.list(onerror=note)
+        except FinetuneError as error:
+            note("the registry", error)
+            versions = []
+        for version in versions:
+            try:
+                yield version, registry.aliases(version.full_name)
+            except FinetuneError as error:
+                note(version.full_name, error)
+        self._unreadable = unreadable
 
 
 def _seconds(text: str) -> int:

@@ -11,6 +11,8 @@ import pytest
 
 from finetune.errors import ExportError, StoreError
 from finetune.export.output import new_output, require_space
+from finetune.registry import AdapterRegistry
+from finetune.registry.location import is_registry
 
 WRITER = """
 import sys, time
@@ -110,6 +112,56 @@ def test_what_stands_there_is_kept(tmp_path):
         (tmp_path / "late").mkdir()
         (tmp_path / "late" / "file").write_text("of somebody else, meanwhile")
     assert everything(tmp_path) == sorted([*before, "late", "late/file"])
+
+
+def test_a_link_in_the_place_of_the_hidden_folder_is_not_followed(tmp_path):
+    (tmp_path / "mine" / "new").mkdir(parents=True)
+    (tmp_path / "mine" / "new" / "file").write_text("mine")
+    hidden = tmp_path / ".out.exporting"
+    hidden.symlink_to(tmp_path / "mine")
+    before = everything(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ExportError, match=r"\.out\.exporting is not the folder that an export .* \(--output\)"):
+            with new_output(tmp_path / "out"):
+                pytest.fail("entered")
+        assert everything(tmp_path) == before
+        hidden.unlink()
+        hidden.write_text("a file")  # nor is that one
+    hidden.unlink()
+    hidden.mkdir()
+    (hidden / "new").symlink_to(tmp_path / "mine" / "new")
+    with pytest.raises(StoreError, match="cannot write .*out: File exists"), new_output(tmp_path / "out"):
+        pytest.fail("entered")
+    (hidden / "lock").symlink_to(tmp_path / "mine" / "lock")
+    with pytest.raises(ExportError, match="is not the folder that an export of this user leaves"):
+        with new_output(tmp_path / "out"):
+            pytest.fail("entered")
+    assert everything(tmp_path / "mine") == ["new", "new/file"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_another_user_left_is_not_cleared(tmp_path):
+    (tmp_path / ".out.exporting" / "new").mkdir(parents=True)
+    os.chown(tmp_path / ".out.exporting", 65534, -1)
+    with pytest.raises(ExportError, match="is not the folder that an export of this user leaves"):
+        with new_output(tmp_path / "out"):
+            pytest.fail("entered")
+    assert everything(tmp_path) == [".out.exporting", ".out.exporting/new"]
+
+
+def test_nothing_is_exported_into_a_registry(tmp_path):
+    registry = AdapterRegistry(tmp_path / "registry")
+    is_registry(registry.store, create=True)
+    (tmp_path / "link").symlink_to(tmp_path / "registry")
+    before = everything(tmp_path)
+    for output in ("registry/out", "registry/names/medical/out", "link/blobs/out"):
+        with pytest.raises(StoreError, match=r"out lies in the registry .*registry, which holds .* \(--output\)"):
+            with new_output(tmp_path / output):
+                pytest.fail("entered")
+    assert everything(tmp_path) == before
+    (tmp_path / "registry.json").write_text('{"name": "of some other program"}')
+    with new_output(tmp_path / "out") as folder:
+        (folder / "file").write_text("text")
 
 
 def test_room_on_the_disk(tmp_path):

@@ -1,11 +1,13 @@
 """What can be chosen, what cannot, and why; who vouches for it, in words."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from finetune.adapters.reference import as_folder
 from finetune.errors import NotFoundError
+from finetune.playground.markup import table
 from finetune.playground.offers import find_offers
 from finetune.registry import AdapterRegistry
 from tests.playground.conftest import altered
@@ -21,6 +23,18 @@ def test_the_latest_of_each_with_what_the_log_knows(registry, made, tmp_path):
     assert (first.score("before"), first.score("after"), first.score("after", "n")) == (0.25, 1.0, 40.0)
     assert (second.ref, second.score("after"), second.synthetic) == ("testing/second@1", None, True)
     assert foreign.refusal.startswith("trained on another base: someone/other-base, identity ")
+
+
+def test_what_cannot_be_read_is_offered_last_with_the_reason(registry, made):
+    entry = Path(registry.location, "names/testing/first/log/000000000001.json")
+    entry.write_bytes(entry.read_bytes()[:-9])
+    *whole, damaged = find_offers(AdapterRegistry(registry.location), [], made[0].identity)
+    assert [offer.name for offer in whole] == ["testing/foreign", "testing/second"]
+    assert (damaged.name, damaged.version, damaged.synthetic, damaged.score("after")) == (
+        "testing/first", None, False, None
+    )  # fmt: skip
+    assert damaged.refusal.startswith("cannot be read: names/testing/first/log/000000000001.json: not JSON")
+    assert ">folder<" not in table([damaged], where="here")
 
 
 def test_those_that_are_named_and_nothing_else(registry, made):

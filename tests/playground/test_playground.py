@@ -67,7 +67,7 @@ def test_the_registry_is_looked_at_again(playground, registry, made, picture, tm
 
 
 def test_a_registry_that_fails_leaves_what_was_there(playground, monkeypatch):
-    def fail(self):
+    def fail(self, **_):
         raise StoreError("the bucket is away")
 
     before = playground.offers

@@ -189,7 +189,7 @@ def test_other_kinds_of_files_are_refused(archive, target, tmp_path):
     _refuses(tmp_path / "text", target, "no tar file")
     os.mkfifo(tmp_path / "pipe")
     for path in (Path("/dev/zero"), tmp_path / "pipe"):
-        _refuses(path, target, "is no plain file")
+        _refuses(path, target, "not a regular file. Give one that")
     _refuses(tmp_path, target, "is a directory|Is a directory")
     _refuses(tmp_path / "nothing", target, "No such file")
 

@@ -201,33 +201,64 @@ def test_a_publish_writes_what_is_old_again(registry, make_adapter):
 def test_a_publish_waits_for_a_gc_that_deletes_its_files(registry, make_adapter, monkeypatch):
     folder = make_adapter()
     registry.publish(make_adapter("retail/shoes"))
-    registry.store.put(plan_key("1"), plan_bytes(sorted(_blobs(folder))[:1]))
+    registry.store.put(plan_key("1" * 32), plan_bytes(sorted(_blobs(folder))[:1]))
     pauses = []
 
     def ended(seconds):
         pauses.append(seconds)
         if len(pauses) == 3:
-            registry.store.delete(plan_key("1"))
+            registry.store.delete(plan_key("1" * 32))
 
     monkeypatch.setattr(blobs.time, "sleep", ended)
     assert registry.publish(folder).version == 1
     assert len(pauses) == 3
 
 
-@pytest.mark.parametrize("plan", [None, b"{", b"[]", b'{"blobs":1}'])
-def test_a_publish_gives_up_when_that_gc_does_not_end(registry, make_adapter, monkeypatch, plan):
+def test_a_publish_gives_up_when_that_gc_does_not_end(registry, make_adapter, monkeypatch):
     folder = make_adapter()
     monkeypatch.setattr(blobs.time, "sleep", lambda seconds: None)
     registry.publish(make_adapter("retail/shoes"))
-    registry.store.put(plan_key("1"), plan_bytes(_blobs(folder)) if plan is None else plan)
+    registry.store.put(plan_key("1" * 32), plan_bytes(_blobs(folder)))
     with pytest.raises(
         ConflictError,
-        match=r"cannot store blobs/.*: a gc is deleting what gc/plans/1.json names. Try again .* latest after 20",
+        match=r"cannot store blobs/.*: a gc is deleting what gc/plans/1{32}.json names. Try again .* latest after 20"
+        r".* UTC. If no gc runs, delete that file",
     ):
         registry.publish(folder)
     assert [v.ref for v in registry.list()] == ["retail/shoes@1"]
     _age(registry, days=4.1, inside="gc")
     assert registry.publish(folder).version == 1, "a plan as old as that is of a gc that was killed"
+
+
+BAD_PLANS = [
+    b"", b"{", b"\xff\x00" * 99, b"[]", b'{"blobs":1}', b'{"blobs":"abc"}', b'{"blobs":[1]}', b'{"blobs":["a"]}',
+    b'{"blobs":[],"until":"3000-01-01"}', b" " * (blobs.MAX_PLAN_BYTES + 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", BAD_PLANS, ids=range(len(BAD_PLANS)))
+def test_a_plan_that_cannot_be_read_ends_the_publish_at_once_by_its_name(registry, make_adapter, monkeypatch, plan):
+    monkeypatch.setattr(blobs.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    registry.publish(make_adapter("retail/shoes"))
+    registry.store.put(plan_key("1" * 32), plan)
+    with pytest.raises(IntegrityError, match="gc/plans/1{32}.json: .*. If no gc runs, delete that file"):
+        registry.publish(make_adapter())
+    assert [v.ref for v in registry.list()] == ["retail/shoes@1"]
+    registry.store.delete(plan_key("1" * 32))
+    registry.publish(make_adapter("retail/shirts"))
+
+
+def test_what_is_no_plan_of_a_gc_and_a_plan_from_the_future_are_passed_over(registry, make_adapter, monkeypatch):
+    monkeypatch.setattr(blobs.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    folder = make_adapter()
+    registry.publish(make_adapter("retail/shoes"))
+    for name in ("notes.txt", "README", f"{'1' * 31}.json", f"{'1' * 32}.json.bak", "old/plan.json"):
+        Path(registry.location, "gc/plans", name).parent.mkdir(parents=True, exist_ok=True)
+        Path(registry.location, "gc/plans", name).write_bytes(b"garbage")
+    registry.store.put(plan_key("1" * 32), plan_bytes(_blobs(folder)))
+    future = time.time() + 2 * blobs.LONGEST.total_seconds()
+    os.utime(Path(registry.location, plan_key("1" * 32)), (future, future))
+    assert registry.publish(folder).version == 1
 
 
 def test_a_publish_looks_once_more_after_its_entry(registry, make_adapter):

@@ -115,7 +115,7 @@ def test_folders_that_are_not_what_the_manifest_says_are_refused(registry, make_
 
         return spoil
 
-    refused(IntegrityError, "'README.md' must be a plain file, not a link or a folder", link("README.md"))
+    refused(IntegrityError, "'README.md' must be a plain file, not a link, a folder, a", link("README.md"))
     refused(ManifestError, "manifest.json: a symbolic link", link("manifest.json"))
     with pytest.raises(ManifestError, match="nowhere is no adapter folder"):
         registry.publish("nowhere")

@@ -1,5 +1,6 @@
 """Adapters come when they are asked for, where that is allowed; the registry is asked little, whatever names come."""
 
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -203,6 +204,29 @@ def test_an_alias_of_an_older_version_is_listed_and_one_of_a_yanked_version_is_n
         assert ids(server) == ["base", *(f"testing/first@{alias}" for alias in ("canary", "latest", "prod"))]
         for name in ids(server):
             assert server.ask(name)
+
+
+def test_an_adapter_that_cannot_be_read_hides_no_other(vlm, registry_folder, tmp_path, caplog):
+    shutil.copytree(registry_folder, tmp_path / "registry")
+    registry = AdapterRegistry(tmp_path / "registry")
+    log = tmp_path / "registry" / "names" / "testing" / "third" / "log"
+    whole = [f"testing/{name}@{alias}" for name in ("first", "prompted", "second") for alias in ("latest", "prod")]
+    with running(VisionLanguageModel(vlm.base, registry=registry), allow=["*"], known_seconds=0) as server:
+        assert len(ids(server)) == 9
+        newest = max(log.iterdir())
+        kept, stat = newest.read_bytes(), newest.stat()
+        for _ in range(2):
+            newest.write_bytes(b"garbage" + kept[7:])
+            os.utime(newest, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # so that the index knows it, too
+            for _ in range(3):
+                assert ids(server) == ["base", *whole]
+            newest.write_bytes(kept)
+            assert len(ids(server)) == 9
+        (tmp_path / "registry" / "registry.json").write_bytes(b"garbage")
+        assert ids(server) == ["base"]
+    told = [record.getMessage().split(":")[0] for record in caplog.records if record.name == "finetune.server.catalog"]
+    third = "testing/third cannot be read and is not listed"
+    assert told == [third, third, "the registry cannot be read and is not listed"]
 
 
 def rename(folder, namespace, name):

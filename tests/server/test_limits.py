@@ -1,6 +1,7 @@
 """What waits, how long, and who goes away: with batches that run as long as the test wants."""
 
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -158,6 +159,23 @@ def test_a_client_that_goes_away_ends_its_row_alone(resident, stage, stream):
         wait_for(lambda: gone(server.service.metrics) == 2)
         leaving.close()
     assert not resident.switcher._residency._uses  # nothing is kept for who has gone
+
+
+@pytest.mark.parametrize("half", ["", "{"], ids=["no body", "half a body"])
+def test_a_client_that_goes_away_before_its_body_has_come_is_no_error(resident, half, caplog):
+    with running(resident, REFS) as server:
+        port = httpx.URL(server.url).port
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+            "Content-Length: 100\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall((head + half).encode())
+            waits(server, 1)
+        wait_for(lambda: gone(server.service.metrics) == 1)
+        assert 'finetune_requests_total{adapter="unknown",status="499"} 1.0' in server.service.metrics.text().decode()
+        assert server.ask(FIRST)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_stream_whose_reader_goes_away_ends(resident, monkeypatch):

@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Does what ``finetune registry ...`` asks, and prints the answer.
 
     Returns:
-        The exit code: 0; or 1 when the answer is no: problems were found, a promotion or a copy was refused.
+        The exit code: 0; or 1 when the answer is no: problems were found, a promotion or a copy was refused, an
+        adapter could not be listed.
 
     Raises:
         FinetuneError: it cannot be done.

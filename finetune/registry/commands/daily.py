@@ -1,6 +1,7 @@
 """The daily verbs on the command line: publish, resolve, pull, list, log, alias, rollback, yank."""
 
 import argparse
+import sys
 
 from finetune.adapters.reference import LATEST
 from finetune.registry.commands.printing import answer, flat, one_line, printable, table, version_json, warn
@@ -89,7 +90,15 @@ def _pull(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 
 def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
-    versions = registry.list(args.namespace, base=args.base, task=args.task, metric=args.metric, all_versions=args.all)
+    unreadable: list[str] = []
+    versions = registry.list(
+        args.namespace,
+        base=args.base,
+        task=args.task,
+        metric=args.metric,
+        all_versions=args.all,
+        onerror=lambda name, error: unreadable.append(f"{name} cannot be read: {error}"),
+    )
     rows = [["REF", "ALIASES", "METHOD", "TASK", "PUBLISHED", "BY", "YANKED"]]
     for v in versions:
         method, task = v.summary.get("method"), v.summary.get("task")
@@ -98,7 +107,12 @@ def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     nothing = f"no adapters in {where}; `finetune registry publish FOLDER` adds one"
     if args.base or args.task or args.metric:
         nothing = f"no adapters in {where} are as asked for"
-    return answer(args, [version_json(v) for v in versions], table(rows) if versions else nothing)
+    elif unreadable:
+        nothing = f"no adapters in {where} can be read"
+    answer(args, [version_json(v) for v in versions], table(rows) if versions else nothing)
+    for line in unreadable:
+        print(printable(line), file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def _log(registry: AdapterRegistry, args: argparse.Namespace) -> int:

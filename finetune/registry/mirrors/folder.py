@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.errors import StoreError
+from finetune.registry.location import refuse_in_registry
 from finetune.registry.store import explain
 
 
@@ -19,8 +20,9 @@ def new_folder(into: Path, *, elsewhere: str) -> Iterator[Path]:
         elsewhere: how to choose another one, such as ``" (--into)"``.
 
     Raises:
-        StoreError: it cannot be written, or holds something already.
+        StoreError: it cannot be written, holds something already, or lies in a registry.
     """
+    refuse_in_registry(into, elsewhere=elsewhere)
     try:
         into.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".mirror-", dir=into.parent) as work:

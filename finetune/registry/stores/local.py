@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal, NoReturn
 
 from finetune.errors import StoreError
 from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, check_key, explain, is_key
+from finetune.regular_file import open_regular
 
 _ELSEWHERE = " (--registry or FINETUNE_REGISTRY)"
 _ASIDE = re.compile(r"\.tmp-[0-9a-f]{32}")
@@ -88,7 +89,7 @@ class LocalStore:
         """Opens an object for reading."""
         path = self._path(key)
         try:
-            return open(path, "rb")
+            return open_regular(path)
         except FileNotFoundError:
             raise ObjectMissing(f"{path} is not there") from None
         except OSError as error:

@@ -1,0 +1,73 @@
+"""Who can change a file: its owner, and whoever may write it or a folder on the way to it."""
+
+import errno
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_MOST_LINKS = 40  # as Linux has it
+_WRITE_BITS = {"g": stat.S_IWGRP, "o": stat.S_IWOTH}
+
+
+def changeable_by_others(path: Path) -> str | None:
+    """Return how another user could change a file, and the command that ends that; None where nobody could.
+
+    The way to the file is walked as the system walks it, from the root, through links to their targets. The user and
+    root must own all of it, and nobody else may write any of it. A group counts as somebody else, also a user's own:
+    whoever administers the machine can add members. A sticky folder, such as ``/tmp``, may be written by everybody,
+    because nobody can replace what others own there. On Windows, which has no such modes, nothing is checked.
+
+    Args:
+        path: of the file, or of a folder.
+
+    Raises:
+        OSError: something on the way is missing, or cannot be looked at.
+    """
+    if os.name == "nt":
+        return None
+    return next((problem for place, found in _way_to(path) if (problem := _problem(place, found))), None)
+
+
+def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yields every folder, link and file on the way to a path, the path itself last."""
+    place = Path("/")
+    yield place, os.lstat(place)
+    links, left = 0, [*reversed(path.absolute().parts[1:])]
+    while left:
+        if (name := left.pop()) == "..":
+            place = place.parent  # no link is ever a place, so this is the folder that holds it
+            continue
+        found = os.lstat(place / name)
+        yield place / name, found
+        if not stat.S_ISLNK(found.st_mode):
+            place = place / name
+            continue
+        if (links := links + 1) > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = Path(os.readlink(place / name))
+        if target.is_absolute():
+            place = Path("/")
+        left.extend(part for part in reversed(target.parts) if part != target.anchor)
+
+
+def _problem(place: Path, found: os.stat_result) -> str | None:
+    shown, me = shlex.quote(str(place)), os.geteuid()
+    is_link, is_folder = stat.S_ISLNK(found.st_mode), stat.S_ISDIR(found.st_mode)
+    if found.st_uid not in (0, me):
+        return f"{place} belongs to {_user(found.st_uid)}: chown {'-h ' if is_link else ''}{_user(me)} {shown}"
+    writers = "".join(who for who, bit in _WRITE_BITS.items() if found.st_mode & bit)
+    if is_link or not writers or (is_folder and found.st_mode & stat.S_ISVTX):
+        return None
+    who = "everybody" if "o" in writers else "its group"
+    return f"{who} can write {place} (mode {stat.S_IMODE(found.st_mode):04o}): chmod {writers}-w {shown}"
+
+
+def _user(uid: int) -> str:
+    import pwd  # which Windows does not have
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # in a container, most users of the machine have no name
+        return str(uid)
