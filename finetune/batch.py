@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+
 from finetune.errors import MethodError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -61,6 +62,18 @@ class Batch:
         return self._of_each(
             lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
         )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors."""
+        found: list[int] = []
+
+        def count(tensor: Tensor) -> Tensor:
+            found.append(tensor.nbytes)
+            return tensor
+
+        self._of_each(count)
+        return sum(found)
 
     def pin_memory(self) -> Batch:
         """Returns the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
@@ -144,6 +157,45 @@ class Placeholders:
                 raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
         inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
         return Batch(inputs, batch.examples, None if batch.labels is None else longer(batch.labels, -100))
+
+
+def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
+    """Return the rows of several batches without labels as one batch, left-padded to the longest.
+
+    Args:
+        batches: as ``prompt_batch`` of one collator made them, each with inputs of its own lengths [B_i, T_i].
+        pad_id: the token id of padding.
+
+    Returns:
+        Inputs with one entry a token are [sum of B_i, max of T_i, ...]. All others belong to images: where they differ
+        in size beyond their first dimension, as image processors do it the smaller ones end in zeros.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    fills = {"input_ids": pad_id, "attention_mask": 0, **dict.fromkeys(_PER_TOKEN, 0)}
+    inputs: dict[str, Any] = {}
+    for name in dict.fromkeys(name for batch in batches for name in batch.inputs):
+        found = [batch.inputs[name] for batch in batches if name in batch.inputs]
+        if name in fills:
+            width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
+            inputs[name] = torch.cat([_grown(one, {1: width}, fills[name], left=True) for one in found])
+        elif isinstance(found[0], list):
+            inputs[name] = [entry for one in found for entry in one]
+        else:
+            sizes = dict(enumerate(map(max, zip(*(one.shape[1:] for one in found), strict=True)), 1))
+            inputs[name] = torch.cat([_grown(one, sizes, 0) for one in found])
+    return Batch(inputs, [example for batch in batches for example in batch.examples])
+
+
+def _grown(tensor: Tensor, sizes: Mapping[int, int], fill: int, *, left: bool = False) -> Tensor:
+    """Return a tensor made larger to ``sizes`` of some dimensions, at their end or at their beginning."""
+    for dim, size in sizes.items():
+        if missing := size - tensor.shape[dim]:
+            shape = [*tensor.shape]
+            shape[dim] = missing
+            padding = tensor.new_full(shape, fill)
+            tensor = torch.cat([padding, tensor] if left else [tensor, padding], dim=dim)
+    return tensor
 
 
 # Inputs with one entry a token, beside ids and mask; what a placeholder has there is 0: text, seen as text is.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from finetune.batch import Batch
+from finetune.data.aspect_ratio import most_aspect
 from finetune.data.images import open_image
 from finetune.data.marks import Marks
 from finetune.data.spans import Rendered, SpanFinder, place_spans, require_placeholders
@@ -71,6 +72,11 @@ class Collator:
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
         self._features: FeatureLookup | None = None
         self._bos: str = processor.tokenizer.bos_token if begins else ""
+
+    @cached_property
+    def max_aspect(self) -> int:
+        """Longer side to shorter side of an image, at most."""
+        return most_aspect(self.processor)
 
     @cached_property
     def marks(self) -> Marks:
@@ -140,6 +146,13 @@ class Collator:
         """Returns the model's inputs for rendered texts and each one's pictures."""
         return self.family.encode(self.processor, texts, pictures, padding_side=padding_side)
 
+    def copy(self) -> Collator:
+        """Return a collator with a processor of its own: a processor serves one thread at a time."""
+        other = copy.copy(self)
+        other.processor = copy.deepcopy(self.processor)
+        other.__dict__.pop("marks", None)  # they are of the other processor
+        return other
+
     def reading(self, features: FeatureLookup) -> Collator:
         """Returns a collator that puts ``features`` in the place of pictures, and opens none."""
         other = copy.copy(self)
@@ -198,6 +211,7 @@ class Collator:
             open_image(
                 source,
                 max_pixels=self.max_image_pixels,
+                max_aspect=self.max_aspect,
                 name=f"row {example.id}: {_name(source)}",
                 options=example.image_options,
             )

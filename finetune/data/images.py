@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finetune import lfs
+from finetune.data.aspect_ratio import MOST_ASPECT, refuse_aspect
 from finetune.data.bit_depth import DEEP_MODES, DEEP_TYPES, is_deep_color, to_8_bit, values_of
 from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
@@ -23,8 +24,8 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 Image.init()  # PIL knows formats by name only once all of its readers are loaded
 OVER_CAP = "picture over the pixel cap"  # the reason of a row that is refused for it
 _PLAIN = ImageOptions()
-# Qwen's processors take no more; those that scale the shorter side to a fixed length would need gigabytes.
-MOST_ASPECT = 200
+MOST_SCANS = 100  # of a JPEG; encoders write ten or so
+_START_OF_SCAN = b"\xff\xda"
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -44,7 +45,12 @@ class ImageFacts:
 
 
 def open_image(
-    source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None, options: ImageOptions = _PLAIN
+    source: ImageSource,
+    *,
+    max_pixels: int = 50_000_000,
+    max_aspect: int = MOST_ASPECT,
+    name: str | None = None,
+    options: ImageOptions = _PLAIN,
 ) -> Image.Image:
     """Returns the picture as upright RGB; of an animation its first frame.
 
@@ -54,6 +60,7 @@ def open_image(
     Args:
         source: where the picture is.
         max_pixels: width x height above which the picture is refused before it is decoded.
+        max_aspect: longer side to shorter side above which it is.
         name: what to call the picture in errors; its path by default.
         options: how it is opened.
 
@@ -61,14 +68,16 @@ def open_image(
         RowError: it is missing, unreadable, truncated or too large.
     """
     if isinstance(source, np.ndarray):
-        _refuse_aspect(source.shape[1::-1], name or "the picture")
+        refuse_aspect(source.shape[1::-1], name or "the picture", max_aspect)
         return Image.fromarray(source) if source.ndim == 3 else _scaled(source, options, name or "the picture")
-    with no_bomb_warnings(), _opened(source, max_pixels, name, options.page) as file:
+    with no_bomb_warnings(), _opened(source, max_pixels, name, options.page, max_aspect) as file:
         return _upright_rgb(file, options.range)
 
 
-def read_pixels(path: Path, *, name: str) -> np.ndarray:
-    """Return the upright pixels of a file for whatever opens them: as ``open_image``, but with every bit they have.
+def read_pixels(
+    source: Path | bytes, *, max_pixels: int = 50_000_000, name: str | None = None, page: int | None = None
+) -> np.ndarray:
+    """Return the upright pixels of an image for whatever opens them: as ``open_image``, but with every bit they have.
 
     Returns:
         [H, W, 3] uint8, or the values [H, W] of a grey image of more than 8 bits.
@@ -76,7 +85,7 @@ def read_pixels(path: Path, *, name: str) -> np.ndarray:
     Raises:
         RowError: as ``open_image``.
     """
-    with no_bomb_warnings(), _opened(path, 50_000_000, name) as file:
+    with no_bomb_warnings(), _opened(source, max_pixels, name, page) as file:
         return _pixels(file)
 
 
@@ -110,24 +119,13 @@ def read_through(
 
 
 def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    """Raises RowError where width x height is over ``max_pixels``, or one is far longer than the other."""
+    """Raises RowError where width x height is over ``max_pixels``."""
     width, height = size
-    _refuse_aspect(size, name)
     if width * height > max_pixels:
         raise RowError(
             f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
             "data.max_image_pixels.",
             reason=OVER_CAP,
-        )
-
-
-def _refuse_aspect(size: tuple[int, int], name: str) -> None:
-    width, height = size
-    if max(size) > MOST_ASPECT * max(1, min(size)):
-        raise RowError(
-            f"{name}: {width} x {height}: one side is over {MOST_ASPECT} times as long as the other, which no "
-            "processor makes anything of. Crop it.",
-            reason="extreme aspect ratio",
         )
 
 
@@ -143,13 +141,17 @@ def no_bomb_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: ImageSource, max_pixels: int, name: str | None, page: int | None = None) -> Iterator[Image.Image]:
+def _opened(
+    source: ImageSource, max_pixels: int, name: str | None, page: int | None = None, max_aspect: int = MOST_ASPECT
+) -> Iterator[Image.Image]:
     """Opens a picture whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
     try:
         place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
         with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place, formats=FORMATS) as file:
+            _refuse_scans(file, place)
             _turn_to(file, page, name)
+            refuse_aspect(file.size, name, max_aspect)
             refuse_over_cap(file.size, max_pixels, name)
             yield file
     except (FinetuneError, MemoryError):
@@ -198,6 +200,16 @@ def as_source(image: Any) -> ImageSource:
         "a picture is a path, bytes, a PIL image, or an RGB array of numpy or torch, "
         f"not {type(image).__module__}.{type(image).__qualname__}"
     )
+
+
+def _refuse_scans(file: Image.Image, place: Path | bytes) -> None:
+    """Refuse a JPEG of more scans than any encoder writes: each of them goes over the whole image."""
+    if file.format not in ("JPEG", "MPO"):
+        return
+    # A marker cannot stand inside the data of a scan, where 0xff is followed by 0.
+    num_scans = (place if isinstance(place, bytes) else place.read_bytes()).count(_START_OF_SCAN)
+    if num_scans > MOST_SCANS:
+        raise ValueError(f"a JPEG of {num_scans} scans, and {MOST_SCANS} are the most that is read. Save it anew")
 
 
 def _turn_to(file: Image.Image, page: int | None, name: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from finetune.cache import Notes
+from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.collate import refused_by_processor
 from finetune.data.pictures import picture_sizes
 from finetune.errors import DataError, FinetuneError, RowError
@@ -129,7 +130,10 @@ def fitting(
     for example in examples:
         sizes = [next(found) for _ in example.images]
         try:
-            counted = count(example, _sizes(sizes))
+            usable = _sizes(sizes)
+            for size in usable:
+                refuse_aspect(size, f"row {example.id}: its image", lengths.collator.max_aspect)
+            counted = count(example, usable)
         except RowError as error:
             bad.note(error)
         else:

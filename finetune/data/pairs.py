@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from finetune.batch import Batch
+from finetune.data.aspect_ratio import most_aspect
 from finetune.data.images import open_image
 from finetune.data.lengths import RowTokens
 from finetune.data.marks import Marks
@@ -45,6 +46,11 @@ class PairCollator:
     ):
         self.family, self.processor = family, processor
         self.max_length, self.max_image_pixels = max_length, max_image_pixels
+
+    @cached_property
+    def max_aspect(self) -> int:
+        """Longer side to shorter side of an image, at most."""
+        return most_aspect(self.processor)
 
     @cached_property
     def marks(self) -> Marks:
@@ -89,6 +95,7 @@ class PairCollator:
                 open_image(
                     source,
                     max_pixels=self.max_image_pixels,
+                    max_aspect=self.max_aspect,
                     name=f"row {example.id}: {_name(source)}",
                     options=example.image_options,
                 )

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.cache import Notes, file_key
+from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.bit_depth import COLORS, VALUES
-from finetune.data.images import ImageFacts, image_digest, no_bomb_warnings, read_through, refuse_over_cap
+from finetune.data.image_workers import image_workers
+from finetune.data.images import ImageFacts, image_digest, refuse_over_cap
 from finetune.errors import RowError
 from finetune.example import ImageOptions
 
@@ -89,17 +91,17 @@ def picture_sizes(sources: Sequence[ImageSource], *, max_pixels: int, page: int 
 
 
 def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Seen:
-    """Reads one picture through that will not be seen again, so nothing is noted.
+    """Read one image through in a process that can be killed, without noting it.
 
     Raises:
         RowError: it cannot be used.
     """
-    with no_bomb_warnings():
-        return _look(source, max_pixels, page)
-
-
-def _look(source: ImageSource, max_pixels: int, page: int | None) -> Seen:
-    return Seen.of(read_through(source, max_pixels=max_pixels, page=page), image_digest(source))
+    if isinstance(source, np.ndarray):
+        return Seen(source.shape[1::-1], image_digest(source))
+    place = source if isinstance(source, Path | bytes) else source.read()
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    facts = image_workers().facts(place, max_pixels=max_pixels, name=name, page=page)
+    return Seen.of(facts, image_digest(place))
 
 
 def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Seen | RowError]:
@@ -124,11 +126,11 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None
 
     def tried(source: ImageSource) -> Seen | RowError:
         try:
-            return _look(source, max_pixels, page)
+            return look(source, max_pixels=max_pixels, page=page)
         except RowError as error:
             return error
 
-    with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         fresh = dict(zip(left, pool.map(tried, left.values()), strict=True))
         out = [fresh.get(key) or found.get(key) or tried(source) for key, source in zip(keys, sources, strict=True)]
     notes.put({key: json.dumps(astuple(seen)) for key, seen in fresh.items() if isinstance(seen, Seen)})
@@ -138,8 +140,10 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None
 def _capped(note: str, source: ImageSource, max_pixels: int) -> Seen | RowError:
     """Returns what a run with perhaps another cap has noted, or the fault that the picture is for this one."""
     (width, height), digest, values, colors = json.loads(note)
+    name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        refuse_over_cap((width, height), max_pixels, "the picture" if isinstance(source, bytes) else str(source))
+        refuse_aspect((width, height), name)
+        refuse_over_cap((width, height), max_pixels, name)
     except RowError as error:
         return error
     return Seen((width, height), digest, values and tuple(values), colors)

@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from finetune.data.images import no_bomb_warnings
 from finetune.errors import RequestError, brief
 from finetune.server.answers import AnswerStream, whole
 from finetune.server.door import Door
@@ -38,10 +37,9 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with no_bomb_warnings():  # around all threads that read pictures
-            service.start()
-            yield
-            await service.close()
+        service.start()
+        yield
+        await service.close()
 
     app = FastAPI(title="finetune serve", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Door, keys=Keys(service.settings.api_keys), max_body_bytes=service.settings.max_body_bytes)
@@ -56,7 +54,7 @@ def make_app(service: Service) -> FastAPI:
     )
     async def create_chat_completion(request: Request) -> Response:
         """Answers a question or goes on with a conversation, by the adapter that ``model`` names."""
-        exchange = service.let_in()
+        exchange = service.let_in(request.state.client)
         status = CLIENT_GONE
         try:
             response = await _answer(service, exchange, request)
@@ -115,7 +113,7 @@ async def _answer(service: Service, exchange: Exchange, request: Request) -> Res
     if kind != "application/json":
         message = f"The body is JSON, so its Content-Type is application/json, not {brief(kind)}."
         raise RequestError(message, status=415, code="unsupported_media_type")
-    body = await exchange.in_time(request.body())
+    body = await exchange.body(request.body())
 
     async def begin() -> Response:
         await exchange.read(body)

@@ -41,8 +41,11 @@ class Door:
 
         try:
             headers = dict(scope["headers"])
+            client = (scope.get("client") or ("",))[0]
             if scope["path"] not in OPEN:
-                self._keys.check(headers.get(b"authorization"), host=headers.get(b"host", b"").decode("latin-1"))
+                host = headers.get(b"host", b"").decode("latin-1")
+                client = self._keys.check(headers.get(b"authorization"), host=host) or client
+            scope.setdefault("state", {})["client"] = client
             await self._app(scope, self._counted(headers, receive), note)
         except Exception as error:
             told = to_request_error(error)

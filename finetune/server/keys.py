@@ -72,8 +72,11 @@ class Keys:
     def __init__(self, keys: Sequence[str]):
         self._digests = [_digest(key.encode()) for key in keys]
 
-    def check(self, authorization: bytes | None, *, host: str) -> None:
+    def check(self, authorization: bytes | None, *, host: str) -> str | None:
         """Lets a request through by its ``Authorization`` header, or where there are no keys by its ``Host``.
+
+        Returns:
+            A name of the key that is none of its secrets; None where there are no keys.
 
         Raises:
             RequestError: it has no key, or one that is not known, or was sent here under a name of somebody else.
@@ -82,7 +85,7 @@ class Keys:
             if not names_loopback(host):
                 message = f"Without API keys, requests are answered for localhost, not for {brief(host, 60)}."
                 raise RequestError(message, status=403, code="unknown_host")
-            return
+            return None
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key:
             message = "There is no API key. Send it in a header: Authorization: Bearer KEY"
@@ -91,6 +94,7 @@ class Keys:
         # All of them are compared, whichever fits.
         if not sum([hmac.compare_digest(given, known) for known in self._digests]):
             raise RequestError("This API key is not known here.", status=401, code="invalid_api_key")
+        return given.hex()[:16]
 
 
 def _digest(key: bytes) -> bytes:

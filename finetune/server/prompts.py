@@ -1,11 +1,11 @@
-"""From a request's messages to the row that is put to its adapter, every picture read and checked."""
+"""From a request's messages to the row that is put to its adapter, every image decoded."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from finetune.data.conversation import read_conversation
-from finetune.data.images import OVER_CAP, read_through
+from finetune.data.images import OVER_CAP
 from finetune.errors import DataError, RequestError, RowError
 from finetune.example import Example, answer
 from finetune.serving.urls import UrlPolicy, fetch_image
@@ -13,14 +13,19 @@ from finetune.serving.urls import UrlPolicy, fetch_image
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+
+    from finetune.data.image_workers import ImageWorkers
     from finetune.example import Message
     from finetune.recipe import VqaSection
     from finetune.server.schema import ChatRequest, ImagePart, TextPart
     from finetune.server.settings import Settings
 
 
-def to_example(request: ChatRequest, section: VqaSection, settings: Settings) -> Example:
-    """Returns the row of a request, its pictures as the files that were sent.
+def to_example(
+    request: ChatRequest, section: VqaSection, settings: Settings, *, workers: ImageWorkers, page: int | None
+) -> Example:
+    """Return the row of a request with its decoded images.
 
     One user's message with one text is a question, put as the adapter was trained on questions, with its images
     before or after it as they were then; anything else is a conversation, as it stands.
@@ -28,12 +33,14 @@ def to_example(request: ChatRequest, section: VqaSection, settings: Settings) ->
     Args:
         request: what was asked.
         section: how its adapter is asked.
-        settings: which pictures are taken.
+        settings: which images are taken.
+        workers: decode the images.
+        page: of TIFF files, as ``ImageOptions`` has it.
 
     Raises:
-        RequestError: a picture, or the order of the messages, is not what it must be.
+        RequestError: an image, or the order of the messages, is not what it must be.
     """
-    images, num_pixels = _pictures(request, settings)
+    images = _images(request, settings, workers, page)
     question = _question(request)
     try:
         if question is not None:
@@ -42,8 +49,7 @@ def to_example(request: ChatRequest, section: VqaSection, settings: Settings) ->
             prompt = section.converse(_conversation(request))
     except DataError as error:
         raise RequestError(f"{error}.", status=400, code="invalid_messages", param="messages") from None
-    meta = {"num_pixels": num_pixels}
-    return Example(id="request", messages=[*prompt, answer("")], images=list(images), answers=[""], meta=meta)
+    return Example(id="request", messages=[*prompt, answer("")], images=list(images), answers=[""])
 
 
 def _question(request: ChatRequest) -> str | None:
@@ -72,11 +78,10 @@ def _parts(content: str | Sequence[TextPart | ImagePart]) -> str | list[dict[str
     return [{"type": "text", "text": part.text} if part.type == "text" else {"type": "image"} for part in content]
 
 
-def _pictures(request: ChatRequest, settings: Settings) -> tuple[list[bytes], int]:
-    """Returns the files of a request's pictures, each of which can be read to its end, and how many pixels they have.
+def _images(request: ChatRequest, settings: Settings, workers: ImageWorkers, page: int | None) -> list[np.ndarray]:
+    """Return the images of a request: [H, W, 3] uint8, or the values [H, W] of a deep grey image.
 
-    What they decode to is not kept: many requests may wait, and a small file can be a large picture. All files together
-    are no larger than a request that brings them itself.
+    All files together are no larger than a request that brings them itself.
     """
     parts = [
         (f"messages[{number}].content[{place}].image_url.url", part)
@@ -92,16 +97,23 @@ def _pictures(request: ChatRequest, settings: Settings) -> tuple[list[bytes], in
             code="too_many_images",
             param="messages",
         )
-    files, num_pixels, left = [], 0, settings.max_body_bytes
+    images, left = [], settings.max_body_bytes
     for where, part in parts:
-        data, (width, height) = _picture(part, where, settings, max_bytes=left)
-        files.append(data)
-        num_pixels += width * height
+        try:
+            data = _file(part, where, settings, max_bytes=left)
+            images.append(workers.pixels(data, max_pixels=settings.max_image_pixels, name=where, page=page))
+        except DataError as error:
+            message = str(error) if where in str(error) else f"{where}: {error}"
+            if isinstance(error, RowError) and error.reason == OVER_CAP:
+                message = (
+                    f"{where}: width x height is over {settings.max_image_pixels} pixels. Make the picture smaller."
+                )
+            raise RequestError(message, status=400, code="invalid_image", param=where) from None
         left -= len(data)
-    return files, num_pixels
+    return images
 
 
-def _picture(part: ImagePart, where: str, settings: Settings, *, max_bytes: int) -> tuple[bytes, tuple[int, int]]:
+def _file(part: ImagePart, where: str, settings: Settings, *, max_bytes: int) -> bytes:
     url = part.image_url.url
     if not settings.allow_urls and url[:5].lower() != "data:":
         raise RequestError(
@@ -110,12 +122,4 @@ def _picture(part: ImagePart, where: str, settings: Settings, *, max_bytes: int)
             code="invalid_image_url",
             param=where,
         )
-    try:
-        data = fetch_image(url, UrlPolicy(max_bytes=max_bytes))
-        size = read_through(data, max_pixels=settings.max_image_pixels, name=where).size
-    except DataError as error:
-        message = str(error) if where in str(error) else f"{where}: {error}"
-        if isinstance(error, RowError) and error.reason == OVER_CAP:
-            message = f"{where}: width x height is over {settings.max_image_pixels} pixels. Make the picture smaller."
-        raise RequestError(message, status=400, code="invalid_image", param=where) from None
-    return data, size
+    return fetch_image(url, UrlPolicy(max_bytes=max_bytes))

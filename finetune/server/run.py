@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -14,6 +16,7 @@ import uvicorn
 from finetune.errors import ModelError
 from finetune.server.app import make_app
 from finetune.server.catalog import BASE
+from finetune.server.connections import BACKLOG, Connections, QuietErrors, protocol_of
 from finetune.server.service import Service
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from finetune.server.settings import Settings
     from finetune.serving.app import VisionLanguageModel
 
+_LAST_SECONDS = 1.0  # that clients have to read how their request ended
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -49,7 +53,7 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
     server = Server(Service(vlm, refs, settings), _introduction(vlm, refs, settings, listener))
     asyncio.run(server.serve(sockets=[listener]))
     assert server.signum is not None
-    return 128 + server.signum
+    return _ended(128 + server.signum)
 
 
 class Server(uvicorn.Server):
@@ -61,13 +65,26 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, service: Service, introduction: str):
-        super().__init__(uvicorn.Config(make_app(service), log_config=None, access_log=False, server_header=False))
+        super().__init__(
+            uvicorn.Config(
+                make_app(service),
+                http=protocol_of(Connections(service.settings)),
+                ws="none",
+                log_config=None,
+                log_level="error",  # what is no HTTP would fill the log
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # whoever asks could say any address
+                backlog=BACKLOG,
+            )
+        )
         self.signum: int | None = None
         self._service, self._introduction = service, introduction
         self._loop: asyncio.AbstractEventLoop | None = None  # since it is stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to listen."""
+        asyncio.get_running_loop().set_exception_handler(QuietErrors())
         await super().startup(sockets)
         print(self._introduction, flush=True)
 
@@ -79,9 +96,16 @@ class Server(uvicorn.Server):
             told = f"stopping: {running} requests may end within {seconds:g} s; once more stops at once"
             print(told, file=sys.stderr, flush=True)
         late = self._loop.call_later(seconds, self._service.cut)
+        later = self._loop.call_later(seconds + _LAST_SECONDS, self._abort)
         await super().shutdown(sockets)
         late.cancel()
+        later.cancel()
         print("stopped", file=sys.stderr)
+
+    def _abort(self) -> None:
+        """Close the connections of clients who do not read that their answer has ended."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -104,6 +128,22 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._service.cut)
         self.signum = self.signum or signum
         self._service.is_stopping = self.should_exit = True
+
+
+def _ended(code: int) -> int:
+    """Return the exit code; end the process here where a thread still loads an adapter or reads a registry.
+
+    The interpreter would wait for such a thread, however long it takes.
+    """
+    end = time.monotonic() + _LAST_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+    return code
 
 
 def _introduction(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, listener: socket.socket) -> str:

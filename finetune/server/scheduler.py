@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import insort
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-
-from finetune.build import max_positions
-from finetune.errors import AdapterError, FinetuneError, RequestError, brief
-from finetune.serving.together import answer_batch, answer_limit, prompt_batch, prompt_lengths, sharing_key
+from finetune.batch import join_prompts
+from finetune.errors import AdapterError
+from finetune.serving.together import answer_batch, sharing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from finetune.batch import Batch
-    from finetune.example import Example
     from finetune.server.metrics import Metrics
     from finetune.server.stops import StopTexts
     from finetune.serving.resident import Resident
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
     from finetune.tasks.generation import Answer
 
 _log = logging.getLogger(__name__)
-# Of the pictures of a batch, which are all decoded at once and take some 8 bytes a pixel then. A request that has more
-# is a batch of its own.
-MOST_PIXELS = 64_000_000
+MOST_BYTES = 512 * 1024 * 1024  # of the inputs of a batch; a request that has more is a batch of its own
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,12 @@ class Job:
     """One row that is to be answered.
 
     Attributes:
-        example: put as its adapter is asked.
+        batch: its inputs, on the CPU.
         resident: the adapter, kept by whoever made the job; None for the plain base.
+        client: who asks.
+        arrived: number of the request, in the order of arrival.
         label: of the adapter, in metrics.
-        max_new_tokens: of its answer; None for the longest that the adapter was trained to give.
+        max_new_tokens: of its answer.
         stops: where its answer ends.
         tell: is told what happens, in the scheduler's thread; ``Done`` or ``Failed`` is the last.
         cancelled: whether nobody waits for the answer any more; nothing is told from then on.
@@ -76,15 +75,22 @@ class Job:
         told_text: whether some of the answer was told.
     """
 
-    example: Example
+    batch: Batch
     resident: Resident | None
+    client: str
+    arrived: int
     label: str
-    max_new_tokens: int | None
+    max_new_tokens: int
     stops: StopTexts
     tell: Callable[[Event], None]
     cancelled: bool = False
     key: Hashable = field(default=None, init=False)
     told_text: bool = field(default=False, init=False)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of its inputs."""
+        return self.batch.num_bytes
 
     def grow(self, piece: str) -> None:
         """Tells of what the answer has surely grown by."""
@@ -120,10 +126,11 @@ class Job:
 
 
 class Scheduler:
-    """Answers jobs, those that came first before all others, and with each as many more as can share its batch.
+    """Answers jobs in batches: one job leads, and as many more as can share its batch are answered with it.
 
     Nothing is waited for: an idle model takes what there is at once, and what comes while it runs makes the next batch.
-    The job that has waited longest leads each batch, so adapters that cannot share have their turn too.
+    Clients lead in turn, each with the job that has waited longest. So adapters that cannot share have their turn too,
+    and a client that asks for much delays another's question by one batch.
 
     Args:
         switcher: of the model.
@@ -133,22 +140,28 @@ class Scheduler:
 
     def __init__(self, switcher: Switcher, *, max_batch: int, metrics: Metrics):
         self._switcher, self._max_batch, self._metrics = switcher, max_batch, metrics
-        self._max_positions = max_positions(switcher.base.model)
+        self._pad_id = switcher.base.processor.tokenizer.pad_token_id
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
         self._closed = False
         self._last: frozenset[Resident | None] = frozenset()  # adapters of the last batch
+        self._leaders: list[str] = []  # clients that wait, in the order in which they last led a batch
         self._thread = threading.Thread(target=self._run, name="finetune-scheduler", daemon=True)
 
     def start(self) -> None:
         """Begins to answer."""
         self._thread.start()
 
+    @property
+    def num_waiting(self) -> int:
+        """Number of jobs that are in no batch yet."""
+        return len(self._waiting)
+
     def submit(self, job: Job) -> None:
         """Queues a job."""
         job.key = sharing_key(self._switcher, job.resident)
         with self._changed:
-            self._waiting.append(job)
+            insort(self._waiting, job, key=lambda one: one.arrived)
             self._changed.notify()
 
     def withdraw(self, job: Job) -> None:
@@ -191,16 +204,25 @@ class Scheduler:
                 if self._waiting:
                     break
                 self._changed.wait()
-            key, num_pixels, batch = self._waiting[0].key, 0, list[Job]()
+            leader = self._leader()
+            num_bytes, batch = leader.num_bytes, [leader]
             for job in self._waiting:
-                if job.key is key:
-                    num_pixels += job.example.meta.get("num_pixels", 0)
-                    if batch and (len(batch) == self._max_batch or num_pixels > MOST_PIXELS):
+                if job.key is leader.key and job is not leader:
+                    num_bytes += job.num_bytes
+                    if len(batch) == self._max_batch or num_bytes > MOST_BYTES:
                         break
                     batch.append(job)
             for job in batch:
                 self._waiting.remove(job)
             return batch
+
+    def _leader(self) -> Job:
+        """Return the oldest job of the client that led longest ago."""
+        first = {job.client: job for job in reversed(self._waiting)}
+        new = [job.client for job in self._waiting if job.client not in self._leaders]
+        client = new[0] if new else next(one for one in self._leaders if one in first)
+        self._leaders = [one for one in self._leaders if one in first and one != client] + [client]
+        return first[client]
 
     def _hold(self, job: Job, kept: ExitStack) -> bool:
         """Keeps a job's adapter to the end of the batch: whoever made the job may let go of it before."""
@@ -213,8 +235,8 @@ class Scheduler:
         return True
 
     def _answer(self, jobs: Sequence[Job]) -> None:
-        jobs, batch = self._prompts(jobs)
-        if batch is None:
+        jobs = [job for job in jobs if not job.is_over()]
+        if not jobs:
             return
         adapters = frozenset(job.resident for job in jobs)
         self._metrics.batch_rows.observe(len(jobs))
@@ -223,11 +245,9 @@ class Scheduler:
         try:
             answers = answer_batch(
                 self._switcher,
-                batch,
+                join_prompts([job.batch for job in jobs], pad_id=self._pad_id),
                 [job.resident for job in jobs],
-                max_new_tokens=[
-                    self._limit(job, length) for job, length in zip(jobs, prompt_lengths(batch), strict=True)
-                ],
+                max_new_tokens=[job.max_new_tokens for job in jobs],
                 on_text=lambda row, piece: jobs[row].grow(piece),
                 is_stopped=lambda row: jobs[row].is_over(),
             )
@@ -249,58 +269,3 @@ class Scheduler:
             else:
                 job.stops.start_anew()
                 self._answer([job])
-
-    def _prompts(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], Batch | None]:
-        """Returns the jobs that can be put to the model, and their inputs; the others are told why they cannot."""
-        jobs = [job for job in jobs if not job.is_over()]
-        if not jobs:
-            return [], None
-        try:
-            batch = self._batch(jobs)
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].fail(_unusable(error))
-                return [], None
-            return self._prompts([job for job in jobs if self._prompts([job])[1] is not None])
-        fitting = [job for job, length in zip(jobs, prompt_lengths(batch), strict=True) if self._fits(job, length)]
-        return (jobs, batch) if len(fitting) == len(jobs) else self._prompts(fitting)
-
-    def _batch(self, jobs: Sequence[Job]) -> Batch:
-        return prompt_batch(self._switcher, [job.example for job in jobs], [job.resident for job in jobs])
-
-    def _fits(self, job: Job, prompt_tokens: int) -> bool:
-        limit = self._limit(job, prompt_tokens)
-        if self._max_positions is None or prompt_tokens + limit <= self._max_positions:
-            return True
-        job.fail(
-            RequestError(
-                f"The base takes {self._max_positions} tokens; this request has {prompt_tokens} in its messages and "
-                f"pictures, and up to {limit} in its answer. Shorten the messages, make the pictures smaller, or lower "
-                "max_completion_tokens.",
-                status=400,
-                code="context_length_exceeded",
-                param="messages",
-            )
-        )
-        return False
-
-    def _limit(self, job: Job, prompt_tokens: int) -> int:
-        return answer_limit(self._switcher, job.resident, job.max_new_tokens, prompt_tokens=prompt_tokens)
-
-
-def _unusable(error: Exception) -> Exception:
-    """Returns why a request cannot be prepared: what a processor raises lies in the request, and it is told so.
-
-    Processors raise almost anything on images of sizes that their authors did not think of.
-    """
-    if isinstance(error, FinetuneError | MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
-        return error
-    _log.warning("a request cannot be prepared for this base", exc_info=error)
-    what = str(error).strip().partition("\n")[0] or type(error).__name__
-    return RequestError(
-        f"messages: the base's processor cannot prepare them: {brief(what, 200)}. Send images of another size, or "
-        "another text.",
-        status=400,
-        code="invalid_messages",
-        param="messages",
-    )

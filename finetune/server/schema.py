@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import core_schema
 
+MOST_FIELDS = 100  # of one object; each that is unknown costs a message of its own
 Text = Annotated[str, Field(min_length=1)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+Parts = Field(min_length=1, max_length=1000)
 
 
 def _whole(value: Any) -> Any:
@@ -61,6 +64,8 @@ class _Asked(BaseModel):
     def _leave_out_what_is_null(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if len(given) > MOST_FIELDS:
+            raise ValueError(f"an object has at most {MOST_FIELDS} fields, and this one {len(given)}")
         return {name: value for name, value in given.items() if value is not None or name in cls.model_fields}
 
 
@@ -95,21 +100,21 @@ class SystemMessage(_Asked):
     """Instructions, in the place of the adapter's own where it was trained with some."""
 
     role: Literal["system", "developer"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Parts]
 
 
 class UserMessage(_Asked):
     """What the user says and shows."""
 
     role: Literal["user"]
-    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Parts]
 
 
 class AssistantMessage(_Asked):
     """What was answered before, as it was sent; clients send its empty fields back."""
 
     role: Literal["assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Parts]
     refusal: Null = None
     annotations: Empty = None
     audio: Null = None
@@ -139,12 +144,12 @@ class ChatRequest(_Asked):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     max_completion_tokens: NumTokens | None = None
     max_tokens: NumTokens | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: Seed | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None

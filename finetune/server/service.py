@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections import Counter
+from itertools import count
+from math import ceil
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
 
+from finetune.data.image_workers import ImageWorkers
 from finetune.errors import RequestError
 from finetune.server.catalog import Catalog
 from finetune.server.errors import invalid_request, to_request_error
 from finetune.server.hold import Hold
 from finetune.server.metrics import Metrics
-from finetune.server.prompts import to_example
+from finetune.server.preparation import Collators, prepare
 from finetune.server.scheduler import Done, Failed, Grown, Job, Scheduler, Started
 from finetune.server.schema import ChatRequest
-from finetune.server.stops import StopTexts
-from finetune.serving.together import section_for
+from finetune.server.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
-    from finetune.recipe import VqaSection
     from finetune.server.scheduler import Event
     from finetune.server.settings import Settings
     from finetune.serving.app import VisionLanguageModel
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
     from finetune.tasks.generation import Answer
 
 T = TypeVar("T")
-_THREADS = 16  # that read and check requests; some wait for pictures from elsewhere
+_PREPARING = 4  # requests at once; each has a processor of its own
+_READING = 2  # bodies at once; no other thread runs while one is parsed
+MOST_STRINGS = 20_000  # of a body, names of fields among them; 1000 messages have some 5000
+MOST_COMMAS = 1_000_000  # of a body; a text may have some
+# Of the inputs of all requests that are prepared and in no batch yet; a client that has none may always prepare one.
+_PREPARED_BYTES = 1024**3
+_CLIENT_SHARE = 0.75  # of the queue, that one client may fill
 _LAST_BATCH_SECONDS = 10.0  # that the end of a batch is waited for, whose rows have all ended
 CLIENT_GONE = 499  # as a status in metrics: nobody is there to be told it
 
@@ -49,7 +56,9 @@ class Service:
     def __init__(self, vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings):
         self.vlm, self.settings = vlm, settings
         switcher = vlm.switcher
-        self.num_waiting = 0  # requests that were let in and are in no batch yet
+        self.waiting: Counter[str] = Counter()  # requests that were let in and are in no batch yet, by client
+        self.prepared_bytes: Counter[str] = Counter()  # of the inputs of those that are prepared, by client
+        self.arrivals = count()
         self.is_stopping = False
         self._open: set[Exchange] = set()
         self._is_cut = False
@@ -58,7 +67,17 @@ class Service:
         )
         self.catalog = Catalog(switcher, refs, allow=settings.allow, known_seconds=settings.known_seconds)
         self.scheduler = Scheduler(switcher, max_batch=settings.max_batch, metrics=self.metrics)
-        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="finetune-preparing")
+        self.workers, self.collators = ImageWorkers(), Collators(vlm.base)
+        self.reading = Turns(_READING, name="finetune-reading")
+        self.preparing = Turns(_PREPARING, name="finetune-preparing", may_begin=self._may_prepare)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that were let in and are in no batch yet."""
+        return self.waiting.total()
+
+    def _may_prepare(self, client: str) -> bool:
+        return not self.prepared_bytes[client] or self.prepared_bytes.total() < _PREPARED_BYTES
 
     def start(self) -> None:
         """Begins to answer."""
@@ -68,7 +87,7 @@ class Service:
         """Ends what runs; no request is there any more."""
         self.is_stopping = True
         self.catalog.close()
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.workers.close()
         await asyncio.to_thread(self.scheduler.close, 0 if self._is_cut else _LAST_BATCH_SECONDS)
 
     def cut(self) -> None:
@@ -88,17 +107,22 @@ class Service:
         if not self.scheduler.is_alive():
             raise RequestError("The server answers no more; it has to be started again.", status=503, code="not_ready")
 
-    def let_in(self) -> Exchange:
+    def let_in(self, client: str) -> Exchange:
         """Returns a request's exchange, which has to be closed.
 
+        Args:
+            client: who asks.
+
         Raises:
-            RequestError: as many wait as may, or the server is stopping.
+            RequestError: as many wait as may, of this client or of all, or the server is stopping.
         """
         try:
             self.require_ready()
-            if self.num_waiting >= self.settings.max_queue:
+            own, most = self.waiting[client], self.settings.max_queue
+            if own >= ceil(most * _CLIENT_SHARE) or self.num_waiting >= most:
+                whose = " of yours" if self.num_waiting < most else ""
                 raise RequestError(
-                    f"{self.num_waiting} requests wait already. Try again.",
+                    f"{own if whose else self.num_waiting} requests{whose} wait already. Try again.",
                     status=429,
                     code="queue_full",
                     retry_after=1,
@@ -106,7 +130,7 @@ class Service:
         except RequestError as error:
             self.metrics.requests.labels(self.metrics.label(None), str(error.status)).inc()
             raise
-        exchange = Exchange(self)
+        exchange = Exchange(self, client)
         self._open.add(exchange)
         return exchange
 
@@ -127,10 +151,10 @@ class Exchange:
 
     request: ChatRequest
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, client: str):
         self.id, self.created = f"chatcmpl-{uuid4().hex}", int(time.time())
         self.resident: Resident | None = None
-        self._service = service
+        self._service, self._client, self._arrived = service, client, next(service.arrivals)
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -139,7 +163,7 @@ class Exchange:
         self._label = service.metrics.label(None)
         self._waits, self._closed, self._is_cut = True, False, False
         self._timeout: asyncio.Timeout | None = None  # of what is waited for now
-        service.num_waiting += 1
+        service.waiting[client] += 1
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Returns what ``work`` does, which ends with the time that the request may take in all.
@@ -168,19 +192,38 @@ class Exchange:
         if self._timeout is not None:
             self._timeout.reschedule(self._loop.time())
 
+    async def body(self, work: Awaitable[bytes]) -> bytes:
+        """Return the body of the request that ``work`` reads.
+
+        Raises:
+            RequestError: it did not come in time, or the server ends.
+        """
+        seconds = self._service.settings.body_seconds
+        try:
+            async with asyncio.timeout_at(self._begun + seconds):
+                return await self.in_time(work)
+        except TimeoutError:
+            raise RequestError(
+                f"The body of the request did not come within {seconds:g} seconds. Send it again.",
+                status=408,
+                code="body_timeout",
+            ) from None
+
     async def read(self, body: bytes) -> None:
         """Reads the request, and finds its adapter.
 
         Raises:
             RequestError: it is not what it must be, or has no such adapter.
         """
-        self.request = await self._in_thread(lambda: _parse(body, self._service.settings))
-        name = self._service.catalog.name_of(self.request.model)
+        service = self._service
+        self.request = await service.reading.run(self._client, lambda: _parse(body, service.settings))
+        name = service.catalog.name_of(self.request.model)
         if name is not None:
-            await self._service.catalog.ready(name)
-        self._label = self._service.metrics.label(name or self.request.model)
-        self._job = await self._in_thread(lambda: self._prepare(name))
-        self._service.scheduler.submit(self._job)
+            await service.catalog.ready(name)
+        self._label = service.metrics.label(name or self.request.model)
+        self._job = await service.preparing.run(self._client, lambda: self._prepare(name))
+        service.prepared_bytes[self._client] += self._job.num_bytes
+        service.scheduler.submit(self._job)
 
     async def begun(self) -> None:
         """Waits until the request is in a batch.
@@ -239,21 +282,29 @@ class Exchange:
         metrics.cancelled.inc(status == CLIENT_GONE)
 
     def _leave_queue(self) -> None:
-        self._service.num_waiting -= self._waits
+        if not self._waits:
+            return
         self._waits = False
+        service = self._service
+        _take(service.waiting, self._client, 1)
+        if self._job is not None:
+            _take(service.prepared_bytes, self._client, self._job.num_bytes)
+            service.preparing.go_on()
 
     def _prepare(self, name: str | None) -> Job:
         """Returns the job; the adapter is held to the end of the exchange."""
-        service, request = self._service, self.request
+        service = self._service
         self.resident = self._hold.take(service.vlm.switcher, name)
-        section = cast("VqaSection", section_for(service.vlm.switcher, self.resident))
-        stop = [request.stop] if isinstance(request.stop, str) else request.stop
-        return Job(
-            example=to_example(request, section, service.settings),
-            resident=self.resident,
+        return prepare(
+            self.request,
+            self.resident,
+            switcher=service.vlm.switcher,
+            settings=service.settings,
+            collators=service.collators,
+            workers=service.workers,
+            client=self._client,
+            arrived=self._arrived,
             label=self._label,
-            max_new_tokens=request.max_completion_tokens or request.max_tokens,
-            stops=StopTexts(stop or ()),
             tell=self._tell,
         )
 
@@ -261,12 +312,30 @@ class Exchange:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._service.threads, work)
+
+def _take(counter: Counter[str], client: str, count: int) -> None:
+    """Subtract from a counter, and forget a client who has nothing left in it."""
+    counter[client] -= count
+    if not counter[client]:
+        del counter[client]
 
 
 def _stopping() -> RequestError:
     return RequestError("The server is stopping.", status=503, code="stopping", retry_after=5)
+
+
+def _refuse_many_values(body: bytes) -> None:
+    """Refuse a body whose values alone take long to parse, as no other thread runs meanwhile.
+
+    Raises:
+        RequestError: it has too many.
+    """
+    # A quote inside a text is written \\". One that only looks so, after an escaped backslash, ends a text whose
+    # beginning is counted.
+    num_strings = (body.count(b'"') - body.count(b'\\"')) // 2
+    if num_strings > MOST_STRINGS or body.count(b",") > MOST_COMMAS:
+        message = f"The body has more than {MOST_STRINGS} texts and names, or a list without end. Send fewer messages."
+        raise RequestError(message, status=400, code="too_many_values")
 
 
 def _parse(body: bytes, settings: Settings) -> ChatRequest:
@@ -275,6 +344,7 @@ def _parse(body: bytes, settings: Settings) -> ChatRequest:
     Raises:
         RequestError: it is none, or asks for what is not done.
     """
+    _refuse_many_values(body)
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:

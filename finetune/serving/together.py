@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from finetune.batch import Batch
+    from finetune.data.collate import Collator
     from finetune.example import Example
     from finetune.recipe import TaskSection, VqaSection
     from finetune.serving.resident import Resident
@@ -82,19 +83,29 @@ def answer_together(
 
 
 def prompt_batch(switcher: Switcher, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
-    """Returns the inputs of rows that share a batch, on the model's device.
+    """Return the inputs of rows that share a batch, on the CPU.
 
     Args:
         switcher: of the model.
         examples: the rows, each put as its adapter is asked.
         residents: the adapter of each row; equal by ``sharing_key``.
     """
-    base, first = switcher.base, residents[0]
+    with switcher.base.preparing:
+        return row_inputs(cast("Collator", switcher.base.collator), examples, residents)
+
+
+def row_inputs(collator: Collator, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
+    """Return the inputs of rows that share a batch, on the CPU, by a collator that no other thread uses meanwhile.
+
+    Args:
+        collator: of the base.
+        examples: as ``prompt_batch`` takes them.
+        residents: as ``prompt_batch`` takes them.
+    """
+    first = residents[0]
     places = first.placeholders if first else None  # one that has a prompt shares with itself alone
     examples = [opened_as_trained(row, resident) for row, resident in zip(examples, residents, strict=True)]
-    with base.preparing:
-        batch = Batches(base.collator, places).prompt_batch(examples)
-    return batch.to(base.model.device, base.model.dtype)
+    return Batches(collator, places).prompt_batch(examples)
 
 
 def opened_as_trained(example: Example, resident: Resident | None) -> Example:
@@ -113,6 +124,7 @@ def answer_batch(
 ) -> list[Answer]:
     """Returns the answers to what ``prompt_batch`` returned; the other arguments as ``answer_together`` has them."""
     base = switcher.base
+    batch = batch.to(base.model.device, base.model.dtype)
     task = cast("VqaTask", base.task(section_for(switcher, residents[0])))
     with switcher.answering(residents):
         return task.answer(base.model, batch, max_new_tokens=max_new_tokens, on_text=on_text, is_stopped=is_stopped)

@@ -159,8 +159,8 @@ def test_a_picture_whose_end_is_missing_is_found(tmp_path, name):
 
 def test_a_picture_is_looked_at_once_until_it_changes(tmp_path, monkeypatch):
     looked = []
-    real = pictures.read_through
-    monkeypatch.setattr(pictures, "read_through", lambda source, **k: looked.append(source) or real(source, **k))
+    real = pictures.look
+    monkeypatch.setattr(pictures, "look", lambda source, **k: looked.append(source) or real(source, **k))
     a, b = saved(tmp_path, Image.new("RGB", (3, 2)), "a.png"), saved(tmp_path, Image.new("RGB", (5, 4)), "b.png")
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")

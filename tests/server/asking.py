@@ -12,12 +12,21 @@ from finetune.server.schema import ChatRequest
 from tests.server.serving import data_url, image_part, png
 
 
-def noise(width, height, kind="PNG", mode="RGB"):
+def noise(width, height, kind="PNG", mode="RGB", **options):
     """Returns the file of an image."""
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(file, kind)
+    Image.fromarray(pixels).convert(mode).save(file, kind, **options)
     return file.getvalue()
+
+
+def many_scans(side, count):
+    """Returns a JPEG of a square image whose last scan comes again and again; each takes the more, the larger it is."""
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((side, side)).convert("RGB").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    begin, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:begin] + data[begin:end] * (count - data.count(b"\xff\xda") + 1) + data[end:]
 
 
 SIZES = [(1, 1), (1, 300), (300, 1), (6000, 20), (20, 6000), (2, 3), (70, 40)]

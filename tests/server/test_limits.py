@@ -17,7 +17,9 @@ FIRST, SECOND, DORA, PROMPTED = REFS
 
 
 def waits(server, count):
-    wait_for(lambda: server.service.num_waiting == count)
+    """Waits until so many requests are prepared and wait for a batch."""
+    service = server.service
+    wait_for(lambda: service.num_waiting == count == service.scheduler.num_waiting)
 
 
 def test_what_comes_while_a_batch_runs_shares_the_next_one(resident, stage):
@@ -36,10 +38,10 @@ def test_what_comes_while_a_batch_runs_shares_the_next_one(resident, stage):
     assert stage.batches[3:] == [[FIRST], [SECOND, None, FIRST, SECOND], [FIRST]]
 
 
-def test_pictures_of_a_batch_are_bounded_together(resident, stage, monkeypatch):
+def test_the_inputs_of_a_batch_are_bounded_together(resident, stage, monkeypatch):
     from finetune.server import scheduler
 
-    monkeypatch.setattr(scheduler, "MOST_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(scheduler, "MOST_BYTES", int(2.5 * 32 * 32 * (3 * 4 + 8)))  # of pixels and their mask
     one, three = ([*[image_part(png())] * count, text_part(QUESTION)] for count in (1, 3))
     with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.ask, "base")]
@@ -203,23 +205,23 @@ def _slowly(take):
 
 
 def test_a_row_that_cannot_be_put_to_the_model_fails_alone(resident, stage, monkeypatch):
-    from finetune.server import scheduler
+    from finetune.server import preparation
 
-    prompt_batch = scheduler.prompt_batch
+    row_inputs = preparation.row_inputs
 
-    def faulty(switcher, examples, residents):
+    def faulty(collator, examples, residents):
         if any("poison" in str(example.messages) for example in examples):
             raise MemoryError("poison")
-        return prompt_batch(switcher, examples, residents)
+        return row_inputs(collator, examples, residents)
 
-    monkeypatch.setattr(scheduler, "prompt_batch", faulty)
+    monkeypatch.setattr(preparation, "row_inputs", faulty)
     with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
         stage.go_on()
         wanted = server.ask(FIRST)
         asked = [pool.submit(server.ask, FIRST)]
         wait_for(lambda: len(stage.batches) == 2)
         questions = ["What color is it?", "poison", "red " * 300, "What color is it?"]
-        for count, question in enumerate(questions, start=1):
+        for count, question in zip((1, 1, 1, 2), questions, strict=True):
             asked.append(pool.submit(server.post, body(FIRST, question=question)))
             waits(server, count)
         stage.go_on(2)

@@ -1,0 +1,92 @@
+"""The process that decodes images of others: it can be killed when one takes too long, and its memory is bounded.
+
+It imports numpy and PIL alone. Requests come on standard input and answers go to standard output, each a line of JSON
+and then as many bytes as that line says under ``num_bytes``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.data.images import no_bomb_warnings, read_pixels, read_through
+from finetune.errors import RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BYTES_PER_PIXEL = 32  # of memory while an image is decoded: its pixels in several modes, one beside the other
+SPARE_BYTES = 512 * 1024 * 1024  # of memory for everything else, such as the file and the tables of its decoder
+
+
+def send(stream: IO[bytes], header: dict[str, Any], payload: bytes = b"") -> None:
+    """Write one message.
+
+    Args:
+        stream: where to.
+        header: values of JSON.
+        payload: the bytes that follow it.
+    """
+    stream.write(json.dumps({**header, "num_bytes": len(payload)}).encode() + b"\n")
+    stream.write(payload)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
+    """Return the next message, or None where the other side has gone."""
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        return None
+    header = json.loads(line)
+    payload = stream.read(header["num_bytes"])
+    return (header, payload) if len(payload) == header["num_bytes"] else None
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a decoder prints is no answer
+    limit_memory = _memory_limit()
+    send(answers, {"ready": True})
+    with no_bomb_warnings():
+        while message := receive(requests):
+            header, payload = message
+            limit_memory(SPARE_BYTES + BYTES_PER_PIXEL * header["max_pixels"])
+            send(answers, *_answer(header, payload))
+
+
+def _answer(header: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+    source = Path(header["path"]) if header["path"] is not None else payload
+    options = {"max_pixels": header["max_pixels"], "name": header["name"], "page": header["page"]}
+    try:
+        if not header["wants_pixels"]:
+            facts = read_through(source, **options)
+            return {"facts": {"size": facts.size, "values": facts.values, "colors": facts.colors}}, b""
+        pixels = np.ascontiguousarray(read_pixels(source, **options))
+        return {"shape": pixels.shape, "dtype": str(pixels.dtype)}, pixels.tobytes()
+    except RowError as error:
+        return {"error": str(error), "reason": error.reason}, b""
+    except MemoryError:
+        return {"error": f"{header['name']}: it needs too much memory to be decoded.", "reason": "too much memory"}, b""
+
+
+def _memory_limit() -> Callable[[int], None]:
+    """Return what bounds the memory of this process to a number of bytes above what it uses now."""
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):  # Windows and macOS bound time alone
+        return lambda num_bytes: None
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+
+    def limit(num_bytes: int) -> None:
+        wanted = used + num_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+    return limit

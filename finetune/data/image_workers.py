@@ -1,0 +1,182 @@
+"""Decoding images of others in processes that are used again, and killed when an image takes too long."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.data.image_worker import receive, send
+from finetune.data.images import ImageFacts
+from finetune.errors import DataError, RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DECODE_SECONDS = 20.0  # wall-clock time that one image may take
+_MAIN = "import sys; sys.path[:] = sys.argv[1:]; from finetune.data.image_worker import main; main()"
+
+
+class ImageWorkers:
+    """Processes that decode images, as many as threads ask at once.
+
+    Args:
+        seconds: wall-clock time that one image may take.
+    """
+
+    def __init__(self, *, seconds: float = DECODE_SECONDS):
+        self.seconds = seconds
+        self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def facts(self, source: Path | bytes, *, max_pixels: int, name: str | None = None, page: int | None) -> ImageFacts:
+        """Read a whole image once, and return what ``read_through`` returns.
+
+        Raises:
+            RowError: as ``read_through``; or it takes too much time or memory, or crashes its decoder.
+        """
+        header, _ = self._ask(source, max_pixels=max_pixels, name=name, page=page, wants_pixels=False)
+        size, values, colors = (header["facts"][key] for key in ("size", "values", "colors"))
+        return ImageFacts(size=tuple(size), values=tuple(values) if values else None, colors=colors)
+
+    def pixels(self, source: Path | bytes, *, max_pixels: int, name: str | None = None, page: int | None) -> np.ndarray:
+        """Return what ``read_pixels`` returns: [H, W, 3] uint8, or the values [H, W] of a deep grey image.
+
+        Raises:
+            RowError: as ``facts``.
+        """
+        header, payload = self._ask(source, max_pixels=max_pixels, name=name, page=page, wants_pixels=True)
+        return np.frombuffer(payload, header["dtype"]).reshape(header["shape"])
+
+    def close(self) -> None:
+        """Kill the processes; whoever waits for one of them gets an error."""
+        with self._lock:
+            self._closed = True
+            workers = [*self._idle, *self._busy]
+            self._idle.clear()
+        for worker in workers:
+            worker.kill()
+
+    def _ask(self, source: Path | bytes, *, name: str | None, **options: Any) -> tuple[dict[str, Any], bytes]:
+        name = name or ("the image" if isinstance(source, bytes) else str(source))
+        path, payload = (None, source) if isinstance(source, bytes) else (str(source.absolute()), b"")
+        with self._worker() as worker:
+            answer = worker.ask({"path": path, "name": name, **options}, payload, self.seconds)
+        if answer is None:
+            if worker.is_late:
+                raise RowError(
+                    f"{name}: it takes more than {self.seconds:g} seconds to decode. Save it as PNG.",
+                    reason="image takes too long to decode",
+                )
+            raise RowError(f"{name}: its decoder crashes on it. Save it anew.", reason="unreadable picture")
+        header, payload = answer
+        if "error" in header:
+            raise RowError(header["error"], reason=header["reason"])
+        return header, payload
+
+    @contextmanager
+    def _worker(self) -> Iterator[_Worker]:
+        with self._lock:
+            if self._closed:
+                raise DataError("images are not decoded any more: the process ends.")
+            worker = self._idle.pop() if self._idle else None
+        worker = worker or _Worker()
+        with self._lock:
+            self._busy.add(worker)
+        try:
+            yield worker
+        finally:
+            with self._lock:
+                self._busy.discard(worker)
+                if worker.is_alive() and not self._closed:
+                    self._idle.append(worker)
+                else:
+                    worker.kill()
+
+
+class _Worker:
+    """One process; ``is_late`` tells that it was killed because its time was over."""
+
+    def __init__(self) -> None:
+        folders = [str(Path(__file__).resolve().parents[2]), *sys.path]
+        # One thread each: numpy's and libavif's own would ask for memory by the number of cores.
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self.is_late = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _MAIN, *folders],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders print there what they think of an image
+            env=env,
+        )
+        if self.ask(None, b"", 120.0) is None:
+            self.kill()
+            raise DataError(
+                f"the process that decodes images ended with code {self._process.wait()} before it began: "
+                f"{sys.executable} -c 'import finetune.data.image_worker' tells why."
+            )
+
+    def ask(self, header: dict[str, Any] | None, payload: bytes, seconds: float) -> tuple[dict[str, Any], bytes] | None:
+        """Send a request and return its answer; None where the process ended or its time was over.
+
+        Args:
+            header: of the request; None waits for the process to be ready.
+            payload: of the request.
+            seconds: that this may take.
+        """
+        timer = threading.Timer(seconds, self._end_late)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            if header is not None:
+                send(self._process.stdin, header, payload)
+            answer = receive(self._process.stdout)
+        except (OSError, ValueError):  # a pipe whose other end is closed
+            answer = None
+        finally:
+            timer.cancel()
+        if answer is None:
+            self.kill()
+        return answer
+
+    def is_alive(self) -> bool:
+        """Tell whether it takes more requests."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # what it was still to be sent
+                    pass
+
+    def _end_late(self) -> None:
+        self.is_late = True
+        self._process.kill()
+
+
+@cache
+def _workers_of(pid: int) -> ImageWorkers:
+    workers = ImageWorkers()
+    atexit.register(workers.close)
+    return workers
+
+
+def image_workers() -> ImageWorkers:
+    """Return the workers of this process; one that was forked has its own."""
+    return _workers_of(os.getpid())

@@ -1,0 +1,129 @@
+"""How many connections are open, and how long one may take to say what it wants."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from finetune.server.settings import Settings
+
+_log = logging.getLogger(__name__)
+SPARE_FILES = 64  # descriptors that connections leave for images, adapters and the registry
+BACKLOG = 128  # connections that the system keeps until they are accepted, all of them at once
+_QUIET_SECONDS = 60.0  # between two lines of the log about connections that cannot be accepted
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
+
+
+class Connections:
+    """The open connections of one server.
+
+    Args:
+        settings: how many there may be, in all and of one address, and the seconds for a request's head.
+    """
+
+    def __init__(self, settings: Settings):
+        self.head_seconds = settings.head_seconds
+        self.most = min(settings.max_connections, _free_files())
+        self.most_of_one = min(settings.max_address_connections, self.most)
+        self._open: Counter[str] = Counter()
+
+    def enter(self, address: str) -> bool:
+        """Count one more, and tell whether there is room for it."""
+        if self._open.total() >= self.most or self._open[address] >= self.most_of_one:
+            return False
+        self._open[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """Count one less."""
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
+
+
+def protocol_of(connections: Connections) -> type[asyncio.Protocol]:
+    """Return uvicorn's HTTP/1.1 protocol, bounded by ``connections``."""
+    return type("Protocol", (_Protocol,), {"_shared": connections})
+
+
+class _Protocol(H11Protocol):
+    """A connection that is closed when its next head takes too long, or where there is no room for it."""
+
+    _shared: Connections
+    _address: str | None = None  # once it is counted
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        address = self.client[0] if self.client else ""
+        if not self._shared.enter(address):
+            transport.write(_FULL)
+            transport.close()
+            return
+        self._address = address
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came, unless the connection is being closed."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_no_more()
+        elif self._timer is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Make room."""
+        self._wait_no_more()
+        if self._address is not None:
+            self._shared.leave(self._address)
+            self._address = None
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._timer = self.loop.call_later(self._shared.head_seconds, self.transport.abort)
+
+    def _wait_no_more(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class QuietErrors:
+    """Handles what goes wrong in an event loop; that no connection can be accepted is said once a minute."""
+
+    def __init__(self) -> None:
+        self._said = float("-inf")
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log one error."""
+        if "accept" not in str(context.get("message")):
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said > _QUIET_SECONDS:
+            self._said = time.monotonic()
+            _log.warning("connections cannot be accepted: %s", context.get("exception"))
+
+
+def _free_files() -> int:
+    """Return how many descriptors connections may take."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 10_000
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return 1_000_000
+    folder = Path("/dev/fd")
+    used = len(os.listdir(folder)) if folder.is_dir() else 0
+    return max(1, limit - used - SPARE_FILES)

@@ -1,0 +1,163 @@
+"""From a request to the inputs of the model: its images decoded, its prompt rendered, tokenized and measured.
+
+This runs in threads that no other request waits for. Everything is bounded before it is begun: the characters of the
+messages by the context of the base, the pixels of an image by its head, the time of its decoding by a clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from finetune.build import max_positions
+from finetune.errors import FinetuneError, RequestError, brief
+from finetune.server.prompts import to_example
+from finetune.server.scheduler import Job
+from finetune.server.stops import StopTexts
+from finetune.serving.together import answer_limit, prompt_lengths, row_inputs, section_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from finetune.batch import Batch
+    from finetune.build import Base
+    from finetune.data.collate import Collator
+    from finetune.data.image_workers import ImageWorkers
+    from finetune.example import Example
+    from finetune.recipe import VqaSection
+    from finetune.server.scheduler import Event
+    from finetune.server.schema import ChatRequest
+    from finetune.server.settings import Settings
+    from finetune.serving.resident import Resident
+    from finetune.serving.switcher import Switcher
+
+_log = logging.getLogger(__name__)
+CHARACTERS_PER_TOKEN = 32  # more than any text has on average; single tokens may have more
+MOST_CHARACTERS = 1_000_000  # of the messages of a request, which take seconds to tokenize
+
+
+class Collators:
+    """Collators of one base, one for each thread that prepares a request, so that no thread waits for another.
+
+    Args:
+        base: of the model.
+    """
+
+    def __init__(self, base: Base):
+        self._base = base
+        self._idle: SimpleQueue[Collator] = SimpleQueue()
+
+    @contextmanager
+    def one(self) -> Iterator[Collator]:
+        """Yield a collator that is nobody else's inside the block."""
+        try:
+            collator = self._idle.get_nowait()
+        except Empty:
+            with self._base.preparing:
+                collator = cast("Collator", self._base.collator).copy()
+        try:
+            yield collator
+        finally:
+            self._idle.put(collator)
+
+
+def prepare(
+    request: ChatRequest,
+    resident: Resident | None,
+    *,
+    switcher: Switcher,
+    settings: Settings,
+    collators: Collators,
+    workers: ImageWorkers,
+    client: str,
+    arrived: int,
+    label: str,
+    tell: Callable[[Event], None],
+) -> Job:
+    """Return a request as a job for the scheduler.
+
+    Args:
+        request: what was asked.
+        resident: the adapter that answers, kept by the caller; None for the plain base.
+        switcher: of the model.
+        settings: bounds of the server.
+        collators: make the inputs.
+        workers: decode the images.
+        client: who asks.
+        arrived: number of the request, in the order of arrival.
+        label: of the adapter, in metrics.
+        tell: is told what becomes of the job.
+
+    Raises:
+        RequestError: the request cannot be put to the model.
+    """
+    positions = max_positions(switcher.base.model)
+    _refuse_long_text(request, positions)
+    section = cast("VqaSection", section_for(switcher, resident))
+    page = resident.manifest.images.options.page if resident else None
+    example = to_example(request, section, settings, workers=workers, page=page)
+    batch = _batch(collators, example, resident)
+    (length,) = prompt_lengths(batch)
+    limit = answer_limit(switcher, resident, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)
+    if positions is not None and length + limit > positions:
+        raise RequestError(
+            f"The base takes {positions} tokens; this request has {length} in its messages and pictures, and up to "
+            f"{limit} in its answer. Shorten the messages, make the pictures smaller, or lower max_completion_tokens.",
+            status=400,
+            code="context_length_exceeded",
+            param="messages",
+        )
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop
+    return Job(
+        batch=batch,
+        resident=resident,
+        client=client,
+        arrived=arrived,
+        label=label,
+        max_new_tokens=limit,
+        stops=StopTexts(stop or ()),
+        tell=tell,
+    )
+
+
+def _refuse_long_text(request: ChatRequest, positions: int | None) -> None:
+    """Refuse messages of more characters than the context can hold: to tokenize them would take long."""
+    num_characters = sum(
+        len(message.content)
+        if isinstance(message.content, str)
+        else sum(len(part.text) for part in message.content if part.type == "text")
+        for message in request.messages
+    )
+    most = MOST_CHARACTERS if positions is None else min(MOST_CHARACTERS, CHARACTERS_PER_TOKEN * positions)
+    if num_characters > most:
+        context = "" if positions is None else f"The base takes {positions} tokens, so "
+        raise RequestError(
+            f"{context or 'The '}messages may have at most {most} characters, and these have {num_characters}. Shorten "
+            "them.",
+            status=400,
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+
+def _batch(collators: Collators, example: Example, resident: Resident | None) -> Batch:
+    """Return the inputs of one row; a processor raises almost anything on what its authors did not think of."""
+    try:
+        with collators.one() as collator:
+            return row_inputs(collator, [example], [resident])
+    except (FinetuneError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        _log.warning("a request cannot be prepared for this base", exc_info=error)
+        what = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RequestError(
+            f"messages: the base's processor cannot prepare them: {brief(what, 200)}. Send images of another size, or "
+            "another text.",
+            status=400,
+            code="invalid_messages",
+            param="messages",
+        ) from None

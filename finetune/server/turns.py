@@ -1,0 +1,80 @@
+"""Threads that work for many clients in turn: whatever one client asks for, another's work is begun soon."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Turns:
+    """Runs functions in threads, a bounded number at once; its methods are called in the event loop.
+
+    Clients take turns: of all that wait, the client whose work was begun longest ago is next. One client never has all
+    threads. A thread counts until its function has returned, also where nobody waits for that any more. Threads do not
+    keep the process from ending.
+
+    Args:
+        num_threads: at least 2.
+        name: of the threads.
+        may_begin: tells whether work of a client may be begun now; ``go_on`` is called when that may have changed.
+    """
+
+    def __init__(self, num_threads: int, *, name: str, may_begin: Callable[[str], bool] = lambda client: True):
+        assert num_threads >= 2
+        self._num_threads, self._name, self._may_begin = num_threads, name, may_begin
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[tuple[asyncio.Future[Any], Callable[[], Any]]]] = {}  # by client, next one first
+
+    async def run(self, client: str, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, run in a thread when it is the client's turn."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append((future, work))
+        self.go_on()
+        return await future
+
+    def go_on(self) -> None:
+        """Begin what may be begun."""
+        while self._running.total() < self._num_threads and (client := self._next()) is not None:
+            queue = self._waiting.pop(client)
+            future, work = queue.popleft()
+            if queue:
+                self._waiting[client] = queue  # behind all other clients
+            if not future.done():  # nobody waits for it any more
+                self._begin(client, future, work)
+
+    def _next(self) -> str | None:
+        most = self._num_threads - 1
+        return next((one for one in self._waiting if self._running[one] < most and self._may_begin(one)), None)
+
+    def _begin(self, client: str, future: asyncio.Future[T], work: Callable[[], T]) -> None:
+        loop = asyncio.get_running_loop()
+        self._running[client] += 1
+
+        def end(result: T | None, error: BaseException | None) -> None:
+            self._running[client] -= 1
+            if not self._running[client]:
+                del self._running[client]
+            if not future.done():
+                if error is None:
+                    future.set_result(result)  # type: ignore[arg-type]
+                else:
+                    future.set_exception(error)
+            self.go_on()
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except BaseException as raised:
+                error = raised
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(end, result, error)
+
+        threading.Thread(target=run, name=self._name, daemon=True).start()
