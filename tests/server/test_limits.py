@@ -173,7 +173,7 @@ def test_a_client_that_goes_away_before_its_body_has_come_is_no_error(resident, 
         )
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall((head + half).encode())
-            waits(server, 1)
+            wait_for(lambda: server.service.num_waiting == 1)
         wait_for(lambda: gone(server.service.metrics) == 1)
         assert 'finetune_requests_total{adapter="unknown",status="499"} 1.0' in server.service.metrics.text().decode()
         assert server.ask(FIRST)
