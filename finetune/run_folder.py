@@ -32,7 +32,7 @@ from finetune.data.images import open_image
 from finetune.data.pictures import IMAGES
 from finetune.data.stream import Stream
 from finetune.errors import FinetuneError, TrainingError
-from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_finished, set_aside
+from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_taken, set_aside
 from finetune.folder_lock import locked
 from finetune.report.page import Sample, write_page
 from finetune.training.checkpoint import Checkpoint, Checkpoints
@@ -71,7 +71,7 @@ def run_lock(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
             other = "Or give this run another name or train.output_dir."
             try:
                 stack.enter_context(locked(folder, what_else=other))
-                refuse_finished(recipe)
+                refuse_taken(recipe)
             except FinetuneError as found:
                 error = found
             except OSError as found:

@@ -66,7 +66,8 @@ def test_it_is_not_overwritten_but_named_with_the_way_on(recipe, nothing_is_load
     )
     with pytest.raises(TrainingError, match="train.learning_rate is 0.01 there and 0.02 here. train.resume=never"):
         train(recipe(train={"learning_rate": 0.02}))
-    (folder / "recipe.json").write_text("{")
+    of_another_release = {**json.loads(before[Path("recipe.json")]), "unknown": 1}
+    (folder / "recipe.json").write_text(json.dumps(of_another_release))
     with pytest.raises(TrainingError, match="its recipe.json cannot be read, so nothing tells what was run"):
         train(recipe())
     (folder / "recipe.json").write_bytes(before[Path("recipe.json")])
