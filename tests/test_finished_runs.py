@@ -214,6 +214,20 @@ def test_a_folder_that_cannot_be_made_is_one_error(recipe, tmp_path):
         train(recipe(train={"output_dir": str(tmp_path / "file")}))
 
 
+def test_a_folder_that_no_system_can_make_is_one_error(recipe, tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name, why in (("x" * 300, "File name too long"), ("circle", "Too many levels of symbolic links")):
+        with pytest.raises(RecipeError, match=f"train.output_dir: .* cannot be written: {why}"):
+            train(recipe(train={"output_dir": str(tmp_path / name)}))
+
+
+def test_a_run_says_which_folder_cannot_be_written(recipe, monkeypatch):
+    """As where another process is faster, or a disk has gone read-only since."""
+    monkeypatch.setattr("finetune.runs.check_recipe", lambda *args, **options: None)
+    with pytest.raises(TrainingError, match="cannot be written .*Set another train.output_dir"):
+        train(recipe(train={"output_dir": "/proc/nothing"}))
+
+
 def test_a_sweep_takes_up_a_run_that_ended_while_no_sweep_was_there(recipe, tmp_path, monkeypatch):
     path = tmp_path / "r.yaml"
     raw = recipe().model_dump(mode="json")
