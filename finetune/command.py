@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import select
 import signal
@@ -63,6 +64,8 @@ def exit_code_of(
         show: takes the line instead of stderr.
     """
     show = show or _print
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         try:
             with missing_extras_named():

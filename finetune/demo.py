@@ -23,6 +23,7 @@ from finetune.runs import train
 from finetune.serving.loading import load
 
 CONFIGS = ("medical/phantoms.yaml", "retail/products.yaml")
+PAGE, TITLE = "demo.html", "One base, two domains"
 SAMPLES = 8  # pictures a domain on the page
 
 
@@ -40,7 +41,17 @@ def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
         FolderInUseError: another demo is in the folder.
     """
     with locked(folder, what_else="Or choose another folder (--output-dir)."):
+        _refuse_foreign(folder / PAGE)
         return _run(folder, json_file)
+
+
+def _refuse_foreign(page: Path) -> None:
+    """Raise LaunchError where the file that the demo's page goes to is something else."""
+    if page.exists() and not (page.is_file() and TITLE in page.read_text(encoding="utf-8", errors="replace")):
+        raise LaunchError(
+            f"the page of the demo goes to {page}, but that is no page of a demo. Nothing was started. Move it away, "
+            "or choose another folder (--output-dir)."
+        )
 
 
 def _run(folder: Path, json_file: Path | None) -> int:
@@ -59,7 +70,7 @@ def _run(folder: Path, json_file: Path | None) -> int:
     print(table(rows))
     print("\n== swapping on one loaded base")
     swap = _swap(recipes, refs, registry)
-    page = folder / "demo.html"
+    page = folder / PAGE
     _write_page(page, recipes, refs, rows, answers)
     verdict = _verdict(recipes, refs, rows) | {"logits bit-equal to before after swapping out": swap}
     for claim, held in verdict.items():
@@ -72,7 +83,7 @@ def _run(folder: Path, json_file: Path | None) -> int:
 
 
 def _recipe(name: str, folder: Path) -> Recipe:
-    overrides = [f"train.output_dir={folder}"]
+    overrides = [f"train.output_dir={json.dumps(str(folder))}"]
     if is_finished(load_recipe(_config(name), overrides).run_folder):
         overrides.append("train.resume=never")  # a demo that is run again trains again, and keeps what was there
     return load_recipe(_config(name), overrides)
@@ -135,7 +146,7 @@ def _write_page(
             )
     write_page(
         path,
-        title="One base, two domains",
+        title=TITLE,
         intro="A frozen pocket model and two LoRA adapters, each trained for about a minute on synthetic pictures. "
         "The marked lines are adapters on their own domain.",
         rows=rows,

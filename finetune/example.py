@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -24,6 +24,10 @@ class ImageHandle(Protocol):
 
     def key(self) -> str:
         """Returns what changes when the picture may have."""
+        ...
+
+    def files(self) -> Sequence[Path]:
+        """Return the files whose state the key holds; none where it is made of the image's bytes."""
         ...
 
 

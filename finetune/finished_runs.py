@@ -1,4 +1,4 @@
-"""A finished run in a run's folder: it is never overwritten, but kept, moved aside, or gone on with."""
+"""What is in a run's folder already: files of others are left alone, a finished run is kept or extended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import RecipeError, TrainingError
+from finetune.errors import RecipeError, TrainingError, plain
 from finetune.folder_lock import LOCK_NAME
 from finetune.recipe import parse_recipe
 from finetune.recipe.differing import describe, differing, is_longer_only
@@ -28,7 +28,10 @@ _FROM_DATA = {
     "task.max_new_tokens": None,
     "data.image_range": "auto",
 }
-_LEFT = (PREVIOUS, LOCK_NAME, CHECKPOINTS, "trackers", *_COPIED)
+_LEFT = (PREVIOUS, LOCK_NAME, CHECKPOINTS, "trackers", RECIPE, *_COPIED)
+_SECTIONS = ("name", "domain", "model", "method", "data", "train")  # in the recipe of a run, of whatever release
+_OURS = (LOCK_NAME, f".{RECIPE}.new")  # what a run that is killed at once leaves
+_LISTED = 5  # entries of a folder that an error names
 
 
 def is_finished(folder: Path) -> bool:
@@ -36,14 +39,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / RESULT).exists()
 
 
-def refuse_finished(recipe: Recipe) -> None:
+def refuse_taken(recipe: Recipe) -> None:
     """Checks that a run may write in its folder, before anything is loaded.
 
     Raises:
-        TrainingError: the folder holds a finished run, and ``train.resume`` does not say what is to become of it; or
-            there is nothing that could be made longer.
+        TrainingError: the folder holds files of others; or a finished run, and ``train.resume`` does not say what is
+            to become of it; or there is nothing that could be made longer.
     """
     folder, resume = recipe.run_folder, recipe.train.resume
+    _refuse_foreign(folder)
     if resume == "extend" and not any(folder.glob(f"{CHECKPOINTS}/step-*")):
         raise TrainingError(
             f"train.resume is extend, but {folder} holds no checkpoint to go on from. Leave train.resume out to start "
@@ -70,6 +74,30 @@ def refuse_finished(recipe: Recipe) -> None:
     raise TrainingError(f"{where}. Its recipe is another one: {describe(changed)}.{longer} {again}")
 
 
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    names = sorted(path.name for path in folder.iterdir() if path.name not in _OURS)
+    if not names or _is_recipe(folder / RECIPE):
+        return
+    listed = ", ".join(plain(name, 60) for name in names[:_LISTED])
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    raise TrainingError(
+        f"a run's folder must be empty or hold a run, but {folder} holds {listed}{more}, and no {RECIPE} of a run "
+        "that can be read. Nothing was written. Move these files away, or give the run another name or "
+        "train.output_dir."
+    )
+
+
+def _is_recipe(path: Path) -> bool:
+    """Tell whether a file is the recipe that a run of this release, or of another one, wrote."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(raw, dict) and raw.keys() >= set(_SECTIONS)
+
+
 def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
     """Returns what differs between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
     try:
@@ -91,13 +119,13 @@ def set_aside(folder: Path, *, going_on: bool = False) -> Path:
     """
     target = next_previous(folder)
     target.mkdir(parents=True)
-    stay = _LEFT if going_on else (PREVIOUS, LOCK_NAME)
-    if going_on:
-        for name in _COPIED:
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, target / name)
-            elif (folder / name).exists():
-                shutil.copy2(folder / name, target / name)
+    stay = _LEFT if going_on else (PREVIOUS, LOCK_NAME, RECIPE)
+    # The recipe is never away: without it the folder would be that of others.
+    for name in (RECIPE, *(_COPIED if going_on else ())):
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, target / name)
+        elif (folder / name).exists():
+            shutil.copy2(folder / name, target / name)
     # What says that the run is finished goes last: a process that is killed in between leaves a finished run.
     for path in sorted(folder.iterdir(), key=lambda path: (path.name == RESULT, path.name)):
         if path.name not in stay:

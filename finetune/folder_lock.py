@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from finetune.errors import FolderInUseError
+from finetune.file_state import boot_id
 from finetune.lookup import import_string
 
 if sys.platform != "win32":
@@ -188,7 +189,7 @@ def _started(pid: int) -> str | None:
     """Returns when a process began: on Linux in ticks since the boot, which no change of the clock moves."""
     stat = _linux_stat(pid)
     if stat is not None:
-        return f"{_boot()} {stat[19]}"
+        return f"{boot_id()} {stat[19]}"
     try:
         return str(int(import_string("psutil:Process")(pid).create_time()))
     except import_string("psutil:Error"):
@@ -201,10 +202,3 @@ def _linux_stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
     except OSError:
         return None
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

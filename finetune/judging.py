@@ -96,9 +96,9 @@ def _read(folder: Path, who: str, examples: Sequence[Example]) -> tuple[Scores, 
         lines = (folder / f"predictions-{who}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         scores = json.loads((folder / f"scores-{who}.json").read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+        if [row["id"] for row in rows] != [example.id for example in examples]:
+            return None
+        said = [Prediction(text=row["prediction"], finish_reason=row.get("finish_reason", "stop")) for row in rows]
+        return Scores(**{**scores, "interval": tuple(scores["interval"])}), said
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    if [row["id"] for row in rows] != [example.id for example in examples]:
-        return None
-    predictions = [Prediction(text=row["prediction"], finish_reason=row.get("finish_reason", "stop")) for row in rows]
-    return Scores(**{**scores, "interval": tuple(scores["interval"])}), predictions

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import subprocess
 from errno import EDQUOT, ENOSPC
@@ -28,9 +29,10 @@ from accelerate.utils import broadcast_object_list
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.data.images import open_image
+from finetune.data.pictures import IMAGES
 from finetune.data.stream import Stream
 from finetune.errors import FinetuneError, TrainingError
-from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_finished, set_aside
+from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_taken, set_aside
 from finetune.folder_lock import locked
 from finetune.report.page import Sample, write_page
 from finetune.training.checkpoint import Checkpoint, Checkpoints
@@ -69,7 +71,7 @@ def run_lock(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
             other = "Or give this run another name or train.output_dir."
             try:
                 stack.enter_context(locked(folder, what_else=other))
-                refuse_finished(recipe)
+                refuse_taken(recipe)
             except FinetuneError as found:
                 error = found
             except OSError as found:
@@ -113,6 +115,7 @@ def open_run(
         "recipe": {key: value for key, value in recipe.identity().items() if key != "adapter"},
         "base": base.identity.digest,
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
+        "images": {split: images_digest(rows) for split, rows in splits.items()},
         "num_processes": accelerator.num_processes,
         **({"init_from": init_from} if init_from else {}),
     }
@@ -176,7 +179,7 @@ def _extend(
     say(f"going on from {start.path}, {start.step} steps done, to step {total}")
     if start.extended:
         then = start.facts["run"]["recipe"]["train"]
-        old = options.model_copy(update={key: then[key] for key in ("epochs", "max_steps")})
+        old = options.model_copy(update={key: then.get(key) for key in ("epochs", "max_steps")})
         before, after = (
             options.learning_rate * learning_rate_factor(step, length, plan_of(length).total_steps)
             for step, length in ((start.step - 1, old), (start.step, options))
@@ -192,18 +195,31 @@ def _extend(
 
 
 def _tell_versions(start: Checkpoint, say: Callable[[str], None]) -> None:
-    if (then := start.facts["versions"]) != (now := versions()):
+    if (then := start.facts.get("versions")) != (now := versions()):
         say(f"  other versions than then, so other rounding: {then} then, {now} now")
 
 
 def rows_digest(examples: Rows) -> str:
-    """Returns the digest of rows in their order: ids, messages and answers, or of a stream's files and order.
+    """Return the digest of rows in their order: ids, messages, answers and what of them is supervised.
 
-    Pictures are not read.
+    Of a stream, whose rows are not kept, it is that of its files' names and versions, and of its order.
     """
     if isinstance(examples, Stream):
         return sha256_hex(canonical_json(examples.identity))
-    return sha256_hex(canonical_json([[e.id, e.messages, e.answers, e.captions] for e in examples]))
+    return sha256_hex(
+        canonical_json([[e.id, e.messages, e.answers, e.captions, sorted(e.unsupervised)] for e in examples])
+    )
+
+
+def images_digest(examples: Rows) -> str | None:
+    """Return the digest of the bytes of all images of rows, in their order; None for a stream.
+
+    The bytes were read when the rows were checked, and are not read again. Images that a program draws count for
+    nothing: recipe and version say what they are.
+    """
+    if isinstance(examples, Stream):
+        return None
+    return sha256_hex(canonical_json([example.meta.get(IMAGES, []) for example in examples]))
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -272,8 +288,13 @@ def write_samples(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes plain data for people."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Writes plain data for people, whole or not at all."""
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
 
 
 @contextlib.contextmanager

@@ -109,7 +109,23 @@ def run_sweep(config: str | Path, words: Sequence[str]) -> int:
     _check(runs)
     folder = runs[0].recipe.run_folder.parent
     with locked(folder, what_else="Or give the recipe another name or train.output_dir."):
+        _refuse_foreign(folder / TABLE_NAME)
         return _run_all(runs, config, folder)
+
+
+def _refuse_foreign(table: Path) -> None:
+    """Raise RecipeError where the file that a sweep's table goes to is something else."""
+    if not os.path.lexists(table):
+        return
+    try:
+        rows = json.loads(table.read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, LookupError, TypeError):
+        rows = None
+    if not isinstance(rows, list):
+        raise RecipeError(
+            f"the table of a sweep goes to {table}, but that is no table of a sweep. Nothing was started. Move it "
+            "away, or give the recipe another name or train.output_dir."
+        )
 
 
 def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
@@ -225,14 +241,14 @@ def _keep_result(run: Run) -> str | None:
     try:
         metrics = json.loads((folder / "adapter" / MANIFEST_NAME).read_text(encoding="utf-8"))["metrics"]
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, KeyError) as error:
+        result = {
+            "digest": run.digest,
+            "val": max((float(line["val_exact_match"]) for line in lines if "val_exact_match" in line), default=None),
+            "test": float(metrics["after"]["exact_match"]) if "after" in metrics else None,
+            "metrics": metrics,
+        }
+    except (OSError, ValueError, LookupError, TypeError) as error:
         return f"it ended well, but its result cannot be read: {error}"
-    result = {
-        "digest": run.digest,
-        "val": max((line["val_exact_match"] for line in lines if "val_exact_match" in line), default=None),
-        "test": metrics["after"]["exact_match"] if "after" in metrics else None,
-        "metrics": metrics,
-    }
     _write(folder / RESULT_NAME, result)
     return None
 

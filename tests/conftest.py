@@ -41,6 +41,12 @@ def own_places(tmp_path, monkeypatch):
     os.umask(umask)
 
 
+@pytest.fixture
+def rested(monkeypatch):
+    """Takes every file as one that has rested, so that notes are kept of files that a test has just written."""
+    monkeypatch.setattr("finetune.file_state._rest_seconds", lambda path, device: 0.0)
+
+
 @pytest.fixture(autouse=True)
 def own_logging():
     """Gives the package's loggers back as they are at its import: some tests look at what is logged."""

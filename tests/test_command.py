@@ -71,3 +71,10 @@ def test_another_pipe_that_breaks_is_an_error_of_the_program():
 
     with pytest.raises(BrokenPipeError, match="a worker"):
         exit_code_of(run)
+
+
+def test_a_name_that_is_not_utf_8_is_printed(tmp_path):
+    """A terminal that takes UTF-8 alone is no reason for a traceback."""
+    code = "from finetune.command import exit_code_of; exit_code_of(lambda: print('made', '\\udcff') or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == (b"made \\udcff\n", b"")

@@ -153,6 +153,8 @@ def _write_folder(here: Path) -> None:
     (here / "runs" / "mine" / "adapter" / "manifest.json").write_text("{}")
     (here / "runs" / "done").mkdir()
     (here / "runs" / "done" / "result.json").write_text("{}")
+    for name in ("mine", "done"):
+        (here / "runs" / name / "recipe.json").write_text(json.dumps(recipe))
     header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     whole = len(header).to_bytes(8, "little") + header + bytes(16)
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"

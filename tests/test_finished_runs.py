@@ -66,7 +66,8 @@ def test_it_is_not_overwritten_but_named_with_the_way_on(recipe, nothing_is_load
     )
     with pytest.raises(TrainingError, match="train.learning_rate is 0.01 there and 0.02 here. train.resume=never"):
         train(recipe(train={"learning_rate": 0.02}))
-    (folder / "recipe.json").write_text("{")
+    of_another_release = {**json.loads(before[Path("recipe.json")]), "unknown": 1}
+    (folder / "recipe.json").write_text(json.dumps(of_another_release))
     with pytest.raises(TrainingError, match="its recipe.json cannot be read, so nothing tells what was run"):
         train(recipe())
     (folder / "recipe.json").write_bytes(before[Path("recipe.json")])
@@ -211,6 +212,20 @@ def test_a_folder_that_cannot_be_made_is_one_error(recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match=r"train.output_dir: .* cannot be written: .*file is not a folder"):
         train(recipe(train={"output_dir": str(tmp_path / "file")}))
+
+
+def test_a_folder_that_no_system_can_make_is_one_error(recipe, tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name, why in (("x" * 300, "File name too long"), ("circle", "Too many levels of symbolic links")):
+        with pytest.raises(RecipeError, match=f"train.output_dir: .* cannot be written: {why}"):
+            train(recipe(train={"output_dir": str(tmp_path / name)}))
+
+
+def test_a_run_says_which_folder_cannot_be_written(recipe, monkeypatch):
+    """As where another process is faster, or a disk has gone read-only since."""
+    monkeypatch.setattr("finetune.runs.check_recipe", lambda *args, **options: None)
+    with pytest.raises(TrainingError, match="cannot be written .*Set another train.output_dir"):
+        train(recipe(train={"output_dir": "/proc/nothing"}))
 
 
 def test_a_sweep_takes_up_a_run_that_ended_while_no_sweep_was_there(recipe, tmp_path, monkeypatch):

@@ -57,10 +57,8 @@ def test_local_paths_and_secrets_are_not(tmp_path, value):
 
 def test_what_came_from_the_environment_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("WHO", "somebody")
-    recipe = published(
-        tmp_path, adapter={"license": "${WHO}", "intended_use": "for ${WHO}", "publish": "medical/brain"}
-    )
-    assert recipe["adapter"] == {"publish": "medical/brain", "aliases": [], "init_from": None}
+    recipe = published(tmp_path, model={"name_or_path": "${WHO}/model"}, data={"val": "${WHO}.jsonl"})
+    assert "somebody" not in json.dumps(recipe) and recipe["model"]["revision"] and recipe["data"]["train"]
 
 
 def test_a_folder_is_not_a_base_to_name(tmp_path):

@@ -1,4 +1,4 @@
-"""Which base this is: digests of its weight files and config, cached by path, inode, size and modification time."""
+"""Which base this is: digests of its weight files and config; those of files are noted until a file changes."""
 
 import hashlib
 import json
@@ -8,8 +8,9 @@ from typing import Any
 
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, sha256_hex
 from finetune.adapters.strict_json import canonical_json
-from finetune.cache import cache_home, write_note
+from finetune.cache import cache_home, read_note, write_note
 from finetune.errors import BaseMismatchError, ModelError, brief
+from finetune.file_state import file_key, is_settled
 
 # Keys of config.json that say how or by what it was saved, not what the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -180,16 +181,24 @@ def require_same_processor(wanted: ProcessorDigests, live: ProcessorDigests) -> 
 
 
 def file_digest(path: Path, *, cached: bool = True) -> str:
-    """Returns the SHA-256 of a file; with ``cached``, from the cache where path, inode, size and time agree."""
+    """Return the SHA-256 of a file; with ``cached``, as it was noted where nothing has changed the file since.
+
+    Raises:
+        ModelError: the file lies in the hub's cache under the digest of other bytes.
+    """
     resolved = path.resolve()
-    if cached and resolved.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", resolved.name):
-        return resolved.name  # the hub's cache names large files by their sha256
-    stat = resolved.stat()
-    key = sha256_hex(canonical_json([str(resolved), stat.st_ino, stat.st_size, stat.st_mtime_ns]))
-    note = cache_home() / "digests" / key
-    if cached and note.is_file() and len(known := note.read_text()) == 64:
-        return known
-    with resolved.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_note(note, digest)
+    key = sha256_hex(file_key(resolved).encode(errors="surrogateescape"))
+    settled = is_settled(resolved)  # after the key and before the bytes
+    note = cache_home() / "digests" / sha256_hex(str(resolved).encode(errors="surrogateescape"))
+    known, _, digest = ((read_note(note) if cached else None) or "").partition(" ")
+    if known != key or not settled:
+        with resolved.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if settled:
+            write_note(note, f"{key} {digest}")
+    if resolved.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", resolved.name) and digest != resolved.name:
+        raise ModelError(
+            f"{path}: the hub's cache must hold a large file under its SHA-256, but the bytes have another "
+            f"({digest[:16]}...). The file was changed or damaged: delete {resolved} and download the model again."
+        )
     return digest

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import lfs
-from finetune.cache import cache_home, file_key
+from finetune.cache import conversions_of
 from finetune.data.fields import RawRow, require_columns, to_example
 from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
 from finetune.errors import DataError, RowError
+from finetune.file_state import file_key, is_settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from datasets import ClassLabel, Dataset, Features
+    from pyarrow import Array
 
     from finetune.data.bad_rows import BadRows
     from finetune.example import Example
@@ -50,7 +52,7 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
     if not starts[-1]:
         raise DataError(f"{root}/{pattern}: no rows")
     try:
-        dataset = Dataset.from_parquet([str(path) for path in files], cache_dir=str(cache_home() / "datasets"))
+        dataset = Dataset.from_parquet([str(path) for path in files], cache_dir=str(conversions_of(files)))
     except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
         cause = error.__cause__ or error
         raise DataError(f"{root}/{pattern}: not readable Parquet files of one layout: {_first_line(cause)}") from None
@@ -170,8 +172,17 @@ class StoredImage:
         return self.root / path
 
     def key(self) -> str:
-        """Returns what changes when the table does."""
-        return f"{self.table.key}\0{self.row}\0{self.item}"
+        """Returns what changes when the table does, or the file that the cell names."""
+        named = "".join(f"\0{file_key(path)}" for path in self._named())
+        return f"{self.table.key}\0{self.row}\0{self.item}{named}"
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of the table that may still change, and the one that the cell names."""
+        return (*self.table.fresh, *self._named())
+
+    def _named(self) -> tuple[Path, ...]:
+        value = self.read() if self.table.names_files else b""
+        return (value,) if isinstance(value, Path) else ()
 
 
 class PictureTable:
@@ -190,6 +201,18 @@ class PictureTable:
         """What changes when the files do, or which of their rows and columns these are."""
         files = [file_key(Path(file["filename"])) for file in self.dataset.cache_files]
         return "\0".join([self.dataset._fingerprint, *self.dataset.column_names, *files])
+
+    @cached_property
+    def fresh(self) -> tuple[Path, ...]:
+        """Those of its files whose state said nothing when it was first asked for; see ``is_settled``."""
+        files = [Path(file["filename"]) for file in self.dataset.cache_files]
+        return tuple(path for path in files if not is_settled(path))
+
+    @cached_property
+    def names_files(self) -> bool:
+        """Whether a cell gives the path of a picture and not its bytes."""
+        chunks = (chunk for piece in self.dataset.iter(batch_size=1000) for chunk in piece.column(0).chunks)
+        return any(_names_a_file(chunk) for chunk in chunks)
 
     @cached_property
     def pickled(self) -> bytes:
@@ -233,6 +256,17 @@ def stored_images(
             else:
                 yield StoredImage(table, row, None, root, f"{where}, {column}") if length else None
             row += 1
+
+
+def _names_a_file(cells: Array) -> bool:
+    """Tell whether one of these cells holds no bytes and is not empty."""
+    import pyarrow as pa
+
+    while pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
+        cells = cells.flatten()
+    if not pa.types.is_struct(cells.type):
+        return False
+    return "bytes" not in cells.type.names or cells.field("bytes").null_count > cells.null_count
 
 
 def _shown(dataset: Dataset, column: str) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.cache import cache_home
+from finetune.cache import cache_home, conversions_of
 from finetune.data.arrow import table_examples
 from finetune.errors import DataError
 
@@ -54,7 +54,8 @@ def _place(section: HubData) -> dict[str, Any]:
         return {"path": section.name, "name": section.config, "revision": section.revision}
     if not Path(section.root).is_dir():
         raise DataError(f"data.root={section.root}: no such folder. It must hold the files of {section.name}.")
-    return {"path": section.root, "name": section.config, "cache_dir": str(cache_home() / "datasets")}
+    files = [path for path in Path(section.root).rglob("*") if path.is_file()]
+    return {"path": section.root, "name": section.config, "cache_dir": str(conversions_of(files))}
 
 
 @contextmanager

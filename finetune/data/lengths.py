@@ -82,9 +82,9 @@ class Lengths:
         """Returns how many tokens pictures of these sizes become in one row."""
         if sizes not in self.tokens:
             note = json.dumps([self.key, sizes])
-            known = self.notes.get([note]).get(note)
-            self.tokens[sizes] = int(known) if known else self._measured(sizes)
-            if not known:
+            known = self.notes.get([note]).get(note, "")
+            self.tokens[sizes] = int(known) if known.isdecimal() else self._measured(sizes)
+            if not known.isdecimal():
                 self.notes.put({note: str(self.tokens[sizes])})
         return self.tokens[sizes]
 

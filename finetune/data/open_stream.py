@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune import lfs
-from finetune.cache import cache_home
+from finetune.cache import conversions_of
 from finetune.data.arrow import parquet_files
 from finetune.data.hub import hub_builder, hub_faults
 from finetune.data.stream import Checks, Stream
@@ -58,7 +58,7 @@ def open_stream(
             raise DataError(f"{pointer}: {lfs.WAY_OUT}")
         data_files = {split: [str(path) for path in paths]}
         try:
-            builder = load_dataset_builder("parquet", data_files=data_files, cache_dir=str(cache_home() / "datasets"))
+            builder = load_dataset_builder("parquet", data_files=data_files, cache_dir=str(conversions_of(paths)))
             dataset = builder.as_streaming_dataset(split=split)
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{what}: not readable Parquet files: {str(error).splitlines()[0]}") from None

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.cache import Notes, file_key
+from finetune.cache import Notes
 from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.bit_depth import COLORS, VALUES
 from finetune.data.image_workers import image_workers
 from finetune.data.images import ImageFacts, image_digest, refuse_over_cap
 from finetune.errors import RowError
 from finetune.example import ImageOptions
+from finetune.file_state import file_key, is_settled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from finetune.example import Example, ImageSource
 
 Size = tuple[int, int]  # upright width and height in pixels
+IMAGES = "image_digests"  # in the meta of a row: the digest of each of its images, in order
 _NOTES = "images.sqlite"
 _PLAIN = ImageOptions()
 
@@ -50,7 +52,7 @@ def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
     """Return what the meta of a row says of its images."""
     if not seen:
         return {}
-    meta: dict[str, Any] = {"picture": seen[0].digest}
+    meta: dict[str, Any] = {"picture": seen[0].digest, IMAGES: [one.digest for one in seen]}
     if values := [one.values for one in seen if one.values]:
         meta[VALUES] = min(low for low, _ in values), max(high for _, high in values)
     if colors := [one.colors for one in seen if one.colors is not None]:
@@ -118,11 +120,16 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None
     known = notes.get({key for key in keys if key})
     found: dict[str, Seen | RowError] = {}
     left: dict[str, ImageSource] = {}
+    lasting: set[str] = set()  # keys of what can be told from what it may become
     for key, source in zip(keys, sources, strict=True):
-        if key in known:
-            found[key] = _capped(known[key], source, max_pixels)
-        elif key:
-            left[key] = source
+        if not key or key in found or key in left:
+            continue
+        if (seen := _noted(known.get(key))) is not None:
+            found[key] = _capped(seen, source, max_pixels)
+            continue
+        left[key] = source
+        if may_be_noted(source):
+            lasting.add(key)
 
     def tried(source: ImageSource) -> Seen | RowError:
         try:
@@ -133,20 +140,44 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         fresh = dict(zip(left, pool.map(tried, left.values()), strict=True))
         out = [fresh.get(key) or found.get(key) or tried(source) for key, source in zip(keys, sources, strict=True)]
-    notes.put({key: json.dumps(astuple(seen)) for key, seen in fresh.items() if isinstance(seen, Seen)})
+    noted = {key: seen for key, seen in fresh.items() if isinstance(seen, Seen) and key in lasting}
+    notes.put({key: json.dumps(astuple(seen)) for key, seen in noted.items()})
     return out
 
 
-def _capped(note: str, source: ImageSource, max_pixels: int) -> Seen | RowError:
-    """Returns what a run with perhaps another cap has noted, or the fault that the picture is for this one."""
-    (width, height), digest, values, colors = json.loads(note)
+def _noted(note: str | None) -> Seen | None:
+    """Return what a run has noted of an image; None where that is nothing, or of another release."""
+    try:
+        (width, height), digest, values, colors = json.loads(note or "null")
+        return Seen((int(width), int(height)), str(digest), values and (int(values[0]), int(values[1])), colors)
+    except (ValueError, TypeError, IndexError):
+        return None
+
+
+def _capped(seen: Seen, source: ImageSource, max_pixels: int) -> Seen | RowError:
+    """Return what was noted under perhaps another cap, or the fault that the image is for this one."""
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        refuse_aspect((width, height), name)
-        refuse_over_cap((width, height), max_pixels, name)
+        refuse_aspect(seen.size, name)
+        refuse_over_cap(seen.size, max_pixels, name)
     except RowError as error:
         return error
-    return Seen((width, height), digest, values and tuple(values), colors)
+    return seen
+
+
+def may_be_noted(source: ImageSource) -> bool:
+    """Return whether what is read of an image from now on may be noted under its key."""
+    try:
+        return all(is_settled(path) for path in _files(source))
+    except (OSError, ValueError):
+        return False
+
+
+def _files(source: ImageSource) -> Sequence[Path]:
+    """Return the files that an image may be read from; none where its key is made of its bytes."""
+    if isinstance(source, bytes | np.ndarray):
+        return ()
+    return (source,) if isinstance(source, Path) else source.files()
 
 
 def source_key(source: ImageSource, options: ImageOptions = _PLAIN) -> str:
@@ -167,5 +198,5 @@ def _source_key(source: ImageSource) -> str:
         return hashlib.sha256(source).hexdigest()
     try:
         return file_key(source) if isinstance(source, Path) else source.key()
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.reference import as_folder
+from finetune.registry.conditions import numbers
 from finetune.registry.signing import manifest_message
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class Offer:
 
     def score(self, when: str, metric: str = "exact_match") -> float | None:
         """Returns a figure of its test split, ``before`` or ``after`` training; None where it was not judged."""
-        value = self.summary.get("metrics", {}).get(when, {}).get(metric)
-        return float(value) if isinstance(value, int | float) else None
+        return dict(numbers(self.summary.get("metrics"))).get(f"{when}.{metric}")
 
 
 def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdentity) -> list[Offer]:

@@ -72,6 +72,12 @@ def check_registry(registry: AdapterRegistry, name: str, aliases: Sequence[str])
 def _why_not_writable(folder: Path) -> str | None:
     """Return why nothing can be written below ``folder``; None where it can."""
     place = folder.absolute()
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # too long a name, links in a circle
+        return error.strerror
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():

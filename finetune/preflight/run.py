@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.adapters.base_check import check_base
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.errors import FinetuneError, RecipeError, TrainingError
-from finetune.finished_runs import refuse_finished
+from finetune.finished_runs import refuse_taken
 from finetune.preflight.data import check_heads, check_paths
 from finetune.preflight.places import check_output_folder, check_registry
 from finetune.preflight.use import check_reference
@@ -42,7 +42,7 @@ def check_recipe(
         splits: those that will be read.
         registry: where the adapter will be published; the default one if None.
         writes: whether the run leaves a folder and publishes.
-        finished: whether a finished run in the folder is refused as ``train.resume`` says; a sweep knows its own.
+        finished: whether the folder is looked into, as ``train.resume`` says; a sweep knows its own runs.
 
     Raises:
         FinetuneError: the first thing that would stop the run, with what to do.
@@ -55,7 +55,7 @@ def check_recipe(
     if writes and os.environ.get("RANK", "0") == "0":
         check_output_folder(recipe.run_folder, key="train.output_dir")
         if finished:
-            refuse_finished(recipe)
+            refuse_taken(recipe)
         if recipe.adapter.publish:
             check_registry(registry or AdapterRegistry(), recipe.adapter.publish, recipe.adapter.aliases)
     if writes and recipe.adapter.init_from:

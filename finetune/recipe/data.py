@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune.recipe.section import PositiveInt, Section
+from finetune.recipe.section import Place, PositiveInt, Prompt, Section, Seed
 
 Split = Literal["train", "val", "test"]
 
@@ -70,7 +70,7 @@ class ColumnData(ReadSection):
     """Field that names the question type; null: the question itself, where there are a few."""
     id: str | None = None
     """Field that names the row; null: where it stands."""
-    default_question: str | None = None
+    default_question: Prompt | None = None
     """What is asked where a row has no question."""
     ignore: list[str] = []
     """Fields that are left unread and unlisted, also those that would be refused, such as ``history``."""
@@ -104,13 +104,13 @@ class JsonlData(ColumnData):
 
     source: Literal["jsonl"]
     """Where rows come from."""
-    root: str
+    root: Place
     """Folder that the files and the pictures' paths are relative to."""
-    train: str = "train.jsonl"
+    train: Place = "train.jsonl"
     """The rows to learn."""
-    val: str | None = "val.jsonl"
+    val: Place | None = "val.jsonl"
     """The rows to choose the best weights on; null: none."""
-    test: str | None = "test.jsonl"
+    test: Place | None = "test.jsonl"
     """The rows to judge on; null: none."""
 
 
@@ -119,13 +119,13 @@ class ParquetData(StreamableData):
 
     source: Literal["parquet"]
     """Where rows come from."""
-    root: str
+    root: Place
     """Folder that the files are relative to."""
-    train: str = "train*.parquet"
+    train: Place = "train*.parquet"
     """The rows to learn: one file, or a pattern for several."""
-    val: str | None = "val*.parquet"
+    val: Place | None = "val*.parquet"
     """The rows to choose the best weights on; null: none."""
-    test: str | None = "test*.parquet"
+    test: Place | None = "test*.parquet"
     """The rows to judge on; null: none."""
 
 
@@ -134,13 +134,13 @@ class SavedData(ColumnData):
 
     source: Literal["saved"]
     """Where rows come from."""
-    root: str
+    root: Place
     """The folder that was saved."""
-    train: str = "train"
+    train: Place = "train"
     """The rows to learn: a folder below root, as a DatasetDict has; ``.`` where root is a single Dataset."""
-    val: str | None = "validation"
+    val: Place | None = "validation"
     """The rows to choose the best weights on; null: none."""
-    test: str | None = "test"
+    test: Place | None = "test"
     """The rows to judge on; null: none."""
 
 
@@ -155,7 +155,7 @@ class HubData(StreamableData):
     """Branch, tag or commit."""
     config: str | None = None
     """Which one, of a data set that has several."""
-    root: str | None = None
+    root: Place | None = None
     """A folder with its files, where the hub cannot be reached."""
     train: str = "train"
     """The rows to learn: a split, or a slice such as train[:90%]."""
@@ -172,7 +172,7 @@ class ProceduralData(RowsSection):
     """Where rows come from."""
     name: Literal["medical", "retail"]
     """Which pictures are drawn."""
-    seed: int = 0
+    seed: Seed = 0
     """What they are drawn from."""
     rows: dict[Split, PositiveInt] = {"train": 2000, "val": 200, "test": 800}
     """How many, by split."""

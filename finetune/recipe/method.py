@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.recipe.section import PositiveInt, Section
+from finetune.recipe.section import PositiveInt, Prompt, Section
 
 
 class TowerTarget(Section):
@@ -80,7 +80,7 @@ class PromptTuningSection(Section):
     """The method."""
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
     """Length of the prompt, in tokens."""
-    prompt_tuning_init_text: str | None = None
+    prompt_tuning_init_text: Prompt | None = None
     """The words whose embeddings it starts from; by default those of random tokens."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Its learning rate over train.learning_rate."""

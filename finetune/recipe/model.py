@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from finetune.recipe.section import Section
+from finetune.recipe.section import Place, Section
 
 AttnImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Quantization = Literal["4bit", "8bit"]
@@ -13,7 +13,7 @@ Quantization = Literal["4bit", "8bit"]
 class ModelSection(Section):
     """Which base, and how it is held in memory."""
 
-    name_or_path: str
+    name_or_path: Place
     """``pocket``, a folder, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""

@@ -1,7 +1,5 @@
 """Reading a recipe: strict YAML, overrides, environment variables, and one error that names file and key."""
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -9,15 +7,13 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from finetune.errors import RecipeError
+from finetune.errors import RecipeError, brief
 from finetune.lookup import did_you_mean, look_up
 from finetune.recipe.pairing import refuse_impossible
-from finetune.recipe.section import Section
+from finetune.recipe.section import Section, stray_variables
 from finetune.recipe.whole import Recipe
 from finetune.strict_yaml import StrictLoader
 from finetune.tables import METHODS, SOURCES, TASKS
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -47,8 +43,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     """Builds a recipe from plain data; ``source`` names it in errors."""
-    variables: set[str] = set()
-    raw = _expand(raw, source, "", variables)
+    variables: set[str] = set()  # the texts that hold the value of one
     for section, table in (("method", METHODS), ("task", TASKS)):
         parts = raw.get(section)
         for part in parts if isinstance(parts, list) else [parts]:
@@ -56,10 +51,16 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
                 look_up(table, name, what=f"{section}.name in {source}", error=RecipeError)
     _check_sources(raw.get("data"), source)
     try:
-        recipe = Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw, context=variables)
     except ValidationError as error:
         problems = [_explain(e, raw) for e in error.errors()]
         raise RecipeError(f"{source}: " + f"\n{source}: ".join(problems)) from None
+    for key, text in stray_variables(recipe):
+        raise RecipeError(
+            f"{source}: {key}: environment variables are put only into paths and model.name_or_path, got "
+            f"{brief(text)}. What stands here may be published with the adapter: write the value itself, or give it on "
+            f"the command line as {key}=VALUE"
+        )
     refuse_impossible(recipe, source=source)
     return recipe.holding(frozenset(variables)) if variables else recipe
 
@@ -126,29 +127,6 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise RecipeError(f"override {override!r}: {part} is not a section: set it whole, {part}={{...}}")
     place[parts[-1]] = value
-
-
-def _expand(value: Any, source: str, key: str, expanded: set[str]) -> Any:
-    """Puts environment variables in; ``expanded`` is given the texts that hold one."""
-    if isinstance(value, dict):
-        return {k: _expand(v, source, f"{key}.{k}".lstrip("."), expanded) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(v, source, f"{key}[{i}]", expanded) for i, v in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise RecipeError(
-                f"{source}: {key}: the environment variable {name} is not set. Set it, or override the key: {key}=VALUE"
-            )
-        return os.environ[name]
-
-    text = _VARIABLE.sub(variable, value)
-    if text != value:
-        expanded.add(text)
-    return text
 
 
 def _explain(error: Any, raw: dict[str, Any]) -> str:

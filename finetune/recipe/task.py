@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
-from finetune.fields import NumTokens, Text
+from finetune.fields import NumTokens
 from finetune.metrics.exact_match import DecimalSeparator, Normalization, Normalizer, normalizer
-from finetune.recipe.section import Section
+from finetune.recipe.section import Prompt, Section
 
 DEFAULT_ANSWER_TOKENS = 128  # of an answer at most, where neither a recipe nor its data says more
 
@@ -33,9 +33,9 @@ class VqaSection(AnswerSection):
 
     name: Literal["vqa"] = "vqa"
     """The task."""
-    system_prompt: Text | None = None
+    system_prompt: Prompt | None = None
     """Stands before every question; by default that of the rows, where all have the same. An empty text: none."""
-    question_template: Text = "{question}"
+    question_template: Prompt = "{question}"
     """What is asked; ``{question}`` stands once in it, for that of the row. Conversations are left as they are."""
     image_position: ImagePosition | None = None
     """Whether images stand before or after the text of a question; by default as in the conversations, else first."""
@@ -82,7 +82,7 @@ class ContrastiveSection(AnswerSection):
 
     name: Literal["contrastive"]
     """The task."""
-    text_template: Text = "{label}"
+    text_template: Prompt = "{label}"
     """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""
 
     @field_validator("text_template")

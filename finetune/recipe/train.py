@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from finetune.recipe.section import Fraction, PositiveInt, Section
+from finetune.recipe.section import Fraction, Place, PositiveInt, Section
 
 
 def _off(value: Any) -> Any:
@@ -68,7 +68,7 @@ class TrainSection(Section):
     """Bytes that all kept features may take; what no run uses makes room."""
     torch_compile: bool = False
     """Compiles the layers of the language tower, each by itself, before they train."""
-    output_dir: str = "runs"
+    output_dir: Place = "runs"
     """The run's folder is output_dir/name."""
 
     @model_validator(mode="after")

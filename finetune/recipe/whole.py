@@ -9,7 +9,7 @@ from finetune.fields import Text
 from finetune.recipe.data import DataSection
 from finetune.recipe.method import Methods
 from finetune.recipe.model import ModelSection
-from finetune.recipe.section import Section
+from finetune.recipe.section import Place, Section, Seed
 from finetune.recipe.task import AnyTask, VqaSection
 from finetune.recipe.train import TrainSection
 
@@ -21,7 +21,7 @@ class AdapterSection(Section):
     """``namespace/name`` in the registry; published nowhere by default."""
     aliases: list[str] = []
     """Words that stand for the new version, besides ``latest``."""
-    init_from: Text | None = None
+    init_from: Annotated[Place, Field(max_length=65_536)] | None = None
     """A finished adapter whose weights the new one starts from: a reference or a folder; by default it starts fresh."""
     license: Text | None = None
     """Of the adapter, as SPDX writes it."""
@@ -36,7 +36,7 @@ class Recipe(Section):
     """Of the run, and of its folder."""
     domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
     """What the pictures are of, such as ``medical``."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the fresh adapter, the order of rows and all other chance."""
     model: ModelSection
     method: Methods

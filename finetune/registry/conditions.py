@@ -5,6 +5,7 @@ import operator
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +54,12 @@ class Condition:
 
     def holds(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the number is there and is as it must be."""
-        found = dict(_numbers(metrics)).get(self.path)
+        found = dict(numbers(metrics)).get(self.path)
         return found is not None and _OPERATORS[self.op](found, self.value)
 
     def describe(self, metrics: Mapping[str, Any]) -> str:
         """Returns the condition and what was found, in one line of at most 256 characters."""
-        paths = dict(_numbers(metrics))
+        paths = dict(numbers(metrics))
         if self.path in paths:
             return f"{self}: it is {paths[self.path]:.6g}"
         # The few of a whole split come before the many of its kinds, so that no cut hides them.
@@ -86,9 +87,14 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbers(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+def numbers(metrics: Any, above: str = "") -> Iterator[tuple[str, float]]:
+    """Yield path and value of each finite number in nested metrics; what is no mapping of them holds none."""
+    if not isinstance(metrics, Mapping):
+        return
     for key, value in metrics.items():
         if isinstance(value, Mapping):
-            yield from _numbers(value, f"{above}{key}.")
+            yield from numbers(value, f"{above}{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{above}{key}", value
+            with suppress(OverflowError):
+                if math.isfinite(value):
+                    yield f"{above}{key}", float(value)

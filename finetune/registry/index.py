@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.manifest import sha256_hex
-from finetune.cache import cache_home, write_note
+from finetune.cache import cache_home, read_note, write_note
 from finetune.errors import FinetuneError
 from finetune.registry.commits import log_key, split_log_key
 from finetune.registry.conditions import Condition
@@ -124,12 +124,9 @@ def _if_newest(store: Store, space: str, name: str, seq: int) -> ObjectMeta | No
 def _load(path: Path) -> dict[str, _Known]:
     """Returns what an index file holds; nothing when there is none, or it is not as it was written."""
     try:
-        digest, _, body = path.read_bytes().partition(b"\n")
-        if digest != sha256_hex(body).encode():
-            return {}
-        names: dict[str, dict[str, Any]] = json.loads(body)
+        names: dict[str, dict[str, Any]] = json.loads(read_note(path) or "{}")
         return {name: _known(fields) for name, fields in names.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # of another release, too
+    except (ValueError, TypeError, KeyError, AttributeError):  # of another release
         return {}
 
 
@@ -139,8 +136,7 @@ def _known(fields: dict[str, Any]) -> _Known:
 
 
 def _save(path: Path, names: dict[str, _Known]) -> None:
-    body = json.dumps({name: asdict(known) for name, known in names.items()})
-    write_note(path, f"{sha256_hex(body.encode())}\n{body}")
+    write_note(path, json.dumps({name: asdict(known) for name, known in names.items()}))
 
 
 def wanted(versions: Iterable[Version], *, base: str | None, task: str | None, metrics: Iterable[str]) -> list[Version]:

@@ -23,9 +23,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from finetune.adapters.manifest import NamePart
-from finetune.cache import file_key
 from finetune.errors import TrustError
 from finetune.file_owner import changeable_by_others
+from finetune.file_state import file_key
 from finetune.lookup import did_you_mean
 from finetune.registry.signing import PublicKey, signing_key_id
 from finetune.registry.store import explain

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.cache import cache_home, write_note
+from finetune.cache import cache_home, read_note, write_note
 from finetune.errors import BaseMismatchError, brief
 
 if TYPE_CHECKING:
@@ -19,11 +18,8 @@ def find_base(identity: BaseIdentity) -> str:
     Raises:
         BaseMismatchError: nobody has seen it.
     """
-    note = _base_note(identity)
-    if note.is_file():
-        path = str(json.loads(note.read_text())["path"])
-        if Path(path).is_dir():
-            return path
+    if (path := read_note(_base_note(identity))) and Path(path).is_dir():
+        return path
     if identity.hub_id and not Path(identity.hub_id).exists():  # a folder of that name is not what was meant
         return identity.hub_id
     raise BaseMismatchError(
@@ -36,8 +32,8 @@ def find_base(identity: BaseIdentity) -> str:
 def remember_base(identity: BaseIdentity, path: str) -> None:
     """Notes where a base is, so that ``load`` finds it without being told."""
     if Path(path).is_dir():
-        write_note(_base_note(identity), json.dumps({"path": str(Path(path).resolve())}))
+        write_note(_base_note(identity), str(Path(path).resolve()))
 
 
 def _base_note(identity: BaseIdentity) -> Path:
-    return cache_home() / "bases" / f"{identity.digest}.json"
+    return cache_home() / "bases" / identity.digest

@@ -1,7 +1,8 @@
 """Receipts of probes that passed on this machine, so that an adapter is not probed again at every load.
 
-A receipt is worth what this machine's cache folder is: whoever can write there can write the base too. Without one, or
-with one that cannot be read, the probe runs.
+A receipt is worth what this machine's cache folder is: whoever can write there can write the base too. It holds for a
+base with these very bytes, which ``finetune.adapters.base_identity`` has hashed since the machine was started and no
+write has changed since. Without one, or with one that cannot be read, the probe runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.adapters.probe import VERSION, ProbeResult
-from finetune.cache import cache_home, write_note
+from finetune.cache import cache_home, read_note, write_note
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +31,9 @@ _PACKAGES = ("torch", "transformers", "finetune-vlm")
 def find_receipt(base: Base, digest: str) -> ProbeResult | None:
     """Returns what the probe of the adapter with this manifest ``digest`` showed here; None where it has not run."""
     try:
-        found = json.loads(_path(base, digest).read_bytes())
+        found = json.loads(read_note(_path(base, digest)) or "{}")
         verdict, difference = found["verdict"], found["difference"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     whole = verdict in ("passed", "inconclusive") and type(difference) is float
     return ProbeResult(verdict, difference) if whole else None

@@ -21,7 +21,7 @@ from safetensors.torch import load as parse_safetensors
 from finetune.adapters.folder import weights_bytes, write_folder
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.strict_json import canonical_json, strict_json
-from finetune.errors import IntegrityError, ManifestError, TrainingError
+from finetune.errors import IntegrityError, ManifestError, TrainingError, brief
 from finetune.recipe.differing import describe, differing, is_longer_only
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ SCHEMA = 1
 TENSORS_NAME = "state.safetensors"
 FACTS_NAME = "checkpoint.json"
 MAX_FACTS_BYTES = 256 * 1024**2
+_FACTS = {"step": int, "run": dict, "files": dict}  # those that are read here
 _NAME = re.compile(r"^step-(\d{8,})$")
 
 
@@ -100,8 +101,13 @@ class Checkpoints:
         facts = _facts(path)
         entry = facts["files"][TENSORS_NAME]
         raw = _bytes(path / TENSORS_NAME)
-        if len(raw) != entry["size"] or sha256_hex(raw) != entry["sha256"]:
-            raise IntegrityError(f"{TENSORS_NAME} is not the one written ({len(raw)} bytes of {entry['size']})")
+        if [len(raw), sha256_hex(raw)] != [entry.get("size"), entry.get("sha256")]:
+            raise IntegrityError(f"{TENSORS_NAME} is not the one written ({len(raw)} bytes of {entry.get('size')})")
+        if missing := [key for key in self.run if key not in facts["run"] and self.run[key] is not None]:
+            raise TrainingError(
+                f"it was written by another version of this package, which did not record {', '.join(missing)}. Only "
+                "that version can go on with it"
+            )
         different = differing(facts["run"], self.run)
         other_length = is_longer_only(different.keys(), prefix="recipe.")
         extended = extend and other_length
@@ -177,8 +183,13 @@ def _facts(path: Path) -> dict[str, Any]:
     digest = facts.pop("digest", None)
     if digest != sha256_hex(canonical_json(facts)):
         raise IntegrityError(f"{FACTS_NAME} does not have the digest it was written with")
-    if facts["schema"] != SCHEMA:
-        raise IntegrityError(f"its schema is {facts['schema']}, this version reads {SCHEMA}")
+    if facts.get("schema") != SCHEMA:
+        raise IntegrityError(f"its schema is {brief(facts.get('schema'))}, this version reads {SCHEMA}")
+    for key, kind in _FACTS.items():
+        if type(facts.get(key)) is not kind:
+            raise IntegrityError(f"{FACTS_NAME}: {key} must be of type {kind.__name__}, got {brief(facts.get(key))}")
+    if not isinstance(facts["files"].get(TENSORS_NAME), dict):
+        raise IntegrityError(f"{FACTS_NAME}: files does not list {TENSORS_NAME}")
     return facts
 
 

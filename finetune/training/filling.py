@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from finetune.cache import Notes
 from finetune.data.images import image_digest
-from finetune.data.pictures import source_key
+from finetune.data.pictures import may_be_noted, source_key
 from finetune.errors import FinetuneError, TrainingError
 from finetune.training.feature_store import StoredFeatures, is_whole, make_room, places_of
 from finetune.training.memory import is_out_of_memory
@@ -103,7 +103,8 @@ class Filler:
         told = gather_object([(share.found, problem, str(error) if error else None)])
         for found, _, _ in told:
             share.digests.update(found)
-        Notes(_NOTES).put(share.found)
+        lasting = {key for one in work for key in one.lasting}
+        Notes(_NOTES).put({key: digest for key, digest in share.found.items() if key in lasting})
         if error:
             raise error
         for process, (_, _, message) in enumerate(told):
@@ -119,11 +120,13 @@ class _Work:
     row: Example
     places: Places
     keys: tuple[str, ...]  # what each picture is remembered by
+    lasting: tuple[str, ...]  # those that may be noted
 
     @classmethod
     def of(cls, row: Example) -> _Work:
         keys = tuple(source_key(source, row.image_options) for source in row.images)
-        return cls(row=row, places=places_of(row.images), keys=keys)
+        lasting = tuple(key for key, source in zip(keys, row.images, strict=True) if may_be_noted(source))
+        return cls(row=row, places=places_of(row.images), keys=keys, lasting=lasting)
 
 
 class _Share:

@@ -93,6 +93,12 @@ class Standing:
         Raises:
             TrainingError: what trains now is not what trained then.
         """
+        kinds = {"trainable": dict, "state": dict, "random": list, "log_bytes": int, "versions": dict}
+        if wrong := [name for name, kind in kinds.items() if type(checkpoint.facts.get(name)) is not kind]:
+            raise TrainingError(
+                f"{checkpoint.path}: a checkpoint must hold {', '.join(kinds)}, but {wrong[0]} is missing or of "
+                "another type. Delete this checkpoint to go on from the one before, or set train.resume: never."
+            )
         there = checkpoint.facts["trainable"]
         here = {name: list(tensor.shape) for name, tensor in self.strategy.tensors().items()}
         if there != here:

@@ -12,6 +12,7 @@ from accelerate.utils import (
 )
 
 from finetune.errors import TrainingError
+from finetune.recipe.published import published_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +41,13 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Starts the trackers the accelerator was made with, as a project of the run's name, with the recipe's values.
+    """Starts the trackers the accelerator was made with, as a project of the run's name, with the published recipe.
 
     Raises:
         TrainingError: one does not start, as without a login.
     """
     try:
-        accelerator.init_trackers(recipe.name, config=_flat(recipe.model_dump(mode="json")))
+        accelerator.init_trackers(recipe.name, config=_flat(published_recipe(recipe)))
     except Exception as error:
         raise TrainingError(
             f"a tracker of train.trackers ({', '.join(recipe.train.trackers)}) does not start: {error}. Set it up, or "

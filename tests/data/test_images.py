@@ -157,7 +157,7 @@ def test_a_picture_whose_end_is_missing_is_found(tmp_path, name):
         open_image(path)
 
 
-def test_a_picture_is_looked_at_once_until_it_changes(tmp_path, monkeypatch):
+def test_a_picture_is_looked_at_once_until_it_changes(tmp_path, monkeypatch, rested):
     looked = []
     real = pictures.look
     monkeypatch.setattr(pictures, "look", lambda source, **k: looked.append(source) or real(source, **k))

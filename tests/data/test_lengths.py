@@ -110,7 +110,7 @@ def test_the_base_sets_the_limit(base, recipe, monkeypatch):
         examples_of(recipe(max_length=13), "train", base=base)
 
 
-def test_no_picture_is_opened_again(base, recipe, monkeypatch):
+def test_no_picture_is_opened_again(base, recipe, monkeypatch, rested):
     examples_of(recipe(), "train")
 
     def opened(*_, **__):

@@ -2,13 +2,13 @@
 
 import ast
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from base64 import b64encode
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +26,6 @@ from finetune.serving.together import answer_together
 from tests.serving.adapters import make_adapter
 from tests.tiny import FAMILIES
 
-_ALONE = (
-    "import runpy, sys; runpy.run_path(sys.argv[1]); "
-    "assert not [name for name in sys.modules if name.partition('.')[0] == 'finetune'], 'a reader has it not'"
-)
 QUESTIONS = (QUESTION, "Why?", "How many are there?")
 CONTRACTS = {
     "plain": {},
@@ -54,14 +50,23 @@ def make_image(folder):
     return folder / "image.jpg"
 
 
-def run_alone(code, folder, path=""):
-    """Returns what the code prints."""
-    (folder / "code.py").write_text(code)
-    words = [sys.executable, "-c", _ALONE, "code.py"]
-    surroundings = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(words, cwd=folder, env=surroundings, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode().removesuffix("\n")
+@pytest.fixture(scope="module")
+def run_alone():
+    """Runs code in a process of its own and returns what it prints.
+
+    Each process is forked from one that has imported what the code of cards imports, and has done nothing else.
+    """
+    reader = Path(__file__).with_name("reader.py")
+    with subprocess.Popen([sys.executable, reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+
+        def run(code, folder, path=""):
+            (folder / "code.py").write_text(code)
+            print(json.dumps({"folder": str(folder), "path": path}), file=parent.stdin, flush=True)
+            assert parent.stdout.readline() == "0\n", (folder / "stderr").read_text()
+            return (folder / "stdout").read_bytes().decode().removesuffix("\n")
+
+        yield run
+        parent.stdin.close()
 
 
 def with_contract(adapter, folder, **changes):
@@ -94,7 +99,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("target", "family", "contract"), CELLS)
-def test_the_code_prints_what_the_adapter_answers(saved, tmp_path, target, family, contract):
+def test_the_code_prints_what_the_adapter_answers(run_alone, saved, tmp_path, target, family, contract):
     image, answers = make_image(tmp_path), []
     for strength in (1.0, 0.5, 2.0, 0.25):  # random weights may say nothing
         base, adapter = saved(family, "lora", strength)
@@ -138,7 +143,7 @@ class LLM:
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
-def test_the_code_for_vllm_asks_as_the_adapter_was_trained(saved, tmp_path, contract):
+def test_the_code_for_vllm_asks_as_the_adapter_was_trained(run_alone, saved, tmp_path, contract):
     base, adapter = saved("llava", "lora")
     adapter = with_contract(adapter, tmp_path / "adapter", **CONTRACTS[contract])
     export_adapter(adapter, to="vllm", output=tmp_path / "out", base=base)
@@ -168,7 +173,7 @@ def test_the_words_for_llama_cpp_are_a_command_on_files_that_are_there(saved, tm
     assert words[0] == "llama-server" and (tmp_path / "out" / words[words.index("--lora") + 1]).is_file()
 
 
-def test_a_reader_gets_half_precision_where_the_base_is_in_it(saved, tmp_path):
+def test_a_reader_gets_half_precision_where_the_base_is_in_it(run_alone, saved, tmp_path):
     base, _ = saved("idefics3")
     shutil.copytree(base, tmp_path / "half")
     AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
@@ -186,7 +191,7 @@ def test_a_reader_gets_half_precision_where_the_base_is_in_it(saved, tmp_path):
         assert got == answer.text != ""
 
 
-def test_the_pocket_model_in_a_readers_hands(tmp_path):
+def test_the_pocket_model_in_a_readers_hands(run_alone, tmp_path):
     adapter = make_adapter(load_base("pocket", device="cpu"), "lora", tmp_path / "adapter", strength=0.05)
     export_adapter(adapter, to="merged", output=tmp_path / "out", base="pocket")
     image = make_image(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from finetune.adapters.reference import as_folder
 from finetune.errors import NotFoundError
 from finetune.playground.markup import table
-from finetune.playground.offers import find_offers
+from finetune.playground.offers import Offer, find_offers
 from finetune.registry import AdapterRegistry
 from tests.playground.conftest import altered
 from tests.registry.signed import key, policy
@@ -94,3 +94,11 @@ def test_whose_key_may_not_sign_there(made, tmp_path):
     (offer,) = find_offers(AdapterRegistry(place, trust=policy()), [], made[0].identity)
     assert offer.signature.startswith("signed by 'bob', whose key may not sign in the namespace 'medical'")
     assert offer.refusal.startswith("the trust policy does not accept it: it is signed by 'bob'")
+
+
+@pytest.mark.parametrize("metrics", [None, 0.7, [], {"after": 0.7}, {"after": {"exact_match": "high"}}])
+def test_metrics_of_another_type_are_no_score(metrics):
+    offer = Offer(
+        ref="a/b@1", name="a/b", version=1, aliases=(), summary={"metrics": metrics}, signature="", refusal=None
+    )
+    assert offer.score("after") is None

@@ -53,6 +53,16 @@ def test_what_was_found_is_said():
     assert len(Condition.parse("b" * 100 + ">=123456.7").describe(many)) <= 256
 
 
+@pytest.mark.parametrize(
+    "metrics", [None, 0.7, "0.7", [0.7], {"after": 0.7}, {"after": [0.7]}, {"after": {"exact_match": "0.7"}},
+                {"after": {"exact_match": True}}, {"after": {"exact_match": float("nan")}},
+                {"after": {"exact_match": 10**400}}],
+)  # fmt: skip
+def test_metrics_of_another_type_meet_nothing(metrics):
+    condition = Condition.parse("after.exact_match>=0.1")
+    assert not condition.holds(metrics) and "there is no such metric" in condition.describe(metrics)
+
+
 def test_a_condition_written_out_is_read_back():
     condition = Condition.parse("after.loss < -0.125")
     assert str(condition) == "after.loss<-0.125" and Condition.parse(str(condition)) == condition

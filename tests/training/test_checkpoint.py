@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+from finetune.adapters.manifest import sha256_hex
+from finetune.adapters.strict_json import canonical_json
 from finetune.errors import IntegrityError, TrainingError
 from finetune.training.checkpoint import Checkpoints
 
@@ -91,6 +93,41 @@ def test_one_of_another_run_is_refused_with_the_difference(made):
     said = []
     assert mixed.newest(said.append).step == 5, "an older one of this very run is used"
     assert len(said) == 2 and "of another run" in said[0]
+
+
+def rewritten(path, **changes):
+    """Changes what a checkpoint says, with the digest that this then has; None takes a key away."""
+    facts = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
+    del facts["digest"]
+    path.write_bytes(canonical_json({**facts, "digest": sha256_hex(canonical_json(facts))}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"schema": None}, "its schema is None, this version reads 1"),
+        ({"run": None}, "run must be of type dict, got None"),
+        ({"run": []}, r"run must be of type dict, got \[\]"),
+        ({"step": "30"}, "step must be of type int, got '30'"),
+        ({"files": None}, "files must be of type dict"),
+        ({"files": {}}, "files does not list state.safetensors"),
+        ({"files": {"state.safetensors": {}}}, "state.safetensors is not the one written"),
+        ({"files": {"state.safetensors": 1}}, "files does not list state.safetensors"),
+    ],
+)
+def test_one_that_lacks_what_is_read_is_torn(made, changes, why):
+    rewritten(made.path(30) / "checkpoint.json", **changes)
+    with pytest.raises(IntegrityError, match=why):
+        made.read(made.path(30))
+    assert made.newest(print).step == 20
+
+
+def test_one_of_a_version_that_recorded_less_is_refused_with_the_way_on(made):
+    later = Checkpoints(made.folder, {**RUN, "images": {"train": "ab"}}, keep=2)
+    with pytest.raises(TrainingError, match="another version of this package, which did not record images. Only that"):
+        later.newest(print)
+    assert names(made) == ["step-00000020", "step-00000030"]
+    assert Checkpoints(made.folder, {**RUN, "init_from": None}, keep=2).newest(print).step == 30
 
 
 def test_a_full_disk_leaves_what_was_there(made, monkeypatch):

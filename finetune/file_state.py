@@ -1,0 +1,93 @@
+"""Whether a file is still the one that was read: told by its state, so that it need not be read again.
+
+The time of the last change of an inode (ctime) is the kernel's own: no copy that keeps times, as ``cp -p`` and
+``rsync --times`` do, can set it. What no running system saw is a disk that was changed while the machine was off, so
+a state holds only for one boot of it.
+
+Two writes within one tick of a clock have the same times. So a state says nothing while it is fresh: what is read
+then must be read again ("racily clean" in git's index).
+"""
+
+import os
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+_LOCAL = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
+_SHARED = ("beegfs", "ceph", "gfs2", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "virtiofs")
+_LOCAL_SECONDS = 2.0
+# Type of file system -> seconds that a file must have rested before its state says anything. A server's clock may be
+# another, and a client may hold what it was told for a minute. Of other types (FAT, FUSE, SMB) nothing is known:
+# what they give as the time of the last change may be what a copy set.
+_RESTS = {**dict.fromkeys(_LOCAL, _LOCAL_SECONDS), **dict.fromkeys(_SHARED, 600.0)}
+_MOUNTS = Path("/proc/self/mountinfo")
+_RESTS_BY_DEVICE: dict[int, float | None] = {}
+
+
+def file_key(path: Path) -> str:
+    """Return what changes when a file does, and with every boot: what may be believed of a file goes by it.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: there can be no such file.
+    """
+    return "\0".join([file_state(path), str(path.stat().st_dev), boot_id()])
+
+
+def file_state(path: Path) -> str:
+    """Return the resolved path of a file, its inode, its size, and the times of its last write and change.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: there can be no such file.
+    """
+    resolved = path.resolve()
+    stat = resolved.stat()
+    return "\0".join(map(str, (resolved, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)))
+
+
+def is_settled(path: Path) -> bool:
+    """Return whether any write from now on changes the key of a file: call it between ``file_key`` and reading.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: there can be no such file.
+    """
+    stat = path.stat()
+    rest = _rest_seconds(path, stat.st_dev)
+    return rest is not None and max(stat.st_mtime_ns, stat.st_ctime_ns) + rest * 1e9 < time.time_ns()
+
+
+@cache
+def boot_id() -> str:
+    """Return what tells one boot of a Linux machine from another; an empty text elsewhere."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _rest_seconds(path: Path, device: int) -> float | None:
+    """Return how long a file must have rested; None where its state never says anything."""
+    if sys.platform == "win32":  # where ctime is the time of creation
+        return None
+    if device not in _RESTS_BY_DEVICE:
+        kind = _file_system(path.resolve())
+        _RESTS_BY_DEVICE[device] = _LOCAL_SECONDS if kind is None else _RESTS.get(kind)
+    return _RESTS_BY_DEVICE[device]
+
+
+def _file_system(path: Path) -> str | None:
+    """Return the type of the file system that holds ``path``; None where the system does not list them."""
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return None
+    found, longest = "unknown", -1
+    for line in lines:
+        mount, _, source = line.partition(b" - ")
+        point = os.fsdecode(mount.split()[4].decode("unicode_escape").encode("latin-1"))  # \040 stands for a space
+        if len(point) >= longest and path.is_relative_to(point):
+            found, longest = os.fsdecode(source.split()[0]), len(point)
+    return found
