@@ -10,6 +10,8 @@ import sys
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+# bitsandbytes wraps functions for torch.compile when it is imported, which costs each process of a test two seconds.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import numpy as np
 import pytest

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch._dynamo
 
 from finetune.errors import TrainingError
 from finetune.runs import train
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 @pytest.fixture(autouse=True)
 def nothing_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)  # as tests/conftest.py has it
     yield
     torch._dynamo.reset()
 
