@@ -18,6 +18,7 @@ from finetune.base_options import add_base_options
 from finetune.command import EXIT_CODES, CommandParser, exit_code_of
 from finetune.errors import DataError
 from finetune.export import command as export_command
+from finetune.outside_text import for_stream
 from finetune.registry import commands as registry_commands
 from finetune.server import command as server_command
 
@@ -170,7 +171,7 @@ def _ask(args: argparse.Namespace) -> int:
         found = vlm.answer(args.image, args.question)
     except DataError as error:  # there is one question, so nothing has to say which
         raise DataError(str(error).removeprefix("row ").removeprefix("question: ")) from error
-    print(found.text)
+    print(for_stream(found.text, sys.stdout))
     if found.finish_reason == "length":
         print(f"note: the answer was cut after {found.completion_tokens} tokens", file=sys.stderr)
     return 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import FinetuneError, StoppedError
 from finetune.extras import missing_extras_named
 from finetune.lookup import did_you_mean
+from finetune.outside_text import safe_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,10 +80,10 @@ def exit_code_of(
             raise
         return READER_LEFT
     except StoppedError as stop:
-        show(str(stop))
+        show(safe_block(str(stop)))
         return stop.exit_code
     except FinetuneError as error:
-        show(f"error: {error}")
+        show(safe_block(f"error: {error}"))
         return CANNOT
     except KeyboardInterrupt:
         if on_keyboard:

@@ -9,6 +9,7 @@ from finetune.build import base_of, examples_of
 from finetune.data.survey import Survey
 from finetune.errors import RecipeError
 from finetune.judging import answer_split
+from finetune.outside_text import safe_line
 from finetune.preflight import check_comparison
 from finetune.preflight.run import how_rows_are_put
 from finetune.prompt_checks import check_answers, with_longest_answer
@@ -81,6 +82,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
+    lines = [tuple(map(safe_line, line)) for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     probes = {row["adapter"]: row["probe"] for row in rows if row["probe"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from finetune.outside_text import safe_line
 from finetune.prediction import Prediction
 from finetune.run_folder import write_json
 from finetune.training.evaluate import Scores, evaluate
@@ -50,7 +51,7 @@ def judge_split(
     if scores.truncated:
         log.say(f"  {scores.truncated} of {scores.n} answers were cut at task.max_new_tokens")
     for kind, part in scores.by_kind.items():
-        log.say(f"  {part['exact_match']:.3f} (majority {part['majority']:.3f}, {part['n']} rows)  {kind}")
+        log.say(f"  {part['exact_match']:.3f} (majority {part['majority']:.3f}, {part['n']} rows)  {safe_line(kind)}")
     return judged
 
 

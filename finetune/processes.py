@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.command import CANNOT, READER_LEFT, exit_code_of
+from finetune.outside_text import safe_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,7 +85,7 @@ def exit_code_of_process(run: Callable[[], int], *, on_keyboard: str) -> int:
     except Exception:
         if not folder:
             raise
-        code, trace = 1, traceback.format_exc()
+        code, trace = 1, safe_block(traceback.format_exc())
     failure = Failure(process=process, of=of, time=time.time(), code=code, message="\n".join(said), traceback=trace)
     if code and not (folder and _leave(failure, Path(folder))):
         where = f"{failure.where}: " if of > 1 else ""

@@ -19,6 +19,7 @@ from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
+from finetune.outside_text import safe_block, safe_line
 from finetune.preflight import check_recipe
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_json, write_samples
@@ -122,7 +123,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     start_trackers(accelerator, recipe)
     collator = collator_of_run(recipe, base, rows.train, [*rows.val, *rows.test], accelerator, log.say)
     rows.check_prompts(base, collator, when="before training")
-    shown = [collator.show(row) for row in rows.first]
+    shown = [safe_line(collator.show(row)) for row in rows.first]
     for row in shown:
         log.say(f"  {row}")
     if main:
@@ -250,7 +251,7 @@ def _fit(
     finally:
         if isinstance(learnt, Stream):
             who = f"process {accelerator.process_index}: "  # each has met rows of its own
-            learnt.tell(log.say if main else lambda text: print(who + text))
+            learnt.tell(log.say if main else lambda text: print(safe_block(who + text)))
     if isinstance(learnt, Stream):
         learnt.seen = state.step * trainer.plan.window
     last = strategy.tensors()

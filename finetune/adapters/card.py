@@ -1,10 +1,10 @@
 """The model card of an adapter, or of what was made of one: what the Hugging Face Hub shows, from its manifest."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.adapters.manifest import AdapterManifest, VqaContract
+from finetune.outside_text import markdown, markdown_block, markdown_cell, markdown_code, safe_block
 
 CARD_NAME = "README.md"
 # Of the hub's list, those that adapters are commonly under; any other is called "other", by its name.
@@ -13,6 +13,7 @@ _LICENSES = {
     "cc-by-sa-4.0", "cc0-1.0", "gemma", "gpl-3.0", "lgpl-3.0", "llama3.2", "mit", "mpl-2.0", "openrail", "unlicense",
 }  # fmt: skip
 _NOT_SCORES = {"n"}
+_NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def _front_matter(manifest: AdapterManifest, card: Card) -> str:
         "model_name": manifest.full_name,
         "eval_results": scores or None,
     }
-    return str(ModelCardData(**fields).to_yaml(line_break="\n")).rstrip("\n")
+    return safe_block(str(ModelCardData(**fields).to_yaml(line_break="\n")).rstrip("\n"))
 
 
 def _scores(manifest: AdapterManifest, when: str) -> dict[str, float]:
@@ -90,7 +91,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         f"{split} {number}" + (f" (`{record.data[split][:16]}`)" if split in record.data else "")
         for split, number in record.rows.items()
     )
-    methods = manifest.adapter.methods
+    methods, domain = manifest.adapter.methods, markdown(record.domain)
     what, tie, licensed = f"An adapter ({methods}) for {where} (`{base.model_type}`)", "It fits that base only:", ""
     if card.relation == "finetune":
         what = f"A whole model: {where} (`{base.model_type}`) with an adapter ({methods}) in its weights"
@@ -98,10 +99,10 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
     lines = [
         f"# {manifest.full_name}, {card.version}",
         "",
-        f"{what}, of {record.domain}, task {record.task}. {tie} weights and config with the digest `{base.digest}`.",
+        f"{what}, of {domain}, task {markdown(record.task)}. {tie} weights and config with the digest `{base.digest}`.",
         *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
         "",
-        _fenced(card.loading, card.loading_language),
+        markdown_block(card.loading, card.loading_language),
         "",
         card.checks,
         "",
@@ -111,12 +112,12 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and pictures: "
         f"{rows or 'not told'}. Recipe `{record.recipe_digest[:16]}`.",
         "",
-        f"Intended use: {_one_line(manifest.intended_use)}",
+        f"Intended use: {markdown(manifest.intended_use or _NOT_STATED)}",
         "",
-        f"Limits: trained and judged on {record.domain} alone; asked about anything else it tends to answer in the "
+        f"Limits: trained and judged on {domain} alone; asked about anything else it tends to answer in the "
         "words of its own domain. The scores hold for rows like those of its test split, and say nothing of others.",
         "",
-        f"Licence{licensed}: {manifest.license or 'not stated'}. Manifest: `sha256:{card.digest}`.",
+        f"Licence{licensed}: {markdown(manifest.license or _NOT_STATED)}. Manifest: `sha256:{card.digest}`.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -125,10 +126,10 @@ def _asking(manifest: AdapterManifest) -> list[str]:
     """Returns how the adapter was asked in training; asked otherwise, it answers otherwise."""
     contract = manifest.prompt
     if not isinstance(contract, VqaContract):
-        return [f"Its texts were written so: {_code(contract.text_template)}.", ""]
-    system = f", after the system prompt {_code(contract.system_prompt)}" if contract.system_prompt else ""
+        return [f"Its texts were written so: {markdown_code(contract.text_template)}.", ""]
+    system = f", after the system prompt {markdown_code(contract.system_prompt)}" if contract.system_prompt else ""
     return [
-        f"It was asked so, image {contract.image_position}: {_code(contract.question_template)}{system}; "
+        f"It was asked so, image {contract.image_position}: {markdown_code(contract.question_template)}{system}; "
         f"answers are decoded greedily, at most {contract.generation.max_new_tokens} tokens.",
         "",
     ]
@@ -146,28 +147,12 @@ def _images(manifest: AdapterManifest) -> list[str]:
     return [f"Images are opened so: {'; '.join(said)}.", ""] if said else []
 
 
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "not stated").split())
-
-
-def _fenced(code: str, language: str) -> str:
-    """Returns code as a block of Markdown, whatever stands in its texts."""
-    longest = max(map(len, re.findall("`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{code}\n{fence}"
-
-
-def _code(text: str) -> str:
-    """Returns a text as Markdown shows code, whatever is in it."""
-    return f"`` {_one_line(text)} ``" if "`" in text else f"`{_one_line(text)}`"
-
-
 def _table(manifest: AdapterManifest) -> list[str]:
     before, after = _scores(manifest, "before"), _scores(manifest, "after")
     if not (before or after):
         return []
     rows = [
-        f"| {name} | {_number(before.get(name))}{_interval(manifest, 'before', name)} | "
+        f"| {markdown_cell(name)} | {_number(before.get(name))}{_interval(manifest, 'before', name)} | "
         f"{_number(after.get(name))}{_interval(manifest, 'after', name)} |"
         for name in dict.fromkeys([*before, *after])
     ]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from finetune.errors import DataError, RowError, brief
+from finetune.outside_text import safe_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -86,7 +87,7 @@ class BadRows:
     def _report(self) -> str:
         lines = [f"skipped {self.skipped} of {self.tried} {self.what} rows (data.on_error: skip)"]
         for reason, messages in sorted(self.faults.items(), key=lambda item: -len(item[1])):
-            lines += [f"  {reason}: {len(messages)}", *(f"    {message}" for message in messages[:_LISTED])]
+            lines += [f"  {reason}: {len(messages)}", *(f"    {safe_line(message)}" for message in messages[:_LISTED])]
             if len(messages) > _LISTED:
                 lines.append(f"    and {len(messages) - _LISTED} more")
         return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.base_options import add_quantization
 from finetune.errors import ExportError
 from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
+from finetune.outside_text import safe_block, safe_line
 from finetune.preflight import check_adapter
 from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
 
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from finetune.export.exporting import export_adapter
 
     def show(message: Warning | str, *where: object) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {safe_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             revision=args.revision,
             device=args.device,
             quantization=args.quantization,
-            say=lambda text: print(text, file=sys.stderr if args.json else sys.stdout),
+            say=lambda text: print(safe_block(text), file=sys.stderr if args.json else sys.stdout),
             **options,
         )
     print(json.dumps({"folder": str(done.folder), **done.record}, indent=2) if args.json else f"{done.folder}: done")

@@ -20,6 +20,7 @@ from finetune.export.target import Source
 from finetune.export.verdict import Export, describe, overall, record_of, write_record
 from finetune.lookup import import_string
 from finetune.methods.points import Points
+from finetune.outside_text import safe_line
 from finetune.registry import AdapterRegistry
 from finetune.serving.known_bases import find_base
 from finetune.serving.resident import bring_in
@@ -120,7 +121,7 @@ def _read(ref: str | Path, registry: str | Path | AdapterRegistry | None) -> tup
         registry = AdapterRegistry(registry)
     version = registry.resolve(str(ref))
     if version.warning:
-        warnings.warn(version.warning, stacklevel=3)
+        warnings.warn(safe_line(version.warning), stacklevel=3)
     manifest, files = registry.read(version)
     return version.ref, verify(manifest, files, digest=version.digest, source=Path(version.ref))
 

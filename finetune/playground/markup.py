@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from finetune.metrics.exact_match import normalize_vqa
+from finetune.outside_text import html_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,12 +19,12 @@ MAX_ROWS = 200  # of the table; a registry may hold thousands
 
 def alert(message: str) -> str:
     """Returns one message that says what went wrong."""
-    return f"<div class='pg-alert' role='alert'><b>That did not work.</b> {escape(message)}</div>"
+    return f"<div class='pg-alert' role='alert'><b>That did not work.</b> {html_text(message)}</div>"
 
 
 def nothing_yet(hint: str) -> str:
     """Returns what stands where answers will be."""
-    return f"<div class='pg-empty'>{escape(hint)}</div>"
+    return f"<div class='pg-empty'>{html_text(hint)}</div>"
 
 
 def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | None] = (), right: str | None) -> str:
@@ -38,20 +38,20 @@ def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | No
     """
     known = ""
     if right is not None:
-        known = f"<p class='pg-right'>Right answer, by the program that drew the picture: <b>{escape(right)}</b></p>"
+        known = f"<p class='pg-right'>Right answer, by the program that drew the picture: <b>{html_text(right)}</b></p>"
     shown = [_card(answer, answers[0], right) for answer in answers]
     shown += [
         f"<article class='pg-card'>{_who(offer)}<div class='pg-said waiting'>answering …</div></article>"
         for offer in waiting
     ]
-    return f"<h2 class='pg-h2'>{escape(asked)}</h2>{known}<div class='pg-cards'>{''.join(shown)}</div>"
+    return f"<h2 class='pg-h2'>{html_text(asked)}</h2>{known}<div class='pg-cards'>{''.join(shown)}</div>"
 
 
 def _card(answer: Answer, base: Answer, right: str | None) -> str:
     if answer.error is not None:
         return (
             f"<article class='pg-card failed'>{_who(answer.offer)}<div class='pg-error' role='alert'>"
-            f"<b>No answer.</b> {escape(answer.error)}</div></article>"
+            f"<b>No answer.</b> {html_text(answer.error)}</div></article>"
         )
     differs = answer is not base and base.error is None and answer.text.strip() != base.text.strip()
     compared = ""
@@ -60,7 +60,7 @@ def _card(answer: Answer, base: Answer, right: str | None) -> str:
     size = " long" if len(answer.text) > _LONG else ""
     return (
         f"<article class='pg-card{' differs' if differs else ''}'>{_who(answer.offer)}"
-        f"<div class='pg-said{size}'>{escape(answer.text) or '(nothing)'}{_mark(answer.text, right)}</div>"
+        f"<div class='pg-said{size}'>{html_text(answer.text) or '(nothing)'}{_mark(answer.text, right)}</div>"
         f"<div class='pg-marks'>{compared}</div><div class='pg-time'>{_times(answer)}</div></article>"
     )
 
@@ -69,7 +69,7 @@ def _who(offer: Offer | None) -> str:
     if offer is None:
         return "<div class='pg-who'>base<small>no adapter</small></div>"
     version = f"<small>version {offer.version}</small>" if offer.version is not None else ""
-    return f"<div class='pg-who'>{escape(offer.name)}{version}</div>"
+    return f"<div class='pg-who'>{html_text(offer.name)}{version}</div>"
 
 
 def _mark(text: str, right: str | None) -> str:
@@ -103,7 +103,7 @@ def table(offers: Sequence[Offer], *, where: str) -> str:
     rows = "".join(_row(offer, head) for offer in offers[:MAX_ROWS])
     more = len(offers) - MAX_ROWS
     rest = f"<p>{more} more are not shown: name those you want, finetune app NAMESPACE/NAME ...</p>" if more > 0 else ""
-    headings = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
+    headings = "".join(f"<th scope='col'>{html_text(cell)}</th>" for cell in head)
     return f"{title}<table class='pg-table'><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>{rest}"
 
 
@@ -113,17 +113,17 @@ def _row(offer: Offer, head: Sequence[str]) -> str:
     domain = f"{offer.summary.get('domain', '')} · {offer.summary.get('task', '')} · {offer.summary.get('method', '')}"
     fits = "<span class='pg-yes'>fits</span>"
     if offer.refusal is not None:
-        fits = f"<span class='pg-no'>cannot be chosen</span><small>{escape(offer.refusal)}</small>"
+        fits = f"<span class='pg-no'>cannot be chosen</span><small>{html_text(offer.refusal)}</small>"
     cells = (
-        f"<div class='pg-name'>{escape(offer.name)}</div><small>{version}</small>{aliases}",
-        f"{escape(domain)}{'<br>' + _chip('synthetic pictures') if offer.synthetic else ''}",
+        f"<div class='pg-name'>{html_text(offer.name)}</div><small>{version}</small>{aliases}",
+        f"{html_text(domain)}{'<br>' + _chip('synthetic pictures') if offer.synthetic else ''}",
         _scores(offer),
         _judged_on(offer),
-        escape(offer.signature),
+        html_text(offer.signature),
         fits,
     )
     # Each in one box, which stays one where a phone sets label and value side by side.
-    shown = "".join(f"<td data-label='{escape(h)}'><div>{c}</div></td>" for h, c in zip(head, cells, strict=True))
+    shown = "".join(f"<td data-label='{html_text(h)}'><div>{c}</div></td>" for h, c in zip(head, cells, strict=True))
     return f"<tr class='{'offered' if offer.refusal is None else 'refused'}'>{shown}</tr>"
 
 
@@ -145,4 +145,4 @@ def _judged_on(offer: Offer) -> str:
 
 
 def _chip(text: str, kind: str = "") -> str:
-    return f"<span class='pg-chip {kind}'>{escape(text)}</span>"
+    return f"<span class='pg-chip {kind}'>{html_text(text)}</span>"

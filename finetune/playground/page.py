@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from finetune.outside_text import html_text
 from finetune.playground.markup import nothing_yet
 from finetune.playground.style import ANNOUNCE_ANSWERS, SHOW_ANSWERS
 
@@ -116,8 +116,8 @@ def _head(p: Playground) -> str:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return (
         "<div class='pg-head'><h1>One base, its adapters, side by side</h1><p>"
-        f"Base <b>{escape(p.base)}</b> ({escape(base.family.model_type)}, {millions:,.1f} M parameters, "
-        f"{escape(str(model.dtype).removeprefix('torch.'))} on {escape(model.device.type)}, identity "
+        f"Base <b>{html_text(p.base)}</b> ({html_text(base.family.model_type)}, {millions:,.1f} M parameters, "
+        f"{html_text(str(model.dtype).removeprefix('torch.'))} on {html_text(model.device.type)}, identity "
         f"<code>{base.identity.digest[:12]}</code>) is loaded once; adapters are switched by name.</p></div>"
     )
 

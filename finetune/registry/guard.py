@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.errors import StoreError, TrustError
+from finetune.outside_text import safe_line
 from finetune.registry.commits import Commit
 from finetune.registry.folders import check_folder, read_manifest, read_signature
 from finetune.registry.seen import SeenEntries
@@ -207,7 +208,7 @@ class Guard:
         except (TrustError, StoreError) as error:
             if demand != "warn":
                 raise
-            warnings.warn(str(error), stacklevel=4)
+            warnings.warn(safe_line(str(error)), stacklevel=4)
 
     def _check_head(self, log: "Log", head: Commit | None) -> None:
         if head is not None:

@@ -1,7 +1,6 @@
 """One self-contained HTML page: the table, and pictures with what each adapter said of them."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from finetune.outside_text import html_text
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #1a7f37; --bad: #c2410c; }
@@ -62,16 +63,16 @@ def write_page(
         footer: a last line.
     """
     sections = "".join(
-        f"<h2>{html.escape(heading)}</h2><div class='cards'>{''.join(_card(s) for s in cards)}</div>"
+        f"<h2>{html_text(heading)}</h2><div class='cards'>{''.join(_card(s) for s in cards)}</div>"
         for heading, cards in samples.items()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>{_table(rows, own)}{sections}"
-        f"<footer>{html.escape(footer)}</footer></body></html>\n",
+        f"<title>{html_text(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{html_text(title)}</h1><p>{html_text(intro)}</p>{_table(rows, own)}{sections}"
+        f"<footer>{html_text(footer)}</footer></body></html>\n",
         encoding="utf-8",
     )
 
@@ -81,8 +82,8 @@ def _table(rows: Sequence[dict[str, Any]], own: dict[str, str]) -> str:
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     for row in rows:
         cells = (
-            html.escape(row["adapter"]),
-            html.escape(row["config"]),
+            html_text(row["adapter"]),
+            html_text(row["config"]),
             f"{row['exact_match']:.3f}",
             f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
             f"{row['majority']:.3f}",
@@ -96,14 +97,14 @@ def _table(rows: Sequence[dict[str, Any]], own: dict[str, str]) -> str:
 
 def _card(sample: Sample) -> str:
     answers = "".join(
-        f"<dt>{html.escape(who)}</dt><dd class='{'right' if right else 'wrong'}'>"
-        f"{html.escape(said) or '(nothing)'} {'✓' if right else '✗'}</dd>"
+        f"<dt>{html_text(who)}</dt><dd class='{'right' if right else 'wrong'}'>"
+        f"{html_text(said) or '(nothing)'} {'✓' if right else '✗'}</dd>"
         for who, (said, right) in sample.answers.items()
     )
     small = " class='small'" if max(sample.picture.size) <= 96 else ""
     return (
         f"<div class='card'><img{small} alt='' src='{_data_url(sample.picture)}'>"
-        f"<p>{html.escape(sample.question)}</p><dl><dt>right answer</dt><dd>{html.escape(sample.wanted)}</dd>"
+        f"<p>{html_text(sample.question)}</p><dl><dt>right answer</dt><dd>{html_text(sample.wanted)}</dd>"
         f"{answers}</dl></div>"
     )
 

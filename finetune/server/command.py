@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from finetune.base_options import add_base_options
 from finetune.errors import LaunchError
 from finetune.extras import require_extra
 from finetune.listening import is_loopback, listening
+from finetune.outside_text import LogFormatter
 from finetune.preflight import check_adapter
 from finetune.server.keys import VARIABLE, read_keys
 from finetune.server.settings import Settings
@@ -79,6 +81,9 @@ def _serve(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in _BOUNDS},
     )
     require_extra("serve", what="finetune serve")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(handlers=[handler])
     if not settings.api_keys and not is_loopback(args.host):
         raise LaunchError(
             f"--host {args.host} can be reached from other machines, and anybody there could ask. Give API keys: "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import FinetuneError, TrustError
+from finetune.outside_text import safe_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +107,6 @@ class Aliases:
                 meaning.failed = str(error)
                 warnings.warn(
                     f"{ref} still answers with version {meaning.version.version}: what it stands for now could not be "
-                    f"made ready: {error}",
+                    f"made ready: {safe_line(str(error))}",
                     stacklevel=2,
                 )

@@ -14,6 +14,7 @@ from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.adapter import refuse_attached
 from finetune.methods.mixed import can_mix, mix
 from finetune.methods.points import PLAIN, Answering, Points
+from finetune.outside_text import safe_line
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
 from finetune.serving.residency import Residency
 from finetune.serving.resident import Resident, bring_in
@@ -239,7 +240,7 @@ class Switcher:
     def _ready(self, ref: str, version: Version) -> Resident:
         def fetch() -> AdapterFolder:
             if version.warning:
-                warnings.warn(version.warning, stacklevel=2)
+                warnings.warn(safe_line(version.warning), stacklevel=2)
             manifest, files = self._registry().read(version)
             source, device = Path(version.ref), self.base.model.device
             return verify(manifest, files, digest=version.digest, source=source, device=device)

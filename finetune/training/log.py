@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from finetune.outside_text import safe_block
+
 _EVERY = 10  # steps, at most, where the recipe does not say
 _LINES = 10  # of a short run
 
@@ -94,7 +96,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         if self.main:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(safe_block(text), file=sys.stdout)
 
     def close(self) -> None:
         """Closes the bar."""

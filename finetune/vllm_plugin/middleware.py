@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import AdapterReferenceError, FinetuneError, NotFoundError, StoreError, YankedError
+from finetune.outside_text import safe_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -62,7 +63,7 @@ class PinnedModels:
             try:
                 request["model"] = await asyncio.to_thread(served.pinned, ref)
             except FinetuneError as error:
-                _log.warning("%s is not served: %s", ref, error)
+                _log.warning("%s is not served: %s", ref, safe_line(str(error)))
                 return await _answer(send, *_refusal(ref, error))
             body = json.dumps(request).encode()
             headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]

@@ -13,6 +13,7 @@ from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import AdapterReferenceError, FinetuneError
 from finetune.export.vllm_rules import VERSION
+from finetune.outside_text import safe_line
 from finetune.vllm_plugin import NAME
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class RegistryResolver(LoRAResolver):
         try:
             folder = await asyncio.to_thread(self.served.folder, str(ref))
         except FinetuneError as error:
-            _log.warning("%s is not served: %s", ref, error)
+            _log.warning("%s is not served: %s", ref, safe_line(str(error)))
             return None
         return LoRARequest(lora_name=str(ref), lora_int_id=1, lora_path=str(folder))  # vLLM sets the number itself
 

@@ -18,6 +18,7 @@ from finetune.adapters.strict_json import canonical_json
 from finetune.cache import cache_home
 from finetune.errors import IntegrityError, ManifestError
 from finetune.export.vllm_rules import refuse_for_vllm, vllm_form
+from finetune.outside_text import safe_line
 from finetune.recipe.pairing import why_impossible
 from finetune.registry.store import explain
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
@@ -74,7 +75,7 @@ class ServedAdapters:
         with self._making:
             if version.digest not in self._folders:
                 if version.warning:
-                    _log.warning(version.warning)
+                    _log.warning("%s", safe_line(version.warning))
                 self._folders[version.digest] = self._make(version)
         return version
 

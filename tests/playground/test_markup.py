@@ -5,8 +5,9 @@ import re
 from finetune.playground.answers import Answer
 from finetune.playground.markup import MAX_ROWS, alert, cards, milliseconds, table
 from finetune.playground.offers import Offer
+from tests.hostile_text import harms_in
 
-EVIL = "<script>alert(1)</script>'\"&"
+EVIL = "\x1b[2J\u202e<script>alert(1)</script>'\"&"
 SUMMARY = {
     "domain": "medical",
     "task": "vqa",
@@ -81,6 +82,7 @@ def test_nothing_that_others_wrote_becomes_markup():
     everything += table([], where=EVIL)
     assert "<script" not in everything and everything.count("&lt;script&gt;") >= 20
     assert EVIL[-3:] not in everything
+    assert harms_in(everything) == []
 
 
 def test_durations_for_people():

@@ -251,7 +251,7 @@ def test_nothing_that_others_wrote_reaches_the_terminal_raw(finetune, make_adapt
         out = finetune(*words)[1]
         assert "\x1b" not in out
         assert "\nfake" not in out
-    assert "vqa?[2J?fake@1  row" in finetune("list")[1]
+    assert r"vqa\x1b[2J\nfake@1  row" in finetune("list")[1]
 
 
 def test_a_verb_is_needed(capsys):

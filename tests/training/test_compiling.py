@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 @pytest.fixture(autouse=True)
 def nothing_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    monkeypatch.setattr(torch._dynamo.config, "disable", False)  # as tests/conftest.py has it
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")  # which tests/conftest.py sets
     yield
     torch._dynamo.reset()
 

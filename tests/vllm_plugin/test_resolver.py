@@ -171,6 +171,7 @@ def test_it_loads_what_the_core_brings_and_torch():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert out[0] == "[]"
     assert out[1].split() == [
-        "adapters", "cache", "errors", "example", "export", "extras", "fields", "file_state", "lfs", "lookup",
-        "methods", "metrics", "recipe", "registry", "serving", "strict_yaml", "tables", "vllm_plugin",
+        "adapters", "cache", "errors", "example", "export", "extras", "fields", "file_owner", "file_state", "lfs",
+        "lookup", "methods", "metrics", "outside_text", "recipe", "registry", "regular_file", "serving",
+        "strict_yaml", "tables", "vllm_plugin",
     ]  # fmt: skip

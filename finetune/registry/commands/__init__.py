@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from finetune.outside_text import safe_line
 from finetune.registry.commands import admin, between, daily, doctor, judging, mirroring, signing
-from finetune.registry.commands.printing import printable
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """
 
     def show(message: Warning | str, *where: object) -> None:
-        print(f"warning: {printable(str(message))}", file=sys.stderr)
+        print(f"warning: {safe_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)

@@ -3,10 +3,11 @@
 import argparse
 from datetime import timedelta
 
+from finetune.outside_text import safe_line
 from finetune.registry.admin import reindex, verify
 from finetune.registry.blobs import LEAST_GRACE
 from finetune.registry.collection import DEFAULT_GRACE, Garbage, collect
-from finetune.registry.commands.printing import answer, printable, table
+from finetune.registry.commands.printing import answer, table
 from finetune.registry.commands.verbs import AddVerb
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.trust import NOBODY
@@ -41,7 +42,7 @@ def _verify(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     if report.signed_by.keys() - {NOBODY}:
         signers = ", ".join(f"{count} by {signer}" for signer, count in sorted(report.signed_by.items()))
         lines.append(f"entries signed: {signers}")
-    answer(args, vars(report), "\n".join([*map(printable, lines), summary]))
+    answer(args, vars(report), "\n".join([*map(safe_line, lines), summary]))
     return 1 if report.problems else 0
 
 

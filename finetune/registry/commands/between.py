@@ -4,8 +4,9 @@ import argparse
 from dataclasses import asdict
 
 from finetune.errors import NotFoundError
+from finetune.outside_text import safe_line
 from finetune.registry.archive import export_archive, open_archive
-from finetune.registry.commands.printing import answer, printable
+from finetune.registry.commands.printing import answer
 from finetune.registry.commands.verbs import AddVerb
 from finetune.registry.copying import copy_adapters, names_in
 from finetune.registry.location import is_registry
@@ -69,7 +70,7 @@ def _report(args: argparse.Namespace, source: Store, target: Store, names: list[
         else f"{done.name}: nothing new"
         for done in copied
     ]
-    lines += [f"refused: {printable(str(error))}" for error in refused]
+    lines += [f"refused: {safe_line(str(error))}" for error in refused]
     value = {"copied": [asdict(done) for done in copied], "refused": [str(error) for error in refused]}
     answer(args, value, "\n".join(lines) or "there are no adapters")
     return 1 if refused else 0

@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from finetune.adapters.reference import LATEST
-from finetune.registry.commands.printing import answer, flat, one_line, printable, table, version_json, warn
+from finetune.outside_text import safe_line
+from finetune.registry.commands.printing import answer, flat, one_line, table, version_json, warn
 from finetune.registry.commands.verbs import REF_HELP, AddVerb, add_signing
 from finetune.registry.commits import Commit
 from finetune.registry.registry import AdapterRegistry
@@ -110,8 +111,8 @@ def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     elif unreadable:
         nothing = f"no adapters in {where} can be read"
     answer(args, [version_json(v) for v in versions], table(rows) if versions else nothing)
-    for line in unreadable:
-        print(printable(line), file=sys.stderr)
+    for problem in unreadable:
+        print(safe_line(problem), file=sys.stderr)
     return 1 if unreadable else 0
 
 
@@ -155,7 +156,7 @@ def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
                 f"{alias} stands for it and cannot be asked for until it is moved: "
                 f"finetune registry rollback {version.full_name} {alias}"
             )
-    return answer(args, version_json(version), "\n".join(map(printable, lines)))
+    return answer(args, version_json(version), "\n".join(map(safe_line, lines)))
 
 
 def concerned(before: Commit | None, commit: Commit) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.errors import PromotionError
-from finetune.registry.commands.printing import answer, flat, one_line, printable, table, version_json, warn
+from finetune.outside_text import safe_line
+from finetune.registry.commands.printing import answer, flat, one_line, table, version_json, warn
 from finetune.registry.commands.verbs import REF_HELP, AddVerb
 from finetune.registry.differences import differences
 from finetune.registry.promotion import promote
@@ -49,7 +50,7 @@ def _promote(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     try:
         version = promote(registry, args.ref, args.alias, require=args.require, expect=args.expect, force=args.force)
     except PromotionError as error:
-        answer(args, {"promoted": False, "reason": str(error)}, printable(f"refused: {error}"))
+        answer(args, {"promoted": False, "reason": str(error)}, safe_line(f"refused: {error}"))
         return 1
     return answer(args, {"promoted": True, **version_json(version)}, f"{args.alias} -> {one_line(version)}")
 

@@ -6,12 +6,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.outside_text import safe_block, safe_line
 from finetune.registry.versions import Version
+
+_MAX_CELL = 2000  # characters, so that one cell does not widen all rows without end
 
 
 def answer(args: argparse.Namespace, value: Any, text: str) -> int:
     """Prints the answer of a verb: ``value`` as JSON where that was asked for, else ``text``. Returns exit code 0."""
-    print(_as_json(value) if args.json else text)
+    print(_as_json(value) if args.json else safe_block(text))
     return 0
 
 
@@ -25,7 +28,7 @@ def _as_json(value: Any) -> str:
 def warn(version: Version) -> None:
     """Prints to stderr what whoever asked for this version has to know."""
     if version.warning:
-        print(f"warning: {printable(version.warning)}", file=sys.stderr)
+        print(f"warning: {safe_line(version.warning)}", file=sys.stderr)
 
 
 def version_json(version: Version) -> dict[str, Any]:
@@ -47,14 +50,8 @@ def flat(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def printable(text: str) -> str:
-    """Returns ``text`` without what would steer a terminal."""
-    # What others wrote into a registry must not reach a terminal as control characters.
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Returns rows of cells as text in columns, the first row the heading."""
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[safe_line(cell, _MAX_CELL) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)

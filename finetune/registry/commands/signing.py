@@ -9,7 +9,8 @@ from pathlib import Path
 
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import TrustError
-from finetune.registry.commands.printing import answer, printable
+from finetune.outside_text import safe_line
+from finetune.registry.commands.printing import answer
 from finetune.registry.commands.verbs import AddVerb
 from finetune.registry.commits import current_actor
 from finetune.registry.registry import AdapterRegistry
@@ -71,7 +72,7 @@ def _verify_folder(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     }
     said = f"signed by {verdict.signer}" if verdict.problem is None else verdict.problem
     text = f"{manifest.full_name}: every byte is that of its manifest; {said} (the policy: {asked})"
-    answer(args, value, printable(text))
+    answer(args, value, safe_line(text))
     return 0 if accepted else 1
 
 
