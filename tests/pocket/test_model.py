@@ -53,6 +53,7 @@ def test_shortfalls_are_named():
     ]
 
 
+@pytest.mark.slow
 def test_pretraining_runs_and_goes_on_from_its_checkpoint(tmp_path):
     options = {"folder": tmp_path, "batch_size": 4, "pictures": 16, "vision_steps": 2, "checkpoint_minutes": 0.0}
     pretrain(PretrainOptions(steps=3, **options))

@@ -421,6 +421,7 @@ def test_no_step_of_gc_between_two_of_publish_takes_what_is_named(
     assert pairs > 300
 
 
+@pytest.mark.slow
 def test_what_another_publish_writes_again_meanwhile_saves_nothing(make_adapter, prepared, monkeypatch):
     """Two publishes need a blob that a gc has looked at and is about to delete; one of them makes it young."""
     monkeypatch.setattr(blobs.time, "sleep", lambda seconds: None)

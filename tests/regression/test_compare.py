@@ -30,6 +30,7 @@ def tampered(tmp_path):
     return tmp_path / "tampered"
 
 
+@pytest.mark.slow
 def test_a_checkout_equals_itself_and_a_changed_one_is_found(tampered, tmp_path):
     build_base(NETS[0] / "bases" / "qwen2_5_vl", tmp_path / "bases" / "qwen2_5_vl")
 
