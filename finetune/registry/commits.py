@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from finetune.adapters.manifest import Sha256, canonical_json, sha256_hex, strict_json
 from finetune.adapters.reference import LATEST, Alias, VersionNumber, check_name_part
-from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError
+from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError, plain
 from finetune.fields import UtcTime
 from finetune.registry.signing import Signature, SigningKey, entry_message, manifest_message
 
@@ -55,7 +55,8 @@ def split_log_key(key: str) -> tuple[str, str, int] | None:
 def first_problem(error: ValidationError) -> str:
     """Returns where the first fault stands, and what it is."""
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'top level'}: {first['msg']}"
+    where = ".".join(str(part) for part in first["loc"]) or "top level"
+    return f"{plain(where)}: {plain(first['msg'])}"
 
 
 def current_actor() -> str:
