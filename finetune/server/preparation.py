@@ -76,6 +76,7 @@ def prepare(
     client: str,
     arrived: int,
     label: str,
+    is_over: Callable[[], bool],
     tell: Callable[[Event], None],
 ) -> Job:
     """Return a request as a job for the scheduler.
@@ -90,6 +91,7 @@ def prepare(
         client: who asks.
         arrived: number of the request, in the order of arrival.
         label: of the adapter, in metrics.
+        is_over: tells whether nobody waits for the answer any more.
         tell: is told what becomes of the job.
 
     Raises:
@@ -99,7 +101,7 @@ def prepare(
     _refuse_long_text(request, positions)
     section = cast("VqaSection", section_for(switcher, resident))
     page = resident.manifest.images.options.page if resident else None
-    example = to_example(request, section, settings, workers=workers, page=page)
+    example = to_example(request, section, settings, workers=workers, page=page, is_over=is_over)
     batch = _batch(collators, example, resident)
     (length,) = prompt_lengths(batch)
     limit = answer_limit(switcher, resident, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)

@@ -11,7 +11,7 @@ from finetune.example import Example, answer
 from finetune.serving.urls import UrlPolicy, fetch_image
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 def to_example(
-    request: ChatRequest, section: VqaSection, settings: Settings, *, workers: ImageWorkers, page: int | None
+    request: ChatRequest,
+    section: VqaSection,
+    settings: Settings,
+    *,
+    workers: ImageWorkers,
+    page: int | None,
+    is_over: Callable[[], bool],
 ) -> Example:
     """Return the row of a request with its decoded images.
 
@@ -36,11 +42,12 @@ def to_example(
         settings: which images are taken.
         workers: decode the images.
         page: of TIFF files, as ``ImageOptions`` has it.
+        is_over: tells whether nobody waits for the answer any more; no other image is decoded then.
 
     Raises:
         RequestError: an image, or the order of the messages, is not what it must be.
     """
-    images = _images(request, settings, workers, page)
+    images = _images(request, settings, workers, page, is_over)
     question = _question(request)
     try:
         if question is not None:
@@ -78,7 +85,9 @@ def _parts(content: str | Sequence[TextPart | ImagePart]) -> str | list[dict[str
     return [{"type": "text", "text": part.text} if part.type == "text" else {"type": "image"} for part in content]
 
 
-def _images(request: ChatRequest, settings: Settings, workers: ImageWorkers, page: int | None) -> list[np.ndarray]:
+def _images(
+    request: ChatRequest, settings: Settings, workers: ImageWorkers, page: int | None, is_over: Callable[[], bool]
+) -> list[np.ndarray]:
     """Return the images of a request: [H, W, 3] uint8, or the values [H, W] of a deep grey image.
 
     All files together are no larger than a request that brings them itself.
@@ -99,6 +108,8 @@ def _images(request: ChatRequest, settings: Settings, workers: ImageWorkers, pag
         )
     images, left = [], settings.max_body_bytes
     for where, part in parts:
+        if is_over():
+            raise RequestError("Nobody waits for the answer any more.", status=499, code="cancelled")
         try:
             data = _file(part, where, settings, max_bytes=left)
             images.append(workers.pixels(data, max_pixels=settings.max_image_pixels, name=where, page=page))

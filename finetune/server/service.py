@@ -305,6 +305,7 @@ class Exchange:
             client=self._client,
             arrived=self._arrived,
             label=self._label,
+            is_over=lambda: self._closed,
             tell=self._tell,
         )
 
