@@ -217,7 +217,10 @@ def run_tests(args: Sequence[str]) -> int:
     """Runs pytest in the project's folder, and returns its exit code."""
     env = dict(os.environ)
     nproc = _nproc(env) or min(2, num_cores())
-    options = [] if _chooses_workers(args) else ["-n", str(nproc if nproc > 1 else 0)]
+    options: list[str] = []
+    if not _chooses_workers(args):
+        # Each worker begins with a run of neighbours, so that few fixtures are made by both.
+        options = ["-n", str(nproc), "--dist", "worksteal"] if nproc > 1 else ["-n", "0"]
     if "--all" in args:
         args = [arg for arg in args if arg != "--all"]
         env["FINETUNE_TEST_ALL"] = "1"

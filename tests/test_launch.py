@@ -214,11 +214,11 @@ def test_demo_is_the_commands(monkeypatch):
 @pytest.mark.parametrize(
     ("args", "nproc", "options"),
     [
-        ([], None, ["-n", "2"]),
-        ([], "4", ["-n", "4"]),
+        ([], None, ["-n", "2", "--dist", "worksteal"]),
+        ([], "4", ["-n", "4", "--dist", "worksteal"]),
         ([], "1", ["-n", "0"]),
         (["-n0", "-x"], None, ["-n0", "-x"]),
-        (["-k", "launch"], None, ["-n", "2", "-k", "launch"]),
+        (["-k", "launch"], None, ["-n", "2", "--dist", "worksteal", "-k", "launch"]),
     ],
 )
 def test_pytest_options(args, nproc, options, ran, monkeypatch):
@@ -238,7 +238,7 @@ def test_all_leaves_out_only_what_needs_a_missing_gpu(hardware, selection, ran, 
     monkeypatch.setattr(launch, "find_hardware", lambda env: hardware)
     launch.main(["test", "--all", "-x"])
     [(command, env, _)] = ran
-    assert command[3:] == ["-n", "2", "-m", selection, "-x"]
+    assert command[3:] == ["-n", "2", "--dist", "worksteal", "-m", selection, "-x"]
     assert env["FINETUNE_TEST_ALL"] == "1"
 
 

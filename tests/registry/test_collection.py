@@ -385,7 +385,7 @@ def _end(store, folder, *actors) -> None:
     assert [key for key in store.objects if key.startswith("gc/")] == []
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "situation", [pytest.param(s, marks=[] if s == "garbage" else pytest.mark.slow) for s in SITUATIONS]
 )
