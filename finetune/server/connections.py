@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 SPARE_FILES = 64  # descriptors that connections leave for images, adapters and the registry
 BACKLOG = 128  # connections that the system keeps until they are accepted, all of them at once
+_SLICE = 16 * 1024  # bytes that are parsed at once
 _QUIET_SECONDS = 60.0  # between two lines of the log about connections that cannot be accepted
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 
@@ -62,6 +63,10 @@ class _Protocol(H11Protocol):
     _address: str | None = None  # once it is counted
     _timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._unread = bytearray()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
         super().connection_made(transport)
@@ -74,10 +79,27 @@ class _Protocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Read what came, unless the connection is being closed."""
+        """Read what came in slices, and let other connections have their turn between them.
+
+        A body in chunks of one byte takes half a second to parse for each 256 kB that the system hands over.
+        """
+        is_read = bool(self._unread)
+        self._unread += data
+        if not is_read:
+            self._read()
+
+    def _read(self) -> None:
         if self.transport.is_closing():
+            self._unread.clear()
             return
+        data = bytes(self._unread[:_SLICE])
         super().data_received(data)
+        del self._unread[:_SLICE]
+        if self._unread:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read)
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_more()
         elif self._timer is None:

@@ -83,6 +83,29 @@ def test_a_body_that_does_not_come_is_told(vlm):
         wait_for(lambda: server.service.num_waiting == 0)
 
 
+def test_a_body_in_chunks_of_one_byte_holds_up_nobody(vlm):
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    chunks = b"1\r\na\r\n" * 300_000
+    with running(vlm) as server:
+        told = []
+
+        def send():
+            with connect(server.url) as sender:
+                sender.settimeout(60)
+                sender.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunks + b"0\r\n\r\n")
+                told.append(sender.recv(65536))
+
+        threads = [threading.Thread(target=send) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        longest = 0.0
+        while any(thread.is_alive() for thread in threads):
+            begun = time.monotonic()
+            assert server.get("/health").status_code == 200
+            longest = max(longest, time.monotonic() - begun)
+        assert longest < 1 and all(one.startswith(b"HTTP/1.1 400") for one in told) and len(told) == 2
+
+
 @pytest.mark.parametrize("bound", ["max_connections", "max_address_connections"])
 def test_no_more_connections_than_there_may_be(vlm, bound):
     with running(vlm, head_seconds=30, **{bound: 5}) as server:
