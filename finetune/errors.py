@@ -74,6 +74,10 @@ class RowError(DataError):
         self.reason = reason
 
 
+class ImageWorkerError(FinetuneError, RuntimeError):
+    """The processes that decode images cannot do it, whatever the image."""
+
+
 class FetchError(DataError):
     """A picture's URL that is not allowed, or leads to no picture."""
 

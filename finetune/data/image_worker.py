@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import AvifImagePlugin
 
 from finetune.data.images import no_bomb_warnings, read_pixels, read_through
 from finetune.errors import RowError
@@ -51,12 +53,13 @@ def main() -> None:
     """Answer requests until standard input ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints is no answer
-    limit_memory = _memory_limit()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each asks for memory
+    limit = _limits()
     send(answers, {"ready": True})
     with no_bomb_warnings():
         while message := receive(requests):
             header, payload = message
-            limit_memory(SPARE_BYTES + BYTES_PER_PIXEL * header["max_pixels"])
+            limit(SPARE_BYTES + BYTES_PER_PIXEL * header["max_pixels"], header["seconds"])
             send(answers, *_answer(header, payload))
 
 
@@ -75,18 +78,21 @@ def _answer(header: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], byt
         return {"error": f"{header['name']}: it needs too much memory to be decoded.", "reason": "too much memory"}, b""
 
 
-def _memory_limit() -> Callable[[int], None]:
-    """Return what bounds the memory of this process to a number of bytes above what it uses now."""
+def _limits() -> Callable[[int, int], None]:
+    """Return what bounds this process to a number of bytes above what it uses now, and to seconds of a processor."""
     try:
         import resource
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):  # Windows and macOS bound time alone
-        return lambda num_bytes: None
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, OSError):  # Windows and macOS bound the time that is waited for alone
+        return lambda num_bytes, seconds: None
 
-    def limit(num_bytes: int) -> None:
-        wanted = used + num_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    def set_limit(what: int, wanted: int) -> None:
+        _, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+    def limit(num_bytes: int, seconds: int) -> None:
+        set_limit(resource.RLIMIT_AS, used + num_bytes)
+        set_limit(resource.RLIMIT_CPU, int(time.process_time()) + seconds + 1)
 
     return limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,12 +17,14 @@ import numpy as np
 
 from finetune.data.image_worker import receive, send
 from finetune.data.images import ImageFacts
-from finetune.errors import DataError, RowError
+from finetune.errors import ImageWorkerError, RowError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DECODE_SECONDS = 20.0  # wall-clock time that one image may take
+DECODE_SECONDS = 20  # of a processor, that one image may take
+WAIT_SECONDS = 300.0  # of wall-clock time, where nobody waits for an answer: a file system may be slow
+_CLOSED = "images are not decoded any more: the process ends."
 _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from finetune.data.image_worker import main; main()"
 
 
@@ -32,7 +35,7 @@ class ImageWorkers:
         seconds: wall-clock time that one image may take.
     """
 
-    def __init__(self, *, seconds: float = DECODE_SECONDS):
+    def __init__(self, *, seconds: float = WAIT_SECONDS):
         self.seconds = seconds
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -71,11 +74,15 @@ class ImageWorkers:
         name = name or ("the image" if isinstance(source, bytes) else str(source))
         path, payload = (None, source) if isinstance(source, bytes) else (str(source.absolute()), b"")
         with self._worker() as worker:
-            answer = worker.ask({"path": path, "name": name, **options}, payload, self.seconds)
+            header = {"path": path, "name": name, "seconds": DECODE_SECONDS, **options}
+            answer = worker.ask(header, payload, self.seconds)
         if answer is None:
+            if self._closed:
+                raise ImageWorkerError(_CLOSED)
             if worker.is_late:
                 raise RowError(
-                    f"{name}: it takes more than {self.seconds:g} seconds to decode. Save it as PNG.",
+                    f"{name}: it takes more than {min(self.seconds, DECODE_SECONDS):g} seconds to decode. Save it as "
+                    "PNG.",
                     reason="image takes too long to decode",
                 )
             raise RowError(f"{name}: its decoder crashes on it. Save it anew.", reason="unreadable picture")
@@ -88,8 +95,13 @@ class ImageWorkers:
     def _worker(self) -> Iterator[_Worker]:
         with self._lock:
             if self._closed:
-                raise DataError("images are not decoded any more: the process ends.")
-            worker = self._idle.pop() if self._idle else None
+                raise ImageWorkerError(_CLOSED)
+            worker = None
+            while self._idle and worker is None:
+                worker = self._idle.pop()
+                if not worker.is_alive():  # the system may have ended it
+                    worker.kill()
+                    worker = None
         worker = worker or _Worker()
         with self._lock:
             self._busy.add(worker)
@@ -105,23 +117,26 @@ class ImageWorkers:
 
 
 class _Worker:
-    """One process; ``is_late`` tells that it was killed because its time was over."""
+    """One process; ``is_late`` tells that it ended because its time was over."""
 
     def __init__(self) -> None:
         folders = [str(Path(__file__).resolve().parents[2]), *sys.path]
-        # One thread each: numpy's and libavif's own would ask for memory by the number of cores.
+        # One thread: numpy's own would ask for memory by the number of cores.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.is_late = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _MAIN, *folders],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # decoders print there what they think of an image
-            env=env,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _MAIN, *folders],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # decoders print there what they think of an image
+                env=env,
+                start_new_session=os.name == "posix",  # signals to our group are for us to answer
+            )
+        except OSError as error:
+            raise ImageWorkerError(f"no process can be started to decode images: {error}") from error
         if self.ask(None, b"", 120.0) is None:
-            self.kill()
-            raise DataError(
+            raise ImageWorkerError(
                 f"the process that decodes images ended with code {self._process.wait()} before it began: "
                 f"{sys.executable} -c 'import finetune.data.image_worker' tells why."
             )
@@ -148,6 +163,7 @@ class _Worker:
             timer.cancel()
         if answer is None:
             self.kill()
+            self.is_late = self.is_late or self._process.returncode == -getattr(signal, "SIGXCPU", 0)
         return answer
 
     def is_alive(self) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,9 @@ Image.init()  # PIL knows formats by name only once all of its readers are loade
 OVER_CAP = "picture over the pixel cap"  # the reason of a row that is refused for it
 _PLAIN = ImageOptions()
 MOST_SCANS = 100  # of a JPEG; encoders write ten or so
-_START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+# Inside the data of a scan 0xff is followed by 0 or by a restart mark.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -206,10 +209,24 @@ def _refuse_scans(file: Image.Image, place: Path | bytes) -> None:
     """Refuse a JPEG of more scans than any encoder writes: each of them goes over the whole image."""
     if file.format not in ("JPEG", "MPO"):
         return
-    # A marker cannot stand inside the data of a scan, where 0xff is followed by 0.
-    num_scans = (place if isinstance(place, bytes) else place.read_bytes()).count(_START_OF_SCAN)
+    num_scans = _num_scans(place if isinstance(place, bytes) else place.read_bytes())
     if num_scans > MOST_SCANS:
-        raise ValueError(f"a JPEG of {num_scans} scans, and {MOST_SCANS} are the most that is read. Save it anew")
+        raise ValueError(f"a JPEG of over {MOST_SCANS} scans. Save it anew")
+
+
+def _num_scans(data: bytes) -> int:
+    """Return the number of scans of the first image of a JPEG, of no more than one too many.
+
+    What stands in other segments, such as a preview, or behind the image, such as a film, is passed over.
+    """
+    place, num_scans = 2, 0
+    while num_scans <= MOST_SCANS and (found := _MARKER.search(data, place)):
+        place = found.end()
+        if found[0] == _END:
+            break
+        num_scans += found[0] == _START_OF_SCAN
+        place += int.from_bytes(data[place : place + 2], "big")  # the length of the segment
+    return num_scans
 
 
 def _turn_to(file: Image.Image, page: int | None, name: str) -> None:

@@ -49,7 +49,7 @@ def make_app(service: Service) -> FastAPI:
     @app.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        responses={200: EVENTS, **errors(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)},
+        responses={200: EVENTS, **errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)},
         openapi_extra={"requestBody": BODY},
     )
     async def create_chat_completion(request: Request) -> Response:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from finetune.server.settings import Settings
 
 _log = logging.getLogger(__name__)
-SPARE_FILES = 64  # descriptors that connections leave for images, adapters and the registry
-BACKLOG = 128  # connections that the system keeps until they are accepted, all of them at once
+BACKLOG = 32  # connections that the system keeps until they are accepted, all of them at once
+SPARE_FILES = BACKLOG + 64  # descriptors that connections leave for images, adapters and the registry
 _SLICE = 16 * 1024  # bytes that are parsed at once
 _QUIET_SECONDS = 60.0  # between two lines of the log about connections that cannot be accepted
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
@@ -28,11 +28,12 @@ class Connections:
     """The open connections of one server.
 
     Args:
-        settings: how many there may be, in all and of one address, and the seconds for a request's head.
+        settings: how many there may be, in all and of one address, the seconds for a request's head, and those for
+            which a client may read nothing of its answer.
     """
 
     def __init__(self, settings: Settings):
-        self.head_seconds = settings.head_seconds
+        self.head_seconds, self.read_seconds = settings.head_seconds, settings.body_seconds
         self.most = min(settings.max_connections, _free_files())
         self.most_of_one = min(settings.max_address_connections, self.most)
         self._open: Counter[str] = Counter()
@@ -61,7 +62,8 @@ class _Protocol(H11Protocol):
 
     _shared: Connections
     _address: str | None = None  # once it is counted
-    _timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None  # until the head has come
+    _writing: asyncio.TimerHandle | None = None  # until the client reads
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -108,10 +110,26 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Make room."""
         self._wait_no_more()
+        self._writes()
         if self._address is not None:
             self._shared.leave(self._address)
             self._address = None
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give a client that reads nothing some time."""
+        super().pause_writing()
+        self._writing = self.loop.call_later(self._shared.read_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on with a client that reads."""
+        self._writes()
+        super().resume_writing()
+
+    def _writes(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
 
     def _wait(self) -> None:
         self._timer = self.loop.call_later(self._shared.head_seconds, self.transport.abort)

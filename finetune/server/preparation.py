@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +22,7 @@ from finetune.server.stops import StopTexts
 from finetune.serving.together import answer_limit, prompt_lengths, row_inputs, section_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from finetune.batch import Batch
     from finetune.build import Base
@@ -71,6 +72,7 @@ def prepare(
     *,
     switcher: Switcher,
     settings: Settings,
+    fetched: Mapping[str, bytes],
     collators: Collators,
     workers: ImageWorkers,
     client: str,
@@ -86,6 +88,7 @@ def prepare(
         resident: the adapter that answers, kept by the caller; None for the plain base.
         switcher: of the model.
         settings: bounds of the server.
+        fetched: the files of images that the request names by URLs of other hosts.
         collators: make the inputs.
         workers: decode the images.
         client: who asks.
@@ -101,7 +104,7 @@ def prepare(
     _refuse_long_text(request, positions)
     section = cast("VqaSection", section_for(switcher, resident))
     page = resident.manifest.images.options.page if resident else None
-    example = to_example(request, section, settings, workers=workers, page=page, is_over=is_over)
+    example = to_example(request, section, settings, fetched=fetched, workers=workers, page=page, is_over=is_over)
     batch = _batch(collators, example, resident)
     (length,) = prompt_lengths(batch)
     limit = answer_limit(switcher, resident, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)
@@ -150,7 +153,9 @@ def _batch(collators: Collators, example: Example, resident: Resident | None) ->
     """Return the inputs of one row; a processor raises almost anything on what its authors did not think of."""
     try:
         with collators.one() as collator:
-            return row_inputs(collator, [example], [resident])
+            batch = row_inputs(collator, [example], [resident])
+        # The inputs have all of the images: their pixels are not kept while the request waits.
+        return replace(batch, examples=[replace(example, images=[])])
     except (FinetuneError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:

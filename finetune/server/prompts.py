@@ -11,7 +11,7 @@ from finetune.example import Example, answer
 from finetune.serving.urls import UrlPolicy, fetch_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -22,11 +22,28 @@ if TYPE_CHECKING:
     from finetune.server.settings import Settings
 
 
+def fetch_images(request: ChatRequest, settings: Settings, *, is_over: Callable[[], bool]) -> dict[str, bytes]:
+    """Return the files of the images that a request names by the URLs of other hosts.
+
+    Raises:
+        RequestError: one cannot be fetched, or all together are larger than a request that brings them itself.
+    """
+    files: dict[str, bytes] = {}
+    left = settings.max_body_bytes
+    for where, part in _image_parts(request, settings):
+        url = part.image_url.url
+        if not _is_data(url) and url not in files:
+            files[url] = _read(url, where, settings, left, is_over)
+            left -= len(files[url])
+    return files
+
+
 def to_example(
     request: ChatRequest,
     section: VqaSection,
     settings: Settings,
     *,
+    fetched: Mapping[str, bytes],
     workers: ImageWorkers,
     page: int | None,
     is_over: Callable[[], bool],
@@ -40,6 +57,7 @@ def to_example(
         request: what was asked.
         section: how its adapter is asked.
         settings: which images are taken.
+        fetched: what ``fetch_images`` returned.
         workers: decode the images.
         page: of TIFF files, as ``ImageOptions`` has it.
         is_over: tells whether nobody waits for the answer any more; no other image is decoded then.
@@ -47,7 +65,7 @@ def to_example(
     Raises:
         RequestError: an image, or the order of the messages, is not what it must be.
     """
-    images = _images(request, settings, workers, page, is_over)
+    images = _images(request, settings, fetched, workers, page, is_over)
     question = _question(request)
     try:
         if question is not None:
@@ -86,12 +104,28 @@ def _parts(content: str | Sequence[TextPart | ImagePart]) -> str | list[dict[str
 
 
 def _images(
-    request: ChatRequest, settings: Settings, workers: ImageWorkers, page: int | None, is_over: Callable[[], bool]
+    request: ChatRequest,
+    settings: Settings,
+    fetched: Mapping[str, bytes],
+    workers: ImageWorkers,
+    page: int | None,
+    is_over: Callable[[], bool],
 ) -> list[np.ndarray]:
-    """Return the images of a request: [H, W, 3] uint8, or the values [H, W] of a deep grey image.
+    """Return the images of a request: [H, W, 3] uint8, or the values [H, W] of a deep grey image."""
+    images, left = [], settings.max_body_bytes
+    for where, part in _image_parts(request, settings):
+        url = part.image_url.url
+        data = fetched[url] if url in fetched else _read(url, where, settings, left, is_over)
+        left -= len(data)
+        try:
+            images.append(workers.pixels(data, max_pixels=settings.max_image_pixels, name=where, page=page))
+        except RowError as error:
+            raise _unusable(error, where, settings) from None
+    return images
 
-    All files together are no larger than a request that brings them itself.
-    """
+
+def _image_parts(request: ChatRequest, settings: Settings) -> list[tuple[str, ImagePart]]:
+    """Return the image parts of a request, each with where it stands."""
     parts = [
         (f"messages[{number}].content[{place}].image_url.url", part)
         for number, message in enumerate(request.messages)
@@ -106,31 +140,34 @@ def _images(
             code="too_many_images",
             param="messages",
         )
-    images, left = [], settings.max_body_bytes
     for where, part in parts:
-        if is_over():
-            raise RequestError("Nobody waits for the answer any more.", status=499, code="cancelled")
-        try:
-            data = _file(part, where, settings, max_bytes=left)
-            images.append(workers.pixels(data, max_pixels=settings.max_image_pixels, name=where, page=page))
-        except DataError as error:
-            message = str(error) if where in str(error) else f"{where}: {error}"
-            if isinstance(error, RowError) and error.reason == OVER_CAP:
-                message = (
-                    f"{where}: width x height is over {settings.max_image_pixels} pixels. Make the picture smaller."
-                )
-            raise RequestError(message, status=400, code="invalid_image", param=where) from None
-        left -= len(data)
-    return images
+        if not settings.allow_urls and not _is_data(part.image_url.url):
+            raise RequestError(
+                f"{where}: this server fetches no pictures. Send the picture itself: data:image/png;base64,...",
+                status=400,
+                code="invalid_image_url",
+                param=where,
+            )
+    return parts
 
 
-def _file(part: ImagePart, where: str, settings: Settings, *, max_bytes: int) -> bytes:
-    url = part.image_url.url
-    if not settings.allow_urls and url[:5].lower() != "data:":
-        raise RequestError(
-            f"{where}: this server fetches no pictures. Send the picture itself: data:image/png;base64,...",
-            status=400,
-            code="invalid_image_url",
-            param=where,
-        )
-    return fetch_image(url, UrlPolicy(max_bytes=max_bytes))
+def _is_data(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _read(url: str, where: str, settings: Settings, max_bytes: int, is_over: Callable[[], bool]) -> bytes:
+    """Return the file that a URL holds or names."""
+    if is_over():
+        raise RequestError("Nobody waits for the answer any more.", status=499, code="cancelled")
+    try:
+        return fetch_image(url, UrlPolicy(max_bytes=max_bytes))
+    except DataError as error:
+        raise _unusable(error, where, settings) from None
+
+
+def _unusable(error: DataError, where: str, settings: Settings) -> RequestError:
+    message = str(error) if where in str(error) else f"{where}: {error}"
+    if isinstance(error, RowError) and error.reason == OVER_CAP:
+        most = settings.max_image_pixels
+        message = f"{where}: width x height is over {most} pixels. Make the picture smaller."
+    return RequestError(message, status=400, code="invalid_image", param=where)

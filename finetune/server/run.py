@@ -126,18 +126,20 @@ class Server(uvicorn.Server):
         """Takes no more requests and lets those that run end; called again, it waits for none."""
         if self.signum is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._service.cut)
+            self._loop.call_soon_threadsafe(self._loop.call_later, _LAST_SECONDS, self._abort)
         self.signum = self.signum or signum
         self._service.is_stopping = self.should_exit = True
 
 
 def _ended(code: int) -> int:
-    """Return the exit code; end the process here where a thread still loads an adapter or reads a registry.
+    """Return the exit code; end the process here where a thread still prepares a request or loads an adapter.
 
-    The interpreter would wait for such a thread, however long it takes.
+    The interpreter would wait for some of these threads, and stop others inside a library, which may abort.
     """
     end = time.monotonic() + _LAST_SECONDS
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+        is_ours = thread.name.startswith("finetune-")
+        if thread is not threading.current_thread() and (is_ours or not thread.daemon):
             thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
                 sys.stdout.flush()

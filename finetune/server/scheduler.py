@@ -217,12 +217,12 @@ class Scheduler:
             return batch
 
     def _leader(self) -> Job:
-        """Return the oldest job of the client that led longest ago."""
+        """Return the oldest job of the client that led longest ago; new clients come before who led last alone."""
         first = {job.client: job for job in reversed(self._waiting)}
-        new = [job.client for job in self._waiting if job.client not in self._leaders]
-        client = new[0] if new else next(one for one in self._leaders if one in first)
-        self._leaders = [one for one in self._leaders if one in first and one != client] + [client]
-        return first[client]
+        new = list(dict.fromkeys(job.client for job in self._waiting if job.client not in self._leaders))
+        order = [one for one in (*self._leaders[:-1], *new, *self._leaders[-1:]) if one in first]
+        self._leaders = [one for one in self._leaders if one in first and one != order[0]] + order[:1]
+        return first[order[0]]
 
     def _hold(self, job: Job, kept: ExitStack) -> bool:
         """Keeps a job's adapter to the end of the batch: whoever made the job may let go of it before."""

@@ -12,13 +12,14 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from finetune.data.image_workers import ImageWorkers
+from finetune.data.image_workers import DECODE_SECONDS, ImageWorkers
 from finetune.errors import RequestError
 from finetune.server.catalog import Catalog
 from finetune.server.errors import invalid_request, to_request_error
 from finetune.server.hold import Hold
 from finetune.server.metrics import Metrics
 from finetune.server.preparation import Collators, prepare
+from finetune.server.prompts import fetch_images
 from finetune.server.scheduler import Done, Failed, Grown, Job, Scheduler, Started
 from finetune.server.schema import ChatRequest
 from finetune.server.turns import Turns
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PREPARING = 4  # requests at once; each has a processor of its own
+_FETCHING = 16  # requests at once whose images come from elsewhere
 _READING = 2  # bodies at once; no other thread runs while one is parsed
 MOST_STRINGS = 20_000  # of a body, names of fields among them; 1000 messages have some 5000
 MOST_COMMAS = 1_000_000  # of a body; a text may have some
@@ -67,8 +69,9 @@ class Service:
         )
         self.catalog = Catalog(switcher, refs, allow=settings.allow, known_seconds=settings.known_seconds)
         self.scheduler = Scheduler(switcher, max_batch=settings.max_batch, metrics=self.metrics)
-        self.workers, self.collators = ImageWorkers(), Collators(vlm.base)
+        self.workers, self.collators = ImageWorkers(seconds=DECODE_SECONDS), Collators(vlm.base)
         self.reading = Turns(_READING, name="finetune-reading")
+        self.fetching = Turns(_FETCHING, name="finetune-fetching")
         self.preparing = Turns(_PREPARING, name="finetune-preparing", may_begin=self._may_prepare)
 
     @property
@@ -221,7 +224,12 @@ class Exchange:
         if name is not None:
             await service.catalog.ready(name)
         self._label = service.metrics.label(name or self.request.model)
-        self._job = await service.preparing.run(self._client, lambda: self._prepare(name))
+        fetched: dict[str, bytes] = {}
+        if service.settings.allow_urls:  # other hosts may take long
+            fetched = await service.fetching.run(
+                self._client, lambda: fetch_images(self.request, service.settings, is_over=lambda: self._closed)
+            )
+        self._job = await service.preparing.run(self._client, lambda: self._prepare(name, fetched))
         service.prepared_bytes[self._client] += self._job.num_bytes
         service.scheduler.submit(self._job)
 
@@ -291,7 +299,7 @@ class Exchange:
             _take(service.prepared_bytes, self._client, self._job.num_bytes)
             service.preparing.go_on()
 
-    def _prepare(self, name: str | None) -> Job:
+    def _prepare(self, name: str | None, fetched: dict[str, bytes]) -> Job:
         """Returns the job; the adapter is held to the end of the exchange."""
         service = self._service
         self.resident = self._hold.take(service.vlm.switcher, name)
@@ -300,6 +308,7 @@ class Exchange:
             self.resident,
             switcher=service.vlm.switcher,
             settings=service.settings,
+            fetched=fetched,
             collators=service.collators,
             workers=service.workers,
             client=self._client,

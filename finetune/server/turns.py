@@ -37,7 +37,11 @@ class Turns:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append((future, work))
         self.go_on()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._forget(client, future)  # at once: the work holds the body of a request
+            raise
 
     def go_on(self) -> None:
         """Begin what may be begun."""
@@ -48,6 +52,13 @@ class Turns:
                 self._waiting[client] = queue  # behind all other clients
             if not future.done():  # nobody waits for it any more
                 self._begin(client, future, work)
+
+    def _forget(self, client: str, future: asyncio.Future[Any]) -> None:
+        left = deque(one for one in self._waiting.get(client, ()) if one[0] is not future)
+        if left:
+            self._waiting[client] = left
+        else:
+            self._waiting.pop(client, None)
 
     def _next(self) -> str | None:
         most = self._num_threads - 1
@@ -61,12 +72,15 @@ class Turns:
             self._running[client] -= 1
             if not self._running[client]:
                 del self._running[client]
-            if not future.done():
+            try:
+                if future.done():
+                    return
                 if error is None:
                     future.set_result(result)  # type: ignore[arg-type]
                 else:
                     future.set_exception(error)
-            self.go_on()
+            finally:
+                self.go_on()
 
         def run() -> None:
             result, error = None, None
@@ -77,4 +91,7 @@ class Turns:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(end, result, error)
 
-        threading.Thread(target=run, name=self._name, daemon=True).start()
+        try:
+            threading.Thread(target=run, name=self._name, daemon=True).start()
+        except RuntimeError as error:  # the system gives no more threads
+            loop.call_soon(end, None, error)

@@ -11,7 +11,7 @@ from finetune.data import image_workers as room
 from finetune.data.image_workers import ImageWorkers, image_workers
 from finetune.data.images import MOST_SCANS, open_image, read_pixels, read_through
 from finetune.data.pictures import look_at
-from finetune.errors import DataError, RowError
+from finetune.errors import ImageWorkerError, RowError
 from finetune.example import ImageOptions
 from tests.server.asking import FILES, many_scans, noise
 
@@ -72,7 +72,7 @@ def test_one_that_takes_too_long_is_killed_and_the_next_one_is_read(slow_worker,
     assert workers.facts(noise(4, 4), max_pixels=CAP, page=None).size == (4, 4) and workers._idle == [worker]
     workers.close()
     assert not worker.is_alive()
-    with pytest.raises(DataError, match="not decoded any more"):
+    with pytest.raises(ImageWorkerError, match="not decoded any more"):
         workers.facts(noise(4, 4), max_pixels=CAP, page=None)
 
 
@@ -82,7 +82,7 @@ def test_closing_ends_what_is_being_decoded(slow_worker):
     def decode():
         try:
             workers.pixels(noise(4, 4), max_pixels=CAP, name="x", page=None)
-        except DataError as error:
+        except ImageWorkerError as error:
             errors.append(error)
 
     thread = threading.Thread(target=decode)
@@ -107,10 +107,44 @@ def test_one_that_needs_too_much_memory_is_an_error(workers, monkeypatch):
 @pytest.mark.parametrize("call", [open_image, read_through, read_pixels])
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(call):
     assert call(many_scans(64, MOST_SCANS)) is not None
-    with pytest.raises(
-        RowError, match=rf"x: not a readable picture: a JPEG of {MOST_SCANS + 1} scans, and {MOST_SCANS}"
-    ):
+    with pytest.raises(RowError, match=f"x: not a readable picture: a JPEG of over {MOST_SCANS} scans"):
         call(many_scans(64, MOST_SCANS + 1), name="x")
+
+
+def test_what_stands_before_and_behind_the_image_is_no_scan():
+    """A preview in a segment, and a film behind the image, as telephones write them."""
+    data, scan = noise(8, 8, "JPEG"), b"\xff\xda"
+    segment = b"\xff\xe9" + (2 + 2000).to_bytes(2, "big") + scan * 1000
+    assert open_image(data[:2] + segment + data[2:] + scan * 1000).size == (8, 8)
+
+
+def test_an_image_may_take_seconds_of_a_processor(monkeypatch):
+    code = "from finetune.data import image_worker as w; w._answer = lambda *a: [None for _ in iter(int, 1)]"
+    monkeypatch.setattr(room, "_MAIN", room._MAIN.replace("from finetune", f"{code}; from finetune", 1))
+    monkeypatch.setattr(room, "DECODE_SECONDS", 0)
+    workers = ImageWorkers(seconds=60)
+    with pytest.raises(RowError, match="x: it takes more than 0 seconds to decode"):
+        workers.facts(noise(4, 4), max_pixels=CAP, name="x", page=None)
+    workers.close()
+
+
+def test_one_that_the_system_ended_while_it_was_idle_is_replaced():
+    workers = ImageWorkers()
+    assert workers.facts(noise(4, 4), max_pixels=CAP, page=None).size == (4, 4)
+    (worker,) = workers._idle
+    worker._process.kill()
+    worker._process.wait()
+    assert workers.facts(noise(4, 4), max_pixels=CAP, page=None).size == (4, 4)
+    workers.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no groups of processes")
+def test_a_signal_to_our_group_is_none_for_them():
+    workers = ImageWorkers()
+    workers.facts(noise(4, 4), max_pixels=CAP, page=None)
+    (worker,) = workers._idle
+    assert os.getpgid(worker._process.pid) != os.getpgid(0)
+    workers.close()
 
 
 def test_training_rows_are_read_by_them(slow_worker, monkeypatch):

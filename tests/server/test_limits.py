@@ -66,6 +66,27 @@ def test_who_waits_longest_leads_the_next_batch_whatever_can_share_it(resident, 
     assert stage.batches == [[FIRST], [FIRST, SECOND], [DORA, DORA], [PROMPTED], [None]]
 
 
+def test_no_client_is_passed_over_by_others_who_take_turns(resident, stage):
+    """One client's adapter shares with none; two others ask again as soon as they are answered."""
+    keys = [f"key-of-client-{name}" for name in "abc"]
+    first, second, third = ({"Authorization": f"Bearer {key}"} for key in keys)
+    with running(resident, REFS, max_batch=1, api_keys=tuple(keys)) as server, ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(server.post, body(DORA), headers=first)]
+        wait_for(lambda: len(stage.batches) == 1)
+        asked.append(pool.submit(server.post, body(DORA), headers=first))
+        waits(server, 1)
+        for number in range(3):
+            asked.append(pool.submit(server.post, body(FIRST), headers=(second, third)[number % 2]))
+            waits(server, 2)
+            stage.go_on()
+            wait_for(lambda number=number: len(stage.batches) == number + 2)
+            if stage.batches[-1] == [DORA]:
+                break
+        assert stage.batches[1:] == [[FIRST], [DORA]]
+        stage.go_on(100)
+        assert all(one.result().status_code == 200 for one in asked)
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again(resident, stage):
     with running(resident, REFS, max_queue=2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.ask, FIRST)]
