@@ -197,7 +197,7 @@ def test_pictures_by_url_are_together_no_larger_than_a_request_may_be(resident, 
     monkeypatch.setattr(
         "finetune.server.prompts.fetch_image", lambda _, policy: left.append(policy.max_bytes) or PICTURE
     )
-    part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    first, second = ({"type": "image_url", "image_url": {"url": f"https://example.org/{name}.png"}} for name in "ab")
     with running(resident, REFS, allow_urls=True, max_body_bytes=10_000) as server:
-        assert server.post(body(REFS[0], [text_part(QUESTION), part, part])).status_code == 200
-    assert left == [10_000, 10_000 - len(PICTURE)]
+        assert server.post(body(REFS[0], [text_part(QUESTION), first, second, first])).status_code == 200
+    assert left == [10_000, 10_000 - len(PICTURE)]  # what is named twice is fetched once

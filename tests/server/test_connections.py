@@ -85,7 +85,7 @@ def test_a_body_that_does_not_come_is_told(vlm):
 
 def test_a_body_in_chunks_of_one_byte_holds_up_nobody(vlm):
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    chunks = b"1\r\na\r\n" * 300_000
+    chunks = b"1\r\na\r\n" * 600_000  # some 8 s at once
     with running(vlm) as server:
         told = []
 
@@ -103,7 +103,7 @@ def test_a_body_in_chunks_of_one_byte_holds_up_nobody(vlm):
             begun = time.monotonic()
             assert server.get("/health").status_code == 200
             longest = max(longest, time.monotonic() - begun)
-        assert longest < 1 and all(one.startswith(b"HTTP/1.1 400") for one in told) and len(told) == 2
+        assert longest < 3 and all(one.startswith(b"HTTP/1.1 400") for one in told) and len(told) == 2
 
 
 @pytest.mark.parametrize("bound", ["max_connections", "max_address_connections"])
