@@ -5,14 +5,26 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _MOST_LINKS = 40  # as Linux has it
 _WRITE_BITS = {"g": stat.S_IWGRP, "o": stat.S_IWOTH}
 
 
+def user_folder() -> Path:
+    """Return ``~/.finetune``, and make it where it is missing: with mode 0755 at most, whatever the umask is.
+
+    The first command of any kind makes it, and keys and the trust policy lie in it.
+    """
+    folder = Path.home() / ".finetune"
+    with suppress(OSError):  # whoever writes below it says so
+        folder.mkdir(mode=0o755)
+    return folder
+
+
 def changeable_by_others(path: Path) -> str | None:
-    """Return how another user could change a file, and the command that ends that; None where nobody could.
+    """Return how another user could change a file, with the commands that end that; None where nobody could.
 
     The way to the file is walked as the system walks it, from the root, through links to their targets. The user and
     root must own all of it, and nobody else may write any of it. A group counts as somebody else, also a user's own:
@@ -27,7 +39,8 @@ def changeable_by_others(path: Path) -> str | None:
     """
     if os.name == "nt":
         return None
-    return next((problem for place, found in _way_to(path) if (problem := _problem(place, found))), None)
+    problems = [problem for place, found in _way_to(path) if (problem := _problem(place, found))]
+    return "; ".join(dict.fromkeys(problems)) or None
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
