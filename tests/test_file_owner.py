@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +68,25 @@ def test_what_others_can_write_is_named(place, tmp_path, name, mode, message, th
     assert changeable_by_others(path) == f"{message.format(place)}'{where}'"
     where.chmod(mode & ~0o022)
     assert changeable_by_others(path) is None
+
+
+def test_who_may_not_chmod_or_chown_is_told_what_they_can_do(place, monkeypatch):
+    uid = os.geteuid()
+    path = place / "private" / "file"
+    place.chmod(0o775)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    elsewhere = ": put it in a folder of your own, or on a read-only mount"
+    if uid == 0:
+        assert changeable_by_others(path) == f"its group can write {place} (mode 0775){elsewhere}"
+    monkeypatch.setattr("finetune.file_owner._user", lambda uid: "somebody")
+    monkeypatch.setattr("os.lstat", lambda path: os.stat_result([0o100600, 0, 0, 1, 777, 0, 0, 0, 0, 0]))
+    assert changeable_by_others(path).startswith(f"/ belongs to somebody{elsewhere}; ")
+
+
+def test_modes_say_nothing_on_a_read_only_mount(place, monkeypatch):
+    place.chmod(0o777)
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert changeable_by_others(place / "private" / "file") is None
 
 
 def test_a_link_in_a_folder_of_others_is_no_better_than_a_file_there(place, tmp_path):
