@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from finetune.file_owner import user_folder
 from finetune.file_state import file_state
 
 _AT_ONCE = 500  # keys of one query; SQLite's own limit is higher
@@ -19,7 +20,7 @@ _SEAL = 16  # hexadecimal digits before each note of a database
 
 def cache_home() -> Path:
     """Returns the folder for what can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
-    return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".finetune" / "cache")
+    return Path(os.environ.get("FINETUNE_CACHE") or user_folder() / "cache")
 
 
 def conversions_of(files: Iterable[Path]) -> Path:

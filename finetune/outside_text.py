@@ -56,7 +56,10 @@ def markdown_code(text: str) -> str:
 
 def markdown_cell(text: str) -> str:
     """Return ``text`` as ``markdown`` does, for the cell of a table."""
-    return markdown(text).replace("|", "\\|")  # tables are split before code is read
+    # Tables are split before code is read, at each | that no backslash precedes. Renderers differ on two backslashes,
+    # so none of the text's own is left beside a |: a wide one stands in its place.
+    shown = markdown(text)
+    return shown.replace("\\", "\uff3c").replace("|", "\\|") if "|" in shown else shown
 
 
 def markdown_block(code: str, language: str) -> str:

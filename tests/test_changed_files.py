@@ -15,10 +15,11 @@ from finetune import file_state
 from finetune.adapters import base_identity
 from finetune.adapters.base_identity import file_digest, identify_base
 from finetune.build import Base, load_base
+from finetune.cache import cache_home
 from finetune.data.images import image_digest
 from finetune.data.pictures import IMAGES, look_at
 from finetune.errors import BaseMismatchError, ModelError, StoppedError, TrainingError
-from finetune.recipe import ParquetData, SavedData
+from finetune.recipe import HubData, ParquetData, SavedData
 from finetune.runs import train
 from finetune.serving.app import VisionLanguageModel
 from finetune.training.loop import Trainer
@@ -151,6 +152,26 @@ def test_a_changed_table_is_read_again(tmp_path):
     write("new")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert path.stat().st_size == times.st_size and read_rows(section)[0].answers == ["new"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_changed_data_set_is_converted_again_and_only_then(tmp_path, streaming):
+    path = tmp_path / "set" / "train.parquet"
+    path.parent.mkdir()
+    options = {"streaming": streaming, "image": None, "val": None, "test": None}
+    section = HubData(source="hub", name="some/set", root=str(path.parent), **options)
+    for answer in ("old", "new"):
+        times = path.stat() if path.exists() else None
+        pq.write_table(pa.table({"question": ["?"], "answer": [answer]}), path)
+        if times:
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        (row,) = read_rows(section)
+        assert row.answers == [answer]
+    before = sorted((cache_home() / "datasets").iterdir())
+    (path.parent / ".cache").mkdir()
+    (path.parent / ".cache" / "metadata").touch()
+    read_rows(section)
+    assert sorted((cache_home() / "datasets").iterdir()) == before
 
 
 @pytest.fixture

@@ -3,12 +3,17 @@
 import contextlib
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 
+from finetune.cache import Notes, cache_home, write_note
 from finetune.errors import TrustError
 from finetune.file_owner import changeable_by_others
-from finetune.registry.signing import SigningKey, asks_for_passphrase
+from finetune.registry.location import default_location
+from finetune.registry.seen import SeenEntries
+from finetune.registry.signing import SigningKey, asks_for_passphrase, default_key_path
+from finetune.registry.stores.local import LocalStore
 from finetune.registry.trust import load_policy
 
 NOBODY = 65534
@@ -23,6 +28,13 @@ FLAWS = {
     "folder of everybody": ("private", 0o777, "everybody can write {}/private (mode 0777): chmod go-w "),
     "parent of the group": ("", 0o2775, "its group can write {} (mode 2775): chmod g-w "),
 }
+
+MAKERS = [
+    lambda: write_note(cache_home() / "some" / "note", "text"),
+    lambda: Notes("notes").put({"key": "note"}),
+    lambda: LocalStore(default_location()).put("key", b"data"),
+    lambda: SeenEntries("somewhere").remember("ns/name", 1, "0" * 64),
+]
 
 
 @pytest.fixture
@@ -56,6 +68,25 @@ def test_what_others_can_write_is_named(place, tmp_path, name, mode, message, th
     assert changeable_by_others(path) == f"{message.format(place)}'{where}'"
     where.chmod(mode & ~0o022)
     assert changeable_by_others(path) is None
+
+
+def test_who_may_not_chmod_or_chown_is_told_what_they_can_do(place, monkeypatch):
+    uid = os.geteuid()
+    path = place / "private" / "file"
+    place.chmod(0o775)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    elsewhere = ": put it in a folder of your own, or on a read-only mount"
+    if uid == 0:
+        assert changeable_by_others(path) == f"its group can write {place} (mode 0775){elsewhere}"
+    monkeypatch.setattr("finetune.file_owner._user", lambda uid: "somebody")
+    monkeypatch.setattr("os.lstat", lambda path: os.stat_result([0o100600, 0, 0, 1, 777, 0, 0, 0, 0, 0]))
+    assert changeable_by_others(path).startswith(f"/ belongs to somebody{elsewhere}; ")
+
+
+def test_modes_say_nothing_on_a_read_only_mount(place, monkeypatch):
+    place.chmod(0o777)
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert changeable_by_others(place / "private" / "file") is None
 
 
 def test_a_link_in_a_folder_of_others_is_no_better_than_a_file_there(place, tmp_path):
@@ -129,6 +160,30 @@ def test_a_key_that_was_made_can_be_used_whatever_the_umask(tmp_path, umask):
         os.umask(before)
     SigningKey.load(tmp_path / "home" / ".finetune" / "keys" / "me.pem")
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o755 & ~umask
+
+
+def test_a_key_can_be_used_beside_what_other_commands_made(tmp_path, monkeypatch):
+    for name in ("CACHE", "REGISTRY", "SEEN"):
+        monkeypatch.delenv(f"FINETUNE_{name}", raising=False)
+    before = os.umask(0o002)
+    try:
+        for number, make in enumerate(MAKERS):
+            home = tmp_path / f"home {number}"
+            home.mkdir(mode=0o700)
+            monkeypatch.setenv("HOME", str(home))
+            make()
+            assert (home / ".finetune").is_dir()
+            SigningKey.generate().save(default_key_path("me"), "me")
+            SigningKey.load(default_key_path("me"))
+    finally:
+        os.umask(before)
+
+
+def test_every_command_to_run_is_in_one_error(place):
+    place.chmod(0o775)
+    (place / "private").chmod(0o770)
+    problem = changeable_by_others(place / "private" / "file")
+    assert problem.endswith(f"chmod g-w '{place}/private'") and f"chmod g-w '{place}'; " in problem
 
 
 def test_no_key_is_made_where_it_could_not_be_used(tmp_path):

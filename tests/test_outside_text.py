@@ -45,8 +45,19 @@ def test_markdown():
     )
     assert markdown("<b>\n# x") == "`<b> # x`" and markdown("see www.x.org") == "`see www.x.org`"
     assert markdown_code("a ``b`` c`") == "``` a ``b`` c` ```"
-    assert markdown_cell("a|b") == "`a\\|b`"
+    assert markdown_cell("a|b") == "`a\\|b`" and markdown_cell("a\\b") == "`a\\b`"
+    assert markdown_cell("a\\|<img src=x>") == "`a\uff3c\\|<img src=x>`"
     assert markdown_block("x = '````'\x1b", "python") == "`````python\nx = '````'\\x1b\n`````"
+
+
+@pytest.mark.parametrize("text", ["a\\|<b>", "a\\\\|<b>", "|<b>|", "\\|`|<b>"])
+def test_nothing_leaves_a_cell_of_a_table(text):
+    markdown_it = pytest.importorskip("markdown_it")
+    parser = markdown_it.MarkdownIt("commonmark").enable("table")
+    tokens = parser.parse(f"| a | b |\n|---|---|\n| {markdown_cell(text)} | end |\n")
+    cells = [token.children for token in tokens if token.type == "inline"][2:]
+    assert [[child.type for child in cell] for cell in cells] == [["code_inline"], ["text"]]
+    assert cells[1][0].content == "end"
 
 
 def test_answers_are_exact_where_no_terminal_reads_them():

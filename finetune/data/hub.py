@@ -31,7 +31,7 @@ def read_hub(section: HubData, split: str, *, task: TaskSection, seed: int, bad:
     name = getattr(section, split)
     with hub_faults(section, split):
         if section.streaming:
-            dataset = _one_split(hub_builder(section), name)
+            dataset = _one_split(section, name)
         else:
             dataset = load_dataset(**_place(section), split=name)
 
@@ -54,7 +54,10 @@ def _place(section: HubData) -> dict[str, Any]:
         return {"path": section.name, "name": section.config, "revision": section.revision}
     if not Path(section.root).is_dir():
         raise DataError(f"data.root={section.root}: no such folder. It must hold the files of {section.name}.")
-    files = [path for path in Path(section.root).rglob("*") if path.is_file()]
+    root = Path(section.root)
+    # Hidden files, as those of git and of `hf download`, are no part of a data set, and change when it does not.
+    names = (path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts))
+    files = [path for path in names if path.is_file()]
     return {"path": section.root, "name": section.config, "cache_dir": str(conversions_of(files))}
 
 
@@ -76,16 +79,17 @@ def hub_faults(section: HubData, split: str) -> Iterator[None]:
         ) from None
 
 
-def _one_split(builder: DatasetBuilder, name: str) -> Dataset:
+def _one_split(section: HubData, name: str) -> Dataset:
     """Brings and keeps one split; the others, too large to keep, are left where they are."""
     from datasets import Dataset
     from datasets.fingerprint import Hasher
 
+    builder = hub_builder(section)
     rows = builder.as_streaming_dataset(split=name).decode(False)
     return Dataset.from_generator(
         rows.__iter__,
         features=rows.features,
-        cache_dir=str(cache_home() / "datasets"),
+        cache_dir=_place(section).get("cache_dir") or str(cache_home() / "datasets"),
         fingerprint=Hasher.hash([builder.hash, name]),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.adapters.manifest import canonical_json, sha256_hex, strict_json
 from finetune.errors import IntegrityError, ManifestError, RegistryError, StoreError
 from finetune.extras import missing_extras_named
+from finetune.file_owner import user_folder
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 from finetune.registry.stores.local import LocalStore
 from finetune.registry.stores.memory import MemoryStore
@@ -21,7 +22,7 @@ MAX_REGISTRY_BYTES = 4096
 
 def default_location() -> str:
     """Returns where the registry is when nobody says: ``$FINETUNE_REGISTRY``, or ``~/.finetune/registry``."""
-    return os.environ.get("FINETUNE_REGISTRY") or str(Path.home() / ".finetune" / "registry")
+    return os.environ.get("FINETUNE_REGISTRY") or str(user_folder() / "registry")
 
 
 def default_cache() -> Path:
@@ -29,7 +30,7 @@ def default_cache() -> Path:
 
     It is ``adapters`` in ``$FINETUNE_CACHE``, or in ``~/.finetune/cache``.
     """
-    cache = os.environ.get("FINETUNE_CACHE") or Path.home() / ".finetune" / "cache"
+    cache = os.environ.get("FINETUNE_CACHE") or user_folder() / "cache"
     return Path(cache).expanduser().absolute() / "adapters"
 
 

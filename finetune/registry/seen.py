@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.errors import StoreError, TrustError
+from finetune.file_owner import user_folder
 from finetune.registry.store import explain
 
 SEEN_VARIABLE = "FINETUNE_SEEN"
@@ -22,7 +23,7 @@ _ELSEWHERE = f" ({SEEN_VARIABLE})"
 
 def default_seen() -> Path:
     """Returns the folder of the memory: ``$FINETUNE_SEEN``, or ``~/.finetune/seen``."""
-    return Path(os.environ.get(SEEN_VARIABLE) or Path.home() / ".finetune" / "seen").expanduser().absolute()
+    return Path(os.environ.get(SEEN_VARIABLE) or user_folder() / "seen").expanduser().absolute()
 
 
 class SeenEntries:

@@ -20,7 +20,7 @@ from pydantic import AfterValidator
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.errors import TrustError
-from finetune.file_owner import changeable_by_others
+from finetune.file_owner import changeable_by_others, user_folder
 from finetune.registry.store import explain
 from finetune.regular_file import open_regular
 
@@ -254,7 +254,7 @@ def public_path(path: Path) -> Path:
 
 def default_key_path(name: str) -> Path:
     """Returns where ``keygen`` puts a key when nobody says."""
-    return Path.home() / ".finetune" / "keys" / f"{name}.pem"
+    return user_folder() / "keys" / f"{name}.pem"
 
 
 def _make_folder(folder: Path, *, mode: int) -> None:
