@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import RecipeError, TrainingError, plain
 from finetune.folder_lock import LOCK_NAME
+from finetune.json_file import aside_of
 from finetune.recipe import parse_recipe
 from finetune.recipe.differing import describe, differing, is_longer_only
 
@@ -30,7 +31,6 @@ _FROM_DATA = {
 }
 _LEFT = (PREVIOUS, LOCK_NAME, CHECKPOINTS, "trackers", RECIPE, *_COPIED)
 _SECTIONS = ("name", "domain", "model", "method", "data", "train")  # in the recipe of a run, of whatever release
-_OURS = (LOCK_NAME, f".{RECIPE}.new")  # what a run that is killed at once leaves
 _LISTED = 5  # entries of a folder that an error names
 
 
@@ -77,8 +77,10 @@ def refuse_taken(recipe: Recipe) -> None:
 def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir():
         return
-    names = sorted(path.name for path in folder.iterdir() if path.name not in _OURS)
-    if not names or _is_recipe(folder / RECIPE):
+    ours = (folder / LOCK_NAME, aside_of(folder / RECIPE))  # what a run that is killed at once leaves
+    # A link of such a name was put there by somebody else, whatever it leads to.
+    names = sorted(path.name for path in folder.iterdir() if path not in ours or path.is_symlink())
+    if not names or _is_recipe(folder / RECIPE) or _has_results(folder):
         return
     listed = ", ".join(plain(name, 60) for name in names[:_LISTED])
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
@@ -98,12 +100,19 @@ def _is_recipe(path: Path) -> bool:
     return isinstance(raw, dict) and raw.keys() >= set(_SECTIONS)
 
 
+def _has_results(folder: Path) -> bool:
+    """Tell whether a run wrote checkpoints or an adapter here: its recipe may have been damaged since."""
+    if any(folder.glob(f"{CHECKPOINTS}/step-*/checkpoint.json")):
+        return True
+    return is_finished(folder) and (folder / "adapter" / "manifest.json").is_file()
+
+
 def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
     """Returns what differs between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
     try:
         raw = json.loads((recipe.run_folder / RECIPE).read_text(encoding="utf-8"))
         there = parse_recipe(raw, source=RECIPE)
-    except (OSError, ValueError, RecipeError):
+    except (OSError, ValueError, RecipeError, RecursionError):
         return None
     found = differing(_what_trains(there), _what_trains(recipe))
     # What a recipe leaves to the data stands in the folder as the data had it.

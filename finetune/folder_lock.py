@@ -13,13 +13,15 @@ import getpass
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from finetune.errors import FolderInUseError
+from finetune.errors import FolderInUseError, TrainingError
 from finetune.file_state import boot_id
 from finetune.lookup import import_string
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 LOCK_NAME = ".lock"
 _HELD: set[Path] = set()  # of this process: a record lock does not keep a process from itself
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_NOT_OURS = {errno.ELOOP, errno.EISDIR, errno.ENXIO}  # a link, a folder or a socket
+# A link is not followed, and a FIFO not waited for. Windows knows neither flag.
+_CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _SETTLE = 0.5  # seconds after which of two that wrote their names at once the last one stands there for both
 
 
@@ -79,6 +84,7 @@ def locked(folder: Path, *, log: Callable[[str], object] = print, what_else: str
 
     Raises:
         FolderInUseError: another process holds it, or may hold it.
+        TrainingError: something that is no lock stands in the place of the lock.
         OSError: nothing can be written there.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +115,7 @@ def _open(path: Path, folder: Path, what_else: str) -> tuple[IO[str], bool]:
     for a moment would inherit the other.
     """
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8", opener=partial(_open_own, what_else=what_else))
         if sys.platform == "win32":
             return file, False
         try:
@@ -127,6 +133,24 @@ def _open(path: Path, folder: Path, what_else: str) -> tuple[IO[str], bool]:
                 raise
             raise _in_use(folder, owner, what_else) from None
         file.close()  # its owner has just let it go
+
+
+def _open_own(path: str, flags: int, *, what_else: str) -> int:
+    """Return the descriptor of a lock: what is written into it must not go to a file of somebody else."""
+    try:
+        descriptor = os.open(path, flags | _CAREFULLY, 0o666)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+    else:
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+            return descriptor
+        os.close(descriptor)
+    raise TrainingError(
+        f"a run's lock must be a plain file, but {path} is a link or another kind of thing. Nothing was written. "
+        f"Remove it and start again. {what_else}"
+    )
 
 
 def _take(

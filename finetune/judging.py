@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from finetune.json_file import write_json
 from finetune.outside_text import safe_line
 from finetune.prediction import Prediction
-from finetune.run_folder import write_json
 from finetune.training.evaluate import Scores, evaluate
 from finetune.training.memory import any_process
 

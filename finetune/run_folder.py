@@ -16,8 +16,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import platform
 import subprocess
 from errno import EDQUOT, ENOSPC
@@ -34,6 +32,7 @@ from finetune.data.stream import Stream
 from finetune.errors import FinetuneError, TrainingError
 from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_taken, set_aside
 from finetune.folder_lock import locked
+from finetune.json_file import write_json
 from finetune.report.page import Sample, write_page
 from finetune.training.checkpoint import Checkpoint, Checkpoints
 from finetune.training.plan import Plan, learning_rate_factor
@@ -117,7 +116,7 @@ def open_run(
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
         "images": {split: images_digest(rows) for split, rows in splits.items()},
         "num_processes": accelerator.num_processes,
-        **({"init_from": init_from} if init_from else {}),
+        "init_from": init_from,
     }
     checkpoints = Checkpoints(folder / CHECKPOINTS, run, keep=recipe.train.save_total_limit)
     extend = recipe.train.resume == "extend"
@@ -285,16 +284,6 @@ def write_samples(
         own={"adapter": recipe.name},
         samples={"The first rows": cards},
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes plain data for people, whole or not at all."""
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 @contextlib.contextmanager

@@ -17,12 +17,13 @@ from finetune.errors import TrainingError
 from finetune.families.quantization import quantized_modules
 from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
+from finetune.json_file import write_json
 from finetune.judging import judge_split
 from finetune.methods.adapter import attach
 from finetune.outside_text import safe_block, safe_line
 from finetune.preflight import check_recipe
 from finetune.registry import AdapterRegistry
-from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_json, write_samples
+from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_samples
 from finetune.run_rows import read_run_rows
 from finetune.saving import probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base

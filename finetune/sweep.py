@@ -22,6 +22,7 @@ from finetune.child import run_child
 from finetune.errors import RecipeError
 from finetune.finished_runs import changed_since, is_finished
 from finetune.folder_lock import locked
+from finetune.json_file import write_json
 from finetune.preflight import check_recipe
 from finetune.recipe import Recipe, load_recipe, read_value
 
@@ -261,9 +262,7 @@ def _keep_table(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_json(path, value)
 
 
 def _json(value: Any) -> str:

@@ -64,6 +64,14 @@ def test_a_file_is_hashed_once_and_again_after_a_boot(tmp_path, hashed, monkeypa
     assert file_digest(path) != first and hashed == ["w"] * 3
 
 
+def test_machines_that_share_a_cache_hash_a_file_once_each(tmp_path, hashed, monkeypatch):
+    (tmp_path / "w").write_bytes(b"one")
+    for boot in ("here", "there", "here", "there"):
+        monkeypatch.setattr(file_state, "boot_id", lambda boot=boot: boot)
+        file_digest(tmp_path / "w")
+    assert hashed == ["w"] * 2
+
+
 def test_a_file_that_was_just_written_is_hashed_each_time(tmp_path, hashed, monkeypatch):
     monkeypatch.setattr(file_state, "_rest_seconds", lambda path, device: 2.0)
     path = tmp_path / "w"
@@ -194,6 +202,19 @@ def stopped(make_recipe, tiny_fast_vlm, rows_folder, monkeypatch):
         patched.setattr(Trainer, "_update", stop)
         train(recipe)
     return recipe
+
+
+@pytest.mark.parametrize("left", [b"", bytes(200), b'{"name": "x"'], ids=["empty", "NULs", "cut"])
+def test_a_run_goes_on_though_its_recipe_was_damaged(stopped, left):
+    """As a power cut leaves the file of a version that did not wait for the disk."""
+    recipe = stopped.run_folder / "recipe.json"
+    whole = json.loads(recipe.read_text())
+    recipe.write_bytes(left)
+    result = train(stopped)
+    assert result.adapter.exists() and json.loads(recipe.read_text()) == whole
+    recipe.write_bytes(left)  # of the finished run, which is kept
+    with pytest.raises(TrainingError, match="holds a finished run"):
+        train(stopped)
 
 
 @pytest.mark.parametrize(

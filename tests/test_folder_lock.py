@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from finetune import folder_lock
-from finetune.errors import FolderInUseError
+from finetune.errors import FolderInUseError, TrainingError
 from finetune.folder_lock import LOCK_NAME, Owner, locked
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +126,24 @@ def test_a_file_that_is_not_whole_keeps_nobody_out(tmp_path, left):
     (tmp_path / LOCK_NAME).write_text(left, errors="surrogateescape")
     with locked(tmp_path, what_else=ELSE):
         pass
+
+
+@posix
+@pytest.mark.parametrize("put", ["symlink", "dangling", "hard link", "FIFO", "folder"])
+def test_what_stands_in_the_place_of_a_lock_is_not_written_to(tmp_path, put):
+    folder, theirs = tmp_path / "run", tmp_path / "theirs"
+    folder.mkdir()
+    lock = folder / LOCK_NAME
+    if put != "dangling":
+        theirs.write_bytes(b"precious")
+    make = {"hard link": lambda: lock.hardlink_to(theirs), "FIFO": lambda: os.mkfifo(lock), "folder": lock.mkdir}
+    make.get(put, lambda: lock.symlink_to(theirs))()
+    with pytest.raises(TrainingError) as caught, locked(folder, what_else=ELSE):
+        pass
+    assert str(caught.value).startswith(f"a run's lock must be a plain file, but {lock} is a link or another kind")
+    assert str(caught.value).endswith(f"Remove it and start again. {ELSE}")
+    assert os.path.lexists(lock)
+    assert not theirs.exists() if put == "dangling" else theirs.read_bytes() == b"precious"
 
 
 @posix

@@ -75,6 +75,25 @@ def test_an_empty_folder_and_what_a_killed_run_left_are_no_obstacle(recipe):
     assert train(recipe()).adapter.exists()
 
 
+@pytest.mark.parametrize("name", [".lock", ".recipe.json.new"])
+def test_a_link_under_a_name_of_ours_is_of_others(recipe, tmp_path, name):
+    theirs, folder = tmp_path / "theirs", recipe().run_folder
+    theirs.write_bytes(b"precious")
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(theirs)
+    with pytest.raises(TrainingError, match=f"must be empty or hold a run, but {folder} holds {name}, and no recipe"):
+        train(recipe())
+    assert theirs.read_bytes() == b"precious" and (folder / name).is_symlink()
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "theirs").write_bytes(b"precious")
+    (tmp_path / ".sweep.json.new").symlink_to(tmp_path / "theirs")
+    sweep._write(tmp_path / "sweep.json", {"rows": []})
+    assert (tmp_path / "theirs").read_bytes() == b"precious"
+    assert json.loads((tmp_path / "sweep.json").read_text()) == {"rows": []} and len(held(tmp_path)) == 2
+
+
 def test_the_command_says_it_before_torch_is_imported(recipe, tmp_path, capsys):
     folder = recipe().run_folder
     (folder / "adapter").mkdir(parents=True)

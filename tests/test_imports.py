@@ -12,7 +12,7 @@ import finetune
 ROOT = Path(finetune.__file__).parent
 LEVELS = {
     "errors": 0, "base_options": 0, "lookup": 0, "extras": 0, "cache": 0, "fields": 0, "strict_yaml": 0, "lfs": 0,
-    "file_owner": 0, "regular_file": 0, "file_state": 0, "outside_text": 0,
+    "file_owner": 0, "regular_file": 0, "file_state": 0, "json_file": 0, "outside_text": 0,
     "command": 1,
     "hardware": 1, "child": 1, "listening": 1, "recipe": 1, "example": 1, "interfaces": 1, "batch": 1, "tables": 1,
     "matmul": 1, "folder_lock": 1, "metrics": 1, "prediction": 0,
