@@ -97,6 +97,13 @@ def test_what_is_not_there_or_was_changed_is_one_error_before_the_base_is_loaded
         train(recipe(adapter={"init_from": str(parent.adapter)}))
 
 
+def test_a_run_that_began_afresh_does_not_go_on_from_an_adapter(recipe, parent):
+    options = {"adapter": {"publish": None}, "train": {"save_steps": 1}}
+    (train(recipe(**options)).folder / "result.json").unlink()  # as if it had not come to its end
+    with pytest.raises(TrainingError, match="init_from is None there and 'testing/squares@sha256:.*' here"):
+        train(recipe(**{**options, "adapter": {"publish": None, "init_from": parent.ref}}))
+
+
 def test_another_parent_is_another_run(recipe, parent, monkeypatch):
     child = recipe(adapter={"init_from": "testing/squares"}, train={"save_steps": 1})
     folder = train(child).folder

@@ -189,13 +189,14 @@ def file_digest(path: Path, *, cached: bool = True) -> str:
     resolved = path.resolve()
     key = sha256_hex(file_key(resolved).encode(errors="surrogateescape"))
     settled = is_settled(resolved)  # after the key and before the bytes
-    note = cache_home() / "digests" / sha256_hex(str(resolved).encode(errors="surrogateescape"))
-    known, _, digest = ((read_note(note) if cached else None) or "").partition(" ")
-    if known != key or not settled:
+    # By the key, which is of this machine: others may share the folder of the cache.
+    note = cache_home() / "digests" / key
+    digest = read_note(note) if cached and settled else None
+    if digest is None:
         with resolved.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if settled:
-            write_note(note, f"{key} {digest}")
+            write_note(note, digest)
     if resolved.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", resolved.name) and digest != resolved.name:
         raise ModelError(
             f"{path}: the hub's cache must hold a large file under its SHA-256, but the bytes have another "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ def find_base(identity: BaseIdentity) -> str:
     Raises:
         BaseMismatchError: nobody has seen it.
     """
-    if (path := read_note(_base_note(identity))) and Path(path).is_dir():
+    if (path := read_note(_base_note(identity)) or _noted_before(identity)) and Path(path).is_dir():
         return path
     if identity.hub_id and not Path(identity.hub_id).exists():  # a folder of that name is not what was meant
         return identity.hub_id
@@ -33,6 +34,16 @@ def remember_base(identity: BaseIdentity, path: str) -> None:
     """Notes where a base is, so that ``load`` finds it without being told."""
     if Path(path).is_dir():
         write_note(_base_note(identity), str(Path(path).resolve()))
+
+
+def _noted_before(identity: BaseIdentity) -> str | None:
+    """Return what an earlier version noted; None where it did not, or the note cannot be read."""
+    try:
+        note = json.loads(_base_note(identity).with_suffix(".json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    path = note.get("path") if isinstance(note, dict) else None
+    return path if isinstance(path, str) and "\0" not in path else None
 
 
 def _base_note(identity: BaseIdentity) -> Path:

@@ -103,10 +103,10 @@ class Checkpoints:
         raw = _bytes(path / TENSORS_NAME)
         if [len(raw), sha256_hex(raw)] != [entry.get("size"), entry.get("sha256")]:
             raise IntegrityError(f"{TENSORS_NAME} is not the one written ({len(raw)} bytes of {entry.get('size')})")
-        if missing := [key for key in self.run if key not in facts["run"] and self.run[key] is not None]:
+        if "images" in self.run and "images" not in facts["run"]:
             raise TrainingError(
-                f"it was written by another version of this package, which did not record {', '.join(missing)}. Only "
-                "that version can go on with it"
+                "it was written by another version of this package, which did not record images. Only that version "
+                "can go on with it"
             )
         different = differing(facts["run"], self.run)
         other_length = is_longer_only(different.keys(), prefix="recipe.")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from finetune.adapters.base_identity import identify_base
 from finetune.adapters.folder import config_bytes, file_entries, read_folder, weights_bytes
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
 from finetune.comparing import evaluate
@@ -20,6 +21,7 @@ from finetune.errors import (
 )
 from finetune.registry import AdapterRegistry
 from finetune.runs import train
+from finetune.serving.known_bases import find_base
 from finetune.serving.loading import load
 
 
@@ -287,6 +289,20 @@ def test_an_unknown_base_is_asked_for(published, tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(BaseMismatchError, match="has not been used on this machine. Give its folder: base=PATH"):
         load(first.ref, registry=AdapterRegistry(), device="cpu")
+
+
+def test_a_base_that_an_earlier_version_noted_is_found(published, tmp_path, monkeypatch):
+    base, first, _ = published
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "elsewhere"))
+    identity = identify_base(str(base))
+    note = tmp_path / "elsewhere" / "bases" / f"{identity.digest}.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps({"path": str(base)}))
+    assert find_base(identity) == str(base)
+    for damaged in ("", "[]", '{"path": 3}', '{"path": "\\u0000"}'):
+        note.write_text(damaged)
+        with pytest.raises(BaseMismatchError, match="has not been used on this machine"):
+            find_base(identity)
 
 
 def test_a_base_in_half_precision_gives_an_adapter_that_loads_in_full(trained, make_recipe):

@@ -127,7 +127,10 @@ def test_one_of_a_version_that_recorded_less_is_refused_with_the_way_on(made):
     with pytest.raises(TrainingError, match="another version of this package, which did not record images. Only that"):
         later.newest(print)
     assert names(made) == ["step-00000020", "step-00000030"]
+    # A version that records no init_from starts every adapter afresh.
     assert Checkpoints(made.folder, {**RUN, "init_from": None}, keep=2).newest(print).step == 30
+    with pytest.raises(TrainingError, match="init_from is None there and 'ns/a@1' here"):
+        Checkpoints(made.folder, {**RUN, "init_from": "ns/a@1"}, keep=2).newest(print)
 
 
 def test_a_full_disk_leaves_what_was_there(made, monkeypatch):
