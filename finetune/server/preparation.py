@@ -17,6 +17,7 @@ import torch
 from finetune.build import max_positions
 from finetune.errors import FinetuneError, RequestError, brief
 from finetune.server.prompts import to_example
+from finetune.server.request_images import decode_images
 from finetune.server.scheduler import Job
 from finetune.server.stops import StopTexts
 from finetune.serving.together import answer_limit, prompt_lengths, row_inputs, section_for
@@ -104,8 +105,8 @@ def prepare(
     _refuse_long_text(request, positions)
     section = cast("VqaSection", section_for(switcher, resident))
     page = resident.manifest.images.options.page if resident else None
-    example = to_example(request, section, settings, fetched=fetched, workers=workers, page=page, is_over=is_over)
-    batch = _batch(collators, example, resident)
+    images = decode_images(request, settings, fetched=fetched, workers=workers, page=page, is_over=is_over)
+    batch = _batch(collators, to_example(request, section, images), resident)
     (length,) = prompt_lengths(batch)
     limit = answer_limit(switcher, resident, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)
     if positions is not None and length + limit > positions:

@@ -19,7 +19,7 @@ from finetune.server.errors import invalid_request, to_request_error
 from finetune.server.hold import Hold
 from finetune.server.metrics import Metrics
 from finetune.server.preparation import Collators, prepare
-from finetune.server.prompts import fetch_images
+from finetune.server.request_images import fetch_images
 from finetune.server.scheduler import Done, Failed, Grown, Job, Scheduler, Started
 from finetune.server.schema import ChatRequest
 from finetune.server.turns import Turns

@@ -181,7 +181,7 @@ def test_a_picture_by_url_is_fetched_where_that_is_allowed(resident, expected, m
         fetched.append((url, policy.allow_private))
         return PICTURE
 
-    monkeypatch.setattr("finetune.server.prompts.fetch_image", fetch)
+    monkeypatch.setattr("finetune.server.request_images.fetch_image", fetch)
     part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
     with running(resident, REFS, allow_urls=True) as server:
         found = server.post(body(REFS[0], [text_part(QUESTION), part])).json()
@@ -195,7 +195,7 @@ def test_pictures_by_url_are_together_no_larger_than_a_request_may_be(resident, 
 
     left = []
     monkeypatch.setattr(
-        "finetune.server.prompts.fetch_image", lambda _, policy: left.append(policy.max_bytes) or PICTURE
+        "finetune.server.request_images.fetch_image", lambda _, policy: left.append(policy.max_bytes) or PICTURE
     )
     first, second = ({"type": "image_url", "image_url": {"url": f"https://example.org/{name}.png"}} for name in "ab")
     with running(resident, REFS, allow_urls=True, max_body_bytes=10_000) as server:
