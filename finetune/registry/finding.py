@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-from finetune.adapters.reference import LATEST, AdapterRef
+from finetune.adapters.reference import LATEST, AdapterRef, folder_hint
 from finetune.errors import NotFoundError, YankedError
 from finetune.lookup import did_you_mean
 from finetune.registry.commits import Commit
-from finetune.registry.log import Log
+from finetune.registry.log import Log, list_logs
+from finetune.registry.store import Store
 
 
 def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
@@ -29,6 +30,16 @@ def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
         versions = "version 1" if head.version == 1 else f"versions 1 to {head.version}"
         raise NotFoundError(f"{ref} does not exist.{hint} It has {versions}, and the aliases {_aliases(head)}.")
     return found
+
+
+def none_of_that_name(store: Store, location: str, ref: AdapterRef) -> NotFoundError:
+    """Return the error of a name that nobody published, with those that somebody did."""
+    names = ["/".join(parts) for parts in list_logs(store)]
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return NotFoundError(
+        f"no adapter {ref.full_name!r} in {location}.{did_you_mean(ref.full_name, names)} "
+        f"It holds: {shown or 'nothing yet'}.{folder_hint(ref.full_name)}"
+    )
 
 
 def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, alias: str) -> int:

@@ -6,7 +6,7 @@ never makes an answer wrong, and needs no care.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from finetune.adapters.manifest import sha256_hex
 from finetune.cache import cache_home, read_note, write_note
 from finetune.errors import FinetuneError
 from finetune.registry.commits import log_key, split_log_key
-from finetune.registry.conditions import Condition
 from finetune.registry.store import HasFolders, ObjectMeta, Store, exists, spares_others
 from finetune.registry.versions import Version
 
@@ -137,30 +136,3 @@ def _known(fields: dict[str, Any]) -> _Known:
 
 def _save(path: Path, names: dict[str, _Known]) -> None:
     write_note(path, json.dumps({name: asdict(known) for name, known in names.items()}))
-
-
-def wanted(versions: Iterable[Version], *, base: str | None, task: str | None, metrics: Iterable[str]) -> list[Version]:
-    """Returns the versions whose summary fits.
-
-    Args:
-        versions: to choose from.
-        base: hub id of the base, or the beginning of its digest in hexadecimal; None for any.
-        task: name of the task; None for any.
-        metrics: conditions on the metrics, which must all hold.
-
-    Raises:
-        ConditionError: one of ``metrics`` is no condition.
-    """
-    conditions = [Condition.parse(text) for text in metrics]
-    return [
-        version
-        for version in versions
-        if (base is None or _is_base(version.summary, base))
-        and (task is None or version.summary.get("task") == task)
-        and all(condition.holds(version.summary.get("metrics", {})) for condition in conditions)
-    ]
-
-
-def _is_base(summary: dict[str, Any], base: str) -> bool:
-    digest = base.removeprefix("sha256:")
-    return base == summary.get("base_id") or (digest != "" and str(summary.get("base")).startswith(digest))

@@ -2,19 +2,17 @@
 
 import builtins
 import uuid
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_name_part, folder_hint
-from finetune.errors import AdapterReferenceError, FinetuneError, NotFoundError, plain
-from finetune.lookup import did_you_mean
+from finetune.errors import AdapterReferenceError, NotFoundError
 from finetune.registry import changes
 from finetune.registry.commits import Commit, Gate
 from finetune.registry.doctor import check_create
-from finetune.registry.finding import check_exists, find, version_before
+from finetune.registry.finding import check_exists, find, none_of_that_name, version_before
 from finetune.registry.folders import (
     build_folder,
     check_folder,
@@ -25,7 +23,8 @@ from finetune.registry.folders import (
     read_manifest,
 )
 from finetune.registry.guard import Guard
-from finetune.registry.index import ListIndex, OnError, wanted
+from finetune.registry.index import ListIndex, OnError
+from finetune.registry.listing import every_version, wanted, warn_of_unreadable
 from finetune.registry.location import (
     default_cache,
     default_location,
@@ -34,11 +33,11 @@ from finetune.registry.location import (
     refuse_in_registry,
     registry_uuid,
 )
-from finetune.registry.log import Log, list_logs
+from finetune.registry.log import Log
 from finetune.registry.published_before import has_weights, published_before
 from finetune.registry.reading import nothing_missing, read_published, read_pulled
 from finetune.registry.signing import SigningKey
-from finetune.registry.store import exists, spares_others
+from finetune.registry.store import exists
 from finetune.registry.stores.local import LocalStore
 from finetune.registry.stores.memory import MemoryStore
 from finetune.registry.trust import TrustPolicy
@@ -249,9 +248,9 @@ class AdapterRegistry:
         versions: builtins.list[Version] = []
         if self._open():
             index = ListIndex(registry_uuid(self.store), self.location)
-            onerror = onerror or _warn
+            onerror = onerror or warn_of_unreadable
             versions = (
-                self._all(namespace, onerror)
+                every_version(self.store, namespace, self.log, onerror)
                 if all_versions
                 else index.latest(self.store, namespace, self._latest, onerror)
             )
@@ -266,20 +265,6 @@ class AdapterRegistry:
             return None
         head = self._head(log, ref)
         return Version.of(ref, log.find_version(head.aliases[LATEST], head), head), head.seq
-
-    def _all(self, namespace: str | None, onerror: OnError) -> builtins.list[Version]:
-        versions: builtins.list[Version] = []
-        for space, name in list_logs(self.store, namespace):
-            ref = AdapterRef(namespace=space, name=name, alias=LATEST)
-            try:
-                entries = self.log(ref.full_name)
-            except FinetuneError as error:
-                if not spares_others(error):
-                    raise
-                onerror(ref.full_name, error)
-                continue
-            versions.extend(Version.of(ref, entry, entries[-1]) for entry in entries if entry.op == "publish")
-        return versions
 
     def log(self, name: str) -> builtins.list[Commit]:
         """Returns everything that ever happened to the adapter ``ns/name``, the oldest first.
@@ -427,14 +412,5 @@ class AdapterRegistry:
         head = log.head()
         if head is None:
             self.guard.check_head(log, None)
-            names = ["/".join(parts) for parts in list_logs(self.store)]
-            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            raise NotFoundError(
-                f"no adapter {ref.full_name!r} in {self.location}.{did_you_mean(ref.full_name, names)} "
-                f"It holds: {shown or 'nothing yet'}.{folder_hint(ref.full_name)}"
-            )
+            raise none_of_that_name(self.store, self.location, ref)
         return head
-
-
-def _warn(name: str, error: FinetuneError) -> None:
-    warnings.warn(f"{name} cannot be read and is not listed: {plain(str(error), 1000)}", UserWarning, stacklevel=4)
