@@ -1,4 +1,4 @@
-"""What can be made again: small notes that save reading large files twice. A cache that fails is no error.
+"""Keep small notes that save reading large files twice. They can be made again, so a cache that fails is no error.
 
 Notes about files are kept by ``file_key``. A note that is not, byte for byte, what was written is no note.
 """

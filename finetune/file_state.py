@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was read: told by its state, so that it need not be read again.
+"""Tell by the state of a file whether it is still the one that was read, so that it need not be read again.
 
 The time of the last change of an inode (ctime) is the kernel's own: no copy that keeps times, as ``cp -p`` and
 ``rsync --times`` do, can set it. What no running system saw is a disk that was changed while the machine was off, so
@@ -32,7 +32,8 @@ def file_key(path: Path) -> str:
         OSError: there is no such file.
         ValueError: there can be no such file.
     """
-    return "\0".join([file_state(path), str(path.stat().st_dev), boot_id()])
+    resolved, stat = _found(path)
+    return "\0".join([_state(resolved, stat), str(stat.st_dev), boot_id()])
 
 
 def file_state(path: Path) -> str:
@@ -42,8 +43,15 @@ def file_state(path: Path) -> str:
         OSError: there is no such file.
         ValueError: there can be no such file.
     """
+    return _state(*_found(path))
+
+
+def _found(path: Path) -> tuple[Path, os.stat_result]:
     resolved = path.resolve()
-    stat = resolved.stat()
+    return resolved, resolved.stat()
+
+
+def _state(resolved: Path, stat: os.stat_result) -> str:
     return "\0".join(map(str, (resolved, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)))
 
 

@@ -1,4 +1,4 @@
-"""What is in a run's folder already: files of others are left alone, a finished run is kept or extended."""
+"""Decide about what a run's folder holds already: leave files of others alone, keep or extend a finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which base this is: digests of its weight files and config; those of files are noted until a file changes."""
+"""Identify a base by the digests of its weight files and config; a digest is noted until its file changes."""
 
 import hashlib
 import json

@@ -114,7 +114,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         "",
         f"Intended use: {markdown(manifest.intended_use or _NOT_STATED)}",
         "",
-        f"Limits: trained and judged on {domain} alone; asked about anything else it tends to answer in the "
+        f"Limits: trained and evaluated on {domain} alone; asked about anything else it tends to answer in the "
         "words of its own domain. The scores hold for rows like those of its test split, and say nothing of others.",
         "",
         f"Licence{licensed}: {markdown(manifest.license or _NOT_STATED)}. Manifest: `sha256:{card.digest}`.",

@@ -204,13 +204,13 @@ class PictureTable:
 
     @cached_property
     def fresh(self) -> tuple[Path, ...]:
-        """Those of its files whose state said nothing when it was first asked for; see ``is_settled``."""
+        """Return the files of the table whose state said nothing when it was first asked for; see ``is_settled``."""
         files = [Path(file["filename"]) for file in self.dataset.cache_files]
         return tuple(path for path in files if not is_settled(path))
 
     @cached_property
     def names_files(self) -> bool:
-        """Whether a cell gives the path of a picture and not its bytes."""
+        """Return whether a cell gives the path of an image and not its bytes."""
         chunks = (chunk for piece in self.dataset.iter(batch_size=1000) for chunk in piece.column(0).chunks)
         return any(_names_a_file(chunk) for chunk in chunks)
 

@@ -81,15 +81,16 @@ def hub_faults(section: HubData, split: str) -> Iterator[None]:
 
 def _one_split(section: HubData, name: str) -> Dataset:
     """Brings and keeps one split; the others, too large to keep, are left where they are."""
-    from datasets import Dataset
+    from datasets import Dataset, load_dataset_builder
     from datasets.fingerprint import Hasher
 
-    builder = hub_builder(section)
+    where = _place(section)
+    builder = load_dataset_builder(**where)
     rows = builder.as_streaming_dataset(split=name).decode(False)
     return Dataset.from_generator(
         rows.__iter__,
         features=rows.features,
-        cache_dir=_place(section).get("cache_dir") or str(cache_home() / "datasets"),
+        cache_dir=where.get("cache_dir") or str(cache_home() / "datasets"),
         fingerprint=Hasher.hash([builder.hash, name]),
     )
 

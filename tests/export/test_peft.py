@@ -91,7 +91,7 @@ def test_the_card(saved, tmp_path):
     assert 'AutoModelForImageTextToText.from_pretrained("toy/llava", revision="abc")' in page
     assert "| exact_match |  | 0.25 (0.125 to 0.5) |" in page
     assert "It was asked so, image first: `Look: {question}`, after the system prompt `` Be `short`. ``" in page
-    assert "Intended use: `` to tell `red` from blue ``" in page and "Limits: trained and judged on testing" in page
+    assert "Intended use: `` to tell `red` from blue ``" in page and "Limits: trained and evaluated on testing" in page
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("toy/llava", "abc")
 
