@@ -76,7 +76,7 @@ def measure_mixed(
         made = theirs.generate(
             **inputs,
             adapter_names=names,
-            max_new_tokens=residents[0].manifest.prompt.generation.max_new_tokens,
+            max_new_tokens=residents[0].manifest.task.max_new_tokens,
             do_sample=False,
             num_beams=1,
         )

@@ -24,20 +24,22 @@ from finetune.errors import DataError, ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
-from finetune.lookup import import_string, look_up
 from finetune.matmul import speed_up
 from finetune.methods.adapter import check_methods
+from finetune.plugins import find
 from finetune.recipe import (
-    ContrastiveSection,
+    HubData,
+    LabelSection,
     MixData,
+    ParquetData,
+    PromptSection,
     PromptTuningSection,
     ReadSection,
     StreamableData,
-    VqaSection,
     refuse_impossible,
+    task_of,
     why_impossible,
 )
-from finetune.tables import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,7 +96,7 @@ class Base:
     @property
     def default_task(self) -> TaskSection:
         """How the base is asked where no adapter says how."""
-        return ContrastiveSection(name="contrastive") if self.family.kind == "dual_encoder" else VqaSection()
+        return task_of(self.family.kind)
 
     def task(self, options: TaskSection) -> Task:
         """Returns the task that ``options`` describe, for this base's tokenizer.
@@ -104,7 +106,7 @@ class Base:
         """
         if reason := why_impossible(options.name, self.family.model_type):
             raise ModelError(f"{self.path}: {reason}")
-        return import_string(look_up(TASKS, options.name, what="task"))(options, self.processor.tokenizer)
+        return find("tasks", options.name, what="task", error=ModelError)(options, self.processor.tokenizer)
 
     def probe_batch(self, seed: int) -> Batch:
         """Returns the probe's one row, on the model's device."""
@@ -272,13 +274,13 @@ def examples_of(
     """
     bad = tally(recipe.data, split, say=say)
     examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, bad=bad)
-    chooses = isinstance(recipe.task, ContrastiveSection) and split != "train"
+    chooses = isinstance(recipe.task, LabelSection) and split != "train"
     if chooses:
         examples = _with_choices(examples, recipe.task)
     if base is not None and examples:
         limit = _max_length(recipe, base)
         room = _prompt_length(recipe)
-        if isinstance(recipe.task, VqaSection) and split != "train":
+        if isinstance(recipe.task, PromptSection) and split != "train":
             room += recipe.task.max_new_tokens or 0
         examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
@@ -316,7 +318,7 @@ def _with_choices(examples: list[Example], task: TaskSection) -> list[Example]:
 
 def rows_to_learn(recipe: Recipe, *, base: Base | None = None, say: Callable[[str], None] = print) -> Rows:
     """Reads the train rows of a recipe's data, or opens them where they stream; arguments as ``examples_of``."""
-    if not isinstance(recipe.data, StreamableData) or not recipe.data.streaming:
+    if not isinstance(recipe.data, HubData | ParquetData) or not recipe.data.streaming:
         return examples_of(recipe, "train", base=base, say=say)
     limit = _max_length(recipe, base) if base else None
     return open_stream(

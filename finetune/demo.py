@@ -16,7 +16,7 @@ from finetune.errors import LaunchError
 from finetune.finished_runs import is_finished
 from finetune.folder_lock import locked
 from finetune.metrics.exact_match import exact_match
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe import AnswerSection, Recipe, load_recipe
 from finetune.registry import AdapterRegistry
 from finetune.report.page import Sample, write_page
 from finetune.runs import train
@@ -132,6 +132,7 @@ def _write_page(
         examples = examples_of(recipe, "test")
         for i, example in enumerate(examples[:SAMPLES]):
             given = {who: answers[who, recipe.name][i] for who in ("base", *refs)}
+            assert isinstance(recipe.task, AnswerSection), "the demo's recipes ask for answers"
             normalize = recipe.task.normalize
             samples.setdefault(f"{recipe.domain} (synthetic)", []).append(
                 Sample(

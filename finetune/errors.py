@@ -195,6 +195,10 @@ class LaunchError(FinetuneError, RuntimeError):
     """An environment that cannot run what was asked for."""
 
 
+class PluginError(FinetuneError, ValueError):
+    """A plug-in cannot be used: its name is taken, or its package is missing or damaged."""
+
+
 class MissingExtraError(FinetuneError, ImportError):
     """A library that an extra of this package brings is not installed."""
 

@@ -11,16 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.contract import section_of
 from finetune.errors import DataError
 from finetune.metrics.exact_match import equal_answers
-from finetune.recipe import VqaSection
+from finetune.recipe import AnswerSection, PromptSection
 from finetune.serving.asking import conversation_row, question_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from finetune.adapters.manifest import PromptContract
     from finetune.build import Batches
     from finetune.data.survey import PromptShape, Survey
     from finetune.example import Example, ImagePosition, Message
@@ -41,7 +39,7 @@ def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = N
     Raises:
         DataError: the rows do not agree, so that no one prompt repeats them.
     """
-    if not isinstance(section, VqaSection):
+    if not isinstance(section, PromptSection):
         return section
     update: dict[str, Any] = {}
     if section.system_prompt is None and (system := _common_system(survey)) is not None:
@@ -64,7 +62,7 @@ def with_longest_answer(section: TaskSection, survey: Survey, *, limit: int | No
     Arguments as for ``complete_task``; the survey may also be that of the rows that are evaluated.
     """
     longest = survey.longest_answer
-    if not isinstance(section, VqaSection) or section.max_new_tokens is not None or longest is None:
+    if not isinstance(section, PromptSection) or section.max_new_tokens is not None or longest is None:
         return section
     room = max(4, longest // 4)
     if limit is not None and survey.longest_row is not None:
@@ -96,7 +94,7 @@ def _common_position(survey: Survey) -> ImagePosition:
 
 def report_lengths(section: TaskSection, surveys: Mapping[str, Survey], log: Callable[[str], None]) -> None:
     """Log how many answers of each split are longer than an answer may become."""
-    if not isinstance(section, VqaSection):
+    if not isinstance(section, PromptSection):
         return
     most = section.longest_answer
     for split, survey in surveys.items():
@@ -115,6 +113,8 @@ def check_answers(section: TaskSection, surveys: Mapping[str, Survey], log: Call
     Raises:
         DataError: a reference answer normalizes to nothing.
     """
+    if not isinstance(section, AnswerSection):
+        return
     answers = {answer: row for survey in surveys.values() for answer, row in survey.answers.items()}
     name = section.answer_normalization
     for answer, row in answers.items():
@@ -130,12 +130,12 @@ def check_answers(section: TaskSection, surveys: Mapping[str, Survey], log: Call
 
 
 def check_prompts(
-    contract: PromptContract, shapes: Mapping[PromptShape, Example], *, trained: Batches, asked: Batches, when: str
+    section: TaskSection, shapes: Mapping[PromptShape, Example], *, trained: Batches, asked: Batches, when: str
 ) -> None:
     """Put one row of every shape through an app's path, and compare its token ids with the training batch's.
 
     Args:
-        contract: of the manifest.
+        section: of the manifest.
         shapes: shape of a prompt -> a row that has it.
         trained: makes the run's training batches.
         asked: makes an app's inputs.
@@ -144,11 +144,10 @@ def check_prompts(
     Raises:
         DataError: they differ, with the shape, the row and the first difference.
     """
-    section = section_of(contract)
-    if not isinstance(section, VqaSection):
+    if not isinstance(section, PromptSection):
         return
     for shape, example in shapes.items():
-        if shape.form == "caption" and example.meta["question"] != getattr(contract, "caption_question", None):
+        if shape.form == "caption" and example.meta["question"] != section.caption_question:
             continue  # caption() asks what most rows ask
         # A last turn that is not supervised is asked all the same.
         wanted = _trained_ids(trained, replace(example, unsupervised=frozenset()))
@@ -175,7 +174,7 @@ def _trained_ids(batches: Batches, example: Example) -> list[int]:
     return ids
 
 
-def _as_an_app(section: VqaSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
+def _as_an_app(section: PromptSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
     """Return the call by which an app asks what the row asks, and the row that it makes."""
     has_own_system = shape.system != (section.system_prompt or None)  # ask() sends that of the contract alone
     if shape.form == "conversation" or has_own_system:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.adapters.contract import contract_of
 from finetune.build import Batches, examples_of, max_positions, rows_to_learn, with_image_range
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
@@ -16,7 +15,6 @@ from finetune.saving import caption_question
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from finetune.adapters.manifest import PromptContract
     from finetune.batch import Placeholders
     from finetune.build import Base
     from finetune.data.collate import Collator
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from finetune.data.stream import Rows
     from finetune.data.survey import PromptShape
     from finetune.example import Example
-    from finetune.recipe import Recipe
+    from finetune.recipe import Recipe, TaskSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ class RunRows:
         base: Base,
         collator: Collator | PairCollator,
         *,
-        contract: PromptContract | None = None,
+        task: TaskSection | None = None,
         placeholders: Placeholders | None = None,
         when: str,
     ) -> None:
@@ -75,13 +73,13 @@ class RunRows:
         Args:
             base: what an app asks.
             collator: makes the training batches.
-            contract: of the saved manifest; what the recipe will save if None.
+            task: of the saved manifest; what the recipe will save if None.
             placeholders: of a tuned prompt.
             when: the stage, for errors.
         """
-        contract = contract or contract_of(self.recipe.task, caption_question=caption_question(self.train))
+        task = task or self.recipe.task.as_trained(caption_question=caption_question(self.train))
         trained, asked = Batches(collator, placeholders), Batches(base.collator, placeholders)
-        check_prompts(contract, self.shapes, trained=trained, asked=asked, when=when)
+        check_prompts(task, self.shapes, trained=trained, asked=asked, when=when)
 
 
 def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> RunRows:

@@ -170,9 +170,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
             probe=probe, steps=steps, parents=parents,
         )  # fmt: skip
         saved = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes())
-        rows.check_prompts(
-            base, collator, contract=saved.prompt, placeholders=attachment.placeholders, when="after saving"
-        )
+        rows.check_prompts(base, collator, task=saved.task, placeholders=attachment.placeholders, when="after saving")
         log.say(f"adapter saved in {folder / 'adapter'}")
         if judged:
             write_samples(folder / "samples.html", recipe, base.task(recipe.task), rows.test, judged)

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.contract import contract_of
 from finetune.adapters.folder import config_bytes, file_entries, tensor_table, weights_bytes, write_folder
 from finetune.adapters.manifest import (
     CONFIG_NAME,
@@ -19,6 +18,7 @@ from finetune.adapters.manifest import (
     AdapterManifest,
     ImageContract,
     PartDescription,
+    PluginEntry,
     Probe,
     TrainingRecord,
     canonical_json,
@@ -26,6 +26,7 @@ from finetune.adapters.manifest import (
 )
 from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.adapters.probe import record
+from finetune.adapters.requirements import plugins_of
 from finetune.build import PROBE_SEED
 from finetune.data.bit_depth import fixed_range
 from finetune.data.images import image_digest
@@ -158,6 +159,12 @@ def _image_contract(recipe: Recipe) -> ImageContract:
     return ImageContract(range=list(found) if found else None, page=recipe.data.image_page)
 
 
+def _plugins(recipe: Recipe, base: Base) -> list[PluginEntry]:
+    """Return the packages outside of this one without which the adapter is of no use."""
+    named = [("tasks", recipe.task.name), *(("methods", part.name) for part in recipe.method)]
+    return plugins_of([*named, ("families", base.identity.model_type)])
+
+
 def _manifest(
     recipe: Recipe,
     base: Base,
@@ -181,7 +188,8 @@ def _manifest(
         processor=base.digests,
         adapter=description,
         images=_image_contract(recipe),
-        prompt=contract_of(recipe.task, caption_question=caption_question(splits.get("train", []))),
+        task=recipe.task.as_trained(caption_question=caption_question(splits.get("train", []))),
+        plugins=_plugins(recipe, base),
         toolchain={
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},

@@ -3,6 +3,21 @@
 from dataclasses import dataclass
 from typing import Literal
 
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the code behind a name is, and the section of a recipe that chooses it.
+
+    Attributes:
+        target: ``"module:attribute"``.
+        config: ``"module:attribute"`` of the section, where it is not the attribute ``Config`` of the target. A module
+            that imports torch needs one: a recipe is read without torch.
+    """
+
+    target: str
+    config: str | None = None
+
+
 # transformers' `model_type` -> family
 FAMILIES: dict[str, str] = {
     "clip": "finetune.families.clip:ClipFamily",
@@ -22,29 +37,32 @@ DUAL_ENCODERS = ("clip",)
 # For any other class of AutoModelForImageTextToText.
 GENERIC_FAMILY = "finetune.families.generic:GenericFamily"
 
-METHODS: dict[str, str] = {
-    "lora": "finetune.methods.lora:Lora",
-    "overrides": "finetune.methods.overrides:Overrides",
-    "prompt_tuning": "finetune.methods.prompt_tuning:PromptTuning",
+METHODS: dict[str, str | Entry] = {
+    "lora": Entry("finetune.methods.lora:Lora", "finetune.recipe.method:LoraSection"),
+    "overrides": Entry("finetune.methods.overrides:Overrides", "finetune.recipe.method:OverridesSection"),
+    "prompt_tuning": Entry("finetune.methods.prompt_tuning:PromptTuning", "finetune.recipe.method:PromptTuningSection"),
 }
 
 # Families whose positions and masks do not change when PEFT puts a prompt before inputs_embeds: PEFT opens a tuned
 # prompt of theirs and gives the same logits.
 PEFT_PROMPTS = ("idefics3", "internvl", "llava", "smolvlm")
 
-TASKS: dict[str, str] = {
+# Importing these modules loads no torch.
+TASKS: dict[str, str | Entry] = {
     "contrastive": "finetune.tasks.contrastive:ContrastiveTask",
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
+# The task of a recipe that names none.
+DEFAULT_TASK = "vqa"
 
-# `data.source` -> function(section, split, task=, seed=, bad=, say=) -> list of Example
-SOURCES: dict[str, str] = {
-    "hub": "finetune.data.hub:read_hub",
-    "jsonl": "finetune.data.jsonl:read_jsonl",
-    "mix": "finetune.data.mix:read_mix",
-    "parquet": "finetune.data.arrow:read_parquet",
-    "procedural": "finetune.pocket.domains:read_domain",
-    "saved": "finetune.data.arrow:read_saved",
+# `data.source` -> function(section, split, task=, seed=, bad=) -> list of Example
+SOURCES: dict[str, str | Entry] = {
+    "hub": Entry("finetune.data.hub:read_hub", "finetune.recipe.data:HubData"),
+    "jsonl": Entry("finetune.data.jsonl:read_jsonl", "finetune.recipe.data:JsonlData"),
+    "parquet": Entry("finetune.data.arrow:read_parquet", "finetune.recipe.data:ParquetData"),
+    "saved": Entry("finetune.data.arrow:read_saved", "finetune.recipe.data:SavedData"),
+    "mix": Entry("finetune.data.mix:read_mix", "finetune.recipe.data:MixData"),
+    "procedural": Entry("finetune.pocket.domains:read_domain", "finetune.recipe.data:ProceduralData"),
 }
 
 # Bases that come with the package -> function() -> folder
@@ -55,10 +73,9 @@ EMBEDDED_BASES: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Impossible:
-    """A task, or an option of a method, that does not work on a kind of family, on one family or when quantized."""
+    """An option of a method that does not work on an architecture, on one family or when quantized."""
 
-    option: str | None = None  # method, or method.option
-    task: str | None = None
+    option: str  # method, or method.option
     kind: Literal["generative", "dual_encoder"] | None = None
     model_type: str | None = None
     quantization: str | None = None
@@ -67,18 +84,6 @@ class Impossible:
 
 
 IMPOSSIBLE = (
-    Impossible(
-        task="vqa",
-        kind="dual_encoder",
-        reason="it generates no text, so it cannot answer a question",
-        instead="Set task: {name: contrastive}, which learns which text belongs to which picture.",
-    ),
-    Impossible(
-        task="contrastive",
-        kind="generative",
-        reason="it has no embedding of a picture or a text that could be held against another",
-        instead="Set task: {name: vqa}, or take a dual encoder such as openai/clip-vit-base-patch32.",
-    ),
     Impossible(
         option="prompt_tuning",
         kind="dual_encoder",

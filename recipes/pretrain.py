@@ -17,7 +17,7 @@ import finetune.pocket
 from finetune.adapters.base_check import check_base
 from finetune.command import CommandParser, exit_code_of
 from finetune.preflight import check_output_folder
-from finetune.recipe import VqaSection
+from finetune.recipe import task_of
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def _pretrain() -> int:
         minutes = (time.monotonic() - started) / 60
     folder = args.judge or args.output_dir / "model"
     base = load_base(str(folder), device=args.device)
-    task = VqaSection(answer_normalization="vqa")
+    task = task_of("generative").model_copy(update={"answer_normalization": "vqa"})
     rows = read_world(0, "test", rows_per_kind=150, task=task)
     scores, _ = evaluate(base.model, base.task(task), rows, base.collator.prompt_batch, batch_size=100)
     parameters = sum(p.numel() for p in base.model.parameters())

@@ -15,7 +15,7 @@ LEVELS = {
     "file_owner": 0, "regular_file": 0, "file_state": 0, "json_file": 0, "outside_text": 0,
     "command": 1,
     "hardware": 1, "child": 1, "listening": 1, "recipe": 1, "example": 1, "interfaces": 1, "batch": 1, "tables": 1,
-    "matmul": 1, "folder_lock": 1, "metrics": 1, "prediction": 0,
+    "matmul": 1, "folder_lock": 1, "metrics": 1, "prediction": 0, "plugins": 1,
     "processes": 2, "finished_runs": 2, "families": 2, "methods": 2, "data": 2, "tasks": 2, "adapters": 2, "pocket": 2,
     "training": 3, "registry": 3, "report": 3,
     "build": 4,
@@ -102,7 +102,8 @@ def test_every_name_in_a_table_is_there():
     places = (tables.FAMILIES, tables.METHODS, tables.TASKS, tables.SOURCES, tables.EMBEDDED_BASES)
     for table in (*places, tables.EXPORT_TARGETS):
         for target in table.values():
-            assert callable(import_string(target)), target
+            places = [target] if isinstance(target, str) else [target.target, target.config]
+            assert all(callable(import_string(place)) for place in places), target
 
 
 def test_no_library_advises_kernels_that_nothing_here_needs():

@@ -75,9 +75,17 @@ PROMPT = "method={name: prompt_tuning}"
 @pytest.mark.parametrize(
     ("config", "overrides", "message"),
     [
-        (CLIP, [], r"task vqa does not go with clip: it generates no text.*Set task: {name: contrastive}"),
+        (
+            CLIP,
+            [],
+            "vqa does not go with clip: .*, and clip is dual_encoder. Set task.name to contrastive,",
+        ),
         (CLIP, ["task.name=contrastive", PROMPT], r"prompt_tuning does not go with clip: .*Set method: {name: lora}"),
-        (LLAVA, ["task.name=contrastive"], r"task contrastive does not go with llava: .*Set task: {name: vqa}"),
+        (
+            LLAVA,
+            ["task.name=contrastive"],
+            "contrastive does not go with llava: .*llava is generative. Set task.name to vqa,",
+        ),
         ({"model_type": "new_vlm"}, ["task.name=contrastive"], "task contrastive does not go with new_vlm"),
         ({"model_type": "gemma3"}, [], "lora.towers.projector does not go with gemma3: .*overrides"),
         (LLAVA, ["model.quantization=8bit", "method.use_dora=true"], "lora.use_dora does not go with 8bit: "),
@@ -94,7 +102,7 @@ def test_what_can_go_together(write, tmp_path):
     base = f"model.name_or_path={tmp_path}"
     recipe = load_recipe(write(GOOD), [base, "task={name: contrastive, text_template: 'a {label}'}"])
     assert recipe.task.text_of("hat") == "a hat"
-    allowed = "answer_normalization, decimal_separator, name, text_template"
+    allowed = "name, answer_normalization, decimal_separator, text_template"
     with pytest.raises(RecipeError, match=f"task.max_new_tokens: unknown key. Allowed here: {allowed}"):
         load_recipe(write(GOOD), [base, "task={name: contrastive, max_new_tokens: 4}"])
     with pytest.raises(RecipeError, match="task.text_templat: unknown key. Did you mean 'text_template'"):

@@ -1,14 +1,14 @@
 """Environment variables in a recipe: put into places alone, and their values stay in the run's own folder."""
 
 import json
-from typing import get_args
+from typing import Annotated, get_args
 
 import pytest
 
 from finetune.errors import RecipeError
 from finetune.recipe import AdapterSection, Recipe, load_recipe, parse_recipe
 from finetune.recipe.published import published_recipe
-from finetune.recipe.reading import _sections_in
+from finetune.recipe.reading import _section
 from finetune.runs import train
 
 SECRET = "s3cr3t-0f-th15-m4ch1n3"
@@ -21,7 +21,8 @@ RAW = {
     "task": {"name": "vqa"},
     "train": {"epochs": 2},
 }
-PROMPTS = {"system_prompt", "question_template", "text_template", "default_question", "prompt_tuning_init_text"}
+PROMPTS = {"system_prompt", "question_template", "text_template", "default_question", "prompt_tuning_init_text",
+           "caption_question"}  # fmt: skip
 # What chooses each section among others.
 CHOICES = {
     "data": [{"source": "jsonl", "root": "a"}, {"source": "parquet", "root": "a"}, {"source": "saved", "root": "a"},
@@ -34,16 +35,9 @@ CHOICES = {
 
 def texts_of(key, chosen):
     """Returns the fields of a chosen section that take a text."""
-    sections = _sections_in(Recipe.model_fields[key].annotation)
-    named = [s for s in sections if chosen.keys() <= s.model_fields.keys() | {"name"}]
-    tag = chosen.get("source") or chosen.get("name")
-    fits = [s for s in named if not tag or len(named) == 1 or tag in _tags(s)]
-    return [name for name, field in fits[0].model_fields.items() if _takes_text(field.annotation)]
-
-
-def _tags(section):
-    fields = (section.model_fields.get(name) for name in ("source", "name"))
-    return {value for field in fields if field for value in get_args(field.annotation)}
+    field = Recipe.model_fields[key]
+    section = _section(Annotated[field.annotation, *field.metadata, ...], chosen)
+    return [name for name, field in section.model_fields.items() if _takes_text(field.annotation)]
 
 
 def _takes_text(annotation):

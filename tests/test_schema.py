@@ -10,7 +10,6 @@ from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.recipe import (
     AdapterSection,
-    ContrastiveSection,
     HubData,
     JsonlData,
     LoraSection,
@@ -20,11 +19,12 @@ from finetune.recipe import (
     Recipe,
     TowerTarget,
     TrainSection,
-    VqaSection,
     parse_recipe,
     read_value,
 )
 from finetune.recipe.schema import recipe_schema, schema_text
+from finetune.tasks.contrastive import ContrastiveConfig
+from finetune.tasks.vqa import VqaConfig
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "recipe.schema.json"
@@ -143,7 +143,7 @@ def test_a_variable_stands_for_no_name_and_no_number():
     "section",
     [
         AdapterSection,
-        ContrastiveSection,
+        ContrastiveConfig,
         HubData,
         JsonlData,
         LoraSection,
@@ -153,7 +153,7 @@ def test_a_variable_stands_for_no_name_and_no_number():
         Recipe,
         TowerTarget,
         TrainSection,
-        VqaSection,
+        VqaConfig,
     ],
 )
 def test_every_field_is_described(section):

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.adapters.manifest import AdapterManifest, VqaContract
+from finetune.adapters.manifest import AdapterManifest
 from finetune.outside_text import markdown, markdown_block, markdown_cell, markdown_code, safe_block
+from finetune.recipe import LabelSection, PromptSection
 
 CARD_NAME = "README.md"
 # Of the hub's list, those that adapters are commonly under; any other is called "other", by its name.
@@ -47,7 +48,7 @@ def model_card(manifest: AdapterManifest, card: Card) -> str:
 def _front_matter(manifest: AdapterManifest, card: Card) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = "image-text-to-text" if isinstance(manifest.prompt, VqaContract) else "zero-shot-image-classification"
+    task = _pipeline_tag(manifest)
     scores = [
         EvalResult(
             task_type=task,
@@ -77,6 +78,14 @@ def _front_matter(manifest: AdapterManifest, card: Card) -> str:
         "eval_results": scores or None,
     }
     return safe_block(str(ModelCardData(**fields).to_yaml(line_break="\n")).rstrip("\n"))
+
+
+def _pipeline_tag(manifest: AdapterManifest) -> str:
+    """Return what the hub calls such a model."""
+    task = manifest.task
+    if isinstance(task, LabelSection):
+        return "zero-shot-image-classification"
+    return "image-text-to-text" if isinstance(task, PromptSection) else "other"
 
 
 def _scores(manifest: AdapterManifest, when: str) -> dict[str, float]:
@@ -124,13 +133,15 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
 
 def _asking(manifest: AdapterManifest) -> list[str]:
     """Returns how the adapter was asked in training; asked otherwise, it answers otherwise."""
-    contract = manifest.prompt
-    if not isinstance(contract, VqaContract):
-        return [f"Its texts were written so: {markdown_code(contract.text_template)}.", ""]
-    system = f", after the system prompt {markdown_code(contract.system_prompt)}" if contract.system_prompt else ""
+    task = manifest.task
+    if isinstance(task, LabelSection):
+        return [f"Its texts were written so: {markdown_code(task.text_template)}.", ""]
+    if not isinstance(task, PromptSection):
+        return []
+    system = f", after the system prompt {markdown_code(task.system_prompt)}" if task.system_prompt else ""
     return [
-        f"It was asked so, image {contract.image_position}: {markdown_code(contract.question_template)}{system}; "
-        f"answers are decoded greedily, at most {contract.generation.max_new_tokens} tokens.",
+        f"It was asked so, image {task.image_position}: {markdown_code(task.question_template)}{system}; "
+        f"answers are decoded greedily, at most {task.longest_answer} tokens.",
         "",
     ]
 

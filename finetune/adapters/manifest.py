@@ -6,14 +6,27 @@ It holds no rows, no pictures and no local paths, so it can be published. Nothin
 import hashlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from finetune.adapters.manifest_schema_1 import from_schema_1
+from finetune.adapters.manifest_schema_2 import from_schema_2
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
-from finetune.example import ImageOptions, ImagePosition
-from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, UtcTime, Word
-from finetune.metrics.exact_match import DecimalSeparator, Normalization
+from finetune.example import ImageOptions
+from finetune.fields import FileName, HubId, ModulePath, NamePart, Sha256, Text, UtcTime, Word
+from finetune.plugins import is_known
+from finetune.recipe.chosen import Choice
+from finetune.recipe.task import TaskSection
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"  # over the manifest, where somebody signed it
@@ -111,54 +124,32 @@ class AdapterDescription(_Part):
         return "+".join(part.method for part in self.parts)
 
 
-class GenerationSettings(_Part):
-    """How an answer is decoded; anything else is as the base's generation config says."""
+class PluginEntry(_Part):
+    """A name that a package outside gives, and the package."""
 
-    max_new_tokens: NumTokens
-    do_sample: Literal[False] = False
-    num_beams: Literal[1] = 1
-
-
-class _AnswerContract(_Part):
-    """How answers were compared with their references."""
-
-    answer_normalization: Normalization
-    decimal_separator: DecimalSeparator = "."  # of numbers, for the normalization ``number``
+    group: Word
+    name: Word
+    package: Word
+    version: Text | None = None
 
 
-class VqaContract(_AnswerContract):
-    """How the adapter was asked during training; ``.ask`` applies exactly this."""
+class ForeignTask(TaskSection):
+    """The settings of a task whose plug-in is not installed: kept as they are, and of no use until it is."""
 
-    name: Literal["vqa"] = "vqa"
-    system_prompt: Text | None = None
-    question_template: Text
-    image_position: ImagePosition = "first"  # of a question's images, before its text or after it
-    caption_question: Text | None = None  # what was asked where captions were learnt
-    generation: GenerationSettings
+    model_config = ConfigDict(extra="allow")
 
-    @field_validator("question_template")
-    @classmethod
-    def _has_its_place(cls, template: str) -> str:
-        if template.count("{question}") != 1:
-            raise ValueError("must hold {question} exactly once")
-        return template
+    architectures = frozenset()
+
+    name: Word
+    """The task."""
 
 
-class ContrastiveContract(_AnswerContract):
-    """How labels became texts during training; ``.classify`` applies exactly this."""
-
-    name: Literal["contrastive"] = "contrastive"
-    text_template: Text
-
-    @field_validator("text_template")
-    @classmethod
-    def _has_its_place(cls, template: str) -> str:
-        if template.count("{label}") != 1:
-            raise ValueError("must hold {label} exactly once")
-        return template
-
-
-PromptContract = VqaContract | ContrastiveContract
+def _task(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if isinstance(name := value.get("name"), str) and not is_known("tasks", name):
+        return ForeignTask.model_validate(value)
+    return Choice("tasks").config(value).model_validate(value, context=info.context)
 
 
 class ImageContract(_Part):
@@ -228,11 +219,11 @@ class FileEntry(_Part):
 class AdapterManifest(_Part):
     """The whole manifest. Frozen and strict: an unknown or missing field is an error.
 
-    Schema 1, which earlier releases wrote, is read too, by ``from_schema_1``. The digest of an adapter is that of its
-    manifest's bytes, so what was parsed from schema 1 is never written again.
+    Schemas 1 and 2, which earlier releases wrote, are read too, by ``from_schema_1`` and ``from_schema_2``. The digest
+    of an adapter is that of its manifest's bytes, so what was parsed from an earlier schema is never written again.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     namespace: NamePart
     name: NamePart
     created: UtcTime
@@ -240,7 +231,7 @@ class AdapterManifest(_Part):
     base: BaseIdentity
     processor: ProcessorDigests
     adapter: AdapterDescription
-    prompt: Annotated[PromptContract, Field(discriminator="name")]
+    task: Annotated[SerializeAsAny[TaskSection], BeforeValidator(_task)]  # as trained; an app asks exactly so
     images: ImageContract = ImageContract()
     toolchain: dict[Word, Word]
     training: TrainingRecord
@@ -249,6 +240,7 @@ class AdapterManifest(_Part):
     license: Text | None = None
     intended_use: Text | None = None
     parents: list[Text] = []
+    plugins: list[PluginEntry] = Field(default=[], max_length=16)  # packages that are needed beside this one
     files: dict[FileName, FileEntry] = Field(min_length=1, max_length=64)
 
     @field_validator("files")
@@ -264,6 +256,13 @@ class AdapterManifest(_Part):
             if needed not in files:
                 raise ValueError(f"{needed} is missing")
         return files
+
+    @model_validator(mode="after")
+    def _names_the_package_of_its_task(self) -> "AdapterManifest":
+        name = self.task.name
+        if isinstance(self.task, ForeignTask) and ("tasks", name) not in {(p.group, p.name) for p in self.plugins}:
+            raise ValueError(f"the task {name!r} is not one of this package, and plugins names no package that has it")
+        return self
 
     @property
     def full_name(self) -> str:
@@ -304,10 +303,10 @@ class AdapterManifest(_Part):
             ManifestError: it is too large, no strict JSON, or breaks the schema.
         """
         data = strict_json(raw, source=source, max_bytes=MAX_MANIFEST_BYTES)
-        schema = data.get("schema_version", 2) if isinstance(data, dict) else 2
-        schema = 1 if type(schema) is int and schema == 1 else 2  # neither true nor 1.0
+        schema = data.get("schema_version", 3) if isinstance(data, dict) else 3
+        schema = schema if type(schema) is int and schema in (1, 2) else 3  # neither true nor 1.0
         try:
-            return cls.model_validate(from_schema_1(data, source=source) if schema == 1 else data)
+            return cls.model_validate(_today(data, schema, source=source))
         except ValidationError as error:
             if (count := error.error_count()) > 1000:  # a list of them all takes a kilobyte each
                 raise ManifestError(f"{source}: not a manifest of schema {schema}: {count} fields are wrong") from None
@@ -316,3 +315,10 @@ class AdapterManifest(_Part):
                 f"{plain('.'.join(str(p) for p in e['loc'])) or 'top level'}: {plain(e['msg'])}" for e in first
             )
             raise ManifestError(f"{source}: not a manifest of schema {schema}: {problems}") from None
+
+
+def _today(data: dict[str, Any], schema: int, *, source: str) -> dict[str, Any]:
+    """Return the fields of a manifest under the names of today's schema."""
+    if schema == 1:
+        data = from_schema_1(data, source=source)
+    return from_schema_2(data, source=source) if schema < 3 else data

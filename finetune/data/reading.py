@@ -11,9 +11,8 @@ from finetune.data.bad_rows import BadRows
 from finetune.data.bit_depth import decide_range
 from finetune.data.pictures import check_pictures
 from finetune.example import ImageOptions
-from finetune.lookup import import_string, look_up
+from finetune.plugins import find
 from finetune.recipe import ColumnData, ReadSection
-from finetune.tables import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,7 @@ def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int
     """
     if getattr(section, split, "") is None:
         return []
-    read = import_string(look_up(SOURCES, section.source, what="data.source"))  # type: ignore[attr-defined]
+    read = find("sources", section.source, what="data.source")
     examples: list[Example] = read(section, split, task=task, seed=seed, bad=bad)
     if not isinstance(section, ReadSection):
         return examples

@@ -28,7 +28,7 @@ from finetune.data.pictures import facts_of, look
 from finetune.data.survey import Survey, system_of
 from finetune.errors import DataError, RowError, brief
 from finetune.example import ImageOptions
-from finetune.recipe import VqaSection
+from finetune.recipe import PromptSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -166,7 +166,7 @@ class Stream:
         Args:
             task: with what the first rows brought to it.
         """
-        agreed = isinstance(self.checks.task, VqaSection) and self.checks.task.system_prompt is None
+        agreed = isinstance(self.checks.task, PromptSection) and self.checks.task.system_prompt is None
         system = (getattr(task, "system_prompt", None),) if agreed else None
         self.checks = replace(self.checks, task=task, system=system)
 

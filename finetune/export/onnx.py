@@ -14,7 +14,6 @@ import torch
 from torch.nn.functional import normalize, pad
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
-from finetune.adapters.contract import section_of
 from finetune.adapters.probe import probe_conversation
 from finetune.build import max_positions
 from finetune.errors import ExportError
@@ -23,7 +22,7 @@ from finetune.export.parity import compare, compare_tensors
 from finetune.export.target import Comparison
 from finetune.extras import require_extra
 from finetune.methods.adapter import merge
-from finetune.recipe import ContrastiveSection
+from finetune.recipe import LabelSection
 from finetune.tables import DUAL_ENCODERS
 
 if TYPE_CHECKING:
@@ -69,8 +68,8 @@ class Onnx:
         rows = {name: row.to("cpu", model.dtype).inputs for name, row in source.rows.items()}
         write_towers(folder, model, rows["probe"])
         source.base.processor.save_pretrained(folder)
-        task = section_of(source.manifest.prompt)
-        assert isinstance(task, ContrastiveSection), "the contract was checked against the base"
+        task = source.manifest.task
+        assert isinstance(task, LabelSection), "the task was checked against the base"
         settings = {
             "text_template": task.text_template,
             "logit_scale": model.logit_scale.exp().item(),

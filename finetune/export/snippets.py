@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.contract import section_of
-from finetune.adapters.manifest import VqaContract
 from finetune.example import text_of
 from finetune.families.image_text_to_text import ImageTextToTextFamily
+from finetune.recipe import LabelSection, PromptSection
 
 if TYPE_CHECKING:
     from finetune.export.target import Source
-    from finetune.recipe import TaskSection
 
 IMAGE_NAME = "image.jpg"
 QUESTION = "What does the image show?"
@@ -47,64 +45,64 @@ def transformers_code(source: Source, loading: str) -> str:
     return f"{_imports(source, imports)}\n\n{lines}\n\n{_body(source)}"
 
 
-def messages_code(contract: VqaContract, *, image: str) -> str:
+def messages_code(task: PromptSection, *, image: str) -> str:
     """Returns the lines that leave ``messages``, as the adapter was trained on them.
 
     Args:
-        contract: of the manifest; ``question`` holds the user's words.
+        task: of the manifest; ``question`` holds the user's words.
         image: the code of the part that shows the image.
     """
     lines = ["messages = ["]
-    if contract.system_prompt:
-        lines.append(f'    {{"role": "system", "content": [{{"type": "text", "text": {contract.system_prompt!r}}}]}},')
-    text = _filled(contract.question_template, "question")
+    if task.system_prompt:
+        lines.append(f'    {{"role": "system", "content": [{{"type": "text", "text": {task.system_prompt!r}}}]}},')
+    text = _filled(task.question_template, "question")
     parts = [image, f'{{"type": "text", "text": {text}}}']
-    content = ", ".join(parts if contract.image_position == "first" else parts[::-1])
+    content = ", ".join(parts if task.image_position == "first" else parts[::-1])
     lines.append(f'    {{"role": "user", "content": [{content}]}},')
     return "\n".join([*lines, "]"])
 
 
 def _imports(source: Source, loading: str) -> str:
     """Returns the imports of all lines, sorted as a reader would."""
-    torch = [] if isinstance(source.manifest.prompt, VqaContract) else ["import torch"]
+    torch = ["import torch"] if isinstance(source.manifest.task, LabelSection) else []
     return "\n".join([*torch, "from PIL import Image, ImageOps", loading])
 
 
 def _body(source: Source) -> str:
-    contract, show = source.manifest.prompt, _OPEN.format(image=IMAGE_NAME)
-    if not isinstance(contract, VqaContract):
-        return _CLASSIFY.format(open=show, labels=list(LABELS), text=_filled(contract.text_template, "label"))
+    task, show = source.manifest.task, _OPEN.format(image=IMAGE_NAME)
+    if isinstance(task, LabelSection):
+        return _CLASSIFY.format(open=show, labels=list(LABELS), text=_filled(task.text_template, "label"))
+    assert isinstance(task, PromptSection), "there is code for these two kinds of task"
     family: Any = source.base.family
-    assert isinstance(family, ImageTextToTextFamily), "the contract was checked against the base"
+    assert isinstance(family, ImageTextToTextFamily), "the task was checked against the base"
     return _ASK.format(
         open=show,
         question=repr(QUESTION),
-        prompt=_bare_prompt(source, contract) if family.processor_adds_marks else _prompt(source, contract),
+        prompt=_bare_prompt(source, task) if family.processor_adds_marks else _prompt(source, task),
         options="" if family.processor_adds_marks else "add_special_tokens=False, ",
-        max_new_tokens=contract.generation.max_new_tokens,
+        max_new_tokens=task.longest_answer,
     )
 
 
-def _prompt(source: Source, contract: VqaContract) -> str:
+def _prompt(source: Source, task: PromptSection) -> str:
     """Returns the lines that leave ``text``, by the processor's chat template."""
     processor: Any = source.base.processor
-    messages = section_of(contract).ask(QUESTION)
+    messages = task.ask(QUESTION)
     rendered = str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     collator: Any = source.base.collator
     whole: str = collator.render(messages, for_answer=True)
     first = repr(whole.removesuffix(rendered)) + " + " if whole != rendered else ""
     return (
-        messages_code(contract, image='{"type": "image"}')
+        messages_code(task, image='{"type": "image"}')
         + f"\ntext = {first}processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
     )
 
 
-def _bare_prompt(source: Source, contract: VqaContract) -> str:
+def _bare_prompt(source: Source, task: PromptSection) -> str:
     """Returns the line that leaves ``text`` where the processor itself puts marks around it."""
-    section: TaskSection = section_of(contract)
-    before = "".join(f"{text_of(message)}\n" for message in section.ask("")[:-1])
+    before = "".join(f"{text_of(message)}\n" for message in task.ask("")[:-1])
     token: str = source.base.processor.image_token  # type: ignore[attr-defined]
-    return f"text = {token + before!r} + {_filled(contract.question_template, 'question')}"
+    return f"text = {token + before!r} + {_filled(task.question_template, 'question')}"
 
 
 def _filled(template: str, name: str) -> str:

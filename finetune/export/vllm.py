@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
-from finetune.adapters.manifest import VqaContract
 from finetune.export.peft import Peft
 from finetune.export.snippets import IMAGE_NAME, QUESTION, messages_code
 from finetune.export.vllm_rules import DEFAULT_MAX_LORA_RANK, refuse_for_vllm
+from finetune.recipe import PromptSection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,8 +53,8 @@ class Vllm:
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Writes what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
         comparisons = Peft(bake_scaling=True).make(source, folder)
-        identity, contract = source.manifest.base, source.manifest.prompt
-        assert isinstance(contract, VqaContract), "vLLM serves no dual encoder"
+        identity, task = source.manifest.base, source.manifest.task
+        assert isinstance(task, PromptSection), "vLLM serves no dual encoder"
         loading = _LOADING.format(
             base=identity.hub_id or "BASE",
             revision=f', revision="{identity.revision}"' if identity.revision else "",
@@ -62,8 +62,8 @@ class Vllm:
             name=source.manifest.full_name,
             image=IMAGE_NAME,
             question=repr(QUESTION),
-            messages=messages_code(contract, image=_IMAGE_PART),
-            max_new_tokens=contract.generation.max_new_tokens,
+            messages=messages_code(task, image=_IMAGE_PART),
+            max_new_tokens=task.longest_answer,
         )
         card = Card(
             version=source.version,

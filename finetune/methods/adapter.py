@@ -9,10 +9,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Attachment
-from finetune.lookup import did_you_mean, import_string, look_up
+from finetune.lookup import did_you_mean
 from finetune.methods.points import reached
 from finetune.methods.prompt_tuning import placeholders_of
-from finetune.tables import METHODS
+from finetune.plugins import find, names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
     by_name = {section.name: section for section in sections}
     try:
         # In the order of the table, so that each method finds those before it, whatever order the recipe has.
-        parts = [_method(name).attach(host, by_name[name]) for name in METHODS if name in by_name]
+        parts = [_method(name).attach(host, by_name[name]) for name in names("methods") if name in by_name]
         attachment = Attachment(tuple(parts))
         _only_the_adapter_trains(host.model, attachment)
     except BaseException:
@@ -61,19 +61,19 @@ def check_methods(model: PreTrainedModel, towers: Towers, sections: Sequence[Met
 
 def refuse_attached(model: PreTrainedModel) -> None:
     """Raises MethodError where an adapter trains in the model: finished ones are made for the plain base."""
-    if any(_method(name).is_attached(model) for name in METHODS):
+    if any(_method(name).is_attached(model) for name in names("methods")):
         raise MethodError("an adapter trains in this model. Load a fresh base for finished ones, or detach it first.")
 
 
 def detach(model: PreTrainedModel) -> None:
     """Removes the adapter that trains, and every trace of it."""
-    for name in METHODS:
+    for name in names("methods"):
         _method(name).detach(model)
 
 
 def switch(model: PreTrainedModel, on: bool) -> None:
     """Has the adapter that trains answer, or the plain base."""
-    for name in METHODS:
+    for name in names("methods"):
         _method(name).switch(model, on)
 
 
@@ -153,7 +153,7 @@ def placeholders(description: AdapterDescription) -> Placeholders | None:
 
 
 def _method(name: str) -> Method:
-    return import_string(look_up(METHODS, name, what="method of the adapter", error=ManifestError))()
+    return find("methods", name, what="method of the adapter", error=ManifestError)()
 
 
 def _refuse_adapted(model: PreTrainedModel) -> None:
@@ -163,7 +163,7 @@ def _refuse_adapted(model: PreTrainedModel) -> None:
                 f"the model already carries an adapter (at {name}). Load a fresh base, or train with this one: "
                 "adapters are not stacked."
             )
-    if reached(model) or any(_method(name).is_attached(model) for name in METHODS):
+    if reached(model) or any(_method(name).is_attached(model) for name in names("methods")):
         raise MethodError("the model already carries an adapter. Load a fresh base: adapters are not stacked.")
 
 

@@ -25,7 +25,7 @@ from finetune.recipe.model import AttnImplementation, ModelSection, Quantization
 from finetune.recipe.pairing import refuse_impossible, why_impossible
 from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
-from finetune.recipe.task import AnswerSection, ContrastiveSection, TaskSection, VqaSection
+from finetune.recipe.task import AnswerSection, LabelSection, PromptSection, TaskSection, task_of
 from finetune.recipe.train import TrainSection
 from finetune.recipe.whole import AdapterSection, Recipe
 
@@ -34,10 +34,10 @@ __all__ = [
     "AnswerSection",
     "AttnImplementation",
     "ColumnData",
-    "ContrastiveSection",
     "DataSection",
     "HubData",
     "JsonlData",
+    "LabelSection",
     "LoraSection",
     "MethodSection",
     "MixData",
@@ -45,6 +45,7 @@ __all__ = [
     "OverridesSection",
     "ParquetData",
     "ProceduralData",
+    "PromptSection",
     "PromptTuningSection",
     "Quantization",
     "ReadSection",
@@ -57,10 +58,10 @@ __all__ = [
     "TowerTarget",
     "TowerTargets",
     "TrainSection",
-    "VqaSection",
     "load_recipe",
     "parse_recipe",
     "read_value",
     "refuse_impossible",
+    "task_of",
     "why_impossible",
 ]

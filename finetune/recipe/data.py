@@ -2,15 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from finetune.recipe.chosen import Choice
 from finetune.recipe.section import Place, PositiveInt, Prompt, Section, Seed
 
 Split = Literal["train", "val", "test"]
 
 
 class RowsSection(Section):
-    """What every source has."""
+    """A source of rows; the base of every source's own section."""
+
+    source: str
+    """Where rows come from."""
 
     max_length: PositiveInt | None = None
     """Most tokens of a row, those of its pictures included; by default as many as the base takes."""
@@ -44,6 +48,9 @@ class ReadSection(RowsSection):
         if not isinstance(value, str) and value[0] >= value[1]:
             raise ValueError("image_range must be auto, file or [LOW, HIGH] with LOW below HIGH")
         return value
+
+
+_COMMON = ReadSection.model_fields.keys() - {"source"}  # what a mix says once for all of its sources
 
 
 class ColumnData(ReadSection):
@@ -188,10 +195,7 @@ class Weighted(Section):
 
     weight: Annotated[float, Field(gt=0)] = 1
     """Its share of an epoch, relative to the others' weights."""
-    data: Annotated[
-        JsonlData | ParquetData | SavedData | HubData | ProceduralData,
-        Field(discriminator="source"),
-    ]
+    data: Annotated[SerializeAsAny[RowsSection], Choice("sources", key="source", without=("mix",))]
     """The source."""
 
 
@@ -214,7 +218,7 @@ class MixData(ReadSection):
         for name, part in self.sources.items():
             if isinstance(part.data, StreamableData) and part.data.streaming:
                 raise ValueError(f"{name} cannot be a stream: a mix repeats rows by their number. Set streaming: false")
-            twice = sorted(part.data.model_fields_set & ReadSection.model_fields.keys())
+            twice = sorted(part.data.model_fields_set & _COMMON)
             if twice:
                 raise ValueError(f"{', '.join(twice)} of {name} holds for the whole mix: set data.{twice[0]}")
         return self
@@ -227,10 +231,8 @@ class MixData(ReadSection):
     def part(self, name: str) -> Any:
         """Returns the section of one source, with what holds for the whole mix."""
         section = self.sources[name].data
-        common = ReadSection.model_fields.keys() & type(section).model_fields.keys()
+        common = _COMMON & type(section).model_fields.keys()
         return section.model_copy(update={field: getattr(self, field) for field in common})
 
 
-DataSection = Annotated[
-    JsonlData | ParquetData | SavedData | HubData | MixData | ProceduralData, Field(discriminator="source")
-]
+DataSection = Annotated[SerializeAsAny[RowsSection], Choice("sources", key="source")]

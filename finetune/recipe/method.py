@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
+from finetune.recipe.chosen import Choice
 from finetune.recipe.section import PositiveInt, Prompt, Section
 
 
@@ -47,7 +48,19 @@ class TowerTargets(Section):
         return self
 
 
-class LoraSection(Section):
+class MethodSection(Section):
+    """A method and its options; the base of every method's own section."""
+
+    name: str
+    """The method."""
+
+    @property
+    def adapted_towers(self) -> set[str]:
+        """The towers whose outputs change."""
+        raise NotImplementedError
+
+
+class LoraSection(MethodSection):
     """Low-rank adaptation (Hu et al., https://arxiv.org/abs/2106.09685); option names are PEFT's."""
 
     name: Literal["lora"]
@@ -73,7 +86,7 @@ class LoraSection(Section):
         return {name for name, target in self.towers if target.target_modules != "none"}
 
 
-class PromptTuningSection(Section):
+class PromptTuningSection(MethodSection):
     """Tuned embeddings before the first token (Lester et al., https://arxiv.org/abs/2104.08691)."""
 
     name: Literal["prompt_tuning"]
@@ -91,7 +104,7 @@ class PromptTuningSection(Section):
         return {"language"}
 
 
-class OverridesSection(Section):
+class OverridesSection(MethodSection):
     """Whole parameters trained as copies beside the base's own: the projector's, the language tower's norms."""
 
     name: Literal["overrides"]
@@ -107,8 +120,7 @@ class OverridesSection(Section):
         return {"projector" if part == "projector" else "language" for part in self.parameters}
 
 
-MethodSection = LoraSection | PromptTuningSection | OverridesSection
-_Part = Annotated[MethodSection, Field(discriminator="name")]
+_Part = Annotated[SerializeAsAny[MethodSection], Choice("methods")]
 
 
 def _as_list(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import RecipeError
 from finetune.lookup import import_string
+from finetune.plugins import config_of, names
 from finetune.recipe.data import StreamableData
 from finetune.tables import DUAL_ENCODERS, EMBEDDED_BASES, IMPOSSIBLE
 
@@ -35,30 +36,42 @@ def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = N
             "train.max_steps, and train.epochs to null."
         )
     model_type = model_type or known_model_type(recipe.model)
+    if model_type and (reason := why_impossible(recipe.task.name, model_type)):
+        raise RecipeError(f"{source}: {reason}")
     for case in IMPOSSIBLE:
-        asked = case.task in (None, recipe.task.name) and (
-            case.option is None or any(_uses(section, case.option) for section in recipe.method)
-        )
+        asked = any(_uses(section, case.option) for section in recipe.method)
         if asked and _holds(case, model_type) and case.quantization in (None, recipe.model.quantization):
             raise RecipeError(f"{source}: {_explain(case, model_type)}")
 
 
 def why_impossible(task: str, model_type: str) -> str | None:
-    """Returns why a task does not go with a family, and what does; None where it goes."""
-    cases = (case for case in IMPOSSIBLE if case.task == task and _holds(case, model_type))
-    return next((_explain(case, model_type) for case in cases), None)
+    """Return why a task does not serve the bases of a family, and what does; None where it serves them."""
+    architecture = _architecture(model_type)
+    wanted = config_of("tasks", task, what="task", error=RecipeError).architectures
+    if architecture in wanted:
+        return None
+    others = {name: config_of("tasks", name, what="task").architectures for name in names("tasks")}
+    fitting = sorted(name for name, architectures in others.items() if architecture in architectures)
+    instead = f"Set task.name to {' or '.join(fitting)}" if fitting else "No task serves it yet"
+    return (
+        f"task {task} does not go with {model_type}: the task is for bases of the architecture "
+        f"{' or '.join(sorted(wanted))}, and {model_type} is {architecture}. {instead}, or take another base."
+    )
+
+
+def _architecture(model_type: str) -> str:
+    return "dual_encoder" if model_type in DUAL_ENCODERS else "generative"
 
 
 def _holds(case: Impossible, model_type: str | None) -> bool:
-    kind = model_type and ("dual_encoder" if model_type in DUAL_ENCODERS else "generative")
+    kind = model_type and _architecture(model_type)
     return case.model_type in (None, model_type) and case.kind in (None, kind)
 
 
 def _explain(case: Impossible, model_type: str | None) -> str:
-    what = case.option or f"task {case.task}"
     with_model = model_type if case.model_type or case.kind else None
     where = " with ".join(part for part in (with_model, case.quantization) if part)
-    return f"{what} does not go with {where}: {case.reason}. {case.instead}"
+    return f"{case.option} does not go with {where}: {case.reason}. {case.instead}"
 
 
 def known_model_type(model: ModelSection) -> str | None:

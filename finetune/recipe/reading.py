@@ -1,19 +1,21 @@
 """Reading a recipe: strict YAML, overrides, environment variables, and one error that names file and key."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
 from finetune.errors import RecipeError, brief
-from finetune.lookup import did_you_mean, look_up
+from finetune.lookup import did_you_mean
+from finetune.plugins import config_of, is_known, names
+from finetune.recipe.chosen import Choice
 from finetune.recipe.pairing import refuse_impossible
 from finetune.recipe.section import Section, stray_variables
 from finetune.recipe.whole import Recipe
 from finetune.strict_yaml import StrictLoader
-from finetune.tables import METHODS, SOURCES, TASKS
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -44,11 +46,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     """Builds a recipe from plain data; ``source`` names it in errors."""
     variables: set[str] = set()  # the texts that hold the value of one
-    for section, table in (("method", METHODS), ("task", TASKS)):
+    for section, group in (("method", "methods"), ("task", "tasks")):
         parts = raw.get(section)
         for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, dict) and isinstance(name := part.get("name"), str):
-                look_up(table, name, what=f"{section}.name in {source}", error=RecipeError)
+                config_of(group, name, what=f"{section}.name in {source}", error=RecipeError)
     _check_sources(raw.get("data"), source)
     try:
         recipe = Recipe.model_validate(raw, context=variables)
@@ -95,12 +97,12 @@ def _check_sources(data: Any, source: str) -> None:
     inner = [part.get("data") for part in parts.values() if isinstance(part, dict)] if isinstance(parts, dict) else []
     for part in (data, *inner):
         if isinstance(part, dict) and isinstance(name := part.get("source"), str):
-            if name not in SOURCES and (
+            if not is_known("sources", name) and (
                 known := _SAID_AS.get(name.strip().lower().replace("-", "_").removeprefix("."))
             ):
-                allowed = ", ".join(sorted(SOURCES))
+                allowed = ", ".join(sorted(names("sources")))
                 raise RecipeError(f"unknown data.source in {source} {name!r}: {known}. Allowed: {allowed}.")
-            look_up(SOURCES, name, what=f"data.source in {source}", error=RecipeError)
+            config_of("sources", name, what=f"data.source in {source}", error=RecipeError)
 
 
 def read_value(text: str, *, source: str) -> Any:
@@ -144,44 +146,47 @@ def _explain(error: Any, raw: dict[str, Any]) -> str:
 
 
 def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Section] | None]:
-    """Returns the keys of a pydantic location as they stand in the file, and the section that holds the last one.
+    """Return the keys of a pydantic location as they stand in the file, and the section that holds the last one.
 
-    Where a section is one of several, pydantic puts the name that chose it into the location, and where one may stand
-    for a list of one, its number; the file has neither.
+    Where one section may stand for a list of one, pydantic puts its number into the location; the file has none.
     """
     keys: list[str] = []
-    choices: list[type[Section]] = [Recipe]
     section: type[Section] | None = None
-    named = False  # whether the next part is a name that the file's author gave
+    annotation: Any = Recipe  # of ``raw``
     for part in location:
-        tagged = [choice for choice in choices if len(choices) > 1 and part in _tags(choice)]
-        if tagged:
-            choices = tagged
-            continue
         if isinstance(part, int):
             if isinstance(raw, list):
                 keys.append(str(part))
                 raw = raw[part]
             continue
         keys.append(part)
+        section = _section(annotation, raw)
+        annotation = _annotation(annotation, section, part)
         raw = raw.get(part) if isinstance(raw, dict) else None
-        if named:
-            named = False
-            continue
-        section = choices[0] if choices else None
-        field = section.model_fields.get(part) if section else None
-        choices = _sections_in(field.annotation) if field else []
-        named = bool(choices) and field is not None and get_origin(field.annotation) is dict
     return keys, section
 
 
-def _tags(section: type[Section]) -> set[object]:
-    """Returns the values by which a section is chosen among others: those its ``name`` or ``source`` may have."""
-    fields = (section.model_fields.get(name) for name in ("name", "source"))
-    return {value for field in fields if field for value in get_args(field.annotation)}
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
+def _section(annotation: Any, raw: Any) -> type[Section] | None:
+    """Return the section that ``raw`` was read as; None where its annotation allows none."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
+        return annotation
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is dict:  # its keys are names that the file's author gave
+        return None
+    if origin is Annotated:
+        choice = next((mark for mark in arguments[1:] if isinstance(mark, Choice)), None)
+        if choice is not None and isinstance(raw, dict):
+            with suppress(ValueError):
+                return choice.config(raw)
+        arguments = arguments[:1]
+    return next((found for part in arguments if (found := _section(part, raw))), None)
+
+
+def _annotation(annotation: Any, section: type[Section] | None, key: str) -> Any:
+    """Return the annotation of what stands under ``key``; None where that is unknown."""
+    if section is not None:
+        field = section.model_fields.get(key)
+        return field and Annotated[field.annotation, *field.metadata, ...]
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_args(annotation)[1] if get_origin(annotation) is dict else None

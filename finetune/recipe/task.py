@@ -1,18 +1,54 @@
-"""What is learnt and how it is judged."""
+"""What every task's section has, and what tasks of two kinds share: those that generate text, and those that choose.
 
-from typing import Annotated, Any, ClassVar, Literal
+A task's own section stands in the task's file, as ``Config``. One class serves the recipe and the manifest.
+"""
 
-from pydantic import BeforeValidator, Field, field_validator
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, SerializeAsAny, field_validator
 
 from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
 from finetune.fields import NumTokens
 from finetune.metrics.exact_match import DecimalSeparator, Normalization, Normalizer, normalizer
+from finetune.plugins import config_of, names
+from finetune.recipe.chosen import Choice
 from finetune.recipe.section import Prompt, Section
+from finetune.tables import DEFAULT_TASK
 
 DEFAULT_ANSWER_TOKENS = 128  # of an answer at most, where neither a recipe nor its data says more
 
 
-class AnswerSection(Section):
+class TaskSection(Section):
+    """A task and its settings; the base of every task's own section. An adapter's manifest keeps it."""
+
+    architectures: ClassVar[frozenset[str]]  # of the bases that the task serves
+    has_question: ClassVar[bool]  # whether a row must have one
+
+    name: str
+    """The task."""
+
+    def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
+        """Return the messages that put ``question``, with its images."""
+        raise NotImplementedError
+
+    def converse(self, messages: list[Message]) -> list[Message]:
+        """Return a conversation as the task puts it."""
+        raise NotImplementedError
+
+    def text_of(self, label: str) -> str:
+        """Return the text that is supervised for an answer."""
+        raise NotImplementedError
+
+    def as_trained(self, *, caption_question: str | None = None) -> Self:
+        """Return the section that a manifest keeps: nothing in it is left to a default of the code.
+
+        Args:
+            caption_question: the question that most rows with captions ask; None where there are none.
+        """
+        return self
+
+
+class AnswerSection(TaskSection):
     """How answers are compared, for every task whose predictions are answers."""
 
     answer_normalization: Normalization = "exact"
@@ -26,13 +62,12 @@ class AnswerSection(Section):
         return normalizer(self.answer_normalization, decimal_separator=self.decimal_separator)
 
 
-class VqaSection(AnswerSection):
-    """How questions are put and answers judged. The adapter carries this, and ``.ask`` repeats it exactly."""
+class PromptSection(AnswerSection):
+    """How questions are put to a base that generates text. ``ask`` repeats it exactly."""
 
-    has_question: ClassVar[bool] = True  # whether a row must have one
+    architectures = frozenset({"generative"})
+    has_question = True
 
-    name: Literal["vqa"] = "vqa"
-    """The task."""
     system_prompt: Prompt | None = None
     """Stands before every question; by default that of the rows, where all have the same. An empty text: none."""
     question_template: Prompt = "{question}"
@@ -41,13 +76,13 @@ class VqaSection(AnswerSection):
     """Whether images stand before or after the text of a question; by default as in the conversations, else first."""
     max_new_tokens: NumTokens | None = None
     """Longest answer, in tokens; by default the longest supervised answer of the data, and some room."""
+    caption_question: Annotated[Prompt, Field(min_length=1)] | None = None
+    """What ``caption`` asks; by default what most rows with captions ask."""
 
     @field_validator("question_template")
     @classmethod
     def _has_its_place(cls, template: str) -> str:
-        if template.count("{question}") != 1:
-            raise ValueError("question_template must hold {question} exactly once")
-        return template
+        return _once("question_template", "{question}", template)
 
     @property
     def longest_answer(self) -> int:
@@ -65,54 +100,71 @@ class VqaSection(AnswerSection):
         )
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Returns a conversation as it stands, with the system prompt first where it has none of its own."""
+        """Return a conversation as it stands, with the system prompt first where it has none of its own."""
         if not self.system_prompt or messages[0]["role"] == "system":
             return messages
         return [system(self.system_prompt), *messages]
 
     def text_of(self, label: str) -> str:
-        """Returns the text that is learnt for an answer: the answer itself."""
+        """Return the text that is supervised for an answer: the answer itself."""
         return label
 
+    def as_trained(self, *, caption_question: str | None = None) -> Self:
+        """Return the section with its defaults written out."""
+        update = {
+            "system_prompt": self.system_prompt or None,
+            "image_position": self.image_position or "first",
+            "max_new_tokens": self.longest_answer,
+            "caption_question": self.caption_question or caption_question,
+        }
+        return self.model_copy(update=update)
 
-class ContrastiveSection(AnswerSection):
-    """How pictures and texts are brought together. The adapter carries this, and ``.classify`` repeats it exactly."""
 
-    has_question: ClassVar[bool] = False
+class LabelSection(AnswerSection):
+    """How labels become texts that a dual encoder chooses among. ``classify`` repeats it exactly."""
 
-    name: Literal["contrastive"]
-    """The task."""
+    architectures = frozenset({"dual_encoder"})
+    has_question = False
+
     text_template: Prompt = "{label}"
     """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""
 
     @field_validator("text_template")
     @classmethod
     def _has_its_place(cls, template: str) -> str:
-        if template.count("{label}") != 1:
-            raise ValueError("text_template must hold {label} exactly once")
-        return template
+        return _once("text_template", "{label}", template)
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
-        """Returns the message that shows the pictures; a dual encoder is put no question."""
+        """Return the message that shows the images; a dual encoder is put no question."""
         return show(num_images=num_images)
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Returns a conversation whose last turn holds the text of what was answered."""
+        """Return a conversation whose last turn holds the text of what was answered."""
         return [*messages[:-1], answer(self.text_of(text_of(messages[-1])))]
 
     def text_of(self, label: str) -> str:
-        """Returns the text that stands for ``label``."""
+        """Return the text that stands for ``label``."""
         return self.text_template.replace("{label}", label)
 
 
-TaskSection = VqaSection | ContrastiveSection
+AnyTask = Annotated[SerializeAsAny[TaskSection], Choice("tasks", default=DEFAULT_TASK)]
 
 
-def _vqa_by_default(value: Any) -> Any:
-    return {"name": "vqa", **value} if isinstance(value, dict) else value
+def task_of(architecture: str | None = None) -> TaskSection:
+    """Return the settings of the task that is meant where none is named.
+
+    Args:
+        architecture: of the base; None for the task of a recipe that names none.
+    """
+    known = [DEFAULT_TASK, *(name for name in names("tasks") if name != DEFAULT_TASK)]
+    for name in known:
+        config = config_of("tasks", name, what="task")
+        if architecture is None or architecture in config.architectures:
+            return config(name=name)
+    raise ValueError(f"no task serves a base of the architecture {architecture!r}")
 
 
-AnyTask = Annotated[
-    Annotated[TaskSection, Field(discriminator="name")],
-    BeforeValidator(_vqa_by_default),
-]
+def _once(key: str, mark: str, template: str) -> str:
+    if template.count(mark) != 1:
+        raise ValueError(f"{key} must hold {mark} exactly once")
+    return template

@@ -10,7 +10,7 @@ from finetune.recipe.data import DataSection
 from finetune.recipe.method import Methods
 from finetune.recipe.model import ModelSection
 from finetune.recipe.section import Place, Section, Seed
-from finetune.recipe.task import AnyTask, VqaSection
+from finetune.recipe.task import AnyTask, task_of
 from finetune.recipe.train import TrainSection
 
 
@@ -41,7 +41,7 @@ class Recipe(Section):
     model: ModelSection
     method: Methods
     data: DataSection
-    task: AnyTask = VqaSection()
+    task: AnyTask = Field(default_factory=task_of)
     train: TrainSection
     adapter: AdapterSection = AdapterSection()
     _from_environment: frozenset[str] = PrivateAttr(frozenset())

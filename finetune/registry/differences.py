@@ -80,7 +80,7 @@ def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str
         told["recipe"] = _by_name(recipe)
     else:
         told["recipe"] = {}
-    first = ("recipe", "training", "adapter", "prompt", "metrics", "base", "processor", "files", "toolchain")
+    first = ("recipe", "training", "adapter", "task", "metrics", "base", "processor", "files", "toolchain")
     return {section: told[section] for section in dict.fromkeys([*first, *told])}
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetune.data.collate import Collator
     from finetune.data.image_workers import ImageWorkers
     from finetune.example import Example
-    from finetune.recipe import VqaSection
+    from finetune.recipe import PromptSection
     from finetune.server.scheduler import Event
     from finetune.server.schema import ChatRequest
     from finetune.server.settings import Settings
@@ -103,7 +103,7 @@ def prepare(
     """
     positions = max_positions(switcher.base.model)
     _refuse_long_text(request, positions)
-    section = cast("VqaSection", section_for(switcher, resident))
+    section = cast("PromptSection", section_for(switcher, resident))
     page = resident.manifest.images.options.page if resident else None
     images = decode_images(request, settings, fetched=fetched, workers=workers, page=page, is_over=is_over)
     batch = _batch(collators, to_example(request, section, images), resident)

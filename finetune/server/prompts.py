@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from finetune.example import Message
-    from finetune.recipe import VqaSection
+    from finetune.recipe import PromptSection
     from finetune.server.schema import ChatRequest, ImagePart, TextPart
 
 
-def to_example(request: ChatRequest, section: VqaSection, images: Sequence[np.ndarray]) -> Example:
+def to_example(request: ChatRequest, section: PromptSection, images: Sequence[np.ndarray]) -> Example:
     """Return the row of a request.
 
     One user's message with one text is a question, put as the adapter was trained on questions, with its images

@@ -7,10 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from finetune.adapters.manifest import VqaContract
 from finetune.build import Base, Batches
 from finetune.errors import DataError, ModelError, brief
-from finetune.recipe import ContrastiveSection, VqaSection
+from finetune.recipe import LabelSection, PromptSection
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, picture_row, question_row
 from finetune.serving.streaming import TextStream
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from finetune.tasks.contrastive import ContrastiveTask
     from finetune.tasks.generation import Answer
 
-S = TypeVar("S", VqaSection, ContrastiveSection)
+S = TypeVar("S", PromptSection, LabelSection)
 
 # How a model is asked for a caption that learnt none by itself.
 CAPTION_QUESTION = "Describe the picture."
@@ -169,12 +168,11 @@ class VisionLanguageModel:
             ModelError: the base is a dual encoder.
         """
         with self.switcher.holding() as resident:
-            options = self._options(VqaSection, "caption(image)", instead="classify(image, labels)")
-            contract = resident.manifest.prompt if resident else None
+            options = self._options(PromptSection, "caption(image)", instead="classify(image, labels)")
             question = CAPTION_QUESTION
             longest = max(CAPTION_TOKENS, options.longest_answer) if resident else None
-            if isinstance(contract, VqaContract) and contract.caption_question is not None:
-                question, longest = contract.caption_question, None
+            if resident and options.caption_question is not None:
+                question, longest = options.caption_question, None
             return self._generate(question_row(options, image, question, urls=self.urls), max_new_tokens=longest)
 
     def ask_batch(
@@ -196,7 +194,7 @@ class VisionLanguageModel:
             DataError: the lists are of different lengths, or a picture cannot be used.
             ModelError: the base is a dual encoder.
         """
-        self._options(VqaSection, "ask_batch(images, questions)", instead="classify(image, labels)")
+        self._options(PromptSection, "ask_batch(images, questions)", instead="classify(image, labels)")
         for name, given in (("images", images), ("questions", questions), ("adapters", adapters)):
             if isinstance(given, str | bytes):  # a sequence too, of characters
                 raise DataError(f"ask_batch takes a list of {name}, not {brief(given)}; for one question there is ask")
@@ -246,7 +244,7 @@ class VisionLanguageModel:
             DataError: there is no label.
         """
         with self.switcher.holding():
-            options = self._options(ContrastiveSection, "classify(image, labels)", instead="ask(image, question)")
+            options = self._options(LabelSection, "classify(image, labels)", instead="ask(image, question)")
             if not labels or isinstance(labels, str):
                 raise DataError(f"labels is a list of at least one text, not {labels!r}")
             choices = {label: options.text_of(label) for label in labels}
@@ -278,7 +276,7 @@ class VisionLanguageModel:
 
     def _embed(self, batch: Callable[[], Batch]) -> Tensor:
         with self.switcher.holding():
-            self._options(ContrastiveSection, "an embedding", instead="ask(image, question)")
+            self._options(LabelSection, "an embedding", instead="ask(image, question)")
             inputs = batch().to(self.model.device, self.model.dtype)
             return cast("ContrastiveTask", self.task).embed(self.model, inputs)[0].cpu()
 
@@ -289,11 +287,11 @@ class VisionLanguageModel:
         return options
 
     def _question(self, call: str, image: Any, question: str) -> Example:
-        options = self._options(VqaSection, f"{call}(image, question)", instead="classify(image, labels)")
+        options = self._options(PromptSection, f"{call}(image, question)", instead="classify(image, labels)")
         return question_row(options, image, question, urls=self.urls)
 
     def _conversation(self, call: str, messages: list[Message]) -> Example:
-        options = self._options(VqaSection, f"{call}(messages)", instead="classify(image, labels)")
+        options = self._options(PromptSection, f"{call}(messages)", instead="classify(image, labels)")
         return conversation_row(options, messages, urls=self.urls)
 
     def _generate(self, example: Example, *, max_new_tokens: int | None = None) -> str:

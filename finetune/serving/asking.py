@@ -12,7 +12,7 @@ from finetune.serving.urls import fetch_image, is_url
 
 if TYPE_CHECKING:
     from finetune.example import ImageSource, Message
-    from finetune.recipe import TaskSection, VqaSection
+    from finetune.recipe import PromptSection, TaskSection
     from finetune.serving.urls import UrlPolicy
 
 
@@ -37,7 +37,7 @@ def question_row(
     return _row(section.ask(question, num_images=len(images)), images, urls, id)
 
 
-def conversation_row(section: VqaSection, messages: list[Message], *, urls: UrlPolicy | None) -> Example:
+def conversation_row(section: PromptSection, messages: list[Message], *, urls: UrlPolicy | None) -> Example:
     """Returns the row that asks for the assistant's next turn; arguments as for ``question_row``.
 
     Raises:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.base_identity import require_same_base, require_same_processor
 from finetune.adapters.probe import compare
-from finetune.errors import ManifestError
+from finetune.adapters.requirements import require_usable
 from finetune.methods.adapter import placeholders, require_expected, updates
 from finetune.methods.points import PLAIN, Answering
-from finetune.recipe import why_impossible
 from finetune.serving.receipts import find_receipt, keep_receipt
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> 
     manifest = folder.manifest
     require_same_base(manifest.base, base.identity)
     require_same_processor(manifest.processor, base.digests)
-    if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
-        raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
+    require_usable(manifest)
     require_expected(base.model, base.towers, manifest.adapter)
     found = updates(base.model, manifest.adapter, folder.tensors)
     points.add(found)

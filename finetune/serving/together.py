@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from finetune.adapters.contract import section_of
 from finetune.build import Batches, max_positions
 from finetune.errors import DataError
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.batch import Batch
     from finetune.data.collate import Collator
     from finetune.example import Example
-    from finetune.recipe import TaskSection, VqaSection
+    from finetune.recipe import PromptSection, TaskSection
     from finetune.serving.resident import Resident
     from finetune.serving.switcher import Switcher
     from finetune.tasks.generation import Answer, IsStopped, OnText
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 def section_for(switcher: Switcher, resident: Resident | None) -> TaskSection:
     """Returns how an adapter is asked; a task's defaults for the plain base."""
-    return section_of(resident.manifest.prompt) if resident else switcher.base.default_task
+    return resident.manifest.task if resident else switcher.base.default_task
 
 
 def sharing_key(switcher: Switcher, resident: Resident | None) -> Hashable:
@@ -150,7 +149,7 @@ def answer_limit(switcher: Switcher, resident: Resident | None, wanted: int | No
     """
     if wanted is not None:
         return wanted
-    limit = cast("VqaSection", section_for(switcher, resident)).longest_answer
+    limit = cast("PromptSection", section_for(switcher, resident)).longest_answer
     room = max_positions(switcher.base.model)
     return limit if resident or room is None else max(1, min(limit, room - prompt_tokens))
 

@@ -10,7 +10,7 @@ micro-batch, the loss that of all.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from finetune.example import texts_to_choose_from
 from finetune.interfaces import LossSum
 from finetune.prediction import Prediction
+from finetune.recipe import LabelSection
 from finetune.tasks.exact_match import ExactMatch
 
 if TYPE_CHECKING:
@@ -29,9 +30,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
-    from finetune.recipe import ContrastiveSection
 
 _NOT_LEARNT = -100
+
+
+class ContrastiveConfig(LabelSection):
+    """How images and texts are brought together. The adapter carries this, and ``.classify`` repeats it exactly."""
+
+    name: Literal["contrastive"]
+    """The task."""
 
 
 class ContrastiveTask(ExactMatch):
@@ -42,10 +49,11 @@ class ContrastiveTask(ExactMatch):
         tokenizer: unused: a dual encoder writes no text.
     """
 
-    options: ContrastiveSection
+    Config = ContrastiveConfig
+    options: LabelSection
     couples_rows = True
 
-    def __init__(self, options: ContrastiveSection, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, options: LabelSection, tokenizer: PreTrainedTokenizerBase):
         self.options = options
 
     def count_items(self, batch: Batch) -> dict[str, int]:

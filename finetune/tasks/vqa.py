@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from finetune.interfaces import LossSum
+from finetune.recipe import PromptSection
 from finetune.tasks.exact_match import ExactMatch
 from finetune.tasks.generation import generate_answers
 from finetune.tasks.head import logits_at
@@ -19,17 +20,24 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch
     from finetune.prediction import Prediction
-    from finetune.recipe import VqaSection
     from finetune.tasks.generation import Answer, IsStopped, OnText
+
+
+class VqaConfig(PromptSection):
+    """How questions are put and answers compared. The adapter carries this, and ``.ask`` repeats it exactly."""
+
+    name: Literal["vqa"] = "vqa"
+    """The task."""
 
 
 class VqaTask(ExactMatch):
     """One term, ``answer``; one prediction a row, decoded greedily."""
 
-    options: VqaSection
+    Config = VqaConfig
+    options: PromptSection
     couples_rows = False
 
-    def __init__(self, options: VqaSection, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, options: PromptSection, tokenizer: PreTrainedTokenizerBase):
         self.options, self.tokenizer = options, tokenizer
 
     def count_items(self, batch: Batch) -> dict[str, int]:

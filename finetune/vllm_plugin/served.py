@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from finetune.adapters.folder import config_bytes, verify, weights_bytes
 from finetune.adapters.manifest import CONFIG_NAME, WEIGHTS_NAME, sha256_hex
 from finetune.adapters.reference import AdapterRef
+from finetune.adapters.requirements import require_usable
 from finetune.adapters.strict_json import canonical_json
 from finetune.cache import cache_home
 from finetune.errors import IntegrityError, ManifestError
 from finetune.export.vllm_rules import refuse_for_vllm, vllm_form
 from finetune.outside_text import safe_line
-from finetune.recipe.pairing import why_impossible
 from finetune.registry.store import explain
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
 
@@ -82,8 +82,7 @@ class ServedAdapters:
     def _make(self, version: Version) -> Path:
         manifest, read = self.registry.read(version)
         self.base.require_same(manifest)
-        if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
-            raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
+        require_usable(manifest)
         refuse_for_vllm(manifest, max_lora_rank=self.base.max_lora_rank)
         require_described(manifest)
         adapter = verify(manifest, read, digest=version.digest, source=Path(version.ref))

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from finetune.adapters.contract import section_of
 from finetune.adapters.manifest import AdapterManifest, canonical_json
 from finetune.errors import ManifestError
 
@@ -57,9 +56,9 @@ def read(**changes):
 
 def test_the_fields_keep_their_meaning():
     manifest = read()
-    assert manifest.schema_version == 2
+    assert manifest.schema_version == 3
     assert (manifest.training.recipe_digest, manifest.training.recipe) == (ONE, None)
-    section = section_of(manifest.prompt)
+    section = manifest.task
     assert (section.answer_normalization, section.image_position, section.max_new_tokens) == ("vqa", "first", 16)
     assert section.normalize("The two.") == "2"
     assert (section.system_prompt, section.question_template) == ("Be brief.", "Q: {question}")
@@ -67,7 +66,7 @@ def test_the_fields_keep_their_meaning():
 
 def test_a_dual_encoder_is_read_too():
     prompt = {"name": "contrastive", "text_template": "a {label}", "answer_normalization": "vqa"}
-    assert section_of(read(prompt=prompt).prompt).normalize("The two.") == "2"
+    assert read(prompt=prompt).task.normalize("The two.") == "2"
 
 
 def test_its_bytes_are_not_needed_again_and_what_is_read_is_todays():
@@ -83,10 +82,10 @@ def test_its_bytes_are_not_needed_again_and_what_is_read_is_todays():
         ({"prompt__answer_normalization": "exact"}, "schema 1: prompt.answer_normalization must be 'vqa'"),
         ({"training__recipe": {"name": "x"}}, "schema 1: training.recipe_digest: Input should be a valid string"),
         ({"training": []}, "schema 1: training: "),
-        ({"prompt": None}, "schema 1: prompt: "),
-        ({"schema_version": True}, "schema 2: schema_version: Input should be 2"),
-        ({"schema_version": 1.0}, "schema 2: schema_version: Input should be 2"),
-        ({"schema_version": 0}, "schema 2: schema_version: Input should be 2"),
+        ({"prompt": None}, "schema 1: task: "),
+        ({"schema_version": True}, "schema 3: schema_version: Input should be 3"),
+        ({"schema_version": 1.0}, "schema 3: schema_version: Input should be 3"),
+        ({"schema_version": 0}, "schema 3: schema_version: Input should be 3"),
         ({"color": 1}, "schema 1: color: Extra inputs"),
     ],
 )

@@ -26,14 +26,15 @@ def test_every_row_has_the_same_number_of_tokens_to_learn(name, tmp_path):
     from finetune.build import load_base
     from finetune.data.jsonl import read_jsonl
     from finetune.data.reading import tally
-    from finetune.recipe import JsonlData, VqaSection
+    from finetune.recipe import JsonlData
+    from finetune.tasks.vqa import VqaConfig
 
     base = load_base(str(SETUPS[name].save(tmp_path / "base", torch.float32)), device="cpu")
     folder = write_rows(tmp_path / "rows", SETUPS[name], base.processor.tokenizer, num_rows=4)
     section = JsonlData(source="jsonl", root=str(folder))
 
     bad = tally(section, "train", say=print)
-    examples = read_jsonl(section, "train", task=VqaSection(), seed=0, bad=bad)
+    examples = read_jsonl(section, "train", task=VqaConfig(), seed=0, bad=bad)
     batch = base.collator.training_batch(examples)
     assert (batch.labels != -100).sum(dim=1).tolist() == [LEARNT] * 4
     assert batch.inputs["attention_mask"].all()

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from finetune.data.reading import read_split, tally
-from finetune.recipe import JsonlData, VqaSection
+from finetune.recipe import JsonlData
+from finetune.tasks.vqa import VqaConfig
 
-TASK = VqaSection()
+TASK = VqaConfig()
 ROW = {"image": "good.png", "question": "What?", "answer": "x"}
 
 

@@ -15,7 +15,8 @@ from finetune.build import load_base
 from finetune.data.lengths import fitting
 from finetune.data.reading import read_split, tally
 from finetune.errors import DataError, FinetuneError
-from finetune.recipe import ContrastiveSection, JsonlData
+from finetune.recipe import JsonlData
+from finetune.tasks.contrastive import ContrastiveConfig
 from tests.data.conftest import TASK
 
 QUICK = settings(
@@ -26,7 +27,7 @@ QUICK = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 SLOW = settings(QUICK, max_examples=2000)
-PAIRS = ContrastiveSection(name="contrastive", text_template="a photo of {label}")
+PAIRS = ContrastiveConfig(name="contrastive", text_template="a photo of {label}")
 
 MARKS = (
     "<image>",

@@ -133,9 +133,9 @@ def test_rows_with_and_without_pictures_run_in_one_batch(base, rows):
 
 
 def make_task():
-    from finetune.recipe import VqaSection
+    from finetune.tasks.vqa import VqaConfig
 
-    return VqaSection(max_new_tokens=2)
+    return VqaConfig(max_new_tokens=2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (500, 3)])

@@ -11,9 +11,11 @@ from finetune.data.open_stream import open_stream
 from finetune.data.reading import tally
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.example import text_of
-from finetune.recipe import ContrastiveSection, HubData, JsonlData, ParquetData, SavedData, VqaSection, parse_recipe
+from finetune.recipe import HubData, JsonlData, ParquetData, SavedData, parse_recipe
 from finetune.runs import train
 from finetune.saving import data_digest
+from finetune.tasks.contrastive import ContrastiveConfig
+from finetune.tasks.vqa import VqaConfig
 from tests.data.conftest import ROW, TASK, read_rows
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "What?"}
@@ -120,7 +122,7 @@ def test_index_says_which_image_a_part_stands_for(read, folder):
 
 
 def test_system_is_the_system_message_of_its_row(read):
-    task = VqaSection(system_prompt="All.")
+    task = VqaConfig(system_prompt="All.")
     rows = [{**ROW, "system": "Mine."}, ROW, talk(user(), say(), system="Mine."), talk(user(), say())]
     found = read(*rows, task=task)
     assert [text_of(row.messages[0]) for row in found] == ["Mine.", "All.", "Mine.", "All."]
@@ -132,7 +134,7 @@ def test_system_is_the_system_message_of_its_row(read):
     with pytest.raises(RowError, match="'system' must be a text"):
         read({**ROW, "system": 3})
     with pytest.raises(RowError, match="a text beside an image has none"):
-        read({**ROW, "system": "x"}, task=ContrastiveSection(name="contrastive"))
+        read({**ROW, "system": "x"}, task=ContrastiveConfig(name="contrastive"))
 
 
 REFUSED = {

@@ -14,7 +14,9 @@ from finetune.data.pairs import PairLengths
 from finetune.data.reading import tally
 from finetune.errors import DataError
 from finetune.example import Example, answer, show, text_of
-from finetune.recipe import ContrastiveSection, JsonlData, VqaSection, parse_recipe
+from finetune.recipe import JsonlData, parse_recipe
+from finetune.tasks.contrastive import ContrastiveConfig
+from finetune.tasks.vqa import VqaConfig
 from tests.data.conftest import read_rows
 
 PIXELS = np.full((32, 32, 3), 90, np.uint8)
@@ -96,7 +98,7 @@ def test_rows_of_a_contrastive_recipe_are_templated_and_choose_among_the_answers
     assert not examples_of(procedural({"name": "vqa"}), "test")[0].choices
 
 
-PAIRS = ContrastiveSection(name="contrastive", text_template="a photo: {label}")
+PAIRS = ContrastiveConfig(name="contrastive", text_template="a photo: {label}")
 
 
 def read(folder, *rows, task=PAIRS):
@@ -115,14 +117,14 @@ def test_answers_captions_and_conversations_become_texts_and_need_no_question(tm
     assert text_of(told.messages[-1]) == "a photo: a hat" and told.answers == ["a hat"]
     assert {row.kind for row in (answered, captioned, told)} == {"all"}
     with pytest.raises(DataError, match="no field 'question'"):
-        read(tmp_path, {"answer": "red"}, task=VqaSection())
+        read(tmp_path, {"answer": "red"}, task=VqaConfig())
 
 
 def test_a_table_of_pairs_needs_no_column_of_questions():
     section = JsonlData(source="jsonl", root="x")
     require_columns(section, ["image", "answer"], PAIRS, where="t")
     with pytest.raises(DataError, match="'question' is no column"):
-        require_columns(section, ["image", "answer"], VqaSection(), where="t")
+        require_columns(section, ["image", "answer"], VqaConfig(), where="t")
 
 
 def test_texts_are_counted_and_those_too_long_left_out_or_refused(collator, tmp_path):
@@ -151,4 +153,4 @@ def test_the_answer_of_a_row_that_was_left_out_is_no_choice(make_recipe, tiny_cl
 
 def test_a_template_holds_its_label():
     with pytest.raises(ValueError, match="must hold {label} exactly once"):
-        ContrastiveSection(name="contrastive", text_template="a photo")
+        ContrastiveConfig(name="contrastive", text_template="a photo")

@@ -7,7 +7,8 @@ import pytest
 
 from finetune.errors import DataError
 from finetune.example import draw
-from finetune.recipe import JsonlData, VqaSection
+from finetune.recipe import JsonlData
+from finetune.tasks.vqa import VqaConfig
 from tests.data.conftest import ROW, read_rows
 
 
@@ -92,7 +93,7 @@ def test_a_conversation_row(read):
     ]
     inside = json.loads(json.dumps(turns))
     inside[0]["content"][0]["path"] = "good.png"
-    task = VqaSection(system_prompt="Be brief.")
+    task = VqaConfig(system_prompt="Be brief.")
     rows = [{"messages": turns, "image": "good.png"}, {"messages": turns, "images": ["good.png"]}, {"messages": inside}]
     examples = read(*rows, ROW, task=task)
     assert [e.messages for e in examples[1:3]] == [examples[0].messages] * 2

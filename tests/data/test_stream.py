@@ -13,10 +13,11 @@ from finetune.data.images import open_image
 from finetune.data.open_stream import open_stream
 from finetune.data.reading import tally
 from finetune.errors import DataError, RecipeError
-from finetune.recipe import HubData, MixData, ParquetData, VqaSection
+from finetune.recipe import HubData, MixData, ParquetData
 from finetune.run_folder import rows_digest
+from finetune.tasks.vqa import VqaConfig
 
-TASK = VqaSection()
+TASK = VqaConfig()
 
 
 def png(shade, size=(4, 4)):

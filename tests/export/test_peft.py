@@ -77,7 +77,7 @@ def test_the_card(saved, tmp_path):
     scores = {"exact_match": 0.25, "interval": [0.125, 0.5], "n": 8}
     manifest |= {"metrics": {"after": scores}, "license": "MIT", "intended_use": "to tell `red` from blue"}
     manifest["base"] |= {"hub_id": "toy/llava", "revision": "abc"}
-    manifest["prompt"] |= {"question_template": "Look:\n{question}", "system_prompt": "Be `short`."}
+    manifest["task"] |= {"question_template": "Look:\n{question}", "system_prompt": "Be `short`."}
     (tmp_path / "a").mkdir()
     for name in manifest["files"]:
         (tmp_path / "a" / name).write_bytes((adapter / name).read_bytes())

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from finetune.adapters.contract import section_of
 from finetune.build import load_base
 from finetune.export.exporting import export_adapter
 from finetune.export.snippets import LABELS, QUESTION
@@ -73,7 +72,7 @@ def with_contract(adapter, folder, **changes):
     """Returns a copy of an adapter that was asked otherwise in training."""
     shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns("run"))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["prompt"] |= changes
+    manifest["task"] |= changes
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -154,9 +153,9 @@ def test_the_code_for_vllm_asks_as_the_adapter_was_trained(run_alone, saved, tmp
     asked = json.loads(run_alone(code_of(tmp_path / "out").replace('"FOLDER"', '"out"'), tmp_path, path="."))
     assert asked["options"] == {"base": "BASE", "enable_lora": True, "max_lora_rank": 16}
     assert asked["lora"] == ["testing/cell", 1, "out"]
-    limit = json.loads((adapter / "manifest.json").read_text())["prompt"]["generation"]["max_new_tokens"]
+    limit = json.loads((adapter / "manifest.json").read_text())["task"]["max_new_tokens"]
     assert asked["sampling"] == {"temperature": 0, "max_tokens": limit}
-    section = section_of(load(adapter, base=base, device="cpu").adapter.manifest.prompt)
+    section = load(adapter, base=base, device="cpu").adapter.manifest.task
     wanted = section.ask(QUESTION)
     url = f"data:image/jpeg;base64,{b64encode(image.read_bytes()).decode()}"
     shown = {"type": "image_url", "image_url": {"url": url}}
@@ -178,7 +177,7 @@ def test_a_reader_gets_half_precision_where_the_base_is_in_it(run_alone, saved, 
     shutil.copytree(base, tmp_path / "half")
     AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     adapter = make_adapter(load_base(str(tmp_path / "half"), device="cpu"), "lora", tmp_path / "adapter")
-    limit = json.loads((adapter / "manifest.json").read_text())["prompt"]["generation"]["max_new_tokens"]
+    limit = json.loads((adapter / "manifest.json").read_text())["task"]["max_new_tokens"]
     image = make_image(tmp_path)
     for target in ("merged", "peft"):
         export_adapter(adapter, to=target, output=tmp_path / target, base=str(tmp_path / "half"))

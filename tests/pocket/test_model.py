@@ -9,7 +9,7 @@ from finetune.pocket import model_folder
 from finetune.pocket.card import shortfalls
 from finetune.pocket.domains import read_world
 from finetune.pocket.pretrain import PretrainOptions, pretrain
-from finetune.recipe import VqaSection
+from finetune.tasks.vqa import VqaConfig
 from finetune.training.evaluate import evaluate
 
 
@@ -26,9 +26,9 @@ def test_it_loads_like_any_model_in_full_precision():
 def test_it_sees():
     """A small sample of what its card measures; chance is far below."""
     base = load_base("pocket", device="cpu")
-    rows = read_world(1, "test", rows_per_kind=12, task=VqaSection(answer_normalization="vqa"))
+    rows = read_world(1, "test", rows_per_kind=12, task=VqaConfig(answer_normalization="vqa"))
     scores, _ = evaluate(
-        base.model, base.task(VqaSection(answer_normalization="vqa")), rows, base.collator.prompt_batch, batch_size=72
+        base.model, base.task(VqaConfig(answer_normalization="vqa")), rows, base.collator.prompt_batch, batch_size=72
     )
     assert scores.exact_match > 0.8 and scores.blank_image < 0.45
 
@@ -36,9 +36,9 @@ def test_it_sees():
 @pytest.mark.slow
 def test_it_keeps_what_its_card_promises():
     base = load_base("pocket", device="cpu")
-    rows = read_world(2, "test", rows_per_kind=150, task=VqaSection(answer_normalization="vqa"))
+    rows = read_world(2, "test", rows_per_kind=150, task=VqaConfig(answer_normalization="vqa"))
     scores, _ = evaluate(
-        base.model, base.task(VqaSection(answer_normalization="vqa")), rows, base.collator.prompt_batch, batch_size=100
+        base.model, base.task(VqaConfig(answer_normalization="vqa")), rows, base.collator.prompt_batch, batch_size=100
     )
     assert shortfalls(scores.to_json()) == []
 

@@ -10,7 +10,8 @@ from finetune.pocket.medical import draw_phantom
 from finetune.pocket.questions import KINDS
 from finetune.pocket.retail import draw_product
 from finetune.pocket.world import draw_scene
-from finetune.recipe import ProceduralData, VqaSection
+from finetune.recipe import ProceduralData
+from finetune.tasks.vqa import VqaConfig
 
 DRAW = {"world": draw_scene, "medical": draw_phantom, "retail": draw_product}
 
@@ -50,15 +51,15 @@ def test_the_scene_tells_its_dense_labels():
 @pytest.mark.parametrize("name", ["medical", "retail"])
 def test_domain_rows(name):
     section = ProceduralData(source="procedural", name=name, rows={"train": 40, "test": 120})
-    rows = read_domain(section, "test", task=VqaSection(), seed=0, bad=None)
+    rows = read_domain(section, "test", task=VqaConfig(), seed=0, bad=None)
     assert len(rows) == 120 and len({row.id for row in rows}) == 120
     kinds = {row.kind for row in rows}
     assert kinds == (
         {"lesion", "margin", "size", "side", "cells"} if name == "medical" else {"garment", "color", "pattern", "tag"}
     )
-    assert read_domain(section, "val", task=VqaSection(), seed=0, bad=None) == []
+    assert read_domain(section, "val", task=VqaConfig(), seed=0, bad=None) == []
 
 
 def test_world_rows_are_as_many_of_each_kind():
-    rows = read_world(0, "test", rows_per_kind=3, task=VqaSection())
+    rows = read_world(0, "test", rows_per_kind=3, task=VqaConfig())
     assert Counter(row.kind for row in rows) == dict.fromkeys(KINDS, 3)

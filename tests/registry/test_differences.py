@@ -48,7 +48,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
         seed=1,
         training={"recipe_digest": one, "data": {"train": one, "test": two}, "rows": {"test": 3}, "steps": 9},
         adapter=adapter,
-        prompt={"system_prompt": "Be brief."},
+        task={"system_prompt": "Be brief."},
         metrics={"after": {"accuracy": 0.8, "n": 40}},
         base={"hub_id": "toy/other", "files": {"model.safetensors": one}},
         processor={"tokenizer": two},
@@ -71,7 +71,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
         "adapter.lora.options.r": (2, 4),
         "adapter.lora.modules.vision": (None, ["v"]),
         "adapter.tensors.parameters": (8, 16),
-        "prompt.system_prompt": (None, "Be brief."),
+        "task.system_prompt": (None, "Be brief."),
         "metrics.after.accuracy": (0.75, 0.8),
         "metrics.after.n": (None, 40),
         "base.files.model.safetensors": (zero, one),
@@ -86,7 +86,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
     assert all(len(before) == len(after) == 64 for before, after in (probe, tensors))
     sections = [path.split(".")[0] for path in _found(registry, a, b)]
     assert sorted(set(sections), key=sections.index)[:8] == [
-        "training", "adapter", "prompt", "metrics", "base", "processor", "files", "toolchain",
+        "training", "adapter", "task", "metrics", "base", "processor", "files", "toolchain",
     ]  # fmt: skip
 
 

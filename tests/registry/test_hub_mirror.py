@@ -101,8 +101,8 @@ def test_what_peft_refuses_is_not_called_its_own(registry, publish, make_adapter
         "parts": [{"method": m, "options": {}, "modules": {}} for m in ("lora", "overrides")],
         "tensors": {"a": {"shape": [2], "dtype": "F32"}},
     }
-    prompt = {"name": "contrastive", "text_template": "a photo of {label}", "answer_normalization": "vqa"}
-    front, page = _card(write_hub_folder(registry, publish(adapter=adapter, prompt=prompt), tmp_path / "hub"))
+    task = {"name": "contrastive", "text_template": "a photo of {label}", "answer_normalization": "vqa"}
+    front, page = _card(write_hub_folder(registry, publish(adapter=adapter, task=task), tmp_path / "hub"))
     assert "library_name" not in front and "PEFT" not in page
     assert front["pipeline_tag"] == "zero-shot-image-classification" and front["tags"][1:3] == ["lora", "overrides"]
 

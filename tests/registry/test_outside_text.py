@@ -30,7 +30,7 @@ def hostile(registry, make_adapter):
             folder,
             files=manifest["files"],
             training=manifest["training"] | {"task": HOSTILE + str(seed), "domain": HOSTILE},
-            prompt=manifest["prompt"] | {"system_prompt": HOSTILE, "question_template": HOSTILE + "{question}"},
+            task=manifest["task"] | {"system_prompt": HOSTILE, "question_template": HOSTILE + "{question}"},
             metrics={"before": {HOSTILE: 0.25}, "after": {HOSTILE: 0.5 + seed / 4}},
             license=HOSTILE,
             intended_use=HOSTILE,

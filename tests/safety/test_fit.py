@@ -18,12 +18,12 @@ ZERO = "0" * 64
 
 
 def prompt(**fields):
-    return lambda forgery: forgery.manifest["prompt"].update(fields)
+    return lambda forgery: forgery.manifest["task"].update(fields)
 
 
 def contract(**fields):
     def forge(forgery: Forgery) -> None:
-        forgery.manifest["prompt"] = fields
+        forgery.manifest["task"] = fields
 
     return forge
 
@@ -68,30 +68,22 @@ PROMPTS = [
     ("a template of a megabyte", prompt(question_template="{question}" + "x" * 2**20), "at most 65536 characters"),
     ("a system prompt of a megabyte", prompt(system_prompt="<|end|>" * 2**17), "at most 65536 characters"),
     ("a prompt that is a list", prompt(system_prompt=["x"]), "system_prompt: Input should be a valid string"),
-    ("an answer of 1e9 tokens", prompt(generation={"max_new_tokens": 10**9}), "less than or equal to 100000"),
-    ("an answer without tokens", prompt(generation={"max_new_tokens": 0}), "greater than or equal to 1"),
-    (
-        "answers by chance",
-        prompt(generation={"max_new_tokens": 4, "do_sample": True}),
-        "do_sample: Input should be False",
-    ),
-    ("5 beams", prompt(generation={"max_new_tokens": 4, "num_beams": 5}), "num_beams: Input should be 1"),
-    (
-        "code of its own",
-        prompt(generation={"max_new_tokens": 4, "custom_generate": "evil/x"}),
-        "custom_generate: Extra",
-    ),
+    ("an answer of 1e9 tokens", prompt(max_new_tokens=10**9), "less than or equal to 100000"),
+    ("an answer without tokens", prompt(max_new_tokens=0), "greater than or equal to 1"),
+    ("answers by chance", prompt(do_sample=True), "task.do_sample: Extra"),
+    ("5 beams", prompt(num_beams=5), "task.num_beams: Extra"),
+    ("code of its own", prompt(custom_generate="evil/x"), "task.custom_generate: Extra"),
     (
         "another normalisation",
         prompt(answer_normalization="os.system"),
         "answer_normalization: Input should be 'exact', 'vqa' or",
     ),
-    ("a task nobody has", prompt(name="os.system"), "prompt: Input tag 'os.system' found"),
-    ("a task for a terminal", prompt(name="\x1b[2J" * 100), r"prompt: \"Input tag '.x1b.*\.\.\."),
+    ("a task nobody has", prompt(name="os.system"), "task 'os.system' is not one of this package"),
+    ("a task for a terminal", prompt(name="\x1b[2J" * 100), "task.name: String should match pattern"),
     (
         "a task of dual encoders",
         contract(name="contrastive", text_template="{label}", answer_normalization="vqa"),
-        "prompt contract is for another kind of base",
+        "task is for another architecture",
     ),
 ]
 PROBES = [

@@ -86,9 +86,9 @@ def test_many_at_once_are_each_answered_by_their_own(server, expected):
 
 
 def test_a_question_is_put_as_the_adapter_was_trained_and_a_conversation_as_it_stands(server, resident, monkeypatch):
-    contract = resident.add(REFS[0]).manifest.prompt
-    monkeypatch.setitem(vars(contract), "question_template", "Is it a circle? {question} yes no")
-    monkeypatch.setitem(vars(contract), "system_prompt", "How many?")
+    task = resident.add(REFS[0]).manifest.task
+    monkeypatch.setitem(vars(task), "question_template", "Is it a circle? {question} yes no")
+    monkeypatch.setitem(vars(task), "system_prompt", "How many?")
     turns = [
         {"role": "user", "content": "What color is it?"},
         {"role": "assistant", "content": "red"},

@@ -147,7 +147,7 @@ def captioned(make_recipe, rows_folder, tiny_fast_vlm):
 def test_an_adapter_that_learnt_captions_is_asked_as_it_was_trained(captioned, tiny_fast_vlm, picture, monkeypatch):
     run = train(captioned)
     vlm = load(run.ref, base=str(tiny_fast_vlm), device="cpu")
-    assert vlm.adapter.manifest.prompt.caption_question == "What is drawn?"
+    assert vlm.adapter.manifest.task.caption_question == "What is drawn?"
     seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
     assert vlm.caption(picture) == vlm.ask(picture, "What is drawn?")
     (first, pixels), (second, _) = seen
@@ -173,7 +173,7 @@ def test_whoever_learnt_none_is_asked_for_one(vlm, picture, tmp_path, monkeypatc
     seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
     plain = vlm.caption(picture)
     with vlm.using(adapter):
-        assert vlm.adapter.manifest.prompt.caption_question is None
+        assert vlm.adapter.manifest.task.caption_question is None
         assert vlm.caption(picture) != plain
     vlm.remove(adapter)
     assert all(CAPTION_QUESTION in text for text, _ in seen) and limits == [DEFAULT_ANSWER_TOKENS, CAPTION_TOKENS]

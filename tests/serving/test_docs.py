@@ -134,7 +134,7 @@ def test_a_client_that_goes_ends_its_answer(work, monkeypatch):
             return generate(stopping_criteria=[wait, *stopping_criteria], min_new_tokens=400, **inputs)
 
         monkeypatch.setattr(vlm.model, "generate", generate_slowly, raising=False)
-        monkeypatch.setitem(vars(vlm.add(REFS[0]).manifest.prompt.generation), "max_new_tokens", 400)
+        monkeypatch.setitem(vars(vlm.add(REFS[0]).manifest.task), "max_new_tokens", 400)
         with socket.create_connection(server.servers[0].sockets[0].getsockname()) as client:
             body = (work / "product.png").read_bytes()
             head = f"POST /stream?question=What&adapter={REFS[0]} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"

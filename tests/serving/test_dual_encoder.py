@@ -80,9 +80,8 @@ def test_train_publish_classify_and_refuse(recipe, tiny_clip, tmp_path, capsys):
 
 
 def a_question(folder, tensors, config, manifest):
-    contract = {"name": "vqa", "question_template": "{question}", "generation": {"max_new_tokens": 4},
-                "answer_normalization": "vqa"}  # fmt: skip
-    resave(folder, tensors, config, manifest, prompt=contract)
+    task = {"name": "vqa", "question_template": "{question}", "max_new_tokens": 4, "answer_normalization": "vqa"}
+    resave(folder, tensors, config, manifest, task=task)
 
 
 def a_prompt(folder, tensors, config, manifest):
@@ -130,7 +129,7 @@ def damages(run, vlm, tmp_path):
             vlm.add(folder)
         assert same(before, state(vlm.model)) and torch.equal(vlm.base.probe(0), answers), change.__name__
     raw = json.loads((run.adapter / MANIFEST_NAME).read_bytes())
-    raw["prompt"]["text_template"] = "a photo"
+    raw["task"]["text_template"] = "a photo"
     shutil.copytree(run.adapter, tmp_path / "template")
     (tmp_path / "template" / MANIFEST_NAME).write_text(json.dumps(raw))
     with pytest.raises(ManifestError, match=r"text_template: .*must hold \{label\} exactly once"):

@@ -127,7 +127,7 @@ def test_what_is_removed_meanwhile_still_answers(every_kind, monkeypatch):
 def test_answers_of_other_lengths_share(every_kind, monkeypatch):
     vlm, adapters = every_kind
     short, long = (vlm.add(adapter) for adapter in adapters[:2])
-    object.__setattr__(short.manifest.prompt.generation, "max_new_tokens", 3)
+    object.__setattr__(short.manifest.task, "max_new_tokens", 3)
     residents = [short, long, short]
     alone = [vlm.ask_batch([None], ["What?"], adapters=[one])[0] for one in residents]
     assert alone[0] != alone[1]

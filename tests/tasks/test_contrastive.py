@@ -15,8 +15,7 @@ from finetune.batch import Batch
 from finetune.build import examples_of, load_base
 from finetune.errors import TrainingError
 from finetune.methods.adapter import attach
-from finetune.recipe import ContrastiveSection
-from finetune.tasks.contrastive import ContrastiveTask, pair_losses
+from finetune.tasks.contrastive import ContrastiveConfig, ContrastiveTask, pair_losses
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer, set_train_mode
 
@@ -181,7 +180,7 @@ def test_a_loss_that_is_not_finite_names_its_row_and_not_the_whole_window(fit):
 
 
 def test_a_prediction_is_the_label_of_the_closest_text():
-    task = ContrastiveTask(ContrastiveSection(name="contrastive"), None)
+    task = ContrastiveTask(ContrastiveConfig(name="contrastive"), None)
 
     class Model:
         def __call__(self, **inputs):

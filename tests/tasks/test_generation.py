@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from finetune.build import load_base
-from finetune.recipe import VqaSection
 from finetune.tasks.generation import GrowingText
+from finetune.tasks.vqa import VqaConfig
 from tests.matrix import rows
 from tests.tiny.parts import tokenizer as byte_level
 
@@ -83,7 +83,7 @@ LIMITS = [3, 9, 1, 6]
 
 
 def answers(base, examples, **options):
-    task = base.task(VqaSection(max_new_tokens=9))
+    task = base.task(VqaConfig(max_new_tokens=9))
     return task.answer(base.model, base.collator.prompt_batch(examples), **options)
 
 

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.adapters.folder import verify
-from finetune.adapters.manifest import ContrastiveContract
 from finetune.errors import (
     AdapterReferenceError,
     BaseMismatchError,
@@ -29,6 +28,7 @@ from finetune.errors import (
 )
 from finetune.export.exporting import export_adapter
 from finetune.registry import AdapterRegistry, SigningKey
+from finetune.tasks.contrastive import ContrastiveConfig
 from finetune.vllm_plugin.base import chat_template_of, identify_served
 from finetune.vllm_plugin.served import ServedAdapters, put_folder, require_described
 from tests.vllm_plugin.conftest import NAME
@@ -252,8 +252,8 @@ def test_tensors_that_are_not_those_of_the_modules(registry):
 
 def test_a_contract_for_another_kind_of_base(served, monkeypatch):
     manifest, read = served.registry.read(f"{NAME}@1")
-    contract = ContrastiveContract(text_template="a {label}", answer_normalization="vqa")
-    other = manifest.model_copy(update={"prompt": contract})
+    contract = ContrastiveConfig(name="contrastive", text_template="a {label}", answer_normalization="vqa")
+    other = manifest.model_copy(update={"task": contract})
     monkeypatch.setattr(served.registry, "read", lambda version: (other, read))
     with pytest.raises(ManifestError, match="contract is for another kind of base: task contrastive"):
         served.pinned(f"{NAME}@1")

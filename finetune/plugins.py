@@ -1,0 +1,191 @@
+"""What can be named: the package's own tables, entry points of other packages, and what a script registers.
+
+An entry point ``finetune.tasks``, ``finetune.metrics``, ... of an installed package adds a name; ``register`` adds one
+in a running process. A name that stands in a recipe or a manifest is looked up here, and never imported from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import PluginError
+from finetune.lookup import did_you_mean, import_string
+from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, SOURCES, TASKS, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from importlib.metadata import EntryPoint
+
+_TABLES: dict[str, Mapping[str, str | Entry]] = {
+    "exports": EXPORT_TARGETS,
+    "families": FAMILIES,
+    "methods": METHODS,
+    "sources": SOURCES,
+    "tasks": TASKS,
+}
+GROUPS = tuple(_TABLES)
+_REGISTERED: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """The package that a plug-in comes from.
+
+    Attributes:
+        package: name that pip installs, or the module where no package is known.
+        version: of the package; None where no package is known.
+    """
+
+    package: str
+    version: str | None
+
+
+def register(group: str, name: str, target: Any) -> None:
+    """Add a name in this process, as an entry point of an installed package would.
+
+    Registering the same object twice changes nothing.
+
+    Args:
+        group: one of ``GROUPS``, such as ``"tasks"``.
+        name: the word by which recipes and manifests name it.
+        target: the class itself, or ``"module:attribute"``.
+
+    Raises:
+        PluginError: there is no such group, or the name is taken.
+    """
+    _require_group(group)
+    if name in _TABLES[group] or name in _entry_points(group):
+        raise PluginError(f"register({group!r}, {name!r}, ...): the name is taken by {_owner(group, name)}")
+    if _REGISTERED[group].get(name, target) != target:
+        raise PluginError(
+            f"register({group!r}, {name!r}, ...): the name is taken by {_REGISTERED[group][name]!r}. Choose another."
+        )
+    _REGISTERED[group][name] = target
+
+
+def unregister(group: str, name: str) -> None:
+    """Take back what ``register`` added; nothing happens where there is no such name."""
+    _require_group(group)
+    _REGISTERED[group].pop(name, None)
+
+
+def names(group: str) -> list[str]:
+    """Return every name of a group: first the package's own in their order, then those of plug-ins, sorted."""
+    _require_group(group)
+    own = list(_TABLES[group])
+    return own + sorted({*_entry_points(group), *_REGISTERED[group]} - {*own})
+
+
+def is_known(group: str, name: str) -> bool:
+    """Tell whether ``find`` would find a name, without importing it."""
+    _require_group(group)
+    return name in _TABLES[group] or name in _REGISTERED[group] or name in _entry_points(group)
+
+
+def find(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> Any:
+    """Import and return what a name stands for.
+
+    Args:
+        group: one of ``GROUPS``.
+        name: what was asked for.
+        what: the noun for the message, such as ``"method"``.
+        error: class of the error to raise.
+
+    Raises:
+        PluginError: the plug-in is there and cannot be imported.
+    """
+    if not is_known(group, name):
+        allowed = names(group)
+        hint = did_you_mean(name, allowed)
+        raise error(f"unknown {what} {name!r}.{hint} Allowed: {', '.join(sorted(allowed)) or 'none'}.")
+    entry = _TABLES[group].get(name)
+    if entry is not None:
+        return import_string(entry if isinstance(entry, str) else entry.target)
+    target = _REGISTERED[group].get(name)
+    if target is not None and not isinstance(target, str):
+        return target
+    try:
+        return _entry_points(group)[name].load() if target is None else import_string(target)
+    except (ImportError, AttributeError) as problem:
+        raise PluginError(
+            f"{what} {name!r} of {_owner(group, name)} cannot be imported: {problem}. Install that package anew."
+        ) from problem
+
+
+def config_of(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> Any:
+    """Return the class of the section that a recipe or a manifest keeps for a name; arguments as for ``find``.
+
+    Raises:
+        PluginError: the plug-in has no attribute ``Config``.
+    """
+    entry = _TABLES[group].get(name)
+    if isinstance(entry, Entry) and entry.config is not None:
+        return import_string(entry.config)
+    found = find(group, name, what=what, error=error)
+    config = getattr(found, "Config", None)
+    if config is None:
+        raise PluginError(f"{what} {name!r} of {_owner(group, name)} must have an attribute Config, a Section")
+    return config
+
+
+def own_configs(group: str) -> list[Any]:
+    """Return the sections of the package's own names, in the order of the table."""
+    return [config_of(group, name, what=group) for name in _TABLES[group]]
+
+
+def provider(group: str, name: str) -> Provider | None:
+    """Return the package that a name comes from; None for the package's own names."""
+    if name in _TABLES[group]:
+        return None
+    if (point := _entry_points(group).get(name)) and name not in _REGISTERED[group] and point.dist:
+        return Provider(package=point.dist.name, version=point.dist.version)
+    target = _REGISTERED[group][name]
+    module = target.partition(":")[0] if isinstance(target, str) else target.__module__
+    return _provider_of_module(module.partition(".")[0])
+
+
+def _provider_of_module(module: str) -> Provider:
+    packages = packages_distributions().get(module)
+    if not packages:
+        return Provider(package=module, version=None)
+    try:
+        return Provider(package=packages[0], version=version(packages[0]))
+    except PackageNotFoundError:
+        return Provider(package=packages[0], version=None)
+
+
+def _owner(group: str, name: str) -> str:
+    found = provider(group, name)
+    return "finetune itself" if found is None else f"the package {found.package}"
+
+
+@cache
+def _entry_points(group: str) -> Mapping[str, EntryPoint]:
+    """Return the entry points of a group by name.
+
+    Raises:
+        PluginError: two packages give one name, or one gives a name of the package's own.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"finetune.{group}"):
+        package = point.dist.name if point.dist else point.value
+        if point.name in _TABLES[group]:
+            raise PluginError(
+                f"the package {package} gives finetune.{group} the name {point.name!r}, which finetune itself has. "
+                f"Uninstall {package}, or take a version that names it otherwise."
+            )
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise PluginError(
+                f"two packages give finetune.{group} the name {point.name!r}: {package} and "
+                f"{other.dist.name if other.dist else other.value}. Uninstall one of them."
+            )
+    return found
+
+
+def _require_group(group: str) -> None:
+    if group not in _TABLES:
+        raise PluginError(f"no group {group!r} of plug-ins.{did_you_mean(group, GROUPS)} Groups: {', '.join(GROUPS)}.")

@@ -1,0 +1,59 @@
+"""Manifests of schema 2 are read for ever: how an app asks, and what is compared, stays what it was."""
+
+import json
+
+import pytest
+
+from finetune.adapters.manifest import AdapterManifest, canonical_json
+from finetune.errors import ManifestError
+from tests.adapters.test_manifest_schema_1 import OLD, ONE
+
+PROMPT = {
+    **OLD["prompt"],
+    "image_position": "last",
+    "answer_normalization": "number",
+    "decimal_separator": ",",
+    "caption_question": "What is drawn?",
+}
+TRAINING = {**{key: value for key, value in OLD["training"].items() if key != "recipe"}, "recipe_digest": ONE}
+SECOND = OLD | {"schema_version": 2, "prompt": PROMPT, "training": TRAINING}
+
+
+def read(**changes):
+    return AdapterManifest.parse(canonical_json(json.loads(json.dumps(SECOND | changes))))
+
+
+def test_the_prompt_becomes_the_settings_of_the_task():
+    assert read().task.model_dump(exclude={"metrics"}) == {
+        "name": "vqa",
+        "system_prompt": "Be brief.",
+        "question_template": "Q: {question}",
+        "image_position": "last",
+        "max_new_tokens": 16,
+        "caption_question": "What is drawn?",
+        "answer_normalization": "number",
+        "decimal_separator": ",",
+    }
+
+
+def test_what_is_read_can_be_written_as_todays():
+    manifest = read()
+    assert manifest.schema_version == 3
+    assert AdapterManifest.parse(manifest.to_bytes()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": {"name": "vqa"}}, "schema 2: task belongs to a later schema"),
+        ({"plugins": []}, "schema 2: plugins belongs to a later schema"),
+        ({"prompt": PROMPT | {"generation": {"max_new_tokens": 4, "do_sample": True}}}, "task.generation: Extra"),
+        ({"prompt": PROMPT | {"generation": {"max_new_tokens": 4, "num_beams": 5}}}, "task.generation: Extra"),
+        ({"prompt": PROMPT | {"generation": {"max_new_tokens": 4, "code": "x"}}}, "task.code: Extra"),
+        ({"prompt": PROMPT | {"name": "os.system"}}, "the task 'os.system' is not one of this package"),
+        ({"prompt": None}, "schema 2: task: "),
+    ],
+)
+def test_what_schema_2_does_not_have_is_refused(changes, message):
+    with pytest.raises(ManifestError, match=message):
+        read(**changes)

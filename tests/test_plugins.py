@@ -1,0 +1,118 @@
+"""Names from outside: registered in a script, or given by the entry points of a package."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from finetune import plugins
+from finetune.errors import PluginError, RecipeError
+from finetune.recipe import PromptSection, parse_recipe
+from finetune.tasks.vqa import VqaTask
+
+RAW = {
+    "name": "a",
+    "domain": "b",
+    "model": {"name_or_path": "org/model"},
+    "method": {"name": "lora"},
+    "data": {"source": "jsonl", "root": "here"},
+    "train": {"epochs": 1},
+}
+
+
+class CountConfig(PromptSection):
+    name: str = "count"
+    unit: str = "cells"
+
+
+class Count(VqaTask):
+    Config = CountConfig
+
+
+class Distribution:
+    def __init__(self, name):
+        self.name, self.version = name, "1.2"
+
+
+@pytest.fixture
+def registered():
+    plugins.register("tasks", "count", Count)
+    yield
+    plugins.unregister("tasks", "count")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Return a function that makes entry points be there, as (package, name, value)."""
+
+    def install(*points):
+        def found(*, group):
+            if group != "finetune.tasks":
+                return []
+            return [EntryPoint(name, value, group)._for(Distribution(package)) for package, name, value in points]
+
+        monkeypatch.setattr(plugins, "entry_points", found)
+        plugins._entry_points.cache_clear()
+
+    yield install
+    plugins._entry_points.cache_clear()
+
+
+def test_a_registered_task_is_a_task_of_recipes(registered):
+    recipe = parse_recipe({**RAW, "task": {"name": "count", "unit": "mm", "max_new_tokens": 3}}, source="here")
+    assert isinstance(recipe.task, CountConfig)
+    assert recipe.model_dump(mode="json")["task"]["unit"] == "mm"
+    with pytest.raises(RecipeError, match="task.unti: unknown key. Did you mean 'unit'"):
+        parse_recipe({**RAW, "task": {"name": "count", "unti": "mm"}}, source="here")
+    assert plugins.find("tasks", "count", what="task") is Count
+
+
+def test_what_is_taken_back_is_unknown_again(registered):
+    plugins.unregister("tasks", "count")
+    with pytest.raises(RecipeError, match="unknown task.name in here 'count'. Allowed: contrastive, vqa"):
+        parse_recipe({**RAW, "task": {"name": "count"}}, source="here")
+
+
+def test_the_same_again_changes_nothing_and_another_is_refused(registered):
+    plugins.register("tasks", "count", Count)
+    with pytest.raises(PluginError, match="the name is taken by .*Count"):
+        plugins.register("tasks", "count", VqaTask)
+    with pytest.raises(PluginError, match="the name is taken by finetune itself"):
+        plugins.register("tasks", "vqa", Count)
+    with pytest.raises(PluginError, match="no group 'task' of plug-ins. Did you mean 'tasks'"):
+        plugins.register("task", "count", Count)
+
+
+def test_an_entry_point_is_looked_up_when_it_is_named(installed):
+    installed(("finetune-count", "count", "tests.test_plugins:Count"))
+    recipe = parse_recipe({**RAW, "task": {"name": "count"}}, source="here")
+    assert recipe.task.unit == "cells"
+    assert plugins.provider("tasks", "count") == plugins.Provider(package="finetune-count", version="1.2")
+    assert plugins.provider("tasks", "vqa") is None
+    assert plugins.names("tasks") == ["contrastive", "vqa", "count"]
+    with pytest.raises(PluginError, match="the name is taken by the package finetune-count"):
+        plugins.register("tasks", "count", Count)
+
+
+def test_a_damaged_plug_in_is_named(installed):
+    installed(("finetune-count", "count", "tests.no_such_module:Count"))
+    with pytest.raises(PluginError, match="'count' of the package finetune-count cannot be imported: No module"):
+        parse_recipe({**RAW, "task": {"name": "count"}}, source="here")
+
+
+def test_a_task_without_settings_is_refused(installed):
+    installed(("finetune-count", "count", "tests.test_plugins:Distribution"))
+    with pytest.raises(PluginError, match="must have an attribute Config"):
+        parse_recipe({**RAW, "task": {"name": "count"}}, source="here")
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([("mine", "vqa", "a:B")], "the package mine gives finetune.tasks the name 'vqa', which finetune itself has"),
+        ([("one", "count", "a:B"), ("two", "count", "c:D")], "two packages give .* 'count': two and one"),
+    ],
+)
+def test_a_name_given_twice_is_refused(installed, points, message):
+    installed(*points)
+    with pytest.raises(PluginError, match=message):
+        plugins.names("tasks")
