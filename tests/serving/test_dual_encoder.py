@@ -110,7 +110,7 @@ def fewer_rows(folder, tensors, config, manifest):
 
 REFUSALS = [
     (zero_b, ProbeError, "its effect on the probe is 0, recorded was"),
-    (a_question, ManifestError, "contract is for another kind of base: task vqa does not go with clip"),
+    (a_question, ManifestError, "task is for another architecture: task vqa does not go with clip"),
     (a_prompt, ManifestError, "CLIPModel has no one sequence of tokens"),
     (other_tokenizer, BaseMismatchError, "trained with another tokenizer"),
     (fewer_rows, ProbeError, r"the recorded probe is \[4, 32\]; this model gives \[2, 32\]"),
