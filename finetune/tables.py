@@ -37,6 +37,12 @@ TASKS: dict[str, str] = {
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
 
+# What a run minimises over a task.
+OBJECTIVES: dict[str, str] = {
+    "contrastive": "finetune.objectives.contrastive:Contrastive",
+    "cross_entropy": "finetune.objectives.cross_entropy:CrossEntropy",
+}
+
 # `data.source` -> function(section, split, task=, seed=, bad=, say=) -> list of Example
 SOURCES: dict[str, str] = {
     "hub": "finetune.data.hub:read_hub",

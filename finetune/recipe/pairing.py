@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from finetune.errors import RecipeError
 from finetune.lookup import import_string
 from finetune.recipe.data import StreamableData
+from finetune.recipe.objective import taking
 from finetune.tables import DUAL_ENCODERS, EMBEDDED_BASES, IMPOSSIBLE
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = N
             f"{source}: data.streaming does not go with train.epochs: nobody knows how many rows a stream has. Set "
             "train.max_steps, and train.epochs to null."
         )
+    for section in recipe.objectives:
+        if section.takes != (outputs := recipe.task.outputs):
+            allowed = ", ".join(taking(outputs)) or "none"
+            raise RecipeError(
+                f"{source}: objective {section.name} does not go with task {recipe.task.name}: it takes "
+                f"{section.takes}, and the task gives {outputs}. Allowed with this task: {allowed}."
+            )
     model_type = model_type or known_model_type(recipe.model)
     for case in IMPOSSIBLE:
         asked = case.task in (None, recipe.task.name) and (

@@ -13,7 +13,7 @@ from finetune.recipe.pairing import refuse_impossible
 from finetune.recipe.section import Section, stray_variables
 from finetune.recipe.whole import Recipe
 from finetune.strict_yaml import StrictLoader
-from finetune.tables import METHODS, SOURCES, TASKS
+from finetune.tables import METHODS, OBJECTIVES, SOURCES, TASKS
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -44,7 +44,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     """Builds a recipe from plain data; ``source`` names it in errors."""
     variables: set[str] = set()  # the texts that hold the value of one
-    for section, table in (("method", METHODS), ("task", TASKS)):
+    for section, table in (("method", METHODS), ("task", TASKS), ("objective", OBJECTIVES)):
         parts = raw.get(section)
         for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, dict) and isinstance(name := part.get("name"), str):

@@ -30,6 +30,8 @@ class VqaSection(AnswerSection):
     """How questions are put and answers judged. The adapter carries this, and ``.ask`` repeats it exactly."""
 
     has_question: ClassVar[bool] = True  # whether a row must have one
+    outputs: ClassVar[str] = "token_logits"  # what objectives are computed from
+    objective: ClassVar[str] = "cross_entropy"  # of a recipe that names none
 
     name: Literal["vqa"] = "vqa"
     """The task."""
@@ -79,6 +81,8 @@ class ContrastiveSection(AnswerSection):
     """How pictures and texts are brought together. The adapter carries this, and ``.classify`` repeats it exactly."""
 
     has_question: ClassVar[bool] = False
+    outputs: ClassVar[str] = "pair_embeddings"
+    objective: ClassVar[str] = "contrastive"
 
     name: Literal["contrastive"]
     """The task."""

@@ -1,4 +1,4 @@
-"""Visual question answering: next-token loss on the answer, judged by exact match after normalisation."""
+"""Visual question answering: answers are generated, and judged by exact match after normalisation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from finetune.interfaces import LossSum
 from finetune.tasks.exact_match import ExactMatch
 from finetune.tasks.generation import generate_answers
 from finetune.tasks.head import logits_at
@@ -14,7 +13,7 @@ from finetune.tasks.head import logits_at
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
@@ -24,25 +23,17 @@ if TYPE_CHECKING:
 
 
 class VqaTask(ExactMatch):
-    """One term, ``answer``; one prediction a row, decoded greedily."""
+    """One prediction a row, decoded greedily."""
 
     options: VqaSection
-    couples_rows = False
 
     def __init__(self, options: VqaSection, tokenizer: PreTrainedTokenizerBase):
         self.options, self.tokenizer = options, tokenizer
 
-    def count_items(self, batch: Batch) -> dict[str, int]:
-        """Returns how many tokens each term is a sum over, before any forward."""
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits [N, V] that predict the supervised tokens."""
         assert batch.targets is not None
-        return {"answer": len(batch.targets.tokens)}
-
-    def terms(self, model: nn.Module, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed cross entropy, in nats, of the supervised tokens."""
-        assert batch.targets is not None
-        logits = logits_at(model, batch.inputs, batch.targets.predictors)  # [N, V]
-        loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets.tokens, reduction="sum")
-        return {"answer": LossSum(loss, len(batch.targets.tokens))}
+        return logits_at(model, batch.inputs, batch.targets.predictors)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Return the greedy answer of each left-padded row."""
