@@ -158,6 +158,34 @@ class Placeholders:
         inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
         return Batch(inputs, batch.examples, None if batch.labels is None else longer(batch.labels, -100))
 
+    def remove(self, batch: Batch) -> Batch:
+        """Return the batch that ``insert`` was given, whatever device it is on now.
+
+        Of a row whose very first token is supervised the batch without placeholders cannot know what predicts it;
+        collators make no such row.
+        """
+        mask = batch.inputs["attention_mask"]  # [B, T + N]
+        longer = mask.shape[1]
+        width = longer - self.num_virtual_tokens
+        first = mask.argmax(dim=1, keepdim=True)  # [B, 1]
+        column = torch.arange(width, device=mask.device)[None, :]  # [1, T]
+        source = column + (column >= first) * self.num_virtual_tokens  # [B, T]
+
+        def shorter(tensor: Tensor) -> Tensor:
+            index = source
+            for size in tensor.shape[2:]:
+                index = index.unsqueeze(-1).expand(*index.shape, size)
+            return tensor.gather(1, index)
+
+        per_token = {"input_ids", "attention_mask", *_PER_TOKEN}
+        inputs = {name: shorter(value) if name in per_token else value for name, value in batch.inputs.items()}
+        targets = batch.targets
+        if targets is not None:  # moved, not looked for: a search on a GPU would wait for it
+            row, place = targets.predictors // longer, targets.predictors % longer
+            place = place - (place >= first.squeeze(1)[row]) * self.num_virtual_tokens
+            targets = Targets(row * width + place.clamp(min=0), targets.tokens)
+        return Batch(inputs, batch.examples, None if batch.labels is None else shorter(batch.labels), targets)
+
 
 def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
     """Return the rows of several batches without labels as one batch, left-padded to the longest.

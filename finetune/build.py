@@ -26,6 +26,7 @@ from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
 from finetune.matmul import speed_up
 from finetune.methods.adapter import check_methods
+from finetune.objectives.weighted import Weighted
 from finetune.plugins import find
 from finetune.recipe import (
     HubData,
@@ -36,10 +37,12 @@ from finetune.recipe import (
     PromptTuningSection,
     ReadSection,
     StreamableData,
+    objective_of,
     refuse_impossible,
     task_of,
     why_impossible,
 )
+from finetune.training.step import Reference, TaskObjective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +55,8 @@ if TYPE_CHECKING:
     from finetune.batch import Placeholders
     from finetune.data.stream import Rows
     from finetune.example import Example, Message
-    from finetune.interfaces import GenerativeFamily, ModelFamily, Task, Towers
-    from finetune.recipe import AttnImplementation, Quantization, Recipe, TaskSection
+    from finetune.interfaces import GenerativeFamily, ModelFamily, Objective, Task, Towers
+    from finetune.recipe import AttnImplementation, ObjectiveSection, Quantization, Recipe, TaskSection
 
 PROBE_SEED = 0
 
@@ -107,6 +110,27 @@ class Base:
         if reason := why_impossible(options.name, self.family.model_type):
             raise ModelError(f"{self.path}: {reason}")
         return find("tasks", options.name, what="task", error=ModelError)(options, self.processor.tokenizer)
+
+    def objective(
+        self,
+        task: Task,
+        sections: Sequence[ObjectiveSection] | None = None,
+        *,
+        placeholders: Placeholders | None = None,
+    ) -> TaskObjective:
+        """Return what a run minimises over a task.
+
+        Args:
+            task: from ``task``.
+            sections: a recipe's ``objectives``; the task's own by default.
+            placeholders: the places that the trained adapter's prompt fills.
+        """
+        parts: dict[str, tuple[float, Objective]] = {}
+        for section in sections or [objective_of(task.options.objective)]:
+            made = find("objectives", section.name, what="objective")(section)
+            parts[section.name] = (section.weight, made)
+        objective = Weighted(parts) if len(parts) > 1 else next(iter(parts.values()))[1]
+        return TaskObjective(task, objective, Reference(self.model, task.outputs, placeholders))
 
     def probe_batch(self, seed: int) -> Batch:
         """Returns the probe's one row, on the model's device."""

@@ -86,7 +86,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     trainer = Trainer(
         base.model,
         attachment,
-        base.task(recipe.task),
+        base.objective(base.task(recipe.task), recipe.objectives, placeholders=attachment.placeholders),
         Batches(base.collator, attachment.placeholders).training_batch,
         _without_schedule(recipe.train, steps),
         accelerator,

@@ -6,7 +6,7 @@ Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +46,7 @@ class LossSum:
 
     loss_sum: Tensor  # scalar, with gradient
     num_items: int
+    weight: float = 1.0  # of its mean in what is minimised
 
 
 @dataclass(frozen=True)
@@ -248,18 +249,16 @@ class Method(Protocol):
 
 
 class Task(Protocol):
-    """What is optimised and how it is judged."""
+    """What a row is answered with, and how it is judged."""
 
     options: TaskSection
-    # Whether the loss of a row depends on the other rows of its window; if so, the task is a CoupledTask.
-    couples_rows: bool
 
-    def count_items(self, batch: Batch) -> dict[str, int]:
-        """Returns how many things each term is a sum over, known before any forward."""
-        ...
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what objectives are computed from, of a batch with labels; ``model`` may be wrapped for processes.
 
-    def terms(self, model: nn.Module, batch: Batch) -> dict[str, LossSum]:
-        """Returns the loss terms of one micro-batch, by itself."""
+        Of which kind it is, the task's section says: ``token_logits``, the logits [N, V] that predict the supervised
+        tokens; or ``pair_embeddings``, the fp32 embeddings [B, 2, D] of images and texts.
+        """
         ...
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
@@ -275,16 +274,66 @@ class Task(Protocol):
         ...
 
 
-class CoupledTask(Task, Protocol):
-    """A task whose loss holds the rows of a whole window, over all processes, against each other."""
+# A task's ``outputs``.
+Outputs: TypeAlias = "Callable[[nn.Module, Batch], Tensor]"
+
+
+class StepContext(Protocol):
+    """One micro-batch as an objective sees it, under every strategy of sharing the work over processes."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The adapted model as the loop runs it; for what is frozen in it, such as a temperature."""
+        ...
+
+    @property
+    def batch(self) -> Batch:
+        """The rows, on the model's device."""
+        ...
+
+    def forward(self) -> Tensor:
+        """Return the task's outputs by the adapted model, with gradient; computed once, whoever asks."""
+        ...
+
+    def reference(self) -> Tensor:
+        """Return the same outputs by the base alone, without gradient; the shape is that of ``forward``.
+
+        An objective that calls it says so by ``needs_reference``.
+        """
+        ...
+
+
+class Objective(Protocol):
+    """What is minimised over a task."""
+
+    needs_reference: bool  # whether ``terms`` asks for the outputs of the base alone
+    # Whether the loss of a row depends on the other rows of an optimizer step; if so, it is a CoupledObjective.
+    couples_rows: bool
+
+    def count_items(self, batch: Batch) -> dict[str, int]:
+        """Return how many things each term is a sum over, known before any forward."""
+        ...
+
+    def terms(self, step: StepContext) -> dict[str, LossSum]:
+        """Return the loss terms of one micro-batch, by itself."""
+        ...
+
+
+class CoupledObjective(Objective, Protocol):
+    """An objective that holds the rows of a whole optimizer step, over all processes, against each other."""
 
     def backward_window(
-        self, model: nn.Module, batches: Sequence[Batch], backward: Callable[[Callable[[], Tensor]], None]
+        self,
+        model: nn.Module,
+        outputs: Outputs,
+        batches: Sequence[Batch],
+        backward: Callable[[Callable[[], Tensor]], None],
     ) -> list[dict[str, Tensor]]:
-        """Runs a window forward and backward.
+        """Run the micro-batches of an optimizer step forward and backward.
 
         Args:
             model: as the loop runs it; it may be wrapped for several processes.
+            outputs: the task's.
             batches: this process's micro-batches, on the model's device; as many on every process.
             backward: runs the function it is given, and the backward pass of the scalar it returns; to be called once
                 for each micro-batch, in order. Gradients are added up over micro-batches and processes.
@@ -295,5 +344,5 @@ class CoupledTask(Task, Protocol):
         ...
 
     def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        """Returns the loss of rows that are to be answered, each held against its own choices and no other row."""
+        """Return the loss of rows that are to be answered, each held against its own choices and no other row."""
         ...

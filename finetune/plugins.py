@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import PluginError
 from finetune.lookup import did_you_mean, import_string
-from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, SOURCES, TASKS, Entry
+from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, OBJECTIVES, SOURCES, TASKS, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ _TABLES: dict[str, Mapping[str, str | Entry]] = {
     "exports": EXPORT_TARGETS,
     "families": FAMILIES,
     "methods": METHODS,
+    "objectives": OBJECTIVES,
     "sources": SOURCES,
     "tasks": TASKS,
 }

@@ -203,11 +203,12 @@ def _fit(
     accelerator = strategy.accelerator
     task, folder, main = base.task(recipe.task), recipe.run_folder, accelerator.is_main_process
     model_type = base.identity.model_type
+    objective = base.objective(task, recipe.objectives, placeholders=attachment.placeholders)
     set_seed(recipe.seed, device_specific=True)  # each process draws a dropout of its own
     trainer = Trainer(
         base.model,
         attachment,
-        task,
+        objective,
         batches.training_batch,
         recipe.train,
         accelerator,
@@ -232,6 +233,7 @@ def _fit(
     validator = Validator(
         model=base.model,
         task=task,
+        objective=objective,
         examples=val,
         training_batch=batches.training_batch,
         prompt_batch=batches.prompt_batch,

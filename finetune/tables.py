@@ -65,6 +65,16 @@ SOURCES: dict[str, str | Entry] = {
     "procedural": Entry("finetune.pocket.domains:read_domain", "finetune.recipe.data:ProceduralData"),
 }
 
+# What a run minimises over a task.
+OBJECTIVES: dict[str, str | Entry] = {
+    "contrastive": Entry(
+        "finetune.objectives.contrastive:Contrastive", "finetune.recipe.objective:ContrastiveObjectiveSection"
+    ),
+    "cross_entropy": Entry(
+        "finetune.objectives.cross_entropy:CrossEntropy", "finetune.recipe.objective:CrossEntropySection"
+    ),
+}
+
 # Bases that come with the package -> function() -> folder
 EMBEDDED_BASES: dict[str, str] = {
     "pocket": "finetune.pocket:model_folder",

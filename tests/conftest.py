@@ -85,6 +85,14 @@ def tiny_fast_vlm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_idefics3(tmp_path_factory):
+    """The folder of a tiny Idefics3, in which every method finds something to adapt."""
+    from tests.tiny import save_idefics3
+
+    return save_idefics3(tmp_path_factory.mktemp("tiny") / "idefics3")
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory):
     """The folder of a tiny CLIP."""
     from tests.tiny import save_clip

@@ -89,14 +89,14 @@ def state(model) -> dict[str, torch.Tensor]:
 
 def losses(base: Base, attachment, batch: Batch, *, lr: float, steps: int = STEPS) -> list[float]:
     """The mean loss before each of some steps, and after the last."""
-    model, task = base.model, base.task(base.default_task)
+    model, objective = base.model, base.objective(base.task(base.default_task))
     factors = attachment.learning_rates
     groups = [{"params": [p], "lr": lr * factors.get(name, 1.0)} for name, p in attachment.parameters.items()]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     found = []
     for step in range(steps + 1):
         set_train_mode(model, attachment)
-        (term,) = task.terms(model, batch).values()
+        (term,) = objective.terms(model, batch).values()
         loss = term.loss_sum / term.num_items
         found.append(loss.item())
         if step < steps:

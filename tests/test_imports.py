@@ -17,6 +17,7 @@ LEVELS = {
     "hardware": 1, "child": 1, "listening": 1, "recipe": 1, "example": 1, "interfaces": 1, "batch": 1, "tables": 1,
     "matmul": 1, "folder_lock": 1, "metrics": 1, "prediction": 0, "plugins": 1,
     "processes": 2, "finished_runs": 2, "families": 2, "methods": 2, "data": 2, "tasks": 2, "adapters": 2, "pocket": 2,
+    "objectives": 2,
     "training": 3, "registry": 3, "report": 3,
     "build": 4,
     "serving": 5, "export": 5, "preflight": 5,
@@ -25,7 +26,8 @@ LEVELS = {
     "vllm_plugin": 6,
     "launch": 7, "cli": 7,
 }  # fmt: skip
-ROOMS = {"families", "methods", "data", "tasks", "adapters", "pocket", "registry", "report"}  # no siblings
+# No siblings.
+ROOMS = {"families", "methods", "data", "tasks", "objectives", "adapters", "pocket", "registry", "report"}
 
 
 def _room(module: str) -> str:
@@ -99,8 +101,8 @@ def test_every_name_in_a_table_is_there():
     from finetune import tables
     from finetune.lookup import import_string
 
-    places = (tables.FAMILIES, tables.METHODS, tables.TASKS, tables.SOURCES, tables.EMBEDDED_BASES)
-    for table in (*places, tables.EXPORT_TARGETS):
+    places = (tables.FAMILIES, tables.METHODS, tables.TASKS, tables.OBJECTIVES, tables.SOURCES, tables.EMBEDDED_BASES)
+    for table in (*places, tables.OBJECTIVES, tables.EXPORT_TARGETS):
         for target in table.values():
             places = [target] if isinstance(target, str) else [target.target, target.config]
             assert all(callable(import_string(place)) for place in places), target

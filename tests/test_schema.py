@@ -10,6 +10,8 @@ from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.recipe import (
     AdapterSection,
+    ContrastiveObjectiveSection,
+    CrossEntropySection,
     HubData,
     JsonlData,
     LoraSection,
@@ -93,6 +95,7 @@ def test_every_config_names_the_schema_and_fulfils_it(path):
         ("method.towers", {"vision": {"target_modules": ["fc"], "r": 4}}),
         ("data", {"source": "procedural", "name": "retail"}),
         ("adapter", {"publish": "medical/brain", "aliases": ["prod"]}),
+        ("objective", {"name": "cross_entropy"}),
     ],
 )
 def test_what_the_models_take_the_schema_takes(path, value):
@@ -120,6 +123,8 @@ def test_what_the_models_take_the_schema_takes(path, value):
         ("data", {"source": "jsonl"}, "'root' is a required property"),
         ("data.max_rows", {"trian": 5}, "'trian' is not one of"),
         ("adapter", {"aliases": [1]}, "1 is not of type 'string'"),
+        ("objective", {"name": "cross_entropy", "weight": 0}, "0 is less than or equal to the minimum of 0"),
+        ("objective", [{"name": "mse"}], "'cross_entropy' was expected"),
     ],
 )
 def test_what_the_models_refuse_the_schema_refuses(path, value, problem):
@@ -144,6 +149,8 @@ def test_a_variable_stands_for_no_name_and_no_number():
     [
         AdapterSection,
         ContrastiveConfig,
+        ContrastiveObjectiveSection,
+        CrossEntropySection,
         HubData,
         JsonlData,
         LoraSection,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.contestants import Job
     from benchmarks.gate import Gate
     from finetune.batch import Batch
-    from finetune.interfaces import Task
+    from finetune.interfaces import Objective
 
 
 def run(job: Job, gate: Gate) -> None:
@@ -53,13 +54,14 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
         raise BenchmarkError(f"the feature store is {'off' if store else 'on'}")
     attachment = attach(base.host, recipe.method)
     batches = Batches(collator, attachment.placeholders)
-    task = _Counted(base.task(recipe.task))
+    objective = base.objective(base.task(recipe.task), recipe.objectives, placeholders=attachment.placeholders)
+    counted = _Counted(objective.objective)
     job.scratch.mkdir(parents=True, exist_ok=True)
-    log = _GatedLog(job.scratch, every=recipe.train.logging_steps, gate=gate, task=task)
+    log = _GatedLog(job.scratch, every=recipe.train.logging_steps, gate=gate, counted=counted)
     trainer = Trainer(
         base.model,
         attachment,
-        task,  # type: ignore[arg-type]
+        replace(objective, objective=counted),  # type: ignore[arg-type]
         batches.training_batch,
         recipe.train,
         accelerator,
@@ -71,28 +73,28 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
 
 
 class _Counted:
-    """A task that remembers how many tokens its last window learnt."""
+    """An objective that remembers how many tokens its last optimizer step supervised."""
 
-    def __init__(self, task: Task):
-        self._task = task
-        self.learnt = 0
+    def __init__(self, objective: Objective):
+        self._objective = objective
+        self.supervised = 0
 
     def count_items(self, batch: Batch) -> dict[str, int]:
-        counts = self._task.count_items(batch)
-        self.learnt = sum(counts.values())
+        counts = self._objective.count_items(batch)
+        self.supervised = sum(counts.values())
         return counts
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
+        return getattr(self._objective, name)
 
 
 class _GatedLog(RunLog):
     """The run's log, which tells the gate of every step."""
 
-    def __init__(self, *args: Any, gate: Gate, task: _Counted, **options: Any):
+    def __init__(self, *args: Any, gate: Gate, counted: _Counted, **options: Any):
         super().__init__(*args, **options)
-        self._gate, self._task = gate, task
+        self._gate, self._counted = gate, counted
 
     def step(self, step: int, **values: Any) -> None:
         super().step(step, **values)
-        self._gate.step(values["loss"], self._task.learnt)
+        self._gate.step(values["loss"], self._counted.supervised)

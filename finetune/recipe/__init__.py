@@ -22,6 +22,7 @@ from finetune.recipe.method import (
     TowerTargets,
 )
 from finetune.recipe.model import AttnImplementation, ModelSection, Quantization
+from finetune.recipe.objective import ContrastiveObjectiveSection, CrossEntropySection, ObjectiveSection, objective_of
 from finetune.recipe.pairing import refuse_impossible, why_impossible
 from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
@@ -34,6 +35,8 @@ __all__ = [
     "AnswerSection",
     "AttnImplementation",
     "ColumnData",
+    "ContrastiveObjectiveSection",
+    "CrossEntropySection",
     "DataSection",
     "HubData",
     "JsonlData",
@@ -42,6 +45,7 @@ __all__ = [
     "MethodSection",
     "MixData",
     "ModelSection",
+    "ObjectiveSection",
     "OverridesSection",
     "ParquetData",
     "ProceduralData",
@@ -59,6 +63,7 @@ __all__ = [
     "TowerTargets",
     "TrainSection",
     "load_recipe",
+    "objective_of",
     "parse_recipe",
     "read_value",
     "refuse_impossible",

@@ -10,6 +10,7 @@ from finetune.errors import RecipeError
 from finetune.lookup import import_string
 from finetune.plugins import config_of, names
 from finetune.recipe.data import StreamableData
+from finetune.recipe.objective import taking
 from finetune.tables import DUAL_ENCODERS, EMBEDDED_BASES, IMPOSSIBLE
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = N
             f"{source}: data.streaming does not go with train.epochs: nobody knows how many rows a stream has. Set "
             "train.max_steps, and train.epochs to null."
         )
+    for section in recipe.objectives:
+        if section.takes != (outputs := recipe.task.outputs):
+            allowed = ", ".join(taking(outputs)) or "none"
+            raise RecipeError(
+                f"{source}: objective {section.name} does not go with task {recipe.task.name}: it takes "
+                f"{section.takes}, and the task gives {outputs}. Allowed with this task: {allowed}."
+            )
     model_type = model_type or known_model_type(recipe.model)
     if model_type and (reason := why_impossible(recipe.task.name, model_type)):
         raise RecipeError(f"{source}: {reason}")

@@ -46,7 +46,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
     """Builds a recipe from plain data; ``source`` names it in errors."""
     variables: set[str] = set()  # the texts that hold the value of one
-    for section, group in (("method", "methods"), ("task", "tasks")):
+    for section, group in (("method", "methods"), ("task", "tasks"), ("objective", "objectives")):
         parts = raw.get(section)
         for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, dict) and isinstance(name := part.get("name"), str):

@@ -23,6 +23,8 @@ class TaskSection(Section):
 
     architectures: ClassVar[frozenset[str]]  # of the bases that the task serves
     has_question: ClassVar[bool]  # whether a row must have one
+    outputs: ClassVar[str]  # what objectives are computed from
+    objective: ClassVar[str]  # of a recipe that names none
 
     name: str
     """The task."""
@@ -67,6 +69,8 @@ class PromptSection(AnswerSection):
 
     architectures = frozenset({"generative"})
     has_question = True
+    outputs = "token_logits"
+    objective = "cross_entropy"
 
     system_prompt: Prompt | None = None
     """Stands before every question; by default that of the rows, where all have the same. An empty text: none."""
@@ -125,6 +129,8 @@ class LabelSection(AnswerSection):
 
     architectures = frozenset({"dual_encoder"})
     has_question = False
+    outputs = "pair_embeddings"
+    objective = "contrastive"
 
     text_template: Prompt = "{label}"
     """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""

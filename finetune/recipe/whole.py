@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
 
 from finetune.fields import Text
 from finetune.recipe.data import DataSection
 from finetune.recipe.method import Methods
 from finetune.recipe.model import ModelSection
+from finetune.recipe.objective import Objectives, ObjectiveSection, objective_of
 from finetune.recipe.section import Place, Section, Seed
 from finetune.recipe.task import AnyTask, task_of
 from finetune.recipe.train import TrainSection
@@ -42,6 +43,8 @@ class Recipe(Section):
     method: Methods
     data: DataSection
     task: AnyTask = Field(default_factory=task_of)
+    objective: Objectives | None = None
+    """What is minimised: one objective, or a list of several with weights; by default the task's own."""
     train: TrainSection
     adapter: AdapterSection = AdapterSection()
     _from_environment: frozenset[str] = PrivateAttr(frozenset())
@@ -56,6 +59,19 @@ class Recipe(Section):
         new = self.model_copy()
         new._from_environment = from_environment
         return new
+
+    @property
+    def objectives(self) -> list[ObjectiveSection]:
+        """What is minimised: the objectives that are named, else the task's own."""
+        return [*self.objective] if self.objective else [objective_of(self.task.objective)]
+
+    @model_serializer(mode="wrap")
+    def _without_the_tasks_own(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The task's own objective is the same recipe, with the same digest, whether it is named or not.
+        data: dict[str, Any] = write(self)
+        if self.objectives == [objective_of(self.task.objective)]:
+            data.pop("objective", None)
+        return data
 
     @property
     def run_folder(self) -> Path:

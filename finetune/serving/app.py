@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetune.registry import AdapterRegistry
     from finetune.serving.resident import Resident
     from finetune.serving.urls import UrlPolicy
-    from finetune.tasks.contrastive import ContrastiveTask
+    from finetune.tasks.choosing import ChoosingTask
     from finetune.tasks.generation import Answer
 
 S = TypeVar("S", PromptSection, LabelSection)
@@ -278,7 +278,7 @@ class VisionLanguageModel:
         with self.switcher.holding():
             self._options(LabelSection, "an embedding", instead="ask(image, question)")
             inputs = batch().to(self.model.device, self.model.dtype)
-            return cast("ContrastiveTask", self.task).embed(self.model, inputs)[0].cpu()
+            return cast("ChoosingTask", self.task).embed(self.model, inputs)[0].cpu()
 
     def _options(self, section: type[S], call: str, *, instead: str) -> S:
         options = self.task.options

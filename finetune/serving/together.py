@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finetune.serving.resident import Resident
     from finetune.serving.switcher import Switcher
     from finetune.tasks.generation import Answer, IsStopped, OnText
-    from finetune.tasks.vqa import VqaTask
+    from finetune.tasks.generative import GenerativeTask
 
 
 def section_for(switcher: Switcher, resident: Resident | None) -> TaskSection:
@@ -124,7 +124,7 @@ def answer_batch(
     """Returns the answers to what ``prompt_batch`` returned; the other arguments as ``answer_together`` has them."""
     base = switcher.base
     batch = batch.to(base.model.device, base.model.dtype)
-    task = cast("VqaTask", base.task(section_for(switcher, residents[0])))
+    task = cast("GenerativeTask", base.task(section_for(switcher, residents[0])))
     with switcher.answering(residents):
         return task.answer(base.model, batch, max_new_tokens=max_new_tokens, on_text=on_text, is_stopped=is_stopped)
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch
     from finetune.example import Example
-    from finetune.interfaces import Task
+    from finetune.training.step import TaskObjective
     from finetune.training.window import LossSums
 
 
 def explain_not_finite(
     model: PreTrainedModel,
-    task: Task,
+    objective: TaskObjective,
     collate: Callable[[list[tuple[Example, bool]]], Batch] | None,
     window: Sequence[Batch],
     sums: Sequence[LossSums],
@@ -36,7 +36,7 @@ def explain_not_finite(
 
     Args:
         model: with the weights before the step.
-        task: the terms.
+        objective: the terms.
         collate: makes a training batch of (example, learnt) pairs; None: no row is asked alone.
         window: this process's micro-batches.
         sums: the sums of each one's terms.
@@ -46,7 +46,7 @@ def explain_not_finite(
     device, dtype = model.device, model.dtype
 
     def is_finite(terms: LossSums) -> bool:
-        return all(bool(torch.isfinite(value)) for value in terms.values())
+        return all(bool(torch.isfinite(term.loss_sum)) for term in terms.values())
 
     suspects = [
         example for batch, terms in zip(window, sums, strict=True) if not is_finite(terms) for example in batch.examples
@@ -55,8 +55,8 @@ def explain_not_finite(
     with torch.no_grad():
         for example in suspects if collate else ():
             assert collate is not None
-            terms = task.terms(model, collate([(example, True)]).to(device, dtype))
-            if not is_finite({name: term.loss_sum for name, term in terms.items()}):
+            terms = objective.terms(model, collate([(example, True)]).to(device, dtype))
+            if not is_finite(terms):
                 alone.append(example.id)
     alone, suspected = gather_object(alone), gather_object([example.id for example in suspects])
     every = gather_object([example.id for batch in window for example in batch.examples])

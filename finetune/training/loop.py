@@ -37,21 +37,22 @@ if TYPE_CHECKING:
     from finetune.batch import Batch
     from finetune.data.stream import Rows
     from finetune.example import Example
-    from finetune.interfaces import Attachment, Task
+    from finetune.interfaces import Attachment
     from finetune.recipe import TrainSection
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.log import RunLog
+    from finetune.training.step import TaskObjective
     from finetune.training.validation import Validation
     from finetune.training.window import LossSums
 
 
 class Trainer:
-    """Trains what a method attached; everything that differs between tasks comes in through ``task``.
+    """Trains what a method attached; all that differs between tasks comes in through ``objective``.
 
     Args:
         model: the adapted model, on its device.
         attachment: what trains.
-        task: terms and their counts.
+        objective: terms and their counts.
         collate: makes a training batch of (example, learnt) pairs.
         options: the recipe's train section.
         accelerator: with gradient_accumulation_steps=1; accumulation is this loop's own.
@@ -65,7 +66,7 @@ class Trainer:
         self,
         model: PreTrainedModel,
         attachment: Attachment,
-        task: Task,
+        objective: TaskObjective,
         collate: Callable[[list[tuple[Example, bool]]], Batch],
         options: TrainSection,
         accelerator: Accelerator,
@@ -75,7 +76,7 @@ class Trainer:
         strategy: Replicated | None = None,
         checkpoints: Checkpoints | None = None,
     ):
-        self.task, self.collate, self.options, self.seed = task, collate, options, seed
+        self.objective, self.collate, self.options, self.seed = objective, collate, options, seed
         self.accelerator, self.attachment, self.log, self.checkpoints = accelerator, attachment, log, checkpoints
         self.plain_model, self.liveness = model, Liveness(attachment)
         self.strategy = strategy or Replicated(accelerator)
@@ -119,7 +120,7 @@ class Trainer:
         """
         options, state = self.options, self.state
         windows = Windows(examples, self.collate, accelerator=self.accelerator, num_workers=options.num_workers)
-        lengths = None if self.task.couples_rows else windows.lengths
+        lengths = None if self.objective.couples_rows else windows.lengths
         self.plan = plan = Plan.of(
             options,
             num_rows=windows.num_rows,
@@ -170,10 +171,10 @@ class Trainer:
         """
         while True:
             window = windows.window(self.plan, self.state.step)
-            totals = count_window(self.task, window, self.accelerator)
+            totals = count_window(self.objective, window, self.accelerator)
             sums, failed = None, False
             try:
-                sums = backward_window(self.strategy, self.task, window, totals, self.plain_model.dtype)
+                sums = backward_window(self.strategy, self.objective, window, totals, self.plain_model.dtype)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -197,18 +198,19 @@ class Trainer:
         step, plan = self.state.step, self.plan
         norm = self.strategy.clip(self.options.max_grad_norm)
         terms = [name for name in totals if name != "tokens"]
-        added = torch.stack([torch.stack([part[name] for part in sums]).sum().float() for name in terms])
+        added = torch.stack([torch.stack([part[name].loss_sum for part in sums]).sum().float() for name in terms])
         added = self.accelerator.reduce(added, "sum")
         *numbers, norm = torch.cat([added, norm.reshape(1).to(added)]).tolist()  # what one process waits for a step
         means = {name: number / max(1, totals[name]) for name, number in zip(terms, numbers, strict=True)}
+        loss = sum(sums[0][name].weight * mean for name, mean in means.items())
         if not all(map(math.isfinite, (*means.values(), norm))):
-            self._refuse_not_finite(window, sums, loss=sum(means.values()), norm=norm)
+            self._refuse_not_finite(window, sums, loss=loss, norm=norm)
         self.liveness.check(self.strategy.gradient, min(plan.steps_per_epoch, plan.total_steps))
         rate = self.options.learning_rate * learning_rate_factor(step, self.options, plan.total_steps)
         set_learning_rate(self.strategy.optimizer, rate)
         self.strategy.step()
         return {
-            "loss": sum(means.values()),
+            "loss": loss,
             **(means if len(means) > 1 else {}),
             "learning_rate": rate,
             "grad_norm": norm,
@@ -220,7 +222,7 @@ class Trainer:
     def _refuse_not_finite(self, window: list[Batch], sums: list[LossSums], *, loss: float, norm: float) -> None:
         """Keeps the state before the step, and stops the run with the rows that did it."""
         alone = None if self.strategy.lockstep else self.collate
-        why = explain_not_finite(self.plain_model, self.task, alone, window, sums, loss=loss, norm=norm)
+        why = explain_not_finite(self.plain_model, self.objective, alone, window, sums, loss=loss, norm=norm)
         kept = self._save()
         raise TrainingError(
             f"step {self.state.step + 1}: {why} Lower train.learning_rate, or look at these rows."

@@ -77,7 +77,7 @@ def _why_not_deepspeed(accelerator: Accelerator, recipe: Recipe) -> str | None:
         )
     if plugin.zero_stage < 3:
         return None
-    if recipe.task.name == "contrastive":
+    if any(section.couples_rows for section in recipe.objectives):
         return "the contrastive loss reads a weight of the base outside of its forward, where ZeRO-3 has cut it. Set 2."
     return _why_not_cut(recipe)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather_object
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch
     from finetune.example import Example
-    from finetune.interfaces import CoupledTask, LossSum, Task
+    from finetune.interfaces import LossSum, Task
     from finetune.recipe import TrainSection
     from finetune.training.state import TrainState
+    from finetune.training.step import TaskObjective
 
 _DIGITS = 6  # of a loss: sums over other processes differ in the last bits, and must not decide which weights are best
 
@@ -33,8 +34,8 @@ class Validation:
 
     Attributes:
         score: share of rows whose generated answer is right.
-        loss: of the references, in nats a supervised token, or a row for a task that couples rows; None where it is
-            not finite.
+        loss: of the references, as the objective has it: in nats a supervised token, or a row where rows are coupled;
+            None where it is not finite.
     """
 
     score: float
@@ -57,7 +58,8 @@ class Validator:
 
     Args:
         model: the adapted model, in eval mode when this is called.
-        task: how an answer is made, and the terms of the loss.
+        task: how an answer is made.
+        objective: the terms of the loss.
         examples: the rows.
         training_batch: makes a batch with labels of (example, supervised) pairs.
         prompt_batch: makes the inputs of rows that are to be answered.
@@ -67,6 +69,7 @@ class Validator:
 
     model: PreTrainedModel
     task: Task
+    objective: TaskObjective
     examples: Sequence[Example]
     training_batch: Callable[[list[tuple[Example, bool]]], Batch]
     prompt_batch: Callable[[Sequence[Example]], Batch]
@@ -97,34 +100,38 @@ class Validator:
 
     @torch.no_grad()
     def loss(self, batch_size: int) -> float | None:
-        """Returns the sum of each term over all rows and processes by the number of its items, added up over terms."""
+        """Return the weighted sum of the means of all terms; each mean is over the items of all rows and processes."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = range(process, len(self.examples), processes)
         order = sorted(mine, key=lambda i: (self.examples[i].num_tokens or 0, i))  # rows of like length pad little
         most = math.ceil(len(self.examples) / processes)  # as many batches on every process, as in ``predict``
         sums: dict[str, list[float]] = {}
+        weights: dict[str, float] = {}
         with tqdm(total=most, unit="row", desc="validation loss", disable=process != 0, leave=False) as bar:
             for start in range(0, most, batch_size):
                 rows = order[start : start + batch_size]
                 for name, term in self._terms(rows or [0], supervised=bool(rows)).items():
+                    weights[name] = term.weight
                     total = sums.setdefault(name, [0.0, 0.0])
                     total[0] += term.loss_sum.item() if rows else 0.0
                     total[1] += term.num_items if rows else 0
                 bar.update(len(rows))
         gathered = gather_object([sums]) if processes > 1 else [sums]
         loss = sum(
-            math.fsum(one[name][0] for one in gathered) / max(1, sum(one[name][1] for one in gathered)) for name in sums
+            weights[name]
+            * (math.fsum(one[name][0] for one in gathered) / max(1, sum(one[name][1] for one in gathered)))
+            for name in sums
         )
         return round(loss, _DIGITS) if math.isfinite(loss) else None
 
     def _terms(self, rows: Sequence[int], *, supervised: bool) -> dict[str, LossSum]:
         examples = [self.examples[i].in_epoch(0, seed=self.seed) for i in rows]
-        model, task = self.model, self.task
-        if task.couples_rows:
+        model, objective = self.model, self.objective
+        if objective.couples_rows:
             batch = self.prompt_batch(examples).to(model.device, model.dtype)
-            return {"choice": cast("CoupledTask", task).choice_loss(model, batch)}
+            return {"choice": objective.choice_loss(model, batch)}
         batch = self.training_batch([(example, supervised) for example in examples])
-        return task.terms(model, batch.to(model.device, model.dtype))
+        return objective.terms(model, batch.to(model.device, model.dtype))
 
 
 def warnings_of(

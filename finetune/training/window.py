@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
+
+from finetune.interfaces import LossSum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.batch import Batch
-    from finetune.interfaces import CoupledTask, Task
     from finetune.training.replicated import Replicated
+    from finetune.training.step import TaskObjective
 
-LossSums = dict[str, "Tensor"]  # term -> scalar, detached
+LossSums = dict[str, LossSum]  # term -> its sum, detached
 
 
-def count_window(task: Task, window: Sequence[Batch], accelerator: Accelerator) -> dict[str, int]:
+def count_window(objective: TaskObjective, window: Sequence[Batch], accelerator: Accelerator) -> dict[str, int]:
     """Adds up each term's items, and ``tokens``, over the window and all processes."""
     counts = {"tokens": sum(int(batch.inputs["attention_mask"].sum()) for batch in window)}
     for batch in window:
-        for name, count in task.count_items(batch).items():
+        for name, count in objective.count_items(batch).items():
             counts[name] = counts.get(name, 0) + count
     if accelerator.num_processes == 1:
         return counts
@@ -33,7 +36,7 @@ def count_window(task: Task, window: Sequence[Batch], accelerator: Accelerator) 
 
 def backward_window(
     strategy: Replicated,
-    task: Task,
+    objective: TaskObjective,
     window: Sequence[Batch],
     totals: Mapping[str, int],
     dtype: torch.dtype,
@@ -42,7 +45,7 @@ def backward_window(
 
     Args:
         strategy: runs one micro-batch, and has the model.
-        task: the terms.
+        objective: the terms.
         window: micro-batches, not yet on the device.
         totals: term -> items in the window over all processes; each term's sum is divided by its own.
         dtype: of the pictures.
@@ -57,16 +60,19 @@ def backward_window(
         left -= 1
         strategy.backward(loss, last=left == 0)
 
-    if task.couples_rows:
+    if objective.couples_rows:
+        counts = [objective.count_items(batch) for batch in window]  # where counting does not wait for the device
         batches = [batch.to(device, dtype) for batch in window]
-        return cast("CoupledTask", task).backward_window(strategy.model, batches, backward)
+        parts = objective.backward_window(strategy.model, batches, backward)
+        return [{n: LossSum(part[n], count[n]) for n in part} for part, count in zip(parts, counts, strict=True)]
     sums: list[LossSums] = []
     for batch in window:
 
         def loss(batch: Batch = batch) -> Tensor:
-            terms = task.terms(strategy.model, batch.to(device, dtype))
-            sums.append({name: term.loss_sum.detach() for name, term in terms.items()})
-            return torch.stack([term.loss_sum * (1 / max(1, totals[name])) for name, term in terms.items()]).sum()
+            terms = objective.terms(strategy.model, batch.to(device, dtype))
+            sums.append({name: replace(term, loss_sum=term.loss_sum.detach()) for name, term in terms.items()})
+            shares = [term.loss_sum * (term.weight / max(1, totals[name])) for name, term in terms.items()]
+            return torch.stack(shares).sum()
 
         backward(loss)
     return sums

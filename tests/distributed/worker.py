@@ -3,7 +3,8 @@
 ``python worker.py SCENARIOS.json FOLDER``, by itself or under torchrun. A scenario names a base and a method, and may
 have: batch_size, accumulation, steps, checkpointing, dtype, rows (how many), blind (rows without a picture), uneven
 (answers of very different lengths), strategy (plain, fsdp2, zero2 or zero3), answers (how many rows to answer), stop
-(steps after which it is built anew and goes on from its checkpoint).
+(steps after which it is built anew and goes on from its checkpoint), near (the weight of an objective that asks for the
+base's own outputs, beside the task's own).
 """
 
 import json
@@ -21,6 +22,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from finetune.build import Batches, load_base
 from finetune.example import answer, ask
 from finetune.methods.adapter import attach
+from finetune.objectives.weighted import Weighted
 from finetune.saving import probe_effect
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.deepspeed import DeepSpeed
@@ -30,6 +32,7 @@ from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 from finetune.training.replicated import Replicated
 from tests.matrix import recipe_of, rows
+from tests.objectives.toys import Nearness
 
 
 def examples_of(scenario):
@@ -102,8 +105,12 @@ def build(scenario, accelerator, folder):
     log = RunLog(folder, every=1, main=accelerator.is_main_process)
     batches = Batches(base.collator, attachment.placeholders)
     task = base.task(base.default_task)
+    objective = base.objective(task, placeholders=attachment.placeholders)
+    if weight := scenario.get("near"):
+        both = Weighted({"own": (1.0, objective.objective), "near": (weight, Nearness())})
+        objective = replace(objective, objective=both)
     trainer = Trainer(
-        base.model, attachment, task, batches.training_batch, options, accelerator, log,
+        base.model, attachment, objective, batches.training_batch, options, accelerator, log,
         seed=0, strategy=strategy, checkpoints=checkpoints,
     )  # fmt: skip
     return SimpleNamespace(

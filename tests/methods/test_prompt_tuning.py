@@ -183,6 +183,58 @@ def test_placeholders_stand_after_left_padding():
     assert torch.equal(longer.inputs["pixel_values"], batch.inputs["pixel_values"])
 
 
+def batch_of(*masks, extra=(), labels=True):
+    """A batch of rows with these masks, with random values of every per-token input named and supervised ends."""
+    mask = torch.tensor(masks)
+    shape = tuple(mask.shape)
+    inputs = {"input_ids": torch.randint(1, 90, shape), "attention_mask": mask, "pixel_values": torch.rand(2, 3, 4)}
+    inputs |= {name: torch.randint(0, 2, (*shape, *more)) for name, more in extra}
+    supervised = torch.where(mask.bool() & (torch.arange(shape[1]) > shape[1] - 3), inputs["input_ids"], -100)
+    return Batch(inputs, ["one", "two"], supervised if labels else None)
+
+
+@pytest.mark.parametrize("num_virtual_tokens", [1, 3])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        batch_of([1, 1, 1, 1], [1, 1, 1, 1]),
+        batch_of([0, 0, 1, 1, 1], [1, 1, 1, 1, 1]),
+        batch_of([1, 1, 1, 1, 0], [1, 1, 0, 0, 0]),
+        batch_of([0, 1, 1, 1, 0], [0, 0, 1, 1, 1]),
+        batch_of([0, 0, 0, 0], [0, 1, 1, 1], labels=False),
+        batch_of([1, 1, 1, 1], [1, 1, 1, 1], extra=[("token_type_ids", ()), ("mm_token_type_ids", ())]),
+        batch_of([0, 1, 1, 1], [1, 1, 1, 1], extra=[("cross_attention_mask", (2, 3))], labels=False),
+    ],
+    ids=["whole", "left", "right", "both", "empty row", "types", "cross attention"],
+)
+def test_removing_placeholders_is_the_inverse_of_inserting_them(batch, num_virtual_tokens):
+    places = Placeholders(num_virtual_tokens, 9)
+    longer = places.insert(batch)
+    found = places.remove(longer)
+    assert longer.inputs["input_ids"].shape != batch.inputs["input_ids"].shape
+    assert found.inputs.keys() == batch.inputs.keys() and found.examples == batch.examples
+    for name, tensor in batch.inputs.items():
+        assert torch.equal(found.inputs[name], tensor) and found.inputs[name].dtype == tensor.dtype, name
+    if batch.labels is None:
+        assert found.labels is None and found.targets is None
+    else:
+        assert torch.equal(found.labels, batch.labels) and len(batch.targets.tokens) > 0
+        assert torch.equal(found.targets.predictors, batch.targets.predictors)
+        assert torch.equal(found.targets.tokens, batch.targets.tokens)
+
+
+def test_removing_placeholders_of_every_familys_batches(tiny_family):
+    base = load_base(str(tiny_family), device="cpu")
+    places = Placeholders(5, 9)
+    for batch in (base.collator.training_batch([(r, True) for r in rows()]), base.collator.prompt_batch(rows())):
+        found = places.remove(places.insert(batch))
+        for name, value in batch.inputs.items():
+            assert found.inputs[name] is value or torch.equal(found.inputs[name], value), name
+        if batch.labels is not None:
+            assert torch.equal(found.labels, batch.labels)
+            assert torch.equal(found.targets.predictors, batch.targets.predictors)
+
+
 def test_the_prompt_starts_from_a_text(tiny_fast_vlm, tmp_path):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     method = {"name": "prompt_tuning", "num_virtual_tokens": 5, "prompt_tuning_init_text": "What color"}

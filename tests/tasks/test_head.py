@@ -30,12 +30,12 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny_family, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     batch = extended(attachment, base.collator.training_batch(rows(3)))
-    task = base.task(base.default_task)
+    objective = base.objective(base.task(base.default_task))
     seen = []
     last = base.model.get_decoder().layers[-1]
     counted = [base.model.get_output_embeddings(), last.mlp.down_proj]
     handles = [m.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel())) for m in counted]
-    term = task.terms(base.model, batch)["answer"]
+    term = objective.terms(base.model, batch)["answer"]
     for handle in handles:
         handle.remove()
     term.loss_sum.backward()

@@ -18,7 +18,7 @@ from finetune.training.loop import Trainer
 def build(make_recipe, tmp_path):
     """Returns a function: base folder, train options -> base, attachment, trainer, examples, log, checkpoints."""
 
-    def build(folder, *, dropout=0.0, towers=None, method=None, wrap=lambda task: task, **options):
+    def build(folder, *, dropout=0.0, towers=None, method=None, wrap=lambda objective: objective, **options):
         length = {} if "epochs" not in options else {"max_steps": None}
         lora = {"towers": towers} if towers else {}
         recipe = make_recipe(
@@ -34,7 +34,7 @@ def build(make_recipe, tmp_path):
         trainer = Trainer(
             base.model,
             attachment,
-            wrap(base.task(recipe.task)),
+            wrap(base.objective(base.task(recipe.task), placeholders=attachment.placeholders)),
             base.collator.training_batch,
             recipe.train,
             Accelerator(cpu=True),
@@ -56,21 +56,21 @@ def build(make_recipe, tmp_path):
 
 
 class Wrapped:
-    """A task that calls ``before(batch)`` before each forward that trains."""
+    """An objective over a task that calls ``before(batch)`` before each forward that trains."""
 
-    def __init__(self, task, before):
-        self.task, self.before = task, before
+    def __init__(self, objective, before):
+        self.objective, self.before = objective, before
 
     def __getattr__(self, name):
-        return getattr(self.task, name)
+        return getattr(self.objective, name)
 
     def terms(self, model, batch):
         change = self.before(batch)
-        terms = self.task.terms(model, batch)
+        terms = self.objective.terms(model, batch)
         return change(terms) if change else terms
 
 
 @pytest.fixture
 def before_each_forward():
     """Returns a function: callable of a batch -> what ``build`` takes as ``wrap``."""
-    return lambda before: lambda task: Wrapped(task, before)
+    return lambda before: lambda objective: Wrapped(objective, before)

@@ -25,10 +25,10 @@ def nothing_compiled(tmp_path, monkeypatch):
 
 def gradients(run):
     """Of two micro-batches of different widths."""
-    task, model = run.trainer.task, run.base.model
+    objective, model = run.trainer.objective, run.base.model
     for rows in (run.examples[:3], run.examples[3:8]):
         batch = run.base.collator.training_batch(rows)
-        task.terms(model, batch)["answer"].loss_sum.backward()
+        objective.terms(model, batch)["answer"].loss_sum.backward()
     found = {name: p.grad.clone() for name, p in run.attachment.parameters.items()}
     for parameter in run.attachment.parameters.values():
         parameter.grad = None

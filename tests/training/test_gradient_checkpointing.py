@@ -36,7 +36,7 @@ def gradients(base, attachment, batch, *, enabled):
 
     with recomputing(base.model, enabled=enabled):
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            (term,) = base.task(base.default_task).terms(base.model, batch).values()
+            (term,) = base.objective(base.task(base.default_task)).terms(base.model, batch).values()
         kept_by_forward = kept
         term.loss_sum.backward()
     found = {name: p.grad.clone() for name, p in attachment.parameters.items()}

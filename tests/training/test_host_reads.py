@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.build import Batches
-from finetune.tasks.contrastive import pair_losses
+from finetune.objectives.contrastive import pair_losses
 from finetune.training import loop, trainable
 
 PACKAGE = str(Path(loop.__file__).parents[1])

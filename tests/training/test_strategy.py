@@ -150,7 +150,8 @@ def train(folder, tmp_path, strategy, *, accelerator, steps, restore=False):
     )
     checkpoints = Checkpoints(tmp_path / "checkpoints", {"recipe": {}}, keep=2)
     trainer = Trainer(
-        base.model, attachment, base.task(base.default_task), base.collator.training_batch, options, accelerator,
+        base.model, attachment, base.objective(base.task(base.default_task)), base.collator.training_batch, options,
+        accelerator,
         RunLog(tmp_path, every=1), seed=0, strategy=strategy, checkpoints=checkpoints,
     )  # fmt: skip
     if restore:

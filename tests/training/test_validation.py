@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from finetune.build import Batches, base_of, examples_of
+from finetune.objectives.weighted import Weighted
 from finetune.runs import train
 from finetune.tasks.vqa import VqaTask
 from finetune.training.state import TrainState
@@ -17,10 +18,11 @@ from finetune.training.validation import Validation, Validator, warnings_of
 NAN = float("nan")
 
 
-def validator_of(run_or_base, task, examples, batches):
+def validator_of(run_or_base, objective, examples, batches):
     return Validator(
         model=run_or_base.model,
-        task=task,
+        task=objective.task,
+        objective=objective,
         examples=examples,
         training_batch=batches.training_batch,
         prompt_batch=batches.prompt_batch,
@@ -33,7 +35,7 @@ def validator_of(run_or_base, task, examples, batches):
 def validator(build, tiny_base):
     run = build(tiny_base)
     run.base.model.eval()
-    return validator_of(run.base, run.trainer.task, run.examples, run.base.collator)
+    return validator_of(run.base, run.trainer.objective, run.examples, run.base.collator)
 
 
 def test_the_loss_is_a_mean_over_supervised_tokens_whatever_the_batches(validator):
@@ -50,6 +52,12 @@ def test_the_loss_is_a_mean_over_supervised_tokens_whatever_the_batches(validato
         assert validator.loss(batch_size) == pytest.approx(total / count, abs=2e-5)
 
 
+def test_the_loss_of_several_objectives_is_their_weighted_sum(validator):
+    own = validator.objective.objective
+    twice = replace(validator.objective, objective=Weighted({"a": (0.5, own), "b": (3.0, own)}))
+    assert replace(validator, objective=twice).loss(4) == pytest.approx(3.5 * validator.loss(4), abs=4e-6)
+
+
 def test_the_loss_leaves_nothing_behind(validator):
     validator.loss(4)
     assert all(parameter.grad is None for parameter in validator.model.parameters())
@@ -60,10 +68,10 @@ def test_a_loss_that_is_not_finite_is_none(validator):
         couples_rows = False
 
         def terms(self, model, batch):
-            terms = validator.task.terms(model, batch)
+            terms = validator.objective.terms(model, batch)
             return {name: replace(term, loss_sum=term.loss_sum * NAN) for name, term in terms.items()}
 
-    assert replace(validator, task=Spoiled()).loss(4) is None
+    assert replace(validator, objective=Spoiled()).loss(4) is None
 
 
 def test_images_are_held_against_their_own_labels_only(make_recipe, tiny_clip):
@@ -72,7 +80,7 @@ def test_images_are_held_against_their_own_labels_only(make_recipe, tiny_clip):
     recipe = make_recipe(tiny_clip, task=text, method={"towers": {"language": "all-linear"}})
     base = base_of(recipe)
     examples = examples_of(recipe, "val", base=base)
-    task, batches = base.task(recipe.task), Batches(base.collator, None)
+    objective, batches = base.objective(base.task(recipe.task)), Batches(base.collator, None)
     losses = []
     for example in examples:
         labels = list(example.choices)
@@ -80,7 +88,7 @@ def test_images_are_held_against_their_own_labels_only(make_recipe, tiny_clip):
         with torch.no_grad():
             chances = base.model(**batch.inputs).logits_per_image[0].log_softmax(dim=0)
         losses.append(-chances[labels.index(example.answers[0])].item())
-    found = validator_of(base, task, examples, batches)
+    found = validator_of(base, objective, examples, batches)
     for batch_size in (1, 2, 32):
         assert found.loss(batch_size) == pytest.approx(sum(losses) / len(losses), abs=1e-4)
     assert 0 < found.loss(4) < math.log(len(examples[0].choices)) + 200

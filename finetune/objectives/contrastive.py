@@ -1,0 +1,187 @@
+"""Contrastive learning of images and texts: each is to lie closer to its own partner than to any other.
+
+The loss is symmetric InfoNCE over all micro-batches of an optimizer step (Radford et al.,
+https://arxiv.org/abs/2103.00020). Where rows have equal texts, these have equal embeddings, and the sum over rows is
+the one in which such rows are each other's partners (Yang et al., https://arxiv.org/abs/2204.03610): nothing is pushed
+apart, the least loss is above zero.
+Gradients are cached at the embeddings (Gao et al., https://arxiv.org/abs/2101.06983): the memory is that of one
+micro-batch, the loss that of all.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import extract_model_from_parallel, gather, gather_object, pad_across_processes
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from finetune.example import texts_to_choose_from
+from finetune.interfaces import LossSum
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from finetune.batch import Batch
+    from finetune.interfaces import Outputs, StepContext
+    from finetune.recipe import ContrastiveObjectiveSection
+
+_NOT_SUPERVISED = -100
+
+
+class Contrastive:
+    """One term, ``pairs``: the loss of each supervised pair of an image and a text.
+
+    Args:
+        options: the section of the recipe.
+    """
+
+    needs_reference = False
+    couples_rows = True
+
+    def __init__(self, options: ContrastiveObjectiveSection):
+        self.options = options
+
+    def count_items(self, batch: Batch) -> dict[str, int]:
+        """Return how many pairs are supervised."""
+        assert batch.labels is not None
+        return {"pairs": int((batch.labels != _NOT_SUPERVISED).sum())}
+
+    def terms(self, step: StepContext) -> dict[str, LossSum]:
+        """Return the summed loss, in nats, of a micro-batch that is held against no other."""
+        labels = step.batch.labels
+        assert labels is not None
+        losses = pair_losses(step.forward(), labels, _scale(step.model))
+        return {"pairs": LossSum(losses.sum(), self.count_items(step.batch)["pairs"])}
+
+    def backward_window(
+        self,
+        model: nn.Module,
+        outputs: Outputs,
+        batches: Sequence[Batch],
+        backward: Callable[[Callable[[], Tensor]], None],
+    ) -> list[dict[str, Tensor]]:
+        """Run all micro-batches forward without a graph, then each again with one, from the cached gradient.
+
+        Returns:
+            For each micro-batch the sum of its rows' losses.
+        """
+        random, parts = _embed_without_graph(model, outputs, batches)
+        labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+        embeddings, every_label, first = _gather(torch.cat(parts), labels)
+        embeddings.requires_grad_()
+        losses = pair_losses(embeddings, every_label, _scale(model))
+        num_pairs = (every_label != _NOT_SUPERVISED).sum().clamp(min=1)  # not read back: the device is not waited for
+        (gradient,) = torch.autograd.grad(losses.sum() / num_pairs, embeddings)
+        mine, sizes = slice(first, first + len(labels)), [len(part) for part in parts]
+        for batch, state, cached in zip(batches, random, gradient[mine].split(sizes), strict=True):
+
+            def surrogate(batch: Batch = batch, state: _RandomState = state, cached: Tensor = cached) -> Tensor:
+                with state.replayed():
+                    return (outputs(model, batch) * cached).sum()  # its gradient is the cached one's
+
+            backward(surrogate)
+        return [{"pairs": part.sum()} for part in losses.detach()[mine].split(sizes)]
+
+    def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        """Return the summed cross entropy, in nats, of each row's right labels among its choices.
+
+        Unlike the training loss it depends neither on the other rows of a batch nor on how many there are. It is at
+        most the logarithm of the number of choices and twice the scale of the cosines.
+        """
+        similarity = model(**batch.inputs).logits_per_image.float()  # [B, texts]
+        column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
+        losses = []
+        for row, example in zip(similarity, batch.examples, strict=True):
+            of = row.new_zeros(len(column)).fill_(-torch.inf)
+            chosen = [column[text] for text in example.choices.values()]
+            of[chosen] = row[chosen].log_softmax(dim=0)
+            right = sorted({column[example.choices[answer]] for answer in example.answers if answer in example.choices})
+            losses.append(-of[right].logsumexp(dim=0))
+        return LossSum(torch.stack(losses).sum(), len(losses))
+
+
+def pair_losses(embeddings: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    """Return each row's loss [N] in nats: the mean of image to text and of text to image.
+
+    Args:
+        embeddings: of images and texts, of length 1, fp32 [N, 2, D].
+        labels: -100 for rows that take no part [N].
+        scale: what cosines are multiplied by.
+    """
+    supervised = labels != _NOT_SUPERVISED  # [N]
+    images, texts = embeddings.unbind(dim=1)  # [N, D]
+    similarity = scale * images @ texts.T  # [N, N], a row for each image
+    # A row that takes no part is held against nothing but itself, so that no sum is empty.
+    strange = ~(supervised[:, None] & supervised) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    similarity = similarity.masked_fill(strange, -torch.inf)
+    to_text, to_image = similarity.log_softmax(dim=1).diagonal(), similarity.log_softmax(dim=0).diagonal()
+    return torch.where(supervised, -(to_text + to_image) / 2, 0)
+
+
+class _RandomState:
+    """The state of the generators before a micro-batch was embedded, so that its dropout can be drawn once more."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        self.cpu = torch.get_rng_state()
+        self.devices = get_device_states(*batch.inputs.values())
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Run a block from this state, and leave the generators as they were before the block."""
+        before = _RandomState(self.batch)
+        self._put_back()
+        try:
+            yield
+        finally:
+            before._put_back()
+
+    def _put_back(self) -> None:
+        torch.set_rng_state(self.cpu)
+        set_device_states(*self.devices)
+
+
+def _embed_without_graph(
+    model: nn.Module, outputs: Outputs, batches: Sequence[Batch]
+) -> tuple[list[_RandomState], list[Tensor]]:
+    """Return for each micro-batch the state before it and its embeddings [B, 2, D].
+
+    Raises:
+        RuntimeError: on every process where it is raised on one: the others would wait for its embeddings.
+    """
+    random: list[_RandomState] = []
+    parts: list[Tensor] = []
+    failure: RuntimeError | None = None
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                random.append(_RandomState(batch))
+                parts.append(outputs(model, batch))
+    except RuntimeError as error:
+        failure = error
+    if PartialState().num_processes > 1 and any(gather_object([failure is not None])):
+        raise failure or torch.OutOfMemoryError("another process ran out of memory")
+    if failure:
+        raise failure
+    return random, parts
+
+
+def _scale(model: nn.Module) -> Tensor:
+    plain: Any = extract_model_from_parallel(model)
+    assert not plain.logit_scale.requires_grad, "the base's temperature is frozen"
+    return plain.logit_scale.float().exp()
+
+
+def _gather(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the rows of all processes, and where this process's begin; what fills them up takes no part."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return embeddings, labels, 0
+    embeddings = pad_across_processes(embeddings)
+    labels = pad_across_processes(labels, pad_index=_NOT_SUPERVISED)
+    return gather(embeddings), gather(labels), state.process_index * len(labels)

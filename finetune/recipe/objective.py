@@ -1,0 +1,87 @@
+"""What a run minimises."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
+
+from finetune.plugins import config_of, names
+from finetune.recipe.chosen import Choice
+from finetune.recipe.section import Section
+
+
+class ObjectiveSection(Section):
+    """An objective; the base of every objective's own section."""
+
+    takes: ClassVar[str]  # the outputs of a task that it is computed from
+    couples_rows: ClassVar[bool] = False  # whether the loss of a row depends on the other rows of an optimizer step
+
+    name: str
+    """The objective."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Of its mean in the sum that is minimised, where there are several objectives."""
+
+
+class CrossEntropySection(ObjectiveSection):
+    """The next-token loss of the supervised tokens."""
+
+    takes: ClassVar[str] = "token_logits"
+
+    name: Literal["cross_entropy"]
+    """The objective."""
+
+
+class ContrastiveObjectiveSection(ObjectiveSection):
+    """The symmetric loss of images and texts over all rows of an optimizer step (https://arxiv.org/abs/2103.00020)."""
+
+    takes: ClassVar[str] = "pair_embeddings"
+    couples_rows: ClassVar[bool] = True
+
+    name: Literal["contrastive"]
+    """The objective."""
+
+
+_Part = Annotated[SerializeAsAny[ObjectiveSection], Choice("objectives")]
+
+
+def objective_of(name: str) -> ObjectiveSection:
+    """Return the section of an objective of which nothing but the name is given."""
+    config: type[ObjectiveSection] = config_of("objectives", name, what="objective")
+    return config(name=name)
+
+
+def taking(outputs: str) -> list[str]:
+    """Return the names of the objectives that are computed from such outputs."""
+    return [
+        name for name in sorted(names("objectives")) if config_of("objectives", name, what="objective").takes == outputs
+    ]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict | Section) else value
+
+
+def _go_together(sections: list[ObjectiveSection]) -> list[ObjectiveSection]:
+    named = [section.name for section in sections]
+    if len(set(named)) < len(named):
+        raise ValueError("an objective stands twice; one run has each at most once")
+    coupled = next((section.name for section in sections if section.couples_rows), None)
+    if coupled and len(sections) > 1:
+        raise ValueError(
+            f"{coupled} goes with no other objective: the loss of one of its rows depends on all rows of an optimizer "
+            "step, so there is no loss of a micro-batch that another could be added to. Leave the others out, or it"
+        )
+    if len(sections) == 1 and sections[0].weight != 1:
+        raise ValueError(
+            f"weight weighs an objective against others, and {named[0]} is the only one, got {sections[0].weight:g}. "
+            "Leave it out, and set train.learning_rate for larger or smaller steps"
+        )
+    return sections
+
+
+# One objective, or a list of several whose weighted sum is minimised.
+Objectives = Annotated[
+    list[_Part],
+    Field(min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=_Part | list[_Part]),
+    AfterValidator(_go_together),
+]

@@ -1,0 +1,60 @@
+"""What tasks share whose base embeds images and texts: the label is predicted whose text lies closest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.example import texts_to_choose_from
+from finetune.prediction import Prediction
+from finetune.tasks.exact_match import ExactMatch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.batch import Batch
+    from finetune.recipe import LabelSection
+
+
+class ChoosingTask(ExactMatch):
+    """A prediction is the label whose text lies closest to the image. Importing this module loads no torch.
+
+    Args:
+        options: of the recipe, or of the adapter.
+        tokenizer: unused: a dual encoder writes no text.
+    """
+
+    options: LabelSection
+
+    def __init__(self, options: LabelSection, tokenizer: PreTrainedTokenizerBase):
+        self.options = options
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the fp32 embeddings [B, 2, D] of images and texts, of length 1."""
+        import torch
+
+        out: Any = model(**batch.inputs)
+        return torch.stack([out.image_embeds, out.text_embeds], dim=1).float()
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Return for each image the label, of those its row may be answered with, whose text lies closest."""
+        import torch
+
+        with torch.inference_mode():
+            similarity = model(**batch.inputs).logits_per_image  # [B, texts]
+        column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
+        answers = []
+        for row, example in zip(similarity, batch.examples, strict=True):
+            labels = list(example.choices)
+            closest = row[[column[example.choices[label]] for label in labels]].argmax()
+            answers.append(Prediction(text=labels[int(closest)]))
+        return answers
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the fp32 embeddings [rows, D], of length 1, of a batch of images alone or of texts alone."""
+        import torch
+
+        plain: Any = model
+        embed = plain.get_image_features if "pixel_values" in batch.inputs else plain.get_text_features
+        with torch.inference_mode():
+            return torch.nn.functional.normalize(embed(**batch.inputs).pooler_output.float(), dim=-1)

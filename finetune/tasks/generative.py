@@ -1,0 +1,71 @@
+"""What tasks share whose base generates text: the logits that are trained, and greedy answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.tasks.exact_match import ExactMatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.batch import Batch
+    from finetune.prediction import Prediction
+    from finetune.recipe import PromptSection
+    from finetune.tasks.generation import Answer, IsStopped, OnText
+
+
+class GenerativeTask(ExactMatch):
+    """One prediction a row, decoded greedily. Importing this module loads no torch.
+
+    Args:
+        options: of the recipe, or of the adapter.
+        tokenizer: of the base.
+    """
+
+    options: PromptSection
+
+    def __init__(self, options: PromptSection, tokenizer: PreTrainedTokenizerBase):
+        self.options, self.tokenizer = options, tokenizer
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits [N, V] that predict the supervised tokens."""
+        from finetune.tasks.head import logits_at
+
+        assert batch.targets is not None
+        return logits_at(model, batch.inputs, batch.targets.predictors)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Return the greedy answer of each left-padded row."""
+        return list(self.answer(model, batch))
+
+    def answer(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        max_new_tokens: Sequence[int] | None = None,
+        on_text: OnText | None = None,
+        is_stopped: IsStopped | None = None,
+    ) -> list[Answer]:
+        """Return the greedy answer of each left-padded row, with how it came about.
+
+        Args:
+            model: in eval mode, on the batch's device.
+            batch: rows that end where their answers begin.
+            max_new_tokens: of each row; the task's for all by default.
+            on_text: told of each row's text as it grows, as ``generate_answers`` has it.
+            is_stopped: asked whether a row is to end early, as ``generate_answers`` has it.
+        """
+        import torch
+
+        from finetune.tasks.generation import generate_answers
+
+        limits = max_new_tokens or [self.options.longest_answer] * len(batch.examples)
+        with torch.inference_mode():
+            return generate_answers(
+                model, self.tokenizer, batch, max_new_tokens=limits, on_text=on_text, is_stopped=is_stopped
+            )
