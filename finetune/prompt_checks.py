@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.contract import section_of
 from finetune.errors import DataError
-from finetune.metrics.exact_match import equal_answers
+from finetune.metrics.normalization import equal_answers
 from finetune.recipe import VqaSection
 from finetune.serving.asking import conversation_row, question_row
 

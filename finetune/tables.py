@@ -37,6 +37,13 @@ TASKS: dict[str, str] = {
     "vqa": "finetune.tasks.vqa:VqaTask",
 }
 
+# Name of a metric -> class(options of the task), a finetune.interfaces:Metric.
+METRICS: dict[str, str] = {
+    "exact_match": "finetune.metrics.exact_match:ExactMatch",
+}
+# Of a task whose predictions are answers, where its recipe names none.
+ANSWER_METRICS = ("exact_match",)
+
 # `data.source` -> function(section, split, task=, seed=, bad=, say=) -> list of Example
 SOURCES: dict[str, str] = {
     "hub": "finetune.data.hub:read_hub",

@@ -13,7 +13,7 @@ def contract_of(section: TaskSection, *, caption_question: str | None = None) ->
         section: the recipe's, with what follows from its data filled in.
         caption_question: what was asked where captions were learnt.
     """
-    answers: dict[str, Any] = section.model_dump(include=set(AnswerSection.model_fields))
+    answers: dict[str, Any] = section.model_dump(include=set(AnswerSection.model_fields) - {"metrics"})
     if isinstance(section, ContrastiveSection):
         return ContrastiveContract(text_template=section.text_template, **answers)
     return VqaContract(

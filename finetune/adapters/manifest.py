@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune.adapters.manifest_schema_1 import from_schema_1
+from finetune.adapters.manifest_schema_2 import from_schema_2
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
 from finetune.example import ImageOptions, ImagePosition
 from finetune.fields import FileName, HubId, ModulePath, NamePart, NumTokens, Sha256, Text, UtcTime, Word
-from finetune.metrics.exact_match import DecimalSeparator, Normalization
+from finetune.metrics.names import summarized
+from finetune.metrics.normalization import DecimalSeparator, Normalization
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"  # over the manifest, where somebody signed it
@@ -228,11 +230,11 @@ class FileEntry(_Part):
 class AdapterManifest(_Part):
     """The whole manifest. Frozen and strict: an unknown or missing field is an error.
 
-    Schema 1, which earlier releases wrote, is read too, by ``from_schema_1``. The digest of an adapter is that of its
-    manifest's bytes, so what was parsed from schema 1 is never written again.
+    Schemas 1 and 2, which earlier releases wrote, are read too, by ``from_schema_1`` and ``from_schema_2``. The digest
+    of an adapter is that of its manifest's bytes, so what was parsed from an older schema is never written again.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     namespace: NamePart
     name: NamePart
     created: UtcTime
@@ -244,7 +246,7 @@ class AdapterManifest(_Part):
     images: ImageContract = ImageContract()
     toolchain: dict[Word, Word]
     training: TrainingRecord
-    metrics: dict[str, dict[str, Any]]  # "before" and "after" -> scores
+    metrics: dict[str, dict[str, Any]]  # "test" (the adapter) and "base" (the base alone) -> scores as JSON
     probe: Probe
     license: Text | None = None
     intended_use: Text | None = None
@@ -279,10 +281,7 @@ class AdapterManifest(_Part):
             "task": self.training.task,
             "domain": self.training.domain,
             "synthetic": self.synthetic,
-            "metrics": {
-                when: {k: v for k, v in scores.items() if isinstance(v, int | float)}
-                for when, scores in self.metrics.items()
-            },
+            "metrics": summarized(self.metrics),
         }
 
     @field_validator("probe")
@@ -304,10 +303,14 @@ class AdapterManifest(_Part):
             ManifestError: it is too large, no strict JSON, or breaks the schema.
         """
         data = strict_json(raw, source=source, max_bytes=MAX_MANIFEST_BYTES)
-        schema = data.get("schema_version", 2) if isinstance(data, dict) else 2
-        schema = 1 if type(schema) is int and schema == 1 else 2  # neither true nor 1.0
+        schema = data.get("schema_version", 2) if isinstance(data, dict) else 3
+        schema = schema if type(schema) is int and schema in (1, 2) else 3  # neither true nor 1.0
+        if schema == 1:
+            data = from_schema_1(data, source=source)
+        if schema <= 2:
+            data = from_schema_2(data, source=source)
         try:
-            return cls.model_validate(from_schema_1(data, source=source) if schema == 1 else data)
+            return cls.model_validate(data)
         except ValidationError as error:
             if (count := error.error_count()) > 1000:  # a list of them all takes a kilobyte each
                 raise ManifestError(f"{source}: not a manifest of schema {schema}: {count} fields are wrong") from None

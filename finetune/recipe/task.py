@@ -5,9 +5,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
-from finetune.fields import NumTokens
-from finetune.metrics.exact_match import DecimalSeparator, Normalization, Normalizer, normalizer
+from finetune.fields import NumTokens, Word
+from finetune.lookup import look_up
+from finetune.metrics.normalization import DecimalSeparator, Normalization, Normalizer, normalizer
 from finetune.recipe.section import Prompt, Section
+from finetune.tables import METRICS
 
 DEFAULT_ANSWER_TOKENS = 128  # of an answer at most, where neither a recipe nor its data says more
 
@@ -19,6 +21,17 @@ class AnswerSection(Section):
     """Which differences do not count. exact: case and white space around; vqa: the VQA script's; number: the value."""
     decimal_separator: DecimalSeparator = "."
     """The mark before the fraction of a number, for answer_normalization number; the other one may group digits."""
+    metrics: Annotated[list[Word], Field(min_length=1)] | None = Field(default=None, exclude_if=lambda it: it is None)
+    """Metrics that an evaluation reports; the first chooses the best checkpoint. By default the task's own."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_known(cls, names: list[str] | None) -> list[str] | None:
+        for i, name in enumerate(names or ()):
+            look_up(METRICS, name, what="metric")
+            if name in (names or ())[:i]:
+                raise ValueError(f"the metric {name!r} stands twice")
+        return names
 
     @property
     def normalize(self) -> Normalizer:

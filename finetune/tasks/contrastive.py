@@ -19,8 +19,8 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from finetune.example import texts_to_choose_from
 from finetune.interfaces import LossSum
-from finetune.prediction import Prediction
-from finetune.tasks.exact_match import ExactMatch
+from finetune.prediction import Label
+from finetune.tasks.answers import AnswerTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
+    from finetune.example import Example
+    from finetune.prediction import Prediction
     from finetune.recipe import ContrastiveSection
 
 _NOT_LEARNT = -100
 
 
-class ContrastiveTask(ExactMatch):
+class ContrastiveTask(AnswerTask):
     """One term, ``pairs``; a prediction is the label whose text lies closest to the picture.
 
     Args:
@@ -86,15 +88,24 @@ class ContrastiveTask(ExactMatch):
 
     @torch.inference_mode()
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """Return for each image the label, of those its row may be answered with, whose text lies closest."""
+        """Return for each image the label, of those its row may be answered with, whose text lies closest.
+
+        The scores are the softmax over the row's own labels.
+        """
         similarity = model(**batch.inputs).logits_per_image  # [B, texts]
         column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
-        answers = []
+        predictions: list[Prediction] = []
         for row, example in zip(similarity, batch.examples, strict=True):
             labels = list(example.choices)
-            closest = row[[column[example.choices[label]] for label in labels]].argmax()
-            answers.append(Prediction(text=labels[int(closest)]))
-        return answers
+            own = row[[column[example.choices[label]] for label in labels]]  # [labels]
+            scores = dict(zip(labels, own.float().softmax(dim=0).tolist(), strict=True))
+            predictions.append(Label(label=labels[int(own.argmax())], scores=scores))
+        return predictions
+
+    def constant(self, examples: Sequence[Example]) -> Label:
+        """Return the most frequent label of these rows."""
+        label = self.most_common_answer(examples)
+        return Label(label=label, scores={label: 1.0})
 
     def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
         """Return the summed cross entropy, in nats, of each row's right labels among its choices.

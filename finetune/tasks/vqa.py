@@ -1,4 +1,4 @@
-"""Visual question answering: next-token loss on the answer, judged by exact match after normalisation."""
+"""Visual question answering: next-token loss on the answer, which is decoded greedily and compared as a whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.interfaces import LossSum
-from finetune.tasks.exact_match import ExactMatch
+from finetune.prediction import Text
+from finetune.tasks.answers import AnswerTask
 from finetune.tasks.generation import generate_answers
 from finetune.tasks.head import logits_at
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
+    from finetune.example import Example
     from finetune.prediction import Prediction
     from finetune.recipe import VqaSection
     from finetune.tasks.generation import Answer, IsStopped, OnText
 
 
-class VqaTask(ExactMatch):
+class VqaTask(AnswerTask):
     """One term, ``answer``; one prediction a row, decoded greedily."""
 
     options: VqaSection
@@ -47,6 +49,10 @@ class VqaTask(ExactMatch):
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Return the greedy answer of each left-padded row."""
         return list(self.answer(model, batch))
+
+    def constant(self, examples: Sequence[Example]) -> Text:
+        """Return the most frequent answer of these rows."""
+        return Text(text=self.most_common_answer(examples))
 
     @torch.inference_mode()
     def answer(

@@ -7,6 +7,7 @@ import pytest
 from finetune.adapters.contract import section_of
 from finetune.adapters.manifest import AdapterManifest, canonical_json
 from finetune.errors import ManifestError
+from finetune.metrics.names import named_values
 
 ZERO, ONE = "0" * 64, "1" * 64
 OLD = {
@@ -57,8 +58,9 @@ def read(**changes):
 
 def test_the_fields_keep_their_meaning():
     manifest = read()
-    assert manifest.schema_version == 2
+    assert manifest.schema_version == 3
     assert (manifest.training.recipe_digest, manifest.training.recipe) == (ONE, None)
+    assert named_values(manifest.metrics) == {"test.exact_match": 0.75}
     section = section_of(manifest.prompt)
     assert (section.answer_normalization, section.image_position, section.max_new_tokens) == ("vqa", "first", 16)
     assert section.normalize("The two.") == "2"
@@ -84,9 +86,9 @@ def test_its_bytes_are_not_needed_again_and_what_is_read_is_todays():
         ({"training__recipe": {"name": "x"}}, "schema 1: training.recipe_digest: Input should be a valid string"),
         ({"training": []}, "schema 1: training: "),
         ({"prompt": None}, "schema 1: prompt: "),
-        ({"schema_version": True}, "schema 2: schema_version: Input should be 2"),
-        ({"schema_version": 1.0}, "schema 2: schema_version: Input should be 2"),
-        ({"schema_version": 0}, "schema 2: schema_version: Input should be 2"),
+        ({"schema_version": True}, "schema 3: schema_version: Input should be 3"),
+        ({"schema_version": 1.0}, "schema 3: schema_version: Input should be 3"),
+        ({"schema_version": 0}, "schema 3: schema_version: Input should be 3"),
         ({"color": 1}, "schema 1: color: Extra inputs"),
     ],
 )

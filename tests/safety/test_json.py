@@ -90,7 +90,7 @@ MANIFESTS = [
     ("a key of a megabyte", put(1, "k" * 2**20), r"'k+\.\.\.: Extra inputs"),
     ("no probe", lambda forgery: forgery.manifest.pop("probe"), "probe: Field required"),
     ("no files", lambda forgery: forgery.manifest.pop("files"), "files: Field required"),
-    ("another schema", put(3, "schema_version"), "schema_version: Input should be 2"),
+    ("another schema", put(4, "schema_version"), "schema_version: Input should be 3"),
     ("true for a number", put(True, "training", "steps"), "steps: Input should be a valid integer"),
     ("a text for a number", put("3", "training", "steps"), "steps: Input should be a valid integer"),
     ("one for true", put(1, "synthetic"), "synthetic: Input should be a valid boolean"),

@@ -1,6 +1,7 @@
 """Contrastive learning: its loss by hand, its cached gradient against the direct one, in one process and in two."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -195,7 +196,11 @@ def test_a_prediction_is_the_label_of_the_closest_text():
 
     colours = {"red": "a red thing", "blue": "a blue thing"}
     batch = Batch({}, [Row(**colours), Row(hat="a hat", red="a red thing")])
-    assert [prediction.text for prediction in task.predict(Model(), batch)] == ["blue", "hat"]
+    first, second = task.predict(Model(), batch)
+    assert (first.label, second.label) == ("blue", "hat")
+    # the softmax over a row's own labels: e^1 and e^2 of the first row, e^3 and e^0 of the second
+    assert first.scores == pytest.approx({"red": 1 / (1 + math.e), "blue": math.e / (1 + math.e)})
+    assert second.scores == pytest.approx({"hat": 1 / (1 + math.exp(-3)), "red": 1 / (1 + math.exp(3))})
 
 
 @pytest.mark.distributed
