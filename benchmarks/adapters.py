@@ -67,7 +67,7 @@ def make_adapter(
             parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
     attachment.freeze()
     probe = probe_effect(base, attachment)
-    save_adapter(folder, recipe, base, attachment, {}, None, None, probe=probe, steps=0)
+    save_adapter(folder, recipe, base, attachment, {}, {}, probe=probe, steps=0)
     detach(base.model)
     return folder
 

@@ -89,7 +89,7 @@ def write_adapter(folder: Path, full_name: str, seed: int = 0) -> Path:
             "task": "vqa",
             "domain": namespace,
         },
-        "metrics": {"before": {"exact_match": 0.25}, "after": {"exact_match": 0.75}},
+        "metrics": {"base": {"n": 40}, "test": {"n": 40}},
         "probe": {"version": 1, "seed": 0, "dtype": "float32", "base": [[0.0]] * 4, "adapter": [[1.0]] * 4},
         "files": {name: {"sha256": sha256_hex(data), "size": len(data)} for name, data in files.items()},
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.adapters.reference import AdapterRef
-    from finetune.comparing import evaluate
+    from finetune.evaluation.compare import evaluate
     from finetune.export.exporting import export_adapter
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
@@ -21,7 +21,7 @@ _NAMES = {
     "AdapterRegistry": "finetune.registry:AdapterRegistry",
     "Recipe": "finetune.recipe:Recipe",
     "VisionLanguageModel": "finetune.serving.app:VisionLanguageModel",
-    "evaluate": "finetune.comparing:evaluate",
+    "evaluate": "finetune.evaluation.compare:evaluate",
     "export_adapter": "finetune.export.exporting:export_adapter",
     "load": "finetune.serving.loading:load",
     "load_recipe": "finetune.recipe:load_recipe",

@@ -1,26 +1,28 @@
-"""The demo: two synthetic domains trained on the pocket model, published, swapped on one base, and judged."""
+"""The demo: two synthetic domains trained on the pocket model, published, swapped on one base, and evaluated."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from finetune.build import examples_of
-from finetune.comparing import evaluate, table
-from finetune.data.images import open_image
 from finetune.errors import LaunchError
+from finetune.evaluation.baselines import MAJORITY
+from finetune.evaluation.compare import evaluate, table
+from finetune.evaluation.report import samples_of, write_page
 from finetune.finished_runs import is_finished
 from finetune.folder_lock import locked
-from finetune.metrics.exact_match import exact_match
-from finetune.recipe import AnswerSection, Recipe, load_recipe
+from finetune.recipe import Recipe, load_recipe
 from finetune.registry import AdapterRegistry
-from finetune.report.page import Sample, write_page
 from finetune.runs import train
 from finetune.serving.loading import load
+
+if TYPE_CHECKING:
+    from finetune.evaluation.evaluate import Evaluation
 
 CONFIGS = ("medical/phantoms.yaml", "retail/products.yaml")
 PAGE, TITLE = "demo.html", "One base, two domains"
@@ -65,19 +67,19 @@ def _run(folder: Path, json_file: Path | None) -> int:
         assert ref is not None
         refs.append(ref)
     print("\n== both adapters on one base", flush=True)
-    answers: dict[tuple[str, str], list[str]] = {}
-    rows = evaluate(["base", *refs], recipes, registry=registry, predictions=answers)
-    print(table(rows))
+    evaluations = evaluate(["base", *refs], recipes, registry=registry)
+    print(table(evaluations))
     print("\n== swapping on one loaded base")
     swap = _swap(recipes, refs, registry)
     page = folder / PAGE
-    _write_page(page, recipes, refs, rows, answers)
-    verdict = _verdict(recipes, refs, rows) | {"logits bit-equal to before after swapping out": swap}
+    _write_page(page, recipes, refs, evaluations)
+    verdict = _verdict(recipes, refs, evaluations) | {"logits bit-equal to before after swapping out": swap}
     for claim, held in verdict.items():
         print(f"{'held    ' if held else 'NOT HELD'}  {claim}")
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps({"rows": rows, "held": verdict}, indent=2) + "\n")
+        found = {"rows": [one.to_json() for one in evaluations], "held": verdict}
+        json_file.write_text(json.dumps(found, indent=2) + "\n")
     print(f"\nLook at {page} ({time.monotonic() - started:.0f} s in all)")
     return 0 if all(verdict.values()) else 1
 
@@ -110,48 +112,29 @@ def _swap(recipes: list[Recipe], refs: list[str], registry: AdapterRegistry) -> 
     return torch.equal(before, vlm.base.probe(0))
 
 
-def _verdict(recipes: list[Recipe], refs: list[str], rows: list[dict[str, Any]]) -> dict[str, bool]:
-    found = {(row["adapter"], row["config"]): row for row in rows}
+def _verdict(recipes: list[Recipe], refs: list[str], evaluations: list[Evaluation]) -> dict[str, bool]:
+    found = {(one.adapter, one.config): one.scores for one in evaluations}
     out = {}
     for recipe, ref in zip(recipes, refs, strict=True):
         base, own = found["base", recipe.name], found[ref, recipe.name]
-        out[f"{ref}: at least .15 above the base"] = own["exact_match"] >= base["exact_match"] + 0.15
-        out[f"{ref}: lower 95 % bound above the majority answer"] = own["interval"][0] > own["majority"]
+        out[f"{ref}: at least .15 above the base"] = own.first.value >= base.first.value + 0.15
+        majority = next(iter(own.baselines[MAJORITY].values()))
+        assert own.first.interval is not None
+        out[f"{ref}: lower 95 % bound above the majority answer"] = own.first.interval[0] > majority.value
     return out
 
 
-def _write_page(
-    path: Path,
-    recipes: list[Recipe],
-    refs: list[str],
-    rows: list[dict[str, Any]],
-    answers: dict[tuple[str, str], list[str]],
-) -> None:
-    samples: dict[str, list[Sample]] = {}
-    for recipe in recipes:
-        examples = examples_of(recipe, "test")
-        for i, example in enumerate(examples[:SAMPLES]):
-            given = {who: answers[who, recipe.name][i] for who in ("base", *refs)}
-            assert isinstance(recipe.task, AnswerSection), "the demo's recipes ask for answers"
-            normalize = recipe.task.normalize
-            samples.setdefault(f"{recipe.domain} (synthetic)", []).append(
-                Sample(
-                    picture=open_image(example.images[0], options=example.image_options),
-                    question=str(example.meta["question"]),
-                    wanted=example.answers[0],
-                    answers={
-                        who: (said, exact_match(said, example.answers, normalize=normalize))
-                        for who, said in given.items()
-                    },
-                )
-            )
+def _write_page(path: Path, recipes: list[Recipe], refs: list[str], evaluations: list[Evaluation]) -> None:
+    of_recipe = {recipe.name: [one for one in evaluations if one.config == recipe.name] for recipe in recipes}
     write_page(
         path,
         title=TITLE,
         intro="A frozen pocket model and two LoRA adapters, each trained for about a minute on synthetic pictures. "
         "The marked lines are adapters on their own domain.",
-        rows=rows,
+        evaluations=evaluations,
         own={ref: recipe.name for ref, recipe in zip(refs, recipes, strict=True)},
-        samples=samples,
+        samples={
+            f"{recipe.domain} (synthetic)": samples_of(of_recipe[recipe.name], most=SAMPLES) for recipe in recipes
+        },
         footer="All pictures are drawn by a program. They show no patient and no product.",
     )

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from finetune.data.collate import Collator
 from finetune.data.stream import Stream
 from finetune.errors import ModelError
+from finetune.evaluation.predict import blanked
 from finetune.matmul import ONEDNN_IS_FASTER
-from finetune.training.evaluate import blanked
 from finetune.training.feature_store import FeatureStore, StoredFeatures, places_of
 from finetune.training.filling import Filler
 

@@ -6,7 +6,7 @@ Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,10 +248,45 @@ class Method(Protocol):
         ...
 
 
+class Metric(Protocol):
+    """What predictions are worth: a ``RowMetric``, a ``CorpusMetric``, or both.
+
+    It is built with the options of its task.
+
+    Attributes:
+        key: the name in the table of metrics.
+        unit: of its values; None for a share, or a number without a unit.
+        higher_is_better: whether a larger value is better.
+    """
+
+    key: str
+    unit: str | None
+    higher_is_better: bool
+
+
+@runtime_checkable
+class RowMetric(Metric, Protocol):
+    """A metric that gives each row a value; that of all rows is their mean."""
+
+    def row(self, prediction: Prediction, example: Example) -> float | None:
+        """Return the value of one row; None where the metric says nothing of it, which leaves it out of the mean."""
+        ...
+
+
+@runtime_checkable
+class CorpusMetric(Metric, Protocol):
+    """A metric whose value of many rows is no mean over them."""
+
+    def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
+        """Return the value of all these rows together, of which there is at least one."""
+        ...
+
+
 class Task(Protocol):
-    """What a row is answered with, and how it is judged."""
+    """What a row is answered with, and by which metrics that is evaluated."""
 
     options: TaskSection
+    metrics: tuple[str, ...]  # by name, where the options name none; the first chooses the best checkpoint
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return what objectives are computed from, of a batch with labels; ``model`` may be wrapped for processes.
@@ -265,12 +300,11 @@ class Task(Protocol):
         """Return one prediction per row."""
         ...
 
-    def is_correct(self, prediction: str, example: Example) -> bool:
-        """Tells whether ``prediction`` counts as right."""
-        ...
+    def constant(self, examples: Sequence[Example]) -> Prediction:
+        """Return the best single prediction for all of these rows, of which there is at least one.
 
-    def reference(self, example: Example) -> str:
-        """Returns the normalised answer that majorities are counted over."""
+        Of one row it is that row's reference.
+        """
         ...
 
 

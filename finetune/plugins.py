@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import PluginError
 from finetune.lookup import did_you_mean, import_string
-from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, OBJECTIVES, SOURCES, TASKS, Entry
+from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, METRICS, OBJECTIVES, SOURCES, TASKS, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ _TABLES: dict[str, Mapping[str, str | Entry]] = {
     "exports": EXPORT_TARGETS,
     "families": FAMILIES,
     "methods": METHODS,
+    "metrics": METRICS,
     "objectives": OBJECTIVES,
     "sources": SOURCES,
     "tasks": TASKS,
@@ -86,6 +87,14 @@ def is_known(group: str, name: str) -> bool:
     return name in _TABLES[group] or name in _REGISTERED[group] or name in _entry_points(group)
 
 
+def require_known(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> None:
+    """Raise ``error`` where ``find`` would not find a name, with the names that are allowed; arguments as for it."""
+    if not is_known(group, name):
+        allowed = names(group)
+        hint = did_you_mean(name, allowed)
+        raise error(f"unknown {what} {name!r}.{hint} Allowed: {', '.join(sorted(allowed)) or 'none'}.")
+
+
 def find(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> Any:
     """Import and return what a name stands for.
 
@@ -98,10 +107,7 @@ def find(group: str, name: str, *, what: str, error: type[Exception] = ValueErro
     Raises:
         PluginError: the plug-in is there and cannot be imported.
     """
-    if not is_known(group, name):
-        allowed = names(group)
-        hint = did_you_mean(name, allowed)
-        raise error(f"unknown {what} {name!r}.{hint} Allowed: {', '.join(sorted(allowed)) or 'none'}.")
+    require_known(group, name, what=what, error=error)
     entry = _TABLES[group].get(name)
     if entry is not None:
         return import_string(entry if isinstance(entry, str) else entry.target)

@@ -1,21 +1,191 @@
-"""What a model said of a row."""
+"""What a model says of a row: one small frozen class for each kind of prediction, written to JSON and read back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import math
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from finetune.errors import DataError, plain
+from finetune.lookup import look_up
 
 FinishReason = Literal["stop", "length"]
 
 
+@dataclass(frozen=True)
+class _Prediction:
+    """What all predictions share.
+
+    Attributes:
+        type: the word that stands for the class in JSON.
+    """
+
+    type: ClassVar[str]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data with the type and every field of the prediction's own kind."""
+        own = fields(_KINDS[self.type])  # a subclass may know more, which is not kept
+        return {"type": self.type, **{each.name: _plain(getattr(self, each.name)) for each in own}}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """A predicted answer.
+class Text(_Prediction):
+    """A text.
 
     Attributes:
         text: without special tokens, and without white space around it.
-        finish_reason: ``stop`` where the model ended its answer, or was told to; ``length`` where the row's limit did.
+        finish_reason: ``stop`` where the model ended its text, or was told to; ``length`` where the row's limit did.
     """
 
+    type: ClassVar[str] = "text"
     text: str
     finish_reason: FinishReason = "stop"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(_Prediction):
+    """One of the labels that a row may be answered with.
+
+    Attributes:
+        label: the one with the highest score.
+        scores: every label that could be chosen -> its score.
+    """
+
+    type: ClassVar[str] = "label"
+    label: str
+    scores: dict[str, float]
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(_Prediction):
+    """A number, in a unit or in none."""
+
+    type: ClassVar[str] = "number"
+    value: float
+    unit: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g}" + (f" {self.unit}" if self.unit else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """One region of an image: its left, upper, right and lower edge in pixels, what it holds, and how sure that is."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _Prediction.__pydantic_config__
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    label: str
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.label} [{self.x1:.6g}, {self.y1:.6g}, {self.x2:.6g}, {self.y2:.6g}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes(_Prediction):
+    """The regions that were found, which may be none."""
+
+    type: ClassVar[str] = "boxes"
+    boxes: tuple[Box, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.boxes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image(_Prediction):
+    """An image that was made.
+
+    Attributes:
+        path: where its file lies.
+        sha256: of the file.
+    """
+
+    type: ClassVar[str] = "image"
+    path: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(_Prediction):
+    """The values [D] of an embedding."""
+
+    type: ClassVar[str] = "embedding"
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"embedding of {len(self.values)} values"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking(_Prediction):
+    """Items in their order, the best first, each with its score."""
+
+    type: ClassVar[str] = "ranking"
+    items: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(self.items)
+
+
+Prediction = Text | Label | Number | Boxes | Image | Embedding | Ranking
+_KINDS: dict[str, Any] = {kind.type: kind for kind in (Text, Label, Number, Boxes, Image, Embedding, Ranking)}
+
+
+def prediction_from_json(value: Any) -> Prediction:
+    """Return the prediction that ``to_json`` wrote.
+
+    Raises:
+        DataError: the type is unknown, a field is missing, unknown or of another type, or a number is not finite.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise DataError(f"a prediction must be an object with a type, got {plain(repr(value), 80)}")
+    data = {name: part for name, part in value.items() if name != "type"}
+    kind = look_up(_KINDS, value["type"], what="type of a prediction", error=DataError)
+    try:
+        found: Prediction = _reader(kind).validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = plain(".".join(map(str, first["loc"])))
+        raise DataError(f"a prediction of type {value['type']}: {where}: {plain(first['msg'])}") from None
+    if isinstance(found, Ranking) and len(found.items) != len(found.scores):
+        raise DataError(
+            f"a prediction of type ranking must have one score an item, got {len(found.items)} items and "
+            f"{len(found.scores)} scores"
+        )
+    return found
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Box):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"a prediction must hold finite numbers, got {value}")
+    return value

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import DataError
-from finetune.metrics.exact_match import equal_answers
+from finetune.metrics.normalization import equal_answers
 from finetune.recipe import AnswerSection, PromptSection
 from finetune.serving.asking import conversation_row, question_row
 

@@ -26,30 +26,26 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
-from finetune.data.images import open_image
 from finetune.data.pictures import IMAGES
 from finetune.data.stream import Stream
 from finetune.errors import FinetuneError, TrainingError
+from finetune.evaluation.report import samples_of, write_page
 from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_taken, set_aside
 from finetune.folder_lock import locked
 from finetune.json_file import write_json
-from finetune.report.page import Sample, write_page
 from finetune.training.checkpoint import Checkpoint, Checkpoints
 from finetune.training.plan import Plan, learning_rate_factor
 from finetune.training.state import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from accelerate import Accelerator
 
     from finetune.build import Base
     from finetune.data.stream import Rows
-    from finetune.example import Example
-    from finetune.interfaces import Task
-    from finetune.prediction import Prediction
+    from finetune.evaluation.evaluate import Evaluation
     from finetune.recipe import Recipe
-    from finetune.training.evaluate import Scores
 
 CARDS = 12  # rows on the page of samples
 
@@ -250,39 +246,25 @@ def git_state(checkout: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_samples(
-    path: Path,
-    recipe: Recipe,
-    task: Task,
-    examples: Sequence[Example],
-    judged: Mapping[str, tuple[Scores, list[Prediction]]],
-) -> None:
-    """Writes a page of the first rows with a picture: the question, and what each of ``judged`` said.
+def write_samples(path: Path, recipe: Recipe, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write a page of test rows with an image, those first that the adapter or the base got wrong.
 
     Args:
         path: the HTML file.
         recipe: of the run.
-        task: tells what is right.
-        examples: the rows judged.
-        judged: who answered -> scores and one answer a row.
+        evaluations: of the base and of the adapter, by these names, on the same rows.
     """
-    cards = [
-        Sample(
-            picture=open_image(example.images[0], options=example.image_options),
-            question=str(example.meta.get("question", example.id)),
-            wanted=example.answers[0],
-            answers={who: (said[i].text, task.is_correct(said[i].text, example)) for who, (_, said) in judged.items()},
-        )
-        for i, example in enumerate(examples[:CARDS])
-        if example.images
-    ]
     write_page(
         path,
         title=f"{recipe.domain}/{recipe.name}",
         intro="The frozen base and the adapter on the test split.",
-        rows=[{"adapter": who, "config": recipe.name, **scores.to_json()} for who, (scores, _) in judged.items()],
+        evaluations=list(evaluations.values()),
         own={"adapter": recipe.name},
-        samples={"The first rows": cards},
+        samples={
+            "Test rows, wrong ones first": samples_of(
+                list(evaluations.values()), most=CARDS, wrong_first=list(evaluations)[::-1]
+            )
+        },
     )
 
 

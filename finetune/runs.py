@@ -1,4 +1,4 @@
-"""What a recipe does: train, judge before and after, save, publish."""
+"""What a recipe does: evaluate the base, train, evaluate the adapter, save, publish."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, Batches, base_of, check_method, check_rows
 from finetune.data.stream import Stream
 from finetune.errors import TrainingError
+from finetune.evaluation.cells import words
+from finetune.evaluation.evaluate import values_of
+from finetune.evaluation.predict import predict
+from finetune.evaluation.rows import make_rows
+from finetune.evaluation.split import evaluate_run
+from finetune.evaluation.validation import BaseAlone, Validator, warnings_of
 from finetune.families.quantization import quantized_modules
 from finetune.finished_runs import RESULT
 from finetune.frozen_features import collator_of_run
 from finetune.json_file import write_json
-from finetune.judging import judge_split
 from finetune.methods.adapter import attach
+from finetune.metrics.building import metrics_of
+from finetune.metrics.names import BASE, TEST
 from finetune.outside_text import safe_block, safe_line
 from finetune.preflight import check_recipe
 from finetune.registry import AdapterRegistry
@@ -29,29 +36,29 @@ from finetune.saving import probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base
 from finetune.tasks.head import why_all_logits
 from finetune.training.compiling import CompiledLayers
-from finetune.training.evaluate import predict, score
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers, start_trackers
-from finetune.training.validation import Validation, Validator, warnings_of
 from finetune.warm_start import Parent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from finetune.data.collate import Collator
     from finetune.data.pairs import PairCollator
     from finetune.data.stream import Rows
+    from finetune.evaluation.evaluate import Evaluation
+    from finetune.evaluation.scores import Scores
     from finetune.example import Example
     from finetune.interfaces import Attachment
-    from finetune.prediction import Prediction
     from finetune.recipe import Recipe
     from finetune.training.checkpoint import Checkpoint, Checkpoints
-    from finetune.training.evaluate import Scores
     from finetune.training.replicated import Replicated
     from finetune.training.state import TrainState
+    from finetune.training.validation import Validation
+
+ADAPTER = "adapter"  # as an evaluation of a run names it, beside ``base``
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,12 @@ class RunResult:
     folder: Path  # the run's
     adapter: Path  # the best adapter, complete with its manifest
     ref: str | None  # in the registry, when the recipe publishes
-    before: Scores | None
-    after: Scores | None
+    metrics: dict[str, Scores]  # ``test``: of the adapter, ``base``: of the base alone on the same rows; as a manifest
     warnings: tuple[str, ...] = ()  # what should be known before the adapter is used
 
 
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
-    """Runs a recipe: train, judge on the test split before and after, save, publish.
+    """Run a recipe: evaluate the base on the test split, train, evaluate the adapter, save, publish.
 
     Where the run's folder holds an unfinished run of the same recipe, that one goes on. A finished one is never
     overwritten: it is refused, moved aside or made longer, as ``train.resume`` says. One run at a time has the folder.
@@ -129,19 +135,19 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         log.say(f"  {row}")
     if main:
         (folder / "samples.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
-    judged = {}
+    evaluations: dict[str, Evaluation] = {}
     if rows.test:
-        judged["base"] = judge_split(
+        evaluations[BASE] = evaluate_run(
             base,
             recipe,
             collator.prompt_batch,
             rows.test,
             accelerator,
             log,
-            "base",
+            BASE,
             known=start is not None,
         )
-    alone = _base_alone(recipe, base, collator, rows.val, judged, accelerator, log)
+    alone = _base_alone(recipe, base, collator, rows.val, evaluations.get(BASE), accelerator, log)
     set_seed(recipe.seed)
     attachment = attach(base.host, recipe.method)
     log.say(f"adapter\n{attachment.describe()}")
@@ -156,9 +162,10 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     )
     steps = state.best_step or state.step
     if rows.test:
-        judged["adapter"] = judge_split(base, recipe, batches.prompt_batch, rows.test, accelerator, log, "adapter")
-    before, after = (judged[who][0] if who in judged else None for who in ("base", "adapter"))
-    notes = warnings_of(state, recipe.train, total_steps=total, base=alone)
+        evaluations[ADAPTER] = evaluate_run(base, recipe, batches.prompt_batch, rows.test, accelerator, log, ADAPTER)
+    metrics = {{ADAPTER: TEST, BASE: BASE}[who]: found.scores for who, found in evaluations.items()}
+    first = metrics_of(base.task(recipe.task))[0]
+    notes = warnings_of(state, recipe.train, total_steps=total, base=alone, higher_is_better=first.higher_is_better)
     for note in notes:
         log.say(f"warning: {note}.")
     ref, probe = None, probe_effect(base, attachment)
@@ -166,21 +173,22 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         remember_base(base.identity, base.path)
         parents = [parent.ref] if parent else []
         save_adapter(
-            folder / "adapter", recipe, base, attachment, rows.splits, before, after,
+            folder / "adapter", recipe, base, attachment, rows.splits, metrics,
             probe=probe, steps=steps, parents=parents,
         )  # fmt: skip
         saved = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes())
         rows.check_prompts(base, collator, task=saved.task, placeholders=attachment.placeholders, when="after saving")
         log.say(f"adapter saved in {folder / 'adapter'}")
-        if judged:
-            write_samples(folder / "samples.html", recipe, base.task(recipe.task), rows.test, judged)
+        if evaluations:
+            write_samples(folder / "samples.html", recipe, evaluations)
         if recipe.adapter.publish:
             version = registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases)
             ref = version.ref
             log.say(f"published {ref}" + (f"; {version.note}" if version.note else ""))
-        write_json(folder / RESULT, {"ref": ref, "steps": steps, "warnings": notes})
+        chosen = {"metric": first.key, "higher_is_better": first.higher_is_better}
+        write_json(folder / RESULT, {"ref": ref, "steps": steps, "warnings": notes, **chosen})
     accelerator.wait_for_everyone()
-    return RunResult(folder, folder / "adapter", ref, before, after, tuple(notes))
+    return RunResult(folder, folder / "adapter", ref, metrics, tuple(notes))
 
 
 def _fit(
@@ -269,27 +277,28 @@ def _base_alone(
     base: Base,
     collator: Collator | PairCollator,
     val: list[Example],
-    judged: Mapping[str, tuple[Scores, list[Prediction]]],
+    evaluated: Evaluation | None,
     accelerator: Accelerator,
     log: RunLog,
-) -> tuple[str, float] | None:
-    """Returns on which rows the base was evaluated, and its score: on validation rows where there are no test rows."""
-    if "base" in judged:
-        return "test", judged["base"][0].exact_match
+) -> BaseAlone | None:
+    """Return what the base did before training: on validation rows where it was not evaluated on test rows."""
+    if evaluated is not None:
+        return BaseAlone(split="test", all_right=all(row.right for row in evaluated.rows))
     if not val:
         return None
-    answers = predict(
+    task = base.task(recipe.task)
+    predictions = predict(
         base.model,
-        base.task(recipe.task),
+        task,
         val,
         collator.prompt_batch,
         batch_size=recipe.train.eval_batch_size,
         accelerator=accelerator,
         title="evaluating the base",
     )
-    found = score(base.task(recipe.task), val, answers).exact_match
-    log.say(f"base on validation: exact match {found:.3f}, {len(val)} rows")
-    return "validation", found
+    for name, value in values_of(task, val, predictions).items():
+        log.say(f"base on validation: {words(name)} {value}, {value.n} rows")
+    return BaseAlone(split="validation", all_right=all(row.right for row in make_rows(task, val, predictions)))
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
     from finetune.build import Base
     from finetune.data.stream import Rows
+    from finetune.evaluation.scores import Scores
     from finetune.example import ImageSource
     from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
-    from finetune.training.evaluate import Scores
 
 
 def save_weights(folder: Path, attachment: Attachment, tensors: Mapping[str, Tensor], *, model_type: str) -> None:
@@ -82,8 +82,7 @@ def save_adapter(
     base: Base,
     attachment: Attachment,
     splits: Mapping[str, Rows],
-    before: Scores | None,
-    after: Scores | None,
+    metrics: Mapping[str, Scores],
     *,
     probe: Probe,
     steps: int,
@@ -97,15 +96,12 @@ def save_adapter(
         base: the base it is attached to.
         attachment: the adapter, holding the weights to save.
         splits: the rows it saw, by split.
-        before: the base's scores on the test split.
-        after: the adapter's.
+        metrics: ``test`` -> the adapter's scores on the test split, ``base`` -> those of the base alone.
         probe: what ``probe_effect`` returned.
         steps: optimizer steps behind the weights.
         parents: references by digest of the adapters whose weights it started from.
     """
-    manifest = _manifest(
-        recipe, base, attachment, splits, before, after, probe=probe, steps=steps, parents=list(parents)
-    )
+    manifest = _manifest(recipe, base, attachment, splits, metrics, probe=probe, steps=steps, parents=list(parents))
     write_folder(
         folder,
         {
@@ -170,8 +166,7 @@ def _manifest(
     base: Base,
     attachment: Attachment,
     splits: Mapping[str, Rows],
-    before: Scores | None,
-    after: Scores | None,
+    metrics: Mapping[str, Scores],
     *,
     probe: Probe,
     steps: int,
@@ -205,9 +200,7 @@ def _manifest(
             task=recipe.task.name,
             domain=recipe.domain,
         ),
-        metrics={
-            when: scores.to_json() for when, scores in (("before", before), ("after", after)) if scores is not None
-        },
+        metrics={who: scores.to_json() for who, scores in metrics.items()},
         probe=probe,
         license=recipe.adapter.license,
         intended_use=recipe.adapter.intended_use,

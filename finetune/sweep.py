@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.adapters.manifest import MANIFEST_NAME, canonical_json, sha256_hex
+from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest, canonical_json, sha256_hex
 from finetune.child import run_child
-from finetune.errors import RecipeError
+from finetune.errors import ManifestError, RecipeError
 from finetune.finished_runs import changed_since, is_finished
 from finetune.folder_lock import locked
 from finetune.json_file import write_json
+from finetune.metrics.names import TEST, named_values
 from finetune.preflight import check_recipe
 from finetune.recipe import Recipe, load_recipe, read_value
 
 RESULT_NAME = "result.json"  # in a run's folder, once it is finished
 TABLE_NAME = "sweep.json"  # in the folder of the sweep
 MAX_RUNS = 1000
+_SPLITS = ("val", TEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,39 +156,42 @@ def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
 
 
 def summarize(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Returns one row for each combination of settings, over its seeds, the best first.
+    """Return one row for each combination of settings, over its seeds, the best first.
 
-    The order is that of the validation score, since a choice by the test rows would make their score too good;
-    the test score decides where there are no validation rows. Spread is the standard deviation of a sample
+    Scores stand under their names, such as ``val.METRIC`` and ``test.METRIC``, of the metric that chose the runs' best
+    weights. The order is that of the validation score, since a choice by the test rows would make their score too
+    good; the test score decides where there are no validation rows. Spread is the standard deviation of a sample
     (n - 1), None for a single run.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for run in runs:
+    results = [(run, run.result()) for run in runs]
+    first = next((result for _, result in results if result is not None), None)
+    val, test = names = [f"{split}.{first['metric']}" for split in _SPLITS] if first else list(_SPLITS)
+    for run, result in results:
         settings = {key: value for key, value in run.settings.items() if key != "seed"}
         row = rows.setdefault(_json(settings), {"settings": settings, "runs": []})
-        result = run.result()
-        scores = {split: None if result is None else result[split] for split in ("val", "test")}
+        scores = {name: None if result is None else result.get(name) for name in names}
         row["runs"].append({"name": run.recipe.name, "seed": run.recipe.seed, "finished": result is not None, **scores})
     for row in rows.values():
-        for split in ("val", "test"):
-            found = [one[split] for one in row["runs"] if one[split] is not None]
-            row[split] = {
+        for name in names:
+            found = [one[name] for one in row["runs"] if one[name] is not None]
+            row[name] = {
                 "mean": statistics.fmean(found) if found else None,
                 "spread": statistics.stdev(found) if len(found) > 1 else None,
             }
-    by = "test" if all(row["val"]["mean"] is None for row in rows.values()) else "val"
-    return sorted(
-        rows.values(), key=lambda row: -math.inf if row[by]["mean"] is None else row[by]["mean"], reverse=True
-    )
+    by = test if all(row[val]["mean"] is None for row in rows.values()) else val
+    sign = -1 if first is None or first["higher_is_better"] else 1
+    return sorted(rows.values(), key=lambda row: math.inf if row[by]["mean"] is None else sign * row[by]["mean"])
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rows of ``summarize`` as a table for people."""
+    """Return the rows of ``summarize`` as a table for people."""
     keys = list(rows[0]["settings"])
-    lines = [[*keys, "runs", "val", "spread", "test", "spread"]]
+    names = [key for key in rows[0] if key not in ("settings", "runs")]
+    lines = [[*keys, "runs", *(head for name in names for head in (name, "spread"))]]
     for row in rows:
         total, finished = len(row["runs"]), sum(one["finished"] for one in row["runs"])
-        scores = [row[split][what] for split in ("val", "test") for what in ("mean", "spread")]
+        scores = [row[name][what] for name in names for what in ("mean", "spread")]
         lines.append(
             [
                 *(_json(row["settings"][key]).strip('"') for key in keys),
@@ -237,18 +242,23 @@ def _ended_unnoticed(run: Run) -> bool:
 
 
 def _keep_result(run: Run) -> str | None:
-    """Writes down what a run that ended well left in its manifest and its log; returns what was wrong with them."""
+    """Write down what a run that ended well left in its result, manifest and log; return what was wrong with them."""
     folder = run.recipe.run_folder
     try:
-        metrics = json.loads((folder / "adapter" / MANIFEST_NAME).read_text(encoding="utf-8"))["metrics"]
+        left = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
+        metrics = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes()).metrics
+        metric, higher_is_better = left["metric"], left["higher_is_better"]
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        val, test = (f"{split}.{metric}" for split in _SPLITS)
+        best = max if higher_is_better else min
         result = {
+            **left,
             "digest": run.digest,
-            "val": max((float(line["val_exact_match"]) for line in lines if "val_exact_match" in line), default=None),
-            "test": float(metrics["after"]["exact_match"]) if "after" in metrics else None,
+            val: best((float(line[val]) for line in lines if val in line), default=None),
+            test: named_values(metrics).get(test),
             "metrics": metrics,
         }
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ManifestError) as error:
         return f"it ended well, but its result cannot be read: {error}"
     _write(folder / RESULT_NAME, result)
     return None

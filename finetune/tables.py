@@ -55,6 +55,13 @@ TASKS: dict[str, str | Entry] = {
 # The task of a recipe that names none.
 DEFAULT_TASK = "vqa"
 
+# Name of a metric -> class(options of the task), a finetune.interfaces:Metric.
+METRICS: dict[str, str | Entry] = {
+    "exact_match": "finetune.metrics.exact_match:ExactMatch",
+}
+# Of a task whose predictions are answers, where its recipe names none.
+ANSWER_METRICS = ("exact_match",)
+
 # `data.source` -> function(section, split, task=, seed=, bad=) -> list of Example
 SOURCES: dict[str, str | Entry] = {
     "hub": Entry("finetune.data.hub:read_hub", "finetune.recipe.data:HubData"),

@@ -1,4 +1,4 @@
-"""Judge adapters on the test rows of recipes, on one base, as one table.
+"""Evaluate adapters on the test rows of recipes, on one base, as one table.
 
     python recipes/evaluate.py REF [REF ...] --on CONFIG [CONFIG ...] [--json FILE]
 
@@ -31,13 +31,13 @@ def _evaluate(argv: list[str] | None) -> int:
     if args.json:
         check_output_place(args.json, option="--json")
     check_comparison(args.refs, recipes)
-    from finetune.comparing import evaluate, table  # imports torch: not before what needs none
+    from finetune.evaluation.compare import evaluate, table  # imports torch: not before what needs none
 
-    rows = evaluate(args.refs, recipes)
-    print(table(rows))
+    evaluations = evaluate(args.refs, recipes)
+    print(table(evaluations))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"rows": [one.to_json() for one in evaluations]}, indent=2) + "\n")
     return 0
 
 

@@ -35,10 +35,10 @@ def _pretrain() -> int:
     if args.judge is not None:
         check_base(str(args.judge))
     from finetune.build import load_base  # imports torch: not before the arguments are checked
+    from finetune.evaluation.evaluate import evaluate
     from finetune.pocket.card import shortfalls, write_card
     from finetune.pocket.domains import read_world
     from finetune.pocket.pretrain import PretrainOptions, pretrain
-    from finetune.training.evaluate import evaluate
 
     started, minutes = time.monotonic(), None
     if args.judge is None:

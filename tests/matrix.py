@@ -130,7 +130,7 @@ def train_cell(
     adapted = logits(base, extended(attachment, batch))
     probe = probe_effect(base, attachment)
     splits = {"train": examples}
-    save_adapter(folder / "adapter", recipe, base, attachment, splits, None, None, probe=probe, steps=STEPS)
+    save_adapter(folder / "adapter", recipe, base, attachment, splits, {}, probe=probe, steps=STEPS)
     switch(base.model, on=False)
     assert torch.equal(logits(base, batch), plain), "switched off, the base answers otherwise"
     detach(base.model)

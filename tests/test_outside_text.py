@@ -10,6 +10,9 @@ from PIL import Image
 
 from finetune import cli
 from finetune.errors import DataError
+from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.report import Sample, write_page
+from finetune.evaluation.scores import Scores
 from finetune.outside_text import (
     LogFormatter,
     for_stream,
@@ -22,9 +25,9 @@ from finetune.outside_text import (
     safe_line,
 )
 from finetune.processes import exit_code_of_process
-from finetune.report.page import Sample, write_page
 from finetune.runs import train
 from tests.hostile_text import HOSTILE, harms_in
+from tests.scores import scores_json
 
 HALF = HOSTILE + "\ud800"
 WORD = "\x1b[2J\u202e<i>"
@@ -124,10 +127,11 @@ def test_the_server_logs_so(monkeypatch, tmp_path):
 
 
 def test_a_page(tmp_path):
-    sample = Sample(picture=Image.new("RGB", (4, 4)), question=HALF, wanted=HALF, answers={HALF: (HALF, True)})
-    row = {"adapter": HALF, "config": HALF, "interval": (0, 1), "n": 1}
-    row |= dict.fromkeys(("exact_match", "majority", "blank_image"), 0.5)
-    write_page(tmp_path / "a.html", title=HALF, intro=HALF, rows=[row], own={}, samples={HALF: [sample]}, footer=HALF)
+    sample = Sample(image=Image.new("RGB", (4, 4)), question=HALF, reference=HALF, predictions={HALF: (HALF, True)})
+    scores = Scores.from_json(scores_json(0.5, metric=HALF, kinds={HALF: 0.5}))
+    one = Evaluation(adapter=HALF, config=HALF, scores=scores, rows=())
+    page = {"title": HALF, "intro": HALF, "own": {}, "samples": {HALF: [sample]}, "footer": HALF}
+    write_page(tmp_path / "a.html", evaluations=[one], **page)
     written = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert harms_in(written) == [] and "</script>" not in written and "<b " not in written
 
@@ -159,5 +163,5 @@ def test_a_run(make_recipe, rows_folder, tiny_fast_vlm, capsys):
     assert r"\x1b]0;title" in samples and samples.count("\n") == 3 and harms_in(samples) == []
     assert r"\x1b]0;title" in page and harms_in(page) == [] and "</script>" not in page
     lines = (recipe.run_folder / "predictions-base.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    answers = [json.loads(line)["answers"] for line in lines]
+    answers = [json.loads(line)["references"] for line in lines]
     assert all(one[0].startswith(WORD) for one in answers)

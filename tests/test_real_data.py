@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.comparing import evaluate
+from finetune.evaluation.compare import evaluate
 from finetune.recipe import load_recipe
 from finetune.runs import train
 from finetune.serving.loading import load
@@ -37,11 +37,11 @@ def test_two_domains_on_one_base(tmp_path):
     }
     recipes = [load_recipe(CONFIGS / n, [*o, f"train.output_dir={tmp_path}"]) for n, o in settings.items()]
     refs = [train(recipe).ref for recipe in recipes]
-    rows = {(row["adapter"], row["config"]): row for row in evaluate(["base", *refs], recipes)}
+    found = {(one.adapter, one.config): one.scores for one in evaluate(["base", *refs], recipes)}
     for ref, recipe in zip(refs, recipes, strict=True):
-        own, base = rows[ref, recipe.name], rows["base", recipe.name]
-        assert own["exact_match"] >= base["exact_match"] + 0.15
-        assert own["interval"][0] > own["blank_image"]
+        own, base = found[ref, recipe.name], found["base", recipe.name]
+        assert own.first.value >= base.first.value + 0.15
+        assert own.first.interval[0] > own.baselines["blank_image"]["exact_match"].value
     vlm = load(refs[0])
     assert vlm.adapter.probe.verdict == "passed"
     before = vlm.base.probe(0)

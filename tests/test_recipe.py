@@ -157,3 +157,21 @@ def test_every_config_is_a_recipe_and_says_how_to_run_it(path, monkeypatch):
     assert recipe.adapter.publish
     header = path.read_text().split("name:")[0]
     assert f"./launch.sh {path.relative_to(path.parents[3]).as_posix()}" in header
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("[exact_mach]", r"task.*metrics: .*unknown metric 'exact_mach'. Did you mean 'exact_match'\? Allowed: exact_"),
+        ("[exact_match, exact_match]", "the metric 'exact_match' stands twice"),
+        ("[]", "metrics: .*at least 1 item"),
+    ],
+)
+def test_a_metric_that_there_is_not_is_refused(write, metrics, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(GOOD), [f"task.metrics={metrics}"])
+
+
+def test_metrics_that_nobody_names_change_no_digest(write):
+    assert "metrics" not in load_recipe(write(GOOD)).identity()["task"]
+    assert load_recipe(write(GOOD), ["task.metrics=[exact_match]"]).task.metrics == ["exact_match"]

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from finetune.cli import main as command
-from finetune.comparing import evaluate
 from finetune.errors import RecipeError, TrainingError, TrustError
+from finetune.evaluation.compare import evaluate
 from finetune.recipe import load_recipe
 from finetune.runs import _check_launch, train
 
@@ -44,7 +44,8 @@ def test_every_config_runs(path, tmp_path, capsys, monkeypatch, tiny_fast_vlm, r
     shown = capsys.readouterr().out
     assert shown.count("⟦") == 3 and "trainable parameters" in shown and f"published {result.ref}" in shown
     (row,) = evaluate([result.ref], [recipe])
-    assert row["n"] == result.after.n and row["exact_match"] == pytest.approx(result.after.exact_match)
+    assert row.scores.n == result.metrics["test"].n == len(row.rows)
+    assert row.scores.first.value == pytest.approx(result.metrics["test"].first.value)
 
 
 def test_the_scripts_and_the_command(tmp_path):

@@ -66,9 +66,9 @@ def test_the_same_recipe_twice_gives_the_same_bytes_and_a_stop_does_not_change_t
     capsys.readouterr()
     last = train(recipe("c", train={"num_workers": 2, "save_steps": 4}, adapter={"publish": "testing/other"}))
     assert last.ref == "testing/other@1"
-    assert bytes_of(last) == bytes_of(first) and last.before == first.before and last.after == first.after
+    assert bytes_of(last) == bytes_of(first) and last.metrics == first.metrics
     assert "going on from" in capsys.readouterr().out
-    assert (last.folder / "predictions-base.jsonl").stat().st_mtime_ns == judged, "the base is not judged again"
+    assert (last.folder / "predictions-base.jsonl").stat().st_mtime_ns == judged, "the base is not evaluated again"
     for name in ("best", "last"):
         assert (last.folder / name / WEIGHTS).read_bytes() == (first.folder / name / WEIGHTS).read_bytes()
 
@@ -143,7 +143,7 @@ def test_trackers_are_told_what_the_log_is(recipe):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     logged = {event.step: event.value for event in events.Scalars("loss")}
     assert logged == pytest.approx({line["step"]: line["loss"] for line in lines if "loss" in line})
-    assert {"val_exact_match", "grad_norm", "learning_rate"} <= set(events.Tags()["scalars"])
+    assert {"val.exact_match", "val.loss", "grad_norm", "learning_rate"} <= set(events.Tags()["scalars"])
 
 
 def test_a_tracker_that_is_not_installed_stops_before_anything(recipe, monkeypatch):

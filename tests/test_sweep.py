@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from finetune import sweep
+from finetune.adapters.manifest import AdapterManifest
 from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.recipe import load_recipe
 from finetune.registry import AdapterRegistry
 from finetune.sweep import format_table, plan, run_sweep, summarize
+from tests.regression.nets import NETS
+from tests.scores import scores_json
 
 ROOT = Path(__file__).parents[1]
 PHANTOMS = ROOT / "recipes" / "configs" / "medical" / "phantoms.yaml"
@@ -24,6 +27,7 @@ data: {source: procedural, name: medical}
 train: {epochs: 2, output_dir: OUT}
 adapter: {publish: medical/brain}
 """
+MANIFEST = AdapterManifest.parse((NETS[0] / "adapters" / "clip-lora" / "manifest.json").read_bytes()).model_dump()
 GRID = ["train.learning_rate=1e-3,3e-3", "seed=1,2,3"]
 
 
@@ -41,10 +45,11 @@ class Door:
         started: the recipes, in order.
         fail: exit code of the run with this place in ``started``.
         stop: place of the run that a signal stops.
+        higher_is_better: whether a larger score is better.
     """
 
     def __init__(self):
-        self.started, self.fail, self.stop = [], {}, None
+        self.started, self.fail, self.stop, self.higher_is_better = [], {}, None, True
 
     def __call__(self, command, *, env, passed_on):
         assert command[1:4] == ["-P", "-m", "finetune.launch"]
@@ -61,9 +66,11 @@ class Door:
         val, test = val + recipe.seed / 100, test + recipe.seed / 100
         folder = recipe.run_folder
         (folder / "adapter").mkdir(parents=True)
-        metrics = {"before": {"exact_match": 0.1}, "after": {"exact_match": test}}
-        (folder / "adapter" / "manifest.json").write_text(json.dumps({"metrics": metrics}))
-        lines = [{"step": 1, "loss": 2.0}, {"step": 5, "val_exact_match": val}, {"step": 9, "val_exact_match": 0.2}]
+        manifest = MANIFEST | {"metrics": {"base": scores_json(0.1), "test": scores_json(test)}}
+        (folder / "adapter" / "manifest.json").write_text(json.dumps(manifest))
+        chosen = {"metric": "exact_match", "higher_is_better": self.higher_is_better}
+        (folder / "result.json").write_text(json.dumps({"ref": None, "steps": 5, "warnings": []} | chosen))
+        lines = [{"step": 1, "loss": 2.0}, {"step": 5, "val.exact_match": val}, {"step": 9, "val.exact_match": 0.2}]
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return 0
 
@@ -145,16 +152,35 @@ def test_mean_and_spread_over_seeds_sorted_by_validation(config, door, capsys, t
     table = json.loads((tmp_path / "runs" / "brain-sweep" / "sweep.json").read_text())["rows"]
     assert [row["settings"] for row in table] == [{"train.learning_rate": 0.003}, {"train.learning_rate": 0.001}]
     # .71, .72, .73: mean .72, and a standard deviation of a sample of .01
-    assert table[0]["val"]["mean"] == pytest.approx(0.72) and table[0]["val"]["spread"] == pytest.approx(0.01)
-    assert table[1]["test"]["mean"] == pytest.approx(0.82), "better on the test rows, and yet second"
-    assert [run["seed"] for run in table[0]["runs"]] == [1, 2, 3] and table[0]["runs"][0]["val"] == 0.71
+    assert table[0]["val.exact_match"]["mean"] == pytest.approx(0.72) and table[0]["val.exact_match"][
+        "spread"
+    ] == pytest.approx(0.01)
+    assert table[1]["test.exact_match"]["mean"] == pytest.approx(0.82), "better on the test rows, and yet second"
+    assert [run["seed"] for run in table[0]["runs"]] == [1, 2, 3] and table[0]["runs"][0]["val.exact_match"] == 0.71
     out = capsys.readouterr().out
     assert "[6/6] train.learning_rate=0.003 seed=3 in " in out
     header, first, second = out[out.index("train.learning_rate  runs") :].splitlines()[:3]
-    assert header.split() == ["train.learning_rate", "runs", "val", "spread", "test", "spread"]
+    assert header.split() == ["train.learning_rate", "runs", "val.exact_match", "spread", "test.exact_match", "spread"]
     assert first.split() == ["0.003", "3", "0.720", "0.010", "0.520", "0.010"]
     assert second.split() == ["0.001", "3", "0.620", "0.010", "0.820", "0.010"]
     assert out.endswith("sweep.json\n")
+
+
+def test_where_less_is_better_the_lowest_comes_first(config, door):
+    door.higher_is_better = False
+    run_sweep(config, GRID)
+    rows = summarize(plan(config, GRID))
+    assert [row["settings"]["train.learning_rate"] for row in rows] == [0.001, 0.003]
+    assert rows[0]["val.exact_match"]["mean"] == pytest.approx(0.2), "the lowest of a run's validations is its best"
+
+
+def test_a_result_of_the_run_stays_beside_that_of_the_sweep(config, door):
+    (run,) = plan(config, ["seed=1"])
+    run_sweep(config, ["seed=1"])
+    assert run.result() | {"metrics": None} == {
+        "ref": None, "steps": 5, "warnings": [], "metric": "exact_match", "higher_is_better": True,
+        "digest": run.digest, "val.exact_match": 0.61, "test.exact_match": 0.81, "metrics": None,
+    }  # fmt: skip
 
 
 def test_without_validation_rows_the_test_rows_decide(config, door):
@@ -162,7 +188,7 @@ def test_without_validation_rows_the_test_rows_decide(config, door):
     runs = plan(config, GRID)
     for run in runs:
         path = run.recipe.run_folder / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"val": None}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val.exact_match": None}))
     rows = summarize(runs)
     assert [row["settings"]["train.learning_rate"] for row in rows] == [0.001, 0.003]
     assert format_table(rows).splitlines()[1].split()[1:5] == ["3", "-", "-", "0.820"]
@@ -174,13 +200,13 @@ def test_what_has_no_score_yet_comes_last(config, door):
     run_sweep(config, words)
     rows = summarize(plan(config, words))
     assert [row["settings"]["train.learning_rate"] for row in rows] == [0.003, 0.001, 0.005]
-    assert rows[-1]["val"] == rows[-1]["test"] == {"mean": None, "spread": None}
+    assert rows[-1]["val.exact_match"] == rows[-1]["test.exact_match"] == {"mean": None, "spread": None}
 
 
 def test_one_seed_has_no_spread(config, door):
     run_sweep(config, ["train.learning_rate=1e-3,3e-3"])
     (first, _) = summarize(plan(config, ["train.learning_rate=1e-3,3e-3"]))
-    assert first["val"] == {"mean": 0.7, "spread": None}
+    assert first["val.exact_match"] == {"mean": 0.7, "spread": None}
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(config, door, capsys):
@@ -240,7 +266,10 @@ def test_real_runs(tmp_path, capfd):
     words = [*few, "seed=1,2", f"train.output_dir={tmp_path}"]
     assert main(["sweep", str(PHANTOMS), *words]) == 0
     (row,) = json.loads((tmp_path / "phantoms-sweep" / "sweep.json").read_text())["rows"]
-    assert all(run["finished"] and 0 <= run["val"] <= 1 and 0 <= run["test"] <= 1 for run in row["runs"])
+    assert all(
+        run["finished"] and 0 <= run["val.exact_match"] <= 1 and 0 <= run["test.exact_match"] <= 1
+        for run in row["runs"]
+    )
     assert AdapterRegistry().list() == []
     capfd.readouterr()
     assert main(["sweep", str(PHANTOMS), *words]) == 0

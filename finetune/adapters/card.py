@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.adapters.manifest import AdapterManifest
+from finetune.metrics.names import BASE, TEST, summarized
 from finetune.outside_text import markdown, markdown_block, markdown_cell, markdown_code, safe_block
 from finetune.recipe import LabelSection, PromptSection
 
@@ -57,7 +58,7 @@ def _front_matter(manifest: AdapterManifest, card: Card) -> str:
             metric_type=name,
             metric_value=value,
         )
-        for name, value in _scores(manifest, "after").items()
+        for name, value in _scores(manifest, TEST).items()
     ]
     # The licence is the adapter's: what holds the base's weights too is under the base's as well.
     license = (manifest.license or "").lower() if card.relation == "adapter" else ""
@@ -88,8 +89,9 @@ def _pipeline_tag(manifest: AdapterManifest) -> str:
     return "image-text-to-text" if isinstance(task, PromptSection) else "other"
 
 
-def _scores(manifest: AdapterManifest, when: str) -> dict[str, float]:
-    scores = manifest.summary()["metrics"].get(when, {})
+def _scores(manifest: AdapterManifest, who: str) -> dict[str, float]:
+    """Return name -> value of what was measured on all test rows; the name without ``test.`` or ``base.``."""
+    scores = summarized(manifest.metrics).get(who, {})
     return {k: v for k, v in scores.items() if not isinstance(v, bool) and k not in _NOT_SCORES}
 
 
@@ -159,13 +161,13 @@ def _images(manifest: AdapterManifest) -> list[str]:
 
 
 def _table(manifest: AdapterManifest) -> list[str]:
-    before, after = _scores(manifest, "before"), _scores(manifest, "after")
-    if not (before or after):
+    base, test = _scores(manifest, BASE), _scores(manifest, TEST)
+    if not (base or test):
         return []
     rows = [
-        f"| {markdown_cell(name)} | {_number(before.get(name))}{_interval(manifest, 'before', name)} | "
-        f"{_number(after.get(name))}{_interval(manifest, 'after', name)} |"
-        for name in dict.fromkeys([*before, *after])
+        f"| {markdown_cell(name)} | {_number(base.get(name))}{_interval(manifest, BASE, name)} | "
+        f"{_number(test.get(name))}{_interval(manifest, TEST, name)} |"
+        for name in dict.fromkeys([*base, *test])
     ]
     return ["| test split | base alone | with the adapter |", "|---|---|---|", *rows, ""]
 
@@ -174,9 +176,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _interval(manifest: AdapterManifest, when: str, name: str) -> str:
-    """Returns the 95 % interval of a score, in brackets; the manifest keeps that of exact_match."""
-    interval = manifest.metrics.get(when, {}).get("interval")
-    if name != "exact_match" or not isinstance(interval, list) or len(interval) != 2:
+def _interval(manifest: AdapterManifest, who: str, name: str) -> str:
+    """Return the 95 % interval of a metric, in brackets; nothing of what has none."""
+    values = manifest.metrics.get(who, {}).get("values")
+    value = values.get(name) if isinstance(values, dict) else None
+    interval = value.get("interval") if isinstance(value, dict) else None
+    if not isinstance(interval, list) or len(interval) != 2:
         return ""
     return f" ({' to '.join(_number(value) for value in interval if isinstance(value, int | float))})"

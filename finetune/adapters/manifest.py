@@ -24,6 +24,7 @@ from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.errors import ManifestError, plain
 from finetune.example import ImageOptions
 from finetune.fields import FileName, HubId, ModulePath, NamePart, Sha256, Text, UtcTime, Word
+from finetune.metrics.names import summarized
 from finetune.plugins import is_known
 from finetune.recipe.chosen import Choice
 from finetune.recipe.task import TaskSection
@@ -235,7 +236,7 @@ class AdapterManifest(_Part):
     images: ImageContract = ImageContract()
     toolchain: dict[Word, Word]
     training: TrainingRecord
-    metrics: dict[str, dict[str, Any]]  # "before" and "after" -> scores
+    metrics: dict[str, dict[str, Any]]  # "test" (the adapter) and "base" (the base alone) -> scores as JSON
     probe: Probe
     license: Text | None = None
     intended_use: Text | None = None
@@ -278,10 +279,7 @@ class AdapterManifest(_Part):
             "task": self.training.task,
             "domain": self.training.domain,
             "synthetic": self.synthetic,
-            "metrics": {
-                when: {k: v for k, v in scores.items() if isinstance(v, int | float)}
-                for when, scores in self.metrics.items()
-            },
+            "metrics": summarized(self.metrics),
         }
 
     @field_validator("probe")

@@ -1,4 +1,4 @@
-"""Manifests of schema 1, as release 0.1 wrote them: read for ever, brought into the form of today's schema."""
+"""Manifests of schema 1, as release 0.1 wrote them: read for ever, brought into the form of schema 2."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _LATER = (
 
 
 def from_schema_1(data: dict[str, Any], *, source: str) -> dict[str, Any]:
-    """Return the fields of a manifest of schema 1 under the names of schema 2, for the check that every manifest gets.
+    """Return the fields of a manifest of schema 1 under the names of schema 2, which is read in turn.
 
     What schema 1 did not record is filled in with what was done then: images stood before a question's text, 16-bit
     images were scaled from 0 to 65535, and a TIFF was read as its first page. The recipe itself was not kept, only its

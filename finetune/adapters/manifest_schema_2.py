@@ -1,8 +1,12 @@
-"""Manifests of schema 2: read for ever, brought into the form of today's schema."""
+"""Manifests of schema 2, as release 0.1 wrote them: read for ever, brought into the form of today's schema."""
 
 from typing import Any
 
 from finetune.errors import ManifestError
+
+_WHO = {"before": "base", "after": "test"}
+_BASELINES = ("majority", "blank_image")
+_FIXED = ("n", "truncated", "interval", "by_kind", *_BASELINES)
 
 
 def from_schema_2(data: dict[str, Any], *, source: str) -> dict[str, Any]:
@@ -21,7 +25,38 @@ def from_schema_2(data: dict[str, Any], *, source: str) -> dict[str, Any]:
     out = dict(data)
     if isinstance(prompt := out.pop("prompt", None), dict):
         out["task"] = _task(prompt)
+    if isinstance(metrics := data.get("metrics"), dict):
+        out["metrics"] = metrics_from_schema_2(metrics)
     return out | {"schema_version": 3}
+
+
+def metrics_from_schema_2(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores of schema 2 in today's form, and any others as they are.
+
+    Then ``before`` and ``after`` held the base's scores and the adapter's, each a flat object: one share of rows under
+    the name of its metric, with its interval, its baselines and counts. What was not recorded then is left out.
+    """
+    return {
+        _WHO.get(who, who): _scores(scores) if who in _WHO and isinstance(scores, dict) else scores
+        for who, scores in metrics.items()
+    }
+
+
+def _scores(old: dict[str, Any]) -> dict[str, Any]:
+    n, interval = old.get("n"), old.get("interval")
+    names = sorted(name for name, value in old.items() if name not in _FIXED and isinstance(value, int | float))
+    new: dict[str, Any] = {"values": {name: _value(old[name], n, interval) for name in names}}
+    # A baseline was of the one metric that there was.
+    baselines = {of: old[of] for of in _BASELINES if isinstance(old.get(of), int | float)}
+    new["baselines"] = {of: {name: _value(value, n) for name in names[:1]} for of, value in baselines.items()}
+    new |= {key: old[key] for key in ("n", "truncated") if key in old}
+    if isinstance(kinds := old.get("by_kind"), dict):
+        new["by_kind"] = {kind: _scores(part) for kind, part in kinds.items() if isinstance(part, dict)}
+    return new
+
+
+def _value(value: float, n: Any, interval: Any = None) -> dict[str, Any]:
+    return {"value": value, "interval": interval, "n": n, "unit": None, "higher_is_better": True}
 
 
 def _task(prompt: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.metrics.exact_match import normalize_vqa
+from finetune.metrics.names import BASE, TEST
+from finetune.metrics.normalization import normalize_vqa
 from finetune.outside_text import html_text
 
 if TYPE_CHECKING:
@@ -128,19 +129,31 @@ def _row(offer: Offer, head: Sequence[str]) -> str:
 
 
 def _scores(offer: Offer) -> str:
-    before, after = offer.score("before"), offer.score("after")
-    if after is None:
-        return "not judged"
-    first = "" if before is None else f"{before:.3f} → "
-    marks = "".join(f"<i style='width: {share:.0%}'></i>" for share in (after, before) if share is not None)
-    return f"{first}<span class='pg-after'>{after:.3f}</span><span class='pg-bar' aria-hidden='true'>{marks}</span>"
+    values, metrics = offer.values, offer.metrics
+    if not metrics:
+        return "not evaluated"
+    return "<br>".join(
+        _score(values.get(f"{BASE}.{name}"), values[f"{TEST}.{name}"], name.replace("_", " ") * (len(metrics) > 1))
+        for name in metrics
+    )
+
+
+def _score(base: float | None, test: float, name: str) -> str:
+    first = "" if base is None else f"{base:.3f} → "
+    # A bar is drawn of shares alone.
+    shares = [share for share in (test, base) if share is not None and 0 <= share <= 1]
+    marks = "".join(f"<i style='width: {share:.0%}'></i>" for share in shares)
+    label = f"<small>{html_text(name)}</small> " if name else ""
+    bar = f"<span class='pg-bar' aria-hidden='true'>{marks}</span>"
+    return f"{label}{first}<span class='pg-after'>{test:.3f}</span>{bar}"
 
 
 def _judged_on(offer: Offer) -> str:
-    rows, majority = offer.score("after", "n"), offer.score("after", "majority")
-    if rows is None:
+    values = offer.values
+    if (rows := values.get(f"{TEST}.n")) is None:
         return "-"
-    usual = "" if majority is None else f"; the commonest answer alone reaches {majority:.3f}"
+    majority = [value for name in offer.metrics if (value := values.get(f"{TEST}.majority.{name}")) is not None]
+    usual = f"; the commonest answer alone reaches {majority[0]:.3f}" if len(majority) == 1 else ""
     return f"{rows:,.0f} test rows<small>of its own data{usual}</small>"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.reference import as_folder
-from finetune.registry.conditions import numbers
+from finetune.metrics.names import COUNTS, TEST, named_values
 from finetune.registry.signing import manifest_message
 
 if TYPE_CHECKING:
@@ -46,9 +46,16 @@ class Offer:
         """Whether it was trained on pictures drawn by a program."""
         return bool(self.summary.get("synthetic"))
 
-    def score(self, when: str, metric: str = "exact_match") -> float | None:
-        """Returns a figure of its test split, ``before`` or ``after`` training; None where it was not judged."""
-        return dict(numbers(self.summary.get("metrics"))).get(f"{when}.{metric}")
+    @property
+    def values(self) -> dict[str, float]:
+        """Name -> what was measured on its test split; see ``finetune.metrics.names``. Empty where nothing was."""
+        return named_values(self.summary.get("metrics"))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics by which it was evaluated."""
+        names = [name.removeprefix(f"{TEST}.") for name in self.values if name.startswith(f"{TEST}.")]
+        return [name for name in names if "." not in name and name not in COUNTS]
 
 
 def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdentity) -> list[Offer]:

@@ -1,5 +1,6 @@
 """The pocket model's card: what it scores on held-out worlds, per question type, beside what needs no picture."""
 
+from dataclasses import dataclass
 from typing import Any
 
 THRESHOLD = 0.75  # of all held-out questions
@@ -7,26 +8,49 @@ ABOVE_TEXT_ONLY = 0.15  # of every question type
 BLANK_COST = 0.25  # what a blank picture must cost over all
 
 
-def text_only(kind: dict[str, float]) -> float:
-    """Returns the better of two ways to answer without the picture: the model on grey, and the majority answer."""
-    return max(kind["blank_image"], kind["majority"])
+@dataclass(frozen=True)
+class _Part:
+    """All questions, or those of one type: what share the model answers, alone and beside what needs no image."""
+
+    value: float
+    blank_image: float
+    majority: float
+    n: int
+
+    @classmethod
+    def of(cls, scores: dict[str, Any]) -> "_Part":
+        """Return the numbers of ``Scores`` as JSON, or of a question type in them, of their only metric."""
+        ((name, found),) = scores["values"].items()
+        blank, majority = (scores["baselines"][of][name]["value"] for of in ("blank_image", "majority"))
+        return cls(found["value"], blank, majority, scores["n"])
+
+    @property
+    def text_only(self) -> float:
+        """The better of two ways to answer without the image: the model on grey, and the majority answer."""
+        return max(self.blank_image, self.majority)
 
 
 def shortfalls(scores: dict[str, Any]) -> list[str]:
-    """Returns what of the card's promises ``scores`` (of the held-out world, as JSON) do not keep."""
-    out = []
-    if scores["exact_match"] < THRESHOLD:
-        out.append(f"overall {scores['exact_match']:.3f} is below {THRESHOLD}")
-    if scores["exact_match"] - scores["blank_image"] < BLANK_COST:
-        out.append(f"a blank picture costs only {scores['exact_match'] - scores['blank_image']:.3f}")
-    for name, kind in scores["by_kind"].items():
-        if kind["exact_match"] < text_only(kind) + ABOVE_TEXT_ONLY:
-            out.append(f"{name}: {kind['exact_match']:.3f} against {text_only(kind):.3f} without the picture")
+    """Return what of the card's promises ``scores`` (of the held-out world, as JSON) do not keep."""
+    whole, out = _Part.of(scores), []
+    if whole.value < THRESHOLD:
+        out.append(f"overall {whole.value:.3f} is below {THRESHOLD}")
+    if whole.value - whole.blank_image < BLANK_COST:
+        out.append(f"a blank picture costs only {whole.value - whole.blank_image:.3f}")
+    for name, kind in _kinds(scores):
+        if kind.value < kind.text_only + ABOVE_TEXT_ONLY:
+            out.append(f"{name}: {kind.value:.3f} against {kind.text_only:.3f} without the picture")
     return out
 
 
+def _kinds(scores: dict[str, Any]) -> list[tuple[str, _Part]]:
+    return [(name, _Part.of(part)) for name, part in scores["by_kind"].items()]
+
+
 def write_card(scores: dict[str, Any], *, parameters: int, minutes: float | None) -> str:
-    """Returns the card as Markdown."""
+    """Return the card as Markdown."""
+    whole = _Part.of(scores)
+    (low, high) = next(iter(scores["values"].values()))["interval"]
     lines = [
         "# pocket",
         "",
@@ -37,15 +61,13 @@ def write_card(scores: dict[str, Any], *, parameters: int, minutes: float | None
         + (f" ({minutes:.0f} minutes on 2 shared CPU cores when these weights were made)." if minutes else "."),
         "It knows coloured shapes and nothing else. Apache-2.0.",
         "",
-        f"Held-out worlds, exact match by greedy generation, {scores['n']} questions: **{scores['exact_match']:.3f}** "
-        f"({scores['interval'][0]:.3f} to {scores['interval'][1]:.3f}); with a grey picture "
-        f"{scores['blank_image']:.3f}; majority answer of each type {scores['majority']:.3f}.",
+        f"Held-out worlds, exact match by greedy generation, {whole.n} questions: **{whole.value:.3f}** "
+        f"({low:.3f} to {high:.3f}); with a grey picture {whole.blank_image:.3f}; majority answer of each type "
+        f"{whole.majority:.3f}.",
         "",
         "| question type | exact match | grey picture | majority answer | questions |",
         "|---|---|---|---|---|",
     ]
-    for name, kind in scores["by_kind"].items():
-        lines.append(
-            f"| {name} | {kind['exact_match']:.3f} | {kind['blank_image']:.3f} | {kind['majority']:.3f} | {kind['n']} |"
-        )
+    for name, kind in _kinds(scores):
+        lines.append(f"| {name} | {kind.value:.3f} | {kind.blank_image:.3f} | {kind.majority:.3f} | {kind.n} |")
     return "\n".join(lines) + "\n"

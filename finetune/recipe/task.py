@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, SerializeAsAny, field_validator
 
 from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
-from finetune.fields import NumTokens
-from finetune.metrics.exact_match import DecimalSeparator, Normalization, Normalizer, normalizer
-from finetune.plugins import config_of, names
+from finetune.fields import NumTokens, Word
+from finetune.metrics.normalization import DecimalSeparator, Normalization, Normalizer, normalizer
+from finetune.plugins import config_of, names, require_known
 from finetune.recipe.chosen import Choice
 from finetune.recipe.section import Prompt, Section
 from finetune.tables import DEFAULT_TASK
@@ -28,6 +28,17 @@ class TaskSection(Section):
 
     name: str
     """The task."""
+    metrics: Annotated[list[Word], Field(min_length=1)] | None = Field(default=None, exclude_if=lambda it: it is None)
+    """Metrics that an evaluation reports; the first chooses the best checkpoint. By default the task's own."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_known(cls, named: list[str] | None) -> list[str] | None:
+        for i, name in enumerate(named or ()):
+            require_known("metrics", name, what="metric")
+            if name in (named or ())[:i]:
+                raise ValueError(f"the metric {name!r} stands twice")
+        return named
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
         """Return the messages that put ``question``, with its images."""

@@ -133,7 +133,7 @@ class _Verification:
         manifest = self.manifests[wanted]
         if manifest is None:
             return
-        if manifest.summary() != commit.summary:
+        if manifest.summary() != commit.current_summary:
             self.problem(log_entry, f"its summary is not that of its manifest {blob_key(commit.manifest)}")
         for file, entry in manifest.files.items():
             if (entry.sha256, entry.size) not in self.blobs:

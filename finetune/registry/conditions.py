@@ -1,16 +1,17 @@
-"""Conditions on metrics, as people write them: ``after.exact_match>=0.7``."""
+"""Conditions on metrics, as people write them: ``test.METRIC>=0.7``."""
 
 import math
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from finetune.errors import ConditionError
 from finetune.lookup import did_you_mean
+from finetune.tables import ANSWER_METRICS
+
+EXAMPLE = f"test.{ANSWER_METRICS[0]}>=0.7"
 
 _FORM = re.compile(r"\s*([A-Za-z0-9_][A-Za-z0-9_.@/-]{0,99}?)\s*(>=|<=|==|>|<)\s*(\S{1,32})\s*")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -24,10 +25,10 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A number that must stand in nested metrics.
+    """A number that must be among the values of an evaluation.
 
     Attributes:
-        path: the keys that lead to it, with dots between them.
+        path: its name, such as ``test.n``; see ``finetune.metrics.names``.
         op: ``>=``, ``<=``, ``==``, ``>`` or ``<``.
         value: what it is compared with.
     """
@@ -38,7 +39,7 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> "Condition":
-        """Reads a condition such as ``after.exact_match>=0.7``.
+        """Read a condition such as ``test.METRIC>=0.7``.
 
         Raises:
             ConditionError: it is none.
@@ -47,23 +48,22 @@ class Condition:
         value = _number(match[3]) if match else None
         if match is None or value is None:
             raise ConditionError(
-                f"{text!r} is no condition: give the path of a metric, one of {', '.join(_OPERATORS)}, and a number, "
-                "such as 'after.exact_match>=0.7'"
+                f"{text!r} is no condition: give the name of a value, one of {', '.join(_OPERATORS)}, and a number, "
+                f"such as '{EXAMPLE}'"
             )
         return cls(path=match[1], op=match[2], value=value)
 
-    def holds(self, metrics: Mapping[str, Any]) -> bool:
+    def holds(self, values: Mapping[str, float]) -> bool:
         """Whether the number is there and is as it must be."""
-        found = dict(numbers(metrics)).get(self.path)
+        found = values.get(self.path)
         return found is not None and _OPERATORS[self.op](found, self.value)
 
-    def describe(self, metrics: Mapping[str, Any]) -> str:
+    def describe(self, values: Mapping[str, float]) -> str:
         """Returns the condition and what was found, in one line of at most 256 characters."""
-        paths = dict(numbers(metrics))
-        if self.path in paths:
-            return f"{self}: it is {paths[self.path]:.6g}"
+        if self.path in values:
+            return f"{self}: it is {values[self.path]:.6g}"
         # The few of a whole split come before the many of its kinds, so that no cut hides them.
-        names = sorted(paths, key=lambda name: (name.count("."), not name.startswith("test."), name))
+        names = sorted(values, key=lambda name: (name.count("."), not name.startswith("test."), name))
         hint = _hint(self.path, names) if len(self.path) < 40 else ""
         there = ", ".join(names) or "none"
         return textwrap.shorten(f"{self}: there is no such metric.{hint} There are: {there}", 256, placeholder=" ...")
@@ -85,16 +85,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def numbers(metrics: Any, above: str = "") -> Iterator[tuple[str, float]]:
-    """Yield path and value of each finite number in nested metrics; what is no mapping of them holds none."""
-    if not isinstance(metrics, Mapping):
-        return
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from numbers(value, f"{above}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            with suppress(OverflowError):
-                if math.isfinite(value):
-                    yield f"{above}{key}", float(value)

@@ -164,7 +164,7 @@ def blobs_of(store: Store, ref: AdapterRef, commit: Commit) -> list[FileEntry]:
         raw, manifest = load_manifest(store, commit.manifest, ref.full_name)
     except ObjectMissing as error:
         raise IntegrityError(f"{key}, the manifest of {ref.full_name}@{commit.version}, is gone: {error}") from None
-    if manifest.summary() != commit.summary:
+    if manifest.summary() != commit.current_summary:
         raise IntegrityError(f"{key}: not what {log_key(ref.namespace, ref.name, commit.seq)} says of it")
     return [*manifest.files.values(), FileEntry(sha256=commit.manifest, size=len(raw))]
 

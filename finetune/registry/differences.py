@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.adapters.manifest import AdapterDescription, AdapterManifest, canonical_json, sha256_hex
+from finetune.metrics.names import named_values
 from finetune.registry.folders import load_manifest
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.versions import Version
@@ -16,7 +17,8 @@ class Difference:
     """One thing in which two versions differ.
 
     Attributes:
-        path: where it stands in their manifests, such as ``metrics.after.exact_match``.
+        path: where it stands in their manifests, such as ``training.seed``; what was measured by its name, as
+            ``finetune.metrics.names`` has it.
         a: what the first version has there; None for nothing.
         b: what the second version has there; None for nothing.
         change: ``b - a`` of two numbers; None of anything else.
@@ -54,7 +56,7 @@ def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Diffe
     # What only one of them has stands in its section too.
     paths = sorted(dict.fromkeys([*old, *new]), key=lambda path: sections.index(path[0]))
     return [
-        Difference(path=".".join(path), a=old.get(path), b=new.get(path), change=_change(old.get(path), new.get(path)))
+        Difference(path=_name(path), a=old.get(path), b=new.get(path), change=_change(old.get(path), new.get(path)))
         for path in paths
         if old.get(path) != new.get(path)
     ]
@@ -74,6 +76,7 @@ def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str
         exclude={"schema_version", "namespace", "name", "created", "adapter", "probe"}
     )
     told |= {"adapter": _adapter(manifest.adapter), "probe": _digest(manifest.probe.model_dump())}
+    told["metrics"] = named_values(manifest.metrics)
     del told["training"]["recipe"]
     if recipe is not None:
         del told["training"]["recipe_digest"]  # the keys say more
@@ -102,6 +105,10 @@ def _adapter(adapter: AdapterDescription) -> dict[str, Any]:
             "table": _digest({name: entry.model_dump() for name, entry in adapter.tensors.items()}),
         },
     }
+
+
+def _name(path: tuple[str, ...]) -> str:
+    return ".".join(path[1:] if path[0] == "metrics" else path)
 
 
 def _digest(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.adapters.reference import LATEST, AdapterRef
 from finetune.errors import FinetuneError, plain
+from finetune.metrics.names import named_values
 from finetune.registry.commits import Commit
 from finetune.registry.conditions import Condition
 from finetune.registry.index import OnError
@@ -62,7 +63,7 @@ def wanted(versions: Iterable[Version], *, base: str | None, task: str | None, m
         for version in versions
         if (base is None or _is_base(version.summary, base))
         and (task is None or version.summary.get("task") == task)
-        and all(condition.holds(version.summary.get("metrics", {})) for condition in conditions)
+        and all(condition.holds(named_values(version.summary.get("metrics"))) for condition in conditions)
     ]
 
 

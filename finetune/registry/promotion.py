@@ -1,10 +1,10 @@
 """Promotion: an alias is moved to a version whose metrics are good enough, and the log says what was required."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import PromotionError, RegistryError
+from finetune.metrics.names import named_values
 from finetune.registry.commits import Gate
 from finetune.registry.conditions import Condition
 from finetune.registry.differences import read_manifest
@@ -30,7 +30,7 @@ def promote(
         registry: holds it.
         ref: the version.
         alias: the word, such as ``prod``.
-        require: what must hold, such as ``"test.exact_match>=0.70"``; see ``measured`` for the paths.
+        require: what must hold, such as ``"test.METRIC>=0.70"``; see ``finetune.metrics.names``.
         expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
         force: move it although a condition does not hold; the entry keeps which, and what was found.
 
@@ -46,8 +46,8 @@ def promote(
     if not conditions:
         raise RegistryError("nothing is required: give a condition, or move the alias without one by `alias`")
     version = registry.resolve(ref)
-    metrics = measured(read_manifest(registry, version).metrics)
-    unmet = [condition.describe(metrics) for condition in conditions if not condition.holds(metrics)]
+    values = named_values(read_manifest(registry, version).metrics)
+    unmet = [condition.describe(values) for condition in conditions if not condition.holds(values)]
     if unmet and not force:
         raise PromotionError(
             f"{version.ref} is not promoted to {alias}: {'; '.join(unmet)}. Nothing was changed; with force it is "
@@ -55,13 +55,3 @@ def promote(
         )
     gate = Gate(required=[str(condition) for condition in conditions], forced=unmet)
     return registry.alias(version.full_name, alias, version.version, expect=expect, gate=gate)
-
-
-def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the metrics of a manifest under the paths by which conditions name them.
-
-    These are the manifest's own: ``before.exact_match`` for the base alone, ``after.exact_match`` for the base
-    with the adapter, ``after.by_kind.<kind>.exact_match`` for one type of question. Both are of the test split,
-    so ``test.exact_match`` is another word for ``after.exact_match``.
-    """
-    return {**metrics, **({"test": metrics["after"]} if "after" in metrics else {})}

@@ -234,7 +234,7 @@ class AdapterRegistry:
             namespace: only those in it; None for all.
             base: only those of this base: its hub id, or the beginning of its digest; None for any.
             task: only those trained for it; None for any.
-            metric: conditions that must hold, such as ``after.exact_match>=0.7``; one, or several.
+            metric: conditions that must hold, such as ``test.METRIC>=0.7``; one, or several.
             all_versions: every version instead, the yanked ones too, the oldest of a name first.
             onerror: called with the name of each adapter that cannot be read and is left out, and with the error;
                 None warns.

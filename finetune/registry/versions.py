@@ -18,7 +18,7 @@ class Version:
         digest: SHA-256 of its manifest.
         aliases: the words that stand for it now, sorted.
         yanked: why it is not to be used any more; None when it may be.
-        summary: what the log keeps of its manifest.
+        summary: what the log keeps of its manifest, under today's names.
         time: when it was published, by the clock of whoever did.
         actor: who published it, by their own word.
         seq: the entry of the log that published it.
@@ -49,7 +49,7 @@ class Version:
             digest=commit.manifest,
             aliases=tuple(sorted(alias for alias, version in head.aliases.items() if version == commit.version)),
             yanked=head.yanked.get(str(commit.version)),
-            summary=commit.summary,
+            summary=commit.current_summary,
             time=commit.time,
             actor=commit.actor,
             seq=commit.seq,

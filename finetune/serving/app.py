@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from finetune.build import Base, Batches
 from finetune.errors import DataError, ModelError, brief
+from finetune.prediction import Label
 from finetune.recipe import LabelSection, PromptSection
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, picture_row, question_row
@@ -250,7 +251,9 @@ class VisionLanguageModel:
             choices = {label: options.text_of(label) for label in labels}
             example = replace(picture_row(image, urls=self.urls), choices=choices)
             batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
-            return self.task.predict(self.model, batch)[0].text
+            (prediction,) = self.task.predict(self.model, batch)
+            assert isinstance(prediction, Label)
+            return prediction.label
 
     def embed(self, image: Any) -> Tensor:
         """Returns the embedding [D] of a picture, fp32, of length 1.

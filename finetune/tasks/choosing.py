@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finetune.example import texts_to_choose_from
-from finetune.prediction import Prediction
-from finetune.tasks.exact_match import ExactMatch
+from finetune.prediction import Label
+from finetune.tasks.answers import AnswerTask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
+    from finetune.example import Example
+    from finetune.prediction import Prediction
     from finetune.recipe import LabelSection
 
 
-class ChoosingTask(ExactMatch):
+class ChoosingTask(AnswerTask):
     """A prediction is the label whose text lies closest to the image. Importing this module loads no torch.
 
     Args:
@@ -37,18 +41,27 @@ class ChoosingTask(ExactMatch):
         return torch.stack([out.image_embeds, out.text_embeds], dim=1).float()
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """Return for each image the label, of those its row may be answered with, whose text lies closest."""
+        """Return for each image the label, of those its row may be answered with, whose text lies closest.
+
+        The scores are the softmax over the row's own labels.
+        """
         import torch
 
         with torch.inference_mode():
             similarity = model(**batch.inputs).logits_per_image  # [B, texts]
         column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
-        answers = []
+        predictions: list[Prediction] = []
         for row, example in zip(similarity, batch.examples, strict=True):
             labels = list(example.choices)
-            closest = row[[column[example.choices[label]] for label in labels]].argmax()
-            answers.append(Prediction(text=labels[int(closest)]))
-        return answers
+            own = row[[column[example.choices[label]] for label in labels]]  # [labels]
+            scores = dict(zip(labels, own.float().softmax(dim=0).tolist(), strict=True))
+            predictions.append(Label(label=labels[int(own.argmax())], scores=scores))
+        return predictions
+
+    def constant(self, examples: Sequence[Example]) -> Prediction:
+        """Return the most frequent label of these rows."""
+        label = self.most_common_answer(examples)
+        return Label(label=label, scores={label: 1.0})
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the fp32 embeddings [rows, D], of length 1, of a batch of images alone or of texts alone."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from finetune.prediction import FinishReason, Prediction
+from finetune.prediction import FinishReason, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _ONE_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece's byte fa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer(Prediction):
+class Answer(Text):
     """A generated answer.
 
     Attributes:

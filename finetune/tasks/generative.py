@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.tasks.exact_match import ExactMatch
+from finetune.prediction import Text
+from finetune.tasks.answers import AnswerTask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from finetune.batch import Batch
+    from finetune.example import Example
     from finetune.prediction import Prediction
     from finetune.recipe import PromptSection
     from finetune.tasks.generation import Answer, IsStopped, OnText
 
 
-class GenerativeTask(ExactMatch):
+class GenerativeTask(AnswerTask):
     """One prediction a row, decoded greedily. Importing this module loads no torch.
 
     Args:
@@ -41,6 +43,10 @@ class GenerativeTask(ExactMatch):
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Return the greedy answer of each left-padded row."""
         return list(self.answer(model, batch))
+
+    def constant(self, examples: Sequence[Example]) -> Prediction:
+        """Return the most frequent answer of these rows."""
+        return Text(text=self.most_common_answer(examples))
 
     def answer(
         self,

@@ -1,15 +1,21 @@
 """Progress for people and for programs: a bar on the terminal and one JSON line a step in the run's folder."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from finetune.outside_text import safe_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from finetune.training.validation import Validation
 
 _EVERY = 10  # steps, at most, where the recipe does not say
 _LINES = 10  # of a short run
@@ -86,12 +92,14 @@ class RunLog:
         self._samples = self._tokens = 0
         self._busy = 0.0
 
-    def validation(self, step: int, score: float, loss: float | None, *, best: bool) -> None:
-        """Notes a validation; a loss of None is not finite."""
-        losses = {} if loss is None else {"val_loss": loss}
-        self._write({"step": step, "val_exact_match": round(score, 6), **losses, "best": best})
-        told = "not finite" if loss is None else f"{loss:.4f}"
-        self.say(f"step {step}: validation exact match {score:.3f}, loss {told}{' (best so far)' if best else ''}")
+    def validation(self, step: int, validation: Validation, *, best: bool) -> None:
+        """Note a validation: a line with ``val.<metric>`` for each metric, and ``val.loss`` where that is finite."""
+        values = {f"val.{name}": round(value, 6) for name, value in validation.values.items()}
+        losses = {} if validation.loss is None else {"val.loss": validation.loss}
+        self._write({"step": step, **values, **losses, "best": best})
+        scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in validation.values.items())
+        told = "not finite" if validation.loss is None else f"{validation.loss:.4f}"
+        self.say(f"step {step}: validation {scores}, loss {told}{' (best so far)' if best else ''}")
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""

@@ -110,8 +110,8 @@ class Trainer:
 
         Args:
             examples: the rows to learn.
-            validate: returns score and loss; called every ``eval_steps`` and at the end. The highest score is the best;
-                where scores are equal the lower loss is, and where these are too, the later step.
+            validate: returns metrics and loss; called every ``eval_steps`` and at the end. The best score chooses;
+                where scores are equal the lower loss does, and where these are too, the later step.
             on_better: called when a validation was the best so far, with its weights in ``best``.
 
         Raises:
@@ -234,7 +234,7 @@ class Trainer:
             self.best.update({name: tensor.cpu().clone() for name, tensor in self.strategy.tensors().items()})
             if on_better:
                 on_better()
-        self.log.validation(self.state.step, validation.score, validation.loss, best=chosen)
+        self.log.validation(self.state.step, validation, best=chosen)
         if (waited := self.state.validations_without_better) == self.options.early_stopping_patience:
             self.log.say(f"stopped early: no better validation in {waited} of them")
 

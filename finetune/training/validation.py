@@ -1,31 +1,12 @@
-"""Validation during a run: a score of generated answers, a loss of the references, and what both say at its end."""
+"""The result of one validation, and which of two is better."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from accelerate.utils import gather_object
-from tqdm import tqdm
-
-from finetune.training.evaluate import predict, score
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from accelerate import Accelerator
-    from transformers import PreTrainedModel
-
-    from finetune.batch import Batch
-    from finetune.example import Example
-    from finetune.interfaces import LossSum, Task
-    from finetune.recipe import TrainSection
-    from finetune.training.state import TrainState
-    from finetune.training.step import TaskObjective
-
-_DIGITS = 6  # of a loss: sums over other processes differ in the last bits, and must not decide which weights are best
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,140 +14,34 @@ class Validation:
     """How the adapter did on the validation rows.
 
     Attributes:
-        score: share of rows whose generated answer is right.
-        loss: of the references, as the objective has it: in nats a supervised token, or a row where rows are coupled;
-            None where it is not finite.
+        values: name of a metric -> its value; the first one is the score that chooses the best weights.
+        loss: of the references, in nats a supervised token, or a row for a task that couples rows; None where it is
+            not finite.
+        higher_is_better: whether a larger score is better.
     """
 
-    score: float
+    values: Mapping[str, float]
     loss: float | None
+    higher_is_better: bool = True
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric that chooses."""
+        return next(iter(self.values))
+
+    @property
+    def score(self) -> float:
+        """The value of the metric that chooses."""
+        return self.values[self.metric]
 
     def is_better(self, than_score: float | None, than_loss: float | None) -> bool:
-        """Tells whether this beats the best so far: by its score, or by its loss where the scores are equal."""
-        if than_score is None or self.score != than_score:
-            return than_score is None or self.score > than_score
+        """Return whether this beats the best so far: by its score, or by its loss where the scores are equal."""
+        if than_score is None:
+            return True
+        if self.score != than_score:
+            return (self.score > than_score) is self.higher_is_better
         return self.loss is not None and (than_loss is None or self.loss < than_loss)
 
     def is_as_good(self, as_score: float | None, as_loss: float | None) -> bool:
-        """Tells whether nothing but the step decides."""
+        """Return whether nothing but the step decides."""
         return (self.score, self.loss) == (as_score, as_loss)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validator:
-    """Validates a model on rows; every process has to call it.
-
-    Args:
-        model: the adapted model, in eval mode when this is called.
-        task: how an answer is made.
-        objective: the terms of the loss.
-        examples: the rows.
-        training_batch: makes a batch with labels of (example, supervised) pairs.
-        prompt_batch: makes the inputs of rows that are to be answered.
-        accelerator: of the run.
-        seed: chooses the caption of a row that has several, as in the first epoch.
-    """
-
-    model: PreTrainedModel
-    task: Task
-    objective: TaskObjective
-    examples: Sequence[Example]
-    training_batch: Callable[[list[tuple[Example, bool]]], Batch]
-    prompt_batch: Callable[[Sequence[Example]], Batch]
-    accelerator: Accelerator
-    seed: int
-
-    def __call__(self, *, eval_batch_size: int, batch_size: int) -> Validation:
-        """Returns score and loss.
-
-        Args:
-            eval_batch_size: rows of a batch when answers are generated.
-            batch_size: rows of a batch with labels: one that fits in training fits here.
-        """
-        return Validation(score=self.score(eval_batch_size), loss=self.loss(batch_size))
-
-    def score(self, batch_size: int) -> float:
-        """Returns the share of rows whose generated answer is right."""
-        answers = predict(
-            self.model,
-            self.task,
-            self.examples,
-            self.prompt_batch,
-            batch_size=batch_size,
-            accelerator=self.accelerator,
-            title="validating",
-        )
-        return score(self.task, self.examples, answers).exact_match
-
-    @torch.no_grad()
-    def loss(self, batch_size: int) -> float | None:
-        """Return the weighted sum of the means of all terms; each mean is over the items of all rows and processes."""
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = range(process, len(self.examples), processes)
-        order = sorted(mine, key=lambda i: (self.examples[i].num_tokens or 0, i))  # rows of like length pad little
-        most = math.ceil(len(self.examples) / processes)  # as many batches on every process, as in ``predict``
-        sums: dict[str, list[float]] = {}
-        weights: dict[str, float] = {}
-        with tqdm(total=most, unit="row", desc="validation loss", disable=process != 0, leave=False) as bar:
-            for start in range(0, most, batch_size):
-                rows = order[start : start + batch_size]
-                for name, term in self._terms(rows or [0], supervised=bool(rows)).items():
-                    weights[name] = term.weight
-                    total = sums.setdefault(name, [0.0, 0.0])
-                    total[0] += term.loss_sum.item() if rows else 0.0
-                    total[1] += term.num_items if rows else 0
-                bar.update(len(rows))
-        gathered = gather_object([sums]) if processes > 1 else [sums]
-        loss = sum(
-            weights[name]
-            * (math.fsum(one[name][0] for one in gathered) / max(1, sum(one[name][1] for one in gathered)))
-            for name in sums
-        )
-        return round(loss, _DIGITS) if math.isfinite(loss) else None
-
-    def _terms(self, rows: Sequence[int], *, supervised: bool) -> dict[str, LossSum]:
-        examples = [self.examples[i].in_epoch(0, seed=self.seed) for i in rows]
-        model, objective = self.model, self.objective
-        if objective.couples_rows:
-            batch = self.prompt_batch(examples).to(model.device, model.dtype)
-            return {"choice": objective.choice_loss(model, batch)}
-        batch = self.training_batch([(example, supervised) for example in examples])
-        return objective.terms(model, batch.to(model.device, model.dtype))
-
-
-def warnings_of(
-    state: TrainState, options: TrainSection, *, total_steps: int, base: tuple[str, float] | None
-) -> list[str]:
-    """Returns what a user should know before a run's adapter is published.
-
-    Args:
-        state: at the end of the run.
-        options: of the run.
-        total_steps: that it would have taken without early stopping.
-        base: the rows on which the base was evaluated, and its score there.
-    """
-    found = []
-    if base is not None and base[1] == 1:
-        found.append(f"the base alone answers every {base[0]} row right, so these rows cannot show what was gained")
-    if state.validations and state.best_score == 0:
-        loss = "" if state.best_loss is None else f" for their validation loss, {state.best_loss:.4f}, the lowest"
-        found.append(
-            f"every validation scored 0: no answer was right at any step. The weights of step {state.best_step} were "
-            f"chosen{loss}. Compare some answers with their references before you use this adapter"
-        )
-    if rising := _still_better(state, total_steps):
-        key = "train.epochs" if options.epochs is not None else "train.max_steps"
-        found.append(f"{rising}. To go on from here: the same recipe with a larger {key} and train.resume=extend")
-    return found
-
-
-def _still_better(state: TrainState, total_steps: int) -> str | None:
-    """Returns in what the last two validations differ, where the run ended at its best and at its full length."""
-    if len(state.validations) < 2 or state.best_step != state.step or state.step < total_steps:
-        return None
-    (_, score_before, loss_before), (_, score, loss) = state.validations[-2:]
-    if score > score_before:
-        return f"the validation score was still rising at the end, from {score_before:.3f} to {score:.3f}"
-    if score == 0 and loss is not None and loss_before is not None and loss < loss_before:
-        return f"the validation loss was still falling at the end, from {loss_before:.4f} to {loss:.4f}"
-    return None

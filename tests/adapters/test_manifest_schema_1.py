@@ -6,6 +6,7 @@ import pytest
 
 from finetune.adapters.manifest import AdapterManifest, canonical_json
 from finetune.errors import ManifestError
+from finetune.metrics.names import named_values
 
 ZERO, ONE = "0" * 64, "1" * 64
 OLD = {
@@ -58,6 +59,7 @@ def test_the_fields_keep_their_meaning():
     manifest = read()
     assert manifest.schema_version == 3
     assert (manifest.training.recipe_digest, manifest.training.recipe) == (ONE, None)
+    assert named_values(manifest.metrics) == {"test.exact_match": 0.75}
     section = manifest.task
     assert (section.answer_normalization, section.image_position, section.max_new_tokens) == ("vqa", "first", 16)
     assert section.normalize("The two.") == "2"

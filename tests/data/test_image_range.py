@@ -11,9 +11,9 @@ from PIL import Image
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import ImageContract
 from finetune.build import examples_of, load_base, rows_to_learn, with_image_range
-from finetune.comparing import evaluate
 from finetune.data.images import open_image, read_pixels
 from finetune.errors import DataError, RecipeError, RowError
+from finetune.evaluation.compare import evaluate
 from finetune.example import ImageOptions
 from finetune.recipe import MixData, ParquetData
 from finetune.registry import AdapterRegistry

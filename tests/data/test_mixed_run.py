@@ -2,7 +2,7 @@
 
 import json
 
-from finetune.comparing import evaluate
+from finetune.evaluation.compare import evaluate
 from finetune.runs import train
 from finetune.serving.loading import load
 

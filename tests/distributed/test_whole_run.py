@@ -39,12 +39,12 @@ def assert_same(one, two, within=1e-5):
     ]
     assert answers[0] == answers[1], "every row is answered once, and the same"
     metrics = [json.loads((folder / "adapter" / "manifest.json").read_text())["metrics"] for folder in (one, two)]
-    assert metrics[0] == metrics[1] and metrics[0]["after"]["n"] == 5
+    assert metrics[0] == metrics[1] and metrics[0]["test"]["n"] == 5
     losses = [
         [
-            line["val_loss"]
+            line["val.loss"]
             for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-            if "val_loss" in line
+            if "val.loss" in line
         ]
         for folder in (one, two)
     ]

@@ -20,13 +20,13 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from transformers.integrations import HfDeepSpeedConfig
 
 from finetune.build import Batches, load_base
+from finetune.evaluation.predict import predict
 from finetune.example import answer, ask
 from finetune.methods.adapter import attach
 from finetune.objectives.weighted import Weighted
 from finetune.saving import probe_effect
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.deepspeed import DeepSpeed
-from finetune.training.evaluate import predict
 from finetune.training.fsdp2 import SplitBase
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
@@ -156,7 +156,7 @@ def run(scenario, accelerator, folder):
         predictions = predict(
             made.base.model, made.task, rows_to_answer, prompt_batch, batch_size=2, accelerator=accelerator
         )
-        found["answers"] = [prediction.text for prediction in predictions]
+        found["answers"] = [str(prediction) for prediction in predictions]
         found["asked"] = gather_object(asked)
     held = [p for p in made.base.model.parameters() if not p.requires_grad]
     found["held"] = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in held)

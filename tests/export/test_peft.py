@@ -14,6 +14,7 @@ from finetune.errors import ExportError
 from finetune.export.exporting import export_adapter
 from finetune.export.parity import outputs, rows_of
 from finetune.serving.loading import load
+from tests.scores import scores_json
 
 
 def wanted_and_rows(base, adapter):
@@ -74,8 +75,8 @@ def test_a_dual_encoder(saved, tmp_path):
 def test_the_card(saved, tmp_path):
     base, adapter = saved()
     manifest = json.loads((adapter / "manifest.json").read_text())
-    scores = {"exact_match": 0.25, "interval": [0.125, 0.5], "n": 8}
-    manifest |= {"metrics": {"after": scores}, "license": "MIT", "intended_use": "to tell `red` from blue"}
+    scores = scores_json(0.25, interval=(0.125, 0.5))
+    manifest |= {"metrics": {"test": scores}, "license": "MIT", "intended_use": "to tell `red` from blue"}
     manifest["base"] |= {"hub_id": "toy/llava", "revision": "abc"}
     manifest["task"] |= {"question_template": "Look:\n{question}", "system_prompt": "Be `short`."}
     (tmp_path / "a").mkdir()
@@ -87,9 +88,9 @@ def test_the_card(saved, tmp_path):
     front = yaml.safe_load(front)
     assert front["base_model"] == "toy/llava" and front["base_model_relation"] == "adapter"
     assert front["library_name"] == "peft" and front["license"] == "mit"
-    assert front["model-index"][0]["results"][0]["metrics"] == [{"type": "exact_match", "value": 0.25}]
+    assert front["model-index"][0]["results"][0]["metrics"][0] == {"type": "exact_match", "value": 0.25}
     assert 'AutoModelForImageTextToText.from_pretrained("toy/llava", revision="abc")' in page
-    assert "| exact_match |  | 0.25 (0.125 to 0.5) |" in page
+    assert "| exact_match |  | 0.25 (0.125 to 0.5) |" in page and "| majority.exact_match |  | 0.5 |" in page
     assert "It was asked so, image first: `Look: {question}`, after the system prompt `` Be `short`. ``" in page
     assert "Intended use: `` to tell `red` from blue ``" in page and "Limits: trained and evaluated on testing" in page
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

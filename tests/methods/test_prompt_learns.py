@@ -24,4 +24,4 @@ def test_a_prompt_alone_gains_on_a_domain_that_the_base_never_saw(domain, tmp_pa
         source="test",
     )
     result = train(recipe)
-    assert result.after.exact_match >= result.before.exact_match + 0.08
+    assert result.metrics["test"].first.value >= result.metrics["base"].first.value + 0.08

@@ -14,8 +14,8 @@ SUMMARY = {
     "method": "lora",
     "synthetic": True,
     "metrics": {
-        "before": {"exact_match": 0.129, "n": 800, "majority": 0.492},
-        "after": {"exact_match": 0.922, "n": 800, "majority": 0.492},
+        "base": {"exact_match": 0.129, "n": 800, "majority.exact_match": 0.492},
+        "test": {"exact_match": 0.922, "n": 800, "majority.exact_match": 0.492},
     },
 }
 
@@ -63,10 +63,18 @@ def test_the_table_has_the_scores_and_the_reason():
     assert "800 test rows of its own data; the commonest answer alone reaches 0.492 signed by release fits" in shown
     assert shown.endswith("cannot be chosen trained on another base")
     unjudged = offer(summary={"domain": "d", "task": "vqa", "method": "lora", "metrics": {}}, version=None)
-    assert "folder @latest @prod d · vqa · lora not judged - signed by release fits" in text_of(
+    assert "folder @latest @prod d · vqa · lora not evaluated - signed by release fits" in text_of(
         table([unjudged], where="here")
     )
     assert "There are no adapters in s3://b/p." in table([], where="s3://b/p")
+
+
+def test_every_metric_is_shown_by_its_name():
+    test = {"rouge_l": 0.5, "mean_error": 12.5, "majority.rouge_l": 0.1, "majority.mean_error": 40.0, "n": 7}
+    both = offer(summary=SUMMARY | {"metrics": {"base": {"rouge_l": 0.25}, "test": test}})
+    shown = table([both], where="here")
+    assert "rouge l 0.250 → 0.500 mean error 12.500 7 test rows of its own data signed" in text_of(shown)
+    assert shown.count("style='width: ") == 2, "a bar is drawn of shares alone"
 
 
 def test_a_large_registry_is_not_one_large_page():

@@ -12,16 +12,18 @@ from finetune.playground.offers import Offer, find_offers
 from finetune.registry import AdapterRegistry
 from tests.playground.conftest import altered
 from tests.registry.signed import key, policy
+from tests.scores import scores_json
 
 
 def test_the_latest_of_each_with_what_the_log_knows(registry, made, tmp_path):
-    metrics = {"before": {"exact_match": 0.25, "n": 40}, "after": {"exact_match": 1, "n": 40, "by_kind": {}}}
+    metrics = {"base": scores_json(0.25), "test": scores_json(1.0, kinds={"color": 1.0})}
     registry.publish(altered(made[1]["first"], tmp_path / "again", name="first", metrics=metrics))
     first, foreign, second = find_offers(registry, [], made[0].identity)
     assert [offer.name for offer in (first, foreign, second)] == ["testing/first", "testing/foreign", "testing/second"]
     assert (first.ref, first.version, first.aliases, first.refusal) == ("testing/first@2", 2, ("latest",), None)
-    assert (first.score("before"), first.score("after"), first.score("after", "n")) == (0.25, 1.0, 40.0)
-    assert (second.ref, second.score("after"), second.synthetic) == ("testing/second@1", None, True)
+    assert [first.values[name] for name in ("base.exact_match", "test.exact_match", "test.n")] == [0.25, 1.0, 40.0]
+    assert (first.metrics, second.metrics, second.values) == (["exact_match"], [], {})
+    assert (second.ref, second.synthetic) == ("testing/second@1", True)
     assert foreign.refusal.startswith("trained on another base: someone/other-base, identity ")
 
 
@@ -30,9 +32,7 @@ def test_what_cannot_be_read_is_offered_last_with_the_reason(registry, made):
     entry.write_bytes(entry.read_bytes()[:-9])
     *whole, damaged = find_offers(AdapterRegistry(registry.location), [], made[0].identity)
     assert [offer.name for offer in whole] == ["testing/foreign", "testing/second"]
-    assert (damaged.name, damaged.version, damaged.synthetic, damaged.score("after")) == (
-        "testing/first", None, False, None
-    )  # fmt: skip
+    assert (damaged.name, damaged.version, damaged.synthetic, damaged.values) == ("testing/first", None, False, {})
     assert damaged.refusal.startswith("cannot be read: names/testing/first/log/000000000001.json: not JSON")
     assert ">folder<" not in table([damaged], where="here")
 
@@ -96,9 +96,9 @@ def test_whose_key_may_not_sign_there(made, tmp_path):
     assert offer.refusal.startswith("the trust policy does not accept it: it is signed by 'bob'")
 
 
-@pytest.mark.parametrize("metrics", [None, 0.7, [], {"after": 0.7}, {"after": {"exact_match": "high"}}])
+@pytest.mark.parametrize("metrics", [None, 0.7, [], {"test": 0.7}, {"test": {"exact_match": "high"}}])
 def test_metrics_of_another_type_are_no_score(metrics):
     offer = Offer(
         ref="a/b@1", name="a/b", version=1, aliases=(), summary={"metrics": metrics}, signature="", refusal=None
     )
-    assert offer.score("after") is None
+    assert offer.values == {} and offer.metrics == []

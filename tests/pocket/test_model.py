@@ -1,16 +1,19 @@
 """The embedded base: small, loaded like any hub model, and as good as its card says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from finetune.build import load_base
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.scores import Scores, Value
 from finetune.pocket import model_folder
-from finetune.pocket.card import shortfalls
+from finetune.pocket.card import shortfalls, write_card
 from finetune.pocket.domains import read_world
 from finetune.pocket.pretrain import PretrainOptions, pretrain
 from finetune.tasks.vqa import VqaConfig
-from finetune.training.evaluate import evaluate
 
 
 def test_it_loads_like_any_model_in_full_precision():
@@ -30,7 +33,7 @@ def test_it_sees():
     scores, _ = evaluate(
         base.model, base.task(VqaConfig(answer_normalization="vqa")), rows, base.collator.prompt_batch, batch_size=72
     )
-    assert scores.exact_match > 0.8 and scores.blank_image < 0.45
+    assert scores.first.value > 0.8 and scores.baselines["blank_image"]["exact_match"].value < 0.45
 
 
 @pytest.mark.slow
@@ -44,8 +47,20 @@ def test_it_keeps_what_its_card_promises():
 
 
 def test_shortfalls_are_named():
-    kind = {"exact_match": 0.6, "blank_image": 0.5, "majority": 0.4, "n": 10}
-    scores = {"exact_match": 0.7, "blank_image": 0.5, "by_kind": {"size": kind}}
+    def part(value, blank_image, majority):
+        baselines = {
+            "blank_image": {"exact_match": measured(blank_image)},
+            "majority": {"exact_match": measured(majority)},
+        }
+        return Scores(values={"exact_match": measured(value)}, baselines=baselines, n=10, truncated=0)
+
+    def measured(value):
+        return Value(value=value, interval=(0.1, 0.9), n=10, unit=None, higher_is_better=True)
+
+    scores = replace(part(0.7, 0.5, 0.3), by_kind={"size": part(0.6, 0.5, 0.4)}).to_json()
+    card = write_card(scores, parameters=1_500_000, minutes=None)
+    assert "10 questions: **0.700** (0.100 to 0.900); with a grey picture 0.500; majority" in card
+    assert card.endswith("| size | 0.600 | 0.500 | 0.400 | 10 |\n")
     assert shortfalls(scores) == [
         "overall 0.700 is below 0.75",
         "a blank picture costs only 0.200",

@@ -7,6 +7,7 @@ import pytest
 
 from finetune.adapters.manifest import AdapterManifest
 from finetune.registry import AdapterRegistry
+from tests.scores import scores_json
 from tests.servers.azurite import Absent, azurite
 
 SERVERS = ["azurite", pytest.param("ceph", marks=pytest.mark.ceph)]
@@ -64,7 +65,7 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
                 "task": "vqa",
                 "domain": namespace,
             },
-            "metrics": {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.75}},
+            "metrics": {"base": scores_json(0.25), "test": scores_json(0.75)},
             "probe": {"version": 1, "seed": 0, "dtype": "float32", "base": [[0.0]] * 4, "adapter": [[1.0]] * 4},
             "files": entries,
         }

@@ -122,7 +122,7 @@ def test_an_entry_rewritten_with_its_successors_left(used):
 def test_an_entry_that_praises_itself(used):
     path = Path(used.location, "names/retail/shoes/log/000000000001.json")
     commit = Commit.parse(path.read_bytes(), source="1")
-    better = commit.summary | {"metrics": {"after": {"accuracy": 1.0}, "before": {"accuracy": 0.0}}}
+    better = commit.summary | {"metrics": {"test": {"exact_match": 1.0}, "base": {"exact_match": 0.0}}}
     path.write_bytes(commit.model_copy(update={"summary": better}).to_bytes())
     (problem,) = verify(used).problems
     assert "shoes/log/000000000001.json: its summary is not that of its manifest blobs/sha256/" in problem

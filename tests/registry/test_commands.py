@@ -70,7 +70,9 @@ def test_resolve_shows_what_the_log_keeps(finetune, make_adapter):
     assert lines["digest"].startswith("sha256:")
     assert lines["synthetic"] == "yes"
     assert lines["base_id"] == "toy/base"
-    assert lines["metrics"] == "after: accuracy: 0.75; before: accuracy: 0.25"
+    assert (
+        "test: blank_image.exact_match: 0.25; exact_match: 0.75; majority.exact_match: 0.5; n: 40" in lines["metrics"]
+    )
 
 
 def test_rollback(finetune, make_adapter):
@@ -166,10 +168,19 @@ def test_problems_end_with_1(finetune, make_adapter, registry):
 def test_list_by_base_task_and_metric(finetune, make_adapter):
     finetune("publish", make_adapter("medical/a"))
     finetune("publish", make_adapter("retail/b"))
-    asked = ("--base", "toy/base", "--task", "vqa", "--metric", "after.accuracy>=0.75", "--metric", "before.accuracy<1")
+    asked = (
+        "--base",
+        "toy/base",
+        "--task",
+        "vqa",
+        "--metric",
+        "test.exact_match>=0.75",
+        "--metric",
+        "base.exact_match<1",
+    )
     assert finetune("list", *asked)[1].count("\n") == 3
     assert [v["ref"] for v in json.loads(finetune("list", "retail", *asked, "--json")[1])] == ["retail/b@1"]
-    assert finetune("list", "--metric", "after.accuracy>0.75")[1].endswith(" are as asked for\n")
+    assert finetune("list", "--metric", "test.exact_match>0.75")[1].endswith(" are as asked for\n")
     with pytest.raises(FinetuneError, match="'accuracy' is no condition"):
         finetune("list", "--metric", "accuracy")
 

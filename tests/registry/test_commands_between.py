@@ -7,6 +7,7 @@ import pytest
 from finetune.cli import main
 from finetune.registry import AdapterRegistry
 from tests.registry.folders import edit
+from tests.scores import scores_json
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -27,7 +28,7 @@ def finetune(registry, capsys):
 def two(registry, make_adapter):
     registry.publish(make_adapter())
     better = make_adapter(seed=1)
-    edit(better, metrics={"before": {"accuracy": 0.25}, "after": {"accuracy": 0.8}})
+    edit(better, metrics={"base": scores_json(0.25), "test": scores_json(0.8)})
     registry.publish(better)
     return registry
 
@@ -38,12 +39,12 @@ def test_diff(finetune, two):
     assert (code, err) == (0, "")
     assert header.split() == ["WHAT", f"{NAME}@1", f"{NAME}@2", "CHANGE"]
     assert rows[0].split() == ["training.seed", "0", "1", "+1"]
-    assert rows[1].split() == ["metrics.after.accuracy", "0.75", "0.8", "+0.05"]
+    assert rows[1].split() == ["test.exact_match", "0.75", "0.8", "+0.05"]
     assert rows[2].startswith("files.adapter_model.safetensors.sha256  ") and rows[2].count("...") == 2
     answer = json.loads(finetune("diff", NAME, f"{NAME}@1", "--json")[1])
     assert (answer["a"]["version"], answer["b"]["version"]) == (2, 1)
     paths = {each["path"]: (each["a"], each["b"]) for each in answer["differences"]}
-    assert paths["metrics.after.accuracy"] == (0.8, 0.75)
+    assert paths["test.exact_match"] == (0.8, 0.75)
     assert finetune("diff", NAME, f"{NAME}@2") == (0, f"{NAME}@2 and {NAME}@2 do not differ\n", "")
     two.yank(f"{NAME}@1", reason="wrong rows")
     assert finetune("diff", NAME, f"{NAME}@1")[2].count("warning: medical/brain-mri@1 is yanked: wrong rows") == 1
@@ -51,8 +52,16 @@ def test_diff(finetune, two):
 
 
 def test_promote(finetune, two):
-    refused = f"{NAME}@1 is not promoted to prod: test.accuracy>=0.78: it is 0.75. Nothing was changed; "
-    promote = ("promote", f"{NAME}@1", "prod", "--require", "test.accuracy>=0.78", "--require", "before.accuracy<0.5")
+    refused = f"{NAME}@1 is not promoted to prod: test.exact_match>=0.78: it is 0.75. Nothing was changed; "
+    promote = (
+        "promote",
+        f"{NAME}@1",
+        "prod",
+        "--require",
+        "test.exact_match>=0.78",
+        "--require",
+        "base.exact_match<0.5",
+    )
     code, out, err = finetune(*promote)
     assert (code, err) == (1, "") and out.startswith(f"refused: {refused}")
     code, out, _ = finetune(*promote, "--json")
@@ -63,8 +72,8 @@ def test_promote(finetune, two):
     assert code == 0 and json.loads(out)["promoted"] is True and json.loads(out)["ref"] == f"{NAME}@2"
     header, *_, forced, plain = finetune("log", NAME)[1].splitlines()
     column = header.index("REQUIRED")
-    required = "test.accuracy>=0.78; before.accuracy<0.5"
-    assert forced[column:].startswith(f"{required}; FORCED past test.accuracy>=0.78: it is 0.75")
+    required = "test.exact_match>=0.78; base.exact_match<0.5"
+    assert forced[column:].startswith(f"{required}; FORCED past test.exact_match>=0.78: it is 0.75")
     assert plain[column:].removesuffix("(nobody)").rstrip() == required
     assert json.loads(finetune("log", NAME, "--json")[1])[-1]["gate"]["required"] == required.split("; ")
     assert finetune(*promote, "--expect", "7", "--force")[0] == 2

@@ -152,7 +152,7 @@ def test_a_summary_that_lies_is_not_copied(source, target, tmp_path):
     for later in path.parent.iterdir():
         if later != path:
             later.unlink()
-    forge(path, summary={"metrics": {"after": {"accuracy": 0.99}}})
+    forge(path, summary={"metrics": {"test": {"exact_match": 0.99}}})
     with pytest.raises(IntegrityError, match=r"not what names/medical/brain-mri/log/000000000001.json says of it"):
         _copy(AdapterRegistry(source.location), target)
 

@@ -8,6 +8,7 @@ import pytest
 from finetune.errors import IntegrityError
 from finetune.registry.differences import Difference, differences
 from tests.registry.folders import edit
+from tests.scores import scores_json
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -27,9 +28,10 @@ def publish(registry, make_adapter):
 
 
 def _merged(old, new):
-    return (
-        {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}} if isinstance(new, dict) else new
-    )
+    if not isinstance(new, dict):
+        return new
+    old = old or {}
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
 def _found(registry, a, b):
@@ -49,7 +51,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
         training={"recipe_digest": one, "data": {"train": one, "test": two}, "rows": {"test": 3}, "steps": 9},
         adapter=adapter,
         task={"system_prompt": "Be brief."},
-        metrics={"after": {"accuracy": 0.8, "n": 40}},
+        metrics={"test": scores_json(0.8, kinds={"tumor": 0.9})},
         base={"hub_id": "toy/other", "files": {"model.safetensors": one}},
         processor={"tokenizer": two},
         toolchain={"torch": "3", "peft": "1"},
@@ -72,8 +74,12 @@ def test_every_section_is_compared(registry, publish, make_adapter):
         "adapter.lora.modules.vision": (None, ["v"]),
         "adapter.tensors.parameters": (8, 16),
         "task.system_prompt": (None, "Be brief."),
-        "metrics.after.accuracy": (0.75, 0.8),
-        "metrics.after.n": (None, 40),
+        "test.exact_match": (0.75, 0.8),
+        "test.tumor.exact_match": (None, 0.9),
+        "test.tumor.majority.exact_match": (None, 0.5),
+        "test.tumor.blank_image.exact_match": (None, 0.25),
+        "test.tumor.n": (None, 40),
+        "test.tumor.truncated": (None, 0),
         "base.files.model.safetensors": (zero, one),
         "base.hub_id": ("toy/base", "toy/other"),
         "processor.tokenizer": (zero, two),
@@ -86,14 +92,14 @@ def test_every_section_is_compared(registry, publish, make_adapter):
     assert all(len(before) == len(after) == 64 for before, after in (probe, tensors))
     sections = [path.split(".")[0] for path in _found(registry, a, b)]
     assert sorted(set(sections), key=sections.index)[:8] == [
-        "training", "adapter", "task", "metrics", "base", "processor", "files", "toolchain",
+        "training", "adapter", "task", "test", "base", "processor", "files", "toolchain",
     ]  # fmt: skip
 
 
 def test_numbers_tell_by_how_much(registry, publish):
-    a, b = publish(), publish(seed=1, metrics={"after": {"accuracy": 0.5}}, synthetic=False)
+    a, b = publish(), publish(seed=1, metrics={"test": scores_json(0.5)}, synthetic=False)
     changes = {d.path: d.change for d in differences(registry, a, b)}
-    assert changes["metrics.after.accuracy"] == -0.25 and changes["training.seed"] == 1
+    assert changes["test.exact_match"] == -0.25 and changes["training.seed"] == 1
     assert changes["synthetic"] is None and changes["files.adapter_model.safetensors.sha256"] is None
 
 

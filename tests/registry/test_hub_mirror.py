@@ -63,14 +63,21 @@ def test_the_folder_is_the_adapter_and_a_card(registry, publish, tmp_path):
                     {
                         "task": {"type": "image-text-to-text"},
                         "dataset": {"name": f"{NAME}, test split", "type": "medical"},
-                        "metrics": [{"type": "accuracy", "value": 0.75}],
+                        "metrics": [
+                            {"type": "exact_match", "value": 0.75},
+                            {"type": "blank_image.exact_match", "value": 0.25},
+                            {"type": "majority.exact_match", "value": 0.5},
+                            {"type": "truncated", "value": 0},
+                        ],
                     }
                 ],
             }
         ],
     }
     assert f"# {NAME}, version 1" in page and f"sha256:{version.digest}" in page
-    assert "| accuracy | 0.25 | 0.75 |" in page and "Intended use: to show --- what is there" in page
+    assert (
+        "| exact_match | 0.25 (0 to 1) | 0.75 (0 to 1) |" in page and "Intended use: to show --- what is there" in page
+    )
     assert "drawn by a program" not in page
 
 

@@ -15,6 +15,7 @@ from finetune.registry.location import registry_uuid
 from tests.registry.faulty import Interfering
 from tests.registry.folders import edit
 from tests.registry.stepping import ClockedStore
+from tests.scores import scores_json
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 
@@ -215,7 +216,7 @@ def several(registry, make_adapter):
         folder = make_adapter(name, seed)
         manifest = json.loads((folder / "manifest.json").read_text())
         base = manifest["base"] | {"config": str(seed) * 64, "hub_id": None if seed == 2 else f"toy/base-{seed}"}
-        metrics = {"before": {"exact_match": 0.5}, "after": {"exact_match": score}}
+        metrics = {"base": scores_json(0.5), "test": scores_json(score)}
         edit(folder, training=manifest["training"] | {"task": task}, base=base, metrics=metrics)
         registry.publish(folder)
     return registry
@@ -230,10 +231,10 @@ def several(registry, make_adapter):
         ({"base": "toy/base-0"}, "a"),
         ({"base": "toy/base"}, ""),
         ({"base": ""}, ""),
-        ({"metric": "after.exact_match>=0.8"}, "ac"),
-        ({"metric": ["after.exact_match>0.6", "after.exact_match<0.9"]}, "a"),
-        ({"metric": "after.recall>=0"}, ""),
-        ({"task": "vqa", "metric": "after.exact_match<0.7", "namespace": "medical"}, "b"),
+        ({"metric": "test.exact_match>=0.8"}, "ac"),
+        ({"metric": ["test.exact_match>0.6", "test.exact_match<0.9"]}, "a"),
+        ({"metric": "test.recall>=0"}, ""),
+        ({"task": "vqa", "metric": "test.exact_match<0.7", "namespace": "medical"}, "b"),
         ({"task": "vqa", "namespace": "retail"}, ""),
     ],
 )
@@ -251,5 +252,5 @@ def test_a_base_is_asked_for_by_the_beginning_of_its_digest(several):
 
 def test_a_condition_that_is_none_is_refused(several, tmp_path):
     for registry in (several, AdapterRegistry(tmp_path / "nowhere")):
-        with pytest.raises(ConditionError, match="'accuracy' is no condition: give the path of a metric"):
+        with pytest.raises(ConditionError, match="'accuracy' is no condition: give the name of a value"):
             registry.list(metric="accuracy")

@@ -14,6 +14,7 @@ from finetune.registry.mirrors.hub import write_hub_folder
 from finetune.serving.switcher import Switcher
 from tests.hostile_text import HOSTILE, LINE, harms_in
 from tests.registry.folders import edit, forge
+from tests.scores import scores_json
 
 NAME = "medical/brain-mri"
 
@@ -31,7 +32,7 @@ def hostile(registry, make_adapter):
             files=manifest["files"],
             training=manifest["training"] | {"task": HOSTILE + str(seed), "domain": HOSTILE},
             task=manifest["task"] | {"system_prompt": HOSTILE, "question_template": HOSTILE + "{question}"},
-            metrics={"before": {HOSTILE: 0.25}, "after": {HOSTILE: 0.5 + seed / 4}},
+            metrics={"base": scores_json(0.25, metric=HOSTILE), "test": scores_json(0.5 + seed / 4, metric=HOSTILE)},
             license=HOSTILE,
             intended_use=HOSTILE,
             parents=[HOSTILE],
@@ -89,7 +90,7 @@ def test_a_card_holds_no_live_markup(hostile, tmp_path):
     inner = [child for token in tokens for child in token.children or []]
     assert not {"html_block", "html_inline", "link_open", "image"} & {token.type for token in [*tokens, *inner]}
     assert "http" not in "".join(token.content for token in inner if token.type == "text")
-    assert [token.type for token in tokens].count("td_open") == 3
+    assert [token.type for token in tokens].count("td_open") == 12, "four values: metric, two baselines, truncated"
     assert [token.type for token in tokens].count("fence") == 1
     for field in ("Intended use: `", "Licence: `", "task `"):
         assert field in page

@@ -16,8 +16,9 @@ from finetune.errors import (
 from finetune.registry import AdapterRegistry, verify
 from finetune.registry.commits import Gate
 from finetune.registry.conditions import Condition
-from finetune.registry.promotion import measured, promote
+from finetune.registry.promotion import promote
 from tests.registry.folders import edit, forge
+from tests.scores import scores_json
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -28,8 +29,8 @@ def two(registry, make_adapter):
     """The first version answers 61 % of the test rows, the second 74 %."""
     for seed, score in enumerate((0.61, 0.74)):
         folder = make_adapter(seed=seed)
-        after = {"exact_match": score, "n": 100, "interval": [0.5, 0.8], "by_kind": {"tumor": {"exact_match": 0.9}}}
-        edit(folder, metrics={"before": {"exact_match": 0.4, "blank_image": None}, "after": after})
+        base, test = (scores_json(value, n=100, kinds={"tumor": 0.9}) for value in (0.4, score))
+        edit(folder, metrics={"base": base, "test": test})
         registry.publish(folder)
     return registry
 
@@ -42,8 +43,8 @@ def _state(registry):
     "require",
     [
         ["test.exact_match>=0.70"],
-        ["after.exact_match>=0.74", "after.exact_match<=0.74", "test.n>99"],
-        ["before.exact_match < 0.5", "after.by_kind.tumor.exact_match == 0.9"],
+        ["test.exact_match>=0.74", "test.exact_match<=0.74", "test.n>99"],
+        ["base.exact_match < 0.5", "test.tumor.exact_match == 0.9", "test.majority.exact_match<=.5"],
         [Condition(path="test.n", op=">", value=99.0)],
     ],
 )
@@ -62,8 +63,12 @@ def test_a_version_that_is_good_enough(two, require):
         (["test.exact_match>=0.70"], r"is not promoted to prod: test.exact_match>=0.7: it is 0.61\. Nothing was"),
         (["test.n>=100", "test.exact_match>0.61"], r"prod: test.exact_match>0.61: it is 0.61\. Nothing"),
         (["test.n>100", "test.exact_match>0.7"], r"test.n>100: it is 100; test.exact_match>0.7: it is 0.61\."),
-        (["test.exakt_match>=0"], "there is no such metric. Did you mean .*There are: test.exact_match, test.n, after"),
-        (["before.blank_image<=1"], "there is no such metric"),
+        (
+            ["test.exakt_match>=0"],
+            "there is no such metric. Did you mean .*There are: test.exact_match, test.n",
+        ),
+        (["after.exact_match>=0"], "there is no such metric. Did you mean 'test.exact_match'"),
+        (["test.tumor>=0"], "there is no such metric"),
         (["test.interval>=0"], "there is no such metric"),
         (["exact_match>=0"], "there is no such metric"),
     ],
@@ -100,9 +105,9 @@ def test_force_is_recorded(two):
 def test_the_bytes_of_the_manifest_count_and_not_the_log(two):
     version = two.resolve(f"{NAME}@2")
     entry = Path(two.location, "names", NAME, "log", "000000000002.json")
-    forge(entry, summary={"metrics": {"after": {"exact_match": 0.99}}})
+    forge(entry, summary={"metrics": {"test": {"exact_match": 0.99}}})
     lied = AdapterRegistry(two.location)
-    assert lied.resolve(f"{NAME}@2").summary["metrics"]["after"]["exact_match"] == 0.99
+    assert lied.resolve(f"{NAME}@2").summary["metrics"]["test"]["exact_match"] == 0.99
     with pytest.raises(PromotionError, match="it is 0.74"):
         promote(lied, f"{NAME}@2", "prod", require=["test.exact_match>=0.9"])
     blob = Path(two.location, "blobs", "sha256", version.digest[:2], version.digest)
@@ -129,9 +134,3 @@ def test_it_is_an_alias_in_every_other_way(two):
         promote(two, f"{NAME}@2", "prod", require=["test.n"])
     with pytest.raises(RegistryError, match="nothing is required"):
         promote(two, f"{NAME}@2", "prod", require=[])
-
-
-def test_test_is_another_word_for_after():
-    metrics = {"before": {"n": 1}, "after": {"n": 2}}
-    assert measured(metrics) == {**metrics, "test": {"n": 2}}
-    assert measured({"before": {"n": 1}}) == {"before": {"n": 1}}

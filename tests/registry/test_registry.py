@@ -31,7 +31,16 @@ def test_the_walk(registry, make_adapter):
     assert first.aliases == ("latest",)
     second = registry.publish(make_adapter(seed=2), "medical/brain-mri", aliases=["prod", "v2"])
     assert (second.version, second.seq, second.aliases) == (2, 2, ("latest", "prod", "v2"))
-    assert second.summary["metrics"] == {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.75}}
+    assert second.summary["metrics"] == {
+        who: {
+            "exact_match": value,
+            "majority.exact_match": 0.5,
+            "blank_image.exact_match": 0.25,
+            "n": 40,
+            "truncated": 0,
+        }
+        for who, value in (("base", 0.25), ("test", 0.75))
+    }
     assert registry.resolve("medical/brain-mri") == registry.resolve("medical/brain-mri@prod") == second
     assert registry.resolve("medical/brain-mri@1").aliases == ()
     for ref in (first.ref, f"medical/brain-mri@sha256:{first.digest}", AdapterRef.parse(first.ref)):

@@ -17,7 +17,7 @@ NAME = "medical/brain-mri"
 def test_a_signature_is_found_at_the_end_of_every_way(make_adapter, tmp_path, no_sync):
     signed = AdapterRegistry(tmp_path / "a", signer=key("alice"), trust=policy())
     signed.publish(make_adapter())
-    promote(signed, f"{NAME}@1", "prod", require=["after.accuracy>=0.9"], force=True)
+    promote(signed, f"{NAME}@1", "prod", require=["test.exact_match>=0.9"], force=True)
     entry = read_entry(tmp_path / "a", 2)
     assert entry.signature and entry.gate.forced
     assert verify(signed).problems == []

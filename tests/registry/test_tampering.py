@@ -180,7 +180,7 @@ def test_no_field_of_an_entry_can_be_changed(signed, make_adapter):
         "expect": {"prod": 1},
         "actor": "root@here",
         "time": "2031-01-01T00:00:00Z",
-        "gate": Gate(required=["after.n>=1"], forced=[]),
+        "gate": Gate(required=["test.n>=1"], forced=[]),
     }
     assert {*changes, "seq", "schema_version", "signature", "manifest_signature"} == {*Commit.model_fields}
     good = read_entry(signed, 3)

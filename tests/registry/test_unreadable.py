@@ -70,7 +70,7 @@ def test_the_whole_ones_are_listed_and_the_damaged_one_is_named(damaged, damage,
     registry = damaged(damage)
     told = []
     versions = registry.list(
-        metric="after.accuracy>=0.7",
+        metric="test.exact_match>=0.7",
         all_versions=all_versions,
         onerror=lambda name, error: told.append((name, str(error))),
     )

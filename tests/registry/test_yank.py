@@ -182,7 +182,7 @@ def test_an_entry_does_what_its_op_says(changes, problem):
         ({"aliases": {"latest": 1}, "version": 2}, "the alias latest stands for 1, but it has to stand for 2"),
         ({"schema_version": 1, "yanked": {"1": "x"}}, "schema 1 has no yanked versions"),
         ({"schema_version": 1, "op": "rollback"}, "schema 1 has no yanked versions, and no op but publish and alias"),
-        ({"gate": {"required": ["after.n>=1"], "forced": []}}, "only the op alias has a gate, from schema 3 on"),
+        ({"gate": {"required": ["test.n>=1"], "forced": []}}, "only the op alias has a gate, from schema 3 on"),
         ({"gate": {"required": [], "forced": []}}, "gate.required: List should have at least 1 item"),
     ],
 )

@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from PIL import Image
 import finetune
 from finetune.adapters.manifest import sha256_hex
 from finetune.build import load_base
+from finetune.evaluation.scores import Scores, Value
 from finetune.methods.adapter import attach, detach
 from finetune.registry import AdapterRegistry, promote
 from finetune.registry.signing import SigningKey
 from finetune.saving import probe_effect, save_adapter
-from finetune.training.evaluate import Scores
 from tests.matrix import METHODS, STEPS, extended, logits, losses, recipe_of, rows
 from tests.regression.bases import WEIGHTS, build_base, store_base
 from tests.regression.outputs import RECIPES, outputs, sample, train
@@ -49,10 +50,16 @@ _TASKS = {
 }
 _RATES = {"lora": 0.01, "prompt": 0.03, "contrastive": 0.003}
 _STEPS = {"lora": 12, "prompt": 20, "contrastive": 12}
-_SCORES = Scores(
-    exact_match=0.75, interval=(0.5, 1.0), majority=0.5, blank_image=0.25, n=4,
-    by_kind={"color": {"exact_match": 0.75, "majority": 0.5, "n": 4, "blank_image": 0.25}},
-)  # fmt: skip
+_PART = Scores(
+    values={"exact_match": Value(value=0.75, interval=(0.5, 1.0), n=4, unit=None, higher_is_better=True)},
+    baselines={
+        of: {"exact_match": Value(value=value, interval=None, n=4, unit=None, higher_is_better=True)}
+        for of, value in (("majority", 0.5), ("blank_image", 0.25))
+    },
+    n=4,
+    truncated=0,
+)
+_SCORES = replace(_PART, by_kind={"color": _PART})
 # Every setting whose default could change is written out, and no split chooses among checkpoints.
 _RECIPE = """# {steps} steps of {name} on the tiny {family}; what they gave is in outputs.json.
 name: {name}
@@ -135,7 +142,16 @@ def _make_adapter(
     attachment.freeze()
     splits = {"train": rows()}
     probe = probe_effect(base, attachment)
-    save_adapter(folder, recipe, base, attachment, splits, scores, scores, probe=probe, steps=STEPS)
+    save_adapter(
+        folder,
+        recipe,
+        base,
+        attachment,
+        splits,
+        {"test": scores, "base": scores} if scores else {},
+        probe=probe,
+        steps=STEPS,
+    )
     assert logits(base, extended(attachment, batch)).isfinite().all()
     detach(base.model)
 
@@ -153,7 +169,7 @@ def _make_registry(work: Path, net: Path) -> dict[str, str]:
             work / "bases" / ALL_METHODS_ON, METHODS[method], folder, net / "batches", seed=number, scores=_SCORES
         )
         registry.publish(folder, aliases=["staging"] if number < 3 else [])
-    promote(registry, "regression/colors@1", "prod", require=["after.exact_match>=0.5"])
+    promote(registry, "regression/colors@1", "prod", require=["test.exact_match>=0.5"])
     registry.alias("regression/colors", "prod", 2)
     registry.rollback("regression/colors", "prod")
     registry.yank("regression/colors@3", reason="worse on blue")

@@ -82,15 +82,14 @@ def train(name: str, *, net: Path, bases: Path, work: Path) -> dict[str, object]
     family = json.loads((net / "net.json").read_text(encoding="utf-8"))["recipes"][name]
     recipe = finetune.load_recipe(file, [f"model.name_or_path={bases / family}", *overrides])
     result = finetune.train(recipe)
-    predictions: dict[tuple[str, str], list[str]] = {}
-    finetune.evaluate(["base", str(result.adapter)], [recipe], predictions=predictions)
+    base, adapter = finetune.evaluate(["base", str(result.adapter)], [recipe])
     lines = [json.loads(line) for line in (result.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "losses": [line["loss"] for line in lines if "loss" in line],
-        "before": result.before.exact_match,
-        "after": result.after.exact_match,
-        "base": predictions["base", recipe.name],
-        "adapter": predictions[str(result.adapter), recipe.name],
+        "before": result.metrics["base"].first.value,
+        "after": result.metrics["test"].first.value,
+        "base": list(map(str, base.predictions)),
+        "adapter": list(map(str, adapter.predictions)),
         "folder": result.adapter,
     }
 

@@ -35,6 +35,6 @@ def make_adapter(base, kind, folder, *, seed=0, name="cell", domain="testing", s
     attachment.freeze()
     base.model.eval()
     probe = probe_effect(base, attachment)
-    save_adapter(folder, recipe, base, attachment, {"train": rows(1)}, None, None, probe=probe, steps=1)
+    save_adapter(folder, recipe, base, attachment, {"train": rows(1)}, {}, probe=probe, steps=1)
     detach(base.model)
     return folder

@@ -9,7 +9,6 @@ import torch
 from finetune.adapters.base_identity import identify_base
 from finetune.adapters.folder import config_bytes, file_entries, read_folder, weights_bytes
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
-from finetune.comparing import evaluate
 from finetune.errors import (
     AdapterError,
     BaseMismatchError,
@@ -19,6 +18,7 @@ from finetune.errors import (
     ProbeError,
     YankedError,
 )
+from finetune.evaluation.compare import evaluate, table
 from finetune.registry import AdapterRegistry
 from finetune.runs import train
 from finetune.serving.known_bases import find_base
@@ -58,7 +58,7 @@ def same(a, b):
 def test_train_publish_load_ask_swap(published, rows_folder):
     base, first, second = published
     assert (first.ref, second.ref) == ("testing/squares@1", "testing/others@1")
-    assert first.after.n == 4 and first.before is not None
+    assert first.metrics["test"].n == 4 and first.metrics["base"].n == 4
     vlm = load("testing/squares@latest", base=str(base), device="cpu")
     assert type(vlm.model).__name__ in ("Idefics3ForConditionalGeneration", "FastVlmForConditionalGeneration")
     with vlm.using(None):
@@ -83,9 +83,14 @@ def test_the_base_is_found_again_where_it_was_last_used(published):
 def test_evaluate_makes_one_row_an_adapter_and_config(published, make_recipe):
     base, first, second = published
     rows = evaluate(["base", first.ref, second.ref], [make_recipe(base)])
-    assert [row["adapter"] for row in rows] == ["base", "testing/squares@1", "testing/others@1"]
-    assert {"config", "exact_match", "interval", "majority", "blank_image", "n"} <= rows[0].keys()
-    assert rows[1]["exact_match"] == pytest.approx(first.after.exact_match)
+    assert [row.adapter for row in rows] == ["base", "testing/squares@1", "testing/others@1"]
+    assert {row.config for row in rows} == {"squares"} and all(row.scores.n == len(row.rows) == 4 for row in rows)
+    assert rows[0].scores == first.metrics["base"], "the base is what it was in the run"
+    assert rows[1].scores.first.value == pytest.approx(first.metrics["test"].first.value)
+    lines = [json.loads(line) for line in (first.folder / "predictions-adapter.jsonl").read_text().splitlines()]
+    assert lines == [row.to_json() for row in rows[1].rows]
+    head = [cell.strip() for cell in table(rows).splitlines()[0].split("  ") if cell]
+    assert head == ["adapter", "config", "exact match", "95 % interval", "majority", "blank image", "rows"]
 
 
 def test_what_a_run_leaves(published):
@@ -94,7 +99,7 @@ def test_what_a_run_leaves(published):
     assert {"recipe.json", "log.jsonl", "adapter", "last", "best", "predictions-adapter.jsonl"} <= names
     manifest = AdapterManifest.parse((first.adapter / MANIFEST_NAME).read_bytes())
     assert manifest.training.rows == {"train": 18, "val": 4, "test": 4}
-    assert manifest.metrics["after"]["n"] == 4
+    assert manifest.metrics["test"]["n"] == 4 and manifest.metrics.keys() == {"test", "base"}
     assert str(first.folder) not in manifest.to_bytes().decode(), "no local path"
 
 

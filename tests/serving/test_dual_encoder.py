@@ -11,12 +11,13 @@ from PIL import Image
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME
 from finetune.build import base_of, load_base
-from finetune.comparing import evaluate
 from finetune.errors import BaseMismatchError, DataError, ManifestError, ModelError, ProbeError, RecipeError
+from finetune.evaluation.compare import evaluate
 from finetune.methods.adapter import attach
+from finetune.metrics.names import named_values
+from finetune.metrics.retrieval import recall_at_1
 from finetune.runs import train
 from finetune.serving.loading import load
-from finetune.tasks.metrics import recall_at_1
 from tests.serving.test_app import resave, same, state, zero_b
 
 TEMPLATE = "a photo of {label}"
@@ -56,8 +57,10 @@ def recipe(make_recipe, tiny_clip, pairs_folder):
 
 def test_train_publish_classify_and_refuse(recipe, tiny_clip, tmp_path, capsys):
     run = train(recipe)
-    assert run.before.exact_match < 0.8 and run.after.exact_match == 1.0
-    assert run.after.majority == run.after.blank_image == 0.5, "a grey picture has one label, right for half the rows"
+    named = named_values({who: scores.to_json() for who, scores in run.metrics.items()})
+    assert named["base.exact_match"] < 0.8 and named["test.exact_match"] == 1.0
+    assert named["test.majority.exact_match"] == 0.5
+    assert named["test.blank_image.exact_match"] == 0.5, "a grey picture has one label, right for half the rows"
     shown = capsys.readouterr().out
     assert "⟦a photo of a red square⟧" in shown and "published testing/squares@1" in shown
 
@@ -69,7 +72,8 @@ def test_train_publish_classify_and_refuse(recipe, tiny_clip, tmp_path, capsys):
     assert torch.allclose(pictures.norm(dim=-1), torch.ones(2))
     assert recall_at_1((pictures @ texts.T).numpy(), LABELS, LABELS) == 1.0
     (row,) = evaluate([run.ref], [recipe])
-    assert row["exact_match"] == 1.0 and row["n"] == 8
+    assert row.scores.first.value == 1.0 and row.scores.n == 8
+    assert all(row.right and abs(sum(row.prediction.scores.values()) - 1) < 1e-5 for row in row.rows)
     with pytest.raises(ModelError, match=r"ask\(image, question\) does not go with a clip base: use classify"):
         vlm.ask(square(0), "What color is it?")
     with pytest.raises(DataError, match="a list of at least one text, not 'red'"):
@@ -179,5 +183,5 @@ def test_what_was_not_known_when_the_recipe_was_read_is_refused_before_the_base_
 def test_a_base_in_half_precision_learns_too(recipe, tiny_clip):
     half = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
     run = train(half)
-    assert run.after.exact_match > run.before.exact_match
+    assert run.metrics["test"].first.is_better(run.metrics["base"].first)
     assert load(run.adapter, base=str(tiny_clip), device="cpu", dtype="bfloat16").adapter.probe.verdict == "passed"

@@ -97,7 +97,7 @@ def test_early_stopping_keeps_the_best(build, tiny_fast_vlm):
     scores, kept = iter([0.1, 0.5, 0.4, 0.5, 0.9]), []
     state = run.trainer.train(
         run.examples,
-        validate=lambda: Validation(score=next(scores), loss=1.0),
+        validate=lambda: Validation(values={"exact_match": next(scores)}, loss=1.0),
         on_better=lambda: kept.append(run.trainer.state.step),
     )
     assert kept == [2, 4, 8] and state.step == 8, "one that is as good is taken, but not waited for"

@@ -9,13 +9,16 @@ import torch
 from accelerate import Accelerator
 
 from finetune.build import Batches, base_of, examples_of
+from finetune.errors import TrainingError
+from finetune.evaluation.validation import BaseAlone, Validator, warnings_of
+from finetune.metrics.exact_match import ExactMatch
 from finetune.objectives.weighted import Weighted
 from finetune.runs import train
-from finetune.tasks.vqa import VqaTask
 from finetune.training.state import TrainState
-from finetune.training.validation import Validation, Validator, warnings_of
+from finetune.training.validation import Validation
 
 NAN = float("nan")
+BASE_BEATEN, BASE_RIGHT = (BaseAlone(split="test", all_right=right) for right in (False, True))
 
 
 def validator_of(run_or_base, objective, examples, batches):
@@ -109,8 +112,17 @@ def test_images_are_held_against_their_own_labels_only(make_recipe, tiny_clip):
     ],
 )
 def test_the_score_decides_then_the_loss_then_the_step(before, after, better, as_good):
-    validation = Validation(score=after[0], loss=after[1])
+    validation = Validation(values={"exact_match": after[0]}, loss=after[1])
     assert validation.is_better(*before) is better and validation.is_as_good(*before) is as_good
+
+
+def test_where_less_is_better_the_lower_score_wins():
+    error = Validation(values={"error": 0.4, "exact_match": 0.1}, loss=1.0, higher_is_better=False)
+    assert (error.metric, error.score) == ("error", 0.4)
+    assert error.is_better(0.5, 0.1) and not error.is_better(0.3, 9.0) and error.is_better(0.4, 1.1)
+    state = TrainState(batch_size=4, step=10)
+    worse = Validation(values={"error": 0.5}, loss=1.0, higher_is_better=False)
+    assert [state.note(one) for one in (error, worse)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -119,24 +131,24 @@ def test_the_score_decides_then_the_loss_then_the_step(before, after, better, as
 )
 def test_where_no_answer_is_ever_right_the_loss_chooses(build, tiny_fast_vlm, losses, best, steps):
     run, left = build(tiny_fast_vlm, max_steps=6, eval_steps=2), iter(losses)
-    state = run.trainer.train(run.examples, validate=lambda: Validation(score=0.0, loss=next(left)))
+    state = run.trainer.train(run.examples, validate=lambda: Validation(values={"exact_match": 0.0}, loss=next(left)))
     assert (state.best_step, state.step, state.best_loss) == (best, steps, min(losses))
     assert state.validations == [[2, 0.0, losses[0]], [4, 0.0, losses[1]], [6, 0.0, losses[2]]]
-    assert [(line["val_loss"], line["best"]) for line in run.lines() if "val_loss" in line][0] == (losses[0], True)
+    assert [(line["val.loss"], line["best"]) for line in run.lines() if "val.loss" in line][0] == (losses[0], True)
 
 
 def test_a_checkpoint_of_an_earlier_release_goes_on(build, tiny_fast_vlm):
     """It has no losses: a score that is equal to its best is then better for having one."""
     run = build(tiny_fast_vlm, max_steps=4, eval_steps=2)
     with pytest.raises(StopIteration):
-        left = iter([Validation(score=0.5, loss=1.0)])
+        left = iter([Validation(values={"exact_match": 0.5}, loss=1.0)])
         run.trainer.train(run.examples, validate=lambda: next(left))
     checkpoint = run.checkpoints.newest(print)
     old = {k: v for k, v in checkpoint.facts["state"].items() if k not in ("best_loss", "validations")}
     again = build(tiny_fast_vlm, max_steps=4, eval_steps=2)
     again.trainer.restore(replace(checkpoint, facts={**checkpoint.facts, "state": old}))
     assert (again.trainer.state.best_score, again.trainer.state.best_loss) == (0.5, None)
-    state = again.trainer.train(again.examples, validate=lambda: Validation(score=0.5, loss=7.0))
+    state = again.trainer.train(again.examples, validate=lambda: Validation(values={"exact_match": 0.5}, loss=7.0))
     assert (state.best_step, state.best_loss, state.validations) == (4, 7.0, [[4, 0.5, 7.0]])
 
 
@@ -157,8 +169,8 @@ def ended(*validations, best, step=None):
         (ended((5, 0.7, 2.0), (10, 0.5, 1.0), best=5), None, []),
         (ended((5, 0.5, 2.0), (8, 0.7, 1.0), best=8), None, []),  # it ended early
         (ended((10, 0.5, 2.0), best=10), None, []),
-        (ended((10, 0.5, 2.0), best=10), ("test", 0.99), []),
-        (ended((10, 1.0, 2.0), best=10), ("test", 1.0), ["the base alone answers every test row right, so these rows "
+        (ended((10, 0.5, 2.0), best=10), BASE_BEATEN, []),
+        (ended((10, 1.0, 2.0), best=10), BASE_RIGHT, ["the base alone answers every test row right, so these rows "
          "cannot show what was gained"]),
         (TrainState(batch_size=4, step=10), None, []),
     ],
@@ -168,25 +180,42 @@ def test_what_should_be_known(make_recipe, state, base, expected):
     assert warnings_of(state, options, total_steps=10, base=base) == expected
 
 
+def test_an_error_that_still_falls_is_told_and_a_perfect_one_is_no_failure(make_recipe):
+    options = make_recipe("no-base").train
+    falling = ended((5, 0.7, 2.0), (10, 0.5, 1.0), best=10)
+    (told,) = warnings_of(falling, options, total_steps=10, base=None, higher_is_better=False)
+    assert told.startswith("the validation score was still falling at the end, from 0.700 to 0.500. To go on")
+    perfect = ended((5, 0.0, 2.0), (10, 0.0, 1.0), best=10)
+    assert warnings_of(perfect, options, total_steps=10, base=None, higher_is_better=False) == []
+
+
+def test_a_metric_without_a_value_chooses_nothing(validator, monkeypatch):
+    monkeypatch.setattr(ExactMatch, "row", lambda self, prediction, example: None)
+    with pytest.raises(
+        TrainingError, match=r"exact_match chooses the best weights, but it has no value for any of \d+"
+    ):
+        validator(eval_batch_size=4, batch_size=4)
+
+
 def test_a_run_in_which_nothing_is_ever_right_says_so_before_it_publishes(make_recipe, tiny_fast_vlm, capfd):
     result = train(make_recipe(tiny_fast_vlm, train={"max_steps": 4, "eval_steps": 2, "learning_rate": 1e-4}))
-    assert result.after.exact_match == 0, "this recipe learns too little"
+    assert result.metrics["test"].first.value == 0, "this recipe learns too little"
     zero, falling = result.warnings
     assert zero.startswith("every validation scored 0: no answer was right at any step. The weights of step 4 were ")
     assert falling.startswith("the validation loss was still falling at the end, from ")
     out, err = capfd.readouterr()
     assert out.index(f"warning: {zero}.") < out.index(f"published {result.ref}")
     assert json.loads((result.folder / "result.json").read_text())["warnings"] == [zero, falling]
-    assert "judging the base, with blank images" in err and "training:" in err and "validation loss:" in err
+    assert "evaluating the base, with blank images" in err and "training:" in err and "validation loss:" in err
     lines = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4], "a short run logs every step"
-    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    losses = [line["val.loss"] for line in lines if "val.loss" in line]
     assert len(losses) == 2 and losses[1] < losses[0]
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_base_that_is_right_already_is_named(make_recipe, tiny_fast_vlm, monkeypatch, rows_folder, split):
-    monkeypatch.setattr(VqaTask, "is_correct", lambda self, prediction, example: True)
+    monkeypatch.setattr(ExactMatch, "row", lambda self, prediction, example: 1.0)
     recipe = make_recipe(tiny_fast_vlm, **({} if split == "test" else {"data": {"test": None}}))
     (warning,) = train(recipe).warnings
     name = {"test": "test", "val": "validation"}[split]

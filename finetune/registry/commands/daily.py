@@ -8,6 +8,7 @@ from finetune.outside_text import safe_line
 from finetune.registry.commands.printing import answer, flat, one_line, table, version_json, warn
 from finetune.registry.commands.verbs import REF_HELP, AddVerb, add_signing
 from finetune.registry.commits import Commit
+from finetune.registry.conditions import EXAMPLE
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -36,7 +37,7 @@ def add_verbs(add: AddVerb) -> None:
         action="append",
         default=[],
         metavar="CONDITION",
-        help="only those for which it holds, such as 'after.exact_match>=0.7'; repeatable",
+        help=f"only those for which it holds, such as '{EXAMPLE}'; repeatable",
     )
     listing.add_argument("--all", action="store_true", help="list every version, the yanked ones too")
     add("log", _log, "show all that happened to an adapter").add_argument("name", metavar="NAME", help="ns/name")

@@ -9,6 +9,7 @@ from finetune.errors import PromotionError
 from finetune.outside_text import safe_line
 from finetune.registry.commands.printing import answer, flat, one_line, table, version_json, warn
 from finetune.registry.commands.verbs import REF_HELP, AddVerb
+from finetune.registry.conditions import EXAMPLE
 from finetune.registry.differences import differences
 from finetune.registry.promotion import promote
 from finetune.registry.registry import AdapterRegistry
@@ -27,7 +28,7 @@ def add_verbs(add: AddVerb) -> None:
         action="append",
         required=True,
         metavar="CONDITION",
-        help="such as 'test.exact_match>=0.70'; repeatable. test or after: with the adapter; before: the base alone",
+        help=f"such as '{EXAMPLE}'; repeatable. test: with the adapter; base: the base alone",
     )
     promotion.add_argument(
         "--expect", type=int, metavar="VERSION", help="refuse unless it stands for this version now; 0: for none"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from finetune.metrics.exact_match import equal_answers, exact_match, normalize_vqa, normalizer
+from finetune.metrics.exact_match import exact_match
+from finetune.metrics.normalization import equal_answers, normalize_vqa, normalizer
 
 DIFFERENT = [
     ("+", "-"), (">5", "<5"), ("-1", "1"), ("1,5", "15"), ("hepatitis A", "hepatitis"), ("none", "0"), ("two", "2"),

@@ -1,0 +1,45 @@
+"""The cells of a table of evaluations: every metric with its interval and baselines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.evaluation.baselines import BLANK_IMAGE, MAJORITY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.evaluation.evaluate import Evaluation
+    from finetune.evaluation.scores import Scores
+
+
+def cells(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the heads of the columns, and one line for each evaluation."""
+    metrics = dict.fromkeys(name for one in evaluations for name in one.scores.values)
+    head = ["adapter", "config"]
+    for name in metrics:
+        head += [words(name), "95 % interval", words(MAJORITY), words(BLANK_IMAGE)]
+    lines = [
+        (
+            one.adapter,
+            one.config,
+            *(cell for name in metrics for cell in _of_metric(name, one.scores)),
+            str(one.scores.n),
+        )
+        for one in evaluations
+    ]
+    return (*head, "rows"), lines
+
+
+def words(name: str) -> str:
+    """Return the name of a metric or a baseline as people read it."""
+    return name.replace("_", " ")
+
+
+def _of_metric(name: str, scores: Scores) -> tuple[str, ...]:
+    value = scores.values.get(name)
+    if value is None:
+        return ("-",) * 4
+    interval = f"{value.interval[0]:.3f} to {value.interval[1]:.3f}" if value.interval else "-"
+    baselines = (scores.baselines.get(of, {}).get(name) for of in (MAJORITY, BLANK_IMAGE))
+    return (str(value), interval, *("-" if found is None else str(found) for found in baselines))

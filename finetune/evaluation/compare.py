@@ -1,0 +1,75 @@
+"""Adapters side by side: each evaluated on the test rows of each recipe, on one base that is loaded once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from finetune.build import base_of, examples_of
+from finetune.data.survey import Survey
+from finetune.errors import RecipeError
+from finetune.evaluation.cells import cells
+from finetune.evaluation.split import evaluate_split
+from finetune.outside_text import safe_line
+from finetune.preflight import check_comparison
+from finetune.preflight.run import how_rows_are_put
+from finetune.prompt_checks import check_answers, with_longest_answer
+from finetune.registry import AdapterRegistry
+from finetune.serving.app import VisionLanguageModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.evaluation.evaluate import Evaluation
+    from finetune.recipe import Recipe
+
+
+def evaluate(
+    refs: Sequence[str], recipes: Sequence[Recipe], *, registry: AdapterRegistry | None = None
+) -> list[Evaluation]:
+    """Evaluate each adapter on the test split of each recipe, all on one base that is loaded once.
+
+    Args:
+        refs: registry references, adapter folders, or ``base``.
+        recipes: all must name the same base.
+        registry: where names are looked up; the default one if None.
+
+    Returns:
+        One evaluation for each adapter and recipe, those of one recipe together.
+    """
+    check_comparison(refs, recipes, registry=registry)
+    base = base_of(next((recipe for recipe in recipes if how_rows_are_put(recipe)), recipes[0]))
+    vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
+    found = []
+    for recipe in recipes:
+        examples = examples_of(recipe, "test", base=base)
+        if not examples:
+            raise RecipeError(f"{recipe.name}: the recipe has no test split to evaluate on")
+        survey = Survey.of(examples)
+        check_answers(recipe.task, {"test": survey}, print)
+        recipe = recipe.model_copy(update={"task": with_longest_answer(recipe.task, survey)})
+        for ref in refs:
+            with vlm.using(None if ref == "base" else ref):
+                one = evaluate_split(base, recipe, vlm.prompt_batch, examples, ref, title=f"{ref} on {recipe.name}")
+                probe = asdict(vlm.adapter.probe) if vlm.adapter else None
+            found.append(replace(one, probe=probe))
+    return found
+
+
+def table(evaluations: Sequence[Evaluation]) -> str:
+    """Return evaluations as a table for people, with every metric of their tasks.
+
+    Below it, where the base computes otherwise than the one an adapter was saved on (quantized, in half precision):
+    by how much that changes the adapter's effect.
+    """
+    head, lines = cells(evaluations)
+    shown = [tuple(map(safe_line, line)) for line in (head, *lines)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in shown]
+    probes = {one.adapter: one.probe for one in evaluations if one.probe}
+    for ref, probe in probes.items():
+        if probe["verdict"] == "inconclusive":
+            out.append(f"{ref}: its effect on the probe is below the noise of this base, so it could not be verified")
+        elif probe["difference"] > 0.01:
+            out.append(f"{ref}: its effect on the probe differs by {probe['difference']:.0%} from the recorded one")
+    return "\n".join(out)

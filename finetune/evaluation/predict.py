@@ -1,0 +1,77 @@
+"""Predictions of a model on rows, in batches and over processes, and the same rows with grey images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+    from finetune.batch import Batch
+    from finetune.example import Example
+    from finetune.interfaces import Task
+    from finetune.prediction import Prediction
+
+BLANK = np.full((224, 224, 3), 128, np.uint8)  # mid-grey
+
+
+def predict(
+    model: PreTrainedModel,
+    task: Task,
+    examples: Sequence[Example],
+    prompt_batch: Callable[[Sequence[Example]], Batch],
+    *,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    title: str = "evaluating",
+) -> list[Prediction]:
+    """Return one prediction a row, in order; with an accelerator, each process predicts its share.
+
+    Args:
+        model: in eval mode, on its device.
+        task: how a prediction is made.
+        examples: the rows.
+        prompt_batch: makes the inputs of rows that are to be answered.
+        batch_size: rows a batch.
+        accelerator: of a distributed run.
+        title: for the progress bar.
+    """
+    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    mine = range(process, len(examples), processes)
+    # Rows of like length in one batch waste less padding; the order of predictions is put right below.
+    order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
+    found: dict[int, Prediction] = {}
+    with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
+        # As many batches on every process: where they share one base, one would wait for the others' forwards.
+        most = math.ceil(len(examples) / processes)
+        for start in range(0, most, batch_size):
+            rows = order[start : start + batch_size]
+            batch = prompt_batch([examples[i] for i in rows or [0]]).to(model.device, model.dtype)
+            found.update(zip(rows, task.predict(model, batch), strict=bool(rows)))
+            bar.update(len(rows))
+    if accelerator and processes > 1:
+        found = dict(gather_object(list(found.items())))
+    return [found[i] for i in range(len(examples))]
+
+
+def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
+    """Return the rows with grey images, one for each prompt and question type, and each row's place among them."""
+    unique: dict[tuple[str, str], int] = {}
+    rows: list[Example] = []
+    places: list[int] = []
+    for example in examples:
+        key = (str(example.prompt), example.kind)
+        if key not in unique:
+            unique[key] = len(rows)
+            rows.append(replace(example, images=[BLANK] * len(example.images)))
+        places.append(unique[key])
+    return rows, places

@@ -1,0 +1,76 @@
+"""Single rows of an evaluation: question, prediction, references and what the prediction is worth, a JSON line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.example import ImageHandle, text_of
+from finetune.interfaces import RowMetric
+from finetune.metrics.building import metrics_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.example import Example
+    from finetune.interfaces import Task
+    from finetune.prediction import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of an evaluation.
+
+    Attributes:
+        example: the row itself.
+        prediction: what the model says of it.
+        values: name of a metric -> the row's value, None where it has none.
+        right: whether the prediction is worth as much as the row's own reference, by the first metric; None where that
+            gives rows no value.
+    """
+
+    example: Example
+    prediction: Prediction
+    values: dict[str, float | None]
+    right: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: one line of a file of predictions."""
+        return {
+            "id": self.example.id,
+            "kind": self.example.kind,
+            "question": question_of(self.example),
+            "images": _names(self.example),
+            "prediction": self.prediction.to_json(),
+            "references": self.example.answers,
+            "values": self.values,
+            "right": self.right,
+        }
+
+
+def make_rows(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> tuple[Row, ...]:
+    """Return each row with its prediction and what that is worth."""
+    metrics = metrics_of(task)
+    first = metrics[0]
+    rows = []
+    for example, prediction in zip(examples, predictions, strict=True):
+        values = {m.key: m.row(prediction, example) if isinstance(m, RowMetric) else None for m in metrics}
+        right = None
+        if isinstance(first, RowMetric) and (value := values[first.key]) is not None:
+            right = value == first.row(task.constant([example]), example)
+        rows.append(Row(example=example, prediction=prediction, values=values, right=right))
+    return tuple(rows)
+
+
+def question_of(example: Example) -> str:
+    """Return what is asked of a row: its question, else the text of its last turn before the answer, else its id."""
+    if "question" in example.meta:
+        return str(example.meta["question"])
+    return (text_of(example.prompt[-1]) if example.prompt else "") or example.id
+
+
+def _names(example: Example) -> list[str] | None:
+    """Return the names of a row's images; None where one of them is held in memory and has no name."""
+    named = [str(source) for source in example.images if isinstance(source, Path | ImageHandle)]
+    return named if len(named) == len(example.images) else None

@@ -1,0 +1,174 @@
+"""Validation during a run: the metrics of predictions, a loss of the references, and what both say at its end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from finetune.errors import TrainingError
+from finetune.evaluation.evaluate import values_of
+from finetune.evaluation.predict import predict
+from finetune.metrics.building import metrics_of
+from finetune.training.validation import Validation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+    from finetune.batch import Batch
+    from finetune.example import Example
+    from finetune.interfaces import LossSum, Task
+    from finetune.recipe import TrainSection
+    from finetune.training.state import TrainState
+    from finetune.training.step import TaskObjective
+
+_DIGITS = 6  # of a loss: sums over other processes differ in the last bits, and must not decide which weights are best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validator:
+    """Validates a model on rows; every process has to call it.
+
+    Args:
+        model: the adapted model, in eval mode when this is called.
+        task: how an answer is made.
+        objective: the terms of the loss.
+        examples: the rows.
+        training_batch: makes a batch with labels of (example, supervised) pairs.
+        prompt_batch: makes the inputs of rows that are to be answered.
+        accelerator: of the run.
+        seed: chooses the caption of a row that has several, as in the first epoch.
+    """
+
+    model: PreTrainedModel
+    task: Task
+    objective: TaskObjective
+    examples: Sequence[Example]
+    training_batch: Callable[[list[tuple[Example, bool]]], Batch]
+    prompt_batch: Callable[[Sequence[Example]], Batch]
+    accelerator: Accelerator
+    seed: int
+
+    def __call__(self, *, eval_batch_size: int, batch_size: int) -> Validation:
+        """Return the metrics and the loss.
+
+        Args:
+            eval_batch_size: rows of a batch when predictions are made.
+            batch_size: rows of a batch with labels: one that fits in training fits here.
+
+        Raises:
+            TrainingError: no row has a value of the metric that chooses the best weights.
+        """
+        values = self.values(eval_batch_size)
+        first = metrics_of(self.task)[0]
+        if first.key not in values:
+            raise TrainingError(
+                f"the metric {first.key} chooses the best weights, but it has no value for any of {len(self.examples)} "
+                "validation rows. Name another metric first in task.metrics."
+            )
+        return Validation(values=values, loss=self.loss(batch_size), higher_is_better=first.higher_is_better)
+
+    def values(self, batch_size: int) -> dict[str, float]:
+        """Return name -> value of each metric of the task, in its order."""
+        predictions = predict(
+            self.model,
+            self.task,
+            self.examples,
+            self.prompt_batch,
+            batch_size=batch_size,
+            accelerator=self.accelerator,
+            title="validating",
+        )
+        found = values_of(self.task, self.examples, predictions)
+        return {name: value.value for name, value in found.items()}
+
+    @torch.no_grad()
+    def loss(self, batch_size: int) -> float | None:
+        """Returns the sum of each term over all rows and processes by the number of its items, added up over terms."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = range(process, len(self.examples), processes)
+        order = sorted(mine, key=lambda i: (self.examples[i].num_tokens or 0, i))  # rows of like length pad little
+        most = math.ceil(len(self.examples) / processes)  # as many batches on every process, as in ``predict``
+        sums: dict[str, list[float]] = {}
+        with tqdm(total=most, unit="row", desc="validation loss", disable=process != 0, leave=False) as bar:
+            for start in range(0, most, batch_size):
+                rows = order[start : start + batch_size]
+                for name, term in self._terms(rows or [0], supervised=bool(rows)).items():
+                    total = sums.setdefault(name, [0.0, 0.0])
+                    total[0] += term.loss_sum.item() if rows else 0.0
+                    total[1] += term.num_items if rows else 0
+                bar.update(len(rows))
+        gathered = gather_object([sums]) if processes > 1 else [sums]
+        loss = sum(
+            math.fsum(one[name][0] for one in gathered) / max(1, sum(one[name][1] for one in gathered)) for name in sums
+        )
+        return round(loss, _DIGITS) if math.isfinite(loss) else None
+
+    def _terms(self, rows: Sequence[int], *, supervised: bool) -> dict[str, LossSum]:
+        examples = [self.examples[i].in_epoch(0, seed=self.seed) for i in rows]
+        model, objective = self.model, self.objective
+        if objective.couples_rows:
+            batch = self.prompt_batch(examples).to(model.device, model.dtype)
+            return {"choice": objective.choice_loss(model, batch)}
+        batch = self.training_batch([(example, supervised) for example in examples])
+        return objective.terms(model, batch.to(model.device, model.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAlone:
+    """What the base did before training.
+
+    Attributes:
+        split: the rows that it was evaluated on, ``test`` or ``validation``.
+        all_right: whether it got every one of them right.
+    """
+
+    split: str
+    all_right: bool
+
+
+def warnings_of(
+    state: TrainState, options: TrainSection, *, total_steps: int, base: BaseAlone | None, higher_is_better: bool = True
+) -> list[str]:
+    """Return what a user should know before a run's adapter is published.
+
+    Args:
+        state: at the end of the run.
+        options: of the run.
+        total_steps: that it would have taken without early stopping.
+        base: what the base alone did; None where it was not evaluated.
+        higher_is_better: whether a larger score is better.
+    """
+    found = []
+    if base is not None and base.all_right:
+        found.append(f"the base alone answers every {base.split} row right, so these rows cannot show what was gained")
+    if state.validations and state.best_score == 0 and higher_is_better:
+        loss = "" if state.best_loss is None else f" for their validation loss, {state.best_loss:.4f}, the lowest"
+        found.append(
+            f"every validation scored 0: no answer was right at any step. The weights of step {state.best_step} were "
+            f"chosen{loss}. Compare some answers with their references before you use this adapter"
+        )
+    if better := _still_better(state, total_steps, higher_is_better=higher_is_better):
+        key = "train.epochs" if options.epochs is not None else "train.max_steps"
+        found.append(f"{better}. To go on from here: the same recipe with a larger {key} and train.resume=extend")
+    return found
+
+
+def _still_better(state: TrainState, total_steps: int, *, higher_is_better: bool) -> str | None:
+    """Return in what the last two validations differ, where the run ended at its best and at its full length."""
+    if len(state.validations) < 2 or state.best_step != state.step or state.step < total_steps:
+        return None
+    (_, score_before, loss_before), (_, score, loss) = state.validations[-2:]
+    if score != score_before and (score > score_before) is higher_is_better:
+        way = "rising" if higher_is_better else "falling"
+        return f"the validation score was still {way} at the end, from {score_before:.3f} to {score:.3f}"
+    if score == 0 and higher_is_better and loss is not None and loss_before is not None and loss < loss_before:
+        return f"the validation loss was still falling at the end, from {loss_before:.4f} to {loss:.4f}"
+    return None

@@ -1,0 +1,67 @@
+"""One naming of everything that an evaluation measured, for gates, cards, listings and tables.
+
+::
+
+    test.cider  base.cider                     of the adapter, and of the base alone, on the same rows
+    test.majority.cider                        of always giving the most frequent answer
+    test.blank_image.cider                     of the same model, given a grey image
+    test.caption.cider                         of the rows of one question type: caption
+    test.n  test.truncated  test.caption.n     numbers of rows
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+TEST, BASE = "test", "base"  # of the adapter on the test rows, and of the base alone on the same rows
+COUNTS = ("n", "truncated")
+
+
+def named_values(metrics: Any) -> dict[str, float]:
+    """Return every finite number of ``metrics`` by its name.
+
+    Args:
+        metrics: a manifest's, ``test`` and ``base`` -> the JSON of ``Scores``; or a summary's, as ``summarized`` has
+            them. What has another form holds no numbers.
+    """
+    named: dict[str, float] = {}
+    for who, scores in _items(metrics):
+        for name, value in [*_whole(scores), *_by_kind(scores)]:
+            if not isinstance(value, bool):
+                with suppress(OverflowError):
+                    if math.isfinite(value):
+                        # A question type may have the name of a baseline, which comes first.
+                        named.setdefault(f"{who}.{name}", float(value))
+    return named
+
+
+def summarized(metrics: Any) -> dict[str, dict[str, float]]:
+    """Return the numbers of a manifest's ``metrics`` that are of all rows, which a registry's log keeps."""
+    return {who: dict(_whole(scores)) for who, scores in _items(metrics)}
+
+
+def _whole(scores: Any) -> Iterator[tuple[str, float]]:
+    yield from _measured(scores.get("values") if isinstance(scores, Mapping) else None)
+    for key, value in _items(scores):
+        if key == "baselines":
+            for baseline, values in _items(value):
+                yield from ((f"{baseline}.{name}", number) for name, number in _measured(values))
+        elif isinstance(value, int | float):
+            yield key, value
+
+
+def _by_kind(scores: Any) -> Iterator[tuple[str, float]]:
+    for kind, part in _items(scores.get("by_kind") if isinstance(scores, Mapping) else None):
+        yield from ((f"{kind}.{name}", number) for name, number in _whole(part))
+
+
+def _measured(values: Any) -> Iterator[tuple[str, float]]:
+    for name, value in _items(values):
+        if isinstance(value, Mapping) and isinstance(number := value.get("value"), int | float):
+            yield name, number
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from value.items()

@@ -1,0 +1,61 @@
+"""Intervals of metrics, by the bootstrap over groups of rows."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+_BOUNDS = (0.025, 0.975)  # of a 95 % interval
+
+
+def bootstrap_interval(
+    values: Sequence[float | None], groups: Sequence[str], *, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean by drawing whole groups with replacement.
+
+    Args:
+        values: one entry a row; a row without a value is left out.
+        groups: rows of one group (the questions about one image) are not independent and are drawn together.
+        seed: of the draws.
+        draws: how many.
+    """
+    sums: dict[str, list[float]] = defaultdict(lambda: [0, 0])
+    for value, group in zip(values, groups, strict=True):
+        if value is not None:
+            sums[group][0] += value
+            sums[group][1] += 1
+    if not sums:
+        return (0.0, 0.0)
+    table = np.array(list(sums.values()))  # [groups, 2]: sum of values, number of rows
+    total, count = (_draw(len(table), seed, draws) @ table).T
+    low, high = np.quantile(total / count, _BOUNDS)
+    return float(low), float(high)
+
+
+def corpus_interval(
+    measure: Callable[[list[int]], float], groups: Sequence[str], *, seed: int = 0, draws: int = 200
+) -> tuple[float, float]:
+    """Return the 95 % interval of a value that is no mean over rows, by measuring it anew on each draw.
+
+    Args:
+        measure: returns the value of these rows; a row that was drawn twice stands in them twice.
+        groups: as for ``bootstrap_interval``, one entry a row.
+        seed: of the draws.
+        draws: how many; fewer than for a mean, since each one measures all rows.
+    """
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        rows_of[group].append(row)
+    if not rows_of:
+        return (0.0, 0.0)
+    found = []
+    for times in _draw(len(rows_of), seed, draws).tolist():
+        found.append(measure([row for rows, n in zip(rows_of.values(), times, strict=True) for row in rows * n]))
+    low, high = np.quantile(found, _BOUNDS)
+    return float(low), float(high)
+
+
+def _draw(groups: int, seed: int, draws: int) -> np.ndarray:
+    """Return how often each draw has each group [draws, groups]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)

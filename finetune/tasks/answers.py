@@ -1,0 +1,31 @@
+"""What tasks share whose predictions are answers: right is what equals a reference after normalization."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from finetune.tables import ANSWER_METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.example import Example
+    from finetune.recipe import AnswerSection
+
+
+class AnswerTask:
+    """Compares answers in the normalization that the task's section names."""
+
+    options: AnswerSection
+    metrics: tuple[str, ...] = ANSWER_METRICS
+
+    def most_common_answer(self, examples: Sequence[Example]) -> str:
+        """Return the first reference that most rows have, as one of them writes it."""
+        written: dict[str, str] = {}
+        counts: Counter[str] = Counter()
+        for example in examples:
+            normalized = self.options.normalize(example.answers[0])
+            written.setdefault(normalized, example.answers[0])
+            counts[normalized] += 1
+        return written[counts.most_common(1)[0][0]]

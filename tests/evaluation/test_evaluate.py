@@ -1,0 +1,188 @@
+"""Scores, baselines and rows against values worked out by hand."""
+
+import numpy as np
+import pytest
+
+from finetune.errors import DataError
+from finetune.evaluation.cells import cells
+from finetune.evaluation.evaluate import Evaluation, score
+from finetune.evaluation.predict import blanked
+from finetune.evaluation.report import samples_of
+from finetune.evaluation.rows import make_rows
+from finetune.example import Example, answer, ask
+from finetune.metrics.building import metrics_of
+from finetune.metrics.exact_match import ExactMatch
+from finetune.metrics.names import named_values
+from finetune.metrics.statistics import bootstrap_interval
+from finetune.prediction import Number, Text
+from finetune.recipe import VqaSection
+from finetune.tables import METRICS
+from finetune.tasks.vqa import VqaTask
+
+GREY = np.full((8, 8, 3), 99, np.uint8)
+
+
+class Length:
+    """How many letters the answer is off; a row whose reference is ``?`` has no value."""
+
+    key, unit, higher_is_better = "length", "letters", False
+
+    def __init__(self, options):
+        pass
+
+    def row(self, prediction, example):
+        return None if example.answers[0] == "?" else float(abs(len(str(prediction)) - len(example.answers[0])))
+
+
+class Vocabulary:
+    """The number of different predictions: of all rows together, and of none alone."""
+
+    key, unit, higher_is_better = "vocabulary", None, True
+
+    def __init__(self, options):
+        pass
+
+    def corpus(self, predictions, examples):
+        return len({str(prediction) for prediction in predictions})
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    monkeypatch.setitem(METRICS, "length", f"{__name__}:Length")
+    monkeypatch.setitem(METRICS, "vocabulary", f"{__name__}:Vocabulary")
+
+
+def row(i, *answers, kind="all", picture=None, images=()):
+    return Example(
+        id=str(i), messages=[*ask(f"q{i}", num_images=len(images)), answer(answers[0])], images=list(images),
+        answers=list(answers), meta={"kind": kind, "picture": picture or str(i)},
+    )  # fmt: skip
+
+
+def task(**options):
+    return VqaTask(VqaSection(**options), None)
+
+
+def said(*texts):
+    return [Text(text=text) for text in texts]
+
+
+ROWS = [
+    row(0, "Red", kind="color", picture="a"), row(1, "red", kind="color", picture="a"), row(2, "blue", kind="color"),
+    row(3, "yes", "yeah", kind="is"), row(4, "no", kind="is"),
+]  # fmt: skip
+SAID = [*said("red", "blue", "Blue", "yeah"), Text(text="n", finish_reason="length")]
+
+
+def test_the_scores_of_exact_match():
+    scores = score(task(), ROWS, SAID, blank_predictions=said("red", "red", "red", "no", "no"))
+    named = named_values({"test": scores.to_json()})
+    assert named == {
+        "test.exact_match": 3 / 5, "test.n": 5, "test.truncated": 1,
+        "test.majority.exact_match": 3 / 5,  # red is right twice, and one of yes and no once
+        "test.blank_image.exact_match": 3 / 5,
+        "test.color.exact_match": 2 / 3, "test.color.n": 3, "test.color.truncated": 0,
+        "test.color.majority.exact_match": 2 / 3, "test.color.blank_image.exact_match": 2 / 3,
+        "test.is.exact_match": 1 / 2, "test.is.n": 2, "test.is.truncated": 1,
+        "test.is.majority.exact_match": 1 / 2, "test.is.blank_image.exact_match": 1 / 2,
+    }  # fmt: skip
+    assert list(scores.by_kind) == ["color", "is"]
+    assert scores.first.interval == bootstrap_interval([True, False, True, True, False], list("aa234"))
+    assert (scores.first.n, scores.first.unit, scores.first.higher_is_better) == (5, None, True)
+
+
+def test_the_majority_counts_the_first_reference_of_a_row_alone():
+    """As it always did: ``no`` is also allowed for the first row, and is not counted there."""
+    rows = [row(0, "yes", "no"), row(1, "no"), row(2, "no")]
+    assert score(task(), rows, said("x", "x", "x")).baselines["majority"]["exact_match"].value == 2 / 3
+    rows = [row(0, "Two"), row(1, "2"), row(2, "three")]
+    value = (
+        score(task(answer_normalization="vqa"), rows, said("x", "x", "x")).baselines["majority"]["exact_match"].value
+    )
+    assert value == 2 / 3, "what is equal after normalization is counted together"
+
+
+def test_a_metric_that_says_nothing_of_a_row_leaves_it_out(toys):
+    rows = [row(0, "four", kind="a"), row(1, "?", kind="a"), row(2, "??", kind="b"), row(3, "?", kind="c")]
+    scores = score(task(metrics=["length", "exact_match"]), rows, said("fo", "x", "abcd", "?"))
+    assert (scores.first.value, scores.first.n, scores.n) == (2.0, 2, 4), "2 letters off in each of two rows"
+    assert list(scores.values) == ["length", "exact_match"] and scores.values["exact_match"].value == 1 / 4
+    assert "length" not in scores.by_kind["c"].values and scores.by_kind["a"].values["length"].n == 1
+    assert str(scores.first) == "2.000 letters"
+
+
+def test_a_metric_of_all_rows_together(toys):
+    rows = [row(i, "a", kind="x" if i < 3 else "y") for i in range(4)]
+    scores = score(task(metrics=["vocabulary"]), rows, said("a", "b", "b", "c"))
+    assert (scores.first.value, scores.first.n) == (3.0, 4)
+    assert {kind: part.first.value for kind, part in scores.by_kind.items()} == {"x": 2.0, "y": 1.0}
+    assert scores.baselines["majority"]["vocabulary"].value == 1.0
+    low, high = scores.first.interval
+    assert 1 <= low <= high <= 3
+    assert [one.right for one in make_rows(task(metrics=["vocabulary"]), rows, said("a", "b", "b", "c"))] == [None] * 4
+
+
+def test_a_row_is_right_where_it_is_worth_as_much_as_its_reference(toys):
+    rows = [row(0, "four"), row(1, "four"), row(2, "?")]
+    found = make_rows(task(metrics=["length"]), rows, said("five", "six", "x"))
+    assert [(one.values, one.right) for one in found] == [
+        ({"length": 0.0}, True), ({"length": 1.0}, False), ({"length": None}, None),
+    ]  # fmt: skip
+
+
+def test_a_line_of_a_file_of_predictions(tmp_path):
+    example = row(3, "yes", "yeah", kind="is", images=[tmp_path / "a.png"])
+    (one,) = make_rows(task(), [example], said("yeah"))
+    assert one.to_json() == {
+        "id": "3", "kind": "is", "question": "q3", "images": [str(tmp_path / "a.png")],
+        "prediction": {"type": "text", "text": "yeah", "finish_reason": "stop"}, "references": ["yes", "yeah"],
+        "values": {"exact_match": 1.0}, "right": True,
+    }  # fmt: skip
+    (one,) = make_rows(task(), [row(0, "x", images=[GREY])], said("y"))
+    assert one.to_json()["images"] is None and one.to_json()["right"] is False
+
+
+def test_rows_that_the_adapter_got_wrong_come_first():
+    rows = [row(i, "a", images=[GREY]) for i in range(4)]
+    scores = score(task(), rows, said(*"aaaa"))
+    base, adapter = (
+        Evaluation(adapter=who, config="c", scores=scores, rows=make_rows(task(), rows, said(*texts)))
+        for who, texts in (("base", "axxa"), ("adapter", "aaxa"))
+    )
+    found = samples_of([base, adapter], most=3, wrong_first=["adapter", "base"])
+    assert [sample.question for sample in found] == ["q2", "q1", "q0"]
+    assert found[1].predictions == {"base": ("x", False), "adapter": ("a", True)}
+    assert [sample.question for sample in samples_of([base, adapter], most=9)] == ["q0", "q1", "q2", "q3"]
+
+
+def test_a_table_has_every_metric_of_its_tasks(toys):
+    one, other = (
+        Evaluation(adapter="a", config=name, scores=score(task(metrics=metrics), ROWS, SAID), rows=())
+        for name, metrics in (("x", None), ("y", ["length"]))
+    )
+    head, lines = cells([one, other])
+    assert head == (
+        "adapter", "config", "exact match", "95 % interval", "majority", "blank image", "length", "95 % interval",
+        "majority", "blank image", "rows",
+    )  # fmt: skip
+    assert lines[0][2] == "0.600" and lines[0][6:] == ("-", "-", "-", "-", "5")
+    assert lines[1][2:7] == ("-", "-", "-", "-", "0.600 letters")
+
+
+def test_the_metrics_of_a_task_are_its_own_or_those_that_its_options_name(toys):
+    assert [type(metric) for metric in metrics_of(task())] == [ExactMatch]
+    assert [metric.key for metric in metrics_of(task(metrics=["vocabulary", "exact_match"]))] == [
+        "vocabulary",
+        "exact_match",
+    ]
+
+
+def test_exact_match_of_a_prediction_that_is_no_answer_is_refused():
+    with pytest.raises(DataError, match=r"compares texts and labels, got a prediction of type number \(row 7"):
+        ExactMatch(VqaSection()).row(Number(value=1.0), row(7, "1"))
+
+
+def test_grey_images_stand_for_those_of_every_row_with_the_same_prompt():
+    same = [row(0, "a", images=[GREY]), row(0, "b", images=[GREY]), row(1, "a", images=[GREY])]
+    rows, places = blanked(same)
+    assert len(rows) == 2 and places == [0, 0, 1] and (rows[0].images[0] == 128).all()
