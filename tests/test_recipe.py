@@ -102,7 +102,7 @@ def test_what_can_go_together(write, tmp_path):
     base = f"model.name_or_path={tmp_path}"
     recipe = load_recipe(write(GOOD), [base, "task={name: contrastive, text_template: 'a {label}'}"])
     assert recipe.task.text_of("hat") == "a hat"
-    allowed = "name, answer_normalization, decimal_separator, text_template"
+    allowed = "name, metrics, answer_normalization, decimal_separator, text_template"
     with pytest.raises(RecipeError, match=f"task.max_new_tokens: unknown key. Allowed here: {allowed}"):
         load_recipe(write(GOOD), [base, "task={name: contrastive, max_new_tokens: 4}"])
     with pytest.raises(RecipeError, match="task.text_templat: unknown key. Did you mean 'text_template'"):

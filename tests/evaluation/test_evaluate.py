@@ -15,9 +15,8 @@ from finetune.metrics.exact_match import ExactMatch
 from finetune.metrics.names import named_values
 from finetune.metrics.statistics import bootstrap_interval
 from finetune.prediction import Number, Text
-from finetune.recipe import VqaSection
 from finetune.tables import METRICS
-from finetune.tasks.vqa import VqaTask
+from finetune.tasks.vqa import VqaConfig, VqaTask
 
 GREY = np.full((8, 8, 3), 99, np.uint8)
 
@@ -60,7 +59,7 @@ def row(i, *answers, kind="all", picture=None, images=()):
 
 
 def task(**options):
-    return VqaTask(VqaSection(**options), None)
+    return VqaTask(VqaConfig(**options), None)
 
 
 def said(*texts):
@@ -179,7 +178,7 @@ def test_the_metrics_of_a_task_are_its_own_or_those_that_its_options_name(toys):
 
 def test_exact_match_of_a_prediction_that_is_no_answer_is_refused():
     with pytest.raises(DataError, match=r"compares texts and labels, got a prediction of type number \(row 7"):
-        ExactMatch(VqaSection()).row(Number(value=1.0), row(7, "1"))
+        ExactMatch(VqaConfig()).row(Number(value=1.0), row(7, "1"))
 
 
 def test_grey_images_stand_for_those_of_every_row_with_the_same_prompt():

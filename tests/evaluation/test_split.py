@@ -10,10 +10,9 @@ from finetune.evaluation.rows import make_rows
 from finetune.evaluation.split import _read, _tell, _write
 from finetune.example import Example, answer, ask
 from finetune.prediction import Text
-from finetune.recipe import VqaSection
-from finetune.tasks.vqa import VqaTask
+from finetune.tasks.vqa import VqaConfig, VqaTask
 
-TASK = VqaTask(VqaSection(), None)
+TASK = VqaTask(VqaConfig(), None)
 ROWS = [
     Example(id=str(i), messages=[*ask(f"q{i}"), answer("a")], images=[], answers=["a"], meta={"kind": f"kind {i % 2}"})
     for i in range(3)

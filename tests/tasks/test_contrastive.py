@@ -1,5 +1,8 @@
 """The contrastive task: which label is predicted, and what objectives are computed from."""
 
+import math
+
+import pytest
 import torch
 
 from finetune.batch import Batch
@@ -21,4 +24,8 @@ def test_a_prediction_is_the_label_of_the_closest_text():
 
     colours = {"red": "a red thing", "blue": "a blue thing"}
     batch = Batch({}, [Row(**colours), Row(hat="a hat", red="a red thing")])
-    assert [prediction.text for prediction in task.predict(Model(), batch)] == ["blue", "hat"]
+    predictions = task.predict(Model(), batch)
+    assert [prediction.label for prediction in predictions] == ["blue", "hat"]
+    # Of the row's own labels alone: e^0 : e^1, and e^3 : e^0.
+    assert predictions[0].scores == pytest.approx({"red": 1 / (1 + math.e), "blue": math.e / (1 + math.e)})
+    assert predictions[1].scores == pytest.approx({"hat": math.e**3 / (1 + math.e**3), "red": 1 / (1 + math.e**3)})
