@@ -3,6 +3,7 @@
 from typing import Any
 
 from finetune.errors import ManifestError
+from finetune.metrics.names import summarized
 
 _WHO = {"before": "base", "after": "test"}
 _BASELINES = ("majority", "blank_image")
@@ -40,6 +41,12 @@ def metrics_from_schema_2(metrics: dict[str, Any]) -> dict[str, Any]:
         _WHO.get(who, who): _scores(scores) if who in _WHO and isinstance(scores, dict) else scores
         for who, scores in metrics.items()
     }
+
+
+def summary_from_schema_2(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of a manifest under today's names; one that has these already stays as it is."""
+    metrics = summary.get("metrics")
+    return summary | {"metrics": summarized(metrics_from_schema_2(metrics))} if metrics else summary
 
 
 def _scores(old: dict[str, Any]) -> dict[str, Any]:

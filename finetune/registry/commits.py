@@ -15,11 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finetune.adapters.manifest import Sha256, canonical_json, sha256_hex, strict_json
-from finetune.adapters.manifest_schema_2 import metrics_from_schema_2
+from finetune.adapters.manifest_schema_2 import summary_from_schema_2
 from finetune.adapters.reference import LATEST, Alias, VersionNumber, check_name_part
 from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError, plain
 from finetune.fields import UtcTime
-from finetune.metrics.names import summarized
 from finetune.registry.signing import Signature, SigningKey, entry_message, manifest_message
 
 MAX_COMMIT_BYTES = 1024 * 1024
@@ -242,8 +241,7 @@ class Commit(BaseModel):
     @property
     def current_summary(self) -> dict[str, Any]:
         """The summary under today's names; that of an entry that an earlier release wrote has others."""
-        metrics = self.summary.get("metrics")
-        return self.summary | ({"metrics": summarized(metrics_from_schema_2(metrics))} if metrics else {})
+        return summary_from_schema_2(self.summary)
 
     def _fields(self) -> dict[str, Any]:
         # Not mode="json", which writes null for a number that is not finite.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.manifest import sha256_hex
+from finetune.adapters.manifest_schema_2 import summary_from_schema_2
 from finetune.cache import cache_home, read_note, write_note
 from finetune.errors import FinetuneError
 from finetune.registry.commits import log_key, split_log_key
@@ -131,7 +132,8 @@ def _load(path: Path) -> dict[str, _Known]:
 
 def _known(fields: dict[str, Any]) -> _Known:
     version = fields["version"]
-    return _Known(**fields | {"version": Version(**version | {"aliases": tuple(version["aliases"])})})
+    version |= {"aliases": tuple(version["aliases"]), "summary": summary_from_schema_2(version["summary"])}
+    return _Known(**fields | {"version": Version(**version)})
 
 
 def _save(path: Path, names: dict[str, _Known]) -> None:

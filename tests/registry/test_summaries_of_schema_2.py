@@ -1,12 +1,16 @@
 """Registries that release 0.1 wrote: their summaries hold the names of then, and are read under today's."""
 
+import json
 import shutil
 
 import pytest
 
+from finetune.cache import read_note, write_note
 from finetune.metrics.names import named_values
 from finetune.registry import AdapterRegistry, promote, verify
 from finetune.registry.copying import copy_adapter
+from finetune.registry.index import ListIndex
+from finetune.registry.location import registry_uuid
 from tests.regression.nets import NETS
 
 pytestmark = pytest.mark.usefixtures("no_sync")
@@ -48,3 +52,16 @@ def test_it_is_copied_as_it_is(old, tmp_path):
     copied = copy_adapter(old.store, new.store, NAME)
     assert copied.versions == 3 and verify(new).problems == []
     assert [entry.digest for entry in new.log(NAME)] == [entry.digest for entry in old.log(NAME)]
+
+
+def test_an_index_that_release_0_1_made_is_read_under_todays_names(old):
+    path = ListIndex(registry_uuid(old.store), old.location).path
+    assert len(old.list()) == 2
+    index = json.loads(read_note(path))
+    for name, known in index.items():
+        known["version"]["summary"] = old.log(name)[0].summary
+    write_note(path, json.dumps(index))
+    assert [version.name for version in AdapterRegistry(old.location).list(metric="test.exact_match==0.75")] == [
+        "colors",
+        "matching",
+    ]
