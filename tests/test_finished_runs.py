@@ -237,4 +237,4 @@ def test_a_sweep_takes_up_a_run_that_ended_while_no_sweep_was_there(recipe, tmp_
     monkeypatch.setattr(sweep, "run_child", lambda *args, **options: 1 / 0)
     assert run.result() is None
     assert sweep.run_sweep(path, []) == 0
-    assert run.result()["test"] is not None
+    assert run.result()["test.exact_match"] is not None
