@@ -243,12 +243,12 @@ import os, sys, torch
 from finetune.recipe import load_recipe
 from finetune.runs import train
 from finetune.tasks.vqa import VqaTask
-terms = VqaTask.terms
+outputs = VqaTask.outputs
 def full(self, model, batch):
     if os.environ["RANK"] == "1" and len(batch.examples) > int(sys.argv[2]):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
-    return terms(self, model, batch)
-VqaTask.terms = full
+    return outputs(self, model, batch)
+VqaTask.outputs = full
 train(load_recipe(sys.argv[1]))
 """)
     weights = []

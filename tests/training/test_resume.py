@@ -101,7 +101,7 @@ def test_a_run_that_was_done_trains_no_more(build, tiny_fast_vlm):
     run.trainer.train(run.examples)
     again = build(tiny_fast_vlm, max_steps=2)
     again.trainer.restore(again.checkpoints.newest(print))
-    again.trainer.task.terms = None  # not even asked
+    again.trainer.objective.objective.terms = None  # not even asked
     assert again.trainer.train(again.examples).step == 2
     assert len(again.lines()) == 2
 

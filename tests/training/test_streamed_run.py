@@ -69,15 +69,15 @@ def same(one, other):
 
 def stop_at(monkeypatch, step):
     """Asks the run to stop in the middle of that step."""
-    terms, seen = VqaTask.terms, []
+    outputs, seen = VqaTask.outputs, []
 
     def counting(self, model, batch):
         seen.append(batch)
         if len(seen) == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return terms(self, model, batch)
+        return outputs(self, model, batch)
 
-    monkeypatch.setattr(VqaTask, "terms", counting)
+    monkeypatch.setattr(VqaTask, "outputs", counting)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
