@@ -12,6 +12,7 @@ _LICENSES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
     "cc-by-sa-4.0", "cc0-1.0", "gemma", "gpl-3.0", "lgpl-3.0", "llama3.2", "mit", "mpl-2.0", "openrail", "unlicense",
 }  # fmt: skip
+_PIPELINES = {"contrastive": "zero-shot-image-classification", "vqa": "image-text-to-text"}  # task -> the hub's word
 _NOT_SCORES = {"n"}
 _NOT_STATED = "not stated"
 
@@ -47,7 +48,7 @@ def model_card(manifest: AdapterManifest, card: Card) -> str:
 def _front_matter(manifest: AdapterManifest, card: Card) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = "image-text-to-text" if isinstance(manifest.prompt, VqaContract) else "zero-shot-image-classification"
+    task = _PIPELINES[manifest.prompt.name]
     scores = [
         EvalResult(
             task_type=task,

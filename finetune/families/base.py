@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """A family of any kind."""
+    """A family of any architecture."""
 
     model_type: ClassVar[str]
+    architecture: ClassVar[str]
     tower_paths: ClassVar[Towers]
     auto_class: ClassVar[Any]  # transformers' own that loads its models
 
@@ -95,9 +96,18 @@ class Family:
             return self.auto_class.from_config(config, trust_remote_code=False)
 
     def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
-        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower."""
+        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower.
+
+        Raises:
+            ModelError: there is no language tower.
+        """
         towers = self.towers(self.skeleton(name_or_path, revision=revision))
-        return [*towers.projector, *towers.vision, "lm_head"]
+        if "language" not in towers:
+            raise ModelError(
+                f"{name_or_path}: only a language tower can be quantized, and this base has {', '.join(towers)}. Set "
+                "quantization to null."
+            )
+        return [path for tower, paths in towers.items() if tower != "language" for path in paths] + ["lm_head"]
 
 
 def embedded_path(name_or_path: str) -> str:
@@ -123,9 +133,9 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
             f"{', '.join(EMBEDDED_BASES)}."
         ) from None
     if config.model_type in FAMILIES:
-        return import_string(FAMILIES[config.model_type])()
+        return import_string(FAMILIES[config.model_type].target)()
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return import_string(GENERIC_FAMILY)(config.model_type)
+        return import_string(GENERIC_FAMILY.target)(config.model_type)
     raise ModelError(
         f"{name_or_path}: {config.model_type} is no vision-language model that transformers knows. Supported by name: "
         f"{', '.join(FAMILIES)}; and any other class of AutoModelForImageTextToText whose towers can be found."

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import RecipeError
 from finetune.lookup import import_string
+from finetune.model_types import architecture_of, family_entry
 from finetune.recipe.data import StreamableData
-from finetune.tables import DUAL_ENCODERS, EMBEDDED_BASES, IMPOSSIBLE
+from finetune.recipe.method import LoraSection
+from finetune.tables import EMBEDDED_BASES, IMPOSSIBLE
 
 if TYPE_CHECKING:
     from finetune.recipe.method import MethodSection
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
     from finetune.tables import Impossible
 
 
-def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = None) -> None:
+def refuse_impossible(
+    recipe: Recipe, *, source: str, model_type: str | None = None, architecture: str | None = None
+) -> None:
     """Checks a recipe against what is known not to work.
 
     Args:
         recipe: the recipe.
         source: names it in errors.
         model_type: the base's; found out where its config is on this machine if None.
+        architecture: the base's; by default what is known of its ``model_type``.
 
     Raises:
         RecipeError: with the reason and the nearest choice that works.
@@ -35,28 +40,39 @@ def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = N
             "train.max_steps, and train.epochs to null."
         )
     model_type = model_type or known_model_type(recipe.model)
+    entry = family_entry(model_type) if model_type else None
+    architecture = architecture or (entry.architecture if entry else None)
+    for section in recipe.method:
+        if entry and isinstance(section, LoraSection) and (reason := section.towers.why_not(entry.towers)):
+            raise RecipeError(f"{source}: method.towers{reason}")
     for case in IMPOSSIBLE:
         asked = case.task in (None, recipe.task.name) and (
             case.option is None or any(_uses(section, case.option) for section in recipe.method)
         )
-        if asked and _holds(case, model_type) and case.quantization in (None, recipe.model.quantization):
+        if asked and _holds(case, model_type, architecture) and case.quantization in (None, recipe.model.quantization):
             raise RecipeError(f"{source}: {_explain(case, model_type)}")
 
 
-def why_impossible(task: str, model_type: str) -> str | None:
-    """Returns why a task does not go with a family, and what does; None where it goes."""
-    cases = (case for case in IMPOSSIBLE if case.task == task and _holds(case, model_type))
+def why_impossible(task: str, model_type: str, *, architecture: str | None = None) -> str | None:
+    """Returns why a task does not go with a family, and what does; None where it goes.
+
+    Args:
+        task: its name.
+        model_type: of the family.
+        architecture: of the family; by default what is known of its ``model_type``.
+    """
+    architecture = architecture or architecture_of(model_type)
+    cases = (case for case in IMPOSSIBLE if case.task == task and _holds(case, model_type, architecture))
     return next((_explain(case, model_type) for case in cases), None)
 
 
-def _holds(case: Impossible, model_type: str | None) -> bool:
-    kind = model_type and ("dual_encoder" if model_type in DUAL_ENCODERS else "generative")
-    return case.model_type in (None, model_type) and case.kind in (None, kind)
+def _holds(case: Impossible, model_type: str | None, architecture: str | None) -> bool:
+    return case.model_type in (None, model_type) and case.architecture in (None, architecture)
 
 
 def _explain(case: Impossible, model_type: str | None) -> str:
     what = case.option or f"task {case.task}"
-    with_model = model_type if case.model_type or case.kind else None
+    with_model = model_type if case.model_type or case.architecture else None
     where = " with ".join(part for part in (with_model, case.quantization) if part)
     return f"{what} does not go with {where}: {case.reason}. {case.instead}"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ValidationError
@@ -170,9 +170,16 @@ def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Sect
             continue
         section = choices[0] if choices else None
         field = section.model_fields.get(part) if section else None
-        choices = _sections_in(field.annotation) if field else []
+        choices = _sections_in(field.annotation if field else _others(section))
         named = bool(choices) and field is not None and get_origin(field.annotation) is dict
     return keys, section
+
+
+def _others(section: type[Section] | None) -> Any:
+    """Returns the type of the keys that a section takes beside its fields; None where it takes none."""
+    if section is None or section.model_config.get("extra") != "allow":
+        return None
+    return get_type_hints(section)["__pydantic_extra__"]
 
 
 def _tags(section: type[Section]) -> set[object]:

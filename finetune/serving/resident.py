@@ -59,7 +59,8 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> 
     manifest = folder.manifest
     require_same_base(manifest.base, base.identity)
     require_same_processor(manifest.processor, base.digests)
-    if reason := why_impossible(manifest.prompt.name, manifest.base.model_type):
+    family = base.family
+    if reason := why_impossible(manifest.prompt.name, family.model_type, architecture=family.architecture):
         raise ManifestError(f"the adapter's prompt contract is for another kind of base: {reason}")
     require_expected(base.model, base.towers, manifest.adapter)
     found = updates(base.model, manifest.adapter, folder.tensors)
