@@ -26,6 +26,7 @@ from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
 from finetune.matmul import speed_up
 from finetune.methods.adapter import check_methods
+from finetune.model_types import for_architecture
 from finetune.objectives.weighted import Weighted
 from finetune.plugins import find
 from finetune.recipe import (
@@ -45,7 +46,7 @@ from finetune.recipe import (
 from finetune.training.step import Reference, TaskObjective
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from PIL.Image import Image
     from torch import Tensor
@@ -99,7 +100,7 @@ class Base:
     @property
     def default_task(self) -> TaskSection:
         """How the base is asked where no adapter says how."""
-        return task_of(self.family.kind)
+        return task_of(self.family.architecture)
 
     def task(self, options: TaskSection) -> Task:
         """Returns the task that ``options`` describe, for this base's tokenizer.
@@ -107,7 +108,8 @@ class Base:
         Raises:
             ModelError: the base cannot do it.
         """
-        if reason := why_impossible(options.name, self.family.model_type):
+        family = self.family
+        if reason := why_impossible(options.name, family.model_type, architecture=family.architecture):
             raise ModelError(f"{self.path}: {reason}")
         return find("tasks", options.name, what="task", error=ModelError)(options, self.processor.tokenizer)
 
@@ -203,6 +205,7 @@ def load_base(
     check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
+    make_collator = for_architecture(_COLLATORS, family)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
     model, processor = family.load(
         path,
@@ -217,7 +220,7 @@ def load_base(
         model=model,
         processor=processor,
         family=family,
-        collator=_collator(family, model, processor, data),
+        collator=make_collator(family, model, processor, data),
         path=path,
         quantization=quantization,
         identity=identity,
@@ -225,19 +228,30 @@ def load_base(
     )
 
 
+def _pair_collator(
+    family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+) -> PairCollator:
+    options = data.model_dump(include={"max_image_pixels"}) if data else {}  # a row has one text, and all of it counts
+    return PairCollator(family, processor, max_length=max_positions(model), **options)
+
+
 def _collator(
     family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
-) -> Collator | PairCollator:
+) -> Collator:
     options = data.model_dump(include={"supervise", "max_image_pixels"}) if data else {}
-    if family.kind == "dual_encoder":
-        options.pop("supervise", None)  # a row has one text
-        return PairCollator(family, processor, max_length=max_positions(model), **options)
     ends = model.generation_config.eos_token_id
     end_ids = ends if isinstance(ends, list) else [ends]
     if not end_ids or end_ids == [None]:
         raise ModelError(f"{model.name_or_path}: its generation config names no eos_token_id, so no answer would end")
     embeddings = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
     return Collator(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
+
+
+# What depends on the architecture of a base.
+_COLLATORS: Mapping[str, Callable[..., Collator | PairCollator]] = {
+    "dual_encoder": _pair_collator,
+    "generative": _collator,
+}
 
 
 def check_method(recipe: Recipe) -> None:
@@ -252,7 +266,8 @@ def check_method(recipe: Recipe) -> None:
     check_base(section.name_or_path, revision=section.revision)
     path = embedded_path(section.name_or_path)
     family = family_of(path, revision=section.revision)
-    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
+    for_architecture(_COLLATORS, family)
+    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
     try:
         skeleton = family.skeleton(path, revision=section.revision)
     except Exception:  # a class that needs weights to be built; ``attach`` checks the same on the loaded model
@@ -270,7 +285,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
     section = recipe.model
     check_base(section.name_or_path, revision=section.revision)
     family = family_of(embedded_path(section.name_or_path), revision=section.revision)
-    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type)
+    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
     return load_base(
         section.name_or_path,
         revision=section.revision,

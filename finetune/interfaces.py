@@ -5,11 +5,12 @@ Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from PIL.Image import Image
     from torch import Tensor, nn
@@ -20,24 +21,10 @@ if TYPE_CHECKING:
     from finetune.prediction import Prediction
     from finetune.recipe import AttnImplementation, Quantization, TaskSection
 
-TOWERS = ("language", "projector", "vision")
 PaddingSide = Literal["left", "right"]
-# What a base does: writes text about pictures, or embeds pictures and texts to be held against each other.
-Kind = Literal["generative", "dual_encoder"]
-
-
-@dataclass(frozen=True)
-class Towers:
-    """Full paths of the modules that make up each tower; an empty tuple where a model has none."""
-
-    language: tuple[str, ...]
-    projector: tuple[str, ...]
-    vision: tuple[str, ...]
-
-    def items(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yields (tower, paths) in a fixed order."""
-        for tower in TOWERS:
-            yield tower, getattr(self, tower)
+# Tower -> full paths of the modules that make it up. Most models have "language", "projector" and "vision"; a model may
+# have others, such as "fusion", and lacks the key of a tower that it does not have.
+Towers = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -128,7 +115,7 @@ class ModelFamily(Protocol):
     """What differs between vision-language models of different ``model_type``."""
 
     model_type: str
-    kind: Kind
+    architecture: str  # what its models do: generative, dual_encoder, or another word
     auto_class: Any  # transformers' own that loads its models
 
     def load(

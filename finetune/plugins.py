@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import PluginError
 from finetune.lookup import did_you_mean, import_string
-from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, METRICS, OBJECTIVES, SOURCES, TASKS, Entry
+from finetune.tables import EXPORT_TARGETS, FAMILIES, METHODS, METRICS, OBJECTIVES, SOURCES, TASKS, Entry, FamilyEntry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from importlib.metadata import EntryPoint
 
-_TABLES: dict[str, Mapping[str, str | Entry]] = {
+_TABLES: dict[str, Mapping[str, str | Entry | FamilyEntry]] = {
     "exports": EXPORT_TARGETS,
     "families": FAMILIES,
     "methods": METHODS,

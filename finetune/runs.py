@@ -154,7 +154,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     if parent:
         parent.write_into(attachment, base)
         log.say(f"  its weights are those of {parent.ref} to begin with")
-    if base.family.kind == "generative" and (told := why_all_logits(base.model)):
+    if base.family.architecture == "generative" and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
     state, total, attachment = _fit(
@@ -236,7 +236,7 @@ def _fit(
         except OSError as error:  # a full disk; the checkpoints hold these weights too
             log.say(f"{folder / 'best'} could not be written ({error.strerror}). The run goes on.")
 
-    compiled = CompiledLayers(base.model, base.towers.language if recipe.train.torch_compile else ())
+    compiled = CompiledLayers(base.model, base.towers.get("language", ()) if recipe.train.torch_compile else None)
 
     validator = Validator(
         model=base.model,

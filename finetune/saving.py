@@ -57,8 +57,7 @@ def save_weights(folder: Path, attachment: Attachment, tensors: Mapping[str, Ten
 def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
     """Returns what a manifest says of an adapter on a base of ``model_type``."""
     parts = [
-        PartDescription(method=p.method, options=dict(p.options), modules=dict(p.modules))  # type: ignore[arg-type]
-        for p in attachment.parts
+        PartDescription(method=p.method, options=dict(p.options), modules=dict(p.modules)) for p in attachment.parts
     ]
     return AdapterDescription(
         peft_type=peft_type([part.method for part in parts], model_type=model_type),

@@ -1,7 +1,21 @@
 """Names a recipe may use, and where the code behind each lives. Nothing is imported until it is looked up."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """Where the class of a family lives, and what of it must be known before torch is imported.
+
+    Attributes:
+        target: ``"module:Class"``.
+        architecture: what its models do, as the class says it too.
+        towers: the names of the towers that its models have.
+    """
+
+    target: str
+    architecture: str = "generative"
+    towers: tuple[str, ...] = ("language", "projector", "vision")
 
 
 @dataclass(frozen=True)
@@ -19,23 +33,21 @@ class Entry:
 
 
 # transformers' `model_type` -> family
-FAMILIES: dict[str, str] = {
-    "clip": "finetune.families.clip:ClipFamily",
-    "fast_vlm": "finetune.families.fast_vlm:FastVlmFamily",
-    "gemma3": "finetune.families.gemma3:Gemma3Family",
-    "idefics3": "finetune.families.idefics3:Idefics3Family",
-    "internvl": "finetune.families.internvl:InternVlFamily",
-    "llava": "finetune.families.llava:LlavaFamily",
-    "llava_onevision": "finetune.families.llava_onevision:LlavaOnevisionFamily",
-    "paligemma": "finetune.families.paligemma:PaliGemmaFamily",
-    "qwen2_5_vl": "finetune.families.qwen2_5_vl:Qwen25VlFamily",
-    "qwen3_vl": "finetune.families.qwen3_vl:Qwen3VlFamily",
-    "smolvlm": "finetune.families.smolvlm:SmolVlmFamily",
+FAMILIES: dict[str, FamilyEntry] = {
+    "clip": FamilyEntry("finetune.families.clip:ClipFamily", architecture="dual_encoder"),
+    "fast_vlm": FamilyEntry("finetune.families.fast_vlm:FastVlmFamily"),
+    "gemma3": FamilyEntry("finetune.families.gemma3:Gemma3Family"),
+    "idefics3": FamilyEntry("finetune.families.idefics3:Idefics3Family"),
+    "internvl": FamilyEntry("finetune.families.internvl:InternVlFamily"),
+    "llava": FamilyEntry("finetune.families.llava:LlavaFamily"),
+    "llava_onevision": FamilyEntry("finetune.families.llava_onevision:LlavaOnevisionFamily"),
+    "paligemma": FamilyEntry("finetune.families.paligemma:PaliGemmaFamily"),
+    "qwen2_5_vl": FamilyEntry("finetune.families.qwen2_5_vl:Qwen25VlFamily"),
+    "qwen3_vl": FamilyEntry("finetune.families.qwen3_vl:Qwen3VlFamily"),
+    "smolvlm": FamilyEntry("finetune.families.smolvlm:SmolVlmFamily"),
 }
-# Those that hold pictures and texts against each other; all others generate text.
-DUAL_ENCODERS = ("clip",)
 # For any other class of AutoModelForImageTextToText.
-GENERIC_FAMILY = "finetune.families.generic:GenericFamily"
+GENERIC_FAMILY = FamilyEntry("finetune.families.generic:GenericFamily")
 
 METHODS: dict[str, str | Entry] = {
     "lora": Entry("finetune.methods.lora:Lora", "finetune.recipe.method:LoraSection"),
@@ -93,7 +105,7 @@ class Impossible:
     """An option of a method that does not work on an architecture, on one family or when quantized."""
 
     option: str  # method, or method.option
-    kind: Literal["generative", "dual_encoder"] | None = None
+    architecture: str | None = None
     model_type: str | None = None
     quantization: str | None = None
     reason: str
@@ -103,7 +115,7 @@ class Impossible:
 IMPOSSIBLE = (
     Impossible(
         option="prompt_tuning",
-        kind="dual_encoder",
+        architecture="dual_encoder",
         reason="its text tower reads the embedding at the end of a short text, and its pictures pass no tuned prompt",
         instead="Set method: {name: lora}, which adapts the text tower, the vision tower or both.",
     ),

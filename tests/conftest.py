@@ -25,9 +25,9 @@ from tests.seeding import (  # noqa: F401  hooks of pytest
 
 
 def _generative_families():
-    from finetune.tables import DUAL_ENCODERS, FAMILIES
+    from finetune.tables import FAMILIES
 
-    return [name for name in FAMILIES if name not in DUAL_ENCODERS]
+    return [name for name, entry in FAMILIES.items() if entry.architecture == "generative"]
 
 
 @pytest.fixture(autouse=True)

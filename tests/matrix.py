@@ -13,9 +13,9 @@ from finetune.batch import Batch
 from finetune.build import Base, load_base
 from finetune.example import Example, answer, ask
 from finetune.methods.adapter import attach, detach, merge, switch
+from finetune.model_types import architecture_of
 from finetune.recipe import parse_recipe
 from finetune.saving import probe_effect, save_adapter
-from finetune.tables import DUAL_ENCODERS
 from finetune.training.loop import set_train_mode
 
 LORA = {"name": "lora", "r": 4, "lora_alpha": 16}
@@ -60,7 +60,8 @@ def recipe_of(method: object, base: str | Path, folder: Path, *, quantization: s
         "model": {"name_or_path": str(base), "device": "cpu", "quantization": quantization},
         "method": method,
         "data": {"source": "procedural", "name": "medical"},
-        "task": {"name": task_of(model_type)} | ({} if model_type in DUAL_ENCODERS else {"max_new_tokens": 16}),
+        "task": {"name": task_of(model_type)}
+        | ({"max_new_tokens": 16} if architecture_of(model_type) == "generative" else {}),
         "train": {"max_steps": STEPS, "output_dir": str(folder)},
     }
     return parse_recipe(raw, source="cell")
@@ -68,7 +69,7 @@ def recipe_of(method: object, base: str | Path, folder: Path, *, quantization: s
 
 def task_of(model_type: str) -> str:
     """The name of the task that a family does."""
-    return "contrastive" if model_type in DUAL_ENCODERS else "vqa"
+    return {"dual_encoder": "contrastive", "generative": "vqa"}[architecture_of(model_type)]
 
 
 def logits(base: Base, batch: Batch) -> torch.Tensor:
@@ -123,7 +124,7 @@ def train_cell(
     before, plain = state(base.model), logits(base, batch)
     attachment = attach(base.host, recipe.method)
     # A dual encoder's temperature multiplies its gradients: by 14 before training.
-    lr = 0.005 if base.family.kind == "dual_encoder" else 0.02
+    lr = 0.005 if base.family.architecture == "dual_encoder" else 0.02
     found = losses(base, attachment, extended(attachment, batch), lr=lr)
     assert found[-1] < found[0], f"the loss does not fall: {found}"
     attachment.freeze()

@@ -15,7 +15,7 @@ LEVELS = {
     "file_owner": 0, "regular_file": 0, "file_state": 0, "json_file": 0, "outside_text": 0,
     "command": 1,
     "hardware": 1, "child": 1, "listening": 1, "recipe": 1, "example": 1, "interfaces": 1, "batch": 1, "tables": 1,
-    "matmul": 1, "folder_lock": 1, "metrics": 1, "prediction": 0, "plugins": 1,
+    "matmul": 1, "model_types": 1, "folder_lock": 1, "metrics": 1, "prediction": 0, "plugins": 1,
     "processes": 2, "finished_runs": 2, "families": 2, "methods": 2, "data": 2, "tasks": 2, "adapters": 2, "pocket": 2,
     "objectives": 2,
     "training": 3, "registry": 3,
@@ -110,11 +110,23 @@ def test_every_name_in_a_table_is_there():
     from finetune import tables
     from finetune.lookup import import_string
 
-    places = (tables.FAMILIES, tables.METHODS, tables.TASKS, tables.OBJECTIVES, tables.SOURCES, tables.EMBEDDED_BASES)
-    for table in (*places, tables.METRICS, tables.EXPORT_TARGETS):
-        for target in table.values():
-            places = [target] if isinstance(target, str) else [target.target, target.config]
-            assert all(callable(import_string(place)) for place in places), target
+    places = (tables.METHODS, tables.METRICS, tables.TASKS, tables.OBJECTIVES, tables.SOURCES, tables.EXPORT_TARGETS)
+    targets = [target for table in (*places, tables.EMBEDDED_BASES) for target in table.values()]
+    for target in (*targets, *tables.FAMILIES.values(), tables.GENERIC_FAMILY):
+        found = [target] if isinstance(target, str) else [target.target, getattr(target, "config", None)]
+        assert all(callable(import_string(place)) for place in found if place), target
+
+
+def test_the_table_of_families_says_what_their_classes_say():
+    from finetune.families.generic import GenericFamily
+    from finetune.lookup import import_string
+    from finetune.tables import FAMILIES, GENERIC_FAMILY
+
+    for model_type, entry in FAMILIES.items():
+        family = import_string(entry.target)
+        assert (family.model_type, family.architecture) == (model_type, entry.architecture)
+        assert tuple(family.tower_paths) == entry.towers, model_type
+    assert GenericFamily.architecture == GENERIC_FAMILY.architecture
 
 
 def test_no_library_advises_kernels_that_nothing_here_needs():

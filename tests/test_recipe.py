@@ -1,12 +1,13 @@
 """Recipes: strict, helpful, and every YAML in the project is one."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import RecipeError
-from finetune.recipe import load_recipe
+from finetune.recipe import TowerTargets, load_recipe, parse_recipe
 
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").rglob("*.yaml"))
 GOOD = """
@@ -42,7 +43,12 @@ def test_a_good_recipe(write):
     ("override", "message"),
     [
         ("train.learningrate=1", "train.learningrate: unknown key. Did you mean 'learning_rate'?"),
-        ("method.towers.visio=none", "method.towers.visio: unknown key. Did you mean 'vision'?"),
+        (
+            "method.towers.visio=none",
+            r"method.towers.visio: the base has no such tower. Did you mean 'vision'\? It has language, projector, v",
+        ),
+        ("method.towers.langage=none", r"method.towers.langage: .* Did you mean 'language'\?"),
+        ("method.towers.fusion={rank: 4}", "method.towers.fusion.rank: unknown key. Allowed here: target_modules, r, "),
         ("method.name=lorra", "unknown method.name in .*'lorra'. Did you mean 'lora'?"),
         ("data.source=json", "'json': use data.source=jsonl, with one JSON object a line"),
         ("train.batch_size=many", "train.batch_size: .*integer.*Got 'many'"),
@@ -86,7 +92,7 @@ PROMPT = "method={name: prompt_tuning}"
             ["task.name=contrastive"],
             "contrastive does not go with llava: .*llava is generative. Set task.name to vqa,",
         ),
-        ({"model_type": "new_vlm"}, ["task.name=contrastive"], "task contrastive does not go with new_vlm"),
+        ({"model_type": "mistral3"}, ["task.name=contrastive"], "task contrastive does not go with mistral3"),
         ({"model_type": "gemma3"}, [], "lora.towers.projector does not go with gemma3: .*overrides"),
         (LLAVA, ["model.quantization=8bit", "method.use_dora=true"], "lora.use_dora does not go with 8bit: "),
     ],
@@ -108,6 +114,48 @@ def test_what_can_go_together(write, tmp_path):
     with pytest.raises(RecipeError, match="task.text_templat: unknown key. Did you mean 'text_template'"):
         load_recipe(write(GOOD), [base, "task={name: contrastive, text_templat: x}"])
     assert load_recipe(write(GOOD), ["model.name_or_path=some/hub-id", "task.name=contrastive"]), "not known yet"
+
+
+def test_a_tower_of_a_base_that_is_not_known_yet(write):
+    recipe = load_recipe(
+        write(GOOD), ["model.name_or_path=some/hub-id", "method.towers.fusion={target_modules: [q], r: 2}"]
+    )
+    (lora,) = recipe.method
+    assert lora.towers.of("fusion").r == 2 and lora.adapted_towers == {"language", "projector", "fusion"}
+    assert parse_recipe(recipe.model_dump(mode="json"), source="again").identity() == recipe.identity()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "towers", "reason"),
+    [
+        ({}, ["language", "vision"], None),
+        ({"fusion": "all-linear"}, ["vision", "fusion"], None),  # the default of language is not demanded
+        (
+            {"fusion": "all-linear"},
+            ["language", "vision"],
+            r".fusion: the base has no such tower. Did you mean 'vision'\? It has language, vision.",
+        ),
+        (
+            {"projector": "all-linear"},
+            ["language", "vision"],
+            ".projector: the base has no such tower. It has language, vision.",
+        ),
+        (
+            {"language": ["q_proj"], "fusion": "all-linear"},
+            ["vision", "fusion"],
+            ".language: the base has no such tower.",
+        ),
+        (
+            {},
+            ["vision", "fusion"],
+            r": none for every tower of the base \(vision, fusion\), so nothing would be adapted.",
+        ),
+    ],
+)
+def test_towers_that_a_base_has_or_lacks(wanted, towers, reason):
+    found = TowerTargets.model_validate(wanted).why_not(towers)
+    assert (found is None) == (reason is None)
+    assert reason is None or re.match(reason, found)
 
 
 def test_environment_variables(write, monkeypatch):

@@ -76,6 +76,7 @@ def test_no_key_publishes_the_value_of_a_variable(key, chosen, name, monkeypatch
         ("adapter.aliases", ["${PLANTED}"]),
         ("model.revision", "${PLANTED}"), ("model.device", "${PLANTED}"), ("data.question", "${PLANTED}"),
         ("data.ignore", ["a", "${PLANTED}"]), ("method.towers.language.target_modules", ["${PLANTED}"]),
+        ("method.towers.vision_2.target_modules", ["${PLANTED}"]),
     ],
 )  # fmt: skip
 def test_elsewhere_it_is_one_error_that_names_the_key(key, value, monkeypatch, tmp_path):

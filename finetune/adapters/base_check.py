@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,9 @@ from finetune import lfs
 from finetune.adapters.base_identity import weight_files
 from finetune.errors import ModelError, brief
 from finetune.lookup import did_you_mean
-from finetune.tables import EMBEDDED_BASES, FAMILIES
+from finetune.model_types import generic_model_types
+from finetune.plugins import is_known, names
+from finetune.tables import EMBEDDED_BASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 HUB_SECONDS = 5.0  # that the hub has to answer whether it has a model
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _CHECKED_FOR_POINTERS = ("*.json", "*.model", "*.jinja")
-_GENERIC_TABLE = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"  # of transformers
 
 
 def check_base(name_or_path: str, *, revision: str | None = None) -> None:
@@ -101,32 +100,15 @@ def _check_model_type(config: dict[str, Any], source: str) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"{source}: its config.json names no model_type, so it is not a model of transformers")
-    if model_type in FAMILIES:
+    if is_known("families", model_type):
         return
-    generic = _generic_model_types()
+    known, generic = names("families"), generic_model_types()
     if generic is not None and model_type not in generic:
         raise ModelError(
             f"{source}: {model_type} is no vision-language model that transformers knows."
-            f"{did_you_mean(model_type, FAMILIES)} Supported by name: {', '.join(FAMILIES)}; and any other class of "
+            f"{did_you_mean(model_type, known)} Supported by name: {', '.join(known)}; and any other class of "
             "AutoModelForImageTextToText whose towers can be found."
         )
-
-
-def _generic_model_types() -> set[str] | None:
-    """Return the types that AutoModelForImageTextToText loads; None where they cannot be found out.
-
-    The table is read from the source file: importing it would import torch, which takes seconds.
-    """
-    spec = find_spec("transformers")
-    places = spec.submodule_search_locations if spec else None
-    try:
-        source = (Path((places or [])[0]) / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
-        start = source.index(f"\n{_GENERIC_TABLE} =")
-        table = ast.parse(source[start : source.index("\n)", start) + 2]).body[0]
-        call = table.value  # type: ignore[attr-defined]
-        return {str(key) for key, _ in ast.literal_eval(call.args[0])}
-    except (OSError, IndexError, ValueError, SyntaxError, AttributeError, TypeError):
-        return None  # the family is looked up again before the weights are read
 
 
 def _check_weights(path: Path) -> None:

@@ -85,7 +85,7 @@ class PartDescription(_Part):
     method: Word
     options: dict[Word, Any]
     # tower -> full names of what is adapted
-    modules: dict[Literal["language", "projector", "vision"], Annotated[list[ModulePath], Field(max_length=20_000)]]
+    modules: dict[Word, Annotated[list[ModulePath], Field(max_length=20_000)]]
 
     @property
     def places(self) -> list[tuple[str, str]]:

@@ -26,8 +26,12 @@ def plugins_of(names: Iterable[tuple[str, str]]) -> list[PluginEntry]:
     return found
 
 
-def require_usable(manifest: AdapterManifest) -> None:
+def require_usable(manifest: AdapterManifest, *, architecture: str | None = None) -> None:
     """Check that this machine has what an adapter needs, and that its task serves its base.
+
+    Args:
+        manifest: of the adapter.
+        architecture: of the base, where that is loaded; by default what is known of its ``model_type``.
 
     Raises:
         PluginError: a plug-in is not installed, with the package to install.
@@ -50,5 +54,5 @@ def require_usable(manifest: AdapterManifest) -> None:
             f"{manifest.full_name} needs the {noun} {name!r} of the package {entry.package}{at}, which is not "
             f"installed. Install it, such as by: pip install {entry.package}"
         )
-    if reason := why_impossible(manifest.task.name, manifest.base.model_type):
+    if reason := why_impossible(manifest.task.name, manifest.base.model_type, architecture=architecture):
         raise ManifestError(f"the adapter's task is for another architecture: {reason}")

@@ -26,7 +26,7 @@ from finetune.extras import require_extra
 from finetune.methods.adapter import merge
 from finetune.methods.lora_update import LoraUpdate
 from finetune.methods.modules import module_at
-from finetune.tables import DUAL_ENCODERS
+from finetune.model_types import architecture_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,10 +64,11 @@ class Gguf:
         """Raises ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
         require_extra("gguf", what="--to gguf")
         model_type = manifest.base.model_type
-        if model_type in DUAL_ENCODERS:
+        if (architecture := architecture_of(model_type)) != "generative":
             raise ExportError(
-                f"{manifest.full_name} cannot be written as GGUF: it is for a {model_type} base, which has no language "
-                "model that writes text. Export it with --to onnx."
+                f"{manifest.full_name} cannot be written as GGUF: llama.cpp adapts a language model that writes text, "
+                f"and the architecture of its base, {model_type}, is {architecture or 'not known here'}. Export it "
+                f"with --to {'onnx' if architecture == 'dual_encoder' else 'merged'}."
             )
         refuse_model_type(model_type)
         for part in manifest.adapter.parts:

@@ -134,12 +134,16 @@ def language_of(config: PreTrainedConfig, towers: Towers) -> Language:
             f"a LoRA for a {config.model_type} base cannot be written as GGUF: its language model is "
             f"{text.model_type!r}; known of llama.cpp here are {', '.join(sorted(ARCHITECTURES))}. {_INSTEAD}"
         )
+    if "language" not in towers:
+        raise ExportError(
+            f"a {config.model_type} base has no language tower, which is all that llama.cpp adapts. {_INSTEAD}"
+        )
     heads = {"q_proj": text.num_attention_heads, "k_proj": text.num_key_value_heads or text.num_attention_heads}
     return Language(
         architecture=architecture,
         num_layers=text.num_hidden_layers,
         num_heads=heads if architecture == "llama" else {},
-        paths=towers.language,
+        paths=towers["language"],
     )
 
 

@@ -22,8 +22,8 @@ from finetune.export.parity import compare, compare_tensors
 from finetune.export.target import Comparison
 from finetune.extras import require_extra
 from finetune.methods.adapter import merge
+from finetune.model_types import architecture_of
 from finetune.recipe import LabelSection
-from finetune.tables import DUAL_ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,11 +51,12 @@ class Onnx:
 
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raises ExportError where the base is no dual encoder, MissingExtraError without the packages."""
-        if manifest.base.model_type not in DUAL_ENCODERS:
+        model_type = manifest.base.model_type
+        if (architecture := architecture_of(model_type)) != "dual_encoder":
             raise ExportError(
-                f"{manifest.full_name} cannot be written as ONNX: it is for a {manifest.base.model_type} base, which "
-                f"writes text token by token, and two files of embeddings are made of dual encoders alone "
-                f"({', '.join(DUAL_ENCODERS)}). Export it with --to merged."
+                f"{manifest.full_name} cannot be written as ONNX: two files of embeddings are made of dual encoders "
+                f"alone, and the architecture of its base, {model_type}, is {architecture or 'not known here'}. Export "
+                "it with --to merged."
             )
         require_extra("onnx", what="--to onnx")
 

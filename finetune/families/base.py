@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, PluginError
 from finetune.families.attention import load_with_attention
 from finetune.families.quantization import check_quantized, keep_trainable, quantization_config
 from finetune.lookup import did_you_mean, import_string
-from finetune.tables import EMBEDDED_BASES, FAMILIES, GENERIC_FAMILY
+from finetune.plugins import find, is_known, names
+from finetune.tables import EMBEDDED_BASES, GENERIC_FAMILY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """A family of any kind."""
+    """A family of any architecture."""
 
     model_type: ClassVar[str]
+    architecture: ClassVar[str]
     tower_paths: ClassVar[Towers]
     auto_class: ClassVar[Any]  # transformers' own that loads its models
 
@@ -95,9 +97,18 @@ class Family:
             return self.auto_class.from_config(config, trust_remote_code=False)
 
     def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
-        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower."""
+        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower.
+
+        Raises:
+            ModelError: there is no language tower.
+        """
         towers = self.towers(self.skeleton(name_or_path, revision=revision))
-        return [*towers.projector, *towers.vision, "lm_head"]
+        if "language" not in towers:
+            raise ModelError(
+                f"{name_or_path}: only a language tower can be quantized, and this base has {', '.join(towers)}. Set "
+                "quantization to null."
+            )
+        return [path for tower, paths in towers.items() if tower != "language" for path in paths] + ["lm_head"]
 
 
 def embedded_path(name_or_path: str) -> str:
@@ -113,8 +124,13 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
         ModelError: there is no such model, or no family for it.
     """
     try:
+        # A plug-in tells transformers of its classes when it is imported.
+        stated = str(PreTrainedConfig.get_config_dict(name_or_path, revision=revision)[0].get("model_type"))
+        family = find("families", stated, what="model_type") if is_known("families", stated) else None
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if isinstance(error, PluginError):
+            raise
         if "model type" in str(error):
             raise ModelError(f"{name_or_path}: {str(error).strip().splitlines()[0]}") from None
         first_line = str(error).strip().splitlines()[0]
@@ -122,11 +138,11 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
             f"no model at {name_or_path!r}: {first_line} Give a folder, a hub id, or one of the embedded bases: "
             f"{', '.join(EMBEDDED_BASES)}."
         ) from None
-    if config.model_type in FAMILIES:
-        return import_string(FAMILIES[config.model_type])()
+    if family is not None:
+        return family()
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return import_string(GENERIC_FAMILY)(config.model_type)
+        return import_string(GENERIC_FAMILY.target)(config.model_type)
     raise ModelError(
         f"{name_or_path}: {config.model_type} is no vision-language model that transformers knows. Supported by name: "
-        f"{', '.join(FAMILIES)}; and any other class of AutoModelForImageTextToText whose towers can be found."
+        f"{', '.join(names('families'))}; and any other class of AutoModelForImageTextToText whose towers can be found."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import ProcessorMixin
 
-    from finetune.interfaces import Kind, PaddingSide
+    from finetune.interfaces import PaddingSide
 
 
 class DualEncoderFamily(Family):
@@ -25,7 +25,7 @@ class DualEncoderFamily(Family):
     Their models have a ``logit_scale``, the logarithm of what cosines are multiplied by; it stays frozen.
     """
 
-    kind: ClassVar[Kind] = "dual_encoder"
+    architecture = "dual_encoder"
     auto_class = AutoModel
 
     def encode(

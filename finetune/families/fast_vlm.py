@@ -1,15 +1,14 @@
 """FastVLM: any convolutional tower, a two-layer projector, Qwen2."""
 
 from finetune.families.image_text_to_text import ImageTextToTextFamily
-from finetune.interfaces import Towers
 
 
 class FastVlmFamily(ImageTextToTextFamily):
     """Convolutional tower (FastViT, MobileNet), MLP projector, Qwen2."""
 
     model_type = "fast_vlm"
-    tower_paths = Towers(
-        language=("model.language_model",),
-        projector=("model.multi_modal_projector",),
-        vision=("model.vision_tower",),
-    )
+    tower_paths = {
+        "language": ("model.language_model",),
+        "projector": ("model.multi_modal_projector",),
+        "vision": ("model.vision_tower",),
+    }

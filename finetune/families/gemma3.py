@@ -1,15 +1,14 @@
 """Gemma 3."""
 
 from finetune.families.image_text_to_text import ImageTextToTextFamily
-from finetune.interfaces import Towers
 
 
 class Gemma3Family(ImageTextToTextFamily):
     """Siglip tower, average-pooling projector, decoder that sees the tokens of a picture in both directions."""
 
     model_type = "gemma3"
-    tower_paths = Towers(
-        language=("model.language_model",),
-        projector=("model.multi_modal_projector",),
-        vision=("model.vision_tower",),
-    )
+    tower_paths = {
+        "language": ("model.language_model",),
+        "projector": ("model.multi_modal_projector",),
+        "vision": ("model.vision_tower",),
+    }

@@ -11,6 +11,8 @@ from finetune.interfaces import Towers
 if TYPE_CHECKING:
     from torch import nn
 
+    from finetune.interfaces import Towers
+
 # What the towers are called in transformers' own models, the more telling name first.
 _LANGUAGE = ("language_model", "text_model", "model.layers")
 _PROJECTOR = ("multi_modal_projector", "connector", "aligner", "merger", "projector", "qformer", "mm_projector")
@@ -42,7 +44,8 @@ class GenericFamily(ImageTextToTextFamily):
                 f"{type(model).__name__} ({self.model_type}): no {missing} tower was found under the names known for "
                 f"one. Its parts are: {', '.join(top)}. Add a file for it to finetune/families."
             )
-        return Towers(language=language, projector=projector, vision=_outside(model, vision, projector))
+        found = {"language": language, "projector": projector, "vision": _outside(model, vision, projector)}
+        return {tower: paths for tower, paths in found.items() if paths}
 
 
 def _find(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:

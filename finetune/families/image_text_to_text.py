@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.batch import Pictures
-    from finetune.interfaces import Kind, PaddingSide
+    from finetune.interfaces import PaddingSide
 
 
 class ImageTextToTextFamily(Family):
     """Writes an answer about pictures. Subclasses set ``model_type`` and ``tower_paths``."""
 
-    kind: ClassVar[Kind] = "generative"
+    architecture = "generative"
     auto_class = AutoModelForImageTextToText
     chat_template: ClassVar[str | None] = None  # for bases that come without one
     processor_adds_marks: ClassVar[bool] = False  # whether it puts first token and line break around a text by itself

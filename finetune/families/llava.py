@@ -1,15 +1,14 @@
 """LLaVA 1.5."""
 
 from finetune.families.image_text_to_text import ImageTextToTextFamily
-from finetune.interfaces import Towers
 
 
 class LlavaFamily(ImageTextToTextFamily):
     """CLIP tower read one layer before its last, two-layer projector, Llama or another decoder."""
 
     model_type = "llava"
-    tower_paths = Towers(
-        language=("model.language_model",),
-        projector=("model.multi_modal_projector",),
-        vision=("model.vision_tower",),
-    )
+    tower_paths = {
+        "language": ("model.language_model",),
+        "projector": ("model.multi_modal_projector",),
+        "vision": ("model.vision_tower",),
+    }

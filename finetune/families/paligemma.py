@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune.families.image_text_to_text import ImageTextToTextFamily
-from finetune.interfaces import Towers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,11 +25,11 @@ class PaliGemmaFamily(ImageTextToTextFamily):
     """
 
     model_type = "paligemma"
-    tower_paths = Towers(
-        language=("model.language_model",),
-        projector=("model.multi_modal_projector",),
-        vision=("model.vision_tower",),
-    )
+    tower_paths = {
+        "language": ("model.language_model",),
+        "projector": ("model.multi_modal_projector",),
+        "vision": ("model.vision_tower",),
+    }
     processor_adds_marks = True
     chat_template = (
         "{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}"

@@ -86,7 +86,7 @@ def states_to_share(model: nn.Module) -> dict[int, Any]:
 def check_quantized(model: nn.Module, towers: Towers) -> None:
     """Refuses a model of which nothing was quantized, or anything beside its language tower."""
     names = quantized_modules(model)
-    strays = [name for name in names if not name.startswith(tuple(f"{path}." for path in towers.language))]
+    strays = [name for name in names if not name.startswith(tuple(f"{path}." for path in towers.get("language", ())))]
     if strays or not names:
         what = f"{', '.join(strays[:4])} outside it" if strays else "nothing"
         raise ModelError(f"only the language tower is to be quantized, but bitsandbytes quantized {what}")

@@ -1,18 +1,17 @@
 """Qwen2.5-VL."""
 
 from finetune.families.image_text_to_text import ImageTextToTextFamily
-from finetune.interfaces import Towers
 
 
 class Qwen25VlFamily(ImageTextToTextFamily):
     """Tower of any resolution with windowed attention, patch merger, decoder with multimodal rotary positions."""
 
     model_type = "qwen2_5_vl"
-    tower_paths = Towers(
-        language=("model.language_model",),
-        projector=("model.visual.merger",),
-        vision=(
+    tower_paths = {
+        "language": ("model.language_model",),
+        "projector": ("model.visual.merger",),
+        "vision": (
             "model.visual.patch_embed",
             "model.visual.blocks",
         ),
-    )
+    }

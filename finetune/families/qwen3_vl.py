@@ -1,22 +1,21 @@
 """Qwen3-VL."""
 
 from finetune.families.image_text_to_text import ImageTextToTextFamily
-from finetune.interfaces import Towers
 
 
 class Qwen3VlFamily(ImageTextToTextFamily):
     """Tower of any resolution, patch merger and deepstack mergers, decoder with multimodal rotary positions."""
 
     model_type = "qwen3_vl"
-    tower_paths = Towers(
-        language=("model.language_model",),
-        projector=(
+    tower_paths = {
+        "language": ("model.language_model",),
+        "projector": (
             "model.visual.merger",
             "model.visual.deepstack_merger_list",
         ),
-        vision=(
+        "vision": (
             "model.visual.patch_embed",
             "model.visual.pos_embed",
             "model.visual.blocks",
         ),
-    )
+    }

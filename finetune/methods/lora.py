@@ -19,7 +19,7 @@ from finetune.interfaces import Part
 from finetune.methods.lora_forward import fold_additions
 from finetune.methods.lora_options import check_options
 from finetune.methods.lora_update import DoraUpdate, LoraUpdate
-from finetune.methods.modules import module_at
+from finetune.methods.modules import module_at, tower_paths
 from finetune.methods.targets import named_targets, resolve_targets
 from finetune.tables import FIXED_PEFT_CONFIG
 
@@ -44,13 +44,13 @@ class Lora:
         """Adds fresh trainable weights; B is zero, so outputs do not change.
 
         Raises:
-            MethodError: a tower's target matches nothing.
+            MethodError: the base lacks a tower, or a tower's target matches nothing.
         """
         modules, notes = resolve_targets(host, options.towers)
         ranks: dict[str, int] = {}
         alphas: dict[str, float] = {}
         for tower, names in modules.items():
-            target = getattr(options.towers, tower)
+            target = options.towers.of(tower)
             for name in names:
                 if target.r is not None and target.r != options.r:
                     ranks[name] = target.r
@@ -128,7 +128,7 @@ class Lora:
                     f"this base has no module {name!r}, which the adapter changes. One that was trained with another "
                     "release of transformers may name its modules otherwise: train it again with this one."
                 ) from None
-            inside = tuple(f"{path}{end}" for path in getattr(towers, tower) for end in ("", "."))
+            inside = tuple(f"{path}{end}" for path in tower_paths(towers, tower) for end in ("", "."))
             if not name.startswith(inside):
                 raise ManifestError(f"{name!r} does not stand in the {tower} tower of this base")
             width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -179,7 +179,7 @@ def _learning_rates(
     parameters: Mapping[str, nn.Parameter], modules: Mapping[str, list[str]], options: LoraSection
 ) -> dict[str, float]:
     """Returns parameter name -> what the learning rate is multiplied by, where that is not 1."""
-    of_tower = {name: getattr(options.towers, tower).lr_ratio for tower, names in modules.items() for name in names}
+    of_tower = {name: options.towers.of(tower).lr_ratio for tower, names in modules.items() for name in names}
     rates = {}
     for name in parameters:
         module = name.removeprefix(_PREFIX).rpartition(".lora_")[0]

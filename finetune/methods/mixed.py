@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def can_mix(updates: Mapping[str, Update], towers: Towers) -> bool:
     """Tells whether an adapter can answer some rows of a batch while others answer the rest."""
-    inside = tuple(f"{path}." for path in towers.language)
+    inside = tuple(f"{path}." for path in towers.get("language", ()))
     return all(type(update) is LoraUpdate and name.startswith(inside) for name, update in updates.items())
 
 

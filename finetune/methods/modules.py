@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finetune.errors import ManifestError, brief
+
 if TYPE_CHECKING:
     from torch import nn
+
+    from finetune.interfaces import Towers
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
@@ -21,3 +25,16 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
             raise KeyError(path)
         module = child
     return module
+
+
+def tower_paths(towers: Towers, tower: str) -> tuple[str, ...]:
+    """Return where a tower that a manifest names stands.
+
+    Raises:
+        ManifestError: this base has no such tower.
+    """
+    if tower not in towers:
+        raise ManifestError(
+            f"this base has no tower {brief(tower)}, in which the adapter changes modules; it has {', '.join(towers)}"
+        )
+    return towers[tower]

@@ -14,7 +14,7 @@ from torch import nn
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Part
 from finetune.matmul import speed_up
-from finetune.methods.modules import module_at
+from finetune.methods.modules import module_at, tower_paths
 from finetune.methods.reach import unreached_parameters
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Overrides:
                 shape = tuple(original.shape)
             except (AttributeError, KeyError):
                 raise ManifestError(f"this base has no parameter {name!r}, which the adapter replaces") from None
-            inside = name.startswith(tuple(f"{path}." for path in getattr(towers, tower)))
+            inside = name.startswith(tuple(f"{path}." for path in tower_paths(towers, tower)))
             allowed = tower == "projector" or (tower == "language" and _is_norm(module))
             if not inside or not allowed:
                 raise ManifestError(f"{name!r} is neither the projector's nor a norm of the language tower")
@@ -217,7 +217,7 @@ def _require(names: Collection[str], kind: str) -> None:
 def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Parameter]:
     """Returns the base's own parameters of one kind, by full name."""
     originals: dict[str, nn.Parameter] = {}
-    for path in towers.projector if kind == "projector" else towers.language:
+    for path in towers.get("projector" if kind == "projector" else "language", ()):
         for name, module in model.get_submodule(path).named_modules(prefix=path):
             if isinstance(module, BaseTunerLayer) and kind == "projector":
                 raise MethodError(

@@ -21,16 +21,19 @@ def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[st
     Modules that the forward never uses are left out; so are experts that are not linear modules. Both are noted.
 
     Raises:
-        MethodError: a tower, or one of the names given for it, matches nothing.
+        MethodError: the base lacks a tower, or a tower, or one of the names given for it, matches nothing.
     """
     model = host.model
     resolved = named_targets(model, host.towers, wanted)
     unused = set(unreached(model, [name for names in resolved.values() for name in names], host.forward))
     notes = [f"left out, as the forward never uses it: {name}" for name in sorted(unused)]
+    notes += [
+        f"no {tower} tower: this base has {', '.join(host.towers)}"
+        for tower, target in wanted
+        if tower not in host.towers and target.target_modules != "none"
+    ]
     for tower, names in resolved.items():
-        notes += [
-            f"stays frozen, as it is no linear module: {name}" for name in _experts(model, getattr(host.towers, tower))
-        ]
+        notes += [f"stays frozen, as it is no linear module: {name}" for name in _experts(model, host.towers[tower])]
         if names and not set(names) - unused:
             raise MethodError(f"method.towers.{tower}: the forward uses none of its {len(names)} linear modules")
         resolved[tower] = [name for name in names if name not in unused]
@@ -45,10 +48,13 @@ def named_targets(model: nn.Module, towers: Towers, wanted: TowerTargets) -> dic
     Raises:
         MethodError: as ``resolve_targets``.
     """
+    if reason := wanted.why_not(towers):
+        raise MethodError(f"method.towers{reason}")
+    targets = {tower: wanted.of(tower) for tower in towers}
     return {
-        tower: _in_tower(model, tower, paths, getattr(wanted, tower))
-        for tower, paths in towers.items()
-        if getattr(wanted, tower).target_modules != "none"
+        tower: _in_tower(model, tower, towers[tower], target)
+        for tower, target in targets.items()
+        if target.target_modules != "none"
     }
 
 

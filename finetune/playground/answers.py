@@ -59,20 +59,20 @@ def read_picture(path: Path | None) -> np.ndarray:
         raise DataError(str(error).replace(str(path), path.name)) from None
 
 
-def read_words(text: str, *, dual_encoder: bool) -> str | list[str]:
-    """Returns the question; for a dual encoder the labels, one a line or parted by commas.
+def read_words(text: str, *, labels: bool) -> str | list[str]:
+    """Returns the question; or labels, one a line or parted by commas.
 
     Raises:
         DataError: it is empty or too long.
     """
     if len(text) > MAX_QUESTION:
         raise DataError(f"That are {len(text)} characters; at most {MAX_QUESTION} can be asked at once.")
-    if dual_encoder:
-        labels = list(dict.fromkeys(label.strip() for line in text.splitlines() for label in line.split(",")))
-        labels = [label for label in labels if label]
-        if len(labels) < 2:
+    if labels:
+        parts = list(dict.fromkeys(label.strip() for line in text.splitlines() for label in line.split(",")))
+        found = [label for label in parts if label]
+        if len(found) < 2:
             raise DataError("Write at least two labels to choose from, one a line or parted by commas.")
-        return labels
+        return found
     if not text.strip():
         raise DataError("The question is empty: write what you want to know about the picture.")
     return text.strip()

@@ -90,7 +90,7 @@ def _given_file(payload: Any) -> Any:
 
 
 def _words(p: Playground) -> gr.Textbox:
-    if p.dual_encoder:
+    if p.takes_labels:
         hint = "one a line, or parted by commas"
         return gr.Textbox(label="Labels to choose from", placeholder=hint, lines=3, elem_id="question")
     return gr.Textbox(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune.errors import DataError, FinetuneError
+from finetune.model_types import for_architecture
 from finetune.playground.answers import answer_side_by_side, read_picture, read_words
 from finetune.playground.examples import right_answer
 from finetune.playground.markup import alert, cards, table
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from finetune.registry import AdapterRegistry
     from finetune.serving.app import VisionLanguageModel
 
+# Architecture of a base -> whether it chooses among labels, and is asked no question.
+_TAKES_LABELS = {"dual_encoder": True, "generative": False}
+
 
 class Playground:
     """What the page does, for one base that stays loaded; several people may look at it at once.
@@ -29,6 +33,9 @@ class Playground:
         registry: where adapters are looked up.
         refs: those that are offered; empty for the latest version of each.
         examples: pictures to try; empty for none.
+
+    Raises:
+        ModelError: the page cannot ask bases of this architecture.
     """
 
     def __init__(
@@ -42,7 +49,7 @@ class Playground:
     ):
         self.vlm, self.base, self.registry, self.refs = vlm, base, registry, refs
         self.examples = list(examples)
-        self.dual_encoder = vlm.base.family.kind == "dual_encoder"
+        self.takes_labels = for_architecture(_TAKES_LABELS, vlm.base.family)
         self.offers: list[Offer] = self._find_offers()
 
     @property
@@ -66,7 +73,7 @@ class Playground:
         """Yields the answers as far as they are there, as HTML; what is wrong is one message."""
         try:
             pixels = read_picture(picture)
-            words = read_words(text or "", dual_encoder=self.dual_encoder)
+            words = read_words(text or "", labels=self.takes_labels)
             offers = [self._offer(name) for name in chosen]
         except FinetuneError as error:
             yield alert(str(error))

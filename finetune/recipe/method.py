@@ -1,9 +1,11 @@
 """How the frozen base is adapted."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
+from finetune.lookup import did_you_mean
 from finetune.recipe.chosen import Choice
 from finetune.recipe.section import PositiveInt, Prompt, Section
 
@@ -32,7 +34,13 @@ Target = Annotated[
 
 
 class TowerTargets(Section):
-    """Per tower ``all-linear``, ``none``, a list of module names, or a mapping with an ``r`` of its own."""
+    """Per tower ``all-linear``, ``none``, a list of module names, or a mapping with an ``r`` of its own.
+
+    A base may have other towers than those listed, such as ``fusion``; each is a key of the same kind.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Target] = Field(init=False)
 
     language: Target = TowerTarget(target_modules="all-linear")
     """The language model."""
@@ -46,6 +54,26 @@ class TowerTargets(Section):
         if all(target.target_modules == "none" for _, target in self):
             raise ValueError("none for every tower, so nothing would be adapted. Set at least one to all-linear")
         return self
+
+    def of(self, tower: str) -> TowerTarget:
+        """Return what is adapted in a tower: nothing where the recipe does not name it."""
+        return dict(self).get(tower, TowerTarget(target_modules="none"))
+
+    def why_not(self, towers: Collection[str]) -> str | None:
+        """Return why a base with these towers cannot be adapted so, after the name of this section; None if it can.
+
+        The default of a tower is not demanded of a base that lacks the tower.
+        """
+        fields = type(self).model_fields
+        for tower, target in self:
+            if tower not in towers and (tower not in fields or target != fields[tower].default):
+                return f".{tower}: the base has no such tower.{did_you_mean(tower, towers)} It has {', '.join(towers)}."
+        if all(self.of(tower).target_modules == "none" for tower in towers):
+            return (
+                f": none for every tower of the base ({', '.join(towers)}), so nothing would be adapted. Set at least "
+                "one to all-linear."
+            )
+        return None
 
 
 class MethodSection(Section):

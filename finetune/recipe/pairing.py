@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import RecipeError
 from finetune.lookup import import_string
+from finetune.model_types import architecture_of, family_entry
 from finetune.plugins import config_of, names
 from finetune.recipe.data import StreamableData
+from finetune.recipe.method import LoraSection
 from finetune.recipe.objective import taking
-from finetune.tables import DUAL_ENCODERS, EMBEDDED_BASES, IMPOSSIBLE
+from finetune.tables import EMBEDDED_BASES, IMPOSSIBLE
 
 if TYPE_CHECKING:
     from finetune.recipe.method import MethodSection
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
     from finetune.tables import Impossible
 
 
-def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = None) -> None:
+def refuse_impossible(
+    recipe: Recipe, *, source: str, model_type: str | None = None, architecture: str | None = None
+) -> None:
     """Checks a recipe against what is known not to work.
 
     Args:
         recipe: the recipe.
         source: names it in errors.
         model_type: the base's; found out where its config is on this machine if None.
+        architecture: the base's; by default what is known of its ``model_type``.
 
     Raises:
         RecipeError: with the reason and the nearest choice that works.
@@ -36,27 +41,39 @@ def refuse_impossible(recipe: Recipe, *, source: str, model_type: str | None = N
             f"{source}: data.streaming does not go with train.epochs: nobody knows how many rows a stream has. Set "
             "train.max_steps, and train.epochs to null."
         )
-    for section in recipe.objectives:
-        if section.takes != (outputs := recipe.task.outputs):
+    for objective in recipe.objectives:
+        if objective.takes != (outputs := recipe.task.outputs):
             allowed = ", ".join(taking(outputs)) or "none"
             raise RecipeError(
-                f"{source}: objective {section.name} does not go with task {recipe.task.name}: it takes "
-                f"{section.takes}, and the task gives {outputs}. Allowed with this task: {allowed}."
+                f"{source}: objective {objective.name} does not go with task {recipe.task.name}: it takes "
+                f"{objective.takes}, and the task gives {outputs}. Allowed with this task: {allowed}."
             )
     model_type = model_type or known_model_type(recipe.model)
-    if model_type and (reason := why_impossible(recipe.task.name, model_type)):
+    entry = family_entry(model_type) if model_type else None
+    architecture = architecture or (entry.architecture if entry else None)
+    if model_type and (reason := why_impossible(recipe.task.name, model_type, architecture=architecture)):
         raise RecipeError(f"{source}: {reason}")
+    for section in recipe.method:
+        if entry and isinstance(section, LoraSection) and (reason := section.towers.why_not(entry.towers)):
+            raise RecipeError(f"{source}: method.towers{reason}")
     for case in IMPOSSIBLE:
         asked = any(_uses(section, case.option) for section in recipe.method)
-        if asked and _holds(case, model_type) and case.quantization in (None, recipe.model.quantization):
+        if asked and _holds(case, model_type, architecture) and case.quantization in (None, recipe.model.quantization):
             raise RecipeError(f"{source}: {_explain(case, model_type)}")
 
 
-def why_impossible(task: str, model_type: str) -> str | None:
-    """Return why a task does not serve the bases of a family, and what does; None where it serves them."""
-    architecture = _architecture(model_type)
+def why_impossible(task: str, model_type: str, *, architecture: str | None = None) -> str | None:
+    """Return why a task does not serve the bases of a family, and what does; None where it serves them.
+
+    Args:
+        task: the name of the task.
+        model_type: of the family.
+        architecture: of the family; by default what is known of its ``model_type``. Where that is unknown too, nothing
+            is said against it: loading the base will tell.
+    """
+    architecture = architecture or architecture_of(model_type)
     wanted = config_of("tasks", task, what="task", error=RecipeError).architectures
-    if architecture in wanted:
+    if architecture is None or architecture in wanted:
         return None
     others = {name: config_of("tasks", name, what="task").architectures for name in names("tasks")}
     fitting = sorted(name for name, architectures in others.items() if architecture in architectures)
@@ -67,17 +84,12 @@ def why_impossible(task: str, model_type: str) -> str | None:
     )
 
 
-def _architecture(model_type: str) -> str:
-    return "dual_encoder" if model_type in DUAL_ENCODERS else "generative"
-
-
-def _holds(case: Impossible, model_type: str | None) -> bool:
-    kind = model_type and _architecture(model_type)
-    return case.model_type in (None, model_type) and case.kind in (None, kind)
+def _holds(case: Impossible, model_type: str | None, architecture: str | None) -> bool:
+    return case.model_type in (None, model_type) and case.architecture in (None, architecture)
 
 
 def _explain(case: Impossible, model_type: str | None) -> str:
-    with_model = model_type if case.model_type or case.kind else None
+    with_model = model_type if case.model_type or case.architecture else None
     where = " with ".join(part for part in (with_model, case.quantization) if part)
     return f"{case.option} does not go with {where}: {case.reason}. {case.instead}"
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ValidationError
@@ -185,8 +185,10 @@ def _section(annotation: Any, raw: Any) -> type[Section] | None:
 def _annotation(annotation: Any, section: type[Section] | None, key: str) -> Any:
     """Return the annotation of what stands under ``key``; None where that is unknown."""
     if section is not None:
-        field = section.model_fields.get(key)
-        return field and Annotated[field.annotation, *field.metadata, ...]
+        if field := section.model_fields.get(key):
+            return Annotated[field.annotation, *field.metadata, ...]
+        takes_others = section.model_config.get("extra") == "allow"
+        return get_type_hints(section, include_extras=True)["__pydantic_extra__"].__args__[1] if takes_others else None
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return get_args(annotation)[1] if get_origin(annotation) is dict else None

@@ -65,9 +65,10 @@ def stray_variables(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         key: of the value, with dots.
     """
     if isinstance(value, Section):
-        for name, field in type(value).model_fields.items():
-            if not {_PLACE, _PROMPT} & _marks(field):
-                yield from stray_variables(getattr(value, name), f"{key}.{name}".lstrip("."))
+        fields = type(value).model_fields
+        for name, part in value:
+            if name not in fields or not {_PLACE, _PROMPT} & _marks(fields[name]):
+                yield from stray_variables(part, f"{key}.{name}".lstrip("."))
     elif isinstance(value, dict):
         for name, part in value.items():
             yield from stray_variables(part, f"{key}.{name}")

@@ -43,11 +43,14 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
         128 and the number of the signal.
 
     Raises:
-        ModelError: the base writes no text.
+        ModelError: the base is not generative.
         FinetuneError: an adapter cannot be loaded.
     """
-    if vlm.base.family.kind != "generative":
-        raise ModelError(f"{vlm.base.path} writes no text, so it cannot answer chats. Serve a base that generates.")
+    if (architecture := vlm.base.family.architecture) != "generative":
+        raise ModelError(
+            f"the architecture of a base that answers chats must be generative, and that of {vlm.base.path} is "
+            f"{architecture}. Serve a base that writes text."
+        )
     for ref in refs:
         vlm.add(ref)
     server = Server(Service(vlm, refs, settings), _introduction(vlm, refs, settings, listener))

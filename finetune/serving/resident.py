@@ -58,7 +58,7 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> 
     manifest = folder.manifest
     require_same_base(manifest.base, base.identity)
     require_same_processor(manifest.processor, base.digests)
-    require_usable(manifest)
+    require_usable(manifest, architecture=base.family.architecture)
     require_expected(base.model, base.towers, manifest.adapter)
     found = updates(base.model, manifest.adapter, folder.tensors)
     points.add(found)

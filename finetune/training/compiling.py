@@ -28,19 +28,22 @@ class CompiledLayers:
 
     Args:
         model: that holds the layers.
-        paths: of the modules to look for layers in; none compiles nothing.
+        paths: of the modules to look for layers in; None compiles nothing.
 
     Raises:
         TrainingError: there are no repeated layers.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]):
+    def __init__(self, model: nn.Module, paths: Sequence[str] | None):
         lists = [
-            module for path in paths for module in model.get_submodule(path).modules() if is_repeated_blocks(module)
+            module
+            for path in paths or ()
+            for module in model.get_submodule(path).modules()
+            if is_repeated_blocks(module)
         ]
         inner = {id(child) for blocks in lists for child in blocks.modules() if child is not blocks}
         self.layers: list[Any] = [layer for blocks in lists if id(blocks) not in inner for layer in blocks.children()]
-        if paths and not self.layers:
+        if paths is not None and not self.layers:
             raise TrainingError("train.torch_compile: this base has no repeated layers to compile. Set it to false.")
 
     def __enter__(self) -> CompiledLayers:

@@ -50,7 +50,7 @@ class SplitBase(Replicated):
         device = self.accelerator.device
         layers: list[Any] = [
             module
-            for path in towers.language
+            for path in towers.get("language", ())
             for module in model.get_submodule(path).modules()
             if isinstance(module, GradientCheckpointingLayer)
         ]

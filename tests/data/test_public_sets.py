@@ -111,7 +111,7 @@ def family_name(config):
 def test_the_towers_stand_in_models_of_the_real_size_too(model_type):
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[model_type]())
-    towers = import_string(look_up(KNOWN, model_type, what="family"))().towers(model)
+    towers = import_string(look_up(KNOWN, model_type, what="family").target)().towers(model)
     for _, paths in towers.items():
         linears = [m for path in paths for m in model.get_submodule(path).modules() if isinstance(m, torch.nn.Linear)]
         assert linears

@@ -76,7 +76,7 @@ def _add_tokens(writer: gguf.GGUFWriter, count: int) -> None:
 
 
 def _add_weights(writer: gguf.GGUFWriter, base: Base, language) -> None:
-    (path,) = base.towers.language
+    (path,) = base.towers["language"]
     tower, output = base.model.get_submodule(path), base.model.get_output_embeddings().weight
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == language.architecture)
     names = gguf.get_tensor_name_map(architecture, language.num_layers)

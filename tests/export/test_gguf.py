@@ -125,7 +125,7 @@ def test_a_base_whose_pictures_llama_cpp_cannot_see(saved, tmp_path):
             r"it holds overrides \(whole parameters\), and llama.cpp takes LoRA alone. .* --to merged",
         ),
         ("paligemma", "lora", "a paligemma base cannot be written as GGUF: .* seen in both directions"),
-        ("clip", "lora", "it is for a clip base, which has no language model that writes text. .* --to onnx"),
+        ("clip", "lora", "the architecture of its base, clip, is dual_encoder. Export it with --to onnx"),
     ],
 )
 def test_what_llama_cpp_cannot_hold_is_refused_before_the_base_is_loaded(saved, tmp_path, family, kind, message):

@@ -16,9 +16,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from finetune.errors import ExportError
 from finetune.export.llama_cpp import LoraFile, language_of, read_lora, rounded, write_lora
-from finetune.interfaces import Towers
 
-TOWERS = Towers(language=("model.language_model",), projector=(), vision=())
+TOWERS = {"language": ("model.language_model",)}
 HEADS, GROUPS, WIDTH = 6, 2, 8  # of queries, of keys, and values in each
 
 

@@ -60,7 +60,7 @@ def nothing_runs(base, monkeypatch):
             raise AssertionError("a picture was opened, or a tower ran")
 
         monkeypatch.setattr("finetune.data.collate.open_image", refuse)
-        for path in (*base.towers.vision, *base.towers.projector):
+        for path in (*base.towers["vision"], *base.towers["projector"]):
             monkeypatch.setattr(base.model.get_submodule(path), "forward", refuse)
 
     return forbid

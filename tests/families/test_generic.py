@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, Mistral3Config
 
+from finetune import plugins
 from finetune.build import load_base
 from finetune.errors import ModelError, RecipeError
 from finetune.families.base import family_of
@@ -17,14 +18,14 @@ def test_the_generic_path_finds_the_towers_of_known_families(tiny_family):
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tiny_family))
     found, wanted = GenericFamily(known.model_type).towers(model), known.towers(model)
-    assert found.language == wanted.language
-    assert set(found.vision) >= set(wanted.vision)
-    assert set(found.projector) & set(wanted.projector)
+    assert found["language"] == wanted["language"]
+    assert set(found["vision"]) >= set(wanted["vision"])
+    assert set(found["projector"]) & set(wanted["projector"])
 
 
 def test_a_class_without_a_family_of_its_own_goes_the_whole_way(tmp_path, monkeypatch):
     base = TINY["llava"](tmp_path / "base")
-    monkeypatch.setattr("finetune.families.base.FAMILIES", {})
+    monkeypatch.setitem(plugins._TABLES, "families", {})
     assert isinstance(family_of(str(base)), GenericFamily)
     (tmp_path / "run").mkdir()
     found = reload_cell(train_cell(base, METHODS["lora"], tmp_path / "run"))

@@ -17,7 +17,7 @@ from tests.matrix import LORA, logits, recipe_of, reload_cell, rows, train_cell
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_the_language_tower_alone_is_quantized_on_every_family(tiny_family, quantization):
     base = load_base(str(tiny_family), device="cpu", quantization=quantization)
-    (language,) = base.towers.language
+    (language,) = base.towers["language"]
     linears = {
         name
         for name, module in base.model.named_modules()

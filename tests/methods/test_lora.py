@@ -27,11 +27,11 @@ def test_every_tower_is_adapted_by_full_name_with_its_own_rank(tiny_base):
     attachment = attach(base.host, methods)
     (part,) = attachment.parts
     assert len(part.modules["language"]) == 14  # 7 in each of 2 layers
-    assert all(name.startswith(towers.language[0]) for name in part.modules["language"])
+    assert all(name.startswith(towers["language"][0]) for name in part.modules["language"])
     assert part.modules["projector"] and "vision" not in part.modules
     ranks = {name: p.shape[0] for name, p in attachment.parameters.items() if "lora_A" in name}
-    assert {r for name, r in ranks.items() if towers.projector[0] in name} == {2}
-    assert {r for name, r in ranks.items() if towers.language[0] in name} == {4}
+    assert {r for name, r in ranks.items() if towers["projector"][0] in name} == {2}
+    assert {r for name, r in ranks.items() if towers["language"][0] in name} == {4}
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     assert trainable == {id(p) for p in attachment.parameters.values()}
     assert "14 modules" in attachment.describe()
@@ -97,7 +97,7 @@ def test_a_tower_learns_at_a_rate_of_its_own(tiny_base):
     attachment = attach(base.host, [section.model_copy(update={"loraplus_lr_ratio": 4.0, "use_dora": True})])
     rates = {name: attachment.learning_rates.get(name, 1.0) for name in attachment.parameters}
     for tower, a, b in (("language", 1.0, 4.0), ("projector", 0.1, 0.4)):
-        (path,) = getattr(base.towers, tower)
+        (path,) = base.towers[tower]
         inside = {name: rate for name, rate in rates.items() if f".{path}." in name}
         assert {rate for name, rate in inside.items() if "lora_B" not in name} == {a}
         assert {rate for name, rate in inside.items() if "lora_B" in name} == {b}

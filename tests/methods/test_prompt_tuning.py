@@ -118,7 +118,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(prompted):
     for checkpointing in (False, True):
         if checkpointing:
             base.model.activation_checkpointing_enable()
-            base.model.get_submodule(base.towers.language[0]).train()
+            base.model.get_submodule(base.towers["language"][0]).train()
         loss = base.model(**batch.inputs, use_cache=False).logits.square().mean()
         found += torch.autograd.grad(loss, parameter)
     base.model.activation_checkpointing_disable()

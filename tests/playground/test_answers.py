@@ -78,14 +78,14 @@ def test_a_picture_is_read_upright_from_its_file(tmp_path):
 
 
 def test_a_question_is_asked_as_it_stands():
-    assert read_words("  Is it red, or blue? \n", dual_encoder=False) == "Is it red, or blue?"
+    assert read_words("  Is it red, or blue? \n", labels=False) == "Is it red, or blue?"
     with pytest.raises(DataError, match="The question is empty"):
-        read_words(" \n", dual_encoder=False)
+        read_words(" \n", labels=False)
     with pytest.raises(DataError, match=f"at most {MAX_QUESTION} can be asked"):
-        read_words("x" * (MAX_QUESTION + 1), dual_encoder=False)
+        read_words("x" * (MAX_QUESTION + 1), labels=False)
 
 
 def test_labels_stand_on_lines_or_between_commas():
-    assert read_words("a shirt, a hat\n a sock,,\na hat", dual_encoder=True) == ["a shirt", "a hat", "a sock"]
+    assert read_words("a shirt, a hat\n a sock,,\na hat", labels=True) == ["a shirt", "a hat", "a sock"]
     with pytest.raises(DataError, match="at least two labels"):
-        read_words("a shirt", dual_encoder=True)
+        read_words("a shirt", labels=True)

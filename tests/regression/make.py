@@ -133,7 +133,7 @@ def _make_adapter(
     if not batch_file.exists():
         batches.mkdir(exist_ok=True)
         # Of a dual encoder also the texts; of others the rows up to the answer, so that they end at the right.
-        dual = base.family.kind == "dual_encoder"
+        dual = base.family.architecture == "dual_encoder"
         inputs = (base.collator.training_batch if dual else base.collator.prompt_batch)(rows(2)).inputs
         np.savez_compressed(batch_file, **{name: tensor.numpy() for name, tensor in inputs.items()})
     batch = base.collator.training_batch(rows())

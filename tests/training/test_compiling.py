@@ -41,7 +41,7 @@ def test_the_gradients_are_the_same_and_nothing_is_left_behind(build, tmp_path):
     run.trainer.train(run.examples)  # B is no longer zero
     model, names = run.base.model, list(run.base.model.state_dict())
     expected = gradients(run)
-    layers = CompiledLayers(model, run.base.towers.language)
+    layers = CompiledLayers(model, run.base.towers["language"])
     assert len(layers.layers) == model.config.text_config.num_hidden_layers
     with layers:
         torch._dynamo.utils.counters.clear()
@@ -72,6 +72,8 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
     model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]))
     with pytest.raises(TrainingError, match="train.torch_compile: this base has no repeated layers"):
         CompiledLayers(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), ["a"])
+    with pytest.raises(TrainingError, match="train.torch_compile: this base has no repeated layers"):
+        CompiledLayers(model, [])
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     with pytest.raises(TrainingError, match="the layers cannot be compiled here: no compiler Set it to false"):
         with CompiledLayers(model, ["0"]):
@@ -80,5 +82,5 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
 
 def test_nothing_is_compiled_where_nothing_is_asked_for(tiny_fast_vlm, build):
     run = build(tiny_fast_vlm)
-    with CompiledLayers(run.base.model, ()) as layers, layers.paused():
+    with CompiledLayers(run.base.model, None) as layers, layers.paused():
         assert not any(module._compiled_call_impl for module in run.base.model.modules())

@@ -74,8 +74,8 @@ def sealed(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("finetune.data.images._opened", refuse)
             patch.setattr("finetune.data.collate.open_image", refuse)
-            towers = import_string(FAMILIES[self.plain_model.config.model_type])().towers(self.plain_model)
-            for path in (*towers.vision, *towers.projector):
+            towers = import_string(FAMILIES[self.plain_model.config.model_type].target)().towers(self.plain_model)
+            for path in (*towers["vision"], *towers["projector"]):
                 patch.setattr(self.plain_model.get_submodule(path), "forward", refuse)
             return steps(self, *args, **kwargs)
 
