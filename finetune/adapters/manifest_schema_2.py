@@ -1,4 +1,4 @@
-"""Manifests of schema 2, as release 0.1 wrote them: read for ever, brought into the form of today's schema."""
+"""Manifests of schema 2, whose scores were called `before` and `after`: read for ever, brought into today's form."""
 
 from typing import Any
 

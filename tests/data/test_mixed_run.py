@@ -37,7 +37,7 @@ def test_rows_of_every_kind_train_together(tiny_base, make_recipe, rows_folder, 
     assert "skipped 1 of 26 train rows" in shown and "not JSON: 1" in shown and "rows train 25, val 5, test 5" in shown
     assert "⟦ no<|end|>⟧<|user|>How many?<|end|><|assistant|>⟦ two<|end|>⟧" in shown
     (row,) = evaluate([result.ref], [recipe])
-    assert row["n"] == 5
+    assert row.scores.n == len(row.rows) == 5
     vlm = load(result.ref, base=str(tiny_base), device="cpu")
     assert isinstance(vlm.chat([{"role": "user", "content": "How many?"}]), str)
     assert isinstance(vlm.ask(None, "How many?"), str)

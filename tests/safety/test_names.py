@@ -60,7 +60,7 @@ def in_manifest(key, name):
 
 
 IN_MANIFEST = [
-    Case(f"{kind} as {key}", in_manifest(key, name), ManifestError, f"not a manifest of schema 2: {key}: ")
+    Case(f"{kind} as {key}", in_manifest(key, name), ManifestError, f"not a manifest of schema 3: {key}: ")
     for kind, name in NAMES.items()
     for key in ("name", "namespace")
 ]
