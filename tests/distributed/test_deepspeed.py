@@ -16,7 +16,11 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install deepspeed"),
 ]
 
-LEARNT = {"lora": {"method": LORA, "answers": 5}, "lora in both towers": {"method": BOTH_TOWERS}}
+LEARNT = {
+    "lora": {"method": LORA, "answers": 5},
+    "lora in both towers": {"method": BOTH_TOWERS},
+    "near the base": {"method": BOTH_TOWERS, "near": 2.0},
+}
 # (what is learnt, stage, rows of a micro-batch, micro-batches, more)
 RUNS = [
     ("lora", "zero2", 2, 2, {}),
@@ -24,6 +28,8 @@ RUNS = [
     ("lora in both towers", "zero2", 1, 4, {}),
     ("lora", "zero3", 2, 2, {}),
     ("lora", "zero3", 2, 2, {"stop": 1, "checkpointing": True}),
+    ("near the base", "zero2", 1, 4, {}),
+    ("near the base", "zero3", 2, 2, {"checkpointing": True}),
 ]
 
 
