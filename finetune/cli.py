@@ -17,6 +17,7 @@ from typing import Any
 from finetune.base_options import add_base_options
 from finetune.command import EXIT_CODES, CommandParser, exit_code_of
 from finetune.errors import DataError
+from finetune.evaluation import command as evaluation_command
 from finetune.export import command as export_command
 from finetune.outside_text import for_stream
 from finetune.registry import commands as registry_commands
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     schema = add("schema", "print the JSON schema of recipes, by which editors complete and check them")
     schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
     schema.set_defaults(run=_schema)
+    evaluation_command.add_parser(verbs)
     export_command.add_parser(verbs)
     server_command.add_parser(add)
     registry_commands.add_parser(verbs)

@@ -14,6 +14,7 @@ from finetune.adapters.reference import AdapterRef
 from finetune.build import Base, Batches, base_of, check_method, check_rows
 from finetune.data.stream import Stream
 from finetune.errors import TrainingError
+from finetune.evaluation.base_predictions import BasePredictions
 from finetune.evaluation.cells import words
 from finetune.evaluation.evaluate import values_of
 from finetune.evaluation.predict import predict
@@ -295,6 +296,7 @@ def _base_alone(
         batch_size=recipe.train.eval_batch_size,
         accelerator=accelerator,
         title="evaluating the base",
+        kept=BasePredictions(base, recipe.task, recipe.train.eval_batch_size),
     )
     for name, value in values_of(task, val, predictions).items():
         log.say(f"base on validation: {words(name)} {value}, {value.n} rows")

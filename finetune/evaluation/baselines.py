@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.batch import Batch
+    from finetune.evaluation.base_predictions import BasePredictions
     from finetune.example import Example
     from finetune.interfaces import Task
     from finetune.prediction import Prediction
@@ -44,9 +45,12 @@ def predict_blank(
     batch_size: int,
     accelerator: Accelerator | None = None,
     title: str = "evaluating",
+    kept: BasePredictions | None = None,
 ) -> list[Prediction]:
     """Return what the model predicts for each row when all images are grey; arguments as ``predict``."""
     rows, places = blanked(examples)
     title = f"{title}, with blank images"
-    found = predict(model, task, rows, prompt_batch, batch_size=batch_size, accelerator=accelerator, title=title)
+    found = predict(
+        model, task, rows, prompt_batch, batch_size=batch_size, accelerator=accelerator, title=title, kept=kept
+    )
     return [found[place] for place in places]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.batch import Batch
+    from finetune.evaluation.base_predictions import BasePredictions
     from finetune.example import Example
     from finetune.interfaces import Metric, Task
     from finetune.prediction import Prediction
@@ -65,13 +66,14 @@ def evaluate(
     batch_size: int,
     accelerator: Accelerator | None = None,
     title: str = "evaluating",
+    kept: BasePredictions | None = None,
 ) -> tuple[Scores, tuple[Row, ...]]:
     """Predict every row, and every prompt once more with a grey image; arguments as ``predict``.
 
     Returns:
         The scores, and each row with its prediction.
     """
-    common: dict[str, Any] = {"batch_size": batch_size, "accelerator": accelerator, "title": title}
+    common: dict[str, Any] = {"batch_size": batch_size, "accelerator": accelerator, "title": title, "kept": kept}
     predictions = predict(model, task, examples, prompt_batch, **common)
     blank = predict_blank(model, task, examples, prompt_batch, **common)
     return score(task, examples, predictions, blank_predictions=blank), make_rows(task, examples, predictions)

@@ -10,6 +10,8 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from finetune.training.memory import any_process
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.batch import Batch
+    from finetune.evaluation.base_predictions import BasePredictions
     from finetune.example import Example
     from finetune.interfaces import Task
     from finetune.prediction import Prediction
@@ -33,6 +36,7 @@ def predict(
     batch_size: int,
     accelerator: Accelerator | None = None,
     title: str = "evaluating",
+    kept: BasePredictions | None = None,
 ) -> list[Prediction]:
     """Return one prediction a row, in order; with an accelerator, each process predicts its share.
 
@@ -44,7 +48,12 @@ def predict(
         batch_size: rows a batch.
         accelerator: of a distributed run.
         title: for the progress bar.
+        kept: where the predictions of the base alone are looked for first, and kept; None for an adapted model.
     """
+    known = kept.read(examples) if kept else None
+    missing = known is None if accelerator is None else any_process(accelerator, known is None)
+    if known is not None and not missing:
+        return known
     process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(process, len(examples), processes)
     # Rows of like length in one batch waste less padding; the order of predictions is put right below.
@@ -60,7 +69,10 @@ def predict(
             bar.update(len(rows))
     if accelerator and processes > 1:
         found = dict(gather_object(list(found.items())))
-    return [found[i] for i in range(len(examples))]
+    predictions = [found[i] for i in range(len(examples))]
+    if kept and process == 0:
+        kept.keep(examples, predictions)
+    return predictions
 
 
 def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:

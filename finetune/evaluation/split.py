@@ -6,11 +6,13 @@ import json
 from typing import TYPE_CHECKING
 
 from finetune.errors import DataError
+from finetune.evaluation.base_predictions import BasePredictions
 from finetune.evaluation.cells import words
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.evaluation.rows import make_rows
 from finetune.evaluation.scores import Scores
 from finetune.json_file import write_json
+from finetune.metrics.names import BASE
 from finetune.outside_text import safe_line
 from finetune.prediction import prediction_from_json
 from finetune.training.memory import any_process
@@ -75,7 +77,10 @@ def evaluate_split(
     title: str,
     accelerator: Accelerator | None = None,
 ) -> Evaluation:
-    """Evaluate the model as it is on ``examples``, which are put as the recipe has it."""
+    """Evaluate the model as it is on ``examples``, which are put as the recipe has it.
+
+    What the base alone predicts (``who`` is ``base``) is kept on this machine, and used again.
+    """
     scores, rows = evaluate(
         base.model,
         base.task(recipe.task),
@@ -84,6 +89,7 @@ def evaluate_split(
         batch_size=recipe.train.eval_batch_size,
         accelerator=accelerator,
         title=title,
+        kept=BasePredictions(base, recipe.task, recipe.train.eval_batch_size) if who == BASE else None,
     )
     return Evaluation(adapter=who, config=recipe.name, scores=scores, rows=rows)
 

@@ -92,10 +92,10 @@ def check_comparison(
             "compared on one"
         )
     if len({how_rows_are_put(recipe) for recipe in recipes} - {None}) > 1:
-        raise RecipeError("the configs differ in data.supervise or data.max_image_pixels; judge them one by one")
+        raise RecipeError("the configs differ in data.supervise or data.max_image_pixels; evaluate them one by one")
     for recipe in recipes:
         if getattr(recipe.data, "test", "") is None:
-            raise RecipeError(f"{recipe.name}: the recipe has no test split to judge on")
+            raise RecipeError(f"{recipe.name}: the recipe has no test split to evaluate on")
     registry = registry or AdapterRegistry()
     for ref in refs:
         if ref != "base":

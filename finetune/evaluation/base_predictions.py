@@ -1,0 +1,85 @@
+"""Predictions of a base alone, kept on this machine: no adapter changes them, so they are made once.
+
+They are known by everything that could change them: base, processor and how it is held, versions, the rows with their
+images, how the task asks, and the rows of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.adapters.manifest import canonical_json, sha256_hex
+from finetune.cache import cache_home, read_note, write_note
+from finetune.data.images import image_digest
+from finetune.data.pictures import IMAGES
+from finetune.errors import DataError
+from finetune.prediction import prediction_from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from finetune.build import Base
+    from finetune.example import Example
+    from finetune.prediction import Prediction
+    from finetune.recipe import TaskSection
+
+# Settings of a task that say how predictions are compared, not how they are made.
+_COMPARISON = ("metrics", "answer_normalization", "decimal_separator")
+_PACKAGES = ("torch", "transformers", "finetune-vlm")
+
+
+@dataclass(frozen=True)
+class BasePredictions:
+    """Keeps what one base predicts as one task asks it.
+
+    Attributes:
+        base: the base, without an adapter.
+        task: how it is asked.
+        batch_size: rows of a batch; another number adds up in another order.
+    """
+
+    base: Base
+    task: TaskSection
+    batch_size: int
+
+    def read(self, examples: Sequence[Example]) -> list[Prediction] | None:
+        """Return one prediction a row; None where they are not kept whole."""
+        note = read_note(self._place(examples))
+        try:
+            found = [prediction_from_json(one) for one in json.loads(note)] if note is not None else None
+        except (ValueError, DataError):
+            return None
+        return found if found is not None and len(found) == len(examples) else None
+
+    def keep(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
+        """Keep one prediction a row. A cache that cannot be written is no error."""
+        text = json.dumps([prediction.to_json() for prediction in predictions], ensure_ascii=False)
+        write_note(self._place(examples), text)
+
+    def _place(self, examples: Sequence[Example]) -> Path:
+        base = self.base
+        known_by = {
+            "base": base.identity.digest,
+            "processor": base.digests.model_dump(),
+            "held": [str(base.model.dtype), base.quantization, base.model.device.type],
+            "attention": base.model.config._attn_implementation,
+            "versions": {name: version(name) for name in _PACKAGES},
+            "task": self.task.model_dump(mode="json", exclude=set(_COMPARISON)),
+            "batch_size": self.batch_size,
+            "rows": [_row(example) for example in examples],
+        }
+        return cache_home() / "predictions" / sha256_hex(canonical_json(known_by))
+
+
+def _row(example: Example) -> list[Any]:
+    noted = example.meta.get(IMAGES, [])
+    in_memory = any(isinstance(source, np.ndarray) for source in example.images)
+    if in_memory or len(noted) != len(example.images):  # a grey image stands in the place of one that was noted
+        noted = [image_digest(source) for source in example.images]
+    return [example.prompt, example.choices, noted, asdict(example.image_options)]

@@ -1,0 +1,67 @@
+"""Rows that no recipe names: a recipe is made for them, which asks as an adapter was trained. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import RecipeError
+from finetune.outside_text import safe_line
+from finetune.recipe import ColumnData, parse_recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.adapters.manifest import AdapterManifest
+    from finetune.recipe import Recipe
+
+_SOURCES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+# What a published recipe says of its rows, beside where they lie and which are taken.
+_FIELDS = ColumnData.model_fields.keys() - {"source", "max_rows", "max_length", "too_long"}
+_METHOD = {"name": "lora"}  # a recipe must name one; nothing is attached
+
+
+def with_rows(recipe: Recipe, file: Path) -> Recipe:
+    """Return a recipe whose test rows are those of a file, with the fields that it names for its own.
+
+    Args:
+        recipe: any.
+        file: JSON Lines or Parquet; paths of images are relative to its folder.
+
+    Raises:
+        RecipeError: the file is of no kind that is read here, or its name cannot be that of a recipe.
+    """
+    return _recipe(recipe.model_dump(mode="json"), file)
+
+
+def recipe_for(manifest: AdapterManifest | None, *, base: str, file: Path) -> Recipe:
+    """Return a recipe that asks rows of a file as an adapter was trained.
+
+    Args:
+        manifest: of the adapter; None for the base alone, with the defaults of its task.
+        base: folder, hub id or embedded name of the base.
+        file: as for ``with_rows``.
+
+    Raises:
+        RecipeError: as for ``with_rows``.
+    """
+    raw: dict[str, Any] = {"domain": "new", "model": {"name_or_path": base}, "method": _METHOD}
+    if manifest is not None:
+        trained = manifest.training.recipe or {}
+        raw |= {"domain": manifest.training.domain, "task": manifest.task.model_dump(mode="json")}
+        raw["data"] = trained.get("data", {})
+        if manifest.base.revision and base == manifest.base.hub_id:
+            raw["model"]["revision"] = manifest.base.revision
+    return _recipe(raw, file)
+
+
+def _recipe(raw: dict[str, Any], file: Path) -> Recipe:
+    source = _SOURCES.get(file.suffix.lower())
+    if source is None:
+        allowed = ", ".join(_SOURCES)
+        raise RecipeError(f"--data {file}: rows must be in a file that ends in one of {allowed}. Convert it first.")
+    fields = {key: value for key, value in raw.get("data", {}).items() if key in _FIELDS}
+    place = {"source": source, "root": str(file.absolute().parent), "test": file.name, "val": None}
+    name = re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")[:64].strip("-") or "rows"
+    changed = {"name": name, "data": fields | place, "train": raw.get("train", {"epochs": 1})}
+    return parse_recipe(raw | changed, source=f"--data {safe_line(str(file))}")
