@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from finetune.adapters.reference import AdapterRef
     from finetune.evaluation.compare import evaluate
     from finetune.export.exporting import export_adapter
+    from finetune.plugins import register
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
     from finetune.runs import train
@@ -25,6 +26,7 @@ _NAMES = {
     "export_adapter": "finetune.export.exporting:export_adapter",
     "load": "finetune.serving.loading:load",
     "load_recipe": "finetune.recipe:load_recipe",
+    "register": "finetune.plugins:register",
     "train": "finetune.runs:train",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "export_adapter",
     "load",
     "load_recipe",
+    "register",
     "train",
 ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.adapters.base_check import check_base
 from finetune.adapters.base_identity import refuse_other_base
 from finetune.adapters.reference import as_folder
+from finetune.adapters.requirements import require_usable
 from finetune.errors import BaseMismatchError, DataError
 from finetune.lookup import did_you_mean, import_string
 from finetune.registry import AdapterRegistry
@@ -56,9 +57,12 @@ def check_reference(ref: str, registry: AdapterRegistry) -> AdapterManifest:
         AdapterReferenceError: it is neither a reference nor a folder.
         ManifestError: the folder holds no adapter.
         RegistryError: the registry has no such adapter, or cannot be read.
+        PluginError: it needs a package that is not installed.
     """
     folder = as_folder(ref)
-    return registry.read(ref)[0] if folder is None else read_manifest(folder)[1]
+    manifest = registry.read(ref)[0] if folder is None else read_manifest(folder)[1]
+    require_usable(manifest)
+    return manifest
 
 
 def check_image(image: str | Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.reference import as_folder
+from finetune.adapters.requirements import require_usable
 from finetune.errors import BaseMismatchError, DataError, ModelError, brief
 from finetune.registry import AdapterRegistry
 from finetune.serving.aliases import ALIAS_SECONDS
@@ -60,6 +61,7 @@ def load(
         BaseMismatchError: the base is unknown or not the one the adapter was trained on.
         ModelError: the base cannot be loaded, or not be held or verified so.
         AdapterError: the adapter is not what was saved.
+        PluginError: the adapter needs a package that is not installed.
         NotFoundError: the registry has no such adapter.
         AdapterReferenceError: ``ref`` is neither a reference nor a folder.
         DataError: ``allow_urls`` is no such thing.
@@ -75,6 +77,7 @@ def load(
             raise BaseMismatchError("ref 'base' is the plain base model: say which with base= (--base)")
         folder = as_folder(ref)
         manifest = read_folder(folder).manifest if folder else registry.read(str(ref))[0]
+        require_usable(manifest)
         base = find_base(manifest.base)
         revision = revision or manifest.base.revision
     vlm = VisionLanguageModel(

@@ -1,0 +1,166 @@
+"""``docs/extend.md`` is the walk of a package from outside; here it is built, installed beside this one, and walked."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+FILES = ("pyproject.toml", "finetune_count.py", "finetune_count_loss.py", "finetune_count_family.py", "count.yaml")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="the page is written for bash"),
+]
+
+
+def block(name):
+    """Return the code under the name of a file."""
+    return re.search(rf"`{re.escape(name)}`[^`]*?:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1]
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def run(words, cwd, env, **options):
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with base, rows and recipe, and the environment in which the package is installed."""
+    folder = tmp_path_factory.mktemp("extend")
+    package, installed = folder / "package", folder / "installed"
+    package.mkdir()
+    for name in FILES[:-1]:
+        (package / name).write_text(block(name), encoding="utf-8")
+    env = {
+        **os.environ,
+        "FINETUNE_CACHE": str(folder / "cache"),
+        "FINETUNE_REGISTRY": str(folder / "registry"),
+        "HOME": str(folder / "home"),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), "."], package, env)
+    (wheel,) = folder.glob("finetune_count-*.whl")
+    run([*pip, "install", "--no-deps", "--no-index", "--target", str(installed), str(wheel)], folder, env)
+    work = folder / "work"
+    _base(work / "counter-base")
+    _rows(work / "rows")
+    (work / "count.yaml").write_text(block("count.yaml"), encoding="utf-8")
+    # A copy of this package that nobody can write to: nothing of it may change for a plug-in.
+    own = folder / "finetune-only"
+    shutil.copytree(ROOT / "finetune", own / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in own.rglob("*"):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    command = folder / "bin" / "finetune"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m finetune.cli "$@"\n')
+    command.chmod(0o755)
+    env |= {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    without = env | {"PYTHONPATH": str(own)}
+    yield work, without | {"PYTHONPATH": f"{installed}{os.pathsep}{own}"}, without
+    for path in own.rglob("*"):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+def _base(folder):
+    from tests.tiny import FAMILIES
+
+    FAMILIES["smolvlm"](folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "counter", "architectures": ["CounterModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _rows(folder):
+    folder.mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(folder / f"image-{i}.png")
+    for split, number in (("train", 12), ("val", 4), ("test", 4)):
+        rows = [
+            {"image": f"image-{i % 4}.png", "question": "How many cells?", "answer": str(i % 4)} for i in range(number)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def walked(place):
+    work, env, without = place
+    (commands,) = blocks("bash")
+    return run(["bash", "-euo", "pipefail", "-c", commands], work, env), work, env, without
+
+
+def test_it_trains_goes_on_evaluates_publishes_and_passes_its_gate(walked):
+    done, work, _, _ = walked
+    said = done.stdout
+    assert "val.mean_absolute_error" in (work / "runs" / "count" / "log.jsonl").read_text()
+    logged = [json.loads(line) for line in (work / "runs" / "count" / "log.jsonl").read_text().splitlines()]
+    losses = next(line for line in logged if "loss" in line)
+    assert {"cross_entropy.answer", "smoothed.smoothed"} <= losses.keys()
+    assert losses["loss"] == pytest.approx(losses["cross_entropy.answer"] + 0.5 * losses["smoothed.smoothed"], abs=1e-4)
+    assert "going on from" in said and "published cells/count@2" in said
+    manifest = json.loads((work / "runs" / "count" / "adapter" / "manifest.json").read_text())
+    assert manifest["task"]["unit"] == "cells" and manifest["training"]["steps"] in (2, 4, 6)
+    value = manifest["metrics"]["test"]["values"]["mean_absolute_error"]
+    assert (value["unit"], value["higher_is_better"], value["n"]) == ("cells", False, 4)
+    # References are 0, 1, 2 and 3, so always saying their median is off by 1.5, .5, .5 and 1.5.
+    assert manifest["metrics"]["test"]["baselines"]["majority"]["mean_absolute_error"]["value"] == 1.0
+    table = json.loads((work / "table.json").read_text())["rows"]
+    assert table[1]["scores"]["values"]["mean_absolute_error"] == value
+    rows = [json.loads(line) for line in (work / "rows.jsonl").read_text().splitlines()]
+    assert {row["prediction"]["type"] for row in rows} == {"number"} and len(rows) == 8
+    own = [row["values"]["mean_absolute_error"] for row in rows if row["adapter"] == "cells/count"]
+    assert sum(own) / 4 == pytest.approx(value["value"])
+    assert re.search(r"prod.*cells/count@2|cells/count@2.*prod", said)
+
+
+def test_an_app_of_a_fresh_process_swaps_it(walked):
+    _, work, env, _ = walked
+    code = next(one for one in blocks("python") if "finetune.load" in one)
+    done = run([sys.executable, "-c", code + "\nprint(repr((counted, plain)))"], work, env)
+    counted, plain = eval(done.stdout.strip().splitlines()[-1])
+    assert isinstance(counted, str) and isinstance(plain, str)
+
+
+def test_it_is_served(walked):
+    _, work, env, _ = walked
+    command = [sys.executable, "-m", "finetune.cli", "serve", "cells/count@prod", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, cwd=work, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = re.search(r"http://[\d.:]+", process.stdout.readline())[0]
+            body = {"model": "cells/count@prod", "messages": [{"role": "user", "content": "How many cells?"}]}
+            request = urllib.request.Request(
+                f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as response:
+                assert json.load(response)["choices"][0]["message"]["role"] == "assistant"
+        finally:
+            process.terminate()
+
+
+def test_without_the_package_it_is_listed_and_refused_by_its_name(walked):
+    _, work, _, without = walked
+    assert "cells/count" in run(["finetune", "registry", "list"], work, without).stdout
+    done = subprocess.run(
+        ["finetune", "ask", "cells/count@prod", "rows/image-0.png", "How many?"],
+        cwd=work, env=without, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "of the package finetune-count" in done.stderr and "pip install finetune-count" in done.stderr
+    done = subprocess.run(
+        ["finetune", "train", "count.yaml"], cwd=work, env=without, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2 and "unknown task.name in count.yaml 'count'" in done.stderr
