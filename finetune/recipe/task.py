@@ -141,7 +141,6 @@ class LabelSection(AnswerSection):
     architectures = frozenset({"dual_encoder"})
     has_question = False
     outputs = "pair_embeddings"
-    objective = "contrastive"
 
     text_template: Prompt = "{label}"
     """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""

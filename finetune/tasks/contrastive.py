@@ -9,6 +9,8 @@ from finetune.tasks.choosing import ChoosingTask
 class ContrastiveConfig(LabelSection):
     """How images and texts are brought together. The adapter carries this, and ``.classify`` repeats it exactly."""
 
+    objective = "contrastive"
+
     name: Literal["contrastive"]
     """The task."""
 
