@@ -296,7 +296,7 @@ def _base_alone(
         batch_size=recipe.train.eval_batch_size,
         accelerator=accelerator,
         title="evaluating the base",
-        kept=BasePredictions(base, recipe.task, recipe.train.eval_batch_size),
+        kept=BasePredictions(base, recipe.task, recipe.train.eval_batch_size, accelerator.num_processes),
     )
     for name, value in values_of(task, val, predictions).items():
         log.say(f"base on validation: {words(name)} {value}, {value.n} rows")

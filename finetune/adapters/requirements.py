@@ -35,7 +35,7 @@ def require_usable(manifest: AdapterManifest, *, architecture: str | None = None
 
     Raises:
         PluginError: a plug-in is not installed, with the package to install.
-        ManifestError: its task is for bases of another architecture.
+        ManifestError: it names something that no package has, or its task is for bases of another architecture.
     """
     named = [("tasks", manifest.task.name), *(("methods", part.method) for part in manifest.adapter.parts)]
     needed = {(entry.group, entry.name): entry for entry in manifest.plugins}
@@ -45,7 +45,7 @@ def require_usable(manifest: AdapterManifest, *, architecture: str | None = None
         entry = needed.get((group, name))
         noun = group.removesuffix("s")
         if entry is None:
-            raise PluginError(
+            raise ManifestError(
                 f"{manifest.full_name} needs the {noun} {name!r}, which is not known here, and its manifest names no "
                 "package that has it. Ask who published it."
             )

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.cache import cache_home, read_note, write_note
@@ -42,11 +43,13 @@ class BasePredictions:
         base: the base, without an adapter.
         task: how it is asked.
         batch_size: rows of a batch; another number adds up in another order.
+        processes: how many share the rows, which decides what stands in one batch.
     """
 
     base: Base
     task: TaskSection
     batch_size: int
+    processes: int = 1
 
     def read(self, examples: Sequence[Example]) -> list[Prediction] | None:
         """Return one prediction a row; None where they are not kept whole."""
@@ -68,10 +71,11 @@ class BasePredictions:
             "base": base.identity.digest,
             "processor": base.digests.model_dump(),
             "held": [str(base.model.dtype), base.quantization, base.model.device.type],
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "attention": base.model.config._attn_implementation,
             "versions": {name: version(name) for name in _PACKAGES},
             "task": self.task.model_dump(mode="json", exclude=set(_COMPARISON)),
-            "batch_size": self.batch_size,
+            "batches": [self.batch_size, self.processes],
             "rows": [_row(example) for example in examples],
         }
         return cache_home() / "predictions" / sha256_hex(canonical_json(known_by))

@@ -89,9 +89,14 @@ def evaluate_split(
         batch_size=recipe.train.eval_batch_size,
         accelerator=accelerator,
         title=title,
-        kept=BasePredictions(base, recipe.task, recipe.train.eval_batch_size) if who == BASE else None,
+        kept=_kept(base, recipe, accelerator) if who == BASE else None,
     )
     return Evaluation(adapter=who, config=recipe.name, scores=scores, rows=rows)
+
+
+def _kept(base: Base, recipe: Recipe, accelerator: Accelerator | None) -> BasePredictions:
+    processes = accelerator.num_processes if accelerator else 1
+    return BasePredictions(base, recipe.task, recipe.train.eval_batch_size, processes)
 
 
 def _tell(found: Evaluation, say: Callable[[str], None]) -> None:

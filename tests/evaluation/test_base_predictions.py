@@ -60,9 +60,9 @@ class Rows:
         return self
 
 
-def ask_base(examples=ROWS, *, changed=None, task=None, batch_size=2):
+def ask_base(examples=ROWS, *, changed=None, task=None, batch_size=2, processes=1):
     asked, one = Asked(), changed or base()
-    kept = BasePredictions(one, task or VqaConfig(), batch_size)
+    kept = BasePredictions(one, task or VqaConfig(), batch_size, processes)
     found = predict(one.model, asked, examples, Rows, batch_size=batch_size, kept=kept)
     assert found == [Text(text=f"said of {example.id}") for example in examples]
     return asked.rows
@@ -85,6 +85,7 @@ OTHER = ROWS[:2] + [replace(ROWS[2], images=[np.full((4, 4, 3), 9, np.uint8)])]
         {"task": VqaConfig(max_new_tokens=3)},
         {"task": VqaConfig(system_prompt="Be brief.")},
         {"batch_size": 3},
+        {"processes": 2},
         {"examples": OTHER},
         {"examples": ROWS[::-1]},
         {"examples": blanked(ROWS)[0]},

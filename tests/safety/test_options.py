@@ -165,7 +165,7 @@ MODULES = [
     ("no parts", lambda f: f.adapter.update(parts=[]), "parts: List should have at least 1 item"),
     ("nine parts", nine_parts, "parts: List should have at most 8 items"),
     ("a part twice", a_part_twice, "a method stands twice"),
-    ("a method nobody has", another_method, "unknown method of the adapter 'os.system'"),
+    ("a method nobody has", another_method, "needs the method 'os.system', which is not known here"),
     (
         "another type",
         lambda f: f.adapter.update(peft_type="LOKR"),
