@@ -73,10 +73,10 @@ def write_adapter(folder: Path, full_name: str, seed: int = 0) -> Path:
             "parts": [{"method": "lora", "options": {"r": 2}, "modules": {"language": ["model.layer"]}}],
             "tensors": {"model.layer.lora_A": {"shape": [2, 4], "dtype": "F32"}},
         },
-        "prompt": {
+        "task": {
             "name": "vqa",
             "question_template": "{question}",
-            "generation": {"max_new_tokens": 16},
+            "max_new_tokens": 16,
             "answer_normalization": "vqa",
         },
         "toolchain": {"torch": "2"},

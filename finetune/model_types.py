@@ -31,7 +31,7 @@ def family_entry(model_type: str) -> FamilyEntry | None:
         return FamilyEntry(
             f"{family.__module__}:{family.__qualname__}",
             architecture=family.architecture,
-            towers=tuple(family.tower_paths),
+            towers=tuple(getattr(family, "tower_paths", ())) or FamilyEntry.towers,
         )
     return GENERIC_FAMILY if model_type in (generic_model_types() or ()) else None
 

@@ -29,6 +29,7 @@ _TABLES: dict[str, Mapping[str, str | Entry | FamilyEntry]] = {
     "tasks": TASKS,
 }
 GROUPS = tuple(_TABLES)
+_FOUND: set[tuple[str, str]] = set()  # names of plug-ins that were looked up
 _REGISTERED: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
 
 
@@ -37,18 +38,18 @@ class Provider:
     """The package that a plug-in comes from.
 
     Attributes:
-        package: name that pip installs, or the module where no package is known.
-        version: of the package; None where no package is known.
+        package: name that pip installs; None where a module of no package registered it.
+        version: of the package; None where it is not known.
     """
 
-    package: str
+    package: str | None
     version: str | None
 
 
 def register(group: str, name: str, target: Any) -> None:
     """Add a name in this process, as an entry point of an installed package would.
 
-    Registering the same object twice changes nothing.
+    Registering a class again, as a notebook does whose cell runs twice, puts the new one in its place.
 
     Args:
         group: one of ``GROUPS``, such as ``"tasks"``.
@@ -61,7 +62,7 @@ def register(group: str, name: str, target: Any) -> None:
     _require_group(group)
     if name in _TABLES[group] or name in _entry_points(group):
         raise PluginError(f"register({group!r}, {name!r}, ...): the name is taken by {_owner(group, name)}")
-    if _REGISTERED[group].get(name, target) != target:
+    if _whose(_REGISTERED[group].get(name, target)) != _whose(target):
         raise PluginError(
             f"register({group!r}, {name!r}, ...): the name is taken by {_REGISTERED[group][name]!r}. Choose another."
         )
@@ -79,6 +80,20 @@ def names(group: str) -> list[str]:
     _require_group(group)
     own = list(_TABLES[group])
     return own + sorted({*_entry_points(group), *_REGISTERED[group]} - {*own})
+
+
+def _whose(target: Any) -> Any:
+    return target if isinstance(target, str) else (target.__module__, target.__qualname__)
+
+
+def in_use(group: str) -> list[str]:
+    """Return the package's own names of a group, and those of plug-ins that this process has looked up."""
+    return [name for name in names(group) if name in _TABLES[group] or (group, name) in _FOUND]
+
+
+def is_own(group: str, name: str) -> bool:
+    """Tell whether a name is one of the package's own."""
+    return name in _TABLES[group]
 
 
 def is_known(group: str, name: str) -> bool:
@@ -112,13 +127,15 @@ def find(group: str, name: str, *, what: str, error: type[Exception] = ValueErro
     if entry is not None:
         return import_string(entry if isinstance(entry, str) else entry.target)
     target = _REGISTERED[group].get(name)
+    _FOUND.add((group, name))
     if target is not None and not isinstance(target, str):
         return target
     try:
         return _entry_points(group)[name].load() if target is None else import_string(target)
-    except (ImportError, AttributeError) as problem:
+    except Exception as problem:  # whatever a module of somebody else does when it is imported
         raise PluginError(
-            f"{what} {name!r} of {_owner(group, name)} cannot be imported: {problem}. Install that package anew."
+            f"{what} {name!r} of {_owner(group, name)} cannot be imported: {type(problem).__name__}: {problem}. "
+            "Install that package anew."
         ) from problem
 
 
@@ -157,7 +174,7 @@ def provider(group: str, name: str) -> Provider | None:
 def _provider_of_module(module: str) -> Provider:
     packages = packages_distributions().get(module)
     if not packages:
-        return Provider(package=module, version=None)
+        return Provider(package=None, version=None)
     try:
         return Provider(package=packages[0], version=version(packages[0]))
     except PackageNotFoundError:
@@ -166,7 +183,9 @@ def _provider_of_module(module: str) -> Provider:
 
 def _owner(group: str, name: str) -> str:
     found = provider(group, name)
-    return "finetune itself" if found is None else f"the package {found.package}"
+    if found is None:
+        return "finetune itself"
+    return f"the package {found.package}" if found.package else "a script"
 
 
 @cache

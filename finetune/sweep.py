@@ -26,6 +26,7 @@ from finetune.json_file import write_json
 from finetune.metrics.names import TEST, named_values
 from finetune.preflight import check_recipe
 from finetune.recipe import Recipe, load_recipe, read_value
+from finetune.tables import ANSWER_METRICS
 
 RESULT_NAME = "result.json"  # in a run's folder, once it is finished
 TABLE_NAME = "sweep.json"  # in the folder of the sweep
@@ -55,7 +56,12 @@ class Run:
             result = json.loads((self.recipe.run_folder / RESULT_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return result if isinstance(result, dict) and result.get("digest") == self.digest else None
+        if not isinstance(result, dict) or result.get("digest") != self.digest:
+            return None
+        if "metric" not in result:  # of a release whose runs all had one metric
+            named = {f"{split}.{ANSWER_METRICS[0]}": result.get(split) for split in _SPLITS}
+            return {**result, "metric": ANSWER_METRICS[0], "higher_is_better": True, **named}
+        return result
 
     def __str__(self) -> str:
         """Returns the settings as words of a command line."""

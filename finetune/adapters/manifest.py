@@ -25,7 +25,7 @@ from finetune.errors import ManifestError, plain
 from finetune.example import ImageOptions
 from finetune.fields import FileName, HubId, ModulePath, NamePart, Sha256, Text, UtcTime, Word
 from finetune.metrics.names import summarized
-from finetune.plugins import is_known
+from finetune.plugins import is_own
 from finetune.recipe.chosen import Choice
 from finetune.recipe.task import TaskSection
 
@@ -128,10 +128,14 @@ class AdapterDescription(_Part):
 class PluginEntry(_Part):
     """A name that a package outside gives, and the package."""
 
-    group: Word
+    group: Annotated[str, Field(pattern=r"^(tasks|methods|families)$")]
     name: Word
-    package: Word
+    package: Text | None = None  # None where a script registered the name
     version: Text | None = None
+
+
+# What has a default in a recipe, and in a manifest none.
+_NEEDED = {"answer_normalization", "question_template", "text_template", "max_new_tokens"}
 
 
 class ForeignTask(TaskSection):
@@ -148,9 +152,16 @@ class ForeignTask(TaskSection):
 def _task(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, dict):
         return value
-    if isinstance(name := value.get("name"), str) and not is_known("tasks", name):
-        return ForeignTask.model_validate(value)
-    return Choice("tasks").config(value).model_validate(value, context=info.context)
+    name = value.get("name")
+    if isinstance(name, str) and not is_own("tasks", name):
+        try:
+            return Choice("tasks").config(value).model_validate(value)
+        except ValueError:  # it is not installed, or another version takes other settings: ``require_usable`` tells
+            return ForeignTask.model_validate(value)
+    config = Choice("tasks").config(value)
+    if missing := sorted(_NEEDED & config.model_fields.keys() - value.keys()):
+        raise ValueError(f"{missing[0]} is missing")
+    return config.model_validate(value, context=info.context)
 
 
 class ImageContract(_Part):

@@ -25,6 +25,8 @@ def from_schema_2(data: dict[str, Any], *, source: str) -> dict[str, Any]:
         raise ManifestError(f"{source}: not a manifest of schema 2: {later[0]} belongs to a later schema")
     out = dict(data)
     if isinstance(prompt := out.pop("prompt", None), dict):
+        if strange := sorted({"max_new_tokens", "metrics"} & prompt.keys()):
+            raise ManifestError(f"{source}: not a manifest of schema 2: prompt.{strange[0]} belongs to a later schema")
         out["task"] = _task(prompt)
     if isinstance(metrics := data.get("metrics"), dict):
         out["metrics"] = metrics_from_schema_2(metrics)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.adapters.manifest import PluginEntry
-from finetune.errors import ManifestError, PluginError
+from finetune.adapters.manifest import ForeignTask, PluginEntry
+from finetune.errors import ManifestError, PluginError, plain
 from finetune.plugins import is_known, provider
+from finetune.recipe.chosen import Choice
 from finetune.recipe.pairing import why_impossible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from finetune.adapters.manifest import AdapterManifest
+
+_NOUNS = {"tasks": "task", "methods": "method", "families": "family"}
 
 
 def plugins_of(names: Iterable[tuple[str, str]]) -> list[PluginEntry]:
@@ -37,22 +40,43 @@ def require_usable(manifest: AdapterManifest, *, architecture: str | None = None
         PluginError: a plug-in is not installed, with the package to install.
         ManifestError: it names something that no package has, or its task is for bases of another architecture.
     """
-    named = [("tasks", manifest.task.name), *(("methods", part.method) for part in manifest.adapter.parts)]
-    needed = {(entry.group, entry.name): entry for entry in manifest.plugins}
-    for group, name in dict.fromkeys([*needed, *named]):
-        if is_known(group, name):
-            continue
-        entry = needed.get((group, name))
-        noun = group.removesuffix("s")
-        if entry is None:
-            raise ManifestError(
-                f"{manifest.full_name} needs the {noun} {name!r}, which is not known here, and its manifest names no "
-                "package that has it. Ask who published it."
-            )
-        at = f" (trained with version {entry.version})" if entry.version else ""
-        raise PluginError(
-            f"{manifest.full_name} needs the {noun} {name!r} of the package {entry.package}{at}, which is not "
-            f"installed. Install it, such as by: pip install {entry.package}"
-        )
+    used = [("tasks", manifest.task.name), *(("methods", part.method) for part in manifest.adapter.parts)]
+    named = {(entry.group, entry.name): entry for entry in manifest.plugins}
+    if ("families", manifest.base.model_type) in named:
+        used.append(("families", manifest.base.model_type))
+    for group, name in used:
+        what = f"{_NOUNS[group]} {name!r}"
+        if not is_known(group, name):
+            raise _missing(manifest, what, named.get((group, name)))
+    if isinstance(manifest.task, ForeignTask):
+        name = manifest.task.name
+        try:
+            Choice("tasks").config({"name": name}).model_validate(manifest.task.model_dump())
+        except ValueError as error:
+            entry = named[("tasks", name)]
+            raise PluginError(
+                f"{manifest.full_name}: the installed version of {entry.package or 'the task'} does not take the "
+                f"settings of its task {name!r}: {plain(str(error), 300)}. It was trained with version "
+                f"{entry.version or 'unknown'}."
+            ) from None
     if reason := why_impossible(manifest.task.name, manifest.base.model_type, architecture=architecture):
         raise ManifestError(f"the adapter's task is for another architecture: {reason}")
+
+
+def _missing(manifest: AdapterManifest, what: str, entry: PluginEntry | None) -> PluginError | ManifestError:
+    if entry is None:
+        return ManifestError(
+            f"{manifest.full_name} needs the {what}, which is not known here, and its manifest names no package that "
+            "has it. Ask who published it."
+        )
+    if entry.package is None:
+        return PluginError(
+            f"{manifest.full_name} needs the {what}, which a script registered when it was trained. Register it with "
+            "finetune.register before the adapter is loaded."
+        )
+    at = f" (trained with version {entry.version})" if entry.version else ""
+    package = plain(entry.package, 80)
+    return PluginError(
+        f"{manifest.full_name} needs the {what}. Its manifest names the package {package}{at}, which is not installed. "
+        f"If you trust it: pip install {package}"
+    )

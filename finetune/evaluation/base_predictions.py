@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from finetune.cache import cache_home, read_note, write_note
 from finetune.data.images import image_digest
 from finetune.data.pictures import IMAGES
 from finetune.errors import DataError
+from finetune.plugins import is_known, is_own, provider
 from finetune.prediction import prediction_from_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 # Settings of a task that say how predictions are compared, not how they are made.
 _COMPARISON = ("metrics", "answer_normalization", "decimal_separator")
-_PACKAGES = ("torch", "transformers", "finetune-vlm")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "finetune-vlm")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class BasePredictions:
 
     def read(self, examples: Sequence[Example]) -> list[Prediction] | None:
         """Return one prediction a row; None where they are not kept whole."""
-        note = read_note(self._place(examples))
+        place = self._place(examples)
+        note = None if place is None else read_note(place)
         try:
             found = [prediction_from_json(one) for one in json.loads(note)] if note is not None else None
         except (ValueError, DataError):
@@ -63,22 +65,41 @@ class BasePredictions:
     def keep(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
         """Keep one prediction a row. A cache that cannot be written is no error."""
         text = json.dumps([prediction.to_json() for prediction in predictions], ensure_ascii=False)
-        write_note(self._place(examples), text)
+        if place := self._place(examples):
+            write_note(place, text)
 
-    def _place(self, examples: Sequence[Example]) -> Path:
+    def _place(self, examples: Sequence[Example]) -> Path | None:
+        """Return where the predictions of these rows are kept; None where no version tells what makes them."""
         base = self.base
+        versions = _versions(("tasks", self.task.name), ("families", base.identity.model_type))
+        if versions is None:
+            return None
         known_by = {
             "base": base.identity.digest,
             "processor": base.digests.model_dump(),
             "held": [str(base.model.dtype), base.quantization, base.model.device.type],
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "attention": base.model.config._attn_implementation,
-            "versions": {name: version(name) for name in _PACKAGES},
+            "versions": versions,
             "task": self.task.model_dump(mode="json", exclude=set(_COMPARISON)),
             "batches": [self.batch_size, self.processes],
             "rows": [_row(example) for example in examples],
         }
         return cache_home() / "predictions" / sha256_hex(canonical_json(known_by))
+
+
+def _versions(*names: tuple[str, str]) -> dict[str, str] | None:
+    """Return the versions of all packages that make predictions; None where one of them has none."""
+    try:
+        found = {name: version(name) for name in _PACKAGES}
+    except PackageNotFoundError:
+        return None
+    for group, name in names:
+        if not is_own(group, name) and is_known(group, name) and (by := provider(group, name)):
+            if by.package is None or by.version is None:
+                return None
+            found[by.package] = by.version
+    return found
 
 
 def _row(example: Example) -> list[Any]:

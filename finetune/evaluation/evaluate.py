@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.evaluation.baselines import BLANK_IMAGE, MAJORITY, majority, predict_blank
 from finetune.evaluation.predict import predict
-from finetune.evaluation.rows import Row, make_rows
+from finetune.evaluation.rows import Row, finite, make_rows, row_value
 from finetune.evaluation.scores import Scores, Value
 from finetune.interfaces import CorpusMetric, RowMetric
 from finetune.metrics.building import metrics_of
@@ -97,16 +97,18 @@ def score(
     for i, example in enumerate(examples):
         rows_of[example.kind].append(i)
 
-    def part(rows: Sequence[int], by_kind: dict[str, Scores]) -> Scores:
+    def part(rows: Sequence[int], by_kind: dict[str, Scores], *, whole: bool) -> Scores:
         return Scores(
-            values=_values(measured, rows, interval=True),
+            values=_values(measured, rows, interval=True, of_corpus=whole),
             baselines={name: _values(found, rows, interval=False) for name, found in baselines.items()},
             by_kind=by_kind,
             n=len(rows),
             truncated=sum(_is_truncated(predictions[i]) for i in rows),
         )
 
-    return part(range(len(examples)), {kind: part(rows, {}) for kind, rows in sorted(rows_of.items())})
+    # An interval of a corpus metric measures the rows some hundred times, so single question types have none.
+    kinds = {kind: part(rows, {}, whole=False) for kind, rows in sorted(rows_of.items())}
+    return part(range(len(examples)), kinds, whole=True)
 
 
 def values_of(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Value]:
@@ -128,15 +130,19 @@ class _Measured:
         self.metric, self._predictions, self._examples = metric, predictions, examples
         self._values: list[float | None] = [None] * len(examples)
         if isinstance(metric, RowMetric):
-            self._values = [metric.row(p, e) for p, e in zip(predictions, examples, strict=True)]
+            self._values = [row_value(metric, p, e) for p, e in zip(predictions, examples, strict=True)]
 
     def value(self, rows: Sequence[int], *, interval: bool) -> Value | None:
-        """Return the value of some rows; None where none of them has one."""
+        """Return the value of some rows; None where none of them has one.
+
+        Raises:
+            DataError: the metric gives a value that is no finite number.
+        """
         metric, groups = self.metric, [_image(self._examples[i]) for i in rows]
         found = [value for i in rows if (value := self._values[i]) is not None]
         number, count, bounds = 0.0, len(found), None
         if isinstance(metric, CorpusMetric) and rows:
-            number, count = float(self._corpus(rows)), count if isinstance(metric, RowMetric) else len(rows)
+            number, count = self._corpus(rows), count if isinstance(metric, RowMetric) else len(rows)
             if interval:
                 bounds = corpus_interval(lambda drawn: self._corpus([rows[i] for i in drawn]), groups)
         elif found:
@@ -148,11 +154,19 @@ class _Measured:
 
     def _corpus(self, rows: Sequence[int]) -> float:
         assert isinstance(self.metric, CorpusMetric)
-        return self.metric.corpus([self._predictions[i] for i in rows], [self._examples[i] for i in rows])
+        found = self.metric.corpus([self._predictions[i] for i in rows], [self._examples[i] for i in rows])
+        return finite(found, metric=self.metric, where=f"{len(rows)} rows")
 
 
-def _values(measured: Sequence[_Measured], rows: Sequence[int], *, interval: bool) -> dict[str, Value]:
-    found = {each.metric.key: each.value(rows, interval=interval) for each in measured}
+def _values(
+    measured: Sequence[_Measured], rows: Sequence[int], *, interval: bool, of_corpus: bool = True
+) -> dict[str, Value]:
+    found = {
+        each.metric.key: each.value(
+            rows, interval=interval and (of_corpus or not isinstance(each.metric, CorpusMetric))
+        )
+        for each in measured
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 

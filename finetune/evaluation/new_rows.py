@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import RecipeError
+from finetune.model_types import architecture_of
 from finetune.outside_text import safe_line
-from finetune.recipe import ColumnData, parse_recipe
+from finetune.recipe import ColumnData, ModelSection, parse_recipe, task_of
+from finetune.recipe.pairing import known_model_type
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,13 +49,17 @@ def recipe_for(manifest: AdapterManifest | None, *, base: str, file: Path) -> Re
         RecipeError: as for ``with_rows``.
     """
     raw: dict[str, Any] = {"domain": "new", "model": {"name_or_path": base}, "method": _METHOD}
-    if manifest is not None:
-        trained = manifest.training.recipe or {}
-        raw |= {"domain": manifest.training.domain, "task": manifest.task.model_dump(mode="json")}
-        raw["data"] = trained.get("data", {})
-        if manifest.base.revision and base == manifest.base.hub_id:
-            raw["model"]["revision"] = manifest.base.revision
-    return _recipe(raw, file)
+    if manifest is None:
+        model_type = known_model_type(ModelSection(name_or_path=base))
+        architecture = architecture_of(model_type) if model_type else None
+        return _recipe(raw | {"task": task_of(architecture).model_dump(mode="json")}, file)
+    raw |= {"domain": manifest.training.domain, "task": manifest.task.model_dump(mode="json")}
+    if manifest.base.revision and base == manifest.base.hub_id:
+        raw["model"]["revision"] = manifest.base.revision
+    trained = (manifest.training.recipe or {}).get("data")
+    images = {"image_range": manifest.images.range, "image_page": manifest.images.page}
+    opened = {key: value for key, value in images.items() if value is not None}
+    return _recipe(raw | {"data": {**(trained if isinstance(trained, dict) else {}), **opened}}, file)
 
 
 def _recipe(raw: dict[str, Any], file: Path) -> Recipe:
@@ -60,8 +67,15 @@ def _recipe(raw: dict[str, Any], file: Path) -> Recipe:
     if source is None:
         allowed = ", ".join(_SOURCES)
         raise RecipeError(f"--data {file}: rows must be in a file that ends in one of {allowed}. Convert it first.")
-    fields = {key: value for key, value in raw.get("data", {}).items() if key in _FIELDS}
-    place = {"source": source, "root": str(file.absolute().parent), "test": file.name, "val": None}
+    data = raw.get("data", {})
+    if data.get("source") == "mix":
+        raise RecipeError(
+            f"--data {file}: the recipe mixes several sources, so it does not say what the fields of other rows are "
+            "called. Give a recipe of one source by --on."
+        )
+    fields = {key: value for key, value in data.items() if key in _FIELDS}
+    test = glob.escape(file.name) if source == "parquet" else file.name  # a pattern there
+    place = {"source": source, "root": str(file.absolute().parent), "test": test, "val": None}
     name = re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")[:64].strip("-") or "rows"
     changed = {"name": name, "data": fields | place, "train": raw.get("train", {"epochs": 1})}
     return parse_recipe(raw | changed, source=f"--data {safe_line(str(file))}")

@@ -30,10 +30,6 @@ class Value:
     def __str__(self) -> str:
         return f"{self.value:.3f}" + (f" {self.unit}" if self.unit else "")
 
-    def is_better(self, than: Value) -> bool:
-        """Return whether this is the better value of the same metric."""
-        return self.value > than.value if self.higher_is_better else self.value < than.value
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:

@@ -91,23 +91,27 @@ class Validator:
 
     @torch.no_grad()
     def loss(self, batch_size: int) -> float | None:
-        """Returns the sum of each term over all rows and processes by the number of its items, added up over terms."""
+        """Return the weighted sum of the means of all terms; each mean is over the items of all rows and processes."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = range(process, len(self.examples), processes)
         order = sorted(mine, key=lambda i: (self.examples[i].num_tokens or 0, i))  # rows of like length pad little
         most = math.ceil(len(self.examples) / processes)  # as many batches on every process, as in ``predict``
         sums: dict[str, list[float]] = {}
+        weights: dict[str, float] = {}
         with tqdm(total=most, unit="row", desc="validation loss", disable=process != 0, leave=False) as bar:
             for start in range(0, most, batch_size):
                 rows = order[start : start + batch_size]
                 for name, term in self._terms(rows or [0], supervised=bool(rows)).items():
+                    weights[name] = term.weight
                     total = sums.setdefault(name, [0.0, 0.0])
                     total[0] += term.loss_sum.item() if rows else 0.0
                     total[1] += term.num_items if rows else 0
                 bar.update(len(rows))
         gathered = gather_object([sums]) if processes > 1 else [sums]
         loss = sum(
-            math.fsum(one[name][0] for one in gathered) / max(1, sum(one[name][1] for one in gathered)) for name in sums
+            weights[name]
+            * (math.fsum(one[name][0] for one in gathered) / max(1, sum(one[name][1] for one in gathered)))
+            for name in sums
         )
         return round(loss, _DIGITS) if math.isfinite(loss) else None
 
@@ -149,7 +153,7 @@ def warnings_of(
     found = []
     if base is not None and base.all_right:
         found.append(f"the base alone answers every {base.split} row right, so these rows cannot show what was gained")
-    if state.validations and state.best_score == 0 and higher_is_better:
+    if state.validations and higher_is_better and all(score == 0 for _, score, _ in state.validations):
         loss = "" if state.best_loss is None else f" for their validation loss, {state.best_loss:.4f}, the lowest"
         found.append(
             f"every validation scored 0: no answer was right at any step. The weights of step {state.best_step} were "
@@ -166,7 +170,7 @@ def _still_better(state: TrainState, total_steps: int, *, higher_is_better: bool
     if len(state.validations) < 2 or state.best_step != state.step or state.step < total_steps:
         return None
     (_, score_before, loss_before), (_, score, loss) = state.validations[-2:]
-    if score != score_before and (score > score_before) is higher_is_better:
+    if score != score_before and (score > score_before) == higher_is_better:
         way = "rising" if higher_is_better else "falling"
         return f"the validation score was still {way} at the end, from {score_before:.3f} to {score:.3f}"
     if score == 0 and higher_is_better and loss is not None and loss_before is not None and loss < loss_before:

@@ -1,29 +1,32 @@
 """Which target, with which options: refused at once where there is no such thing. Loads no torch."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 from finetune.errors import ExportError
-from finetune.lookup import did_you_mean, look_up
-from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS, TARGETS_BESIDE_THE_BASE
+from finetune.lookup import did_you_mean
+from finetune.plugins import find, is_own, require_known
+from finetune.tables import EXPORT_OPTIONS, TARGETS_BESIDE_THE_BASE
 
 NO_ADAPTER = "ref 'base' is the plain base, and an export is of an adapter: name one"
 
 
-def check_choice(target: str, options: Iterable[str]) -> str:
-    """Returns where the code of a target is, after checking that it takes these options.
+def check_choice(target: str, options: Iterable[str]) -> None:
+    """Check that there is such a target, and that it takes these options.
 
     Raises:
         ExportError: there is no such target, or it takes no such option.
     """
-    place = look_up(EXPORT_TARGETS, target, what="target", error=ExportError)
+    require_known("exports", target, what="target", error=ExportError)
     allowed = sorted(option for option, targets in EXPORT_OPTIONS.items() if target in targets)
+    if not is_own("exports", target):
+        allowed = sorted(each.name for each in fields(find("exports", target, what="target", error=ExportError)))
     for option in options:
         if option not in allowed:
             raise ExportError(
                 f"the target {target} takes no option {option!r}.{did_you_mean(option, allowed)} It takes: "
                 f"{', '.join(allowed) or 'none'}."
             )
-    return place
 
 
 def check_quantization(target: str, quantization: str | None) -> None:

@@ -11,8 +11,9 @@ from finetune.base_options import add_quantization
 from finetune.errors import ExportError
 from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
 from finetune.outside_text import safe_block, safe_line
+from finetune.plugins import names
 from finetune.preflight import check_adapter
-from finetune.tables import EXPORT_OPTIONS, EXPORT_TARGETS
+from finetune.tables import EXPORT_OPTIONS
 
 _ABOUT = """\
 Write an adapter in the form of another program, and check that it does there what it does here: what was written is
@@ -30,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("ref", metavar="REF", help="registry reference, such as medical/brain-mri@prod, or a folder")
-    parser.add_argument("--to", required=True, metavar="TARGET", help=" | ".join(sorted(EXPORT_TARGETS)))
+    parser.add_argument("--to", required=True, metavar="TARGET", help=" | ".join(sorted(names("exports"))))
     parser.add_argument("--output", metavar="FOLDER", help="folder to make (default: exports/NS-NAME-TARGET)")
     parser.add_argument("--registry", metavar="LOCATION", help="as for `finetune registry`")
     parser.add_argument("--base", help="folder, hub id or embedded name of the base (default: where it was last seen)")

@@ -18,9 +18,9 @@ from finetune.export.output import new_output, refuse_occupied
 from finetune.export.parity import outputs, rows_of
 from finetune.export.target import Source
 from finetune.export.verdict import Export, describe, overall, record_of, write_record
-from finetune.lookup import import_string
 from finetune.methods.points import Points
 from finetune.outside_text import safe_line
+from finetune.plugins import find
 from finetune.registry import AdapterRegistry
 from finetune.serving.known_bases import find_base
 from finetune.serving.resident import bring_in
@@ -76,7 +76,8 @@ def export_adapter(
         RegistryError: it cannot be read, or the output cannot be written.
         SystemExit: SIGTERM came, in the main thread of a program that does not handle it; nothing is left.
     """
-    target: Target = import_string(check_choice(to, options))(**options)
+    check_choice(to, options)
+    target: Target = find("exports", to, what="target", error=ExportError)(**options)
     check_quantization(to, quantization)
     named, adapter = _read(ref, registry)
     output = Path(output or DEFAULT_OUTPUT.format(name=adapter.manifest.full_name.replace("/", "-"), target=to))

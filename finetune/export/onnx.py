@@ -70,7 +70,8 @@ class Onnx:
         write_towers(folder, model, rows["probe"])
         source.base.processor.save_pretrained(folder)
         task = source.manifest.task
-        assert isinstance(task, LabelSection), "the task was checked against the base"
+        if not isinstance(task, LabelSection):
+            raise ExportError(f"--to onnx takes tasks that choose among labels, and task {task.name} does not.")
         settings = {
             "text_template": task.text_template,
             "logit_scale": model.logit_scale.exp().item(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.errors import ExportError
 from finetune.example import text_of
 from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.recipe import LabelSection, PromptSection
@@ -72,7 +73,10 @@ def _body(source: Source) -> str:
     task, show = source.manifest.task, _OPEN.format(image=IMAGE_NAME)
     if isinstance(task, LabelSection):
         return _CLASSIFY.format(open=show, labels=list(LABELS), text=_filled(task.text_template, "label"))
-    assert isinstance(task, PromptSection), "there is code for these two kinds of task"
+    if not isinstance(task, PromptSection):
+        raise ExportError(
+            f"a card shows how to ask an adapter, and it is not known how task {task.name} asks. Use --to peft."
+        )
     family: Any = source.base.family
     assert isinstance(family, ImageTextToTextFamily), "the task was checked against the base"
     return _ASK.format(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
+from finetune.errors import ExportError
 from finetune.export.peft import Peft
 from finetune.export.snippets import IMAGE_NAME, QUESTION, messages_code
 from finetune.export.vllm_rules import DEFAULT_MAX_LORA_RANK, refuse_for_vllm
@@ -54,7 +55,10 @@ class Vllm:
         """Writes what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
         comparisons = Peft(bake_scaling=True).make(source, folder)
         identity, task = source.manifest.base, source.manifest.task
-        assert isinstance(task, PromptSection), "vLLM serves no dual encoder"
+        if not isinstance(task, PromptSection):
+            raise ExportError(
+                f"--to vllm takes tasks that put questions, and task {task.name} does not. Use --to peft."
+            )
         loading = _LOADING.format(
             base=identity.hub_id or "BASE",
             revision=f', revision="{identity.revision}"' if identity.revision else "",

@@ -12,7 +12,7 @@ from finetune.interfaces import Attachment
 from finetune.lookup import did_you_mean
 from finetune.methods.points import reached
 from finetune.methods.prompt_tuning import placeholders_of
-from finetune.plugins import find, names
+from finetune.plugins import find, in_use, names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,19 +61,19 @@ def check_methods(model: PreTrainedModel, towers: Towers, sections: Sequence[Met
 
 def refuse_attached(model: PreTrainedModel) -> None:
     """Raises MethodError where an adapter trains in the model: finished ones are made for the plain base."""
-    if any(_method(name).is_attached(model) for name in names("methods")):
+    if any(_method(name).is_attached(model) for name in in_use("methods")):
         raise MethodError("an adapter trains in this model. Load a fresh base for finished ones, or detach it first.")
 
 
 def detach(model: PreTrainedModel) -> None:
     """Removes the adapter that trains, and every trace of it."""
-    for name in names("methods"):
+    for name in in_use("methods"):
         _method(name).detach(model)
 
 
 def switch(model: PreTrainedModel, on: bool) -> None:
     """Has the adapter that trains answer, or the plain base."""
-    for name in names("methods"):
+    for name in in_use("methods"):
         _method(name).switch(model, on)
 
 
@@ -163,7 +163,7 @@ def _refuse_adapted(model: PreTrainedModel) -> None:
                 f"the model already carries an adapter (at {name}). Load a fresh base, or train with this one: "
                 "adapters are not stacked."
             )
-    if reached(model) or any(_method(name).is_attached(model) for name in names("methods")):
+    if reached(model) or any(_method(name).is_attached(model) for name in in_use("methods")):
         raise MethodError("the model already carries an adapter. Load a fresh base: adapters are not stacked.")
 
 

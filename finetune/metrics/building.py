@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finetune.errors import PluginError
+from finetune.metrics.names import RESERVED
 from finetune.plugins import find
 
 if TYPE_CHECKING:
@@ -12,5 +14,19 @@ if TYPE_CHECKING:
 
 def metrics_of(task: Task) -> tuple[Metric, ...]:
     """Return the metrics that a task is evaluated by: those that its options name, else its own."""
-    names = task.options.metrics or task.metrics
-    return tuple(find("metrics", name, what="metric")(task.options) for name in names)
+    return tuple(_metric(name, task) for name in task.options.metrics or task.metrics)
+
+
+def _metric(name: str, task: Task) -> Metric:
+    metric: Metric = find("metrics", name, what="metric")(task.options)
+    missing = [part for part in ("key", "unit", "higher_is_better") if not hasattr(metric, part)]
+    if not hasattr(metric, "row") and not hasattr(metric, "corpus"):
+        missing.append("row or corpus")
+    if missing:
+        raise PluginError(f"the metric {name} must have {missing[0]}; {type(metric).__name__} has none")
+    if metric.key != name or name in RESERVED or "." in name:
+        raise PluginError(
+            f"the metric {name} must have its own name as key, without a dot and none of {', '.join(RESERVED)}; got "
+            f"{metric.key!r}"
+        )
+    return metric

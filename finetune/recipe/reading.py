@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from finetune.errors import RecipeError, brief
 from finetune.lookup import did_you_mean
-from finetune.plugins import config_of, is_known, names
+from finetune.plugins import config_of, is_known, names, require_known
 from finetune.recipe.chosen import Choice
 from finetune.recipe.pairing import refuse_impossible
 from finetune.recipe.section import Section, stray_variables
@@ -63,6 +63,8 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
             f"{brief(text)}. What stands here may be published with the adapter: write the value itself, or give it on "
             f"the command line as {key}=VALUE"
         )
+    for name in recipe.task.metrics or ():
+        require_known("metrics", name, what=f"metric (task.metrics in {source})", error=RecipeError)
     refuse_impossible(recipe, source=source)
     return recipe.holding(frozenset(variables)) if variables else recipe
 

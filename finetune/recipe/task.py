@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
 from finetune.fields import NumTokens, Word
 from finetune.metrics.normalization import DecimalSeparator, Normalization, Normalizer, normalizer
-from finetune.plugins import config_of, names, require_known
+from finetune.plugins import config_of, names
 from finetune.recipe.chosen import Choice
 from finetune.recipe.section import Prompt, Section
 from finetune.tables import DEFAULT_TASK
@@ -33,11 +33,9 @@ class TaskSection(Section):
 
     @field_validator("metrics")
     @classmethod
-    def _are_known(cls, named: list[str] | None) -> list[str] | None:
-        for i, name in enumerate(named or ()):
-            require_known("metrics", name, what="metric")
-            if name in (named or ())[:i]:
-                raise ValueError(f"the metric {name!r} stands twice")
+    def _each_once(cls, named: list[str] | None) -> list[str] | None:
+        if named is not None and len(set(named)) < len(named):
+            raise ValueError("a metric stands twice")
         return named
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
@@ -91,7 +89,7 @@ class PromptSection(AnswerSection):
     """Whether images stand before or after the text of a question; by default as in the conversations, else first."""
     max_new_tokens: NumTokens | None = None
     """Longest answer, in tokens; by default the longest supervised answer of the data, and some room."""
-    caption_question: Annotated[Prompt, Field(min_length=1)] | None = None
+    caption_question: Prompt | None = Field(default=None, exclude_if=lambda it: it is None)
     """What ``caption`` asks; by default what most rows with captions ask."""
 
     @field_validator("question_template")

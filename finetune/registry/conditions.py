@@ -14,6 +14,7 @@ from finetune.tables import ANSWER_METRICS
 EXAMPLE = f"test.{ANSWER_METRICS[0]}>=0.7"
 
 _FORM = re.compile(r"\s*([A-Za-z0-9_][A-Za-z0-9_.@/-]{0,99}?)\s*(>=|<=|==|>|<)\s*(\S{1,32})\s*")
+_RENAMED = {"before": "base", "after": "test"}
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -51,7 +52,13 @@ class Condition:
                 f"{text!r} is no condition: give the name of a value, one of {', '.join(_OPERATORS)}, and a number, "
                 f"such as '{EXAMPLE}'"
             )
-        return cls(path=match[1], op=match[2], value=value)
+        path = match[1]
+        if (who := path.partition(".")[0]) in _RENAMED:
+            raise ConditionError(
+                f"{text!r}: metrics are named by test and base, such as {_RENAMED[who]}.{path.rpartition('.')[2]}; "
+                f"{who} is their name in manifests of release 0.1"
+            )
+        return cls(path=path, op=match[2], value=value)
 
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether the number is there and is as it must be."""

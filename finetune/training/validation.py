@@ -39,7 +39,7 @@ class Validation:
         if than_score is None:
             return True
         if self.score != than_score:
-            return (self.score > than_score) is self.higher_is_better
+            return (self.score > than_score) == self.higher_is_better
         return self.loss is not None and (than_loss is None or self.loss < than_loss)
 
     def is_as_good(self, as_score: float | None, as_loss: float | None) -> bool:

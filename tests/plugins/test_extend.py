@@ -130,9 +130,9 @@ def test_it_trains_goes_on_evaluates_publishes_and_passes_its_gate(walked):
 def test_an_app_of_a_fresh_process_swaps_it(walked):
     _, work, env, _ = walked
     code = next(one for one in blocks("python") if "finetune.load" in one)
-    done = run([sys.executable, "-c", code + "\nprint(repr((counted, plain)))"], work, env)
-    counted, plain = eval(done.stdout.strip().splitlines()[-1])
-    assert isinstance(counted, str) and isinstance(plain, str)
+    done = run([sys.executable, "-c", code + "\nprint(repr((said, plain)))"], work, env)
+    said, plain = eval(done.stdout.strip().splitlines()[-1])
+    assert isinstance(said, str) and isinstance(plain, str)
 
 
 def test_it_is_served(walked):
@@ -159,7 +159,10 @@ def test_without_the_package_it_is_listed_and_refused_by_its_name(walked):
         cwd=work, env=without, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "of the package finetune-count" in done.stderr and "pip install finetune-count" in done.stderr
+    assert (
+        "names the package finetune-count (trained with version 1.0)" in done.stderr
+        and "pip install finetune-count" in done.stderr
+    )
     done = subprocess.run(
         ["finetune", "train", "count.yaml"], cwd=work, env=without, capture_output=True, text=True, timeout=300
     )
