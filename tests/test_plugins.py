@@ -6,8 +6,9 @@ import pytest
 
 from finetune import plugins
 from finetune.errors import PluginError, RecipeError
+from finetune.metrics.building import metrics_of
 from finetune.recipe import PromptSection, parse_recipe
-from finetune.tasks.vqa import VqaTask
+from finetune.tasks.vqa import VqaConfig, VqaTask
 
 RAW = {
     "name": "a",
@@ -95,7 +96,9 @@ def test_an_entry_point_is_looked_up_when_it_is_named(installed):
 
 def test_a_damaged_plug_in_is_named(installed):
     installed(("finetune-count", "count", "tests.no_such_module:Count"))
-    with pytest.raises(PluginError, match="'count' of the package finetune-count cannot be imported: No module"):
+    with pytest.raises(
+        PluginError, match="of the package finetune-count cannot be imported: ModuleNotFoundError: No module"
+    ):
         parse_recipe({**RAW, "task": {"name": "count"}}, source="here")
 
 
@@ -116,3 +119,62 @@ def test_a_name_given_twice_is_refused(installed, points, message):
     installed(*points)
     with pytest.raises(PluginError, match=message):
         plugins.names("tasks")
+
+
+def test_a_class_of_the_same_name_takes_the_place_of_the_one_before(registered):
+    again = type("Count", (VqaTask,), {"Config": CountConfig, "__module__": __name__, "__qualname__": "Count"})
+    plugins.register("tasks", "count", again)
+    assert plugins.find("tasks", "count", what="task") is again
+
+
+def test_whatever_a_plug_in_does_when_it_is_imported_is_told_and_only_of_it(installed, tmp_path, monkeypatch):
+    (tmp_path / "finetune_broken.py").write_text("undefined\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    installed(("finetune-broken", "broken", "finetune_broken:Task"))
+    with pytest.raises(PluginError, match="'broken' of the package finetune-broken cannot be imported: NameError"):
+        plugins.find("tasks", "broken", what="task")
+    assert plugins.find("tasks", "vqa", what="task") is VqaTask
+    assert "broken" in plugins.names("tasks")
+
+
+def test_methods_that_nobody_looked_up_are_not_in_use(monkeypatch):
+    monkeypatch.setattr(plugins, "_REGISTERED", {**plugins._REGISTERED, "methods": {"other": Count}})
+    assert "other" in plugins.names("methods") and "other" not in plugins.in_use("methods")
+    plugins.find("methods", "other", what="method")
+    assert plugins.in_use("methods")[-1] == "other"
+    plugins._FOUND.discard(("methods", "other"))
+
+
+class Metric:
+    key, unit, higher_is_better = "count_error", None, False
+
+    def __init__(self, options):
+        pass
+
+    def row(self, prediction, example):
+        return 0.0
+
+
+def without(*names):
+    return type("Metric", (), {name: value for name, value in vars(Metric).items() if name not in names})
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "message"),
+    [
+        ("count_error", without("unit"), "the metric count_error must have unit; Metric has none"),
+        ("count_error", without("row"), "the metric count_error must have row or corpus"),
+        ("other", Metric, "must have its own name as key, .*; got 'count_error'"),
+        (
+            "n",
+            type("N", (Metric,), {"key": "n"}),
+            "its own name as key, without a dot and none of n, truncated",
+        ),
+        ("a.b", type("N", (Metric,), {"key": "a.b"}), "must have its own name as key, without a dot"),
+    ],
+)
+def test_a_metric_that_could_not_be_named_is_refused(name, metric, message, monkeypatch):
+    monkeypatch.setattr(plugins, "_REGISTERED", {**plugins._REGISTERED, "metrics": {name: metric}})
+    task = VqaTask(VqaConfig(metrics=["exact_match", name]), None)
+    with pytest.raises(PluginError, match=message):
+        metrics_of(task)

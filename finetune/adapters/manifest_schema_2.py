@@ -75,10 +75,7 @@ def _task(prompt: dict[str, Any]) -> dict[str, Any]:
         task.setdefault("image_position", "first")
     generation = task.pop("generation", None)
     if isinstance(generation, dict):
-        # Sampling and beams stood there too, always as greedy decoding has them.
-        if generation.get("do_sample", False) is not False or generation.get("num_beams", 1) != 1:
-            task["generation"] = generation
-        else:
-            extra = generation.keys() - {"max_new_tokens", "do_sample", "num_beams"}
-            task |= {"max_new_tokens": generation.get("max_new_tokens"), **{name: generation[name] for name in extra}}
+        # Sampling and beams stood there too, always as greedy decoding has them; anything else is refused as a key.
+        greedy = {"do_sample": False, "num_beams": 1}
+        task |= {key: value for key, value in generation.items() if key not in greedy or value != greedy[key]}
     return task

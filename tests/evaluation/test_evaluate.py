@@ -185,3 +185,59 @@ def test_grey_images_stand_for_those_of_every_row_with_the_same_prompt():
     same = [row(0, "a", images=[GREY]), row(0, "b", images=[GREY]), row(1, "a", images=[GREY])]
     rows, places = blanked(same)
     assert len(rows) == 2 and places == [0, 0, 1] and (rows[0].images[0] == 128).all()
+
+
+class FromNumpy(Length):
+    def row(self, prediction, example):
+        return np.float64(len(str(prediction)))
+
+    def corpus(self, predictions, examples):
+        return np.mean([len(str(prediction)) for prediction in predictions])
+
+
+def test_values_are_pythons_own_numbers(monkeypatch):
+    monkeypatch.setitem(METRICS, "length", f"{__name__}:FromNumpy")
+    scores = score(task(metrics=["length"]), ROWS, SAID)
+    found = [scores.first.value, *scores.first.interval, *(part.first.value for part in scores.by_kind.values())]
+    assert {type(number) for number in found} == {float}
+    assert scores.by_kind["is"].first.interval is None, "an interval of a corpus metric is of all rows alone"
+    (first, *_) = make_rows(task(metrics=["length"]), ROWS, SAID)
+    assert type(first.values["length"]) is float and first.right is True
+
+
+class NotANumber(Length):
+    def row(self, prediction, example):
+        return float("nan")
+
+
+class NoSum(Vocabulary):
+    def corpus(self, predictions, examples):
+        return float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "message"),
+    [
+        ("length", "NotANumber", r"the metric length must give a finite number, got nan \(row 0\)"),
+        ("vocabulary", "NoSum", r"the metric vocabulary must give a finite number, got inf \(3 rows\)"),
+    ],
+)
+def test_a_value_that_is_no_finite_number_is_refused(name, metric, message, monkeypatch):
+    monkeypatch.setitem(METRICS, name, f"{__name__}:{metric}")
+    with pytest.raises(DataError, match=message):
+        score(task(metrics=[name]), ROWS, SAID)
+
+
+def test_a_prediction_that_is_worth_more_than_its_first_reference_is_right(monkeypatch):
+    monkeypatch.setitem(METRICS, "length", f"{__name__}:Consensus")
+    (found,) = make_rows(task(metrics=["length"]), [row(0, "a", "b", "b")], said("b"))
+    assert found.values == {"length": 2 / 3} and found.right is True
+
+
+class Consensus(Length):
+    """The share of references that say the same."""
+
+    higher_is_better = True
+
+    def row(self, prediction, example):
+        return example.answers.count(str(prediction)) / len(example.answers)

@@ -54,10 +54,6 @@ def test_what_is_not_of_this_form_is_refused(change, message):
         Scores.from_json(data)
 
 
-def test_which_of_two_values_is_better():
-    def value(number, *, higher_is_better):
-        return Value(value=number, interval=None, n=1, unit="mm", higher_is_better=higher_is_better)
-
-    assert value(2.0, higher_is_better=True).is_better(value(1.0, higher_is_better=True))
-    assert not value(2.0, higher_is_better=False).is_better(value(1.0, higher_is_better=False))
-    assert str(value(2.0, higher_is_better=True)) == "2.000 mm"
+def test_a_value_is_shown_with_its_unit():
+    value = Value(value=2.0, interval=None, n=1, unit="mm", higher_is_better=True)
+    assert str(value) == "2.000 mm"
