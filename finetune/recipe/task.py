@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, field_validator
 
+from finetune.errors import ModelError
 from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
 from finetune.fields import NumTokens, Word
 from finetune.metrics.normalization import DecimalSeparator, Normalization, Normalizer, normalizer
@@ -169,13 +170,19 @@ def task_of(architecture: str | None = None) -> TaskSection:
 
     Args:
         architecture: of the base; None for the task of a recipe that names none.
+
+    Raises:
+        ModelError: no task serves such a base.
     """
     known = [DEFAULT_TASK, *(name for name in names("tasks") if name != DEFAULT_TASK)]
     for name in known:
         config = config_of("tasks", name, what="task")
         if architecture is None or architecture in config.architectures:
             return config(name=name)
-    raise ValueError(f"no task serves a base of the architecture {architecture!r}")
+    raise ModelError(
+        f"no task serves a base of the architecture {architecture!r}. There are {', '.join(known)}. Take another base, or "
+        "install a package with a task for it."
+    )
 
 
 def _once(key: str, mark: str, template: str) -> str:
