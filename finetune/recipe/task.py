@@ -180,8 +180,8 @@ def task_of(architecture: str | None = None) -> TaskSection:
         if architecture is None or architecture in config.architectures:
             return config(name=name)
     raise ModelError(
-        f"no task serves a base of the architecture {architecture!r}. There are {', '.join(known)}. Take another base, or "
-        "install a package with a task for it."
+        f"no task serves a base of the architecture {architecture!r}. There are {', '.join(known)}. Take another base, "
+        "or install a package with a task for it."
     )
 
 
