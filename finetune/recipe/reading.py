@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import ValidationError
 
 from finetune.errors import RecipeError, brief
@@ -15,7 +14,6 @@ from finetune.recipe.chosen import Choice
 from finetune.recipe.pairing import refuse_impossible
 from finetune.recipe.section import Section, stray_variables
 from finetune.recipe.whole import Recipe
-from finetune.strict_yaml import StrictLoader
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -29,6 +27,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: naming the file and the key, with what is allowed.
     """
+    import yaml  # a manifest is read without it
+
+    from finetune.strict_yaml import StrictLoader
+
     path = Path(path)
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
@@ -113,6 +115,10 @@ def read_value(text: str, *, source: str) -> Any:
     Raises:
         RecipeError: it is not YAML.
     """
+    import yaml
+
+    from finetune.strict_yaml import StrictLoader
+
     try:
         return yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:

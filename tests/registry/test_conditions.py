@@ -45,6 +45,12 @@ def test_what_is_no_condition_is_refused_with_the_form(text):
         Condition.parse(text)
 
 
+@pytest.mark.parametrize(("text", "name"), [("after.exact_match>=0.7", "test"), ("before.by_kind.a.f1>0", "base")])
+def test_a_name_of_release_0_1_is_told_todays(text, name):
+    with pytest.raises(ConditionError, match=f"metrics are named by test and base, such as {name}[.]"):
+        Condition.parse(text)
+
+
 def test_what_was_found_is_said():
     assert Condition.parse("test.exact_match >= 0.80").describe(VALUES) == "test.exact_match>=0.8: it is 0.7"
     assert Condition.parse("test.exact_mach>=0.8").describe(VALUES) == (

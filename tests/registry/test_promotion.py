@@ -67,7 +67,6 @@ def test_a_version_that_is_good_enough(two, require):
             ["test.exakt_match>=0"],
             "there is no such metric. Did you mean .*There are: test.exact_match, test.n",
         ),
-        (["after.exact_match>=0"], "there is no such metric. Did you mean 'test.exact_match'"),
         (["test.tumor>=0"], "there is no such metric"),
         (["test.interval>=0"], "there is no such metric"),
         (["exact_match>=0"], "there is no such metric"),
