@@ -173,5 +173,5 @@ def test_it_loads_what_the_core_brings_and_torch():
     assert out[1].split() == [
         "adapters", "cache", "errors", "example", "export", "extras", "fields", "file_owner", "file_state", "lfs",
         "lookup", "methods", "metrics", "model_types", "outside_text", "plugins", "recipe", "registry",
-        "regular_file", "serving", "strict_yaml", "tables", "vllm_plugin",
+        "regular_file", "serving", "tables", "vllm_plugin",
     ]  # fmt: skip
