@@ -70,19 +70,18 @@ short, one = train("short", 4)
 long, two = train("long", 24)
 out["training row"] = (long - short) / (20 * 16)
 registry = finetune.AdapterRegistry(work / "registry")
-for folder, name in ((one, "bench/one"), (two, "bench/two")):
-    registry.publish(folder, name)
-vlm = finetune.load("bench/one", registry=registry, base="pocket", device="cpu")
-vlm.add("bench/two")
+for folder in (one, two):
+    registry.publish(folder)
+vlm = finetune.load("bench/short", registry=registry, base="pocket", device="cpu")
 from PIL import Image
 
 image = Image.new("RGB", (96, 96), (200, 30, 30))
 out["question"] = seconds(40, lambda: vlm.ask(image, "What color is the garment?"))
-pinned = [vlm.add("bench/one"), vlm.add("bench/two")]
+pinned = [vlm.add("bench/short"), vlm.add("bench/long")]
 turn = iter(range(10**9))
 out["swap"] = seconds(3000, lambda: vlm.use(pinned[next(turn) % 2]))
 fresh = finetune.AdapterRegistry(work / "registry")
-out["resolve"] = seconds(300, lambda: fresh.resolve("bench/two@latest"))
+out["resolve"] = seconds(300, lambda: fresh.resolve("bench/long@latest"))
 print("RESULT " + json.dumps(out))
 """
 
