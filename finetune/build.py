@@ -207,7 +207,6 @@ def load_base(
         ModelError: it cannot be loaded, or no family supports it.
     """
     check_base(name_or_path, revision=revision)
-    check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
     make_collator = for_architecture(_COLLATORS, family)

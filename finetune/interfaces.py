@@ -236,7 +236,7 @@ class Method(Protocol):
 
 
 class Metric(Protocol):
-    """What predictions are worth: a ``RowMetric``, a ``CorpusMetric``, or both.
+    """Say what predictions are worth: a ``RowMetric``, a ``CorpusMetric``, or both.
 
     It is built with the options of its task.
 
@@ -270,7 +270,7 @@ class CorpusMetric(Metric, Protocol):
 
 
 class Task(Protocol):
-    """What a row is answered with, and by which metrics that is evaluated."""
+    """Say what a row is answered with, and by which metrics that is evaluated."""
 
     options: TaskSection
     metrics: tuple[str, ...]  # by name, where the options name none; the first chooses the best checkpoint

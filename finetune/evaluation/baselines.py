@@ -1,4 +1,4 @@
-"""What a model must beat: the same constant prediction for every row, and its own predictions without the image."""
+"""Predict what a model must beat: one constant prediction for all rows, and its own predictions without the image."""
 
 from __future__ import annotations
 

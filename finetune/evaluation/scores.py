@@ -11,7 +11,7 @@ from finetune.errors import DataError, plain
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """What one metric measured.
+    """Hold what one metric measured.
 
     Attributes:
         value: of all its rows.
@@ -52,7 +52,7 @@ class Scores:
 
     @property
     def first(self) -> Value:
-        """What the first metric measured."""
+        """Return what the first metric measured."""
         return next(iter(self.values.values()))
 
     def to_json(self) -> dict[str, Any]:

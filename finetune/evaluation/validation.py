@@ -127,7 +127,7 @@ class Validator:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseAlone:
-    """What the base did before training.
+    """Record what the base did before training.
 
     Attributes:
         split: the rows that it was evaluated on, ``test`` or ``validation``.

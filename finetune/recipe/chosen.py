@@ -58,5 +58,10 @@ class Choice:
         return self.config(value).model_validate(value, context=info.context)
 
 
+def as_list(value: Any) -> Any:
+    """Return a list of the one section that stands where several may, and anything else as it is."""
+    return [value] if isinstance(value, dict | Section) else value
+
+
 def _name(config: type[Section], key: str) -> Any:
     return get_args(config.model_fields[key].annotation)[0]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from finetune.lookup import did_you_mean
-from finetune.recipe.chosen import Choice
+from finetune.recipe.chosen import Choice, as_list
 from finetune.recipe.section import PositiveInt, Prompt, Section
 
 
@@ -151,10 +151,6 @@ class OverridesSection(MethodSection):
 _Part = Annotated[SerializeAsAny[MethodSection], Choice("methods")]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict | Section) else value
-
-
 def _each_once(sections: list[MethodSection]) -> list[MethodSection]:
     names = [section.name for section in sections]
     if len(set(names)) < len(names):
@@ -166,6 +162,6 @@ def _each_once(sections: list[MethodSection]) -> list[MethodSection]:
 Methods = Annotated[
     list[_Part],
     Field(min_length=1),
-    BeforeValidator(_as_list, json_schema_input_type=_Part | list[_Part]),
+    BeforeValidator(as_list, json_schema_input_type=_Part | list[_Part]),
     AfterValidator(_each_once),
 ]

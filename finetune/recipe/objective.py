@@ -1,11 +1,11 @@
 """What a run minimises."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from finetune.plugins import config_of, names
-from finetune.recipe.chosen import Choice
+from finetune.recipe.chosen import Choice, as_list
 from finetune.recipe.section import Section
 
 
@@ -56,10 +56,6 @@ def taking(outputs: str) -> list[str]:
     ]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict | Section) else value
-
-
 def _go_together(sections: list[ObjectiveSection]) -> list[ObjectiveSection]:
     named = [section.name for section in sections]
     if len(set(named)) < len(named):
@@ -82,6 +78,6 @@ def _go_together(sections: list[ObjectiveSection]) -> list[ObjectiveSection]:
 Objectives = Annotated[
     list[_Part],
     Field(min_length=1),
-    BeforeValidator(_as_list, json_schema_input_type=_Part | list[_Part]),
+    BeforeValidator(as_list, json_schema_input_type=_Part | list[_Part]),
     AfterValidator(_go_together),
 ]
