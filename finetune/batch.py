@@ -43,8 +43,8 @@ class Batch:
     """Rows ready for the model.
 
     ``inputs`` are the model's keyword arguments; ``labels`` is None for rows that are only to be answered, and -100
-    where nothing is learnt. For a generative base it is [B, T], the token ids; for a dual encoder [B], 0 for a pair
-    that is learnt.
+    where nothing is learnt. Where tokens are supervised it is [B, T], their ids; for a dual encoder [B], 0 for a pair
+    that is learnt; for another task whatever its collator and its objectives agree on, with B first.
     """
 
     inputs: dict[str, Any]  # tensors; ``mm_encoder_outputs`` holds some
@@ -156,7 +156,9 @@ class Placeholders:
             if name not in fills and getattr(value, "shape", None) == mask.shape and not value.is_floating_point():
                 raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
         inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
-        return Batch(inputs, batch.examples, None if batch.labels is None else longer(batch.labels, -100))
+        labels = batch.labels
+        labels = longer(labels, -100) if labels is not None and labels.ndim == 2 else labels
+        return Batch(inputs, batch.examples, labels)
 
     def remove(self, batch: Batch) -> Batch:
         """Return the batch that ``insert`` was given, whatever device it is on now.
@@ -184,7 +186,9 @@ class Placeholders:
             row, place = targets.predictors // longer, targets.predictors % longer
             place = place - (place >= first.squeeze(1)[row]) * self.num_virtual_tokens
             targets = Targets(row * width + place.clamp(min=0), targets.tokens)
-        return Batch(inputs, batch.examples, None if batch.labels is None else shorter(batch.labels), targets)
+        labels = batch.labels
+        labels = shorter(labels) if labels is not None and labels.ndim == 2 else labels
+        return Batch(inputs, batch.examples, labels, targets)
 
 
 def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:

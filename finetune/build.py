@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from threading import Lock
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,10 +13,8 @@ from finetune.adapters.base_check import check_base
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.batch import Batch
-from finetune.data.collate import Collator
-from finetune.data.lengths import Lengths, fitting
+from finetune.data.lengths import fitting, max_positions
 from finetune.data.open_stream import open_stream
-from finetune.data.pairs import PairCollator, PairLengths
 from finetune.data.reading import read_split, tally
 from finetune.data.stream import Stream
 from finetune.errors import DataError, ModelError, PluginError
@@ -26,15 +23,13 @@ from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
 from finetune.matmul import speed_up
 from finetune.methods.adapter import check_methods
-from finetune.model_types import for_architecture
+from finetune.methods.modules import language_head
 from finetune.objectives.weighted import Weighted
 from finetune.plugins import find
 from finetune.recipe import (
     HubData,
-    LabelSection,
     MixData,
     ParquetData,
-    PromptSection,
     PromptTuningSection,
     ReadSection,
     StreamableData,
@@ -46,7 +41,7 @@ from finetune.recipe import (
 from finetune.training.step import Reference, TaskObjective
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from PIL.Image import Image
     from torch import Tensor
@@ -56,7 +51,7 @@ if TYPE_CHECKING:
     from finetune.batch import Placeholders
     from finetune.data.stream import Rows
     from finetune.example import Example, Message
-    from finetune.interfaces import GenerativeFamily, ModelFamily, Objective, Task, Towers
+    from finetune.interfaces import ModelFamily, Objective, RowLengths, Task, TaskCollator, Towers
     from finetune.recipe import AttnImplementation, ObjectiveSection, Quantization, Recipe, TaskSection
 
 PROBE_SEED = 0
@@ -69,14 +64,15 @@ class Base:
     model: PreTrainedModel
     processor: ProcessorMixin
     family: ModelFamily
-    collator: Collator | PairCollator
     path: str  # what it was loaded from
     quantization: Quantization | None
     identity: BaseIdentity
     digests: ProcessorDigests
+    data: ReadSection | None  # what the recipe says of rows and images, where there is one
     # Held while threads that share the base make inputs: a tokenizer keeps on itself, from one of its steps to the
     # next, how it pads.
     preparing: Lock = field(default_factory=Lock, repr=False)
+    _collators: dict[Any, TaskCollator] = field(default_factory=dict, repr=False)  # of each kind of task
 
     @cached_property
     def towers(self) -> Towers:
@@ -91,11 +87,20 @@ class Base:
         return Host(self.model, self.towers, self.processor.tokenizer, outputs)
 
     @property
-    def lengths(self) -> Lengths | PairLengths:
-        """Counts the tokens of rows for this base."""
-        if isinstance(self.collator, PairCollator):
-            return PairLengths(self.collator)
-        return Lengths(self.collator, key=self.digests.model_dump_json())
+    def collator(self) -> TaskCollator:
+        """What makes the batches of the base's default task."""
+        return self.collator_of(self.default_task)
+
+    def collator_of(self, options: TaskSection) -> TaskCollator:
+        """Return what makes the batches of a task; the same one for all tasks that make them alike."""
+        make = _task_class(options).collator
+        if make.__func__ not in self._collators:
+            self._collators[make.__func__] = make(self.family, self.model, self.processor, self.data)
+        return self._collators[make.__func__]
+
+    def lengths(self, options: TaskSection) -> RowLengths:
+        """Return what counts the tokens of a task's rows."""
+        return self.collator_of(options).lengths(key=self.digests.model_dump_json())
 
     @property
     def default_task(self) -> TaskSection:
@@ -111,7 +116,7 @@ class Base:
         family = self.family
         if reason := why_impossible(options.name, family.model_type, architecture=family.architecture):
             raise ModelError(f"{self.path}: {reason}")
-        return find("tasks", options.name, what="task", error=ModelError)(options, self.processor.tokenizer)
+        return _task_class(options)(options, self.processor.tokenizer)
 
     def objective(
         self,
@@ -155,7 +160,9 @@ class Base:
         batch = self.probe_batch(seed)
         inputs = (placeholders.insert(batch) if placeholders else batch).inputs
         with torch.inference_mode():
-            return probe_values(self.family.outputs(self.model, inputs)[0], seed=seed)
+            outputs = self.family.outputs(self.model, inputs)[0]
+        # A head of a task stands in the place of the language head, which still knows the width of the base's outputs.
+        return probe_values(outputs, seed=seed, width=getattr(language_head(self.model), "out_features", None))
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class Batches:
     It holds nothing that lives on a device, so that worker processes can have it.
     """
 
-    collator: Collator | PairCollator
+    collator: TaskCollator
     placeholders: Placeholders | None
 
     def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
@@ -209,7 +216,7 @@ def load_base(
     check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
-    make_collator = for_architecture(_COLLATORS, family)
+    task = task_of(family.architecture)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
     model, processor = family.load(
         path,
@@ -220,42 +227,22 @@ def load_base(
         attn_implementation=attn_implementation,
     )
     speed_up(model.modules())
-    return Base(
+    base = Base(
         model=model,
         processor=processor,
         family=family,
-        collator=make_collator(family, model, processor, data),
         path=path,
         quantization=quantization,
         identity=identity,
         digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template or "")),
+        data=data,
     )
+    base.collator_of(task)  # a base that lacks what it takes is refused now
+    return base
 
 
-def _pair_collator(
-    family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
-) -> PairCollator:
-    options = data.model_dump(include={"max_image_pixels"}) if data else {}  # a row has one text, and all of it counts
-    return PairCollator(family, processor, max_length=max_positions(model), **options)
-
-
-def _collator(
-    family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
-) -> Collator:
-    options = data.model_dump(include={"supervise", "max_image_pixels"}) if data else {}
-    ends = model.generation_config.eos_token_id
-    end_ids = ends if isinstance(ends, list) else [ends]
-    if not end_ids or end_ids == [None]:
-        raise ModelError(f"{model.name_or_path}: its generation config names no eos_token_id, so no answer would end")
-    embeddings = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
-    return Collator(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
-
-
-# What depends on the architecture of a base.
-_COLLATORS: Mapping[str, Callable[..., Collator | PairCollator]] = {
-    "dual_encoder": _pair_collator,
-    "generative": _collator,
-}
+def _task_class(options: TaskSection) -> Any:
+    return find("tasks", options.name, what="task", error=ModelError)
 
 
 def check_method(recipe: Recipe) -> None:
@@ -270,13 +257,13 @@ def check_method(recipe: Recipe) -> None:
     check_base(section.name_or_path, revision=section.revision)
     path = embedded_path(section.name_or_path)
     family = family_of(path, revision=section.revision)
-    for_architecture(_COLLATORS, family)
+    task_of(family.architecture)
     refuse_impossible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
     try:
         skeleton = family.skeleton(path, revision=section.revision)
     except Exception:  # a class that needs weights to be built; ``attach`` checks the same on the loaded model
         return
-    check_methods(skeleton, family.towers(skeleton), recipe.method)
+    check_methods(skeleton, family.towers(skeleton), recipe.parts)
 
 
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
@@ -317,17 +304,14 @@ def examples_of(
     """
     bad = tally(recipe.data, split, say=say)
     examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, bad=bad)
-    chooses = isinstance(recipe.task, LabelSection) and split != "train"
-    if chooses:
-        examples = _with_choices(examples, recipe.task)
+    prepare = recipe.task.to_evaluate if split != "train" else list
+    examples = prepare(examples)
     if base is not None and examples:
         limit = _max_length(recipe, base)
-        room = _prompt_length(recipe)
-        if isinstance(recipe.task, PromptSection) and split != "train":
-            room += recipe.task.max_new_tokens or 0
-        examples = fitting(examples, base.lengths, recipe.data, split, limit=limit, room=room, bad=bad)
+        room = _prompt_length(recipe) + (recipe.task.answer_room if split != "train" else 0)
+        examples = fitting(examples, base.lengths(recipe.task), recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
-    return _with_choices(examples, recipe.task) if chooses else examples  # none of a row that was left out
+    return prepare(examples)  # again: nothing may come from a row that was left out
 
 
 def check_rows(recipe: Recipe) -> None:
@@ -351,14 +335,6 @@ def check_rows(recipe: Recipe) -> None:
                 bad.conclude()
 
 
-def _with_choices(examples: list[Example], task: TaskSection) -> list[Example]:
-    """Returns the rows of a split that is judged, each to be answered with one of the labels of its kind."""
-    choices: dict[str, dict[str, str]] = defaultdict(dict)
-    for example in examples:
-        choices[example.kind] |= {label: task.text_of(label) for label in example.answers}
-    return [replace(example, choices=choices[example.kind]) for example in examples]
-
-
 def rows_to_learn(recipe: Recipe, *, base: Base | None = None, say: Callable[[str], None] = print) -> Rows:
     """Reads the train rows of a recipe's data, or opens them where they stream; arguments as ``examples_of``."""
     if not isinstance(recipe.data, HubData | ParquetData) or not recipe.data.streaming:
@@ -369,7 +345,7 @@ def rows_to_learn(recipe: Recipe, *, base: Base | None = None, say: Callable[[st
         task=recipe.task,
         seed=recipe.seed,
         bad=tally(recipe.data, "train", say=say),
-        lengths=base.lengths if base else None,
+        lengths=base.lengths(recipe.task) if base else None,
         limit=limit and limit - _prompt_length(recipe),
     )
 
@@ -397,8 +373,3 @@ def _max_length(recipe: Recipe, base: Base) -> int | None:
     if limit and most and limit > most:
         raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
     return limit
-
-
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Returns how many tokens the language model takes; None where its config sets no bound."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -81,13 +81,13 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     accelerator = Accelerator(gradient_accumulation_steps=1, cpu=recipe.model.device == "cpu")
     set_seed(recipe.seed)
     base = base_of(recipe, device=str(accelerator.device))
-    attachment = attach(base.host, recipe.method)
+    attachment = attach(base.host, recipe.parts)
     recorder = _Recorder()
     trainer = Trainer(
         base.model,
         attachment,
         base.objective(base.task(recipe.task), recipe.objectives, placeholders=attachment.placeholders),
-        Batches(base.collator, attachment.placeholders).training_batch,
+        Batches(base.collator_of(recipe.task), attachment.placeholders).training_batch,
         _without_schedule(recipe.train, steps),
         accelerator,
         recorder,  # type: ignore[arg-type]

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
     from finetune.build import Base
     from finetune.data.collate import FeatureLookup
-    from finetune.data.pairs import PairCollator
     from finetune.data.stream import Rows
     from finetune.example import Example
-    from finetune.interfaces import GenerativeFamily
+    from finetune.interfaces import GenerativeFamily, TaskCollator
     from finetune.recipe import Recipe
 
 _VERSIONS = ("finetune-vlm", "torch", "torchvision", "transformers", "pillow")
@@ -42,7 +41,7 @@ def collator_of_run(
     asked: Sequence[Example],
     accelerator: Accelerator,
     say: Callable[[str], None],
-) -> Collator | PairCollator:
+) -> TaskCollator:
     """Returns the collator of a run: one that reads stored features where they change no result.
 
     Every process has to call it. One line says what was stored, or why nothing is.
@@ -61,8 +60,8 @@ def collator_of_run(
     found = _why_off(recipe, base, learnt) or _stored(recipe, base, learnt, asked, accelerator, say)
     if isinstance(found, str):
         say(f"feature store off: {found}")
-        return base.collator
-    return cast("Collator", base.collator).reading(found)
+        return base.collator_of(recipe.task)
+    return cast("Collator", base.collator_of(recipe.task)).reading(found)
 
 
 def _stored(
@@ -74,15 +73,16 @@ def _stored(
     say: Callable[[str], None],
 ) -> StoredFeatures | str:
     """Returns the features of all rows, tried on a few before they are stored and after; or why there are none."""
-    assert isinstance(base.collator, Collator) and not isinstance(learnt, Stream)
+    collator = base.collator_of(recipe.task)
+    assert isinstance(collator, Collator) and not isinstance(learnt, Stream)
     few = [row for row in learnt if row.images][:2]
-    if reason := _agreed(_why_not_exact(base, base.collator, few, _fresh(base, base.collator, few))):
+    if reason := _agreed(_why_not_exact(base, collator, few, _fresh(base, collator, few))):
         return reason
     with_blanks = [*learnt, *asked, *blanked(asked)[0]]  # each is judged with grey pictures too
-    filled = _filler(recipe, base, base.collator, accelerator, say).fill(with_blanks)
+    filled = _filler(recipe, base, collator, accelerator, say).fill(with_blanks)
     if isinstance(filled, str):
         return filled
-    return _agreed(_why_not_exact(base, base.collator, few, filled)) or filled
+    return _agreed(_why_not_exact(base, collator, few, filled)) or filled
 
 
 def _agreed(reason: str | None) -> str | None:
@@ -94,12 +94,12 @@ def _why_off(recipe: Recipe, base: Base, learnt: Rows) -> str | None:
     """Returns why features are not to be stored; None where they may be."""
     if recipe.train.feature_store == "off":
         return "train.feature_store says so"
-    towers = {tower for section in recipe.method for tower in section.adapted_towers} - {"language"}
+    towers = {tower for section in recipe.parts for tower in section.adapted_towers} - {"language"}
     if towers:
         return f"the adapter changes what comes out of the {' and the '.join(sorted(towers))} tower"
     if isinstance(learnt, Stream):
         return "the train rows stream"
-    if not isinstance(base.collator, Collator):
+    if not isinstance(base.collator_of(recipe.task), Collator):
         return f"{type(base.model).__name__} takes no features in the place of pictures"
     return None if any(row.images for row in learnt) else "no train row has a picture"
 
@@ -124,8 +124,9 @@ def _why_not_exact(
     if isinstance(features, str):
         return features
     device, dtype = base.model.device, base.model.dtype
-    plain = collator.training_batch(rows).to(device, dtype)
-    stored = collator.reading(features).training_batch(rows).to(device, dtype)
+    supervised = [(row, True) for row in rows]
+    plain = collator.training_batch(supervised).to(device, dtype)
+    stored = collator.reading(features).training_batch(supervised).to(device, dtype)
     for name, value in plain.inputs.items():
         other = stored.inputs.get(name)
         if not name.startswith("pixel_") and not (isinstance(other, torch.Tensor) and torch.equal(value, other)):

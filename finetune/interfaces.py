@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from finetune.batch import Batch, PictureFeatures, Pictures, Placeholders
-    from finetune.example import Example
+    from finetune.example import Example, Message
     from finetune.prediction import Prediction
-    from finetune.recipe import AttnImplementation, Quantization, TaskSection
+    from finetune.recipe import AttnImplementation, Quantization, ReadSection, TaskSection
 
 PaddingSide = Literal["left", "right"]
 # Tower -> full paths of the modules that make it up. Most models have "language", "projector" and "vision"; a model may
@@ -235,6 +235,71 @@ class Method(Protocol):
         ...
 
 
+class RowTokens(NamedTuple):
+    """How long a row is, in tokens."""
+
+    row: int  # all of it that the model is given, the tokens of its images included
+    answer: int  # its longest answer, with the token that ends it
+
+
+class RowLengths(Protocol):
+    """Counts the tokens of rows before the first step, without opening an image; finds rows that no batch can hold."""
+
+    @property
+    def collator(self) -> TaskCollator:
+        """What makes batches of the rows."""
+        ...
+
+    def learnt(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
+        """Return the tokens of a training row whose images have these widths and heights.
+
+        Raises:
+            RowError: it cannot be a training row of this base.
+        """
+        ...
+
+    def asked(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
+        """Return the tokens of a row that is to be answered."""
+        ...
+
+
+class TaskCollator(Protocol):
+    """Makes the batches of a task for one base, on the CPU; worker processes have copies of it.
+
+    Attributes:
+        processor: the base's.
+        max_image_pixels: cap on width x height of an image.
+    """
+
+    processor: ProcessorMixin
+    max_image_pixels: int
+
+    @property
+    def max_aspect(self) -> int:
+        """Longer side to shorter side of an image, at most."""
+        ...
+
+    def render(self, messages: list[Message]) -> str:
+        """Return a conversation as the text that stands in a batch."""
+        ...
+
+    def training_batch(self, rows: Sequence[tuple[Example, bool]]) -> Batch:
+        """Return rows with labels; a row paired with False fills up a batch and is not supervised."""
+        ...
+
+    def prompt_batch(self, examples: Sequence[Example]) -> Batch:
+        """Return rows that are to be answered."""
+        ...
+
+    def show(self, example: Example) -> str:
+        """Return a training row as text for people, what is supervised between ⟦ and ⟧."""
+        ...
+
+    def lengths(self, *, key: str) -> RowLengths:
+        """Return what counts the tokens of rows; ``key`` changes when the processor does."""
+        ...
+
+
 class Metric(Protocol):
     """Say what predictions are worth: a ``RowMetric``, a ``CorpusMetric``, or both.
 
@@ -275,11 +340,29 @@ class Task(Protocol):
     options: TaskSection
     metrics: tuple[str, ...]  # by name, where the options name none; the first chooses the best checkpoint
 
+    @classmethod
+    def collator(
+        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+    ) -> TaskCollator:
+        """Return what makes this kind of task's batches for a base, whatever its options.
+
+        Args:
+            family: of the base.
+            model: of the base.
+            processor: of the base.
+            data: what the recipe says of rows and images; None for the defaults.
+
+        Raises:
+            ModelError: the base lacks something that it takes.
+        """
+        ...
+
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return what objectives are computed from, of a batch with labels; ``model`` may be wrapped for processes.
 
         Of which kind it is, the task's section says: ``token_logits``, the logits [N, V] that predict the supervised
-        tokens; or ``pair_embeddings``, the fp32 embeddings [B, 2, D] of images and texts.
+        tokens; ``pair_embeddings``, the fp32 embeddings [B, 2, D] of images and texts; or another word, which names
+        what the task's own objectives take.
         """
         ...
 

@@ -6,18 +6,9 @@ import ast
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from finetune.errors import ModelError
 from finetune.plugins import find, is_known
 from finetune.tables import FAMILIES, GENERIC_FAMILY, FamilyEntry
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from finetune.interfaces import ModelFamily
-
-T = TypeVar("T")
 
 _GENERIC_TABLE = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"  # of transformers
 
@@ -40,20 +31,6 @@ def architecture_of(model_type: str) -> str | None:
     """Return the architecture of models of a type; None where it is not known here."""
     entry = family_entry(model_type)
     return entry.architecture if entry else None
-
-
-def for_architecture(table: Mapping[str, T], family: ModelFamily) -> T:
-    """Return what ``table`` has for the architecture of a family.
-
-    Raises:
-        ModelError: the table does not have it.
-    """
-    if family.architecture not in table:
-        raise ModelError(
-            f"the architecture of {family.model_type} must be one of {', '.join(sorted(table))} here, and it is "
-            f"{family.architecture!r}. Take a base of one of these."
-        )
-    return table[family.architecture]
 
 
 @cache

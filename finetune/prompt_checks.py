@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import DataError
 from finetune.metrics.normalization import equal_answers
-from finetune.recipe import AnswerSection, PromptSection
+from finetune.recipe import AnswerSection, PromptSection, QuestionSection
 from finetune.serving.asking import conversation_row, question_row
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = N
     Raises:
         DataError: the rows do not agree, so that no one prompt repeats them.
     """
-    if not isinstance(section, PromptSection):
+    if not isinstance(section, QuestionSection):
         return section
     update: dict[str, Any] = {}
     if section.system_prompt is None and (system := _common_system(survey)) is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.build import Batches, examples_of, max_positions, rows_to_learn, with_image_range
+from finetune.build import Batches, examples_of, rows_to_learn, with_image_range
+from finetune.data.lengths import max_positions
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
 from finetune.errors import brief
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
 
     from finetune.batch import Placeholders
     from finetune.build import Base
-    from finetune.data.collate import Collator
-    from finetune.data.pairs import PairCollator
     from finetune.data.stream import Rows
     from finetune.data.survey import PromptShape
     from finetune.example import Example
+    from finetune.interfaces import TaskCollator
     from finetune.recipe import Recipe, TaskSection
 
 
@@ -62,7 +62,7 @@ class RunRows:
     def check_prompts(
         self,
         base: Base,
-        collator: Collator | PairCollator,
+        collator: TaskCollator,
         *,
         task: TaskSection | None = None,
         placeholders: Placeholders | None = None,
@@ -78,7 +78,7 @@ class RunRows:
             when: the stage, for errors.
         """
         task = task or self.recipe.task.as_trained(caption_question=caption_question(self.train))
-        trained, asked = Batches(collator, placeholders), Batches(base.collator, placeholders)
+        trained, asked = Batches(collator, placeholders), Batches(base.collator_of(task), placeholders)
         check_prompts(task, self.shapes, trained=trained, asked=asked, when=when)
 
 

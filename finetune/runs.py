@@ -30,6 +30,7 @@ from finetune.metrics.building import metrics_of
 from finetune.metrics.names import BASE, TEST
 from finetune.outside_text import safe_block, safe_line
 from finetune.preflight import check_recipe
+from finetune.recipe import PromptSection
 from finetune.registry import AdapterRegistry
 from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, write_samples
 from finetune.run_rows import read_run_rows
@@ -46,13 +47,11 @@ from finetune.warm_start import Parent
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune.data.collate import Collator
-    from finetune.data.pairs import PairCollator
     from finetune.data.stream import Rows
     from finetune.evaluation.evaluate import Evaluation
     from finetune.evaluation.scores import Scores
     from finetune.example import Example
-    from finetune.interfaces import Attachment
+    from finetune.interfaces import Attachment, TaskCollator
     from finetune.recipe import Recipe
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.replicated import Replicated
@@ -137,7 +136,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     if main:
         (folder / "samples.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
     evaluations: dict[str, Evaluation] = {}
-    if rows.test:
+    if rows.test and not recipe.task.parts:  # without them the base alone predicts nothing
         evaluations[BASE] = evaluate_run(
             base,
             recipe,
@@ -150,12 +149,12 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
         )
     alone = _base_alone(recipe, base, collator, rows.val, evaluations.get(BASE), accelerator, log)
     set_seed(recipe.seed)
-    attachment = attach(base.host, recipe.method)
+    attachment = attach(base.host, recipe.parts)
     log.say(f"adapter\n{attachment.describe()}")
     if parent:
         parent.write_into(attachment, base)
         log.say(f"  its weights are those of {parent.ref} to begin with")
-    if base.family.architecture == "generative" and (told := why_all_logits(base.model)):
+    if isinstance(recipe.task, PromptSection) and (told := why_all_logits(base.model)):
         log.say(told)
     batches = Batches(collator, attachment.placeholders)
     state, total, attachment = _fit(
@@ -276,7 +275,7 @@ def _fit(
 def _base_alone(
     recipe: Recipe,
     base: Base,
-    collator: Collator | PairCollator,
+    collator: TaskCollator,
     val: list[Example],
     evaluated: Evaluation | None,
     accelerator: Accelerator,
@@ -285,7 +284,7 @@ def _base_alone(
     """Return what the base did before training: on validation rows where it was not evaluated on test rows."""
     if evaluated is not None:
         return BaseAlone(split="test", all_right=all(row.right for row in evaluated.rows))
-    if not val:
+    if not val or recipe.task.parts:
         return None
     task = base.task(recipe.task)
     predictions = predict(

@@ -156,7 +156,7 @@ def _image_contract(recipe: Recipe) -> ImageContract:
 
 def _plugins(recipe: Recipe, base: Base) -> list[PluginEntry]:
     """Return the packages outside of this one without which the adapter is of no use."""
-    named = [("tasks", recipe.task.name), *(("methods", part.name) for part in recipe.method)]
+    named = [("tasks", recipe.task.name), *(("methods", part.name) for part in recipe.parts)]
     return plugins_of([*named, ("families", base.identity.model_type)])
 
 

@@ -52,7 +52,16 @@ GENERIC_FAMILY = FamilyEntry("finetune.families.generic:GenericFamily")
 METHODS: dict[str, str | Entry] = {
     "lora": Entry("finetune.methods.lora:Lora", "finetune.recipe.method:LoraSection"),
     "overrides": Entry("finetune.methods.overrides:Overrides", "finetune.recipe.method:OverridesSection"),
+    "head": Entry("finetune.methods.head:Head", "finetune.recipe.method:HeadSection"),
     "prompt_tuning": Entry("finetune.methods.prompt_tuning:PromptTuning", "finetune.recipe.method:PromptTuningSection"),
+}
+
+# Those that a task brings, and no recipe names.
+METHODS_OF_TASKS = ("head",)
+# Method -> why no weight of the base can hold it.
+UNMERGEABLE: dict[str, str] = {
+    "head": "the head of its task stands in the place of the language head, and has another shape",
+    "prompt_tuning": "its tuned prompt stands before the tokens of each row, and no weight of the base could hold it",
 }
 
 # Families whose positions and masks do not change when PEFT puts a prompt before inputs_embeds: PEFT opens a tuned

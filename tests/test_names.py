@@ -26,12 +26,9 @@ FAMILY_FILES = {
 }
 # File -> why it may name an architecture.
 ARCHITECTURE_FILES = {
-    "finetune/build.py": "the table of collators",
     "finetune/export/gguf.py": "takes this architecture alone, and refuses any other",
     "finetune/export/onnx.py": "takes this architecture alone, and refuses any other",
-    "finetune/playground/playground.py": "the table of what a page asks",
     "finetune/recipe/task.py": "what tasks of one architecture share says which it is",
-    "finetune/runs.py": "tells of models that generate",
     "finetune/server/run.py": "takes this architecture alone, and refuses any other",
     "recipes/pretrain.py": "what the pocket model is",
 }

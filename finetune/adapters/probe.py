@@ -48,17 +48,18 @@ def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
     return [*ask("What does this picture show, and where?"), answer("one red circle, left")], picture
 
 
-def probe_values(outputs: Tensor, *, seed: int) -> Tensor:
+def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Tensor:
     """Returns what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of picture and text.
 
     Args:
         outputs: of the one row that ``probe_conversation`` gives: logits [T, V], or embeddings [2, D].
         seed: of the conversation; spreads the columns over the vocabulary, or over the embedding.
+        width: of the base's own outputs, where a head of the task gives others; these are repeated to that width.
     """
     rng = np.random.default_rng([VERSION, seed, 1])
-    width = outputs.shape[-1]
+    width = width or outputs.shape[-1]
     columns = torch.from_numpy(np.sort(rng.choice(width, min(_COLUMNS, width), replace=False)))
-    return outputs[-_POSITIONS:].float().cpu()[:, columns]
+    return outputs[-_POSITIONS:].float().cpu()[:, columns % outputs.shape[-1]]
 
 
 def record(

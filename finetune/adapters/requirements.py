@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune.adapters.manifest import ForeignTask, PluginEntry
-from finetune.errors import ManifestError, PluginError, plain
+from finetune.errors import ManifestError, PluginError, brief, plain
 from finetune.plugins import is_known, provider
 from finetune.recipe.chosen import Choice
 from finetune.recipe.pairing import why_impossible
+from finetune.tables import METHODS_OF_TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,8 +60,29 @@ def require_usable(manifest: AdapterManifest, *, architecture: str | None = None
                 f"settings of its task {name!r}: {plain(str(error), 300)}. It was trained with version "
                 f"{entry.version or 'unknown'}."
             ) from None
+    _require_parts(manifest)
     if reason := why_impossible(manifest.task.name, manifest.base.model_type, architecture=architecture):
         raise ManifestError(f"the adapter's task is for another architecture: {reason}")
+
+
+def _require_parts(manifest: AdapterManifest) -> None:
+    """Check that an adapter has the parts that its task brings, and none that only another task would."""
+    has = {part.method: part.options for part in manifest.adapter.parts if part.method in METHODS_OF_TASKS}
+    brings = {part.name: part for part in manifest.task.parts}
+    for name in has.keys() | brings.keys():
+        if name not in brings or name not in {part.method for part in manifest.adapter.parts}:
+            which = "brings" if name in brings else "does not bring"
+            raise ManifestError(
+                f"{manifest.full_name}: its task {manifest.task.name} {which} the part {name}, and the adapter "
+                f"{'lacks it' if name in brings else 'has it'}"
+            )
+    for name, options in has.items():
+        wanted = {key: value for key, value in brings[name] if key in options}
+        if options != wanted:
+            raise ManifestError(
+                f"{manifest.full_name}: its task {manifest.task.name} takes the part {name} with {brief(wanted)}, and "
+                f"the adapter has it with {brief(options)}"
+            )
 
 
 def _missing(manifest: AdapterManifest, what: str, entry: PluginEntry | None) -> PluginError | ManifestError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune import lfs
 from finetune.cache import conversions_of
 from finetune.data.fields import RawRow, require_columns, to_example
-from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
+from finetune.data.other_fields import read_fields, refused_columns, unread_columns
 from finetune.errors import DataError, RowError
 from finetune.file_state import file_key, is_settled
 
@@ -128,14 +128,14 @@ def table_examples(
     require_columns(section, dataset.column_names, task, where=what)
     if not len(dataset):
         raise DataError(f"{what}: no rows")
-    names = {key: getattr(section, key) for key in FIELD_KEYS}
-    pictures = [names[key] for key in _PICTURE_KEYS if _holds_pictures(dataset, names[key])]
-    texts = [name for name in dict.fromkeys(names.values()) if name in dataset.column_names and name not in pictures]
+    named = [getattr(section, key) for key in _PICTURE_KEYS]
+    pictures = [name for name in named if _holds_pictures(dataset, name)]
+    texts = [name for name in read_fields(section, task) if name in dataset.column_names and name not in pictures]
     columns: dict[str, Iterator[Any]] = {
         name: stored_images(dataset, name, root=root, place=place) for name in pictures
     }
-    columns |= {name: _shown(dataset, name) for name in refused_columns(section, dataset.column_names)}
-    bad.unread.update(dict.fromkeys(unread_columns(section, dataset.column_names), len(dataset)))
+    columns |= {name: _shown(dataset, name) for name in refused_columns(section, task, dataset.column_names)}
+    bad.unread.update(dict.fromkeys(unread_columns(section, task, dataset.column_names), len(dataset)))
     examples = []
     for number, fields in enumerate(_text_rows(dataset, texts)):
         for name, values in columns.items():

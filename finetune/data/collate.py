@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 from finetune.batch import Batch
 from finetune.data.aspect_ratio import most_aspect
 from finetune.data.images import open_image
+from finetune.data.lengths import Lengths, refused_by_processor
 from finetune.data.marks import Marks
 from finetune.data.spans import Rendered, SpanFinder, place_spans, require_placeholders
 from finetune.errors import FinetuneError, ModelError, RowError
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from PIL.Image import Image
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.batch import PictureFeatures, Pictures
     from finetune.example import Example, ImageSource, Message
-    from finetune.interfaces import GenerativeFamily, PaddingSide
+    from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide
+    from finetune.recipe import ReadSection
 
     FeatureLookup = Callable[[Sequence[ImageSource]], PictureFeatures]  # what became of a row's pictures
 
@@ -72,6 +74,35 @@ class Collator:
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
         self._features: FeatureLookup | None = None
         self._bos: str = processor.tokenizer.bos_token if begins else ""
+
+    @classmethod
+    def of_base(
+        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+    ) -> Self:
+        """Return the collator of a base that generates text.
+
+        Args:
+            family: of the base.
+            model: of the base.
+            processor: of the base.
+            data: says which turns of a conversation are learnt, and how large a picture may be; None for the defaults.
+
+        Raises:
+            ModelError: no token ends an answer, or none stands for a picture.
+        """
+        ends = model.generation_config.eos_token_id
+        end_ids = ends if isinstance(ends, list) else [ends]
+        if not end_ids or end_ids == [None]:
+            raise ModelError(
+                f"{model.name_or_path}: its generation config names no eos_token_id, so no answer would end"
+            )
+        embeddings = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
+        options = data.model_dump(include={"supervise", "max_image_pixels"}) if data else {}
+        return cls(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
+
+    def lengths(self, *, key: str) -> Lengths:
+        """Return what counts the tokens of rows; ``key`` changes when the processor does."""
+        return Lengths(self, key=key)
 
     @cached_property
     def max_aspect(self) -> int:
@@ -161,7 +192,7 @@ class Collator:
 
     def show(self, example: Example) -> str:
         """Returns the decoded row, each supervised part between ⟦ and ⟧, runs of image tokens shortened."""
-        batch = self.training_batch([example])
+        batch = self.training_batch([(example, True)])
         assert batch.labels is not None
         learnt = (batch.labels[0] != -100).tolist()
         pieces = []
@@ -217,12 +248,6 @@ class Collator:
             )
             for source in example.images
         ]
-
-
-def refused_by_processor(where: str, processor: ProcessorMixin, error: Exception) -> RowError:
-    """Return the error of a row that a processor cannot make anything of."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return RowError(f"{where}: {type(processor).__name__} refuses it: {lines[0]}", reason="refused by the processor")
 
 
 def _name(source: ImageSource) -> str:

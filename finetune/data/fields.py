@@ -6,6 +6,7 @@ import re
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.conversation import num_image_parts, read_conversation
@@ -58,7 +59,7 @@ def require_columns(section: ColumnData, columns: Collection[str], task: TaskSec
         raise DataError(f"{where}: data.ignore names {strange[0]!r}, which is no column.{hint} {there}")
     if section.messages in columns:
         return
-    if not {section.captions, section.answer} & set(columns):
+    if not {section.captions, section.answer, *task.columns} & set(columns):
         raise DataError(
             f"{where}: none of {section.messages!r}, {section.captions!r} and {section.answer!r} is a column, so "
             f"nothing says what is learnt. {there} Name the right one, such as data.answer=COLUMN."
@@ -88,76 +89,12 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
     Raises:
         RowError: naming row and field.
     """
-    fields = _Fields(row, section)
-    unread = check_other_fields(row.fields, section, where=row.where)
-    row_id = row.id if section.id is None else fields.name("id")
-    bad.claim(row_id, where=row.where)
-    said = fields.one_of("messages", "captions", "answer")
-    if said == "messages":
-        example = _conversation(fields, row_id, task, root)
-    else:
-        example = _question(fields, said, row_id, task, root)
+    unread = check_other_fields(row.fields, section, task, where=row.where)
+    fields = _Fields(row, section, root)
+    bad.claim(fields.id, where=row.where)
+    example = task.to_example(fields)
     bad.unread.update(unread)
     return example
-
-
-def _question(fields: _Fields, said: str, row_id: str, task: TaskSection, root: Path) -> Example:
-    sources = fields.pictures(root)
-    question = fields.question() if task.has_question else ""
-    texts = fields.texts(said)
-    return Example(
-        id=row_id,
-        messages=[*fields.prompted(task, question, num_images=len(sources)), answer(task.text_of(texts[0]))],
-        images=sources,
-        answers=texts,
-        captions=[task.text_of(text) for text in texts] if said == "captions" else [],
-        meta={"kind": fields.kind(question), "question": question},
-    )
-
-
-def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -> Example:
-    where = fields.row.where
-    raw = fields.value("messages")
-    messages, inside = read_conversation(raw, where=where)
-    if messages[-1]["role"] != "assistant":
-        fault = f"{where}: the conversation ends with the user; the last turn is the one to learn"
-        raise RowError(fault, reason="nothing to learn")
-    places = num_image_parts(messages)
-    beside = fields.pictures(root, needed=places > len(inside))
-    if inside and beside:
-        raise RowError(f"{where}: pictures stand both in the messages and beside them", reason="pictures twice")
-    sources = beside or [as_picture(value, root, where) for value in inside]
-    if len(sources) != places:
-        raise RowError(
-            f'{where}: {len(sources)} pictures for {places} {{"type": "image"}} parts of the messages',
-            reason="pictures and their places differ",
-        )
-    if (order := image_order(raw, where=where)) is not None:
-        sources = [sources[index] for index in order]
-    unsupervised = unsupervised_turns(raw, where=where)
-    last_only = fields.section.supervise == "last" or not task.has_question
-    _require_supervised(messages, unsupervised, last_only=last_only, where=where)
-    question = text_of(messages[-2]) if task.has_question else ""
-    return Example(
-        id=row_id,
-        messages=task.converse(_with_own_system(messages, fields, task)),
-        images=sources,
-        answers=[text_of(messages[-1])],
-        meta={"kind": fields.kind(question), "question": question, "conversation": True},
-        unsupervised=unsupervised,
-    )
-
-
-def _with_own_system(messages: list[Message], fields: _Fields, task: TaskSection) -> list[Message]:
-    """Returns a conversation with the row's own system message first, where it has one."""
-    own = fields.system(task)
-    if own and messages[0]["role"] == "system":
-        raise RowError(
-            f"{fields.row.where}: system messages stand both in the messages and under {fields.section.system!r}. Keep "
-            "one, or leave the second unread with data.system=null.",
-            reason="system message twice",
-        )
-    return [own, *messages] if own else messages
 
 
 def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *, last_only: bool, where: str) -> None:
@@ -213,18 +150,79 @@ def _why_no_file(path: Path, value: str) -> str:
 
 
 class _Fields:
-    """The fields of a row by what the recipe says they are."""
+    """The fields of a row by what the recipe says they are; ``finetune.recipe.task.Row`` as tasks read it."""
 
-    def __init__(self, row: RawRow, section: ColumnData):
-        self.row, self.section = row, section
+    def __init__(self, row: RawRow, section: ColumnData, root: Path):
+        self.row, self.section, self.root = row, section, root
+        self.id = row.id if section.id is None else self._name("id")
 
-    def value(self, key: str) -> Any:
+    @cached_property
+    def said(self) -> str:
+        """Which the row has: ``messages``, ``captions`` or ``answer``."""
+        return self._one_of("messages", "captions", "answer")
+
+    def question_and_answer(self, task: TaskSection) -> Example:
+        """Return the example of a row that has ``captions`` or ``answer``."""
+        sources = self.images()
+        question = self.question() if task.has_question else ""
+        texts = self._texts(self.said)
+        return Example(
+            id=self.id,
+            messages=[*self._prompted(task, question, num_images=len(sources)), answer(task.text_of(texts[0]))],
+            images=sources,
+            answers=texts,
+            captions=[task.text_of(text) for text in texts] if self.said == "captions" else [],
+            meta={"kind": self._kind(question), "question": question},
+        )
+
+    def conversation(self, task: TaskSection) -> Example:
+        """Return the example of a row that has ``messages``."""
+        where = self.row.where
+        raw = self._value("messages")
+        messages, inside = read_conversation(raw, where=where)
+        if messages[-1]["role"] != "assistant":
+            fault = f"{where}: the conversation ends with the user; the last turn is the one to learn"
+            raise RowError(fault, reason="nothing to learn")
+        places = num_image_parts(messages)
+        beside = self.images(needed=places > len(inside))
+        if inside and beside:
+            raise RowError(f"{where}: pictures stand both in the messages and beside them", reason="pictures twice")
+        sources = beside or [as_picture(value, self.root, where) for value in inside]
+        if len(sources) != places:
+            raise RowError(
+                f'{where}: {len(sources)} pictures for {places} {{"type": "image"}} parts of the messages',
+                reason="pictures and their places differ",
+            )
+        if (order := image_order(raw, where=where)) is not None:
+            sources = [sources[index] for index in order]
+        unsupervised = unsupervised_turns(raw, where=where)
+        last_only = self.section.supervise == "last" or not task.has_question
+        _require_supervised(messages, unsupervised, last_only=last_only, where=where)
+        question = text_of(messages[-2]) if task.has_question else ""
+        return Example(
+            id=self.id,
+            messages=task.converse(self._with_own_system(messages, task)),
+            images=sources,
+            answers=[text_of(messages[-1])],
+            meta={"kind": self._kind(question), "question": question, "conversation": True},
+            unsupervised=unsupervised,
+        )
+
+    def own(self, name: str) -> Any:
+        """Return the value of a column of the task's own; None where the row has none."""
+        return self.row.fields.get(name)
+
+    def fault(self, name: str, what: str, *, reason: str) -> RowError:
+        """Return the error that names file, line and column."""
+        return RowError(f"{self.row.where}: {name!r} {what}", reason=reason)
+
+    def _value(self, key: str) -> Any:
         name = getattr(self.section, key)
         return None if name is None else self.row.fields.get(name)
 
-    def one_of(self, *keys: str) -> str:
+    def _one_of(self, *keys: str) -> str:
         """Returns the one of ``keys`` that the row has."""
-        there = [key for key in keys if self.value(key) is not None]
+        there = [key for key in keys if self._value(key) is not None]
         if len(there) > 1:
             names = " and ".join(repr(getattr(self.section, key)) for key in there)
             raise RowError(
@@ -236,7 +234,7 @@ class _Fields:
             raise RowError(f"{self.row.where}: the row has none of what the recipe learns", reason="nothing to learn")
         return there[0] if there else "answer"
 
-    def text(self, key: str) -> str:
+    def _text(self, key: str) -> str:
         value = self._needed(key)
         if not isinstance(value, str):
             raise self._fault(key, f"must be a text that is not empty, not {brief(value, 80)}", "wrong type")
@@ -244,15 +242,15 @@ class _Fields:
             raise self._fault(key, f"must be a text that is not empty, not {brief(value, 80)}", f"empty {key}")
         return value
 
-    def name(self, key: str) -> str:
+    def _name(self, key: str) -> str:
         """Returns a text or a whole number as a text."""
         value = self._needed(key)
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(key)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self._text(key)
 
-    def texts(self, key: str) -> list[str]:
+    def _texts(self, key: str) -> list[str]:
         value = self._needed(key)
         if isinstance(value, str) and key != "captions":
-            return [self.text(key)]
+            return [self._text(key)]
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise self._fault(
                 key, f"must be a text or a list of texts, none empty, not {brief(value, 80)}", "wrong type"
@@ -264,44 +262,56 @@ class _Fields:
         return value
 
     def question(self) -> str:
-        if self.section.default_question is not None and self.value("question") is None:
+        """Return the question, or what the recipe asks of rows without one."""
+        if self.section.default_question is not None and self._value("question") is None:
             return self.section.default_question
-        return self.text("question")
+        return self._text("question")
 
-    def system(self, task: TaskSection) -> Message | None:
+    def _system(self, task: TaskSection) -> Message | None:
         """Returns the row's own system message; one that is empty is as if it were absent."""
-        value = self.value("system")
+        value = self._value("system")
         if value is None or value == "":
             return None
         if not task.has_question:
             raise self._fault("system", "is a system message, and a text beside an image has none", "wrong type")
-        return system(self.text("system"))
+        return system(self._text("system"))
 
-    def prompted(self, task: TaskSection, question: str, *, num_images: int) -> list[Message]:
+    def _with_own_system(self, messages: list[Message], task: TaskSection) -> list[Message]:
+        """Returns a conversation with the row's own system message first, where it has one."""
+        own = self._system(task)
+        if own and messages[0]["role"] == "system":
+            raise RowError(
+                f"{self.row.where}: system messages stand both in the messages and under {self.section.system!r}. Keep "
+                "one, or leave the second unread with data.system=null.",
+                reason="system message twice",
+            )
+        return [own, *messages] if own else messages
+
+    def _prompted(self, task: TaskSection, question: str, *, num_images: int) -> list[Message]:
         """Returns the messages that put a question, with the row's own system message where it has one."""
         messages = task.ask(question, num_images=num_images)
-        own = self.system(task)
+        own = self._system(task)
         return [own, *(m for m in messages if m["role"] != "system")] if own else messages
 
-    def kind(self, question: str) -> str:
-        return (question or "all") if self.section.kind is None else self.name("kind")
+    def _kind(self, question: str) -> str:
+        return (question or "all") if self.section.kind is None else self._name("kind")
 
-    def pictures(self, root: Path, *, needed: bool = True) -> list[ImageSource]:
+    def images(self, *, needed: bool = True) -> list[ImageSource]:
         """Returns where the row's pictures are: those of ``images``, else the one of ``image``."""
-        several = self.value("images")
+        several = self._value("images")
         if several is not None:
             if not isinstance(several, list):
                 raise self._fault("images", f"must be a list of pictures, not {brief(several, 80)}", "wrong type")
-            return [as_picture(value, root, self.row.where) for value in several]
+            return [as_picture(value, self.root, self.row.where) for value in several]
         name = self.section.image
         absent = name is not None and name not in self.row.fields
-        if name is None or (self.value("image") is None and not (needed and absent)):
+        if name is None or (self._value("image") is None and not (needed and absent)):
             return []  # null says that there is none; a field that is absent may have another name
-        return [as_picture(self._needed("image"), root, self.row.where)]
+        return [as_picture(self._needed("image"), self.root, self.row.where)]
 
     def _needed(self, key: str) -> Any:
         name = getattr(self.section, key)
-        value = self.value(key)
+        value = self._value(key)
         if value is None:
             if name is None:  # a question: nothing else is needed whose key is null
                 raise DataError(f"{self.row.where}: data.{key} is null. Say what to ask with data.default_question.")
@@ -315,4 +325,4 @@ class _Fields:
         return value
 
     def _fault(self, key: str, what: str, reason: str) -> RowError:
-        return RowError(f"{self.row.where}: {getattr(self.section, key)!r} {what}", reason=reason)
+        return self.fault(getattr(self.section, key), what, reason=reason)

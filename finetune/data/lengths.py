@@ -5,35 +5,41 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from finetune.cache import Notes
 from finetune.data.aspect_ratio import refuse_aspect
-from finetune.data.collate import refused_by_processor
 from finetune.data.pictures import picture_sizes
 from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ask
+from finetune.interfaces import RowTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers import PreTrainedModel, ProcessorMixin
+
     from finetune.data.bad_rows import BadRows
     from finetune.data.collate import Collator
-    from finetune.data.pairs import PairLengths
     from finetune.data.pictures import Size
     from finetune.example import Example
+    from finetune.interfaces import RowLengths
     from finetune.recipe import RowsSection
 
 _LISTED = 20  # rows named in a report
 
 
-class RowTokens(NamedTuple):
-    """How long a row is, in tokens."""
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Returns how many tokens the language model takes; None where its config sets no bound."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    row: int  # all of it that the model is given, the tokens of its images included
-    answer: int  # its longest answer, with the token that ends it
+
+def refused_by_processor(where: str, processor: ProcessorMixin, error: Exception) -> RowError:
+    """Return the error of a row that a processor cannot make anything of."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return RowError(f"{where}: {type(processor).__name__} refuses it: {lines[0]}", reason="refused by the processor")
 
 
 class Lengths:
@@ -98,7 +104,7 @@ class Lengths:
 
 def fitting(
     examples: list[Example],
-    lengths: Lengths | PairLengths,
+    lengths: RowLengths,
     section: RowsSection,
     split: str,
     *,

@@ -15,8 +15,7 @@ from finetune.recipe import HubData, ParquetData
 
 if TYPE_CHECKING:
     from finetune.data.bad_rows import BadRows
-    from finetune.data.lengths import Lengths
-    from finetune.data.pairs import PairLengths
+    from finetune.interfaces import RowLengths
     from finetune.recipe import TaskSection
 
 
@@ -26,7 +25,7 @@ def open_stream(
     task: TaskSection,
     seed: int,
     bad: BadRows,
-    lengths: Lengths | PairLengths | None = None,
+    lengths: RowLengths | None = None,
     limit: int | None = None,
 ) -> Stream:
     """Opens the train rows of a source and checks the first of them.

@@ -9,7 +9,7 @@ from finetune.errors import RowError, brief
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from finetune.recipe import ColumnData
+    from finetune.recipe import ColumnData, TaskSection
 
 FIELD_KEYS = ("image", "images", "question", "answer", "captions", "messages", "system", "kind", "id")
 
@@ -47,27 +47,31 @@ REFUSED = {
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"weight": (1,), "loss": (1,), "train": (1,)}
 
 
-def named_fields(section: ColumnData) -> set[str]:
-    """Returns the fields that the recipe reads or leaves out by name."""
-    return {name for key in FIELD_KEYS if (name := getattr(section, key)) is not None} | set(section.ignore)
+def read_fields(section: ColumnData, task: TaskSection) -> list[str]:
+    """Return the fields that are read: those that the recipe names, and those of its task's own."""
+    named = [name for key in FIELD_KEYS if (name := getattr(section, key)) is not None]
+    return list(dict.fromkeys([*named, *task.columns]))
 
 
-def refused_columns(section: ColumnData, columns: Collection[str]) -> list[str]:
+def refused_columns(section: ColumnData, task: TaskSection, columns: Collection[str]) -> list[str]:
     """Returns the columns of a table whose values are to be looked at, because a row may not have them."""
-    return [name for name in columns if name in REFUSED and name not in named_fields(section)]
+    named = {*read_fields(section, task), *section.ignore}
+    return [name for name in columns if name in REFUSED and name not in named]
 
 
-def unread_columns(section: ColumnData, columns: Collection[str]) -> list[str]:
+def unread_columns(section: ColumnData, task: TaskSection, columns: Collection[str]) -> list[str]:
     """Returns the columns of a table that nothing looks at."""
-    return [name for name in columns if name not in REFUSED and name not in named_fields(section)]
+    named = {*read_fields(section, task), *section.ignore}
+    return [name for name in columns if name not in REFUSED and name not in named]
 
 
-def check_other_fields(fields: Mapping[str, Any], section: ColumnData, *, where: str) -> list[str]:
+def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: TaskSection, *, where: str) -> list[str]:
     """Checks the fields that the recipe does not name; one that is empty is as if it were absent.
 
     Args:
         fields: of the row.
         section: what its fields are called.
+        task: reads fields of its own.
         where: what to call the row in errors.
 
     Returns:
@@ -76,7 +80,7 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, *, where:
     Raises:
         RowError: a field would change what the row says.
     """
-    named = named_fields(section)
+    named = {*read_fields(section, task), *section.ignore}
     unread = []
     for name, value in fields.items():
         if name in named or is_empty(value):

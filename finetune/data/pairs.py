@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -11,19 +11,21 @@ import torch
 from finetune.batch import Batch
 from finetune.data.aspect_ratio import most_aspect
 from finetune.data.images import open_image
-from finetune.data.lengths import RowTokens
+from finetune.data.lengths import max_positions
 from finetune.data.marks import Marks
 from finetune.errors import DataError, RowError
 from finetune.example import text_of, texts_to_choose_from
+from finetune.interfaces import RowTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.data.pictures import Size
     from finetune.example import Example, ImageSource, Message
     from finetune.interfaces import ModelFamily
+    from finetune.recipe import ReadSection
 
 
 class PairCollator:
@@ -46,6 +48,18 @@ class PairCollator:
     ):
         self.family, self.processor = family, processor
         self.max_length, self.max_image_pixels = max_length, max_image_pixels
+
+    @classmethod
+    def of_base(
+        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+    ) -> Self:
+        """Return the collator of a dual encoder; arguments as for ``Collator.of_base``."""
+        options = data.model_dump(include={"max_image_pixels"}) if data else {}  # a row has one text; all of it counts
+        return cls(family, processor, max_length=max_positions(model), **options)
+
+    def lengths(self, *, key: str) -> PairLengths:
+        """Return what counts the tokens of texts."""
+        return PairLengths(self)
 
     @cached_property
     def max_aspect(self) -> int:

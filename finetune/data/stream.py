@@ -23,12 +23,12 @@ from finetune.data.arrow import class_labels
 from finetune.data.bad_rows import BadRows, unread_report
 from finetune.data.bit_depth import COLORS, VALUES, decide_range, fixed_range
 from finetune.data.fields import RawRow, require_columns, to_example
-from finetune.data.other_fields import FIELD_KEYS, refused_columns, unread_columns
+from finetune.data.other_fields import read_fields, refused_columns, unread_columns
 from finetune.data.pictures import facts_of, look
 from finetune.data.survey import Survey, system_of
 from finetune.errors import DataError, RowError, brief
 from finetune.example import ImageOptions
-from finetune.recipe import PromptSection
+from finetune.recipe import QuestionSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
     from datasets import IterableDataset
 
-    from finetune.data.lengths import Lengths
-    from finetune.data.pairs import PairLengths
     from finetune.example import Example
+    from finetune.interfaces import RowLengths
     from finetune.recipe import ColumnData, TaskSection
 
 SAMPLE = 1000  # rows checked before the first step
@@ -89,7 +88,7 @@ class Checks:
     task: TaskSection
     root: Path  # folder that paths of pictures are relative to
     seed: int  # chooses among captions
-    lengths: Lengths | PairLengths | None = None  # of the base that the rows are put to
+    lengths: RowLengths | None = None  # of the base that the rows are put to
     limit: int | None = None  # tokens of a row
     system: tuple[str | None] | None = None  # the system message that every row must have, where the first ones agree
 
@@ -153,10 +152,9 @@ class Stream:
         self._until = 0  # the positions before are counted
         columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))  # those of JSON are not known before
         require_columns(checks.section, columns, checks.task, where=what)
-        names = [getattr(checks.section, key) for key in FIELD_KEYS]
-        self.columns = [name for name in dict.fromkeys(names) if name in columns]
-        self.columns += refused_columns(checks.section, columns)
-        if unread := unread_columns(checks.section, columns):
+        self.columns = [name for name in read_fields(checks.section, checks.task) if name in columns]
+        self.columns += refused_columns(checks.section, checks.task, columns)
+        if unread := unread_columns(checks.section, checks.task, columns):
             bad.say(f"{what}: {unread_report(dict.fromkeys(unread, 0))}")
         self._check_sample()
 
@@ -166,7 +164,7 @@ class Stream:
         Args:
             task: with what the first rows brought to it.
         """
-        agreed = isinstance(self.checks.task, PromptSection) and self.checks.task.system_prompt is None
+        agreed = isinstance(self.checks.task, QuestionSection) and self.checks.task.system_prompt is None
         system = (getattr(task, "system_prompt", None),) if agreed else None
         self.checks = replace(self.checks, task=task, system=system)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from finetune.build import base_of, examples_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from finetune.evaluation.evaluate import Evaluation
     from finetune.recipe import Recipe
+    from finetune.serving.resident import Resident
 
 
 def evaluate(
@@ -50,10 +52,23 @@ def evaluate(
         recipe = recipe.model_copy(update={"task": with_longest_answer(recipe.task, survey)})
         for ref in refs:
             with vlm.using(None if ref == "base" else ref):
-                one = evaluate_split(base, recipe, vlm.prompt_batch, examples, ref, title=f"{ref} on {recipe.name}")
+                _require_parts(vlm.adapter, recipe)
+                prompt_batch = partial(vlm.prompt_batch, options=recipe.task)
+                one = evaluate_split(base, recipe, prompt_batch, examples, ref, title=f"{ref} on {recipe.name}")
                 probe = asdict(vlm.adapter.probe) if vlm.adapter else None
             found.append(replace(one, probe=probe))
     return found
+
+
+def _require_parts(resident: Resident | None, recipe: Recipe) -> None:
+    """Check that an adapter has the parts by which the task of a recipe predicts, and no other task's."""
+    if resident is None or resident.manifest.task.parts == recipe.task.parts:
+        return
+    own, wanted = (", ".join(map(repr, task.parts)) or "none" for task in (resident.manifest.task, recipe.task))
+    raise RecipeError(
+        f"{recipe.name}: {resident.ref} cannot be evaluated with task {recipe.task.name}: the parts of the task's own "
+        f"must be {wanted}, and those of its task {resident.manifest.task.name} are {own}."
+    )
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:

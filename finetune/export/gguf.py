@@ -27,6 +27,7 @@ from finetune.methods.adapter import merge
 from finetune.methods.lora_update import LoraUpdate
 from finetune.methods.modules import module_at
 from finetune.model_types import architecture_of
+from finetune.tables import UNMERGEABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,8 +117,8 @@ class Gguf:
 
 def _why_not(part: PartDescription) -> str | None:
     """Returns why llama.cpp's LoRA has no place for a part of an adapter, and what else can be done; None if it has."""
-    if part.method == "prompt_tuning":
-        return "it holds a tuned prompt, and llama.cpp takes LoRA alone. Load it with finetune.load(...)."
+    if part.method in UNMERGEABLE:
+        return f"{UNMERGEABLE[part.method]}, and llama.cpp takes LoRA alone. Load it with finetune.load(...)."
     instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
     if part.method != "lora":
         return f"it holds {part.method} (whole parameters), and llama.cpp takes LoRA alone. {instead}"

@@ -25,6 +25,7 @@ from finetune.export.snippets import transformers_code
 from finetune.export.target import Comparison
 from finetune.lookup import did_you_mean
 from finetune.methods.adapter import merge
+from finetune.tables import UNMERGEABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,12 +79,13 @@ class Merged:
             raise ExportError(f"max_shard_size {self.max_shard_size!r} is no size, such as 5GB or 500MB")
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError for a tuned prompt: it stands in the rows, and no weight could hold it."""
-        if any(part.method == "prompt_tuning" for part in manifest.adapter.parts):
-            raise ExportError(
-                f"{manifest.full_name} cannot be merged: its tuned prompt stands before the tokens of each row, and no "
-                "weight of the base could hold it. Load it with finetune.load(...)."
-            )
+        """Raises ExportError where a part is such that no weight of the base could hold it."""
+        for part in manifest.adapter.parts:
+            if part.method in UNMERGEABLE:
+                raise ExportError(
+                    f"{manifest.full_name} cannot be merged: {UNMERGEABLE[part.method]}. Load it with "
+                    "finetune.load(...)."
+                )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Merges, casts, writes model, processor and card, and loads them as any base is loaded."""

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import normalize, pad
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
 from finetune.adapters.probe import probe_conversation
-from finetune.build import max_positions
+from finetune.data.lengths import max_positions
 from finetune.errors import ExportError
 from finetune.export.output import require_space
 from finetune.export.parity import compare, compare_tensors
@@ -58,6 +58,11 @@ class Onnx:
                 f"alone, and the architecture of its base, {model_type}, is {architecture or 'not known here'}. Export "
                 "it with --to merged."
             )
+        if not isinstance(manifest.task, LabelSection):
+            raise ExportError(
+                f"--to onnx takes tasks that choose among labels, and task {manifest.task.name} does not. Use "
+                "--to peft."
+            )
         require_extra("onnx", what="--to onnx")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
@@ -69,9 +74,7 @@ class Onnx:
         rows = {name: row.to("cpu", model.dtype).inputs for name, row in source.rows.items()}
         write_towers(folder, model, rows["probe"])
         source.base.processor.save_pretrained(folder)
-        task = source.manifest.task
-        if not isinstance(task, LabelSection):
-            raise ExportError(f"--to onnx takes tasks that choose among labels, and task {task.name} does not.")
+        task = cast("LabelSection", source.manifest.task)
         settings = {
             "text_template": task.text_template,
             "logit_scale": model.logit_scale.exp().item(),

@@ -15,6 +15,7 @@ from finetune.errors import ExportError
 from finetune.export.parity import compare, compare_tensors, outputs
 from finetune.export.scaling import bake_scaling
 from finetune.export.snippets import transformers_code
+from finetune.tables import UNMERGEABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +92,7 @@ def refuse_ours(manifest: AdapterManifest) -> None:
     else:
         reason = f"PEFT's format holds no {manifest.adapter.methods}"
     instead = "Load it with finetune.load(...)" + (
-        "." if "prompt_tuning" in methods else ", or export it as a whole model: --to merged."
+        "." if UNMERGEABLE.keys() & {*methods} else ", or export it as a whole model: --to merged."
     )
     raise ExportError(f"{manifest.full_name} cannot be written for PEFT: {reason}. {instead}")
 

@@ -93,7 +93,7 @@ def _prompt(source: Source, task: PromptSection) -> str:
     processor: Any = source.base.processor
     messages = task.ask(QUESTION)
     rendered = str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    collator: Any = source.base.collator
+    collator: Any = source.base.collator_of(task)
     whole: str = collator.render(messages, for_answer=True)
     first = repr(whole.removesuffix(rendered)) + " + " if whole != rendered else ""
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
 from finetune.errors import ExportError
@@ -50,15 +50,16 @@ class Vllm:
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raises ExportError where vLLM would refuse the adapter, or serve only a part of it."""
         refuse_for_vllm(manifest, max_lora_rank=self.max_lora_rank)
+        if not isinstance(manifest.task, PromptSection):
+            raise ExportError(
+                f"--to vllm takes tasks whose answers are generated, and task {manifest.task.name} is none. Use --to "
+                "peft."
+            )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Writes what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
         comparisons = Peft(bake_scaling=True).make(source, folder)
-        identity, task = source.manifest.base, source.manifest.task
-        if not isinstance(task, PromptSection):
-            raise ExportError(
-                f"--to vllm takes tasks that put questions, and task {task.name} does not. Use --to peft."
-            )
+        identity, task = source.manifest.base, cast("PromptSection", source.manifest.task)
         loading = _LOADING.format(
             base=identity.hub_id or "BASE",
             revision=f', revision="{identity.revision}"' if identity.revision else "",

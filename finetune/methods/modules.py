@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ManifestError, brief
 
@@ -25,6 +25,15 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
             raise KeyError(path)
         module = child
     return module
+
+
+def language_head(model: Any) -> nn.Module | None:
+    """Return the module that makes logits; None where the model has none, as a dual encoder."""
+    try:
+        head: nn.Module | None = model.get_output_embeddings()
+    except NotImplementedError:
+        return None
+    return head
 
 
 def tower_paths(towers: Towers, tower: str) -> tuple[str, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.errors import DataError, FinetuneError
-from finetune.model_types import for_architecture
+from finetune.errors import DataError, FinetuneError, ModelError
 from finetune.playground.answers import answer_side_by_side, read_picture, read_words
 from finetune.playground.examples import right_answer
 from finetune.playground.markup import alert, cards, table
 from finetune.playground.offers import find_offers
+from finetune.recipe import LabelSection, PromptSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 
     from finetune.playground.examples import ExamplePicture
     from finetune.playground.offers import Offer
+    from finetune.recipe import TaskSection
     from finetune.registry import AdapterRegistry
     from finetune.serving.app import VisionLanguageModel
-
-# Architecture of a base -> whether it chooses among labels, and is asked no question.
-_TAKES_LABELS = {"dual_encoder": True, "generative": False}
 
 
 class Playground:
@@ -35,7 +33,7 @@ class Playground:
         examples: pictures to try; empty for none.
 
     Raises:
-        ModelError: the page cannot ask bases of this architecture.
+        ModelError: the page cannot ask this base.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class Playground:
     ):
         self.vlm, self.base, self.registry, self.refs = vlm, base, registry, refs
         self.examples = list(examples)
-        self.takes_labels = for_architecture(_TAKES_LABELS, vlm.base.family)
+        self.takes_labels = _takes_labels(vlm.base.default_task)
         self.offers: list[Offer] = self._find_offers()
 
     @property
@@ -95,3 +93,13 @@ class Playground:
             if offer.name == name:
                 return offer
         raise DataError(f"{name} is not offered any more. Press 'Look at the registry again' and choose anew.")
+
+
+def _takes_labels(section: TaskSection) -> bool:
+    """Return whether a base chooses among labels, and is asked no question."""
+    if not isinstance(section, PromptSection | LabelSection):
+        raise ModelError(
+            f"the page asks questions, or has a label chosen; task {section.name} of this base does neither. In Python "
+            f"use {section.call}."
+        )
+    return isinstance(section, LabelSection)

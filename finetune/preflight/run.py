@@ -96,6 +96,12 @@ def check_comparison(
     for recipe in recipes:
         if getattr(recipe.data, "test", "") is None:
             raise RecipeError(f"{recipe.name}: the recipe has no test split to evaluate on")
+        if "base" in refs and recipe.task.parts:
+            parts = ", ".join(part.name for part in recipe.task.parts)
+            raise RecipeError(
+                f"{recipe.name}: the base alone cannot be evaluated: task {recipe.task.name} predicts by parts of its "
+                f"own ({parts}), which only adapters have. Leave base out."
+            )
     registry = registry or AdapterRegistry()
     for ref in refs:
         if ref != "base":

@@ -14,6 +14,7 @@ from finetune.recipe.data import (
     StreamableData,
 )
 from finetune.recipe.method import (
+    HeadSection,
     LoraSection,
     MethodSection,
     OverridesSection,
@@ -26,7 +27,7 @@ from finetune.recipe.objective import ContrastiveObjectiveSection, CrossEntropyS
 from finetune.recipe.pairing import refuse_impossible, why_impossible
 from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
-from finetune.recipe.task import AnswerSection, LabelSection, PromptSection, TaskSection, task_of
+from finetune.recipe.task import AnswerSection, LabelSection, PromptSection, QuestionSection, TaskSection, task_of
 from finetune.recipe.train import TrainSection
 from finetune.recipe.whole import AdapterSection, Recipe
 
@@ -38,6 +39,7 @@ __all__ = [
     "ContrastiveObjectiveSection",
     "CrossEntropySection",
     "DataSection",
+    "HeadSection",
     "HubData",
     "JsonlData",
     "LabelSection",
@@ -52,6 +54,7 @@ __all__ = [
     "PromptSection",
     "PromptTuningSection",
     "Quantization",
+    "QuestionSection",
     "ReadSection",
     "Recipe",
     "RowsSection",

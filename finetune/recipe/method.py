@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Seriali
 from finetune.lookup import did_you_mean
 from finetune.recipe.chosen import Choice, as_list
 from finetune.recipe.section import PositiveInt, Prompt, Section
+from finetune.tables import METHODS_OF_TASKS
 
 
 class TowerTarget(Section):
@@ -148,7 +149,23 @@ class OverridesSection(MethodSection):
         return {"projector" if part == "projector" else "language" for part in self.parameters}
 
 
-_Part = Annotated[SerializeAsAny[MethodSection], Choice("methods")]
+class HeadSection(MethodSection):
+    """A linear head in the place of the base's language head. A task brings it, and no recipe names it."""
+
+    name: Literal["head"] = "head"
+    """The method."""
+    num_outputs: PositiveInt
+    """The values that it gives for each token."""
+    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Its learning rate over train.learning_rate."""
+
+    @property
+    def adapted_towers(self) -> set[str]:
+        """The towers whose outputs change."""
+        return {"language"}
+
+
+_Part = Annotated[SerializeAsAny[MethodSection], Choice("methods", without=METHODS_OF_TASKS)]
 
 
 def _each_once(sections: list[MethodSection]) -> list[MethodSection]:

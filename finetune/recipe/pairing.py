@@ -53,11 +53,11 @@ def refuse_impossible(
     architecture = architecture or (entry.architecture if entry else None)
     if model_type and (reason := why_impossible(recipe.task.name, model_type, architecture=architecture)):
         raise RecipeError(f"{source}: {reason}")
-    for section in recipe.method:
+    for section in recipe.parts:
         if entry and isinstance(section, LoraSection) and (reason := section.towers.why_not(entry.towers)):
             raise RecipeError(f"{source}: method.towers{reason}")
     for case in IMPOSSIBLE:
-        asked = any(_uses(section, case.option) for section in recipe.method)
+        asked = any(_uses(section, case.option) for section in recipe.parts)
         if asked and _holds(case, model_type, architecture) and case.quantization in (None, recipe.model.quantization):
             raise RecipeError(f"{source}: {_explain(case, model_type)}")
 

@@ -1,22 +1,74 @@
-"""What every task's section has, and what tasks of two kinds share: those that generate text, and those that choose.
+"""What every task's section has, and what tasks share that put questions, generate text or choose among labels.
 
 A task's own section stands in the task's file, as ``Config``. One class serves the recipe and the manifest.
 """
 
-from typing import Annotated, ClassVar, Self
+from collections import defaultdict
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from finetune.errors import ModelError
-from finetune.example import ImagePosition, Message, answer, ask, show, system, text_of
+from finetune.errors import ModelError, RowError
+from finetune.example import Example, ImagePosition, ImageSource, Message, answer, ask, show, system, text_of
 from finetune.fields import NumTokens, Word
 from finetune.metrics.normalization import DecimalSeparator, Normalization, Normalizer, normalizer
 from finetune.plugins import config_of, names
 from finetune.recipe.chosen import Choice
+from finetune.recipe.method import MethodSection
 from finetune.recipe.section import Prompt, Section
 from finetune.tables import DEFAULT_TASK
 
 DEFAULT_ANSWER_TOKENS = 128  # of an answer at most, where neither a recipe nor its data says more
+
+
+class Row(Protocol):
+    """A row of data as a task reads it.
+
+    Attributes:
+        id: names the row, the same on every machine.
+    """
+
+    id: str
+
+    @property
+    def said(self) -> str:
+        """Which the row has: ``messages``, ``captions`` or ``answer``.
+
+        Raises:
+            RowError: it has several, or none.
+        """
+        ...
+
+    def conversation(self, task: "TaskSection") -> Example:
+        """Return the example of a row that has ``messages``."""
+        ...
+
+    def question_and_answer(self, task: "TaskSection") -> Example:
+        """Return the example of a row that has ``captions`` or ``answer``, with its question where the task has one."""
+        ...
+
+    def own(self, name: str) -> Any:
+        """Return the value of one of the task's own ``columns``; None where the row has none."""
+        ...
+
+    def question(self) -> str:
+        """Return the question, or what the recipe asks of rows without one."""
+        ...
+
+    def images(self) -> list[ImageSource]:
+        """Return where the images are."""
+        ...
+
+    def fault(self, name: str, what: str, *, reason: str) -> RowError:
+        """Return the error that names file, line and column.
+
+        Args:
+            name: the column.
+            what: must hold, and what was found instead.
+            reason: a few words, by which such rows are counted.
+        """
+        ...
 
 
 class TaskSection(Section):
@@ -26,6 +78,8 @@ class TaskSection(Section):
     has_question: ClassVar[bool]  # whether a row must have one
     outputs: ClassVar[str]  # what objectives are computed from
     objective: ClassVar[str]  # of a recipe that names none
+    call: ClassVar[str] = "predict(image, question)"  # how an app asks for what the task predicts
+    columns: ClassVar[tuple[str, ...]] = ()  # of its own that it reads from rows
 
     name: str
     """The task."""
@@ -51,6 +105,28 @@ class TaskSection(Section):
         """Return the text that is supervised for an answer."""
         raise NotImplementedError
 
+    @property
+    def parts(self) -> list[MethodSection]:
+        """What the task trains beside the recipe's methods, such as a head; saved and swapped like theirs."""
+        return []
+
+    @property
+    def answer_room(self) -> int:
+        """The tokens that an evaluated row must leave free for its answer."""
+        return 0
+
+    def to_example(self, row: Row) -> Example:
+        """Return the example that a row of data is; a task whose rows have fields of their own reads them here.
+
+        Raises:
+            RowError: the row cannot be used.
+        """
+        return row.conversation(self) if row.said == "messages" else row.question_and_answer(self)
+
+    def to_evaluate(self, examples: list[Example]) -> list[Example]:
+        """Return the examples of a split as they are evaluated."""
+        return examples
+
     def as_trained(self, *, caption_question: str | None = None) -> Self:
         """Return the section that a manifest keeps: nothing in it is left to a default of the code.
 
@@ -74,13 +150,11 @@ class AnswerSection(TaskSection):
         return normalizer(self.answer_normalization, decimal_separator=self.decimal_separator)
 
 
-class PromptSection(AnswerSection):
-    """How questions are put to a base that generates text. ``ask`` repeats it exactly."""
+class QuestionSection(AnswerSection):
+    """How a question is put to a generative base, for every task whose rows have one. An app repeats it exactly."""
 
     architectures = frozenset({"generative"})
     has_question = True
-    outputs = "token_logits"
-    objective = "cross_entropy"
 
     system_prompt: Prompt | None = None
     """Stands before every question; by default that of the rows, where all have the same. An empty text: none."""
@@ -88,20 +162,11 @@ class PromptSection(AnswerSection):
     """What is asked; ``{question}`` stands once in it, for that of the row. Conversations are left as they are."""
     image_position: ImagePosition | None = None
     """Whether images stand before or after the text of a question; by default as in the conversations, else first."""
-    max_new_tokens: NumTokens | None = None
-    """Longest answer, in tokens; by default the longest supervised answer of the data, and some room."""
-    caption_question: Prompt | None = Field(default=None, exclude_if=lambda it: it is None)
-    """What ``caption`` asks; by default what most rows with captions ask."""
 
     @field_validator("question_template")
     @classmethod
     def _has_its_place(cls, template: str) -> str:
         return _once("question_template", "{question}", template)
-
-    @property
-    def longest_answer(self) -> int:
-        """The most tokens of an answer."""
-        return self.max_new_tokens or DEFAULT_ANSWER_TOKENS
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
         """Return the messages that put ``question``, with its images."""
@@ -125,13 +190,39 @@ class PromptSection(AnswerSection):
 
     def as_trained(self, *, caption_question: str | None = None) -> Self:
         """Return the section with its defaults written out."""
+        update = {"system_prompt": self.system_prompt or None, "image_position": self.image_position or "first"}
+        return self.model_copy(update=update)
+
+
+class PromptSection(QuestionSection):
+    """How questions are put to a base that answers by generated text. ``ask`` repeats it exactly."""
+
+    outputs = "token_logits"
+    objective = "cross_entropy"
+    call = "ask(image, question)"
+
+    max_new_tokens: NumTokens | None = None
+    """Longest answer, in tokens; by default the longest supervised answer of the data, and some room."""
+    caption_question: Prompt | None = Field(default=None, exclude_if=lambda it: it is None)
+    """What ``caption`` asks; by default what most rows with captions ask."""
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens of an answer."""
+        return self.max_new_tokens or DEFAULT_ANSWER_TOKENS
+
+    @property
+    def answer_room(self) -> int:
+        """The tokens of the longest answer, where it is known."""
+        return self.max_new_tokens or 0
+
+    def as_trained(self, *, caption_question: str | None = None) -> Self:
+        """Return the section with its defaults written out."""
         update = {
-            "system_prompt": self.system_prompt or None,
-            "image_position": self.image_position or "first",
             "max_new_tokens": self.longest_answer,
             "caption_question": self.caption_question or caption_question,
         }
-        return self.model_copy(update=update)
+        return super().as_trained().model_copy(update=update)
 
 
 class LabelSection(AnswerSection):
@@ -140,6 +231,7 @@ class LabelSection(AnswerSection):
     architectures = frozenset({"dual_encoder"})
     has_question = False
     outputs = "pair_embeddings"
+    call = "classify(image, labels)"
 
     text_template: Prompt = "{label}"
     """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""
@@ -160,6 +252,13 @@ class LabelSection(AnswerSection):
     def text_of(self, label: str) -> str:
         """Return the text that stands for ``label``."""
         return self.text_template.replace("{label}", label)
+
+    def to_evaluate(self, examples: list[Example]) -> list[Example]:
+        """Return the examples, each to be answered with one of the labels of its question type."""
+        choices: dict[str, dict[str, str]] = defaultdict(dict)
+        for example in examples:
+            choices[example.kind] |= {label: self.text_of(label) for label in example.answers}
+        return [replace(example, choices=choices[example.kind]) for example in examples]
 
 
 AnyTask = Annotated[SerializeAsAny[TaskSection], Choice("tasks", default=DEFAULT_TASK)]

@@ -1,13 +1,13 @@
 """A whole recipe."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from finetune.fields import Text
 from finetune.recipe.data import DataSection
-from finetune.recipe.method import Methods
+from finetune.recipe.method import Methods, MethodSection
 from finetune.recipe.model import ModelSection
 from finetune.recipe.objective import Objectives, ObjectiveSection, objective_of
 from finetune.recipe.section import Place, Section, Seed
@@ -59,6 +59,18 @@ class Recipe(Section):
         new = self.model_copy()
         new._from_environment = from_environment
         return new
+
+    @property
+    def parts(self) -> list[MethodSection]:
+        """What is trained: the recipe's methods, and the parts that the task brings."""
+        return [*self.method, *self.task.parts]
+
+    @model_validator(mode="after")
+    def _no_part_twice(self) -> Self:
+        if twice := {part.name for part in self.method} & {part.name for part in self.task.parts}:
+            name = min(twice)
+            raise ValueError(f"task {self.task.name} brings the method {name} itself: leave it out of method")
+        return self
 
     @property
     def objectives(self) -> list[ObjectiveSection]:

@@ -7,15 +7,17 @@ messages by the context of the base, the pixels of an image by its head, the tim
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from finetune.build import max_positions
+from finetune.data.lengths import max_positions
 from finetune.errors import FinetuneError, RequestError, brief
+from finetune.recipe import PromptSection
 from finetune.server.prompts import to_example
 from finetune.server.request_images import decode_images
 from finetune.server.scheduler import Job
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from finetune.data.collate import Collator
     from finetune.data.image_workers import ImageWorkers
     from finetune.example import Example
-    from finetune.recipe import PromptSection
     from finetune.server.scheduler import Event
     from finetune.server.schema import ChatRequest
     from finetune.server.settings import Settings
@@ -51,20 +52,21 @@ class Collators:
 
     def __init__(self, base: Base):
         self._base = base
-        self._idle: SimpleQueue[Collator] = SimpleQueue()
+        self._idle: defaultdict[Any, SimpleQueue[Collator]] = defaultdict(SimpleQueue)  # of each kind of task
 
     @contextmanager
-    def one(self) -> Iterator[Collator]:
-        """Yield a collator that is nobody else's inside the block."""
+    def one(self, section: PromptSection) -> Iterator[Collator]:
+        """Yield a collator of a task that is nobody else's inside the block."""
+        shared = cast("Collator", self._base.collator_of(section))
         try:
-            collator = self._idle.get_nowait()
+            collator = self._idle[shared].get_nowait()
         except Empty:
             with self._base.preparing:
-                collator = cast("Collator", self._base.collator).copy()
+                collator = shared.copy()
         try:
             yield collator
         finally:
-            self._idle.put(collator)
+            self._idle[shared].put(collator)
 
 
 def prepare(
@@ -103,10 +105,18 @@ def prepare(
     """
     positions = max_positions(switcher.base.model)
     _refuse_long_text(request, positions)
-    section = cast("PromptSection", section_for(switcher, resident))
+    section = section_for(switcher, resident)
+    if not isinstance(section, PromptSection):
+        raise RequestError(
+            f"{request.model} is of task {section.name}, whose answers are not generated, so it cannot chat. Use it in "
+            f"Python by {section.call}.",
+            status=400,
+            code="invalid_model",
+            param="model",
+        )
     page = resident.manifest.images.options.page if resident else None
     images = decode_images(request, settings, fetched=fetched, workers=workers, page=page, is_over=is_over)
-    batch = _batch(collators, to_example(request, section, images), resident)
+    batch = _batch(collators, section, to_example(request, section, images), resident)
     (length,) = prompt_lengths(batch)
     limit = answer_limit(switcher, resident, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)
     if positions is not None and length + limit > positions:
@@ -150,10 +160,10 @@ def _refuse_long_text(request: ChatRequest, positions: int | None) -> None:
         )
 
 
-def _batch(collators: Collators, example: Example, resident: Resident | None) -> Batch:
+def _batch(collators: Collators, section: PromptSection, example: Example, resident: Resident | None) -> Batch:
     """Return the inputs of one row; a processor raises almost anything on what its authors did not think of."""
     try:
-        with collators.one() as collator:
+        with collators.one(section) as collator:
             batch = row_inputs(collator, [example], [resident])
         # The inputs have all of the images: their pixels are not kept while the request waits.
         return replace(batch, examples=[replace(example, images=[])])

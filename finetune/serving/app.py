@@ -15,7 +15,7 @@ from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, picture_row, question_row
 from finetune.serving.streaming import TextStream
 from finetune.serving.switcher import Switcher
-from finetune.serving.together import answer_together, opened_as_trained, section_for
+from finetune.serving.together import answer_together, opened_as_trained, refuse_too_long, section_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from finetune.data.pairs import PairCollator
     from finetune.example import Example, Message
     from finetune.interfaces import Task
+    from finetune.prediction import Prediction
+    from finetune.recipe import TaskSection
     from finetune.registry import AdapterRegistry
     from finetune.serving.resident import Resident
     from finetune.serving.urls import UrlPolicy
@@ -169,7 +171,7 @@ class VisionLanguageModel:
             ModelError: the base is a dual encoder.
         """
         with self.switcher.holding() as resident:
-            options = self._options(PromptSection, "caption(image)", instead="classify(image, labels)")
+            options = self._options(PromptSection, "caption(image)")
             question = CAPTION_QUESTION
             longest = max(CAPTION_TOKENS, options.longest_answer) if resident else None
             if resident and options.caption_question is not None:
@@ -195,7 +197,7 @@ class VisionLanguageModel:
             DataError: the lists are of different lengths, or a picture cannot be used.
             ModelError: the base is a dual encoder.
         """
-        self._options(PromptSection, "ask_batch(images, questions)", instead="classify(image, labels)")
+        self._options(PromptSection, "ask_batch(images, questions)")
         for name, given in (("images", images), ("questions", questions), ("adapters", adapters)):
             if isinstance(given, str | bytes):  # a sequence too, of characters
                 raise DataError(f"ask_batch takes a list of {name}, not {brief(given)}; for one question there is ask")
@@ -245,7 +247,7 @@ class VisionLanguageModel:
             DataError: there is no label.
         """
         with self.switcher.holding():
-            options = self._options(LabelSection, "classify(image, labels)", instead="ask(image, question)")
+            options = self._options(LabelSection, "classify(image, labels)")
             if not labels or isinstance(labels, str):
                 raise DataError(f"labels is a list of at least one text, not {labels!r}")
             choices = {label: options.text_of(label) for label in labels}
@@ -255,13 +257,33 @@ class VisionLanguageModel:
             assert isinstance(prediction, Label)
             return prediction.label
 
+    def predict(self, image: Any, question: str = "") -> Prediction:
+        """Return what the task of the active adapter predicts: a text, a label with scores, a number, ...
+
+        Args:
+            image: as for ``ask``.
+            question: the user's words, where the task has a question.
+
+        Raises:
+            DataError: the picture cannot be used, or the row is longer than the base takes.
+            ModelError: the task chooses among labels, which ``classify`` is given.
+        """
+        with self.switcher.holding():
+            task = self.task
+            if isinstance(task.options, LabelSection):
+                raise ModelError(f"predict(image) does not go with task {task.options.name}: use {task.options.call}")
+            row = question_row(task.options, image, question, urls=self.urls)
+            batch = self.prompt_batch([row])
+            refuse_too_long(self.base, batch, [task.options.answer_room])
+            return task.predict(self.model, batch.to(self.model.device, self.model.dtype))[0]
+
     def embed(self, image: Any) -> Tensor:
         """Returns the embedding [D] of a picture, fp32, of length 1.
 
         Raises:
             ModelError: the base is no dual encoder.
         """
-        return self._embed(lambda: self.prompt_batch([picture_row(image, urls=self.urls)]))
+        return self._embed("embed(image)", lambda _: self.prompt_batch([picture_row(image, urls=self.urls)]))
 
     def embed_text(self, text: str) -> Tensor:
         """Returns the embedding [D] of a text as it stands, fp32, of length 1.
@@ -271,30 +293,33 @@ class VisionLanguageModel:
             DataError: the text has more tokens than the base takes.
         """
 
-        def batch() -> Batch:
+        def batch(options: LabelSection) -> Batch:
             with self.base.preparing:
-                return cast("PairCollator", self.base.collator).text_batch([text])
+                return cast("PairCollator", self.base.collator_of(options)).text_batch([text])
 
-        return self._embed(batch)
+        return self._embed("embed_text(text)", batch)
 
-    def _embed(self, batch: Callable[[], Batch]) -> Tensor:
+    def _embed(self, call: str, batch: Callable[[LabelSection], Batch]) -> Tensor:
         with self.switcher.holding():
-            self._options(LabelSection, "an embedding", instead="ask(image, question)")
-            inputs = batch().to(self.model.device, self.model.dtype)
+            options = self._options(LabelSection, call)
+            inputs = batch(options).to(self.model.device, self.model.dtype)
             return cast("ChoosingTask", self.task).embed(self.model, inputs)[0].cpu()
 
-    def _options(self, section: type[S], call: str, *, instead: str) -> S:
+    def _options(self, section: type[S], call: str) -> S:
         options = self.task.options
         if not isinstance(options, section):
-            raise ModelError(f"{call} does not go with a {self.base.family.model_type} base: use {instead}")
+            raise ModelError(
+                f"{call} does not go with task {options.name} on a {self.base.family.model_type} base: use "
+                f"{options.call}"
+            )
         return options
 
     def _question(self, call: str, image: Any, question: str) -> Example:
-        options = self._options(PromptSection, f"{call}(image, question)", instead="classify(image, labels)")
+        options = self._options(PromptSection, f"{call}(image, question)")
         return question_row(options, image, question, urls=self.urls)
 
     def _conversation(self, call: str, messages: list[Message]) -> Example:
-        options = self._options(PromptSection, f"{call}(messages)", instead="classify(image, labels)")
+        options = self._options(PromptSection, f"{call}(messages)")
         return conversation_row(options, messages, urls=self.urls)
 
     def _generate(self, example: Example, *, max_new_tokens: int | None = None) -> str:
@@ -307,12 +332,18 @@ class VisionLanguageModel:
         resident = kept.enter_context(self.switcher.keeping_active())
         return TextStream(partial(answer_together, self.switcher, [example], [resident]), kept)
 
-    def prompt_batch(self, examples: Sequence[Example]) -> Batch:
-        """Returns the inputs of rows that are to be answered, with the places that the active adapter fills."""
+    def prompt_batch(self, examples: Sequence[Example], *, options: TaskSection | None = None) -> Batch:
+        """Returns the inputs of rows that are to be answered, with the places that the active adapter fills.
+
+        Args:
+            examples: the rows.
+            options: of the task that makes the batch; the active adapter's by default.
+        """
         places = self.adapter.placeholders if self.adapter else None
         examples = [opened_as_trained(example, self.adapter) for example in examples]
         with self.base.preparing:
-            return Batches(self.base.collator, places).prompt_batch(examples)
+            collator = self.base.collator_of(options or section_for(self.switcher, self.adapter))
+            return Batches(collator, places).prompt_batch(examples)
 
     @property
     def task(self) -> Task:

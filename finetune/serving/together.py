@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from finetune.build import Batches, max_positions
+from finetune.build import Batches
+from finetune.data.lengths import max_positions
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from finetune.batch import Batch
-    from finetune.data.collate import Collator
+    from finetune.build import Base
     from finetune.example import Example
+    from finetune.interfaces import TaskCollator
     from finetune.recipe import PromptSection, TaskSection
     from finetune.serving.resident import Resident
     from finetune.serving.switcher import Switcher
@@ -27,8 +29,12 @@ def section_for(switcher: Switcher, resident: Resident | None) -> TaskSection:
 
 
 def sharing_key(switcher: Switcher, resident: Resident | None) -> Hashable:
-    """Returns what is equal for adapters whose rows may share a batch: LoRA on the language tower, and the base."""
-    return None if resident is None or switcher.can_share(resident) else resident
+    """Returns what is equal for adapters whose rows may share a batch.
+
+    Those are LoRA on the language tower, and the base, where their tasks make batches alike.
+    """
+    alone = None if resident is None or switcher.can_share(resident) else resident
+    return switcher.base.collator_of(section_for(switcher, resident)), alone
 
 
 def answer_together(
@@ -68,7 +74,7 @@ def answer_together(
             answer_limit(switcher, residents[row], limits[row], prompt_tokens=length)
             for row, length in zip(rows, prompt_lengths(batch), strict=True)
         ]
-        _refuse_too_long(switcher, batch, longest)
+        refuse_too_long(switcher.base, batch, longest)
         found = answer_batch(
             switcher,
             batch,
@@ -90,14 +96,14 @@ def prompt_batch(switcher: Switcher, examples: Sequence[Example], residents: Seq
         residents: the adapter of each row; equal by ``sharing_key``.
     """
     with switcher.base.preparing:
-        return row_inputs(cast("Collator", switcher.base.collator), examples, residents)
+        return row_inputs(switcher.base.collator_of(section_for(switcher, residents[0])), examples, residents)
 
 
-def row_inputs(collator: Collator, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
+def row_inputs(collator: TaskCollator, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
     """Return the inputs of rows that share a batch, on the CPU, by a collator that no other thread uses meanwhile.
 
     Args:
-        collator: of the base.
+        collator: of their task.
         examples: as ``prompt_batch`` takes them.
         residents: as ``prompt_batch`` takes them.
     """
@@ -154,8 +160,9 @@ def answer_limit(switcher: Switcher, resident: Resident | None, wanted: int | No
     return limit if resident or room is None else max(1, min(limit, room - prompt_tokens))
 
 
-def _refuse_too_long(switcher: Switcher, batch: Batch, max_new_tokens: Sequence[int]) -> None:
-    room = max_positions(switcher.base.model)
+def refuse_too_long(base: Base, batch: Batch, max_new_tokens: Sequence[int]) -> None:
+    """Raise DataError where a row and its answer are longer than the base takes."""
+    room = max_positions(base.model)
     if room is None:
         return
     for example, length, longest in zip(batch.examples, prompt_lengths(batch), max_new_tokens, strict=True):

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from finetune.batch import Batch
     from finetune.example import Example
+    from finetune.interfaces import ModelFamily, TaskCollator
     from finetune.prediction import Prediction
-    from finetune.recipe import LabelSection
+    from finetune.recipe import LabelSection, ReadSection
 
 
 class ChoosingTask(AnswerTask):
@@ -32,6 +33,15 @@ class ChoosingTask(AnswerTask):
 
     def __init__(self, options: LabelSection, tokenizer: PreTrainedTokenizerBase):
         self.options = options
+
+    @classmethod
+    def collator(
+        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+    ) -> TaskCollator:
+        """Return what makes pairs of an image and a text."""
+        from finetune.data.pairs import PairCollator
+
+        return PairCollator.of_base(family, model, processor, data)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the fp32 embeddings [B, 2, D] of images and texts, of length 1."""

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from finetune.batch import Batch
     from finetune.example import Example
+    from finetune.interfaces import ModelFamily, TaskCollator
     from finetune.prediction import Prediction
-    from finetune.recipe import PromptSection
+    from finetune.recipe import PromptSection, ReadSection
     from finetune.tasks.generation import Answer, IsStopped, OnText
 
 
@@ -32,6 +33,15 @@ class GenerativeTask(AnswerTask):
 
     def __init__(self, options: PromptSection, tokenizer: PreTrainedTokenizerBase):
         self.options, self.tokenizer = options, tokenizer
+
+    @classmethod
+    def collator(
+        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+    ) -> TaskCollator:
+        """Return what renders and supervises conversations."""
+        from finetune.data.collate import Collator
+
+        return Collator.of_base(family, model, processor, data)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits [N, V] that predict the supervised tokens."""

@@ -86,6 +86,6 @@ def _why_not_cut(recipe: Recipe) -> str | None:
     """Returns why the base of a recipe cannot be cut over processes."""
     if recipe.model.quantization:
         return f"a base held in {recipe.model.quantization} cannot be cut. Leave out model.quantization, or use DDP."
-    if any(isinstance(section, LoraSection) and section.use_dora for section in recipe.method):
+    if any(isinstance(section, LoraSection) and section.use_dora for section in recipe.parts):
         return "DoRA reads whole weights, which no process has. Set use_dora: false, or use DDP."
     return None

@@ -15,7 +15,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
-FILES = ("pyproject.toml", "finetune_count.py", "finetune_count_loss.py", "finetune_count_family.py", "count.yaml")
+FILES = (
+    "pyproject.toml", "finetune_count.py", "finetune_count_loss.py", "finetune_count_family.py", "finetune_grade.py",
+    "finetune_grade_batches.py",
+)  # fmt: skip
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name == "nt", reason="the page is written for bash"),
@@ -43,7 +46,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("extend")
     package, installed = folder / "package", folder / "installed"
     package.mkdir()
-    for name in FILES[:-1]:
+    for name in FILES:
         (package / name).write_text(block(name), encoding="utf-8")
     env = {
         **os.environ,
@@ -59,7 +62,8 @@ def place(tmp_path_factory):
     work = folder / "work"
     _base(work / "counter-base")
     _rows(work / "rows")
-    (work / "count.yaml").write_text(block("count.yaml"), encoding="utf-8")
+    for name in ("count.yaml", "grade.yaml"):
+        (work / name).write_text(block(name), encoding="utf-8")
     # A copy of this package that nobody can write to: nothing of it may change for a plug-in.
     own = folder / "finetune-only"
     shutil.copytree(ROOT / "finetune", own / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
@@ -99,8 +103,7 @@ def _rows(folder):
 @pytest.fixture(scope="module")
 def walked(place):
     work, env, without = place
-    (commands,) = blocks("bash")
-    return run(["bash", "-euo", "pipefail", "-c", commands], work, env), work, env, without
+    return run(["bash", "-euo", "pipefail", "-c", "".join(blocks("bash"))], work, env), work, env, without
 
 
 def test_it_trains_goes_on_evaluates_publishes_and_passes_its_gate(walked):
@@ -133,6 +136,30 @@ def test_an_app_of_a_fresh_process_swaps_it(walked):
     done = run([sys.executable, "-c", code + "\nprint(repr((said, plain)))"], work, env)
     said, plain = eval(done.stdout.strip().splitlines()[-1])
     assert isinstance(said, str) and isinstance(plain, str)
+
+
+def test_a_head_of_a_task_is_saved_published_and_swapped(walked):
+    done, work, env, _ = walked
+    assert "published cells/grade@1" in done.stdout
+    manifest = json.loads((work / "runs" / "grade" / "adapter" / "manifest.json").read_text())
+    assert [part["method"] for part in manifest["adapter"]["parts"]] == ["lora", "head"]
+    assert manifest["adapter"]["tensors"]["lm_head.weight"]["shape"][0] == 4 and set(manifest["metrics"]) == {"test"}
+    code = "from finetune.errors import FinetuneError\n" + next(one for one in blocks("python") if "vlm.predict" in one)
+    code += """
+assert abs(sum(grade.scores.values()) - 1) < 1e-5 and set(grade.scores) == {"0", "1", "2", "3"}
+vlm.use("cells/count@prod")
+number = vlm.predict("rows/image-0.png", "How many cells?")
+assert number.unit == "cells", number
+vlm.use("cells/grade@prod")
+again = vlm.predict("rows/image-0.png", "How many cells?")
+assert again == grade, (again, grade)
+try:
+    vlm.ask("rows/image-0.png", "How many cells?")
+except FinetuneError as error:
+    print(error)
+"""
+    done = run([sys.executable, "-c", code], work, env)
+    assert "ask(image, question) does not go with task grade on a counter base: use predict" in done.stdout
 
 
 def test_it_is_served(walked):

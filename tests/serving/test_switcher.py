@@ -12,8 +12,8 @@ from finetune.adapters.probe import ProbeResult
 from finetune.build import load_base
 from finetune.errors import AdapterError, MethodError
 from finetune.methods.adapter import attach, detach
+from finetune.methods.copies import CopiesUpdate
 from finetune.methods.lora_update import LoraUpdate
-from finetune.methods.overrides import OverrideUpdate
 from finetune.methods.points import reached
 from finetune.methods.prompt_rows import PromptUpdate
 from finetune.serving.app import VisionLanguageModel
@@ -275,7 +275,7 @@ def test_live_tensors_are_the_files(vlm, adapters):
         if isinstance(update, LoraUpdate):
             prefix = f"base_model.model.{name}.lora_"
             live |= {f"{prefix}A.weight": update.down, f"{prefix}B.weight": update.up}
-        elif isinstance(update, OverrideUpdate):
+        elif isinstance(update, CopiesUpdate):
             live |= {f"{name}.{leaf}": copy for leaf, copy in update.copies.items()}
         elif isinstance(update, PromptUpdate):
             live["prompt_embeddings"] = update.prompt
