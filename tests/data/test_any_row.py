@@ -186,7 +186,7 @@ def check(base, folder, row, task=TASK):
     limit = getattr(base.collator, "max_length", 4096)  # of a dual encoder that of its texts
     try:
         examples = read_split(section, "train", task=task, seed=0, bad=bad)
-        examples = fitting(examples, base.lengths, section, "train", limit=limit, room=0, bad=bad)
+        examples = fitting(examples, base.lengths(base.default_task), section, "train", limit=limit, room=0, bad=bad)
     except FinetuneError as error:
         assert isinstance(error, DataError)
         assert re.search(r"train.jsonl(, line 1|:1)|train rows", str(error)), str(error)

@@ -61,4 +61,4 @@ def test_a_training_row_is_told_before_the_first_step(tiny_clip, tmp_path):
     row = Example(id="7", messages=[*show(), answer("a")], images=[tmp_path / "thin.png"], answers=["a"])
     section, bad = SimpleNamespace(too_long="error"), BadRows("rows", on_error="error", say=print)
     with pytest.raises(RowError, match="row 7: its image: 60 x 1: one side is over 35"):
-        fitting([row], base.lengths, section, "train", limit=None, room=0, bad=bad)
+        fitting([row], base.lengths(base.default_task), section, "train", limit=None, room=0, bad=bad)

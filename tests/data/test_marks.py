@@ -130,7 +130,7 @@ def test_a_caption_is_looked_at_before_it_is_drawn(tiny_fast_vlm):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     captions = replace(row(), captions=["red", "it is <|user|>"])
     with pytest.raises(RowError, match="row x, message 2"):
-        base.lengths.learnt(captions, [(32, 32)])
+        base.lengths(base.default_task).learnt(captions, [(32, 32)])
 
 
 def test_a_dual_encoder_refuses_marks(tiny_clip):
@@ -140,8 +140,8 @@ def test_a_dual_encoder_refuses_marks(tiny_clip):
     asked = replace(row(), choices={"a": "a", "<|endoftext|>": "a photo of <|endoftext|>"}, answers=["<|endoftext|>"])
     ways = (
         ("^row x: .*special", lambda: base.collator.training_batch([bad])),
-        ("^row x: .*special", lambda: base.lengths.learnt(bad, [(32, 32)])),
-        ("^row x: .*special", lambda: base.lengths.asked(asked, [(32, 32)])),
+        ("^row x: .*special", lambda: base.lengths(base.default_task).learnt(bad, [(32, 32)])),
+        ("^row x: .*special", lambda: base.lengths(base.default_task).asked(asked, [(32, 32)])),
         ("^row picture: .*special", lambda: vlm.classify(GREY, ["red", "<|endoftext|>"])),
         ("^text: .*special", lambda: vlm.embed_text("<|startoftext|>")),
         ("^text: .*other models", lambda: vlm.embed_text("<image>")),

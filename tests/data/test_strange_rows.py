@@ -202,7 +202,7 @@ def test_what_a_processor_refuses_names_the_row(tiny_family, monkeypatch):
         with pytest.raises(RowError, match="row bad: .*Processor refuses it: absolute aspect ratio must be smaller$"):
             call(rows)
     with pytest.raises(RowError, match="row bad, images of 77 x 32: .*Processor refuses it"):
-        base.lengths.learnt(rows[1], [(77, 32)])
+        base.lengths(base.default_task).learnt(rows[1], [(77, 32)])
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_said_before_training(tiny_fast_vlm):
@@ -210,8 +210,11 @@ def test_a_tokenizer_larger_than_the_embedding_is_said_before_training(tiny_fast
     base.processor.tokenizer.add_tokens(["zebra"])
     known = len(base.processor.tokenizer) - 1
     bad = replace(picture((32, 32)), messages=[*ask("a zebra?"), answer("x")])
-    base.lengths.learnt(picture((32, 32)), [(32, 32)])
-    for call in (lambda: base.lengths.learnt(bad, [(32, 32)]), lambda: base.collator.prompt_batch([bad])):
+    base.lengths(base.default_task).learnt(picture((32, 32)), [(32, 32)])
+    for call in (
+        lambda: base.lengths(base.default_task).learnt(bad, [(32, 32)]),
+        lambda: base.collator.prompt_batch([bad]),
+    ):
         with pytest.raises(
             RowError, match=f"'zebra' token {known}, and the base has embeddings for {known} tokens only"
         ):

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.docs_code import block, blocks
+
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+PAGE = "extend.md"
 FILES = (
     "pyproject.toml", "finetune_count.py", "finetune_count_loss.py", "finetune_count_family.py", "finetune_grade.py",
     "finetune_grade_batches.py",
@@ -23,15 +25,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name == "nt", reason="the page is written for bash"),
 ]
-
-
-def block(name):
-    """Return the code under the name of a file."""
-    return re.search(rf"`{re.escape(name)}`[^`]*?:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1]
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def run(words, cwd, env, **options):
@@ -47,7 +40,7 @@ def place(tmp_path_factory):
     package, installed = folder / "package", folder / "installed"
     package.mkdir()
     for name in FILES:
-        (package / name).write_text(block(name), encoding="utf-8")
+        (package / name).write_text(block(PAGE, name), encoding="utf-8")
     env = {
         **os.environ,
         "FINETUNE_CACHE": str(folder / "cache"),
@@ -63,7 +56,7 @@ def place(tmp_path_factory):
     _base(work / "counter-base")
     _rows(work / "rows")
     for name in ("count.yaml", "grade.yaml"):
-        (work / name).write_text(block(name), encoding="utf-8")
+        (work / name).write_text(block(PAGE, name), encoding="utf-8")
     # A copy of this package that nobody can write to: nothing of it may change for a plug-in.
     own = folder / "finetune-only"
     shutil.copytree(ROOT / "finetune", own / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
@@ -103,7 +96,7 @@ def _rows(folder):
 @pytest.fixture(scope="module")
 def walked(place):
     work, env, without = place
-    return run(["bash", "-euo", "pipefail", "-c", "".join(blocks("bash"))], work, env), work, env, without
+    return run(["bash", "-euo", "pipefail", "-c", "".join(blocks(PAGE, "bash"))], work, env), work, env, without
 
 
 def test_it_trains_goes_on_evaluates_publishes_and_passes_its_gate(walked):
@@ -132,7 +125,7 @@ def test_it_trains_goes_on_evaluates_publishes_and_passes_its_gate(walked):
 
 def test_an_app_of_a_fresh_process_swaps_it(walked):
     _, work, env, _ = walked
-    code = next(one for one in blocks("python") if "finetune.load" in one)
+    code = next(one for one in blocks(PAGE, "python") if "finetune.load" in one)
     done = run([sys.executable, "-c", code + "\nprint(repr((said, plain)))"], work, env)
     said, plain = eval(done.stdout.strip().splitlines()[-1])
     assert isinstance(said, str) and isinstance(plain, str)
@@ -144,9 +137,10 @@ def test_a_head_of_a_task_is_saved_published_and_swapped(walked):
     manifest = json.loads((work / "runs" / "grade" / "adapter" / "manifest.json").read_text())
     assert [part["method"] for part in manifest["adapter"]["parts"]] == ["lora", "head"]
     assert manifest["adapter"]["tensors"]["lm_head.weight"]["shape"][0] == 4 and set(manifest["metrics"]) == {"test"}
-    code = "from finetune.errors import FinetuneError\n" + next(one for one in blocks("python") if "vlm.predict" in one)
+    code = next(one for one in blocks(PAGE, "python") if "vlm.predict" in one)
     code += """
 assert abs(sum(grade.scores.values()) - 1) < 1e-5 and set(grade.scores) == {"0", "1", "2", "3"}
+from finetune.errors import FinetuneError
 vlm.use("cells/count@prod")
 number = vlm.predict("rows/image-0.png", "How many cells?")
 assert number.unit == "cells", number

@@ -181,7 +181,9 @@ def test_whoever_learnt_none_is_asked_for_one(vlm, picture, tmp_path, monkeypatc
 
 def test_a_dual_encoder_captions_nothing(tiny_clip, picture):
     clip = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
-    with pytest.raises(ModelError, match=r"caption\(image\) does not go with a clip base: use classify"):
+    with pytest.raises(
+        ModelError, match=r"caption\(image\) does not go with task contrastive on a clip base: use classify"
+    ):
         clip.caption(picture)
 
 

@@ -211,7 +211,9 @@ def test_an_adapter_that_is_gone_cannot_begin(vlm, adapters):
 
 def test_a_dual_encoder_streams_nothing(tiny_clip):
     vlm = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
-    with pytest.raises(ModelError, match=r"stream\(image, question\) does not go with a clip base: use classify"):
+    with pytest.raises(
+        ModelError, match=r"stream\(image, question\) does not go with task contrastive on a clip base: use classify"
+    ):
         vlm.stream(picture(), QUESTION)
 
 
