@@ -55,7 +55,7 @@ def test_marks_are_refused_in_every_text_of_rows_of_all_splits(family):
                     make([bad])
                 assert repr(mark) in str(found.value)
             with pytest.raises(RowError, match="the text holds"):
-                family.lengths.learnt(bad, [(32, 32)])
+                family.lengths(family.default_task).learnt(bad, [(32, 32)])
             with pytest.raises(RowError, match="the text holds"):
                 family.lengths.asked(bad, [(32, 32)])
 
