@@ -17,7 +17,7 @@ from finetune.data.lengths import fitting, max_positions
 from finetune.data.open_stream import open_stream
 from finetune.data.reading import read_split, tally
 from finetune.data.stream import Stream
-from finetune.errors import DataError, ModelError, PluginError
+from finetune.errors import DataError, ModelError, RecipeError
 from finetune.families.base import embedded_path, family_of
 from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
@@ -132,17 +132,23 @@ class Base:
             sections: a recipe's ``objectives``; the task's own by default.
             placeholders: the places that the trained adapter's prompt fills.
         """
+        sections = sections or [objective_of(task.options.objective)]
         parts: dict[str, tuple[float, Objective]] = {}
-        for section in sections or [objective_of(task.options.objective)]:
+        for section in sections:
             made = find("objectives", section.name, what="objective")(section)
-            if made.couples_rows != section.couples_rows:
-                raise PluginError(
-                    f"the objective {section.name} must say couples_rows twice alike, in its Config and in its class; "
-                    f"got {section.couples_rows} and {made.couples_rows}"
+            if made.needs_reference and task.options.parts:
+                raise RecipeError(
+                    f"objective {section.name} needs the outputs of the base alone, and task {task.options.name} gives "
+                    "outputs by parts that only the adapter has. Leave the objective out."
                 )
             parts[section.name] = (section.weight, made)
         objective = Weighted(parts) if len(parts) > 1 else next(iter(parts.values()))[1]
-        return TaskObjective(task, objective, Reference(self.model, task.outputs, placeholders))
+        return TaskObjective(
+            task,
+            objective,
+            Reference(self.model, task.outputs, placeholders),
+            couples_rows=any(section.couples_rows for section in sections),
+        )
 
     def probe_batch(self, seed: int) -> Batch:
         """Returns the probe's one row, on the model's device."""

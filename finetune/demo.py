@@ -11,11 +11,11 @@ import torch
 
 from finetune.build import examples_of
 from finetune.errors import LaunchError
-from finetune.evaluation.baselines import MAJORITY
 from finetune.evaluation.compare import evaluate, table
 from finetune.evaluation.report import samples_of, write_page
 from finetune.finished_runs import is_finished
 from finetune.folder_lock import locked
+from finetune.metrics.names import MAJORITY
 from finetune.recipe import Recipe, load_recipe
 from finetune.registry import AdapterRegistry
 from finetune.runs import train

@@ -408,11 +408,13 @@ class StepContext(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised over a task."""
+    """What is minimised over a task.
+
+    Its section says by ``couples_rows`` whether the loss of a row depends on the other rows of an optimizer step. If it
+    does, the objective is a ``CoupledObjective``.
+    """
 
     needs_reference: bool  # whether ``terms`` asks for the outputs of the base alone
-    # Whether the loss of a row depends on the other rows of an optimizer step; if so, it is a CoupledObjective.
-    couples_rows: bool
 
     def count_items(self, batch: Batch) -> dict[str, int]:
         """Return how many things each term is a sum over, known before any forward."""

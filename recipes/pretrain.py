@@ -35,7 +35,8 @@ def _pretrain() -> int:
     if args.judge is not None:
         check_base(str(args.judge))
     from finetune.build import load_base  # imports torch: not before the arguments are checked
-    from finetune.evaluation.evaluate import evaluate
+    from finetune.evaluation.evaluate import evaluate_rows
+    from finetune.evaluation.predict import Predictor
     from finetune.pocket.card import shortfalls, write_card
     from finetune.pocket.domains import read_world
     from finetune.pocket.pretrain import PretrainOptions, pretrain
@@ -48,7 +49,10 @@ def _pretrain() -> int:
     base = load_base(str(folder), device=args.device)
     task = task_of("generative").model_copy(update={"answer_normalization": "vqa"})
     rows = read_world(0, "test", rows_per_kind=150, task=task)
-    scores, _ = evaluate(base.model, base.task(task), rows, base.collator.prompt_batch, batch_size=100)
+    predictor = Predictor(
+        model=base.model, task=base.task(task), prompt_batch=base.collator.prompt_batch, batch_size=100
+    )
+    scores, _ = evaluate_rows(predictor, rows)
     parameters = sum(p.numel() for p in base.model.parameters())
     (folder / "README.md").write_text(write_card(scores.to_json(), parameters=parameters, minutes=minutes))
     print((folder / "README.md").read_text())

@@ -3,14 +3,24 @@
 from finetune.evaluation.scores import Scores, Value
 
 
-def scores_json(value, *, metric="exact_match", n=40, interval=(0.0, 1.0), majority=0.5, blank_image=0.25, kinds=None):
+def scores_json(
+    value,
+    *,
+    metric="exact_match",
+    n=40,
+    interval=(0.0, 1.0),
+    majority=0.5,
+    blank_image=0.25,
+    kinds=None,
+    unit=None,
+):
     """Return the JSON of the scores of one metric; ``kinds`` maps a question type to its value."""
 
     def part(value, by_kind):
         beside = {"majority": majority, "blank_image": blank_image}
         return Scores(
-            values={metric: _value(value, n, interval)},
-            baselines={of: {metric: _value(found, n, None)} for of, found in beside.items()},
+            values={metric: _value(value, n, interval, unit)},
+            baselines={of: {metric: _value(found, n, None, unit)} for of, found in beside.items()},
             by_kind=by_kind,
             n=n,
             truncated=0,
@@ -19,5 +29,5 @@ def scores_json(value, *, metric="exact_match", n=40, interval=(0.0, 1.0), major
     return part(value, {kind: part(found, {}) for kind, found in (kinds or {}).items()}).to_json()
 
 
-def _value(value, n, interval):
-    return Value(value=value, interval=interval, n=n, unit=None, higher_is_better=True)
+def _value(value, n, interval, unit):
+    return Value(value=value, interval=interval, n=n, unit=unit, higher_is_better=True)

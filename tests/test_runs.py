@@ -13,7 +13,8 @@ from finetune.cli import main as command
 from finetune.errors import RecipeError, TrainingError, TrustError
 from finetune.evaluation.compare import evaluate
 from finetune.recipe import load_recipe
-from finetune.runs import _check_launch, train
+from finetune.runs import train
+from finetune.training.accelerator import check_launch
 
 ROOT = Path(__file__).parents[1]
 # Those of the hub's data sets are in tests/data/test_public_sets.py.
@@ -108,7 +109,7 @@ def test_processes_that_are_each_a_run_of_their_own_are_refused(make_recipe, tin
     monkeypatch.setenv("WORLD_SIZE", "2")
     alone = SimpleNamespace(num_processes=1)
     with pytest.raises(TrainingError, match="2 processes were asked for, but this run has 1"):
-        _check_launch(alone, make_recipe(tiny_fast_vlm))
+        check_launch(alone, make_recipe(tiny_fast_vlm))
 
 
 def test_the_ask_command(tmp_path, capsys):

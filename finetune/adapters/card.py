@@ -161,26 +161,40 @@ def _images(manifest: AdapterManifest) -> list[str]:
 
 
 def _table(manifest: AdapterManifest) -> list[str]:
-    base, test = _scores(manifest, BASE), _scores(manifest, TEST)
-    if not (base or test):
+    scores = {who: _scores(manifest, who) for who in (BASE, TEST)}
+    names = dict.fromkeys([*scores[BASE], *scores[TEST]])
+    if not names:
         return []
-    rows = [
-        f"| {markdown_cell(name)} | {_number(base.get(name))}{_interval(manifest, BASE, name)} | "
-        f"{_number(test.get(name))}{_interval(manifest, TEST, name)} |"
-        for name in dict.fromkeys([*base, *test])
-    ]
+    rows = []
+    for name in names:
+        cells = [_cell(manifest, who, name, of.get(name)) for who, of in scores.items()]
+        rows.append(f"| {markdown_cell(name)} | {' | '.join(cells)} |")
     return ["| test split | base alone | with the adapter |", "|---|---|---|", *rows, ""]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _interval(manifest: AdapterManifest, who: str, name: str) -> str:
-    """Return the 95 % interval of a metric, in brackets; nothing of what has none."""
-    values = manifest.metrics.get(who, {}).get("values")
-    value = values.get(name) if isinstance(values, dict) else None
-    interval = value.get("interval") if isinstance(value, dict) else None
-    if not isinstance(interval, list) or len(interval) != 2:
+def _cell(manifest: AdapterManifest, who: str, name: str, value: float | None) -> str:
+    """Return a value with its unit and, in brackets, its 95 % interval, where it has them."""
+    if value is None:
         return ""
-    return f" ({' to '.join(_number(value) for value in interval if isinstance(value, int | float))})"
+    recorded = _recorded(manifest.metrics.get(who), name)
+    unit, interval = recorded.get("unit"), recorded.get("interval")
+    shown = _number(value) + (f" {markdown_cell(unit)}" if isinstance(unit, str) and unit else "")
+    if not isinstance(interval, list) or len(interval) != 2:
+        return shown
+    return f"{shown} ({' to '.join(_number(value) for value in interval if isinstance(value, int | float))})"
+
+
+def _recorded(scores: Any, name: str) -> dict[str, Any]:
+    """Return what a manifest records of a metric, or of ``BASELINE.METRIC``; nothing of what is a number alone."""
+    of, _, metric = name.partition(".")
+    for path in (("values", name), ("baselines", of, metric)):
+        found = scores
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

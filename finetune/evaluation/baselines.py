@@ -6,21 +6,15 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from finetune.evaluation.predict import blanked, predict
+from finetune.evaluation.predict import blanked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from accelerate import Accelerator
-    from transformers import PreTrainedModel
-
-    from finetune.batch import Batch
-    from finetune.evaluation.base_predictions import BasePredictions
+    from finetune.evaluation.predict import Predictor
     from finetune.example import Example
     from finetune.interfaces import Task
     from finetune.prediction import Prediction
-
-MAJORITY, BLANK_IMAGE = "majority", "blank_image"
 
 
 def majority(task: Task, examples: Sequence[Example]) -> tuple[list[Prediction], list[Example]]:
@@ -36,21 +30,8 @@ def majority(task: Task, examples: Sequence[Example]) -> tuple[list[Prediction],
     return [constants[e.kind] for e in examples], [replace(e, answers=e.answers[:1]) for e in examples]
 
 
-def predict_blank(
-    model: PreTrainedModel,
-    task: Task,
-    examples: Sequence[Example],
-    prompt_batch: Callable[[Sequence[Example]], Batch],
-    *,
-    batch_size: int,
-    accelerator: Accelerator | None = None,
-    title: str = "evaluating",
-    kept: BasePredictions | None = None,
-) -> list[Prediction]:
-    """Return what the model predicts for each row when all images are grey; arguments as ``predict``."""
+def predict_blank(predictor: Predictor, examples: Sequence[Example], *, title: str) -> list[Prediction]:
+    """Return what is predicted for each row when all images are grey; arguments as ``Predictor.__call__``."""
     rows, places = blanked(examples)
-    title = f"{title}, with blank images"
-    found = predict(
-        model, task, rows, prompt_batch, batch_size=batch_size, accelerator=accelerator, title=title, kept=kept
-    )
+    found = predictor(rows, title=f"{title}, with blank images")
     return [found[place] for place in places]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.evaluation.baselines import BLANK_IMAGE, MAJORITY
+from finetune.metrics.names import BLANK_IMAGE, MAJORITY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

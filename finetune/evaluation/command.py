@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import RecipeError
+from finetune.evaluation.compare import evaluate, table
 from finetune.outside_text import safe_block
-from finetune.preflight import check_comparison, check_output_place
+from finetune.preflight import check_output_place
 from finetune.preflight.use import check_reference
 from finetune.recipe import load_recipe
 from finetune.registry import AdapterRegistry
@@ -74,11 +75,7 @@ def run(args: argparse.Namespace) -> int:
     for option, path in (("--json", args.json), ("--rows", args.rows)):
         if path is not None:
             check_output_place(path, option=option)
-    recipes = _recipes(args, registry)
-    check_comparison(args.refs, recipes, registry=registry)
-    from finetune.evaluation.compare import evaluate, table  # imports torch: not before what needs none
-
-    evaluations = evaluate(args.refs, recipes, registry=registry)
+    evaluations = evaluate(args.refs, _recipes(args, registry), registry=registry)
     print(safe_block(table(evaluations)))
     if args.json is not None:
         _write(args.json, json.dumps({"rows": [one.to_json() for one in evaluations]}, indent=2) + "\n")

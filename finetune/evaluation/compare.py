@@ -1,22 +1,22 @@
-"""Adapters side by side: each evaluated on the test rows of each recipe, on one base that is loaded once."""
+"""Adapters side by side: each evaluated on the test rows of each recipe, on one base that is loaded once.
+
+Importing this module loads no torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from finetune.build import base_of, examples_of
-from finetune.data.survey import Survey
 from finetune.errors import RecipeError
 from finetune.evaluation.cells import cells
-from finetune.evaluation.split import evaluate_split
+from finetune.extras import require_extra
+from finetune.metrics.names import BASE
 from finetune.outside_text import safe_line
 from finetune.preflight import check_comparison
 from finetune.preflight.run import how_rows_are_put
-from finetune.prompt_checks import check_answers, with_longest_answer
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +38,19 @@ def evaluate(
 
     Returns:
         One evaluation for each adapter and recipe, those of one recipe together.
+
+    Raises:
+        FinetuneError: it cannot be done. What can be known before torch is imported is checked first.
     """
+    require_extra("torch", what="evaluate")
     check_comparison(refs, recipes, registry=registry)
+    from finetune.build import base_of, examples_of
+    from finetune.data.survey import Survey
+    from finetune.evaluation.evaluate import Evaluation, evaluate_rows
+    from finetune.evaluation.split import predictor_of
+    from finetune.prompt_checks import check_answers, with_longest_answer
+    from finetune.serving.app import VisionLanguageModel
+
     base = base_of(next((recipe for recipe in recipes if how_rows_are_put(recipe)), recipes[0]))
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())
     found = []
@@ -51,12 +62,13 @@ def evaluate(
         check_answers(recipe.task, {"test": survey}, print)
         recipe = recipe.model_copy(update={"task": with_longest_answer(recipe.task, survey)})
         for ref in refs:
-            with vlm.using(None if ref == "base" else ref):
+            with vlm.using(None if ref == BASE else ref):
                 _require_parts(vlm.adapter, recipe)
                 prompt_batch = partial(vlm.prompt_batch, options=recipe.task)
-                one = evaluate_split(base, recipe, prompt_batch, examples, ref, title=f"{ref} on {recipe.name}")
+                predictor = predictor_of(base, recipe, prompt_batch, alone=ref == BASE)
+                scores, rows = evaluate_rows(predictor, examples, title=f"{ref} on {recipe.name}")
                 probe = asdict(vlm.adapter.probe) if vlm.adapter else None
-            found.append(replace(one, probe=probe))
+            found.append(Evaluation(adapter=ref, config=recipe.name, scores=scores, rows=rows, probe=probe))
     return found
 
 

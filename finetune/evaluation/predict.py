@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,52 +27,62 @@ if TYPE_CHECKING:
 BLANK = np.full((224, 224, 3), 128, np.uint8)  # mid-grey
 
 
-def predict(
-    model: PreTrainedModel,
-    task: Task,
-    examples: Sequence[Example],
-    prompt_batch: Callable[[Sequence[Example]], Batch],
-    *,
-    batch_size: int,
-    accelerator: Accelerator | None = None,
-    title: str = "evaluating",
-    kept: BasePredictions | None = None,
-) -> list[Prediction]:
-    """Return one prediction a row, in order; with an accelerator, each process predicts its share.
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """Predict rows with one model; with an accelerator, each process predicts its share.
 
-    Args:
+    Attributes:
         model: in eval mode, on its device.
         task: how a prediction is made.
-        examples: the rows.
         prompt_batch: makes the inputs of rows that are to be answered.
-        batch_size: rows a batch.
+        batch_size: rows of a batch.
         accelerator: of a distributed run.
-        title: for the progress bar.
         kept: where the predictions of the base alone are looked for first, and kept; None for an adapted model.
     """
-    known = kept.read(examples) if kept else None
-    missing = known is None if accelerator is None else any_process(accelerator, known is None)
-    if known is not None and not missing:
-        return known
-    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    mine = range(process, len(examples), processes)
-    # Rows of like length in one batch waste less padding; the order of predictions is put right below.
-    order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
-    found: dict[int, Prediction] = {}
-    with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
-        # As many batches on every process: where they share one base, one would wait for the others' forwards.
-        most = math.ceil(len(examples) / processes)
-        for start in range(0, most, batch_size):
-            rows = order[start : start + batch_size]
-            batch = prompt_batch([examples[i] for i in rows or [0]]).to(model.device, model.dtype)
-            found.update(zip(rows, task.predict(model, batch), strict=bool(rows)))
-            bar.update(len(rows))
-    if accelerator and processes > 1:
-        found = dict(gather_object(list(found.items())))
-    predictions = [found[i] for i in range(len(examples))]
-    if kept and process == 0:
-        kept.keep(examples, predictions)
-    return predictions
+
+    model: PreTrainedModel
+    task: Task
+    prompt_batch: Callable[[Sequence[Example]], Batch]
+    batch_size: int
+    accelerator: Accelerator | None = None
+    kept: BasePredictions | None = None
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """Return the index of this process, and how many share the rows."""
+        return (self.accelerator.process_index, self.accelerator.num_processes) if self.accelerator else (0, 1)
+
+    def __call__(self, examples: Sequence[Example], *, title: str) -> list[Prediction]:
+        """Return one prediction a row, in order.
+
+        Args:
+            examples: the rows.
+            title: for the progress bar.
+        """
+        model, accelerator = self.model, self.accelerator
+        known = self.kept.read(examples) if self.kept else None
+        missing = known is None if accelerator is None else any_process(accelerator, known is None)
+        if known is not None and not missing:
+            return known
+        process, processes = self.process
+        mine = range(process, len(examples), processes)
+        # Rows of like length in one batch waste less padding; the order of predictions is put right below.
+        order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
+        found: dict[int, Prediction] = {}
+        with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
+            # As many batches on every process: where they share one base, one would wait for the others' forwards.
+            most = math.ceil(len(examples) / processes)
+            for start in range(0, most, self.batch_size):
+                rows = order[start : start + self.batch_size]
+                batch = self.prompt_batch([examples[i] for i in rows or [0]]).to(model.device, model.dtype)
+                found.update(zip(rows, self.task.predict(model, batch), strict=bool(rows)))
+                bar.update(len(rows))
+        if accelerator and processes > 1:
+            found = dict(gather_object(list(found.items())))
+        predictions = [found[i] for i in range(len(examples))]
+        if self.kept and process == 0:
+            self.kept.keep(examples, predictions)
+        return predictions
 
 
 def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import DataError
+from finetune.evaluation.measured import row_value
 from finetune.example import ImageHandle, text_of
 from finetune.interfaces import RowMetric
-from finetune.metrics.building import metrics_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from finetune.evaluation.measured import Measured
     from finetune.example import Example
-    from finetune.interfaces import Metric, Task
+    from finetune.interfaces import Task
     from finetune.prediction import Prediction
 
 
@@ -51,40 +48,23 @@ class Row:
         }
 
 
-def make_rows(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> tuple[Row, ...]:
-    """Return each row with its prediction and what that is worth."""
-    metrics = metrics_of(task)
-    first = metrics[0]
+def make_rows(task: Task, measured: Measured) -> tuple[Row, ...]:
+    """Return each row with its prediction and what that is worth.
+
+    Args:
+        task: tells what the reference of a row is as a prediction.
+        measured: the rows.
+    """
+    first = measured.metrics[0]
     rows = []
-    for example, prediction in zip(examples, predictions, strict=True):
-        values = {m.key: row_value(m, prediction, example) if isinstance(m, RowMetric) else None for m in metrics}
+    for i, (example, prediction) in enumerate(zip(measured.examples, measured.predictions, strict=True)):
+        values = {name: of_rows[i] for name, of_rows in measured.of_rows.items()}
         right = None
         if isinstance(first, RowMetric) and (value := values[first.key]) is not None:
             own = row_value(first, task.constant([example]), example)
             right = own is not None and (value >= own if first.higher_is_better else value <= own)
         rows.append(Row(example=example, prediction=prediction, values=values, right=right))
     return tuple(rows)
-
-
-def row_value(metric: RowMetric, prediction: Prediction, example: Example) -> float | None:
-    """Return what one prediction is worth; None where the metric says nothing of it.
-
-    Raises:
-        DataError: the metric gives a value that is no finite number.
-    """
-    found = metric.row(prediction, example)
-    return None if found is None else finite(found, metric=metric, where=f"row {example.id}")
-
-
-def finite(value: float, *, metric: Metric, where: str) -> float:
-    """Return a value of a metric as a Python number, or raise DataError where it is no finite one."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise DataError(
-            f"the metric {metric.key} must give a finite number, got {number} ({where}). A row of which it says "
-            "nothing gets None."
-        )
-    return number
 
 
 def question_of(example: Example) -> str:

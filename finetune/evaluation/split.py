@@ -1,4 +1,4 @@
-"""Evaluation on a split as a recipe puts it, in a run or afterwards; a run keeps every prediction."""
+"""Evaluation of rows as a recipe puts them, in a run or afterwards; a run keeps every prediction."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from finetune.errors import DataError
 from finetune.evaluation.base_predictions import BasePredictions
 from finetune.evaluation.cells import words
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import Evaluation, evaluate_rows
+from finetune.evaluation.measured import Measured
+from finetune.evaluation.predict import Predictor
 from finetune.evaluation.rows import make_rows
 from finetune.evaluation.scores import Scores
 from finetune.json_file import write_json
-from finetune.metrics.names import BASE
+from finetune.metrics.building import metrics_of
 from finetune.outside_text import safe_line
 from finetune.prediction import prediction_from_json
 from finetune.training.memory import any_process
@@ -32,71 +34,58 @@ if TYPE_CHECKING:
     from finetune.training.log import RunLog
 
 
-def evaluate_run(
+def predictor_of(
     base: Base,
     recipe: Recipe,
     prompt_batch: Callable[[Sequence[Example]], Batch],
-    examples: list[Example],
-    accelerator: Accelerator,
-    log: RunLog,
-    who: str,
     *,
-    known: bool = False,
+    alone: bool,
+    accelerator: Accelerator | None = None,
+) -> Predictor:
+    """Return what predicts rows as a recipe puts them, with the model as it then is.
+
+    Args:
+        base: the base, with an adapter in it or without.
+        recipe: says how rows are put.
+        prompt_batch: makes the inputs of rows that are to be answered.
+        alone: whether the base predicts without an adapter; it does so once, and this machine keeps what it predicts.
+        accelerator: of a run.
+    """
+    batch_size, processes = recipe.train.eval_batch_size, accelerator.num_processes if accelerator else 1
+    return Predictor(
+        model=base.model,
+        task=base.task(recipe.task),
+        prompt_batch=prompt_batch,
+        batch_size=batch_size,
+        accelerator=accelerator,
+        kept=BasePredictions(base, recipe.task, batch_size, processes) if alone else None,
+    )
+
+
+def evaluate_run(
+    predictor: Predictor, examples: list[Example], recipe: Recipe, log: RunLog, who: str, *, known: bool = False
 ) -> Evaluation:
     """Evaluate the model as it is on the test rows of a run, and keep every prediction in the run's folder.
 
     Args:
-        base: the base, with the adapter in it or without.
-        recipe: of the run.
-        prompt_batch: makes the inputs of rows that are to be answered.
+        predictor: predicts the rows, on all processes of the run.
         examples: the test rows.
-        accelerator: of the run.
+        recipe: of the run.
         log: of the run.
         who: ``base`` or ``adapter``.
         known: take the predictions that are there already, where they are of these rows.
     """
-    found = _read(recipe, who, base.task(recipe.task), examples) if known else None
+    accelerator = predictor.accelerator
+    assert accelerator is not None, "a run has one"
+    found = _read(recipe, who, predictor.task, examples) if known else None
     if any_process(accelerator, found is None):
-        found = evaluate_split(
-            base, recipe, prompt_batch, examples, who, title=f"evaluating the {who}", accelerator=accelerator
-        )
+        scores, rows = evaluate_rows(predictor, examples, title=f"evaluating the {who}")
+        found = Evaluation(adapter=who, config=recipe.name, scores=scores, rows=rows)
         if accelerator.is_main_process:
             _write(recipe.run_folder, found)
     assert found is not None
     _tell(found, log.say)
     return found
-
-
-def evaluate_split(
-    base: Base,
-    recipe: Recipe,
-    prompt_batch: Callable[[Sequence[Example]], Batch],
-    examples: list[Example],
-    who: str,
-    *,
-    title: str,
-    accelerator: Accelerator | None = None,
-) -> Evaluation:
-    """Evaluate the model as it is on ``examples``, which are put as the recipe has it.
-
-    What the base alone predicts (``who`` is ``base``) is kept on this machine, and used again.
-    """
-    scores, rows = evaluate(
-        base.model,
-        base.task(recipe.task),
-        examples,
-        prompt_batch,
-        batch_size=recipe.train.eval_batch_size,
-        accelerator=accelerator,
-        title=title,
-        kept=_kept(base, recipe, accelerator) if who == BASE else None,
-    )
-    return Evaluation(adapter=who, config=recipe.name, scores=scores, rows=rows)
-
-
-def _kept(base: Base, recipe: Recipe, accelerator: Accelerator | None) -> BasePredictions:
-    processes = accelerator.num_processes if accelerator else 1
-    return BasePredictions(base, recipe.task, recipe.train.eval_batch_size, processes)
 
 
 def _tell(found: Evaluation, say: Callable[[str], None]) -> None:
@@ -139,4 +128,5 @@ def _read(recipe: Recipe, who: str, task: Task, examples: Sequence[Example]) -> 
         return None
     if list(scores.values) != list(task.options.metrics or task.metrics):
         return None
-    return Evaluation(adapter=who, config=recipe.name, scores=scores, rows=make_rows(task, examples, predictions))
+    measured = Measured(metrics_of(task), examples, predictions)
+    return Evaluation(adapter=who, config=recipe.name, scores=scores, rows=make_rows(task, measured))

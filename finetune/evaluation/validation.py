@@ -11,21 +11,22 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from finetune.errors import TrainingError
-from finetune.evaluation.evaluate import values_of
-from finetune.evaluation.predict import predict
+from finetune.evaluation.cells import words
+from finetune.evaluation.measured import Measured
+from finetune.evaluation.rows import make_rows
 from finetune.metrics.building import metrics_of
 from finetune.training.validation import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from accelerate import Accelerator
-    from transformers import PreTrainedModel
-
     from finetune.batch import Batch
+    from finetune.evaluation.evaluate import Evaluation
+    from finetune.evaluation.predict import Predictor
     from finetune.example import Example
-    from finetune.interfaces import LossSum, Task
+    from finetune.interfaces import LossSum
     from finetune.recipe import TrainSection
+    from finetune.training.log import RunLog
     from finetune.training.state import TrainState
     from finetune.training.step import TaskObjective
 
@@ -36,38 +37,33 @@ _DIGITS = 6  # of a loss: sums over other processes differ in the last bits, and
 class Validator:
     """Validates a model on rows; every process has to call it.
 
-    Args:
-        model: the adapted model, in eval mode when this is called.
-        task: how an answer is made.
+    Attributes:
+        predictor: of the adapted model, which is in eval mode when this is called.
         objective: the terms of the loss.
         examples: the rows.
         training_batch: makes a batch with labels of (example, supervised) pairs.
-        prompt_batch: makes the inputs of rows that are to be answered.
-        accelerator: of the run.
         seed: chooses the caption of a row that has several, as in the first epoch.
     """
 
-    model: PreTrainedModel
-    task: Task
+    predictor: Predictor
     objective: TaskObjective
     examples: Sequence[Example]
     training_batch: Callable[[list[tuple[Example, bool]]], Batch]
-    prompt_batch: Callable[[Sequence[Example]], Batch]
-    accelerator: Accelerator
     seed: int
 
-    def __call__(self, *, eval_batch_size: int, batch_size: int) -> Validation:
+    def __call__(self, *, batch_size: int) -> Validation:
         """Return the metrics and the loss.
 
         Args:
-            eval_batch_size: rows of a batch when predictions are made.
             batch_size: rows of a batch with labels: one that fits in training fits here.
 
         Raises:
             TrainingError: no row has a value of the metric that chooses the best weights.
         """
-        values = self.values(eval_batch_size)
-        first = metrics_of(self.task)[0]
+        metrics = metrics_of(self.predictor.task)
+        predictions = self.predictor(self.examples, title="validating")
+        values = {name: found.value for name, found in Measured(metrics, self.examples, predictions).values().items()}
+        first = metrics[0]
         if first.key not in values:
             raise TrainingError(
                 f"the metric {first.key} chooses the best weights, but it has no value for any of {len(self.examples)} "
@@ -75,27 +71,13 @@ class Validator:
             )
         return Validation(values=values, loss=self.loss(batch_size), higher_is_better=first.higher_is_better)
 
-    def values(self, batch_size: int) -> dict[str, float]:
-        """Return name -> value of each metric of the task, in its order."""
-        predictions = predict(
-            self.model,
-            self.task,
-            self.examples,
-            self.prompt_batch,
-            batch_size=batch_size,
-            accelerator=self.accelerator,
-            title="validating",
-        )
-        found = values_of(self.task, self.examples, predictions)
-        return {name: value.value for name, value in found.items()}
-
     @torch.no_grad()
     def loss(self, batch_size: int) -> float | None:
         """Return the weighted sum of the means of all terms; each mean is over the items of all rows and processes."""
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        process, processes = self.predictor.process
         mine = range(process, len(self.examples), processes)
         order = sorted(mine, key=lambda i: (self.examples[i].num_tokens or 0, i))  # rows of like length pad little
-        most = math.ceil(len(self.examples) / processes)  # as many batches on every process, as in ``predict``
+        most = math.ceil(len(self.examples) / processes)  # as many batches on every process, as in ``Predictor``
         sums: dict[str, list[float]] = {}
         weights: dict[str, float] = {}
         with tqdm(total=most, unit="row", desc="validation loss", disable=process != 0, leave=False) as bar:
@@ -117,9 +99,9 @@ class Validator:
 
     def _terms(self, rows: Sequence[int], *, supervised: bool) -> dict[str, LossSum]:
         examples = [self.examples[i].in_epoch(0, seed=self.seed) for i in rows]
-        model, objective = self.model, self.objective
+        model, objective = self.predictor.model, self.objective
         if objective.couples_rows:
-            batch = self.prompt_batch(examples).to(model.device, model.dtype)
+            batch = self.predictor.prompt_batch(examples).to(model.device, model.dtype)
             return {"choice": objective.choice_loss(model, batch)}
         batch = self.training_batch([(example, supervised) for example in examples])
         return objective.terms(model, batch.to(model.device, model.dtype))
@@ -136,6 +118,27 @@ class BaseAlone:
 
     split: str
     all_right: bool
+
+
+def base_alone(
+    predictor: Predictor, val: Sequence[Example], evaluated: Evaluation | None, log: RunLog
+) -> BaseAlone | None:
+    """Return what the base did before training: on validation rows where it was not evaluated on test rows.
+
+    Args:
+        predictor: of the base alone.
+        val: the validation rows; where they are used, what the base is worth on them is logged.
+        evaluated: the base on the test rows; None where there are none.
+        log: of the run.
+    """
+    if evaluated is not None:
+        return BaseAlone(split="test", all_right=all(row.right for row in evaluated.rows))
+    if not val:
+        return None
+    measured = Measured(metrics_of(predictor.task), val, predictor(val, title="evaluating the base"))
+    for name, value in measured.values().items():
+        log.say(f"base on validation: {words(name)} {value}, {value.n} rows")
+    return BaseAlone(split="validation", all_right=all(row.right for row in make_rows(predictor.task, measured)))
 
 
 def warnings_of(

@@ -16,7 +16,8 @@ from typing import Any
 
 TEST, BASE = "test", "base"  # of the adapter on the test rows, and of the base alone on the same rows
 COUNTS = ("n", "truncated")
-RESERVED = (*COUNTS, "majority", "blank_image")  # no metric is called so
+MAJORITY, BLANK_IMAGE = "majority", "blank_image"  # baselines, on the same rows
+RESERVED = (*COUNTS, MAJORITY, BLANK_IMAGE)  # no metric is called so
 
 
 def named_values(metrics: Any) -> dict[str, float]:

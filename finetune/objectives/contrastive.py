@@ -41,7 +41,6 @@ class Contrastive:
     """
 
     needs_reference = False
-    couples_rows = True
 
     def __init__(self, options: ContrastiveObjectiveSection):
         self.options = options

@@ -22,7 +22,6 @@ class CrossEntropy:
     """
 
     needs_reference = False
-    couples_rows = False
 
     def __init__(self, options: CrossEntropySection):
         self.options = options

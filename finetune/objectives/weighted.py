@@ -19,8 +19,6 @@ class Weighted:
         parts: name of an objective -> its weight, and the objective. None of them couples rows.
     """
 
-    couples_rows = False
-
     def __init__(self, parts: Mapping[str, tuple[float, Objective]]):
         self.parts = parts
         self.needs_reference = any(objective.needs_reference for _, objective in parts.values())

@@ -94,16 +94,14 @@ class TaskObjective:
         task: gives the outputs.
         objective: makes losses of them.
         reference: returns the outputs of the base alone.
+        couples_rows: whether the loss of a row depends on the other rows of an optimizer step; if so, the objective is
+            a ``CoupledObjective``.
     """
 
     task: Task
     objective: Objective
     reference: Callable[[Batch], Tensor]
-
-    @property
-    def couples_rows(self) -> bool:
-        """Whether the loss of a row depends on the other rows of an optimizer step."""
-        return self.objective.couples_rows
+    couples_rows: bool
 
     def count_items(self, batch: Batch) -> dict[str, int]:
         """Return how many things each term is a sum over, before any forward."""

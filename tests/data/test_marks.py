@@ -57,7 +57,7 @@ def test_marks_are_refused_in_every_text_of_rows_of_all_splits(family):
             with pytest.raises(RowError, match="the text holds"):
                 family.lengths(family.default_task).learnt(bad, [(32, 32)])
             with pytest.raises(RowError, match="the text holds"):
-                family.lengths.asked(bad, [(32, 32)])
+                family.lengths(family.default_task).asked(bad, [(32, 32)])
 
 
 def _is_special(base, mark):

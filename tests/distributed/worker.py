@@ -20,7 +20,7 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from transformers.integrations import HfDeepSpeedConfig
 
 from finetune.build import Batches, load_base
-from finetune.evaluation.predict import predict
+from finetune.evaluation.predict import Predictor
 from finetune.example import answer, ask
 from finetune.methods.adapter import attach
 from finetune.objectives.weighted import Weighted
@@ -153,9 +153,14 @@ def run(scenario, accelerator, folder):
             asked.extend(example.id for example in batch)
             return made.batches.prompt_batch(batch)
 
-        predictions = predict(
-            made.base.model, made.task, rows_to_answer, prompt_batch, batch_size=2, accelerator=accelerator
+        predictor = Predictor(
+            model=made.base.model,
+            task=made.task,
+            prompt_batch=prompt_batch,
+            batch_size=2,
+            accelerator=accelerator,
         )
+        predictions = predictor(rows_to_answer, title="answering")
         found["answers"] = [str(prediction) for prediction in predictions]
         found["asked"] = gather_object(asked)
     held = [p for p in made.base.model.parameters() if not p.requires_grad]

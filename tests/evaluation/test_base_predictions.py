@@ -9,7 +9,7 @@ import torch
 
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
 from finetune.evaluation.base_predictions import BasePredictions
-from finetune.evaluation.predict import blanked, predict
+from finetune.evaluation.predict import Predictor, blanked
 from finetune.example import Example, answer, ask
 from finetune.prediction import Text
 from finetune.tasks.vqa import VqaConfig
@@ -63,7 +63,8 @@ class Rows:
 def ask_base(examples=ROWS, *, changed=None, task=None, batch_size=2, processes=1):
     asked, one = Asked(), changed or base()
     kept = BasePredictions(one, task or VqaConfig(), batch_size, processes)
-    found = predict(one.model, asked, examples, Rows, batch_size=batch_size, kept=kept)
+    predictor = Predictor(model=one.model, task=asked, prompt_batch=Rows, batch_size=batch_size, kept=kept)
+    found = predictor(examples, title="asking")
     assert found == [Text(text=f"said of {example.id}") for example in examples]
     return asked.rows
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from finetune.cli import main
+from finetune.preflight.use import check_reference
 from finetune.runs import train
 
 
@@ -20,14 +21,19 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_recipes_new_rows_and_every_row(run, rows_folder, tmp_path, capsys):
+def test_recipes_new_rows_and_every_row(run, rows_folder, tmp_path, capsys, monkeypatch):
     recipe, result = run
+    checked = []
+    monkeypatch.setattr(
+        "finetune.preflight.run.check_reference", lambda ref, *args: checked.append(ref) or check_reference(ref, *args)
+    )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     scores, rows = tmp_path / "out" / "scores.json", tmp_path / "out" / "rows.jsonl"
     words = ["evaluate", "base", str(result.adapter), "--on", str(config)]
     assert main([*words, "--json", str(scores), "--rows", str(rows)]) == 0
     assert "exact match" in capsys.readouterr().out
+    assert checked == [str(result.adapter)], "it is checked once"
     found = json.loads(scores.read_text())["rows"]
     assert [one["adapter"] for one in found] == ["base", str(result.adapter)]
     # What the run measured is what the command measures.

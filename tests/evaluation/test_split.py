@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from finetune.evaluation.evaluate import Evaluation, score
+from finetune.evaluation.measured import Measured
 from finetune.evaluation.rows import make_rows
 from finetune.evaluation.split import _read, _tell, _write
 from finetune.example import Example, answer, ask
+from finetune.metrics.building import metrics_of
 from finetune.prediction import Text
 from finetune.tasks.vqa import VqaConfig, VqaTask
 
@@ -22,8 +24,9 @@ SAID = [Text(text="a"), Text(text="b\u2028c"), Text(text="a", finish_reason="len
 
 @pytest.fixture
 def kept(tmp_path):
-    scores = score(TASK, ROWS, SAID, blank_predictions=SAID)
-    found = Evaluation(adapter="base", config="squares", scores=scores, rows=make_rows(TASK, ROWS, SAID))
+    measured = Measured(metrics_of(TASK), ROWS, SAID)
+    scores = score(TASK, measured, blank_predictions=SAID)
+    found = Evaluation(adapter="base", config="squares", scores=scores, rows=make_rows(TASK, measured))
     _write(tmp_path, found)
     return SimpleNamespace(run_folder=tmp_path, name="squares"), found
 

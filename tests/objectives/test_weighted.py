@@ -9,8 +9,6 @@ from finetune.objectives.weighted import Weighted
 
 
 class Toy:
-    couples_rows = False
-
     def __init__(self, value, count, *, needs_reference=False):
         self.value, self.count, self.needs_reference = value, count, needs_reference
 

@@ -9,7 +9,6 @@ class Nearness:
     """One term, ``tokens``: the divergence KL(base || adapted), in nats, of each supervised token."""
 
     needs_reference = True
-    couples_rows = False
 
     def count_items(self, batch):
         return {"tokens": len(batch.targets.tokens)}

@@ -7,13 +7,22 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from finetune.build import load_base
-from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.evaluate import evaluate_rows
+from finetune.evaluation.predict import Predictor
 from finetune.evaluation.scores import Scores, Value
 from finetune.pocket import model_folder
 from finetune.pocket.card import shortfalls, write_card
 from finetune.pocket.domains import read_world
 from finetune.pocket.pretrain import PretrainOptions, pretrain
 from finetune.tasks.vqa import VqaConfig
+
+
+def pocket_scores(rows, *, batch_size):
+    base = load_base("pocket", device="cpu")
+    task = base.task(VqaConfig(answer_normalization="vqa"))
+    predictor = Predictor(model=base.model, task=task, prompt_batch=base.collator.prompt_batch, batch_size=batch_size)
+    scores, _ = evaluate_rows(predictor, rows)
+    return scores
 
 
 def test_it_loads_like_any_model_in_full_precision():
@@ -28,21 +37,15 @@ def test_it_loads_like_any_model_in_full_precision():
 
 def test_it_sees():
     """A small sample of what its card measures; chance is far below."""
-    base = load_base("pocket", device="cpu")
     rows = read_world(1, "test", rows_per_kind=12, task=VqaConfig(answer_normalization="vqa"))
-    scores, _ = evaluate(
-        base.model, base.task(VqaConfig(answer_normalization="vqa")), rows, base.collator.prompt_batch, batch_size=72
-    )
+    scores = pocket_scores(rows, batch_size=72)
     assert scores.first.value > 0.8 and scores.baselines["blank_image"]["exact_match"].value < 0.45
 
 
 @pytest.mark.slow
 def test_it_keeps_what_its_card_promises():
-    base = load_base("pocket", device="cpu")
     rows = read_world(2, "test", rows_per_kind=150, task=VqaConfig(answer_normalization="vqa"))
-    scores, _ = evaluate(
-        base.model, base.task(VqaConfig(answer_normalization="vqa")), rows, base.collator.prompt_batch, batch_size=100
-    )
+    scores = pocket_scores(rows, batch_size=100)
     assert shortfalls(scores.to_json()) == []
 
 

@@ -15,6 +15,7 @@ from finetune.registry import AdapterRegistry
 from finetune.registry.mirrors.hub import write_hub_folder
 from tests.registry.folders import edit, same
 from tests.registry.hub_server import TOKEN, Repo, running_hub
+from tests.scores import scores_json
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"
@@ -79,6 +80,15 @@ def test_the_folder_is_the_adapter_and_a_card(registry, publish, tmp_path):
         "| exact_match | 0.25 (0 to 1) | 0.75 (0 to 1) |" in page and "Intended use: to show --- what is there" in page
     )
     assert "drawn by a program" not in page
+
+
+def test_the_card_tells_the_unit_of_every_value(registry, publish, tmp_path):
+    errors = {"metric": "mean_error", "interval": (0.5, 2.0), "majority": 3.0, "blank_image": 4.25, "unit": "m"}
+    metrics = {"base": scores_json(2.5, **errors), "test": scores_json(1.25, **errors)}
+    _, page = _card(write_hub_folder(registry, publish(metrics=metrics), tmp_path / "hub"))
+    assert "| mean_error | 2.5 m (0.5 to 2) | 1.25 m (0.5 to 2) |" in page
+    assert "| majority.mean_error | 3 m | 3 m |" in page and "| blank_image.mean_error | 4.25 m | 4.25 m |" in page
+    assert "| truncated | 0 | 0 |" in page
 
 
 def test_the_card_says_what_is_not_known(registry, publish, tmp_path):

@@ -32,7 +32,10 @@ def hostile(registry, make_adapter):
             files=manifest["files"],
             training=manifest["training"] | {"task": HOSTILE + str(seed), "domain": HOSTILE},
             task=manifest["task"] | {"system_prompt": HOSTILE, "question_template": HOSTILE + "{question}"},
-            metrics={"base": scores_json(0.25, metric=HOSTILE), "test": scores_json(0.5 + seed / 4, metric=HOSTILE)},
+            metrics={
+                "base": scores_json(0.25, metric=HOSTILE, unit=HOSTILE),
+                "test": scores_json(0.5 + seed / 4, metric=HOSTILE, unit=HOSTILE),
+            },
             license=HOSTILE,
             intended_use=HOSTILE,
             parents=[HOSTILE],

@@ -128,6 +128,12 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
         evaluate([grade.ref], [make_recipe(tiny_fast_vlm)])
 
 
+def test_an_objective_that_needs_the_base_alone_is_refused(make_grade, graded, tiny_fast_vlm, monkeypatch):
+    monkeypatch.setattr(graded.ClassCrossEntropy, "needs_reference", True)
+    with pytest.raises(RecipeError, match="objective class_cross_entropy needs the outputs of the base alone"):
+        train(make_grade(tiny_fast_vlm))
+
+
 def test_a_row_of_no_class_and_a_recipe_that_names_the_head_are_refused(make_grade, make_recipe, tiny_fast_vlm):
     with pytest.raises(DataError, match=r"train.jsonl, line \d+: 'answer' must be one of green, got '(red|blue)'"):
         train(make_grade(tiny_fast_vlm, classes=["green"]))

@@ -163,9 +163,8 @@ def test_rows_of_like_length_share_a_step(build, tiny_fast_vlm, before_each_forw
 
 def test_rows_that_are_held_against_each_other_are_not_grouped(build, tiny_fast_vlm, before_each_forward):
     def couple(objective):
-        objective.objective.couples_rows = True
         objective.objective.backward_window = lambda model, outputs, batches, backward: 1 / 0
-        return objective
+        return replace(objective, couples_rows=True)
 
     run = build(tiny_fast_vlm, wrap=couple)
     with pytest.raises(ZeroDivisionError):

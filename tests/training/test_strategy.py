@@ -47,6 +47,7 @@ def test_the_launch_says_how_a_run_is_shared(make_recipe, kind, kind_of_strategy
 STREAM = {"data": {"source": "parquet", "root": "rows", "streaming": True}}
 QUANTIZED = {"model": {"quantization": "4bit"}}
 DORA = {"method": {"use_dora": True}}
+OVERRIDES = {"method": [LORA, {"name": "overrides", "parameters": ["norms"]}]}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ DORA = {"method": {"use_dora": True}}
         ("DEEPSPEED", {"zero": {"zero_stage": 0}}, {}, "zero_stage 0 shares nothing out"),
         ("DEEPSPEED", {"zero": {"deepspeed_config": {"optimizer": {}}}}, {}, "Take 'optimizer' out of the DeepSpeed"),
         ("DEEPSPEED", {"zero": {"zero_stage": 3}}, QUANTIZED, "a base held in 4bit cannot be cut"),
+        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, OVERRIDES, "which ZeRO-3 has cut. Leave overrides out of method"),
         ("DEEPSPEED", {"zero": {"zero_stage": 3}}, {"task": {"name": "contrastive"}}, "the contrastive loss reads"),
         ("DEEPSPEED", {}, STREAM, "Set data.streaming: false"),
     ],
@@ -70,6 +72,11 @@ def test_what_cannot_run_is_refused_with_its_reason(make_recipe, kind, plugin, c
     with pytest.raises(TrainingError, match=message) as caught:
         strategy_of(launched(kind, **plugin), make_recipe("a", **changes))
     assert f"distributed_type is {kind}" in str(caught.value)
+
+
+@pytest.mark.parametrize("launch", [launched("DEEPSPEED"), launched("FSDP")])
+def test_zero_2_and_fsdp2_take_overrides(make_recipe, launch):
+    assert strategy_of(launch, make_recipe("a", **OVERRIDES))
 
 
 class Engine:

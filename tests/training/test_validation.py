@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from finetune.build import Batches, base_of, examples_of
 from finetune.errors import TrainingError
+from finetune.evaluation.predict import Predictor
 from finetune.evaluation.validation import BaseAlone, Validator, warnings_of
 from finetune.metrics.exact_match import ExactMatch
 from finetune.objectives.weighted import Weighted
@@ -21,15 +22,19 @@ NAN = float("nan")
 BASE_BEATEN, BASE_RIGHT = (BaseAlone(split="test", all_right=right) for right in (False, True))
 
 
-def validator_of(run_or_base, objective, examples, batches):
-    return Validator(
-        model=run_or_base.model,
+def validator_of(base, objective, examples, batches):
+    predictor = Predictor(
+        model=base.model,
         task=objective.task,
+        prompt_batch=batches.prompt_batch,
+        batch_size=4,
+        accelerator=Accelerator(cpu=True),
+    )
+    return Validator(
+        predictor=predictor,
         objective=objective,
         examples=examples,
         training_batch=batches.training_batch,
-        prompt_batch=batches.prompt_batch,
-        accelerator=Accelerator(cpu=True),
         seed=0,
     )
 
@@ -47,7 +52,7 @@ def test_the_loss_is_a_mean_over_supervised_tokens_whatever_the_batches(validato
     for example in validator.examples:
         batch = validator.training_batch([(example, True)])
         with torch.no_grad():
-            logits = validator.model(**batch.inputs).logits[0, :-1]  # [T - 1, V]
+            logits = validator.predictor.model(**batch.inputs).logits[0, :-1]  # [T - 1, V]
         labels = batch.labels[0, 1:]
         total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
         count += int((labels != -100).sum())
@@ -63,7 +68,7 @@ def test_the_loss_of_several_objectives_is_their_weighted_sum(validator):
 
 def test_the_loss_leaves_nothing_behind(validator):
     validator.loss(4)
-    assert all(parameter.grad is None for parameter in validator.model.parameters())
+    assert all(parameter.grad is None for parameter in validator.predictor.model.parameters())
 
 
 def test_a_loss_that_is_not_finite_is_none(validator):
@@ -194,7 +199,7 @@ def test_a_metric_without_a_value_chooses_nothing(validator, monkeypatch):
     with pytest.raises(
         TrainingError, match=r"exact_match chooses the best weights, but it has no value for any of \d+"
     ):
-        validator(eval_batch_size=4, batch_size=4)
+        validator(batch_size=4)
 
 
 def test_a_run_in_which_nothing_is_ever_right_says_so_before_it_publishes(make_recipe, tiny_fast_vlm, capfd):

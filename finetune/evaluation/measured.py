@@ -1,0 +1,107 @@
+"""What the metrics of a task say of predictions: of each row, and of any part of the rows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from finetune.errors import DataError
+from finetune.evaluation.scores import Value
+from finetune.interfaces import CorpusMetric, RowMetric
+from finetune.metrics.statistics import bootstrap_interval, corpus_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.example import Example
+    from finetune.interfaces import Metric
+    from finetune.prediction import Prediction
+
+
+class Measured:
+    """Rows, their predictions, and what each metric says of them: each metric measures each row once.
+
+    Args:
+        metrics: of the task.
+        examples: the rows.
+        predictions: one a row.
+
+    Raises:
+        DataError: a metric gives a value that is no finite number.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], examples: Sequence[Example], predictions: Sequence[Prediction]):
+        self.metrics, self.examples, self.predictions = metrics, examples, predictions
+        # Name of a metric -> one value a row; None where the metric says nothing of it.
+        self.of_rows: dict[str, list[float | None]] = {
+            metric.key: [row_value(metric, *pair) for pair in zip(predictions, examples, strict=True)]
+            if isinstance(metric, RowMetric)
+            else [None] * len(examples)
+            for metric in metrics
+        }
+
+    def values(
+        self, rows: Sequence[int] | None = None, *, interval: bool = False, of_corpus: bool = True
+    ) -> dict[str, Value]:
+        """Return what each metric measures on some rows, without those that say nothing of any of them.
+
+        Args:
+            rows: their places; all rows if None.
+            interval: whether values have an interval.
+            of_corpus: whether those of a corpus metric have one too, which measures the rows some hundred times.
+
+        Raises:
+            DataError: a metric gives a value that is no finite number.
+        """
+        places = range(len(self.examples)) if rows is None else rows
+        found = {
+            metric.key: self._value(
+                metric, places, interval=interval and (of_corpus or not isinstance(metric, CorpusMetric))
+            )
+            for metric in self.metrics
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _value(self, metric: Metric, rows: Sequence[int], *, interval: bool) -> Value | None:
+        of_rows = self.of_rows[metric.key]
+        groups = [_image(self.examples[i]) for i in rows]
+        found = [value for i in rows if (value := of_rows[i]) is not None]
+        number, count, bounds = 0.0, len(found), None
+        if isinstance(metric, CorpusMetric) and rows:
+            number, count = self._corpus(metric, rows), count if isinstance(metric, RowMetric) else len(rows)
+            if interval:
+                bounds = corpus_interval(lambda drawn: self._corpus(metric, [rows[i] for i in drawn]), groups)
+        elif found:
+            number = sum(found) / count
+            bounds = bootstrap_interval([of_rows[i] for i in rows], groups) if interval else None
+        else:
+            return None
+        return Value(value=number, interval=bounds, n=count, unit=metric.unit, higher_is_better=metric.higher_is_better)
+
+    def _corpus(self, metric: CorpusMetric, rows: Sequence[int]) -> float:
+        found = metric.corpus([self.predictions[i] for i in rows], [self.examples[i] for i in rows])
+        return _finite(found, metric=metric, where=f"{len(rows)} rows")
+
+
+def row_value(metric: RowMetric, prediction: Prediction, example: Example) -> float | None:
+    """Return what one prediction is worth; None where the metric says nothing of it.
+
+    Raises:
+        DataError: the metric gives a value that is no finite number.
+    """
+    found = metric.row(prediction, example)
+    return None if found is None else _finite(found, metric=metric, where=f"row {example.id}")
+
+
+def _finite(value: float, *, metric: Metric, where: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise DataError(
+            f"the metric {metric.key} must give a finite number, got {number} ({where}). A row of which it says "
+            "nothing gets None."
+        )
+    return number
+
+
+def _image(example: Example) -> str:
+    return str(example.meta.get("picture", example.images[0] if example.images else example.id))
