@@ -2,10 +2,9 @@
 
     python -m benchmarks.checkouts OLD_CHECKOUT --json checkouts.json     about 15 minutes, on an idle machine
 
-Pairs of processes run in the order A B B A, each on one thread with its checkout first on the path. A ratio is the
-new checkout's time over the old one's of the same pair; of what is repeated in a process, the fastest round counts,
-since the machine only ever adds to it. Held is what has its whole 90 % interval of the median ratio
-below 1.05; where the interval holds 1.05, nothing is said.
+A pair is a process of each checkout, on one thread each, that take turns A B B A; of an operation the fastest round of
+each counts, since the machine only ever adds to it. A ratio is the new checkout's time over the old one's. Held is what
+has its whole 90 % interval of the median ratio below 1.05; where the interval holds 1.05, nothing is said.
 """
 
 from __future__ import annotations
@@ -26,14 +25,17 @@ from benchmarks.results import cpu_name
 
 BOUND = 1.05
 DRAWS = 10_000
-# It calls public names alone, so that every checkout runs it.
+ROUNDS = 12  # of each operation and pair, old and new in turn
+# It calls public names alone, so that every checkout runs it. It does one round of what a line of its input names.
 WORKER = """
 import json, sys, tempfile, time
 from pathlib import Path
 
 import finetune
+from PIL import Image
 
 work = Path(tempfile.mkdtemp())
+answers, sys.stdout = sys.stdout, sys.stderr
 
 
 def recipe(name, steps):
@@ -56,50 +58,89 @@ def train(name, steps):
     return time.process_time() - started, result.adapter
 
 
-def seconds(times, function, rounds=9):
-    found = []
-    for _ in range(rounds + 1):
-        started = time.process_time()
-        for _ in range(times):
-            function()
-        found.append((time.process_time() - started) / times)
-    return min(found[1:])
+def seconds(times, function):
+    started = time.process_time()
+    for _ in range(times):
+        function()
+    return (time.process_time() - started) / times
 
 
-out = {}
-train("warm", 2)
-short, one = train("short", 4)
-long, two = train("long", 64)
-out["training row"] = (long - short) / (60 * 16)
+runs = iter(range(1_000_000))
+
+
+def training_row():
+    return (train(f"run{next(runs)}", 36)[0] - train(f"run{next(runs)}", 4)[0]) / (32 * 16)
+
+
 registry = finetune.AdapterRegistry(work / "registry")
-for folder in (one, two):
-    registry.publish(folder)
+for name in ("short", "long"):
+    registry.publish(train(name, 2)[1])
 vlm = finetune.load("bench/short", registry=registry, base="pocket", device="cpu")
-from PIL import Image
-
 image = Image.new("RGB", (96, 96), (200, 30, 30))
-out["question"] = seconds(10, lambda: vlm.ask(image, "What color is the garment?"))
 pinned = [vlm.add("bench/short"), vlm.add("bench/long")]
-turn = iter(range(10**9))
-out["swap"] = seconds(3000, lambda: vlm.use(pinned[next(turn) % 2]))
 fresh = finetune.AdapterRegistry(work / "registry")
-out["resolve"] = seconds(100, lambda: fresh.resolve("bench/long@latest"))
-print("RESULT " + json.dumps(out))
+
+
+def swap_both():
+    vlm.use(pinned[1])
+    vlm.use(pinned[0])
+
+
+OPERATIONS = {
+    "training row": training_row,
+    "question": lambda: seconds(8, lambda: vlm.ask(image, "What color is the garment?")),
+    "swap": lambda: seconds(10_000, swap_both) / 2,
+    "resolve": lambda: seconds(200, lambda: fresh.resolve("bench/long@latest")),
+}
+for line in sys.stdin:
+    print(json.dumps(OPERATIONS[line.strip()]()), file=answers, flush=True)
 """
+# Operation -> rounds: training takes seconds.
+OPERATIONS = {"training row": 3, "question": ROUNDS, "swap": ROUNDS, "resolve": ROUNDS}
 
 
-def measure(checkout: Path) -> dict[str, float]:
-    """Return operation -> processor seconds, of one process of a checkout."""
-    with tempfile.TemporaryDirectory() as cache:
+class Worker:
+    """A process of a checkout on one thread, with that checkout first on its path."""
+
+    def __init__(self, checkout: Path, cache: str):
         env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "FINETUNE_CACHE": cache}
-        done = subprocess.run(
-            [sys.executable, "-c", WORKER], cwd=checkout, env=env, capture_output=True, text=True, check=False
-        )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-    if line is None:
-        raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(line.removeprefix("RESULT "))
-    return found
+        self._said = Path(cache) / "said.txt"
+        with self._said.open("w") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", WORKER],
+                cwd=checkout, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True,
+            )  # fmt: skip
+
+    def measure(self, operation: str) -> float:
+        """Return the processor seconds of one round."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(f"{operation}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(self._said.read_text()[-2000:])
+        return float(json.loads(line))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def measure(old: Path, new: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Return operation -> processor seconds of its fastest round, of a process of each checkout that take turns."""
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        workers = {old: Worker(old, first), new: Worker(new, second)}
+        found: dict[Path, dict[str, float]] = {old: {}, new: {}}
+        for operation, rounds in OPERATIONS.items():
+            for worker in workers.values():
+                worker.measure(operation)  # to warm up
+            for number in range(rounds):
+                for checkout in (old, new) if number % 2 == 0 else (new, old):
+                    seconds = workers[checkout].measure(operation)
+                    found[checkout][operation] = min(seconds, found[checkout].get(operation, seconds))
+        for worker in workers.values():
+            worker.close()
+    return found[old], found[new]
 
 
 def interval(ratios: list[float], *, seed: int = 0) -> tuple[float, float]:
@@ -126,9 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     new = Path(__file__).resolve().parents[1]
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
     for number in range(args.pairs):
-        order = (args.old.resolve(), new) if number % 2 == 0 else (new, args.old.resolve())
-        found = {checkout: measure(checkout) for checkout in order}
-        pairs.append((found[args.old.resolve()], found[new]))
+        pairs.append(measure(args.old.resolve(), new))
         print(f"pair {number + 1} of {args.pairs}", file=sys.stderr, flush=True)
     rows = []
     for name in pairs[0][0]:
