@@ -12,7 +12,7 @@ from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.other_fields import FIELD_KEYS, check_other_fields
 from finetune.data.turns import image_order, unsupervised_turns
 from finetune.errors import DataError, RowError, brief, plain
-from finetune.example import Example, ImageHandle, answer, system, text_of
+from finetune.example import Example, ImageHandle, answer, as_images, system, text_of
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _question(fields: _Fields, said: str, row_id: str, task: TaskSection, root: 
     return Example(
         id=row_id,
         messages=[*fields.prompted(task, question, num_images=len(sources)), answer(task.text_of(texts[0]))],
-        images=sources,
+        media=as_images(sources),
         answers=texts,
         captions=[task.text_of(text) for text in texts] if said == "captions" else [],
         meta={"kind": fields.kind(question), "question": question},
@@ -141,7 +141,7 @@ def _conversation(fields: _Fields, row_id: str, task: TaskSection, root: Path) -
     return Example(
         id=row_id,
         messages=task.converse(_with_own_system(messages, fields, task)),
-        images=sources,
+        media=as_images(sources),
         answers=[text_of(messages[-1])],
         meta={"kind": fields.kind(question), "question": question, "conversation": True},
         unsupervised=unsupervised,
