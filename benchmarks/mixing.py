@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import BenchmarkError
-from finetune.example import Example, answer
+from finetune.example import Example, answer, as_images
 from finetune.serving.together import section_for
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def measure_mixed(
             Example(
                 id=name,
                 messages=[*section.ask(question, num_images=num_images), answer("")],
-                images=[picture] * num_images,
+                media=as_images([picture] * num_images),
                 answers=[""],
             )
             for name, picture, question in zip(names, pictures, questions, strict=True)

@@ -121,8 +121,21 @@ class PictureFeatures:
         return sum(part.nbytes for part in (self.pooled, *self.deepstack))
 
 
-# The pictures of one row: as they are, or what became of them.
-Pictures: TypeAlias = "list[Image] | PictureFeatures"
+# What a row shows, opened: an image, or what the images of the row became.
+OpenedMedium: TypeAlias = "Image | PictureFeatures"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One row as a family takes it: its text, and what it shows.
+
+    Attributes:
+        text: as the chat template renders it; None where only the media are wanted, as a dual encoder allows it.
+        media: opened, in order; the features of a row's images stand once, in the place of all of these.
+    """
+
+    text: str | None
+    media: tuple[OpenedMedium, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,7 +212,7 @@ def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
         pad_id: the token id of padding.
 
     Returns:
-        Inputs with one entry a token are [sum of B_i, max of T_i, ...]. All others belong to images: where they differ
+        Inputs with one entry a token are [sum of B_i, max of T_i, ...]. All others belong to media: where they differ
         in size beyond their first dimension, as image processors do it the smaller ones end in zeros.
     """
     if len(batches) == 1:

@@ -12,7 +12,7 @@ import torch
 from finetune.adapters.base_check import check_base
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
-from finetune.batch import Batch
+from finetune.batch import Batch, Rendered
 from finetune.data.lengths import fitting, max_positions
 from finetune.data.open_stream import open_stream
 from finetune.data.reading import read_split, tally
@@ -158,7 +158,7 @@ class Base:
         """Returns a batch of one conversation about one picture, on the model's device."""
         text = self.collator.render(messages)
         with self.preparing:
-            inputs = self.family.encode(self.processor, [text], [[picture]], padding_side="right")
+            inputs = self.family.encode(self.processor, [Rendered(text, (picture,))], padding_side="right")
         return Batch(inputs, []).to(self.model.device, self.model.dtype)
 
     def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:

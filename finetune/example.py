@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,6 +38,28 @@ Message: TypeAlias = dict[str, Any]
 ImagePosition = Literal["first", "last"]  # of a question's images: before its text or after it
 
 
+class Medium(Protocol):
+    """Something that a row shows beside its texts.
+
+    A kind of medium is a frozen dataclass with a ``type`` of its own, the word that stands in the parts of a message.
+    """
+
+    type: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image, where it is until it is opened."""
+
+    type: ClassVar[str] = "image"
+    source: ImageSource
+
+
+def as_images(sources: Iterable[ImageSource]) -> tuple[Image, ...]:
+    """Return images as the media of a row."""
+    return tuple(Image(source) for source in sources)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """How the images of a row are opened.
@@ -54,15 +76,15 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One conversation, about some pictures or none.
+    """One conversation, about some media or none.
 
     ``messages`` is in Hugging Face's chat format and ends with an assistant turn; each ``{"type": "image"}`` part
-    stands for the next of ``images``.
+    stands for the next image of ``media``, and so for each other type of media.
     """
 
     id: str
     messages: list[Message]
-    images: list[ImageSource]
+    media: tuple[Medium, ...]  # in the order in which the row shows them
     image_options: ImageOptions = ImageOptions()
     answers: list[str]  # all that count as right for the last turn
     captions: list[str] = field(default_factory=list)  # where given, each epoch learns one of them as the last turn
@@ -71,6 +93,16 @@ class Example:
     unsupervised: frozenset[int] = frozenset()  # assistant turns, counted from 0, that nothing is learnt from
     num_tokens: int | None = None  # those of its pictures included; None until they are counted for a base
     num_answer_tokens: int | None = None  # of its longest answer, the end included; None until they are counted
+
+    @property
+    def images(self) -> list[ImageSource]:
+        """Where the images of the row are, in order."""
+        return [medium.source for medium in self.media if isinstance(medium, Image)]
+
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        """The type of each medium, in order."""
+        return tuple(medium.type for medium in self.media)
 
     @property
     def kind(self) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-    from finetune.batch import Batch, PictureFeatures, Pictures, Placeholders
+    from finetune.batch import Batch, PictureFeatures, Placeholders, Rendered
     from finetune.example import Example, Message
     from finetune.prediction import Prediction
     from finetune.recipe import AttnImplementation, Quantization, ReadSection, TaskSection
@@ -116,6 +116,7 @@ class ModelFamily(Protocol):
 
     model_type: str
     architecture: str  # what its models do: generative, dual_encoder, or another word
+    media: frozenset[str]  # the types of media that its models take, such as image
     auto_class: Any  # transformers' own that loads its models
 
     def load(
@@ -140,14 +141,9 @@ class ModelFamily(Protocol):
         ...
 
     def encode(
-        self,
-        processor: ProcessorMixin,
-        texts: Sequence[str],
-        pictures: Sequence[Pictures],
-        *,
-        padding_side: PaddingSide,
+        self, processor: ProcessorMixin, rows: Sequence[Rendered], *, padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Returns the model's inputs for ``texts`` and each one's pictures."""
+        """Return the model's inputs of rendered rows, whose media are of types that it takes."""
         ...
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -31,6 +31,8 @@ from finetune.build import PROBE_SEED
 from finetune.data.bit_depth import fixed_range
 from finetune.data.images import image_digest
 from finetune.data.stream import Stream
+from finetune.errors import DataError
+from finetune.example import Image
 from finetune.methods.adapter import switch
 from finetune.recipe import ReadSection
 from finetune.recipe.published import published_recipe
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from finetune.build import Base
     from finetune.data.stream import Rows
     from finetune.evaluation.scores import Scores
-    from finetune.example import ImageSource
+    from finetune.example import Medium
     from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
 
@@ -113,15 +115,23 @@ def save_adapter(
 
 
 def data_digest(examples: Rows) -> str:
-    """Returns the digest of rows: their messages, answers and pictures, not where they lie.
+    """Return the digest of rows: their messages, answers and images, not where they lie.
 
     Of a stream, whose rows are not kept, it is that of its files' names and versions, and of its order.
+
+    Raises:
+        DataError: a row has another medium than images.
     """
     if isinstance(examples, Stream):
         return sha256_hex(canonical_json(examples.identity))
     known: dict[str, str] = {}
 
-    def digest(source: ImageSource) -> str:
+    def digest(medium: Medium, row: str) -> str:
+        if not isinstance(medium, Image):
+            raise DataError(
+                f"row {row}: a manifest has digests of images only, and the row has a medium of the type {medium.type}"
+            )
+        source = medium.source
         if not isinstance(source, Path):
             return image_digest(source)
         if str(source) not in known:
@@ -130,7 +140,7 @@ def data_digest(examples: Rows) -> str:
 
     rows: list[list[Any]] = []
     for example in examples:
-        rows.append([example.messages, example.answers, [digest(s) for s in example.images]])
+        rows.append([example.messages, example.answers, [digest(medium, example.id) for medium in example.media]])
         if example.unsupervised:
             rows[-1].append({"unsupervised": sorted(example.unsupervised)})
     return sha256_hex(canonical_json(rows))

@@ -11,7 +11,7 @@ import torch
 
 from finetune.batch import Batch
 from finetune.build import Base, load_base
-from finetune.example import Example, answer, ask
+from finetune.example import Example, answer, as_images, ask
 from finetune.methods.adapter import attach, detach, merge, switch
 from finetune.model_types import architecture_of
 from finetune.recipe import parse_recipe
@@ -47,7 +47,7 @@ def rows(count: int = 4) -> list[Example]:
         pixels[..., 0 if color == "red" else 2] += 180
         said = color if i % 3 else f"it is {color}"
         messages = [*ask("What color is it?" if i % 2 else "Is it red or blue?"), answer(said)]
-        examples.append(Example(id=str(i), messages=messages, images=[pixels], answers=[said]))
+        examples.append(Example(id=str(i), messages=messages, media=as_images([pixels]), answers=[said]))
     return examples
 
 

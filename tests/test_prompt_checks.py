@@ -8,7 +8,7 @@ import pytest
 from finetune.build import Batches, load_base
 from finetune.data.survey import Survey
 from finetune.errors import DataError
-from finetune.example import Example
+from finetune.example import Example, as_images
 from finetune.prompt_checks import check_answers, check_prompts, complete_task, report_lengths, with_longest_answer
 from finetune.tasks.vqa import VqaConfig
 
@@ -27,13 +27,13 @@ def conversation(*contents, system=None, answer="red", **more):
     first = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
     images = [IMAGE for content in contents for part in content if part is PART]
     meta = {"question": "What color is it?", "conversation": True}
-    return Example(id="c", messages=first + turns, images=images, answers=[answer], meta=meta, **more)
+    return Example(id="c", messages=first + turns, media=as_images(images), answers=[answer], meta=meta, **more)
 
 
 def question(section, answer="red", images=1, **more):
     messages = [*section.ask("What color is it?", num_images=images), says(answer)]
     meta = {"question": "What color is it?"}
-    return Example(id="q", messages=messages, images=[IMAGE] * images, answers=[answer], meta=meta, **more)
+    return Example(id="q", messages=messages, media=as_images([IMAGE] * images), answers=[answer], meta=meta, **more)
 
 
 def completed(rows, limit=None, **options):

@@ -7,15 +7,14 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-import numpy as np
 import torch
 
-from finetune.batch import Batch
+from finetune.batch import Batch, Rendered
 from finetune.data.aspect_ratio import most_aspect
-from finetune.data.images import open_image
 from finetune.data.lengths import Lengths, refused_by_processor
 from finetune.data.marks import Marks
-from finetune.data.spans import Rendered, SpanFinder, place_spans, require_placeholders
+from finetune.data.media import open_images, refuse_media
+from finetune.data.spans import SpanFinder, Tokenized, place_spans, require_placeholders
 from finetune.errors import FinetuneError, ModelError, RowError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import PictureFeatures, Pictures
+    from finetune.batch import OpenedMedium, PictureFeatures
     from finetune.example import Example, ImageSource, Message
     from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide
     from finetune.recipe import ReadSection
@@ -68,7 +67,7 @@ class Collator:
         if image_id is None:
             raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for a picture")
         self.image_id = int(image_id)
-        self._rendered: dict[tuple[str, int, frozenset[int]], Rendered] = {}  # by all that they follow from
+        self._rendered: dict[tuple[str, tuple[str, ...], frozenset[int]], Tokenized] = {}  # by all they follow from
         self._room = KEPT_TOKENS
         bos = processor.tokenizer.bos_token_id
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
@@ -140,15 +139,16 @@ class Collator:
         """Returns left-padded rows that end where the answer begins."""
         return Batch(self._encode([self.prompt(e).text for e in examples], examples, "left"), list(examples))
 
-    def supervise(self, example: Example) -> Rendered:
+    def supervise(self, example: Example) -> Tokenized:
         """Returns the rendered row and which of its tokens are learnt, end-of-turn tokens included.
 
         A row is rendered many times to find that, so the result is kept for the next epoch.
 
         Raises:
-            DataError: the chat template does not allow it, or a text holds a mark.
+            DataError: the base does not take a medium of it, the template does not allow it, or a text holds a mark.
         """
-        key = (repr(example.messages), len(example.images), example.unsupervised)
+        refuse_media(example, self.family)
+        key = (repr(example.messages), example.media_types, example.unsupervised)
         if known := self._rendered.get(key):
             return known
         self.marks.refuse(example)
@@ -159,23 +159,24 @@ class Collator:
             self._rendered[key] = rendered
         return rendered
 
-    def prompt(self, example: Example) -> Rendered:
+    def prompt(self, example: Example) -> Tokenized:
         """Returns the rendered row up to where its last turn begins.
 
         Raises:
-            DataError: the chat template cannot render it, or a text holds a mark.
+            DataError: the base does not take a medium of it, the template cannot render it, or a text holds a mark.
         """
+        refuse_media(example, self.family)
         self.marks.refuse(example)
         row = f"row {example.id}"
         text = self._finder().render(example.prompt, row, for_answer=True)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         require_placeholders(ids, self.image_id, len(example.images), row=row)
         self._refuse_unknown(ids, row)
-        return Rendered(text, ids, [])
+        return Tokenized(text, ids, [])
 
-    def encode(self, texts: list[str], pictures: Sequence[Pictures], padding_side: PaddingSide) -> dict[str, Any]:
-        """Returns the model's inputs for rendered texts and each one's pictures."""
-        return self.family.encode(self.processor, texts, pictures, padding_side=padding_side)
+    def encode(self, rows: Sequence[Rendered], padding_side: PaddingSide) -> dict[str, Any]:
+        """Return the model's inputs of rendered rows."""
+        return self.family.encode(self.processor, rows, padding_side=padding_side)
 
     def copy(self) -> Collator:
         """Return a collator with a processor of its own: a processor serves one thread at a time."""
@@ -205,18 +206,24 @@ class Collator:
         return SpanFinder(self.render, self.processor.tokenizer, image_id=self.image_id, end_ids=self.end_ids)
 
     def _encode(self, texts: list[str], examples: Sequence[Example], padding_side: PaddingSide) -> dict[str, Any]:
-        pictures = [self._features(e.images) if self._features and e.images else self.open(e) for e in examples]
+        rows = [Rendered(text, self._opened(e)) for text, e in zip(texts, examples, strict=True)]
         try:
-            return self.encode(texts, pictures, padding_side)
+            return self.encode(rows, padding_side)
         except FinetuneError:
             raise
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # whatever a processor refuses
-            for text, row, example in zip(texts, pictures, examples, strict=True):
+            for row, example in zip(rows, examples, strict=True):
                 try:
-                    self.encode([text], [row], padding_side)
+                    self.encode([row], padding_side)
                 except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as own:
                     raise refused_by_processor(f"row {example.id}", self.processor, own) from None
             raise error
+
+    def _opened(self, example: Example) -> tuple[OpenedMedium, ...]:
+        """Return the media of a row, which are images: whatever else it shows was refused when it was rendered."""
+        if self._features and example.images:
+            return (self._features(example.images),)
+        return tuple(self.open(example))
 
     def _refuse_unknown(self, ids: Sequence[int], row: str) -> None:
         """Raises RowError where the model has no embedding for a token; those of images are replaced."""
@@ -233,25 +240,12 @@ class Collator:
             )
 
     def open(self, example: Example) -> list[Image]:
-        """Returns the row's pictures.
+        """Return the row's images.
 
         Raises:
             RowError: one cannot be used.
         """
-        return [
-            open_image(
-                source,
-                max_pixels=self.max_image_pixels,
-                max_aspect=self.max_aspect,
-                name=f"row {example.id}: {_name(source)}",
-                options=example.image_options,
-            )
-            for source in example.images
-        ]
-
-
-def _name(source: ImageSource) -> str:
-    return "its picture" if isinstance(source, bytes | np.ndarray) else str(source)
+        return open_images(example, max_pixels=self.max_image_pixels, max_aspect=self.max_aspect)
 
 
 def _shorten(decode: Any, ids: list[int]) -> str:

@@ -13,7 +13,7 @@ from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.other_fields import FIELD_KEYS, check_other_fields
 from finetune.data.turns import image_order, unsupervised_turns
 from finetune.errors import DataError, RowError, brief, plain
-from finetune.example import Example, ImageHandle, answer, system, text_of
+from finetune.example import Example, ImageHandle, answer, as_images, system, text_of
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class _Fields:
         return Example(
             id=self.id,
             messages=[*self._prompted(task, question, num_images=len(sources)), answer(task.text_of(texts[0]))],
-            images=sources,
+            media=as_images(sources),
             answers=texts,
             captions=[task.text_of(text) for text in texts] if self.said == "captions" else [],
             meta={"kind": self._kind(question), "question": question},
@@ -202,7 +202,7 @@ class _Fields:
         return Example(
             id=self.id,
             messages=task.converse(self._with_own_system(messages, task)),
-            images=sources,
+            media=as_images(sources),
             answers=[text_of(messages[-1])],
             meta={"kind": self._kind(question), "question": question, "conversation": True},
             unsupervised=unsupervised,

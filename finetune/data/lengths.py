@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from finetune.batch import Rendered
 from finetune.cache import Notes
 from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.pictures import picture_sizes
@@ -97,8 +98,8 @@ class Lengths:
     def _measured(self, sizes: tuple[Size, ...]) -> int:
         text = self.collator.render(ask("?", num_images=len(sizes)), for_answer=True)
         plain = len(self.collator.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        blank = [Image.new("RGB", size) for size in sizes]
-        inputs = self.collator.encode([text], [blank], "right")
+        blank = tuple(Image.new("RGB", size) for size in sizes)
+        inputs = self.collator.encode([Rendered(text, blank)], "right")
         return int(inputs["attention_mask"].sum()) - plain + len(sizes)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 
-from finetune.batch import Batch
+from finetune.batch import Batch, Rendered
 from finetune.data.aspect_ratio import most_aspect
-from finetune.data.images import open_image
 from finetune.data.lengths import max_positions
 from finetune.data.marks import Marks
+from finetune.data.media import image_name, open_images, refuse_media
 from finetune.errors import DataError, RowError
 from finetune.example import text_of, texts_to_choose_from
 from finetune.interfaces import RowTokens
@@ -20,10 +19,11 @@ from finetune.interfaces import RowTokens
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.data.pictures import Size
-    from finetune.example import Example, ImageSource, Message
+    from finetune.example import Example, Message
     from finetune.interfaces import ModelFamily
     from finetune.recipe import ReadSection
 
@@ -81,43 +81,42 @@ class PairCollator:
         examples = [example for example, _ in pairs]
         texts = [self.render(example.messages) for example in examples]
         labels = [0 if learnt else -100 for _, learnt in pairs]
-        return Batch(self._encode(texts, examples), examples, torch.tensor(labels))
+        self._check_texts(texts, examples)
+        rendered = [Rendered(text, self._open(example)) for text, example in zip(texts, examples, strict=True)]
+        return Batch(self._encode(rendered), examples, torch.tensor(labels))
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns the pictures of the rows, beside all the texts that they may be answered with where there are any."""
-        return Batch(self._encode(texts_to_choose_from(examples), examples), list(examples))
+        texts = texts_to_choose_from(examples)
+        self._check_texts(texts, examples)
+        shown = [Rendered(None, self._open(example)) for example in examples]
+        return Batch(self._encode([*shown, *map(Rendered, texts)]), list(examples))
 
     def text_batch(self, texts: Sequence[str]) -> Batch:
         """Returns texts alone."""
-        return Batch(self._encode(list(texts), []), [])
+        self._check_texts(texts, [])
+        return Batch(self._encode([Rendered(text) for text in texts]), [])
 
     def show(self, example: Example) -> str:
         """Returns a row as text: its picture, and between ⟦ and ⟧ what is learnt to belong to it."""
-        return f"<{_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
+        return f"<{image_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
 
-    def _encode(self, texts: list[str], examples: Sequence[Example]) -> dict[str, Any]:
+    def _check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> None:
         for text in texts:
             self.marks.refuse_text(text, where=f"{self._where(text, examples) or 'text: '}{text!r:.80}")
-        for text, ids in zip(texts, self.processor.tokenizer(texts)["input_ids"] if texts else [], strict=True):
+        for text, ids in zip(texts, self.processor.tokenizer(list(texts))["input_ids"] if texts else [], strict=True):
             if self.max_length and len(ids) > self.max_length:
                 raise DataError(
                     f"{self._where(text, examples)}the text {text!r:.80} has {len(ids)} tokens, this base takes "
                     f"{self.max_length}; a text is never cut. Shorten it, or task.text_template."
                 )
-        images = [
-            [
-                open_image(
-                    source,
-                    max_pixels=self.max_image_pixels,
-                    max_aspect=self.max_aspect,
-                    name=f"row {example.id}: {_name(source)}",
-                    options=example.image_options,
-                )
-                for source in _one_picture(example)
-            ]
-            for example in examples
-        ]
-        return self.family.encode(self.processor, texts, images, padding_side="right")
+
+    def _open(self, example: Example) -> tuple[Image, ...]:
+        _require_one_image(example, self.family)
+        return tuple(open_images(example, max_pixels=self.max_image_pixels, max_aspect=self.max_aspect))
+
+    def _encode(self, rows: list[Rendered]) -> dict[str, Any]:
+        return self.family.encode(self.processor, rows, padding_side="right")
 
     def _where(self, text: str, examples: Sequence[Example]) -> str:
         own = (e.id for e in examples if text == self.render(e.messages) or text in e.choices.values())
@@ -136,12 +135,12 @@ class PairLengths:
 
     def learnt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of a row's longest text; also find a row that is no pair."""
-        _one_picture(example)
+        _require_one_image(example, self.collator.family)
         return self._longest([text_of(example.messages[-1]), *example.captions], example)
 
     def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of the longest text that is right for a row."""
-        _one_picture(example)
+        _require_one_image(example, self.collator.family)
         return self._longest([example.choices[label] for label in example.answers], example)
 
     def _longest(self, texts: list[str], example: Example) -> RowTokens:
@@ -151,14 +150,10 @@ class PairLengths:
         return RowTokens(longest, longest)
 
 
-def _one_picture(example: Example) -> list[ImageSource]:
+def _require_one_image(example: Example, family: ModelFamily) -> None:
+    refuse_media(example, family)
     if len(example.images) != 1:
         raise RowError(
             f"row {example.id}: {len(example.images)} pictures; a text is paired with exactly one",
             reason="not one picture",
         )
-    return example.images
-
-
-def _name(source: ImageSource) -> str:
-    return "its picture" if isinstance(source, bytes | np.ndarray) else str(source)

@@ -71,8 +71,9 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
     chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
     bad.tried -= len(examples) - len(chosen)
     asked = [example for example in chosen if not example.meta.get("conversation")]
-    if 0 < (without := sum(not example.images for example in asked)) < len(asked):
-        bad.say(f"{without} of {len(asked)} {split} rows have no image, and are learnt and asked without one")
+    for type in sorted({type for example in asked for type in example.media_types}):
+        if without := sum(type not in example.media_types for example in asked):
+            bad.say(f"{without} of {len(asked)} {split} rows have no {type}, and are learnt and asked without one")
     return check_pictures(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
 
 

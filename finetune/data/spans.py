@@ -20,7 +20,7 @@ Span = tuple[int, int]  # first token, and the one after the last
 
 
 @dataclass(frozen=True)
-class Rendered:
+class Tokenized:
     """A conversation as text, its tokens with one placeholder a picture, and which of them are learnt."""
 
     text: str
@@ -48,7 +48,7 @@ class SpanFinder:
     ):
         self._render, self.tokenizer, self.image_id, self.end_ids = render, tokenizer, image_id, end_ids
 
-    def find(self, example: Example, *, supervise: Literal["all", "last"]) -> Rendered:
+    def find(self, example: Example, *, supervise: Literal["all", "last"]) -> Tokenized:
         """Returns the rendered conversation with the tokens that are learnt.
 
         Raises:
@@ -62,7 +62,7 @@ class SpanFinder:
         supervised = [turn for number, turn in enumerate(turns) if number not in example.unsupervised]
         turns = supervised if supervise == "all" else [turn for turn in turns[-1:] if turn in supervised]
         learnt = [self._turn(messages, turn, text, ids, offsets, row) for turn in turns]
-        return Rendered(text, ids, learnt)
+        return Tokenized(text, ids, learnt)
 
     def render(self, messages: list[Message], row: str, *, for_answer: bool = False) -> str:
         """Returns the text of ``messages``; what the template refuses is an error that names the row."""
@@ -131,7 +131,7 @@ def require_placeholders(ids: Sequence[int], image_id: int, num_images: int, *, 
         raise DataError(f"{row}: the rendered text has {places} places for {num_images} pictures")
 
 
-def place_spans(rendered: Rendered, encoded: Sequence[int], *, image_id: int, row: str) -> list[Span]:
+def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, row: str) -> list[Span]:
     """Finds the learnt tokens among those that the processor made, where each picture has become many tokens.
 
     The text between two pictures is looked for as a whole, once from the front as early as it can be and once from

@@ -10,6 +10,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from finetune.example import Image
 from finetune.training.memory import any_process
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from finetune.interfaces import Task
     from finetune.prediction import Prediction
 
-BLANK = np.full((224, 224, 3), 128, np.uint8)  # mid-grey
+BLANK = Image(np.full((224, 224, 3), 128, np.uint8))  # mid-grey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,6 @@ def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
         key = (str(example.prompt), example.kind)
         if key not in unique:
             unique[key] = len(rows)
-            rows.append(replace(example, images=[BLANK] * len(example.images)))
+            rows.append(replace(example, media=tuple(BLANK if m.type == "image" else m for m in example.media)))
         places.append(unique[key])
     return rows, places

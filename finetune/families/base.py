@@ -30,6 +30,7 @@ class Family:
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
+    media: ClassVar[frozenset[str]] = frozenset({"image"})
     tower_paths: ClassVar[Towers]
     auto_class: ClassVar[Any]  # transformers' own that loads its models
 

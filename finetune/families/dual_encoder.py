@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModel
 
 from finetune.families.base import Family
+from finetune.families.features import images_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import ProcessorMixin
 
+    from finetune.batch import Rendered
     from finetune.interfaces import PaddingSide
 
 
@@ -29,20 +30,18 @@ class DualEncoderFamily(Family):
     auto_class = AutoModel
 
     def encode(
-        self,
-        processor: ProcessorMixin,
-        texts: Sequence[str],
-        images: Sequence[list[Image]],
-        *,
-        padding_side: PaddingSide,
-    ) -> dict[str, Tensor]:
-        """Returns input_ids and attention_mask [texts, T] and pixel_values [pictures, 3, H, W].
+        self, processor: ProcessorMixin, rows: Sequence[Rendered], *, padding_side: PaddingSide
+    ) -> dict[str, Any]:
+        """Return input_ids and attention_mask [texts, T] and pixel_values [images, 3, H, W].
 
-        Texts and pictures need not be as many, and either may be none: each text is held against each picture.
+        Texts and images need not be as many, and either may be none: each text is held against each image.
+
+        Raises:
+            ModelError: a row has another medium than images.
         """
         batch = processor(
-            text=list(texts) or None,
-            images=[image for row in images for image in row] or None,
+            text=[row.text for row in rows if row.text is not None] or None,
+            images=[image for row in rows for image in images_of(row)] or None,
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from finetune.batch import Rendered
+
     Encode = Callable[[ProcessorMixin], dict[str, Any]]
 
 _PIXELS = "pixel_"  # what the names of all inputs begin with that hold pixels, or say which are padding
@@ -88,9 +90,22 @@ def processor_of(processor: ProcessorMixin, rows: Sequence[PictureFeatures]) -> 
     return twin
 
 
-def places(row: Sequence[Any] | PictureFeatures) -> list[Image.Image]:
-    """Returns a picture to be counted for each of the row's."""
-    return [_PLACE] * len(row.replacements if isinstance(row, PictureFeatures) else row)
+def images_of(row: Rendered) -> list[Image.Image]:
+    """Return the images of a row.
+
+    Raises:
+        ModelError: it has another medium, or features.
+    """
+    for medium in row.media:
+        if not isinstance(medium, Image.Image):
+            raise ModelError(f"this family takes images, and got {type(medium).__name__} in the row {row.text!r:.80}")
+    return list(row.media)  # type: ignore[arg-type]
+
+
+def places(row: Rendered) -> list[Image.Image]:
+    """Return an image to be counted for each of a row's, which may have features in their place."""
+    parts = [medium.replacements if isinstance(medium, PictureFeatures) else (medium,) for medium in row.media]
+    return [_PLACE for part in parts for _ in part]
 
 
 def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[PictureFeatures]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 from finetune.batch import PictureFeatures
 from finetune.errors import ModelError
 from finetune.families.base import Family
-from finetune.families.features import features_as_inputs, picture_features, places, processor_of
+from finetune.families.features import features_as_inputs, images_of, picture_features, places, processor_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import Pictures
+    from finetune.batch import Rendered
     from finetune.interfaces import PaddingSide
 
 
@@ -42,29 +42,25 @@ class ImageTextToTextFamily(Family):
             processor.chat_template = self.chat_template
 
     def encode(
-        self,
-        processor: ProcessorMixin,
-        texts: Sequence[str],
-        pictures: Sequence[Pictures],
-        *,
-        padding_side: PaddingSide,
+        self, processor: ProcessorMixin, rows: Sequence[Rendered], *, padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Returns input_ids and attention_mask [B, T] and the tensors of the pictures.
+        """Return input_ids and attention_mask [B, T] and the tensors of the images.
 
         Args:
             processor: the model's own.
-            texts: rendered rows.
-            pictures: of each row; where one row has features in the place of pictures, all have that have any.
+            rows: each with a text; where one has features in the place of its images, all have that have images.
             padding_side: where shorter rows are filled up.
+
+        Raises:
+            ModelError: a row has another medium than images.
         """
-        rows = [row for row in pictures if isinstance(row, PictureFeatures)]
-        inputs = self._encode(
-            processor_of(processor, rows) if rows else processor,
-            texts,
-            [places(row) for row in pictures] if rows else [list(row) for row in pictures],  # type: ignore[arg-type]
-            padding_side,
-        )
-        return features_as_inputs(inputs, rows) if rows else inputs
+        texts = [row.text for row in rows if row.text is not None]
+        assert len(texts) == len(rows), "a generative base is given conversations"
+        features = [medium for row in rows for medium in row.media if isinstance(medium, PictureFeatures)]
+        if not features:
+            return self._encode(processor, texts, [images_of(row) for row in rows], padding_side)
+        inputs = self._encode(processor_of(processor, features), texts, [places(row) for row in rows], padding_side)
+        return features_as_inputs(inputs, features)
 
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide

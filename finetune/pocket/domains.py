@@ -5,7 +5,7 @@ Medical phantoms and product pictures are drawn by a program, and stand for no p
 
 from typing import Any
 
-from finetune.example import Example, answer
+from finetune.example import Example, answer, as_images
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.questions import KINDS
 from finetune.pocket.retail import draw_product
@@ -55,7 +55,7 @@ def _example(row_id: str, scene: Scene, question: Question, task: TaskSection) -
     return Example(
         id=row_id,
         messages=[*task.ask(question.text), answer(task.text_of(question.answer))],
-        images=[scene.picture],
+        media=as_images([scene.picture]),
         answers=[question.answer],
         meta={"kind": question.kind, "question": question.text, "picture": row_id.rpartition(":")[0]},
     )

@@ -166,7 +166,7 @@ def _batch(collators: Collators, section: PromptSection, example: Example, resid
         with collators.one(section) as collator:
             batch = row_inputs(collator, [example], [resident])
         # The inputs have all of the images: their pixels are not kept while the request waits.
-        return replace(batch, examples=[replace(example, images=[])])
+        return replace(batch, examples=[replace(example, media=())])
     except (FinetuneError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:

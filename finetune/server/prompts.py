@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetune.data.conversation import read_conversation
 from finetune.errors import DataError, RequestError
-from finetune.example import Example, answer
+from finetune.example import Example, answer, as_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def to_example(request: ChatRequest, section: PromptSection, images: Sequence[np
             prompt = section.converse(_conversation(request))
     except DataError as error:
         raise RequestError(f"{error}.", status=400, code="invalid_messages", param="messages") from None
-    return Example(id="request", messages=[*prompt, answer("")], images=list(images), answers=[""])
+    return Example(id="request", messages=[*prompt, answer("")], media=as_images(images), answers=[""])
 
 
 def _question(request: ChatRequest) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
 from finetune.errors import DataError, FetchError, brief
-from finetune.example import Example, answer, show
+from finetune.example import Example, answer, as_images, show
 from finetune.serving.urls import fetch_image, is_url
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _row(prompt: list[Message], images: list[Any], urls: UrlPolicy | None, id: s
         sources = [_source(image, urls) for image in images]
     except DataError as error:
         raise type(error)(f"{id}: {error}") from None
-    return Example(id=id, messages=[*prompt, answer("")], images=sources, answers=[""])
+    return Example(id=id, messages=[*prompt, answer("")], media=as_images(sources), answers=[""])
 
 
 def _source(image: Any, urls: UrlPolicy | None) -> ImageSource:

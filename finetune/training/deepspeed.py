@@ -50,7 +50,7 @@ class DeepSpeed(Replicated):
         return self._plugin.zero_stage == 3
 
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
-        """Refuses rows of which only some have a picture.
+        """Refuses rows of which only some have an image, or another type of media.
 
         The engine adds gradients up in buckets, in the order in which they come: a process whose rows have no picture
         has those of the vision tower in another place, and they would be added to others. Where the base is cut,
@@ -60,12 +60,13 @@ class DeepSpeed(Replicated):
             if split != "train" and not self.cuts_base:
                 continue
             assert not isinstance(rows, Stream), "refused with the recipe"
-            without = [row.id for row in rows if not row.images]
-            if 0 < len(without) < len(rows):
-                raise TrainingError(
-                    f"data.{split}: under DeepSpeed either every row has a picture or none has; {len(without)} of "
-                    f"{len(rows)} have none, such as {without[0]}. Use recipes/accelerate/ddp.yaml or fsdp2.yaml."
-                )
+            for type in sorted({type for row in rows for type in row.media_types}):
+                if without := [row.id for row in rows if type not in row.media_types]:
+                    raise TrainingError(
+                        f"data.{split}: under DeepSpeed either every row has a medium of the type {type} or none has; "
+                        f"{len(without)} of {len(rows)} have none, such as {without[0]}. Use "
+                        "recipes/accelerate/ddp.yaml or fsdp2.yaml."
+                    )
 
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection

@@ -9,6 +9,7 @@ from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, ViTImageProc
 from finetune.build import load_base
 from finetune.data.aspect_ratio import MOST_ASPECT, MOST_RESIZED_PIXELS, most_aspect, refuse_aspect
 from finetune.errors import RowError
+from finetune.example import as_images
 from finetune.serving.app import VisionLanguageModel
 
 
@@ -58,7 +59,7 @@ def test_a_training_row_is_told_before_the_first_step(tiny_clip, tmp_path):
     base = load_base(str(tiny_clip), device="cpu")
     base.processor.image_processor.size = {"shortest_edge": 336}
     Image.new("RGB", (60, 1)).save(tmp_path / "thin.png")
-    row = Example(id="7", messages=[*show(), answer("a")], images=[tmp_path / "thin.png"], answers=["a"])
+    row = Example(id="7", messages=[*show(), answer("a")], media=as_images([tmp_path / "thin.png"]), answers=["a"])
     section, bad = SimpleNamespace(too_long="error"), BadRows("rows", on_error="error", say=print)
     with pytest.raises(RowError, match="row 7: its image: 60 x 1: one side is over 35"):
         fitting([row], base.lengths(base.default_task), section, "train", limit=None, room=0, bad=bad)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from finetune.build import examples_of, load_base
-from finetune.data.spans import Rendered, place_spans
+from finetune.data.spans import Tokenized, place_spans
 from finetune.errors import DataError, RowError
-from finetune.example import Example, answer, ask, system
+from finetune.example import Example, answer, as_images, ask, system
 from finetune.recipe import JsonlData
 from finetune.serving.app import VisionLanguageModel
 
@@ -39,7 +39,7 @@ def picture(value=90, size=(20, 30)):
 
 
 def example(text="blue", question="What color is it?"):
-    return Example(id="x", messages=[*ask(question), answer(text)], images=[picture()], answers=[text])
+    return Example(id="x", messages=[*ask(question), answer(text)], media=as_images([picture()]), answers=[text])
 
 
 def text(words):
@@ -64,12 +64,12 @@ SAID = [" red<|end|>", " yes, it is<|end|>", " two<|end|>"]
 
 def conversation():
     """Three turns about two pictures of different sizes."""
-    return Example(id="talk", messages=TURNS, images=[picture(), picture(200, (64, 20))], answers=["two"])
+    return Example(id="talk", messages=TURNS, media=as_images([picture(), picture(200, (64, 20))]), answers=["two"])
 
 
 def text_only():
     messages = [system("Be brief."), user(text("How many?")), answer("one"), user(text("Is it?")), answer("no")]
-    return Example(id="text", messages=messages, images=[], answers=["no"])
+    return Example(id="text", messages=messages, media=(), answers=["no"])
 
 
 def runs(labels):
@@ -108,7 +108,9 @@ def test_three_turns_about_two_pictures(loaded, supervise, said):
     learnt = batch.labels[1] != -100
     for stretch, turn in zip(runs(batch.labels[1]), [2, 4, 6][-len(said) :], strict=True):
         first = next(i for i in range(len(row)) if learnt[i] and row[i : i + len(stretch)].tolist() == stretch)
-        before = replace(conversation(), messages=TURNS[: turn + 1], images=conversation().images[: 1 + (turn == 6)])
+        before = replace(
+            conversation(), messages=TURNS[: turn + 1], media=as_images(conversation().images[: 1 + (turn == 6)])
+        )
         prompt = base.collator.prompt_batch([before]).inputs["input_ids"][0]
         assert torch.equal(row[:first], prompt), "what stands before a turn is what generation would be given"
         learnt[first : first + len(stretch)] = False
@@ -140,7 +142,7 @@ def make_task():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (500, 3)])
 def test_odd_shapes_reach_the_model(base, size):
-    row = replace(example(), images=[picture(9, size)])
+    row = replace(example(), media=as_images([picture(9, size)]))
     assert len(runs(base.collator.training_batch([row]).labels[0])) == 1
 
 
@@ -292,9 +294,9 @@ def test_a_text_that_holds_a_token_of_the_model_is_refused(base, marker, place):
 
 def test_as_many_pictures_as_places(base):
     with pytest.raises(DataError, match="row x: the rendered text has 1 places for 2 pictures"):
-        base.collator.training_batch([replace(example(), images=[picture()] * 2)])
+        base.collator.training_batch([replace(example(), media=as_images([picture()] * 2))])
     with pytest.raises(DataError, match="row x: the rendered text has 1 places for 0 pictures"):
-        base.collator.prompt_batch([replace(example(), images=[])])
+        base.collator.prompt_batch([replace(example(), media=())])
 
 
 def test_a_tokenizer_without_offsets_is_refused(base, monkeypatch):
@@ -304,7 +306,7 @@ def test_a_tokenizer_without_offsets_is_refused(base, monkeypatch):
 
 
 def place(text, learnt, encoded):
-    return place_spans(Rendered("", text, learnt), encoded, image_id=9, row="row x")
+    return place_spans(Tokenized("", text, learnt), encoded, image_id=9, row="row x")
 
 
 def test_spans_are_found_behind_pictures():
@@ -351,7 +353,7 @@ def test_a_row_is_rendered_once_and_what_is_kept_is_bounded(base, monkeypatch):
     count = len(rendered)
     assert count and collator.supervise(replace(rows[0], id="another")) == first and len(rendered) == count
     with pytest.raises(DataError, match="row third: .* 1 places for 2 pictures"):
-        collator.supervise(replace(rows[0], id="third", images=rows[0].images * 2))
+        collator.supervise(replace(rows[0], id="third", media=as_images(rows[0].images * 2)))
     monkeypatch.setattr(collator, "_room", 3)
     count = len(rendered)
     assert collator.supervise(rows[1]) == collator.supervise(rows[1]) != first

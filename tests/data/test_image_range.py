@@ -249,7 +249,7 @@ def test_the_range_travels_with_the_adapter(adapters, deep_folder, monkeypatch, 
         assert f"the value 0 is black and {expected[name][1]} white" in (card_of(manifest))
     opened = []
     real = open_image
-    monkeypatch.setattr("finetune.data.collate.open_image", lambda *a, **k: opened.append(real(*a, **k)) or opened[-1])
+    monkeypatch.setattr("finetune.data.media.open_image", lambda *a, **k: opened.append(real(*a, **k)) or opened[-1])
     path = deep_folder / "train1.png"  # values up to 3000
     whites = {"t/auto@1": 187, "t/file@1": 12, "t/own@1": 255}
     with Image.open(path) as image:

@@ -10,7 +10,7 @@ from finetune.build import examples_of, load_base
 from finetune.data import images
 from finetune.data.lengths import Lengths
 from finetune.errors import DataError
-from finetune.example import Example, answer, ask
+from finetune.example import Example, answer, as_images, ask
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def base(tiny_base):
 def example(*sizes, text="blue"):
     pictures = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
     messages = [*ask("What color is it?", num_images=len(sizes)), answer(text)]
-    return Example(id="x", messages=messages, images=pictures, answers=[text])
+    return Example(id="x", messages=messages, media=as_images(pictures), answers=[text])
 
 
 @pytest.mark.parametrize("sizes", [[], [(30, 20)], [(20, 90)], [(30, 20), (64, 64)], [(30, 20), (30, 20)]])
@@ -48,9 +48,7 @@ def test_tiles_count(base):
 def test_the_processor_is_asked_once_for_each_size(base, monkeypatch):
     asked = []
     encode = base.collator.encode
-    monkeypatch.setattr(
-        base.collator, "encode", lambda texts, pictures, side: asked.append(1) or encode(texts, pictures, side)
-    )
+    monkeypatch.setattr(base.collator, "encode", lambda rows, side: asked.append(1) or encode(rows, side))
     for _ in range(2):
         lengths = Lengths(base.collator, key="k")
         assert lengths.of_pictures(((30, 20),)) == lengths.of_pictures(((30, 20),))

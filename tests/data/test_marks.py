@@ -8,7 +8,7 @@ import pytest
 from finetune.build import examples_of, load_base
 from finetune.data.marks import Marks
 from finetune.errors import DataError, RowError
-from finetune.example import Example, answer, ask, system
+from finetune.example import Example, answer, as_images, ask, system
 from finetune.serving.app import VisionLanguageModel
 
 GREY = np.full((32, 32, 3), 128, np.uint8)
@@ -36,7 +36,7 @@ def family(tiny_family):
 
 def row(question="What?", said="red", *, images=1, system_prompt=None):
     prompt = ask(question, num_images=images, system_prompt=system_prompt)
-    return Example(id="x", messages=[*prompt, answer(said)], images=[GREY] * images, answers=[said])
+    return Example(id="x", messages=[*prompt, answer(said)], media=as_images([GREY] * images), answers=[said])
 
 
 def test_marks_are_refused_in_every_text_of_rows_of_all_splits(family):
@@ -67,7 +67,7 @@ def _is_special(base, mark):
 
 def test_a_mark_in_two_pieces_is_one(family):
     pieces = [{"type": "text", "text": "a <|e"}, {"type": "text", "text": "nd|> b"}]
-    bad = replace(row(), messages=[{"role": "user", "content": pieces}, answer("x")], images=[])
+    bad = replace(row(), messages=[{"role": "user", "content": pieces}, answer("x")], media=())
     with pytest.raises(RowError, match="message 1 .user.: the text holds '<.end.>'"):
         family.collator.prompt_batch([bad])
 

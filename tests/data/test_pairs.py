@@ -13,7 +13,7 @@ from finetune.data.lengths import fitting
 from finetune.data.pairs import PairLengths
 from finetune.data.reading import tally
 from finetune.errors import DataError
-from finetune.example import Example, answer, show, text_of
+from finetune.example import Example, answer, as_images, show, text_of
 from finetune.recipe import JsonlData, parse_recipe
 from finetune.tasks.contrastive import ContrastiveConfig
 from finetune.tasks.vqa import VqaConfig
@@ -29,7 +29,7 @@ def collator(tiny_clip):
 
 def pair(text, **more):
     messages = [*show(), answer(text)]
-    return Example(**{"id": "r1", "messages": messages, "images": [PIXELS], "answers": [text], **more})
+    return Example(**{"id": "r1", "messages": messages, "media": as_images([PIXELS]), "answers": [text], **more})
 
 
 def test_a_training_batch_tells_what_is_learnt(collator):
@@ -55,9 +55,9 @@ def test_what_is_shown_of_a_row(collator):
     ("row", "message"),
     [
         (pair("long " * 30), r"row r1: the text 'long .* has 122 tokens, this base takes 64; a text is never cut"),
-        (pair("red", images=[PIXELS, PIXELS]), "row r1: 2 pictures; a text is paired with exactly one"),
-        (pair("red", images=[]), "row r1: 0 pictures"),
-        (pair("red", images=[b"no picture"]), "row r1: its picture: not a readable picture"),
+        (pair("red", media=as_images([PIXELS, PIXELS])), "row r1: 2 pictures; a text is paired with exactly one"),
+        (pair("red", media=()), "row r1: 0 pictures"),
+        (pair("red", media=as_images([b"no picture"])), "row r1: its picture: not a readable picture"),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused(collator, row, message):

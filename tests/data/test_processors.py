@@ -23,7 +23,7 @@ from transformers import (
 
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths
-from finetune.example import Example
+from finetune.example import Example, as_images
 from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.pocket.blueprint import CHAT_TEMPLATE, build_tokenizer
 from tests.data.test_collate import SAID, TURNS, ids, runs
@@ -102,7 +102,7 @@ def collator(request):
 
 def conversation():
     images = [np.full((height, width, 3), 90, np.uint8) for width, height in SIZES]
-    return Example(id="talk", messages=TURNS, images=images, answers=["two"])
+    return Example(id="talk", messages=TURNS, media=as_images(images), answers=["two"])
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in PaliGemma's own processor
@@ -116,7 +116,7 @@ def test_spans_and_lengths(collator):
 def test_a_row_without_pictures_beside_one_with_two(collator):
     if isinstance(collator.processor, PaliGemmaProcessor):
         pytest.skip("this processor refuses rows without pictures")
-    without = Example(id="text", messages=[*TURNS[:1], *TURNS[3:5]], images=[], answers=["yes, it is"])
+    without = Example(id="text", messages=[*TURNS[:1], *TURNS[3:5]], media=(), answers=["yes, it is"])
     batch = collator.training_batch([without, conversation()])
     assert runs(batch.labels[0]) == [ids(collator, SAID[1])]
     assert runs(batch.labels[1]) == [ids(collator, words) for words in SAID]

@@ -12,7 +12,7 @@ from PIL import Image
 from finetune.build import base_of, load_base
 from finetune.data.images import open_image, read_through
 from finetune.errors import DataError, IntegrityError, ModelError, RecipeError, RowError
-from finetune.example import Example, answer, ask
+from finetune.example import Example, answer, as_images, ask
 from finetune.recipe import ParquetData, SavedData
 from finetune.recipe.reading import parse_recipe
 from tests.data.conftest import ROW, read_rows
@@ -174,7 +174,7 @@ def picture(size):
     return Example(
         id="x",
         messages=[*ask("What?"), answer("x")],
-        images=[np.zeros((size[1], size[0], 3), np.uint8)],
+        media=as_images([np.zeros((size[1], size[0], 3), np.uint8)]),
         answers=["x"],
     )
 

@@ -40,7 +40,7 @@ def examples_of(scenario):
     found = rows(scenario.get("rows", 7))
     for i in scenario.get("blind", ()):
         question = f"What color is it, row {i}?"
-        found[i] = replace(found[i], images=[], messages=[*ask(question, num_images=0), found[i].messages[-1]])
+        found[i] = replace(found[i], media=(), messages=[*ask(question, num_images=0), found[i].messages[-1]])
     if scenario.get("uneven"):
         for i, example in enumerate(found):
             said = "it is " * (i * 3 % 7) + example.answers[0]

@@ -10,7 +10,7 @@ import torch
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
 from finetune.evaluation.base_predictions import BasePredictions
 from finetune.evaluation.predict import Predictor, blanked
-from finetune.example import Example, answer, ask
+from finetune.example import Example, answer, as_images, ask
 from finetune.prediction import Text
 from finetune.tasks.vqa import VqaConfig
 
@@ -19,7 +19,7 @@ ROWS = [
     Example(
         id=str(i),
         messages=[*ask(f"q{i}"), answer("a")],
-        images=[np.full((4, 4, 3), i, np.uint8)],
+        media=as_images([np.full((4, 4, 3), i, np.uint8)]),
         answers=["a"],
         meta={"kind": "all"},
     )
@@ -75,7 +75,7 @@ def test_they_are_made_once():
     assert ask_base(task=VqaConfig(answer_normalization="vqa", metrics=["exact_match"])) == 0, "compared otherwise only"
 
 
-OTHER = ROWS[:2] + [replace(ROWS[2], images=[np.full((4, 4, 3), 9, np.uint8)])]
+OTHER = ROWS[:2] + [replace(ROWS[2], media=as_images([np.full((4, 4, 3), 9, np.uint8)]))]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from finetune.evaluation.measured import Measured
 from finetune.evaluation.predict import Predictor, blanked
 from finetune.evaluation.report import samples_of
 from finetune.evaluation.rows import make_rows
-from finetune.example import Example, answer, ask
+from finetune.example import Example, answer, as_images, ask
 from finetune.metrics.building import metrics_of
 from finetune.metrics.exact_match import ExactMatch
 from finetune.metrics.names import named_values
@@ -57,7 +57,7 @@ def toys(monkeypatch):
 
 def row(i, *answers, kind="all", picture=None, images=()):
     return Example(
-        id=str(i), messages=[*ask(f"q{i}", num_images=len(images)), answer(answers[0])], images=list(images),
+        id=str(i), messages=[*ask(f"q{i}", num_images=len(images)), answer(answers[0])], media=as_images(images),
         answers=list(answers), meta={"kind": kind, "picture": picture or str(i)},
     )  # fmt: skip
 

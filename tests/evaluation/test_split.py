@@ -16,7 +16,7 @@ from finetune.tasks.vqa import VqaConfig, VqaTask
 
 TASK = VqaTask(VqaConfig(), None)
 ROWS = [
-    Example(id=str(i), messages=[*ask(f"q{i}"), answer("a")], images=[], answers=["a"], meta={"kind": f"kind {i % 2}"})
+    Example(id=str(i), messages=[*ask(f"q{i}"), answer("a")], media=(), answers=["a"], meta={"kind": f"kind {i % 2}"})
     for i in range(3)
 ]
 SAID = [Text(text="a"), Text(text="b\u2028c"), Text(text="a", finish_reason="length")]

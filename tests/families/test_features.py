@@ -7,7 +7,7 @@ import torch
 from finetune.build import load_base
 from finetune.data.images import open_image
 from finetune.errors import ModelError
-from finetune.example import Example, answer, ask
+from finetune.example import Example, answer, as_images, ask
 
 MIXED = {"one": [0], "two in a row": [1], "mixed": [0, 1, 2, 3, 4], "none": [3]}
 # A product or a convolution may take another way for a batch than for one image, and rounds otherwise then: always
@@ -33,7 +33,7 @@ def mixed_rows():
         Example(
             id=str(i),
             messages=[*ask("what is it" + " then" * i, num_images=count), answer("yes no"[: 3 + i])],
-            images=[picture(40 + 13 * i + 20 * j, 64 - 7 * i) for j in range(count)],
+            media=as_images([picture(40 + 13 * i + 20 * j, 64 - 7 * i) for j in range(count)]),
             answers=["yes"],
         )
         for i, count in enumerate([1, 2, 1, 0, 1])
@@ -59,7 +59,7 @@ def nothing_runs(base, monkeypatch):
         def refuse(*args, **kwargs):
             raise AssertionError("a picture was opened, or a tower ran")
 
-        monkeypatch.setattr("finetune.data.collate.open_image", refuse)
+        monkeypatch.setattr("finetune.data.media.open_image", refuse)
         for path in (*base.towers["vision"], *base.towers["projector"]):
             monkeypatch.setattr(base.model.get_submodule(path), "forward", refuse)
 

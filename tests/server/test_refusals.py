@@ -221,3 +221,11 @@ def test_a_page_on_the_web_cannot_have_a_browser_ask(server):
         refused = client.get("/v1/models")
         assert refused.status_code == 403 and refused.json()["error"]["type"] == "permission_error"
         assert client.get("/health").status_code == 200
+
+
+def test_an_image_for_a_base_that_takes_none_is_refused(server, resident, monkeypatch):
+    monkeypatch.setattr(type(resident.base.family), "media", frozenset())
+    found = error_of(post(server, parts(image_part(png(side=8)), {"type": "text", "text": "What?"})))
+    assert found[:3] == (400, "invalid_messages", "messages")
+    assert found[3].startswith("smolvlm takes no media, and medium 1 of the row is of the type image.")
+    assert post(server, body()).status_code == 200

@@ -216,3 +216,16 @@ def test_what_is_longer_than_the_base_takes_is_refused(vlm, picture):
     with pytest.raises(DataError, match=message):
         "".join(vlm.stream(picture, long))
     assert vlm.ask(picture, QUESTION) == vlm.ask_batch([picture], [QUESTION])[0]
+
+
+def test_an_image_for_a_base_that_takes_none_is_refused(vlm, picture, monkeypatch):
+    monkeypatch.setattr(type(vlm.base.family), "media", frozenset())
+    refused = "{}: fast_vlm takes no media, and medium 1 of the row is of the type image. Leave such rows out"
+    with pytest.raises(RowError, match=refused.format("row question")):
+        vlm.ask(picture, QUESTION)
+    with pytest.raises(RowError, match=refused.format("row question 1")):
+        vlm.ask_batch([None, picture], [QUESTION, QUESTION])
+    turn = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]}
+    with pytest.raises(RowError, match=refused.format("row chat")):
+        vlm.chat([turn])
+    assert isinstance(vlm.ask(None, QUESTION), str)

@@ -5,7 +5,7 @@ import torch
 
 from finetune.build import load_base
 from finetune.errors import AdapterError, DataError, RowError
-from finetune.example import Example, answer, ask
+from finetune.example import Example, answer, as_images, ask
 from finetune.methods.points import reached
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.together import answer_together, section_for
@@ -33,7 +33,7 @@ def pictures_per_row(counts):
         Example(
             id=str(i),
             messages=[*ask("Is it red or blue?" if i % 2 else "What?", num_images=n), answer("red")],
-            images=shown[i % 2 : i % 2 + n],
+            media=as_images(shown[i % 2 : i % 2 + n]),
             answers=["red"],
         )
         for i, n in enumerate(counts)
@@ -146,7 +146,7 @@ def test_pieces_and_stops_belong_to_their_rows_also_where_these_do_not_share(eve
     residents = [vlm.add(adapters[3]), None, vlm.add(adapters[0]), vlm.add(adapters[3])]
     sections = [section_for(vlm.switcher, resident) for resident in residents]
     examples = [
-        Example(id="0", messages=[*section.ask("What?", num_images=0), answer("")], images=[], answers=[""])
+        Example(id="0", messages=[*section.ask("What?", num_images=0), answer("")], media=(), answers=[""])
         for section in sections
     ]
     pieces, asked = [""] * 4, [0] * 4

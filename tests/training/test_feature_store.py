@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from finetune.batch import PictureFeatures
 from finetune.errors import TrainingError
-from finetune.example import Example
+from finetune.example import Example, as_images
 from finetune.lookup import import_string
 from finetune.runs import train
 from finetune.tables import FAMILIES
@@ -73,7 +73,7 @@ def sealed(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr("finetune.data.images._opened", refuse)
-            patch.setattr("finetune.data.collate.open_image", refuse)
+            patch.setattr("finetune.data.media.open_image", refuse)
             towers = import_string(FAMILIES[self.plain_model.config.model_type].target)().towers(self.plain_model)
             for path in (*towers["vision"], *towers["projector"]):
                 patch.setattr(self.plain_model.get_submodule(path), "forward", refuse)
@@ -241,7 +241,7 @@ def test_too_little_memory_for_the_tower_is_no_end(make_filler):
 
 
 def row(number):
-    return Example(id=str(number), messages=[], images=[np.full((2, 2, 3), number, np.uint8)], answers=[])
+    return Example(id=str(number), messages=[], media=as_images([np.full((2, 2, 3), number, np.uint8)]), answers=[])
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ VISION = {"language": "none", "projector": "none", "vision": "all-linear"}
 
 
 def without_pictures(examples):
-    return [replace(e, images=[], messages=[*ask(e.meta["question"], num_images=0), e.messages[-1]]) for e in examples]
+    return [replace(e, media=(), messages=[*ask(e.meta["question"], num_images=0), e.messages[-1]]) for e in examples]
 
 
 def test_rows_without_a_picture_tell_nothing_of_the_vision_tower(build, tmp_path):

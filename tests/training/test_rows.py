@@ -47,7 +47,7 @@ def refuse(rows):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_error_of_ours_comes_out_of_a_worker_as_it_is(num_workers):
-    rows = [Example(id="3", messages=[], images=[], answers=[])]
+    rows = [Example(id="3", messages=[], media=(), answers=[])]
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=CPU)
     windows = Windows(rows, refuse, accelerator=accelerator, num_workers=num_workers)
     plan = Plan.of(TrainSection(max_steps=1, batch_size=1), num_rows=1, num_processes=1, seed=0)
@@ -57,7 +57,7 @@ def test_an_error_of_ours_comes_out_of_a_worker_as_it_is(num_workers):
 
 
 def test_closed_windows_leave_no_worker():
-    rows = [Example(id=str(number), messages=[], images=[], answers=[]) for number in range(40)]
+    rows = [Example(id=str(number), messages=[], media=(), answers=[]) for number in range(40)]
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=CPU)
     windows = Windows(rows, list, accelerator=accelerator, num_workers=2)
     windows.window(Plan.of(TrainSection(max_steps=40, batch_size=1), num_rows=40, num_processes=1, seed=0), 0)

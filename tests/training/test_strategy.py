@@ -203,11 +203,11 @@ def test_an_engines_run_goes_on_from_its_checkpoint(zero, tiny_fast_vlm, tmp_pat
 
 def test_rows_of_which_some_have_no_picture_are_refused(zero):
     mixed = rows(3)
-    mixed[1] = replace(mixed[1], images=[])
+    mixed[1] = replace(mixed[1], media=())
     zero(stage=2).check_rows({"train": rows(3), "val": mixed})
     zero(stage=3).check_rows({"train": rows(3), "val": []})
     for stage, splits in ((2, {"train": mixed}), (3, {"train": rows(3), "val": mixed})):
-        with pytest.raises(TrainingError, match="every row has a picture or none has; 1 of 3 .*, such as 1. Use"):
+        with pytest.raises(TrainingError, match="medium of the type image or none has; 1 of 3 .*, such as 1. Use"):
             zero(stage).check_rows(splits)
 
 

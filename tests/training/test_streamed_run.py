@@ -135,8 +135,8 @@ def test_a_plan_leaves_a_stream_in_its_order(batch_size, accumulation, processes
 
 def test_what_fills_up_a_micro_batch_is_not_learnt():
     """A micro-batch whose rows are all bad, or that only keeps the processes in step."""
-    fault, good = RowError("bad"), Example(id="good", messages=[], images=[], answers=[])
-    filler = Example(id="filler", messages=[], images=[], answers=[])
+    fault, good = RowError("bad"), Example(id="good", messages=[], media=(), answers=[])
+    filler = Example(id="filler", messages=[], media=(), answers=[])
     rows = _Arrivals(None, filler, list)
     assert rows.batch([(3, fault), (5, good)]) == ([(good, True)], [(3, fault), (5, None)])
     assert rows.batch([(3, fault), (5, fault)]) == ([(filler, False)], [(3, fault), (5, fault)])

@@ -1,0 +1,72 @@
+"""The media of a row: which of them a base takes, and how they are opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.data.images import open_image
+from finetune.errors import RowError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from finetune.example import Example, ImageSource
+    from finetune.interfaces import ModelFamily
+
+OPENED = frozenset({"image"})  # the types of media that are opened here
+
+
+def refuse_media(example: Example, family: ModelFamily) -> None:
+    """Refuse a row with a medium that a base does not take, or that nothing here opens.
+
+    Raises:
+        RowError: naming the row, the type of the medium and the family.
+    """
+    for number, type in enumerate(example.media_types, 1):
+        if type not in family.media:
+            raise RowError(
+                f"row {example.id}: {family.model_type} takes {_listed(family.media)}, and medium {number} of the row "
+                f"is of the type {type}. Leave such rows out, or take a base that reads them.",
+                reason=f"{type} for a base that takes none",
+            )
+        if type not in OPENED:
+            raise RowError(
+                f"row {example.id}: {family.model_type} takes media of the type {type}, as medium {number} of the row "
+                f"is, and this collator opens {_listed(OPENED)} only. Leave such rows out, or take a task whose "
+                "collator opens them.",
+                reason=f"{type}, which is not opened",
+            )
+
+
+def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[Image]:
+    """Open the images of a row, in order.
+
+    Args:
+        example: the row.
+        max_pixels: width x height above which an image is refused before it is decoded.
+        max_aspect: longer side to shorter side of an image, at most.
+
+    Raises:
+        RowError: one cannot be used.
+    """
+    return [
+        open_image(
+            source,
+            max_pixels=max_pixels,
+            max_aspect=max_aspect,
+            name=f"row {example.id}: {image_name(source)}",
+            options=example.image_options,
+        )
+        for source in example.images
+    ]
+
+
+def image_name(source: ImageSource) -> str:
+    """Return what an image is called in errors."""
+    return "its picture" if isinstance(source, bytes | np.ndarray) else str(source)
+
+
+def _listed(types: frozenset[str]) -> str:
+    return f"media of the type {', '.join(sorted(types))}" if types else "no media"
