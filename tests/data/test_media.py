@@ -73,7 +73,7 @@ def test_a_medium_that_the_base_does_not_take_is_refused(base, put):
 @pytest.mark.parametrize("count", ["learnt", "asked"])
 def test_it_is_found_when_lengths_are_counted_before_the_first_step(base, count):
     with pytest.raises(RowError, match=REFUSED.format("idefics3", 1)) as caught:
-        getattr(base.lengths, count)(row(Sound()), [])
+        getattr(base.lengths(base.default_task), count)(row(Sound()), [])
     assert caught.value.reason == "sound for a base that takes none"
 
 
@@ -84,7 +84,7 @@ def test_such_rows_may_be_left_out(base, split):
     bad = BadRows(split, on_error="skip", say=said.append)
     bad.tried = 40
     rows = [*(row(Image(PIXELS), number=str(i)) for i in range(2)), row(Image(PIXELS), Sound())]
-    found = fitting(rows, base.lengths, section, split, limit=None, room=0, bad=bad)
+    found = fitting(rows, base.lengths(base.default_task), section, split, limit=None, room=0, bad=bad)
     assert [one.id for one in found] == ["0", "1"]
     bad.conclude()
     assert f"skipped 1 of 40 {split} rows" in said[0] and "sound for a base that takes none: 1" in said[0]
@@ -95,7 +95,7 @@ def test_a_dual_encoder_refuses_it_too(dual):
     for put in (dual.collator.training_batch, dual.collator.prompt_batch):
         with pytest.raises(RowError, match=REFUSED.format("clip", 2)):
             put([wrong])
-    for count in (dual.lengths.learnt, dual.lengths.asked):
+    for count in (dual.lengths(dual.default_task).learnt, dual.lengths(dual.default_task).asked):
         with pytest.raises(RowError, match=REFUSED.format("clip", 2)):
             count(wrong, [])
 
@@ -119,8 +119,8 @@ def test_a_medium_that_a_family_takes_and_nothing_opens_is_refused(base, dual, m
     for call in (
         lambda: base.collator.training_batch([wrong]),
         lambda: base.collator.prompt_batch([wrong]),
-        lambda: base.lengths.learnt(wrong, [(32, 32)]),
-        lambda: base.lengths.asked(wrong, [(32, 32)]),
+        lambda: base.lengths(base.default_task).learnt(wrong, [(32, 32)]),
+        lambda: base.lengths(base.default_task).asked(wrong, [(32, 32)]),
     ):
         with pytest.raises(RowError, match=match.format("idefics3")):
             call()
