@@ -29,21 +29,21 @@ def measure_mixed(
     """Times the answers to a question a row, each row by another adapter, in alternating rounds.
 
     ``mixed`` is one ``ask_batch``, ``separate`` an ``ask`` for each row, and ``peft`` one ``generate`` with
-    ``adapter_names`` of the batch that ours makes. All is timed, from pictures and questions to the answers' texts.
+    ``adapter_names`` of the batch that ours makes. All is timed, from images and questions to the answers' texts.
 
     Args:
         ours: serves the adapters.
         theirs: the same base in PEFT.
         folders: of the adapters, one a row.
-        side: of each row's picture, in pixels; None for questions without pictures.
+        side: of each row's image, in pixels; None for questions without images.
         rounds: that count.
 
     Raises:
         BenchmarkError: they do not give the same answers.
     """
-    pictures: list[Any] = [None] * len(folders)
+    images: list[Any] = [None] * len(folders)
     if side is not None:
-        pictures = [*np.random.default_rng(0).integers(0, 256, (len(folders), side, side, 3), dtype=np.uint8)]
+        images = [*np.random.default_rng(0).integers(0, 256, (len(folders), side, side, 3), dtype=np.uint8)]
     questions = [f"{row}: " + "what shape is red, and where is it? " * 8 for row in range(len(folders))]
     num_images = 0 if side is None else 1
     residents = [ours.add(folder) for folder in folders]
@@ -55,9 +55,9 @@ def measure_mixed(
 
     def separate() -> list[str]:
         answers = []
-        for resident, picture, question in zip(residents, pictures, questions, strict=True):
+        for resident, image, question in zip(residents, images, questions, strict=True):
             with ours.using(resident):
-                answers.append(ours.ask(picture, question))
+                answers.append(ours.ask(image, question))
         return answers
 
     @torch.inference_mode()
@@ -67,10 +67,10 @@ def measure_mixed(
             Example(
                 id=name,
                 messages=[*section.ask(question, num_images=num_images), answer("")],
-                media=as_images([picture] * num_images),
+                media=as_images([image] * num_images),
                 answers=[""],
             )
-            for name, picture, question in zip(names, pictures, questions, strict=True)
+            for name, image, question in zip(names, images, questions, strict=True)
         ]
         inputs = ours.base.collator.prompt_batch(rows).inputs
         made = theirs.generate(
@@ -84,7 +84,7 @@ def measure_mixed(
         return [text.strip() for text in texts]
 
     ways: dict[str, Callable[[], list[str]]] = {
-        "mixed": lambda: ours.ask_batch(pictures, questions, adapters=residents),
+        "mixed": lambda: ours.ask_batch(images, questions, adapters=residents),
         "separate": separate,
         "peft": peft,
     }

@@ -42,20 +42,20 @@ class Setup:
     Attributes:
         title: what people call it.
         save: writes model and processor into a folder; returns the folder to load. Takes folder and dtype.
-        side: width and height of a picture, in pixels.
-        pictures: of the pocket's world, or smooth noise.
+        side: width and height of an image, in pixels.
+        images: of the pocket's world, or smooth noise.
         batch_size: rows of an optimizer step.
         steps: optimizer steps of a round.
-        images_per_picture: what the vision tower sees of one picture: tiles, and the whole picture beside them.
+        images_per_image: what the vision tower sees of one image: tiles, and the whole image beside them.
     """
 
     title: str
     save: Callable[[Path, torch.dtype], Path]
     side: int
-    pictures: Literal["world", "noise"]
+    images: Literal["world", "noise"]
     batch_size: int
     steps: int
-    images_per_picture: int
+    images_per_image: int
 
 
 def save_pocket(folder: Path, dtype: torch.dtype) -> Path:
@@ -77,7 +77,7 @@ def save_smolvlm(
     Args:
         folder: where to.
         dtype: of the weights.
-        tiles: of a picture along each side; above 1 the tower also sees the whole picture.
+        tiles: of an image along each side; above 1 the tower also sees the whole image.
         side: of a tile, in pixels.
         vision: sizes of the tower that are not the real ones.
         text: sizes of the language model that are not the real ones.
@@ -123,7 +123,7 @@ def save_smolvlm(
 
 
 def save_smolvlm_tiles(folder: Path, dtype: torch.dtype) -> Path:
-    """Writes a SmolVLM-256M whose processor cuts a picture into 2 x 2 tiles."""
+    """Writes a SmolVLM-256M whose processor cuts an image into 2 x 2 tiles."""
     return save_smolvlm(folder, dtype, tiles=2)
 
 
@@ -169,46 +169,46 @@ SETUPS = {
         title="pocket (3 M parameters)",
         save=save_pocket,
         side=64,
-        pictures="world",
+        images="world",
         batch_size=16,
         steps=40,
-        images_per_picture=1,
+        images_per_image=1,
     ),
     "b": Setup(
         title="SmolVLM-256M geometry, 1 tile",
         save=save_smolvlm,
         side=512,
-        pictures="noise",
+        images="noise",
         batch_size=4,
         steps=2,
-        images_per_picture=1,
+        images_per_image=1,
     ),
     "b4": Setup(
         title="SmolVLM-256M geometry, 4 tiles",
         save=save_smolvlm_tiles,
         side=1024,
-        pictures="noise",
+        images="noise",
         batch_size=4,
         steps=1,
-        images_per_picture=5,
+        images_per_image=5,
     ),
     "qwen": Setup(
         title="Qwen2.5-VL-3B geometry",
         save=save_qwen2_5_vl,
         side=448,
-        pictures="noise",
+        images="noise",
         batch_size=4,
         steps=20,
-        images_per_picture=1,
+        images_per_image=1,
     ),
     "tiny": Setup(
         title="a few layers, to try the benchmark",
         save=save_tiny,
         side=64,
-        pictures="noise",
+        images="noise",
         batch_size=2,
         steps=2,
-        images_per_picture=1,
+        images_per_image=1,
     ),
 }
 

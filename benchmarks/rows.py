@@ -1,4 +1,4 @@
-"""The rows that every contestant reads: PNG files of different pictures, and answers of one length."""
+"""The rows that every contestant reads: PNG files of different images, and answers of one length."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from benchmarks.models import Setup
 
 LEARNT = 24  # tokens of an answer, the one that ends it included
-QUESTION = "What does the picture show?"
-_CELLS = 32  # of the coarse noise that a picture is, along each side
+QUESTION = "What does the image show?"
+_CELLS = 32  # of the coarse noise that an image is, along each side
 
 
 def write_rows(folder: Path, setup: Setup, tokenizer: PreTrainedTokenizerBase, *, num_rows: int, seed: int = 0) -> Path:
-    """Writes ``train.jsonl`` and its pictures; returns ``folder``."""
+    """Writes ``train.jsonl`` and its images; returns ``folder``."""
     (folder / "images").mkdir(parents=True)
     words = _words(tokenizer)
     lines = []
     for index in range(num_rows):
         rng = np.random.default_rng([seed, index])
-        picture = draw_scene(seed, "benchmark", index).picture if setup.pictures == "world" else _noise(rng, setup.side)
+        image = draw_scene(seed, "benchmark", index).image if setup.images == "world" else _noise(rng, setup.side)
         name = f"images/{index}.png"
-        Image.fromarray(picture).save(folder / name)
+        Image.fromarray(image).save(folder / name)
         answer = " ".join(rng.choice(words, LEARNT - 1).tolist())
         lines.append(json.dumps({"image": name, "question": QUESTION, "answer": answer}))
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -40,7 +40,7 @@ def write_rows(folder: Path, setup: Setup, tokenizer: PreTrainedTokenizerBase, *
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
-    """Returns the rows as they stand in the file, the picture's path made absolute."""
+    """Returns the rows as they stand in the file, the image's path made absolute."""
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row | {"image": str(folder / row["image"])} for row in rows]
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 RANKS = (4, 8, 16, 32) * 2  # of the adapters
 QUESTIONS = ("What is it?", "Which color is it?", "Where is it? " * 4, "How many are there? " * 10)
 BODY_BYTES = 60_000  # that a request may have
-# What one of a hundred requests is: a question for an adapter, with or without a picture; or one to be refused.
-SHARES = {"text": 62, "picture": 30, "large": 3, "bad": 3, "unknown": 2}
+# What one of a hundred requests is: a question for an adapter, with or without an image; or one to be refused.
+SHARES = {"text": 62, "image": 30, "large": 3, "bad": 3, "unknown": 2}
 REFUSED = {"large": 413, "bad": 400, "unknown": 404}
 
 
@@ -120,47 +120,47 @@ def plan(path: str, refs: Sequence[str], count: int, *, side: int) -> list[Asked
         path: the base.
         refs: the adapters.
         count: of requests.
-        side: of pictures, in pixels.
+        side: of images, in pixels.
 
     Raises:
         BenchmarkError: two adapters give the same answers, so nobody could tell them apart.
     """
     vlm = VisionLanguageModel(load_base(path, device="cpu"), registry=AdapterRegistry())
-    pictures = [_picture(color, side) for color in ("red", "teal")]
+    images = [_png(color, side) for color in ("red", "teal")]
     answers: dict[tuple[str, str, bytes | None], str] = {}
     for ref in refs:
         with vlm.using(ref):
             for question in QUESTIONS:
-                for picture in (None, *pictures):
-                    answers[ref, question, picture] = vlm.ask(picture, question)
+                for image in (None, *images):
+                    answers[ref, question, image] = vlm.ask(image, question)
     for question in QUESTIONS:
-        for picture in (None, *pictures):
-            said = {answers[ref, question, picture] for ref in refs}
+        for image in (None, *images):
+            said = {answers[ref, question, image] for ref in refs}
             if len(said) < len(refs):
                 raise BenchmarkError(f"two adapters say the same to {question!r}: nobody could tell them apart")
     draw = random.Random(0)
     kinds = draw.choices(list(SHARES), list(SHARES.values()), k=count)
-    return [_request(kind, draw.choice(refs), draw, pictures, answers) for kind in kinds]
+    return [_request(kind, draw.choice(refs), draw, images, answers) for kind in kinds]
 
 
 def _request(
     kind: str,
     ref: str,
     draw: random.Random,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     answers: dict[tuple[str, str, bytes | None], str],
 ) -> Asked:
     question, stream = draw.choice(QUESTIONS), draw.random() < 0.5
-    picture = draw.choice(pictures) if kind == "picture" else None
+    image = draw.choice(images) if kind == "image" else None
     match kind:
         case "large":
             return Asked(kind, ref, "a" * BODY_BYTES, stream, None)
         case "bad":
-            return Asked(kind, ref, [_image(b"no picture")], stream, None)
+            return Asked(kind, ref, [_image(b"no image")], stream, None)
         case "unknown":
             return Asked(kind, f"{ref.partition('@')[0]}-{draw.randrange(50)}@prod", question, stream, None)
-    content: Any = question if picture is None else [{"type": "text", "text": question}, _image(picture)]
-    return Asked(kind, ref, content, stream, answers[ref, question, picture])
+    content: Any = question if image is None else [{"type": "text", "text": question}, _image(image)]
+    return Asked(kind, ref, content, stream, answers[ref, question, image])
 
 
 async def ask_all(url: str, requests: Sequence[Asked], *, at_once: int) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _batch_rows(url: str) -> float:
     return float(counts["finetune_batch_rows_sum"]) / float(counts["finetune_batch_rows_count"])
 
 
-def _picture(color: str, side: int) -> bytes:
+def _png(color: str, side: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (side, side), color).save(file, "PNG")
     return file.getvalue()
@@ -279,7 +279,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=96, help="requests that are under way together (96)")
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=16, help="longest answer")
-    parser.add_argument("--side", type=int, default=64, help="of pictures, in pixels")
+    parser.add_argument("--side", type=int, default=64, help="of images, in pixels")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(arguments)
 

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         probed = [measure_probe(ours, adapters.cold.pop()) for _ in range(options.probes)]
         mixing = {
             rows: measure_mixed(ours, theirs, mixed, side=side, rounds=options.mixed_rounds)
-            for rows, side in (("questions", None), ("pictures", SETUPS[options.model].side))
+            for rows, side in (("questions", None), ("images", SETUPS[options.model].side))
         }
     reached = figures(switching, loading, probed, mixing)
     print(table(reached, switching, loading, mixing))
@@ -199,7 +199,7 @@ def figures(
     out["cold_vs_floor"] = max(median(times["ours"]) / median(times["floor"]) for times in loading.values())
     out["cold_vs_peft"] = min(median(times["peft"]) / median(times["ours"]) for times in loading.values())
     out["cold_with_probe_ms"] = 1e3 * median(probed)
-    for rows, end in (("questions", ""), ("pictures", "_pictures")):
+    for rows, end in (("questions", ""), ("images", "_images")):
         mixed = median(mixing[rows]["mixed"])
         out[f"mixed_vs_separate{end}"] = median(mixing[rows]["separate"]) / mixed
         out[f"mixed_vs_peft{end}"] = median(mixing[rows]["peft"]) / mixed

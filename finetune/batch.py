@@ -1,4 +1,4 @@
-"""Rows ready for a model: their tensors, what is learnt of them, what stands for pictures and for tuned prompts.
+"""Rows ready for a model: their tensors, what is learnt of them, what stands for images and for tuned prompts.
 
 Legend of shapes: B rows, T tokens, N learnt tokens or placeholders, D values of an embedding.
 """
@@ -58,7 +58,7 @@ class Batch:
             object.__setattr__(self, "targets", Targets.of(self.labels))
 
     def to(self, device: Any, dtype: torch.dtype) -> Batch:
-        """Returns the batch with its tensors on ``device``, pictures in the model's ``dtype``."""
+        """Returns the batch with its tensors on ``device``, images in the model's ``dtype``."""
         return self._of_each(
             lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
         )
@@ -98,15 +98,15 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFeatures:
-    """What the pictures of one row became: in the processor, then in the frozen vision tower and projector.
+class ImageFeatures:
+    """What the images of one row became: in the processor, then in the frozen vision tower and projector.
 
     Attributes:
-        pooled: one embedding a token of a picture [tokens, D], pictures one behind the other.
+        pooled: one embedding a token of an image [tokens, D], images one behind the other.
         deepstack: for each layer of the language model that gets features of its own, these [tokens, D].
         as_list: whether the model takes a list of such tensors, one a row, or one tensor [1, tokens, D].
-        processed: what the image processor made beside the pixels, a list or a tensor with an entry a picture.
-        replacements: the text that stands for each picture.
+        processed: what the image processor made beside the pixels, a list or a tensor with an entry an image.
+        replacements: the text that stands for each image.
     """
 
     pooled: Tensor
@@ -122,7 +122,7 @@ class PictureFeatures:
 
 
 # What a row shows, opened: an image, or what the images of the row became.
-OpenedMedium: TypeAlias = "Image | PictureFeatures"
+OpenedMedium: TypeAlias = "Image | ImageFeatures"
 
 
 @dataclass(frozen=True)

@@ -154,11 +154,11 @@ class Base:
         """Returns the probe's one row, on the model's device."""
         return self.one_row(*probe_conversation(seed))
 
-    def one_row(self, messages: list[Message], picture: Image) -> Batch:
-        """Returns a batch of one conversation about one picture, on the model's device."""
+    def one_row(self, messages: list[Message], image: Image) -> Batch:
+        """Returns a batch of one conversation about one image, on the model's device."""
         text = self.collator.render(messages)
         with self.preparing:
-            inputs = self.family.encode(self.processor, [Rendered(text, (picture,))], padding_side="right")
+            inputs = self.family.encode(self.processor, [Rendered(text, (image,))], padding_side="right")
         return Batch(inputs, []).to(self.model.device, self.model.dtype)
 
     def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:
@@ -214,7 +214,7 @@ def load_base(
         quantization: of the language tower, ``4bit`` or ``8bit``.
         attn_implementation: how attention is computed; ``auto`` leaves it to transformers.
         verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
-        data: says which turns of a conversation are learnt, and how large a picture may be.
+        data: says which turns of a conversation are learnt, and how large an image may be.
 
     Raises:
         ModelError: it cannot be loaded, or no family supports it.

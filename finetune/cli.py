@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (train, find_lr):
         verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=5")
     sweep.add_argument("overrides", nargs="*", metavar="key=a,b,c", help=_SWEEP_HELP)
-    ask = add("ask", "ask one question about a picture")
+    ask = add("ask", "ask one question about an image")
     ask.add_argument("ref", help="registry reference, adapter folder, or `base`")
     ask.add_argument("image", type=Path)
     ask.add_argument("question")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONFIGS = ("medical/phantoms.yaml", "retail/products.yaml")
 PAGE, TITLE = "demo.html", "One base, two domains"
-SAMPLES = 8  # pictures a domain on the page
+SAMPLES = 8  # images a domain on the page
 
 
 def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
@@ -62,7 +62,7 @@ def _run(folder: Path, json_file: Path | None) -> int:
     recipes = [_recipe(name, folder) for name in CONFIGS]
     refs = []
     for recipe in recipes:
-        print(f"\n== training {recipe.domain} (synthetic pictures)", flush=True)
+        print(f"\n== training {recipe.domain} (synthetic images)", flush=True)
         ref = train(recipe, registry=registry).ref
         assert ref is not None
         refs.append(ref)
@@ -129,12 +129,12 @@ def _write_page(path: Path, recipes: list[Recipe], refs: list[str], evaluations:
     write_page(
         path,
         title=TITLE,
-        intro="A frozen pocket model and two LoRA adapters, each trained for about a minute on synthetic pictures. "
+        intro="A frozen pocket model and two LoRA adapters, each trained for about a minute on synthetic images. "
         "The marked lines are adapters on their own domain.",
         evaluations=evaluations,
         own={ref: recipe.name for ref, recipe in zip(refs, recipes, strict=True)},
         samples={
             f"{recipe.domain} (synthetic)": samples_of(of_recipe[recipe.name], most=SAMPLES) for recipe in recipes
         },
-        footer="All pictures are drawn by a program. They show no patient and no product.",
+        footer="All images are drawn by a program. They show no patient and no product.",
     )

@@ -8,7 +8,7 @@
     ├── MethodError (ValueError)          a method that cannot be attached to this model
     ├── DataError (ValueError)            a row, image or file of the data that cannot be used
     │   ├── RowError                      one row of many; ``data.on_error: skip`` leaves it out
-    │   └── FetchError                    a picture's URL that is not allowed, or leads to no picture
+    │   └── FetchError                    an image's URL that is not allowed, or leads to no image
     ├── TrainingError (RuntimeError)      a run that must stop: dead parameters, a non-finite loss
     │   ├── StoppedError                  a run that was asked to stop, with its state saved
     │   └── FolderInUseError              a folder that another process writes
@@ -79,7 +79,7 @@ class ImageWorkerError(FinetuneError, RuntimeError):
 
 
 class FetchError(DataError):
-    """A picture's URL that is not allowed, or leads to no picture."""
+    """An image's URL that is not allowed, or leads to no image."""
 
 
 class TrainingError(FinetuneError, RuntimeError):

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class ImageHandle(Protocol):
-    """A picture that stays where it is until it is opened: small, hashable, picklable, named by ``str``."""
+    """An image that stays where it is until it is opened: small, hashable, picklable, named by ``str``."""
 
     def read(self) -> Path | bytes:
-        """Returns the picture's file, or the bytes of one."""
+        """Returns the image's file, or the bytes of one."""
         ...
 
     def key(self) -> str:
-        """Returns what changes when the picture may have."""
+        """Returns what changes when the image may have."""
         ...
 
     def files(self) -> Sequence[Path]:
@@ -31,7 +31,7 @@ class ImageHandle(Protocol):
         ...
 
 
-# Where a picture is: a file, the bytes of one, pixels [H, W, 3] uint8, the values [H, W] of an image of more than 8
+# Where an image is: a file, the bytes of one, pixels [H, W, 3] uint8, the values [H, W] of an image of more than 8
 # bits, or a place inside a larger file.
 ImageSource: TypeAlias = "Path | bytes | np.ndarray | ImageHandle"
 Message: TypeAlias = dict[str, Any]
@@ -91,7 +91,7 @@ class Example:
     choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text
     meta: dict[str, Any] = field(default_factory=dict)
     unsupervised: frozenset[int] = frozenset()  # assistant turns, counted from 0, that nothing is learnt from
-    num_tokens: int | None = None  # those of its pictures included; None until they are counted for a base
+    num_tokens: int | None = None  # those of its images included; None until they are counted for a base
     num_answer_tokens: int | None = None  # of its longest answer, the end included; None until they are counted
 
     @property
@@ -156,7 +156,7 @@ def system(text: str) -> Message:
 
 
 def show(*, num_images: int = 1) -> list[Message]:
-    """Returns the message that shows pictures and asks nothing."""
+    """Returns the message that shows images and asks nothing."""
     return [{"role": "user", "content": [{"type": "image"} for _ in range(num_images)]}]
 
 

@@ -1,4 +1,4 @@
-"""Whether a run may put stored features in the place of pictures, and the collator that does."""
+"""Whether a run may put stored features in the place of images, and the collator that does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _VERSIONS = ("finetune-vlm", "torch", "torchvision", "transformers", "pillow")
 # By how much logits may differ, as a share of the largest: what rounding does where a convolution takes another way
-# for a batch than for one picture.
+# for a batch than for one image.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
@@ -55,7 +55,7 @@ def collator_of_run(
         say: is told the line.
 
     Raises:
-        FinetuneError: a picture cannot be opened.
+        FinetuneError: an image cannot be opened.
     """
     found = _why_off(recipe, base, learnt) or _stored(recipe, base, learnt, asked, accelerator, say)
     if isinstance(found, str):
@@ -78,7 +78,7 @@ def _stored(
     few = [row for row in learnt if row.images][:2]
     if reason := _agreed(_why_not_exact(base, collator, few, _fresh(base, collator, few))):
         return reason
-    with_blanks = [*learnt, *asked, *blanked(asked)[0]]  # each is judged with grey pictures too
+    with_blanks = [*learnt, *asked, *blanked(asked)[0]]  # each is judged with grey images too
     filled = _filler(recipe, base, collator, accelerator, say).fill(with_blanks)
     if isinstance(filled, str):
         return filled
@@ -100,8 +100,8 @@ def _why_off(recipe: Recipe, base: Base, learnt: Rows) -> str | None:
     if isinstance(learnt, Stream):
         return "the train rows stream"
     if not isinstance(base.collator_of(recipe.task), Collator):
-        return f"{type(base.model).__name__} takes no features in the place of pictures"
-    return None if any(row.images for row in learnt) else "no train row has a picture"
+        return f"{type(base.model).__name__} takes no features in the place of images"
+    return None if any(row.images for row in learnt) else "no train row has an image"
 
 
 def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLookup | str:
@@ -109,8 +109,7 @@ def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLo
     family = cast("GenerativeFamily", base.family)
     try:
         known = {
-            places_of(row.images): family.picture_features(base.model, base.processor, collator.open(row))
-            for row in rows
+            places_of(row.images): family.image_features(base.model, base.processor, collator.open(row)) for row in rows
         }
     except ModelError as error:
         return str(error)
@@ -120,7 +119,7 @@ def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLo
 def _why_not_exact(
     base: Base, collator: Collator, rows: Sequence[Example], features: FeatureLookup | str
 ) -> str | None:
-    """Tries features on a few rows: their inputs and logits must be those they have with their pictures."""
+    """Tries features on a few rows: their inputs and logits must be those they have with their images."""
     if isinstance(features, str):
         return features
     device, dtype = base.model.device, base.model.dtype
@@ -145,8 +144,8 @@ def _filler(
     family = cast("GenerativeFamily", base.family)
     return Filler(
         store=FeatureStore(_key(base)),
-        open_pictures=collator.open,
-        compute=lambda images: family.picture_features(base.model, base.processor, images),
+        open_images=collator.open,
+        compute=lambda images: family.image_features(base.model, base.processor, images),
         max_bytes=recipe.train.feature_store_max_bytes,
         accelerator=accelerator,
         say=say,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-    from finetune.batch import Batch, PictureFeatures, Placeholders, Rendered
+    from finetune.batch import Batch, ImageFeatures, Placeholders, Rendered
     from finetune.example import Example, Message
     from finetune.prediction import Prediction
     from finetune.recipe import AttnImplementation, Quantization, ReadSection, TaskSection
@@ -43,7 +43,7 @@ class Host:
     model: PreTrainedModel
     towers: Towers
     tokenizer: PreTrainedTokenizerBase
-    forward: Callable[[], Tensor]  # outputs for one synthetic row with a picture, to find out what the forward uses
+    forward: Callable[[], Tensor]  # outputs for one synthetic row with an image, to find out what the forward uses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +158,11 @@ class GenerativeFamily(ModelFamily, Protocol):
         """Returns the inputs of a training batch, told which tokens are learnt where the model must know it."""
         ...
 
-    def picture_features(
-        self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]
-    ) -> PictureFeatures:
-        """Runs the frozen vision tower and projector on the pictures of one row.
+    def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
+        """Runs the frozen vision tower and projector on the images of one row.
 
         Raises:
-            ModelError: this model does not take features in the place of pictures.
+            ModelError: this model does not take features in the place of images.
         """
         ...
 

@@ -3,7 +3,7 @@
 ::
 
     recipe.json  environment.json            the recipe as resolved; versions, machine, state of the checkout
-    samples.txt  samples.html                rows as the model sees them; pictures with questions and answers
+    samples.txt  samples.html                rows as the model sees them; images with questions and answers
     log.jsonl  trackers/                     one line every few steps; what trackers keep here
     checkpoints/                             what a stopped run goes on from
     predictions-*.jsonl  scores-*.json       on the test split, of the base and of the adapter
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
-from finetune.data.pictures import IMAGES
+from finetune.data.image_checks import IMAGES
 from finetune.data.stream import Stream
 from finetune.errors import FinetuneError, TrainingError
 from finetune.evaluation.report import samples_of, write_page

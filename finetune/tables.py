@@ -125,7 +125,7 @@ IMPOSSIBLE = (
     Impossible(
         option="prompt_tuning",
         architecture="dual_encoder",
-        reason="its text tower reads the embedding at the end of a short text, and its pictures pass no tuned prompt",
+        reason="its text tower reads the embedding at the end of a short text, and its images pass no tuned prompt",
         instead="Set method: {name: lora}, which adapts the text tower, the vision tower or both.",
     ),
     Impossible(

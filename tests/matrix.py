@@ -38,7 +38,7 @@ STEPS = 3
 
 
 def rows(count: int = 4) -> list[Example]:
-    """Rows about red and blue pictures, of two sizes and several lengths."""
+    """Rows about red and blue images, of two sizes and several lengths."""
     rng = np.random.default_rng(0)
     examples = []
     for i in range(count):

@@ -16,8 +16,8 @@ from finetune.adapters import base_identity
 from finetune.adapters.base_identity import file_digest, identify_base
 from finetune.build import Base, load_base
 from finetune.cache import cache_home
+from finetune.data.image_checks import IMAGES, look_at
 from finetune.data.images import image_digest
-from finetune.data.pictures import IMAGES, look_at
 from finetune.errors import BaseMismatchError, ModelError, StoppedError, TrainingError
 from finetune.recipe import HubData, ParquetData, SavedData
 from finetune.runs import train
@@ -108,23 +108,23 @@ def test_an_adapter_refuses_a_changed_base_though_its_probe_has_a_receipt(tiny_f
     assert identify_base(str(path)) == identify_base(str(path), verify="full")
 
 
-def picture(path, value):
+def image(path, value):
     PILImage.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
 
 
 def repaint(path, value):
     """Writes another image into a file, and puts its times back."""
     times = path.stat()
-    picture(path, value)
+    image(path, value)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_a_changed_image_is_looked_at_again(tmp_path, monkeypatch):
     path = tmp_path / "a.bmp"
-    picture(path, 1)
+    image(path, 1)
     (old,) = look_at([path], max_pixels=100)
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.data.pictures.look", lambda *args, **options: 1 / 0)
+        patch.setattr("finetune.data.image_checks.look", lambda *args, **options: 1 / 0)
         assert look_at([path], max_pixels=100) == [old]
     repaint(path, 2)
     (new,) = look_at([path], max_pixels=100)
@@ -132,10 +132,10 @@ def test_a_changed_image_is_looked_at_again(tmp_path, monkeypatch):
 
 
 def test_a_changed_image_that_a_table_names_is_looked_at_again(tmp_path):
-    picture(tmp_path / "a.bmp", 1)
+    image(tmp_path / "a.bmp", 1)
     columns = {"image": [{"bytes": None, "path": "a.bmp"}], "question": ["?"], "answer": ["a"]}
-    image = {"bytes": Value("binary"), "path": Value("string")}
-    kinds = Features({"image": image, "question": Value("string"), "answer": Value("string")})
+    column = {"bytes": Value("binary"), "path": Value("string")}
+    kinds = Features({"image": column, "question": Value("string"), "answer": Value("string")})
     Dataset.from_dict(columns, features=kinds).save_to_disk(tmp_path / "train")
     section = SavedData(source="saved", root=str(tmp_path), val=None, test=None)
     digests = []
@@ -236,5 +236,5 @@ def test_a_run_goes_on_with_images_that_were_only_moved_and_reads_none_again(sto
         shutil.copy(path, copy)
         copy.replace(path)
     look_at(sorted((rows_folder / "images").iterdir()), max_pixels=10**6)
-    monkeypatch.setattr("finetune.data.pictures.look", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("finetune.data.image_checks.look", lambda *args, **options: 1 / 0)
     assert train(stopped).adapter.exists()

@@ -32,7 +32,7 @@ def test_a_damaged_cache_is_as_none(make_recipe, tiny_fast_vlm, rows_folder, dam
     answer = work(make_recipe, tiny_fast_vlm, rows_folder)
     there = files(cache_home())
     kinds = {path.parts[0] for path in there}
-    assert kinds >= {"bases", "digests", "probes", "registries", "features", "images.sqlite", "picture_tokens.sqlite"}
+    assert kinds >= {"bases", "digests", "probes", "registries", "features", "images.sqlite", "image_tokens.sqlite"}
     for path in there:
         whole = (cache_home() / path).read_bytes()
         (cache_home() / path).write_bytes(DAMAGE[damage](whole))

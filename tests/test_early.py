@@ -60,7 +60,7 @@ MISTAKES = {
     "find-lr, range": (["find-lr", "R", "--first", "1", "--last", "0.1"], "the learning rate must grow"),
     "find-lr, data": (["find-lr", "R", "data.train=trian.jsonl"], "trian.jsonl: no such file"),
     "ask, no image": (["ask", "base", "{here}/data/a.pgn", "?", "--base", "pocket"], "mean '{here}/data/a.png'?"),
-    "ask, no image file": (["ask", "base", "{here}/file", "?", "--base", "pocket"], "not a readable picture"),
+    "ask, no image file": (["ask", "base", "{here}/file", "?", "--base", "pocket"], "not a readable image"),
     "ask, a folder": (["ask", "base", "{here}", "?", "--base", "pocket"], "this is a folder"),
     "ask, no adapter": (["ask", "retail/none", "{here}/data/a.png", "?"], "no adapter 'retail/none'"),
     "ask, base": (["ask", "base", "{here}/data/a.png", "?", "--base", "{here}/bsae"], "no model at '{here}/bsae'"),

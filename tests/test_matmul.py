@@ -80,7 +80,7 @@ FOLLOWED = {
     "gradient of a gradient": lambda f, x: torch.autograd.functional.hvp(lambda x: f(x).pow(3).sum(), x, x)[1],
     "forward mode": lambda f, x: torch.func.jvp(f, (x,), (x,))[1],
     "functional": lambda f, x: torch.func.grad(lambda x: f(x).pow(2).sum())(x),
-    "of each picture": lambda f, x: torch.func.vmap(torch.func.grad(lambda x: f(x).sum()))(x.expand(3, -1, -1)),
+    "of each image": lambda f, x: torch.func.vmap(torch.func.grad(lambda x: f(x).sum()))(x.expand(3, -1, -1)),
     "traced": lambda f, x: torch.jit.trace(f, x[:20])(x),
     "compiled": lambda f, x: torch.compile(f, backend="eager", fullgraph=True)(x.clone().requires_grad_()).detach(),
 }

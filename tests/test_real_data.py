@@ -1,4 +1,4 @@
-"""The main job on real pictures and a real small base, where they lie at hand."""
+"""The main job on real images and a real small base, where they lie at hand."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,13 @@ pytestmark = [
     pytest.mark.real_data,
     pytest.mark.skipif(
         not (os.environ.get("FINETUNE_BASE") and os.environ.get("FINETUNE_DATA")),
-        reason="set FINETUNE_BASE to a base model and FINETUNE_DATA to the folder of the real pictures",
+        reason="set FINETUNE_BASE to a base model and FINETUNE_DATA to the folder of the real images",
     ),
 ]
 
 
 def test_two_domains_on_one_base(tmp_path):
-    """A few hundred rows of each: enough to beat the base and the grey picture by far, not to reach the table."""
+    """A few hundred rows of each: enough to beat the base and the grey image by far, not to reach the table."""
     settings = {
         "medical/brain_mri.yaml": [
             "data.max_rows={train: 300, val: 40, test: 100}",

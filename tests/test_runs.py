@@ -35,7 +35,7 @@ def script(name, *args, **env):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_runs(path, tmp_path, capsys, monkeypatch, tiny_fast_vlm, rows_folder):
-    """Configs of real pictures run on a tiny base of the same class and a few drawn squares."""
+    """Configs of real images run on a tiny base of the same class and a few drawn squares."""
     monkeypatch.setenv("FINETUNE_BASE", str(tiny_fast_vlm))
     monkeypatch.setenv("FINETUNE_DATA", "unused")
     few = FEW if path in PROCEDURAL else [*FEW[1:], f"data.root={rows_folder}"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.gate import Gate
 
 _PIXELS = ("pixel_values", "pixel_attention_mask")  # what features stand for
-_OF_PICTURES = (*_PIXELS, "image_grid_thw")  # what features are made of
+_OF_IMAGES = (*_PIXELS, "image_grid_thw")  # what features are made of
 
 
 def run(job: Job, gate: Gate) -> None:
@@ -57,6 +57,6 @@ def run(job: Job, gate: Gate) -> None:
 
 @torch.no_grad()
 def _features(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """Returns what the vision tower and the projector make of a batch's pictures."""
-    given = {name: inputs[name] for name in _OF_PICTURES if name in inputs}
+    """Returns what the vision tower and the projector make of a batch's images."""
+    given = {name: inputs[name] for name in _OF_IMAGES if name in inputs}
     return model.model.get_image_features(**given, return_dict=True).pooler_output

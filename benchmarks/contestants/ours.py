@@ -40,7 +40,7 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
     Args:
         job: what to do.
         gate: is told of every step.
-        store: whether what the frozen tower makes of a picture is computed once.
+        store: whether what the frozen tower makes of an image is computed once.
     """
     recipe = recipe_of(job, store=store)
     accelerator = Accelerator(gradient_accumulation_steps=1, cpu=job.device == "cpu")

@@ -59,7 +59,7 @@ def run(job: Job, gate: Gate) -> None:
 
 
 def _dataset(job: Job) -> Dataset:
-    """Returns the rows of all steps, in order; pictures are opened when a row is read."""
+    """Returns the rows of all steps, in order; images are opened when a row is read."""
     rows = read_rows(job.rows)
     columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
     for row in (rows[index] for index in job.order):

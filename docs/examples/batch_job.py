@@ -1,9 +1,9 @@
-"""A batch job: questions about pictures in a Parquet file, answered into another, each by the adapter of its row.
+"""A batch job: questions about images in a Parquet file, answered into another, each by the adapter of its row.
 
     python docs/examples/batch_job.py questions.parquet answers.parquet --base pocket
 
 Columns: `image` (bytes, a path beside the file, or the struct of both that datasets writes), `question`, and `adapter`
-where it is there (a reference; null for the plain base). The output has all columns but the pictures, and `answer` and
+where it is there (a reference; null for the plain base). The output has all columns but the images, and `answer` and
 `error`, of which one is null: a row that cannot be answered stops no other.
 
 Answers are kept by batch beside the output, so that the same command goes on where a job was stopped. Name versions,
@@ -91,32 +91,32 @@ def begin(parts: Path, args: argparse.Namespace) -> None:
 
 
 def answered(vlm: finetune.VisionLanguageModel, batch: pa.RecordBatch, folder: Path) -> pa.RecordBatch:
-    """Returns the rows without pictures, with their answers or errors."""
+    """Returns the rows without images, with their answers or errors."""
     rows = batch.to_pylist()
-    pictures = [picture_of(row["image"], folder) for row in rows]
+    images = [image_of(row["image"], folder) for row in rows]
     questions = [row["question"] for row in rows]
     adapters = [row.get("adapter") for row in rows]
     try:
-        answers, errors = vlm.ask_batch(pictures, questions, adapters=adapters), [None] * len(rows)
+        answers, errors = vlm.ask_batch(images, questions, adapters=adapters), [None] * len(rows)
     except OF_A_ROW:  # of one row at least: one at a time, so that it stands alone
-        asked = zip(pictures, questions, adapters, strict=True)
+        asked = zip(images, questions, adapters, strict=True)
         answers, errors = zip(*(alone(vlm, *each) for each in asked), strict=True)
     kept = batch.drop_columns(["image"])
     kept = kept.append_column("answer", pa.array(answers, pa.string()))
     return kept.append_column("error", pa.array(errors, pa.string()))
 
 
-def alone(vlm, picture, question, adapter) -> tuple[str | None, str | None]:
+def alone(vlm, image, question, adapter) -> tuple[str | None, str | None]:
     """Returns the answer to one row, or what is wrong with it."""
     try:
         with vlm.using(adapter):
-            return vlm.ask(picture, question), None
+            return vlm.ask(image, question), None
     except OF_A_ROW as error:
         return None, str(error)
 
 
-def picture_of(cell, folder: Path) -> bytes | Path | None:
-    """Returns a picture as it stands in its column."""
+def image_of(cell, folder: Path) -> bytes | Path | None:
+    """Returns an image as it stands in its column."""
     if isinstance(cell, dict):
         cell = cell["bytes"] or cell["path"]
     return folder / cell if isinstance(cell, str) else cell

@@ -1,4 +1,4 @@
-"""A service of one's own: a picture in, an answer out, by the adapter that the request names.
+"""A service of one's own: an image in, an answer out, by the adapter that the request names.
 
     APP_BASE=pocket APP_ADAPTERS=medical/phantoms@prod,retail/products \
         uvicorn --app-dir docs/examples fastapi_app:app
@@ -21,7 +21,7 @@ import finetune
 from finetune.errors import DataError
 from finetune.serving.streaming import TextStream
 
-MAX_BYTES = 10 * 1024 * 1024  # of a picture
+MAX_BYTES = 10 * 1024 * 1024  # of an image
 
 
 @asynccontextmanager
@@ -39,17 +39,17 @@ app = FastAPI(lifespan=lifespan)
 
 @app.exception_handler(DataError)
 def unusable(request: Request, error: DataError) -> JSONResponse:
-    """Tells whoever sent a picture what is wrong with it."""
+    """Tells whoever sent an image what is wrong with it."""
     return JSONResponse({"detail": str(error)}, status_code=400)
 
 
-async def read_picture(request: Request) -> bytes:
-    """Returns the request's body, and reads no more than a picture may have."""
+async def read_image(request: Request) -> bytes:
+    """Returns the request's body, and reads no more than an image may have."""
     data = bytearray()
     async for piece in request.stream():
         data += piece
         if len(data) > MAX_BYTES:
-            raise HTTPException(413, f"a picture has at most {MAX_BYTES} bytes")
+            raise HTTPException(413, f"an image has at most {MAX_BYTES} bytes")
     return bytes(data)
 
 
@@ -60,23 +60,23 @@ def read_adapter(request: Request, adapter: str | None = None) -> str | None:
     return adapter
 
 
-Picture = Annotated[bytes, Depends(read_picture)]
+Image = Annotated[bytes, Depends(read_image)]
 Adapter = Annotated[str | None, Depends(read_adapter)]
 
 
 # Functions that are not async: FastAPI runs each in a thread, so that answering holds up no other request.
 @app.post("/ask")
-def ask(request: Request, picture: Picture, adapter: Adapter, question: str) -> dict[str, str]:
+def ask(request: Request, image: Image, adapter: Adapter, question: str) -> dict[str, str]:
     """Returns the whole answer."""
     with request.app.state.vlm.using(adapter) as vlm:
-        return {"answer": vlm.ask(picture, question)}
+        return {"answer": vlm.ask(image, question)}
 
 
 @app.post("/stream")
-def stream(request: Request, picture: Picture, adapter: Adapter, question: str) -> StreamingResponse:
+def stream(request: Request, image: Image, adapter: Adapter, question: str) -> StreamingResponse:
     """Sends the answer while it is made; it ends early where the client goes."""
     with request.app.state.vlm.using(adapter) as vlm:
-        return StreamingResponse(pieces(vlm.stream(picture, question)), media_type="text/plain")
+        return StreamingResponse(pieces(vlm.stream(image, question)), media_type="text/plain")
 
 
 async def pieces(answer: TextStream) -> AsyncIterator[str]:

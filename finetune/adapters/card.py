@@ -111,7 +111,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         f"# {manifest.full_name}, {card.version}",
         "",
         f"{what}, of {domain}, task {markdown(record.task)}. {tie} weights and config with the digest `{base.digest}`.",
-        *(["", "**Trained on pictures that were drawn by a program.**"] if manifest.synthetic else []),
+        *(["", "**Trained on images that were drawn by a program.**"] if manifest.synthetic else []),
         "",
         markdown_block(card.loading, card.loading_language),
         "",
@@ -120,7 +120,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         *_asking(manifest),
         *_images(manifest),
         *_table(manifest),
-        f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and pictures: "
+        f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and images: "
         f"{rows or 'not told'}. Recipe `{record.recipe_digest[:16]}`.",
         "",
         f"Intended use: {markdown(manifest.intended_use or _NOT_STATED)}",

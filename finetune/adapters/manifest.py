@@ -1,6 +1,6 @@
 """The manifest: everything that must be true before an adapter may run, in one JSON file beside its weights.
 
-It holds no rows, no pictures and no local paths, so it can be published. Nothing here imports torch.
+It holds no rows, no images and no local paths, so it can be published. Nothing here imports torch.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ class BaseIdentity(_Part):
 
 
 class ProcessorDigests(_Part):
-    """What turns pictures and text into tensors, and tensors into text; a change of any part changes the answers."""
+    """What turns images and text into tensors, and tensors into text; a change of any part changes the answers."""
 
     tokenizer: Sha256
     processor_config: Sha256
@@ -193,7 +193,7 @@ class TrainingRecord(_Part):
 
     recipe_digest: Sha256  # of the whole recipe as it was resolved
     recipe: dict[Word, Any] | None = None  # the recipe itself, without local paths; None where only the digest is known
-    data: dict[Word, Sha256]  # split -> digest of its rows and pictures
+    data: dict[Word, Sha256]  # split -> digest of its rows and images
     rows: dict[Word, int]  # split -> number of rows
     streamed: list[Word] = []  # splits whose digest is of their files' versions, and whose rows are those the run read
     seed: int
@@ -207,10 +207,10 @@ ProbeValues = Annotated[list[ProbeRow], Field(min_length=2, max_length=4)]
 
 
 class Probe(_Part):
-    """What base and adapter made of a synthetic picture and text, recorded when the adapter was saved.
+    """What base and adapter made of a synthetic image and text, recorded when the adapter was saved.
 
     Both are fp32: of a generative base [4 positions][64 token ids], logits; of a dual encoder [2][64], values of the
-    embeddings of picture and text.
+    embeddings of image and text.
     """
 
     version: int
@@ -239,7 +239,7 @@ class AdapterManifest(_Part):
     namespace: NamePart
     name: NamePart
     created: UtcTime
-    synthetic: bool  # trained on pictures drawn by a program
+    synthetic: bool  # trained on images drawn by a program
     base: BaseIdentity
     processor: ProcessorDigests
     adapter: AdapterDescription

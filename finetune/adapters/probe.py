@@ -1,6 +1,6 @@
 """The probe: does the adapter, on this base, still do what it did when it was saved?
 
-A synthetic picture and text, made from a seed, go through the base and through the adapted model. What is compared
+A synthetic image and text, made from a seed, go through the base and through the adapted model. What is compared
 is the effect, the difference between the two: equal weights on a wrong base, or half an adapter, have another one.
 """
 
@@ -41,15 +41,15 @@ class ProbeResult:
 
 
 def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
-    """Returns the synthetic conversation and its picture; changing what it returns needs a new ``VERSION``."""
+    """Returns the synthetic conversation and its image; changing what it returns needs a new ``VERSION``."""
     rng = np.random.default_rng([VERSION, seed])
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    picture = Image.fromarray(np.kron(coarse, np.ones((32, 32, 1), np.uint8)))
-    return [*ask("What does this picture show, and where?"), answer("one red circle, left")], picture
+    image = Image.fromarray(np.kron(coarse, np.ones((32, 32, 1), np.uint8)))
+    return [*ask("What does this picture show, and where?"), answer("one red circle, left")], image
 
 
 def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Tensor:
-    """Returns what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of picture and text.
+    """Returns what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of image and text.
 
     Args:
         outputs: of the one row that ``probe_conversation`` gives: logits [T, V], or embeddings [2, D].

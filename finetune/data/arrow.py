@@ -1,4 +1,4 @@
-"""Rows from tables: Parquet files and folders saved by ``datasets``. Pictures stay on disk until they are opened."""
+"""Rows from tables: Parquet files and folders saved by ``datasets``. Images stay on disk until they are opened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from finetune.example import Example
     from finetune.recipe import ColumnData, ParquetData, SavedData, TaskSection
 
-_PICTURE_KEYS = ("image", "images")
+_IMAGE_KEYS = ("image", "images")
 
 
 def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
@@ -119,7 +119,7 @@ def table_examples(
         place: row number -> (id, where it stands).
         what: what to call the table in errors.
         task: how a question is put.
-        root: folder that paths of pictures are relative to.
+        root: folder that paths of images are relative to.
         bad: where rows go that cannot be used.
 
     Raises:
@@ -128,12 +128,10 @@ def table_examples(
     require_columns(section, dataset.column_names, task, where=what)
     if not len(dataset):
         raise DataError(f"{what}: no rows")
-    named = [getattr(section, key) for key in _PICTURE_KEYS]
-    pictures = [name for name in named if _holds_pictures(dataset, name)]
-    texts = [name for name in read_fields(section, task) if name in dataset.column_names and name not in pictures]
-    columns: dict[str, Iterator[Any]] = {
-        name: stored_images(dataset, name, root=root, place=place) for name in pictures
-    }
+    named = [getattr(section, key) for key in _IMAGE_KEYS]
+    images = [name for name in named if _holds_images(dataset, name)]
+    texts = [name for name in read_fields(section, task) if name in dataset.column_names and name not in images]
+    columns: dict[str, Iterator[Any]] = {name: stored_images(dataset, name, root=root, place=place) for name in images}
     columns |= {name: _shown(dataset, name) for name in refused_columns(section, task, dataset.column_names)}
     bad.unread.update(dict.fromkeys(unread_columns(section, task, dataset.column_names), len(dataset)))
     examples = []
@@ -149,9 +147,9 @@ def table_examples(
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A picture in a cell of a table: the struct {bytes, path} of ``datasets``, or its bytes."""
+    """An image in a cell of a table: the struct {bytes, path} of ``datasets``, or its bytes."""
 
-    table: PictureTable
+    table: ImageTable
     row: int
     item: int | None  # in a cell that holds several
     root: Path  # folder that a path is relative to
@@ -168,7 +166,7 @@ class StoredImage:
         if data is not None:
             return data
         if not path:
-            raise RowError(f"{self.name}: the picture is missing", reason="missing picture")
+            raise RowError(f"{self.name}: the image is missing", reason="missing image")
         return self.root / path
 
     def key(self) -> str:
@@ -185,8 +183,8 @@ class StoredImage:
         return (value,) if isinstance(value, Path) else ()
 
 
-class PictureTable:
-    """One column of pictures on disk. It is pickled by its place, and opened once in a process.
+class ImageTable:
+    """One column of images on disk. It is pickled by its place, and opened once in a process.
 
     Args:
         dataset: has this one column, in Arrow's own format.
@@ -220,7 +218,7 @@ class PictureTable:
         return pickle.dumps(self.dataset)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PictureTable) and self.key == other.key
+        return isinstance(other, ImageTable) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -229,21 +227,21 @@ class PictureTable:
         return _table, (self.key, self.pickled)
 
 
-_TABLES: dict[str, PictureTable] = {}  # those opened in this process
+_TABLES: dict[str, ImageTable] = {}  # those opened in this process
 
 
-def _table(key: str, pickled: bytes) -> PictureTable:
-    return _TABLES.get(key) or PictureTable(pickle.loads(pickled))
+def _table(key: str, pickled: bytes) -> ImageTable:
+    return _TABLES.get(key) or ImageTable(pickle.loads(pickled))
 
 
 def stored_images(
     dataset: Dataset, column: str, *, root: Path, place: Callable[[int], tuple[str, str]]
 ) -> Iterator[StoredImage | list[StoredImage] | None]:
-    """Yields what each row holds in a column of pictures, without reading one."""
+    """Yields what each row holds in a column of images, without reading one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = PictureTable(dataset.select_columns([column]).with_format("arrow"))
+    table = ImageTable(dataset.select_columns([column]).with_format("arrow"))
     row = 0
     for piece in table.dataset.iter(batch_size=1000):
         cells = piece.column(0)
@@ -285,8 +283,8 @@ def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
                 yield [] if several and not len(cell.values) else f"a value of type {kind}"
 
 
-def _holds_pictures(dataset: Dataset, column: str | None) -> bool:
-    """Tells whether a column holds pictures themselves; a column of texts holds paths."""
+def _holds_images(dataset: Dataset, column: str | None) -> bool:
+    """Tells whether a column holds images themselves; a column of texts holds paths."""
     import pyarrow as pa
 
     if column not in dataset.column_names:

@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import OpenedMedium, PictureFeatures
+    from finetune.batch import ImageFeatures, OpenedMedium
     from finetune.example import Example, ImageSource, Message
     from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide
     from finetune.recipe import ReadSection
 
-    FeatureLookup = Callable[[Sequence[ImageSource]], PictureFeatures]  # what became of a row's pictures
+    FeatureLookup = Callable[[Sequence[ImageSource]], ImageFeatures]  # what became of a row's images
 
 
 KEPT_TOKENS = 1_000_000  # of rendered rows, some 40 bytes each
 
 
 class Collator:
-    """Makes batches for one model; rows with several pictures, one or none stand in one batch.
+    """Makes batches for one model; rows with several images, one or none stand in one batch.
 
     Args:
         family: how this model's inputs are made.
         processor: the model's own.
         end_ids: token ids that end a turn, as generation knows them.
         supervise: whether all assistant turns of a conversation are learnt, or the last one.
-        max_image_pixels: cap on width x height of a picture.
+        max_image_pixels: cap on width x height of an image.
         num_embeddings: tokens that the model knows; None for all of the tokenizer.
 
     Raises:
-        ModelError: the processor has no token that stands for a picture.
+        ModelError: the processor has no token that stands for an image.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Collator:
         self.num_embeddings = num_embeddings
         image_id = getattr(processor, "image_token_id", None)
         if image_id is None:
-            raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for a picture")
+            raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for an image")
         self.image_id = int(image_id)
         self._rendered: dict[tuple[str, tuple[str, ...], frozenset[int]], Tokenized] = {}  # by all they follow from
         self._room = KEPT_TOKENS
@@ -84,10 +84,10 @@ class Collator:
             family: of the base.
             model: of the base.
             processor: of the base.
-            data: says which turns of a conversation are learnt, and how large a picture may be; None for the defaults.
+            data: says which turns of a conversation are learnt, and how large an image may be; None for the defaults.
 
         Raises:
-            ModelError: no token ends an answer, or none stands for a picture.
+            ModelError: no token ends an answer, or none stands for an image.
         """
         ends = model.generation_config.eos_token_id
         end_ids = ends if isinstance(ends, list) else [ends]
@@ -186,7 +186,7 @@ class Collator:
         return other
 
     def reading(self, features: FeatureLookup) -> Collator:
-        """Returns a collator that puts ``features`` in the place of pictures, and opens none."""
+        """Returns a collator that puts ``features`` in the place of images, and opens none."""
         other = copy.copy(self)
         other._features = features
         return other

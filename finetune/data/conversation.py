@@ -45,11 +45,11 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
 
     Args:
         messages: dicts of ``role`` and ``content``; content is a text or a list of ``{"type": "text", "text": ...}``
-            and ``{"type": "image"}`` parts, an image part with its picture under ``image`` or ``path`` or without.
+            and ``{"type": "image"}`` parts, an image part with its image under ``image`` or ``path`` or without.
         where: what to call the conversation in errors.
 
     Returns:
-        The conversation with every content a list of parts, and the pictures that stood in it, one a part or none.
+        The conversation with every content a list of parts, and the images that stood in it, one a part or none.
 
     Raises:
         RowError: it is not a conversation whose user and assistant take turns.
@@ -57,7 +57,7 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
     if not isinstance(messages, list) or not messages:
         raise _wrong(where, f"a conversation is a list of messages that is not empty, not {brief(messages, 80)}")
     out: list[Message] = []
-    pictures: list[Any] = []
+    images: list[Any] = []
     for number, message in enumerate(messages, start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
@@ -69,15 +69,15 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
         if role != expected and not (role == "system" and number == 1):
             raise _wrong(place, f"after {out[-1]['role'] if out else 'the start'} comes {expected}, not {role}")
         _refuse_keys(message, _MESSAGE_KEYS, place)
-        out.append({"role": role, "content": _content(message.get("content"), role, place, pictures)})
+        out.append({"role": role, "content": _content(message.get("content"), role, place, images)})
     parts = num_image_parts(out)
-    if pictures and len(pictures) != parts:
-        raise _wrong(where, f"{len(pictures)} of {parts} image parts name their picture: either all do or none")
-    return out, pictures
+    if images and len(images) != parts:
+        raise _wrong(where, f"{len(images)} of {parts} image parts name their image: either all do or none")
+    return out, images
 
 
 def num_image_parts(messages: list[Message]) -> int:
-    """Returns how many pictures a conversation has places for."""
+    """Returns how many images a conversation has places for."""
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
@@ -85,7 +85,7 @@ def _next_role(before: list[Message]) -> str:
     return "assistant" if before and before[-1]["role"] == "user" else "user"
 
 
-def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[dict[str, str]]:
+def _content(content: Any, role: str, place: str, images: list[Any]) -> list[dict[str, str]]:
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
@@ -102,15 +102,15 @@ def _content(content: Any, role: str, place: str, pictures: list[Any]) -> list[d
                 if {"url", "base64"} & given.keys():
                     raise _wrong(
                         place,
-                        "a picture stands under image or path, or beside the messages; url and base64 are not read",
+                        "an image stands under image or path, or beside the messages; url and base64 are not read",
                     )
                 _refuse_keys(given, _PART_KEYS | {"text": _ONE_KIND}, place)
                 if "index" in given and {"image", "path"} & given.keys():
                     raise _wrong(place, "an image part names its image or gives its index, not both")
-                pictures += [given[key] for key in ("image", "path") if key in given][:1]
+                images += [given[key] for key in ("image", "path") if key in given][:1]
                 parts.append({"type": "image"})
             case "image":
-                raise _wrong(place, f"only a user's message may hold pictures, not the {role}'s")
+                raise _wrong(place, f"only a user's message may hold images, not the {role}'s")
             case _:
                 raise _wrong(
                     place, f'a part is {{"type": "text", "text": ...}} or {{"type": "image"}}, not {brief(part, 80)}'

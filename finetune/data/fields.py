@@ -72,7 +72,7 @@ def require_columns(section: ColumnData, columns: Collection[str], task: TaskSec
     if section.image is not None and not {section.image, section.images} & set(columns):
         raise DataError(
             f"{where}: {section.image!r} is no column. {there} Name the right one with data.image=COLUMN, or say that "
-            "there are no pictures with data.image=null."
+            "there are no images with data.image=null."
         )
 
 
@@ -83,7 +83,7 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
         row: as it was read.
         section: what its fields are called.
         task: how a question is put.
-        root: folder that paths of pictures are relative to.
+        root: folder that paths of images are relative to.
         bad: knows the ids of the rows before.
 
     Raises:
@@ -108,23 +108,23 @@ def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *
         )
 
 
-def as_picture(value: Any, root: Path, where: str) -> ImageSource:
-    """Returns where the picture is that a field holds: a path, or a place in a table."""
+def as_image(value: Any, root: Path, where: str) -> ImageSource:
+    """Returns where the image is that a field holds: a path, or a place in a table."""
     if isinstance(value, ImageHandle):
         return value
     if value is None:
-        raise RowError(f"{where}: the picture is missing", reason="missing picture")
+        raise RowError(f"{where}: the image is missing", reason="missing image")
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{where}: a picture is the path of its file, not {brief(value, 80)}", reason="wrong type")
+        raise RowError(f"{where}: an image is the path of its file, not {brief(value, 80)}", reason="wrong type")
     if _URL.match(value):
         raise RowError(
-            f"{where}: a picture is the path of its file; {brief(value, 60)} is a URL. Save the image as a file beside "
+            f"{where}: an image is the path of its file; {brief(value, 60)} is a URL. Save the image as a file beside "
             "the rows, or keep images in Parquet.",
-            reason="picture that is no path",
+            reason="image that is no path",
         )
     path = _file_of(root, value)
     if path is None:
-        raise RowError(f"{where}: {_why_no_file(root / value, value)}", reason="missing picture")
+        raise RowError(f"{where}: {_why_no_file(root / value, value)}", reason="missing image")
     return path
 
 
@@ -140,13 +140,13 @@ def _file_of(root: Path, value: str) -> Path | None:
 def _why_no_file(path: Path, value: str) -> str:
     if len(value) > 255 and _BASE64.fullmatch(value):
         return (
-            f"a picture is the path of its file; {brief(value, 60)} looks like base64. Save the image as a file beside "
+            f"an image is the path of its file; {brief(value, 60)} looks like base64. Save the image as a file beside "
             "the rows, or keep images in Parquet"
         )
     with suppress(OSError, ValueError):
         if path.is_dir():
-            return f"the picture {plain(str(path))} does not exist: it is a folder"
-    return f"the picture {plain(str(path))} does not exist"
+            return f"the image {plain(str(path))} does not exist: it is a folder"
+    return f"the image {plain(str(path))} does not exist"
 
 
 class _Fields:
@@ -186,12 +186,12 @@ class _Fields:
         places = num_image_parts(messages)
         beside = self.images(needed=places > len(inside))
         if inside and beside:
-            raise RowError(f"{where}: pictures stand both in the messages and beside them", reason="pictures twice")
-        sources = beside or [as_picture(value, self.root, where) for value in inside]
+            raise RowError(f"{where}: images stand both in the messages and beside them", reason="images twice")
+        sources = beside or [as_image(value, self.root, where) for value in inside]
         if len(sources) != places:
             raise RowError(
-                f'{where}: {len(sources)} pictures for {places} {{"type": "image"}} parts of the messages',
-                reason="pictures and their places differ",
+                f'{where}: {len(sources)} images for {places} {{"type": "image"}} parts of the messages',
+                reason="images and their places differ",
             )
         if (order := image_order(raw, where=where)) is not None:
             sources = [sources[index] for index in order]
@@ -297,17 +297,17 @@ class _Fields:
         return (question or "all") if self.section.kind is None else self._name("kind")
 
     def images(self, *, needed: bool = True) -> list[ImageSource]:
-        """Returns where the row's pictures are: those of ``images``, else the one of ``image``."""
+        """Returns where the row's images are: those of ``images``, else the one of ``image``."""
         several = self._value("images")
         if several is not None:
             if not isinstance(several, list):
-                raise self._fault("images", f"must be a list of pictures, not {brief(several, 80)}", "wrong type")
-            return [as_picture(value, self.root, self.row.where) for value in several]
+                raise self._fault("images", f"must be a list of images, not {brief(several, 80)}", "wrong type")
+            return [as_image(value, self.root, self.row.where) for value in several]
         name = self.section.image
         absent = name is not None and name not in self.row.fields
         if name is None or (self._value("image") is None and not (needed and absent)):
             return []  # null says that there is none; a field that is absent may have another name
-        return [as_picture(self._needed("image"), self.root, self.row.where)]
+        return [as_image(self._needed("image"), self.root, self.row.where)]
 
     def _needed(self, key: str) -> Any:
         name = getattr(self.section, key)

@@ -85,7 +85,7 @@ class ImageWorkers:
                     "PNG.",
                     reason="image takes too long to decode",
                 )
-            raise RowError(f"{name}: its decoder crashes on it. Save it anew.", reason="unreadable picture")
+            raise RowError(f"{name}: its decoder crashes on it. Save it anew.", reason="unreadable image")
         header, payload = answer
         if "error" in header:
             raise RowError(header["error"], reason=header["reason"])

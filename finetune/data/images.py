@@ -1,4 +1,4 @@
-"""Opening pictures: any mode and orientation becomes upright RGB; a picture too large to decode safely is refused."""
+"""Opening images: any mode and orientation becomes upright RGB; an image too large to decode safely is refused."""
 
 import hashlib
 import io
@@ -20,10 +20,10 @@ from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ImageHandle, ImageOptions, ImageSource
 
-# PIL reads more, some of it by starting other programs (EPS), some of it no pictures (fonts, streams).
+# PIL reads more, some of it by starting other programs (EPS), some of it no images (fonts, streams).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Image.init()  # PIL knows formats by name only once all of its readers are loaded
-OVER_CAP = "picture over the pixel cap"  # the reason of a row that is refused for it
+OVER_CAP = "image over the pixel cap"  # the reason of a row that is refused for it
 _PLAIN = ImageOptions()
 MOST_SCANS = 100  # of a JPEG; encoders write ten or so
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
@@ -55,24 +55,24 @@ def open_image(
     name: str | None = None,
     options: ImageOptions = _PLAIN,
 ) -> Image.Image:
-    """Returns the picture as upright RGB; of an animation its first frame.
+    """Returns the image as upright RGB; of an animation its first frame.
 
     What is transparent is seen on white, as on a page or in a shop: the colour stored under full transparency is
     arbitrary, and mostly black. Grey of more than 8 bits is scaled to 8 bit.
 
     Args:
-        source: where the picture is.
-        max_pixels: width x height above which the picture is refused before it is decoded.
+        source: where the image is.
+        max_pixels: width x height above which the image is refused before it is decoded.
         max_aspect: longer side to shorter side above which it is.
-        name: what to call the picture in errors; its path by default.
+        name: what to call the image in errors; its path by default.
         options: how it is opened.
 
     Raises:
         RowError: it is missing, unreadable, truncated or too large.
     """
     if isinstance(source, np.ndarray):
-        refuse_aspect(source.shape[1::-1], name or "the picture", max_aspect)
-        return Image.fromarray(source) if source.ndim == 3 else _scaled(source, options, name or "the picture")
+        refuse_aspect(source.shape[1::-1], name or "the image", max_aspect)
+        return Image.fromarray(source) if source.ndim == 3 else _scaled(source, options, name or "the image")
     with no_bomb_warnings(), _opened(source, max_pixels, name, options.page, max_aspect) as file:
         return _upright_rgb(file, options.range)
 
@@ -95,7 +95,7 @@ def read_pixels(
 def read_through(
     source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None, page: int | None = None
 ) -> ImageFacts:
-    """Reads the whole picture once; call it inside ``no_bomb_warnings``.
+    """Reads the whole image once; call it inside ``no_bomb_warnings``.
 
     A header alone does not tell that the end is missing. The whole stream of a JPEG is read, but only an eighth of
     its width and height computed, which takes a fraction of the time.
@@ -134,7 +134,7 @@ def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
 
 @contextmanager
 def no_bomb_warnings() -> Iterator[None]:
-    """Silences PIL's warning of large pictures: the cap of this room is another, and an error.
+    """Silences PIL's warning of large images: the cap of this room is another, and an error.
 
     Warning filters belong to the whole process, so this stands around threads and never inside one.
     """
@@ -147,8 +147,8 @@ def no_bomb_warnings() -> Iterator[None]:
 def _opened(
     source: ImageSource, max_pixels: int, name: str | None, page: int | None = None, max_aspect: int = MOST_ASPECT
 ) -> Iterator[Image.Image]:
-    """Opens a picture whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
-    name = name or ("the picture" if isinstance(source, bytes) else str(source))
+    """Opens an image whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
+    name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
         place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
         with Image.open(io.BytesIO(place) if isinstance(place, bytes) else place, formats=FORMATS) as file:
@@ -160,7 +160,7 @@ def _opened(
     except (FinetuneError, MemoryError):
         raise
     except FileNotFoundError:
-        raise RowError(f"{name}: no such file", reason="missing picture") from None
+        raise RowError(f"{name}: no such file", reason="missing image") from None
     except Image.DecompressionBombError:  # at twice PIL's own cap, before the size can be asked for
         raise RowError(
             f"{name}: it is over twice PIL's own cap of {Image.MAX_IMAGE_PIXELS} pixels. Shrink it.",
@@ -170,15 +170,15 @@ def _opened(
         if lfs.is_pointer(place if isinstance(place, bytes) else place.read_bytes()):
             raise RowError(f"{name}: {lfs.WAY_OUT}", reason="git-LFS pointer") from None
         raise RowError(
-            f"{name}: not a readable picture: it is none of {', '.join(FORMATS)}", reason="unreadable picture"
+            f"{name}: not a readable image: it is none of {', '.join(FORMATS)}", reason="unreadable image"
         ) from None
     except Exception as error:  # PIL's readers raise almost anything on bytes that were not made by a writer
         what = str(error) or type(error).__name__
-        raise RowError(f"{name}: not a readable picture: {what}", reason="unreadable picture") from None
+        raise RowError(f"{name}: not a readable image: {what}", reason="unreadable image") from None
 
 
 def as_source(image: Any) -> ImageSource:
-    """Returns a picture from an app as an ImageSource.
+    """Returns an image from an app as an ImageSource.
 
     Args:
         image: a path, bytes, a PIL image, pixels as ``pixels_of`` takes them, or a row's own.
@@ -200,7 +200,7 @@ def as_source(image: Any) -> ImageSource:
     if isinstance(image, Path | bytes | ImageHandle):
         return image
     raise DataError(
-        "a picture is a path, bytes, a PIL image, or an RGB array of numpy or torch, "
+        "an image is a path, bytes, a PIL image, or an RGB array of numpy or torch, "
         f"not {type(image).__module__}.{type(image).__qualname__}"
     )
 
@@ -279,7 +279,7 @@ def _refuse_floats(image: Image.Image) -> None:
 
 
 def image_digest(source: ImageSource) -> str:
-    """Returns the SHA-256 of the picture's file, bytes or pixels."""
+    """Returns the SHA-256 of the image's file, bytes or pixels."""
     if isinstance(source, np.ndarray):
         return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
     place = source if isinstance(source, Path | bytes) else source.read()

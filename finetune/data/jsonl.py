@@ -1,4 +1,4 @@
-"""Rows from JSON Lines files beside their pictures."""
+"""Rows from JSON Lines files beside their images."""
 
 from pathlib import Path
 

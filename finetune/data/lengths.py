@@ -1,4 +1,4 @@
-"""How many tokens a row will be, known before the first step without opening a picture: nothing is ever cut."""
+"""How many tokens a row will be, known before the first step without opening an image: nothing is ever cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from finetune.batch import Rendered
 from finetune.cache import Notes
 from finetune.data.aspect_ratio import refuse_aspect
-from finetune.data.pictures import picture_sizes
+from finetune.data.image_checks import image_sizes
 from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ask
 from finetune.interfaces import RowTokens
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from finetune.data.bad_rows import BadRows
     from finetune.data.collate import Collator
-    from finetune.data.pictures import Size
+    from finetune.data.image_checks import Size
     from finetune.example import Example
     from finetune.interfaces import RowLengths
     from finetune.recipe import RowsSection
@@ -46,8 +46,8 @@ def refused_by_processor(where: str, processor: ProcessorMixin, error: Exception
 class Lengths:
     """Counts the tokens of rows for one base.
 
-    What pictures become depends on nothing but their sizes, so the processor is asked once for each row of sizes,
-    with blank pictures, and its answer is remembered. Where a processor puts line breaks around a picture that merge
+    What images become depends on nothing but their sizes, so the processor is asked once for each row of sizes,
+    with blank images, and its answer is remembered. Where a processor puts line breaks around an image that merge
     with the text beside it, a row may turn out a token or two shorter.
 
     Args:
@@ -57,7 +57,7 @@ class Lengths:
 
     def __init__(self, collator: Collator, *, key: str):
         self.collator, self.key = collator, f"{version('transformers')} {key}"
-        self.notes = Notes("picture_tokens.sqlite")
+        self.notes = Notes("image_tokens.sqlite")
         self.tokens: dict[tuple[Size, ...], int] = {(): 0}
 
     def learnt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
@@ -77,7 +77,7 @@ class Lengths:
 
     def _of_row(self, example: Example, sizes: Sequence[Size]) -> int:
         try:
-            return self.of_pictures(tuple(sizes))
+            return self.of_images(tuple(sizes))
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # whatever a processor refuses
             if isinstance(error, FinetuneError):
                 raise
@@ -85,8 +85,8 @@ class Lengths:
             where = f"row {example.id}, images of {shown}"
             raise refused_by_processor(where, self.collator.processor, error) from None
 
-    def of_pictures(self, sizes: tuple[Size, ...]) -> int:
-        """Returns how many tokens pictures of these sizes become in one row."""
+    def of_images(self, sizes: tuple[Size, ...]) -> int:
+        """Returns how many tokens images of these sizes become in one row."""
         if sizes not in self.tokens:
             note = json.dumps([self.key, sizes])
             known = self.notes.get([note]).get(note, "")
@@ -116,7 +116,7 @@ def fitting(
     """Returns the rows that the base takes, with their lengths; what else would stop a run's first step is found too.
 
     Args:
-        examples: rows whose pictures can be read.
+        examples: rows whose images can be read.
         lengths: of the base.
         section: says what happens to rows that are too long.
         split: ``train`` rows are counted with what is learnt, others up to their answer.
@@ -130,7 +130,7 @@ def fitting(
     cap = lengths.collator.max_image_pixels
     page = examples[0].image_options.page if examples else None
     sources = [source for example in examples for source in example.images]
-    found = iter(picture_sizes(sources, max_pixels=cap, page=page))
+    found = iter(image_sizes(sources, max_pixels=cap, page=page))
     count = lengths.learnt if split == "train" else lengths.asked
     fit: list[Example] = []
     long: list[tuple[Example, int]] = []
@@ -153,7 +153,7 @@ def fitting(
         report = _report(long, len(examples), split, limit)
         if section.too_long == "error":
             raise DataError(
-                f"{report}\nA row is never cut. Shorten these rows, make their pictures smaller, raise data.max_length "
+                f"{report}\nA row is never cut. Shorten these rows, make their images smaller, raise data.max_length "
                 "where the base takes more, or leave them out with data.too_long=drop."
             )
         if not fit:

@@ -65,7 +65,7 @@ def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[I
 
 def image_name(source: ImageSource) -> str:
     """Return what an image is called in errors."""
-    return "its picture" if isinstance(source, bytes | np.ndarray) else str(source)
+    return "its image" if isinstance(source, bytes | np.ndarray) else str(source)
 
 
 def _listed(types: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""From examples to a batch of pictures and texts, for a base that holds them against each other."""
+"""From examples to a batch of images and texts, for a base that holds them against each other."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.data.pictures import Size
+    from finetune.data.image_checks import Size
     from finetune.example import Example, Message
     from finetune.interfaces import ModelFamily
     from finetune.recipe import ReadSection
 
 
 class PairCollator:
-    """Makes batches for one dual encoder: a row is a picture, and the text of its last turn.
+    """Makes batches for one dual encoder: a row is an image, and the text of its last turn.
 
     Args:
         family: how this model's inputs are made.
         processor: the model's own.
         max_length: tokens that a text may have, those that begin and end it included; None for no bound.
-        max_image_pixels: cap on width x height of a picture.
+        max_image_pixels: cap on width x height of an image.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PairCollator:
         return Marks(self.processor)
 
     def render(self, messages: list[Message]) -> str:
-        """Returns the text of the last turn, which stands beside the picture."""
+        """Returns the text of the last turn, which stands beside the image."""
         return text_of(messages[-1])
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
@@ -86,7 +86,7 @@ class PairCollator:
         return Batch(self._encode(rendered), examples, torch.tensor(labels))
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
-        """Returns the pictures of the rows, beside all the texts that they may be answered with where there are any."""
+        """Returns the images of the rows, beside all the texts that they may be answered with where there are any."""
         texts = texts_to_choose_from(examples)
         self._check_texts(texts, examples)
         shown = [Rendered(None, self._open(example)) for example in examples]
@@ -98,7 +98,7 @@ class PairCollator:
         return Batch(self._encode([Rendered(text) for text in texts]), [])
 
     def show(self, example: Example) -> str:
-        """Returns a row as text: its picture, and between ⟦ and ⟧ what is learnt to belong to it."""
+        """Returns a row as text: its image, and between ⟦ and ⟧ what is learnt to belong to it."""
         return f"<{image_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
 
     def _check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> None:
@@ -124,7 +124,7 @@ class PairCollator:
 
 
 class PairLengths:
-    """Counts the tokens of texts for one dual encoder; a picture has none.
+    """Counts the tokens of texts for one dual encoder; an image has none.
 
     Args:
         collator: of the base.
@@ -154,6 +154,6 @@ def _require_one_image(example: Example, family: ModelFamily) -> None:
     refuse_media(example, family)
     if len(example.images) != 1:
         raise RowError(
-            f"row {example.id}: {len(example.images)} pictures; a text is paired with exactly one",
-            reason="not one picture",
+            f"row {example.id}: {len(example.images)} images; a text is paired with exactly one",
+            reason="not one image",
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_array(image: object) -> bool:
-    """Tells whether a picture came as an array of numpy or torch."""
+    """Tells whether an image came as an array of numpy or torch."""
     return isinstance(image, np.ndarray) or _is_tensor(image)
 
 
@@ -35,7 +35,7 @@ def pixels_of(image: np.ndarray | torch.Tensor) -> np.ndarray:
     else:
         pixels = image
     if pixels.ndim != 3 or 3 not in (pixels.shape[0], pixels.shape[2]) or 0 in pixels.shape:
-        raise DataError(f"{where} is not one RGB picture: that has the shape [H, W, 3] or [3, H, W]")
+        raise DataError(f"{where} is not one RGB image: that has the shape [H, W, 3] or [3, H, W]")
     if pixels.shape[0] == pixels.shape[2]:
         raise DataError(f"{where} can be read as [H, W, 3] and as [3, H, W]. Give a PIL image: Image.fromarray(pixels)")
     if pixels.shape[0] == 3:
@@ -49,7 +49,7 @@ def pixels_of(image: np.ndarray | torch.Tensor) -> np.ndarray:
             )
         pixels = (pixels.astype(np.float64) * 255).round().astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise DataError(f"{where} is no picture: pixels are uint8, or floating-point numbers from 0 to 1")
+        raise DataError(f"{where} is no image: pixels are uint8, or floating-point numbers from 0 to 1")
     return np.ascontiguousarray(pixels)
 
 

@@ -1,4 +1,4 @@
-"""One split of any source: its rows read, capped, and every picture looked at."""
+"""One split of any source: its rows read, capped, and every image looked at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.data.bad_rows import BadRows
 from finetune.data.bit_depth import decide_range
-from finetune.data.pictures import check_pictures
+from finetune.data.image_checks import check_images
 from finetune.example import ImageOptions
 from finetune.plugins import find
 from finetune.recipe import ColumnData, ReadSection
@@ -74,7 +74,7 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
     for type in sorted({type for example in asked for type in example.media_types}):
         if without := sum(type not in example.media_types for example in asked):
             bad.say(f"{without} of {len(asked)} {split} rows have no {type}, and are learnt and asked without one")
-    return check_pictures(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
+    return check_images(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
 
 
 def _few_questions(examples: list[Example]) -> bool:

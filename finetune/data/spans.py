@@ -21,7 +21,7 @@ Span = tuple[int, int]  # first token, and the one after the last
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A conversation as text, its tokens with one placeholder a picture, and which of them are learnt."""
+    """A conversation as text, its tokens with one placeholder an image, and which of them are learnt."""
 
     text: str
     ids: list[int]
@@ -34,7 +34,7 @@ class SpanFinder:
     Args:
         render: makes the text of messages; ``for_answer`` opens the assistant's turn.
         tokenizer: the processor's own.
-        image_id: the placeholder that stands for a picture in rendered text.
+        image_id: the placeholder that stands for an image in rendered text.
         end_ids: tokens that end a turn, as generation knows them.
     """
 
@@ -125,23 +125,23 @@ class SpanFinder:
 
 
 def require_placeholders(ids: Sequence[int], image_id: int, num_images: int, *, row: str) -> None:
-    """Raises DataError unless the text has one placeholder a picture."""
+    """Raises DataError unless the text has one placeholder an image."""
     places = sum(token == image_id for token in ids)
     if places != num_images:
-        raise DataError(f"{row}: the rendered text has {places} places for {num_images} pictures")
+        raise DataError(f"{row}: the rendered text has {places} places for {num_images} images")
 
 
 def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, row: str) -> list[Span]:
-    """Finds the learnt tokens among those that the processor made, where each picture has become many tokens.
+    """Finds the learnt tokens among those that the processor made, where each image has become many tokens.
 
-    The text between two pictures is looked for as a whole, once from the front as early as it can be and once from
-    the back as late as it can be: where both agree there is no other place. Tokens beside a picture are left out of
+    The text between two images is looked for as a whole, once from the front as early as it can be and once from
+    the back as late as it can be: where both agree there is no other place. Tokens beside an image are left out of
     the comparison, since a processor may put line breaks there that merge with them.
 
     Args:
-        rendered: the conversation with one placeholder a picture.
+        rendered: the conversation with one placeholder an image.
         encoded: one row of input_ids without padding.
-        image_id: the placeholder; the processor leaves at least one for each picture.
+        image_id: the placeholder; the processor leaves at least one for each image.
         row: what to call the row in errors.
 
     Raises:
@@ -165,7 +165,7 @@ def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, r
 
 
 def _segments(ids: Sequence[int], image_id: int) -> list[Span]:
-    """Returns the stretches of text between pictures, without the tokens that touch one."""
+    """Returns the stretches of text between images, without the tokens that touch one."""
     borders = [-1, *(i for i, token in enumerate(ids) if token == image_id), len(ids)]
     stretches = []
     for before, after in zip(borders, borders[1:], strict=False):
@@ -177,7 +177,7 @@ def _segments(ids: Sequence[int], image_id: int) -> list[Span]:
 
 
 def _earliest(texts: list[list[int]], encoded: list[int], image_id: int) -> list[int] | None:
-    """Returns the first place of each text behind the one before and a picture; None where one is nowhere."""
+    """Returns the first place of each text behind the one before and an image; None where one is nowhere."""
     places: list[int] = []
     at = 0
     for text in texts:

@@ -23,8 +23,8 @@ from finetune.data.arrow import class_labels
 from finetune.data.bad_rows import BadRows, unread_report
 from finetune.data.bit_depth import COLORS, VALUES, decide_range, fixed_range
 from finetune.data.fields import RawRow, require_columns, to_example
+from finetune.data.image_checks import facts_of, look
 from finetune.data.other_fields import read_fields, refused_columns, unread_columns
-from finetune.data.pictures import facts_of, look
 from finetune.data.survey import Survey, system_of
 from finetune.errors import DataError, RowError, brief
 from finetune.example import ImageOptions
@@ -59,7 +59,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class ArrivedImage:
-    """A picture that came with its row."""
+    """An image that came with its row."""
 
     data: bytes = field(repr=False)
     name: str
@@ -68,11 +68,11 @@ class ArrivedImage:
         return self.name
 
     def read(self) -> bytes:
-        """Returns the bytes of the picture's file."""
+        """Returns the bytes of the image's file."""
         return self.data
 
     def key(self) -> str:
-        """Returns what changes when the picture does."""
+        """Returns what changes when the image does."""
         return hashlib.sha256(self.data).hexdigest()
 
     def files(self) -> tuple[()]:
@@ -86,7 +86,7 @@ class Checks:
 
     section: ColumnData
     task: TaskSection
-    root: Path  # folder that paths of pictures are relative to
+    root: Path  # folder that paths of images are relative to
     seed: int  # chooses among captions
     lengths: RowLengths | None = None  # of the base that the rows are put to
     limit: int | None = None  # tokens of a row
@@ -288,7 +288,7 @@ class Stream:
 
 
 _WAYS_OUT = (
-    "A row is never cut. Shorten such rows, make their pictures smaller, raise data.max_length where the base takes "
+    "A row is never cut. Shorten such rows, make their images smaller, raise data.max_length where the base takes "
     "more, or leave them out with data.too_long=drop."
 )
 
@@ -318,19 +318,19 @@ class Reader:
         for name, label in self._labels.items():
             if fields[name] is not None:
                 fields[name] = label.int2str(fields[name])
-        pictures = [name for name in (section.image, section.images) if name and name in fields]
-        said = {name: value for name, value in fields.items() if name not in pictures}
+        images = [name for name in (section.image, section.images) if name and name in fields]
+        said = {name: value for name, value in fields.items() if name not in images}
         where = f"{self.stream.what}, row {number} of pass {self._epoch + 1} of the stream ({_brief(said)})"
-        for name in pictures:
-            fields[name] = _picture(fields[name], f"{where}, {name}")
+        for name in images:
+            fields[name] = _image(fields[name], f"{where}, {name}")
         row = RawRow(id=f"stream:{self._epoch + 1}:{number}", where=where, fields=fields)
         return Arrival(position=position, epoch=self._epoch, row=row)
 
 
-def _picture(value: Any, name: str) -> Any:
-    """Returns what a cell of pictures holds: pictures, paths, or what the check of fields refuses."""
+def _image(value: Any, name: str) -> Any:
+    """Returns what a cell of images holds: images, paths, or what the check of fields refuses."""
     if isinstance(value, list):
-        return [_picture(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return [_image(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return ArrivedImage(value, name) if isinstance(value, bytes) else value

@@ -16,8 +16,8 @@ import torch
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.cache import cache_home, read_note, write_note
+from finetune.data.image_checks import IMAGES
 from finetune.data.images import image_digest
-from finetune.data.pictures import IMAGES
 from finetune.errors import DataError
 from finetune.plugins import is_known, is_own, provider
 from finetune.prediction import prediction_from_json

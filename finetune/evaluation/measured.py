@@ -104,4 +104,4 @@ def _finite(value: float, *, metric: Metric, where: str) -> float:
 
 
 def _image(example: Example) -> str:
-    return str(example.meta.get("picture", example.images[0] if example.images else example.id))
+    return str(example.meta.get("image", example.images[0] if example.images else example.id))

@@ -105,7 +105,7 @@ def export_adapter(
     if record["verdict"] == "inconclusive":
         warnings.warn(
             f"{named}: its effect on the rows compared is below what rounding makes, so outputs could not show that "
-            f"{output} has it; its tensors are equal to those that were to be written. Try it on pictures of its own.",
+            f"{output} has it; its tensors are equal to those that were to be written. Try it on images of its own.",
             stacklevel=2,
         )
     return Export(folder=output, verdict=record["verdict"], record=record)

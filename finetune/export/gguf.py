@@ -9,7 +9,7 @@ from finetune.adapters.card import CARD_NAME, Card, model_card
 from finetune.adapters.peft_format import peft_config
 from finetune.errors import ExportError
 from finetune.export.llama_cpp import (
-    WITH_PICTURES,
+    WITH_IMAGES,
     Dtype,
     Language,
     LoraFile,
@@ -44,7 +44,7 @@ _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
 _UPDATE_ROUNDING: dict[Dtype, float] = {"float32": 1e-5, "float16": 2e-3}
 _LOADING = """\
 # base.gguf: the language model of the base, as llama.cpp's convert_hf_to_gguf.py writes it
-llama-server --model base.gguf{pictures} --lora adapter.gguf"""
+llama-server --model base.gguf{images} --lora adapter.gguf"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,24 +195,24 @@ def _about(source: Source) -> dict[str, str | int]:
 
 
 def _card(source: Source, lora: LoraFile) -> Card:
-    sees = source.manifest.base.model_type in WITH_PICTURES
-    pictures = (
-        "For pictures it needs the base's own vision tower and projector as well, in a file that it calls mmproj."
+    sees = source.manifest.base.model_type in WITH_IMAGES
+    images = (
+        "For images it needs the base's own vision tower and projector as well, in a file that it calls mmproj."
         if sees
-        else f"It is not known here to see pictures as a {source.manifest.base.model_type} base does: without that it "
-        "reads text alone, whatever the adapter learnt of pictures."
+        else f"It is not known here to see images as a {source.manifest.base.model_type} base does: without that it "
+        "reads text alone, whatever the adapter learnt of images."
     )
     return Card(
         version=source.version,
         digest=source.adapter.digest,
         library_name="gguf",
-        loading=_LOADING.format(pictures=" --mmproj mmproj.gguf" if sees else ""),
+        loading=_LOADING.format(images=" --mmproj mmproj.gguf" if sees else ""),
         loading_language="bash",
         checks=(
             f"`{FILE_NAME}` holds the LoRA of the language model (architecture `{lora.architecture}`, alpha "
             f"{lora.alpha:g}) and nothing of the vision tower and the projector, which the adapter does not change. "
             "The base must be the one named above: llama.cpp compares no more than architecture and shapes. "
-            f"{pictures} `export.json` says what was compared before the folder was declared good; llama.cpp itself "
+            f"{images} `export.json` says what was compared before the folder was declared good; llama.cpp itself "
             "did not run."
         ),
     )

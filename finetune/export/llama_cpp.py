@@ -44,7 +44,7 @@ _OTHERWISE = {
     "paligemma": "llama.cpp does not let a prompt be seen in both directions, as this base reads it",
 }
 # Bases whose vision tower and projector llama.cpp reads from a file of their own (docs/multimodal.md there).
-WITH_PICTURES = ("gemma3", "idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+WITH_IMAGES = ("gemma3", "idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
 _INSTEAD = "Export it with --to peft or --to merged."
 _A, _B = ".lora_a", ".lora_b"
 

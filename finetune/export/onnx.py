@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 EXAMPLE_NAME = "classify.py"
 _EXAMPLE = Path(__file__).with_name("onnx_example.py")
-_LEVELS = 3  # of 256, by which pillow and torchvision may shrink a picture to other values
+_LEVELS = 3  # of 256, by which pillow and torchvision may shrink an image to other values
 _LOADING = """\
 from classify import Classifier  # classify.py, of this folder
 
 classifier = Classifier(".")
-print(classifier.classify("picture.jpg", ["shirt", "hat"]))
-vector = classifier.embed_images(["picture.jpg"])[0]  # of length 1, for search"""
+print(classifier.classify("image.jpg", ["shirt", "hat"]))
+vector = classifier.embed_images(["image.jpg"])[0]  # of length 1, for search"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Onnx:
         require_extra("onnx", what="--to onnx")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Writes both towers and what puts pictures and texts to them, and has onnxruntime answer."""
+        """Writes both towers and what puts images and texts to them, and has onnxruntime answer."""
         merge(source.updates)
         model: Any = source.base.model
         model.to("cpu")
@@ -114,7 +114,7 @@ def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
     Args:
         folder: where.
         model: a dual encoder on the CPU.
-        row: inputs of one picture and text; the files take any number of either, and texts of any length.
+        row: inputs of one image and text; the files take any number of either, and texts of any length.
     """
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=max_positions(model))
     towers: dict[str, tuple[torch.nn.Module, dict[str, dict[int, Any]]]] = {
@@ -153,12 +153,12 @@ def _forget_sources(model: Any) -> None:
 def compare_with_onnxruntime(
     source: Source, classifier: Classifier, rows: Mapping[str, Mapping[str, Tensor]], pad_token_id: int
 ) -> list[Comparison]:
-    """Compares what onnxruntime makes of the files, and what the example beside them makes of pictures and texts.
+    """Compares what onnxruntime makes of the files, and what the example beside them makes of images and texts.
 
     Args:
         source: what was exported.
         classifier: has read the files.
-        rows: name -> the processor's inputs of one picture and text.
+        rows: name -> the processor's inputs of one image and text.
         pad_token_id: fills up shorter texts.
     """
     singly = {name: _embed(classifier, row)[0] for name, row in rows.items()}
@@ -181,7 +181,7 @@ def compare_with_onnxruntime(
 
 
 def _embed(classifier: Classifier, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Returns the embeddings [B, 2, D] of pictures and texts."""
+    """Returns the embeddings [B, 2, D] of images and texts."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     (images,) = classifier.image.run(None, {"pixel_values": arrays["pixel_values"]})
     (texts,) = classifier.text.run(None, {name: arrays[name] for name in ("input_ids", "attention_mask")})
@@ -189,13 +189,13 @@ def _embed(classifier: Classifier, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _compare_inputs(source: Source, classifier: Classifier) -> list[Comparison]:
-    """Compares what the example makes of pictures and texts, without torch, with what the processor makes of them."""
+    """Compares what the example makes of images and texts, without torch, with what the processor makes of them."""
     processor: Any = source.base.processor
-    _, picture = probe_conversation(source.manifest.probe.seed)
-    pictures = [picture, picture.crop((0, 0, 150, 96)), picture.crop((0, 0, 96, 150))]
-    wanted = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    _, image = probe_conversation(source.manifest.probe.seed)
+    images = [image, image.crop((0, 0, 150, 96)), image.crop((0, 0, 96, 150))]
+    wanted = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     off = max(
-        (torch.from_numpy(classifier.pixels(p)) - w).abs().max().item() for p, w in zip(pictures, wanted, strict=True)
+        (torch.from_numpy(classifier.pixels(p)) - w).abs().max().item() for p, w in zip(images, wanted, strict=True)
     )
     texts = ["a photo of a cat", "Two RED shirts, 3 hats.", "é", ""]
     encoded = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
@@ -203,7 +203,7 @@ def _compare_inputs(source: Source, classifier: Classifier) -> list[Comparison]:
     tolerance = _LEVELS / 255 / min(getattr(processor.image_processor, "image_std", None) or [1.0])
     return [
         Comparison(
-            what=f"{EXAMPLE_NAME}'s pixels with the processor's, which shrinks pictures by another library",
+            what=f"{EXAMPLE_NAME}'s pixels with the processor's, which shrinks images by another library",
             verdict="passed" if off <= tolerance else "failed",
             largest_difference=off,
             tolerance=tolerance,
@@ -224,7 +224,7 @@ def _card(source: Source) -> Card:
         loading=_LOADING,
         checks=(
             f"`{EXAMPLE_NAME}` needs numpy, onnxruntime, pillow and tokenizers, and runs by itself too: `python "
-            f"{EXAMPLE_NAME} picture.jpg shirt hat`. `image.onnx` takes `pixel_values` [pictures, 3, H, W] and "
+            f"{EXAMPLE_NAME} image.jpg shirt hat`. `image.onnx` takes `pixel_values` [images, 3, H, W] and "
             "`text.onnx` `input_ids` and `attention_mask` [texts, tokens]; both give embeddings of length 1. "
             "`classify.json` holds the words around a label and what cosines are multiplied by. `export.json` says "
             "what was compared before the folder was declared good, and with which versions."

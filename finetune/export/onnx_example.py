@@ -1,6 +1,6 @@
-"""Which of some labels belongs to a picture, and embeddings for search, by onnxruntime.
+"""Which of some labels belongs to an image, and embeddings for search, by onnxruntime.
 
-    python classify.py PICTURE LABEL LABEL ...
+    python classify.py IMAGE LABEL LABEL ...
 
 This file stands beside ``image.onnx`` and ``text.onnx`` and needs numpy, onnxruntime, pillow and tokenizers.
 """
@@ -26,7 +26,7 @@ SETTINGS_NAME = "classify.json"
 
 
 class Classifier:
-    """Both towers; shapes: N pictures or texts, T tokens, D values of an embedding.
+    """Both towers; shapes: N images or texts, T tokens, D values of an embedding.
 
     Args:
         folder: the one that holds this file.
@@ -43,16 +43,16 @@ class Classifier:
         self.image = onnxruntime.InferenceSession(folder / "image.onnx", providers=list(providers))
         self.text = onnxruntime.InferenceSession(folder / "text.onnx", providers=list(providers))
 
-    def classify(self, picture: str | Path | Image.Image, labels: Sequence[str]) -> dict[str, float]:
+    def classify(self, image: str | Path | Image.Image, labels: Sequence[str]) -> dict[str, float]:
         """Returns the probability of each label, given that one of them is right; they are put into words first."""
         texts = [self.settings["text_template"].replace("{label}", label) for label in labels]
-        cosines = self.embed_texts(texts) @ self.embed_images([picture])[0]  # [labels]
+        cosines = self.embed_texts(texts) @ self.embed_images([image])[0]  # [labels]
         weights = np.exp(self.settings["logit_scale"] * (cosines - cosines.max()))
         return dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
 
-    def embed_images(self, pictures: Sequence[str | Path | Image.Image]) -> NDArray[np.float32]:
+    def embed_images(self, images: Sequence[str | Path | Image.Image]) -> NDArray[np.float32]:
         """Returns embeddings [N, D] of length 1."""
-        return self.image.run(None, {"pixel_values": np.stack([self.pixels(picture) for picture in pictures])})[0]
+        return self.image.run(None, {"pixel_values": np.stack([self.pixels(image) for image in images])})[0]
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Returns embeddings [N, D] of length 1, of texts as they stand."""
@@ -71,19 +71,19 @@ class Classifier:
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         return ids, mask
 
-    def pixels(self, picture: str | Path | Image.Image) -> NDArray[np.float32]:
-        """Returns what the image tower sees of a picture, [3, H, W]."""
+    def pixels(self, image: str | Path | Image.Image) -> NDArray[np.float32]:
+        """Returns what the image tower sees of an image, [3, H, W]."""
         how = self.preprocessing
-        if not isinstance(picture, Image.Image):
-            picture = Image.open(picture)
-        picture = _upright_rgb(picture)
+        if not isinstance(image, Image.Image):
+            image = Image.open(image)
+        image = _upright_rgb(image)
         if how["do_resize"]:
-            picture = picture.resize(_new_size(picture, how["size"]), resample=how["resample"])
+            image = image.resize(_new_size(image, how["size"]), resample=how["resample"])
         if how["do_center_crop"]:
             height, width = how["crop_size"]["height"], how["crop_size"]["width"]
-            left, top = (picture.width - width) // 2, (picture.height - height) // 2
-            picture = picture.crop((left, top, left + width, top + height))
-        values: Any = np.asarray(picture, np.float32)  # [H, W, 3]
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        values: Any = np.asarray(image, np.float32)  # [H, W, 3]
         if how["do_rescale"]:
             values = values * np.float32(how["rescale_factor"])
         if how["do_normalize"]:
@@ -91,29 +91,29 @@ class Classifier:
         return values.transpose(2, 0, 1)
 
 
-def _new_size(picture: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
+def _new_size(image: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
     """Returns width and height."""
     if "shortest_edge" not in size:
         return size["width"], size["height"]
-    short, long = sorted(picture.size)
+    short, long = sorted(image.size)
     other = int(size["shortest_edge"] * long / short)
-    return (size["shortest_edge"], other) if picture.width <= picture.height else (other, size["shortest_edge"])
+    return (size["shortest_edge"], other) if image.width <= image.height else (other, size["shortest_edge"])
 
 
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """Returns a picture as a viewer shows it on white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bit, which pillow itself would cut off at 255
-        eight_bit = (np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255)
-        picture = Image.fromarray(eight_bit.astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image as a viewer shows it on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bit, which pillow itself would cut off at 255
+        eight_bit = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255)
+        image = Image.fromarray(eight_bit.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
-        sys.exit(f"usage: {sys.argv[0]} PICTURE LABEL LABEL ...")
+        sys.exit(f"usage: {sys.argv[0]} IMAGE LABEL LABEL ...")
     for label, probability in Classifier(Path(__file__).parent).classify(sys.argv[1], sys.argv[2:]).items():
         print(f"{probability:.3f}  {label}")

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 # it adds up over the layers.
 ROUNDING = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 _TEXTS = (
-    ("Describe it.", "a small picture with many squares of different colors"),
+    ("Describe it.", "a small image with many squares of different colors"),
     ("How many are there, and which is the largest?", "four; the largest is the one on the right"),
 )
 
 
 def rows_of(base: Base, probe: Probe) -> dict[str, Batch]:
-    """Returns the rows on which outputs are compared: the probe's, and some with other pictures and texts."""
+    """Returns the rows on which outputs are compared: the probe's, and some with other images and texts."""
     rows = {"probe": base.probe_batch(probe.seed)}
     for number, (question, said) in enumerate(_TEXTS, start=1):
-        _, picture = probe_conversation(probe.seed + number)
-        rows[f"text {number}"] = base.one_row([*ask(question), answer(said)], picture)
+        _, image = probe_conversation(probe.seed + number)
+        rows[f"text {number}"] = base.one_row([*ask(question), answer(said)], image)
     return rows
 
 

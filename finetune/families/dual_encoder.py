@@ -1,4 +1,4 @@
-"""A family of dual encoders: one tower embeds pictures, one texts, and what belongs together lies close."""
+"""A family of dual encoders: one tower embeds images, one texts, and what belongs together lies close."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DualEncoderFamily(Family):
-    """Embeds pictures and texts. Subclasses set ``model_type`` and ``tower_paths``.
+    """Embeds images and texts. Subclasses set ``model_type`` and ``tower_paths``.
 
     Their models have a ``logit_scale``, the logarithm of what cosines are multiplied by; it stays frozen.
     """
@@ -49,6 +49,6 @@ class DualEncoderFamily(Family):
         return dict(batch)
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the embeddings of each row's picture and text, of length 1: [B, 2, D]."""
+        """Returns the embeddings of each row's image and text, of length 1: [B, 2, D]."""
         out = model(**inputs)
         return torch.stack([out.image_embeds, out.text_embeds], dim=1)

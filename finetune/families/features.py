@@ -1,7 +1,7 @@
-"""Features in the place of pictures: what a frozen tower made of a row's pictures, put back into a batch.
+"""Features in the place of images: what a frozen tower made of a row's images, put back into a batch.
 
-The processor does all it ever does with the text; what it would have made of the pictures is handed to it, so the ids
-of a row are the same, whatever a family's processor puts around a picture.
+The processor does all it ever does with the text; what it would have made of the images is handed to it, so the ids
+of a row are the same, whatever a family's processor puts around an image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from finetune.batch import PictureFeatures
+from finetune.batch import ImageFeatures
 from finetune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Encode = Callable[[ProcessorMixin], dict[str, Any]]
 
 _PIXELS = "pixel_"  # what the names of all inputs begin with that hold pixels, or say which are padding
-_PLACE = Image.new("RGB", (32, 32))  # stands where a picture is counted and not looked at
+_PLACE = Image.new("RGB", (32, 32))  # stands where an image is counted and not looked at
 
 
 @dataclass
@@ -43,8 +43,8 @@ class TowerOutput(BaseModelOutputWithPooling):
 
 
 @torch.inference_mode()
-def picture_features(model: PreTrainedModel, processor: ProcessorMixin, encode: Encode) -> PictureFeatures:
-    """Runs the frozen vision tower and projector on the pictures of one row.
+def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: Encode) -> ImageFeatures:
+    """Runs the frozen vision tower and projector on the images of one row.
 
     Args:
         model: the base, in eval mode.
@@ -52,15 +52,15 @@ def picture_features(model: PreTrainedModel, processor: ProcessorMixin, encode: 
         encode: makes the model's inputs of that row with the processor it is given.
 
     Raises:
-        ModelError: this model does not take features in the place of pictures.
+        ModelError: this model does not take features in the place of images.
     """
     tower: Any = getattr(model.base_model, "get_image_features", None)
     if tower is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise ModelError(f"{type(model).__name__} takes no features in the place of pictures")
+        raise ModelError(f"{type(model).__name__} takes no features in the place of images")
     recorder = _Recorder(processor)
     inputs = encode(recorder.processor)
     if recorder.seen is None:
-        raise ModelError(f"{type(processor).__name__} does not say what text stands for a picture")
+        raise ModelError(f"{type(processor).__name__} does not say what text stands for an image")
     wanted = inspect.signature(tower).parameters
     given = {
         name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
@@ -72,7 +72,7 @@ def picture_features(model: PreTrainedModel, processor: ProcessorMixin, encode: 
     if any(isinstance(layer, tuple) and layer and isinstance(layer[0], int) for layer in deepstack):
         raise ModelError(f"{type(model).__name__} gives features of single layers in a form that is not known here")
     processed, replacements = recorder.seen
-    return PictureFeatures(
+    return ImageFeatures(
         pooled=_flat(out.pooler_output),
         deepstack=tuple(_flat(layer) for layer in deepstack),
         as_list=not isinstance(out.pooler_output, Tensor),
@@ -81,8 +81,8 @@ def picture_features(model: PreTrainedModel, processor: ProcessorMixin, encode: 
     )
 
 
-def processor_of(processor: ProcessorMixin, rows: Sequence[PictureFeatures]) -> ProcessorMixin:
-    """Returns the processor as one that finds the pictures of ``rows`` processed, in order."""
+def processor_of(processor: ProcessorMixin, rows: Sequence[ImageFeatures]) -> ProcessorMixin:
+    """Returns the processor as one that finds the images of ``rows`` processed, in order."""
     twin: Any = copy.copy(processor)
     processed = {name: _joined([row.processed[name] for row in rows]) for name in rows[0].processed}
     replacements = [text for row in rows for text in row.replacements]
@@ -104,11 +104,11 @@ def images_of(row: Rendered) -> list[Image.Image]:
 
 def places(row: Rendered) -> list[Image.Image]:
     """Return an image to be counted for each of a row's, which may have features in their place."""
-    parts = [medium.replacements if isinstance(medium, PictureFeatures) else (medium,) for medium in row.media]
+    parts = [medium.replacements if isinstance(medium, ImageFeatures) else (medium,) for medium in row.media]
     return [_PLACE for part in parts for _ in part]
 
 
-def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[PictureFeatures]) -> dict[str, Any]:
+def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[ImageFeatures]) -> dict[str, Any]:
     """Returns a batch's inputs with the features of ``rows``, in order, and without pixels."""
     pooled = [row.pooled for row in rows]
     deepstack = [[row.deepstack[layer] for row in rows] for layer in range(len(rows[0].deepstack))]
@@ -121,7 +121,7 @@ def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[PictureFeatures
 
 
 class _Recorder:
-    """A processor that notes what it made of pictures."""
+    """A processor that notes what it made of images."""
 
     def __init__(self, processor: Any):
         self.processor = copy.copy(processor)
@@ -136,7 +136,7 @@ class _Recorder:
 
 
 def _flat(features: Any) -> Tensor:
-    """Returns features, one tensor or one a picture, as [tokens, D]."""
+    """Returns features, one tensor or one an image, as [tokens, D]."""
     parts = [features] if isinstance(features, Tensor) else list(features)
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 

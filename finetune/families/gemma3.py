@@ -4,7 +4,7 @@ from finetune.families.image_text_to_text import ImageTextToTextFamily
 
 
 class Gemma3Family(ImageTextToTextFamily):
-    """Siglip tower, average-pooling projector, decoder that sees the tokens of a picture in both directions."""
+    """Siglip tower, average-pooling projector, decoder that sees the tokens of an image in both directions."""
 
     model_type = "gemma3"
     tower_paths = {

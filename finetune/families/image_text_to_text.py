@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoModelForImageTextToText
 
-from finetune.batch import PictureFeatures
+from finetune.batch import ImageFeatures
 from finetune.errors import ModelError
 from finetune.families.base import Family
-from finetune.families.features import features_as_inputs, images_of, picture_features, places, processor_of
+from finetune.families.features import features_as_inputs, image_features, images_of, places, processor_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ImageTextToTextFamily(Family):
-    """Writes an answer about pictures. Subclasses set ``model_type`` and ``tower_paths``."""
+    """Writes an answer about images. Subclasses set ``model_type`` and ``tower_paths``."""
 
     architecture = "generative"
     auto_class = AutoModelForImageTextToText
@@ -56,7 +56,7 @@ class ImageTextToTextFamily(Family):
         """
         texts = [row.text for row in rows if row.text is not None]
         assert len(texts) == len(rows), "a generative base is given conversations"
-        features = [medium for row in rows for medium in row.media if isinstance(medium, PictureFeatures)]
+        features = [medium for row in rows for medium in row.media if isinstance(medium, ImageFeatures)]
         if not features:
             return self._encode(processor, texts, [images_of(row) for row in rows], padding_side)
         inputs = self._encode(processor_of(processor, features), texts, [places(row) for row in rows], padding_side)
@@ -65,7 +65,7 @@ class ImageTextToTextFamily(Family):
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Has the processor make the inputs of ``texts`` and pictures."""
+        """Has the processor make the inputs of ``texts`` and images."""
         batch = processor(
             text=list(texts),
             images=images if any(images) else None,
@@ -76,20 +76,18 @@ class ImageTextToTextFamily(Family):
         )
         return dict(batch)
 
-    def picture_features(
-        self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]
-    ) -> PictureFeatures:
-        """Runs the frozen vision tower and projector on the pictures of one row.
+    def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
+        """Runs the frozen vision tower and projector on the images of one row.
 
         Raises:
-            ModelError: this model does not take features in the place of pictures.
+            ModelError: this model does not take features in the place of images.
         """
         text = processor.image_token * len(images)  # type: ignore[attr-defined]
 
         def encode(recorder: ProcessorMixin) -> dict[str, Any]:
             return self._encode(recorder, [text], [images], "right")
 
-        return picture_features(model, processor, encode)
+        return image_features(model, processor, encode)
 
     def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Returns the inputs of a training batch, told which tokens are learnt where the model must know it.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class PaliGemmaFamily(ImageTextToTextFamily):
     """Siglip tower, linear projector, Gemma.
 
-    The layout of a row is the one it was pretrained on: pictures, ``<bos>``, question, newline, answer, ``<eos>``
+    The layout of a row is the one it was pretrained on: images, ``<bos>``, question, newline, answer, ``<eos>``
     (https://github.com/google-research/big_vision/blob/main/big_vision/configs/proj/paligemma/README.md).
     """
 
@@ -44,7 +44,7 @@ class PaliGemmaFamily(ImageTextToTextFamily):
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Makes input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the pictures.
+        """Makes input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the images.
 
         The processor itself would put a second ``<bos>`` and a newline into texts that have theirs.
         """

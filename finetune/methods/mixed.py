@@ -1,6 +1,6 @@
 """One batch, another adapter for each of its rows: the low-rank updates of all rows in two batched multiplications.
 
-Only what is computed row by row can be mixed: LoRA on the language tower. A vision tower sees pictures, of which a row
+Only what is computed row by row can be mixed: LoRA on the language tower. A vision tower sees images, of which a row
 has any number; a prompt is as long as its adapter made it; an override is a parameter of all rows.
 """
 

@@ -2,7 +2,7 @@
 
 A row holds placeholder ids where the prompt goes, and the input embedding has what they look up replaced. So the model
 builds positions and masks from ids as it always does, which a prompt put before ``inputs_embeds`` would break for
-multimodal rotary positions, for pictures seen in both directions, and under left padding.
+multimodal rotary positions, for images seen in both directions, and under left padding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same picture and question put to the base and to adapters of it, one after the other, each as it was trained."""
+"""The same image and question put to the base and to adapters of it, one after the other, each as it was trained."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Answer:
     answer_ms: float = 0.0
 
 
-def read_picture(path: Path | None) -> np.ndarray:
-    """Returns the upright pixels of a picture, as ``read_pixels`` has them.
+def read_image(path: Path | None) -> np.ndarray:
+    """Returns the upright pixels of an image, as ``read_pixels`` has them.
 
     Args:
         path: of the file that was given; None for none.
@@ -52,7 +52,7 @@ def read_picture(path: Path | None) -> np.ndarray:
         DataError: there is none, or it cannot be read.
     """
     if path is None:
-        raise DataError("There is no picture yet: choose a file, paste one, or take one of the examples.")
+        raise DataError("There is no image yet: choose a file, paste one, or take one of the examples.")
     try:
         return read_pixels(path, name=path.name)
     except RowError as error:  # PIL says where this machine keeps the file
@@ -74,27 +74,27 @@ def read_words(text: str, *, labels: bool) -> str | list[str]:
             raise DataError("Write at least two labels to choose from, one a line or parted by commas.")
         return found
     if not text.strip():
-        raise DataError("The question is empty: write what you want to know about the picture.")
+        raise DataError("The question is empty: write what you want to know about the image.")
     return text.strip()
 
 
 def answer_side_by_side(
-    vlm: VisionLanguageModel, picture: np.ndarray, words: str | list[str], chosen: Sequence[Offer]
+    vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], chosen: Sequence[Offer]
 ) -> Iterator[Answer]:
     """Yields the answer of the plain base, then that of each chosen adapter; one that fails does not end it.
 
     Args:
         vlm: the base.
-        picture: as ``read_picture`` returns it.
+        image: as ``read_image`` returns it.
         words: the question; for a dual encoder the labels.
         chosen: the adapters.
     """
     # Nothing is yielded inside a `using` block: whoever takes the next answer may do so in another thread or context.
     for offer in (None, *chosen):
-        yield _answer(vlm, picture, words, offer)
+        yield _answer(vlm, image, words, offer)
 
 
-def _answer(vlm: VisionLanguageModel, picture: np.ndarray, words: str | list[str], offer: Offer | None) -> Answer:
+def _answer(vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], offer: Offer | None) -> Answer:
     if offer is not None and offer.refusal:
         return Answer(offer=offer, error=offer.refusal)
     there = vlm.switcher.residents
@@ -102,7 +102,7 @@ def _answer(vlm: VisionLanguageModel, picture: np.ndarray, words: str | list[str
     try:
         with vlm.using(offer.ref if offer else None):
             ready = time.perf_counter()
-            text = vlm.ask(picture, words) if isinstance(words, str) else vlm.classify(picture, words)
+            text = vlm.ask(image, words) if isinstance(words, str) else vlm.classify(image, words)
             done = time.perf_counter()
             was_loaded = vlm.adapter is not None and vlm.adapter not in there
     except FinetuneError as error:

@@ -1,4 +1,4 @@
-"""Example pictures for the pocket base, drawn by the programs of its two synthetic domains."""
+"""Example images for the pocket base, drawn by the programs of its two synthetic domains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPLIT = "example"  # no run trains or judges on it
-# Each picture's domain, index, and the kind of question that is suggested.
+# Each image's domain, index, and the kind of question that is suggested.
 _CHOSEN = (
     ("medical", 7, "lesion"),
     ("medical", 2, "side"),
@@ -28,8 +28,8 @@ _DRAW = {"medical": draw_phantom, "retail": draw_product}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExamplePicture:
-    """One drawn picture.
+class ExampleImage:
+    """One drawn image.
 
     Attributes:
         path: of its file.
@@ -46,15 +46,15 @@ class ExamplePicture:
     answers: dict[str, str]
 
 
-def draw_examples(folder: Path) -> list[ExamplePicture]:
+def draw_examples(folder: Path) -> list[ExampleImage]:
     """Draws the examples into a folder."""
     examples = []
     for domain, index, kind in _CHOSEN:
         scene = _DRAW[domain](0, SPLIT, index)
         path = folder / f"{domain}-{index}.png"
-        Image.fromarray(scene.picture).save(path)
+        Image.fromarray(scene.image).save(path)
         examples.append(
-            ExamplePicture(
+            ExampleImage(
                 path=path,
                 digest=image_digest(path),
                 domain=domain,
@@ -65,9 +65,9 @@ def draw_examples(folder: Path) -> list[ExamplePicture]:
     return examples
 
 
-def right_answer(examples: list[ExamplePicture], picture: Path, question: str) -> str | None:
-    """Returns what the program that drew a picture knows about it; None for any other picture or question."""
-    digest = image_digest(picture)
+def right_answer(examples: list[ExampleImage], image: Path, question: str) -> str | None:
+    """Returns what the program that drew an image knows about it; None for any other image or question."""
+    digest = image_digest(image)
     asked = question.strip().casefold()
     for example in examples:
         if example.digest == digest:

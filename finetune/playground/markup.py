@@ -39,7 +39,7 @@ def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | No
     """
     known = ""
     if right is not None:
-        known = f"<p class='pg-right'>Right answer, by the program that drew the picture: <b>{html_text(right)}</b></p>"
+        known = f"<p class='pg-right'>Right answer, by the program that drew the image: <b>{html_text(right)}</b></p>"
     shown = [_card(answer, answers[0], right) for answer in answers]
     shown += [
         f"<article class='pg-card'>{_who(offer)}<div class='pg-said waiting'>answering …</div></article>"
@@ -117,7 +117,7 @@ def _row(offer: Offer, head: Sequence[str]) -> str:
         fits = f"<span class='pg-no'>cannot be chosen</span><small>{html_text(offer.refusal)}</small>"
     cells = (
         f"<div class='pg-name'>{html_text(offer.name)}</div><small>{version}</small>{aliases}",
-        f"{html_text(domain)}{'<br>' + _chip('synthetic pictures') if offer.synthetic else ''}",
+        f"{html_text(domain)}{'<br>' + _chip('synthetic images') if offer.synthetic else ''}",
         _scores(offer),
         _judged_on(offer),
         html_text(offer.signature),

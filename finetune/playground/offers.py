@@ -43,7 +43,7 @@ class Offer:
 
     @property
     def synthetic(self) -> bool:
-        """Whether it was trained on pictures drawn by a program."""
+        """Whether it was trained on images drawn by a program."""
         return bool(self.summary.get("synthetic"))
 
     @property

@@ -13,7 +13,7 @@ from finetune.playground.markup import nothing_yet
 from finetune.playground.style import ANNOUNCE_ANSWERS, SHOW_ANSWERS
 
 if TYPE_CHECKING:
-    from finetune.playground.examples import ExamplePicture
+    from finetune.playground.examples import ExampleImage
     from finetune.playground.playground import Playground
 
 AT_FIRST = 2  # adapters that are chosen before anybody chooses
@@ -27,12 +27,12 @@ def build_page(p: Playground) -> gr.Blocks:
         gr.HTML(_head(p))
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
-                picture = _picture()
+                image = _image()
                 strip = gr.Column(elem_id="examples") if p.examples else None
                 words = _words(p)
                 if strip is not None:
                     with strip:
-                        _examples(p, picture, words)
+                        _examples(p, image, words)
                 chosen = gr.CheckboxGroup(
                     p.choices,
                     value=p.choices[:AT_FIRST],
@@ -42,14 +42,14 @@ def build_page(p: Playground) -> gr.Blocks:
                 )
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=7, min_width=300):
-                answers = gr.HTML(nothing_yet("Choose a picture, ask, and compare."), elem_id="answers")
+                answers = gr.HTML(nothing_yet("Choose an image, ask, and compare."), elem_id="answers")
         offers = gr.HTML(p.table(), elem_id="registry")
         again = gr.Button("Look at the registry again", size="sm", elem_id="again")
         gr.HTML(_foot(p))
         page.load(None, js=ANNOUNCE_ANSWERS)
         for asked in (ask.click, words.submit):
             asked(None, js=SHOW_ANSWERS)
-            asked(p.ask, [picture, words, chosen], answers, concurrency_id="ask", **QUIET)
+            asked(p.ask, [image, words, chosen], answers, concurrency_id="ask", **QUIET)
         for looked in (again.click, page.load):
             looked(partial(_look_again, p), chosen, [chosen, offers], **QUIET)
     page.queue(max_size=_WAITING)
@@ -61,28 +61,28 @@ def _look_again(p: Playground, chosen: list[str]) -> tuple[Any, str]:
     return gr.update(choices=p.choices, value=[name for name in chosen if name in p.choices]), shown
 
 
-def _picture() -> gr.Image:
-    picture = gr.Image(
-        label="Picture",
-        elem_id="picture",
+def _image() -> gr.Image:
+    image = gr.Image(
+        label="Image",
+        elem_id="image",
         height=270,
         sources=["upload", "clipboard"],
         buttons=[],
-        alt_text="The picture that is asked about",
+        alt_text="The image that is asked about",
     )
-    # The file is handed on as it was given, so that one door opens pictures, bounds them and says what is wrong; and
+    # The file is handed on as it was given, so that one door opens images, bounds them and says what is wrong; and
     # Gradio would fetch an address that a browser sends in its place. Set on the object, since Gradio writes a stub
     # file beside the source of every class that is derived from one of its own.
-    picture.preprocess = _given_file  # type: ignore[method-assign]
-    keep = picture.async_move_resource_to_block_cache
+    image.preprocess = _given_file  # type: ignore[method-assign]
+    keep = image.async_move_resource_to_block_cache
 
     async def keep_file(url_or_file_path: str | Path | None) -> str | None:
         if str(url_or_file_path).lower().startswith(("http:", "https:")):
             raise gr.Error("Give a file: this page fetches no address.")
         return await keep(url_or_file_path)
 
-    picture.async_move_resource_to_block_cache = keep_file  # type: ignore[method-assign]
-    return picture
+    image.async_move_resource_to_block_cache = keep_file  # type: ignore[method-assign]
+    return image
 
 
 def _given_file(payload: Any) -> Any:
@@ -94,20 +94,20 @@ def _words(p: Playground) -> gr.Textbox:
         hint = "one a line, or parted by commas"
         return gr.Textbox(label="Labels to choose from", placeholder=hint, lines=3, elem_id="question")
     return gr.Textbox(
-        label="Question", placeholder="What do you want to know about the picture?", lines=1, elem_id="question"
+        label="Question", placeholder="What do you want to know about the image?", lines=1, elem_id="question"
     )
 
 
-def _examples(p: Playground, picture: gr.Image, words: gr.Textbox) -> None:
-    """Puts a button for each example: its picture, and the question that comes with it."""
+def _examples(p: Playground, image: gr.Image, words: gr.Textbox) -> None:
+    """Puts a button for each example: its image, and the question that comes with it."""
     gr.HTML("<p>Or one of these: synthetic, drawn by a program</p>")
     with gr.Row():
         for example in p.examples:
             button = gr.Button(f"{example.domain}: {example.question}", icon=str(example.path), min_width=0)
-            button.click(partial(_take, example), None, [picture, words], queue=False, **QUIET)
+            button.click(partial(_take, example), None, [image, words], queue=False, **QUIET)
 
 
-def _take(example: ExamplePicture) -> tuple[str, str]:
+def _take(example: ExampleImage) -> tuple[str, str]:
     return str(example.path), example.question
 
 
@@ -127,10 +127,10 @@ def _foot(p: Playground) -> str:
     if p.examples or any(offer.synthetic for offer in p.offers):
         synthetic = (
             "<p>What is called synthetic was drawn by a program: it shows no patient and no product, and a score on "
-            "such pictures says nothing about real ones.</p>"
+            "such images says nothing about real ones.</p>"
         )
     return (
         "<div class='pg-foot'><p><b>Not for diagnosis.</b> An adapter asked outside its domain answers in the words of "
-        f"its own.</p>{synthetic}<p>Pictures stay on the machine that runs this page, and are deleted when it stops."
+        f"its own.</p>{synthetic}<p>Images stay on the machine that runs this page, and are deleted when it stops."
         "</p></div>"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune.errors import DataError, FinetuneError, ModelError
-from finetune.playground.answers import answer_side_by_side, read_picture, read_words
+from finetune.playground.answers import answer_side_by_side, read_image, read_words
 from finetune.playground.examples import right_answer
 from finetune.playground.markup import alert, cards, table
 from finetune.playground.offers import find_offers
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from finetune.playground.examples import ExamplePicture
+    from finetune.playground.examples import ExampleImage
     from finetune.playground.offers import Offer
     from finetune.recipe import TaskSection
     from finetune.registry import AdapterRegistry
@@ -30,7 +30,7 @@ class Playground:
         base: as it was asked for.
         registry: where adapters are looked up.
         refs: those that are offered; empty for the latest version of each.
-        examples: pictures to try; empty for none.
+        examples: images to try; empty for none.
 
     Raises:
         ModelError: the page cannot ask this base.
@@ -43,7 +43,7 @@ class Playground:
         base: str,
         registry: AdapterRegistry,
         refs: Sequence[str],
-        examples: Sequence[ExamplePicture],
+        examples: Sequence[ExampleImage],
     ):
         self.vlm, self.base, self.registry, self.refs = vlm, base, registry, refs
         self.examples = list(examples)
@@ -67,17 +67,17 @@ class Playground:
             return alert(str(error)) + self.table()
         return self.table()
 
-    def ask(self, picture: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
+    def ask(self, image: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
         """Yields the answers as far as they are there, as HTML; what is wrong is one message."""
         try:
-            pixels = read_picture(picture)
+            pixels = read_image(image)
             words = read_words(text or "", labels=self.takes_labels)
             offers = [self._offer(name) for name in chosen]
         except FinetuneError as error:
             yield alert(str(error))
             return
         asked = words if isinstance(words, str) else "Which fits best: " + ", ".join(words)
-        right = right_answer(self.examples, picture, asked) if picture else None
+        right = right_answer(self.examples, image, asked) if image else None
         yield cards(asked, [], waiting=[None, *offers], right=right)
         answers = []
         for answer in answer_side_by_side(self.vlm, pixels, words, offers):

@@ -16,7 +16,7 @@ STYLE = """
 .pg-right { margin: 0 0 .8rem; color: var(--quiet); font-size: .9rem; }
 .pg-sr { position: absolute; clip-path: inset(50%); height: 1px; width: 1px; overflow: hidden; white-space: nowrap; }
 .html-container { padding: 0 !important; }
-#picture img.small { image-rendering: pixelated; width: 100% !important; height: 100% !important;
+#image img.small { image-rendering: pixelated; width: 100% !important; height: 100% !important;
   object-fit: contain !important; }
 #examples p { font-size: .88rem; color: var(--quiet); margin: 0; }
 #examples .row { display: grid; grid-template-columns: repeat(6, minmax(0, 4rem)); gap: .5rem; }
@@ -90,7 +90,7 @@ SHOW_ANSWERS = """() => {
 }"""
 # A screen reader says what arrives there.
 ANNOUNCE_ANSWERS = """() => { document.getElementById("answers").setAttribute("aria-live", "polite"); }"""
-# A picture of few pixels is shown as it is, pixel by pixel, and not as a blur.
+# An image of few pixels is shown as it is, pixel by pixel, and not as a blur.
 SCRIPT = """<script>
 document.addEventListener("load", (event) => {
   const seen = event.target;

@@ -1,7 +1,7 @@
 """The parts of the pocket model before training: tokenizer, processor and a random FastVLM of about 3 M parameters.
 
 The tower is a small ConvNeXt: it has no batch norm, its pointwise convolutions are linear modules that LoRA can adapt,
-and at this size it learns shapes from several times fewer pictures than a vision transformer.
+and at this size it learns shapes from several times fewer images than a vision transformer.
 """
 
 from collections.abc import Iterable
@@ -62,7 +62,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Returns the processor: pictures are squashed to 64 x 64 and scaled to -1..1, never tiled."""
+    """Returns the processor: images are squashed to 64 x 64 and scaled to -1..1, never tiled."""
     images = ViTImageProcessor(
         size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
     )

@@ -1,11 +1,11 @@
-"""The pocket model's card: what it scores on held-out worlds, per question type, beside what needs no picture."""
+"""The pocket model's card: what it scores on held-out worlds, per question type, beside what needs no image."""
 
 from dataclasses import dataclass
 from typing import Any
 
 THRESHOLD = 0.75  # of all held-out questions
 ABOVE_TEXT_ONLY = 0.15  # of every question type
-BLANK_COST = 0.25  # what a blank picture must cost over all
+BLANK_COST = 0.25  # what a blank image must cost over all
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ def shortfalls(scores: dict[str, Any]) -> list[str]:
     if whole.value < THRESHOLD:
         out.append(f"overall {whole.value:.3f} is below {THRESHOLD}")
     if whole.value - whole.blank_image < BLANK_COST:
-        out.append(f"a blank picture costs only {whole.value - whole.blank_image:.3f}")
+        out.append(f"a blank image costs only {whole.value - whole.blank_image:.3f}")
     for name, kind in _kinds(scores):
         if kind.value < kind.text_only + ABOVE_TEXT_ONLY:
-            out.append(f"{name}: {kind.value:.3f} against {kind.text_only:.3f} without the picture")
+            out.append(f"{name}: {kind.value:.3f} against {kind.text_only:.3f} without the image")
     return out
 
 
@@ -55,17 +55,17 @@ def write_card(scores: dict[str, Any], *, parameters: int, minutes: float | None
         "# pocket",
         "",
         f"A vision-language model of {parameters / 1e6:.2f} M parameters for tests and demonstrations: class "
-        "`FastVlmForConditionalGeneration`, a ConvNeXt tower for 64 x 64 pictures (16 image tokens), a two-layer "
+        "`FastVlmForConditionalGeneration`, a ConvNeXt tower for 64 x 64 images (16 image tokens), a two-layer "
         "projector, a Qwen2 of 4 layers and 192 channels, a byte-level BPE of 1,200 tokens. Trained only on "
-        "pictures that a program drew (`finetune/pocket/world.py`); `python recipes/pretrain.py` rebuilds it"
+        "images that a program drew (`finetune/pocket/world.py`); `python recipes/pretrain.py` rebuilds it"
         + (f" ({minutes:.0f} minutes on 2 shared CPU cores when these weights were made)." if minutes else "."),
         "It knows coloured shapes and nothing else. Apache-2.0.",
         "",
         f"Held-out worlds, exact match by greedy generation, {whole.n} questions: **{whole.value:.3f}** "
-        f"({low:.3f} to {high:.3f}); with a grey picture {whole.blank_image:.3f}; majority answer of each type "
+        f"({low:.3f} to {high:.3f}); with a grey image {whole.blank_image:.3f}; majority answer of each type "
         f"{whole.majority:.3f}.",
         "",
-        "| question type | exact match | grey picture | majority answer | questions |",
+        "| question type | exact match | grey image | majority answer | questions |",
         "|---|---|---|---|---|",
     ]
     for name, kind in _kinds(scores):

@@ -1,6 +1,6 @@
 """Rows of procedural worlds: two domains the pocket model has not seen, and the world it was trained on.
 
-Medical phantoms and product pictures are drawn by a program, and stand for no patient and no product.
+Medical phantoms and product images are drawn by a program, and stand for no patient and no product.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ _DRAW = {"medical": draw_phantom, "retail": draw_product}
 
 
 def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed: int, bad: Any) -> list[Example]:
-    """Returns the rows of one split: a question a picture, kinds in turn; pure functions of the data's seed.
+    """Returns the rows of one split: a question an image, kinds in turn; pure functions of the data's seed.
 
     Args:
         section: the recipe's data section.
-        split: ``train``, ``val`` or ``test``; no two share a picture.
+        split: ``train``, ``val`` or ``test``; no two share an image.
         task: how a question is put.
         seed: the run's; unused, since the rows are the data's own.
         bad: where faulty rows would go; unused, since a program makes no such rows.
@@ -36,7 +36,7 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
 
 
 def read_world(seed: int, split: str, *, rows_per_kind: int, task: TaskSection) -> list[Example]:
-    """Returns rows of the pretraining world, as many of each question kind; splits share no picture."""
+    """Returns rows of the pretraining world, as many of each question kind; splits share no image."""
     left = dict.fromkeys(KINDS, rows_per_kind)
     examples: list[Example] = []
     index = 0
@@ -55,7 +55,7 @@ def _example(row_id: str, scene: Scene, question: Question, task: TaskSection) -
     return Example(
         id=row_id,
         messages=[*task.ask(question.text), answer(task.text_of(question.answer))],
-        media=as_images([scene.picture]),
+        media=as_images([scene.image]),
         answers=[question.answer],
-        meta={"kind": question.kind, "question": question.text, "picture": row_id.rpartition(":")[0]},
+        meta={"kind": question.kind, "question": question.text, "image": row_id.rpartition(":")[0]},
     )

@@ -1,6 +1,6 @@
-"""Drawing from a seed: masks of shapes, fills, noise. Pictures are uint8 arrays [SIDE, SIDE, 3].
+"""Drawing from a seed: masks of shapes, fills, noise. Images are uint8 arrays [SIDE, SIDE, 3].
 
-Every function takes the random generator it draws from, so a picture is a pure function of its seed.
+Every function takes the random generator it draws from, so an image is a pure function of its seed.
 """
 
 import math
@@ -30,7 +30,7 @@ PATTERNS = ("plain", "striped", "dotted", "checked")
 
 
 def random_for(*key: int | str) -> np.random.Generator:
-    """Returns the generator that belongs to ``key``; equal keys give equal pictures on every machine."""
+    """Returns the generator that belongs to ``key``; equal keys give equal images on every machine."""
     words: list[int] = []
     for part in key:
         words += [part] if isinstance(part, int) else [len(part), *part.encode()]
@@ -110,7 +110,7 @@ def fill_pattern(
     *,
     period: float | None = None,
 ) -> np.ndarray:
-    """Returns a float picture [SIDE, SIDE, 3] of ``ink`` patterned with ``ground``; period in pixels."""
+    """Returns a float image [SIDE, SIDE, 3] of ``ink`` patterned with ``ground``; period in pixels."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     period = period or rng.uniform(5, 8)
     px, py = rng.uniform(0, period, 2)
@@ -127,9 +127,9 @@ def fill_pattern(
     return on[..., None] * ink + (1 - on[..., None]) * ground
 
 
-def paint(picture: np.ndarray, mask: np.ndarray, fill: np.ndarray) -> None:
-    """Lays ``fill`` ([3] or [SIDE, SIDE, 3]) over ``picture`` in place, through ``mask``."""
-    picture += mask[..., None] * (fill - picture)
+def paint(image: np.ndarray, mask: np.ndarray, fill: np.ndarray) -> None:
+    """Lays ``fill`` ([3] or [SIDE, SIDE, 3]) over ``image`` in place, through ``mask``."""
+    image += mask[..., None] * (fill - image)
 
 
 def smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
@@ -138,10 +138,10 @@ def smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
     return np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def finish(rng: np.random.Generator, picture: np.ndarray, *, noise: float, blur: float = 0.0) -> np.ndarray:
+def finish(rng: np.random.Generator, image: np.ndarray, *, noise: float, blur: float = 0.0) -> np.ndarray:
     """Blurs (radius in pixels), adds sensor noise (deviation in grey levels), and rounds to uint8."""
     if blur > 0:
-        image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-        picture = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)
-    noisy = picture + rng.normal(0, noise, picture.shape)
+        sharp = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        image = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)
+    noisy = image + rng.normal(0, noise, image.shape)
     return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Synthetic medical phantoms: ultrasound-like and X-ray-like pictures with at most one lesion, and cell smears."""
+"""Synthetic medical phantoms: ultrasound-like and X-ray-like images with at most one lesion, and cell smears."""
 
 import math
 
@@ -37,8 +37,8 @@ def _tissue(rng: np.random.Generator, style: str) -> Scene:
         grey, more = _add_lesion(rng, grey, ultrasound)
         questions += more
     speckle = rng.normal(1, 0.16 if ultrasound else 0.05, grey.shape)
-    picture = np.repeat((grey * speckle + smooth_noise(rng, 5) * 5)[..., None], 3, axis=-1)
-    return Scene(picture=finish(rng, picture, noise=3, blur=0.4), questions=questions)
+    image = np.repeat((grey * speckle + smooth_noise(rng, 5) * 5)[..., None], 3, axis=-1)
+    return Scene(image=finish(rng, image, noise=3, blur=0.4), questions=questions)
 
 
 def _add_lesion(rng: np.random.Generator, grey: np.ndarray, ultrasound: bool) -> tuple[np.ndarray, list[Question]]:
@@ -69,9 +69,9 @@ def _add_lesion(rng: np.random.Generator, grey: np.ndarray, ultrasound: bool) ->
 
 
 def _smear(rng: np.random.Generator) -> Scene:
-    picture = np.empty((SIDE, SIDE, 3))
-    picture[:] = np.array([238, 218, 224]) + rng.normal(0, 4, 3)
-    picture += smooth_noise(rng, 4)[..., None] * 4
+    image = np.empty((SIDE, SIDE, 3))
+    image[:] = np.array([238, 218, 224]) + rng.normal(0, 4, 3)
+    image += smooth_noise(rng, 4)[..., None] * 4
     wanted = int(rng.integers(0, 6))
     cells: list[tuple[float, float]] = []
     for _ in range(200):
@@ -83,12 +83,12 @@ def _smear(rng: np.random.Generator) -> Scene:
     for _ in range(int(rng.integers(2, 7))):  # small pale platelets that are no cells
         x, y = rng.uniform(4, SIDE - 4, 2)
         spot = ellipse_mask(x, y, 1.4, 1.4)
-        paint(picture, spot * 0.7, np.array([190, 150, 200]))
+        paint(image, spot * 0.7, np.array([190, 150, 200]))
     for x, y in cells:
         r = rng.uniform(5.5, 7)
         body = ellipse_mask(x, y, r, r * rng.uniform(0.85, 1.0), rng.uniform(0, 3))
-        paint(picture, body * 0.9, np.array([200, 120, 160]) + rng.normal(0, 8, 3))
+        paint(image, body * 0.9, np.array([200, 120, 160]) + rng.normal(0, 8, 3))
         nucleus = ellipse_mask(x + rng.normal(0, 0.7), y + rng.normal(0, 0.7), r * 0.55, r * 0.5)
-        paint(picture, nucleus, np.array([95, 40, 130]) + rng.normal(0, 8, 3))
+        paint(image, nucleus, np.array([95, 40, 130]) + rng.normal(0, 8, 3))
     question = Question(kind="cells", text="How many cells are there?", answer=_NUMBERS[len(cells)])
-    return Scene(picture=finish(rng, picture, noise=4, blur=0.3), questions=[question])
+    return Scene(image=finish(rng, image, noise=4, blur=0.3), questions=[question])

@@ -1,9 +1,9 @@
 """Pretraining of the pocket model on the procedural world.
 
 First the vision tower alone learns to tell, patch by patch, the shape, colour and pattern of what covers it, and its
-outline. Then the whole model learns rows of one picture with several questions as turns, by next-token loss on the
+outline. Then the whole model learns rows of one image with several questions as turns, by next-token loss on the
 answers, the dense loss going on beside it. The dense head is thrown away at the end; without it a tower this small
-needs many times the pictures to learn to see.
+needs many times the images to learn to see.
 """
 
 import json
@@ -44,9 +44,9 @@ class PretrainOptions:
     seed: int = 0
     vision_steps: int = 1000  # optimizer steps of the tower alone
     steps: int = 2600  # optimizer steps in all
-    batch_size: int = 64  # pictures
-    pictures: int = 40_000  # different ones; each is seen again with other questions
-    turns: int = 6  # questions a picture, at most
+    batch_size: int = 64  # images
+    images: int = 40_000  # different ones; each is seen again with other questions
+    turns: int = 6  # questions an image, at most
     peak_lr: float = 2e-3  # AdamW
     peak_muon_lr: float = 0.02  # Muon, for the matrices
     warmup: int = 100  # steps, of each stage
@@ -69,8 +69,8 @@ class WorldRows(torch.utils.data.IterableDataset):
         """
         for step in range(self.first, self.options.steps):
             numbers = range(step * self.options.batch_size, (step + 1) * self.options.batch_size)
-            scenes = [self._scene(number % self.options.pictures) for number in numbers]
-            batch = _pictures(scenes)
+            scenes = [self._scene(number % self.options.images) for number in numbers]
+            batch = _images(scenes)
             if step >= self.options.vision_steps:
                 batch |= self._texts([self._row(n, scene) for n, scene in zip(numbers, scenes, strict=True)])
             yield batch
@@ -108,13 +108,13 @@ class WorldRows(torch.utils.data.IterableDataset):
         return {"input_ids": input_ids, "weights": weights}
 
 
-def _pictures(scenes: list[Scene]) -> dict[str, Tensor]:
-    pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
+def _images(scenes: list[Scene]) -> dict[str, Tensor]:
+    images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
     cells = torch.from_numpy(np.stack([s.cells for s in scenes if s.cells is not None])).flatten(1, 2)
     masks = torch.from_numpy(np.stack([s.mask for s in scenes if s.mask is not None]))  # [B, S, S]
     side = SIDE // CELLS
     outline = masks.view(-1, CELLS, side, CELLS, side).permute(0, 1, 3, 2, 4).reshape(len(scenes), CELLS**2, -1)
-    return {"pixel_values": pictures.float() / 127.5 - 1, "cells": cells.long(), "outline": outline.float()}
+    return {"pixel_values": images.float() / 127.5 - 1, "cells": cells.long(), "outline": outline.float()}
 
 
 class DenseHead(nn.Module):

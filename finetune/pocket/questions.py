@@ -38,7 +38,7 @@ def _word(rng: np.random.Generator, kind: str, *parts: str) -> str:
 
 
 def region(x: float, y: float) -> str | None:
-    """Returns the name of the ninth of the picture that (x, y), in pixels, lies in; None near a border."""
+    """Returns the name of the ninth of the image that (x, y), in pixels, lies in; None near a border."""
     third, margin = SIDE / 3, 2.5
     for value in (x, y):
         if any(abs(value - line) < margin for line in (third, 2 * third)):
@@ -57,7 +57,7 @@ def ask_everything(
         rng: the scene's generator.
         scene_kind: ``things``, ``group`` or ``single``.
         things: the objects drawn.
-        ground: name of the background colour; None when the picture is grey.
+        ground: name of the background colour; None when the image is grey.
         colored: whether colours can be told.
     """
     out: list[Question] = []

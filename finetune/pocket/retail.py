@@ -1,4 +1,4 @@
-"""Synthetic product pictures: one garment on a light ground, some with a price tag."""
+"""Synthetic product images: one garment on a light ground, some with a price tag."""
 
 import numpy as np
 
@@ -29,13 +29,13 @@ _COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 
 
 def draw_product(seed: int, split: str, index: int) -> Scene:
-    """Returns one product picture with questions on garment, colour, pattern and price tag."""
+    """Returns one product image with questions on garment, colour, pattern and price tag."""
     rng = random_for(seed, "retail", split, index)
     garment, color = str(rng.choice(GARMENTS)), str(rng.choice(_COLORS))
     pattern = str(rng.choice(PATTERNS))
-    picture = np.empty((SIDE, SIDE, 3))
-    picture[:] = rng.uniform(205, 250) + rng.normal(0, 3, 3)
-    picture += smooth_noise(rng, 3)[..., None] * rng.uniform(0, 4)
+    image = np.empty((SIDE, SIDE, 3))
+    image[:] = rng.uniform(205, 250) + rng.normal(0, 3, 3)
+    image += smooth_noise(rng, 3)[..., None] * rng.uniform(0, 4)
     size = rng.uniform(46, 58)
     left, top = rng.uniform(1, SIDE - size - 1, 2)
     outline = [(left + x * size, top + y * size) for x, y in _outline(rng, garment)]
@@ -44,18 +44,18 @@ def draw_product(seed: int, split: str, index: int) -> Scene:
     shade = (1 + 0.08 * smooth_noise(rng, 4))[..., None]
     fill = fill_pattern(rng, pattern, ink, 0.3 * ink + 0.7 * second, period=rng.uniform(6, 9)) * shade
     shadow = polygon_mask([(x + 1.5, y + 1.5) for x, y in outline])
-    paint(picture, shadow * 0.25, np.array([90.0, 90.0, 95.0]))
-    paint(picture, polygon_mask(outline), fill)
+    paint(image, shadow * 0.25, np.array([90.0, 90.0, 95.0]))
+    paint(image, polygon_mask(outline), fill)
     tagged = bool(rng.random() < 0.5)
     if tagged:
-        _hang_tag(rng, picture)
+        _hang_tag(rng, image)
     questions = [
         Question(kind="garment", text="Which garment is this?", answer=garment),
         Question(kind="color", text="What color is the garment?", answer=color),
         Question(kind="pattern", text="What pattern does the garment have?", answer=pattern),
         Question(kind="tag", text="Is there a price tag?", answer="yes" if tagged else "no"),
     ]
-    return Scene(picture=finish(rng, picture, noise=rng.uniform(1, 5)), questions=questions)
+    return Scene(image=finish(rng, image, noise=rng.uniform(1, 5)), questions=questions)
 
 
 def _outline(rng: np.random.Generator, garment: str) -> list[tuple[float, float]]:
@@ -68,19 +68,19 @@ def _outline(rng: np.random.Generator, garment: str) -> list[tuple[float, float]
     return [(0.5 + (x - 0.5) * stretch + rng.normal(0, 0.008), y + rng.normal(0, 0.008)) for x, y in points]
 
 
-def _hang_tag(rng: np.random.Generator, picture: np.ndarray) -> None:
+def _hang_tag(rng: np.random.Generator, image: np.ndarray) -> None:
     """Draws a small white tag with two dark lines, on a string."""
     x, y = rng.uniform(6, SIDE - 18), rng.uniform(8, SIDE - 20)
-    paint(picture, polygon_mask([(x + 4, y - 6), (x + 5, y - 6), (x + 6.5, y), (x + 5.5, y)]), np.full(3, 60.0))
+    paint(image, polygon_mask([(x + 4, y - 6), (x + 5, y - 6), (x + 6.5, y), (x + 5.5, y)]), np.full(3, 60.0))
     paint(
-        picture,
+        image,
         polygon_mask([(x - 0.8, y - 0.8), (x + 11.8, y - 0.8), (x + 11.8, y + 14.8), (x - 0.8, y + 14.8)]),
         np.full(3, 70.0),
     )
-    paint(picture, polygon_mask([(x, y), (x + 11, y), (x + 11, y + 14), (x, y + 14)]), np.full(3, 252.0))
+    paint(image, polygon_mask([(x, y), (x + 11, y), (x + 11, y + 14), (x, y + 14)]), np.full(3, 252.0))
     for row in (4, 8):
         paint(
-            picture,
+            image,
             polygon_mask([(x + 2, y + row), (x + 9, y + row), (x + 9, y + row + 1.6), (x + 2, y + row + 1.6)]),
             np.full(3, 40.0),
         )

@@ -1,4 +1,4 @@
-"""What every procedural picture is, whatever world it comes from."""
+"""What every procedural image is, whatever world it comes from."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture [64, 64, 3] uint8 and what may be asked about it.
+    """An image [64, 64, 3] uint8 and what may be asked about it.
 
     Worlds that train a vision tower also give ``cells``, the classes [8, 8, 3] of what covers each patch, and
     ``mask``, [64, 64] bool, true where an object is.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     questions: list[Question]
     cells: np.ndarray | None = None
     mask: np.ndarray | None = None

@@ -48,22 +48,22 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     grey = rng.random() < 0.1
     kind = rng.choice(["things", "group", "single"], p=[0.5, 0.27, 0.23])
     things = {"things": _some_things, "group": _a_group, "single": _a_single_thing}[kind](rng, ground_name)
-    picture = _ground(rng, ground_name)
+    image = _ground(rng, ground_name)
     owner = np.full((SIDE, SIDE), -1)
     for number, thing in enumerate(things):
         angle = float(rng.uniform(-0.25, 0.25))
         mask = shape_mask(thing.shape, thing.x, thing.y, thing.radius, angle)
         ink = jitter_color(rng, thing.color)
         second = 0.2 * ink + 0.8 * jitter_color(rng, _tint(rng, thing.color))
-        paint(picture, mask, fill_pattern(rng, thing.pattern, ink, second))
+        paint(image, mask, fill_pattern(rng, thing.pattern, ink, second))
         owner[mask > 0.5] = number
     if grey:
-        picture[:] = picture.mean(axis=-1, keepdims=True)
-    picture = (picture - 128) * rng.uniform(0.85, 1.1) + 128 + rng.normal(0, 5)
+        image[:] = image.mean(axis=-1, keepdims=True)
+    image = (image - 128) * rng.uniform(0.85, 1.1) + 128 + rng.normal(0, 5)
     blur = float(rng.uniform(0.2, 0.8)) if rng.random() < 0.3 else 0.0
-    picture = finish(rng, picture, noise=float(rng.uniform(0, 7)), blur=blur)
+    image = finish(rng, image, noise=float(rng.uniform(0, 7)), blur=blur)
     questions = ask_everything(rng, kind, things, None if grey else ground_name, colored=not grey)
-    return Scene(picture=picture, questions=questions, cells=_cells(owner, things, grey), mask=owner >= 0)
+    return Scene(image=image, questions=questions, cells=_cells(owner, things, grey), mask=owner >= 0)
 
 
 def _other_color(rng: np.random.Generator, *taken: str) -> str:
@@ -84,16 +84,16 @@ def _tint(rng: np.random.Generator, ink: str) -> str:
 
 
 def _ground(rng: np.random.Generator, name: str) -> np.ndarray:
-    picture = np.empty((SIDE, SIDE, 3), np.float32)
-    picture[:] = jitter_color(rng, name)
+    image = np.empty((SIDE, SIDE, 3), np.float32)
+    image[:] = jitter_color(rng, name)
     if rng.random() < 0.5:
-        picture += smooth_noise(rng, int(rng.integers(2, 7)))[..., None] * rng.uniform(3, 13)
+        image += smooth_noise(rng, int(rng.integers(2, 7)))[..., None] * rng.uniform(3, 13)
     if rng.random() < 0.35:
         for _ in range(int(rng.integers(2, 9))):  # clutter: faint specks
             x, y = rng.uniform(0, SIDE, 2)
             speck = shape_mask("circle", float(x), float(y), float(rng.uniform(0.6, 1.6)))
-            paint(picture, speck * 0.8, picture.mean(axis=(0, 1)) + rng.normal(0, 35, 3))
-    return picture
+            paint(image, speck * 0.8, image.mean(axis=(0, 1)) + rng.normal(0, 35, 3))
+    return image
 
 
 def _place(rng: np.random.Generator, taken: list[Thing], radius: float) -> tuple[float, float] | None:

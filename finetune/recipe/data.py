@@ -17,7 +17,7 @@ class RowsSection(Section):
     """Where rows come from."""
 
     max_length: PositiveInt | None = None
-    """Most tokens of a row, those of its pictures included; by default as many as the base takes."""
+    """Most tokens of a row, those of its images included; by default as many as the base takes."""
     too_long: Literal["error", "drop"] = "error"
     """What is done with longer rows; none is ever cut."""
 
@@ -35,7 +35,7 @@ class ReadSection(RowsSection):
     on_error: Literal["error", "skip"] = "error"
     """What is done with rows that cannot be used; at most 5 % may be skipped."""
     max_image_pixels: PositiveInt = 50_000_000
-    """Cap on width x height of a picture."""
+    """Cap on width x height of an image."""
     image_range: Literal["auto", "file"] | Annotated[list[int], Field(min_length=2, max_length=2)] = "auto"
     """Values of images of more than 8 bits that become black and white: auto takes the smallest of 10, 12, 14 and 16
     bit that holds those of the train rows, file all 16 bits. The manifest keeps them."""
@@ -60,9 +60,9 @@ class ColumnData(ReadSection):
     """
 
     image: str | None = "image"
-    """Field of the picture."""
+    """Field of the image."""
     images: str | None = "images"
-    """Field of a list of pictures; where a row has it, it stands for ``image``."""
+    """Field of a list of images; where a row has it, it stands for ``image``."""
     question: str | None = "question"
     """Field of the question."""
     answer: str | None = "answer"
@@ -107,12 +107,12 @@ class StreamableData(ColumnData):
 
 
 class JsonlData(ColumnData):
-    """Rows in JSON Lines files beside their pictures."""
+    """Rows in JSON Lines files beside their images."""
 
     source: Literal["jsonl"]
     """Where rows come from."""
     root: Place
-    """Folder that the files and the pictures' paths are relative to."""
+    """Folder that the files and the images' paths are relative to."""
     train: Place = "train.jsonl"
     """The rows to learn."""
     val: Place | None = "val.jsonl"
@@ -122,7 +122,7 @@ class JsonlData(ColumnData):
 
 
 class ParquetData(StreamableData):
-    """Rows in Parquet files that hold their pictures, as Hugging Face's datasets writes them."""
+    """Rows in Parquet files that hold their images, as Hugging Face's datasets writes them."""
 
     source: Literal["parquet"]
     """Where rows come from."""
@@ -178,7 +178,7 @@ class ProceduralData(RowsSection):
     source: Literal["procedural"]
     """Where rows come from."""
     name: Literal["medical", "retail"]
-    """Which pictures are drawn."""
+    """Which images are drawn."""
     seed: Seed = 0
     """What they are drawn from."""
     rows: dict[Split, PositiveInt] = {"train": 2000, "val": 200, "test": 800}

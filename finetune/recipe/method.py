@@ -46,7 +46,7 @@ class TowerTargets(Section):
     language: Target = TowerTarget(target_modules="all-linear")
     """The language model."""
     projector: Target = TowerTarget(target_modules="none")
-    """What turns the features of a picture into tokens."""
+    """What turns the features of an image into tokens."""
     vision: Target = TowerTarget(target_modules="none")
     """The vision tower."""
 

@@ -63,7 +63,7 @@ class TrainSection(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
-    """auto: what frozen towers make of a picture is computed once and kept on disk, where that changes no result."""
+    """auto: what frozen towers make of an image is computed once and kept on disk, where that changes no result."""
     feature_store_max_bytes: PositiveInt = 50_000_000_000
     """Bytes that all kept features may take; what no run uses makes room."""
     torch_compile: bool = False

@@ -36,7 +36,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
     """Of the run, and of its folder."""
     domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
-    """What the pictures are of, such as ``medical``."""
+    """What the images are of, such as ``medical``."""
     seed: Seed = 0
     """Of the fresh adapter, the order of rows and all other chance."""
     model: ModelSection

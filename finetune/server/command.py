@@ -61,7 +61,7 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         metavar="PATTERN",
         help="adapters that are loaded when they are asked for, such as 'medical/*' or '*@prod'; repeatable",
     )
-    parser.add_argument("--allow-urls", action="store_true", help="fetch pictures from public http(s) URLs")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch images from public http(s) URLs")
     for name, (kind, text) in _BOUNDS.items():
         default = next(field.default for field in fields(Settings) if field.name == name)
         parser.add_argument(
@@ -145,8 +145,8 @@ _BOUNDS: dict[str, tuple[Callable[[str], float], str]] = {
     "max_address_connections": (_count, "connections that one address may have open"),
     "max_new_tokens": (_count, "tokens that an answer may be asked to have"),
     "max_body_bytes": (_count, "bytes of a request"),
-    "max_images": (_count, "pictures of a request"),
-    "max_image_pixels": (_count, "width x height of a picture"),
+    "max_images": (_count, "images of a request"),
+    "max_image_pixels": (_count, "width x height of an image"),
     "head_seconds": (_seconds, "seconds that a connection may take until the head of a request has come"),
     "body_seconds": (_seconds, "seconds that the body of a request may take to come"),
     "queue_seconds": (_seconds, "seconds that a request may wait to be answered"),

@@ -71,7 +71,7 @@ class Door:
     def _refuse(self, size: int) -> None:
         if size > self._max_body_bytes:
             raise RequestError(
-                f"A request has at most {self._max_body_bytes} bytes. Make its pictures smaller.",
+                f"A request has at most {self._max_body_bytes} bytes. Make its images smaller.",
                 status=413,
                 code="request_too_large",
             )

@@ -43,7 +43,7 @@ NOT_DONE = {
     "web_search_options": "nothing is searched for: leave it out",
     "store": "nothing is stored: send false, or leave it out",
     "include_obfuscation": "events are sent as they are: send false, or leave it out",
-    "detail": "pictures are shown as the adapter was trained: send auto, or leave it out",
+    "detail": "images are shown as the adapter was trained: send auto, or leave it out",
 }
 
 

@@ -121,8 +121,8 @@ def prepare(
     limit = answer_limit(switcher, resident, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)
     if positions is not None and length + limit > positions:
         raise RequestError(
-            f"The base takes {positions} tokens; this request has {length} in its messages and pictures, and up to "
-            f"{limit} in its answer. Shorten the messages, make the pictures smaller, or lower max_completion_tokens.",
+            f"The base takes {positions} tokens; this request has {length} in its messages and images, and up to "
+            f"{limit} in its answer. Shorten the messages, make the images smaller, or lower max_completion_tokens.",
             status=400,
             code="context_length_exceeded",
             param="messages",

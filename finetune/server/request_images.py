@@ -63,7 +63,7 @@ def decode_images(
         try:
             images.append(workers.pixels(data, max_pixels=settings.max_image_pixels, name=where, page=page))
         except RowError as error:
-            over_cap = f"width x height is over {settings.max_image_pixels} pixels. Make the picture smaller."
+            over_cap = f"width x height is over {settings.max_image_pixels} pixels. Make the image smaller."
             raise _unusable(over_cap if error.reason == OVER_CAP else str(error), where) from None
     return images
 
@@ -79,7 +79,7 @@ def _image_urls(request: ChatRequest, settings: Settings) -> list[tuple[str, str
     ]
     if len(parts) > settings.max_images:
         raise RequestError(
-            f"A request has at most {settings.max_images} pictures, and this one {len(parts)}.",
+            f"A request has at most {settings.max_images} images, and this one {len(parts)}.",
             status=400,
             code="too_many_images",
             param="messages",
@@ -88,7 +88,7 @@ def _image_urls(request: ChatRequest, settings: Settings) -> list[tuple[str, str
     for where, url in urls:
         if not settings.allow_urls and not _is_data(url):
             raise RequestError(
-                f"{where}: this server fetches no pictures. Send the picture itself: data:image/png;base64,...",
+                f"{where}: this server fetches no images. Send the image itself: data:image/png;base64,...",
                 status=400,
                 code="invalid_image_url",
                 param=where,

@@ -83,14 +83,14 @@ class TextPart(_Asked):
 
 
 class ImageUrl(_Asked):
-    """Where a picture is: ``data:image/png;base64,...``, or http(s) where the server allows that."""
+    """Where an image is: ``data:image/png;base64,...``, or http(s) where the server allows that."""
 
     url: Text
     detail: Annotated[Any, AsksNothing("auto")] = None
 
 
 class ImagePart(_Asked):
-    """A picture of a message."""
+    """An image of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -178,7 +178,7 @@ class ChatRequest(_Asked):
 
 
 class Usage(_Told):
-    """Tokens: ``prompt_tokens`` hold those of pictures, ``completion_tokens`` one that ends the answer."""
+    """Tokens: ``prompt_tokens`` hold those of images, ``completion_tokens`` one that ends the answer."""
 
     prompt_tokens: int
     completion_tokens: int

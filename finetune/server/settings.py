@@ -12,7 +12,7 @@ class Settings:
     Attributes:
         allow: patterns of adapters that are loaded when they are asked for: ``*`` stands for any characters of
             ``ns/name`` or, where the pattern has an ``@``, of ``ns/name@version``.
-        allow_urls: whether a picture may be named by an http(s) URL of a public host.
+        allow_urls: whether an image may be named by an http(s) URL of a public host.
         max_batch: rows that are answered at once.
         max_queue: requests that may wait to be answered, those being read and prepared among them; one client may
             have three quarters of them.
@@ -21,7 +21,7 @@ class Settings:
         max_new_tokens: that a request may ask for.
         max_body_bytes: of a request.
         max_images: of a request.
-        max_image_pixels: width x height of a picture.
+        max_image_pixels: width x height of an image.
         head_seconds: a connection may take until the head of a request has come.
         body_seconds: the body of a request may take to come.
         queue_seconds: a request may wait until it is answered.

@@ -12,7 +12,7 @@ from finetune.errors import DataError, ModelError, brief
 from finetune.prediction import Label
 from finetune.recipe import LabelSection, PromptSection
 from finetune.serving.aliases import ALIAS_SECONDS
-from finetune.serving.asking import conversation_row, picture_row, question_row
+from finetune.serving.asking import conversation_row, image_row, question_row
 from finetune.serving.streaming import TextStream
 from finetune.serving.switcher import Switcher
 from finetune.serving.together import answer_together, opened_as_trained, refuse_too_long, section_for
@@ -46,11 +46,11 @@ CAPTION_TOKENS = 64  # of such a caption at most, where its answers to questions
 class VisionLanguageModel:
     """A base and the adapters loaded on it. ``model`` and ``processor`` are plain transformers objects.
 
-    A picture is a path, the bytes of a file, a PIL image, or pixels of numpy or torch: RGB, [H, W, 3] or [3, H, W],
+    An image is a path, the bytes of a file, a PIL image, or pixels of numpy or torch: RGB, [H, W, 3] or [3, H, W],
     uint8 or floating-point numbers from 0 to 1. Where URLs are allowed, it is also a text that begins with ``http:``,
     ``https:`` or ``data:``.
 
-    Any thread may call any method. From asyncio call them as ``await asyncio.to_thread(vlm.ask, picture, question)``:
+    Any thread may call any method. From asyncio call them as ``await asyncio.to_thread(vlm.ask, image, question)``:
     the thread has the adapter of the task's own ``using`` block.
 
     Args:
@@ -58,7 +58,7 @@ class VisionLanguageModel:
         registry: where names are looked up.
         max_bytes: that resident adapters may hold together, as ``Switcher`` has it.
         alias_seconds: for which an alias is taken to stand for what it stood for, as ``Switcher`` has it.
-        urls: what may be fetched where a picture is a URL; None for nothing.
+        urls: what may be fetched where an image is a URL; None for nothing.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class VisionLanguageModel:
         """Returns the answer to one question, put exactly as the active adapter was trained.
 
         Args:
-            image: a picture; None for a question without one, a list for one with several.
+            image: an image; None for a question without one, a list for one with several.
             question: the user's words.
 
         Raises:
-            DataError: the picture cannot be used.
+            DataError: the image cannot be used.
             ModelError: the base is a dual encoder.
         """
         return self.answer(image, question).text
@@ -157,7 +157,7 @@ class VisionLanguageModel:
             return self._stream(self._question("stream", image, question))
 
     def caption(self, image: Any) -> str:
-        """Returns a description of a picture.
+        """Returns a description of an image.
 
         An adapter that learnt captions is asked exactly as it was trained. Any other, and the base, is asked
         ``CAPTION_QUESTION`` as it is asked any question, for ``CAPTION_TOKENS`` tokens, or as many as its answers may
@@ -167,7 +167,7 @@ class VisionLanguageModel:
             image: as for ``ask``.
 
         Raises:
-            DataError: the picture cannot be used.
+            DataError: the image cannot be used.
             ModelError: the base is a dual encoder.
         """
         with self.switcher.holding() as resident:
@@ -194,7 +194,7 @@ class VisionLanguageModel:
                 what answers here and now.
 
         Raises:
-            DataError: the lists are of different lengths, or a picture cannot be used.
+            DataError: the lists are of different lengths, or an image cannot be used.
             ModelError: the base is a dual encoder.
         """
         self._options(PromptSection, "ask_batch(images, questions)")
@@ -220,11 +220,11 @@ class VisionLanguageModel:
         """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
 
         Args:
-            messages: in Hugging Face's chat format, the last one the user's; pictures stand in their parts as
+            messages: in Hugging Face's chat format, the last one the user's; images stand in their parts as
                 ``{"type": "image", "image": ...}``, as ``ask`` takes them.
 
         Raises:
-            DataError: this is no such conversation, or a picture cannot be used.
+            DataError: this is no such conversation, or an image cannot be used.
             ModelError: the base is a dual encoder.
         """
         with self.switcher.holding():
@@ -236,10 +236,10 @@ class VisionLanguageModel:
             return self._stream(self._conversation("stream_chat", messages))
 
     def classify(self, image: Any, labels: Sequence[str]) -> str:
-        """Returns the label whose text lies closest to a picture, put into the words that the adapter learnt.
+        """Returns the label whose text lies closest to an image, put into the words that the adapter learnt.
 
         Args:
-            image: a picture.
+            image: an image.
             labels: what to choose from.
 
         Raises:
@@ -251,7 +251,7 @@ class VisionLanguageModel:
             if not labels or isinstance(labels, str):
                 raise DataError(f"labels is a list of at least one text, not {labels!r}")
             choices = {label: options.text_of(label) for label in labels}
-            example = replace(picture_row(image, urls=self.urls), choices=choices)
+            example = replace(image_row(image, urls=self.urls), choices=choices)
             batch = self.prompt_batch([example]).to(self.model.device, self.model.dtype)
             (prediction,) = self.task.predict(self.model, batch)
             assert isinstance(prediction, Label)
@@ -265,7 +265,7 @@ class VisionLanguageModel:
             question: the user's words, where the task has a question.
 
         Raises:
-            DataError: the picture cannot be used, or the row is longer than the base takes.
+            DataError: the image cannot be used, or the row is longer than the base takes.
             ModelError: the task chooses among labels, which ``classify`` is given.
         """
         with self.switcher.holding():
@@ -278,12 +278,12 @@ class VisionLanguageModel:
             return task.predict(self.model, batch.to(self.model.device, self.model.dtype))[0]
 
     def embed(self, image: Any) -> Tensor:
-        """Returns the embedding [D] of a picture, fp32, of length 1.
+        """Returns the embedding [D] of an image, fp32, of length 1.
 
         Raises:
             ModelError: the base is no dual encoder.
         """
-        return self._embed("embed(image)", lambda _: self.prompt_batch([picture_row(image, urls=self.urls)]))
+        return self._embed("embed(image)", lambda _: self.prompt_batch([image_row(image, urls=self.urls)]))
 
     def embed_text(self, text: str) -> Tensor:
         """Returns the embedding [D] of a text as it stands, fp32, of length 1.

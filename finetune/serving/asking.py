@@ -1,4 +1,4 @@
-"""What an app gives to be answered, as rows: its pictures, from wherever they are, and its words."""
+"""What an app gives to be answered, as rows: its images, from wherever they are, and its words."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def question_row(
 
     Args:
         section: how.
-        image: a picture, None for a question without one, or a list for one with several.
+        image: an image, None for a question without one, or a list for one with several.
         question: the user's words.
-        urls: what may be fetched where a picture is a URL; None for nothing.
+        urls: what may be fetched where an image is a URL; None for nothing.
         id: what to call the row in errors.
 
     Raises:
-        DataError: the question is no text, or a picture cannot be used.
+        DataError: the question is no text, or an image cannot be used.
     """
     if not isinstance(question, str):
         raise DataError(f"{id}: a question is a text, not {brief(question)}")
@@ -41,19 +41,19 @@ def conversation_row(section: PromptSection, messages: list[Message], *, urls: U
     """Returns the row that asks for the assistant's next turn; arguments as for ``question_row``.
 
     Raises:
-        DataError: this is no conversation that ends with the user, or a picture cannot be used.
+        DataError: this is no conversation that ends with the user, or an image cannot be used.
     """
     conversation, images = read_conversation(messages, where="chat")
     if conversation[-1]["role"] != "user":
         raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
     if len(images) != num_image_parts(conversation):
-        raise DataError('chat: a part {"type": "image"} lacks its picture: put it under "image"')
+        raise DataError('chat: a part {"type": "image"} lacks its image: put it under "image"')
     return _row(section.converse(conversation), images, urls, "chat")
 
 
-def picture_row(image: Any, *, urls: UrlPolicy | None) -> Example:
-    """Returns the row that shows a picture and asks nothing; arguments as for ``question_row``."""
-    return _row(show(), [image], urls, "picture")
+def image_row(image: Any, *, urls: UrlPolicy | None) -> Example:
+    """Returns the row that shows an image and asks nothing; arguments as for ``question_row``."""
+    return _row(show(), [image], urls, "image")
 
 
 def _row(prompt: list[Message], images: list[Any], urls: UrlPolicy | None, id: str) -> Example:
@@ -69,7 +69,7 @@ def _source(image: Any, urls: UrlPolicy | None) -> ImageSource:
         return as_source(image)
     if urls is None:
         raise FetchError(
-            f"{brief(image, 60)}: pictures are not fetched from URLs unless that is allowed, as by "
+            f"{brief(image, 60)}: images are not fetched from URLs unless that is allowed, as by "
             "finetune.load(..., allow_urls=True)"
         )
     return fetch_image(image, urls)

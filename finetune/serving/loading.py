@@ -52,7 +52,7 @@ def load(
         verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
         max_bytes: that resident adapters may hold together; None for any number.
         alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again.
-        allow_urls: whether a picture may be a URL; a policy says what may be fetched and what it may cost.
+        allow_urls: whether an image may be a URL; a policy says what may be fetched and what it may cost.
 
     Returns:
         The model with the adapter active.

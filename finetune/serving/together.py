@@ -60,7 +60,7 @@ def answer_together(
         is_stopped: asked after each step whether a row is to end early.
 
     Raises:
-        DataError: a picture cannot be used, or a row and its answer are longer than the base takes.
+        DataError: an image cannot be used, or a row and its answer are longer than the base takes.
     """
     limits = max_new_tokens or [None] * len(examples)
     groups: dict[Hashable, list[int]] = {}
@@ -136,7 +136,7 @@ def answer_batch(
 
 
 def prompt_lengths(batch: Batch) -> list[int]:
-    """Returns how many tokens each row of a batch has, those of its pictures and of a tuned prompt included."""
+    """Returns how many tokens each row of a batch has, those of its images and of a tuned prompt included."""
     lengths: list[int] = batch.inputs["attention_mask"].sum(dim=1).tolist()
     return lengths
 
@@ -168,8 +168,8 @@ def refuse_too_long(base: Base, batch: Batch, max_new_tokens: Sequence[int]) -> 
     for example, length, longest in zip(batch.examples, prompt_lengths(batch), max_new_tokens, strict=True):
         if length + longest > room:
             raise DataError(
-                f"{example.id}: the base takes {room} tokens; this has {length} in its words and pictures, and up to "
-                f"{longest} in its answer. Ask in fewer words, or show smaller pictures."
+                f"{example.id}: the base takes {room} tokens; this has {length} in its words and images, and up to "
+                f"{longest} in its answer. Ask in fewer words, or show smaller images."
             )
 
 

@@ -1,4 +1,4 @@
-"""Fetching the picture that a URL names, for whoever wrote it: from public places alone, of bounded size and time.
+"""Fetching the image that a URL names, for whoever wrote it: from public places alone, of bounded size and time.
 
 A URL may come from someone who wants this process to reach what only it can reach. So a host's addresses are checked
 where the connection is made, and the checked address is the one connected to: a name that stands for another address a
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from ipaddress import IPv4Network, IPv6Network
 
-# What a picture may be, by how its server calls it, with what its bytes begin.
+# What an image may be, by how its server calls it, with what its bytes begin.
 TYPES = {
     "image/gif": re.compile(rb"GIF8[79]a"),
     "image/jpeg": re.compile(rb"\xff\xd8\xff"),
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
 }
-_ALLOWED = f"A picture's type is one of {', '.join(TYPES)}."
+_ALLOWED = f"An image's type is one of {', '.join(TYPES)}."
 _LONGEST = 8192  # characters of an http(s) URL
 _REDIRECTS = (301, 302, 303, 307, 308)
 _DATA = re.compile(r"data:(?P<type>[^;,]*)(?P<more>(?:;[^;,]*)*?)(?P<base64>;base64)?,", re.IGNORECASE)
@@ -56,11 +56,11 @@ class UrlPolicy:
     """What may be fetched, and what it may cost.
 
     Attributes:
-        max_bytes: of a picture's file.
-        timeout: seconds that one picture may take in all, redirects and looking up names included.
+        max_bytes: of an image's file.
+        timeout: seconds that one image may take in all, redirects and looking up names included.
         max_redirects: that are followed.
         allow_private: networks that may be reached though they are not public, such as that of an app's own store of
-            pictures.
+            images.
         resolve: returns the addresses of a host and port; raises OSError where there are none.
     """
 
@@ -77,7 +77,7 @@ def is_url(text: str) -> bool:
 
 
 def fetch_image(url: str, policy: UrlPolicy) -> bytes:
-    """Returns the file of the picture that a URL names: http, https, or data in base64.
+    """Returns the file of the image that a URL names: http, https, or data in base64.
 
     Nothing else is read, no file of this machine in particular. Proxies of the environment are not used: they would
     look up names themselves.
@@ -87,7 +87,7 @@ def fetch_image(url: str, policy: UrlPolicy) -> bytes:
         policy: what it may reach and cost.
 
     Raises:
-        FetchError: it is not allowed, cannot be had, or is no picture of ``TYPES``.
+        FetchError: it is not allowed, cannot be had, or is no image of ``TYPES``.
     """
     if url[:5].lower() == "data:":
         return _of_data(url, policy)
@@ -106,16 +106,16 @@ def fetch_image(url: str, policy: UrlPolicy) -> bytes:
 def _of_data(url: str, policy: UrlPolicy) -> bytes:
     head = _DATA.match(url[:1024])
     if head is None or not head["base64"]:
-        raise FetchError(f"{brief(url, 60)}: a data URL that holds a picture is written data:image/png;base64,...")
+        raise FetchError(f"{brief(url, 60)}: a data URL that holds an image is written data:image/png;base64,...")
     _require_type(head["type"], where="data URL")
     if len(url) - head.end() > (policy.max_bytes + 2) // 3 * 4:
-        raise FetchError(f"data URL: a picture has at most {policy.max_bytes} bytes")
+        raise FetchError(f"data URL: an image has at most {policy.max_bytes} bytes")
     try:
         data = base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise FetchError(f"data URL: this is not base64: {error}") from None
     if len(data) > policy.max_bytes:
-        raise FetchError(f"data URL: a picture has at most {policy.max_bytes} bytes, and this {len(data)}")
+        raise FetchError(f"data URL: an image has at most {policy.max_bytes} bytes, and this {len(data)}")
     return _checked(data, where="data URL")
 
 
@@ -132,7 +132,7 @@ def _parse(url: str) -> SplitResult:
     except ValueError as error:
         raise FetchError(f"{_show(url)}: not a URL: {error}") from None
     if parts.scheme not in ("http", "https"):
-        raise FetchError(f"{_show(url)}: pictures are fetched by http and https, not {brief(parts.scheme, 20)}")
+        raise FetchError(f"{_show(url)}: images are fetched by http and https, not {brief(parts.scheme, 20)}")
     if "@" in parts.netloc:
         raise FetchError(f"{_show(url)}: a URL that holds a user's name or password is not fetched")
     host = parts.hostname or ""
@@ -148,7 +148,7 @@ def _parse(url: str) -> SplitResult:
 
 
 def _request(url: SplitResult, policy: UrlPolicy, deadline: float) -> bytes | str:
-    """Returns the picture's file, or where the answer says that it is instead."""
+    """Returns the image's file, or where the answer says that it is instead."""
     where = _show(url.geturl())
     target = httpcore2.URL(
         scheme=url.scheme.encode(),
@@ -170,7 +170,7 @@ def _request(url: SplitResult, policy: UrlPolicy, deadline: float) -> bytes | st
                 raise FetchError(f"{where}: the server answered with status {response.status}")
             _require_type(said.get("content-type", "").partition(";")[0], where=where)
             if (coding := said.get("content-encoding", "identity").strip().lower()) != "identity":
-                raise FetchError(f"{where}: it is sent packed ({brief(coding, 30)}), and pictures are not unpacked")
+                raise FetchError(f"{where}: it is sent packed ({brief(coding, 30)}), and images are not unpacked")
             announced = int(said.get("content-length", "0"))  # checked by what reads the headers
             return _read(response.iter_stream(), announced, policy.max_bytes, where)
     except httpcore2.TimeoutException:
@@ -188,7 +188,7 @@ def _read(pieces: Iterator[bytes], announced: int, most: int, where: str) -> byt
         if size > most:
             break
     if size > most:
-        raise FetchError(f"{where}: a picture has at most {most} bytes, and this at least {size}")
+        raise FetchError(f"{where}: an image has at most {most} bytes, and this at least {size}")
     return _checked(bytes(data), where=where)
 
 
@@ -199,7 +199,7 @@ def _require_type(said: str, *, where: str) -> None:
 
 def _checked(data: bytes, *, where: str) -> bytes:
     if not any(begin.match(data) for begin in TYPES.values()):
-        raise FetchError(f"{where}: its {len(data)} bytes do not begin as a picture does. {_ALLOWED}")
+        raise FetchError(f"{where}: its {len(data)} bytes do not begin as an image does. {_ALLOWED}")
     return data
 
 
@@ -251,7 +251,7 @@ class _Checked(httpcore2.NetworkBackend):
         if isinstance(addresses, OSError):
             raise FetchError(f"{self._where}: no such host")
         if not all(is_allowed(address, self._policy.allow_private) for address in addresses):
-            raise FetchError(f"{self._where}: the host is not a public one, and pictures are fetched from public ones")
+            raise FetchError(f"{self._where}: the host is not a public one, and images are fetched from public ones")
         return addresses
 
 

@@ -30,7 +30,7 @@ class Answer(Text):
     """A generated answer.
 
     Attributes:
-        prompt_tokens: of the row, those of its pictures and of a tuned prompt included.
+        prompt_tokens: of the row, those of its images and of a tuned prompt included.
         completion_tokens: that were generated, one that ends the answer included.
     """
 

@@ -1,4 +1,4 @@
-"""Only where something is learnt: most of a row's tokens are the picture's and the question's.
+"""Only where something is learnt: most of a row's tokens are the image's and the question's.
 
 A token meets others in attention alone. What follows the attention of the last layer (its output projection, the
 feed-forward part, the last norm, the head) is computed token by token, so tokens that nothing is learnt from need none

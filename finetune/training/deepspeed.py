@@ -52,7 +52,7 @@ class DeepSpeed(Replicated):
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
         """Refuses rows of which only some have an image, or another type of media.
 
-        The engine adds gradients up in buckets, in the order in which they come: a process whose rows have no picture
+        The engine adds gradients up in buckets, in the order in which they come: a process whose rows have no image
         has those of the vision tower in another place, and they would be added to others. Where the base is cut,
         the other processes would wait for its vision tower for ever, when they answer as well.
         """

@@ -1,12 +1,12 @@
-"""Features of pictures, kept on disk: a frozen tower need run only once for each, in any run on this machine.
+"""Features of images, kept on disk: a frozen tower need run only once for each, in any run on this machine.
 
 ::
 
     <cache>/features/<base, processor, precision, device kind, versions>/<2>/<pixels>.features
 
 A file is its own SHA-256 and then safetensors; it is written aside and renamed, so it is whole or not there, and two
-that write the same one write the same bytes. What the pictures of one row became stands in one file, since some
-processors treat a picture beside others otherwise than alone. A file's modification time says when it was last used,
+that write the same one write the same bytes. What the images of one row became stands in one file, since some
+processors treat an image beside others otherwise than alone. A file's modification time says when it was last used,
 to the hour; what no run has used for a week makes room where room is wanted.
 """
 
@@ -26,9 +26,9 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from finetune.batch import PictureFeatures
+from finetune.batch import ImageFeatures
 from finetune.cache import cache_home
-from finetune.data.pictures import source_key
+from finetune.data.image_checks import source_key
 from finetune.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from finetune.example import ImageSource
 
-Places: TypeAlias = tuple[Any, ...]  # of a row's pictures, each hashable
+Places: TypeAlias = tuple[Any, ...]  # of a row's images, each hashable
 _DIGEST = 32  # bytes of a SHA-256
 _META = "features"  # safetensors' metadata are texts: ours is one, JSON
 _SUFFIX = ".features"
@@ -46,7 +46,7 @@ _UNUSED = 7 * 24 * _HOUR  # a run reads all of its features when it starts, and 
 
 
 class FeatureStore:
-    """The features that one base makes of pictures with one processor, precision and kind of device.
+    """The features that one base makes of images with one processor, precision and kind of device.
 
     Args:
         key: all that features depend on beside the pixels.
@@ -57,7 +57,7 @@ class FeatureStore:
         self.folder = _root() / name[:32]
 
     def path(self, digests: Sequence[str]) -> Path:
-        """Returns where the features of a row's pictures are, or would be.
+        """Returns where the features of a row's images are, or would be.
 
         Args:
             digests: of the pixels of each, in order.
@@ -65,7 +65,7 @@ class FeatureStore:
         name = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}{_SUFFIX}"
 
-    def put(self, path: Path, features: PictureFeatures) -> int:
+    def put(self, path: Path, features: ImageFeatures) -> int:
         """Stores features, and returns the bytes that they take.
 
         Raises:
@@ -84,17 +84,17 @@ class FeatureStore:
 
 
 class StoredFeatures:
-    """Features by the pictures of a row; it can be handed to worker processes.
+    """Features by the images of a row; it can be handed to worker processes.
 
     Args:
-        paths: where each row's pictures are -> the file of their features.
+        paths: where each row's images are -> the file of their features.
     """
 
     def __init__(self, paths: Mapping[Places, Path]):
         self._paths = dict(paths)
 
-    def __call__(self, images: Sequence[ImageSource]) -> PictureFeatures:
-        """Returns the features of a row's pictures.
+    def __call__(self, images: Sequence[ImageSource]) -> ImageFeatures:
+        """Returns the features of a row's images.
 
         Raises:
             TrainingError: they are not among those of this run, or have been changed or removed since.
@@ -105,14 +105,14 @@ class StoredFeatures:
         features = read(path)
         if features is None:
             raise TrainingError(
-                f"{path}: the stored features of a picture have changed on disk or are gone. Start the run again: it "
+                f"{path}: the stored features of an image have changed on disk or are gone. Start the run again: it "
                 "makes them anew and goes on from its last checkpoint."
             )
         return features
 
 
 def places_of(images: Sequence[ImageSource]) -> Places:
-    """Returns what stands for the pictures of a row within a run, whatever happens to their files meanwhile."""
+    """Returns what stands for the images of a row within a run, whatever happens to their files meanwhile."""
     return tuple(source_key(source) if isinstance(source, np.ndarray) else source for source in images)
 
 
@@ -121,7 +121,7 @@ def is_whole(path: Path) -> bool:
     return _read_bytes(path) is not None
 
 
-def read(path: Path) -> PictureFeatures | None:
+def read(path: Path) -> ImageFeatures | None:
     """Returns stored features; None where they are not there, or a byte of them has changed."""
     data = _read_bytes(path)
     return None if data is None else _unpack(data)
@@ -164,7 +164,7 @@ def _read_bytes(path: Path) -> bytes | None:
     return data if hashlib.sha256(data).digest() == digest else None
 
 
-def _pack(features: PictureFeatures) -> bytes:
+def _pack(features: ImageFeatures) -> bytes:
     tensors = {"pooled": features.pooled}
     tensors |= {f"deepstack/{i}": layer for i, layer in enumerate(features.deepstack)}
     tensors |= {f"processed/{n}": v for n, v in features.processed.items() if isinstance(v, torch.Tensor)}
@@ -178,13 +178,13 @@ def _pack(features: PictureFeatures) -> bytes:
     return hashlib.sha256(data).digest() + data
 
 
-def _unpack(data: bytes) -> PictureFeatures:
+def _unpack(data: bytes) -> ImageFeatures:
     tensors = load_tensors(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     rest = json.loads(header["__metadata__"][_META])
     own = {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith("processed/")}
     num_layers = sum(name.startswith("deepstack/") for name in tensors)
-    return PictureFeatures(
+    return ImageFeatures(
         pooled=tensors["pooled"],
         deepstack=tuple(tensors[f"deepstack/{i}"] for i in range(num_layers)),
         as_list=rest["as_list"],

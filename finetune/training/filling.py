@@ -13,8 +13,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from finetune.cache import Notes
+from finetune.data.image_checks import may_be_noted, source_key
 from finetune.data.images import image_digest
-from finetune.data.pictures import may_be_noted, source_key
 from finetune.errors import FinetuneError, TrainingError
 from finetune.training.feature_store import StoredFeatures, is_whole, make_room, places_of
 from finetune.training.memory import is_out_of_memory
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from finetune.batch import PictureFeatures
+    from finetune.batch import ImageFeatures
     from finetune.example import Example
     from finetune.training.feature_store import FeatureStore, Places
 
-_NOTES = "pixels.sqlite"  # what a picture is remembered by -> the digest of its pixels
+_NOTES = "pixels.sqlite"  # what an image is remembered by -> the digest of its pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Filler:
 
     Args:
         store: where features go.
-        open_pictures: returns the pictures of a row, decoded.
+        open_images: returns the images of a row, decoded.
         compute: returns what the tower makes of them.
         max_bytes: that all features on this machine may take.
         accelerator: of the run.
@@ -47,14 +47,14 @@ class Filler:
     """
 
     store: FeatureStore
-    open_pictures: Callable[[Example], list[Image]]
-    compute: Callable[[list[Image]], PictureFeatures]
+    open_images: Callable[[Example], list[Image]]
+    compute: Callable[[list[Image]], ImageFeatures]
     max_bytes: int
     accelerator: Accelerator
     say: Callable[[str], None]
 
     def fill(self, rows: Iterable[Example]) -> StoredFeatures | str:
-        """Makes sure that the features of all rows' pictures are stored; every process has to call it.
+        """Makes sure that the features of all rows' images are stored; every process has to call it.
 
         Features that are there are read through once: one of which a byte has changed is made anew.
 
@@ -62,7 +62,7 @@ class Filler:
             The features, or why they cannot be stored, the same on all processes.
 
         Raises:
-            FinetuneError: on every process, where one of them cannot open a picture.
+            FinetuneError: on every process, where one of them cannot open an image.
         """
         work = [_Work.of(row) for row in {places_of(row.images): row for row in rows if row.images}.values()]
         digests = Notes(_NOTES).get({key for one in work for key in one.keys})
@@ -70,7 +70,7 @@ class Filler:
         shares = [_Share(self, digests) for _ in range(2)]
         problem = self._together(shares[0], work, self.accelerator.process_index, self.accelerator.num_processes)
         if problem is None:
-            # What processes on another host have made may lie on a disk of theirs, from pictures with other keys.
+            # What processes on another host have made may lie on a disk of theirs, from images with other keys.
             missing = [one for one in work if not self.is_there(one, digests)]
             self.accelerator.wait_for_everyone()  # with looking, before any of them changes what is there
             local = self.accelerator.local_process_index
@@ -80,13 +80,13 @@ class Filler:
         sizes = gather_object([size for share in shares for size in share.sizes])
         seconds = time.monotonic() - started
         self.say(
-            f"feature store: the pictures of {len(work)} rows, {len(sizes)} of them new "
+            f"feature store: the images of {len(work)} rows, {len(sizes)} of them new "
             f"({sum(sizes) / 1e6:.1f} MB, {len(sizes) / seconds:.1f} rows/s, {seconds:.1f} s), in {self.store.folder}"
         )
         return StoredFeatures({one.places: self.path(one, digests) for one in work})
 
     def path(self, work: _Work, digests: dict[str, str]) -> Path:
-        """Returns where the features of a row's pictures are, or would be."""
+        """Returns where the features of a row's images are, or would be."""
         return self.store.path([digests[key] for key in work.keys])
 
     def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
@@ -115,11 +115,11 @@ class Filler:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """A row whose pictures are to be stored."""
+    """A row whose images are to be stored."""
 
     row: Example
     places: Places
-    keys: tuple[str, ...]  # what each picture is remembered by
+    keys: tuple[str, ...]  # what each image is remembered by
     lasting: tuple[str, ...]  # those that may be noted
 
     @classmethod
@@ -134,21 +134,21 @@ class _Share:
 
     def __init__(self, filler: Filler, digests: dict[str, str]):
         self.filler, self.digests = filler, digests
-        self.found: dict[str, str] = {}  # digests of pictures that were not known
+        self.found: dict[str, str] = {}  # digests of images that were not known
         self.sizes: list[int] = []  # bytes of what was made
 
     def store(self, mine: Sequence[_Work], *, show: bool, sharers: int) -> str | None:
         """Stores what is not there; returns what went wrong.
 
         Raises:
-            FinetuneError: a picture cannot be opened, or the model does not take features.
+            FinetuneError: an image cannot be opened, or the model does not take features.
         """
         filler, digests = self.filler, self.digests
         try:
             with tqdm(total=len(mine), unit="row", desc="storing features", disable=not show, leave=False) as bar:
                 for number, work in enumerate(mine):
                     if not self._is_whole(work):
-                        images = filler.open_pictures(work.row)
+                        images = filler.open_images(work.row)
                         fresh = [image_digest(np.asarray(image)) for image in images]
                         self.found.update(zip(work.keys, fresh, strict=True))
                         digests.update(zip(work.keys, fresh, strict=True))

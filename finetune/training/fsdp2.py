@@ -2,7 +2,7 @@
 
 What is cut are the weight matrices of its repeated layers, which is nearly all of a large model. Everything else stays
 whole on every process. The adapter does, because it is small: so its gradients, its optimizer and its checkpoints are
-those of the plain strategy. The vision tower and the projector do, because a process whose rows hold no picture never
+those of the plain strategy. The vision tower and the projector do, because a process whose rows hold no image never
 calls them, and would have the others wait for it for ever.
 """
 
@@ -83,7 +83,7 @@ class SplitBase(Replicated):
         with torch.no_grad():
             for parameter in attachment.parameters.values():
                 parameter.copy_(broadcast(parameter.detach().clone()))  # every process draws its own
-        # Rows without a picture may reach nothing that trains, and their process still has to go backward with the
+        # Rows without an image may reach nothing that trains, and their process still has to go backward with the
         # others, through every layer.
         self._anchor = torch.ones((), device=self.accelerator.device, requires_grad=True)
         self._first_layer.register_forward_pre_hook(self._ask_for_gradient, with_kwargs=True)

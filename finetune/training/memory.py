@@ -48,7 +48,7 @@ def halved(plan: Plan, step: int) -> Plan:
     """
     if plan.batch_size == 1:
         raise TrainingError(
-            f"step {step}: out of memory with a micro-batch of one row. Use smaller pictures or shorter rows, adapt "
+            f"step {step}: out of memory with a micro-batch of one row. Use smaller images or shorter rows, adapt "
             "fewer modules (method.towers), hold the base in less memory (model.dtype: bfloat16), or take a larger "
             "device."
         )

@@ -71,7 +71,7 @@ class Replicated:
         """
         with self.accelerator.no_sync(self.model):
             value = loss()
-            if value.requires_grad:  # rows without a picture reach nothing that trains in a vision tower
+            if value.requires_grad:  # rows without an image reach nothing that trains in a vision tower
                 self.accelerator.backward(value)
 
     def add_up_gradients(self) -> None:

@@ -30,7 +30,7 @@ MOST_WORKERS = 8  # for one GPU: more seldom make batches faster, and each holds
 def worker_count(wanted: int | Literal["auto"], device: torch.device) -> int:
     """Returns how many processes prepare batches ahead.
 
-    A GPU computes while they open pictures and make tokens, so it gets the cores that its process has here. On a CPU
+    A GPU computes while they open images and make tokens, so it gets the cores that its process has here. On a CPU
     the model itself takes every core: workers would only take turns with it.
 
     Args:

@@ -72,7 +72,7 @@ def _why_not_deepspeed(accelerator: Accelerator, recipe: Recipe) -> str | None:
         return f"zero_stage {plugin.zero_stage} shares nothing out. Set 2 or 3, or use recipes/accelerate/ddp.yaml."
     if getattr(recipe.data, "streaming", False):
         return (
-            "there either every row has a picture or none has, and rows of a stream are not known beforehand. Set "
+            "there either every row has an image or none has, and rows of a stream are not known beforehand. Set "
             "data.streaming: false, or use recipes/accelerate/ddp.yaml or fsdp2.yaml."
         )
     if plugin.zero_stage < 3:

@@ -36,7 +36,7 @@ def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
 class Liveness:
     """Counts the steps that reach each parameter of an adapter, and stops a run in which one would never learn.
 
-    A step whose rows hold no picture reaches no vision tower: it says nothing of what is adapted there.
+    A step whose rows hold no image reaches no vision tower: it says nothing of what is adapted there.
     """
 
     def __init__(self, attachment: Attachment):
@@ -76,7 +76,7 @@ class Liveness:
         if never and self._steps == epoch:
             raise TrainingError(
                 f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they learn nothing: "
-                f"{_first(never)}. Do rows hold pictures? Leave what they do not reach out of method."
+                f"{_first(never)}. Do rows hold images? Leave what they do not reach out of method."
             )
 
 

@@ -48,7 +48,7 @@ def backward_window(
         objective: the terms.
         window: micro-batches, not yet on the device.
         totals: term -> items in the window over all processes; each term's sum is divided by its own.
-        dtype: of the pictures.
+        dtype: of the images.
 
     Returns:
         For each micro-batch the sum of each term.

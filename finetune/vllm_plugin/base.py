@@ -1,4 +1,4 @@
-"""What vLLM serves, as far as files tell it: the identity of the base, and what makes tensors of pictures and texts."""
+"""What vLLM serves, as far as files tell it: the identity of the base, and what makes tensors of images and texts."""
 
 import json
 from dataclasses import dataclass

@@ -84,11 +84,11 @@ def require_settings(config: Any) -> None:
             "it."
         )
     model = config.model_config
-    pictures = model.multimodal_config
+    images = model.multimodal_config
     for flag, said in (
         ("--tokenizer", model.tokenizer != model.model and model.tokenizer),
         ("--hf-overrides", model.hf_overrides),
-        ("--mm-processor-kwargs", pictures is not None and pictures.mm_processor_kwargs),
+        ("--mm-processor-kwargs", images is not None and images.mm_processor_kwargs),
     ):
         if said:
             raise LaunchError(

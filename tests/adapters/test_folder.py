@@ -151,8 +151,8 @@ def test_the_probe_compares_effects():
 
 
 def test_the_probe_is_a_function_of_its_seed():
-    messages, picture = probe_conversation(0)
-    assert picture.tobytes() == probe_conversation(0)[1].tobytes() != probe_conversation(1)[1].tobytes()
+    messages, image = probe_conversation(0)
+    assert image.tobytes() == probe_conversation(0)[1].tobytes() != probe_conversation(1)[1].tobytes()
     assert messages == probe_conversation(1)[0]
 
 

@@ -49,8 +49,8 @@ def test_rows_are_a_function_of_the_seed(tmp_path):
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
     )
     assert [row["answer"] for row in first] == [row["answer"] for row in again] != [row["answer"] for row in other]
-    pictures = [Path(rows[0]["image"]).read_bytes() for rows in (first, again, other)]
-    assert pictures[0] == pictures[1] != pictures[2]
+    images = [Path(rows[0]["image"]).read_bytes() for rows in (first, again, other)]
+    assert images[0] == images[1] != images[2]
 
 
 def test_four_tiles_are_five_passes_of_the_tower(tmp_path):
@@ -59,7 +59,7 @@ def test_four_tiles_are_five_passes_of_the_tower(tmp_path):
     folder = save_smolvlm(tmp_path, torch.float32, tiles=2, side=64, vision=TINY_VISION, text=TINY_TEXT)
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(text=[f"<image>{QUESTION}"], images=[[Image.new("RGB", (128, 128))]], return_tensors="pt")
-    assert inputs["pixel_values"].shape == (1, SETUPS["b4"].images_per_picture, 3, 64, 64)
+    assert inputs["pixel_values"].shape == (1, SETUPS["b4"].images_per_image, 3, 64, 64)
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 5  # (64 / 16 / 4) ** 2 of each
 
 

@@ -23,7 +23,7 @@ def test_a_mixed_load_is_answered_by_the_right_adapters(tmp_path, capsys):
     assert found["wrong"] == found["failed"] == 0 and found["mean_batch_rows"] > 1
     assert found["requests_per_second"] > 0 and found["together_vs_one_by_one"] > 0
     kinds = {status.partition(" ")[0] for status in details["statuses"]}
-    assert kinds == {"text", "picture", *REFUSED} and details["adapters"] == 8
+    assert kinds == {"text", "image", *REFUSED} and details["adapters"] == 8
     assert "answered by the wrong adapter: 0; failed: 0" in capsys.readouterr().out
 
 

@@ -20,7 +20,7 @@ def test_every_figure_is_measured_on_both_sides(tmp_path, capsys):
     details = found.pop("details")
     assert set(found) == {"switch_ms_1", "switch_ms_3", "switch_growth", "switch_vs_peft", "cold_vs_floor",
                           "cold_vs_peft", "cold_with_probe_ms", "mixed_vs_separate", "mixed_vs_peft",
-                          "mixed_vs_separate_pictures", "mixed_vs_peft_pictures"}  # fmt: skip
+                          "mixed_vs_separate_images", "mixed_vs_peft_images"}  # fmt: skip
     assert all(value > 0 for value in found.values())
     for what, who in (("switching", {"ours", "peft", "ours_resident", "ours_forward", "peft_forward", "base_forward"}),
                       ("loading", {"ours", "peft", "floor"})):  # fmt: skip
@@ -28,7 +28,7 @@ def test_every_figure_is_measured_on_both_sides(tmp_path, capsys):
         for times in details[what].values():
             assert set(times) == who and all(len(each) == 2 and min(each) > 0 for each in times.values())
     assert len(details["with_probe"]) == 1
-    for rows in ("questions", "pictures"):
+    for rows in ("questions", "images"):
         rounds = {who: len(times) for who, times in details["mixing"][rows].items()}
         assert rounds == {"mixed": 2, "separate": 2, "peft": 2}
     shown = capsys.readouterr().out
@@ -43,12 +43,12 @@ def test_figures_are_ratios_of_medians_and_the_worst_counts():
         return {"ours": [ours], "peft": [1.0], "floor": [0.01]}
 
     measured = {1: switching(0.001, 0.02), 8: switching(0.0012, 0.06)}, {1: loading(0.015), 8: loading(0.02)}
-    mixing = {rows: {"mixed": [2.0, 2.0, 9.0], "separate": [5.0], "peft": [3.0]} for rows in ("questions", "pictures")}
+    mixing = {rows: {"mixed": [2.0, 2.0, 9.0], "separate": [5.0], "peft": [3.0]} for rows in ("questions", "images")}
     found = figures(*measured, [5.0, 6.0, 60.0], mixing)
     assert found == pytest.approx(
         {"switch_ms_1": 1.0, "switch_ms_8": 1.2, "switch_growth": 1.2, "switch_vs_peft": 20.0, "cold_vs_floor": 2.0,
          "cold_vs_peft": 50.0, "cold_with_probe_ms": 6000.0, "mixed_vs_separate": 2.5, "mixed_vs_peft": 1.5,
-         "mixed_vs_separate_pictures": 2.5, "mixed_vs_peft_pictures": 1.5}
+         "mixed_vs_separate_images": 2.5, "mixed_vs_peft_images": 1.5}
     )  # fmt: skip
     shown = table({"switch_vs_peft": 19.0, "cold_vs_floor": 1.9, "other": 1.0}, *measured, mixing)
     assert ">= 20: no" in shown and "<= 2: yes" in shown

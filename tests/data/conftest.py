@@ -1,4 +1,4 @@
-"""Rows and pictures to read, good and bad."""
+"""Rows and images to read, good and bad."""
 
 import json
 
@@ -23,7 +23,7 @@ def read_rows(section, split="train", *, said=None, task=TASK, seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one good picture."""
+    """A folder with one good image."""
     Image.new("RGB", (4, 4), "red").save(tmp_path / "good.png")
     return tmp_path
 

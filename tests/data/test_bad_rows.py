@@ -32,26 +32,26 @@ def floats():
 
 
 # What stands in the file bad.png, and what is said of it.
-PICTURES = {
-    "an empty file": (b"", "unreadable picture", "not a readable picture"),
-    "a text": (b"hello", "unreadable picture", "not a readable picture"),
-    "a page": (b"<html><body>404</body></html>", "unreadable picture", "not a readable picture"),
-    "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unreadable picture", "not a readable picture"),
-    "a PDF": (b"%PDF-1.4\n%\xe2\xe3", "unreadable picture", "not a readable picture"),
-    "an EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable picture", "not a readable picture"),
-    "half a PNG": (noise("PNG")[:3000], "unreadable picture", "not a readable picture"),
-    "half a JPEG": (noise("JPEG")[:1500], "unreadable picture", "not a readable picture"),
-    "a JPEG without its end": (noise("JPEG")[:-20], "unreadable picture", "not a readable picture"),
-    "half a GIF": (noise("GIF")[:1500], "unreadable picture", "not a readable picture"),
-    "half a WebP": (noise("WEBP")[:900], "unreadable picture", "not a readable picture"),
-    "half a BMP": (noise("BMP")[:3000], "unreadable picture", "not a readable picture"),
-    "a header alone": (noise("PNG")[:33], "unreadable picture", "not a readable picture"),
-    "damaged bytes": (flipped(noise("PNG")), "unreadable picture", "not a readable picture"),
-    "no pixels": (png_claiming(0, 5), "unreadable picture", "not a readable picture"),
-    "fewer pixels than claimed": (png_claiming(9, 9), "unreadable picture", "not a readable picture"),
-    "floating point": (floats(), "unreadable picture", "floating-point"),
-    "over the cap": (png_claiming(8000, 8000), "picture over the pixel cap", "8000 x 8000 is over the cap"),
-    "a bomb": (png_claiming(60000, 60000), "picture over the pixel cap", "over twice PIL's own cap"),
+IMAGES = {
+    "an empty file": (b"", "unreadable image", "not a readable image"),
+    "a text": (b"hello", "unreadable image", "not a readable image"),
+    "a page": (b"<html><body>404</body></html>", "unreadable image", "not a readable image"),
+    "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unreadable image", "not a readable image"),
+    "a PDF": (b"%PDF-1.4\n%\xe2\xe3", "unreadable image", "not a readable image"),
+    "an EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable image", "not a readable image"),
+    "half a PNG": (noise("PNG")[:3000], "unreadable image", "not a readable image"),
+    "half a JPEG": (noise("JPEG")[:1500], "unreadable image", "not a readable image"),
+    "a JPEG without its end": (noise("JPEG")[:-20], "unreadable image", "not a readable image"),
+    "half a GIF": (noise("GIF")[:1500], "unreadable image", "not a readable image"),
+    "half a WebP": (noise("WEBP")[:900], "unreadable image", "not a readable image"),
+    "half a BMP": (noise("BMP")[:3000], "unreadable image", "not a readable image"),
+    "a header alone": (noise("PNG")[:33], "unreadable image", "not a readable image"),
+    "damaged bytes": (flipped(noise("PNG")), "unreadable image", "not a readable image"),
+    "no pixels": (png_claiming(0, 5), "unreadable image", "not a readable image"),
+    "fewer pixels than claimed": (png_claiming(9, 9), "unreadable image", "not a readable image"),
+    "floating point": (floats(), "unreadable image", "floating-point"),
+    "over the cap": (png_claiming(8000, 8000), "image over the pixel cap", "8000 x 8000 is over the cap"),
+    "a bomb": (png_claiming(60000, 60000), "image over the pixel cap", "over twice PIL's own cap"),
 }
 
 
@@ -81,13 +81,13 @@ LINES = {
     "null": (b"null", "not JSON", "a row is a JSON object, not NoneType"),
     "endless nesting": (b"[" * 200_000, "not JSON", "not JSON: "),
     "Latin-1": ('{"answer": "é"}'.encode("latin-1"), "not UTF-8", "not UTF-8: "),
-    "no picture": (without("image"), "missing image", "no field 'image'; the row has question, answer. .*data.image="),
-    "a number for a picture": ({**ROW, "image": 3}, "wrong type", "a picture is the path of its file, not 3"),
-    "an empty path": ({**ROW, "image": ""}, "wrong type", "a picture is the path of its file, not ''"),
-    "a missing file": ({**ROW, "image": "no.png"}, "missing picture", "the picture .*no.png does not exist"),
-    "a folder": ({**ROW, "image": "."}, "missing picture", "does not exist"),
-    "pictures that are no list": ({**ROW, "images": "good.png"}, "wrong type", "'images' must be a list of pictures"),
-    "a null among pictures": ({**ROW, "images": ["good.png", None]}, "missing picture", "the picture is missing"),
+    "no image": (without("image"), "missing image", "no field 'image'; the row has question, answer. .*data.image="),
+    "a number for an image": ({**ROW, "image": 3}, "wrong type", "an image is the path of its file, not 3"),
+    "an empty path": ({**ROW, "image": ""}, "wrong type", "an image is the path of its file, not ''"),
+    "a missing file": ({**ROW, "image": "no.png"}, "missing image", "the image .*no.png does not exist"),
+    "a folder": ({**ROW, "image": "."}, "missing image", "does not exist"),
+    "images that are no list": ({**ROW, "images": "good.png"}, "wrong type", "'images' must be a list of images"),
+    "a null among images": ({**ROW, "images": ["good.png", None]}, "missing image", "the image is missing"),
     "no question": (without("question"), "missing question", "no field 'question'; the row has image, answer"),
     "a null question": ({**ROW, "question": None}, "missing question", "'question' must be a text"),
     "a blank question": ({**ROW, "question": " \n"}, "empty question", "'question' must be a text that is not empty"),
@@ -123,20 +123,20 @@ LINES = {
     "an empty question in a conversation": (conversation(user(), SAY), "not a conversation", "content is a text or"),
     "an empty user text": (conversation(user({"type": "text", "text": ""})), "empty text", "user's text is empty"),
     "an empty turn": (conversation(ASK, {"role": "assistant", "content": " "}), "empty text", "s text is empty"),
-    "a picture the assistant shows": (
+    "an image the assistant shows": (
         conversation(ASK, {"role": "assistant", "content": [IMAGE]}), "not a conversation", "only a user's message",
     ),
-    "a picture on the web": (
+    "an image on the web": (
         conversation(user({"type": "image", "url": "http://x/y.png"}, TEXT), SAY), "not a conversation", "url and base",
     ),
-    "a place without its picture": (
-        conversation(ASK, SAY, images=[]), "pictures and their places differ", "0 pictures for 1",
+    "a place without its image": (
+        conversation(ASK, SAY, images=[]), "images and their places differ", "0 images for 1",
     ),
-    "a picture without a place": (conversation(user(TEXT), SAY), "pictures and their places differ", "1 pictures"),
-    "pictures inside and beside": (
-        conversation(user({"type": "image", "path": "good.png"}), SAY, images=["good.png"]), "pictures twice", "both",
+    "an image without a place": (conversation(user(TEXT), SAY), "images and their places differ", "1 images"),
+    "images inside and beside": (
+        conversation(user({"type": "image", "path": "good.png"}), SAY, images=["good.png"]), "images twice", "both",
     ),
-    "one of two pictures named": (
+    "one of two images named": (
         conversation(user(IMAGE, {"type": "image", "path": "good.png"}), SAY), "not a conversation", "1 of 2 image",
     ),
 }  # fmt: skip
@@ -156,9 +156,9 @@ def test_a_bad_line_is_named_or_skipped(read, folder, kind):
     assert re.search(f"    {where}.*{message}", report)
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_a_bad_picture_is_named_or_skipped(read, folder, kind):
-    data, reason, message = PICTURES[kind]
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_bad_image_is_named_or_skipped(read, folder, kind):
+    data, reason, message = IMAGES[kind]
     (folder / "bad.png").write_bytes(data)
     lines = [*[ROW] * GOOD, {**ROW, "image": "bad.png"}]
     where = re.escape(f"row train.jsonl:{GOOD + 1}: {folder / 'bad.png'}: ")
@@ -199,7 +199,7 @@ def test_a_recipe_that_learns_only_captions(read):
 
 
 def test_there_are_at_least_forty_kinds():
-    assert len(LINES) + len(PICTURES) + 5 >= 40
+    assert len(LINES) + len(IMAGES) + 5 >= 40
 
 
 def test_more_than_one_row_in_twenty_is_an_error(read):

@@ -1,4 +1,4 @@
-"""From rows to tensors: exactly the assistant's turns are learnt, whatever the padding, the turns and the pictures."""
+"""From rows to tensors: exactly the assistant's turns are learnt, whatever the padding, the turns and the images."""
 
 from dataclasses import replace
 
@@ -34,12 +34,12 @@ def base(loaded, monkeypatch):
     return base
 
 
-def picture(value=90, size=(20, 30)):
+def image(value=90, size=(20, 30)):
     return np.zeros((*size, 3), np.uint8) + np.uint8(value)
 
 
 def example(text="blue", question="What color is it?"):
-    return Example(id="x", messages=[*ask(question), answer(text)], media=as_images([picture()]), answers=[text])
+    return Example(id="x", messages=[*ask(question), answer(text)], media=as_images([image()]), answers=[text])
 
 
 def text(words):
@@ -63,8 +63,8 @@ SAID = [" red<|end|>", " yes, it is<|end|>", " two<|end|>"]
 
 
 def conversation():
-    """Three turns about two pictures of different sizes."""
-    return Example(id="talk", messages=TURNS, media=as_images([picture(), picture(200, (64, 20))]), answers=["two"])
+    """Three turns about two images of different sizes."""
+    return Example(id="talk", messages=TURNS, media=as_images([image(), image(200, (64, 20))]), answers=["two"])
 
 
 def text_only():
@@ -96,7 +96,7 @@ def test_exactly_the_answer_and_its_end_are_learnt(base):
 
 
 @pytest.mark.parametrize(("supervise", "said"), [("all", SAID), ("last", SAID[-1:])])
-def test_three_turns_about_two_pictures(loaded, supervise, said):
+def test_three_turns_about_two_images(loaded, supervise, said):
     base = loaded[supervise]
     rows = [example(), conversation(), text_only()]
     batch = base.collator.training_batch(rows)
@@ -119,8 +119,8 @@ def test_three_turns_about_two_pictures(loaded, supervise, said):
 @pytest.mark.parametrize(
     "rows", [[text_only()], [text_only(), conversation()], [conversation(), text_only(), example()]]
 )
-def test_rows_with_and_without_pictures_run_in_one_batch(base, rows):
-    """And each row's logits are those it has alone: no picture reaches a row that is not its own."""
+def test_rows_with_and_without_images_run_in_one_batch(base, rows):
+    """And each row's logits are those it has alone: no image reaches a row that is not its own."""
     batch = base.collator.training_batch(rows)
     with torch.inference_mode():
         together = base.model(**batch.inputs).logits
@@ -142,7 +142,7 @@ def make_task():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (500, 3)])
 def test_odd_shapes_reach_the_model(base, size):
-    row = replace(example(), media=as_images([picture(9, size)]))
+    row = replace(example(), media=as_images([image(9, size)]))
     assert len(runs(base.collator.training_batch([row]).labels[0])) == 1
 
 
@@ -186,7 +186,7 @@ def test_chat_in_an_app_is_prompted_as_in_training(base, monkeypatch):
     assert torch.equal(prompts[0].inputs["input_ids"][0], training.inputs["input_ids"][0, :start])
     assert torch.equal(prompts[0].inputs["pixel_values"], training.inputs["pixel_values"])
     vlm.ask(None, "How many?")
-    vlm.ask([picture(), picture()], "How many?")
+    vlm.ask([image(), image()], "How many?")
     counts = [int((p.inputs["input_ids"] == base.collator.image_id).sum()) for p in prompts]
     assert counts[1] == 0 and counts[2] == counts[0]
 
@@ -195,9 +195,9 @@ def test_chat_in_an_app_is_prompted_as_in_training(base, monkeypatch):
     ("messages", "message"),
     [
         ([user(text("a")), answer("b")], "the conversation ends with the assistant"),
-        ([user(IMAGE, text("a"))], 'lacks its picture: put it under "image"'),
+        ([user(IMAGE, text("a"))], 'lacks its image: put it under "image"'),
         ([], "a list of messages that is not empty"),
-        ([user({"type": "image", "image": 3}, text("a"))], "a picture is a path, bytes"),
+        ([user({"type": "image", "image": 3}, text("a"))], "an image is a path, bytes"),
     ],
 )
 def test_a_chat_that_is_none(base, messages, message):
@@ -292,10 +292,10 @@ def test_a_text_that_holds_a_token_of_the_model_is_refused(base, marker, place):
         base.collator.training_batch([example(**{place: f"a {marker} b"})])
 
 
-def test_as_many_pictures_as_places(base):
-    with pytest.raises(DataError, match="row x: the rendered text has 1 places for 2 pictures"):
-        base.collator.training_batch([replace(example(), media=as_images([picture()] * 2))])
-    with pytest.raises(DataError, match="row x: the rendered text has 1 places for 0 pictures"):
+def test_as_many_images_as_places(base):
+    with pytest.raises(DataError, match="row x: the rendered text has 1 places for 2 images"):
+        base.collator.training_batch([replace(example(), media=as_images([image()] * 2))])
+    with pytest.raises(DataError, match="row x: the rendered text has 1 places for 0 images"):
         base.collator.prompt_batch([replace(example(), media=())])
 
 
@@ -309,17 +309,17 @@ def place(text, learnt, encoded):
     return place_spans(Tokenized("", text, learnt), encoded, image_id=9, row="row x")
 
 
-def test_spans_are_found_behind_pictures():
-    """9 stands for a picture, and for each token of one; 7 and 8 are what a processor puts around it."""
+def test_spans_are_found_behind_images():
+    """9 stands for an image, and for each token of one; 7 and 8 are what a processor puts around it."""
     text = [1, 9, 2, 3, 4, 6, 9, 5, 2, 3, 4]
     made = [1, 7, 9, 9, 8, 2, 3, 4, 6, 7, 9, 9, 9, 8, 5, 2, 3, 4]
     assert place(text, [(3, 5), (9, 11)], made) == [(6, 8), (16, 18)]
     assert place([1, 2, 3], [(1, 3)], [1, 2, 3]) == [(1, 3)]
-    assert place([9, 9, 5, 1, 2], [(3, 5)], [9, 9, 9, 9, 5, 1, 2]) == [(5, 7)], "pictures side by side"
-    merged = [1, 6, 9, 9, 77, 3, 4]  # a line break behind the picture and the token beside it became one
+    assert place([9, 9, 5, 1, 2], [(3, 5)], [9, 9, 9, 9, 5, 1, 2]) == [(5, 7)], "images side by side"
+    merged = [1, 6, 9, 9, 77, 3, 4]  # a line break behind the image and the token beside it became one
     assert place([1, 6, 9, 2, 3, 4], [(4, 6)], merged) == [(5, 7)]
     assert place([1, 9, 2, 3], [(3, 4)], [0, 1, 9, 9, 2, 3, 0]) == [(5, 6)], "tokens added at either end"
-    # tiles of one picture, with a line break between them that is also a text between two pictures
+    # tiles of one image, with a line break between them that is also a text between two images
     assert place([1, 9, 4, 4, 4, 9, 2, 3, 5], [(7, 9)], [1, 9, 4, 9, 4, 4, 4, 9, 4, 9, 2, 3, 5]) == [(11, 13)]
 
 
@@ -352,7 +352,7 @@ def test_a_row_is_rendered_once_and_what_is_kept_is_bounded(base, monkeypatch):
     first = collator.supervise(rows[0])
     count = len(rendered)
     assert count and collator.supervise(replace(rows[0], id="another")) == first and len(rendered) == count
-    with pytest.raises(DataError, match="row third: .* 1 places for 2 pictures"):
+    with pytest.raises(DataError, match="row third: .* 1 places for 2 images"):
         collator.supervise(replace(rows[0], id="third", media=as_images(rows[0].images * 2)))
     monkeypatch.setattr(collator, "_room", 3)
     count = len(rendered)

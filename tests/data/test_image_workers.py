@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from finetune.data import image_workers as room
+from finetune.data.image_checks import look_at
 from finetune.data.image_workers import ImageWorkers, image_workers
 from finetune.data.images import MOST_SCANS, open_image, read_pixels, read_through
-from finetune.data.pictures import look_at
 from finetune.errors import ImageWorkerError, RowError
 from finetune.example import ImageOptions
 from tests.server.asking import FILES, many_scans, noise
@@ -107,7 +107,7 @@ def test_one_that_needs_too_much_memory_is_an_error(workers, monkeypatch):
 @pytest.mark.parametrize("call", [open_image, read_through, read_pixels])
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(call):
     assert call(many_scans(64, MOST_SCANS)) is not None
-    with pytest.raises(RowError, match=f"x: not a readable picture: a JPEG of over {MOST_SCANS} scans"):
+    with pytest.raises(RowError, match=f"x: not a readable image: a JPEG of over {MOST_SCANS} scans"):
         call(many_scans(64, MOST_SCANS + 1), name="x")
 
 

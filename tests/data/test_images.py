@@ -1,4 +1,4 @@
-"""Pictures of every kind are read with the right pixels; what cannot be read is found, and only looked at once."""
+"""Images of every kind are read with the right pixels; what cannot be read is found, and only looked at once."""
 
 import io
 import os
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data import pictures
+from finetune.data import images
+from finetune.data.image_checks import image_sizes
 from finetune.data.images import as_source, image_digest, open_image
-from finetune.data.pictures import picture_sizes
 from finetune.errors import DataError, RowError
 
 CAP = 50_000_000
@@ -57,7 +57,7 @@ def animation(folder, name):
     )
 
 
-# name -> (a function of a folder that writes the picture, the pixels it must have from left to right, top to bottom)
+# name -> (a function of a folder that writes the image, the pixels it must have from left to right, top to bottom)
 KINDS = {
     "grey": (lambda f: saved(f, Image.fromarray(np.array([[0, 7, 255]], np.uint8))), [[0] * 3, [7] * 3, [255] * 3]),
     "black and white": (lambda f: saved(f, Image.fromarray(np.array([[True, False]]))), [[255] * 3, [0] * 3]),
@@ -96,7 +96,7 @@ def test_every_kind_is_read_with_its_pixels(tmp_path, kind):
     for source in (path, path.read_bytes()):
         image = open_image(source)
         assert image.mode == "RGB" and pixels(image) == expected
-    assert picture_sizes([path], max_pixels=CAP) == [image.size]
+    assert image_sizes([path], max_pixels=CAP) == [image.size]
 
 
 def test_a_cmyk_jpeg_has_its_colours(tmp_path):
@@ -110,7 +110,7 @@ def test_a_cmyk_jpeg_has_its_colours(tmp_path):
 )
 @pytest.mark.parametrize("mode", ["RGB", "I;16"])
 def test_every_orientation_is_undone(tmp_path, orientation, corner, mode):
-    """One white pixel in the upper left corner of a picture of 2 x 3; ``corner`` is where it must come out."""
+    """One white pixel in the upper left corner of an image of 2 x 3; ``corner`` is where it must come out."""
     grey = np.zeros((3, 2), np.uint16)
     grey[0, 0] = 65535
     image = Image.fromarray(grey) if mode == "I;16" else Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
@@ -120,7 +120,7 @@ def test_every_orientation_is_undone(tmp_path, orientation, corner, mode):
     out = open_image(path)
     assert out.size == ((3, 2) if orientation > 4 else (2, 3))
     assert out.getpixel(corner) == (255, 255, 255) and int(np.asarray(out).sum()) == 3 * 255
-    assert picture_sizes([path], max_pixels=CAP) == [out.size], "the length of a row is told by the upright size"
+    assert image_sizes([path], max_pixels=CAP) == [out.size], "the length of a row is told by the upright size"
 
 
 def png_claiming(width, height):
@@ -131,56 +131,56 @@ def png_claiming(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path):
+def test_a_large_image_is_refused_before_it_is_decoded(tmp_path):
     for side, message in (
         (8000, "8000 x 8000 is over the cap of 50000000 pixels"),
         (60000, "over twice PIL's own cap"),
     ):
         with pytest.raises(RowError, match=message) as caught:
             open_image(png_claiming(side, side))
-        assert caught.value.reason == "picture over the pixel cap"
+        assert caught.value.reason == "image over the pixel cap"
     path = saved(tmp_path, Image.new("RGB", (50, 40)))
-    assert picture_sizes([path], max_pixels=CAP) == [(50, 40)]
-    (error,) = picture_sizes([path], max_pixels=100)  # known by now
+    assert image_sizes([path], max_pixels=CAP) == [(50, 40)]
+    (error,) = image_sizes([path], max_pixels=100)  # known by now
     assert "x.png: 50 x 40 is over the cap of 100" in str(error)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.webp", "x.bmp", "x.tiff"])
-def test_a_picture_whose_end_is_missing_is_found(tmp_path, name):
+def test_a_image_whose_end_is_missing_is_found(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 255, (60, 50, 3), dtype=np.uint8)
     path = saved(tmp_path, Image.fromarray(noise), name)
-    assert picture_sizes([path], max_pixels=CAP) == [(50, 60)]
+    assert image_sizes([path], max_pixels=CAP) == [(50, 60)]
     path.write_bytes(path.read_bytes()[:-200])
-    (error,) = picture_sizes([path], max_pixels=CAP)
-    assert isinstance(error, RowError) and f"{name}: not a readable picture" in str(error)
-    with pytest.raises(RowError, match="not a readable picture"):
+    (error,) = image_sizes([path], max_pixels=CAP)
+    assert isinstance(error, RowError) and f"{name}: not a readable image" in str(error)
+    with pytest.raises(RowError, match="not a readable image"):
         open_image(path)
 
 
-def test_a_picture_is_looked_at_once_until_it_changes(tmp_path, monkeypatch, rested):
+def test_a_image_is_looked_at_once_until_it_changes(tmp_path, monkeypatch, rested):
     looked = []
-    real = pictures.look
-    monkeypatch.setattr(pictures, "look", lambda source, **k: looked.append(source) or real(source, **k))
+    real = images.look
+    monkeypatch.setattr(images, "look", lambda source, **k: looked.append(source) or real(source, **k))
     a, b = saved(tmp_path, Image.new("RGB", (3, 2)), "a.png"), saved(tmp_path, Image.new("RGB", (5, 4)), "b.png")
     bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     for _ in range(2):
-        sizes = picture_sizes([a, b, a, bad], max_pixels=CAP)
+        sizes = image_sizes([a, b, a, bad], max_pixels=CAP)
         assert sizes[:3] == [(3, 2), (5, 4), (3, 2)] and "bad.png: not a readable" in str(sizes[3])
     assert sorted(str(path.name) for path in looked) == ["a.png", "b.png", "bad.png", "bad.png"], "good ones once"
     saved(tmp_path, Image.new("RGB", (7, 7)), "a.png")
     os.utime(a, ns=(1, 1))
-    assert picture_sizes([a], max_pixels=CAP) == [(7, 7)]
+    assert image_sizes([a], max_pixels=CAP) == [(7, 7)]
 
 
 def test_a_cache_that_fails_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file"))
     path = saved(tmp_path, Image.new("RGB", (3, 2)))
-    assert picture_sizes([path, path], max_pixels=CAP) == [(3, 2), (3, 2)]
+    assert image_sizes([path, path], max_pixels=CAP) == [(3, 2), (3, 2)]
 
 
-def test_only_pictures_are_opened(tmp_path):
+def test_only_images_are_opened(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.eps")  # PIL would start Ghostscript
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "x.tiff")
     for name, message in (("x.eps", "not a readable"), ("x.tiff", "floating-point"), ("no.png", "no such file")):
@@ -190,7 +190,7 @@ def test_only_pictures_are_opened(tmp_path):
         open_image(tmp_path)
 
 
-def test_pictures_from_an_app(tmp_path):
+def test_images_from_an_app(tmp_path):
     Image.new("RGB", (3, 3), "red").save(tmp_path / "a.png")
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()):
         assert open_image(as_source(source)).getpixel((0, 0)) == (255, 0, 0)
@@ -198,7 +198,7 @@ def test_pictures_from_an_app(tmp_path):
     deep = Image.fromarray(np.full((3, 3), 257 * 100, np.uint16))
     assert open_image(as_source(deep)).getpixel((0, 0)) == (100, 100, 100)
     assert open_image(as_source(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
-    with pytest.raises(DataError, match="a picture is a path, bytes, .* not builtins.int"):
+    with pytest.raises(DataError, match="an image is a path, bytes, .* not builtins.int"):
         as_source(3)
 
 

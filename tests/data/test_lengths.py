@@ -1,4 +1,4 @@
-"""A row's tokens are known without opening its pictures, and equal to what the processor makes of it."""
+"""A row's tokens are known without opening its images, and equal to what the processor makes of it."""
 
 from dataclasses import replace
 
@@ -19,9 +19,9 @@ def base(tiny_base):
 
 
 def example(*sizes, text="blue"):
-    pictures = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
+    images = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
     messages = [*ask("What color is it?", num_images=len(sizes)), answer(text)]
-    return Example(id="x", messages=messages, media=as_images(pictures), answers=[text])
+    return Example(id="x", messages=messages, media=as_images(images), answers=[text])
 
 
 @pytest.mark.parametrize("sizes", [[], [(30, 20)], [(20, 90)], [(30, 20), (64, 64)], [(30, 20), (30, 20)]])
@@ -33,7 +33,7 @@ def test_the_length_is_what_the_processor_makes(base, sizes):
 
 
 def test_tiles_count(base):
-    """A processor that cuts large pictures into tiles gives them more tokens."""
+    """A processor that cuts large images into tiles gives them more tokens."""
     if not hasattr(base.processor.image_processor, "do_image_splitting"):
         pytest.skip("this processor makes no tiles")
     base.processor.image_processor.do_image_splitting = True
@@ -42,7 +42,7 @@ def test_tiles_count(base):
     for size in ((64, 64), (64, 20), (20, 64)):
         row = example(size)
         assert lengths.learnt(row, [size]).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
-    assert lengths.of_pictures(((64, 64),)) > lengths.of_pictures(((64, 20),))
+    assert lengths.of_images(((64, 64),)) > lengths.of_images(((64, 20),))
 
 
 def test_the_processor_is_asked_once_for_each_size(base, monkeypatch):
@@ -51,9 +51,9 @@ def test_the_processor_is_asked_once_for_each_size(base, monkeypatch):
     monkeypatch.setattr(base.collator, "encode", lambda rows, side: asked.append(1) or encode(rows, side))
     for _ in range(2):
         lengths = Lengths(base.collator, key="k")
-        assert lengths.of_pictures(((30, 20),)) == lengths.of_pictures(((30, 20),))
+        assert lengths.of_images(((30, 20),)) == lengths.of_images(((30, 20),))
     assert len(asked) == 1, "the second time from the notes"
-    Lengths(base.collator, key="another processor").of_pictures(((30, 20),))
+    Lengths(base.collator, key="another processor").of_images(((30, 20),))
     assert len(asked) == 2
 
 
@@ -108,11 +108,11 @@ def test_the_base_sets_the_limit(base, recipe, monkeypatch):
         examples_of(recipe(max_length=13), "train", base=base)
 
 
-def test_no_picture_is_opened_again(base, recipe, monkeypatch, rested):
+def test_no_image_is_opened_again(base, recipe, monkeypatch, rested):
     examples_of(recipe(), "train")
 
     def opened(*_, **__):
-        raise AssertionError("a picture was opened")
+        raise AssertionError("an image was opened")
 
     monkeypatch.setattr(images.Image, "open", opened)
     assert len(examples_of(recipe(), "train", base=base)) == 18
@@ -135,4 +135,4 @@ def test_a_row_that_the_template_cannot_take_is_a_bad_row(base, recipe, rows_fol
 def test_a_large_size_is_not_drawn_from_the_file(base, tmp_path):
     Image.new("RGB", (3000, 2000)).save(tmp_path / "x.png")
     lengths = Lengths(base.collator, key="k")
-    assert lengths.of_pictures(((3000, 2000),)) > 0
+    assert lengths.of_images(((3000, 2000),)) > 0

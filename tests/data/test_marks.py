@@ -142,7 +142,7 @@ def test_a_dual_encoder_refuses_marks(tiny_clip):
         ("^row x: .*special", lambda: base.collator.training_batch([bad])),
         ("^row x: .*special", lambda: base.lengths(base.default_task).learnt(bad, [(32, 32)])),
         ("^row x: .*special", lambda: base.lengths(base.default_task).asked(asked, [(32, 32)])),
-        ("^row picture: .*special", lambda: vlm.classify(GREY, ["red", "<|endoftext|>"])),
+        ("^row image: .*special", lambda: vlm.classify(GREY, ["red", "<|endoftext|>"])),
         ("^text: .*special", lambda: vlm.embed_text("<|startoftext|>")),
         ("^text: .*other models", lambda: vlm.embed_text("<image>")),
     )

@@ -1,4 +1,4 @@
-"""A run on rows of every kind together: questions, captions, conversations about two pictures, and no picture."""
+"""A run on rows of every kind together: questions, captions, conversations about two images, and no image."""
 
 import json
 
@@ -8,10 +8,10 @@ from finetune.serving.loading import load
 
 
 def rows(images):
-    picture, text = {"type": "image"}, {"type": "text", "text": "Same color?"}
+    image, text = {"type": "image"}, {"type": "text", "text": "Same color?"}
     talk = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [picture, picture, text]},
+        {"role": "user", "content": [image, image, text]},
         {"role": "assistant", "content": "no"},
         {"role": "user", "content": "How many?"},
         {"role": "assistant", "content": "two"},

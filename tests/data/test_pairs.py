@@ -1,4 +1,4 @@
-"""Pairs of picture and text: what a row becomes, which may be answered, and what is refused."""
+"""Pairs of image and text: what a row becomes, which may be answered, and what is refused."""
 
 import json
 
@@ -48,16 +48,16 @@ def test_a_prompt_batch_holds_each_choice_once(collator):
 
 
 def test_what_is_shown_of_a_row(collator):
-    assert collator.show(pair("a red hat")) == "<its picture> ⟦a red hat⟧"
+    assert collator.show(pair("a red hat")) == "<its image> ⟦a red hat⟧"
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         (pair("long " * 30), r"row r1: the text 'long .* has 122 tokens, this base takes 64; a text is never cut"),
-        (pair("red", media=as_images([PIXELS, PIXELS])), "row r1: 2 pictures; a text is paired with exactly one"),
-        (pair("red", media=()), "row r1: 0 pictures"),
-        (pair("red", media=as_images([b"no picture"])), "row r1: its picture: not a readable picture"),
+        (pair("red", media=as_images([PIXELS, PIXELS])), "row r1: 2 images; a text is paired with exactly one"),
+        (pair("red", media=()), "row r1: 0 images"),
+        (pair("red", media=as_images([b"no image"])), "row r1: its image: not a readable image"),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused(collator, row, message):

@@ -1,4 +1,4 @@
-"""Arrays of numpy and torch as pictures: what is plain is taken, what could be read two ways is refused."""
+"""Arrays of numpy and torch as images: what is plain is taken, what could be read two ways is refused."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_is_the_same_picture(way):
+def test_every_way_is_the_same_image(way):
     found = as_source(WAYS[way])
     assert found.dtype == np.uint8 and found.flags.c_contiguous and np.array_equal(found, PIXELS)
 
@@ -42,11 +42,11 @@ def test_black_and_white_are_the_ends():
 
 BROKEN = {
     "both ways": (np.zeros((3, 5, 3), np.uint8), r"an array \[3, 5, 3\] of uint8 can be read as \[H, W, 3\] and as"),
-    "a batch": (torch.zeros(1, 3, 4, 5), r"an array \[1, 3, 4, 5\] of float32 is not one RGB picture"),
-    "grey": (np.zeros((4, 5), np.uint8), r"an array \[4, 5\] of uint8 is not one RGB picture: that has the shape"),
-    "four channels": (np.zeros((4, 5, 4), np.uint8), "is not one RGB picture"),
-    "three in the middle": (np.zeros((4, 3, 5), np.uint8), "is not one RGB picture"),
-    "nothing": (np.zeros((0, 5, 3), np.uint8), "is not one RGB picture"),
+    "a batch": (torch.zeros(1, 3, 4, 5), r"an array \[1, 3, 4, 5\] of float32 is not one RGB image"),
+    "grey": (np.zeros((4, 5), np.uint8), r"an array \[4, 5\] of uint8 is not one RGB image: that has the shape"),
+    "four channels": (np.zeros((4, 5, 4), np.uint8), "is not one RGB image"),
+    "three in the middle": (np.zeros((4, 3, 5), np.uint8), "is not one RGB image"),
+    "nothing": (np.zeros((0, 5, 3), np.uint8), "is not one RGB image"),
     "0 to 255": (np.full((4, 5, 3), 200.0), r"has values from 200 to 200; floating-point pixels go from 0 to 1.*255"),
     "normalised": (
         torch.linspace(-2, 2, 60).view(3, 4, 5),
@@ -55,14 +55,14 @@ BROKEN = {
     "not a number": (np.full((4, 5, 3), np.nan), "has values from nan to nan"),
     "one not a number": (np.where(np.arange(60).reshape(4, 5, 3) == 7, np.nan, 0.5), "has values from nan to nan"),
     "infinite": (torch.full((3, 4, 5), torch.inf), "has values from inf to inf"),
-    "whole numbers": (np.zeros((4, 5, 3), np.int64), "of int64 is no picture: pixels are uint8, or floating-point"),
-    "truth values": (torch.zeros(3, 4, 5, dtype=torch.bool), "of bool is no picture"),
-    "16 bit": (np.zeros((4, 5, 3), np.uint16), "of uint16 is no picture"),
+    "whole numbers": (np.zeros((4, 5, 3), np.int64), "of int64 is no image: pixels are uint8, or floating-point"),
+    "truth values": (torch.zeros(3, 4, 5, dtype=torch.bool), "of bool is no image"),
+    "16 bit": (np.zeros((4, 5, 3), np.uint16), "of uint16 is no image"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_no_picture_is_refused(what):
+def test_what_is_no_image_is_refused(what):
     array, message = BROKEN[what]
     with pytest.raises(DataError, match=message):
         as_source(array)

@@ -1,6 +1,6 @@
-"""Processors of other classes than the default tests' bases: spans and lengths hold for what each makes of a picture.
+"""Processors of other classes than the default tests' bases: spans and lengths hold for what each makes of an image.
 
-They put other tokens around a picture, cut it into tiles, or count by its size; no model is needed to see that.
+They put other tokens around an image, cut it into tiles, or count by its size; no model is needed to see that.
 """
 
 import numpy as np
@@ -113,9 +113,9 @@ def test_spans_and_lengths(collator):
     assert Lengths(collator, key="k").learnt(row, SIZES).row == batch.inputs["input_ids"].shape[1]
 
 
-def test_a_row_without_pictures_beside_one_with_two(collator):
+def test_a_row_without_images_beside_one_with_two(collator):
     if isinstance(collator.processor, PaliGemmaProcessor):
-        pytest.skip("this processor refuses rows without pictures")
+        pytest.skip("this processor refuses rows without images")
     without = Example(id="text", messages=[*TURNS[:1], *TURNS[3:5]], media=(), answers=["yes, it is"])
     batch = collator.training_batch([without, conversation()])
     assert runs(batch.labels[0]) == [ids(collator, SAID[1])]

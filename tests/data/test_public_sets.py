@@ -41,7 +41,7 @@ RECIPES = {
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory):
-    """The folder of each data set, with data/SPLIT-00000-of-00001.parquet and pictures as JPEG bytes inside."""
+    """The folder of each data set, with data/SPLIT-00000-of-00001.parquet and images as JPEG bytes inside."""
     root = tmp_path_factory.mktemp("hub")
     rng = np.random.default_rng(0)
     for name, (columns, splits) in SETS.items():

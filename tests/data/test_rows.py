@@ -20,7 +20,7 @@ def test_fields_are_mapped(read):
     assert example.messages[-1]["content"][0]["text"] == "left"
 
 
-def test_a_row_has_one_picture_several_or_none(read, folder):
+def test_a_row_has_one_image_several_or_none(read, folder):
     rows = [ROW, {**ROW, "image": None, "images": ["good.png", "good.png"]}, {**ROW, "images": []}]
     examples = read(*rows)
     assert [len(e.images) for e in examples] == [1, 2, 0]

@@ -24,14 +24,14 @@ SIZES = [(4 + i, 3) for i in range(6)]
 
 
 def table(*, rows=6, **more):
-    """A table as `datasets` writes it: pictures embedded as {bytes, path}."""
-    pictures = [PILImage.fromarray(np.full((h, w, 3), 10 * i, np.uint8)) for i, (w, h) in enumerate(SIZES[:rows])]
-    columns = {"image": pictures, "question": ["What?"] * rows, "answer": [f"a{i}" for i in range(rows)], **more}
+    """A table as `datasets` writes it: images embedded as {bytes, path}."""
+    images = [PILImage.fromarray(np.full((h, w, 3), 10 * i, np.uint8)) for i, (w, h) in enumerate(SIZES[:rows])]
+    columns = {"image": images, "question": ["What?"] * rows, "answer": [f"a{i}" for i in range(rows)], **more}
     return Dataset.from_dict(columns).cast_column("image", Image())
 
 
 def embedded(dataset, path):
-    """Writes Parquet as `push_to_hub` does, with the pictures' bytes inside."""
+    """Writes Parquet as `push_to_hub` does, with the images' bytes inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.to_parquet(path)
 
@@ -74,10 +74,10 @@ def test_every_source_gives_the_same_rows(source, request):
     assert [e.answers for e in examples] == [[f"a{i}"] for i in range(6)]
     assert [e.meta["question"] for e in examples] == ["What?"] * 6 and len({e.id for e in examples}) == 6
     for i, example in enumerate(examples):
-        (image,) = example.images
-        picture = open_image(image)
-        assert picture.size == SIZES[i] and picture.getpixel((0, 0)) == (10 * i,) * 3
-        assert len(pickle.dumps(example)) < 20_000, "a picture stays where it is"
+        (stored,) = example.images
+        image = open_image(stored)
+        assert image.size == SIZES[i] and image.getpixel((0, 0)) == (10 * i,) * 3
+        assert len(pickle.dumps(example)) < 20_000, "an image stays where it is"
 
 
 def test_ids_say_where_a_row_stands(jsonl, parquet, saved, hub):
@@ -98,7 +98,7 @@ def test_splits_of_a_saved_folder(saved, tmp_path):
     assert len(read(single)) == 6 and read(single, "val") == []
 
 
-def test_a_picture_is_pickled_by_its_place_and_opened_once(parquet):
+def test_a_image_is_pickled_by_its_place_and_opened_once(parquet):
     image = read(parquet)[5].images[0]
     assert isinstance(image, StoredImage) and image == pickle.loads(pickle.dumps(image))
     assert pickle.loads(pickle.dumps(image)).table is image.table
@@ -111,18 +111,18 @@ def first_pixels(rows):
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers_open_pictures(parquet, start):
+def test_workers_open_images(parquet, start):
     loader = DataLoader(
         read(parquet), batch_size=2, num_workers=1, collate_fn=first_pixels, multiprocessing_context=start
     )
     assert [pixel for batch in loader for pixel in batch] == [0, 10, 20, 30, 40, 50]
 
 
-def test_rows_about_one_picture_are_told(tmp_path):
-    """Its pixels are stored with each question about it; scores are drawn by picture."""
+def test_rows_about_one_image_are_told(tmp_path):
+    """Its pixels are stored with each question about it; scores are drawn by image."""
     same = table().select([0, 0, 1])
     embedded(same, tmp_path / "train.parquet")
-    one, two, three = (e.meta["picture"] for e in read(ParquetData(source="parquet", root=str(tmp_path))))
+    one, two, three = (e.meta["image"] for e in read(ParquetData(source="parquet", root=str(tmp_path))))
     assert one == two != three
 
 
@@ -135,7 +135,7 @@ def test_slices_of_one_split_are_different_rows(hub):
     assert val[0].images[0].key() != read(halves)[0].images[0].key(), "or the sizes of one would be those of the other"
 
 
-def test_several_pictures_and_conversations_in_a_table(tmp_path):
+def test_several_images_and_conversations_in_a_table(tmp_path):
     turns = [
         {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "This."}]},
@@ -143,12 +143,12 @@ def test_several_pictures_and_conversations_in_a_table(tmp_path):
     two = json.loads(json.dumps(turns))
     two[0]["content"].insert(0, {"type": "image", "text": None})
     none = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, turns[1]]
-    pictures = [{"bytes": p.tobytes(), "path": None} for p in ()]
+    images = [{"bytes": p.tobytes(), "path": None} for p in ()]
     files = []
     for i, color in enumerate(("red", "lime", "blue")):
         PILImage.new("RGB", (2, 2), color).save(tmp_path / f"{i}.png")
         files.append({"bytes": (tmp_path / f"{i}.png").read_bytes(), "path": f"{i}.png"})
-    columns = {"messages": [turns, two, none], "images": [files[:1], files[1:], pictures]}
+    columns = {"messages": [turns, two, none], "images": [files[:1], files[1:], images]}
     part = {"type": Value("string"), "text": Value("string")}
     features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())})
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
@@ -181,7 +181,7 @@ def test_labels_paths_and_bytes(tmp_path):
     ("fields", "message"),
     [
         ({"answer": "anwser"}, r"data.answer names 'anwser', which.* Did you mean 'answer'\? The columns are "),
-        ({"image": "picture"}, "data.image names 'picture', which.* The columns are image, question, answer"),
+        ({"image": "image"}, "data.image names 'image', which.* The columns are image, question, answer"),
         ({"kind": "type"}, "data.kind names 'type'"),
         ({"id": "qid"}, "data.id names 'qid'"),
     ],
@@ -210,8 +210,8 @@ def test_a_column_that_is_needed(tmp_path, drop, message):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"bytes": None, "path": None}, "row 0, image: the picture is missing"),
-        ({"bytes": b"x", "path": None}, "row 0, image: not a readable picture"),
+        ({"bytes": None, "path": None}, "row 0, image: the image is missing"),
+        ({"bytes": b"x", "path": None}, "row 0, image: not a readable image"),
         ({"bytes": None, "path": "no.png"}, "row 0, image: no such file"),
     ],
 )

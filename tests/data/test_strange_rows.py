@@ -23,7 +23,7 @@ LONG = "x" * 5000
 BASE64 = base64.b64encode(bytes(range(256)) * 8).decode()
 
 STRANGE = {
-    "a data URI": ({**ROW, "image": f"data:image/png;base64,{BASE64}"}, "a picture is the path of its file.*is a URL"),
+    "a data URI": ({**ROW, "image": f"data:image/png;base64,{BASE64}"}, "an image is the path of its file.*is a URL"),
     "base64": ({**ROW, "image": BASE64}, "looks like base64. Save the image as a file"),
     "a URL": ({**ROW, "image": "https://example.org/a.png"}, "'https://example.org/a.png' is a URL. Save the image"),
     "a path that is too long": ({**ROW, "image": LONG + ".png"}, "does not exist"),
@@ -38,7 +38,7 @@ STRANGE = {
     "a huge number": (b'{"answer": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
     "a large number": ({**ROW, "answer": 10**300}, "'answer' must be a text or a list of texts"),
     "infinity": (b'{"image": "good.png", "question": Infinity, "answer": "x"}', "'question' must be a text .*not inf"),
-    "a truth value for a picture": ({**ROW, "image": True}, "a picture is the path of its file, not True"),
+    "a truth value for an image": ({**ROW, "image": True}, "an image is the path of its file, not True"),
     "a truth value for a conversation": ({"messages": True}, "a conversation is a list of messages"),
     "no question": ({"image": "good.png", "answer": "x"}, "or say what to ask .*data.default_question"),
 }  # fmt: skip
@@ -170,7 +170,7 @@ def test_a_source_by_another_name_is_answered(source):
             parse_recipe({"data": data}, source="x")
 
 
-def picture(size):
+def image(size):
     return Example(
         id="x",
         messages=[*ask("What?"), answer("x")],
@@ -197,7 +197,7 @@ def test_what_a_processor_refuses_names_the_row(tiny_family, monkeypatch):
         return real(processor, texts, images, side)
 
     monkeypatch.setattr(base.family, "_encode", encode)
-    rows = [replace(picture((32, 32)), id="good"), replace(picture((77, 32)), id="bad")]
+    rows = [replace(image((32, 32)), id="good"), replace(image((77, 32)), id="bad")]
     for call in (base.collator.training_batch, base.collator.prompt_batch):
         with pytest.raises(RowError, match="row bad: .*Processor refuses it: absolute aspect ratio must be smaller$"):
             call(rows)
@@ -209,8 +209,8 @@ def test_a_tokenizer_larger_than_the_embedding_is_said_before_training(tiny_fast
     base = load_base(str(tiny_fast_vlm), device="cpu")
     base.processor.tokenizer.add_tokens(["zebra"])
     known = len(base.processor.tokenizer) - 1
-    bad = replace(picture((32, 32)), messages=[*ask("a zebra?"), answer("x")])
-    base.lengths(base.default_task).learnt(picture((32, 32)), [(32, 32)])
+    bad = replace(image((32, 32)), messages=[*ask("a zebra?"), answer("x")])
+    base.lengths(base.default_task).learnt(image((32, 32)), [(32, 32)])
     for call in (
         lambda: base.lengths(base.default_task).learnt(bad, [(32, 32)]),
         lambda: base.collator.prompt_batch([bad]),

@@ -106,7 +106,7 @@ def test_both_sources_give_the_rows_of_a_list(root):
     example = opened(section).first[0]
     shade = int(example.answers[0][1:])
     assert open_image(example.images[0]).getpixel((0, 0)) == (shade, 0, 0)
-    assert example.meta["picture"] and example.meta["question"] == "Which?"
+    assert example.meta["image"] and example.meta["question"] == "Which?"
 
 
 def test_a_label_is_its_name_and_captions_change_with_the_pass(tmp_path):
@@ -148,8 +148,8 @@ def test_no_more_is_read_than_the_shuffle_needs(monkeypatch):
     ("change", "reason"),
     [
         ({"answer": ""}, "'answer' must be a text that is not empty"),
-        ({"image": {"bytes": png(3)[:45], "path": None}}, "not a readable picture"),
-        ({"image": {"bytes": None, "path": "no.png"}}, "the picture .*no.png does not exist"),
+        ({"image": {"bytes": png(3)[:45], "path": None}}, "not a readable image"),
+        ({"image": {"bytes": None, "path": "no.png"}}, "the image .*no.png does not exist"),
         ({"image": {"bytes": png(3, (9, 9)), "path": None}}, "9 x 9 is over the cap of 50 pixels"),
     ],
 )
@@ -218,7 +218,7 @@ def test_rows_that_are_too_long_are_refused_or_dropped(make_recipe, tiny_fast_vl
         return made.model_copy(update={"data": ParquetData(**data), "seed": 1})
 
     counts = [len(base.collator.supervise(e).ids) for e in examples_of(recipe(streaming=False), "train")]
-    limit = sorted(counts)[0] + 20  # room for the picture
+    limit = sorted(counts)[0] + 20  # room for the image
     monkeypatch.setattr(streams, "SAMPLE", 30)
     with pytest.raises(
         DataError, match=rf"(?s)2 of 30 rows are too long:.*tokens, and a row may have {limit}.*too_long=drop"

@@ -17,14 +17,14 @@ BOTH_TOWERS = {**LORA, "towers": {"language": "all-linear", "vision": "all-linea
 VISION = {**LORA, "towers": {"language": "none", "projector": "none", "vision": "all-linear"}}
 EVERYTHING = [LORA, PROMPT, {"name": "overrides", "parameters": ["projector", "norms"]}]
 ROWS, WINDOW, STEPS = 11, 8, 3
-BLIND = [1, 4, 5, 8]  # rows without a picture
+BLIND = [1, 4, 5, 8]  # rows without an image
 FSDP2 = {"strategy": "fsdp2"}
 
 # What is learnt; each is run once by one process with the whole window in one micro-batch, and held against its splits.
 LEARNT = {
     "lora": {"method": LORA},
-    "no pictures in some rows": {"method": BOTH_TOWERS, "blind": BLIND},
-    "vision only, no pictures in some rows": {"method": VISION, "blind": BLIND},
+    "no images in some rows": {"method": BOTH_TOWERS, "blind": BLIND},
+    "vision only, no images in some rows": {"method": VISION, "blind": BLIND},
     "prompt and overrides": {"method": EVERYTHING, "answers": 9},
 }
 # (what is learnt, processes, rows of a micro-batch, micro-batches, more)
@@ -34,12 +34,12 @@ SPLITS = [
     ("lora", 2, 4, 1, {}),
     ("lora", 2, 1, 4, {}),
     ("lora", 2, 2, 2, FSDP2),
-    ("no pictures in some rows", 1, 1, 8, {}),
-    ("no pictures in some rows", 2, 1, 4, {"checkpointing": True}),
-    ("no pictures in some rows", 2, 1, 4, FSDP2),
-    ("no pictures in some rows", 2, 2, 2, {**FSDP2, "checkpointing": True}),
-    ("vision only, no pictures in some rows", 2, 1, 4, {}),
-    ("vision only, no pictures in some rows", 2, 1, 4, FSDP2),
+    ("no images in some rows", 1, 1, 8, {}),
+    ("no images in some rows", 2, 1, 4, {"checkpointing": True}),
+    ("no images in some rows", 2, 1, 4, FSDP2),
+    ("no images in some rows", 2, 2, 2, {**FSDP2, "checkpointing": True}),
+    ("vision only, no images in some rows", 2, 1, 4, {}),
+    ("vision only, no images in some rows", 2, 1, 4, FSDP2),
     ("prompt and overrides", 2, 4, 1, {}),
     ("prompt and overrides", 2, 2, 2, FSDP2),
 ]
@@ -94,7 +94,7 @@ def test_every_split_of_a_window_gives_the_same(found, split):
         assert rank["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
 
-def test_the_rows_make_a_process_meet_a_window_half_without_pictures():
+def test_the_rows_make_a_process_meet_a_window_half_without_images():
     """Or a hang would not be looked for."""
     plan = Plan(num_rows=ROWS, shuffled=True, window=WINDOW, batch_size=1, num_processes=2, total_steps=STEPS, seed=0)
     pairs = [zip(*(plan.micro_batches(step, process) for process in (0, 1)), strict=True) for step in range(STEPS)]

@@ -1,7 +1,7 @@
 """One process of a run: trains scenarios one after the other and leaves what each came to.
 
 ``python worker.py SCENARIOS.json FOLDER``, by itself or under torchrun. A scenario names a base and a method, and may
-have: batch_size, accumulation, steps, checkpointing, dtype, rows (how many), blind (rows without a picture), uneven
+have: batch_size, accumulation, steps, checkpointing, dtype, rows (how many), blind (rows without an image), uneven
 (answers of very different lengths), strategy (plain, fsdp2, zero2 or zero3), answers (how many rows to answer), stop
 (steps after which it is built anew and goes on from its checkpoint), near (the weight of an objective that asks for the
 base's own outputs, beside the task's own).
@@ -36,7 +36,7 @@ from tests.objectives.toys import Nearness
 
 
 def examples_of(scenario):
-    """Rows of which some have no picture, or much longer answers."""
+    """Rows of which some have no image, or much longer answers."""
     found = rows(scenario.get("rows", 7))
     for i in scenario.get("blind", ()):
         question = f"What color is it, row {i}?"

@@ -55,10 +55,10 @@ def toys(monkeypatch):
     monkeypatch.setitem(METRICS, "vocabulary", f"{__name__}:Vocabulary")
 
 
-def row(i, *answers, kind="all", picture=None, images=()):
+def row(i, *answers, kind="all", image=None, images=()):
     return Example(
         id=str(i), messages=[*ask(f"q{i}", num_images=len(images)), answer(answers[0])], media=as_images(images),
-        answers=list(answers), meta={"kind": kind, "picture": picture or str(i)},
+        answers=list(answers), meta={"kind": kind, "image": image or str(i)},
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def rows_of(task, rows, predictions):
 
 
 ROWS = [
-    row(0, "Red", kind="color", picture="a"), row(1, "red", kind="color", picture="a"), row(2, "blue", kind="color"),
+    row(0, "Red", kind="color", image="a"), row(1, "red", kind="color", image="a"), row(2, "blue", kind="color"),
     row(3, "yes", "yeah", kind="is"), row(4, "no", kind="is"),
 ]  # fmt: skip
 SAID = [*said("red", "blue", "Blue", "yeah"), Text(text="n", finish_reason="length")]

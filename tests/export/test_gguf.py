@@ -102,11 +102,11 @@ def test_what_the_file_and_the_card_say(saved, tmp_path):
     assert "nothing of the vision tower and the projector" in card and "llama.cpp itself did not run" in card
 
 
-def test_a_base_whose_pictures_llama_cpp_cannot_see(saved, tmp_path):
+def test_a_base_whose_images_llama_cpp_cannot_see(saved, tmp_path):
     base, adapter = saved("fast_vlm")
     export_adapter(adapter, to="gguf", output=tmp_path / "out", base=base)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "--mmproj" not in card and "not known here to see pictures as a fast_vlm base does" in card
+    assert "--mmproj" not in card and "not known here to see images as a fast_vlm base does" in card
 
 
 @pytest.mark.parametrize(

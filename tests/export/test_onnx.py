@@ -23,7 +23,7 @@ from finetune.serving.loading import load
 LABELS = ["a red square", "two BLUE circles", "é"]
 
 
-def picture(seed, size=(40, 56)):
+def image(seed, size=(40, 56)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
@@ -58,12 +58,12 @@ def run(folder, name, **inputs):
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_pictures_in_any_number(folder, vlm, count):
-    pictures = [picture(seed) for seed in range(count)]
-    got = run(folder, "image.onnx", **vlm.processor.image_processor(pictures, return_tensors="pt"))
-    wanted = torch.stack([vlm.embed(p) for p in pictures]).numpy()
+def test_images_in_any_number(folder, vlm, count):
+    images = [image(seed) for seed in range(count)]
+    got = run(folder, "image.onnx", **vlm.processor.image_processor(images, return_tensors="pt"))
+    wanted = torch.stack([vlm.embed(p) for p in images]).numpy()
     with vlm.using(None):
-        plain = torch.stack([vlm.embed(p) for p in pictures]).numpy()
+        plain = torch.stack([vlm.embed(p) for p in images]).numpy()
     assert got.shape == (count, 32) and np.abs(got - wanted).max() < ROUNDING < 1e-2 < np.abs(plain - wanted).max()
 
 
@@ -114,11 +114,9 @@ def without_torch(folder, code, *arguments):
 
 def test_the_cards_code_runs_without_torch_and_answers_as_the_adapter_does(folder, vlm, tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    shown = picture(3)
-    shown.save(tmp_path / "picture.png")
-    block = block.replace('"picture.jpg"', repr(str(tmp_path / "picture.png"))).replace(
-        '["shirt", "hat"]', repr(LABELS)
-    )
+    shown = image(3)
+    shown.save(tmp_path / "image.png")
+    block = block.replace('"image.jpg"', repr(str(tmp_path / "image.png"))).replace('["shirt", "hat"]', repr(LABELS))
     said = without_torch(folder, f"{block}\nimport json; print(json.dumps(vector.tolist()))")
     probabilities, vector = said.strip().splitlines()
     probabilities = ast.literal_eval(probabilities)
@@ -130,27 +128,27 @@ def test_the_cards_code_runs_without_torch_and_answers_as_the_adapter_does(folde
 
 
 def test_the_script_runs_by_itself(folder, vlm, tmp_path):
-    picture(5).save(tmp_path / "p.png")
+    image(5).save(tmp_path / "p.png")
     arguments = ["classify.py", str(tmp_path / "p.png"), *LABELS]
     run_script = f"import runpy; sys.argv = {arguments!r}; runpy.run_path('classify.py', run_name='__main__')"
     rows = [line.split("  ", 1) for line in without_torch(folder, run_script).splitlines()]
     assert [label for _, label in rows] == LABELS
-    assert max(rows)[1] == vlm.classify(picture(5), LABELS)
+    assert max(rows)[1] == vlm.classify(image(5), LABELS)
 
 
-def test_pictures_as_the_app_sees_them(folder, vlm, tmp_path):
+def test_images_as_the_app_sees_them(folder, vlm, tmp_path):
     """Turned by EXIF, with transparency, grey, in 16 bit: as `vlm.embed` reads the same file."""
     from finetune.export.onnx_example import Classifier
 
     classifier = Classifier(folder)
-    turned = picture(1).getexif()
+    turned = image(1).getexif()
     turned[274] = 6
-    picture(1).save(tmp_path / "turned.jpg", exif=turned, quality=95)
-    clear = picture(2).convert("RGBA")
+    image(1).save(tmp_path / "turned.jpg", exif=turned, quality=95)
+    clear = image(2).convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(clear.size))
     clear.save(tmp_path / "clear.png")
-    picture(3).convert("L").save(tmp_path / "grey.png")
-    deep = np.asarray(picture(4).convert("L")).astype(np.uint16) * 257
+    image(3).convert("L").save(tmp_path / "grey.png")
+    deep = np.asarray(image(4).convert("L")).astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png")
     for name in ("turned.jpg", "clear.png", "grey.png", "deep.png"):
         got = classifier.embed_images([tmp_path / name])[0]
@@ -203,7 +201,7 @@ def test_towers_of_another_adapter_are_found(saved, tmp_path):
     [
         (
             "pixels",
-            lambda self, picture: np.zeros((3, 32, 32), np.float32),
+            lambda self, image: np.zeros((3, 32, 32), np.float32),
             "failed: classify.py's pixels with the pro",
         ),
         (

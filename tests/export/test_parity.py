@@ -67,7 +67,7 @@ def test_the_verdict_on_all():
     assert line == "passed: x: largest difference 1e-06, at most 0.0001 allowed; the adapter's own effect is 2"
 
 
-def test_rows_differ_in_text_and_picture(saved):
+def test_rows_differ_in_text_and_image(saved):
     from finetune.adapters.folder import read_folder
     from finetune.build import load_base
 

@@ -1,4 +1,4 @@
-"""Stored features in the place of pictures: the same ids, the same logits, the same answers, and no tower."""
+"""Stored features in the place of images: the same ids, the same logits, the same answers, and no tower."""
 
 import numpy as np
 import pytest
@@ -23,17 +23,17 @@ def base(tiny_family):
 
 @pytest.fixture(scope="module")
 def mixed_rows():
-    """Rows with one, two or no picture, of sizes that differ."""
+    """Rows with one, two or no image, of sizes that differ."""
     rng = np.random.default_rng(0)
 
-    def picture(width, height):
+    def image(width, height):
         return rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
 
     return [
         Example(
             id=str(i),
             messages=[*ask("what is it" + " then" * i, num_images=count), answer("yes no"[: 3 + i])],
-            media=as_images([picture(40 + 13 * i + 20 * j, 64 - 7 * i) for j in range(count)]),
+            media=as_images([image(40 + 13 * i + 20 * j, 64 - 7 * i) for j in range(count)]),
             answers=["yes"],
         )
         for i, count in enumerate([1, 2, 1, 0, 1])
@@ -42,9 +42,9 @@ def mixed_rows():
 
 @pytest.fixture(scope="module")
 def collator(base, mixed_rows):
-    """One that has the features of every row's pictures, and opens none."""
+    """One that has the features of every row's images, and opens none."""
     known = {
-        tuple(map(id, row.images)): base.family.picture_features(base.model, base.processor, base.collator.open(row))
+        tuple(map(id, row.images)): base.family.image_features(base.model, base.processor, base.collator.open(row))
         for row in mixed_rows
         if row.images
     }
@@ -53,11 +53,11 @@ def collator(base, mixed_rows):
 
 @pytest.fixture
 def nothing_runs(base, monkeypatch):
-    """Returns a function after which opening a picture, and running the tower or the projector, raise."""
+    """Returns a function after which opening an image, and running the tower or the projector, raise."""
 
     def forbid():
         def refuse(*args, **kwargs):
-            raise AssertionError("a picture was opened, or a tower ran")
+            raise AssertionError("an image was opened, or a tower ran")
 
         monkeypatch.setattr("finetune.data.media.open_image", refuse)
         for path in (*base.towers["vision"], *base.towers["projector"]):
@@ -67,10 +67,10 @@ def nothing_runs(base, monkeypatch):
 
 
 @pytest.mark.parametrize("which", MIXED)
-def test_logits_and_answers_are_those_with_pictures(base, mixed_rows, collator, nothing_runs, which):
+def test_logits_and_answers_are_those_with_images(base, mixed_rows, collator, nothing_runs, which):
     rows = [mixed_rows[i] for i in MIXED[which]]
     task, found = base.task(base.default_task), {}
-    for who, source in (("pictures", base.collator), ("features", collator)):
+    for who, source in (("images", base.collator), ("features", collator)):
         if who == "features":
             nothing_runs()
         training, asked = source.training_batch(rows), source.prompt_batch(rows)
@@ -78,28 +78,28 @@ def test_logits_and_answers_are_those_with_pictures(base, mixed_rows, collator, 
             logits = base.family.outputs(base.model, training.inputs)
         found[who] = training, asked, logits, task.predict(base.model, asked)
     for place in (0, 1):
-        with_pictures, with_features = found["pictures"][place], found["features"][place]
-        plain = {name: value for name, value in with_pictures.inputs.items() if not name.startswith("pixel_")}
+        with_images, with_features = found["images"][place], found["features"][place]
+        plain = {name: value for name, value in with_images.inputs.items() if not name.startswith("pixel_")}
         assert set(with_features.inputs) - {"mm_encoder_outputs"} == set(plain)
         for name, value in plain.items():
             assert torch.equal(value, with_features.inputs[name]), name
         assert ("mm_encoder_outputs" in with_features.inputs) == any(row.images for row in rows)
-    assert torch.equal(found["pictures"][0].labels, found["features"][0].labels)
-    mask = found["pictures"][0].inputs["attention_mask"].bool()
-    with_pictures, with_features = (found[who][2][mask] for who in ("pictures", "features"))
-    assert (with_pictures - with_features).abs().max() <= ROUNDING * with_pictures.abs().max()
-    assert found["pictures"][3] == found["features"][3]
+    assert torch.equal(found["images"][0].labels, found["features"][0].labels)
+    mask = found["images"][0].inputs["attention_mask"].bool()
+    with_images, with_features = (found[who][2][mask] for who in ("images", "features"))
+    assert (with_images - with_features).abs().max() <= ROUNDING * with_images.abs().max()
+    assert found["images"][3] == found["features"][3]
 
 
 def test_a_model_that_takes_no_features_says_so(base, mixed_rows, monkeypatch):
     monkeypatch.setattr(type(base.model.base_model), "get_image_features", None)
-    with pytest.raises(ModelError, match="takes no features in the place of pictures"):
-        base.family.picture_features(base.model, base.processor, [open_image(mixed_rows[0].images[0])])
+    with pytest.raises(ModelError, match="takes no features in the place of images"):
+        base.family.image_features(base.model, base.processor, [open_image(mixed_rows[0].images[0])])
 
 
 def test_a_processor_that_tells_no_replacements_says_so(base, mixed_rows, monkeypatch):
     family = type(base.family)
     encode = family._encode
     monkeypatch.setattr(family, "_encode", lambda self, processor, *args: encode(self, base.processor, *args))
-    with pytest.raises(ModelError, match="does not say what text stands for a picture"):
-        base.family.picture_features(base.model, base.processor, [open_image(mixed_rows[0].images[0])])
+    with pytest.raises(ModelError, match="does not say what text stands for an image"):
+        base.family.image_features(base.model, base.processor, [open_image(mixed_rows[0].images[0])])

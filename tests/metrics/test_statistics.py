@@ -35,7 +35,7 @@ def test_interval_against_the_binomial():
     assert high == pytest.approx(0.8 + 1.96 * 0.04, abs=0.015)
 
 
-def test_rows_of_one_picture_are_drawn_together():
+def test_rows_of_one_image_are_drawn_together():
     right = ([True] * 4 + [False] * 4) * 10
     apart = bootstrap_interval(right, [str(i) for i in range(80)])
     together = bootstrap_interval(right, [str(i // 4) for i in range(80)])

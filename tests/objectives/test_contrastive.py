@@ -25,14 +25,14 @@ OVERRIDES = {"name": "overrides", "parameters": ["projector", "norms"]}
 
 
 def embeddings(*pairs):
-    """[N, 2, D] of (picture, text) vectors."""
+    """[N, 2, D] of (image, text) vectors."""
     return torch.tensor(pairs, dtype=torch.float32)
 
 
 def test_the_loss_by_hand():
     east, north = [1.0, 0.0], [0.0, 1.0]
     found = pair_losses(embeddings((east, east), (north, east)), torch.tensor([0, 0]), torch.tensor(2.0))
-    # Similarities [[2, 2], [0, 0]]: each picture finds the texts equally close, each text finds the first picture.
+    # Similarities [[2, 2], [0, 0]]: each image finds the texts equally close, each text finds the first image.
     e2 = torch.tensor(2.0).exp()
     half = torch.tensor(0.5)
     first = (-half.log() - (e2 / (e2 + 1)).log()) / 2
@@ -156,7 +156,7 @@ def test_the_window_and_not_its_parts_is_what_counts(fit, batch_size, accumulati
 def test_out_of_memory_halves_the_micro_batch_and_not_what_is_contrasted(fit, capsys):
     def small(inputs):
         if len(inputs["pixel_values"]) > 2:
-            raise torch.OutOfMemoryError("too many pictures")
+            raise torch.OutOfMemoryError("too many images")
 
     (losses, whole), (small_losses, split) = fit(8, 1), fit(8, 1, before=small)
     assert "with micro-batches of 2 and 4 of them" in capsys.readouterr().out
@@ -170,9 +170,9 @@ def test_a_loss_that_is_not_finite_names_its_row_and_not_the_whole_window(fit):
     def spoil(inputs):
         first = inputs["pixel_values"][0].clone()
         marked.append(first) if not marked else None
-        for picture in inputs["pixel_values"]:
-            if torch.equal(picture, marked[0]):
-                picture.fill_(float("nan"))
+        for image in inputs["pixel_values"]:
+            if torch.equal(image, marked[0]):
+                image.fill_(float("nan"))
 
     with pytest.raises(TrainingError, match=r"Rows whose own loss is not finite: train.jsonl:\d+\. "):
         fit(4, 2, before=spoil)

@@ -122,11 +122,11 @@ class Visit:
             box.set_checked(name in names)
 
     def upload(self, path: Path) -> None:
-        """Gives a picture, in the place of one that is there."""
+        """Gives an image, in the place of one that is there."""
         if self.page.get_by_label("Remove Image").count():
             self.page.get_by_label("Remove Image").click()
-        self.page.locator("#picture input[type=file]").set_input_files(path)
-        self.page.locator("#picture img").wait_for()
+        self.page.locator("#image input[type=file]").set_input_files(path)
+        self.page.locator("#image img").wait_for()
 
     def ask(self, question: str) -> dict[str, str]:
         """Asks, and returns each card's text by the name on it; an empty dict where an error is shown."""

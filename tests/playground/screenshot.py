@@ -16,7 +16,7 @@ EXAMPLE = "How many cells are there?"
 
 
 def main(registry: str) -> None:
-    """Takes the picture."""
+    """Takes the image."""
     with (
         tempfile.TemporaryDirectory() as folder,
         running_app(["--base", "pocket", "--registry", registry], Path(folder) / "app") as app,
@@ -24,7 +24,7 @@ def main(registry: str) -> None:
         visit(browser, app.url, width=1180, height=800) as seen,
     ):
         seen.page.get_by_role("button", name=EXAMPLE).click()
-        seen.page.locator("#picture img.small").wait_for()
+        seen.page.locator("#image img.small").wait_for()
         seen.ask(EXAMPLE)
         seen.ask(EXAMPLE)  # switched, not loaded
         seen.page.mouse.move(0, 0)

@@ -6,12 +6,12 @@ from PIL import Image
 
 from finetune.build import load_base
 from finetune.errors import DataError
-from finetune.playground.answers import MAX_QUESTION, answer_side_by_side, read_picture, read_words
+from finetune.playground.answers import MAX_QUESTION, answer_side_by_side, read_image, read_words
 from finetune.playground.offers import find_offers
 from finetune.registry import AdapterRegistry
 from finetune.serving.app import VisionLanguageModel
 
-PICTURE = np.full((40, 32, 3), (200, 30, 30), np.uint8)
+IMAGE = np.full((40, 32, 3), (200, 30, 30), np.uint8)
 QUESTION = "What color is it?"
 
 
@@ -22,12 +22,12 @@ def offers_of(vlm, *names):
 
 def test_each_answers_as_it_does_alone(vlm):
     chosen = offers_of(vlm, "testing/first", "testing/second")
-    told = list(answer_side_by_side(vlm, PICTURE, QUESTION, chosen))
+    told = list(answer_side_by_side(vlm, IMAGE, QUESTION, chosen))
     assert [answer.offer for answer in told] == [None, *chosen]
     alone = []
     for ref in (None, "testing/first", "testing/second"):
         with vlm.using(ref):
-            alone.append(vlm.ask(PICTURE, QUESTION))
+            alone.append(vlm.ask(IMAGE, QUESTION))
     assert [answer.text for answer in told] == alone
     assert len(set(alone)) == 3, "the adapters say something else than the base"
     assert vlm.adapter is None, "what answers elsewhere has not changed"
@@ -35,8 +35,8 @@ def test_each_answers_as_it_does_alone(vlm):
 
 def test_the_times_tell_loading_from_switching(vlm):
     chosen = offers_of(vlm, "testing/first")
-    base, first = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
-    _, again = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
+    base, first = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
+    _, again = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
     assert (base.was_loaded, first.was_loaded, again.was_loaded) == (False, True, False)
     assert 0 < again.ready_ms < first.ready_ms
     assert min(base.answer_ms, first.answer_ms, again.answer_ms) > 0
@@ -49,7 +49,7 @@ def test_one_that_is_damaged_says_so_and_the_others_answer(vlm, registry):
     (blob,) = [path for path in registry.store.root.rglob(digest) if path.is_file()]
     blob.chmod(0o644)
     blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
-    base, first, second = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
+    base, first, second = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
     assert "was expected" in first.error and first.text == ""
     assert base.error is None and second.error is None and second.text
 
@@ -57,24 +57,24 @@ def test_one_that_is_damaged_says_so_and_the_others_answer(vlm, registry):
 def test_what_is_refused_is_not_even_read(vlm, monkeypatch):
     chosen = offers_of(vlm, "testing/foreign")
     monkeypatch.setattr(AdapterRegistry, "read", lambda *args: pytest.fail("it was read"))
-    _, foreign = answer_side_by_side(vlm, PICTURE, QUESTION, chosen)
+    _, foreign = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
     assert foreign.error.startswith("trained on another base")
 
 
 def test_a_dual_encoder_chooses_among_labels(tiny_clip):
     vlm = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
-    (answer,) = answer_side_by_side(vlm, PICTURE, ["red", "blue"], [])
-    assert answer.text == vlm.classify(PICTURE, ["red", "blue"])
+    (answer,) = answer_side_by_side(vlm, IMAGE, ["red", "blue"], [])
+    assert answer.text == vlm.classify(IMAGE, ["red", "blue"])
 
 
-def test_a_picture_is_read_upright_from_its_file(tmp_path):
-    Image.fromarray(PICTURE).save(tmp_path / "scan.png")
-    assert np.array_equal(read_picture(tmp_path / "scan.png"), PICTURE)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"^broken\.png: not a readable picture"):
-        read_picture(tmp_path / "broken.png")
-    with pytest.raises(DataError, match="There is no picture yet"):
-        read_picture(None)
+def test_a_image_is_read_upright_from_its_file(tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "scan.png")
+    assert np.array_equal(read_image(tmp_path / "scan.png"), IMAGE)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^broken\.png: not a readable image"):
+        read_image(tmp_path / "broken.png")
+    with pytest.raises(DataError, match="There is no image yet"):
+        read_image(None)
 
 
 def test_a_question_is_asked_as_it_stands():

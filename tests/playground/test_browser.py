@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture goes in, the answers stand side by side, and nothing leaves this machine.
+"""The page in a real browser: an image goes in, the answers stand side by side, and nothing leaves this machine.
 
 FINETUNE_SCREENSHOTS names a folder that keeps what was seen.
 """
@@ -92,8 +92,8 @@ def keep(tmp_path):
 
 @pytest.fixture
 def product(tmp_path):
-    """A picture that is none of the examples, its answer in the words of the retail adapter."""
-    Image.fromarray(draw_product(0, "test", 3).picture).save(tmp_path / "product.png")
+    """An image that is none of the examples, its answer in the words of the retail adapter."""
+    Image.fromarray(draw_product(0, "test", 3).image).save(tmp_path / "product.png")
     return tmp_path / "product.png"
 
 
@@ -135,11 +135,11 @@ def test_upload_ask_and_switch(app, browser, trained, product, keep):
 def test_an_example_brings_its_question_and_the_right_answer(app, browser):
     with visit(browser, app.url) as seen:
         seen.page.get_by_role("button", name="medical: How many cells are there?").click()
-        seen.page.locator("#picture img").wait_for()
+        seen.page.locator("#image img").wait_for()
         question = seen.page.locator("#question textarea, #question input")
         seen.page.wait_for_function("() => document.querySelector('#question textarea, #question input').value !== ''")
         assert question.input_value() == "How many cells are there?"
-        seen.page.wait_for_function("() => document.querySelector('#picture img').classList.contains('small')")
+        seen.page.wait_for_function("() => document.querySelector('#image img').classList.contains('small')")
         seen.choose(MEDICAL, RETAIL)
         told = seen.ask("How many cells are there?")
         assert seen.shown("#answers .pg-right").endswith("four")
@@ -167,10 +167,10 @@ def test_what_goes_wrong_is_said_and_the_page_goes_on(app, browser, product, tmp
     (tmp_path / "broken.png").write_bytes(product.read_bytes()[:200])
     with visit(browser, app.url) as seen:
         assert seen.ask("Is it?") == {}
-        assert "There is no picture yet" in seen.shown("#answers [role=alert]")
+        assert "There is no image yet" in seen.shown("#answers [role=alert]")
         seen.upload(tmp_path / "broken.png")
         assert seen.ask("Is it?") == {}
-        assert "broken.png: not a readable picture" in seen.shown("#answers [role=alert]")
+        assert "broken.png: not a readable image" in seen.shown("#answers [role=alert]")
         seen.upload(product)
         assert seen.ask("   ") == {}
         assert "The question is empty" in seen.shown("#answers [role=alert]")
@@ -199,7 +199,7 @@ def test_a_phone_shows_one_column(app, browser, product, keep):
         seen.upload(product)
         seen.ask(QUESTION)
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
-        boxes = [seen.page.locator(place).bounding_box() for place in ("#picture", "#ask", "#answers", "#registry")]
+        boxes = [seen.page.locator(place).bounding_box() for place in ("#image", "#ask", "#answers", "#registry")]
         assert [box["y"] for box in boxes] == sorted(box["y"] for box in boxes)
         assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
         assert seen.page.locator("#answers").evaluate("at => Math.abs(at.getBoundingClientRect().top) < 844")
@@ -287,15 +287,15 @@ def test_nothing_is_loaded_from_elsewhere_or_given_away(app, trained):
             urllib.request.urlopen(f"{app.url}/{path}")
 
 
-@pytest.mark.parametrize("place", ["http://pictures.invalid/1.png", "a file of this machine"])
+@pytest.mark.parametrize("place", ["http://images.invalid/1.png", "a file of this machine"])
 def test_what_was_not_uploaded_is_neither_fetched_nor_read(app, product, place):
     """Whatever a browser sends; the server that fetched it would have asked for the name of the host."""
     path = place if place.startswith("http") else str(product)
     config = json.load(urllib.request.urlopen(f"{app.url}/config"))
-    (picture,) = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "picture"]
-    called = next(event["id"] for event in config["dependencies"] if picture in event["inputs"])
-    picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    event = {"data": [picture, "Is it?", []], "fn_index": called, "session_hash": "crafted"}
+    (image,) = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "image"]
+    called = next(event["id"] for event in config["dependencies"] if image in event["inputs"])
+    image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    event = {"data": [image, "Is it?", []], "fn_index": called, "session_hash": "crafted"}
     asked = urllib.request.Request(
         f"{app.url}/gradio_api/queue/join", json.dumps(event).encode(), {"Content-Type": "application/json"}
     )
@@ -314,8 +314,8 @@ def test_a_dual_encoder_chooses_among_labels(tiny_clip, browser, product, tmp_pa
         page = context.new_page()
         page.goto(app.url)
         page.get_by_label("Labels to choose from").fill("a shirt, a hat")
-        page.locator("#picture input[type=file]").set_input_files(product)
-        page.locator("#picture img").wait_for()
+        page.locator("#image input[type=file]").set_input_files(product)
+        page.locator("#image img").wait_for()
         page.locator("#ask").click()
         page.locator("#answers .pg-time").wait_for()
         assert page.locator(".pg-said").inner_text() in ("a shirt", "a hat")
@@ -341,4 +341,4 @@ def check_stop(app, signum):
     assert time.monotonic() - began < 30
     said = app.log.read_text()
     assert "Traceback" not in said and "rror" not in said.partition("http://")[2], said
-    assert list((app.log.parent / "tmp").iterdir()) == [], "pictures are left behind"
+    assert list((app.log.parent / "tmp").iterdir()) == [], "images are left behind"

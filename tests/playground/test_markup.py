@@ -45,7 +45,7 @@ def test_what_differs_from_the_base_is_marked():
 def test_right_and_wrong_where_that_is_known():
     said = [Answer(offer=None, text="3"), Answer(offer=offer(), text="The Four")]
     shown = text_of(cards("How many?", said, right="four"))
-    assert "picture: four base no adapter 3 ✗ , wrong" in shown
+    assert "image: four base no adapter 3 ✗ , wrong" in shown
     assert "The Four ✓ , right" in shown
     assert "right" not in text_of(cards("How many?", said, right=None))
 
@@ -59,7 +59,7 @@ def test_no_answer_says_why_and_is_compared_with_nothing():
 
 def test_the_table_has_the_scores_and_the_reason():
     shown = text_of(table([offer(), offer("a/b", refusal="trained on another base")], where="here"))
-    assert "medical/phantoms version 3 @latest @prod medical · vqa · lora synthetic pictures 0.129 → 0.922" in shown
+    assert "medical/phantoms version 3 @latest @prod medical · vqa · lora synthetic images 0.129 → 0.922" in shown
     assert "800 test rows of its own data; the commonest answer alone reaches 0.492 signed by release fits" in shown
     assert shown.endswith("cannot be chosen trained on another base")
     unjudged = offer(summary={"domain": "d", "task": "vqa", "method": "lora", "metrics": {}}, version=None)

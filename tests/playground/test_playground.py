@@ -21,13 +21,13 @@ def playground(vlm, registry, tmp_path):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     Image.fromarray(np.full((40, 32, 3), (200, 30, 30), np.uint8)).save(tmp_path / "red.png")
     return tmp_path / "red.png"
 
 
-def test_answers_come_one_by_one(playground, picture):
-    steps = list(playground.ask(picture, QUESTION, ["testing/first", "testing/second"]))
+def test_answers_come_one_by_one(playground, image):
+    steps = list(playground.ask(image, QUESTION, ["testing/first", "testing/second"]))
     assert [step.count("answering …") for step in steps] == [3, 2, 1, 0]
     assert [step.count("answered in") for step in steps] == [0, 1, 2, 3]
     assert steps[-1].index("testing/first") < steps[-1].index("testing/second")
@@ -36,20 +36,20 @@ def test_answers_come_one_by_one(playground, picture):
 @pytest.mark.parametrize(
     ("given", "question", "chosen", "message"),
     [
-        (None, QUESTION, [], "There is no picture yet"),
+        (None, QUESTION, [], "There is no image yet"),
         ("red.png", "  ", [], "The question is empty"),
         ("red.png", None, [], "The question is empty"),
-        ("broken.png", QUESTION, [], "broken.png: not a readable picture"),
+        ("broken.png", QUESTION, [], "broken.png: not a readable image"),
         ("gone.png", QUESTION, [], "gone.png: no such file"),
         ("red.png", QUESTION, ["testing/foreign@9"], "testing/foreign@9 is not offered any more"),
         ("red.png", QUESTION, ["/tmp"], "/tmp is not offered any more"),
     ],
 )
-def test_what_is_wrong_is_one_message(playground, picture, given, question, chosen, message):
-    (picture.parent / "broken.png").write_bytes(picture.read_bytes()[:40])
-    (shown,) = playground.ask(given and picture.parent / given, question, chosen)
+def test_what_is_wrong_is_one_message(playground, image, given, question, chosen, message):
+    (image.parent / "broken.png").write_bytes(image.read_bytes()[:40])
+    (shown,) = playground.ask(given and image.parent / given, question, chosen)
     assert "role='alert'" in shown and message in shown
-    assert str(picture.parent) not in shown, "a message names no folder of this machine"
+    assert str(image.parent) not in shown, "a message names no folder of this machine"
 
 
 def test_only_what_fits_can_be_chosen(playground):
@@ -57,12 +57,12 @@ def test_only_what_fits_can_be_chosen(playground):
     assert "trained on another base: someone/other-base" in playground.table()
 
 
-def test_the_registry_is_looked_at_again(playground, registry, made, picture, tmp_path):
+def test_the_registry_is_looked_at_again(playground, registry, made, image, tmp_path):
     registry.publish(altered(made[1]["first"], tmp_path / "again", name="first", license="MIT"))
     registry.publish(altered(made[1]["first"], tmp_path / "third", name="third"))
     assert "testing/third" in playground.look_again()
     assert playground.choices == ["testing/first", "testing/second", "testing/third"]
-    *_, shown = playground.ask(picture, QUESTION, ["testing/first"])
+    *_, shown = playground.ask(image, QUESTION, ["testing/first"])
     assert "version 2" in shown, "a name means the version that the table shows"
 
 
@@ -77,7 +77,7 @@ def test_a_registry_that_fails_leaves_what_was_there(playground, monkeypatch):
     assert playground.offers is before
 
 
-def test_the_program_that_drew_a_picture_knows_what_is_right(tmp_path):
+def test_the_program_that_drew_a_image_knows_what_is_right(tmp_path):
     examples = draw_examples(tmp_path)
     assert {example.domain for example in examples} == {"medical", "retail"}
     for example in examples:
@@ -89,10 +89,10 @@ def test_the_program_that_drew_a_picture_knows_what_is_right(tmp_path):
     assert right_answer(examples, tmp_path / "other.png", first.question) is None
 
 
-def test_a_dual_encoder_is_given_labels(tiny_clip, registry, picture):
+def test_a_dual_encoder_is_given_labels(tiny_clip, registry, image):
     vlm = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"), registry=registry)
     page = Playground(vlm, base="clip", registry=registry, refs=[], examples=[])
-    *_, shown = page.ask(picture, "red\nblue", [])
+    *_, shown = page.ask(image, "red\nblue", [])
     assert "Which fits best: red, blue" in shown and "answered in" in shown
-    (shown,) = page.ask(picture, "red", [])
+    (shown,) = page.ask(image, "red", [])
     assert "at least two labels" in shown

@@ -62,18 +62,18 @@ def test_shortfalls_are_named():
 
     scores = replace(part(0.7, 0.5, 0.3), by_kind={"size": part(0.6, 0.5, 0.4)}).to_json()
     card = write_card(scores, parameters=1_500_000, minutes=None)
-    assert "10 questions: **0.700** (0.100 to 0.900); with a grey picture 0.500; majority" in card
+    assert "10 questions: **0.700** (0.100 to 0.900); with a grey image 0.500; majority" in card
     assert card.endswith("| size | 0.600 | 0.500 | 0.400 | 10 |\n")
     assert shortfalls(scores) == [
         "overall 0.700 is below 0.75",
-        "a blank picture costs only 0.200",
-        "size: 0.600 against 0.500 without the picture",
+        "a blank image costs only 0.200",
+        "size: 0.600 against 0.500 without the image",
     ]
 
 
 @pytest.mark.slow
 def test_pretraining_runs_and_goes_on_from_its_checkpoint(tmp_path):
-    options = {"folder": tmp_path, "batch_size": 4, "pictures": 16, "vision_steps": 2, "checkpoint_minutes": 0.0}
+    options = {"folder": tmp_path, "batch_size": 4, "images": 16, "vision_steps": 2, "checkpoint_minutes": 0.0}
     pretrain(PretrainOptions(steps=3, **options))
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     model = pretrain(PretrainOptions(steps=4, **options))

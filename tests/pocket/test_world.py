@@ -17,16 +17,16 @@ DRAW = {"world": draw_scene, "medical": draw_phantom, "retail": draw_product}
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_a_picture_is_a_function_of_its_seed(draw):
+def test_a_image_is_a_function_of_its_seed(draw):
     one, again, other = draw(0, "train", 7), draw(0, "train", 7), draw(0, "test", 7)
-    assert np.array_equal(one.picture, again.picture) and one.questions == again.questions
-    assert not np.array_equal(one.picture, other.picture)
-    assert one.picture.shape == (64, 64, 3) and one.picture.dtype == np.uint8
+    assert np.array_equal(one.image, again.image) and one.questions == again.questions
+    assert not np.array_equal(one.image, other.image)
+    assert one.image.shape == (64, 64, 3) and one.image.dtype == np.uint8
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_no_picture_stands_in_two_splits(draw):
-    seen = {split: {draw(0, split, i).picture.tobytes() for i in range(60)} for split in ("train", "val", "test")}
+def test_no_image_stands_in_two_splits(draw):
+    seen = {split: {draw(0, split, i).image.tobytes() for i in range(60)} for split in ("train", "val", "test")}
     assert len(set.union(*seen.values())) == 180
 
 

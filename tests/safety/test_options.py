@@ -221,7 +221,7 @@ CASES = [
 ]
 
 
-def test_a_prompt_cannot_stand_where_pictures_do(stage, refused):
+def test_a_prompt_cannot_stand_where_images_do(stage, refused):
     image = stage.vlm.model.config.image_token_id
     forge = option("placeholder_token_id", image, method="prompt_tuning")
     refused(Case("image", forge, ManifestError, f"token id {image} has a meaning for this base", of="parts"))

@@ -86,7 +86,7 @@ def body(model: str = "base", question: Any = QUESTION, **more: Any) -> dict[str
 
 
 def png(color: str = "red", side: int = 32) -> bytes:
-    """The file of a picture that is not of one colour alone."""
+    """The file of an image that is not of one colour alone."""
     pixels = np.random.default_rng(0).integers(0, 60, (side, side, 3), dtype=np.uint8)
     pixels[..., "red green blue".split().index(color)] += 180
     file = io.BytesIO()

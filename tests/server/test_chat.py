@@ -9,7 +9,7 @@ from finetune.recipe.task import DEFAULT_ANSWER_TOKENS
 from tests.server.conftest import REFS
 from tests.server.serving import QUESTION, body, data_url, image_part, png, text_part
 
-PICTURE = png("blue")
+IMAGE = png("blue")
 
 
 def alone(vlm, ref, image, question=QUESTION):
@@ -23,13 +23,13 @@ def content(image, question=QUESTION):
 
 @pytest.fixture(scope="module")
 def expected(resident):
-    """What each adapter says, asked alone, without a picture and with one."""
-    found = {(ref, image): alone(resident, ref, image) for ref in [*REFS, None] for image in (None, PICTURE)}
+    """What each adapter says, asked alone, without an image and with one."""
+    found = {(ref, image): alone(resident, ref, image) for ref in [*REFS, None] for image in (None, IMAGE)}
     assert len(set(found.values())) == len(found), "no two may say the same"
     return found
 
 
-@pytest.mark.parametrize("image", [None, PICTURE], ids=["text", "picture"])
+@pytest.mark.parametrize("image", [None, IMAGE], ids=["text", "image"])
 @pytest.mark.parametrize("ref", [*REFS, None])
 def test_an_answer_is_the_adapters_own(server, expected, ref, image):
     with server.client() as client:
@@ -92,13 +92,13 @@ def test_a_question_is_put_as_the_adapter_was_trained_and_a_conversation_as_it_s
     turns = [
         {"role": "user", "content": "What color is it?"},
         {"role": "assistant", "content": "red"},
-        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Is it a circle?"}]},
+        {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "Is it a circle?"}]},
     ]
     with resident.using(REFS[0]):
         asked, chatted = resident.ask(None, QUESTION), resident.chat(turns)
         plain = resident.chat([{"role": "system", "content": "two"}, {"role": "user", "content": QUESTION}])
     assert server.ask(REFS[0]) == asked
-    sent = [*turns[:2], {"role": "user", "content": [image_part(PICTURE), text_part("Is it a circle?")]}]
+    sent = [*turns[:2], {"role": "user", "content": [image_part(IMAGE), text_part("Is it a circle?")]}]
     with server.client() as client:
         found = client.chat.completions.create(model=REFS[0], messages=sent)
         own = [{"role": "developer", "content": "two"}, {"role": "user", "content": QUESTION}]
@@ -172,32 +172,32 @@ def test_metrics_count_requests_tokens_and_batches(server):
     assert not [name for name in after if "testing/none" in name]
 
 
-def test_a_picture_by_url_is_fetched_where_that_is_allowed(resident, expected, monkeypatch):
+def test_a_image_by_url_is_fetched_where_that_is_allowed(resident, expected, monkeypatch):
     from tests.server.serving import running
 
     fetched = []
 
     def fetch(url, policy):
         fetched.append((url, policy.allow_private))
-        return PICTURE
+        return IMAGE
 
     monkeypatch.setattr("finetune.server.request_images.fetch_image", fetch)
     part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
     with running(resident, REFS, allow_urls=True) as server:
         found = server.post(body(REFS[0], [text_part(QUESTION), part])).json()
-    assert found["choices"][0]["message"]["content"] == expected[REFS[0], PICTURE]
+    assert found["choices"][0]["message"]["content"] == expected[REFS[0], IMAGE]
     assert fetched == [("https://example.org/a.png", ())]
-    assert data_url(PICTURE) not in str(fetched)
+    assert data_url(IMAGE) not in str(fetched)
 
 
-def test_pictures_by_url_are_together_no_larger_than_a_request_may_be(resident, monkeypatch):
+def test_images_by_url_are_together_no_larger_than_a_request_may_be(resident, monkeypatch):
     from tests.server.serving import running
 
     left = []
     monkeypatch.setattr(
-        "finetune.server.request_images.fetch_image", lambda _, policy: left.append(policy.max_bytes) or PICTURE
+        "finetune.server.request_images.fetch_image", lambda _, policy: left.append(policy.max_bytes) or IMAGE
     )
     first, second = ({"type": "image_url", "image_url": {"url": f"https://example.org/{name}.png"}} for name in "ab")
     with running(resident, REFS, allow_urls=True, max_body_bytes=10_000) as server:
         assert server.post(body(REFS[0], [text_part(QUESTION), first, second, first])).status_code == 200
-    assert left == [10_000, 10_000 - len(PICTURE)]  # what is named twice is fetched once
+    assert left == [10_000, 10_000 - len(IMAGE)]  # what is named twice is fetched once

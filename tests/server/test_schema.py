@@ -94,7 +94,7 @@ ASKED = body("base", max_tokens=None, max_completion_tokens=4, stream_options=No
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_every_answer_to_a_chat_is_as_the_schema_says(api, mode, fixed):
     found = answers(api[CHAT[1]][CHAT[0]], mode, **fixed)
-    # Turns in another order, pictures that are none, too many tokens: no schema can say that.
+    # Turns in another order, images that are none, too many tokens: no schema can say that.
     assert set(found) <= {200, 400, 404}, found
     assert mode is GenerationMode.POSITIVE or 400 in found
 

@@ -41,7 +41,7 @@ def published(trained, make_recipe):
     return base, first, second
 
 
-def picture():
+def image():
     import numpy as np
 
     return np.full((32, 32, 3), (200, 20, 20), np.uint8)
@@ -69,7 +69,7 @@ def test_train_publish_load_ask_swap(published, rows_folder):
         assert vlm.adapter.ref == "testing/others"
     assert torch.equal(vlm.base.probe(0), mine), "swapping back gives the same bits"
     assert not torch.equal(plain, mine) and not torch.equal(mine, other)
-    assert isinstance(vlm.ask(picture(), "What color is it?"), str)
+    assert isinstance(vlm.ask(image(), "What color is it?"), str)
     fresh = load("base", base=str(base), device="cpu")
     assert torch.equal(fresh.base.probe(0), plain), "with the adapter off the base is the base"
 

@@ -1,4 +1,4 @@
-"""What an app gives: pictures in every form, by URL where that is allowed, and captions as they were learnt."""
+"""What an app gives: images in every form, by URL where that is allowed, and captions as they were learnt."""
 
 import base64
 import io
@@ -28,15 +28,15 @@ def vlm(tiny_fast_vlm):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    """The file of a picture that is not the same whichever way it lies."""
-    path = tmp_path_factory.mktemp("picture") / "a.png"
+def image(tmp_path_factory):
+    """The file of an image that is not the same whichever way it lies."""
+    path = tmp_path_factory.mktemp("image") / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path)
     return path
 
 
 def asked(vlm, monkeypatch):
-    """The pictures and prompts that the model is given from now on."""
+    """The images and prompts that the model is given from now on."""
     seen = []
     prompt_batch = vlm.base.collator.prompt_batch
 
@@ -63,19 +63,19 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_picture_is_the_same_however_it_comes(vlm, picture, way, monkeypatch):
+def test_a_image_is_the_same_however_it_comes(vlm, image, way, monkeypatch):
     monkeypatch.setattr(vlm, "urls", UrlPolicy())
     seen = asked(vlm, monkeypatch)
-    wanted = vlm.ask(picture, QUESTION)
-    assert vlm.ask(WAYS[way](picture), QUESTION) == wanted
+    wanted = vlm.ask(image, QUESTION)
+    assert vlm.ask(WAYS[way](image), QUESTION) == wanted
     assert torch.equal(seen[0][1], seen[1][1]) and seen[0][1].std() > 0
 
 
-def test_a_url_where_that_is_allowed(tiny_fast_vlm, picture):
+def test_a_url_where_that_is_allowed(tiny_fast_vlm, image):
     policy = UrlPolicy(allow_private=HERE)
     allowed = load("base", base=str(tiny_fast_vlm), device="cpu", allow_urls=policy)
-    wanted = allowed.ask(picture, QUESTION)
-    with serving(says(picture.read_bytes())) as (host, requests):
+    wanted = allowed.ask(image, QUESTION)
+    with serving(says(image.read_bytes())) as (host, requests):
         url = f"http://{host}/a.png"
         assert allowed.ask(url, QUESTION) == wanted and len(requests) == 1
         public = load("base", base=str(tiny_fast_vlm), device="cpu", allow_urls=True)
@@ -89,43 +89,43 @@ def test_a_url_where_that_is_allowed(tiny_fast_vlm, picture):
         with pytest.raises(FetchError, match="unless that is allowed"):
             bare.chat([message])
         with pytest.raises(FetchError, match="question 1: .* unless that is allowed"):
-            bare.ask_batch([picture, url], [QUESTION, QUESTION])
+            bare.ask_batch([image, url], [QUESTION, QUESTION])
         assert len(requests) == 1
 
 
-def cut(picture, tmp_path):
-    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:900])
+def cut(image, tmp_path):
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:900])
     return tmp_path / "cut.png"
 
 
-def huge(picture, tmp_path):
+def huge(image, tmp_path):
     out = io.BytesIO()
     Image.new("1", (9000, 9000)).save(out, "PNG")
     return out.getvalue()
 
 
 BROKEN = {
-    "no file": (lambda picture, tmp_path: tmp_path / "no.png", RowError, "no.png: no such file"),
-    "a folder": (lambda picture, tmp_path: tmp_path, RowError, "not a readable picture: .*Is a directory"),
-    "cut off": (cut, RowError, "cut.png: not a readable picture: "),
-    "no picture": (lambda picture, tmp_path: b"<html>", RowError, "its picture: not a readable picture"),
+    "no file": (lambda image, tmp_path: tmp_path / "no.png", RowError, "no.png: no such file"),
+    "a folder": (lambda image, tmp_path: tmp_path, RowError, "not a readable image: .*Is a directory"),
+    "cut off": (cut, RowError, "cut.png: not a readable image: "),
+    "no image": (lambda image, tmp_path: b"<html>", RowError, "its image: not a readable image"),
     "too large": (huge, RowError, "9000 x 9000 is over the cap of 50000000 pixels"),
-    "another type": (lambda picture, tmp_path: {"url": "x"}, DataError, "not builtins.dict"),
-    "an open file": (lambda picture, tmp_path: io.BytesIO(), DataError, "a picture is a path, bytes, .* not _io.Byt"),
-    "normalised": (lambda picture, tmp_path: torch.randn(3, 8, 9), DataError, "question: .* go from 0 to 1"),
+    "another type": (lambda image, tmp_path: {"url": "x"}, DataError, "not builtins.dict"),
+    "an open file": (lambda image, tmp_path: io.BytesIO(), DataError, "an image is a path, bytes, .* not _io.Byt"),
+    "normalised": (lambda image, tmp_path: torch.randn(3, 8, 9), DataError, "question: .* go from 0 to 1"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_no_picture_is_told(vlm, picture, what, tmp_path):
+def test_what_is_no_image_is_told(vlm, image, what, tmp_path):
     make, error, message = BROKEN[what]
     with pytest.raises(error, match=message):
-        vlm.ask(make(picture, tmp_path), QUESTION)
+        vlm.ask(make(image, tmp_path), QUESTION)
 
 
-def test_a_question_is_a_text(vlm, picture):
+def test_a_question_is_a_text(vlm, image):
     with pytest.raises(DataError, match="question 1: a question is a text, not None"):
-        vlm.ask_batch([picture, picture], [QUESTION, None])
+        vlm.ask_batch([image, image], [QUESTION, None])
 
 
 @pytest.fixture
@@ -144,12 +144,12 @@ def captioned(make_recipe, rows_folder, tiny_fast_vlm):
     return make_recipe(tiny_fast_vlm, data={"default_question": "What is drawn?"}, task=task, name="captions")
 
 
-def test_an_adapter_that_learnt_captions_is_asked_as_it_was_trained(captioned, tiny_fast_vlm, picture, monkeypatch):
+def test_an_adapter_that_learnt_captions_is_asked_as_it_was_trained(captioned, tiny_fast_vlm, image, monkeypatch):
     run = train(captioned)
     vlm = load(run.ref, base=str(tiny_fast_vlm), device="cpu")
     assert vlm.adapter.manifest.task.caption_question == "What is drawn?"
     seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
-    assert vlm.caption(picture) == vlm.ask(picture, "What is drawn?")
+    assert vlm.caption(image) == vlm.ask(image, "What is drawn?")
     (first, pixels), (second, _) = seen
     assert first == second and "Look." in first and "Q: What is drawn?" in first and pixels is not None
     assert limits == [5, 5]
@@ -168,23 +168,23 @@ def limits_of(vlm, monkeypatch):
     return limits
 
 
-def test_whoever_learnt_none_is_asked_for_one(vlm, picture, tmp_path, monkeypatch):
+def test_whoever_learnt_none_is_asked_for_one(vlm, image, tmp_path, monkeypatch):
     adapter = make_adapter(vlm.base, "lora", tmp_path / "adapter")
     seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
-    plain = vlm.caption(picture)
+    plain = vlm.caption(image)
     with vlm.using(adapter):
         assert vlm.adapter.manifest.task.caption_question is None
-        assert vlm.caption(picture) != plain
+        assert vlm.caption(image) != plain
     vlm.remove(adapter)
     assert all(CAPTION_QUESTION in text for text, _ in seen) and limits == [DEFAULT_ANSWER_TOKENS, CAPTION_TOKENS]
 
 
-def test_a_dual_encoder_captions_nothing(tiny_clip, picture):
+def test_a_dual_encoder_captions_nothing(tiny_clip, image):
     clip = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
     with pytest.raises(
         ModelError, match=r"caption\(image\) does not go with task contrastive on a clip base: use classify"
     ):
-        clip.caption(picture)
+        clip.caption(image)
 
 
 @pytest.mark.parametrize("given", [{"images": "a.png"}, {"questions": QUESTION}, {"adapters": "testing/a"}])
@@ -206,26 +206,26 @@ def test_an_option_that_is_none_is_refused_at_once(tiny_fast_vlm, wrong, error, 
         load("base", base=str(tiny_fast_vlm), device="cpu", **wrong)
 
 
-def test_what_is_longer_than_the_base_takes_is_refused(vlm, picture):
+def test_what_is_longer_than_the_base_takes_is_refused(vlm, image):
     long = "color " * 400
-    message = r"the base takes 256 tokens; this has 4\d\d in its words and pictures, and up to 1 in its answer"
+    message = r"the base takes 256 tokens; this has 4\d\d in its words and images, and up to 1 in its answer"
     with pytest.raises(DataError, match=f"question: {message}"):
-        vlm.ask(picture, long)
+        vlm.ask(image, long)
     with pytest.raises(DataError, match=f"question 1: {message}"):
-        vlm.ask_batch([picture, picture], [QUESTION, long])
+        vlm.ask_batch([image, image], [QUESTION, long])
     with pytest.raises(DataError, match=message):
-        "".join(vlm.stream(picture, long))
-    assert vlm.ask(picture, QUESTION) == vlm.ask_batch([picture], [QUESTION])[0]
+        "".join(vlm.stream(image, long))
+    assert vlm.ask(image, QUESTION) == vlm.ask_batch([image], [QUESTION])[0]
 
 
-def test_an_image_for_a_base_that_takes_none_is_refused(vlm, picture, monkeypatch):
+def test_an_image_for_a_base_that_takes_none_is_refused(vlm, image, monkeypatch):
     monkeypatch.setattr(type(vlm.base.family), "media", frozenset())
     refused = "{}: fast_vlm takes no media, and medium 1 of the row is of the type image. Leave such rows out"
     with pytest.raises(RowError, match=refused.format("row question")):
-        vlm.ask(picture, QUESTION)
+        vlm.ask(image, QUESTION)
     with pytest.raises(RowError, match=refused.format("row question 1")):
-        vlm.ask_batch([None, picture], [QUESTION, QUESTION])
-    turn = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]}
+        vlm.ask_batch([None, image], [QUESTION, QUESTION])
+    turn = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}
     with pytest.raises(RowError, match=refused.format("row chat")):
         vlm.chat([turn])
     assert isinstance(vlm.ask(None, QUESTION), str)

@@ -30,19 +30,19 @@ QUESTIONS = ["What color is it?", "Is there a lesion?"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two adapters of the pocket model, and a picture for each."""
+    """Two adapters of the pocket model, and an image for each."""
     folder = tmp_path_factory.mktemp("made")
     base = load_base("pocket", device="cpu")
     for number, draw in enumerate((draw_product, draw_phantom)):
         domain, name = REFS[number].removesuffix("@prod").split("/")
         make_adapter(base, "lora", folder / str(number), seed=number, name=name, domain=domain)
-        Image.fromarray(draw(0, "test", 0).picture).save(folder / ("product.png", "scan.png")[number])
+        Image.fromarray(draw(0, "test", 0).image).save(folder / ("product.png", "scan.png")[number])
     return folder
 
 
 @pytest.fixture
 def work(made, tmp_path, monkeypatch):
-    """A folder with the pictures, beside a registry with the adapters."""
+    """A folder with the images, beside a registry with the adapters."""
     registry = AdapterRegistry()
     for number, ref in enumerate(REFS):
         registry.publish(made / str(number), ref.removesuffix("@prod"), aliases=["prod"])
@@ -64,9 +64,9 @@ def example(name):
 def answers_one_by_one():
     vlm = VisionLanguageModel(load_base("pocket", device="cpu"), registry=AdapterRegistry())
     found = []
-    for ref, picture, question in zip(REFS, ("product.png", "scan.png"), QUESTIONS, strict=True):
+    for ref, image, question in zip(REFS, ("product.png", "scan.png"), QUESTIONS, strict=True):
         with vlm.using(ref):
-            found.append(vlm.ask(picture, question))
+            found.append(vlm.ask(image, question))
     return found
 
 
@@ -106,7 +106,7 @@ def test_the_service(work, monkeypatch):
             found = client.post("/ask", params={"question": "?", "adapter": ref}, content=b"")
             assert found.status_code == 404 and f"there are {', '.join(REFS)}" in found.json()["detail"]
         found = client.post("/ask", params={"question": "?"}, content=b"<html>")
-        assert found.status_code == 400 and "its picture: not a readable picture" in found.json()["detail"]
+        assert found.status_code == 400 and "its image: not a readable image" in found.json()["detail"]
         assert client.post("/ask", params={"question": "?"}, content=bytes(10_485_761)).status_code == 413
         assert client.post("/ask", content=b"").status_code == 422
 
@@ -157,11 +157,11 @@ def wait_until(happened):
 
 def write_questions(work, count=6):
     """Writes rows that can be answered, and four that cannot."""
-    pictures = [(work / name).read_bytes() for name in ("product.png", "scan.png")]
+    images = [(work / name).read_bytes() for name in ("product.png", "scan.png")]
     rows = [
         {
             "id": n,
-            "image": {"bytes": pictures[n % 2], "path": None},
+            "image": {"bytes": images[n % 2], "path": None},
             "question": QUESTIONS[n % 2],
             "adapter": REFS[n % 2],
         }
@@ -205,7 +205,7 @@ def test_the_batch_job(work, monkeypatch, capsys):
     errors = {name: row["error"] for name, row in rows.items() if row["error"] is not None}
     assert errors.keys() == {"bad", "missing", "nobody", "mute"}
     assert all(rows[name]["answer"] is None for name in errors)
-    assert "not a readable picture: it is none of AVIF, BMP" in errors["bad"]
+    assert "not a readable image: it is none of AVIF, BMP" in errors["bad"]
     assert "no.png: no such file" in errors["missing"]
     assert "medical/nobody" in errors["nobody"] and "a question is a text, not None" in errors["mute"]
     assert sorted(path.name for path in work.iterdir() if "answers" in path.name) == ["answers.parquet"]
@@ -239,7 +239,7 @@ def test_a_file_that_is_none(work, monkeypatch, capsys):
     assert run_job(monkeypatch, "no.parquet", "answers.parquet") == 2
     assert "no.parquet" in capsys.readouterr().err
     assert run_job(monkeypatch, "scan.png", "answers.parquet") == 2
-    pq.write_table(pa.table({"picture": [b""], "question": ["?"]}), "wrong.parquet")
+    pq.write_table(pa.table({"image": [b""], "question": ["?"]}), "wrong.parquet")
     assert run_job(monkeypatch, "wrong.parquet", "answers.parquet") == 2
     assert "the columns must be image and question, " in capsys.readouterr().err
 

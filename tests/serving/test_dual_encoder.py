@@ -1,4 +1,4 @@
-"""A dual encoder from its pictures to an app: trained, published, loaded again, and refused where it is damaged."""
+"""A dual encoder from its images to an app: trained, published, loaded again, and refused where it is damaged."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def square(color: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def pairs_folder(tmp_path):
-    """Pictures and captions, no question."""
+    """Images and captions, no question."""
     folder = tmp_path / "pairs"
     folder.mkdir()
     for split, count in (("train", 16), ("test", 8)):
@@ -59,17 +59,17 @@ def test_train_publish_classify_and_refuse(recipe, tiny_clip, tmp_path, capsys):
     named = named_values({who: scores.to_json() for who, scores in run.metrics.items()})
     assert named["base.exact_match"] < 0.8 and named["test.exact_match"] == 1.0
     assert named["test.majority.exact_match"] == 0.5
-    assert named["test.blank_image.exact_match"] == 0.5, "a grey picture has one label, right for half the rows"
+    assert named["test.blank_image.exact_match"] == 0.5, "a grey image has one label, right for half the rows"
     shown = capsys.readouterr().out
     assert "⟦a photo of a red square⟧" in shown and "published testing/squares@1" in shown
 
     vlm = load("testing/squares", base=str(tiny_clip), device="cpu")
     assert vlm.adapter.probe.verdict == "passed"
     assert [vlm.classify(square(i), LABELS) for i in (0, 1)] == list(LABELS)
-    pictures = torch.stack([vlm.embed(square(i, seed=5)) for i in (0, 1)])
+    images = torch.stack([vlm.embed(square(i, seed=5)) for i in (0, 1)])
     texts = torch.stack([vlm.embed_text(TEMPLATE.replace("{label}", label)) for label in LABELS])
-    assert torch.allclose(pictures.norm(dim=-1), torch.ones(2))
-    assert (pictures @ texts.T).argmax(dim=1).tolist() == [0, 1], "each image lies closest to its own text"
+    assert torch.allclose(images.norm(dim=-1), torch.ones(2))
+    assert (images @ texts.T).argmax(dim=1).tolist() == [0, 1], "each image lies closest to its own text"
     (row,) = evaluate([run.ref], [recipe])
     assert row.scores.first.value == 1.0 and row.scores.n == 8
     assert all(row.right and abs(sum(row.prediction.scores.values()) - 1) < 1e-5 for row in row.rows)

@@ -17,7 +17,7 @@ THREADS, EACH = 32, 3
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """Two models on one base, adapters of all kinds, and what each answers to two pictures."""
+    """Two models on one base, adapters of all kinds, and what each answers to two images."""
     from tests.tiny import FAMILIES
 
     folder = tmp_path_factory.mktemp("many")
@@ -25,17 +25,17 @@ def served(tmp_path_factory):
     base = load_base(str(path), device="cpu")
     adapters = [make_adapter(base, kind, folder / kind, seed=n) for n, kind in enumerate(KINDS)]
     models = [load("base", base=str(path), device="cpu") for _ in range(2)]
-    pictures = [row.images[0] for row in rows(2)]
+    images = [row.images[0] for row in rows(2)]
     alone = []
     for adapter in adapters:
         with models[0].using(adapter):
-            alone.append([models[0].ask(picture, QUESTION) for picture in pictures])
+            alone.append([models[0].ask(image, QUESTION) for image in images])
     assert len({tuple(answers) for answers in alone}) == len(KINDS), "no two of them would answer the same"
-    return models, adapters, pictures, alone
+    return models, adapters, images, alone
 
 
 def test_threads(served):
-    models, adapters, pictures, alone = served
+    models, adapters, images, alone = served
     together, wrong = threading.Barrier(THREADS), []
 
     def ask(number):
@@ -44,7 +44,7 @@ def test_threads(served):
             which, shown = (number + turn) % len(KINDS), (number + turn) % 2
             vlm = models[number % 2]
             with vlm.using(adapters[which]):
-                found = "".join(vlm.stream(pictures[shown], QUESTION)) if turn else vlm.ask(pictures[shown], QUESTION)
+                found = "".join(vlm.stream(images[shown], QUESTION)) if turn else vlm.ask(images[shown], QUESTION)
             if found != alone[which][shown]:
                 wrong.append((KINDS[which], found))
 
@@ -60,16 +60,16 @@ def test_threads(served):
 
 def test_tasks(served):
     """As the class says: each in a thread, which has the adapter of the task's block."""
-    (vlm, _), adapters, pictures, alone = served
+    (vlm, _), adapters, images, alone = served
 
     async def ask(which, shown):
         with vlm.using(adapters[which]):
             await asyncio.sleep(0)  # the others enter their blocks
-            return await asyncio.to_thread(vlm.ask, pictures[shown], QUESTION)
+            return await asyncio.to_thread(vlm.ask, images[shown], QUESTION)
 
     async def stream(which, shown):
         with vlm.using(adapters[which]):
-            pieces = vlm.stream(pictures[shown], QUESTION)
+            pieces = vlm.stream(images[shown], QUESTION)
         found = []
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             found.append(piece)

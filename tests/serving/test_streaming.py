@@ -47,20 +47,20 @@ def adapters(served):
     return served[1]
 
 
-def picture():
+def image():
     return rows(1)[0].images[0]
 
 
 @pytest.mark.parametrize("kind", ["lora", "prompt", "everything", None])
 def test_the_pieces_are_the_answer(vlm, adapters, kind):
     with vlm.using(adapters[kind] if kind else None):
-        wanted = vlm.ask(picture(), QUESTION)
-        found = list(vlm.stream(picture(), QUESTION))
+        wanted = vlm.ask(image(), QUESTION)
+        found = list(vlm.stream(image(), QUESTION))
     assert len(found) > 1 and all(found) and "".join(found) == wanted
 
 
 def test_a_conversation_streams(vlm, adapters):
-    shown = [{"type": "image", "image": picture()}, {"type": "text", "text": QUESTION}]
+    shown = [{"type": "image", "image": image()}, {"type": "text", "text": QUESTION}]
     messages = [{"role": "user", "content": shown}, {"role": "assistant", "content": "red"}]
     messages.append({"role": "user", "content": "Are you sure?"})
     with vlm.using(adapters["lora"]):
@@ -69,8 +69,8 @@ def test_a_conversation_streams(vlm, adapters):
 
 def test_the_adapter_answers_to_the_end_though_its_block_is_over_and_it_was_removed(vlm, adapters):
     with vlm.using(adapters["lora"]):
-        wanted = vlm.ask(picture(), QUESTION)
-        stream = vlm.stream(picture(), QUESTION)
+        wanted = vlm.ask(image(), QUESTION)
+        stream = vlm.stream(image(), QUESTION)
         vlm.remove(adapters["lora"])
     assert vlm.adapter is None
     assert "".join(stream) == wanted
@@ -79,19 +79,19 @@ def test_the_adapter_answers_to_the_end_though_its_block_is_over_and_it_was_remo
 def test_reading_changes_nobodys_adapter(vlm, adapters):
     """A generator that set it between two pieces would, in the reader's own context."""
     with vlm.using(adapters["lora"]):
-        stream = vlm.stream(picture(), QUESTION)
-    plain = vlm.ask(picture(), QUESTION)
+        stream = vlm.stream(image(), QUESTION)
+    plain = vlm.ask(image(), QUESTION)
     for _ in stream:
         assert vlm.adapter is None
-    assert vlm.ask(picture(), QUESTION) == plain
+    assert vlm.ask(image(), QUESTION) == plain
 
 
 def test_streams_of_several_adapters_at_once(vlm, adapters):
     wanted, streams = {}, {}
     for kind, adapter in adapters.items():
         with vlm.using(adapter):
-            wanted[kind] = vlm.ask(picture(), QUESTION)
-            streams[kind] = vlm.stream(picture(), QUESTION)
+            wanted[kind] = vlm.ask(image(), QUESTION)
+            streams[kind] = vlm.stream(image(), QUESTION)
     found = {kind: "" for kind in streams}
     while streams:
         for kind, stream in list(streams.items()):
@@ -125,7 +125,7 @@ def slow(vlm, monkeypatch):
 def test_a_stream_that_is_closed_ends_its_thread(vlm, adapters, slow):
     steps, taken = slow
     with vlm.using(adapters["lora"]):
-        stream = vlm.stream(picture(), QUESTION)
+        stream = vlm.stream(image(), QUESTION)
     steps.release(4)
     assert next(stream)
     threading.Timer(0.05, steps.release, [50]).start()
@@ -140,7 +140,7 @@ def test_a_stream_that_is_closed_ends_its_thread(vlm, adapters, slow):
 
 def test_leaving_the_block_closes(vlm, slow):
     steps, taken = slow
-    with vlm.stream(picture(), QUESTION) as stream:
+    with vlm.stream(image(), QUESTION) as stream:
         steps.release(50)
         next(stream)
     assert not stream._thread.is_alive()
@@ -148,7 +148,7 @@ def test_leaving_the_block_closes(vlm, slow):
 
 def test_what_nobody_holds_any_more_ends(vlm, slow):
     steps, taken = slow
-    stream = vlm.stream(picture(), QUESTION)
+    stream = vlm.stream(image(), QUESTION)
     thread = stream._thread
     del stream
     gc.collect()
@@ -159,7 +159,7 @@ def test_what_nobody_holds_any_more_ends(vlm, slow):
 
 def test_a_reader_that_waits_is_told_of_the_close(vlm, slow):
     steps, _ = slow
-    stream = vlm.stream(picture(), QUESTION)
+    stream = vlm.stream(image(), QUESTION)
     found = []
 
     def read():
@@ -180,7 +180,7 @@ def test_a_reader_that_waits_is_told_of_the_close(vlm, slow):
 def test_what_goes_wrong_reaches_the_reader(vlm, adapters, monkeypatch):
     with vlm.using(adapters["lora"]):
         monkeypatch.setattr(vlm.model, "generate", lambda **options: 1 / 0, raising=False)
-        stream = vlm.stream(picture(), QUESTION)
+        stream = vlm.stream(image(), QUESTION)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             next(stream)
@@ -190,7 +190,7 @@ def test_what_goes_wrong_reaches_the_reader(vlm, adapters, monkeypatch):
 
 
 def test_what_cannot_be_asked_is_told_at_once(vlm, tmp_path):
-    with pytest.raises(DataError, match="a picture is a path, bytes, .* not builtins.int"):
+    with pytest.raises(DataError, match="an image is a path, bytes, .* not builtins.int"):
         vlm.stream(3, QUESTION)
     with pytest.raises(DataError, match="the conversation ends with the assistant"):
         vlm.stream_chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
@@ -206,7 +206,7 @@ def test_an_adapter_that_is_gone_cannot_begin(vlm, adapters):
         context = copy_context()
     vlm.remove(adapters["lora"])
     with pytest.raises(AdapterError, match="has gone, so it cannot answer any more"):
-        context.run(vlm.stream, picture(), QUESTION)
+        context.run(vlm.stream, image(), QUESTION)
 
 
 def test_a_dual_encoder_streams_nothing(tiny_clip):
@@ -214,7 +214,7 @@ def test_a_dual_encoder_streams_nothing(tiny_clip):
     with pytest.raises(
         ModelError, match=r"stream\(image, question\) does not go with task contrastive on a clip base: use classify"
     ):
-        vlm.stream(picture(), QUESTION)
+        vlm.stream(image(), QUESTION)
 
 
 def test_the_end_stays_the_end():

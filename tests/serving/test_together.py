@@ -26,9 +26,9 @@ def served(tiny_family, tmp_path_factory):
     return vlm, {name: vlm.add(folder) for name, folder in made.items()}
 
 
-def pictures_per_row(counts):
-    """Rows with so many pictures each."""
-    shown = [picture for row in rows(4) for picture in row.images]
+def images_per_row(counts):
+    """Rows with so many images each."""
+    shown = [image for row in rows(4) for image in row.images]
     return [
         Example(
             id=str(i),
@@ -47,7 +47,7 @@ def logits(vlm, batch):
 
 def test_every_row_has_the_logits_of_its_own_adapter(served):
     vlm, residents = served
-    batch = vlm.prompt_batch(pictures_per_row([2, 0, 1, 0, 1])).to(vlm.model.device, vlm.model.dtype)
+    batch = vlm.prompt_batch(images_per_row([2, 0, 1, 0, 1])).to(vlm.model.device, vlm.model.dtype)
     refs = [residents[name] if name else None for name in MIXED]
     with vlm.switcher.mixing(refs):
         found = logits(vlm, batch)
@@ -63,7 +63,7 @@ def test_every_row_has_the_logits_of_its_own_adapter(served):
 
 def test_beams_of_a_row_have_its_adapter(served):
     vlm, residents = served
-    batch = vlm.prompt_batch(pictures_per_row([1, 1, 1])).to(vlm.model.device, vlm.model.dtype)
+    batch = vlm.prompt_batch(images_per_row([1, 1, 1])).to(vlm.model.device, vlm.model.dtype)
     refs = [residents["lora-0"], residents["wide lora-1"], None]
 
     def beams():
@@ -194,10 +194,10 @@ def test_lists_of_different_lengths_are_refused(every_kind):
         vlm.ask_batch([None], ["a", "b"], adapters=[None, None])
 
 
-def test_a_broken_picture_is_named_and_nothing_is_left(every_kind):
+def test_a_broken_image_is_named_and_nothing_is_left(every_kind):
     vlm, adapters = every_kind
     with pytest.raises(RowError, match="question 1"):
-        vlm.ask_batch([None, b"no picture"], ["a", "b"], adapters=[adapters[0], adapters[1]])
+        vlm.ask_batch([None, b"no image"], ["a", "b"], adapters=[adapters[0], adapters[1]])
     assert vlm.adapter is None
     for resident in vlm.switcher.residents:
         vlm.remove(resident)

@@ -1,4 +1,4 @@
-"""Pictures by URL: servers that lie, dawdle or point inside are refused, each with one message."""
+"""Images by URL: servers that lie, dawdle or point inside are refused, each with one message."""
 
 import base64
 import gzip
@@ -21,13 +21,13 @@ from finetune.serving.urls import UrlPolicy, fetch_image, is_url
 HERE = (ip_network("127.0.0.1/32"),)  # where the servers of these tests are; 127.0.0.2 is as private as ever
 
 
-def picture(format="PNG"):
+def image(format="PNG"):
     out = io.BytesIO()
     Image.new("RGB", (5, 4), "red").save(out, format)
     return out.getvalue()
 
 
-PNG = picture()
+PNG = image()
 
 
 @contextmanager
@@ -79,9 +79,9 @@ def policy(**changes):
 
 
 @pytest.mark.parametrize("format", ["GIF", "JPEG", "PNG", "WEBP"])
-def test_a_picture_is_fetched(format):
-    with serving(says(picture(format), type=f"Image/{format}; charset=binary")) as (host, requests):
-        assert fetch_image(f"HTTP://{host}/a/b%20c.png?size=1&x=#top", policy()) == picture(format)
+def test_a_image_is_fetched(format):
+    with serving(says(image(format), type=f"Image/{format}; charset=binary")) as (host, requests):
+        assert fetch_image(f"HTTP://{host}/a/b%20c.png?size=1&x=#top", policy()) == image(format)
     (request,) = requests
     assert request.startswith("GET /a/b%20c.png?size=1&x= HTTP/1.1\r\n")
     assert f"\r\nHost: {host}\r\n" in request and "\r\nAccept-Encoding: identity\r\n" in request
@@ -116,13 +116,13 @@ def test_in_pieces_of_any_size():
         (says(status="404 Not Found"), "answered with status 404"),
         (says(status="304 Not Modified"), "answered with status 304"),
         (says(b"", status="302 Found"), "answered with status 302"),
-        (says(type="text/html"), "type is said to be 'text/html'. A picture's type is one of image/gif, image/jpeg"),
+        (says(type="text/html"), "type is said to be 'text/html'. An image's type is one of image/gif, image/jpeg"),
         (says(type=None), "type is said to be ''"),
         (says(type="image/svg+xml"), "said to be 'image/svg"),
-        (says(b"<svg></svg>"), "its 11 bytes do not begin as a picture does"),
-        (says(b"%!PS-Adobe-3.0 EPSF-3.0"), "do not begin as a picture does"),
+        (says(b"<svg></svg>"), "its 11 bytes do not begin as an image does"),
+        (says(b"%!PS-Adobe-3.0 EPSF-3.0"), "do not begin as an image does"),
         (says(b""), "its 0 bytes do not begin"),
-        (says(gzip.compress(bytes(1_000_000)), content_encoding="gzip"), "sent packed .'gzip'., and pictures are not"),
+        (says(gzip.compress(bytes(1_000_000)), content_encoding="gzip"), "sent packed .'gzip'., and images are not"),
         (says(content_length=10**15), "at most 1000 bytes, and this at least 1000000000000000"),
         (says(content_length=10**30), "cannot be fetched: 'bad Content-Length"),
         (says(content_length=-5), "cannot be fetched: 'bad Content-Length"),
@@ -133,7 +133,7 @@ def test_in_pieces_of_any_size():
         (lambda request, connection: None, "cannot be fetched: 'Server disconnected"),
     ],
 )
-def test_what_is_no_picture_is_refused(answer, message):
+def test_what_is_no_image_is_refused(answer, message):
     with serving(answer) as (host, _), pytest.raises(FetchError, match=f"http://{host}/p: .*{message}"):
         fetch_image(f"http://{host}/p?token=secret", policy(max_bytes=1000))
 
@@ -198,7 +198,7 @@ def test_a_redirect_is_checked_as_the_first_url_is(location, message):
 )
 def test_what_is_not_public_is_not_reached(url, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", None)
-    with pytest.raises(FetchError, match="the host is not a public one, and pictures are fetched from public ones"):
+    with pytest.raises(FetchError, match="the host is not a public one, and images are fetched from public ones"):
         fetch_image(url, UrlPolicy())
 
 
@@ -247,10 +247,10 @@ def test_the_address_that_was_checked_is_the_one_connected_to():
 
     with serving(says()) as (host, requests):
         port = host.partition(":")[2]
-        url = f"http://pictures.example:{port}/p.png"
+        url = f"http://images.example:{port}/p.png"
         assert fetch_image(url, policy(resolve=resolve)) == PNG
-        assert asked == ["pictures.example"], "one look-up for each connection, and none behind it"
-        assert f"Host: pictures.example:{port}\r\n" in requests[0]
+        assert asked == ["images.example"], "one look-up for each connection, and none behind it"
+        assert f"Host: images.example:{port}\r\n" in requests[0]
         with pytest.raises(FetchError, match="not a public one"):
             fetch_image(url, policy(resolve=resolve))
         assert len(requests) == 1
@@ -318,17 +318,17 @@ def test_redirects_and_names_count_into_the_time():
 
 def test_a_certificate_must_be_the_hosts(tmp_path, monkeypatch):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*own_certificate(tmp_path, "pictures.example"))
+    context.load_cert_chain(*own_certificate(tmp_path, "images.example"))
     names, at_home = [], policy(resolve=lambda host, port: ["127.0.0.1"])
     context.sni_callback = lambda connection, name, context: names.append(name)
     with serving(says(), tls=context) as (host, requests):
         port = host.partition(":")[2]
         with pytest.raises(FetchError, match="cannot be fetched: .*self-signed certificate"):
-            fetch_image(f"https://pictures.example:{port}/", at_home)
-        assert names == ["pictures.example"] and requests == [], "the name is asked for, at the checked address"
+            fetch_image(f"https://images.example:{port}/", at_home)
+        assert names == ["images.example"] and requests == [], "the name is asked for, at the checked address"
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
         urls._tls.cache_clear()
-        assert fetch_image(f"https://pictures.example:{port}/", at_home) == PNG
+        assert fetch_image(f"https://images.example:{port}/", at_home) == PNG
         with pytest.raises(FetchError, match="cannot be fetched: .*Hostname mismatch"):
             fetch_image(f"https://other.example:{port}/", at_home)
     urls._tls.cache_clear()
@@ -363,19 +363,19 @@ def test_data():
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        (data_url(PNG + bytes(1000)), "data URL: a picture has at most 100 bytes"),
-        (data_url(PNG[:50] + bytes(51)), "data URL: a picture has at most 100 bytes, and this 101"),
+        (data_url(PNG + bytes(1000)), "data URL: an image has at most 100 bytes"),
+        (data_url(PNG[:50] + bytes(51)), "data URL: an image has at most 100 bytes, and this 101"),
         (data_url(PNG, "data:text/html;base64,"), "data URL: its type is said to be 'text/html'"),
         (data_url(PNG, "data:;base64,"), "data URL: its type is said to be ''"),
-        (data_url(b"<html>"), "data URL: its 6 bytes do not begin as a picture does"),
+        (data_url(b"<html>"), "data URL: its 6 bytes do not begin as an image does"),
         ("data:image/png;base64,iVBO Rw0K", "data URL: this is not base64"),
         ("data:image/png;base64,iVBORw0KG", "data URL: this is not base64"),
         ("data:image/png;base64,é", "data URL: this is not base64"),
-        ("data:image/png,%89PNG", "a data URL that holds a picture is written data:image/png;base64,"),
-        (f"data:{';a=b' * 5000};base64,", "a data URL that holds a picture is written"),
+        ("data:image/png,%89PNG", "a data URL that holds an image is written data:image/png;base64,"),
+        (f"data:{';a=b' * 5000};base64,", "a data URL that holds an image is written"),
     ],
 )
-def test_data_that_is_no_picture(url, message):
+def test_data_that_is_no_image(url, message):
     with pytest.raises(FetchError, match=message):
         fetch_image(url, UrlPolicy(max_bytes=100))
 

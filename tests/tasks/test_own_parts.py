@@ -20,7 +20,7 @@ from finetune.runs import train
 from finetune.serving.loading import load
 from tests.docs_code import block
 from tests.server.serving import body, running
-from tests.serving.test_app import picture, same, state
+from tests.serving.test_app import image, same, state
 
 CLASSES = ["blue", "red"]
 
@@ -95,11 +95,11 @@ def test_a_tuned_prompt_and_the_head_train_together(make_grade, tiny_fast_vlm):
     prompt = type(recipe).model_validate(recipe.model_dump(mode="json") | {"method": method})
     run = train(prompt)
     vlm = load(run.adapter, base=str(tiny_fast_vlm), device="cpu")
-    first = vlm.predict(picture(), "What color is it?")
+    first = vlm.predict(image(), "What color is it?")
     assert set(first.scores) == set(CLASSES) and sum(first.scores.values()) == pytest.approx(1)
     with vlm.using(None):
-        assert isinstance(vlm.ask(picture(), "What color is it?"), str), "the base is the base again"
-    assert vlm.predict(picture(), "What color is it?") == first
+        assert isinstance(vlm.ask(image(), "What color is it?"), str), "the base is the base again"
+    assert vlm.predict(image(), "What color is it?") == first
 
 
 def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fast_vlm):
@@ -109,7 +109,7 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
     model_type = vlm.base.family.model_type
     refusal = rf"ask\(image, question\) does not go with task grade on a {model_type} base: use predict"
     with pytest.raises(ModelError, match=refusal):
-        vlm.ask(picture(), "What color is it?")
+        vlm.ask(image(), "What color is it?")
     vlm.add(other.ref)
     with running(vlm, [grade.ref, other.ref]) as server:
         found = server.post(body(model=grade.ref))

@@ -63,7 +63,7 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 
 
 
 def save_idefics3(folder: Path, *, seed: int = 0) -> Path:
-    """Idefics3 with 4 image tokens a picture."""
+    """Idefics3 with 4 image tokens an image."""
     tokens = tokenizer(*_IDEFICS_TOKENS)
     torch.manual_seed(seed)
     config = Idefics3Config(
@@ -80,7 +80,7 @@ def save_idefics3(folder: Path, *, seed: int = 0) -> Path:
 
 
 def save_smolvlm(folder: Path, *, seed: int = 0) -> Path:
-    """SmolVLM with 4 image tokens a picture."""
+    """SmolVLM with 4 image tokens an image."""
     tokens = tokenizer(*_IDEFICS_TOKENS, "<video>")
     torch.manual_seed(seed)
     config = SmolVLMConfig(
@@ -148,7 +148,7 @@ def save_llava(folder: Path, *, seed: int = 0) -> Path:
 
 
 def save_llava_onevision(folder: Path, *, seed: int = 0) -> Path:
-    """LLaVA-OneVision: the whole picture and up to two tiles of it."""
+    """LLaVA-OneVision: the whole image and up to two tiles of it."""
     tokens = tokenizer("<video>")
     torch.manual_seed(seed)
     pinpoints = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
@@ -172,7 +172,7 @@ def save_llava_onevision(folder: Path, *, seed: int = 0) -> Path:
 
 
 def save_qwen2_5_vl(folder: Path, *, seed: int = 0) -> Path:
-    """Qwen2.5-VL: pictures of any size, 3-D positions, one layer of windowed attention."""
+    """Qwen2.5-VL: images of any size, 3-D positions, one layer of windowed attention."""
     tokens = tokenizer(*_QWEN_TOKENS)
     ids = tokens.get_vocab()
     torch.manual_seed(seed)
@@ -271,7 +271,7 @@ def save_paligemma(folder: Path, *, seed: int = 0) -> Path:
 
 
 def save_gemma3(folder: Path, *, seed: int = 0) -> Path:
-    """Gemma 3 with 4 image tokens a picture that see each other in both directions."""
+    """Gemma 3 with 4 image tokens an image that see each other in both directions."""
     tokens = tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
     ids = tokens.get_vocab()
     torch.manual_seed(seed)

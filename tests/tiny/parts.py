@@ -11,7 +11,7 @@ from finetune.pocket.blueprint import build_tokenizer
 SIDE = 32  # pixels
 _TEXTS = ["What color is it? red", "Is it a circle? yes no", "How many? one two three", "blue green left right"]
 
-# As the pocket model's, with the picture's own mark to be put in.
+# As the pocket model's, with the image's own mark to be put in.
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>"
     "{% if message['role'] == 'assistant' %} {% endif %}"
@@ -24,7 +24,7 @@ TEMPLATE = (
 
 
 def template(image: str) -> str:
-    """A chat template in which a picture is ``image``."""
+    """A chat template in which an image is ``image``."""
     return TEMPLATE.replace("IMAGE", image)
 
 
@@ -69,7 +69,7 @@ def text(tokens: PreTrainedTokenizerFast, **more: object) -> dict:
 
 
 def vision(**more: object) -> dict:
-    """The sizes of a two-layer tower with 16 patches a picture."""
+    """The sizes of a two-layer tower with 16 patches an image."""
     return {
         "hidden_size": 16,
         "intermediate_size": 32,

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from finetune.batch import PictureFeatures
+from finetune.batch import ImageFeatures
 from finetune.errors import TrainingError
 from finetune.example import Example, as_images
 from finetune.lookup import import_string
@@ -29,11 +29,11 @@ from finetune.training.filling import Filler
 from finetune.training.loop import Trainer
 
 LANGUAGE = {"towers": {"projector": "none"}}
-ROWS = 26 + 1  # those of the squares, and a grey picture
+ROWS = 26 + 1  # those of the squares, and a grey image
 
 
 def features(tokens=3):
-    return PictureFeatures(
+    return ImageFeatures(
         pooled=torch.randn(tokens, 4),
         deepstack=(torch.randn(tokens, 4), torch.randn(tokens, 4)),
         as_list=True,
@@ -64,12 +64,12 @@ def run(make_recipe, tiny_fast_vlm, tmp_path, capsys):
 
 @pytest.fixture
 def sealed(monkeypatch):
-    """While a Trainer trains, opening a picture and running a tower or projector raise."""
+    """While a Trainer trains, opening an image and running a tower or projector raise."""
     steps = Trainer.train
 
     def train_sealed(self, *args, **kwargs):
         def refuse(*args, **kwargs):
-            raise AssertionError("a picture was opened, or a tower ran")
+            raise AssertionError("an image was opened, or a tower ran")
 
         with monkeypatch.context() as patch:
             patch.setattr("finetune.data.images._opened", refuse)
@@ -84,14 +84,14 @@ def sealed(monkeypatch):
 
 def test_a_filled_store_serves_every_adapter_and_no_tower_runs(tiny_base, run, sealed):
     stored = run(tiny_base, name="stored")
-    assert stored.said.startswith(f"feature store: the pictures of {ROWS} rows, {ROWS} of them new (")
+    assert stored.said.startswith(f"feature store: the images of {ROWS} rows, {ROWS} of them new (")
     assert len(stored.files) == ROWS
     again = run(tiny_base, name="again", method={**LANGUAGE, "r": 2})
     assert f"{ROWS} rows, 0 of them new" in again.said
 
 
 def test_the_seal_holds(run, sealed):
-    with pytest.raises(AssertionError, match="a picture was opened, or a tower ran"):
+    with pytest.raises(AssertionError, match="an image was opened, or a tower ran"):
         run(train={"feature_store": "off"})
 
 
@@ -126,15 +126,15 @@ def test_damage_during_a_run_stops_it(tmp_path):
     store = FeatureStore({"base": "x"})
     path = store.path(["0" * 64])
     store.put(path, features())
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (4, 4)).save(picture)
-    stored = StoredFeatures({places_of([picture]): path})
-    assert stored([picture]).replacements == features().replacements
+    image = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(image)
+    stored = StoredFeatures({places_of([image]): path})
+    assert stored([image]).replacements == features().replacements
     with pytest.raises(TrainingError, match="the features of b'another' were not stored when the run began"):
         stored([b"another"])
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(TrainingError, match="have changed on disk or are gone. Start the run again"):
-        stored([picture])
+        stored([image])
 
 
 def test_what_is_read_is_what_was_put():
@@ -149,7 +149,7 @@ def test_what_is_read_is_what_was_put():
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_equal_pictures_are_stored_once_wherever_they_stand(run, rows_folder):
+def test_equal_images_are_stored_once_wherever_they_stand(run, rows_folder):
     for i in range(2, 26, 2):
         (rows_folder / "images" / f"{i}.png").write_bytes((rows_folder / "images" / "0.png").read_bytes())
     assert len(run().files) == 15
@@ -168,7 +168,7 @@ def test_a_file_that_is_touched_during_a_run_keeps_its_features(run, rows_folder
     assert run(name="after").losses == before
 
 
-def test_a_changed_picture_has_features_of_its_own(run, rows_folder):
+def test_a_changed_image_has_features_of_its_own(run, rows_folder):
     run(name="first")
     Image.fromarray(np.full((40, 32, 3), 7, np.uint8)).save(rows_folder / "images" / "0.png")
     assert f"{ROWS} rows, 1 of them new" in run(name="second").said
@@ -259,7 +259,7 @@ def make_filler():
 
         filler = Filler(
             store=FeatureStore({"base": "x"}),
-            open_pictures=lambda row: [Image.fromarray(image) for image in row.images],
+            open_images=lambda row: [Image.fromarray(image) for image in row.images],
             compute=compute,
             max_bytes=max_bytes,
             accelerator=Accelerator(cpu=True),
@@ -339,7 +339,7 @@ APART = """
 import os, shutil, sys
 cache = os.environ["FINETUNE_CACHE"]
 os.environ["FINETUNE_CACHE"] = cache + os.environ["RANK"]  # as if each process had a disk of its own
-root = sys.argv[2] + os.environ["RANK"]  # with pictures of its own, too
+root = sys.argv[2] + os.environ["RANK"]  # with images of its own, too
 shutil.copytree(sys.argv[2], root)
 os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = "0", "1"
 from finetune.recipe import load_recipe
@@ -370,7 +370,7 @@ def test_two_processes_share_the_filling_on_one_disk_or_on_two(make_recipe, tiny
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         new = {"one": ROWS, "two": ROWS, "apart": 2 * ROWS}[name]
-        assert f"the pictures of {ROWS} rows, {new} of them new" in done.stdout
+        assert f"the images of {ROWS} rows, {new} of them new" in done.stdout
         disks = [f"{cache}0", f"{cache}1"] if name == "apart" else [cache]
         assert [len(list(Path(disk).rglob("*.features"))) for disk in disks] == [ROWS] * len(disks)
         folder = recipe.run_folder.parent / name
@@ -388,7 +388,7 @@ from finetune.runs import train
 from finetune.training import filling
 if os.environ["RANK"] == "1":
     def share(self, *args, **kwargs):
-        raise RowError("row 7: its picture cannot be opened")
+        raise RowError("row 7: its image cannot be opened")
     filling._Share.store = share
 train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
@@ -405,4 +405,4 @@ def test_no_process_waits_for_one_that_cannot_go_on(make_recipe, tiny_fast_vlm, 
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "TrainingError: process 1: row 7: its picture cannot be opened" in done.stderr
+    assert "TrainingError: process 1: row 7: its image cannot be opened" in done.stderr

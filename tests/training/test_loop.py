@@ -128,13 +128,13 @@ def test_a_row_is_asked_for_as_its_epoch_has_it(build, tiny_fast_vlm, monkeypatc
 VISION = {"language": "none", "projector": "none", "vision": "all-linear"}
 
 
-def without_pictures(examples):
+def without_images(examples):
     return [replace(e, media=(), messages=[*ask(e.meta["question"], num_images=0), e.messages[-1]]) for e in examples]
 
 
-def test_rows_without_a_picture_tell_nothing_of_the_vision_tower(build, tmp_path):
+def test_rows_without_a_image_tell_nothing_of_the_vision_tower(build, tmp_path):
     run = build(save_idefics3(tmp_path / "base"), max_steps=6, batch_size=1, towers=VISION)
-    rows = [*without_pictures(run.examples[:3]), *run.examples[3:6]]
+    rows = [*without_images(run.examples[:3]), *run.examples[3:6]]
     before = run.weights()
     run.trainer.train(rows)
     assert all(not torch.equal(before[name], weight) for name, weight in run.weights().items())
@@ -143,7 +143,7 @@ def test_rows_without_a_picture_tell_nothing_of_the_vision_tower(build, tmp_path
 def test_rows_that_never_reach_what_trains_stop_the_run(build, tmp_path):
     run = build(save_idefics3(tmp_path / "base"), max_steps=3, batch_size=2, towers=VISION)
     with pytest.raises(TrainingError, match="were reached by no row of 3 steps, so they learn nothing"):
-        run.trainer.train(without_pictures(run.examples))
+        run.trainer.train(without_images(run.examples))
 
 
 @pytest.mark.parametrize("grouped", [True, False])

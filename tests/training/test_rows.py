@@ -42,7 +42,7 @@ def test_batches_for_a_gpu_are_pinned(device, pinned):
 
 
 def refuse(rows):
-    raise RowError("row 3: its picture has gone", reason="missing picture")
+    raise RowError("row 3: its image has gone", reason="missing image")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -53,7 +53,7 @@ def test_an_error_of_ours_comes_out_of_a_worker_as_it_is(num_workers):
     plan = Plan.of(TrainSection(max_steps=1, batch_size=1), num_rows=1, num_processes=1, seed=0)
     with pytest.raises(RowError) as caught:
         windows.window(plan, 0)
-    assert str(caught.value) == "row 3: its picture has gone" and caught.value.reason == "missing picture"
+    assert str(caught.value) == "row 3: its image has gone" and caught.value.reason == "missing image"
 
 
 def test_closed_windows_leave_no_worker():

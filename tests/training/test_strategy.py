@@ -201,7 +201,7 @@ def test_an_engines_run_goes_on_from_its_checkpoint(zero, tiny_fast_vlm, tmp_pat
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.strategy.tensors().items())
 
 
-def test_rows_of_which_some_have_no_picture_are_refused(zero):
+def test_rows_of_which_some_have_no_image_are_refused(zero):
     mixed = rows(3)
     mixed[1] = replace(mixed[1], media=())
     zero(stage=2).check_rows({"train": rows(3), "val": mixed})

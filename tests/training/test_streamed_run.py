@@ -52,9 +52,9 @@ def spoil(make, tmp_path):
     """Makes the row at position ``BAD`` a bad one."""
     recipe = make()
     stream = open_stream(recipe.data, task=recipe.task, seed=0, bad=tally(recipe.data, "train", say=print))
-    picture = stream.reader().at(BAD).row.fields["image"]
+    image = stream.reader().at(BAD).row.fields["image"]
     rows = [row(i, answer="red") for i in range(24)]
-    (bad,) = [one for one in rows if one["image"]["bytes"] == picture.data]
+    (bad,) = [one for one in rows if one["image"]["bytes"] == image.data]
     bad["answer"] = ""
     write(rows, tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
 

@@ -83,10 +83,10 @@ def client():
 
 @pytest.mark.parametrize("parts", [1, 5])
 def test_a_reference_becomes_its_digest(client, parts):
-    picture = "data:image/png;base64," + "A" * 10_000
+    image = "data:image/png;base64," + "A" * 10_000
     request = {
         "model": "testing/cell@prod",
-        "messages": [{"content": picture, "é\ud800": [1e-3, None]}],
+        "messages": [{"content": image, "é\ud800": [1e-3, None]}],
         "stream": True,
     }
     client.send(json.dumps(request).encode(), parts=parts)

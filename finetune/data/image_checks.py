@@ -1,4 +1,4 @@
-"""Looking at every picture before the first step: each is read through once, and remembered until its file changes."""
+"""Looking at every image before the first step: each is read through once, and remembered until its file changes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _PLAIN = ImageOptions()
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a picture that can be read."""
+    """What is known of an image that can be read."""
 
     size: Size
-    digest: str  # SHA-256 of its file or bytes: equal for rows about the same picture
+    digest: str  # SHA-256 of its file or bytes: equal for rows about the same image
     values: tuple[int, int] | None = None  # as ``ImageFacts`` has them
     colors: int | None = None
 
@@ -52,7 +52,7 @@ def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
     """Return what the meta of a row says of its images."""
     if not seen:
         return {}
-    meta: dict[str, Any] = {"picture": seen[0].digest, IMAGES: [one.digest for one in seen]}
+    meta: dict[str, Any] = {"image": seen[0].digest, IMAGES: [one.digest for one in seen]}
     if values := [one.values for one in seen if one.values]:
         meta[VALUES] = min(low for low, _ in values), max(high for _, high in values)
     if colors := [one.colors for one in seen if one.colors is not None]:
@@ -60,12 +60,12 @@ def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
     return meta
 
 
-def check_pictures(
+def check_images(
     examples: Sequence[Example], bad: BadRows, *, max_pixels: int, page: int | None = None
 ) -> list[Example]:
-    """Returns the rows all of whose pictures can be read; the others go to ``bad``.
+    """Returns the rows all of whose images can be read; the others go to ``bad``.
 
-    Rows that begin with the same picture get the same ``meta["picture"]``, wherever the picture stands.
+    Rows that begin with the same image get the same ``meta["image"]``, wherever the image stands.
     """
     sources = [source for example in examples for source in example.images]
     found = iter(look_at(sources, max_pixels=max_pixels, page=page))
@@ -81,8 +81,8 @@ def check_pictures(
     return good
 
 
-def picture_sizes(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Size | RowError]:
-    """Returns in order the size of each picture, or why it cannot be used; pixels are measured, not looked at."""
+def image_sizes(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Size | RowError]:
+    """Returns in order the size of each image, or why it cannot be used; pixels are measured, not looked at."""
     files = [source for source in sources if not isinstance(source, np.ndarray)]
     found = iter(look_at(files, max_pixels=max_pixels, page=page))
     sizes: list[Size | RowError] = []
@@ -101,13 +101,13 @@ def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Se
     if isinstance(source, np.ndarray):
         return Seen(source.shape[1::-1], image_digest(source))
     place = source if isinstance(source, Path | bytes) else source.read()
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the image" if isinstance(source, bytes) else str(source)
     facts = image_workers().facts(place, max_pixels=max_pixels, name=name, page=page)
     return Seen.of(facts, image_digest(place))
 
 
 def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Seen | RowError]:
-    """Reads pictures through, each once, and returns in order what is known of each, or why it cannot be used.
+    """Reads images through, each once, and returns in order what is known of each, or why it cannot be used.
 
     Args:
         sources: where they are.
@@ -156,7 +156,7 @@ def _noted(note: str | None) -> Seen | None:
 
 def _capped(seen: Seen, source: ImageSource, max_pixels: int) -> Seen | RowError:
     """Return what was noted under perhaps another cap, or the fault that the image is for this one."""
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the image" if isinstance(source, bytes) else str(source)
     try:
         refuse_aspect(seen.size, name)
         refuse_over_cap(seen.size, max_pixels, name)
@@ -181,7 +181,7 @@ def _files(source: ImageSource) -> Sequence[Path]:
 
 
 def source_key(source: ImageSource, options: ImageOptions = _PLAIN) -> str:
-    """Returns what a picture is remembered by, which changes when it may have; nothing where there is no file.
+    """Returns what an image is remembered by, which changes when it may have; nothing where there is no file.
 
     Args:
         source: where it is.
