@@ -37,7 +37,7 @@ class Round:
         seconds: wall time.
         cpu_seconds: user and system time of the process and of its children that have ended.
         losses: before each step's update, mean over its tokens.
-        learnt: supervised tokens of each step.
+        supervised: supervised tokens of each step.
         cuda_bytes: most that torch had allocated on the GPU; 0 without one.
         flops: floating-point operations of its matrix products and attention, where they were counted; else 0.
     """
@@ -45,7 +45,7 @@ class Round:
     seconds: float
     cpu_seconds: float
     losses: list[float]
-    learnt: list[int]
+    supervised: list[int]
     cuda_bytes: int = 0
     flops: int = 0
 
@@ -65,7 +65,7 @@ class Gate:
     counts_flops: bool = False
     _begun: tuple[float, float] = (0.0, 0.0)
     _losses: list[Any] = field(default_factory=list)
-    _learnt: list[Any] = field(default_factory=list)
+    _supervised: list[Any] = field(default_factory=list)
     _counter: FlopCounterMode | None = None
 
     def ready(self, model: nn.Module, *, fill_seconds: float = 0.0) -> None:
@@ -76,10 +76,10 @@ class Gate:
         if self.counts_flops:
             self._counter = FlopCounterMode(display=False).__enter__()
 
-    def step(self, loss: float | Tensor, learnt: int | Tensor) -> None:
+    def step(self, loss: float | Tensor, supervised: int | Tensor) -> None:
         """Notes a step; at the end of a round reports it, and waits for the next."""
         self._losses.append(loss)
-        self._learnt.append(learnt)
+        self._supervised.append(supervised)
         if len(self._losses) < self.steps:
             return
         if torch.cuda.is_available():
@@ -94,12 +94,12 @@ class Gate:
                 seconds=wall - self._begun[0],
                 cpu_seconds=cpu - self._begun[1],
                 losses=[float(loss) for loss in self._losses],
-                learnt=[int(count) for count in self._learnt],
+                supervised=[int(count) for count in self._supervised],
                 cuda_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
                 flops=flops,
             )
         )
-        self._losses, self._learnt = [], []
+        self._losses, self._supervised = [], []
         self._wait()
 
     def _wait(self) -> None:

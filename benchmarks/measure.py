@@ -42,7 +42,7 @@ class Measured:
         rounds: without the first, which warms up.
         losses: of every step, the warm-up's included.
         trainable: parameters that train.
-        learnt: supervised tokens of each step.
+        supervised: supervised tokens of each step.
         fill_seconds: wall time spent once before the first step.
         peak_bytes: most anonymous memory of its process, from its start to its end.
         training_peak_bytes: the same from its first step on.
@@ -53,7 +53,7 @@ class Measured:
     rounds: list[Round]
     losses: list[float]
     trainable: int
-    learnt: list[int]
+    supervised: list[int]
     fill_seconds: float
     peak_bytes: int
     training_peak_bytes: int
@@ -83,7 +83,7 @@ class Measured:
             "round_cpu_seconds": [one.cpu_seconds for one in self.rounds],
             "losses": self.losses,
             "trainable": self.trainable,
-            "learnt_per_step": self.learnt[0],
+            "supervised_per_step": self.supervised[0],
             "fill_seconds": self.fill_seconds,
             "peak_bytes": self.peak_bytes,
             "training_peak_bytes": self.training_peak_bytes,
@@ -173,7 +173,7 @@ class Worker:
             rounds=rounds[1:],
             losses=[loss for one in rounds for loss in one.losses],
             trainable=self._ready.trainable,
-            learnt=[count for one in rounds for count in one.learnt],
+            supervised=[count for one in rounds for count in one.supervised],
             fill_seconds=self._ready.fill_seconds,
             peak_bytes=self._memory.peak,
             training_peak_bytes=self._memory.peak_since_mark,

@@ -59,7 +59,7 @@ class Setup:
 
 
 def save_pocket(folder: Path, dtype: torch.dtype) -> Path:
-    """Returns the folder of the embedded base, as it comes: the one model here that has learnt something."""
+    """Returns the folder of the embedded base, as it comes: the one model here that is trained."""
     return model_folder()
 
 

@@ -56,9 +56,11 @@ def check_same_work(model: str, found: Mapping[str, Measured], *, batch_size: in
     if len(set(trainable.values())) > 1:
         raise BenchmarkError(f"model {model}: the contestants do not train as many parameters: {trainable}")
     wanted = batch_size * LEARNT
-    wrong = {name: sorted(set(one.learnt)) for name, one in found.items() if set(one.learnt) != {wanted}}
+    wrong = {name: sorted(set(one.supervised)) for name, one in found.items() if set(one.supervised) != {wanted}}
     if wrong:
-        raise BenchmarkError(f"model {model}: {wanted} tokens of a step are to be learnt, but some learn: {wrong}")
+        raise BenchmarkError(
+            f"model {model}: {wanted} tokens of a step are to be supervised, but some supervise: {wrong}"
+        )
     first = {name: one.losses[0] for name, one in found.items()}
     if max(first.values()) - min(first.values()) > tolerance:
         raise BenchmarkError(f"model {model}: the first losses differ, so the work does: {first}")

@@ -1,6 +1,6 @@
-"""Rows ready for a model: their tensors, what is learnt of them, what stands for images and for tuned prompts.
+"""Rows ready for a model: their tensors, what is supervised of them, what stands for images and for tuned prompts.
 
-Legend of shapes: B rows, T tokens, N learnt tokens or placeholders, D values of an embedding.
+Legend of shapes: B rows, T tokens, N supervised tokens or placeholders, D values of an embedding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Targets:
-    """The tokens of a batch [B, T] that are learnt, N of them, as places in its B * T."""
+    """The tokens of a batch [B, T] that are supervised, N of them, as places in its B * T."""
 
     predictors: Tensor  # [N] the place before each, whose output predicts it
     tokens: Tensor  # [N] ids
@@ -32,9 +32,9 @@ class Targets:
     @classmethod
     def of(cls, labels: Tensor) -> Targets:
         """Returns those of ``labels`` [B, T]; nothing stands before the first of a row, so nothing predicts it."""
-        learnt = labels != -100
-        learnt[:, 0] = False
-        places = learnt.flatten().nonzero().squeeze(1)
+        supervised = labels != -100
+        supervised[:, 0] = False
+        places = supervised.flatten().nonzero().squeeze(1)
         return cls(places - 1, labels.flatten()[places])
 
 
@@ -43,8 +43,8 @@ class Batch:
     """Rows ready for the model.
 
     ``inputs`` are the model's keyword arguments; ``labels`` is None for rows that are only to be answered, and -100
-    where nothing is learnt. Where tokens are supervised it is [B, T], their ids; for a dual encoder [B], 0 for a pair
-    that is learnt; for another task whatever its collator and its objectives agree on, with B first.
+    where nothing is supervised. Where tokens are supervised it is [B, T], their ids; for a dual encoder [B], 0 for a
+    supervised pair; for another task whatever its collator and its objectives agree on, with B first.
     """
 
     inputs: dict[str, Any]  # tensors; ``mm_encoder_outputs`` holds some

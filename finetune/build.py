@@ -214,7 +214,7 @@ def load_base(
         quantization: of the language tower, ``4bit`` or ``8bit``.
         attn_implementation: how attention is computed; ``auto`` leaves it to transformers.
         verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
-        data: says which turns of a conversation are learnt, and how large an image may be.
+        data: says which turns of a conversation are supervised, and how large an image may be.
 
     Raises:
         ModelError: it cannot be loaded, or no family supports it.
@@ -341,7 +341,7 @@ def check_rows(recipe: Recipe) -> None:
                 bad.conclude()
 
 
-def rows_to_learn(recipe: Recipe, *, base: Base | None = None, say: Callable[[str], None] = print) -> Rows:
+def training_rows(recipe: Recipe, *, base: Base | None = None, say: Callable[[str], None] = print) -> Rows:
     """Reads the train rows of a recipe's data, or opens them where they stream; arguments as ``examples_of``."""
     if not isinstance(recipe.data, HubData | ParquetData) or not recipe.data.streaming:
         return examples_of(recipe, "train", base=base, say=say)

@@ -87,10 +87,10 @@ class Example:
     media: tuple[Medium, ...]  # in the order in which the row shows them
     image_options: ImageOptions = ImageOptions()
     answers: list[str]  # all that count as right for the last turn
-    captions: list[str] = field(default_factory=list)  # where given, each epoch learns one of them as the last turn
+    captions: list[str] = field(default_factory=list)  # where given, each epoch trains on one of them as the last turn
     choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text
     meta: dict[str, Any] = field(default_factory=dict)
-    unsupervised: frozenset[int] = frozenset()  # assistant turns, counted from 0, that nothing is learnt from
+    unsupervised: frozenset[int] = frozenset()  # assistant turns, counted from 0, that are not supervised
     num_tokens: int | None = None  # those of its images included; None until they are counted for a base
     num_answer_tokens: int | None = None  # of its longest answer, the end included; None until they are counted
 
@@ -115,7 +115,7 @@ class Example:
         return self.messages[:-1]
 
     def in_epoch(self, epoch: int, *, seed: int) -> Example:
-        """Returns the row as an epoch learns it: with one of its captions, and itself where it has none.
+        """Returns the row as an epoch trains on it: with one of its captions, and itself where it has none.
 
         Args:
             epoch: from 0.

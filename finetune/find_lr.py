@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from finetune.build import Batches, base_of, check_method, rows_to_learn
+from finetune.build import Batches, base_of, check_method, training_rows
 from finetune.errors import StoppedError, TrainingError
 from finetune.methods.adapter import attach
 from finetune.preflight import check_rates, check_recipe
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from finetune.build import Base
     from finetune.recipe import Recipe, TrainSection
 
-GIVE_UP = 2.0  # times the loss of the first steps: nothing is learnt from what comes after
+GIVE_UP = 2.0  # times the loss of the first steps: what comes after trains nothing
 LEAST_FALL = 0.1  # of the first loss; less is noise
 WIDTH = 40  # characters of the longest bar
 
@@ -95,15 +95,15 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     )
     rates = [first * (last / first) ** (step / (steps - 1)) for step in range(steps)]
     losses, stopped = _losses(trainer, recorder, recipe, base, rates)
-    curve = judge(rates[: len(losses)], losses) if losses else None
-    # A rate that breaks everything ends a good curve; an error that comes before anything is learnt is another one.
+    curve = curve_of(rates[: len(losses)], losses) if losses else None
+    # A rate that breaks everything ends a good curve; an error that comes before a step was good is another one.
     if curve is None or (stopped is not None and curve.suggestion is None):
         assert stopped is not None
         raise stopped
     return curve
 
 
-def judge(rates: Sequence[float], losses: Sequence[float]) -> Curve:
+def curve_of(rates: Sequence[float], losses: Sequence[float]) -> Curve:
     """Returns the curve with what it suggests."""
     smoothed = smooth(losses)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
@@ -179,7 +179,7 @@ def _losses(
 
     hook = trainer.strategy.optimizer.register_step_pre_hook(set_rate)
     try:
-        trainer.train(rows_to_learn(recipe, base=base))
+        trainer.train(training_rows(recipe, base=base))
     except _Hopeless:
         pass
     except StoppedError:

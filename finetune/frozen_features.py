@@ -37,7 +37,7 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 def collator_of_run(
     recipe: Recipe,
     base: Base,
-    learnt: Rows,
+    train_rows: Rows,
     asked: Sequence[Example],
     accelerator: Accelerator,
     say: Callable[[str], None],
@@ -49,7 +49,7 @@ def collator_of_run(
     Args:
         recipe: of the run.
         base: not adapted yet.
-        learnt: the train rows.
+        train_rows: the train rows.
         asked: the rows of the other splits.
         accelerator: of the run.
         say: is told the line.
@@ -57,7 +57,7 @@ def collator_of_run(
     Raises:
         FinetuneError: an image cannot be opened.
     """
-    found = _why_off(recipe, base, learnt) or _stored(recipe, base, learnt, asked, accelerator, say)
+    found = _why_off(recipe, base, train_rows) or _stored(recipe, base, train_rows, asked, accelerator, say)
     if isinstance(found, str):
         say(f"feature store off: {found}")
         return base.collator_of(recipe.task)
@@ -67,18 +67,18 @@ def collator_of_run(
 def _stored(
     recipe: Recipe,
     base: Base,
-    learnt: Rows,
+    train_rows: Rows,
     asked: Sequence[Example],
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> StoredFeatures | str:
     """Returns the features of all rows, tried on a few before they are stored and after; or why there are none."""
     collator = base.collator_of(recipe.task)
-    assert isinstance(collator, Collator) and not isinstance(learnt, Stream)
-    few = [row for row in learnt if row.images][:2]
+    assert isinstance(collator, Collator) and not isinstance(train_rows, Stream)
+    few = [row for row in train_rows if row.images][:2]
     if reason := _agreed(_why_not_exact(base, collator, few, _fresh(base, collator, few))):
         return reason
-    with_blanks = [*learnt, *asked, *blanked(asked)[0]]  # each is judged with grey images too
+    with_blanks = [*train_rows, *asked, *blanked(asked)[0]]  # each is evaluated with grey images too
     filled = _filler(recipe, base, collator, accelerator, say).fill(with_blanks)
     if isinstance(filled, str):
         return filled
@@ -90,18 +90,18 @@ def _agreed(reason: str | None) -> str | None:
     return next((text for text in gather_object([reason]) if text), None)
 
 
-def _why_off(recipe: Recipe, base: Base, learnt: Rows) -> str | None:
+def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
     """Returns why features are not to be stored; None where they may be."""
     if recipe.train.feature_store == "off":
         return "train.feature_store says so"
     towers = {tower for section in recipe.parts for tower in section.adapted_towers} - {"language"}
     if towers:
         return f"the adapter changes what comes out of the {' and the '.join(sorted(towers))} tower"
-    if isinstance(learnt, Stream):
+    if isinstance(train_rows, Stream):
         return "the train rows stream"
     if not isinstance(base.collator_of(recipe.task), Collator):
         return f"{type(base.model).__name__} takes no features in the place of images"
-    return None if any(row.images for row in learnt) else "no train row has an image"
+    return None if any(row.images for row in train_rows) else "no train row has an image"
 
 
 def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLookup | str:

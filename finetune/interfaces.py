@@ -154,8 +154,8 @@ class ModelFamily(Protocol):
 class GenerativeFamily(ModelFamily, Protocol):
     """A family that generates text."""
 
-    def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Returns the inputs of a training batch, told which tokens are learnt where the model must know it."""
+    def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Returns the inputs of a training batch, told which tokens are supervised where the model must know it."""
         ...
 
     def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
@@ -244,7 +244,7 @@ class RowLengths(Protocol):
         """What makes batches of the rows."""
         ...
 
-    def learnt(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
+    def of_training_row(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
         """Return the tokens of a training row whose images have these widths and heights.
 
         Raises:
@@ -252,7 +252,7 @@ class RowLengths(Protocol):
         """
         ...
 
-    def asked(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
+    def of_prompt(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
         """Return the tokens of a row that is to be answered."""
         ...
 

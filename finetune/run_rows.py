@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.build import Batches, examples_of, rows_to_learn, with_image_range
+from finetune.build import Batches, examples_of, training_rows, with_image_range
 from finetune.data.lengths import max_positions
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
@@ -88,7 +88,7 @@ def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> Run
     Raises:
         DataError: a row cannot be used, or the rows do not agree on one prompt.
     """
-    train = rows_to_learn(recipe, base=base, say=log)
+    train = training_rows(recipe, base=base, say=log)
     recipe = with_image_range(recipe, train)
     surveys = {"train": train.survey if isinstance(train, Stream) else Survey.of(train)}
     task = complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))

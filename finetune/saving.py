@@ -147,7 +147,7 @@ def data_digest(examples: Rows) -> str:
 
 
 def caption_question(rows: Rows) -> str | None:
-    """Returns what most rows ask whose captions are learnt; None where no row has any.
+    """Returns what most rows ask whose captions are supervised; None where no row has any.
 
     Of a stream, whose rows are not kept, the first ones tell.
     """

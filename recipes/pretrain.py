@@ -1,10 +1,10 @@
-"""Rebuild the embedded pocket model from nothing, judge it on held-out worlds, and write its card.
+"""Rebuild the embedded pocket model from nothing, evaluate it on held-out worlds, and write its card.
 
-    python recipes/pretrain.py [--output-dir runs/pretrain] [--device cpu|cuda] [--judge FOLDER] [--install]
+    python recipes/pretrain.py [--output-dir runs/pretrain] [--device cpu|cuda] [--evaluate FOLDER] [--install]
 
 Took 56 minutes on one CPU core, of two that several runs shared; a run that was stopped goes on from its last
-checkpoint. --judge only judges a finished model. --install puts the model in the package. Expect at least .75 over all
-held-out questions.
+checkpoint. --evaluate FOLDER evaluates a finished model alone. --install puts the model in the package. Expect at least
+.75 over all held-out questions.
 """
 
 import argparse
@@ -28,12 +28,12 @@ def _pretrain() -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--judge", type=Path, metavar="FOLDER")
+    parser.add_argument("--evaluate", type=Path, metavar="FOLDER")
     parser.add_argument("--install", action="store_true")
     args = parser.parse_args()
     check_output_folder(args.output_dir, key="--output-dir")
-    if args.judge is not None:
-        check_base(str(args.judge))
+    if args.evaluate is not None:
+        check_base(str(args.evaluate))
     from finetune.build import load_base  # imports torch: not before the arguments are checked
     from finetune.evaluation.evaluate import evaluate_rows
     from finetune.evaluation.predict import Predictor
@@ -42,10 +42,10 @@ def _pretrain() -> int:
     from finetune.pocket.pretrain import PretrainOptions, pretrain
 
     started, minutes = time.monotonic(), None
-    if args.judge is None:
+    if args.evaluate is None:
         pretrain(PretrainOptions(folder=args.output_dir, device=args.device))
         minutes = (time.monotonic() - started) / 60
-    folder = args.judge or args.output_dir / "model"
+    folder = args.evaluate or args.output_dir / "model"
     base = load_base(str(folder), device=args.device)
     task = task_of("generative").model_copy(update={"answer_normalization": "vqa"})
     rows = read_world(0, "test", rows_per_kind=150, task=task)

@@ -4,7 +4,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.errors import RecipeError, TrainingError
-from finetune.find_lr import _Hopeless, _Recorder, find_lr, judge, smooth
+from finetune.find_lr import _Hopeless, _Recorder, curve_of, find_lr, smooth
 
 RATES = [1e-6 * 10 ** (i / 10) for i in range(61)]  # to 1
 
@@ -20,7 +20,7 @@ def curve(fall_from: int, rise_from: int) -> list[float]:
 def test_suggested_is_a_tenth_of_the_rate_where_half_the_fall_is_lost():
     losses = curve(30, 50)
     assert losses[49] == pytest.approx(1.0) and losses[53:55] == pytest.approx([2.2, 2.5])
-    found = judge(RATES, losses)
+    found = curve_of(RATES, losses)
     # The mean over seven is lowest at 47: 8.8 / 7. Half-way to 3 is 2.13; it is 1.9 at 52 and 2.2 at 53.
     assert found.suggestion == RATES[53] / 10
     assert found.why == "a tenth of 2.0e-01, where the loss has come half-way back to where it began"
@@ -38,7 +38,7 @@ def test_suggested_is_a_tenth_of_the_rate_where_half_the_fall_is_lost():
     ],
 )
 def test_a_curve_that_says_nothing_suggests_nothing(losses, why):
-    found = judge(RATES, losses)
+    found = curve_of(RATES, losses)
     assert found.suggestion is None and why in found.why
     assert "no suggestion" in str(found)
 

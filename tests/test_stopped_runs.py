@@ -62,13 +62,13 @@ def test_the_same_recipe_twice_gives_the_same_bytes_and_a_stop_does_not_change_t
     stop_at(5)
     with pytest.raises(StoppedError, match="stopped after step 5 of 10"):
         train(recipe("c"))
-    judged = (Path(recipe("c").run_folder) / "predictions-base.jsonl").stat().st_mtime_ns
+    evaluated = (Path(recipe("c").run_folder) / "predictions-base.jsonl").stat().st_mtime_ns
     capsys.readouterr()
     last = train(recipe("c", train={"num_workers": 2, "save_steps": 4}, adapter={"publish": "testing/other"}))
     assert last.ref == "testing/other@1"
     assert bytes_of(last) == bytes_of(first) and last.metrics == first.metrics
     assert "going on from" in capsys.readouterr().out
-    assert (last.folder / "predictions-base.jsonl").stat().st_mtime_ns == judged, "the base is not evaluated again"
+    assert (last.folder / "predictions-base.jsonl").stat().st_mtime_ns == evaluated, "the base is not evaluated again"
     for name in ("best", "last"):
         assert (last.folder / name / WEIGHTS).read_bytes() == (first.folder / name / WEIGHTS).read_bytes()
 
@@ -117,7 +117,7 @@ def test_rows_that_changed_are_another_run(recipe, stop_at, rows_folder):
 
 
 def test_a_disk_that_is_full_at_the_end_loses_nothing(recipe, monkeypatch):
-    """The last checkpoint stands: with room again the run only saves and judges."""
+    """The last checkpoint stands: with room again the run only saves and evaluates."""
     whole = train(recipe("whole"))
     writes = runs.save_weights
 

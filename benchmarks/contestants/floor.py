@@ -1,4 +1,4 @@
-"""The floor: the trainable part alone. Features and tokens are ready in memory, and the head runs where it is learnt.
+"""The floor: the trainable part alone. Features and tokens are ready in memory, and the head runs at supervised tokens.
 
 LoRA's layers are ours too, so what is left between this and a run on stored features is the store, the collator and the
 loop.
@@ -31,10 +31,10 @@ def run(job: Job, gate: Gate) -> None:
     base, batches = base_and_batches(job)
     ready = []
     for batch in batches:
-        learnt = batch.labels[:, 1:] != -100  # [B, T - 1]
+        supervised = batch.labels[:, 1:] != -100  # [B, T - 1]
         features = _features(base.model, batch.inputs)
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name not in _PIXELS}
-        ready.append((inputs, features, learnt.nonzero(as_tuple=True), batch.labels[:, 1:][learnt]))
+        ready.append((inputs, features, supervised.nonzero(as_tuple=True), batch.labels[:, 1:][supervised]))
     del batches
     model = peft_model(job, base.model)
     for layer in model.modules():

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 
 from benchmarks.contestants.parts import recipe_of
 from benchmarks.measure import BenchmarkError
-from finetune.build import Batches, base_of, rows_to_learn
+from finetune.build import Batches, base_of, training_rows
 from finetune.frozen_features import collator_of_run
 from finetune.methods.adapter import attach
 from finetune.training.log import RunLog
@@ -46,7 +46,7 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
     accelerator = Accelerator(gradient_accumulation_steps=1, cpu=job.device == "cpu")
     set_seed(recipe.seed)
     base = base_of(recipe, device=str(accelerator.device))
-    rows = rows_to_learn(recipe, base=base)
+    rows = training_rows(recipe, base=base)
     started = time.perf_counter()
     collator = collator_of_run(recipe, base, rows, [], accelerator, print)
     fill_seconds = time.perf_counter() - started if store else 0.0

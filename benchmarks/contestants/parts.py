@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from finetune.build import base_of, rows_to_learn
+from finetune.build import base_of, training_rows
 from finetune.recipe import Recipe, parse_recipe
 from finetune.training.plan import Plan
 
@@ -52,7 +52,7 @@ def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
 
 
 def order_of(recipe: Recipe, *, num_rows: int) -> tuple[int, ...]:
-    """Returns the rows that ours will learn, in order: what the others are given."""
+    """Returns the rows that ours trains on, in order: what the others are given."""
     plan = Plan.of(recipe.train, num_rows=num_rows, num_processes=1, seed=recipe.seed)
     return tuple(int(row) for step in range(plan.total_steps) for row in plan.rows(step))
 
@@ -78,6 +78,6 @@ def base_and_batches(job: Job) -> tuple[Base, list[Batch]]:
     """Returns the base and the batches of all steps, on its device."""
     recipe = recipe_of(job)
     base = base_of(recipe, device=job.device)
-    rows = rows_to_learn(recipe, base=base)
+    rows = training_rows(recipe, base=base)
     batches = [base.collator.training_batch([rows[i] for i in job.step_rows(s)]) for s in range(job.num_steps)]
     return base, [batch.to(base.model.device, base.model.dtype) for batch in batches]

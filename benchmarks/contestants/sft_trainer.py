@@ -35,7 +35,7 @@ def run(job: Job, gate: Gate) -> None:
         weight_decay=0.0,
         max_grad_norm=job.max_grad_norm,
         max_length=None,
-        train_sampling_strategy="sequential",  # the rows lie in the order that ours learns them in
+        train_sampling_strategy="sequential",  # the rows lie in the order in which ours trains on them
         dataloader_num_workers=job.num_workers,
         gradient_checkpointing=False,  # trl's default, True, computes every forward twice; no other contestant does
         bf16=False,  # of torch's autocast; the weights are of the job's dtype, as everybody's
@@ -75,10 +75,10 @@ class _Seen(TrainerCallback):
     def __init__(self, gate: Gate):
         self.gate = gate
         self.loss: float | Tensor = 0.0
-        self.learnt: int | Tensor = 0
+        self.supervised: int | Tensor = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.gate.step(self.loss, self.learnt)
+        self.gate.step(self.loss, self.supervised)
 
 
 class _SeenTrainer(SFTTrainer):
@@ -88,5 +88,5 @@ class _SeenTrainer(SFTTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.seen.loss, self.seen.learnt = loss.detach(), (inputs["labels"][:, 1:] != -100).sum()
+        self.seen.loss, self.seen.supervised = loss.detach(), (inputs["labels"][:, 1:] != -100).sum()
         return loss

@@ -102,6 +102,6 @@ def unread_report(rows_of: Mapping[str, int]) -> str:
     listed = [f"{brief(name, 40)}{f' ({count} rows)' if count else ''}" for name, count in rows_of.items()]
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return (
-        f"fields that are not read: {', '.join(listed[:_LISTED])}{more}. Nothing is learnt from them. Name a "
+        f"fields that are not read: {', '.join(listed[:_LISTED])}{more}. They change nothing. Name a "
         "field under data to read it, or in data.ignore to leave it unlisted."
     )

@@ -41,7 +41,7 @@ class Collator:
         family: how this model's inputs are made.
         processor: the model's own.
         end_ids: token ids that end a turn, as generation knows them.
-        supervise: whether all assistant turns of a conversation are learnt, or the last one.
+        supervise: whether all assistant turns of a conversation are supervised, or the last one.
         max_image_pixels: cap on width x height of an image.
         num_embeddings: tokens that the model knows; None for all of the tokenizer.
 
@@ -84,7 +84,7 @@ class Collator:
             family: of the base.
             model: of the base.
             processor: of the base.
-            data: says which turns of a conversation are learnt, and how large an image may be; None for the defaults.
+            data: says which turns of a conversation are supervised, and how large an image may be; None: the defaults.
 
         Raises:
             ModelError: no token ends an answer, or none stands for an image.
@@ -120,7 +120,7 @@ class Collator:
         return text if text.startswith(self._bos) else self._bos + text
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
-        """Returns right-padded rows with labels; a row paired with False fills up a batch and is not learnt."""
+        """Returns right-padded rows with labels; a row paired with False fills up a batch and is not supervised."""
         examples = [row[0] if isinstance(row, tuple) else row for row in rows]
         counted = [row[1] if isinstance(row, tuple) else True for row in rows]
         rendered = [self.supervise(example) for example in examples]
@@ -133,14 +133,14 @@ class Collator:
             for start, stop in place_spans(row, encoded, image_id=self.image_id, row=f"row {examples[i].id}"):
                 if counted[i]:
                     labels[i, start:stop] = input_ids[i, start:stop]
-        return Batch(self.family.mark_learnt(inputs, labels), examples, labels)
+        return Batch(self.family.mark_supervised(inputs, labels), examples, labels)
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
         """Returns left-padded rows that end where the answer begins."""
         return Batch(self._encode([self.prompt(e).text for e in examples], examples, "left"), list(examples))
 
     def supervise(self, example: Example) -> Tokenized:
-        """Returns the rendered row and which of its tokens are learnt, end-of-turn tokens included.
+        """Returns the rendered row and which of its tokens are supervised, end-of-turn tokens included.
 
         A row is rendered many times to find that, so the result is kept for the next epoch.
 
@@ -195,9 +195,9 @@ class Collator:
         """Returns the decoded row, each supervised part between ⟦ and ⟧, runs of image tokens shortened."""
         batch = self.training_batch([(example, True)])
         assert batch.labels is not None
-        learnt = (batch.labels[0] != -100).tolist()
+        supervised = (batch.labels[0] != -100).tolist()
         pieces = []
-        for marked, run in groupby(zip(learnt, batch.inputs["input_ids"][0].tolist(), strict=True), lambda x: x[0]):
+        for marked, run in groupby(zip(supervised, batch.inputs["input_ids"][0].tolist(), strict=True), lambda x: x[0]):
             text = _shorten(self.processor.tokenizer.decode, [token for _, token in run])
             pieces.append(f"⟦{text}⟧" if marked else text)
         return "".join(pieces).replace("\n", "⏎")

@@ -62,7 +62,7 @@ def require_columns(section: ColumnData, columns: Collection[str], task: TaskSec
     if not {section.captions, section.answer, *task.columns} & set(columns):
         raise DataError(
             f"{where}: none of {section.messages!r}, {section.captions!r} and {section.answer!r} is a column, so "
-            f"nothing says what is learnt. {there} Name the right one, such as data.answer=COLUMN."
+            f"nothing says what is supervised. {there} Name the right one, such as data.answer=COLUMN."
         )
     if task.has_question and section.question not in columns and section.default_question is None:
         raise DataError(
@@ -103,8 +103,9 @@ def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *
     if turns - 1 in unsupervised if last_only else len(unsupervised) == turns:
         which = "the last assistant turn, the only one that is supervised," if last_only else "every assistant turn"
         raise RowError(
-            f"{where}: {which} has weight 0, loss false or train false, so nothing would be learnt. Leave the row out.",
-            reason="nothing to learn",
+            f"{where}: {which} has weight 0, loss false or train false, so nothing would be supervised. Leave the "
+            "row out.",
+            reason="nothing to supervise",
         )
 
 
@@ -181,8 +182,8 @@ class _Fields:
         raw = self._value("messages")
         messages, inside = read_conversation(raw, where=where)
         if messages[-1]["role"] != "assistant":
-            fault = f"{where}: the conversation ends with the user; the last turn is the one to learn"
-            raise RowError(fault, reason="nothing to learn")
+            fault = f"{where}: the conversation ends with the user; the last turn is the one to supervise"
+            raise RowError(fault, reason="nothing to supervise")
         places = num_image_parts(messages)
         beside = self.images(needed=places > len(inside))
         if inside and beside:
@@ -226,12 +227,14 @@ class _Fields:
         if len(there) > 1:
             names = " and ".join(repr(getattr(self.section, key)) for key in there)
             raise RowError(
-                f"{self.row.where}: the row has {names}, and each would say what is learnt. Set all but one to null, "
-                f"such as data.{there[0]}=null.",
-                reason="two things to learn",
+                f"{self.row.where}: the row has {names}, and each would say what is supervised. Set all but one to "
+                f"null, such as data.{there[0]}=null.",
+                reason="two things to supervise",
             )
         if not there and self.section.answer is None:
-            raise RowError(f"{self.row.where}: the row has none of what the recipe learns", reason="nothing to learn")
+            raise RowError(
+                f"{self.row.where}: the row has none of what the recipe supervises", reason="nothing to supervise"
+            )
         return there[0] if there else "answer"
 
     def _text(self, key: str) -> str:

@@ -60,15 +60,15 @@ class Lengths:
         self.notes = Notes("image_tokens.sqlite")
         self.tokens: dict[tuple[Size, ...], int] = {(): 0}
 
-    def learnt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+    def of_training_row(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of a row with its longest caption; also find every fault of supervision."""
         variants = [example.saying(caption) for caption in example.captions] or [example]
         rendered = [self.collator.supervise(variant) for variant in variants]
         longest = max(len(each.ids) for each in rendered)
-        answer = max((stop - start for each in rendered for start, stop in each.learnt), default=0)
+        answer = max((stop - start for each in rendered for start, stop in each.supervised), default=0)
         return RowTokens(longest - len(sizes) + self._of_row(example, sizes), answer)
 
-    def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+    def of_prompt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of a row up to where its answer begins, and those of its longest reference."""
         prompt = len(self.collator.prompt(example).ids)
         references = self.collator.processor.tokenizer(example.answers, add_special_tokens=False)["input_ids"]
@@ -119,7 +119,7 @@ def fitting(
         examples: rows whose images can be read.
         lengths: of the base.
         section: says what happens to rows that are too long.
-        split: ``train`` rows are counted with what is learnt, others up to their answer.
+        split: ``train`` rows are counted with what is supervised, others up to their answer.
         limit: tokens of a row; None for no bound.
         room: tokens left free for the answer.
         bad: where rows go that cannot be put to this base.
@@ -131,7 +131,7 @@ def fitting(
     page = examples[0].image_options.page if examples else None
     sources = [source for example in examples for source in example.images]
     found = iter(image_sizes(sources, max_pixels=cap, page=page))
-    count = lengths.learnt if split == "train" else lengths.asked
+    count = lengths.of_training_row if split == "train" else lengths.of_prompt
     fit: list[Example] = []
     long: list[tuple[Example, int]] = []
     for example in examples:

@@ -15,7 +15,7 @@ FIELD_KEYS = ("image", "images", "question", "answer", "captions", "messages", "
 
 _TURNS = "write the whole conversation under messages"
 _MEDIA = "only images are read"
-_PAIRS = "a row has one answer to learn; preferences are not trained"
+_PAIRS = "a row has one supervised answer; preferences are not trained"
 _TOOLS = "tools are not rendered into the prompt"
 # What other trainers read under these names (LLaMA-Factory, ShareGPT, TRL, Axolotl, ms-swift): without it the row says
 # something else.

@@ -76,11 +76,11 @@ class PairCollator:
         return text_of(messages[-1])
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
-        """Returns pairs with labels; a row paired with False fills up a batch and is not learnt."""
+        """Returns pairs with labels; a row paired with False fills up a batch and is not supervised."""
         pairs = [row if isinstance(row, tuple) else (row, True) for row in rows]
         examples = [example for example, _ in pairs]
         texts = [self.render(example.messages) for example in examples]
-        labels = [0 if learnt else -100 for _, learnt in pairs]
+        labels = [0 if supervised else -100 for _, supervised in pairs]
         self._check_texts(texts, examples)
         rendered = [Rendered(text, self._open(example)) for text, example in zip(texts, examples, strict=True)]
         return Batch(self._encode(rendered), examples, torch.tensor(labels))
@@ -98,7 +98,7 @@ class PairCollator:
         return Batch(self._encode([Rendered(text) for text in texts]), [])
 
     def show(self, example: Example) -> str:
-        """Returns a row as text: its image, and between ⟦ and ⟧ what is learnt to belong to it."""
+        """Returns a row as text: its image, and between ⟦ and ⟧ the text that belongs to it."""
         return f"<{image_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
 
     def _check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> None:
@@ -133,12 +133,12 @@ class PairLengths:
     def __init__(self, collator: PairCollator):
         self.collator = collator
 
-    def learnt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+    def of_training_row(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of a row's longest text; also find a row that is no pair."""
         _require_one_image(example, self.collator.family)
         return self._longest([text_of(example.messages[-1]), *example.captions], example)
 
-    def asked(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
+    def of_prompt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of the longest text that is right for a row."""
         _require_one_image(example, self.collator.family)
         return self._longest([example.choices[label] for label in example.answers], example)

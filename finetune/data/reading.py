@@ -73,7 +73,7 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
     asked = [example for example in chosen if not example.meta.get("conversation")]
     for type in sorted({type for example in asked for type in example.media_types}):
         if without := sum(type not in example.media_types for example in asked):
-            bad.say(f"{without} of {len(asked)} {split} rows have no {type}, and are learnt and asked without one")
+            bad.say(f"{without} of {len(asked)} {split} rows have no {type}, and are trained on and asked without one")
     return check_images(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
 
 

@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are learnt: found in the rendered text, then in what the processor made of it."""
+"""Which tokens of a conversation are supervised: found in the rendered text, then in what the processor made of it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Span = tuple[int, int]  # first token, and the one after the last
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A conversation as text, its tokens with one placeholder an image, and which of them are learnt."""
+    """A conversation as text, its tokens with one placeholder an image, and which of them are supervised."""
 
     text: str
     ids: list[int]
-    learnt: list[Span]
+    supervised: list[Span]
 
 
 class SpanFinder:
@@ -49,7 +49,7 @@ class SpanFinder:
         self._render, self.tokenizer, self.image_id, self.end_ids = render, tokenizer, image_id, end_ids
 
     def find(self, example: Example, *, supervise: Literal["all", "last"]) -> Tokenized:
-        """Returns the rendered conversation with the tokens that are learnt.
+        """Returns the rendered conversation with the tokens that are supervised.
 
         Raises:
             DataError: the chat template or the tokenizer does not allow it.
@@ -59,10 +59,10 @@ class SpanFinder:
         ids, offsets = self._encode(text, row)
         require_placeholders(ids, self.image_id, len(example.images), row=row)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        supervised = [turn for number, turn in enumerate(turns) if number not in example.unsupervised]
-        turns = supervised if supervise == "all" else [turn for turn in turns[-1:] if turn in supervised]
-        learnt = [self._turn(messages, turn, text, ids, offsets, row) for turn in turns]
-        return Tokenized(text, ids, learnt)
+        allowed = [turn for number, turn in enumerate(turns) if number not in example.unsupervised]
+        turns = allowed if supervise == "all" else [turn for turn in turns[-1:] if turn in allowed]
+        supervised = [self._turn(messages, turn, text, ids, offsets, row) for turn in turns]
+        return Tokenized(text, ids, supervised)
 
     def render(self, messages: list[Message], row: str, *, for_answer: bool = False) -> str:
         """Returns the text of ``messages``; what the template refuses is an error that names the row."""
@@ -132,7 +132,7 @@ def require_placeholders(ids: Sequence[int], image_id: int, num_images: int, *, 
 
 
 def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, row: str) -> list[Span]:
-    """Finds the learnt tokens among those that the processor made, where each image has become many tokens.
+    """Finds the supervised tokens among those that the processor made, where each image has become many tokens.
 
     The text between two images is looked for as a whole, once from the front as early as it can be and once from
     the back as late as it can be: where both agree there is no other place. Tokens beside an image are left out of
@@ -155,7 +155,7 @@ def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, r
         raise DataError(f"{row}: the processor does not encode the text as the tokenizer does")
     late = [len(encoded) - place - len(text) for place, text in zip(backwards[::-1], texts, strict=True)]
     spans = []
-    for first, stop in rendered.learnt:
+    for first, stop in rendered.supervised:
         inside = [i for i, (start, end) in enumerate(segments) if start <= first and stop <= end]
         if not inside or early[inside[0]] != late[inside[0]]:
             raise DataError(f"{row}: it cannot be told which of the processor's tokens are the assistant's")

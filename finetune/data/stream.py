@@ -1,4 +1,4 @@
-"""Rows of a source too large to keep: read in a seeded order while they are learnt, each known by its position in it.
+"""Rows of a source too large to keep: read in a seeded order while a run trains on them, each known by its position.
 
 ::
 
@@ -103,7 +103,7 @@ class Checks:
             pixels, page = self.section.max_image_pixels, self.section.image_page
             seen = [look(source, max_pixels=pixels, page=page) for source in example.images]
             if self.lengths is not None:
-                tokens = self.lengths.learnt(example, [one.size for one in seen])
+                tokens = self.lengths.of_training_row(example, [one.size for one in seen])
                 if self.limit is not None and tokens.row > self.limit:
                     fault = f"{arrival.row.where}: {tokens.row} tokens, and a row may have {self.limit}"
                     raise RowError(fault, reason=_TOO_LONG)
@@ -132,7 +132,7 @@ class Stream:
         bad: where rows go that cannot be used.
 
     Attributes:
-        first: the first rows that can be learnt.
+        first: the first rows that can be trained on.
         survey: of the rows that were checked before the first step.
         seen: the rows that the run has taken, over all processes.
 
@@ -293,7 +293,7 @@ _WAYS_OUT = (
 )
 
 
-Rows: TypeAlias = "list[Example] | Stream"  # that a run learns
+Rows: TypeAlias = "list[Example] | Stream"  # that a run trains on
 
 
 class Reader:

@@ -14,7 +14,7 @@ SWITCHES = ("weight", "loss", "train")
 
 
 def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> frozenset[int]:
-    """Returns the assistant turns, counted from 0, that nothing is to be learnt from.
+    """Returns the assistant turns, counted from 0, that are not supervised.
 
     Args:
         messages: as the row has them, checked by ``read_conversation``.

@@ -7,7 +7,7 @@ A target is a file here with one frozen, keyword-only dataclass, whose fields ar
   It runs before anything is loaded.
 - ``make(source, folder)`` writes the files into ``folder``, which is empty, reads them back, and returns what it
   compared with what. ``source`` holds the adapter's tensors, the plain base in fp32, which the target may use up, and
-  what base and adapter answer to the probe and to some other rows; ``parity.compare`` judges outputs against those,
+  what base and adapter answer to the probe and to some other rows; ``parity.compare`` compares outputs against those,
   ``parity.compare_tensors`` tensors.
 
 One line in ``tables.EXPORT_TARGETS``, and for each option one in ``tables.EXPORT_OPTIONS`` and one in ``command``.

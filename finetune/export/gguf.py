@@ -200,7 +200,7 @@ def _card(source: Source, lora: LoraFile) -> Card:
         "For images it needs the base's own vision tower and projector as well, in a file that it calls mmproj."
         if sees
         else f"It is not known here to see images as a {source.manifest.base.model_type} base does: without that it "
-        "reads text alone, whatever the adapter learnt of images."
+        "reads text alone, whatever the adapter was trained to see in images."
     )
     return Card(
         version=source.version,

@@ -101,7 +101,7 @@ class Merged:
         if not changed:
             raise ExportError(
                 f"{source.ref} changes no weight of its base that {dtype} could tell apart, so the merged model would "
-                "be the base. Choose --dtype float32, or see whether the adapter learnt anything."
+                "be the base. Choose --dtype float32, or see whether training changed the adapter."
             )
         merged = compare(
             "outputs of the model merged in float32 with those of the adapter on the base",

@@ -89,12 +89,12 @@ class ImageTextToTextFamily(Family):
 
         return image_features(model, processor, encode)
 
-    def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Returns the inputs of a training batch, told which tokens are learnt where the model must know it.
+    def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Returns the inputs of a training batch, told which tokens are supervised where the model must know it.
 
         Args:
             inputs: from ``encode``.
-            labels: [B, T], -100 where nothing is learnt.
+            labels: [B, T], -100 where nothing is supervised.
         """
         return inputs
 

@@ -61,7 +61,7 @@ class PaliGemmaFamily(ImageTextToTextFamily):
         )
         return {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"]), **processed}
 
-    def mark_learnt(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Ends the prefix of each row where its first answer begins: else answers would see what follows them."""
-        learnt = (labels != -100).cumsum(dim=1) > 0  # [B, T]
-        return inputs | {"token_type_ids": learnt.to(inputs["token_type_ids"].dtype)}
+        supervised = (labels != -100).cumsum(dim=1) > 0  # [B, T]
+        return inputs | {"token_type_ids": supervised.to(inputs["token_type_ids"].dtype)}

@@ -62,7 +62,7 @@ class LoraUpdate:
 
 
 class DoraUpdate(LoraUpdate):
-    """LoRA that moves the direction of each row of the weight, whose length is learnt by itself.
+    """LoRA that moves the direction of each row of the weight, whose length is trained by itself.
 
     Source: section 4.3 of Liu et al., https://arxiv.org/abs/2402.09353.
 

@@ -14,7 +14,7 @@ from finetune.pocket.retail import draw_product
 if TYPE_CHECKING:
     from pathlib import Path
 
-SPLIT = "example"  # no run trains or judges on it
+SPLIT = "example"  # no run trains or is evaluated on it
 # Each image's domain, index, and the kind of question that is suggested.
 _CHOSEN = (
     ("medical", 7, "lesion"),

@@ -119,7 +119,7 @@ def _row(offer: Offer, head: Sequence[str]) -> str:
         f"<div class='pg-name'>{html_text(offer.name)}</div><small>{version}</small>{aliases}",
         f"{html_text(domain)}{'<br>' + _chip('synthetic images') if offer.synthetic else ''}",
         _scores(offer),
-        _judged_on(offer),
+        _evaluated_on(offer),
         html_text(offer.signature),
         fits,
     )
@@ -148,7 +148,7 @@ def _score(base: float | None, test: float, name: str) -> str:
     return f"{label}{first}<span class='pg-after'>{test:.3f}</span>{bar}"
 
 
-def _judged_on(offer: Offer) -> str:
+def _evaluated_on(offer: Offer) -> str:
     values = offer.values
     if (rows := values.get(f"{TEST}.n")) is None:
         return "-"

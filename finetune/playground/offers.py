@@ -93,7 +93,9 @@ def _unreadable(name: str, error: FinetuneError) -> Offer:
 
 
 def _of_version(registry: AdapterRegistry, version: Version, name: str, base: BaseIdentity) -> Offer:
-    verdict = registry.guard.policy.judge(version.namespace, version.signature, manifest_message(version.digest))
+    verdict = registry.guard.policy.verify_signature(
+        version.namespace, version.signature, manifest_message(version.digest)
+    )
     demand = registry.guard.policy.of(version.namespace).signatures
     refusal = f"yanked: {version.yanked}" if version.yanked is not None else _refusal(version.summary, base)
     return Offer(
@@ -108,7 +110,7 @@ def _of_version(registry: AdapterRegistry, version: Version, name: str, base: Ba
 
 
 def _of_folder(registry: AdapterRegistry, folder: Path, name: str, base: BaseIdentity) -> Offer:
-    manifest, verdict = registry.guard.judge_folder(folder)
+    manifest, verdict = registry.guard.verify_folder(folder)
     demand = registry.guard.policy.of(manifest.namespace).signatures
     summary = manifest.summary()
     return Offer(

@@ -1,4 +1,4 @@
-"""The embedded default: a pocket vision-language model, the procedural world it learnt from, and two domains."""
+"""The embedded default: a pocket vision-language model, the procedural world it was trained on, and two domains."""
 
 from pathlib import Path
 

@@ -66,9 +66,9 @@ class ColumnData(ReadSection):
     question: str | None = "question"
     """Field of the question."""
     answer: str | None = "answer"
-    """Field of the answer: a text, or a list of all that count as right, of which the first is learnt."""
+    """Field of the answer: a text, or a list of all that count as right, of which the first is supervised."""
     captions: str | None = "captions"
-    """Field of a list of captions, of which each epoch learns one."""
+    """Field of a list of captions, of which each epoch trains on one."""
     messages: str | None = "messages"
     """Field of a conversation in Hugging Face's chat format."""
     system: str | None = "system"
@@ -97,7 +97,7 @@ class StreamableData(ColumnData):
     """Rows that need not all be read before the first step."""
 
     streaming: bool = False
-    """Reads the train rows in a seeded order while they are learnt; the length is then train.max_steps."""
+    """Reads the train rows in a seeded order while the run trains on them; the length is then train.max_steps."""
 
     @model_validator(mode="after")
     def _streams_whole(self) -> "StreamableData":
@@ -114,11 +114,11 @@ class JsonlData(ColumnData):
     root: Place
     """Folder that the files and the images' paths are relative to."""
     train: Place = "train.jsonl"
-    """The rows to learn."""
+    """The training rows."""
     val: Place | None = "val.jsonl"
     """The rows to choose the best weights on; null: none."""
     test: Place | None = "test.jsonl"
-    """The rows to judge on; null: none."""
+    """The rows to evaluate on; null: none."""
 
 
 class ParquetData(StreamableData):
@@ -129,11 +129,11 @@ class ParquetData(StreamableData):
     root: Place
     """Folder that the files are relative to."""
     train: Place = "train*.parquet"
-    """The rows to learn: one file, or a pattern for several."""
+    """The training rows: one file, or a pattern for several."""
     val: Place | None = "val*.parquet"
     """The rows to choose the best weights on; null: none."""
     test: Place | None = "test*.parquet"
-    """The rows to judge on; null: none."""
+    """The rows to evaluate on; null: none."""
 
 
 class SavedData(ColumnData):
@@ -144,11 +144,11 @@ class SavedData(ColumnData):
     root: Place
     """The folder that was saved."""
     train: Place = "train"
-    """The rows to learn: a folder below root, as a DatasetDict has; ``.`` where root is a single Dataset."""
+    """The training rows: a folder below root, as a DatasetDict has; ``.`` where root is a single Dataset."""
     val: Place | None = "validation"
     """The rows to choose the best weights on; null: none."""
     test: Place | None = "test"
-    """The rows to judge on; null: none."""
+    """The rows to evaluate on; null: none."""
 
 
 class HubData(StreamableData):
@@ -165,11 +165,11 @@ class HubData(StreamableData):
     root: Place | None = None
     """A folder with its files, where the hub cannot be reached."""
     train: str = "train"
-    """The rows to learn: a split, or a slice such as train[:90%]."""
+    """The training rows: a split, or a slice such as train[:90%]."""
     val: str | None = "validation"
     """The rows to choose the best weights on; null: none."""
     test: str | None = "test"
-    """The rows to judge on; null: none."""
+    """The rows to evaluate on; null: none."""
 
 
 class ProceduralData(RowsSection):

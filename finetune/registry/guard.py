@@ -87,11 +87,11 @@ class Guard:
         """The newest entries that were seen here."""
         return SeenEntries(self.location)
 
-    def judge(self, namespace: str, name: str, entry: Commit) -> Verdict:
+    def verify_entry(self, namespace: str, name: str, entry: Commit) -> Verdict:
         """Returns whose the signature of an entry is in the log of ``namespace/name``, and whether it is accepted."""
-        return self.policy.judge(namespace, entry.signature, entry.message(namespace, name))
+        return self.policy.verify_signature(namespace, entry.signature, entry.message(namespace, name))
 
-    def judge_folder(self, folder: Path) -> tuple[AdapterManifest, Verdict]:
+    def verify_folder(self, folder: Path) -> tuple[AdapterManifest, Verdict]:
         """Returns what a folder holds, and whose the signature beside its manifest is; no registry is asked.
 
         Args:
@@ -105,7 +105,7 @@ class Guard:
         raw, manifest = read_manifest(folder)
         check_folder(folder, manifest)
         message = manifest_message(sha256_hex(raw))
-        return manifest, self.policy.judge(manifest.namespace, read_signature(folder), message)
+        return manifest, self.policy.verify_signature(manifest.namespace, read_signature(folder), message)
 
     def check_head(self, log: "Log", head: Commit | None) -> bool:
         """Refuses, or warns of, a newest entry that is not vouched for, or older than what was seen.
@@ -196,7 +196,7 @@ class Guard:
     def remember(self, log: "Log", entry: Commit) -> None:
         """Remembers an entry as seen, if the namespace asks for signatures and accepts that of the entry."""
         with self._demand(log.namespace) as demand:
-            if demand != "off" and self.judge(log.namespace, log.name, entry).problem is None:
+            if demand != "off" and self.verify_entry(log.namespace, log.name, entry).problem is None:
                 self.seen.remember(f"{log.namespace}/{log.name}", entry.seq, entry.digest)
 
     @contextlib.contextmanager
@@ -225,11 +225,11 @@ class Guard:
             self.seen.remember(full_name, head.seq, head.digest)
 
     def _check_entry(self, log: "Log", entry: Commit) -> None:
-        if problem := self.judge(log.namespace, log.name, entry).problem:
+        if problem := self.verify_entry(log.namespace, log.name, entry).problem:
             self._refuse(log.namespace, log.name, f"entry {entry.seq} of its log ({entry.op})", problem)
 
     def _check_manifest(self, namespace: str, name: str, digest: str, signature: str | None) -> None:
-        if problem := self.policy.judge(namespace, signature, manifest_message(digest)).problem:
+        if problem := self.policy.verify_signature(namespace, signature, manifest_message(digest)).problem:
             self._refuse(namespace, name, f"the manifest sha256:{digest}", problem)
 
     def _refuse(self, namespace: str, name: str, what: str, problem: str) -> None:

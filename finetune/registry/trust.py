@@ -117,7 +117,7 @@ class TrustPolicy(_Part):
         """Returns what a namespace asks."""
         return self.namespaces.get(namespace, self.default)
 
-    def judge(self, namespace: str, signature: str | None, message: bytes) -> Verdict:
+    def verify_signature(self, namespace: str, signature: str | None, message: bytes) -> Verdict:
         """Returns whose a signature is, and whether the namespace accepts it.
 
         Args:

@@ -11,7 +11,7 @@ from finetune.registry.signing import manifest_message
 
 def count_signers(guard: Guard, log: Log, entries: Sequence[Commit]) -> Counter[str]:
     """Returns {signer, as ``Verdict`` names them: how many of these entries they signed}."""
-    return Counter(guard.judge(log.namespace, log.name, entry).signer for entry in entries)
+    return Counter(guard.verify_entry(log.namespace, log.name, entry).signer for entry in entries)
 
 
 def unvouched(guard: Guard, log: Log, entries: Sequence[Commit]) -> Iterator[tuple[int, str]]:
@@ -31,11 +31,11 @@ def unvouched(guard: Guard, log: Log, entries: Sequence[Commit]) -> Iterator[tup
     head = entries[-1]
     asks = guard.policy.of(log.namespace).signatures != "off"
     for entry in entries:
-        verdicts = [guard.judge(log.namespace, log.name, entry)]
+        verdicts = [guard.verify_entry(log.namespace, log.name, entry)]
         is_used = entry.digest == head.digest
         if entry.op == "publish":
             message = manifest_message(entry.manifest)
-            verdicts.append(guard.policy.judge(log.namespace, entry.manifest_signature, message))
+            verdicts.append(guard.policy.verify_signature(log.namespace, entry.manifest_signature, message))
             is_used = is_used or str(entry.version) not in head.yanked
         for what, verdict in zip(("", "its manifest: "), verdicts, strict=False):
             if verdict.problem and (verdict.forged or (asks and is_used)):

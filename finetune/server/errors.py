@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 # What clients ask for and this server does not do, with what to do instead.
 NOT_DONE = {
-    "temperature": "answers are the most likely ones, as adapters were trained and judged: send 0, or leave it out",
+    "temperature": "answers are the most likely ones, as adapters were trained and evaluated: send 0, or leave it out",
     "top_p": "nothing is drawn by chance: send 1, or leave it out",
     "n": "there is one answer: send 1, or leave it out",
     "presence_penalty": "answers are the model's own: send 0, or leave it out",

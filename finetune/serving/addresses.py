@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Whatever else IPv6 has is local, reserved, or stands for an IPv4 address; by which Python 3.13 judges a mapped one.
+# Whatever else IPv6 has is local, reserved, or stands for an IPv4 address; by which 3.13 decides about a mapped one.
 _UNICAST = IPv6Network("2000::/3")
 # Public by the letter, or to older releases of Python, yet leading elsewhere: tunnels and translators that carry an
 # IPv4 address within, and hosts that a cloud's virtual machines reach on their own physical one.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", PromptSection, LabelSection)
 
-# How a model is asked for a caption that learnt none by itself.
+# How a model is asked for a caption whose training had none.
 CAPTION_QUESTION = "Describe the picture."
 CAPTION_TOKENS = 64  # of such a caption at most, where its answers to questions are not longer anyway
 
@@ -159,7 +159,7 @@ class VisionLanguageModel:
     def caption(self, image: Any) -> str:
         """Returns a description of an image.
 
-        An adapter that learnt captions is asked exactly as it was trained. Any other, and the base, is asked
+        An adapter trained on captions is asked exactly as it was trained. Any other, and the base, is asked
         ``CAPTION_QUESTION`` as it is asked any question, for ``CAPTION_TOKENS`` tokens, or as many as its answers may
         have.
 
@@ -236,7 +236,7 @@ class VisionLanguageModel:
             return self._stream(self._conversation("stream_chat", messages))
 
     def classify(self, image: Any, labels: Sequence[str]) -> str:
-        """Returns the label whose text lies closest to an image, put into the words that the adapter learnt.
+        """Returns the label whose text lies closest to an image, put into the words that the adapter was trained on.
 
         Args:
             image: an image.

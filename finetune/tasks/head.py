@@ -1,7 +1,7 @@
-"""Only where something is learnt: most of a row's tokens are the image's and the question's.
+"""Only where a token is supervised: most of a row's tokens are the image's and the question's.
 
 A token meets others in attention alone. What follows the attention of the last layer (its output projection, the
-feed-forward part, the last norm, the head) is computed token by token, so tokens that nothing is learnt from need none
+feed-forward part, the last norm, the head) is computed token by token, so tokens that are not supervised need none
 of it: their values reach no loss, and their gradients are zero.
 """
 
@@ -45,7 +45,7 @@ def why_all_logits(model: Any) -> str | None:
     """Returns what is told of a model whose head cannot be given single places; None where it can."""
     if model.get_output_embeddings() is not None:
         return None
-    return f"{type(model).__name__} names no language head, so logits of every token are computed, learnt or not"
+    return f"{type(model).__name__} names no language head, so logits of every token are computed, supervised or not"
 
 
 def _after_the_last_attention(model: Any) -> list[nn.Module]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class DeepSpeed(Replicated):
     """Several processes under an engine that is told which micro-batch is a step's last, and then steps once.
 
-    The base is loaded whole by every process, so that it can be judged; the engine shares it out afterwards.
+    The base is loaded whole by every process, so that it can be evaluated; the engine shares it out afterwards.
     """
 
     lockstep = True

@@ -53,7 +53,7 @@ class Trainer:
         model: the adapted model, on its device.
         attachment: what trains.
         objective: terms and their counts.
-        collate: makes a training batch of (example, learnt) pairs.
+        collate: makes a training batch of (example, supervised) pairs.
         options: the recipe's train section.
         accelerator: with gradient_accumulation_steps=1; accumulation is this loop's own.
         log: where progress goes.
@@ -109,7 +109,7 @@ class Trainer:
         """Runs to the end, or until early stopping.
 
         Args:
-            examples: the rows to learn.
+            examples: the training rows.
             validate: returns metrics and loss; called every ``eval_steps`` and at the end. The best score chooses;
                 where scores are equal the lower loss does, and where these are too, the later step.
             on_better: called when a validation was the best so far, with its weights in ``best``.

@@ -1,4 +1,4 @@
-"""Which rows each optimizer step sees, and how fast it learns: pure functions of the step."""
+"""Which rows each optimizer step sees, and at which learning rate: pure functions of the step."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ class Draw(NamedTuple):
 
     row: int
     epoch: int  # from 0
-    learnt: bool  # False only fills up an empty micro-batch
+    supervised: bool  # False only fills up an empty micro-batch
 
 
 MicroBatch = list[Draw]

@@ -46,7 +46,7 @@ def worker_count(wanted: int | Literal["auto"], device: torch.device) -> int:
 
 
 class _Rows(Dataset):
-    """Hands (row, learnt) pairs through a DataLoader to the collator."""
+    """Hands (row, supervised) pairs through a DataLoader to the collator."""
 
     def __init__(self, examples: list[Example], seed: int):
         self.examples, self.seed = examples, seed
@@ -55,7 +55,7 @@ class _Rows(Dataset):
         return len(self.examples)
 
     def __getitem__(self, draw: Draw) -> tuple[Example, bool]:
-        return self.examples[draw.row].in_epoch(draw.epoch, seed=self.seed), draw.learnt
+        return self.examples[draw.row].in_epoch(draw.epoch, seed=self.seed), draw.supervised
 
 
 class _Arrivals(Dataset):
@@ -70,7 +70,7 @@ class _Arrivals(Dataset):
     def batch(
         self, checked: list[tuple[int, Example | DataError] | None]
     ) -> tuple[Batch, list[tuple[int, DataError | None]]]:
-        """Returns the rows that can be learnt, and each position with what was wrong there."""
+        """Returns the rows that can be trained on, and each position with what was wrong there."""
         found = [one for one in checked if one]
         good = [(row, True) for _, row in found if isinstance(row, Example)]
         faults = [(position, row if isinstance(row, DataError) else None) for position, row in found]
@@ -96,8 +96,8 @@ class Windows:
     Workers last as long as the plan does, the whole run but for a lack of memory, and are two batches each ahead.
 
     Args:
-        examples: the rows to learn; a stream is read here, and its rows are checked where they are collated.
-        collate: makes a training batch of (example, learnt) pairs.
+        examples: the training rows; a stream is read here, and its rows are checked where they are collated.
+        collate: makes a training batch of (example, supervised) pairs.
         accelerator: says which process this is, and where its batches go.
         num_workers: as ``worker_count`` takes it; 0 collates here.
     """
@@ -147,7 +147,7 @@ class Windows:
 
     def _arriving(self, stream: Stream, draws: Iterator[MicroBatch]) -> Iterator[Batch]:
         reader, rows = stream.reader(), _Arrivals(stream.checks, stream.first[0], self.collate)
-        arrivals = ([reader.at(draw.row) if draw.learnt else None for draw in drawn] for drawn in draws)
+        arrivals = ([reader.at(draw.row) if draw.supervised else None for draw in drawn] for drawn in draws)
         for batch, arrived in _batches_of(self._loader(rows, arrivals, rows.batch)):
             stream.receive(arrived)
             yield batch

@@ -1,4 +1,4 @@
-"""What trains, in a model that is otherwise frozen: its mode, and whether it learns at all."""
+"""What trains, in a model that is otherwise frozen: its mode, and whether it trains at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
 
 
 class Liveness:
-    """Counts the steps that reach each parameter of an adapter, and stops a run in which one would never learn.
+    """Counts the steps that reach each parameter of an adapter, and stops a run in which one would never train.
 
     A step whose rows hold no image reaches no vision tower: it says nothing of what is adapted there.
     """
@@ -69,13 +69,13 @@ class Liveness:
         dead = [name for name, lives in zip(due, alive, strict=True) if not lives]
         if dead:
             raise TrainingError(
-                f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never learn: "
+                f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never train: "
                 f"{_first(dead)}. Leave their modules out of method."
             )
         never = [n for n, count in self._reached.items() if count == 0 and alive_after.get(n, 1) <= self._steps]
         if never and self._steps == epoch:
             raise TrainingError(
-                f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they learn nothing: "
+                f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they do not train: "
                 f"{_first(never)}. Do rows hold images? Leave what they do not reach out of method."
             )
 

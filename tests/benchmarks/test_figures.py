@@ -10,13 +10,13 @@ from benchmarks.results import check_same_work, figures, table
 def measured(seconds, **changes):
     """A contestant that took ``seconds`` for each of two steps a round, but for one slow round."""
     rounds = [
-        Round(seconds=2 * s, cpu_seconds=4 * s, losses=[3.0, 2.0], learnt=[48, 48]) for s in (seconds, 99, seconds)
+        Round(seconds=2 * s, cpu_seconds=4 * s, losses=[3.0, 2.0], supervised=[48, 48]) for s in (seconds, 99, seconds)
     ]
     values = {
         "rounds": rounds,
         "losses": [4.0, 3.0, 2.0],
         "trainable": 100,
-        "learnt": [48, 48, 48],
+        "supervised": [48, 48, 48],
         "fill_seconds": 0.0,
         "peak_bytes": 1000,
         "training_peak_bytes": 900,
@@ -69,7 +69,7 @@ def test_what_was_not_measured_has_no_figure():
     "changes, message",
     [
         ({"trainable": 101}, "do not train as many parameters"),
-        ({"learnt": [48, 47, 48]}, "48 tokens of a step are to be learnt"),
+        ({"supervised": [48, 47, 48]}, "48 tokens of a step are to be supervised"),
         ({"losses": [4.1, 3.0, 2.0]}, "the first losses differ"),
     ],
 )

@@ -22,7 +22,7 @@ TINY_TEXT = {
 
 
 @pytest.mark.parametrize("name", ["a", "tiny"])
-def test_every_row_has_the_same_number_of_tokens_to_learn(name, tmp_path):
+def test_every_row_has_the_same_number_of_supervised_tokens(name, tmp_path):
     from finetune.build import load_base
     from finetune.data.jsonl import read_jsonl
     from finetune.data.reading import tally
@@ -88,6 +88,6 @@ def test_the_gate_reports_after_each_round_and_counts_in_the_first():
     ready, first, second = connection.told
     assert ready == Ready(trainable=12, fill_seconds=1.5)
     assert (first.losses, second.losses) == ([0.0, 1.0], [2.0, 3.0])
-    assert first.learnt == second.learnt == [24, 24]
+    assert first.supervised == second.supervised == [24, 24]
     assert (first.flops, second.flops) == (2 * 2 * 2 * 4 * 3, 0)  # two steps, an addition with each product
     assert first.seconds > 0 <= first.cpu_seconds

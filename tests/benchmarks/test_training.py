@@ -25,7 +25,7 @@ def test_all_contestants_do_the_same_work(tmp_path, capsys):
     for one in contestants.values():
         assert len(one["losses"]) == 6  # two steps of three rounds
         assert one["losses"][-1] < one["losses"][0]
-        assert one["learnt_per_step"] == 48
+        assert one["supervised_per_step"] == 48
         assert one["peak_bytes"] > one["training_peak_bytes"] * 0.5 > 0
         # All start from the same LoRA but for its random A, see the same rows in the same order, and take equal steps.
         assert one["losses"] == pytest.approx(contestants["ours"]["losses"], abs=0.05)

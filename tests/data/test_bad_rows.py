@@ -105,15 +105,15 @@ LINES = {
     "no captions": ({**without("answer"), "captions": []}, "empty captions", "'captions' must be a text or a list"),
     "a blank caption": ({**without("answer"), "captions": ["", "x"]}, "empty captions", "none empty"),
     "one text for captions": ({**without("answer"), "captions": "x"}, "wrong type", "'captions' must be"),
-    "captions and an answer": ({**ROW, "captions": ["x"]}, "two things to learn", "'captions' and 'answer'"),
-    "a conversation and an answer": ({**ROW, "messages": [ASK, SAY]}, "two things to learn", "data.messages=null"),
+    "captions and an answer": ({**ROW, "captions": ["x"]}, "two things to supervise", "'captions' and 'answer'"),
+    "a conversation and an answer": ({**ROW, "messages": [ASK, SAY]}, "two things to supervise", "data.messages=null"),
     "no list of messages": (conversation() | {"messages": "hi"}, "not a conversation", "a list of messages"),
     "no messages": (conversation(), "not a conversation", "a list of messages that is not empty"),
     "a message that is a text": (conversation("hi"), "not a conversation", "message 1: a message has role and content"),
     "an unknown role": (conversation({"role": "gpt", "content": "x"}), "not a conversation", "the role is 'gpt'"),
     "the assistant first": (conversation(SAY), "not a conversation", "after the start comes user, not assistant"),
     "the user twice": (conversation(ASK, ASK, SAY), "not a conversation", "after user comes assistant, not user"),
-    "the user last": (conversation(ASK), "nothing to learn", "the conversation ends with the user"),
+    "the user last": (conversation(ASK), "nothing to supervise", "the conversation ends with the user"),
     "a late system prompt": (
         conversation(ASK, {"role": "system", "content": "x"}), "not a conversation", "comes assistant, not system",
     ),
@@ -193,8 +193,8 @@ def test_ids_and_kinds(read, bad, options, reason, message):
     assert f"\n  {reason}: 1\n" in said[0]
 
 
-def test_a_recipe_that_learns_only_captions(read):
-    with pytest.raises(RowError, match="line 1: the row has none of what the recipe learns"):
+def test_a_recipe_that_supervises_only_captions(read):
+    with pytest.raises(RowError, match="line 1: the row has none of what the recipe supervises"):
         read(ROW, answer=None)
 
 

@@ -1,4 +1,4 @@
-"""From rows to tensors: exactly the assistant's turns are learnt, whatever the padding, the turns and the images."""
+"""From rows to tensors: exactly the assistant's turns are supervised, whatever the padding, turns and images."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ def text_only():
 
 
 def runs(labels):
-    """Returns the learnt ids of a row, a list for each stretch."""
+    """Returns the supervised ids of a row, a list for each stretch."""
     out, before = [], -100
     for label in labels.tolist():
         if label != -100:
@@ -86,7 +86,7 @@ def ids(base, words):
     return base.processor.tokenizer(words, add_special_tokens=False)["input_ids"]
 
 
-def test_exactly_the_answer_and_its_end_are_learnt(base):
+def test_exactly_the_answer_and_its_end_are_supervised(base):
     rows = [example("blue"), example("it is a rather long answer, 12 words?"), example("é", "Is it?")]
     batch = base.collator.training_batch(rows)
     for i, row in enumerate(rows):
@@ -105,15 +105,15 @@ def test_three_turns_about_two_images(loaded, supervise, said):
         ids(base, w) for w in ([" one<|end|>", " no<|end|>"] if supervise == "all" else [" no<|end|>"])
     ]
     row = batch.inputs["input_ids"][1]
-    learnt = batch.labels[1] != -100
+    supervised = batch.labels[1] != -100
     for stretch, turn in zip(runs(batch.labels[1]), [2, 4, 6][-len(said) :], strict=True):
-        first = next(i for i in range(len(row)) if learnt[i] and row[i : i + len(stretch)].tolist() == stretch)
+        first = next(i for i in range(len(row)) if supervised[i] and row[i : i + len(stretch)].tolist() == stretch)
         before = replace(
             conversation(), messages=TURNS[: turn + 1], media=as_images(conversation().images[: 1 + (turn == 6)])
         )
         prompt = base.collator.prompt_batch([before]).inputs["input_ids"][0]
         assert torch.equal(row[:first], prompt), "what stands before a turn is what generation would be given"
-        learnt[first : first + len(stretch)] = False
+        supervised[first : first + len(stretch)] = False
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_odd_shapes_reach_the_model(base, size):
     assert len(runs(base.collator.training_batch([row]).labels[0])) == 1
 
 
-def test_a_filler_row_learns_nothing(base):
+def test_a_filler_row_is_not_supervised(base):
     batch = base.collator.training_batch([(conversation(), False), (example(), True)])
     assert (batch.labels[0] == -100).all() and (batch.labels[1] != -100).any()
 
@@ -253,7 +253,7 @@ def test_a_template_that_does_not_end_every_turn_is_refused(base):
         base.collator.training_batch([text_only()])
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_is_learnt(base, monkeypatch):
+def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_is_supervised(base, monkeypatch):
     """As templates do that leave out what earlier turns thought."""
     base.processor.chat_template = (
         "{% for m in messages %}<|{{ m['role'] }}|>{% for p in m['content'] %}"
@@ -305,8 +305,8 @@ def test_a_tokenizer_without_offsets_is_refused(base, monkeypatch):
         base.collator.training_batch([example()])
 
 
-def place(text, learnt, encoded):
-    return place_spans(Tokenized("", text, learnt), encoded, image_id=9, row="row x")
+def place(text, supervised, encoded):
+    return place_spans(Tokenized("", text, supervised), encoded, image_id=9, row="row x")
 
 
 def test_spans_are_found_behind_images():
@@ -324,7 +324,7 @@ def test_spans_are_found_behind_images():
 
 
 @pytest.mark.parametrize(
-    ("text", "learnt", "encoded", "message"),
+    ("text", "supervised", "encoded", "message"),
     [
         ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2, 4], "does not encode the text as the tokenizer does"),
         ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2], "does not encode"),
@@ -333,9 +333,9 @@ def test_spans_are_found_behind_images():
         ([1, 9, 2, 3], [(2, 4)], [1, 9, 9, 2, 3], "cannot be told which"),
     ],
 )
-def test_what_cannot_be_placed_is_refused(text, learnt, encoded, message):
+def test_what_cannot_be_placed_is_refused(text, supervised, encoded, message):
     with pytest.raises(DataError, match=f"row x: .*{message}"):
-        place(text, learnt, encoded)
+        place(text, supervised, encoded)
 
 
 def test_rows_of_a_recipe(base, make_recipe, tiny_base):

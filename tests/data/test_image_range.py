@@ -10,7 +10,7 @@ from PIL import Image
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import ImageContract
-from finetune.build import examples_of, load_base, rows_to_learn, with_image_range
+from finetune.build import examples_of, load_base, training_rows, with_image_range
 from finetune.data.images import open_image, read_pixels
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.evaluation.compare import evaluate
@@ -99,19 +99,19 @@ def shown(rows):
 
 def test_the_train_rows_decide_for_all(recipe):
     said = []
-    learnt = rows_to_learn(recipe(), say=said.append)
-    assert shown(learnt) == [[0, 56], [0, 187]], "one range for both, not one each"
+    train_rows = training_rows(recipe(), say=said.append)
+    assert shown(train_rows) == [[0, 56], [0, 187]], "one range for both, not one each"
     assert said == [
         "image range: 2 train rows have images of more than 8 bits, with values from 0 to 3000; 0 becomes black and "
         "4095 white (data.image_range: auto)."
     ]
-    decided = with_image_range(recipe(), learnt)
+    decided = with_image_range(recipe(), train_rows)
     assert decided.data.image_range == [0, 4095]
     said.clear()
     assert shown(examples_of(decided, "test", say=said.append)) == [[0, 31], [0, 255]]
     assert "1 of them hold values outside, which are cut" in said[0]
-    again = rows_to_learn(recipe(), say=said.append)  # images are noted by now
-    assert [row.image_options for row in again] == [row.image_options for row in learnt]
+    again = training_rows(recipe(), say=said.append)  # images are noted by now
+    assert [row.image_options for row in again] == [row.image_options for row in train_rows]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_train_rows_decide_for_all(recipe):
     [("file", [[0, 4], [0, 12]]), ([0, 1000], [[0, 230], [0, 255]]), ([500, 1500], [[0, 102], [0, 255]])],
 )
 def test_a_recipe_states_the_range(recipe, image_range, expected):
-    assert shown(rows_to_learn(recipe(image_range=image_range))) == expected
+    assert shown(training_rows(recipe(image_range=image_range))) == expected
 
 
 @pytest.mark.parametrize("image_range", [[5, 5], [9, 0], [1], "full", [0, "x"]])
@@ -149,14 +149,14 @@ def test_tables_and_streams_decide_too(deep_folder, make_recipe, tiny_fast_vlm, 
     made = make_recipe(tiny_fast_vlm, train={"max_steps": 1})
     made = made.model_copy(update={"data": ParquetData.model_validate(data)})
     said = []
-    learnt = rows_to_learn(made, say=said.append)
-    assert with_image_range(made, learnt).data.image_range == [0, 4095]
+    train_rows = training_rows(made, say=said.append)
+    assert with_image_range(made, train_rows).data.image_range == [0, 4095]
     assert "0 becomes black and 4095 white" in said[0]
-    rows = learnt.first if streaming else learnt
+    rows = train_rows.first if streaming else train_rows
     assert sorted(shown(rows)) == [[0, 56], [0, 187]]
     if streaming:
-        reader = learnt.reader()
-        assert learnt.checks.example(reader.at(3)).image_options.range == (0, 4095)
+        reader = train_rows.reader()
+        assert train_rows.checks.example(reader.at(3)).image_options.range == (0, 4095)
 
 
 def test_values_beyond_16_bits_need_a_range(read, folder):

@@ -28,8 +28,8 @@ def example(*sizes, text="blue"):
 def test_the_length_is_what_the_processor_makes(base, sizes):
     lengths = Lengths(base.collator, key="k")
     row = example(*sizes)
-    assert lengths.learnt(row, sizes).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
-    assert lengths.asked(row, sizes).row == base.collator.prompt_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.of_training_row(row, sizes).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+    assert lengths.of_prompt(row, sizes).row == base.collator.prompt_batch([row]).inputs["input_ids"].shape[1]
 
 
 def test_tiles_count(base):
@@ -41,7 +41,9 @@ def test_tiles_count(base):
     lengths = Lengths(base.collator, key="tiles")
     for size in ((64, 64), (64, 20), (20, 64)):
         row = example(size)
-        assert lengths.learnt(row, [size]).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+        assert (
+            lengths.of_training_row(row, [size]).row == base.collator.training_batch([row]).inputs["input_ids"].shape[1]
+        )
     assert lengths.of_images(((64, 64),)) > lengths.of_images(((64, 20),))
 
 
@@ -60,7 +62,7 @@ def test_the_processor_is_asked_once_for_each_size(base, monkeypatch):
 def test_the_longest_caption_counts(base):
     row = replace(example((30, 20)), captions=["red", "red, blue and green, and one more of each"])
     lengths = Lengths(base.collator, key="k")
-    assert lengths.learnt(row, [(30, 20)]) == lengths.learnt(row.saying(row.captions[1]), [(30, 20)])
+    assert lengths.of_training_row(row, [(30, 20)]) == lengths.of_training_row(row.saying(row.captions[1]), [(30, 20)])
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_rows_that_do_not_fit_are_refused_or_dropped_and_never_cut(base, recipe)
         examples_of(recipe(max_length=3, too_long="drop"), "train", base=base)
 
 
-def test_rows_to_judge_leave_room_for_their_answer(base, recipe):
+def test_rows_to_evaluate_leave_room_for_their_answer(base, recipe):
     rows = examples_of(recipe(), "test")
     longest = max(base.collator.prompt_batch([row]).inputs["input_ids"].shape[1] for row in rows)
     assert len(examples_of(recipe(max_length=longest + 4), "test", base=base)) == 4

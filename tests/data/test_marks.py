@@ -55,9 +55,9 @@ def test_marks_are_refused_in_every_text_of_rows_of_all_splits(family):
                     make([bad])
                 assert repr(mark) in str(found.value)
             with pytest.raises(RowError, match="the text holds"):
-                family.lengths(family.default_task).learnt(bad, [(32, 32)])
+                family.lengths(family.default_task).of_training_row(bad, [(32, 32)])
             with pytest.raises(RowError, match="the text holds"):
-                family.lengths(family.default_task).asked(bad, [(32, 32)])
+                family.lengths(family.default_task).of_prompt(bad, [(32, 32)])
 
 
 def _is_special(base, mark):
@@ -130,7 +130,7 @@ def test_a_caption_is_looked_at_before_it_is_drawn(tiny_fast_vlm):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     captions = replace(row(), captions=["red", "it is <|user|>"])
     with pytest.raises(RowError, match="row x, message 2"):
-        base.lengths(base.default_task).learnt(captions, [(32, 32)])
+        base.lengths(base.default_task).of_training_row(captions, [(32, 32)])
 
 
 def test_a_dual_encoder_refuses_marks(tiny_clip):
@@ -140,8 +140,8 @@ def test_a_dual_encoder_refuses_marks(tiny_clip):
     asked = replace(row(), choices={"a": "a", "<|endoftext|>": "a photo of <|endoftext|>"}, answers=["<|endoftext|>"])
     ways = (
         ("^row x: .*special", lambda: base.collator.training_batch([bad])),
-        ("^row x: .*special", lambda: base.lengths(base.default_task).learnt(bad, [(32, 32)])),
-        ("^row x: .*special", lambda: base.lengths(base.default_task).asked(asked, [(32, 32)])),
+        ("^row x: .*special", lambda: base.lengths(base.default_task).of_training_row(bad, [(32, 32)])),
+        ("^row x: .*special", lambda: base.lengths(base.default_task).of_prompt(asked, [(32, 32)])),
         ("^row image: .*special", lambda: vlm.classify(GREY, ["red", "<|endoftext|>"])),
         ("^text: .*special", lambda: vlm.embed_text("<|startoftext|>")),
         ("^text: .*other models", lambda: vlm.embed_text("<image>")),

@@ -70,7 +70,7 @@ def test_a_medium_that_the_base_does_not_take_is_refused(base, put):
         getattr(base.collator, put)([row(Image(PIXELS), Sound())])
 
 
-@pytest.mark.parametrize("count", ["learnt", "asked"])
+@pytest.mark.parametrize("count", ["of_training_row", "of_prompt"])
 def test_it_is_found_when_lengths_are_counted_before_the_first_step(base, count):
     with pytest.raises(RowError, match=REFUSED.format("idefics3", 1)) as caught:
         getattr(base.lengths(base.default_task), count)(row(Sound()), [])
@@ -95,7 +95,7 @@ def test_a_dual_encoder_refuses_it_too(dual):
     for put in (dual.collator.training_batch, dual.collator.prompt_batch):
         with pytest.raises(RowError, match=REFUSED.format("clip", 2)):
             put([wrong])
-    for count in (dual.lengths(dual.default_task).learnt, dual.lengths(dual.default_task).asked):
+    for count in (dual.lengths(dual.default_task).of_training_row, dual.lengths(dual.default_task).of_prompt):
         with pytest.raises(RowError, match=REFUSED.format("clip", 2)):
             count(wrong, [])
 
@@ -119,8 +119,8 @@ def test_a_medium_that_a_family_takes_and_nothing_opens_is_refused(base, dual, m
     for call in (
         lambda: base.collator.training_batch([wrong]),
         lambda: base.collator.prompt_batch([wrong]),
-        lambda: base.lengths(base.default_task).learnt(wrong, [(32, 32)]),
-        lambda: base.lengths(base.default_task).asked(wrong, [(32, 32)]),
+        lambda: base.lengths(base.default_task).of_training_row(wrong, [(32, 32)]),
+        lambda: base.lengths(base.default_task).of_prompt(wrong, [(32, 32)]),
     ):
         with pytest.raises(RowError, match=match.format("idefics3")):
             call()

@@ -173,7 +173,7 @@ def test_fields_that_are_not_read_are_listed_once(read):
     said = []
     read({**ROW, "source": "a", "page": 3}, {**ROW, "source": "b", "page": None}, ROW, said=said)
     assert said == [
-        "train rows: fields that are not read: 'source' (2 rows), 'page' (1 rows). Nothing is learnt from them. Name a "
+        "train rows: fields that are not read: 'source' (2 rows), 'page' (1 rows). They change nothing. Name a "
         "field under data to read it, or in data.ignore to leave it unlisted."
     ]
     said = []

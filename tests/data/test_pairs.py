@@ -32,7 +32,7 @@ def pair(text, **more):
     return Example(**{"id": "r1", "messages": messages, "media": as_images([PIXELS]), "answers": [text], **more})
 
 
-def test_a_training_batch_tells_what_is_learnt(collator):
+def test_a_training_batch_tells_what_is_supervised(collator):
     batch = collator.training_batch([pair("red"), (pair("blue"), True), (pair("red"), False)])
     assert batch.labels.tolist() == [0, 0, -100]
     assert batch.inputs["pixel_values"].shape == (3, 3, 32, 32) and len(batch.inputs["input_ids"]) == 3
@@ -91,7 +91,7 @@ def test_rows_of_a_contrastive_recipe_are_templated_and_choose_among_the_answers
     recipe = procedural({"name": "contrastive", "text_template": "a photo: {label}"})
     train, test = examples_of(recipe, "train"), examples_of(recipe, "test")
     assert train[0].messages == [*show(), answer(f"a photo: {train[0].answers[0]}")]
-    assert not train[0].choices, "nothing is asked of rows that are learnt"
+    assert not train[0].choices, "nothing is asked of rows that are supervised"
     for row in test:
         wanted = {other.answers[0] for other in test if other.kind == row.kind}
         assert set(row.choices) == wanted and row.choices[row.answers[0]] == f"a photo: {row.answers[0]}"

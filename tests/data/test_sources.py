@@ -196,7 +196,7 @@ def test_a_wrong_column_yields_the_columns(source, fields, message, request):
 @pytest.mark.parametrize(
     ("drop", "message"),
     [
-        ("answer", "nothing says what is learnt. The columns are image, question. .*data.answer=COLUMN"),
+        ("answer", "nothing says what is supervised. The columns are image, question. .*data.answer=COLUMN"),
         ("question", "'question' is no column. The columns are image, answer.*data.default_question"),
         ("image", "'image' is no column. The columns are question, answer.*data.image=null"),
     ],
@@ -283,7 +283,7 @@ def test_a_mix_repeats_what_weighs_more(jsonl, parquet):
     assert ids != [e.id for e in read(mix(jsonl, parquet, weight=2.5), seed=1)]
 
 
-def test_a_mix_judges_every_row_once(saved, tmp_path):
+def test_a_mix_evaluates_every_row_once(saved, tmp_path):
     section = MixData(source="mix", sources={"a": {"weight": 3, "data": saved}, "b": {"data": saved}})
     assert [e.id for e in read(section, "val")] == [
         "a/validation:0",

@@ -60,7 +60,7 @@ def test_null_says_that_a_row_has_no_image(read):
     """A field that is absent may have another name."""
     said = []
     first, second = read({**ROW, "image": None}, ROW, said=said)
-    assert said == ["1 of 2 train rows have no image, and are learnt and asked without one"]
+    assert said == ["1 of 2 train rows have no image, and are supervised and asked without one"]
     assert first.images == [] and len(second.images) == 1
     assert [part["type"] for part in first.messages[0]["content"]] == ["text"]
     with pytest.raises(RowError, match="no field 'image'.*data.image=FIELD, write \"image\": null in a row without"):
@@ -202,7 +202,7 @@ def test_what_a_processor_refuses_names_the_row(tiny_family, monkeypatch):
         with pytest.raises(RowError, match="row bad: .*Processor refuses it: absolute aspect ratio must be smaller$"):
             call(rows)
     with pytest.raises(RowError, match="row bad, images of 77 x 32: .*Processor refuses it"):
-        base.lengths(base.default_task).learnt(rows[1], [(77, 32)])
+        base.lengths(base.default_task).of_training_row(rows[1], [(77, 32)])
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_said_before_training(tiny_fast_vlm):
@@ -210,9 +210,9 @@ def test_a_tokenizer_larger_than_the_embedding_is_said_before_training(tiny_fast
     base.processor.tokenizer.add_tokens(["zebra"])
     known = len(base.processor.tokenizer) - 1
     bad = replace(image((32, 32)), messages=[*ask("a zebra?"), answer("x")])
-    base.lengths(base.default_task).learnt(image((32, 32)), [(32, 32)])
+    base.lengths(base.default_task).of_training_row(image((32, 32)), [(32, 32)])
     for call in (
-        lambda: base.lengths(base.default_task).learnt(bad, [(32, 32)]),
+        lambda: base.lengths(base.default_task).of_training_row(bad, [(32, 32)]),
         lambda: base.collator.prompt_batch([bad]),
     ):
         with pytest.raises(

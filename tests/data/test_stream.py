@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
-from finetune.build import examples_of, load_base, rows_to_learn
+from finetune.build import examples_of, load_base, training_rows
 from finetune.data import stream as streams
 from finetune.data.images import open_image
 from finetune.data.open_stream import open_stream
@@ -223,16 +223,16 @@ def test_rows_that_are_too_long_are_refused_or_dropped(make_recipe, tiny_fast_vl
     with pytest.raises(
         DataError, match=rf"(?s)2 of 30 rows are too long:.*tokens, and a row may have {limit}.*too_long=drop"
     ):
-        rows_to_learn(recipe(max_length=limit), base=base)
+        training_rows(recipe(max_length=limit), base=base)
     said = []
-    stream = rows_to_learn(recipe(max_length=limit, too_long="drop"), base=base, say=said.append)
+    stream = training_rows(recipe(max_length=limit, too_long="drop"), base=base, say=said.append)
     assert "its first 30 rows were checked, 2 of them left out" in said[0]
     stream.tell(said.append)
     assert "2 of 30 rows are too long" in said[1] and "too_long: drop" in said[1]
     with pytest.raises(DataError, match=r"(?s)30 of 30 rows are too long.*and 10 more.*No row is left"):
-        rows_to_learn(recipe(max_length=3, too_long="drop"), base=base)
+        training_rows(recipe(max_length=3, too_long="drop"), base=base)
     monkeypatch.setattr(streams, "SAMPLE", 1)
-    stream = rows_to_learn(recipe(max_length=limit), base=base)
+    stream = training_rows(recipe(max_length=limit), base=base)
     reader = stream.reader()
     with pytest.raises(DataError, match=rf"tokens, and a row may have {limit}. A row is never cut"):
         for position in range(30):
@@ -305,4 +305,4 @@ def test_a_mix_does_not_stream():
 
 def test_a_list_is_read_where_nothing_streams(root, make_recipe):
     made = make_recipe("base").model_copy(update={"data": hub(root).model_copy(update={"streaming": False})})
-    assert len(rows_to_learn(made)) == 20
+    assert len(training_rows(made)) == 20

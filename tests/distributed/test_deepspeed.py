@@ -16,12 +16,12 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install deepspeed"),
 ]
 
-LEARNT = {
+TRAINED = {
     "lora": {"method": LORA, "answers": 5},
     "lora in both towers": {"method": BOTH_TOWERS},
     "near the base": {"method": BOTH_TOWERS, "near": 2.0},
 }
-# (what is learnt, stage, rows of a micro-batch, micro-batches, more)
+# (what is trained, stage, rows of a micro-batch, micro-batches, more)
 RUNS = [
     ("lora", "zero2", 2, 2, {}),
     ("lora", "zero2", 2, 2, {"stop": 1}),
@@ -35,15 +35,15 @@ RUNS = [
 
 @pytest.fixture(scope="module")
 def found(processes, bases):
-    """What one process came to, by what it learnt; and what each of two came to in each run."""
+    """What one process came to, by what it trained; and what each of two came to in each run."""
     common = {"base": bases("idefics3"), "rows": ROWS, "uneven": True, "steps": STEPS}
-    (whole,) = processes([{**common, **learnt, "batch_size": WINDOW} for learnt in LEARNT.values()], 1)
+    (whole,) = processes([{**common, **trained, "batch_size": WINDOW} for trained in TRAINED.values()], 1)
     scenarios = [
-        {**common, **LEARNT[learnt], "strategy": stage, "batch_size": rows, "accumulation": number, **more}
-        for learnt, stage, rows, number, more in RUNS
+        {**common, **TRAINED[trained], "strategy": stage, "batch_size": rows, "accumulation": number, **more}
+        for trained, stage, rows, number, more in RUNS
     ]
     two = processes(scenarios, 2, DS_ACCELERATOR="cpu")
-    return dict(zip(LEARNT, whole, strict=True)), {str(r): [rank[i] for rank in two] for i, r in enumerate(RUNS)}
+    return dict(zip(TRAINED, whole, strict=True)), {str(r): [rank[i] for rank in two] for i, r in enumerate(RUNS)}
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)

@@ -20,14 +20,14 @@ ROWS, WINDOW, STEPS = 11, 8, 3
 BLIND = [1, 4, 5, 8]  # rows without an image
 FSDP2 = {"strategy": "fsdp2"}
 
-# What is learnt; each is run once by one process with the whole window in one micro-batch, and held against its splits.
-LEARNT = {
+# What is trained; each is run once by one process with the whole window in one batch, and compared with its splits
+TRAINED = {
     "lora": {"method": LORA},
     "no images in some rows": {"method": BOTH_TOWERS, "blind": BLIND},
     "vision only, no images in some rows": {"method": VISION, "blind": BLIND},
     "prompt and overrides": {"method": EVERYTHING, "answers": 9},
 }
-# (what is learnt, processes, rows of a micro-batch, micro-batches, more)
+# (what is trained, processes, rows of a micro-batch, micro-batches, more)
 SPLITS = [
     ("lora", 1, 2, 4, {}),
     ("lora", 1, 1, 8, {"checkpointing": True}),
@@ -46,31 +46,31 @@ SPLITS = [
 DROPOUT = {"method": {**LORA, "lora_dropout": 0.3}, "batch_size": 2, "accumulation": 2, **FSDP2}
 
 
-def scenario(base, learnt, batch_size, accumulation=1, **more):
+def scenario(base, trained, batch_size, accumulation=1, **more):
     common = {"base": base, "rows": ROWS, "uneven": True, "steps": STEPS}
-    return {**common, **learnt, "batch_size": batch_size, "accumulation": accumulation, **more}
+    return {**common, **trained, "batch_size": batch_size, "accumulation": accumulation, **more}
 
 
 @pytest.fixture(scope="module")
 def found(processes, bases):
-    """(what is learnt, processes, batch size, accumulation, more) -> what each process came to; three launches."""
+    """(what is trained, processes, batch size, accumulation, more) -> what each process came to; three launches."""
     base = bases("idefics3")
-    whole = [scenario(base, learnt, WINDOW) for learnt in LEARNT.values()]
+    whole = [scenario(base, trained, WINDOW) for trained in TRAINED.values()]
     alone = [split for split in SPLITS if split[1] == 1]
-    (one,) = processes([*whole, *(scenario(base, LEARNT[s[0]], s[2], s[3], **s[4]) for s in alone)], 1)
+    (one,) = processes([*whole, *(scenario(base, TRAINED[s[0]], s[2], s[3], **s[4]) for s in alone)], 1)
     together = [split for split in SPLITS if split[1] == 2]
     resumed = [scenario(base, DROPOUT, 2, 2), scenario(base, DROPOUT, 2, 2, stop=1)]
-    halves = [scenario(base, LEARNT["prompt and overrides"], 2, 2, dtype="bfloat16", **more) for more in ({}, FSDP2)]
+    halves = [scenario(base, TRAINED["prompt and overrides"], 2, 2, dtype="bfloat16", **more) for more in ({}, FSDP2)]
     others = [scenario(bases(f), {"method": LORA}, 4, **FSDP2) for f in FAMILIES]
     two = processes(
-        [*(scenario(base, LEARNT[s[0]], s[2], s[3], **s[4]) for s in together), *resumed, *halves, *others], 2
+        [*(scenario(base, TRAINED[s[0]], s[2], s[3], **s[4]) for s in together), *resumed, *halves, *others], 2
     )
     (plain,) = processes([scenario(bases(f), {"method": LORA}, WINDOW) for f in FAMILIES], 1)
     by_split = {str(s): [one[len(whole) + i]] for i, s in enumerate(alone)}
     by_split |= {str(s): [rank[i] for rank in two] for i, s in enumerate(together)}
     rest = [rank[len(together) :] for rank in two]
     families = {f: (plain[i], [rank[4 + i] for rank in rest]) for i, f in enumerate(FAMILIES)}
-    return {"whole": dict(zip(LEARNT, one, strict=False)), "others": rest, "families": families, **by_split}
+    return {"whole": dict(zip(TRAINED, one, strict=False)), "others": rest, "families": families, **by_split}
 
 
 def off(there, here):

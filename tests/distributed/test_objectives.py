@@ -6,11 +6,11 @@ from tests.distributed.test_exact import BOTH_TOWERS, EVERYTHING, FSDP2, ROWS, S
 
 pytestmark = pytest.mark.distributed
 
-LEARNT = {
+TRAINED = {
     "lora": {"method": BOTH_TOWERS},
     "prompt and overrides": {"method": EVERYTHING},
 }
-# (what is learnt, rows of a micro-batch, micro-batches, more) of two processes
+# (what is trained, rows of a micro-batch, micro-batches, more) of two processes
 SPLITS = [
     ("lora", 4, 1, {}),
     ("lora", 1, 4, {"checkpointing": True}),
@@ -23,12 +23,12 @@ SPLITS = [
 @pytest.fixture(scope="module")
 def found(processes, bases):
     common = {"base": bases("idefics3"), "rows": ROWS, "uneven": True, "steps": STEPS, "near": 2.0}
-    whole = [{**common, **learnt, "batch_size": WINDOW} for learnt in LEARNT.values()]
+    whole = [{**common, **trained, "batch_size": WINDOW} for trained in TRAINED.values()]
     (one,) = processes([*whole, {**whole[0], "near": 0}], 1)
-    split = [{**common, **LEARNT[s[0]], "batch_size": s[1], "accumulation": s[2], **s[3]} for s in SPLITS]
+    split = [{**common, **TRAINED[s[0]], "batch_size": s[1], "accumulation": s[2], **s[3]} for s in SPLITS]
     two = processes(split, 2)
     by_split = {str(s): [rank[i] for rank in two] for i, s in enumerate(SPLITS)}
-    return {"whole": dict(zip(LEARNT, one, strict=False)), "without": one[-1], **by_split}
+    return {"whole": dict(zip(TRAINED, one, strict=False)), "without": one[-1], **by_split}
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)

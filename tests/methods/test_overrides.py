@@ -34,12 +34,12 @@ def test_the_projector_and_the_norms_of_the_language_tower_train_as_copies(base,
     names = set(attachment.parameters)
     assert {n for n in names if "projector" in n} == {n for n in before if n.startswith("model.multi_modal_projector.")}
     assert {n for n in names if "norm" in n} == {n for n in before if n.startswith("model.language") and "norm" in n}
-    learnt = learn(base, attachment)
-    assert all(not torch.equal(before[name], tensor) for name, tensor in learnt.items())
+    trained = learn(base, attachment)
+    assert all(not torch.equal(before[name], tensor) for name, tensor in trained.items())
     switch(base.model, on=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(base.model).items())
     switch(base.model, on=True)
-    assert all(torch.equal(state(base.model)[name], tensor) for name, tensor in learnt.items())
+    assert all(torch.equal(state(base.model)[name], tensor) for name, tensor in trained.items())
 
 
 def test_two_adapters_swap_and_leave_in_any_order(base, tmp_path):

@@ -43,8 +43,8 @@ def test_an_answer_never_sees_what_follows_it(prompted):
     batch.inputs["input_ids"][0, last] = (batch.inputs["input_ids"][0, last] + 7) % 200 + 20
     after = logits(base, batch)
     assert not torch.allclose(before[0, last], after[0, last], atol=1e-3)
-    first_learnt = int((batch.labels[0] != -100).int().argmax()) - 1
-    assert torch.allclose(before[0, first_learnt:last], after[0, first_learnt:last], atol=1e-6)
+    first_supervised = int((batch.labels[0] != -100).int().argmax()) - 1
+    assert torch.allclose(before[0, first_supervised:last], after[0, first_supervised:last], atol=1e-6)
 
 
 def test_left_and_right_padding_agree_and_rows_do_not_disturb_each_other(prompted):

@@ -62,9 +62,9 @@ def test_the_table_has_the_scores_and_the_reason():
     assert "medical/phantoms version 3 @latest @prod medical · vqa · lora synthetic images 0.129 → 0.922" in shown
     assert "800 test rows of its own data; the commonest answer alone reaches 0.492 signed by release fits" in shown
     assert shown.endswith("cannot be chosen trained on another base")
-    unjudged = offer(summary={"domain": "d", "task": "vqa", "method": "lora", "metrics": {}}, version=None)
+    not_evaluated = offer(summary={"domain": "d", "task": "vqa", "method": "lora", "metrics": {}}, version=None)
     assert "folder @latest @prod d · vqa · lora not evaluated - signed by release fits" in text_of(
-        table([unjudged], where="here")
+        table([not_evaluated], where="here")
     )
     assert "There are no adapters in s3://b/p." in table([], where="s3://b/p")
 

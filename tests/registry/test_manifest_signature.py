@@ -37,7 +37,7 @@ def test_it_goes_with_the_folder(alice, offline, tmp_path):
         assert alice.pull(NAME, into) == folder
         assert (folder / "manifest.sig").stat().st_ino == before
     assert os.listdir(default_cache()) == [alice.resolve(NAME).digest]
-    manifest, verdict = offline.guard.judge_folder(tmp_path / "out")
+    manifest, verdict = offline.guard.verify_folder(tmp_path / "out")
     assert (manifest.full_name, verdict.signer, verdict.problem) == (NAME, "alice", None)
 
 
@@ -91,7 +91,7 @@ def test_folders_that_are_not_what_was_pulled(alice, offline, tmp_path, spoil, e
     folder = alice.pull(NAME, tmp_path / "out")
     spoil(folder)
     with pytest.raises(error, match=message):
-        offline.guard.judge_folder(folder)
+        offline.guard.verify_folder(folder)
 
 
 def test_a_link_for_a_signature_is_no_folder_of_ours(alice, tmp_path):
@@ -104,7 +104,7 @@ def test_a_link_for_a_signature_is_no_folder_of_ours(alice, tmp_path):
 
 def test_whose_folder_it_is(alice, offline, tmp_path, make_adapter):
     folder = alice.pull(NAME, tmp_path / "out")
-    judge = offline.guard.judge_folder
+    verify = offline.guard.verify_folder
     other = AdapterManifest.parse((make_adapter(seed=5) / "manifest.json").read_bytes())
     for signature, problem in (
         (key("alice").sign(manifest_message("0" * 64)), "its signature is not one of 'alice' over these bytes"),
@@ -114,12 +114,12 @@ def test_whose_folder_it_is(alice, offline, tmp_path, make_adapter):
         (read_entry(alice.location, 1).signature, "its signature is not one of 'alice'"),
     ):
         (folder / "manifest.sig").write_text(f"{signature}\n")
-        assert problem in judge(folder)[1].problem
+        assert problem in verify(folder)[1].problem
     (folder / "manifest.sig").unlink()
-    assert judge(folder)[1].problem == "it is not signed"
+    assert verify(folder)[1].problem == "it is not signed"
     assert other.full_name == NAME
     revoked = AdapterRegistry(tmp_path / "nowhere", trust=policy(keys=("alice", "carol"), revoked=("alice",)))
-    assert "revoked: stolen" in revoked.guard.judge_folder(alice.pull(NAME))[1].problem
+    assert "revoked: stolen" in revoked.guard.verify_folder(alice.pull(NAME))[1].problem
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.sig"])

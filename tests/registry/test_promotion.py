@@ -79,7 +79,7 @@ def test_a_version_that_is_not_is_refused_with_the_figures(two, require, told):
     assert _state(two) == before
 
 
-def test_an_adapter_that_was_never_judged_meets_nothing(registry, make_adapter):
+def test_an_adapter_that_was_never_evaluated_meets_nothing(registry, make_adapter):
     folder = make_adapter()
     edit(folder, metrics={})
     registry.publish(folder)

@@ -36,14 +36,14 @@ def test_a_policy(file):
     read = load_policy(file)
     assert [read.of(name).signatures for name in ("medical", "retail", "robots")] == ["require", "warn", "off"]
     assert read.of("retail").keys == ["alice", "bob"]
-    assert read.judge("medical", None, b"x").problem == "it is not signed"
-    alice = read.judge("medical", key("alice").sign(b"x"), b"x")
+    assert read.verify_signature("medical", None, b"x").problem == "it is not signed"
+    alice = read.verify_signature("medical", key("alice").sign(b"x"), b"x")
     assert (alice.signer, alice.problem, alice.forged) == ("alice", None, False)
-    bob = read.judge("retail", key("bob").sign(b"x"), b"x")
+    bob = read.verify_signature("retail", key("bob").sign(b"x"), b"x")
     assert (bob.signer, bob.problem) == ("bob", "it is signed by 'bob', whose key is revoked: left the team")
-    forged = read.judge("medical", key("alice").sign(b"y"), b"x")
+    forged = read.verify_signature("medical", key("alice").sign(b"y"), b"x")
     assert forged.forged and forged.signer == "not alice, whose signature it bears"
-    stranger = read.judge("medical", key("mallory").sign(b"x"), b"x")
+    stranger = read.verify_signature("medical", key("mallory").sign(b"x"), b"x")
     assert stranger.signer == f"unknown key {key('mallory').id[:16]}..." and not stranger.forged
     assert TrustPolicy().of("medical").signatures == "off"
 

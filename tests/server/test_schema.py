@@ -45,7 +45,7 @@ def guarded(resident):
 
 @pytest.fixture
 def api(guarded):
-    """What it says of itself; schemathesis keeps on it what it has learnt, so each test has its own."""
+    """What it says of itself; schemathesis keeps on it what it has supervised, so each test has its own."""
     return schemathesis.openapi.from_url(f"{guarded.url}/openapi.json")
 
 

@@ -1,4 +1,4 @@
-"""What an app gives: images in every form, by URL where that is allowed, and captions as they were learnt."""
+"""What an app gives: images in every form, by URL where that is allowed, and captions as they were supervised."""
 
 import base64
 import io
@@ -144,7 +144,7 @@ def captioned(make_recipe, rows_folder, tiny_fast_vlm):
     return make_recipe(tiny_fast_vlm, data={"default_question": "What is drawn?"}, task=task, name="captions")
 
 
-def test_an_adapter_that_learnt_captions_is_asked_as_it_was_trained(captioned, tiny_fast_vlm, image, monkeypatch):
+def test_an_adapter_trained_on_captions_is_asked_as_it_was_trained(captioned, tiny_fast_vlm, image, monkeypatch):
     run = train(captioned)
     vlm = load(run.ref, base=str(tiny_fast_vlm), device="cpu")
     assert vlm.adapter.manifest.task.caption_question == "What is drawn?"
@@ -168,7 +168,7 @@ def limits_of(vlm, monkeypatch):
     return limits
 
 
-def test_whoever_learnt_none_is_asked_for_one(vlm, image, tmp_path, monkeypatch):
+def test_whoever_was_trained_on_none_is_asked_for_one(vlm, image, tmp_path, monkeypatch):
     adapter = make_adapter(vlm.base, "lora", tmp_path / "adapter")
     seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
     plain = vlm.caption(image)

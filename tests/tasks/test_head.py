@@ -1,4 +1,4 @@
-"""The language head at learnt places alone gives what all its logits give there."""
+"""The language head at supervised places alone gives what all its logits give there."""
 
 import pytest
 import torch
@@ -43,10 +43,12 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny_family, tmp_path):
     for parameter in attachment.parameters.values():
         parameter.grad = None
     logits = base.model(**batch.inputs, use_cache=False).logits
-    learnt = batch.labels[:, 1:] != -100
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1][learnt], batch.labels[:, 1:][learnt], reduction="sum")
+    supervised = batch.labels[:, 1:] != -100
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1][supervised], batch.labels[:, 1:][supervised], reduction="sum"
+    )
     loss.backward()
-    assert seen == [int(learnt.sum())] * 2 == [term.num_items] * 2 and term.num_items < batch.labels.numel() / 2
+    assert seen == [int(supervised.sum())] * 2 == [term.num_items] * 2 and term.num_items < batch.labels.numel() / 2
     assert term.loss_sum.item() == pytest.approx(loss.item(), rel=1e-6)
     for name, parameter in attachment.parameters.items():
         scale = float(parameter.grad.abs().max())

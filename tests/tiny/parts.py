@@ -82,7 +82,7 @@ def vision(**more: object) -> dict:
 
 
 def save(model, processor, folder: Path) -> Path:
-    """Weights of the usual 0.02 let features of so small a model vanish: nothing could be learnt from them."""
+    """Weights of the usual 0.02 let features of so small a model vanish: nothing could be supervised from them."""
     model.float().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:

@@ -142,7 +142,7 @@ def test_rows_without_a_image_tell_nothing_of_the_vision_tower(build, tmp_path):
 
 def test_rows_that_never_reach_what_trains_stop_the_run(build, tmp_path):
     run = build(save_idefics3(tmp_path / "base"), max_steps=3, batch_size=2, towers=VISION)
-    with pytest.raises(TrainingError, match="were reached by no row of 3 steps, so they learn nothing"):
+    with pytest.raises(TrainingError, match="were reached by no row of 3 steps, so they do not train"):
         run.trainer.train(without_images(run.examples))
 
 

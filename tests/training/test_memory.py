@@ -119,5 +119,7 @@ def test_an_odd_micro_batch_keeps_the_rows_of_a_step(size, accumulation):
     half = halved(plan, 1)
     assert half.batch_size == size // 2 and half.window == plan.window and half.total_steps == plan.total_steps
     for step in range(plan.total_steps):
-        rows = [d.row for process in (0, 1) for batch in half.micro_batches(step, process) for d in batch if d.learnt]
+        rows = [
+            d.row for process in (0, 1) for batch in half.micro_batches(step, process) for d in batch if d.supervised
+        ]
         assert sorted(rows) == sorted(plan.rows(step).tolist())

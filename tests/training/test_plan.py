@@ -24,7 +24,7 @@ def test_every_split_of_a_step_sees_the_same_rows(batch_size, accumulation, proc
     for step in range(6):
         mine = [split.micro_batches(step, p) for p in range(processes)]
         assert len({len(batches) for batches in mine}) == 1, "a process would wait for another"
-        seen = [row for batches in mine for batch in batches for row, _, learnt in batch if learnt]
+        seen = [row for batches in mine for batch in batches for row, _, supervised in batch if supervised]
         assert sorted(seen) == sorted(whole.rows(step).tolist())
 
 
@@ -88,7 +88,7 @@ def test_groups_do_not_depend_on_how_a_step_is_split(batch_size, accumulation, p
             for p in range(processes)
             for batch in split.micro_batches(step, p)
             for draw in batch
-            if draw.learnt
+            if draw.supervised
         ]
         assert sorted(seen) == sorted(whole.rows(step).tolist())
 

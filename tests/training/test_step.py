@@ -36,12 +36,12 @@ def adapted(tmp_path):
         set_train_mode(base.model, attachment)
         task = base.task(base.default_task)
         objective = replace(base.objective(task, placeholders=attachment.placeholders), objective=Nearness())
-        return base, attachment, objective, extended(attachment, base.collator.training_batch(learnt()))
+        return base, attachment, objective, extended(attachment, base.collator.training_batch(pairs()))
 
     return build
 
 
-def learnt():
+def pairs():
     return [(row, True) for row in rows()]
 
 
@@ -72,7 +72,7 @@ def test_values_and_gradients_are_those_of_two_models(adapted, tiny_idefics3, me
     found = gradients(attachment)
     other = load_base(str(tiny_idefics3), device="cpu")
     with torch.no_grad():
-        plain = supervised(other.model, other.collator.training_batch(learnt()))
+        plain = supervised(other.model, other.collator.training_batch(pairs()))
     wanted = divergence(supervised(base.model, batch), plain)
     wanted.backward()
     assert term.loss_sum.item() == pytest.approx(wanted.item(), rel=1e-5) and wanted > 1e-3
@@ -85,7 +85,7 @@ def test_every_family_gives_its_own_outputs(adapted, tiny_family):
     base, _, objective, batch = adapted(tiny_family, "lora+prompt")
     other = load_base(str(tiny_family), device="cpu")
     with torch.no_grad():
-        plain = supervised(other.model, other.collator.training_batch(learnt()))
+        plain = supervised(other.model, other.collator.training_batch(pairs()))
         found = objective.reference(batch)
         there = supervised(base.model, batch)
     assert found.shape == there.shape and not found.requires_grad

@@ -129,11 +129,11 @@ def test_a_plan_leaves_a_stream_in_its_order(batch_size, accumulation, processes
     assert (plan.total_steps, plan.steps_per_epoch, plan.num_rows) == (5, 5, 40)
     assert [row for step in range(5) for row in plan.rows(step)] == list(range(40))
     for process in range(processes):
-        mine = [draw.row for batch in plan.stream(0, process) for draw in batch if draw.learnt]
+        mine = [draw.row for batch in plan.stream(0, process) for draw in batch if draw.supervised]
         assert mine == sorted(mine), "a reader only goes forward"
 
 
-def test_what_fills_up_a_micro_batch_is_not_learnt():
+def test_what_fills_up_a_micro_batch_is_not_supervised():
     """A micro-batch whose rows are all bad, or that only keeps the processes in step."""
     fault, good = RowError("bad"), Example(id="good", messages=[], media=(), answers=[])
     filler = Example(id="filler", messages=[], media=(), answers=[])

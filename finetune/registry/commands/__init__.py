@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune.outside_text import safe_line
-from finetune.registry.commands import admin, between, daily, doctor, judging, mirroring, signing
+from finetune.registry.commands import admin, between, daily, doctor, mirroring, promotion, signing
 from finetune.registry.registry import AdapterRegistry
 
 
@@ -36,7 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.Argume
         added.set_defaults(run_verb=verb)
         return added
 
-    for kind in (daily, judging, between, mirroring, signing, admin, doctor):
+    for kind in (daily, promotion, between, mirroring, signing, admin, doctor):
         kind.add_verbs(add)
     return parser
 

@@ -120,7 +120,7 @@ def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 def _log(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     commits = registry.log(args.name)
     namespace, name = args.name.split("/")
-    signers = [registry.guard.judge(namespace, name, c).signer for c in commits]
+    signers = [registry.guard.verify_entry(namespace, name, c).signer for c in commits]
     about = [concerned(before, c) for before, c in zip([None, *commits], commits, strict=False)]
     rows = [["SEQ", "OP", "VERSION", "ALIASES AFTER", "YANKED AFTER", "TIME", "BY", "REQUIRED", "SIGNED BY"]]
     for c, version, signer in zip(commits, about, signers, strict=True):

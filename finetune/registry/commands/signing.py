@@ -60,7 +60,7 @@ def _new_passphrase() -> str:
 
 
 def _verify_folder(registry: AdapterRegistry, args: argparse.Namespace) -> int:
-    manifest, verdict = registry.guard.judge_folder(args.folder)
+    manifest, verdict = registry.guard.verify_folder(args.folder)
     asked = registry.guard.policy.of(manifest.namespace).signatures
     accepted = verdict.problem is None or (asked == "off" and not verdict.forged)
     value = {

@@ -1,4 +1,4 @@
-"""The verbs that judge versions on the command line: diff, promote."""
+"""The verbs that compare and promote versions on the command line: diff, promote."""
 
 import argparse
 from dataclasses import asdict
