@@ -26,7 +26,7 @@ class Adapters:
 
     Attributes:
         folder: its folder, which PEFT opens.
-        refs: where they stand in the registry, those that become resident.
+        refs: where they stand in the registry, those that become loaded.
         cold: as many others, which nothing knows before they are loaded.
     """
 
@@ -78,7 +78,7 @@ def make_adapters(base: Base, folder: Path, *, count: int, num_cold: int, r: int
     Args:
         base: what it belongs to.
         folder: for what is saved.
-        count: names of those that become resident.
+        count: names of those that become loaded.
         num_cold: names of others.
         r: its rank.
     """

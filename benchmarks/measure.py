@@ -215,7 +215,7 @@ def _environment(job: Job) -> Iterator[None]:
 class _Memory:
     """Looks at a process's anonymous memory while that is watched, from outside, so that it costs the process nothing.
 
-    The kernel keeps a high-water mark of all resident memory only, files that are mapped included.
+    The kernel keeps a high-water mark of all loaded memory only, files that are mapped included.
     """
 
     def __init__(self, pid: int):

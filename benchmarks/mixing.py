@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.measure import BenchmarkError
 from finetune.example import Example, answer, as_images
-from finetune.serving.together import section_for
+from finetune.serving.batching import section_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def measure_mixed(
         images = [*np.random.default_rng(0).integers(0, 256, (len(folders), side, side, 3), dtype=np.uint8)]
     questions = [f"{row}: " + "what shape is red, and where is it? " * 8 for row in range(len(folders))]
     num_images = 0 if side is None else 1
-    residents = [ours.add(folder) for folder in folders]
+    loaded_adapters = [ours.add(folder) for folder in folders]
     names = [f"m{row}" for row in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         if name not in theirs.peft_config:
@@ -55,14 +55,14 @@ def measure_mixed(
 
     def separate() -> list[str]:
         answers = []
-        for resident, image, question in zip(residents, images, questions, strict=True):
-            with ours.using(resident):
+        for loaded, image, question in zip(loaded_adapters, images, questions, strict=True):
+            with ours.using(loaded):
                 answers.append(ours.ask(image, question))
         return answers
 
     @torch.inference_mode()
     def peft() -> list[str]:
-        section = section_for(ours.switcher, residents[0])
+        section = section_for(ours.switcher, loaded_adapters[0])
         rows = [
             Example(
                 id=name,
@@ -76,7 +76,7 @@ def measure_mixed(
         made = theirs.generate(
             **inputs,
             adapter_names=names,
-            max_new_tokens=residents[0].manifest.task.max_new_tokens,
+            max_new_tokens=loaded_adapters[0].manifest.task.max_new_tokens,
             do_sample=False,
             num_beams=1,
         )
@@ -84,7 +84,7 @@ def measure_mixed(
         return [text.strip() for text in texts]
 
     ways: dict[str, Callable[[], list[str]]] = {
-        "mixed": lambda: ours.ask_batch(images, questions, adapters=residents),
+        "mixed": lambda: ours.ask_batch(images, questions, adapters=loaded_adapters),
         "separate": separate,
         "peft": peft,
     }

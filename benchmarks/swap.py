@@ -1,4 +1,4 @@
-"""Swapping side by side with PEFT: switching between resident adapters, loading one more, and mixing them in a batch.
+"""Swapping side by side with PEFT: switching between loaded adapters, loading one more, and mixing them in a batch.
 
 python -m benchmarks.swap --json swap.json      takes about 15 minutes on two idle CPU cores
 """
@@ -34,7 +34,7 @@ from finetune.serving.receipts import keep_receipt
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from finetune.serving.resident import Resident
+    from finetune.serving.loaded_adapter import LoadedAdapter
 
 # Figure -> what it should reach; at most for those of _AT_MOST, at least for all others.
 WANTED = {
@@ -60,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["FINETUNE_CACHE"], os.environ["FINETUNE_REGISTRY"] = str(folder / "cache"), str(folder / "registry")
         path = str(SETUPS[options.model].save(folder / "base", torch.float32))
         base = load_base(path, device="cpu")
-        num_cold = (options.rounds + 1) * len(options.resident) + options.probes
-        adapters = make_adapters(base, folder, count=max(options.resident), num_cold=num_cold, r=options.r)
+        num_cold = (options.rounds + 1) * len(options.loaded) + options.probes
+        adapters = make_adapters(base, folder, count=max(options.loaded), num_cold=num_cold, r=options.r)
         mixed = [
             make_adapter(base, folder / f"mixed-{i}", r=r, seed=i, max_new_tokens=options.new_tokens)
             for i, r in enumerate(RANKS)
@@ -70,11 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         theirs = PeftModel.from_pretrained(load_base(path, device="cpu").model, adapters.folder, adapter_name="a0")
         check_equal(ours, theirs, adapters)
         switching, loading = {}, {}
-        for count in options.resident:
-            make_resident(ours, theirs, adapters, count)
+        for count in options.loaded:
+            make_loaded(ours, theirs, adapters, count)
             switching[count] = measure_switch(ours, theirs, adapters, count, rounds=options.rounds)
             loading[count] = measure_cold(ours, theirs, adapters, rounds=options.rounds)
-            print(f"{count} resident: switched {options.rounds} times, loaded {options.rounds} times", flush=True)
+            print(f"{count} loaded: switched {options.rounds} times, loaded {options.rounds} times", flush=True)
         probed = [measure_probe(ours, adapters.cold.pop()) for _ in range(options.probes)]
         mixing = {
             rows: measure_mixed(ours, theirs, mixed, side=side, rounds=options.mixed_rounds)
@@ -110,8 +110,8 @@ def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters
         raise BenchmarkError("the adapter does not do the same here and in PEFT, so there is nothing to compare")
 
 
-def make_resident(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int) -> None:
-    """Has the first ``count`` adapters resident in both; as all are the same, the first one is probed for all."""
+def make_loaded(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int) -> None:
+    """Has the first ``count`` adapters loaded in both; as all are the same, the first one is probed for all."""
     first = ours.add(adapters.refs[0])
     for number in range(count):
         ref = adapters.refs[number]
@@ -124,22 +124,20 @@ def make_resident(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapte
 def measure_switch(
     ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int, *, rounds: int
 ) -> Times:
-    """Times switches to one resident adapter of ``count`` after the other, in alternating rounds.
+    """Times switches to one loaded adapter of ``count`` after the other, in alternating rounds.
 
-    Ours is a whole ``with using(ref)`` by name, from looking up the alias to leaving the block. ``ours_resident`` is
+    Ours is a whole ``with using(ref)`` by name, from looking up the alias to leaving the block. ``ours_loaded`` is
     the same where the adapter is given and not looked up. Each has a forward of one token after it, timed apart, which
     would show what was put off until then, and ``base_forward`` is that of the plain base.
     """
-    times: Times = {
-        who: [] for who in ("ours", "peft", "ours_resident", "ours_forward", "peft_forward", "base_forward")
-    }
-    residents = [ours.add(ref) for ref in adapters.refs[:count]]
+    times: Times = {who: [] for who in ("ours", "peft", "ours_loaded", "ours_forward", "peft_forward", "base_forward")}
+    loaded_adapters = [ours.add(ref) for ref in adapters.refs[:count]]
     for number in range(-1, rounds):  # the first one warms up
         which = number % count
         # Ours follows a forward of the plain base, however many adapters there are: PEFT's walk over all its modules
         # would leave the processor's caches to ours as no app does.
         found = {"base_forward": _timed(lambda: _forward(ours.model))}
-        for who, target in (("ours_resident", residents[which]), ("ours", adapters.refs[which])):
+        for who, target in (("ours_loaded", loaded_adapters[which]), ("ours", adapters.refs[which])):
             begun = time.perf_counter()
             with ours.using(target):
                 entered = time.perf_counter()
@@ -166,11 +164,11 @@ def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapter
     for number in range(-1, rounds):
         found = {"floor": _timed(lambda: _floor(file))}
         ref = adapters.cold.pop()
-        _leave_receipt(ours, ref, ours.switcher.residents[0])
+        _leave_receipt(ours, ref, ours.switcher.loaded_adapters[0])
         begun = time.perf_counter()
-        resident = ours.add(ref)
+        loaded = ours.add(ref)
         found["ours"] = time.perf_counter() - begun
-        ours.remove(resident)
+        ours.remove(loaded)
         found["peft"] = _timed(lambda: theirs.load_adapter(str(adapters.folder), adapter_name="more"))
         theirs.delete_adapter("more")
         if number >= 0:
@@ -182,16 +180,16 @@ def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapter
 def measure_probe(ours: VisionLanguageModel, ref: str) -> float:
     """Returns the seconds of a load that finds no receipt."""
     begun = time.perf_counter()
-    resident = ours.add(ref)
+    loaded = ours.add(ref)
     seconds = time.perf_counter() - begun
-    ours.remove(resident)
+    ours.remove(loaded)
     return seconds
 
 
 def figures(
     switching: dict[int, Times], loading: dict[int, Times], probed: Sequence[float], mixing: dict[str, Times]
 ) -> dict[str, float]:
-    """Returns the ratios of medians; where several counts of residents were measured, the worst of them."""
+    """Returns the ratios of medians; where several counts of loaded_adapters were measured, the worst of them."""
     switch = {count: median(times["ours"]) for count, times in switching.items()}
     out = {f"switch_ms_{count}": 1e3 * seconds for count, seconds in switch.items()}
     out["switch_growth"] = switch[max(switch)] / switch[min(switch)]
@@ -215,7 +213,7 @@ def table(
         who = list(next(iter(found.values())))
         lines += ["", f"{title + ', ms':24}" + "".join(f"{name:>15}" for name in who)]
         for count, times in found.items():
-            lines.append(f"{count:>3} resident{'':12}" + "".join(f"{1e3 * median(times[name]):>15.3f}" for name in who))
+            lines.append(f"{count:>3} loaded{'':12}" + "".join(f"{1e3 * median(times[name]):>15.3f}" for name in who))
     lines += ["", f"{'a batch of 8 adapters, s':24}" + "".join(f"{name:>15}" for name in mixing["questions"])]
     for rows, times in mixing.items():
         lines.append(f"{rows:24}" + "".join(f"{median(seconds):>15.3f}" for seconds in times.values()))
@@ -230,7 +228,7 @@ def table(
     return "\n".join(lines)
 
 
-def _leave_receipt(ours: VisionLanguageModel, ref: str, probed: Resident) -> None:
+def _leave_receipt(ours: VisionLanguageModel, ref: str, probed: LoadedAdapter) -> None:
     """Leaves the receipt of one adapter for another name of it."""
     keep_receipt(ours.base, AdapterRegistry().resolve(ref).digest, probed.probe)
 
@@ -256,17 +254,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swap", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--model", choices=SETUPS, default="b", help="(b)")
-    parser.add_argument("--resident", default="1,8,64", help="how many adapters there are to switch between (1,8,64)")
+    parser.add_argument("--loaded", default="1,8,64", help="how many adapters there are to switch between (1,8,64)")
     parser.add_argument("--r", type=int, default=16, help="rank (16)")
     parser.add_argument("--rounds", type=int, default=15, help="that count, of everything; one more warms up (15)")
     parser.add_argument("--mixed-rounds", type=int, default=3, help="of mixed batches; one more warms up (3)")
     parser.add_argument("--new-tokens", type=int, default=64, help="of the answers of mixed batches (64)")
     parser.add_argument("--probes", type=int, default=3, help="loads without a receipt (3)")
     options = parser.parse_args(arguments)
-    options.resident = [int(number) for number in options.resident.split(",")]
-    counts = (*options.resident, options.rounds, options.mixed_rounds, options.new_tokens, options.probes)
+    options.loaded = [int(number) for number in options.loaded.split(",")]
+    counts = (*options.loaded, options.rounds, options.mixed_rounds, options.new_tokens, options.probes)
     if min(counts) < 1:
-        parser.error("--resident, --rounds, --mixed-rounds, --new-tokens and --probes must be at least 1")
+        parser.error("--loaded, --rounds, --mixed-rounds, --new-tokens and --probes must be at least 1")
     return options
 
 

@@ -34,9 +34,9 @@ from finetune.recipe import (
     ReadSection,
     StreamableData,
     objective_of,
-    refuse_impossible,
+    refuse_incompatible,
     task_of,
-    why_impossible,
+    why_incompatible,
 )
 from finetune.training.step import Reference, TaskObjective
 
@@ -114,7 +114,7 @@ class Base:
             ModelError: the base cannot do it.
         """
         family = self.family
-        if reason := why_impossible(options.name, family.model_type, architecture=family.architecture):
+        if reason := why_incompatible(options.name, family.model_type, architecture=family.architecture):
             raise ModelError(f"{self.path}: {reason}")
         return _task_class(options)(options, self.processor.tokenizer)
 
@@ -264,7 +264,7 @@ def check_method(recipe: Recipe) -> None:
     path = embedded_path(section.name_or_path)
     family = family_of(path, revision=section.revision)
     task_of(family.architecture)
-    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
+    refuse_incompatible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
     try:
         skeleton = family.skeleton(path, revision=section.revision)
     except Exception:  # a class that needs weights to be built; ``attach`` checks the same on the loaded model
@@ -282,7 +282,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
     section = recipe.model
     check_base(section.name_or_path, revision=section.revision)
     family = family_of(embedded_path(section.name_or_path), revision=section.revision)
-    refuse_impossible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
+    refuse_incompatible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
     return load_base(
         section.name_or_path,
         revision=section.revision,

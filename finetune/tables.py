@@ -110,7 +110,7 @@ EMBEDDED_BASES: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Impossible:
+class Incompatible:
     """An option of a method that does not work on an architecture, on one family or when quantized."""
 
     option: str  # method, or method.option
@@ -121,20 +121,20 @@ class Impossible:
     instead: str
 
 
-IMPOSSIBLE = (
-    Impossible(
+INCOMPATIBLE = (
+    Incompatible(
         option="prompt_tuning",
         architecture="dual_encoder",
         reason="its text tower reads the embedding at the end of a short text, and its images pass no tuned prompt",
         instead="Set method: {name: lora}, which adapts the text tower, the vision tower or both.",
     ),
-    Impossible(
+    Incompatible(
         option="lora.towers.projector",
         model_type="gemma3",
         reason="its projector is one matrix that is no linear module",
         instead="Train it as a whole: add {name: overrides, parameters: [projector]} to method.",
     ),
-    Impossible(
+    Incompatible(
         option="lora.use_dora",
         quantization="8bit",
         reason="PEFT cannot read the norm of an 8-bit weight",

@@ -8,7 +8,7 @@ from finetune.adapters.manifest import ForeignTask, PluginEntry
 from finetune.errors import ManifestError, PluginError, brief, plain
 from finetune.plugins import is_known, provider
 from finetune.recipe.chosen import Choice
-from finetune.recipe.pairing import why_impossible
+from finetune.recipe.compatibility import why_incompatible
 from finetune.tables import METHODS_OF_TASKS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def require_usable(manifest: AdapterManifest, *, architecture: str | None = None
                 f"{entry.version or 'unknown'}."
             ) from None
     _require_parts(manifest)
-    if reason := why_impossible(manifest.task.name, manifest.base.model_type, architecture=architecture):
+    if reason := why_incompatible(manifest.task.name, manifest.base.model_type, architecture=architecture):
         raise ManifestError(f"the adapter's task is for another architecture: {reason}")
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from finetune.evaluation.evaluate import Evaluation
     from finetune.recipe import Recipe
-    from finetune.serving.resident import Resident
+    from finetune.serving.loaded_adapter import LoadedAdapter
 
 
 def evaluate(
@@ -72,14 +72,14 @@ def evaluate(
     return found
 
 
-def _require_parts(resident: Resident | None, recipe: Recipe) -> None:
+def _require_parts(loaded: LoadedAdapter | None, recipe: Recipe) -> None:
     """Check that an adapter has the parts by which the task of a recipe predicts, and no other task's."""
-    if resident is None or resident.manifest.task.parts == recipe.task.parts:
+    if loaded is None or loaded.manifest.task.parts == recipe.task.parts:
         return
-    own, wanted = (", ".join(map(repr, task.parts)) or "none" for task in (resident.manifest.task, recipe.task))
+    own, wanted = (", ".join(map(repr, task.parts)) or "none" for task in (loaded.manifest.task, recipe.task))
     raise RecipeError(
-        f"{recipe.name}: {resident.ref} cannot be evaluated with task {recipe.task.name}: the parts of the task's own "
-        f"must be {wanted}, and those of its task {resident.manifest.task.name} are {own}."
+        f"{recipe.name}: {loaded.ref} cannot be evaluated with task {recipe.task.name}: the parts of the task's own "
+        f"must be {wanted}, and those of its task {loaded.manifest.task.name} are {own}."
     )
 
 

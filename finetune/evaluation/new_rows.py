@@ -10,7 +10,7 @@ from finetune.errors import RecipeError
 from finetune.model_types import architecture_of
 from finetune.outside_text import safe_line
 from finetune.recipe import ColumnData, ModelSection, parse_recipe, task_of
-from finetune.recipe.pairing import known_model_type
+from finetune.recipe.compatibility import known_model_type
 
 if TYPE_CHECKING:
     from pathlib import Path

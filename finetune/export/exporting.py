@@ -18,12 +18,12 @@ from finetune.export.output import new_output, refuse_occupied
 from finetune.export.parity import outputs, rows_of
 from finetune.export.target import Source
 from finetune.export.verdict import Export, describe, overall, record_of, write_record
-from finetune.methods.points import Points
+from finetune.methods.hooks import AdapterHooks
 from finetune.outside_text import safe_line
 from finetune.plugins import find
 from finetune.registry import AdapterRegistry
 from finetune.serving.known_bases import find_base
-from finetune.serving.resident import bring_in
+from finetune.serving.loaded_adapter import bring_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,18 +138,18 @@ def _source(
 ) -> Source:
     """Loads the base, and has base and adapter answer the rows, after every check that a load makes."""
     live = load_base(base, revision=revision, dtype="float32", device=device, quantization=quantization)
-    rows, points = rows_of(live, adapter.manifest.probe), Points()
+    rows, hooks = rows_of(live, adapter.manifest.probe), AdapterHooks()
     plain = outputs(live, rows)
-    resident = bring_in(live, points, adapter, ref=ref)
-    with points.using(resident):
-        adapted = outputs(live, rows, resident.placeholders)
-    points.remove(resident.updates)
+    loaded = bring_in(live, hooks, adapter, ref=ref)
+    with hooks.using(loaded):
+        adapted = outputs(live, rows, loaded.placeholders)
+    hooks.remove(loaded.updates)
     return Source(
         ref=ref,
         adapter=adapter,
         base=live,
-        updates=resident.updates,
-        placeholders=resident.placeholders,
+        updates=loaded.updates,
+        placeholders=loaded.placeholders,
         rows=rows,
         plain=plain,
         adapted=adapted,

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from finetune.errors import ManifestError, MethodError
 from finetune.interfaces import Attachment
 from finetune.lookup import did_you_mean
-from finetune.methods.points import reached
+from finetune.methods.hooks import reached
 from finetune.methods.prompt_tuning import placeholders_of
 from finetune.plugins import find, in_use, names
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from finetune.playground.offers import Offer
+    from finetune.playground.catalog import CatalogEntry
     from finetune.serving.app import VisionLanguageModel
 
 MAX_QUESTION = 2000  # characters
@@ -26,7 +26,7 @@ class Answer:
     """What one of them said.
 
     Attributes:
-        offer: the adapter; None for the plain base.
+        entry: the adapter; None for the plain base.
         text: its answer.
         error: why it gave none, in words for people.
         was_loaded: whether it had to be read and checked first.
@@ -34,7 +34,7 @@ class Answer:
         answer_ms: milliseconds that the answer took.
     """
 
-    offer: Offer | None
+    entry: CatalogEntry | None
     text: str = ""
     error: str | None = None
     was_loaded: bool = False
@@ -79,7 +79,7 @@ def read_words(text: str, *, labels: bool) -> str | list[str]:
 
 
 def answer_side_by_side(
-    vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], chosen: Sequence[Offer]
+    vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], chosen: Sequence[CatalogEntry]
 ) -> Iterator[Answer]:
     """Yields the answer of the plain base, then that of each chosen adapter; one that fails does not end it.
 
@@ -90,22 +90,22 @@ def answer_side_by_side(
         chosen: the adapters.
     """
     # Nothing is yielded inside a `using` block: whoever takes the next answer may do so in another thread or context.
-    for offer in (None, *chosen):
-        yield _answer(vlm, image, words, offer)
+    for entry in (None, *chosen):
+        yield _answer(vlm, image, words, entry)
 
 
-def _answer(vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], offer: Offer | None) -> Answer:
-    if offer is not None and offer.refusal:
-        return Answer(offer=offer, error=offer.refusal)
-    there = vlm.switcher.residents
+def _answer(vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], entry: CatalogEntry | None) -> Answer:
+    if entry is not None and entry.refusal:
+        return Answer(entry=entry, error=entry.refusal)
+    there = vlm.switcher.loaded_adapters
     began = time.perf_counter()
     try:
-        with vlm.using(offer.ref if offer else None):
+        with vlm.using(entry.ref if entry else None):
             ready = time.perf_counter()
             text = vlm.ask(image, words) if isinstance(words, str) else vlm.classify(image, words)
             done = time.perf_counter()
             was_loaded = vlm.adapter is not None and vlm.adapter not in there
     except FinetuneError as error:
-        return Answer(offer=offer, error=str(error))
+        return Answer(entry=entry, error=str(error))
     ready_ms, answer_ms = (ready - began) * 1000, (done - ready) * 1000
-    return Answer(offer=offer, text=text, was_loaded=was_loaded, ready_ms=ready_ms, answer_ms=answer_ms)
+    return Answer(entry=entry, text=text, was_loaded=was_loaded, ready_ms=ready_ms, answer_ms=answer_ms)

@@ -1,4 +1,4 @@
-"""The page's own HTML: answers as cards, offers as a table, errors as one message. All text is escaped here."""
+"""The page's own HTML: answers as cards, entries as a table, errors as one message. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from finetune.playground.answers import Answer
-    from finetune.playground.offers import Offer
+    from finetune.playground.catalog import CatalogEntry
 
 _LONG = 48  # characters, above which an answer is set as text and not as a headline
 MAX_ROWS = 200  # of the table; a registry may hold thousands
@@ -28,7 +28,9 @@ def nothing_yet(hint: str) -> str:
     return f"<div class='pg-empty'>{html_text(hint)}</div>"
 
 
-def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | None] = (), right: str | None) -> str:
+def cards(
+    asked: str, answers: Sequence[Answer], *, waiting: Sequence[CatalogEntry | None] = (), right: str | None
+) -> str:
     """Returns the answers side by side, the base's first.
 
     Args:
@@ -42,8 +44,8 @@ def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | No
         known = f"<p class='pg-right'>Right answer, by the program that drew the image: <b>{html_text(right)}</b></p>"
     shown = [_card(answer, answers[0], right) for answer in answers]
     shown += [
-        f"<article class='pg-card'>{_who(offer)}<div class='pg-said waiting'>answering …</div></article>"
-        for offer in waiting
+        f"<article class='pg-card'>{_who(entry)}<div class='pg-said waiting'>answering …</div></article>"
+        for entry in waiting
     ]
     return f"<h2 class='pg-h2'>{html_text(asked)}</h2>{known}<div class='pg-cards'>{''.join(shown)}</div>"
 
@@ -51,7 +53,7 @@ def cards(asked: str, answers: Sequence[Answer], *, waiting: Sequence[Offer | No
 def _card(answer: Answer, base: Answer, right: str | None) -> str:
     if answer.error is not None:
         return (
-            f"<article class='pg-card failed'>{_who(answer.offer)}<div class='pg-error' role='alert'>"
+            f"<article class='pg-card failed'>{_who(answer.entry)}<div class='pg-error' role='alert'>"
             f"<b>No answer.</b> {html_text(answer.error)}</div></article>"
         )
     differs = answer is not base and base.error is None and answer.text.strip() != base.text.strip()
@@ -60,17 +62,17 @@ def _card(answer: Answer, base: Answer, right: str | None) -> str:
         compared = _chip("differs from the base", "differs") if differs else _chip("same as the base")
     size = " long" if len(answer.text) > _LONG else ""
     return (
-        f"<article class='pg-card{' differs' if differs else ''}'>{_who(answer.offer)}"
+        f"<article class='pg-card{' differs' if differs else ''}'>{_who(answer.entry)}"
         f"<div class='pg-said{size}'>{html_text(answer.text) or '(nothing)'}{_mark(answer.text, right)}</div>"
         f"<div class='pg-marks'>{compared}</div><div class='pg-time'>{_times(answer)}</div></article>"
     )
 
 
-def _who(offer: Offer | None) -> str:
-    if offer is None:
+def _who(entry: CatalogEntry | None) -> str:
+    if entry is None:
         return "<div class='pg-who'>base<small>no adapter</small></div>"
-    version = f"<small>version {offer.version}</small>" if offer.version is not None else ""
-    return f"<div class='pg-who'>{html_text(offer.name)}{version}</div>"
+    version = f"<small>version {entry.version}</small>" if entry.version is not None else ""
+    return f"<div class='pg-who'>{html_text(entry.name)}{version}</div>"
 
 
 def _mark(text: str, right: str | None) -> str:
@@ -82,7 +84,7 @@ def _mark(text: str, right: str | None) -> str:
 
 def _times(answer: Answer) -> str:
     answered = f"answered in {milliseconds(answer.answer_ms)}"
-    if answer.offer is None:
+    if answer.entry is None:
         return answered
     how = "loaded and checked" if answer.was_loaded else "switched"
     return f"{how} in {milliseconds(answer.ready_ms)}<br>{answered}"
@@ -95,41 +97,41 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
-def table(offers: Sequence[Offer], *, where: str) -> str:
+def table(entries: Sequence[CatalogEntry], *, where: str) -> str:
     """Returns the adapters with their scores; those that do not fit the base are struck out, with the reason."""
     title = "<h2 class='pg-h2'>Adapters in the registry</h2>"
-    if not offers:
+    if not entries:
         return title + nothing_yet(f"There are no adapters in {where}. `finetune demo` trains and publishes two.")
     head = ("Adapter", "Trained for", "Exact match, base → adapter", "Judged on", "Signature", "On this base")
-    rows = "".join(_row(offer, head) for offer in offers[:MAX_ROWS])
-    more = len(offers) - MAX_ROWS
+    rows = "".join(_row(entry, head) for entry in entries[:MAX_ROWS])
+    more = len(entries) - MAX_ROWS
     rest = f"<p>{more} more are not shown: name those you want, finetune app NAMESPACE/NAME ...</p>" if more > 0 else ""
     headings = "".join(f"<th scope='col'>{html_text(cell)}</th>" for cell in head)
     return f"{title}<table class='pg-table'><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>{rest}"
 
 
-def _row(offer: Offer, head: Sequence[str]) -> str:
-    version = f"version {offer.version}" if offer.version is not None else "folder" if offer.summary else ""
-    aliases = "".join(_chip(f"@{alias}") for alias in offer.aliases)
-    domain = f"{offer.summary.get('domain', '')} · {offer.summary.get('task', '')} · {offer.summary.get('method', '')}"
+def _row(entry: CatalogEntry, head: Sequence[str]) -> str:
+    version = f"version {entry.version}" if entry.version is not None else "folder" if entry.summary else ""
+    aliases = "".join(_chip(f"@{alias}") for alias in entry.aliases)
+    domain = f"{entry.summary.get('domain', '')} · {entry.summary.get('task', '')} · {entry.summary.get('method', '')}"
     fits = "<span class='pg-yes'>fits</span>"
-    if offer.refusal is not None:
-        fits = f"<span class='pg-no'>cannot be chosen</span><small>{html_text(offer.refusal)}</small>"
+    if entry.refusal is not None:
+        fits = f"<span class='pg-no'>cannot be chosen</span><small>{html_text(entry.refusal)}</small>"
     cells = (
-        f"<div class='pg-name'>{html_text(offer.name)}</div><small>{version}</small>{aliases}",
-        f"{html_text(domain)}{'<br>' + _chip('synthetic images') if offer.synthetic else ''}",
-        _scores(offer),
-        _evaluated_on(offer),
-        html_text(offer.signature),
+        f"<div class='pg-name'>{html_text(entry.name)}</div><small>{version}</small>{aliases}",
+        f"{html_text(domain)}{'<br>' + _chip('synthetic images') if entry.synthetic else ''}",
+        _scores(entry),
+        _evaluated_on(entry),
+        html_text(entry.signature),
         fits,
     )
     # Each in one box, which stays one where a phone sets label and value side by side.
     shown = "".join(f"<td data-label='{html_text(h)}'><div>{c}</div></td>" for h, c in zip(head, cells, strict=True))
-    return f"<tr class='{'offered' if offer.refusal is None else 'refused'}'>{shown}</tr>"
+    return f"<tr class='{'offered' if entry.refusal is None else 'refused'}'>{shown}</tr>"
 
 
-def _scores(offer: Offer) -> str:
-    values, metrics = offer.values, offer.metrics
+def _scores(entry: CatalogEntry) -> str:
+    values, metrics = entry.values, entry.metrics
     if not metrics:
         return "not evaluated"
     return "<br>".join(
@@ -148,11 +150,11 @@ def _score(base: float | None, test: float, name: str) -> str:
     return f"{label}{first}<span class='pg-after'>{test:.3f}</span>{bar}"
 
 
-def _evaluated_on(offer: Offer) -> str:
-    values = offer.values
+def _evaluated_on(entry: CatalogEntry) -> str:
+    values = entry.values
     if (rows := values.get(f"{TEST}.n")) is None:
         return "-"
-    majority = [value for name in offer.metrics if (value := values.get(f"{TEST}.majority.{name}")) is not None]
+    majority = [value for name in entry.metrics if (value := values.get(f"{TEST}.majority.{name}")) is not None]
     usual = f"; the commonest answer alone reaches {majority[0]:.3f}" if len(majority) == 1 else ""
     return f"{rows:,.0f} test rows<small>of its own data{usual}</small>"
 

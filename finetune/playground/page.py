@@ -43,7 +43,7 @@ def build_page(p: Playground) -> gr.Blocks:
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=7, min_width=300):
                 answers = gr.HTML(nothing_yet("Choose an image, ask, and compare."), elem_id="answers")
-        offers = gr.HTML(p.table(), elem_id="registry")
+        entries = gr.HTML(p.table(), elem_id="registry")
         again = gr.Button("Look at the registry again", size="sm", elem_id="again")
         gr.HTML(_foot(p))
         page.load(None, js=ANNOUNCE_ANSWERS)
@@ -51,7 +51,7 @@ def build_page(p: Playground) -> gr.Blocks:
             asked(None, js=SHOW_ANSWERS)
             asked(p.ask, [image, words, chosen], answers, concurrency_id="ask", **QUIET)
         for looked in (again.click, page.load):
-            looked(partial(_look_again, p), chosen, [chosen, offers], **QUIET)
+            looked(partial(_look_again, p), chosen, [chosen, entries], **QUIET)
     page.queue(max_size=_WAITING)
     return page
 
@@ -124,7 +124,7 @@ def _head(p: Playground) -> str:
 
 def _foot(p: Playground) -> str:
     synthetic = ""
-    if p.examples or any(offer.synthetic for offer in p.offers):
+    if p.examples or any(entry.synthetic for entry in p.entries):
         synthetic = (
             "<p>What is called synthetic was drawn by a program: it shows no patient and no product, and a score on "
             "such images says nothing about real ones.</p>"

@@ -1,4 +1,4 @@
-"""What the page does, whatever shows it: offers of a registry, and answers as far as they are there, as HTML."""
+"""What the page does, whatever shows it: entries of a registry, and answers as far as they are there, as HTML."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import DataError, FinetuneError, ModelError
 from finetune.playground.answers import answer_side_by_side, read_image, read_words
+from finetune.playground.catalog import read_catalog
 from finetune.playground.examples import right_answer
 from finetune.playground.markup import alert, cards, table
-from finetune.playground.offers import find_offers
 from finetune.recipe import LabelSection, PromptSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from finetune.playground.catalog import CatalogEntry
     from finetune.playground.examples import ExampleImage
-    from finetune.playground.offers import Offer
     from finetune.recipe import TaskSection
     from finetune.registry import AdapterRegistry
     from finetune.serving.app import VisionLanguageModel
@@ -48,21 +48,21 @@ class Playground:
         self.vlm, self.base, self.registry, self.refs = vlm, base, registry, refs
         self.examples = list(examples)
         self.takes_labels = _takes_labels(vlm.base.default_task)
-        self.offers: list[Offer] = self._find_offers()
+        self.entries: list[CatalogEntry] = self._read_catalog()
 
     @property
     def choices(self) -> list[str]:
         """The names of those that can be chosen."""
-        return [offer.name for offer in self.offers if offer.refusal is None]
+        return [entry.name for entry in self.entries if entry.refusal is None]
 
     def table(self) -> str:
         """Returns the registry's table."""
-        return table(self.offers, where=self.registry.location)
+        return table(self.entries, where=self.registry.location)
 
     def look_again(self) -> str:
-        """Looks at the registry as it is now, and returns its table; where that fails, why, and the offers stay."""
+        """Looks at the registry as it is now, and returns its table; where that fails, why, and the entries stay."""
         try:
-            self.offers = self._find_offers()
+            self.entries = self._read_catalog()
         except FinetuneError as error:
             return alert(str(error)) + self.table()
         return self.table()
@@ -72,26 +72,26 @@ class Playground:
         try:
             pixels = read_image(image)
             words = read_words(text or "", labels=self.takes_labels)
-            offers = [self._offer(name) for name in chosen]
+            entries = [self._entry(name) for name in chosen]
         except FinetuneError as error:
             yield alert(str(error))
             return
         asked = words if isinstance(words, str) else "Which fits best: " + ", ".join(words)
         right = right_answer(self.examples, image, asked) if image else None
-        yield cards(asked, [], waiting=[None, *offers], right=right)
+        yield cards(asked, [], waiting=[None, *entries], right=right)
         answers = []
-        for answer in answer_side_by_side(self.vlm, pixels, words, offers):
+        for answer in answer_side_by_side(self.vlm, pixels, words, entries):
             answers.append(answer)
-            yield cards(asked, answers, waiting=offers[len(answers) - 1 :], right=right)
+            yield cards(asked, answers, waiting=entries[len(answers) - 1 :], right=right)
 
-    def _find_offers(self) -> list[Offer]:
-        return find_offers(self.registry, self.refs, self.vlm.base.identity)
+    def _read_catalog(self) -> list[CatalogEntry]:
+        return read_catalog(self.registry, self.refs, self.vlm.base.identity)
 
-    def _offer(self, name: str) -> Offer:
+    def _entry(self, name: str) -> CatalogEntry:
         # Only what is offered: whatever a browser sends could else be a folder anywhere on this machine.
-        for offer in self.offers:
-            if offer.name == name:
-                return offer
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
         raise DataError(f"{name} is not offered any more. Press 'Look at the registry again' and choose anew.")
 
 

@@ -112,7 +112,7 @@ def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
     # it serves itself.
     page.has_launched = True
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_Door, for_all=for_all)
+    app.add_middleware(_HostCheck, for_all=for_all)
     return gr.mount_gradio_app(
         app,
         page,
@@ -131,7 +131,7 @@ def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
     )
 
 
-class _Door:
+class _HostCheck:
     """Adds the headers to every answer; sends away who asks under a name that is not of this machine."""
 
     def __init__(self, app: ASGIApp, *, for_all: bool) -> None:

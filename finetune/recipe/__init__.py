@@ -1,5 +1,6 @@
 """A recipe: everything a run does, as one frozen record read from YAML. Imports no torch."""
 
+from finetune.recipe.compatibility import refuse_incompatible, why_incompatible
 from finetune.recipe.data import (
     ColumnData,
     DataSection,
@@ -24,7 +25,6 @@ from finetune.recipe.method import (
 )
 from finetune.recipe.model import AttnImplementation, ModelSection, Quantization
 from finetune.recipe.objective import ContrastiveObjectiveSection, CrossEntropySection, ObjectiveSection, objective_of
-from finetune.recipe.pairing import refuse_impossible, why_impossible
 from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
 from finetune.recipe.task import AnswerSection, LabelSection, PromptSection, QuestionSection, TaskSection, task_of
@@ -69,7 +69,7 @@ __all__ = [
     "objective_of",
     "parse_recipe",
     "read_value",
-    "refuse_impossible",
+    "refuse_incompatible",
     "task_of",
-    "why_impossible",
+    "why_incompatible",
 ]

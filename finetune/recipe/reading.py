@@ -11,7 +11,7 @@ from finetune.errors import RecipeError, brief
 from finetune.lookup import did_you_mean
 from finetune.plugins import config_of, is_known, names, require_known
 from finetune.recipe.chosen import Choice
-from finetune.recipe.pairing import refuse_impossible
+from finetune.recipe.compatibility import refuse_incompatible
 from finetune.recipe.section import Section, stray_variables
 from finetune.recipe.whole import Recipe
 
@@ -67,7 +67,7 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
         )
     for name in recipe.task.metrics or ():
         require_known("metrics", name, what=f"metric (task.metrics in {source})", error=RecipeError)
-    refuse_impossible(recipe, source=source)
+    refuse_incompatible(recipe, source=source)
     return recipe.holding(frozenset(variables)) if variables else recipe
 
 

@@ -5,11 +5,11 @@ Nothing here imports torch, so that the registry commands answer at once.
 
 from finetune.registry.admin import VerifyReport, reindex, verify
 from finetune.registry.archive import export_archive, open_archive
-from finetune.registry.collection import Collection, Garbage, collect
 from finetune.registry.commits import Commit
 from finetune.registry.copying import copy_adapter, copy_adapters
 from finetune.registry.differences import differences
 from finetune.registry.doctor import Finding, diagnose
+from finetune.registry.garbage_collection import Collection, Garbage, collect
 from finetune.registry.location import default_cache, default_location
 from finetune.registry.promotion import promote
 from finetune.registry.registry import AdapterRegistry

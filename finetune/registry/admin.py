@@ -14,8 +14,8 @@ from finetune.registry.index import ListIndex
 from finetune.registry.location import MAX_REGISTRY_BYTES, REGISTRY_KEY, is_registry, registry_uuid
 from finetune.registry.log import Log, list_logs
 from finetune.registry.registry import AdapterRegistry
+from finetune.registry.signature_audit import count_signers, unvouched
 from finetune.registry.store import ObjectMissing, Store, read_all
-from finetune.registry.vouching import count_signers, unvouched
 
 
 @dataclass(kw_only=True)

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 
 from finetune.errors import RequestError, brief
 from finetune.server.answers import AnswerStream, whole
-from finetune.server.door import Door
 from finetune.server.errors import response_of, to_request_error
 from finetune.server.keys import Keys
+from finetune.server.middleware import Middleware
 from finetune.server.openapi import BODY, EVENTS, describe, errors
 from finetune.server.schema import ChatCompletion, Health, Model, ModelList
 from finetune.server.service import CLIENT_GONE, Service
@@ -42,7 +42,7 @@ def make_app(service: Service) -> FastAPI:
         await service.close()
 
     app = FastAPI(title="finetune serve", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Door, keys=Keys(service.settings.api_keys), max_body_bytes=service.settings.max_body_bytes)
+    app.add_middleware(Middleware, keys=Keys(service.settings.api_keys), max_body_bytes=service.settings.max_body_bytes)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
 
@@ -119,8 +119,8 @@ async def _answer(service: Service, exchange: Exchange, request: Request) -> Res
         await exchange.read(body)
         await exchange.begun()
         pieces = exchange.pieces()
-        resident = exchange.resident
-        fingerprint = f"fp_{(resident.digest if resident else service.vlm.base.identity.digest)[:16]}"
+        loaded = exchange.loaded
+        fingerprint = f"fp_{(loaded.digest if loaded else service.vlm.base.identity.digest)[:16]}"
         if exchange.request.stream:
             return AnswerStream(exchange, await anext(pieces), pieces, fingerprint)
         return JSONResponse((await whole(exchange, fingerprint)).model_dump())

@@ -145,7 +145,9 @@ class Catalog:
     def _list(self) -> list[Model]:
         """Returns the models by name; what the registry cannot show is left out, and logged."""
         created = {BASE: 0, **dict.fromkeys(self._ready, 0)}
-        created |= {one.ref: _seconds(one.manifest.created) for one in self._switcher.residents if one.ref in created}
+        created |= {
+            one.ref: _seconds(one.manifest.created) for one in self._switcher.loaded_adapters if one.ref in created
+        }
         for version, aliases in self._published():
             for alias in aliases:
                 ref = AdapterRef(namespace=version.namespace, name=version.name, alias=alias)

@@ -50,7 +50,7 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
     add_base_options(parser)
-    parser.add_argument("--max-bytes", type=_count, metavar="N", help="that resident adapters may hold together")
+    parser.add_argument("--max-bytes", type=_count, metavar="N", help="that loaded adapters may hold together")
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"API keys, one a line (default: ${VARIABLE})"
     )

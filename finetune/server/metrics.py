@@ -19,10 +19,10 @@ class Metrics:
 
     Args:
         waiting: returns how many requests wait.
-        residents: returns how many adapters are resident, and the bytes that they hold.
+        loaded_adapters: returns how many adapters are loaded, and the bytes that they hold.
     """
 
-    def __init__(self, *, waiting: Callable[[], int], residents: Callable[[], tuple[int, int]]):
+    def __init__(self, *, waiting: Callable[[], int], loaded_adapters: Callable[[], tuple[int, int]]):
         self._registry = CollectorRegistry()
         self._labels: set[str] = set()
         registry = self._registry
@@ -58,9 +58,9 @@ class Metrics:
         gauge = Gauge("finetune_waiting", "Requests that are not yet in a batch.", registry=registry)
         gauge.set_function(waiting)
         gauge = Gauge("finetune_resident_adapters", "Adapters that are ready.", registry=registry)
-        gauge.set_function(lambda: residents()[0])
+        gauge.set_function(lambda: loaded_adapters()[0])
         gauge = Gauge("finetune_resident_bytes", "Bytes that they hold.", registry=registry)
-        gauge.set_function(lambda: residents()[1])
+        gauge.set_function(lambda: loaded_adapters()[1])
 
     def label(self, name: str | None) -> str:
         """Returns what stands for an adapter in labels.

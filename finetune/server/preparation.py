@@ -21,8 +21,8 @@ from finetune.recipe import PromptSection
 from finetune.server.prompts import to_example
 from finetune.server.request_images import decode_images
 from finetune.server.scheduler import Job
-from finetune.server.stops import StopTexts
-from finetune.serving.together import answer_limit, prompt_lengths, row_inputs, section_for
+from finetune.server.stop_sequences import StopSequences
+from finetune.serving.batching import answer_limit, prompt_lengths, row_inputs, section_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from finetune.server.scheduler import Event
     from finetune.server.schema import ChatRequest
     from finetune.server.settings import Settings
-    from finetune.serving.resident import Resident
+    from finetune.serving.loaded_adapter import LoadedAdapter
     from finetune.serving.switcher import Switcher
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Collators:
 
 def prepare(
     request: ChatRequest,
-    resident: Resident | None,
+    loaded: LoadedAdapter | None,
     *,
     switcher: Switcher,
     settings: Settings,
@@ -88,7 +88,7 @@ def prepare(
 
     Args:
         request: what was asked.
-        resident: the adapter that answers, kept by the caller; None for the plain base.
+        loaded: the adapter that answers, kept by the caller; None for the plain base.
         switcher: of the model.
         settings: bounds of the server.
         fetched: the files of images that the request names by URLs of other hosts.
@@ -105,7 +105,7 @@ def prepare(
     """
     positions = max_positions(switcher.base.model)
     _refuse_long_text(request, positions)
-    section = section_for(switcher, resident)
+    section = section_for(switcher, loaded)
     if not isinstance(section, PromptSection):
         raise RequestError(
             f"{request.model} is of task {section.name}, whose answers are not generated, so it cannot chat. Use it in "
@@ -114,11 +114,11 @@ def prepare(
             code="invalid_model",
             param="model",
         )
-    page = resident.manifest.images.options.page if resident else None
+    page = loaded.manifest.images.options.page if loaded else None
     images = decode_images(request, settings, fetched=fetched, workers=workers, page=page, is_over=is_over)
-    batch = _batch(collators, section, to_example(request, section, images), resident)
+    batch = _batch(collators, section, to_example(request, section, images), loaded)
     (length,) = prompt_lengths(batch)
-    limit = answer_limit(switcher, resident, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)
+    limit = answer_limit(switcher, loaded, request.max_completion_tokens or request.max_tokens, prompt_tokens=length)
     if positions is not None and length + limit > positions:
         raise RequestError(
             f"The base takes {positions} tokens; this request has {length} in its messages and images, and up to "
@@ -130,12 +130,12 @@ def prepare(
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
     return Job(
         batch=batch,
-        resident=resident,
+        loaded=loaded,
         client=client,
         arrived=arrived,
         label=label,
         max_new_tokens=limit,
-        stops=StopTexts(stop or ()),
+        stops=StopSequences(stop or ()),
         tell=tell,
     )
 
@@ -160,11 +160,11 @@ def _refuse_long_text(request: ChatRequest, positions: int | None) -> None:
         )
 
 
-def _batch(collators: Collators, section: PromptSection, example: Example, resident: Resident | None) -> Batch:
+def _batch(collators: Collators, section: PromptSection, example: Example, loaded: LoadedAdapter | None) -> Batch:
     """Return the inputs of one row; a processor raises almost anything on what its authors did not think of."""
     try:
         with collators.one(section) as collator:
-            batch = row_inputs(collator, [example], [resident])
+            batch = row_inputs(collator, [example], [loaded])
         # The inputs have all of the images: their pixels are not kept while the request waits.
         return replace(batch, examples=[replace(example, media=())])
     except (FinetuneError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from finetune.batch import join_prompts
 from finetune.errors import AdapterError
-from finetune.serving.together import answer_batch, sharing_key
+from finetune.serving.batching import answer_batch, sharing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from finetune.batch import Batch
     from finetune.server.metrics import Metrics
-    from finetune.server.stops import StopTexts
-    from finetune.serving.resident import Resident
+    from finetune.server.stop_sequences import StopSequences
+    from finetune.serving.loaded_adapter import LoadedAdapter
     from finetune.serving.switcher import Switcher
     from finetune.tasks.generation import Answer
 
@@ -63,7 +63,7 @@ class Job:
 
     Attributes:
         batch: its inputs, on the CPU.
-        resident: the adapter, kept by whoever made the job; None for the plain base.
+        loaded: the adapter, kept by whoever made the job; None for the plain base.
         client: who asks.
         arrived: number of the request, in the order of arrival.
         label: of the adapter, in metrics.
@@ -76,12 +76,12 @@ class Job:
     """
 
     batch: Batch
-    resident: Resident | None
+    loaded: LoadedAdapter | None
     client: str
     arrived: int
     label: str
     max_new_tokens: int
-    stops: StopTexts
+    stops: StopSequences
     tell: Callable[[Event], None]
     cancelled: bool = False
     key: Hashable = field(default=None, init=False)
@@ -144,7 +144,7 @@ class Scheduler:
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._last: frozenset[Resident | None] = frozenset()  # adapters of the last batch
+        self._last: frozenset[LoadedAdapter | None] = frozenset()  # adapters of the last batch
         self._leaders: list[str] = []  # clients that wait, in the order in which they last led a batch
         self._thread = threading.Thread(target=self._run, name="finetune-scheduler", daemon=True)
 
@@ -159,7 +159,7 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queues a job."""
-        job.key = sharing_key(self._switcher, job.resident)
+        job.key = sharing_key(self._switcher, job.loaded)
         with self._changed:
             insort(self._waiting, job, key=lambda one: one.arrived)
             self._changed.notify()
@@ -227,7 +227,7 @@ class Scheduler:
     def _hold(self, job: Job, kept: ExitStack) -> bool:
         """Keeps a job's adapter to the end of the batch: whoever made the job may let go of it before."""
         try:
-            kept.enter_context(self._switcher.keeping(job.resident))
+            kept.enter_context(self._switcher.pin(job.loaded))
         except AdapterError:  # it was let go of, and has gone
             assert job.cancelled
             return False
@@ -238,7 +238,7 @@ class Scheduler:
         jobs = [job for job in jobs if not job.is_over()]
         if not jobs:
             return
-        adapters = frozenset(job.resident for job in jobs)
+        adapters = frozenset(job.loaded for job in jobs)
         self._metrics.batch_rows.observe(len(jobs))
         self._metrics.switches.inc(adapters != self._last)
         self._last = adapters
@@ -246,7 +246,7 @@ class Scheduler:
             answers = answer_batch(
                 self._switcher,
                 join_prompts([job.batch for job in jobs], pad_id=self._pad_id),
-                [job.resident for job in jobs],
+                [job.loaded for job in jobs],
                 max_new_tokens=[job.max_new_tokens for job in jobs],
                 on_text=lambda row, piece: jobs[row].grow(piece),
                 is_stopped=lambda row: jobs[row].is_over(),

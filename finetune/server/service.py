@@ -16,7 +16,7 @@ from finetune.data.image_workers import DECODE_SECONDS, ImageWorkers
 from finetune.errors import RequestError
 from finetune.server.catalog import Catalog
 from finetune.server.errors import invalid_request, to_request_error
-from finetune.server.hold import Hold
+from finetune.server.lease import Lease
 from finetune.server.metrics import Metrics
 from finetune.server.preparation import Collators, prepare
 from finetune.server.request_images import fetch_images
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetune.server.scheduler import Event
     from finetune.server.settings import Settings
     from finetune.serving.app import VisionLanguageModel
-    from finetune.serving.resident import Resident
+    from finetune.serving.loaded_adapter import LoadedAdapter
     from finetune.tasks.generation import Answer
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Service:
 
     Args:
         vlm: the model.
-        refs: adapters that may be asked, resident already.
+        refs: adapters that may be asked, loaded already.
         settings: its bounds.
     """
 
@@ -65,7 +65,8 @@ class Service:
         self._open: set[Exchange] = set()
         self._is_cut = False
         self.metrics = Metrics(
-            waiting=lambda: self.num_waiting, residents=lambda: (len(switcher.residents), switcher.num_bytes)
+            waiting=lambda: self.num_waiting,
+            loaded_adapters=lambda: (len(switcher.loaded_adapters), switcher.num_bytes),
         )
         self.catalog = Catalog(switcher, refs, allow=settings.allow, known_seconds=settings.known_seconds)
         self.scheduler = Scheduler(switcher, max_batch=settings.max_batch, metrics=self.metrics)
@@ -149,19 +150,19 @@ class Exchange:
         id: of the answer.
         created: when it was let in, in seconds since 1970.
         request: what was asked, once it is read.
-        resident: what answers, once that is known; None for the plain base.
+        loaded: what answers, once that is known; None for the plain base.
     """
 
     request: ChatRequest
 
     def __init__(self, service: Service, client: str):
         self.id, self.created = f"chatcmpl-{uuid4().hex}", int(time.time())
-        self.resident: Resident | None = None
+        self.loaded: LoadedAdapter | None = None
         self._service, self._client, self._arrived = service, client, next(service.arrivals)
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._hold = Hold()
+        self._lease = Lease()
         self._job: Job | None = None
         self._label = service.metrics.label(None)
         self._waits, self._closed, self._is_cut = True, False, False
@@ -283,7 +284,7 @@ class Exchange:
         self._leave_queue()
         if self._job is not None:
             self._service.scheduler.withdraw(self._job)
-        self._hold.close()
+        self._lease.close()
         metrics = self._service.metrics
         metrics.requests.labels(self._label, str(status)).inc()
         metrics.seconds.labels(self._label).observe(self._loop.time() - self._begun)
@@ -302,10 +303,10 @@ class Exchange:
     def _prepare(self, name: str | None, fetched: dict[str, bytes]) -> Job:
         """Returns the job; the adapter is held to the end of the exchange."""
         service = self._service
-        self.resident = self._hold.take(service.vlm.switcher, name)
+        self.loaded = self._lease.take(service.vlm.switcher, name)
         return prepare(
             self.request,
-            self.resident,
+            self.loaded,
             switcher=service.vlm.switcher,
             settings=service.settings,
             fetched=fetched,

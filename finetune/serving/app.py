@@ -13,9 +13,9 @@ from finetune.prediction import Label
 from finetune.recipe import LabelSection, PromptSection
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, image_row, question_row
+from finetune.serving.batching import answer_rows, opened_as_trained, refuse_too_long, section_for
 from finetune.serving.streaming import TextStream
 from finetune.serving.switcher import Switcher
-from finetune.serving.together import answer_together, opened_as_trained, refuse_too_long, section_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from finetune.prediction import Prediction
     from finetune.recipe import TaskSection
     from finetune.registry import AdapterRegistry
-    from finetune.serving.resident import Resident
+    from finetune.serving.loaded_adapter import LoadedAdapter
     from finetune.serving.urls import UrlPolicy
     from finetune.tasks.choosing import ChoosingTask
     from finetune.tasks.generation import Answer
@@ -56,7 +56,7 @@ class VisionLanguageModel:
     Args:
         base: from ``load_base``.
         registry: where names are looked up.
-        max_bytes: that resident adapters may hold together, as ``Switcher`` has it.
+        max_bytes: that loaded adapters may hold together, as ``Switcher`` has it.
         alias_seconds: for which an alias is taken to stand for what it stood for, as ``Switcher`` has it.
         urls: what may be fetched where an image is a URL; None for nothing.
     """
@@ -84,11 +84,11 @@ class VisionLanguageModel:
         return self.base.processor
 
     @property
-    def adapter(self) -> Resident | None:
+    def adapter(self) -> LoadedAdapter | None:
         """The adapter that answers here and now; None for the plain base."""
         return self.switcher.active
 
-    def add(self, ref: str | Path) -> Resident:
+    def add(self, ref: str | Path) -> LoadedAdapter:
         """Loads an adapter beside those that are there, after every check; which one answers does not change.
 
         Args:
@@ -100,16 +100,16 @@ class VisionLanguageModel:
         """
         return self.switcher.add(ref)
 
-    def remove(self, ref: str | Path | Resident) -> None:
+    def remove(self, ref: str | Path | LoadedAdapter) -> None:
         """Lets an adapter go; where it answers now, it does so to the end.
 
         Raises:
-            AdapterError: it is not resident.
+            AdapterError: it is not loaded.
         """
         self.switcher.remove(ref)
 
     @contextmanager
-    def using(self, ref: str | Path | Resident | None) -> Iterator[VisionLanguageModel]:
+    def using(self, ref: str | Path | LoadedAdapter | None) -> Iterator[VisionLanguageModel]:
         """Answers with another adapter inside the ``with`` block, in this thread or task alone; None is the plain base.
 
         A thread that is started inside does not inherit it: see ``Switcher``.
@@ -117,10 +117,10 @@ class VisionLanguageModel:
         with self.switcher.using(ref):
             yield self
 
-    def use(self, ref: str | Path | Resident | None) -> None:
+    def use(self, ref: str | Path | LoadedAdapter | None) -> None:
         """Answers with another adapter from now on, wherever no ``using`` block says otherwise.
 
-        It is loaded first if it is not resident.
+        It is loaded first where it is not yet.
         """
         self.switcher.use(ref)
 
@@ -145,7 +145,7 @@ class VisionLanguageModel:
         """
         with self.switcher.holding():
             row = self._question("ask", image, question)
-            return answer_together(self.switcher, [row], [self.adapter])[0]
+            return answer_rows(self.switcher, [row], [self.adapter])[0]
 
     def stream(self, image: Any, question: str) -> TextStream:
         """Returns the answer that ``ask`` would give, in pieces, while it is made.
@@ -170,11 +170,11 @@ class VisionLanguageModel:
             DataError: the image cannot be used.
             ModelError: the base is a dual encoder.
         """
-        with self.switcher.holding() as resident:
+        with self.switcher.holding() as loaded:
             options = self._options(PromptSection, "caption(image)")
             question = CAPTION_QUESTION
-            longest = max(CAPTION_TOKENS, options.longest_answer) if resident else None
-            if resident and options.caption_question is not None:
+            longest = max(CAPTION_TOKENS, options.longest_answer) if loaded else None
+            if loaded and options.caption_question is not None:
                 question, longest = options.caption_question, None
             return self._generate(question_row(options, image, question, urls=self.urls), max_new_tokens=longest)
 
@@ -183,14 +183,14 @@ class VisionLanguageModel:
         images: Sequence[Any],
         questions: Sequence[str],
         *,
-        adapters: Sequence[str | Path | Resident | None] | None = None,
+        adapters: Sequence[str | Path | LoadedAdapter | None] | None = None,
     ) -> list[str]:
         """Returns the answers to many questions, each as ``ask`` would give it, in as few batches as that takes.
 
         Args:
             images: one a question, as for ``ask``.
             questions: the users' words.
-            adapters: what answers each question, as ``using`` takes them, loaded where they are not resident; None for
+            adapters: what answers each question, as ``using`` takes them, loaded where they are not yet; None for
                 what answers here and now.
 
         Raises:
@@ -209,12 +209,12 @@ class VisionLanguageModel:
                     f"ask_batch was given {len(images)} images, {len(questions)} questions and {len(adapters)} "
                     "adapters; it takes one of each for every answer"
                 )
-            residents = [kept.enter_context(self.switcher.keeping(ref)) for ref in adapters]
+            loaded_adapters = [kept.enter_context(self.switcher.pin(ref)) for ref in adapters]
             examples = []
-            for index, (image, question, resident) in enumerate(zip(images, questions, residents, strict=True)):
-                section = section_for(self.switcher, resident)
+            for index, (image, question, loaded) in enumerate(zip(images, questions, loaded_adapters, strict=True)):
+                section = section_for(self.switcher, loaded)
                 examples.append(question_row(section, image, question, urls=self.urls, id=f"question {index}"))
-            return [found.text for found in answer_together(self.switcher, examples, residents)]
+            return [found.text for found in answer_rows(self.switcher, examples, loaded_adapters)]
 
     def chat(self, messages: list[Message]) -> str:
         """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
@@ -325,12 +325,12 @@ class VisionLanguageModel:
     def _generate(self, example: Example, *, max_new_tokens: int | None = None) -> str:
         """Returns what the adapter that is held says."""
         limits = [max_new_tokens]
-        return answer_together(self.switcher, [example], [self.adapter], max_new_tokens=limits)[0].text
+        return answer_rows(self.switcher, [example], [self.adapter], max_new_tokens=limits)[0].text
 
     def _stream(self, example: Example) -> TextStream:
         kept = ExitStack()
-        resident = kept.enter_context(self.switcher.keeping_active())
-        return TextStream(partial(answer_together, self.switcher, [example], [resident]), kept)
+        loaded = kept.enter_context(self.switcher.pin_active())
+        return TextStream(partial(answer_rows, self.switcher, [example], [loaded]), kept)
 
     def prompt_batch(self, examples: Sequence[Example], *, options: TaskSection | None = None) -> Batch:
         """Returns the inputs of rows that are to be answered, with the places that the active adapter fills.

@@ -50,7 +50,7 @@ def load(
         dtype: what the base is held in: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for what its config says.
         quantization: of its language tower, ``4bit`` or ``8bit``.
         verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
-        max_bytes: that resident adapters may hold together; None for any number.
+        max_bytes: that loaded adapters may hold together; None for any number.
         alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again.
         allow_urls: whether an image may be a URL; a policy says what may be fetched and what it may cost.
 

@@ -1,4 +1,4 @@
-"""Many finished adapters resident on one base; switching flips which one a context reads, and moves no weights."""
+"""Many finished adapters loaded on one base; switching flips which one a context reads, and moves no weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.reference import as_folder
 from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.adapter import refuse_attached
+from finetune.methods.hooks import PLAIN, ActiveAdapter, AdapterHooks
 from finetune.methods.mixed import can_mix, mix
-from finetune.methods.points import PLAIN, Answering, Points
 from finetune.outside_text import safe_line
+from finetune.serving.adapter_cache import AdapterCache
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
-from finetune.serving.residency import Residency
-from finetune.serving.resident import Resident, bring_in
+from finetune.serving.loaded_adapter import LoadedAdapter, bring_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +43,7 @@ class Switcher:
     Args:
         base: from ``load_base``.
         registry: where names are looked up.
-        max_bytes: that resident adapters may hold together, beyond which those go that were not used for longest; None
+        max_bytes: that loaded adapters may hold together, beyond which those go that were not used for longest; None
             for any number. One that answers stays to the end of its last request.
         alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again;
             where the registry, or what it now names, fails, what runs goes on, with a warning.
@@ -63,29 +63,29 @@ class Switcher:
         refuse_attached(base.model)
         self.base = base
         self.registry = registry
-        self._points = Points()
-        self._residency = Residency(self._points, max_bytes=max_bytes)
+        self._hooks = AdapterHooks()
+        self._cache = AdapterCache(self._hooks, max_bytes=max_bytes)
         self._aliases = Aliases(self._look_up, self._check_trust, seconds=alias_seconds)
-        self._loading = threading.Lock()  # one adapter at a time, which nobody who has a resident one waits for
+        self._loading = threading.Lock()  # one adapter at a time, which nobody who has a loaded one waits for
         self._choosing = threading.Lock()  # of the default
 
     @property
-    def residents(self) -> tuple[Resident, ...]:
+    def loaded_adapters(self) -> tuple[LoadedAdapter, ...]:
         """The adapters that are ready, the least recently used first."""
-        return self._residency.residents
+        return self._cache.loaded_adapters
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the resident adapters hold beside the base."""
-        return self._residency.num_bytes
+        """Bytes that the loaded adapters hold beside the base."""
+        return self._cache.num_bytes
 
     @property
-    def active(self) -> Resident | None:
+    def active(self) -> LoadedAdapter | None:
         """The adapter that answers here and now; None for the plain base."""
-        answering = self._points.answering
-        return answering if isinstance(answering, Resident) else None
+        active = self._hooks.active
+        return active if isinstance(active, LoadedAdapter) else None
 
-    def add(self, ref: str | Path) -> Resident:
+    def add(self, ref: str | Path) -> LoadedAdapter:
         """Loads an adapter beside those that are there, after every check; which one answers does not change.
 
         Args:
@@ -111,32 +111,32 @@ class Switcher:
         """
         self._aliases.renew_all()
 
-    def remove(self, ref: str | Path | Resident) -> None:
+    def remove(self, ref: str | Path | LoadedAdapter) -> None:
         """Lets an adapter go; where it answers now, it does so to the end.
 
         Args:
             ref: what ``add`` returned, or what it was given when the adapter was loaded.
 
         Raises:
-            AdapterError: it is not resident.
+            AdapterError: it is not loaded.
         """
-        self._residency.remove(str(ref) if isinstance(ref, Path) else ref)
+        self._cache.remove(str(ref) if isinstance(ref, Path) else ref)
 
     @contextmanager
-    def using(self, ref: str | Path | Resident | None) -> Iterator[Resident | None]:
+    def using(self, ref: str | Path | LoadedAdapter | None) -> Iterator[LoadedAdapter | None]:
         """Has another adapter answer inside the ``with`` block, in this context alone; None is the plain base.
 
         Args:
-            ref: as for ``add``, which loads what is not resident, or what that returned.
+            ref: as for ``add``, which loads what is not yet loaded, or what that returned.
 
         Raises:
-            AdapterError: as for ``add``; or a resident that was given is not there any more.
+            AdapterError: as for ``add``; or a loaded adapter that was given is not there any more.
         """
-        with self.keeping(ref) as resident, self._points.using(resident or PLAIN):
-            yield resident
+        with self.pin(ref) as loaded, self._hooks.using(loaded or PLAIN):
+            yield loaded
 
     @contextmanager
-    def mixing(self, refs: Sequence[str | Path | Resident | None]) -> Iterator[None]:
+    def mixing(self, refs: Sequence[str | Path | LoadedAdapter | None]) -> Iterator[None]:
         """Has each row of a batch answered by an adapter of its own inside the block, in this context alone.
 
         Args:
@@ -146,88 +146,88 @@ class Switcher:
             AdapterError: as for ``using``; or one of them cannot share a batch, see ``can_share``.
         """
         with ExitStack() as kept:
-            rows = [kept.enter_context(self.keeping(ref)) for ref in refs]
-            for resident in rows:
-                if resident is not None and not self.can_share(resident):
+            rows = [kept.enter_context(self.pin(ref)) for ref in refs]
+            for loaded in rows:
+                if loaded is not None and not self.can_share(loaded):
                     raise AdapterError(
-                        f"{resident.ref} cannot share a batch with other adapters: only LoRA on the language tower "
+                        f"{loaded.ref} cannot share a batch with other adapters: only LoRA on the language tower "
                         "can. Give its rows a batch of their own, as ask_batch() does."
                     )
-            kept.enter_context(self.answering(rows))
+            kept.enter_context(self.activated(rows))
             yield
 
     @contextmanager
-    def answering(self, rows: Sequence[Resident | None]) -> Iterator[None]:
+    def activated(self, rows: Sequence[LoadedAdapter | None]) -> Iterator[None]:
         """Has each row of a batch answered by an adapter that the caller keeps; all the same, or all that can share."""
         first = rows[0]
         alike = all(row is first for row in rows)
-        mixed = first or PLAIN if alike else Answering(updates=mix([row.updates if row else {} for row in rows]))
-        with self._points.using(mixed):
+        mixed = first or PLAIN if alike else ActiveAdapter(updates=mix([row.updates if row else {} for row in rows]))
+        with self._hooks.using(mixed):
             yield
 
-    def can_share(self, resident: Resident) -> bool:
+    def can_share(self, loaded: LoadedAdapter) -> bool:
         """Tells whether an adapter can answer some rows of a batch while others answer the rest."""
-        return can_mix(resident.updates, self.base.towers)
+        return can_mix(loaded.updates, self.base.towers)
 
     @contextmanager
-    def keeping(self, ref: str | Path | Resident | None) -> Iterator[Resident | None]:
+    def pin(self, ref: str | Path | LoadedAdapter | None) -> Iterator[LoadedAdapter | None]:
         """Keeps an adapter ready to the end of the block; which one answers does not change. As for ``using``."""
-        resident = self._hold(ref)
+        loaded = self._hold(ref)
         try:
-            yield resident
+            yield loaded
         finally:
-            self._let_go(resident)
+            self._let_go(loaded)
 
     @contextmanager
-    def keeping_active(self) -> Iterator[Resident | None]:
+    def pin_active(self) -> Iterator[LoadedAdapter | None]:
         """Keeps what answers here and now ready to the end of the block, which may come in another context.
 
         Raises:
             AdapterError: the context was handed on and outlived its block, and its adapter was removed since.
         """
         with self._choosing:  # the default stays what it is until it is counted
-            resident = self.active
-            if resident is not None and not self._residency.hold_again(resident):
-                raise AdapterError(f"{resident.ref} has gone, so it cannot answer any more. Add it again.")
+            loaded = self.active
+            if loaded is not None and not self._cache.hold_again(loaded):
+                raise AdapterError(f"{loaded.ref} has gone, so it cannot answer any more. Add it again.")
         try:
-            yield resident
+            yield loaded
         finally:
-            self._let_go(resident)
+            self._let_go(loaded)
 
     @contextmanager
-    def holding(self) -> Iterator[Resident | None]:
+    def holding(self) -> Iterator[LoadedAdapter | None]:
         """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile.
 
         Raises:
-            AdapterError: as for ``keeping_active``.
+            AdapterError: as for ``pin_active``.
         """
-        with self.keeping_active() as resident, self._points.using(resident or PLAIN):
-            yield resident
+        with self.pin_active() as loaded, self._hooks.using(loaded or PLAIN):
+            yield loaded
 
-    def use(self, ref: str | Path | Resident | None) -> None:
+    def use(self, ref: str | Path | LoadedAdapter | None) -> None:
         """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base.
 
         A ``generate`` that runs meanwhile in a thread without a block would go on with the new one: whoever calls the
         model itself there does it inside ``holding``, as ``ask`` does.
         """
-        resident = self._hold(ref)
+        loaded = self._hold(ref)
         with self._choosing:
-            before, self._points.default = self._points.default, resident or PLAIN
-        self._let_go(before if isinstance(before, Resident) else None)
+            before, self._hooks.default = self._hooks.default, loaded or PLAIN
+        self._let_go(before if isinstance(before, LoadedAdapter) else None)
 
-    def _hold(self, ref: str | Path | Resident | None) -> Resident | None:
+    def _hold(self, ref: str | Path | LoadedAdapter | None) -> LoadedAdapter | None:
         """Returns what ``ref`` means now, counted as used; it is loaded again where it has gone meanwhile."""
         while ref is not None:
-            resident = ref if isinstance(ref, Resident) else self.add(ref)
-            if self._residency.hold(resident):
-                return resident
-            if resident is ref:
-                raise AdapterError(f"{resident.ref} has gone, so it cannot answer any more. Add it again.")
+            loaded = ref if isinstance(ref, LoadedAdapter) else self.add(ref)
+            if self._cache.hold(loaded):
+                return loaded
+            if loaded is ref:
+                raise AdapterError(f"{loaded.ref} has gone, so it cannot answer any more. Add it again.")
         return None
 
-    def _let_go(self, resident: Resident | None) -> None:
-        if resident is not None:
-            self._residency.let_go(resident)
+    def _let_go(self, loaded: LoadedAdapter | None) -> None:
+        if loaded is not None:
+            self._cache.let_go(loaded)
 
     def _look_up(self, ref: str) -> Version:
         version = self._registry().resolve(ref)
@@ -237,7 +237,7 @@ class Switcher:
     def _check_trust(self, version: Version) -> None:
         self._registry().guard.check_manifest(version)
 
-    def _ready(self, ref: str, version: Version) -> Resident:
+    def _ready(self, ref: str, version: Version) -> LoadedAdapter:
         def fetch() -> AdapterFolder:
             if version.warning:
                 warnings.warn(safe_line(version.warning), stacklevel=2)
@@ -247,15 +247,15 @@ class Switcher:
 
         return self._bring_in(ref, version.digest, fetch)
 
-    def _bring_in(self, ref: str, digest: str, read: Callable[[], AdapterFolder]) -> Resident:
-        if (resident := self._residency.get(digest)) is not None:
-            return resident
+    def _bring_in(self, ref: str, digest: str, read: Callable[[], AdapterFolder]) -> LoadedAdapter:
+        if (loaded := self._cache.get(digest)) is not None:
+            return loaded
         with self._loading:
-            if (resident := self._residency.get(digest)) is not None:
-                return resident
-            resident = bring_in(self.base, self._points, read(), ref=ref)
-            self._residency.put(resident)
-        return resident
+            if (loaded := self._cache.get(digest)) is not None:
+                return loaded
+            loaded = bring_in(self.base, self._hooks, read(), ref=ref)
+            self._cache.put(loaded)
+        return loaded
 
     def _registry(self) -> AdapterRegistry:
         if self.registry is None:

@@ -24,7 +24,7 @@ from finetune.training.replicated import Replicated
 from finetune.training.rows import Windows
 from finetune.training.state import Standing, TrainState
 from finetune.training.stopping import Stopping, farewell
-from finetune.training.trainable import Liveness, set_train_mode
+from finetune.training.trainable import GradientCheck, set_train_mode
 from finetune.training.window import backward_window, count_window
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Trainer:
     ):
         self.objective, self.collate, self.options, self.seed = objective, collate, options, seed
         self.accelerator, self.attachment, self.log, self.checkpoints = accelerator, attachment, log, checkpoints
-        self.plain_model, self.liveness = model, Liveness(attachment)
+        self.plain_model, self.gradient_check = model, GradientCheck(attachment)
         self.strategy = strategy or Replicated(accelerator)
         self.strategy.prepare(model, attachment, make_optimizer(attachment, options), options)
         self.state = TrainState(batch_size=options.batch_size)
@@ -205,7 +205,7 @@ class Trainer:
         loss = sum(sums[0][name].weight * mean for name, mean in means.items())
         if not all(map(math.isfinite, (*means.values(), norm))):
             self._refuse_not_finite(window, sums, loss=loss, norm=norm)
-        self.liveness.check(self.strategy.gradient, min(plan.steps_per_epoch, plan.total_steps))
+        self.gradient_check.check(self.strategy.gradient, min(plan.steps_per_epoch, plan.total_steps))
         rate = self.options.learning_rate * learning_rate_factor(step, self.options, plan.total_steps)
         set_learning_rate(self.strategy.optimizer, rate)
         self.strategy.step()

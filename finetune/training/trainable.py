@@ -33,7 +33,7 @@ def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
             module.train()
 
 
-class Liveness:
+class GradientCheck:
     """Counts the steps that reach each parameter of an adapter, and stops a run in which one would never train.
 
     A step whose rows hold no image reaches no vision tower: it says nothing of what is adapted there.

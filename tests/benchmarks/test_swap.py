@@ -14,7 +14,7 @@ def test_every_figure_is_measured_on_both_sides(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:  # the benchmark has places of its own
         patch.setenv("FINETUNE_CACHE", "")
         patch.setenv("FINETUNE_REGISTRY", "")
-        few = ["--resident", "1,3", "--rounds", "2", "--mixed-rounds", "2", "--new-tokens", "3", "--probes", "1"]
+        few = ["--loaded", "1,3", "--rounds", "2", "--mixed-rounds", "2", "--new-tokens", "3", "--probes", "1"]
         assert main(["--model", "tiny", *few, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     details = found.pop("details")
@@ -22,7 +22,7 @@ def test_every_figure_is_measured_on_both_sides(tmp_path, capsys):
                           "cold_vs_peft", "cold_with_probe_ms", "mixed_vs_separate", "mixed_vs_peft",
                           "mixed_vs_separate_images", "mixed_vs_peft_images"}  # fmt: skip
     assert all(value > 0 for value in found.values())
-    for what, who in (("switching", {"ours", "peft", "ours_resident", "ours_forward", "peft_forward", "base_forward"}),
+    for what, who in (("switching", {"ours", "peft", "ours_loaded", "ours_forward", "peft_forward", "base_forward"}),
                       ("loading", {"ours", "peft", "floor"})):  # fmt: skip
         assert set(details[what]) == {"1", "3"}
         for times in details[what].values():
@@ -32,7 +32,7 @@ def test_every_figure_is_measured_on_both_sides(tmp_path, capsys):
         rounds = {who: len(times) for who, times in details["mixing"][rows].items()}
         assert rounds == {"mixed": 2, "separate": 2, "peft": 2}
     shown = capsys.readouterr().out
-    assert "3 resident" in shown and "cold_vs_peft" in shown
+    assert "3 loaded" in shown and "cold_vs_peft" in shown
 
 
 def test_figures_are_ratios_of_medians_and_the_worst_counts():

@@ -18,7 +18,7 @@ from finetune.cli import main
 from finetune.errors import AdapterReferenceError, BaseMismatchError, ExportError, IntegrityError, NotFoundError
 from finetune.export.exporting import export_adapter
 from finetune.lookup import import_string
-from finetune.methods.points import reached
+from finetune.methods.hooks import reached
 from finetune.registry import AdapterRegistry
 from tests.export.targets import SEEN
 

@@ -20,8 +20,8 @@ from finetune.build import load_base
 from finetune.export.exporting import export_adapter
 from finetune.export.snippets import LABELS, QUESTION
 from finetune.serving.asking import question_row
+from finetune.serving.batching import answer_rows
 from finetune.serving.loading import load
-from finetune.serving.together import answer_together
 from tests.serving.adapters import make_adapter
 from tests.tiny import FAMILIES
 
@@ -186,7 +186,7 @@ def test_a_reader_gets_half_precision_where_the_base_is_in_it(run_alone, saved, 
         held = tmp_path / "merged" if target == "merged" else tmp_path / "half"
         wanted = load("base" if target == "merged" else adapter, base=str(held), device="cpu", dtype="auto")
         example = question_row(wanted.task.options, str(image), QUESTION, urls=None)
-        (answer,) = answer_together(wanted.switcher, [example], [wanted.adapter], max_new_tokens=[limit])
+        (answer,) = answer_rows(wanted.switcher, [example], [wanted.adapter], max_new_tokens=[limit])
         assert got == answer.text != ""
 
 

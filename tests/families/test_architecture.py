@@ -14,7 +14,7 @@ from finetune.interfaces import Host
 from finetune.methods.adapter import attach, detach, expected_tensors
 from finetune.model_types import architecture_of, family_entry, generic_model_types
 from finetune.playground.playground import Playground
-from finetune.recipe import LoraSection, TowerTargets, why_impossible
+from finetune.recipe import LoraSection, TowerTargets, why_incompatible
 from finetune.saving import describe
 from finetune.tables import FAMILIES, FamilyEntry
 from tests.matrix import recipe_of
@@ -48,8 +48,8 @@ def test_types_that_cannot_be_found_out_are_not_known(monkeypatch):
 
 
 def test_a_class_says_its_architecture_where_the_type_is_not_known():
-    assert why_impossible("vqa", "new_vlm") is None
-    assert "and new_vlm is dual_encoder" in why_impossible("vqa", "new_vlm", architecture="dual_encoder")
+    assert why_incompatible("vqa", "new_vlm") is None
+    assert "and new_vlm is dual_encoder" in why_incompatible("vqa", "new_vlm", architecture="dual_encoder")
 
 
 UNKNOWN = r"the architecture of idefics3 must be one of dual_encoder, generative here, and it is .fusion_encoder.\."

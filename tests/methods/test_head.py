@@ -6,7 +6,7 @@ import torch
 from finetune.build import load_base
 from finetune.errors import ManifestError, MethodError
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
-from finetune.methods.points import Answering, Points
+from finetune.methods.hooks import ActiveAdapter, AdapterHooks
 from finetune.recipe import HeadSection
 from finetune.saving import describe
 from tests.matrix import logits, rows, state
@@ -41,12 +41,12 @@ def test_it_stands_for_the_language_head_while_it_answers(family, tmp_path):
     assert {name: (*p.shape,) for name, p in attachment.parameters.items()} == expected_tensors(
         base.model, base.towers, description
     )
-    points, found = Points(), updates(base.model, description, attachment.parameters)
-    points.add(found)
-    with points.using(Answering(updates=found)):
+    hooks, found = AdapterHooks(), updates(base.model, description, attachment.parameters)
+    hooks.add(found)
+    with hooks.using(ActiveAdapter(updates=found)):
         assert torch.equal(logits(base, batch), mine)
     assert torch.equal(logits(base, batch), plain)
-    points.remove(found)
+    hooks.remove(found)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(base.model).items())
     with pytest.raises(MethodError, match="cannot be merged: a head of the task stands for it"):
         merge(found)

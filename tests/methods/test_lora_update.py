@@ -9,8 +9,8 @@ from finetune.adapters.folder import read_folder
 from finetune.build import load_base
 from finetune.errors import ManifestError
 from finetune.methods.adapter import expected_tensors, updates
+from finetune.methods.hooks import ActiveAdapter, AdapterHooks, reached
 from finetune.methods.lora_update import DoraUpdate
-from finetune.methods.points import Answering, Points, reached
 from tests.matrix import logits, rows
 from tests.serving.adapters import make_adapter
 
@@ -42,15 +42,15 @@ def test_outputs_are_pefts_bit_for_bit(tiny_fast_vlm, adapters, kind, held):
     batch = ours.collator.training_batch(rows()).to("cpu", ours.model.dtype)
     plain = logits(ours, batch)
     found = updates(ours.model, folder.manifest.adapter, folder.tensors)
-    points = Points()
-    points.add(found)
+    hooks = AdapterHooks()
+    hooks.add(found)
     assert torch.equal(logits(ours, batch), plain)
-    with points.using(Answering(updates=found)):
+    with hooks.using(ActiveAdapter(updates=found)):
         mine = logits(ours, batch)
     PeftModel.from_pretrained(theirs.model, adapters[kind])
     assert torch.equal(mine, logits(theirs, batch))
     assert not torch.allclose(mine, plain, atol=1e-2)
-    points.remove(found)
+    hooks.remove(found)
     assert torch.equal(logits(ours, batch), plain) and not reached(ours.model)
 
 

@@ -6,7 +6,7 @@ import torch
 from finetune.build import load_base
 from finetune.errors import ManifestError, MethodError
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
-from finetune.methods.points import PLAIN, Answering, Points, reached
+from finetune.methods.hooks import PLAIN, ActiveAdapter, AdapterHooks, reached
 from finetune.saving import describe
 from tests.matrix import LORA, METHODS, PROMPT, extended, logits, losses, recipe_of, rows, state
 
@@ -52,20 +52,20 @@ def test_two_adapters_swap_and_leave_in_any_order(base, tmp_path):
         saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
         detach(base.model)
     assert torch.equal(logits(base, batch), plain)
-    before, points, residents = state(base.model), Points(), {None: PLAIN}
+    before, hooks, loaded_adapters = state(base.model), AdapterHooks(), {None: PLAIN}
     for name, (description, tensors, _) in saved.items():
         assert set(expected_tensors(base.model, base.towers, description)) == set(tensors)
-        residents[name] = Answering(updates=updates(base.model, description, tensors))
-        points.add(residents[name].updates)
+        loaded_adapters[name] = ActiveAdapter(updates=updates(base.model, description, tensors))
+        hooks.add(loaded_adapters[name].updates)
     for name in ("a_2", "a_1", None, "a_3", "a_1", "a_2"):
-        with points.using(residents[name]):
+        with hooks.using(loaded_adapters[name]):
             wanted = plain if name is None else saved[name][2]
             assert torch.equal(logits(base, batch), wanted), name
-    points.remove(residents["a_1"].updates)
-    with points.using(residents["a_2"]):
+    hooks.remove(loaded_adapters["a_1"].updates)
+    with hooks.using(loaded_adapters["a_2"]):
         assert torch.equal(logits(base, batch), saved["a_2"][2])
     for name in ("a_2", "a_3"):
-        points.remove(residents[name].updates)
+        hooks.remove(loaded_adapters[name].updates)
     assert torch.equal(logits(base, batch), plain) and not reached(base.model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(base.model).items())
 
@@ -146,11 +146,11 @@ def test_merging_goes_into_the_base_and_not_into_another_adapters_copy(base, tmp
         tensors = learn(base, attachment)
         saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
         detach(base.model)
-    points = Points()
-    residents = {name: updates(base.model, *pair[:2]) for name, pair in saved.items()}
-    points.add(residents["a_2"])
-    with points.using(Answering(updates=residents["a_2"])):
-        merge(residents["a_1"])
+    hooks = AdapterHooks()
+    loaded_adapters = {name: updates(base.model, *pair[:2]) for name, pair in saved.items()}
+    hooks.add(loaded_adapters["a_2"])
+    with hooks.using(ActiveAdapter(updates=loaded_adapters["a_2"])):
+        merge(loaded_adapters["a_1"])
         assert torch.equal(logits(base, batch), saved["a_2"][2])
     merged, alone = logits(base, batch), saved["a_1"][2]
     assert torch.allclose(merged, alone, atol=1e-5 * alone.abs().max())

@@ -7,7 +7,7 @@ from PIL import Image
 from finetune.build import load_base
 from finetune.errors import DataError
 from finetune.playground.answers import MAX_QUESTION, answer_side_by_side, read_image, read_words
-from finetune.playground.offers import find_offers
+from finetune.playground.catalog import read_catalog
 from finetune.registry import AdapterRegistry
 from finetune.serving.app import VisionLanguageModel
 
@@ -15,15 +15,15 @@ IMAGE = np.full((40, 32, 3), (200, 30, 30), np.uint8)
 QUESTION = "What color is it?"
 
 
-def offers_of(vlm, *names):
-    found = {offer.name: offer for offer in find_offers(vlm.switcher.registry, [], vlm.base.identity)}
+def entries_of(vlm, *names):
+    found = {entry.name: entry for entry in read_catalog(vlm.switcher.registry, [], vlm.base.identity)}
     return [found[name] for name in names]
 
 
 def test_each_answers_as_it_does_alone(vlm):
-    chosen = offers_of(vlm, "testing/first", "testing/second")
+    chosen = entries_of(vlm, "testing/first", "testing/second")
     told = list(answer_side_by_side(vlm, IMAGE, QUESTION, chosen))
-    assert [answer.offer for answer in told] == [None, *chosen]
+    assert [answer.entry for answer in told] == [None, *chosen]
     alone = []
     for ref in (None, "testing/first", "testing/second"):
         with vlm.using(ref):
@@ -34,7 +34,7 @@ def test_each_answers_as_it_does_alone(vlm):
 
 
 def test_the_times_tell_loading_from_switching(vlm):
-    chosen = offers_of(vlm, "testing/first")
+    chosen = entries_of(vlm, "testing/first")
     base, first = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
     _, again = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
     assert (base.was_loaded, first.was_loaded, again.was_loaded) == (False, True, False)
@@ -43,7 +43,7 @@ def test_the_times_tell_loading_from_switching(vlm):
 
 
 def test_one_that_is_damaged_says_so_and_the_others_answer(vlm, registry):
-    chosen = offers_of(vlm, "testing/first", "testing/second")
+    chosen = entries_of(vlm, "testing/first", "testing/second")
     manifest, _ = registry.read("testing/first")
     digest = manifest.files["adapter_model.safetensors"].sha256
     (blob,) = [path for path in registry.store.root.rglob(digest) if path.is_file()]
@@ -55,7 +55,7 @@ def test_one_that_is_damaged_says_so_and_the_others_answer(vlm, registry):
 
 
 def test_what_is_refused_is_not_even_read(vlm, monkeypatch):
-    chosen = offers_of(vlm, "testing/foreign")
+    chosen = entries_of(vlm, "testing/foreign")
     monkeypatch.setattr(AdapterRegistry, "read", lambda *args: pytest.fail("it was read"))
     _, foreign = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
     assert foreign.error.startswith("trained on another base")

@@ -127,7 +127,7 @@ def test_upload_ask_and_switch(app, browser, trained, product, keep):
         both = seen.ask(QUESTION)
         assert [answered(both[name]) for name in ("base", MEDICAL)] == [answered(first[name]) for name in first]
         assert answered(both[RETAIL]) == answered(second[RETAIL])
-        assert all("switched in" in both[name] for name in (MEDICAL, RETAIL)), "both are resident by now"
+        assert all("switched in" in both[name] for name in (MEDICAL, RETAIL)), "both are loaded by now"
         keep(seen, "desktop")
         assert (seen.errors, seen.outside) == ([], [])
 

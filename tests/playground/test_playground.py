@@ -70,11 +70,11 @@ def test_a_registry_that_fails_leaves_what_was_there(playground, monkeypatch):
     def fail(self, **_):
         raise StoreError("the bucket is away")
 
-    before = playground.offers
+    before = playground.entries
     monkeypatch.setattr(AdapterRegistry, "list", fail)
     shown = playground.look_again()
     assert "the bucket is away" in shown and "role='alert'" in shown and "testing/second" in shown
-    assert playground.offers is before
+    assert playground.entries is before
 
 
 def test_the_program_that_drew_a_image_knows_what_is_right(tmp_path):

@@ -75,8 +75,8 @@ def test_a_page_of_this_machine_is_shown_under_its_names_alone(host, for_all, st
     from starlette.responses import PlainTextResponse
     from starlette.testclient import TestClient
 
-    from finetune.playground.running import _Door
+    from finetune.playground.running import _HostCheck
 
-    door = _Door(PlainTextResponse("the page"), for_all=for_all)
-    answer = TestClient(door).get("/", headers={"Host": host})
+    app = _HostCheck(PlainTextResponse("the page"), for_all=for_all)
+    answer = TestClient(app).get("/", headers={"Host": host})
     assert answer.status_code == status and "content-security-policy" in answer.headers or status == 403

@@ -137,7 +137,7 @@ def test_no_mutation_gets_in(stage, tmp_path, canary, name):
 def offer(stage, folder: Path, of: str, *, where: str) -> str:
     """Returns the message of the refusal, or ``loaded``."""
     try:
-        resident = stage.vlm.add(folder)
+        loaded = stage.vlm.add(folder)
     except FinetuneError as error:
         text = str(error)
         assert text.isprintable() and len(text) <= MAX_MESSAGE, f"{where}: {text[:2000]!r}"
@@ -146,5 +146,5 @@ def offer(stage, folder: Path, of: str, *, where: str) -> str:
         raise AssertionError(f"{where}: {type(error).__name__} is no error of ours") from error
     with stage.vlm.using(folder):
         assert torch.equal(stage.answer(), stage.answers[of]), f"{where}: it was let in and answers otherwise"
-    stage.vlm.remove(resident)
+    stage.vlm.remove(loaded)
     return "loaded"

@@ -54,11 +54,11 @@ def leave_a_buffer(vlm):
 
 
 def leave_an_entry(vlm):
-    vlm.switcher._residency._residents["ghost"] = vlm.adapter
+    vlm.switcher._cache._loaded_adapters["ghost"] = vlm.adapter
 
 
 def leave_a_point(vlm):
-    vlm.switcher._points._users["ghost"] += 1
+    vlm.switcher._hooks._users["ghost"] += 1
 
 
 def replace_a_forward(vlm):

@@ -25,12 +25,12 @@ _HANGS_SECONDS = 60  # of wall clock: longer than any of this takes on a busy ma
 
 @dataclass
 class Stage:
-    """A base with a neighbour resident and active, and good adapters to change.
+    """A base with a neighbour loaded and active, and good adapters to change.
 
     Attributes:
         vlm: the base.
         base: its folder.
-        neighbour: the folder of the adapter that is resident.
+        neighbour: the folder of the adapter that is loaded.
         good: folders of adapters that load, by name.
         is_whole: whether the last case showed that it left all as it was.
     """
@@ -80,10 +80,10 @@ class Stage:
     def check_next(self, name: str) -> None:
         """A good adapter loads and answers as it did, and can be taken out again."""
         with self.vlm.using(self.good[name]):
-            resident = self.vlm.adapter
-            assert resident and resident.probe.verdict == "passed"
+            loaded = self.vlm.adapter
+            assert loaded and loaded.probe.verdict == "passed"
             assert torch.equal(self.answer(), self.answers[name]), "the next good adapter answers otherwise"
-        self.vlm.remove(resident)
+        self.vlm.remove(loaded)
 
     @contextmanager
     def unharmed(self, folder: Path, canary: Path) -> Iterator[None]:
@@ -141,9 +141,9 @@ def _peak() -> int:
 def _tensors(vlm: VisionLanguageModel) -> Iterator[tuple[str, torch.Tensor]]:
     yield from vlm.model.named_parameters(remove_duplicate=False)
     yield from vlm.model.named_buffers(remove_duplicate=False)
-    for resident in vlm.switcher.residents:
-        for name, update in resident.updates.items():
-            yield from ((f"{resident.ref}: {name}.{k}", v) for k, v in vars(update).items() if torch.is_tensor(v))
+    for loaded in vlm.switcher.loaded_adapters:
+        for name, update in loaded.updates.items():
+            yield from ((f"{loaded.ref}: {name}.{k}", v) for k, v in vars(update).items() if torch.is_tensor(v))
 
 
 def census(vlm: VisionLanguageModel) -> dict[str, object]:

@@ -32,24 +32,24 @@ def registry_folder(base_folder):
 
 @pytest.fixture(scope="module")
 def vlm(base_folder, registry_folder, tmp_path_factory):
-    """The base on this registry; no adapter is resident."""
+    """The base on this registry; no adapter is loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield VisionLanguageModel(load_base(str(base_folder), device="cpu"), registry=AdapterRegistry(registry_folder))
 
 
 @pytest.fixture(scope="module")
-def resident(vlm):
-    """The same, with all adapters resident."""
+def loaded(vlm):
+    """The same, with all adapters loaded."""
     for ref in REFS:
         vlm.add(ref)
     return vlm
 
 
 @pytest.fixture(scope="module")
-def server(resident):
+def server(loaded):
     """A server of all adapters."""
-    with running(resident, REFS, request_seconds=60) as found:
+    with running(loaded, REFS, request_seconds=60) as found:
         yield found
 
 

@@ -123,13 +123,13 @@ class Stage:
         """Lets so many batches be answered."""
         self._going.release(batches)
 
-    def __call__(self, switcher, batch, residents, *, is_stopped, **more):
-        self.batches.append([resident and resident.ref for resident in residents])
+    def __call__(self, switcher, batch, loaded_adapters, *, is_stopped, **more):
+        self.batches.append([loaded and loaded.ref for loaded in loaded_adapters])
         while not self._going.acquire(timeout=0.005):
-            rows = [row for row in range(len(residents)) if is_stopped(row)]
+            rows = [row for row in range(len(loaded_adapters)) if is_stopped(row)]
             self.stopped = rows
-            if len(rows) == len(residents):
+            if len(rows) == len(loaded_adapters):
                 break
         if self.fails:
             raise self.fails.pop(0)
-        return self._answer_batch(switcher, batch, residents, is_stopped=is_stopped, **more)
+        return self._answer_batch(switcher, batch, loaded_adapters, is_stopped=is_stopped, **more)

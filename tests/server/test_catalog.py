@@ -43,7 +43,7 @@ class CountedRegistry(AdapterRegistry):
 
 @pytest.fixture
 def fresh(vlm, registry_folder):
-    """A model with nothing resident, on a counted registry."""
+    """A model with nothing loaded, on a counted registry."""
     registry = CountedRegistry(registry_folder)
     return VisionLanguageModel(vlm.base, registry=registry), registry
 
@@ -60,7 +60,7 @@ def test_an_adapter_comes_when_it_is_asked_for_and_is_listed_before(fresh):
         assert ids(server) == sorted(["base", *prod, *latest])
         answers = {server.ask(ref) for ref in (FIRST, "testing/first", "testing/first@1", f"testing/first@{'prod'}")}
         assert len(answers) == 1
-        assert len(model.switcher.residents) == 1
+        assert len(model.switcher.loaded_adapters) == 1
         assert registry.asked == [FIRST, "testing/first@latest", "testing/first@1"]
         assert ids(server) == sorted(["base", *prod, *latest]) and registry.listed == 1
 

@@ -22,9 +22,9 @@ def content(image, question=QUESTION):
 
 
 @pytest.fixture(scope="module")
-def expected(resident):
+def expected(loaded):
     """What each adapter says, asked alone, without an image and with one."""
-    found = {(ref, image): alone(resident, ref, image) for ref in [*REFS, None] for image in (None, IMAGE)}
+    found = {(ref, image): alone(loaded, ref, image) for ref in [*REFS, None] for image in (None, IMAGE)}
     assert len(set(found.values())) == len(found), "no two may say the same"
     return found
 
@@ -85,8 +85,8 @@ def test_many_at_once_are_each_answered_by_their_own(server, expected):
     assert answers == [expected[one] for one in asked]
 
 
-def test_a_question_is_put_as_the_adapter_was_trained_and_a_conversation_as_it_stands(server, resident, monkeypatch):
-    task = resident.add(REFS[0]).manifest.task
+def test_a_question_is_put_as_the_adapter_was_trained_and_a_conversation_as_it_stands(server, loaded, monkeypatch):
+    task = loaded.add(REFS[0]).manifest.task
     monkeypatch.setitem(vars(task), "question_template", "Is it a circle? {question} yes no")
     monkeypatch.setitem(vars(task), "system_prompt", "How many?")
     turns = [
@@ -94,9 +94,9 @@ def test_a_question_is_put_as_the_adapter_was_trained_and_a_conversation_as_it_s
         {"role": "assistant", "content": "red"},
         {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "Is it a circle?"}]},
     ]
-    with resident.using(REFS[0]):
-        asked, chatted = resident.ask(None, QUESTION), resident.chat(turns)
-        plain = resident.chat([{"role": "system", "content": "two"}, {"role": "user", "content": QUESTION}])
+    with loaded.using(REFS[0]):
+        asked, chatted = loaded.ask(None, QUESTION), loaded.chat(turns)
+        plain = loaded.chat([{"role": "system", "content": "two"}, {"role": "user", "content": QUESTION}])
     assert server.ask(REFS[0]) == asked
     sent = [*turns[:2], {"role": "user", "content": [image_part(IMAGE), text_part("Is it a circle?")]}]
     with server.client() as client:
@@ -172,7 +172,7 @@ def test_metrics_count_requests_tokens_and_batches(server):
     assert not [name for name in after if "testing/none" in name]
 
 
-def test_a_image_by_url_is_fetched_where_that_is_allowed(resident, expected, monkeypatch):
+def test_a_image_by_url_is_fetched_where_that_is_allowed(loaded, expected, monkeypatch):
     from tests.server.serving import running
 
     fetched = []
@@ -183,14 +183,14 @@ def test_a_image_by_url_is_fetched_where_that_is_allowed(resident, expected, mon
 
     monkeypatch.setattr("finetune.server.request_images.fetch_image", fetch)
     part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-    with running(resident, REFS, allow_urls=True) as server:
+    with running(loaded, REFS, allow_urls=True) as server:
         found = server.post(body(REFS[0], [text_part(QUESTION), part])).json()
     assert found["choices"][0]["message"]["content"] == expected[REFS[0], IMAGE]
     assert fetched == [("https://example.org/a.png", ())]
     assert data_url(IMAGE) not in str(fetched)
 
 
-def test_images_by_url_are_together_no_larger_than_a_request_may_be(resident, monkeypatch):
+def test_images_by_url_are_together_no_larger_than_a_request_may_be(loaded, monkeypatch):
     from tests.server.serving import running
 
     left = []
@@ -198,6 +198,6 @@ def test_images_by_url_are_together_no_larger_than_a_request_may_be(resident, mo
         "finetune.server.request_images.fetch_image", lambda _, policy: left.append(policy.max_bytes) or IMAGE
     )
     first, second = ({"type": "image_url", "image_url": {"url": f"https://example.org/{name}.png"}} for name in "ab")
-    with running(resident, REFS, allow_urls=True, max_body_bytes=10_000) as server:
+    with running(loaded, REFS, allow_urls=True, max_body_bytes=10_000) as server:
         assert server.post(body(REFS[0], [text_part(QUESTION), first, second, first])).status_code == 200
     assert left == [10_000, 10_000 - len(IMAGE)]  # what is named twice is fetched once

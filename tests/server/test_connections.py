@@ -58,8 +58,8 @@ def test_a_head_that_drips_in_gets_no_more_time(vlm):
         assert time.monotonic() - begun < 5
 
 
-def test_an_answer_takes_longer_than_a_head_may(resident, stage):
-    with running(resident, head_seconds=0.2) as server:
+def test_an_answer_takes_longer_than_a_head_may(loaded, stage):
+    with running(loaded, head_seconds=0.2) as server:
         answer = []
         thread = threading.Thread(target=lambda: answer.append(server.ask("base")))
         thread.start()
@@ -141,10 +141,10 @@ def test_a_client_that_reads_nothing_is_let_go(vlm):
         wait_for(there_is_room)
 
 
-def test_one_client_leaves_room_in_the_queue(resident, stage):
+def test_one_client_leaves_room_in_the_queue(loaded, stage):
     keys = ("first-client-key", "second-client-key")
     first, second = ({"Authorization": f"Bearer {key}"} for key in keys)
-    with running(resident, api_keys=keys, max_queue=4, max_batch=1) as server:
+    with running(loaded, api_keys=keys, max_queue=4, max_batch=1) as server:
         codes = []
 
         def ask(headers):

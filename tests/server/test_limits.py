@@ -22,9 +22,9 @@ def waits(server, count):
     wait_for(lambda: service.num_waiting == count == service.scheduler.num_waiting)
 
 
-def test_what_comes_while_a_batch_runs_shares_the_next_one(resident, stage):
+def test_what_comes_while_a_batch_runs_shares_the_next_one(loaded, stage):
     wanted = {ref: None for ref in (FIRST, SECOND, "base")}
-    with running(resident, REFS, max_batch=4) as server, ThreadPoolExecutor(8) as pool:
+    with running(loaded, REFS, max_batch=4) as server, ThreadPoolExecutor(8) as pool:
         stage.go_on(3)
         wanted = {ref: server.ask(ref) for ref in wanted}
         asked = [pool.submit(server.ask, FIRST)]
@@ -38,12 +38,12 @@ def test_what_comes_while_a_batch_runs_shares_the_next_one(resident, stage):
     assert stage.batches[3:] == [[FIRST], [SECOND, None, FIRST, SECOND], [FIRST]]
 
 
-def test_the_inputs_of_a_batch_are_bounded_together(resident, stage, monkeypatch):
+def test_the_inputs_of_a_batch_are_bounded_together(loaded, stage, monkeypatch):
     from finetune.server import scheduler
 
     monkeypatch.setattr(scheduler, "MOST_BYTES", int(2.5 * 32 * 32 * (3 * 4 + 8)))  # of pixels and their mask
     one, three = ([*[image_part(png())] * count, text_part(QUESTION)] for count in (1, 3))
-    with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
+    with running(loaded, REFS) as server, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.ask, "base")]
         wait_for(lambda: len(stage.batches) == 1)
         for count, question in enumerate([one, one, one, three, QUESTION, QUESTION], start=1):
@@ -54,8 +54,8 @@ def test_the_inputs_of_a_batch_are_bounded_together(resident, stage, monkeypatch
     assert [len(rows) for rows in stage.batches] == [1, 2, 1, 1, 2]
 
 
-def test_who_waits_longest_leads_the_next_batch_whatever_can_share_it(resident, stage):
-    with running(resident, REFS, max_batch=2) as server, ThreadPoolExecutor(8) as pool:
+def test_who_waits_longest_leads_the_next_batch_whatever_can_share_it(loaded, stage):
+    with running(loaded, REFS, max_batch=2) as server, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.ask, FIRST)]
         wait_for(lambda: len(stage.batches) == 1)
         for count, ref in enumerate([FIRST, DORA, SECOND, PROMPTED, "base", DORA], start=1):
@@ -66,11 +66,11 @@ def test_who_waits_longest_leads_the_next_batch_whatever_can_share_it(resident, 
     assert stage.batches == [[FIRST], [FIRST, SECOND], [DORA, DORA], [PROMPTED], [None]]
 
 
-def test_no_client_is_passed_over_by_others_who_take_turns(resident, stage):
+def test_no_client_is_passed_over_by_others_who_take_turns(loaded, stage):
     """One client's adapter shares with none; two others ask again as soon as they are answered."""
     keys = [f"key-of-client-{name}" for name in "abc"]
     first, second, third = ({"Authorization": f"Bearer {key}"} for key in keys)
-    with running(resident, REFS, max_batch=1, api_keys=tuple(keys)) as server, ThreadPoolExecutor(16) as pool:
+    with running(loaded, REFS, max_batch=1, api_keys=tuple(keys)) as server, ThreadPoolExecutor(16) as pool:
         asked = [pool.submit(server.post, body(DORA), headers=first)]
         wait_for(lambda: len(stage.batches) == 1)
         asked.append(pool.submit(server.post, body(DORA), headers=first))
@@ -87,8 +87,8 @@ def test_no_client_is_passed_over_by_others_who_take_turns(resident, stage):
         assert all(one.result().status_code == 200 for one in asked)
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(resident, stage):
-    with running(resident, REFS, max_queue=2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
+def test_a_full_queue_refuses_and_says_when_to_come_again(loaded, stage):
+    with running(loaded, REFS, max_queue=2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.ask, FIRST)]
         wait_for(lambda: len(stage.batches) == 1)
         asked += [pool.submit(server.ask, FIRST) for _ in range(2)]
@@ -103,8 +103,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(resident, stage):
         assert server.ask(FIRST) == asked[0].result()  # there is room again
 
 
-def test_the_official_client_tries_again_by_itself(resident, stage):
-    with running(resident, REFS, max_queue=1, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
+def test_the_official_client_tries_again_by_itself(loaded, stage):
+    with running(loaded, REFS, max_queue=1, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.ask, FIRST)]
         wait_for(lambda: len(stage.batches) == 1)
         asked.append(pool.submit(server.ask, FIRST))
@@ -114,8 +114,8 @@ def test_the_official_client_tries_again_by_itself(resident, stage):
             assert client.chat.completions.create(**body(FIRST)).choices[0].message.content == asked[0].result()
 
 
-def test_who_waits_too_long_is_told(resident, stage):
-    with running(resident, REFS, queue_seconds=0.2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
+def test_who_waits_too_long_is_told(loaded, stage):
+    with running(loaded, REFS, queue_seconds=0.2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
         asked = pool.submit(server.ask, FIRST)
         wait_for(lambda: len(stage.batches) == 1)
         for stream in (False, True):
@@ -127,15 +127,15 @@ def test_who_waits_too_long_is_told(resident, stage):
     assert stage.batches == [[FIRST]]  # what was given up is not answered
 
 
-def test_a_request_that_takes_too_long_is_told_and_its_row_ends(resident, stage):
-    with running(resident, REFS, request_seconds=0.3) as server:
+def test_a_request_that_takes_too_long_is_told_and_its_row_ends(loaded, stage):
+    with running(loaded, REFS, request_seconds=0.3) as server:
         for number, stream in enumerate((False, True), start=1):
             assert error_of(server.post(body(FIRST, stream=stream)))[:2] == (504, "timeout")
             wait_for(lambda number=number: len(stage.batches) == number and stage.stopped == [0])
             stage.stopped = []
 
 
-def test_a_stream_that_takes_too_long_says_so_in_its_last_event(resident, monkeypatch):
+def test_a_stream_that_takes_too_long_says_so_in_its_last_event(loaded, monkeypatch):
     from finetune.tasks import generation
 
     taken = threading.Event()
@@ -146,7 +146,7 @@ def test_a_stream_that_takes_too_long_says_so_in_its_last_event(resident, monkey
             taken.wait(5)
 
     monkeypatch.setattr(generation._Rows, "_take", slow)
-    with running(resident, REFS, request_seconds=0.5) as server:
+    with running(loaded, REFS, request_seconds=0.5) as server:
         events = server.post(body(FIRST, stream=True)).text.split("\n\n")
         taken.set()
     assert '"content"' in events[1] and '"code":"timeout"' in events[-2] and events[-1] == ""
@@ -158,8 +158,8 @@ def gone(metrics):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_client_that_goes_away_ends_its_row_alone(resident, stage, stream):
-    with running(resident, REFS, max_batch=2) as server, ThreadPoolExecutor(8) as pool:
+def test_a_client_that_goes_away_ends_its_row_alone(loaded, stage, stream):
+    with running(loaded, REFS, max_batch=2) as server, ThreadPoolExecutor(8) as pool:
         stage.go_on()
         wanted = server.ask(SECOND)
         first = pool.submit(server.ask, SECOND)
@@ -181,12 +181,12 @@ def test_a_client_that_goes_away_ends_its_row_alone(resident, stage, stream):
         assert first.result() == second.result() == wanted
         wait_for(lambda: gone(server.service.metrics) == 2)
         leaving.close()
-    assert not resident.switcher._residency._uses  # nothing is kept for who has gone
+    assert not loaded.switcher._cache._uses  # nothing is kept for who has gone
 
 
 @pytest.mark.parametrize("half", ["", "{"], ids=["no body", "half a body"])
-def test_a_client_that_goes_away_before_its_body_has_come_is_no_error(resident, half, caplog):
-    with running(resident, REFS) as server:
+def test_a_client_that_goes_away_before_its_body_has_come_is_no_error(loaded, half, caplog):
+    with running(loaded, REFS) as server:
         port = httpx.URL(server.url).port
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
@@ -201,11 +201,11 @@ def test_a_client_that_goes_away_before_its_body_has_come_is_no_error(resident, 
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_a_stream_whose_reader_goes_away_ends(resident, monkeypatch):
+def test_a_stream_whose_reader_goes_away_ends(loaded, monkeypatch):
     from finetune.tasks import generation
 
     monkeypatch.setattr(generation._Rows, "_take", _slowly(generation._Rows._take))
-    with running(resident, REFS, max_new_tokens=200) as server, server.client() as client:
+    with running(loaded, REFS, max_new_tokens=200) as server, server.client() as client:
         for _ in range(2):
             stream = client.chat.completions.create(**body(FIRST), stream=True, max_tokens=200)
             next(iter(stream))
@@ -225,18 +225,18 @@ def _slowly(take):
     return slow
 
 
-def test_a_row_that_cannot_be_put_to_the_model_fails_alone(resident, stage, monkeypatch):
+def test_a_row_that_cannot_be_put_to_the_model_fails_alone(loaded, stage, monkeypatch):
     from finetune.server import preparation
 
     row_inputs = preparation.row_inputs
 
-    def faulty(collator, examples, residents):
+    def faulty(collator, examples, loaded_adapters):
         if any("poison" in str(example.messages) for example in examples):
             raise MemoryError("poison")
-        return row_inputs(collator, examples, residents)
+        return row_inputs(collator, examples, loaded_adapters)
 
     monkeypatch.setattr(preparation, "row_inputs", faulty)
-    with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
+    with running(loaded, REFS) as server, ThreadPoolExecutor(8) as pool:
         stage.go_on()
         wanted = server.ask(FIRST)
         asked = [pool.submit(server.ask, FIRST)]
@@ -253,8 +253,8 @@ def test_a_row_that_cannot_be_put_to_the_model_fails_alone(resident, stage, monk
     assert stage.batches[2] == [FIRST, FIRST]
 
 
-def test_a_batch_that_is_too_much_is_answered_row_by_row(resident, stage, caplog):
-    with running(resident, REFS) as server, ThreadPoolExecutor(8) as pool:
+def test_a_batch_that_is_too_much_is_answered_row_by_row(loaded, stage, caplog):
+    with running(loaded, REFS) as server, ThreadPoolExecutor(8) as pool:
         stage.go_on()
         wanted = server.ask(FIRST)
         asked = [pool.submit(server.ask, FIRST)]
@@ -272,24 +272,24 @@ def test_a_batch_that_is_too_much_is_answered_row_by_row(resident, stage, caplog
 
 
 @pytest.mark.parametrize("stop", ["first", "held"])
-def test_a_row_that_is_answered_once_more_begins_anew(resident, monkeypatch, stop):
+def test_a_row_that_is_answered_once_more_begins_anew(loaded, monkeypatch, stop):
     from finetune.server import scheduler
 
     answer_batch, failed = scheduler.answer_batch, threading.Event()
     began, go_on = threading.Event(), threading.Event()
 
-    def fails_late(switcher, batch, residents, *, on_text, **more):
+    def fails_late(switcher, batch, loaded_adapters, *, on_text, **more):
         if not began.is_set():
             began.set()
             go_on.wait(30)
-        elif len(residents) > 1 and not failed.is_set():
-            for row in range(len(residents)):
+        elif len(loaded_adapters) > 1 and not failed.is_set():
+            for row in range(len(loaded_adapters)):
                 on_text(row, whole[:1])  # which is the stop text, or may be its beginning
             failed.set()
             raise RuntimeError("out of memory")
-        return answer_batch(switcher, batch, residents, on_text=on_text, **more)
+        return answer_batch(switcher, batch, loaded_adapters, on_text=on_text, **more)
 
-    with running(resident, REFS, request_seconds=20) as server, ThreadPoolExecutor(4) as pool:
+    with running(loaded, REFS, request_seconds=20) as server, ThreadPoolExecutor(4) as pool:
         whole = server.ask(FIRST)
         options = {"stop": whole[0] if stop == "first" else whole[0] + "never said"}
         monkeypatch.setattr(scheduler, "answer_batch", fails_late)
@@ -303,8 +303,8 @@ def test_a_row_that_is_answered_once_more_begins_anew(resident, monkeypatch, sto
     assert failed.is_set()
 
 
-def test_a_server_that_stops_is_not_ready(resident):
-    with running(resident, REFS) as server:
+def test_a_server_that_stops_is_not_ready(loaded):
+    with running(loaded, REFS) as server:
         server.service.is_stopping = True
         assert error_of(server.get("/ready"))[:2] == (503, "stopping")
         assert server.get("/health").status_code == 200
@@ -317,9 +317,9 @@ def test_a_server_that_stops_is_not_ready(resident):
 
 @pytest.mark.parametrize("patience, signals", [(0.3, 1), (600, 2)], ids=["late", "again"])
 def test_what_does_not_end_in_time_is_told_and_a_second_signal_waits_for_nothing(
-    resident, stage, capfd, patience, signals
+    loaded, stage, capfd, patience, signals
 ):
-    with running(resident, REFS, stop_seconds=patience, max_batch=1) as server, ThreadPoolExecutor(2) as pool:
+    with running(loaded, REFS, stop_seconds=patience, max_batch=1) as server, ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(server.post, body(FIRST, stream=stream)) for stream in (False, True)]
         wait_for(lambda: len(stage.batches) == 1 and server.service.num_waiting == 1)
         for _ in range(signals):
@@ -329,8 +329,8 @@ def test_what_does_not_end_in_time_is_told_and_a_second_signal_waits_for_nothing
     assert server.server.signum == signal.SIGTERM
 
 
-def test_what_runs_may_end_when_the_server_is_stopped(resident, stage, capfd):
-    with running(resident, REFS, stop_seconds=600) as server, ThreadPoolExecutor(1) as pool:
+def test_what_runs_may_end_when_the_server_is_stopped(loaded, stage, capfd):
+    with running(loaded, REFS, stop_seconds=600) as server, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(server.post, body(FIRST, stream=True))
         wait_for(lambda: len(stage.batches) == 1)
         server.server.stop(signal.SIGTERM)

@@ -100,10 +100,10 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def strict(resident):
+def strict(loaded):
     """A server with tight bounds and keys."""
     bounds = {"max_images": 2, "max_image_pixels": 10_000, "max_body_bytes": 100_000}
-    with running(resident, REFS, api_keys=(OTHER, KEY), **bounds) as found:
+    with running(loaded, REFS, api_keys=(OTHER, KEY), **bounds) as found:
         yield found
 
 
@@ -203,8 +203,8 @@ def test_other_paths_and_methods_are_refused(server):
     assert error_of(server.get("/docs"))[0] == 404
 
 
-def test_what_goes_wrong_inside_is_told_by_a_number_alone(resident, stage, caplog):
-    with running(resident, REFS) as server:
+def test_what_goes_wrong_inside_is_told_by_a_number_alone(loaded, stage, caplog):
+    with running(loaded, REFS) as server:
         stage.fails = [ZeroDivisionError("secret place"), ZeroDivisionError("secret place")]
         stage.go_on(2)
         status, code, _, message = error_of(server.post(body()))
@@ -223,8 +223,8 @@ def test_a_page_on_the_web_cannot_have_a_browser_ask(server):
         assert client.get("/health").status_code == 200
 
 
-def test_an_image_for_a_base_that_takes_none_is_refused(server, resident, monkeypatch):
-    monkeypatch.setattr(type(resident.base.family), "media", frozenset())
+def test_an_image_for_a_base_that_takes_none_is_refused(server, loaded, monkeypatch):
+    monkeypatch.setattr(type(loaded.base.family), "media", frozenset())
     found = error_of(post(server, parts(image_part(png(side=8)), {"type": "text", "text": "What?"})))
     assert found[:3] == (400, "invalid_messages", "messages")
     assert found[3].startswith("smolvlm takes no media, and medium 1 of the row is of the type image.")

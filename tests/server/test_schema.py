@@ -38,8 +38,8 @@ CHECKS = (
 
 
 @pytest.fixture(scope="module")
-def guarded(resident):
-    with running(resident, REFS, api_keys=(KEY,), max_new_tokens=8) as found:
+def guarded(loaded):
+    with running(loaded, REFS, api_keys=(KEY,), max_new_tokens=8) as found:
         yield found
 
 

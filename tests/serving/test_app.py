@@ -328,7 +328,7 @@ def test_an_alias_that_moves_is_followed(published):
     registry.publish(first.adapter)
     registry.alias("testing/squares", "prod", 2)
     vlm.use("testing/squares@prod")
-    assert torch.equal(vlm.base.probe(0), before), "the same bytes are the same resident"
+    assert torch.equal(vlm.base.probe(0), before), "the same bytes are the same loaded"
     with pytest.raises(NotFoundError):
         vlm.use("testing/squares@staging")
     assert vlm.adapter is not None
@@ -395,5 +395,5 @@ def test_an_adapter_that_breaks_while_it_is_attached_leaves_the_active_one_answe
     monkeypatch.setattr("finetune.methods.lora.LoraUpdate", fail)
     with pytest.raises(torch.OutOfMemoryError):
         vlm.add(second.adapter)
-    assert vlm.adapter is active and vlm.switcher.residents == (active,)
+    assert vlm.adapter is active and vlm.switcher.loaded_adapters == (active,)
     assert torch.equal(vlm.base.probe(0), before)

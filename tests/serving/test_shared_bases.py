@@ -61,15 +61,15 @@ def test_what_one_model_uses_is_not_what_another_answers(served):
     one, other, third = load(lora, base=str(path), device="cpu"), load(dora, base=str(path)), plain(path)
     alone = [vlm.base.probe(0) for vlm in (one, other, third)]
     assert not torch.equal(alone[0], alone[1]) and not torch.equal(alone[0], alone[2])
-    assert [len(vlm.switcher.residents) for vlm in (one, other, third)] == [1, 1, 0]
+    assert [len(vlm.switcher.loaded_adapters) for vlm in (one, other, third)] == [1, 1, 0]
     third.use(dora)
     other.use(lora)
     assert torch.equal(one.base.probe(0), alone[0]) and torch.equal(other.base.probe(0), alone[0])
     with other.using(None):
         assert torch.equal(one.base.probe(0), alone[0]) and torch.equal(other.base.probe(0), alone[2])
-    for resident in other.switcher.residents:
+    for loaded in other.switcher.loaded_adapters:
         other.use(None)
-        other.remove(resident)
+        other.remove(loaded)
     assert torch.equal(one.base.probe(0), alone[0]) and torch.equal(other.base.probe(0), alone[2])
 
 

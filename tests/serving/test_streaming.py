@@ -10,7 +10,7 @@ import torch
 
 from finetune.build import load_base
 from finetune.errors import AdapterError, DataError, ModelError, StreamClosedError
-from finetune.methods.points import reached
+from finetune.methods.hooks import reached
 from finetune.serving.app import VisionLanguageModel
 from finetune.serving.streaming import TextStream
 from tests.matrix import rows
@@ -21,7 +21,7 @@ QUESTION = "What color is it?"
 
 @pytest.fixture(scope="module", params=["smolvlm", "qwen2_5_vl"])
 def served(request, tmp_path_factory):
-    """A model and an adapter of some kinds, not resident."""
+    """A model and an adapter of some kinds, not loaded."""
     from tests.tiny import FAMILIES
 
     folder = tmp_path_factory.mktemp("streamed")
@@ -32,13 +32,13 @@ def served(request, tmp_path_factory):
 
 @pytest.fixture
 def vlm(served):
-    """The model, plain, without residents or threads."""
+    """The model, plain, without loaded_adapters or threads."""
     model = served[0]
     yield model
     assert not [thread for thread in threading.enumerate() if thread.name == "finetune-stream"]
     model.use(None)
-    for resident in model.switcher.residents:
-        model.remove(resident)
+    for loaded in model.switcher.loaded_adapters:
+        model.remove(loaded)
     assert not reached(model.model)
 
 

@@ -13,8 +13,8 @@ from finetune.build import load_base
 from finetune.errors import AdapterError, MethodError
 from finetune.methods.adapter import attach, detach
 from finetune.methods.copies import CopiesUpdate
+from finetune.methods.hooks import reached
 from finetune.methods.lora_update import LoraUpdate
-from finetune.methods.points import reached
 from finetune.methods.prompt_rows import PromptUpdate
 from finetune.serving.app import VisionLanguageModel
 from tests.matrix import recipe_of, rows, state
@@ -25,7 +25,7 @@ NEW = 6  # tokens of an answer
 
 @pytest.fixture(scope="module", params=["smolvlm", "qwen2_5_vl"])  # the second keeps positions on the module
 def served(request, tmp_path_factory):
-    """A model and two adapters of each kind, not resident."""
+    """A model and two adapters of each kind, not loaded."""
     from tests.tiny import FAMILIES
 
     folder = tmp_path_factory.mktemp("served")
@@ -37,12 +37,12 @@ def served(request, tmp_path_factory):
 
 @pytest.fixture
 def vlm(served):
-    """The model, plain and without residents."""
+    """The model, plain and without loaded_adapters."""
     model = served[0]
     yield model
     model.use(None)
-    for resident in model.switcher.residents:
-        model.remove(resident)
+    for loaded in model.switcher.loaded_adapters:
+        model.remove(loaded)
     assert not reached(model.model)
 
 
@@ -190,9 +190,9 @@ def test_answers_stay_equal_while_others_come_and_go(vlm, adapters):
     thread.start()
     try:
         for i in range(50):
-            resident = vlm.add(adapters[kinds[i % len(kinds)], 1])
-            assert len(vlm.switcher.residents) == 2
-            vlm.remove(resident)
+            loaded = vlm.add(adapters[kinds[i % len(kinds)], 1])
+            assert len(vlm.switcher.loaded_adapters) == 2
+            vlm.remove(loaded)
             count += 1
     finally:
         done.set()
@@ -205,19 +205,19 @@ def test_what_is_removed_answers_to_the_end_of_its_blocks(vlm, adapters):
     with vlm.using(folder):
         wanted = generate(vlm)
     with vlm.using(folder):
-        resident = vlm.adapter
+        loaded = vlm.adapter
         vlm.remove(folder)
-        assert vlm.switcher.residents == () and vlm.adapter is resident
+        assert vlm.switcher.loaded_adapters == () and vlm.adapter is loaded
         assert same(generate(vlm), wanted)
         with pytest.raises(AdapterError, match="lora-0 has gone, so it cannot answer any more. Add it again"):
-            vlm.use(resident)
+            vlm.use(loaded)
         with vlm.switcher.holding():
             assert same(generate(vlm), wanted)
     assert not reached(vlm.model)
-    with pytest.raises(AdapterError, match="lora-0 is not resident, so it cannot be removed; there are: none"):
+    with pytest.raises(AdapterError, match="lora-0 is not loaded, so it cannot be removed; there are: none"):
         vlm.remove(folder)
     with vlm.using(folder):
-        assert vlm.adapter is not resident and same(generate(vlm), wanted)
+        assert vlm.adapter is not loaded and same(generate(vlm), wanted)
 
 
 def test_a_context_that_outlives_its_block_is_not_answered_by_the_plain_base(vlm, adapters):
@@ -258,12 +258,12 @@ def test_two_models_of_one_base_do_not_meet(vlm, adapters):
 def test_bytes_are_counted(vlm, adapters):
     from finetune.adapters.folder import read_folder
 
-    residents = [vlm.add(adapters[kind, 0]) for kind in ("lora", "prompt", "overrides")]
-    for resident, kind in zip(residents, ("lora", "prompt", "overrides"), strict=True):
-        assert resident.num_bytes == sum(tensor.nbytes for tensor in read_folder(adapters[kind, 0]).tensors.values())
-    assert vlm.switcher.num_bytes == sum(resident.num_bytes for resident in residents)
-    vlm.remove(residents[0])
-    assert vlm.switcher.num_bytes == residents[1].num_bytes + residents[2].num_bytes
+    loaded_adapters = [vlm.add(adapters[kind, 0]) for kind in ("lora", "prompt", "overrides")]
+    for loaded, kind in zip(loaded_adapters, ("lora", "prompt", "overrides"), strict=True):
+        assert loaded.num_bytes == sum(tensor.nbytes for tensor in read_folder(adapters[kind, 0]).tensors.values())
+    assert vlm.switcher.num_bytes == sum(loaded.num_bytes for loaded in loaded_adapters)
+    vlm.remove(loaded_adapters[0])
+    assert vlm.switcher.num_bytes == loaded_adapters[1].num_bytes + loaded_adapters[2].num_bytes
 
 
 def test_live_tensors_are_the_files(vlm, adapters):
@@ -327,7 +327,9 @@ def test_training_and_serving_do_not_share_a_model(vlm, adapters, tmp_path):
 
 def test_a_warning_that_is_made_an_error_leaves_nothing(vlm, adapters, monkeypatch):
     """As every warning is in these tests."""
-    monkeypatch.setattr("finetune.serving.resident.compare", lambda *args, **kwargs: ProbeResult("inconclusive", 1.0))
+    monkeypatch.setattr(
+        "finetune.serving.loaded_adapter.compare", lambda *args, **kwargs: ProbeResult("inconclusive", 1.0)
+    )
     with pytest.raises(UserWarning, match="its effect on the probe is below the noise"):
         vlm.add(adapters["lora", 0])
-    assert vlm.switcher.residents == () and not reached(vlm.model)
+    assert vlm.switcher.loaded_adapters == () and not reached(vlm.model)

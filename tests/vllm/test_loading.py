@@ -28,7 +28,7 @@ REFUSED = {
     "overrides": "Missing required configuration fields",
 }
 # What no manifest can say: changes of the config -> what vLLM says of it.
-IMPOSSIBLE = {
+INCOMPATIBLE = {
     "bias": ({"bias": "all"}, "Adapter bias is not supported"),
     "modules_to_save": ({"modules_to_save": ["lm_head"]}, "only supports modules_to_save"),
     "init": ({"init_lora_weights": "pissa"}, "does not support init_lora_weights"),
@@ -75,7 +75,7 @@ def exported(bases, adapters, tmp_path_factory):
 def found(bases, adapters, exported, inside, tmp_path_factory):
     """What vLLM says of everything, in one process of its own."""
     impossible, config = {}, json.loads((exported["idefics3"]["lora"] / "adapter_config.json").read_text())
-    for name, (change, _) in IMPOSSIBLE.items():
+    for name, (change, _) in INCOMPATIBLE.items():
         folder = tmp_path_factory.mktemp(name)
         (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
         (folder / "adapter_model.safetensors").hardlink_to(exported["idefics3"]["lora"] / "adapter_model.safetensors")
@@ -131,9 +131,9 @@ def test_what_we_refuse_it_refuses_or_serves_in_part(adapters, found, kind):
     assert len(of_vllm["updates"]) == len(modules.get("language", []))
 
 
-@pytest.mark.parametrize("change", IMPOSSIBLE)
+@pytest.mark.parametrize("change", INCOMPATIBLE)
 def test_what_no_manifest_can_say_it_refuses(found, change):
-    assert IMPOSSIBLE[change][1] in found["idefics3"]["adapters"][change]["refused"]
+    assert INCOMPATIBLE[change][1] in found["idefics3"]["adapters"][change]["refused"]
 
 
 def test_a_rank_over_its_limit(adapters, found):

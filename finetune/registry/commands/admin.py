@@ -6,9 +6,9 @@ from datetime import timedelta
 from finetune.outside_text import safe_line
 from finetune.registry.admin import reindex, verify
 from finetune.registry.blobs import LEAST_GRACE
-from finetune.registry.collection import DEFAULT_GRACE, Garbage, collect
 from finetune.registry.commands.printing import answer, table
 from finetune.registry.commands.verbs import AddVerb
+from finetune.registry.garbage_collection import DEFAULT_GRACE, Garbage, collect
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.trust import NOBODY
 

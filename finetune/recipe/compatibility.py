@@ -13,16 +13,16 @@ from finetune.plugins import config_of, names
 from finetune.recipe.data import StreamableData
 from finetune.recipe.method import LoraSection
 from finetune.recipe.objective import taking
-from finetune.tables import EMBEDDED_BASES, IMPOSSIBLE
+from finetune.tables import EMBEDDED_BASES, INCOMPATIBLE
 
 if TYPE_CHECKING:
     from finetune.recipe.method import MethodSection
     from finetune.recipe.model import ModelSection
     from finetune.recipe.whole import Recipe
-    from finetune.tables import Impossible
+    from finetune.tables import Incompatible
 
 
-def refuse_impossible(
+def refuse_incompatible(
     recipe: Recipe, *, source: str, model_type: str | None = None, architecture: str | None = None
 ) -> None:
     """Checks a recipe against what is known not to work.
@@ -51,18 +51,18 @@ def refuse_impossible(
     model_type = model_type or known_model_type(recipe.model)
     entry = family_entry(model_type) if model_type else None
     architecture = architecture or (entry.architecture if entry else None)
-    if model_type and (reason := why_impossible(recipe.task.name, model_type, architecture=architecture)):
+    if model_type and (reason := why_incompatible(recipe.task.name, model_type, architecture=architecture)):
         raise RecipeError(f"{source}: {reason}")
     for section in recipe.parts:
         if entry and isinstance(section, LoraSection) and (reason := section.towers.why_not(entry.towers)):
             raise RecipeError(f"{source}: method.towers{reason}")
-    for case in IMPOSSIBLE:
+    for case in INCOMPATIBLE:
         asked = any(_uses(section, case.option) for section in recipe.parts)
         if asked and _holds(case, model_type, architecture) and case.quantization in (None, recipe.model.quantization):
             raise RecipeError(f"{source}: {_explain(case, model_type)}")
 
 
-def why_impossible(task: str, model_type: str, *, architecture: str | None = None) -> str | None:
+def why_incompatible(task: str, model_type: str, *, architecture: str | None = None) -> str | None:
     """Return why a task does not serve the bases of a family, and what does; None where it serves them.
 
     Args:
@@ -84,11 +84,11 @@ def why_impossible(task: str, model_type: str, *, architecture: str | None = Non
     )
 
 
-def _holds(case: Impossible, model_type: str | None, architecture: str | None) -> bool:
+def _holds(case: Incompatible, model_type: str | None, architecture: str | None) -> bool:
     return case.model_type in (None, model_type) and case.architecture in (None, architecture)
 
 
-def _explain(case: Impossible, model_type: str | None) -> str:
+def _explain(case: Incompatible, model_type: str | None) -> str:
     with_model = model_type if case.model_type or case.architecture else None
     where = " with ".join(part for part in (with_model, case.quantization) if part)
     return f"{case.option} does not go with {where}: {case.reason}. {case.instead}"

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class StopTexts:
+class StopSequences:
     """Lets an answer through as it grows, up to the first of some texts.
 
     A text may begin in one piece and end in another, so what may be its beginning is held back.

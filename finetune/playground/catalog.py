@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class CatalogEntry:
     """One adapter as the page shows it.
 
     Attributes:
         ref: what is asked for when it is chosen: an exact version, or a folder.
-        name: as people ask for it; no two offers have the same.
+        name: as people ask for it; no two entries have the same.
         version: its number; None for a folder, and where nothing can be read.
         aliases: the words that stand for this version.
         summary: what the log keeps of its manifest; see ``AdapterManifest.summary``. Empty where that cannot be read.
@@ -58,7 +58,7 @@ class Offer:
         return [name for name in names if "." not in name and name not in COUNTS]
 
 
-def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdentity) -> list[Offer]:
+def read_catalog(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdentity) -> list[CatalogEntry]:
     """Returns what may be chosen, and what may not, with the reason; nothing is loaded.
 
     Args:
@@ -71,34 +71,34 @@ def find_offers(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdenti
         FinetuneError: a reference stands for nothing, or the registry or its trust policy cannot be read.
     """
     if not refs:
-        unreadable: list[Offer] = []
+        unreadable: list[CatalogEntry] = []
         versions = registry.list(onerror=lambda name, error: unreadable.append(_unreadable(name, error)))
         return [*(_of_version(registry, version, version.full_name, base) for version in versions), *unreadable]
-    offers = []
+    entries = []
     for ref in dict.fromkeys(refs):
         if ref == "base":  # it is shown beside whatever is chosen
             continue
         folder = as_folder(ref)
         if folder is None:
-            offers.append(_of_version(registry, registry.resolve(ref), ref, base))
+            entries.append(_of_version(registry, registry.resolve(ref), ref, base))
         else:
-            offers.append(_of_folder(registry, folder, ref, base))
-    return offers
+            entries.append(_of_folder(registry, folder, ref, base))
+    return entries
 
 
-def _unreadable(name: str, error: FinetuneError) -> Offer:
-    return Offer(
+def _unreadable(name: str, error: FinetuneError) -> CatalogEntry:
+    return CatalogEntry(
         ref=name, name=name, version=None, aliases=(), summary={}, signature="", refusal=f"cannot be read: {error}"
     )
 
 
-def _of_version(registry: AdapterRegistry, version: Version, name: str, base: BaseIdentity) -> Offer:
+def _of_version(registry: AdapterRegistry, version: Version, name: str, base: BaseIdentity) -> CatalogEntry:
     verdict = registry.guard.policy.verify_signature(
         version.namespace, version.signature, manifest_message(version.digest)
     )
     demand = registry.guard.policy.of(version.namespace).signatures
     refusal = f"yanked: {version.yanked}" if version.yanked is not None else _refusal(version.summary, base)
-    return Offer(
+    return CatalogEntry(
         ref=version.ref,
         name=name,
         version=version.version,
@@ -109,11 +109,11 @@ def _of_version(registry: AdapterRegistry, version: Version, name: str, base: Ba
     )
 
 
-def _of_folder(registry: AdapterRegistry, folder: Path, name: str, base: BaseIdentity) -> Offer:
+def _of_folder(registry: AdapterRegistry, folder: Path, name: str, base: BaseIdentity) -> CatalogEntry:
     manifest, verdict = registry.guard.verify_folder(folder)
     demand = registry.guard.policy.of(manifest.namespace).signatures
     summary = manifest.summary()
-    return Offer(
+    return CatalogEntry(
         ref=str(folder.absolute()),  # "./medical/mri" reads as a reference once its "./" is gone
         name=name,
         version=None,

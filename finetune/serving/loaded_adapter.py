@@ -10,7 +10,7 @@ from finetune.adapters.base_identity import require_same_base, require_same_proc
 from finetune.adapters.probe import compare
 from finetune.adapters.requirements import require_usable
 from finetune.methods.adapter import placeholders, require_expected, updates
-from finetune.methods.points import PLAIN, Answering
+from finetune.methods.hooks import PLAIN, ActiveAdapter
 from finetune.serving.receipts import find_receipt, keep_receipt
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from finetune.adapters.probe import ProbeResult
     from finetune.batch import Placeholders
     from finetune.build import Base
-    from finetune.methods.points import Points
+    from finetune.methods.hooks import AdapterHooks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Resident(Answering):
+class LoadedAdapter(ActiveAdapter):
     """One adapter that is ready to answer.
 
     Attributes:
@@ -43,12 +43,12 @@ class Resident(Answering):
     num_bytes: int
 
 
-def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> Resident:
-    """Makes a verified folder resident, after every check that needs the live base; which adapter answers stays.
+def bring_in(base: Base, hooks: AdapterHooks, folder: AdapterFolder, *, ref: str) -> LoadedAdapter:
+    """Makes a verified folder loaded, after every check that needs the live base; which adapter answers stays.
 
     Args:
         base: what it is to answer on.
-        points: of the base.
+        hooks: of the base.
         folder: what was read and checked.
         ref: as it was asked for.
 
@@ -61,11 +61,11 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> 
     require_usable(manifest, architecture=base.family.architecture)
     require_expected(base.model, base.towers, manifest.adapter)
     found = updates(base.model, manifest.adapter, folder.tensors)
-    points.add(found)
+    hooks.add(found)
     try:
         probe = find_receipt(base, folder.digest)
         if probe is None:
-            probe = _probe(base, points, manifest, Answering(updates=found))
+            probe = _probe(base, hooks, manifest, ActiveAdapter(updates=found))
             keep_receipt(base, folder.digest, probe)
         if probe.verdict == "inconclusive":
             warnings.warn(
@@ -74,9 +74,9 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> 
                 stacklevel=2,
             )
     except BaseException:
-        points.remove(found)
+        hooks.remove(found)
         raise
-    return Resident(
+    return LoadedAdapter(
         updates=found,
         ref=ref,
         digest=folder.digest,
@@ -87,9 +87,9 @@ def bring_in(base: Base, points: Points, folder: AdapterFolder, *, ref: str) -> 
     )
 
 
-def _probe(base: Base, points: Points, manifest: AdapterManifest, candidate: Answering) -> ProbeResult:
-    with points.using(PLAIN):
+def _probe(base: Base, hooks: AdapterHooks, manifest: AdapterManifest, candidate: ActiveAdapter) -> ProbeResult:
+    with hooks.using(PLAIN):
         off = base.probe(manifest.probe.seed)
-    with points.using(candidate):
+    with hooks.using(candidate):
         on = base.probe(manifest.probe.seed, placeholders(manifest.adapter))
     return compare(manifest.probe, off, on, dtype=base.model.dtype, quantization=base.quantization)

@@ -8,14 +8,14 @@ import pytest
 from finetune.build import load_base
 from finetune.errors import AdapterError, NotFoundError, StoreError, TrustError
 from finetune.registry import AdapterRegistry
+from finetune.serving.adapter_cache import AdapterCache
 from finetune.serving.aliases import Aliases
 from finetune.serving.app import VisionLanguageModel
-from finetune.serving.residency import Residency
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter
 
 
-class Points:
+class AdapterHooks:
     """Counts what is left in the model."""
 
     def __init__(self):
@@ -31,62 +31,62 @@ class Adapter:
         self.num_bytes = num_bytes
 
 
-def names(residency):
-    return [one.ref for one in residency.residents]
+def names(cache):
+    return [one.ref for one in cache.loaded_adapters]
 
 
 def test_the_least_recently_used_goes_first():
-    points = Points()
-    residency = Residency(points, max_bytes=100)
+    hooks = AdapterHooks()
+    cache = AdapterCache(hooks, max_bytes=100)
     a, b, c = Adapter("a"), Adapter("b"), Adapter("c")
-    residency.put(a)
-    residency.put(b)
-    assert residency.hold(a)
-    residency.let_go(a)
-    residency.put(c)
-    assert names(residency) == ["a", "c"] and points.left == ["b"]
-    assert residency.num_bytes == 80
-    assert not residency.hold(b)
+    cache.put(a)
+    cache.put(b)
+    assert cache.hold(a)
+    cache.let_go(a)
+    cache.put(c)
+    assert names(cache) == ["a", "c"] and hooks.left == ["b"]
+    assert cache.num_bytes == 80
+    assert not cache.hold(b)
 
 
 def test_what_answers_stays_until_its_last_request_ends():
-    points = Points()
-    residency = Residency(points, max_bytes=100)
+    hooks = AdapterHooks()
+    cache = AdapterCache(hooks, max_bytes=100)
     a, b, c = Adapter("a"), Adapter("b"), Adapter("c")
     for one in (a, b):
-        residency.put(one)
-        assert residency.hold(one)
-    residency.hold_again(a)
-    residency.put(c)
-    assert names(residency) == ["a", "b", "c"] and residency.num_bytes == 120, "over the budget, as all are in use"
-    residency.let_go(a)
-    assert points.left == []
-    residency.let_go(a)
-    assert names(residency) == ["b", "c"] and points.left == ["a"]
-    residency.let_go(b)
-    assert names(residency) == ["b", "c"]
+        cache.put(one)
+        assert cache.hold(one)
+    cache.hold_again(a)
+    cache.put(c)
+    assert names(cache) == ["a", "b", "c"] and cache.num_bytes == 120, "over the budget, as all are in use"
+    cache.let_go(a)
+    assert hooks.left == []
+    cache.let_go(a)
+    assert names(cache) == ["b", "c"] and hooks.left == ["a"]
+    cache.let_go(b)
+    assert names(cache) == ["b", "c"]
 
 
 def test_what_is_removed_while_it_answers_leaves_the_model_later():
-    points = Points()
-    residency = Residency(points)
+    hooks = AdapterHooks()
+    cache = AdapterCache(hooks)
     a = Adapter("a")
-    residency.put(a)
-    assert residency.hold(a)
-    residency.remove("a")
-    assert names(residency) == [] and points.left == []
-    residency.let_go(a)
-    assert points.left == ["a"]
-    with pytest.raises(AdapterError, match="a is not resident, so it cannot be removed; there are: none"):
-        residency.remove(a)
+    cache.put(a)
+    assert cache.hold(a)
+    cache.remove("a")
+    assert names(cache) == [] and hooks.left == []
+    cache.let_go(a)
+    assert hooks.left == ["a"]
+    with pytest.raises(AdapterError, match="a is not loaded, so it cannot be removed; there are: none"):
+        cache.remove(a)
 
 
 def test_one_that_alone_is_too_large_is_refused():
-    points = Points()
-    residency = Residency(points, max_bytes=100)
-    with pytest.raises(AdapterError, match="big holds 101 bytes, and all resident adapters together may hold 100"):
-        residency.put(Adapter("big", 101))
-    assert points.left == ["big"] and names(residency) == []
+    hooks = AdapterHooks()
+    cache = AdapterCache(hooks, max_bytes=100)
+    with pytest.raises(AdapterError, match="big holds 101 bytes, and all loaded adapters together may hold 100"):
+        cache.put(Adapter("big", 101))
+    assert hooks.left == ["big"] and names(cache) == []
 
 
 def version(number):
@@ -217,7 +217,7 @@ def test_an_app_follows_an_alias_and_stays_within_its_bytes(tiny_fast_vlm, tmp_p
     vlm.switcher.refresh()
     assert answering(f"{name}@prod") == digests[2]
     assert answering(f"{name}@3") == digests[3]
-    assert [one.digest for one in vlm.switcher.residents] == [digests[2], digests[3]]
+    assert [one.digest for one in vlm.switcher.loaded_adapters] == [digests[2], digests[3]]
     with vlm.using(f"{name}@prod"):
         registry.yank(f"{name}@2")
         with pytest.warns(UserWarning, match="@prod still answers with version 2: .*is yanked"):

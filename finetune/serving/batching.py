@@ -17,30 +17,30 @@ if TYPE_CHECKING:
     from finetune.example import Example
     from finetune.interfaces import TaskCollator
     from finetune.recipe import PromptSection, TaskSection
-    from finetune.serving.resident import Resident
+    from finetune.serving.loaded_adapter import LoadedAdapter
     from finetune.serving.switcher import Switcher
     from finetune.tasks.generation import Answer, IsStopped, OnText
     from finetune.tasks.generative import GenerativeTask
 
 
-def section_for(switcher: Switcher, resident: Resident | None) -> TaskSection:
+def section_for(switcher: Switcher, loaded: LoadedAdapter | None) -> TaskSection:
     """Returns how an adapter is asked; a task's defaults for the plain base."""
-    return resident.manifest.task if resident else switcher.base.default_task
+    return loaded.manifest.task if loaded else switcher.base.default_task
 
 
-def sharing_key(switcher: Switcher, resident: Resident | None) -> Hashable:
+def sharing_key(switcher: Switcher, loaded: LoadedAdapter | None) -> Hashable:
     """Returns what is equal for adapters whose rows may share a batch.
 
     Those are LoRA on the language tower, and the base, where their tasks make batches alike.
     """
-    alone = None if resident is None or switcher.can_share(resident) else resident
-    return switcher.base.collator_of(section_for(switcher, resident)), alone
+    alone = None if loaded is None or switcher.can_share(loaded) else loaded
+    return switcher.base.collator_of(section_for(switcher, loaded)), alone
 
 
-def answer_together(
+def answer_rows(
     switcher: Switcher,
     examples: Sequence[Example],
-    residents: Sequence[Resident | None],
+    loaded_adapters: Sequence[LoadedAdapter | None],
     *,
     max_new_tokens: Sequence[int | None] | None = None,
     on_text: OnText | None = None,
@@ -54,7 +54,7 @@ def answer_together(
     Args:
         switcher: of a model that generates text.
         examples: the rows, each put as its adapter is asked.
-        residents: the adapter of each row, kept by the caller; None for the plain base.
+        loaded_adapters: the adapter of each row, kept by the caller; None for the plain base.
         max_new_tokens: of each row; None for the longest answer that its adapter was trained to give.
         on_text: told, in this thread, of a row's number and what its text has grown by, as ``generate_answers`` has it.
         is_stopped: asked after each step whether a row is to end early.
@@ -64,14 +64,14 @@ def answer_together(
     """
     limits = max_new_tokens or [None] * len(examples)
     groups: dict[Hashable, list[int]] = {}
-    for row, resident in enumerate(residents):
-        groups.setdefault(sharing_key(switcher, resident), []).append(row)
+    for row, loaded in enumerate(loaded_adapters):
+        groups.setdefault(sharing_key(switcher, loaded), []).append(row)
     answers: dict[int, Answer] = {}
     for rows in groups.values():
-        own = [residents[row] for row in rows]
+        own = [loaded_adapters[row] for row in rows]
         batch = prompt_batch(switcher, [examples[row] for row in rows], own)
         longest = [
-            answer_limit(switcher, residents[row], limits[row], prompt_tokens=length)
+            answer_limit(switcher, loaded_adapters[row], limits[row], prompt_tokens=length)
             for row, length in zip(rows, prompt_lengths(batch), strict=True)
         ]
         refuse_too_long(switcher.base, batch, longest)
@@ -87,51 +87,57 @@ def answer_together(
     return [answers[row] for row in range(len(examples))]
 
 
-def prompt_batch(switcher: Switcher, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
+def prompt_batch(
+    switcher: Switcher, examples: Sequence[Example], loaded_adapters: Sequence[LoadedAdapter | None]
+) -> Batch:
     """Return the inputs of rows that share a batch, on the CPU.
 
     Args:
         switcher: of the model.
         examples: the rows, each put as its adapter is asked.
-        residents: the adapter of each row; equal by ``sharing_key``.
+        loaded_adapters: the adapter of each row; equal by ``sharing_key``.
     """
     with switcher.base.preparing:
-        return row_inputs(switcher.base.collator_of(section_for(switcher, residents[0])), examples, residents)
+        return row_inputs(
+            switcher.base.collator_of(section_for(switcher, loaded_adapters[0])), examples, loaded_adapters
+        )
 
 
-def row_inputs(collator: TaskCollator, examples: Sequence[Example], residents: Sequence[Resident | None]) -> Batch:
+def row_inputs(
+    collator: TaskCollator, examples: Sequence[Example], loaded_adapters: Sequence[LoadedAdapter | None]
+) -> Batch:
     """Return the inputs of rows that share a batch, on the CPU, by a collator that no other thread uses meanwhile.
 
     Args:
         collator: of their task.
         examples: as ``prompt_batch`` takes them.
-        residents: as ``prompt_batch`` takes them.
+        loaded_adapters: as ``prompt_batch`` takes them.
     """
-    first = residents[0]
+    first = loaded_adapters[0]
     places = first.placeholders if first else None  # one that has a prompt shares with itself alone
-    examples = [opened_as_trained(row, resident) for row, resident in zip(examples, residents, strict=True)]
+    examples = [opened_as_trained(row, loaded) for row, loaded in zip(examples, loaded_adapters, strict=True)]
     return Batches(collator, places).prompt_batch(examples)
 
 
-def opened_as_trained(example: Example, resident: Resident | None) -> Example:
+def opened_as_trained(example: Example, loaded: LoadedAdapter | None) -> Example:
     """Return a row whose images are opened as those that an adapter was trained on."""
-    return replace(example, image_options=resident.manifest.images.options) if resident else example
+    return replace(example, image_options=loaded.manifest.images.options) if loaded else example
 
 
 def answer_batch(
     switcher: Switcher,
     batch: Batch,
-    residents: Sequence[Resident | None],
+    loaded_adapters: Sequence[LoadedAdapter | None],
     *,
     max_new_tokens: Sequence[int],
     on_text: OnText | None = None,
     is_stopped: IsStopped | None = None,
 ) -> list[Answer]:
-    """Returns the answers to what ``prompt_batch`` returned; the other arguments as ``answer_together`` has them."""
+    """Returns the answers to what ``prompt_batch`` returned; the other arguments as ``answer_rows`` has them."""
     base = switcher.base
     batch = batch.to(base.model.device, base.model.dtype)
-    task = cast("GenerativeTask", base.task(section_for(switcher, residents[0])))
-    with switcher.answering(residents):
+    task = cast("GenerativeTask", base.task(section_for(switcher, loaded_adapters[0])))
+    with switcher.activated(loaded_adapters):
         return task.answer(base.model, batch, max_new_tokens=max_new_tokens, on_text=on_text, is_stopped=is_stopped)
 
 
@@ -141,7 +147,7 @@ def prompt_lengths(batch: Batch) -> list[int]:
     return lengths
 
 
-def answer_limit(switcher: Switcher, resident: Resident | None, wanted: int | None, *, prompt_tokens: int) -> int:
+def answer_limit(switcher: Switcher, loaded: LoadedAdapter | None, wanted: int | None, *, prompt_tokens: int) -> int:
     """Return how many tokens an answer may have.
 
     The plain base was trained to no length of ours: where none is wanted, it gets the default one, or the room that the
@@ -149,15 +155,15 @@ def answer_limit(switcher: Switcher, resident: Resident | None, wanted: int | No
 
     Args:
         switcher: of the model.
-        resident: what answers; None for the plain base.
+        loaded: what answers; None for the plain base.
         wanted: the limit that was asked for; None for the longest answer that the adapter was trained to give.
         prompt_tokens: of the row.
     """
     if wanted is not None:
         return wanted
-    limit = cast("PromptSection", section_for(switcher, resident)).longest_answer
+    limit = cast("PromptSection", section_for(switcher, loaded)).longest_answer
     room = max_positions(switcher.base.model)
-    return limit if resident or room is None else max(1, min(limit, room - prompt_tokens))
+    return limit if loaded or room is None else max(1, min(limit, room - prompt_tokens))
 
 
 def refuse_too_long(base: Base, batch: Batch, max_new_tokens: Sequence[int]) -> None:

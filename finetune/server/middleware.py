@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 OPEN = ("/health", "/ready", "/openapi.json")  # whoever asks: they tell nothing of anybody's adapters
 
 
-class Door:
+class Middleware:
     """Lets requests with a known key and a body of bounded size through to ``app``.
 
     Args:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from finetune.server.stops import StopTexts
+from finetune.server.stop_sequences import StopSequences
 
 
 def cut(text, places):
@@ -21,13 +21,13 @@ def test_however_it_is_cut_the_same_comes_out(stops):
     wanted = text[: min(found)] if found else text
     for count in range(4):
         for places in itertools.combinations(range(1, len(text)), count):
-            stop = StopTexts(stops)
+            stop = StopSequences(stops)
             out = [stop.feed(piece) for piece in cut(text, places)]
             assert "".join(out) + stop.rest() == wanted, places
             assert stop.found == bool(found)
 
 
 def test_nothing_is_held_back_that_cannot_be_a_stop_text():
-    stop = StopTexts(["END"])
+    stop = StopSequences(["END"])
     assert [stop.feed(piece) for piece in ("a", "bE", "N", "x", "E")] == ["a", "b", "", "ENx", ""]
     assert stop.rest() == "E"

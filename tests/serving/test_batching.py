@@ -6,9 +6,9 @@ import torch
 from finetune.build import load_base
 from finetune.errors import AdapterError, DataError, RowError
 from finetune.example import Example, answer, as_images, ask
-from finetune.methods.points import reached
+from finetune.methods.hooks import reached
 from finetune.serving.app import VisionLanguageModel
-from finetune.serving.together import answer_together, section_for
+from finetune.serving.batching import answer_rows, section_for
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter
 
@@ -17,7 +17,7 @@ MIXED = ["lora-0", None, "wide lora-1", "lora-1", "lora-0"]
 
 @pytest.fixture(scope="module")
 def served(tiny_family, tmp_path_factory):
-    """A model, and adapters by kind and seed, resident."""
+    """A model, and adapters by kind and seed, loaded."""
     folder = tmp_path_factory.mktemp("together")
     base = load_base(str(tiny_family), device="cpu")
     vlm = VisionLanguageModel(base)
@@ -46,9 +46,9 @@ def logits(vlm, batch):
 
 
 def test_every_row_has_the_logits_of_its_own_adapter(served):
-    vlm, residents = served
+    vlm, loaded_adapters = served
     batch = vlm.prompt_batch(images_per_row([2, 0, 1, 0, 1])).to(vlm.model.device, vlm.model.dtype)
-    refs = [residents[name] if name else None for name in MIXED]
+    refs = [loaded_adapters[name] if name else None for name in MIXED]
     with vlm.switcher.mixing(refs):
         found = logits(vlm, batch)
     said = []
@@ -62,9 +62,9 @@ def test_every_row_has_the_logits_of_its_own_adapter(served):
 
 
 def test_beams_of_a_row_have_its_adapter(served):
-    vlm, residents = served
+    vlm, loaded_adapters = served
     batch = vlm.prompt_batch(images_per_row([1, 1, 1])).to(vlm.model.device, vlm.model.dtype)
-    refs = [residents["lora-0"], residents["wide lora-1"], None]
+    refs = [loaded_adapters["lora-0"], loaded_adapters["wide lora-1"], None]
 
     def beams():
         return vlm.model.generate(**batch.inputs, max_new_tokens=4, min_new_tokens=4, num_beams=3, do_sample=False)
@@ -78,7 +78,7 @@ def test_beams_of_a_row_have_its_adapter(served):
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory):
-    """A small model with an adapter of each kind; none is resident."""
+    """A small model with an adapter of each kind; none is loaded."""
     from tests.tiny import FAMILIES
 
     folder = tmp_path_factory.mktemp("kinds")
@@ -111,40 +111,40 @@ def test_whatever_is_asked_together_is_answered_as_if_alone(every_kind, monkeypa
 
 def test_what_is_removed_meanwhile_still_answers(every_kind, monkeypatch):
     vlm, adapters = every_kind
-    residents = [vlm.add(adapters[0]), vlm.add(adapters[3])]  # which do not share a batch
-    alone = [vlm.ask_batch([None], ["What?"], adapters=[one])[0] for one in residents]
+    loaded_adapters = [vlm.add(adapters[0]), vlm.add(adapters[3])]  # which do not share a batch
+    alone = [vlm.ask_batch([None], ["What?"], adapters=[one])[0] for one in loaded_adapters]
     prepare = vlm.base.collator.prompt_batch
 
     def remove(examples):
-        if residents[1] in vlm.switcher.residents:
-            vlm.remove(residents[1])
+        if loaded_adapters[1] in vlm.switcher.loaded_adapters:
+            vlm.remove(loaded_adapters[1])
         return prepare(examples)
 
     monkeypatch.setattr(vlm.base.collator, "prompt_batch", remove, raising=False)
-    assert vlm.ask_batch([None] * 2, ["What?"] * 2, adapters=residents) == alone
+    assert vlm.ask_batch([None] * 2, ["What?"] * 2, adapters=loaded_adapters) == alone
 
 
 def test_answers_of_other_lengths_share(every_kind, monkeypatch):
     vlm, adapters = every_kind
     short, long = (vlm.add(adapter) for adapter in adapters[:2])
     object.__setattr__(short.manifest.task, "max_new_tokens", 3)
-    residents = [short, long, short]
-    alone = [vlm.ask_batch([None], ["What?"], adapters=[one])[0] for one in residents]
+    loaded_adapters = [short, long, short]
+    alone = [vlm.ask_batch([None], ["What?"], adapters=[one])[0] for one in loaded_adapters]
     assert alone[0] != alone[1]
     limits = []
     generate = vlm.model.generate
     monkeypatch.setattr(
         vlm.model, "generate", lambda **kw: limits.append(kw["max_new_tokens"]) or generate(**kw), raising=False
     )
-    assert vlm.ask_batch([None] * 3, ["What?"] * 3, adapters=residents) == alone
+    assert vlm.ask_batch([None] * 3, ["What?"] * 3, adapters=loaded_adapters) == alone
     assert limits == [16]
     vlm.remove(short)
 
 
 def test_pieces_and_stops_belong_to_their_rows_also_where_these_do_not_share(every_kind):
     vlm, adapters = every_kind
-    residents = [vlm.add(adapters[3]), None, vlm.add(adapters[0]), vlm.add(adapters[3])]
-    sections = [section_for(vlm.switcher, resident) for resident in residents]
+    loaded_adapters = [vlm.add(adapters[3]), None, vlm.add(adapters[0]), vlm.add(adapters[3])]
+    sections = [section_for(vlm.switcher, loaded) for loaded in loaded_adapters]
     examples = [
         Example(id="0", messages=[*section.ask("What?", num_images=0), answer("")], media=(), answers=[""])
         for section in sections
@@ -158,11 +158,11 @@ def test_pieces_and_stops_belong_to_their_rows_also_where_these_do_not_share(eve
         asked[row] += 1
         return row == 3
 
-    whole = answer_together(vlm.switcher, examples, residents)
-    found = answer_together(
+    whole = answer_rows(vlm.switcher, examples, loaded_adapters)
+    found = answer_rows(
         vlm.switcher,
         examples,
-        residents,
+        loaded_adapters,
         max_new_tokens=[None, 4, 2, None],
         on_text=on_text,
         is_stopped=is_stopped,
@@ -199,6 +199,6 @@ def test_a_broken_image_is_named_and_nothing_is_left(every_kind):
     with pytest.raises(RowError, match="question 1"):
         vlm.ask_batch([None, b"no image"], ["a", "b"], adapters=[adapters[0], adapters[1]])
     assert vlm.adapter is None
-    for resident in vlm.switcher.residents:
-        vlm.remove(resident)
+    for loaded in vlm.switcher.loaded_adapters:
+        vlm.remove(loaded)
     assert not reached(vlm.model)

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from finetune.serving.resident import Resident
+    from finetune.serving.loaded_adapter import LoadedAdapter
     from finetune.serving.switcher import Switcher
 
 
-class Hold:
+class Lease:
     """An adapter that is kept; it may be let go of while another thread is still about to take it."""
 
     def __init__(self) -> None:
@@ -19,14 +19,14 @@ class Hold:
         self._closed = False
         self._lock = threading.Lock()
 
-    def take(self, switcher: Switcher, name: str | None) -> Resident | None:
+    def take(self, switcher: Switcher, name: str | None) -> LoadedAdapter | None:
         """Returns the adapter that ``name`` means now, to be kept until ``close``."""
         with ExitStack() as kept:
-            resident = kept.enter_context(switcher.keeping(name))
+            loaded = kept.enter_context(switcher.pin(name))
             with self._lock:
                 if not self._closed:
                     self._kept.push(kept.pop_all())
-        return resident
+        return loaded
 
     def close(self) -> None:
         """Lets go of it, now or as soon as it is taken."""

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
     from finetune.interfaces import Update
 
-_MARK = "is_a_point"
+_MARK = "is_an_adapter_hook"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answering:
+class ActiveAdapter:
     """What may answer: full module name -> what is computed in the place of that module's ``forward``."""
 
     updates: Mapping[str, Update] = field(default_factory=dict, repr=False)
 
 
-PLAIN = Answering()  # the base, unchanged
+PLAIN = ActiveAdapter()  # the base, unchanged
 
 
-class Points:
+class AdapterHooks:
     """The modules of one model that finished adapters reach, and which of them answers where.
 
     Each context (a thread, an asyncio task) has what its innermost ``using`` block says; where there is none, the
@@ -47,26 +47,26 @@ class Points:
     """
 
     def __init__(self) -> None:
-        self.default: Answering = PLAIN
+        self.default: ActiveAdapter = PLAIN
         # One for each model: an adapter of one must not silence that of another, asked inside its block.
-        self._answering: ContextVar[Answering] = ContextVar("finetune_answering")
+        self._active: ContextVar[ActiveAdapter] = ContextVar("finetune_active_adapter")
         self._reached: dict[str, tuple[nn.Module, Callable[..., Any], Callable[..., Any] | None]] = {}
         self._users: Counter[str] = Counter()  # module name -> how many adapters reach it
         self._lock = threading.Lock()
 
     @property
-    def answering(self) -> Answering:
+    def active(self) -> ActiveAdapter:
         """What answers in the present context."""
-        return self._answering.get(self.default)
+        return self._active.get(self.default)
 
     @contextmanager
-    def using(self, answering: Answering) -> Iterator[None]:
+    def using(self, adapter: ActiveAdapter) -> Iterator[None]:
         """Has something else answer inside the block, in this context alone; its modules must have been added."""
-        token = self._answering.set(answering)
+        token = self._active.set(adapter)
         try:
             yield
         finally:
-            self._answering.reset(token)
+            self._active.reset(token)
 
     def add(self, updates: Mapping[str, Update]) -> None:
         """Reaches the modules of one more adapter; what answers does not change."""
@@ -89,7 +89,7 @@ class Points:
         if name in self._reached:
             return
         inner, before = module.forward, vars(module).get("forward")
-        get = self._answering.get
+        get = self._active.get
 
         @wraps(inner)  # generate() reads the signature of the model's
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,125 @@
+"""Which adapters stay ready: as many as fit, the least recently used ones go first, and none that answers."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING
+
+from finetune.errors import AdapterError
+
+if TYPE_CHECKING:
+    from finetune.methods.hooks import AdapterHooks
+    from finetune.serving.loaded_adapter import LoadedAdapter
+
+
+class AdapterCache:
+    """The loaded adapters of one model, and how many requests each answers; any thread may call any method.
+
+    Attributes:
+        num_bytes: that the loaded_adapters hold beside the base.
+
+    Args:
+        hooks: where they reach into the model.
+        max_bytes: that they may hold together, beyond which those go that were not used for longest; None for any
+            number. One that answers stays to the end of its last request, also where that is more for a while.
+    """
+
+    def __init__(self, hooks: AdapterHooks, *, max_bytes: int | None = None):
+        self.max_bytes, self.num_bytes = max_bytes, 0
+        self._hooks = hooks
+        self._loaded_adapters: OrderedDict[str, LoadedAdapter] = (
+            OrderedDict()
+        )  # by digest, the least recently used first
+        self._uses: Counter[LoadedAdapter] = Counter()  # requests that it answers, and once more as the default
+        self._lock = threading.Lock()
+
+    @property
+    def loaded_adapters(self) -> tuple[LoadedAdapter, ...]:
+        """The adapters that are ready, the least recently used first."""
+        with self._lock:
+            return tuple(self._loaded_adapters.values())
+
+    def get(self, digest: str) -> LoadedAdapter | None:
+        """Return the loaded adapter with this manifest, if there is one."""
+        return self._loaded_adapters.get(digest)
+
+    def put(self, loaded: LoadedAdapter) -> None:
+        """Takes in an adapter whose modules are reached already; others may have to go.
+
+        Raises:
+            AdapterError: it alone holds more than may be held; its modules are left again.
+        """
+        if self.max_bytes is not None and loaded.num_bytes > self.max_bytes:
+            self._hooks.remove(loaded.updates)
+            raise AdapterError(
+                f"{loaded.ref} holds {loaded.num_bytes} bytes, and all loaded adapters together may hold "
+                f"{self.max_bytes}. Raise max_bytes."
+            )
+        with self._lock:
+            self._loaded_adapters[loaded.digest] = loaded
+            self.num_bytes += loaded.num_bytes
+            self._make_room(keep=loaded)
+
+    def hold(self, loaded: LoadedAdapter) -> bool:
+        """Counts one more request that an adapter answers; False when it is not loaded any more."""
+        with self._lock:
+            if self._loaded_adapters.get(loaded.digest) is not loaded:
+                return False
+            self._uses[loaded] += 1
+            self._loaded_adapters.move_to_end(loaded.digest)
+            return True
+
+    def hold_again(self, loaded: LoadedAdapter) -> bool:
+        """Counts one more request for an adapter that answers one, which it may do after it was removed.
+
+        Returns:
+            Whether it still answers any, or is loaded.
+        """
+        with self._lock:
+            if loaded not in self._uses and self._loaded_adapters.get(loaded.digest) is not loaded:
+                return False
+            self._uses[loaded] += 1
+            return True
+
+    def let_go(self, loaded: LoadedAdapter) -> None:
+        """Counts one request less."""
+        with self._lock:
+            self._uses[loaded] -= 1
+            if self._uses[loaded]:
+                return
+            del self._uses[loaded]
+            if self._loaded_adapters.get(loaded.digest) is not loaded:
+                self._hooks.remove(loaded.updates)
+            self._make_room()
+
+    def remove(self, ref: str | LoadedAdapter) -> None:
+        """Lets an adapter go; requests that it answers end as they began.
+
+        Args:
+            ref: the loaded adapter, or the reference by which it was loaded.
+
+        Raises:
+            AdapterError: it is not loaded.
+        """
+        with self._lock:
+            loaded = next((one for one in self._loaded_adapters.values() if ref is one or ref == one.ref), None)
+            if loaded is None:
+                names = ", ".join(sorted(one.ref for one in self._loaded_adapters.values()))
+                wanted = ref if isinstance(ref, str) else ref.ref
+                raise AdapterError(f"{wanted} is not loaded, so it cannot be removed; there are: {names or 'none'}")
+            self._drop(loaded)
+
+    def _make_room(self, *, keep: LoadedAdapter | None = None) -> None:
+        if self.max_bytes is None or self.num_bytes <= self.max_bytes:
+            return  # at every request: nothing here may grow with the number of loaded_adapters
+        for loaded in [one for one in self._loaded_adapters.values() if one is not keep and not self._uses[one]]:
+            self._drop(loaded)
+            if self.num_bytes <= self.max_bytes:
+                return
+
+    def _drop(self, loaded: LoadedAdapter) -> None:
+        del self._loaded_adapters[loaded.digest]
+        self.num_bytes -= loaded.num_bytes
+        if not self._uses[loaded]:
+            self._hooks.remove(loaded.updates)
