@@ -295,7 +295,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
 
 
 def examples_of(
-    recipe: Recipe, split: str, *, base: Base | None = None, say: Callable[[str], None] = print
+    recipe: Recipe, split: str, *, base: Base | None = None, log: Callable[[str], None] = print
 ) -> list[Example]:
     """Reads one split of a recipe's data; an empty list where the recipe has none.
 
@@ -303,12 +303,12 @@ def examples_of(
         recipe: the whole recipe.
         split: ``train``, ``val`` or ``test``.
         base: checks, where given, that every row can be put to it and fits.
-        say: is told of rows that were left out.
+        log: is told of rows that were left out.
 
     Raises:
         DataError: a row that cannot be used.
     """
-    bad = tally(recipe.data, split, say=say)
+    bad = tally(recipe.data, split, log=log)
     examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, bad=bad)
     prepare = recipe.task.to_evaluate if split != "train" else list
     examples = prepare(examples)
@@ -334,23 +334,23 @@ def check_rows(recipe: Recipe) -> None:
         for split in ("train", "val", "test"):
             streams = split == "train" and isinstance(section, StreamableData) and section.streaming
             if isinstance(section, ReadSection) and not streams:
-                bad = tally(section, split, say=lambda _: None)
+                bad = tally(section, split, log=lambda _: None)
                 # The train rows decide how images are scaled; those of a mix decide it together.
                 bad.is_part = split != "train" or isinstance(data, MixData)
                 read_split(section, split, task=recipe.task, seed=recipe.seed, bad=bad)
                 bad.conclude()
 
 
-def training_rows(recipe: Recipe, *, base: Base | None = None, say: Callable[[str], None] = print) -> Rows:
+def training_rows(recipe: Recipe, *, base: Base | None = None, log: Callable[[str], None] = print) -> Rows:
     """Reads the train rows of a recipe's data, or opens them where they stream; arguments as ``examples_of``."""
     if not isinstance(recipe.data, HubData | ParquetData) or not recipe.data.streaming:
-        return examples_of(recipe, "train", base=base, say=say)
+        return examples_of(recipe, "train", base=base, log=log)
     limit = _max_length(recipe, base) if base else None
     return open_stream(
         recipe.data,
         task=recipe.task,
         seed=recipe.seed,
-        bad=tally(recipe.data, "train", say=say),
+        bad=tally(recipe.data, "train", log=log),
         lengths=base.lengths(recipe.task) if base else None,
         limit=limit and limit - _prompt_length(recipe),
     )

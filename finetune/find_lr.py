@@ -152,7 +152,7 @@ class _Recorder:
     def start(self, *args: Any, **options: Any) -> None:
         pass
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         pass
 
     def close(self) -> None:

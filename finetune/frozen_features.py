@@ -40,7 +40,7 @@ def collator_of_run(
     train_rows: Rows,
     asked: Sequence[Example],
     accelerator: Accelerator,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> TaskCollator:
     """Returns the collator of a run: one that reads stored features where they change no result.
 
@@ -52,14 +52,14 @@ def collator_of_run(
         train_rows: the train rows.
         asked: the rows of the other splits.
         accelerator: of the run.
-        say: is told the line.
+        log: is told the line.
 
     Raises:
         FinetuneError: an image cannot be opened.
     """
-    found = _why_off(recipe, base, train_rows) or _stored(recipe, base, train_rows, asked, accelerator, say)
+    found = _why_off(recipe, base, train_rows) or _stored(recipe, base, train_rows, asked, accelerator, log)
     if isinstance(found, str):
-        say(f"feature store off: {found}")
+        log(f"feature store off: {found}")
         return base.collator_of(recipe.task)
     return cast("Collator", base.collator_of(recipe.task)).reading(found)
 
@@ -70,7 +70,7 @@ def _stored(
     train_rows: Rows,
     asked: Sequence[Example],
     accelerator: Accelerator,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> StoredFeatures | str:
     """Returns the features of all rows, tried on a few before they are stored and after; or why there are none."""
     collator = base.collator_of(recipe.task)
@@ -79,7 +79,7 @@ def _stored(
     if reason := _agreed(_why_not_exact(base, collator, few, _fresh(base, collator, few))):
         return reason
     with_blanks = [*train_rows, *asked, *blanked(asked)[0]]  # each is evaluated with grey images too
-    filled = _filler(recipe, base, collator, accelerator, say).fill(with_blanks)
+    filled = _filler(recipe, base, collator, accelerator, log).fill(with_blanks)
     if isinstance(filled, str):
         return filled
     return _agreed(_why_not_exact(base, collator, few, filled)) or filled
@@ -139,7 +139,7 @@ def _why_not_exact(
 
 
 def _filler(
-    recipe: Recipe, base: Base, collator: Collator, accelerator: Accelerator, say: Callable[[str], None]
+    recipe: Recipe, base: Base, collator: Collator, accelerator: Accelerator, log: Callable[[str], None]
 ) -> Filler:
     family = cast("GenerativeFamily", base.family)
     return Filler(
@@ -148,7 +148,7 @@ def _filler(
         compute=lambda images: family.image_features(base.model, base.processor, images),
         max_bytes=recipe.train.feature_store_max_bytes,
         accelerator=accelerator,
-        say=say,
+        log=log,
     )
 
 

@@ -1,8 +1,8 @@
-"""The prompt contract: filled in from the data, and checked against the path that an app takes.
+"""The prompt spec: completed from the data, and checked against the path that an app takes.
 
 An adapter answers well where it is asked as it was trained. So what rows bring beside the recipe (a system message, the
-place of their images, the length of their answers) goes into the contract that the manifest keeps, or is refused; and
-for every shape of prompt in the data one row is put through an app's own path, before training starts and again from
+place of their images, the length of their answers) goes into the prompt spec that the manifest keeps, or is refused.
+And for every shape of prompt in the data one row is put through an app's own path, before training starts and again from
 the saved manifest. Its token ids must be those of the training batch.
 """
 
@@ -176,7 +176,7 @@ def _trained_ids(batches: Batches, example: Example) -> list[int]:
 
 def _as_an_app(section: PromptSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
     """Return the call by which an app asks what the row asks, and the row that it makes."""
-    has_own_system = shape.system != (section.system_prompt or None)  # ask() sends that of the contract alone
+    has_own_system = shape.system != (section.system_prompt or None)  # ask() sends that of the prompt spec alone
     if shape.form == "conversation" or has_own_system:
         messages = _with_images(example.prompt, example.images)
         return "chat(messages)", conversation_row(section, messages, urls=None)

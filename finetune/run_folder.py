@@ -84,7 +84,7 @@ def open_run(
     base: Base,
     splits: Mapping[str, Rows],
     accelerator: Accelerator,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     init_from: str | None = None,
 ) -> tuple[Checkpoints, Checkpoint | None]:
@@ -95,7 +95,7 @@ def open_run(
         base: what it adapts.
         splits: its rows.
         accelerator: of the run.
-        say: prints a line.
+        log: prints a line.
         init_from: the reference by digest of the adapter that it starts from; None for a fresh one.
 
     Returns:
@@ -126,7 +126,7 @@ def open_run(
             num_processes=accelerator.num_processes,
             seed=recipe.seed,
         )
-        start = _extend(recipe, checkpoints, plan, say) if extend else _choose(recipe, checkpoints, say)
+        start = _extend(recipe, checkpoints, plan, log) if extend else _choose(recipe, checkpoints, log)
         chosen = [start.path if start else None]
         write_json(folder / RECIPE, recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", environment(accelerator))
@@ -135,25 +135,25 @@ def open_run(
     return checkpoints, checkpoints.read(chosen[0], extend=extend) if chosen[0] else None
 
 
-def _choose(recipe: Recipe, checkpoints: Checkpoints, say: Callable[[str], None]) -> Checkpoint | None:
+def _choose(recipe: Recipe, checkpoints: Checkpoints, log: Callable[[str], None]) -> Checkpoint | None:
     start = None
     if recipe.train.resume == "auto":
         checkpoints.sweep()
-        start = checkpoints.newest(say)
+        start = checkpoints.newest(log)
     if start is None:
         folder = recipe.run_folder
         # An adapter that is whole is never overwritten by a run that begins.
         if is_finished(folder) or (folder / "adapter").exists():
-            say(f"the run that was in {folder} is kept in {set_aside(folder)}")
+            log(f"the run that was in {folder} is kept in {set_aside(folder)}")
         checkpoints.clear()
         return None
-    say(f"going on from {start.path}, {start.step} steps done (train.resume: never starts again)")
-    _tell_versions(start, say)
+    log(f"going on from {start.path}, {start.step} steps done (train.resume: never starts again)")
+    _tell_versions(start, log)
     return start
 
 
 def _extend(
-    recipe: Recipe, checkpoints: Checkpoints, plan_of: Callable[..., Plan], say: Callable[[str], None]
+    recipe: Recipe, checkpoints: Checkpoints, plan_of: Callable[..., Plan], log: Callable[[str], None]
 ) -> Checkpoint | None:
     """Returns the checkpoint from which the run goes on to its new length; a finished one is kept beside.
 
@@ -162,7 +162,7 @@ def _extend(
     """
     folder, options = recipe.run_folder, recipe.train
     checkpoints.sweep()
-    start = checkpoints.newest(say, extend=True)
+    start = checkpoints.newest(log, extend=True)
     if start is None:
         raise TrainingError(f"train.resume is extend, but {folder} holds no checkpoint that can be gone on from.")
     finished, total = is_finished(folder), plan_of(options).total_steps
@@ -171,7 +171,7 @@ def _extend(
             f"train.resume is extend, but {folder} has taken {start.step} steps, and this recipe ends after {total}. "
             "Set a larger train.epochs or train.max_steps."
         )
-    say(f"going on from {start.path}, {start.step} steps done, to step {total}")
+    log(f"going on from {start.path}, {start.step} steps done, to step {total}")
     if start.extended:
         then = start.facts["run"]["recipe"]["train"]
         old = options.model_copy(update={key: then.get(key) for key in ("epochs", "max_steps")})
@@ -179,19 +179,19 @@ def _extend(
             options.learning_rate * learning_rate_factor(step, length, plan_of(length).total_steps)
             for step, length in ((start.step - 1, old), (start.step, options))
         )
-        say(
+        log(
             f"  the learning rate goes on as the schedule of {total} steps has it: {before:.2e} in step {start.step}, "
             f"{after:.2e} in step {start.step + 1}. A run of this length from its beginning would end otherwise."
         )
     if finished:
-        say(f"  the adapter of the shorter run is kept in {set_aside(folder, going_on=True)}")
-    _tell_versions(start, say)
+        log(f"  the adapter of the shorter run is kept in {set_aside(folder, going_on=True)}")
+    _tell_versions(start, log)
     return start
 
 
-def _tell_versions(start: Checkpoint, say: Callable[[str], None]) -> None:
+def _tell_versions(start: Checkpoint, log: Callable[[str], None]) -> None:
     if (then := start.facts.get("versions")) != (now := versions()):
-        say(f"  other versions than then, so other rounding: {then} then, {now} now")
+        log(f"  other versions than then, so other rounding: {then} then, {now} now")
 
 
 def rows_digest(examples: Rows) -> str:

@@ -88,7 +88,7 @@ def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> Run
     Raises:
         DataError: a row cannot be used, or the rows do not agree on one prompt.
     """
-    train = training_rows(recipe, base=base, say=log)
+    train = training_rows(recipe, base=base, log=log)
     recipe = with_image_range(recipe, train)
     surveys = {"train": train.survey if isinstance(train, Stream) else Survey.of(train)}
     task = complete_task(recipe.task, surveys["train"], limit=max_positions(base.model))
@@ -97,7 +97,7 @@ def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> Run
     recipe = recipe.model_copy(update={"task": task})
     if isinstance(train, Stream):
         train.keep_prompt(task)
-    val, test = (examples_of(recipe, split, base=base, say=log) for split in ("val", "test"))
+    val, test = (examples_of(recipe, split, base=base, log=log) for split in ("val", "test"))
     surveys |= {"val": Survey.of(val), "test": Survey.of(test)}
     report_lengths(task, surveys, log)
     check_answers(task, surveys, log)

@@ -140,10 +140,10 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     run = _load(recipe, strategy, registry)
     recipe, base, rows, log, accelerator = run.recipe, run.base, run.rows, run.log, run.accelerator
     checkpoints, start = open_run(
-        recipe, base, rows.splits, accelerator, log.say, init_from=run.parent.ref if run.parent else None
+        recipe, base, rows.splits, accelerator, log.info, init_from=run.parent.ref if run.parent else None
     )
     start_trackers(accelerator, recipe)
-    collator = collator_of_run(recipe, base, rows.train, [*rows.val, *rows.test], accelerator, log.say)
+    collator = collator_of_run(recipe, base, rows.train, [*rows.val, *rows.test], accelerator, log.info)
     rows.check_prompts(base, collator, when="before training")
     _show_rows(run, collator)
     evaluations: dict[str, Evaluation] = {}
@@ -163,7 +163,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
     first = metrics_of(predictor.task)[0]
     notes = warnings_of(state, recipe.train, total_steps=total, base=alone, higher_is_better=first.higher_is_better)
     for note in notes:
-        log.say(f"warning: {note}.")
+        log.info(f"warning: {note}.")
     return _finish(run, collator, attachment, evaluations, first, notes, steps=state.best_step or state.step)
 
 
@@ -180,15 +180,15 @@ def _load(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> _R
     if parent:
         parent.require_base(base)
     with accelerator.main_process_first():  # the others find what it looked up in the cache
-        rows = read_run_rows(recipe, base, log.say)
+        rows = read_run_rows(recipe, base, log.info)
     recipe = rows.recipe
     strategy.check_rows(rows.splits)
     strategy.split(base.model, base.towers)
-    log.say(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
+    log.info(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     if base.quantization:
         names = quantized_modules(base.model)
-        log.say(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
-    log.say(f"rows {rows.counts}")
+        log.info(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
+    log.info(f"rows {rows.counts}")
     return _Run(recipe=recipe, registry=registry, strategy=strategy, log=log, parent=parent, base=base, rows=rows)
 
 
@@ -196,7 +196,7 @@ def _show_rows(run: _Run, collator: TaskCollator) -> None:
     """Log a few training rows as the model gets them, and keep them in the run's folder."""
     shown = [safe_line(collator.show(row)) for row in run.rows.first]
     for row in shown:
-        run.log.say(f"  {row}")
+        run.log.info(f"  {row}")
     if run.accelerator.is_main_process:
         (run.folder / "samples.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
 
@@ -205,12 +205,12 @@ def _attach(run: _Run) -> Attachment:
     """Attach a fresh adapter, with the weights of its parent where it has one."""
     base, log = run.base, run.log
     attachment = attach(base.host, run.recipe.parts)
-    log.say(f"adapter\n{attachment.describe()}")
+    log.info(f"adapter\n{attachment.describe()}")
     if run.parent:
         run.parent.write_into(attachment, base)
-        log.say(f"  its weights are those of {run.parent.ref} to begin with")
+        log.info(f"  its weights are those of {run.parent.ref} to begin with")
     if isinstance(run.recipe.task, PromptSection) and (told := why_all_logits(base.model)):
-        log.say(told)
+        log.info(told)
     return attachment
 
 
@@ -252,7 +252,7 @@ def _fit(
         try:
             save_weights(folder / "best", attachment, trainer.best, model_type=model_type)
         except OSError as error:  # a full disk; the checkpoints hold these weights too
-            log.say(f"{folder / 'best'} could not be written ({error.strerror}). The run goes on.")
+            log.info(f"{folder / 'best'} could not be written ({error.strerror}). The run goes on.")
 
     compiled = CompiledLayers(base.model, base.towers.get("language", ()) if recipe.train.torch_compile else None)
     validator = Validator(
@@ -274,7 +274,7 @@ def _fit(
     finally:
         if isinstance(rows.train, Stream):
             who = f"process {accelerator.process_index}: "  # each has met rows of its own
-            rows.train.tell(log.say if main else lambda text: print(safe_block(who + text)))
+            rows.train.tell(log.info if main else lambda text: print(safe_block(who + text)))
     if isinstance(rows.train, Stream):
         rows.train.seen = state.step * trainer.plan.window
     last = run.strategy.tensors()
@@ -318,7 +318,7 @@ def _finish(
         if recipe.adapter.publish:
             version = run.registry.publish(folder / "adapter", recipe.adapter.publish, aliases=recipe.adapter.aliases)
             ref = version.ref
-            run.log.say(f"published {ref}" + (f"; {version.note}" if version.note else ""))
+            run.log.info(f"published {ref}" + (f"; {version.note}" if version.note else ""))
         chosen = {"metric": chosen_by.key, "higher_is_better": chosen_by.higher_is_better}
         write_json(folder / RESULT, {"ref": ref, "steps": steps, "warnings": notes, **chosen})
     run.accelerator.wait_for_everyone()
@@ -349,4 +349,4 @@ def _save(
     )
     saved = AdapterManifest.parse((folder / MANIFEST_NAME).read_bytes())
     rows.check_prompts(base, collator, task=saved.task, placeholders=attachment.placeholders, when="after saving")
-    run.log.say(f"adapter saved in {folder}")
+    run.log.info(f"adapter saved in {folder}")

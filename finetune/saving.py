@@ -16,7 +16,7 @@ from finetune.adapters.manifest import (
     WEIGHTS_NAME,
     AdapterDescription,
     AdapterManifest,
-    ImageContract,
+    ImageSpec,
     PartDescription,
     PluginEntry,
     Probe,
@@ -156,12 +156,12 @@ def caption_question(rows: Rows) -> str | None:
     return asked.most_common(1)[0][0] if asked else None
 
 
-def _image_contract(recipe: Recipe) -> ImageContract:
+def _image_spec(recipe: Recipe) -> ImageSpec:
     """Returns how the recipe opened images; its range stands in it where images of more than 8 bits were seen."""
     if not isinstance(recipe.data, ReadSection):
-        return ImageContract()
+        return ImageSpec()
     found = fixed_range(recipe.data)
-    return ImageContract(range=list(found) if found else None, page=recipe.data.image_page)
+    return ImageSpec(range=list(found) if found else None, page=recipe.data.image_page)
 
 
 def _plugins(recipe: Recipe, base: Base) -> list[PluginEntry]:
@@ -191,7 +191,7 @@ def _manifest(
         base=base.identity,
         processor=base.digests,
         adapter=description,
-        images=_image_contract(recipe),
+        images=_image_spec(recipe),
         task=recipe.task.as_trained(caption_question=caption_question(splits.get("train", []))),
         plugins=_plugins(recipe, base),
         toolchain={

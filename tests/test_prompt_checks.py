@@ -1,4 +1,4 @@
-"""What rows bring beside the recipe reaches the contract, and an app's prompts are the training prompts."""
+"""What rows bring beside the recipe reaches the prompt spec, and an app's prompts are the training prompts."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_every_shape_is_repeated_by_an_app(tiny_family, row):
     check_prompts(section.as_trained(), Survey.of([row]).shapes, trained=batches, asked=batches, when="here")
 
 
-def test_questions_are_repeated_with_all_that_the_contract_holds(tiny_base):
+def test_questions_are_repeated_with_all_that_the_spec_holds(tiny_base):
     base = load_base(str(tiny_base), device="cpu")
     batches = Batches(base.collator, None)
     section = VqaConfig(system_prompt="Look.", question_template="Q: {question} A:", image_position="last")

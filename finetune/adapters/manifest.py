@@ -164,7 +164,7 @@ def _task(value: Any, info: ValidationInfo) -> Any:
     return config.model_validate(value, context=info.context)
 
 
-class ImageContract(_Part):
+class ImageSpec(_Part):
     """How images were opened during training; every use of the adapter opens them so.
 
     Attributes:
@@ -244,7 +244,7 @@ class AdapterManifest(_Part):
     processor: ProcessorDigests
     adapter: AdapterDescription
     task: Annotated[SerializeAsAny[TaskSection], BeforeValidator(_task)]  # as trained; an app asks exactly so
-    images: ImageContract = ImageContract()
+    images: ImageSpec = ImageSpec()
     toolchain: dict[Word, Word]
     training: TrainingRecord
     metrics: dict[str, dict[str, Any]]  # "test" (the adapter) and "base" (the base alone) -> scores as JSON

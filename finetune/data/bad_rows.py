@@ -22,11 +22,11 @@ class BadRows:
     Args:
         what: what the rows are called, such as ``train``.
         on_error: ``error`` raises the first fault; ``skip`` counts faults by reason.
-        say: is told of them in the end.
+        log: is told of them in the end.
     """
 
-    def __init__(self, what: str, *, on_error: Literal["error", "skip"], say: Callable[[str], None]):
-        self.what, self.on_error, self.say = what, on_error, say
+    def __init__(self, what: str, *, on_error: Literal["error", "skip"], log: Callable[[str], None]):
+        self.what, self.on_error, self.log = what, on_error, log
         self.is_part = False  # of a mix, which decides by all rows together what holds for all
         self.tried = 0
         self.faults: dict[str, list[str]] = {}  # reason -> messages
@@ -80,9 +80,9 @@ class BadRows:
     def tell(self) -> None:
         """Says which rows were left out and which fields nothing reads, if any."""
         if self.unread:
-            self.say(f"{self.what} rows: {unread_report(self.unread)}")
+            self.log(f"{self.what} rows: {unread_report(self.unread)}")
         if self.skipped:
-            self.say(self._report())
+            self.log(self._report())
 
     def _report(self) -> str:
         lines = [f"skipped {self.skipped} of {self.tried} {self.what} rows (data.on_error: skip)"]

@@ -158,7 +158,7 @@ def fitting(
             )
         if not fit:
             raise DataError(f"{report}\nNo row is left.")
-        bad.say(f"{report}\nThey are left out (data.too_long: drop).")
+        bad.log(f"{report}\nThey are left out (data.too_long: drop).")
     return fit
 
 

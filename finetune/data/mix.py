@@ -27,7 +27,7 @@ def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad:
     parts: dict[str, list[Example]] = {}
     for name in section.sources:
         part = section.part(name)
-        faults = tally(part, f"{name} {split}", say=bad.say)
+        faults = tally(part, f"{name} {split}", log=bad.log)
         faults.is_part = True
         rows = read_split(part, split, task=task, seed=seed, bad=faults)
         faults.conclude()

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from finetune.recipe import RowsSection, TaskSection
 
 
-def tally(section: RowsSection, what: str, *, say: Callable[[str], None]) -> BadRows:
+def tally(section: RowsSection, what: str, *, log: Callable[[str], None]) -> BadRows:
     """Returns the empty list of faults of some rows, such as those of one split.
 
     Args:
         section: says what happens to rows that cannot be used.
         what: what the rows are called.
-        say: is told of rows that were left out.
+        log: is told of rows that were left out.
     """
-    return BadRows(what, on_error=section.on_error if isinstance(section, ReadSection) else "error", say=say)
+    return BadRows(what, on_error=section.on_error if isinstance(section, ReadSection) else "error", log=log)
 
 
 def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
@@ -53,7 +53,7 @@ def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int
         return examples
     if isinstance(section, ColumnData):
         examples = _chosen(examples, section, split, seed=seed, bad=bad)
-    return examples if bad.is_part else with_image_options(examples, section, what=split, log=bad.say)
+    return examples if bad.is_part else with_image_options(examples, section, what=split, log=bad.log)
 
 
 def with_image_options(
@@ -73,7 +73,7 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
     asked = [example for example in chosen if not example.meta.get("conversation")]
     for type in sorted({type for example in asked for type in example.media_types}):
         if without := sum(type not in example.media_types for example in asked):
-            bad.say(f"{without} of {len(asked)} {split} rows have no {type}, and are trained on and asked without one")
+            bad.log(f"{without} of {len(asked)} {split} rows have no {type}, and are trained on and asked without one")
     return check_images(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
 
 

@@ -97,7 +97,7 @@ class Checks:
 
         Only that no other row has its id is not known here.
         """
-        alone = BadRows("", on_error="error", say=print)
+        alone = BadRows("", on_error="error", log=print)
         try:
             example = to_example(arrival.row, self.section, self.task, root=self.root, bad=alone)
             pixels, page = self.section.max_image_pixels, self.section.image_page
@@ -155,7 +155,7 @@ class Stream:
         self.columns = [name for name in read_fields(checks.section, checks.task) if name in columns]
         self.columns += refused_columns(checks.section, checks.task, columns)
         if unread := unread_columns(checks.section, checks.task, columns):
-            bad.say(f"{what}: {unread_report(dict.fromkeys(unread, 0))}")
+            bad.log(f"{what}: {unread_report(dict.fromkeys(unread, 0))}")
         self._check_sample()
 
     def keep_prompt(self, task: TaskSection) -> None:
@@ -195,12 +195,12 @@ class Stream:
                 raise DataError(f"{self._long[0]}. {_WAYS_OUT}")
         self.bad.refuse_too_many()
 
-    def tell(self, say: Callable[[str], None]) -> None:
+    def tell(self, log: Callable[[str], None]) -> None:
         """Says which rows were left out."""
-        self.bad.say = say
+        self.bad.log = log
         self.bad.tell()
         if self._long:
-            say(f"{self._report_long(self.bad.tried)}They are left out (data.too_long: drop).")
+            log(f"{self._report_long(self.bad.tried)}They are left out (data.too_long: drop).")
 
     def passes(self, first: int) -> Iterator[tuple[int, int, int, Any]]:
         """Yields (epoch, position of its first row, position of the table's first row, Arrow table) up to no end.
@@ -257,7 +257,7 @@ class Stream:
             raise DataError(f"{self._report_long(self._until)}No row is left.")
         self._decide_range(deep)
         left = self.bad.skipped + len(self._long)
-        self.bad.say(
+        self.bad.log(
             f"{self.what} is a stream: its first {self._until} rows were checked, {left} of them left out; the others "
             "are checked as they arrive"
         )
@@ -265,7 +265,7 @@ class Stream:
     def _decide_range(self, deep: list[Example]) -> None:
         """Decides by the first rows how the images of all rows are scaled."""
         section = self.checks.section
-        found = decide_range(section, deep, what="train", log=self.bad.say)
+        found = decide_range(section, deep, what="train", log=self.bad.log)
         if section.image_range == "auto" and found:
             section = section.model_copy(update={"image_range": list(found)})
             self.checks = replace(self.checks, section=section)

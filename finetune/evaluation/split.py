@@ -84,21 +84,21 @@ def evaluate_run(
         if accelerator.is_main_process:
             _write(recipe.run_folder, found)
     assert found is not None
-    _tell(found, log.say)
+    _tell(found, log.info)
     return found
 
 
-def _tell(found: Evaluation, say: Callable[[str], None]) -> None:
+def _tell(found: Evaluation, log: Callable[[str], None]) -> None:
     scores = found.scores
     for name, value in scores.values.items():
         within = f" ({value.interval[0]:.3f} to {value.interval[1]:.3f})" if value.interval else ""
         beside = "".join(f", {words(of)} {values[name]}" for of, values in scores.baselines.items() if name in values)
-        say(f"{found.adapter} on test: {words(name)} {value}{within}{beside}, {value.n} rows")
+        log(f"{found.adapter} on test: {words(name)} {value}{within}{beside}, {value.n} rows")
     if scores.truncated:
-        say(f"  {scores.truncated} of {scores.n} answers were cut at task.max_new_tokens")
+        log(f"  {scores.truncated} of {scores.n} answers were cut at task.max_new_tokens")
     for kind, part in scores.by_kind.items():
         told = [_of_kind(name, value, part) for name, value in part.values.items()]
-        say(f"  {'; '.join(told)}, {part.n} rows  {safe_line(kind)}")
+        log(f"  {'; '.join(told)}, {part.n} rows  {safe_line(kind)}")
 
 
 def _of_kind(name: str, value: Value, part: Scores) -> str:

@@ -137,7 +137,7 @@ def base_alone(
         return None
     measured = Measured(metrics_of(predictor.task), val, predictor(val, title="evaluating the base"))
     for name, value in measured.values().items():
-        log.say(f"base on validation: {words(name)} {value}, {value.n} rows")
+        log.info(f"base on validation: {words(name)} {value}, {value.n} rows")
     return BaseAlone(split="validation", all_right=all(row.right for row in make_rows(predictor.task, measured)))
 
 

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             revision=args.revision,
             device=args.device,
             quantization=args.quantization,
-            say=lambda text: print(safe_block(text), file=sys.stderr if args.json else sys.stdout),
+            log=lambda text: print(safe_block(text), file=sys.stderr if args.json else sys.stdout),
             **options,
         )
     print(json.dumps({"folder": str(done.folder), **done.record}, indent=2) if args.json else f"{done.folder}: done")

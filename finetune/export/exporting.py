@@ -45,7 +45,7 @@ def export_adapter(
     revision: str | None = None,
     device: str = "cpu",
     quantization: Quantization | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Export:
     """Writes an adapter in the form of another program, and checks that it does there what it does here.
@@ -63,7 +63,7 @@ def export_adapter(
         revision: of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         quantization: of the base's language tower, ``4bit`` or ``8bit``, for targets that write no weight of the base.
-        say: is told what is being done, a line each.
+        log: is told what is being done, a line each.
         **options: the target's own.
 
     Returns:
@@ -88,15 +88,15 @@ def export_adapter(
         base = find_base(adapter.manifest.base)
         revision = revision or adapter.manifest.base.revision
     with new_output(output) as folder:
-        say(f"{named} to {to}: loading its base {base} in {quantization or 'float32'}")
+        log(f"{named} to {to}: loading its base {base} in {quantization or 'float32'}")
         source = _source(named, adapter, base, revision=revision, device=device, quantization=quantization)
-        say("writing, reading back and comparing")
+        log("writing, reading back and comparing")
         try:
             comparisons = target.make(source, folder)
         except SafetensorError as error:  # it wraps what the system says
             raise ExportError(f"cannot write {output}: {str(error).strip().splitlines()[0]}") from error
         for comparison in comparisons:
-            say(describe(comparison))
+            log(describe(comparison))
         if overall(comparisons) == "failed":
             failed = [describe(c) for c in comparisons if c.verdict == "failed"] or ["nothing could be told apart"]
             raise ExportError(f"{named} does not do as {to} what it does here, so nothing was kept. {' '.join(failed)}")

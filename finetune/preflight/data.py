@@ -115,7 +115,7 @@ def _refuse_pattern(section: ParquetData, split: str, root: Path) -> None:
 
 
 def _check_rows(section: JsonlData, split: str, task: TaskSection) -> None:
-    bad = BadRows(split, on_error=section.on_error, say=lambda _: None)
+    bad = BadRows(split, on_error=section.on_error, log=lambda _: None)
     read_jsonl(section, split, task=task, seed=0, bad=bad, limit=HEAD_ROWS)
 
 

@@ -116,14 +116,14 @@ class Checkpoints:
             raise TrainingError(f"{describe(different)}{hint}")
         return Checkpoint(path=path, step=facts["step"], facts=facts, tensors=parse_safetensors(raw), extended=extended)
 
-    def newest(self, say: Callable[[str], None], *, extend: bool = False) -> Checkpoint | None:
+    def newest(self, log: Callable[[str], None], *, extend: bool = False) -> Checkpoint | None:
         """Returns the newest checkpoint that can be gone on from, or None where there is none at all.
 
         One that is torn or of another run is passed over with a line that says why, and set aside once an older
         one is used instead.
 
         Args:
-            say: prints a line.
+            log: prints a line.
             extend: whether it may be of the same run with another length.
 
         Raises:
@@ -137,10 +137,10 @@ class Checkpoints:
                 found = self.read(path, extend=extend)
                 break
             except IntegrityError as error:
-                say(f"{path} is torn and is not used: {error}")
+                log(f"{path} is torn and is not used: {error}")
             except TrainingError as error:
                 foreign = foreign or (path, str(error))
-                say(f"{path} is of another run and is not used: {error}")
+                log(f"{path} is of another run and is not used: {error}")
             refused.append(path)
         if found is None and foreign:
             path, why = foreign

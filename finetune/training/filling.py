@@ -43,7 +43,7 @@ class Filler:
         compute: returns what the tower makes of them.
         max_bytes: that all features on this machine may take.
         accelerator: of the run.
-        say: is told what was done.
+        log: is told what was done.
     """
 
     store: FeatureStore
@@ -51,7 +51,7 @@ class Filler:
     compute: Callable[[list[Image]], ImageFeatures]
     max_bytes: int
     accelerator: Accelerator
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
     def fill(self, rows: Iterable[Example]) -> StoredFeatures | str:
         """Makes sure that the features of all rows' images are stored; every process has to call it.
@@ -79,7 +79,7 @@ class Filler:
             return problem
         sizes = gather_object([size for share in shares for size in share.sizes])
         seconds = time.monotonic() - started
-        self.say(
+        self.log(
             f"feature store: the images of {len(work)} rows, {len(sizes)} of them new "
             f"({sum(sizes) / 1e6:.1f} MB, {len(sizes) / seconds:.1f} rows/s, {seconds:.1f} s), in {self.store.folder}"
         )

@@ -99,9 +99,9 @@ class RunLog:
         self._write({"step": step, **values, **losses, "best": best})
         scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in validation.values.items())
         told = "not finite" if validation.loss is None else f"{validation.loss:.4f}"
-        self.say(f"step {step}: validation {scores}, loss {told}{' (best so far)' if best else ''}")
+        self.info(f"step {step}: validation {scores}, loss {told}{' (best so far)' if best else ''}")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Prints a line above the bar."""
         if self.main:
             tqdm.write(safe_block(text), file=sys.stdout)
@@ -123,5 +123,7 @@ class RunLog:
         except OSError as error:
             os.truncate(self.file, size)  # no half line
             if not self.full:
-                self.say(f"{self.file}: {error.strerror}. The run goes on; lines are missing from step {line['step']}.")
+                self.info(
+                    f"{self.file}: {error.strerror}. The run goes on; lines are missing from step {line['step']}."
+                )
             self.full = True

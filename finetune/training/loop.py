@@ -130,7 +130,7 @@ class Trainer:
             lengths=lengths if options.group_by_length else None,
         )
         if lengths:
-            self.log.say(describe_padding(plan, lengths))
+            self.log.info(describe_padding(plan, lengths))
         eval_every = options.eval_steps or plan.steps_per_epoch
         self.log.start(plan.total_steps, done=state.step, size=self._log_bytes)
         set_train_mode(self.plain_model, self.attachment)
@@ -191,7 +191,7 @@ class Trainer:
             set_random_state(self.random)
             self.plan = plan = halved(self.plan, self.state.step + 1)
             self.state.batch_size = plan.batch_size
-            self.log.say(f"step {self.state.step + 1}: out of memory. {describe_halved(plan)}")
+            self.log.info(f"step {self.state.step + 1}: out of memory. {describe_halved(plan)}")
 
     def _update(self, window: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
         """Makes one optimizer step of the gradients; returns what is logged about it."""
@@ -236,7 +236,7 @@ class Trainer:
                 on_better()
         self.log.validation(self.state.step, validation, best=chosen)
         if (waited := self.state.validations_without_better) == self.options.early_stopping_patience:
-            self.log.say(f"stopped early: no better validation in {waited} of them")
+            self.log.info(f"stopped early: no better validation in {waited} of them")
 
     def _save(self) -> Path | None:
         """Writes a checkpoint; where that fails, says so and returns None: those before it stand, the run goes on."""
@@ -248,7 +248,7 @@ class Trainer:
             try:
                 self.checkpoints.write(self.state.step, *held)
             except OSError as error:
-                self.log.say(
+                self.log.info(
                     f"step {self.state.step}: the checkpoint could not be written ({error.strerror}); those before it "
                     "are as they were. Make room: the next one is tried all the same."
                 )

@@ -33,7 +33,7 @@ def test_every_row_has_the_same_number_of_supervised_tokens(name, tmp_path):
     folder = write_rows(tmp_path / "rows", SETUPS[name], base.processor.tokenizer, num_rows=4)
     section = JsonlData(source="jsonl", root=str(folder))
 
-    bad = tally(section, "train", say=print)
+    bad = tally(section, "train", log=print)
     examples = read_jsonl(section, "train", task=VqaConfig(), seed=0, bad=bad)
     batch = base.collator.training_batch(examples)
     assert (batch.labels != -100).sum(dim=1).tolist() == [LEARNT] * 4

@@ -15,7 +15,7 @@ ROW = {"image": "good.png", "question": "What?", "answer": "x"}
 
 def read_rows(section, split="train", *, said=None, task=TASK, seed=0):
     """Reads one split; ``said`` collects what is told."""
-    bad = tally(section, split, say=(said if said is not None else []).append)
+    bad = tally(section, split, log=(said if said is not None else []).append)
     examples = read_split(section, split, task=task, seed=seed, bad=bad)
     bad.conclude()
     return examples

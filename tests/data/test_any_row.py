@@ -182,7 +182,7 @@ def check(base, folder, row, task=TASK):
     """Reads a row, checks it and makes a batch of it, as a run does."""
     (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
     section = JsonlData(source="jsonl", root=str(folder))
-    bad = tally(section, "train", say=lambda text: None)
+    bad = tally(section, "train", log=lambda text: None)
     limit = getattr(base.collator, "max_length", 4096)  # of a dual encoder that of its texts
     try:
         examples = read_split(section, "train", task=task, seed=0, bad=bad)

@@ -60,6 +60,6 @@ def test_a_training_row_is_told_before_the_first_step(tiny_clip, tmp_path):
     base.processor.image_processor.size = {"shortest_edge": 336}
     Image.new("RGB", (60, 1)).save(tmp_path / "thin.png")
     row = Example(id="7", messages=[*show(), answer("a")], media=as_images([tmp_path / "thin.png"]), answers=["a"])
-    section, bad = SimpleNamespace(too_long="error"), BadRows("rows", on_error="error", say=print)
+    section, bad = SimpleNamespace(too_long="error"), BadRows("rows", on_error="error", log=print)
     with pytest.raises(RowError, match="row 7: its image: 60 x 1: one side is over 35"):
         fitting([row], base.lengths(base.default_task), section, "train", limit=None, room=0, bad=bad)

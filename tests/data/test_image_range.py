@@ -9,7 +9,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from finetune.adapters.folder import read_folder
-from finetune.adapters.manifest import ImageContract
+from finetune.adapters.manifest import ImageSpec
 from finetune.build import examples_of, load_base, training_rows, with_image_range
 from finetune.data.images import open_image, read_pixels
 from finetune.errors import DataError, RecipeError, RowError
@@ -99,7 +99,7 @@ def shown(rows):
 
 def test_the_train_rows_decide_for_all(recipe):
     said = []
-    train_rows = training_rows(recipe(), say=said.append)
+    train_rows = training_rows(recipe(), log=said.append)
     assert shown(train_rows) == [[0, 56], [0, 187]], "one range for both, not one each"
     assert said == [
         "image range: 2 train rows have images of more than 8 bits, with values from 0 to 3000; 0 becomes black and "
@@ -108,9 +108,9 @@ def test_the_train_rows_decide_for_all(recipe):
     decided = with_image_range(recipe(), train_rows)
     assert decided.data.image_range == [0, 4095]
     said.clear()
-    assert shown(examples_of(decided, "test", say=said.append)) == [[0, 31], [0, 255]]
+    assert shown(examples_of(decided, "test", log=said.append)) == [[0, 31], [0, 255]]
     assert "1 of them hold values outside, which are cut" in said[0]
-    again = training_rows(recipe(), say=said.append)  # images are noted by now
+    again = training_rows(recipe(), log=said.append)  # images are noted by now
     assert [row.image_options for row in again] == [row.image_options for row in train_rows]
 
 
@@ -149,7 +149,7 @@ def test_tables_and_streams_decide_too(deep_folder, make_recipe, tiny_fast_vlm, 
     made = make_recipe(tiny_fast_vlm, train={"max_steps": 1})
     made = made.model_copy(update={"data": ParquetData.model_validate(data)})
     said = []
-    train_rows = training_rows(made, say=said.append)
+    train_rows = training_rows(made, log=said.append)
     assert with_image_range(made, train_rows).data.image_range == [0, 4095]
     assert "0 becomes black and 4095 white" in said[0]
     rows = train_rows.first if streaming else train_rows
@@ -245,7 +245,7 @@ def test_the_range_travels_with_the_adapter(adapters, deep_folder, monkeypatch, 
     expected = {"auto": [0, 4095], "file": [0, 65535], "own": [0, 1000]}
     for name, result in found.items():
         manifest = read_folder(result.adapter).manifest
-        assert manifest.images == ImageContract(range=expected[name])
+        assert manifest.images == ImageSpec(range=expected[name])
         assert f"the value 0 is black and {expected[name][1]} white" in (card_of(manifest))
     opened = []
     real = open_image
@@ -282,7 +282,7 @@ def test_a_page_travels_with_the_adapter(read, folder, make_recipe, tiny_fast_vl
         (folder / f"{split}.jsonl").write_text(json.dumps({**ROW, "image": "x.tiff"}))
     made = make_recipe(tiny_fast_vlm, data={"root": str(folder), "image_page": 2}, train={"max_steps": 1})
     result = train(made)
-    assert read_folder(result.adapter).manifest.images == ImageContract(page=2)
+    assert read_folder(result.adapter).manifest.images == ImageSpec(page=2)
     vlm = VisionLanguageModel(load_base(str(tiny_fast_vlm), device="cpu"))
     with vlm.using(result.adapter):
         assert isinstance(vlm.ask(folder / "x.tiff", "What?"), str)
@@ -294,7 +294,7 @@ def test_schema_1_kept_the_whole_range_and_the_first_page():
     from finetune.adapters.manifest_schema_1 import from_schema_1
 
     assert from_schema_1({}, source="x")["images"] == {"range": [0, 65535], "page": 1}
-    assert ImageContract(range=[0, 65535], page=1).options == ImageOptions(range=(0, 65535), page=1)
+    assert ImageSpec(range=[0, 65535], page=1).options == ImageOptions(range=(0, 65535), page=1)
 
 
 def test_the_old_scaling_is_that_of_the_full_range(tmp_path):

@@ -85,7 +85,7 @@ def test_rows_that_do_not_fit_are_refused_or_dropped_and_never_cut(base, recipe)
     ):
         examples_of(recipe(max_length=limit), "train", base=base)
     said = []
-    kept = examples_of(recipe(max_length=limit, too_long="drop"), "train", base=base, say=said.append)
+    kept = examples_of(recipe(max_length=limit, too_long="drop"), "train", base=base, log=said.append)
     assert [row.id for row in kept] == [row.id for row in rows if row.id not in long]
     assert [row.num_tokens for row in kept] == [count for count in counts if count <= limit]
     assert f"{len(long)} of 18 train rows" in said[0] and all(i in said[0] for i in long)
@@ -127,7 +127,7 @@ def test_a_row_that_the_template_cannot_take_is_a_bad_row(base, recipe, rows_fol
     with pytest.raises(DataError, match="row train.jsonl:37, message 1 .user.: the text holds '<.end.>'"):
         examples_of(recipe(), "train", base=base)
     said = []
-    assert len(examples_of(recipe(on_error="skip"), "train", base=base, say=said.append)) == 36
+    assert len(examples_of(recipe(on_error="skip"), "train", base=base, log=said.append)) == 36
     assert "text with a special token: 1" in said[0]
     path.write_text(path.read_text() + "{")  # 1 of 38 cannot be read and 1 cannot be put: together over one in twenty
     with pytest.raises(DataError, match="(?s)skipped 2 of 38 train rows.*more than 5%"):

@@ -115,7 +115,7 @@ def test_rows_with_marks_are_found_before_the_first_step(tiny_fast_vlm, make_rec
         examples_of(make_recipe(tiny_fast_vlm), split, base=base)
     said = []
     skipping = make_recipe(tiny_fast_vlm, data={"on_error": "skip"})
-    assert len(examples_of(skipping, split, base=base, say=said.append)) == 6 * len(lines)
+    assert len(examples_of(skipping, split, base=base, log=said.append)) == 6 * len(lines)
     assert "text with a special token: 1" in said[0]
 
 

@@ -81,7 +81,7 @@ def test_it_is_found_when_lengths_are_counted_before_the_first_step(base, count)
 def test_such_rows_may_be_left_out(base, split):
     said = []
     section = JsonlData(source="jsonl", root="rows", on_error="skip")
-    bad = BadRows(split, on_error="skip", say=said.append)
+    bad = BadRows(split, on_error="skip", log=said.append)
     bad.tried = 40
     rows = [*(row(Image(PIXELS), number=str(i)) for i in range(2)), row(Image(PIXELS), Sound())]
     found = fitting(rows, base.lengths(base.default_task), section, split, limit=None, room=0, bad=bad)

@@ -211,7 +211,7 @@ def tables(tmp_path, rows):
 
 def rows_of(section, said):
     if getattr(section, "streaming", False):
-        bad = tally(section, "train", say=said.append)
+        bad = tally(section, "train", log=said.append)
         found = open_stream(section, task=TASK, seed=0, bad=bad).first
         return sorted(found, key=lambda row: row.answers)
     return read_rows(section, said=said)

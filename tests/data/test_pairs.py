@@ -132,7 +132,7 @@ def test_texts_are_counted_and_those_too_long_left_out_or_refused(collator, tmp_
 
     def fit(**options):
         section = JsonlData(source="jsonl", root=str(tmp_path), **options)
-        bad = tally(section, "train", say=lambda text: None)
+        bad = tally(section, "train", log=lambda text: None)
         return fitting(rows, PairLengths(collator), section, "train", limit=64, room=0, bad=bad)
 
     assert [(row.id, row.num_tokens) for row in fit(too_long="drop")] == [("train.jsonl:1", 12)]
@@ -147,7 +147,7 @@ def test_the_answer_of_a_row_that_was_left_out_is_no_choice(make_recipe, tiny_cl
     data = {"root": str(tmp_path), "too_long": "drop"}
     recipe = make_recipe(tiny_clip, data=data, task={"name": "contrastive"})
     base = load_base(str(tiny_clip), device="cpu")
-    rows = examples_of(recipe, "test", base=base, say=lambda text: None)
+    rows = examples_of(recipe, "test", base=base, log=lambda text: None)
     assert [set(row.choices) for row in rows] == [{"red", "blue"}] * 2
 
 

@@ -123,7 +123,7 @@ def _opened(section):
     from tests.data.conftest import TASK
 
     if section.streaming:
-        return open_stream(section, task=TASK, seed=0, bad=tally(section, "train", say=print))
+        return open_stream(section, task=TASK, seed=0, bad=tally(section, "train", log=print))
     return read_rows(section)
 
 

@@ -66,7 +66,7 @@ def hub(root, **fields):
 
 
 def opened(section, *, seed=0, said=None):
-    bad = tally(section, "train", say=(said if said is not None else []).append)
+    bad = tally(section, "train", log=(said if said is not None else []).append)
     return open_stream(section, task=TASK, seed=seed, bad=bad)
 
 
@@ -133,7 +133,7 @@ def test_no_more_is_read_than_the_shuffle_needs(monkeypatch):
     section = ParquetData(source="parquet", root=".", image=None, streaming=True)
     checks = streams.Checks(section=section, task=TASK, root=None, seed=0)
     stream = streams.Stream(
-        IterableDataset.from_generator(rows), "rows", files=[], checks=checks, bad=tally(section, "train", say=print)
+        IterableDataset.from_generator(rows), "rows", files=[], checks=checks, bad=tally(section, "train", log=print)
     )
     assert len(made) <= 1 + 5 + 2 * 4 and len(stream.first) == 3
     reader = stream.reader()
@@ -225,7 +225,7 @@ def test_rows_that_are_too_long_are_refused_or_dropped(make_recipe, tiny_fast_vl
     ):
         training_rows(recipe(max_length=limit), base=base)
     said = []
-    stream = training_rows(recipe(max_length=limit, too_long="drop"), base=base, say=said.append)
+    stream = training_rows(recipe(max_length=limit, too_long="drop"), base=base, log=said.append)
     assert "its first 30 rows were checked, 2 of them left out" in said[0]
     stream.tell(said.append)
     assert "2 of 30 rows are too long" in said[1] and "too_long: drop" in said[1]

@@ -26,7 +26,7 @@ from tests.serving.adapters import make_adapter
 from tests.tiny import FAMILIES
 
 QUESTIONS = (QUESTION, "Why?", "How many are there?")
-CONTRACTS = {
+SPECS = {
     "plain": {},
     "own": {
         "question_template": 'Look at "this":\n{question}',
@@ -68,7 +68,7 @@ def run_alone():
         parent.stdin.close()
 
 
-def with_contract(adapter, folder, **changes):
+def with_spec(adapter, folder, **changes):
     """Returns a copy of an adapter that was asked otherwise in training."""
     shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns("run"))
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -88,21 +88,21 @@ CELLS = [
     ("merged", "fast_vlm", "image last"),
     pytest.param("peft", "llava", "image last", marks=pytest.mark.slow),
     *(
-        pytest.param(target, family, contract, marks=pytest.mark.slow)
+        pytest.param(target, family, prompt_spec, marks=pytest.mark.slow)
         for target in ("merged", "peft")
         for family in sorted(FAMILIES)
-        for contract in ("plain", "own")
-        if (family, contract) != ("clip", "own")
+        for prompt_spec in ("plain", "own")
+        if (family, prompt_spec) != ("clip", "own")
     ),
 ]
 
 
-@pytest.mark.parametrize(("target", "family", "contract"), CELLS)
-def test_the_code_prints_what_the_adapter_answers(run_alone, saved, tmp_path, target, family, contract):
+@pytest.mark.parametrize(("target", "family", "prompt_spec"), CELLS)
+def test_the_code_prints_what_the_adapter_answers(run_alone, saved, tmp_path, target, family, prompt_spec):
     image, answers = make_image(tmp_path), []
     for strength in (1.0, 0.5, 2.0, 0.25):  # random weights may say nothing
         base, adapter = saved(family, "lora", strength)
-        adapter = with_contract(adapter, tmp_path / f"adapter {strength}", **CONTRACTS[contract])
+        adapter = with_spec(adapter, tmp_path / f"adapter {strength}", **SPECS[prompt_spec])
         vlm = load(adapter, base=base, device="cpu")
         if family == "clip" or any(answers := [vlm.ask(image, question) for question in QUESTIONS]):
             break
@@ -115,7 +115,7 @@ def test_the_code_prints_what_the_adapter_answers(run_alone, saved, tmp_path, ta
         return
     found = ((question, answer) for question, answer in zip(QUESTIONS, answers, strict=True) if answer)
     question, answer = next(found, (QUESTION, ""))
-    assert answer or (family, contract) in SILENT
+    assert answer or (family, prompt_spec) in SILENT
     assert repr(QUESTION) in code and run_alone(code.replace(repr(QUESTION), repr(question)), tmp_path) == answer
 
 
@@ -141,10 +141,10 @@ class LLM:
 }
 
 
-@pytest.mark.parametrize("contract", CONTRACTS)
-def test_the_code_for_vllm_asks_as_the_adapter_was_trained(run_alone, saved, tmp_path, contract):
+@pytest.mark.parametrize("prompt_spec", SPECS)
+def test_the_code_for_vllm_asks_as_the_adapter_was_trained(run_alone, saved, tmp_path, prompt_spec):
     base, adapter = saved("llava", "lora")
-    adapter = with_contract(adapter, tmp_path / "adapter", **CONTRACTS[contract])
+    adapter = with_spec(adapter, tmp_path / "adapter", **SPECS[prompt_spec])
     export_adapter(adapter, to="vllm", output=tmp_path / "out", base=base)
     for name, text in _VLLM.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ def prompt(**fields):
     return lambda forgery: forgery.manifest["task"].update(fields)
 
 
-def contract(**fields):
+def prompt_spec(**fields):
     def forge(forgery: Forgery) -> None:
         forgery.manifest["task"] = fields
 
@@ -82,7 +82,7 @@ PROMPTS = [
     ("a task for a terminal", prompt(name="\x1b[2J" * 100), "task.name: String should match pattern"),
     (
         "a task of dual encoders",
-        contract(name="contrastive", text_template="{label}", answer_normalization="vqa"),
+        prompt_spec(name="contrastive", text_template="{label}", answer_normalization="vqa"),
         "task is for another architecture",
     ),
 ]

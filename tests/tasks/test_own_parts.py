@@ -190,7 +190,7 @@ def test_a_task_reads_columns_of_its_own(graded, make_recipe, rows_folder, tiny_
     section = make_recipe(tiny_fast_vlm).data
     said = []
     for task, told in ((Boxes(name="grade", classes=CLASSES), False), (make_recipe(tiny_fast_vlm).task, True)):
-        bad = tally(section, "train", say=said.append)
+        bad = tally(section, "train", log=said.append)
         rows = read_split(section, "train", task=task, seed=0, bad=bad)
         assert ("rings" in bad.unread) is told
         assert [row.meta.get("rings") for row in rows] == ([None] * len(rows) if told else list(range(len(rows))))

@@ -263,7 +263,7 @@ def make_filler():
             compute=compute,
             max_bytes=max_bytes,
             accelerator=Accelerator(cpu=True),
-            say=print,
+            log=print,
         )
         return filler, made
 

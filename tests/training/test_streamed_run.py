@@ -51,7 +51,7 @@ def make(make_recipe, tiny_fast_vlm, tmp_path):
 def spoil(make, tmp_path):
     """Makes the row at position ``BAD`` a bad one."""
     recipe = make()
-    stream = open_stream(recipe.data, task=recipe.task, seed=0, bad=tally(recipe.data, "train", say=print))
+    stream = open_stream(recipe.data, task=recipe.task, seed=0, bad=tally(recipe.data, "train", log=print))
     image = stream.reader().at(BAD).row.fields["image"]
     rows = [row(i, answer="red") for i in range(24)]
     (bad,) = [one for one in rows if one["image"]["bytes"] == image.data]

@@ -252,8 +252,8 @@ def test_tensors_that_are_not_those_of_the_modules(registry):
 
 def test_a_contract_for_another_kind_of_base(served, monkeypatch):
     manifest, read = served.registry.read(f"{NAME}@1")
-    contract = ContrastiveConfig(name="contrastive", text_template="a {label}", answer_normalization="vqa")
-    other = manifest.model_copy(update={"task": contract})
+    prompt_spec = ContrastiveConfig(name="contrastive", text_template="a {label}", answer_normalization="vqa")
+    other = manifest.model_copy(update={"task": prompt_spec})
     monkeypatch.setattr(served.registry, "read", lambda version: (other, read))
     with pytest.raises(ManifestError, match="task is for another architecture: task contrastive"):
         served.pinned(f"{NAME}@1")
