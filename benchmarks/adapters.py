@@ -38,7 +38,7 @@ class Adapters:
 def make_adapter(
     base: Base, folder: Path, *, r: int, seed: int = 0, max_new_tokens: int = 16, std: float = 0.02
 ) -> Path:
-    """Saves a LoRA on all linear modules of the language model, with random weights; returns its folder.
+    """Save a LoRA on all linear modules of the language model, with random weights; return its folder.
 
     Args:
         base: what it belongs to; it is as it was afterwards.
@@ -73,7 +73,7 @@ def make_adapter(
 
 
 def make_adapters(base: Base, folder: Path, *, count: int, num_cold: int, r: int) -> Adapters:
-    """Publishes one adapter under many names.
+    """Publish one adapter under many names.
 
     Args:
         base: what it belongs to.

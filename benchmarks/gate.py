@@ -69,7 +69,7 @@ class Gate:
     _counter: FlopCounterMode | None = None
 
     def ready(self, model: nn.Module, *, fill_seconds: float = 0.0) -> None:
-        """Says that everything is loaded, and waits for the first round."""
+        """Say that everything is loaded, and wait for the first round."""
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.connection.send(Ready(trainable=trainable, fill_seconds=fill_seconds))
         self._wait()
@@ -77,7 +77,7 @@ class Gate:
             self._counter = FlopCounterMode(display=False).__enter__()
 
     def step(self, loss: float | Tensor, supervised: int | Tensor) -> None:
-        """Notes a step; at the end of a round reports it, and waits for the next."""
+        """Note a step; at the end of a round reports it, and waits for the next."""
         self._losses.append(loss)
         self._supervised.append(supervised)
         if len(self._losses) < self.steps:

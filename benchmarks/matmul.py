@@ -54,7 +54,7 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _seconds(call: Callable[[], object], rounds: int = 50) -> float:
-    """Returns the least CPU time of a call: what others do on the machine makes it longer."""
+    """Return the least CPU time of a call: what others do on the machine makes it longer."""
     call()
     times = []
     for _ in range(rounds):

@@ -71,11 +71,11 @@ class Measured:
         return statistics.median(one.cpu_seconds / len(one.losses) for one in self.rounds)
 
     def mfu(self, peak_tflops: float) -> float:
-        """Returns the share of a device's ``peak_tflops`` that the operations it really ran make up."""
+        """Return the share of a device's ``peak_tflops`` that the operations it really ran make up."""
         return self.flops / self.seconds / (peak_tflops * 1e12)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain data."""
+        """Return plain data."""
         return {
             "step_seconds": self.seconds,
             "step_cpu_seconds": self.cpu_seconds,
@@ -93,7 +93,7 @@ class Measured:
 
 
 def measure(jobs: Mapping[str, Job], *, steps: int, rounds: int) -> dict[str, Measured]:
-    """Returns what each contestant needed, after a round that is not counted.
+    """Return what each contestant needed, after a round that is not counted.
 
     Args:
         jobs: contestant -> what it does; all of them for ``(rounds + 1) * steps`` steps.
@@ -145,21 +145,21 @@ class Worker:
         self._ready: Ready | None = None
 
     def load(self) -> None:
-        """Waits until it has loaded everything."""
+        """Wait until it has loaded everything."""
         self._ready = self._receive(Ready)
 
     def round(self) -> Round:
-        """Lets it run for a round."""
+        """Let it run for a round."""
         self._connection.send("go")
         return self._receive(Round)
 
     def finish(self) -> None:
-        """Lets it end its run."""
+        """Let it end its run."""
         self._connection.send("go")
         self._process.join()
 
     def close(self) -> None:
-        """Ends the process, wherever it stands."""
+        """End the process, wherever it stands."""
         self._memory.stop()
         if self._process.is_alive():
             self._process.terminate()
@@ -167,7 +167,7 @@ class Worker:
         self._connection.close()
 
     def measured(self, rounds: list[Round]) -> Measured:
-        """Returns what ``rounds`` say together, the first of them being the warm-up."""
+        """Return what ``rounds`` say together, the first of them being the warm-up."""
         assert self._ready is not None
         return Measured(
             rounds=rounds[1:],
@@ -199,7 +199,7 @@ class Worker:
 
 @contextmanager
 def _environment(job: Job) -> Iterator[None]:
-    """Sets what a process reads when it starts; all compute with as many threads."""
+    """Set what a process reads when it starts; all compute with as many threads."""
     before = dict(os.environ)
     new = {"OMP_NUM_THREADS": str(num_cores())} | before
     if job.device == "cpu":
@@ -246,7 +246,7 @@ class _Memory:
             time.sleep(SAMPLE_SECONDS)
 
     def _anonymous(self) -> int:
-        """Returns bytes; 0 where the process has ended, or the system has no /proc."""
+        """Return bytes; 0 where the process has ended, or the system has no /proc."""
         try:
             lines = self._status.read_text().splitlines()
         except OSError:
@@ -255,7 +255,7 @@ class _Memory:
 
 
 def _work(name: str, job: Job, steps: int, connection: Connection, log: Path) -> None:
-    """Runs a contestant in a process of its own; what it writes goes into ``log``."""
+    """Run a contestant in a process of its own; what it writes goes into ``log``."""
     with log.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

@@ -59,7 +59,7 @@ class Setup:
 
 
 def save_pocket(folder: Path, dtype: torch.dtype) -> Path:
-    """Returns the folder of the embedded base, as it comes: the one model here that is trained."""
+    """Return the folder of the embedded base, as it comes: the one model here that is trained."""
     return model_folder()
 
 
@@ -72,7 +72,7 @@ def save_smolvlm(
     vision: dict[str, int] | None = None,
     text: dict[str, int] | None = None,
 ) -> Path:
-    """Writes a SmolVLM-256M with random weights.
+    """Write a SmolVLM-256M with random weights.
 
     Args:
         folder: where to.
@@ -123,12 +123,12 @@ def save_smolvlm(
 
 
 def save_smolvlm_tiles(folder: Path, dtype: torch.dtype) -> Path:
-    """Writes a SmolVLM-256M whose processor cuts an image into 2 x 2 tiles."""
+    """Write a SmolVLM-256M whose processor cuts an image into 2 x 2 tiles."""
     return save_smolvlm(folder, dtype, tiles=2)
 
 
 def save_tiny(folder: Path, dtype: torch.dtype) -> Path:
-    """Writes a SmolVLM that is small enough to try the benchmark itself."""
+    """Write a SmolVLM that is small enough to try the benchmark itself."""
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": 1300, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
@@ -136,7 +136,7 @@ def save_tiny(folder: Path, dtype: torch.dtype) -> Path:
 
 
 def save_qwen2_5_vl(folder: Path, dtype: torch.dtype) -> Path:
-    """Writes a Qwen2.5-VL-3B with random weights."""
+    """Write a Qwen2.5-VL-3B with random weights."""
     tokens = _tokenizer(*_QWEN_TOKENS)
     ids = tokens.get_vocab()
     config = Qwen2_5_VLConfig(
@@ -214,7 +214,7 @@ SETUPS = {
 
 
 def _tokenizer(*extra: str) -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of a few hundred words; the model's own vocabulary has the real size all the same."""
+    """Return a tokenizer of a few hundred words; the model's own vocabulary has the real size all the same."""
     tokens = build_tokenizer([" ".join(WORDS)] * 2)
     tokens.add_tokens(list(extra), special_tokens=True)
     return tokens

@@ -100,7 +100,7 @@ class Resolve:
 
 
 def make_log(num_commits: int, *, mixed: bool = False) -> list[bytes]:
-    """Returns the entries of a log, from the first, made as the registry makes them.
+    """Return the entries of a log, from the first, made as the registry makes them.
 
     Args:
         num_commits: how many.
@@ -128,7 +128,7 @@ def make_log(num_commits: int, *, mixed: bool = False) -> list[bytes]:
 
 
 def fill(store: Store, log: list[bytes], *, name: str = NAME, hint: bool = True) -> None:
-    """Puts a log into a store under a name, with the hint that its writers would have left, and makes it a registry."""
+    """Put a log into a store under a name, with the hint that its writers would have left, and make it a registry."""
     is_registry(store, create=True)
     namespace, word = name.split("/")
     for seq, raw in enumerate(log, start=1):
@@ -138,7 +138,7 @@ def fill(store: Store, log: list[bytes], *, name: str = NAME, hint: bool = True)
 
 
 def count_cold(store: Store, ref: str, *, latency: float = 0.0) -> tuple[int, float]:
-    """Returns the number of requests, and the seconds, that a newly opened registry takes to resolve a reference."""
+    """Return the number of requests, and the seconds, that a newly opened registry takes to resolve a reference."""
     registry = AdapterRegistry("memory://")
     registry.store = counting = CountingStore(store, latency=latency)
     begun = time.perf_counter()

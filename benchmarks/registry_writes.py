@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_adapter(folder: Path, full_name: str, seed: int = 0) -> Path:
-    """Writes a small valid adapter folder, of 3 files and its manifest, and returns it."""
+    """Write a small valid adapter folder, of 3 files and its manifest, and return it."""
     namespace, name = full_name.split("/")
     zero = "0" * 64
     files = {WEIGHTS_NAME: f"weights {seed}".encode() * 500, CONFIG_NAME: b"{}", "README.md": f"# {name}\n".encode()}
@@ -101,7 +101,7 @@ def write_adapter(folder: Path, full_name: str, seed: int = 0) -> Path:
 
 
 def write_history(store: LocalStore, full_name: str, length: int) -> None:
-    """Writes a log of so many publishes without syncing; its manifests are not there, which no commit looks at."""
+    """Write a log of so many publishes without syncing; its manifests are not there, which no commit looks at."""
     namespace, name = full_name.split("/")
     is_registry(store, create=True)
     fields = {"manifest": "1" * 64, "aliases": {}, "summary": {"task": "vqa", "base": "2" * 64}}

@@ -38,7 +38,7 @@ Results = dict[str, dict[str, "Measured"]]  # model -> contestant
 
 
 def check_same_work(model: str, found: Mapping[str, Measured], *, batch_size: int, tolerance: float) -> None:
-    """Checks that every contestant trained as many parameters, on as many tokens, from the same loss.
+    """Check that every contestant trained as many parameters, on as many tokens, from the same loss.
 
     A fresh LoRA adds nothing, so the first loss is the base's on the first rows: other rows, another order of them or
     other tokens would give another.
@@ -67,7 +67,7 @@ def check_same_work(model: str, found: Mapping[str, Measured], *, batch_size: in
 
 
 def figures(results: Results, *, num_rows: Mapping[str, int], batch_sizes: Mapping[str, int]) -> dict[str, float]:
-    """Returns the ratios of all pairs that were measured; of times, theirs over ours.
+    """Return the ratios of all pairs that were measured; of times, theirs over ours.
 
     Args:
         results: model -> contestant -> what it needed.
@@ -110,7 +110,7 @@ def figures(results: Results, *, num_rows: Mapping[str, int], batch_sizes: Mappi
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Returns on what, with what and when it was measured."""
+    """Return on what, with what and when it was measured."""
     import torch
 
     names = ("torch", "transformers", "peft", "accelerate", "trl")
@@ -127,7 +127,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def table(
     results: Results, reached: Mapping[str, float], *, titles: Mapping[str, str], peak_tflops: float = 0.0
 ) -> str:
-    """Returns everything as text; ``peak_tflops`` are those of the GPU, and 0 leaves its columns out."""
+    """Return everything as text; ``peak_tflops`` are those of the GPU, and 0 leaves its columns out."""
     lines = []
     for model, found in results.items():
         head = f"{'':8}{'s a step':>10}{'CPU s':>9}{'fill s':>9}{'peak MiB':>10}"

@@ -24,7 +24,7 @@ _CELLS = 32  # of the coarse noise that an image is, along each side
 
 
 def write_rows(folder: Path, setup: Setup, tokenizer: PreTrainedTokenizerBase, *, num_rows: int, seed: int = 0) -> Path:
-    """Writes ``train.jsonl`` and its images; returns ``folder``."""
+    """Write ``train.jsonl`` and its images; return ``folder``."""
     (folder / "images").mkdir(parents=True)
     words = _words(tokenizer)
     lines = []
@@ -40,19 +40,19 @@ def write_rows(folder: Path, setup: Setup, tokenizer: PreTrainedTokenizerBase, *
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
-    """Returns the rows as they stand in the file, the image's path made absolute."""
+    """Return the rows as they stand in the file, the image's path made absolute."""
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row | {"image": str(folder / row["image"])} for row in rows]
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Returns words that are one token each behind a space, so that an answer of n words has n tokens."""
+    """Return words that are one token each behind a space, so that an answer of n words has n tokens."""
     every = sorted({*COLORS, *SHAPES, *PATTERNS})
     return [word for word in every if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
 
 
 def _noise(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Returns [side, side, 3] uint8: coarse noise made smooth, with a little grain, as a photograph has."""
+    """Return [side, side, 3] uint8: coarse noise made smooth, with a little grain, as a photograph has."""
     coarse = Image.fromarray(rng.integers(0, 256, (_CELLS, _CELLS, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int16)
     return (smooth + rng.integers(-4, 5, smooth.shape, dtype=np.int16)).clip(0, 255).astype(np.uint8)

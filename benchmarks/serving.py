@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def publish(path: str, folder: Path, *, new_tokens: int) -> list[str]:
-    """Publishes adapters of several ranks, each of which says something else; returns their references."""
+    """Publish adapters of several ranks, each of which says something else; return their references."""
     base, registry, refs = load_base(path, device="cpu"), AdapterRegistry(), []
     for number, rank in enumerate(RANKS):
         made = make_adapter(base, folder / f"adapter-{number}", r=rank, seed=number, max_new_tokens=new_tokens, std=0.3)
@@ -112,7 +112,7 @@ def publish(path: str, folder: Path, *, new_tokens: int) -> list[str]:
 
 
 def plan(path: str, refs: Sequence[str], count: int, *, side: int) -> list[Asked]:
-    """Returns requests in a random order that is the same each time, with what each must be answered.
+    """Return requests in a random order that is the same each time, with what each must be answered.
 
     Answers are those that each adapter gives when it is asked alone, in this process.
 
@@ -164,7 +164,7 @@ def _request(
 
 
 async def ask_all(url: str, requests: Sequence[Asked], *, at_once: int) -> dict[str, Any]:
-    """Sends requests, so many at once, each again while the server is full.
+    """Send requests, so many at once, each again while the server is full.
 
     Args:
         url: of the server.
@@ -219,7 +219,7 @@ async def _ask(client: openai.AsyncOpenAI, asked: Asked) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def serving(path: str, refs: Sequence[str], *, max_batch: int) -> Iterator[str]:
-    """Starts the command as a user does, and yields its address.
+    """Start the command as a user does, and yield its address.
 
     Raises:
         BenchmarkError: it does not start.
@@ -240,7 +240,7 @@ def serving(path: str, refs: Sequence[str], *, max_batch: int) -> Iterator[str]:
 
 
 def table(figures: dict[str, Any], together: dict[str, Any]) -> str:
-    """Returns what people read."""
+    """Return what people read."""
     return "\n".join(
         [
             f"{figures['requests_per_second']:.1f} requests/s, one by one {figures['one_by_one_per_second']:.1f}: "
@@ -253,7 +253,7 @@ def table(figures: dict[str, Any], together: dict[str, Any]) -> str:
 
 
 def _batch_rows(url: str) -> float:
-    """Returns the mean number of rows of the server's batches."""
+    """Return the mean number of rows of the server's batches."""
     counts = {}
     for line in httpx.get(f"{url}/metrics", trust_env=False).text.splitlines():
         name, _, value = line.rpartition(" ")

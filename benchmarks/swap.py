@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters) -> None:
-    """Checks that both compute the same, bit for bit, with the same adapter.
+    """Check that both compute the same, bit for bit, with the same adapter.
 
     Raises:
         BenchmarkError: they do not.
@@ -111,7 +111,7 @@ def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters
 
 
 def make_loaded(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int) -> None:
-    """Has the first ``count`` adapters loaded in both; as all are the same, the first one is probed for all."""
+    """Have the first ``count`` adapters loaded in both; as all are the same, the first one is probed for all."""
     first = ours.add(adapters.refs[0])
     for number in range(count):
         ref = adapters.refs[number]
@@ -178,7 +178,7 @@ def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapter
 
 
 def measure_probe(ours: VisionLanguageModel, ref: str) -> float:
-    """Returns the seconds of a load that finds no receipt."""
+    """Return the seconds of a load that finds no receipt."""
     begun = time.perf_counter()
     loaded = ours.add(ref)
     seconds = time.perf_counter() - begun
@@ -189,7 +189,7 @@ def measure_probe(ours: VisionLanguageModel, ref: str) -> float:
 def figures(
     switching: dict[int, Times], loading: dict[int, Times], probed: Sequence[float], mixing: dict[str, Times]
 ) -> dict[str, float]:
-    """Returns the ratios of medians; where several counts of loaded_adapters were measured, the worst of them."""
+    """Return the ratios of medians; where several counts of loaded_adapters were measured, the worst of them."""
     switch = {count: median(times["ours"]) for count, times in switching.items()}
     out = {f"switch_ms_{count}": 1e3 * seconds for count, seconds in switch.items()}
     out["switch_growth"] = switch[max(switch)] / switch[min(switch)]
@@ -207,7 +207,7 @@ def figures(
 def table(
     reached: dict[str, float], switching: dict[int, Times], loading: dict[int, Times], mixing: dict[str, Times]
 ) -> str:
-    """Returns everything as text."""
+    """Return everything as text."""
     lines = []
     for title, found in (("switching", switching), ("loading one more", loading)):
         who = list(next(iter(found.values())))
@@ -229,7 +229,7 @@ def table(
 
 
 def _leave_receipt(ours: VisionLanguageModel, ref: str, probed: LoadedAdapter) -> None:
-    """Leaves the receipt of one adapter for another name of it."""
+    """Leave the receipt of one adapter for another name of it."""
     keep_receipt(ours.base, AdapterRegistry().resolve(ref).digest, probed.probe)
 
 
@@ -245,7 +245,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def _forward(model: Any) -> torch.Tensor:
-    """Returns the logits of one token, for which the layers' own overhead counts most."""
+    """Return the logits of one token, for which the layers' own overhead counts most."""
     with torch.inference_mode():
         return model(input_ids=torch.tensor([[5]]), use_cache=False).logits
 

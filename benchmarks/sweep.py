@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_configs(folder: Path, model: str, *, num_rows: int) -> dict[str, Path]:
-    """Writes base, rows and the two recipes, which differ in the store alone."""
+    """Write base, rows and the two recipes, which differ in the store alone."""
     setup = SETUPS[model]
     base = setup.save(folder / "base", torch.float32)
     tokenizer = AutoProcessor.from_pretrained(base).tokenizer
@@ -97,7 +97,7 @@ def _write_configs(folder: Path, model: str, *, num_rows: int) -> dict[str, Path
 
 
 def _run(what: str, config: Path, folder: Path) -> Cost:
-    """Runs a command in a folder of its own, with a cache of its own, so that it finds nothing ready."""
+    """Run a command in a folder of its own, with a cache of its own, so that it finds nothing ready."""
     folder.mkdir()
     arguments = ["launch", str(config)] if what == "run" else ["cli", "sweep", str(config), *GRID]
     command = [sys.executable, "-m", *(f"finetune.{arguments[0]}", *arguments[1:])]

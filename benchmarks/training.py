@@ -101,7 +101,7 @@ def run_model(name: str, folder: Path, options: argparse.Namespace, *, num_rows:
 
 
 def _num_rows(setup: Setup, options: argparse.Namespace) -> int:
-    """Returns the rows of which all steps together, the warm-up's too, are three epochs."""
+    """Return the rows of which all steps together, the warm-up's too, are three epochs."""
     steps = (options.rounds + 1) * (options.steps or setup.steps)
     return max(1, steps // EPOCHS) * setup.batch_size
 

@@ -7,12 +7,12 @@ _QUANTIZATION = "of the base's language tower, whatever an adapter was trained o
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--device``, ``--dtype`` and ``--quantization``, as ``finetune.load`` takes them."""
+    """Add ``--device``, ``--dtype`` and ``--quantization``, as ``finetune.load`` takes them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--dtype", default="float32", help="what the base is held in, or auto: as its config says")
     add_quantization(parser)
 
 
 def add_quantization(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--quantization`` alone."""
+    """Add ``--quantization`` alone."""
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help=_QUANTIZATION)

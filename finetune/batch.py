@@ -31,7 +31,7 @@ class Targets:
 
     @classmethod
     def of(cls, labels: Tensor) -> Targets:
-        """Returns those of ``labels`` [B, T]; nothing stands before the first of a row, so nothing predicts it."""
+        """Return those of ``labels`` [B, T]; nothing stands before the first of a row, so nothing predicts it."""
         supervised = labels != -100
         supervised[:, 0] = False
         places = supervised.flatten().nonzero().squeeze(1)
@@ -58,7 +58,7 @@ class Batch:
             object.__setattr__(self, "targets", Targets.of(self.labels))
 
     def to(self, device: Any, dtype: torch.dtype) -> Batch:
-        """Returns the batch with its tensors on ``device``, images in the model's ``dtype``."""
+        """Return the batch with its tensors on ``device``, images in the model's ``dtype``."""
         return self._of_each(
             lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
         )
@@ -76,11 +76,11 @@ class Batch:
         return sum(found)
 
     def pin_memory(self) -> Batch:
-        """Returns the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
+        """Return the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
         return self._of_each(lambda tensor: tensor.pin_memory())
 
     def _of_each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Returns the batch with each of its tensors as ``function`` returns it."""
+        """Return the batch with each of its tensors as ``function`` returns it."""
 
         def mapped(value: Any) -> Any:
             match value:
@@ -149,7 +149,7 @@ class Placeholders:
     token_id: int
 
     def insert(self, batch: Batch) -> Batch:
-        """Returns the batch with every tensor that has one entry a token made longer by ``num_virtual_tokens``."""
+        """Return the batch with every tensor that has one entry a token made longer by ``num_virtual_tokens``."""
         mask = batch.inputs["attention_mask"]
         width = mask.shape[1]
         first = mask.argmax(dim=1, keepdim=True)  # [B, 1]

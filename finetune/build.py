@@ -108,7 +108,7 @@ class Base:
         return task_of(self.family.architecture)
 
     def task(self, options: TaskSection) -> Task:
-        """Returns the task that ``options`` describe, for this base's tokenizer.
+        """Return the task that ``options`` describe, for this base's tokenizer.
 
         Raises:
             ModelError: the base cannot do it.
@@ -151,18 +151,18 @@ class Base:
         )
 
     def probe_batch(self, seed: int) -> Batch:
-        """Returns the probe's one row, on the model's device."""
+        """Return the probe's one row, on the model's device."""
         return self.one_row(*probe_conversation(seed))
 
     def one_row(self, messages: list[Message], image: Image) -> Batch:
-        """Returns a batch of one conversation about one image, on the model's device."""
+        """Return a batch of one conversation about one image, on the model's device."""
         text = self.collator.render(messages)
         with self.preparing:
             inputs = self.family.encode(self.processor, [Rendered(text, (image,))], padding_side="right")
         return Batch(inputs, []).to(self.model.device, self.model.dtype)
 
     def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:
-        """Returns the probe's values of the model as it now is; ``placeholders`` are the active adapter's."""
+        """Return the probe's values of the model as it now is; ``placeholders`` are the active adapter's."""
         batch = self.probe_batch(seed)
         inputs = (placeholders.insert(batch) if placeholders else batch).inputs
         with torch.inference_mode():
@@ -182,11 +182,11 @@ class Batches:
     placeholders: Placeholders | None
 
     def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
-        """Returns rows with labels."""
+        """Return rows with labels."""
         return self._extend(self.collator.training_batch(rows))
 
     def prompt_batch(self, rows: Sequence[Example]) -> Batch:
-        """Returns rows that are to be answered."""
+        """Return rows that are to be answered."""
         return self._extend(self.collator.prompt_batch(rows))
 
     def _extend(self, batch: Batch) -> Batch:
@@ -204,7 +204,7 @@ def load_base(
     verify: str = "cached",
     data: ReadSection | None = None,
 ) -> Base:
-    """Loads a base: an embedded one by name, a folder, or a hub id.
+    """Load a base: an embedded one by name, a folder, or a hub id.
 
     Args:
         name_or_path: which.
@@ -273,7 +273,7 @@ def check_method(recipe: Recipe) -> None:
 
 
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
-    """Loads the base a recipe names.
+    """Load the base a recipe names.
 
     Raises:
         RecipeError: what the recipe wants of it is impossible.
@@ -297,7 +297,7 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
 def examples_of(
     recipe: Recipe, split: str, *, base: Base | None = None, log: Callable[[str], None] = print
 ) -> list[Example]:
-    """Reads one split of a recipe's data; an empty list where the recipe has none.
+    """Read one split of a recipe's data; an empty list where the recipe has none.
 
     Args:
         recipe: the whole recipe.
@@ -342,7 +342,7 @@ def check_rows(recipe: Recipe) -> None:
 
 
 def training_rows(recipe: Recipe, *, base: Base | None = None, log: Callable[[str], None] = print) -> Rows:
-    """Reads the train rows of a recipe's data, or opens them where they stream; arguments as ``examples_of``."""
+    """Read the train rows of a recipe's data, or open them where they stream; arguments as ``examples_of``."""
     if not isinstance(recipe.data, HubData | ParquetData) or not recipe.data.streaming:
         return examples_of(recipe, "train", base=base, log=log)
     limit = _max_length(recipe, base) if base else None
@@ -368,12 +368,12 @@ def with_image_range(recipe: Recipe, rows: Rows) -> Recipe:
 
 
 def _prompt_length(recipe: Recipe) -> int:
-    """Returns how many tokens the adapter's own prompt adds to a row."""
+    """Return how many tokens the adapter's own prompt adds to a row."""
     return sum(part.num_virtual_tokens for part in recipe.method if isinstance(part, PromptTuningSection))
 
 
 def _max_length(recipe: Recipe, base: Base) -> int | None:
-    """Returns how many tokens a row may have; None for no bound."""
+    """Return how many tokens a row may have; None for no bound."""
     most = max_positions(base.model)
     limit = recipe.data.max_length or most
     if limit and most and limit > most:

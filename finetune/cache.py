@@ -19,7 +19,7 @@ _SEAL = 16  # hexadecimal digits before each note of a database
 
 
 def cache_home() -> Path:
-    """Returns the folder for what can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
+    """Return the folder for what can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
     return Path(os.environ.get("FINETUNE_CACHE") or user_folder() / "cache")
 
 
@@ -30,7 +30,7 @@ def conversions_of(files: Iterable[Path]) -> Path:
 
 
 def write_note(path: Path, text: str) -> None:
-    """Writes a small cache file aside and renames it; a cache that cannot be written is no error."""
+    """Write a small cache file aside and rename it; a cache that cannot be written is no error."""
     body = _bytes(text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Notes:
         self.path = cache_home() / name
 
     def get(self, keys: Iterable[str]) -> dict[str, str]:
-        """Returns the notes that are there."""
+        """Return the notes that are there."""
         digests = {_sha256(_bytes(key)): key for key in keys}
         wanted = list(digests)
         found: dict[str, str] = {}
@@ -84,7 +84,7 @@ class Notes:
         return found
 
     def put(self, notes: Mapping[str, str]) -> None:
-        """Keeps ``notes``."""
+        """Keep ``notes``."""
         if not notes:
             return
         rows = [(key, _sealed(key, note)) for key, note in ((_sha256(_bytes(k)), n) for k, n in notes.items())]

@@ -21,7 +21,7 @@ def run_child(
     cwd: Path | None = None,
     passed_on: list[int] | None = None,
 ) -> int:
-    """Runs ``command``, passing signals on to it, and returns its exit code (128 + n for signal n).
+    """Run ``command``, passing signals on to it, and return its exit code (128 + n for signal n).
 
     On POSIX the child has a session of its own and a signal goes to its whole group, each process
     once: a Ctrl-C at the terminal reaches only us, and a SIGTERM sent to us alone still ends the
@@ -64,7 +64,7 @@ def run_child(
 
 
 def _wait_for_group(group: int) -> None:
-    """Waits until no process of ``group`` runs; one that only its parent has not yet asked about does not count."""
+    """Wait until no process of ``group`` runs; one that only its parent has not yet asked about does not count."""
     process_iter, status = import_string("psutil:process_iter"), import_string("psutil:STATUS_ZOMBIE")
 
     def is_running(process: Any) -> bool:
@@ -79,7 +79,7 @@ def _wait_for_group(group: int) -> None:
 
 @contextlib.contextmanager
 def _handling(handler: Any) -> Iterator[None]:
-    """Handles the signals that ask to stop with ``handler``; one that was ignored (nohup) stays so."""
+    """Handle the signals that ask to stop with ``handler``; one that was ignored (nohup) stays so."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

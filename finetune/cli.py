@@ -31,7 +31,7 @@ _SHOWN_PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; an error of ours is one line on stderr."""
+    """Run one command and return its exit code; an error of ours is one line on stderr."""
 
     def run() -> int:
         args = _parser().parse_args(argv)

@@ -30,7 +30,7 @@ SAMPLES = 8  # images a domain on the page
 
 
 def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
-    """Runs the main job from end to end.
+    """Run the main job from end to end.
 
     Args:
         folder: where runs, registry and page go.
@@ -99,7 +99,7 @@ def _config(name: str) -> Path:
 
 
 def _swap(recipes: list[Recipe], refs: list[str], registry: AdapterRegistry) -> bool:
-    """Asks through each adapter and through none; tells whether the base's logits come back bit for bit."""
+    """Ask through each adapter and through none; tell whether the base's logits come back bit for bit."""
     vlm = load("base", base=recipes[0].model.name_or_path, registry=registry)
     before = vlm.base.probe(0)
     for recipe, ref in zip(recipes, refs, strict=True):

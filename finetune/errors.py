@@ -204,7 +204,7 @@ class MissingExtraError(FinetuneError, ImportError):
 
 
 def brief(value: object, limit: int = 120) -> str:
-    """Returns ``value`` for a message: as Python writes it, on one line, cut to ``limit`` characters."""
+    """Return ``value`` for a message: as Python writes it, on one line, cut to ``limit`` characters."""
     # What came from elsewhere may be long, and hold what a terminal obeys.
     try:
         text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
@@ -214,5 +214,5 @@ def brief(value: object, limit: int = 120) -> str:
 
 
 def plain(text: str, limit: int = 200) -> str:
-    """Returns ``text`` for a message: as it stands, or as ``brief`` where it is long or not for a terminal."""
+    """Return ``text`` for a message: as it stands, or as ``brief`` where it is long or not for a terminal."""
     return text if text.isprintable() and len(text) <= limit else brief(text, limit)

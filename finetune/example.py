@@ -19,11 +19,11 @@ class ImageHandle(Protocol):
     """An image that stays where it is until it is opened: small, hashable, picklable, named by ``str``."""
 
     def read(self) -> Path | bytes:
-        """Returns the image's file, or the bytes of one."""
+        """Return the image's file, or the bytes of one."""
         ...
 
     def key(self) -> str:
-        """Returns what changes when the image may have."""
+        """Return what changes when the image may have."""
         ...
 
     def files(self) -> Sequence[Path]:
@@ -115,7 +115,7 @@ class Example:
         return self.messages[:-1]
 
     def in_epoch(self, epoch: int, *, seed: int) -> Example:
-        """Returns the row as an epoch trains on it: with one of its captions, and itself where it has none.
+        """Return the row as an epoch trains on it: with one of its captions, and itself where it has none.
 
         Args:
             epoch: from 0.
@@ -126,18 +126,18 @@ class Example:
         return self.saying(self.captions[draw(len(self.captions), seed, epoch, self.id, "caption")])
 
     def saying(self, text: str) -> Example:
-        """Returns the row with ``text`` as its last turn."""
+        """Return the row with ``text`` as its last turn."""
         return replace(self, messages=[*self.prompt, answer(text)])
 
 
 def draw(count: int, *key: int | str) -> int:
-    """Returns a number from 0 to ``count`` - 1, as likely as any other: a function of ``key`` alone."""
+    """Return a number from 0 to ``count`` - 1, as likely as any other: a function of ``key`` alone."""
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") % count
 
 
 def texts_to_choose_from(examples: Iterable[Example]) -> list[str]:
-    """Returns the different texts that any of ``examples`` may be answered with, in a fixed order."""
+    """Return the different texts that any of ``examples`` may be answered with, in a fixed order."""
     return list(dict.fromkeys(text for example in examples for text in example.choices.values()))
 
 
@@ -151,20 +151,20 @@ def ask(
 
 
 def system(text: str) -> Message:
-    """Returns the system message that says ``text``."""
+    """Return the system message that says ``text``."""
     return {"role": "system", "content": [{"type": "text", "text": text}]}
 
 
 def show(*, num_images: int = 1) -> list[Message]:
-    """Returns the message that shows images and asks nothing."""
+    """Return the message that shows images and ask nothing."""
     return [{"role": "user", "content": [{"type": "image"} for _ in range(num_images)]}]
 
 
 def answer(text: str) -> Message:
-    """Returns the assistant turn that says ``text``."""
+    """Return the assistant turn that says ``text``."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 def text_of(message: Message) -> str:
-    """Returns the text of one message whose content is a list of parts."""
+    """Return the text of one message whose content is a list of parts."""
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")

@@ -17,7 +17,7 @@ LIBRARIES = {
 
 
 def require_extra(extra: str, *, what: str) -> None:
-    """Looks whether the libraries of an extra are installed, without importing them.
+    """Look whether the libraries of an extra are installed, without importing them.
 
     Args:
         extra: one of ``LIBRARIES``.
@@ -32,7 +32,7 @@ def require_extra(extra: str, *, what: str) -> None:
 
 @contextmanager
 def missing_extras_named() -> Iterator[None]:
-    """Says, where a library turns out to be missing inside the ``with`` block, which extra brings it.
+    """Say, where a library turns out to be missing inside the ``with`` block, which extra brings it.
 
     Raises:
         MissingExtraError: a library of an extra is not installed.

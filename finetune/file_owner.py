@@ -46,7 +46,7 @@ def changeable_by_others(path: Path) -> str | None:
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yields every folder, link and file on the way to a path, the path itself last."""
+    """Yield every folder, link and file on the way to a path, the path itself last."""
     place = Path("/")
     yield place, os.lstat(place)
     links, left = 0, [*reversed(path.absolute().parts[1:])]

@@ -51,7 +51,7 @@ class Curve:
     why: str
 
     def __str__(self) -> str:
-        """Returns the curve as text: a line a rate, a bar as long as the loss is high."""
+        """Return the curve as text: a line a rate, a bar as long as the loss is high."""
         low, high = min(self.smoothed), max(self.smoothed)
         step = max(1, math.ceil(len(self.rates) / 30))
         lines = [f"{'learning rate':>13}  {'loss':>8}"]
@@ -63,7 +63,7 @@ class Curve:
 
 
 def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: int = 100) -> Curve:
-    """Runs the test in this process, on the recipe's rows, batch size and method.
+    """Run the test in this process, on the recipe's rows, batch size and method.
 
     Args:
         recipe: from ``load_recipe``; its learning rate, schedule and length are not used.
@@ -104,7 +104,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
 
 
 def curve_of(rates: Sequence[float], losses: Sequence[float]) -> Curve:
-    """Returns the curve with what it suggests."""
+    """Return the curve with what it suggests."""
     smoothed = smooth(losses)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     half_way = (smoothed[0] + smoothed[lowest]) / 2
@@ -121,7 +121,7 @@ def curve_of(rates: Sequence[float], losses: Sequence[float]) -> Curve:
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Returns the mean over the tenth of all values around each, fewer at the ends.
+    """Return the mean over the tenth of all values around each, fewer at the ends.
 
     Centred, because a running mean would shift the lowest point towards higher rates.
     """
@@ -131,7 +131,7 @@ def smooth(losses: Sequence[float]) -> list[float]:
 
 
 def _without_schedule(options: TrainSection, steps: int) -> TrainSection:
-    """Returns options under which the loop's own rate is 1 at every step."""
+    """Return options under which the loop's own rate is 1 at every step."""
     return options.model_copy(
         update={
             "epochs": None,

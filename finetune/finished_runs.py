@@ -35,12 +35,12 @@ _LISTED = 5  # entries of a folder that an error names
 
 
 def is_finished(folder: Path) -> bool:
-    """Tells whether a run's folder holds a run that came to its end."""
+    """Tell whether a run's folder holds a run that came to its end."""
     return (folder / RESULT).exists()
 
 
 def refuse_taken(recipe: Recipe) -> None:
-    """Checks that a run may write in its folder, before anything is loaded.
+    """Check that a run may write in its folder, before anything is loaded.
 
     Raises:
         TrainingError: the folder holds files of others; or a finished run, and ``train.resume`` does not say what is
@@ -108,7 +108,7 @@ def _has_results(folder: Path) -> bool:
 
 
 def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
-    """Returns what differs between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
+    """Return what differs between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
     try:
         raw = json.loads((recipe.run_folder / RECIPE).read_text(encoding="utf-8"))
         there = parse_recipe(raw, source=RECIPE)
@@ -120,7 +120,7 @@ def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
 
 
 def set_aside(folder: Path, *, going_on: bool = False) -> Path:
-    """Moves what a run left into ``previous/<number>``, and returns that folder.
+    """Move what a run left into ``previous/<number>``, and return that folder.
 
     Args:
         folder: the run's.
@@ -143,7 +143,7 @@ def set_aside(folder: Path, *, going_on: bool = False) -> Path:
 
 
 def next_previous(folder: Path) -> Path:
-    """Returns where the next run that is moved aside goes."""
+    """Return where the next run that is moved aside goes."""
     taken = [int(path.name) for path in folder.glob(f"{PREVIOUS}/*") if path.name.isdecimal()]
     return folder / PREVIOUS / str(max(taken, default=0) + 1)
 

@@ -52,7 +52,7 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """Returns this process as an owner."""
+        """Return this process as an owner."""
         return cls(
             user=_user(),
             host=socket.gethostname(),
@@ -63,19 +63,19 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Tells whether the process still runs; None where that cannot be told from here."""
+        """Tell whether the process still runs; None where that cannot be told from here."""
         if self.host != socket.gethostname():
             return None
         return _is_running(self.pid) and self.started in (None, _started(self.pid))
 
     def __str__(self) -> str:
-        """Returns what a message says of it."""
+        """Return what a message says of it."""
         return f"process {self.pid} of {self.user} on {self.host}, since {self.since}"
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, log: Callable[[str], object] = print, what_else: str) -> Iterator[None]:
-    """Holds ``folder`` inside the block; it is made where it does not exist.
+    """Hold ``folder`` inside the block; it is made where it does not exist.
 
     Args:
         folder: that one process at a time may write.
@@ -109,7 +109,7 @@ def locked(folder: Path, *, log: Callable[[str], object] = print, what_else: str
 
 
 def _open(path: Path, folder: Path, what_else: str) -> tuple[IO[str], bool]:
-    """Returns the file with the system's lock on it, and whether there is such a lock here.
+    """Return the file with the system's lock on it, and whether there is such a lock here.
 
     Of the two kinds of locks it is the one of a process, not of an open file: a worker process that outlives the run
     for a moment would inherit the other.
@@ -156,7 +156,7 @@ def _open_own(path: str, flags: int, *, what_else: str) -> int:
 def _take(
     file: IO[str], path: Path, folder: Path, *, log: Callable[[str], object], what_else: str, has_system_lock: bool
 ) -> None:
-    """Writes this process's name into the file, where nobody else's may stand there."""
+    """Write this process's name into the file, where nobody else's may stand there."""
     found = _read(file)
     if found is not None:
         alive = found.is_alive
@@ -186,7 +186,7 @@ def _in_use(folder: Path, owner: Owner | None, what_else: str) -> FolderInUseErr
 
 
 def _read(file: IO[str]) -> Owner | None:
-    """Returns who stands in the file; None where nobody does, or what stands there is not whole."""
+    """Return who stands in the file; None where nobody does, or what stands there is not whole."""
     file.seek(0)
     try:
         return Owner(**json.loads(file.read()))
@@ -202,7 +202,7 @@ def _user() -> str:
 
 
 def _is_running(pid: int) -> bool:
-    """Tells whether there is such a process that can still write."""
+    """Tell whether there is such a process that can still write."""
     stat = _linux_stat(pid)
     if stat is not None:
         return stat[0] not in ("Z", "X")
@@ -210,7 +210,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Returns when a process began: on Linux in ticks since the boot, which no change of the clock moves."""
+    """Return when a process began: on Linux in ticks since the boot, which no change of the clock moves."""
     stat = _linux_stat(pid)
     if stat is not None:
         return f"{boot_id()} {stat[19]}"
@@ -221,7 +221,7 @@ def _started(pid: int) -> str | None:
 
 
 def _linux_stat(pid: int) -> list[str] | None:
-    """Returns the fields of ``/proc/PID/stat`` after the name, the state first."""
+    """Return the fields of ``/proc/PID/stat`` after the name, the state first."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
     except OSError:

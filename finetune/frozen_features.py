@@ -42,7 +42,7 @@ def collator_of_run(
     accelerator: Accelerator,
     log: Callable[[str], None],
 ) -> TaskCollator:
-    """Returns the collator of a run: one that reads stored features where they change no result.
+    """Return the collator of a run: one that reads stored features where they change no result.
 
     Every process has to call it. One line says what was stored, or why nothing is.
 
@@ -72,7 +72,7 @@ def _stored(
     accelerator: Accelerator,
     log: Callable[[str], None],
 ) -> StoredFeatures | str:
-    """Returns the features of all rows, tried on a few before they are stored and after; or why there are none."""
+    """Return the features of all rows, tried on a few before they are stored and after; or why there are none."""
     collator = base.collator_of(recipe.task)
     assert isinstance(collator, Collator) and not isinstance(train_rows, Stream)
     few = [row for row in train_rows if row.images][:2]
@@ -86,12 +86,12 @@ def _stored(
 
 
 def _agreed(reason: str | None) -> str | None:
-    """Returns the first reason that any process has."""
+    """Return the first reason that any process has."""
     return next((text for text in gather_object([reason]) if text), None)
 
 
 def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
-    """Returns why features are not to be stored; None where they may be."""
+    """Return why features are not to be stored; None where they may be."""
     if recipe.train.feature_store == "off":
         return "train.feature_store says so"
     towers = {tower for section in recipe.parts for tower in section.adapted_towers} - {"language"}
@@ -105,7 +105,7 @@ def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
 
 
 def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLookup | str:
-    """Returns the features of a few rows, computed now; or why there are none."""
+    """Return the features of a few rows, computed now; or why there are none."""
     family = cast("GenerativeFamily", base.family)
     try:
         known = {
@@ -119,7 +119,7 @@ def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLo
 def _why_not_exact(
     base: Base, collator: Collator, rows: Sequence[Example], features: FeatureLookup | str
 ) -> str | None:
-    """Tries features on a few rows: their inputs and logits must be those they have with their images."""
+    """Try features on a few rows: their inputs and logits must be those they have with their images."""
     if isinstance(features, str):
         return features
     device, dtype = base.model.device, base.model.dtype
@@ -153,7 +153,7 @@ def _filler(
 
 
 def _key(base: Base) -> dict[str, Any]:
-    """Returns all that features depend on beside the pixels."""
+    """Return all that features depend on beside the pixels."""
     config, device = base.model.config, base.model.device
     return {
         "base": base.identity.digest,

@@ -33,7 +33,7 @@ class Hardware:
 
 
 def find_hardware(env: Mapping[str, str]) -> Hardware:
-    """Finds the GPUs that torch will see, without importing torch where that can be avoided."""
+    """Find the GPUs that torch will see, without importing torch where that can be avoided."""
     if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return Hardware(kind="cpu", num_devices=1, why="ACCELERATE_USE_CPU asks for it")
     build = _torch_build()
@@ -101,7 +101,7 @@ def _count_visible(listing: str, visible: str | None) -> int:
 
 
 def _gpus_by_torch(env: Mapping[str, str]) -> Hardware:
-    """Asks torch, in a process of its own: the launcher stays small while the recipe runs."""
+    """Ask torch, in a process of its own: the launcher stays small while the recipe runs."""
     code = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", code], env=dict(env), capture_output=True, text=True)
     if done.returncode != 0:

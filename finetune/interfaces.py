@@ -93,7 +93,7 @@ class Attachment:
         return next((part.placeholders for part in self.parts if part.placeholders), None)
 
     def freeze(self) -> None:
-        """Ends training: a frozen adapter computes bit for bit what it will when it is loaded.
+        """End training: a frozen adapter computes bit for bit what it will when it is loaded.
 
         torch chooses another way to multiply where a weight asks for a gradient, even where none is taken.
         """
@@ -101,7 +101,7 @@ class Attachment:
             parameter.requires_grad_(False)
 
     def describe(self) -> str:
-        """Returns one line per method and tower: how many modules and parameters are adapted."""
+        """Return one line per method and tower: how many modules and parameters are adapted."""
         lines = []
         for part in self.parts:
             size = sum(p.numel() for p in part.parameters.values())
@@ -129,7 +129,7 @@ class ModelFamily(Protocol):
         quantization: Quantization | None,
         attn_implementation: AttnImplementation,
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Returns the frozen model in eval mode, and its processor."""
+        """Return the frozen model in eval mode, and its processor."""
         ...
 
     def skeleton(self, name_or_path: str, *, revision: str | None = None) -> PreTrainedModel:
@@ -137,7 +137,7 @@ class ModelFamily(Protocol):
         ...
 
     def towers(self, model: nn.Module) -> Towers:
-        """Returns where the towers of ``model`` are."""
+        """Return where the towers of ``model`` are."""
         ...
 
     def encode(
@@ -147,7 +147,7 @@ class ModelFamily(Protocol):
         ...
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns what answers are read from [B, rows, values]: logits of tokens, or embeddings."""
+        """Return what answers are read from [B, rows, values]: logits of tokens, or embeddings."""
         ...
 
 
@@ -155,11 +155,11 @@ class GenerativeFamily(ModelFamily, Protocol):
     """A family that generates text."""
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Returns the inputs of a training batch, told which tokens are supervised where the model must know it."""
+        """Return the inputs of a training batch, told which tokens are supervised where the model must know it."""
         ...
 
     def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
-        """Runs the frozen vision tower and projector on the images of one row.
+        """Run the frozen vision tower and projector on the images of one row.
 
         Raises:
             ModelError: this model does not take features in the place of images.
@@ -181,11 +181,11 @@ class Update(Protocol):
         ...
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Returns the module's output; ``inner`` is its own forward."""
+        """Return the module's output; ``inner`` is its own forward."""
         ...
 
     def merging(self, name: str) -> Callable[[], object]:
-        """Returns what writes the update into the module's own parameters, for good.
+        """Return what writes the update into the module's own parameters, for good.
 
         Raises:
             MethodError: that cannot be; ``name`` is the module's full name.
@@ -201,7 +201,7 @@ class Method(Protocol):
     """
 
     def attach(self, host: Host, options: Any) -> Part:
-        """Adds fresh trainable parameters, as a recipe's ``options`` say; outputs do not change where they can not."""
+        """Add fresh trainable parameters, as a recipe's ``options`` say; outputs do not change where they can not."""
         ...
 
     def check(self, model: nn.Module, towers: Towers, options: Any) -> None:
@@ -209,23 +209,23 @@ class Method(Protocol):
         ...
 
     def detach(self, model: nn.Module) -> None:
-        """Removes the part that trains and every trace of it; nothing happens where there is none."""
+        """Remove the part that trains and every trace of it; nothing happens where there is none."""
         ...
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Tells whether a part trains in ``model``."""
+        """Tell whether a part trains in ``model``."""
         ...
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Has the part that trains answer, or the plain base; nothing happens where there is none."""
+        """Have the part that trains answer, or the plain base; nothing happens where there is none."""
         ...
 
     def expected_tensors(self, model: nn.Module, towers: Towers, description: Any) -> dict[str, tuple[int, ...]]:
-        """Returns name -> shape of the tensors that the finished part ``description`` must have on ``model``."""
+        """Return name -> shape of the tensors that the finished part ``description`` must have on ``model``."""
         ...
 
     def updates(self, model: nn.Module, description: Any, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
-        """Returns full module name -> what a finished part computes in its place."""
+        """Return full module name -> what a finished part computes in its place."""
         ...
 
 

@@ -43,7 +43,7 @@ SHOWN_PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code; an error of ours is printed, not raised."""
+    """Run one command line and return its exit code; an error of ours is printed, not raised."""
     return exit_code_of(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -72,7 +72,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def find_config(text: str) -> Path:
-    """Returns the recipe file that ``text`` names, from the current folder or from the project's.
+    """Return the recipe file that ``text`` names, from the current folder or from the project's.
 
     Raises:
         LaunchError: no such file, or a word that is no command, with what was probably meant.
@@ -95,7 +95,7 @@ def find_config(text: str) -> Path:
 
 
 def _check_recipe(config: Path, args: Sequence[str]) -> None:
-    """Refuses a recipe that cannot be run, or names what is not there, before the seconds that a launch takes."""
+    """Refuse a recipe that cannot be run, or names what is not there, before the seconds that a launch takes."""
     load_recipe = import_string("finetune.recipe:load_recipe")
     check_recipe = import_string("finetune.preflight:check_recipe")
     check_recipe(load_recipe(config, [arg for arg in args if not arg.startswith("-")]))
@@ -121,7 +121,7 @@ def _nproc(env: Mapping[str, str]) -> int | None:
 
 
 def num_processes(hardware: Hardware, asked: int | None) -> int:
-    """Returns how many processes to start: ``asked``, or one for each GPU, or one.
+    """Return how many processes to start: ``asked``, or one for each GPU, or one.
 
     Raises:
         LaunchError: more processes than GPUs.
@@ -138,7 +138,7 @@ def num_processes(hardware: Hardware, asked: int | None) -> int:
 
 
 def _strategy(env: Mapping[str, str], hardware: Hardware) -> str | None:
-    """Returns the accelerate config that was asked for, or None.
+    """Return the accelerate config that was asked for, or None.
 
     Raises:
         LaunchError: there is no such one, or it needs GPUs and there are none.
@@ -163,7 +163,7 @@ def _strategy(env: Mapping[str, str], hardware: Hardware) -> str | None:
 def training_command(
     config: Path, args: Sequence[str], *, script: Path, hardware: Hardware, nproc: int, strategy: str | None = None
 ) -> list[str]:
-    """Returns the command that trains ``config`` with ``nproc`` processes, sharing the work by ``strategy``.
+    """Return the command that trains ``config`` with ``nproc`` processes, sharing the work by ``strategy``.
 
     Accelerate starts a single process on a CPU whatever number it is told, so several are started
     by torch.distributed.run.
@@ -184,7 +184,7 @@ def training_command(
 
 
 def training_env(env: Mapping[str, str], *, hardware: Hardware, nproc: int) -> dict[str, str]:
-    """Returns the environment for :func:`training_command`.
+    """Return the environment for :func:`training_command`.
 
     ``FINETUNE_NUM_PROCESSES`` tells the training code how many processes were asked for: each of
     several that failed to find the others would train alone, and nothing else would show it.
@@ -203,7 +203,7 @@ def training_env(env: Mapping[str, str], *, hardware: Hardware, nproc: int) -> d
 
 
 def train(config: Path, args: Sequence[str], *, script: Path) -> int:
-    """Trains ``config`` with ``script`` on the hardware found, and returns the exit code."""
+    """Train ``config`` with ``script`` on the hardware found, and return the exit code."""
     hardware = find_hardware(os.environ)
     nproc = num_processes(hardware, _nproc(os.environ))
     strategy = _strategy(os.environ, hardware)
@@ -214,7 +214,7 @@ def train(config: Path, args: Sequence[str], *, script: Path) -> int:
 
 
 def run_tests(args: Sequence[str]) -> int:
-    """Runs pytest in the project's folder, and returns its exit code."""
+    """Run pytest in the project's folder, and return its exit code."""
     env = dict(os.environ)
     nproc = _nproc(env) or min(2, num_cores())
     options: list[str] = []
@@ -235,7 +235,7 @@ def _chooses_workers(args: Sequence[str]) -> bool:
 
 
 def show_setup() -> int:
-    """Prints versions, the hardware and where things are; returns 0 if torch imports."""
+    """Print versions, the hardware and where things are; return 0 if torch imports."""
     hardware = find_hardware(os.environ)
     print(f"Python {platform.python_version()} in {sys.prefix}")
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in SHOWN_PACKAGES))

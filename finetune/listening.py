@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yields a socket that is bound; nobody is answered yet.
+    """Yield a socket that is bound; nobody is answered yet.
 
     Args:
         host: a name or address of this machine.
@@ -39,7 +39,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether who listens there is reached from this machine alone.
+    """Tell whether who listens there is reached from this machine alone.
 
     Raises:
         LaunchError: it is no address of this machine.
@@ -48,7 +48,7 @@ def is_loopback(host: str) -> bool:
 
 
 def names_loopback(header: str) -> bool:
-    """Tells whether a request's ``Host`` header says localhost or a loopback address.
+    """Tell whether a request's ``Host`` header says localhost or a loopback address.
 
     Another name that leads here is somebody's who wants a browser on this machine to ask for him (DNS rebinding).
     """

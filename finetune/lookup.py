@@ -9,19 +9,19 @@ T = TypeVar("T")
 
 
 def import_string(target: str) -> Any:
-    """Imports what ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
+    """Import what ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def did_you_mean(name: object, allowed: Iterable[object]) -> str:
-    """Returns ``" Did you mean 'x'?"``, or an empty string when nothing allowed is close."""
+    """Return ``" Did you mean 'x'?"``, or an empty string when nothing allowed is close."""
     close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def look_up(table: Mapping[str, T], name: str, *, what: str, error: type[Exception] = ValueError) -> T:
-    """Returns ``table[name]``, or raises ``error`` with the names that are allowed.
+    """Return ``table[name]``, or raise ``error`` with the names that are allowed.
 
     Args:
         table: what can be named.

@@ -23,7 +23,7 @@ MIN_ROWS = 2  # one row is another kind of product, which rounds otherwise; from
 
 
 def onednn_is_faster() -> bool:
-    """Tells whether this is a CPU on which MKL leaves AVX-512 unused, and torch was built with oneDNN."""
+    """Tell whether this is a CPU on which MKL leaves AVX-512 unused, and torch was built with oneDNN."""
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -43,7 +43,7 @@ ONEDNN_IS_FASTER = onednn_is_faster()  # a constant, since it is asked at every 
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns ``rows`` [N, I] times the transposed ``weight`` [O, I], plus ``bias`` [O]; it has no gradient."""
+    """Return ``rows`` [N, I] times the transposed ``weight`` [O, I], plus ``bias`` [O]; it has no gradient."""
     if not _by_onednn(rows, weight):
         return nn.functional.linear(rows, weight, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
@@ -51,7 +51,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def speed_up(modules: Iterable[nn.Module]) -> None:
-    """Has the linear ones among a base's modules computed so where that is faster; those in training stay."""
+    """Have the linear ones among a base's modules computed so where that is faster; those in training stay."""
     if not ONEDNN_IS_FASTER:
         return
     for module in modules:
@@ -70,7 +70,7 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
 
 
 def _is_followed() -> bool:
-    """Tells whether each step is noted by what knows torch's own product only, or would take this one for constant."""
+    """Tell whether each step is noted by what knows torch's own product only, or would take this one for constant."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
 
 

@@ -1,9 +1,9 @@
 """The prompt spec: completed from the data, and checked against the path that an app takes.
 
 An adapter answers well where it is asked as it was trained. So what rows bring beside the recipe (a system message, the
-place of their images, the length of their answers) goes into the prompt spec that the manifest keeps, or is refused.
-And for every shape of prompt in the data one row is put through an app's own path, before training starts and again from
-the saved manifest. Its token ids must be those of the training batch.
+place of their images, the length of their answers) goes into the prompt spec of the manifest, or is refused. For every
+shape of prompt in the data one row is put through an app's own path, before training starts and again from the
+saved manifest. Its token ids must be those of the training batch.
 """
 
 from __future__ import annotations

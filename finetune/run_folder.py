@@ -52,7 +52,7 @@ CARDS = 12  # rows on the page of samples
 
 @contextlib.contextmanager
 def run_lock(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
-    """Holds the run's folder inside the block, for all processes of this run; nothing has been loaded yet.
+    """Hold the run's folder inside the block, for all processes of this run; nothing has been loaded yet.
 
     Raises:
         TrainingError: on every process. Another run holds the folder, it cannot be written, or it holds a finished
@@ -88,7 +88,7 @@ def open_run(
     *,
     init_from: str | None = None,
 ) -> tuple[Checkpoints, Checkpoint | None]:
-    """Decides whether the run goes on or starts, and writes down what is being run.
+    """Decide whether the run goes on or start, and write down what is being run.
 
     Args:
         recipe: of the run.
@@ -155,7 +155,7 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, log: Callable[[str], None]
 def _extend(
     recipe: Recipe, checkpoints: Checkpoints, plan_of: Callable[..., Plan], log: Callable[[str], None]
 ) -> Checkpoint | None:
-    """Returns the checkpoint from which the run goes on to its new length; a finished one is kept beside.
+    """Return the checkpoint from which the run goes on to its new length; a finished one is kept beside.
 
     Raises:
         TrainingError: there is none, or the run is as long already.
@@ -218,7 +218,7 @@ def images_digest(examples: Rows) -> str | None:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Returns what the run ran on."""
+    """Return what the run ran on."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -230,7 +230,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def git_state(checkout: Path) -> dict[str, Any] | None:
-    """Returns the commit of ``checkout``, and whether files differ from it; None where there is no git."""
+    """Return the commit of ``checkout``, and whether files differ from it; None where there is no git."""
     if not (checkout / ".git").exists():
         return None
 
@@ -270,7 +270,7 @@ def write_samples(path: Path, recipe: Recipe, evaluations: Mapping[str, Evaluati
 
 @contextlib.contextmanager
 def telling_of_a_full_disk(folder: Path) -> Iterator[None]:
-    """Turns a full disk into one error of ours that says what still stands."""
+    """Turn a full disk into one error of ours that says what still stands."""
     try:
         yield
     except OSError as error:

@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 
 
 def save_weights(folder: Path, attachment: Attachment, tensors: Mapping[str, Tensor], *, model_type: str) -> None:
-    """Writes weights and config, without a manifest."""
+    """Write weights and config, without a manifest."""
     config = peft_config(describe(attachment, model_type))
     write_folder(folder, {WEIGHTS_NAME: weights_bytes(tensors), CONFIG_NAME: config_bytes(config)})
 
 
 def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
-    """Returns what a manifest says of an adapter on a base of ``model_type``."""
+    """Return what a manifest says of an adapter on a base of ``model_type``."""
     parts = [
         PartDescription(method=p.method, options=dict(p.options), modules=dict(p.modules)) for p in attachment.parts
     ]
@@ -69,7 +69,7 @@ def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
 
 
 def probe_effect(base: Base, attachment: Attachment) -> Probe:
-    """Returns what base and adapter make of the probe; every process that shares the base has to call it."""
+    """Return what base and adapter make of the probe; every process that shares the base has to call it."""
     switch(base.model, on=False)
     off = base.probe(PROBE_SEED)
     switch(base.model, on=True)
@@ -89,7 +89,7 @@ def save_adapter(
     steps: int,
     parents: Sequence[str] = (),
 ) -> AdapterManifest:
-    """Writes the finished adapter with its manifest, replacing ``folder`` in one step.
+    """Write the finished adapter with its manifest, replacing ``folder`` in one step.
 
     Args:
         folder: where.
@@ -147,7 +147,7 @@ def data_digest(examples: Rows) -> str:
 
 
 def caption_question(rows: Rows) -> str | None:
-    """Returns what most rows ask whose captions are supervised; None where no row has any.
+    """Return what most rows ask whose captions are supervised; None where no row has any.
 
     Of a stream, whose rows are not kept, the first ones tell.
     """
@@ -157,7 +157,7 @@ def caption_question(rows: Rows) -> str | None:
 
 
 def _image_spec(recipe: Recipe) -> ImageSpec:
-    """Returns how the recipe opened images; its range stands in it where images of more than 8 bits were seen."""
+    """Return how the recipe opened images; its range stands in it where images of more than 8 bits were seen."""
     if not isinstance(recipe.data, ReadSection):
         return ImageSpec()
     found = fixed_range(recipe.data)

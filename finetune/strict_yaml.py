@@ -10,7 +10,7 @@ class StrictLoader(yaml.SafeLoader):
     """What files that people write are read with: ``yaml.load(text, StrictLoader)``."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns the mapping of a node.
+        """Return the mapping of a node.
 
         Raises:
             yaml.YAMLError: a key stands twice, or is no word.

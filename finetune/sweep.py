@@ -51,7 +51,7 @@ class Run:
     digest: str
 
     def result(self) -> dict[str, Any] | None:
-        """Returns what came out; None while it is not finished."""
+        """Return what came out; None while it is not finished."""
         try:
             result = json.loads((self.recipe.run_folder / RESULT_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -64,12 +64,12 @@ class Run:
         return result
 
     def __str__(self) -> str:
-        """Returns the settings as words of a command line."""
+        """Return the settings as words of a command line."""
         return " ".join(f"{key}={_json(value)}" for key, value in self.settings.items()) or "the recipe as it is"
 
 
 def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
-    """Returns the runs of a grid, the last key changing fastest.
+    """Return the runs of a grid, the last key changing fastest.
 
     Args:
         config: a recipe file.
@@ -101,7 +101,7 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
 
 
 def run_sweep(config: str | Path, words: Sequence[str]) -> int:
-    """Runs what is not finished of a grid, prints the table, and keeps it as ``sweep.json``.
+    """Run what is not finished of a grid, prints the table, and keep it as ``sweep.json``.
 
     Args:
         config: a recipe file.
@@ -243,7 +243,7 @@ def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, A
 
 
 def _ended_unnoticed(run: Run) -> bool:
-    """Tells whether a run came to its end when no sweep was there to keep its result, and keeps that now."""
+    """Tell whether a run came to its end when no sweep was there to keep its result, and keep that now."""
     return is_finished(run.recipe.run_folder) and changed_since(run.recipe) == {} and _keep_result(run) is None
 
 

@@ -45,7 +45,7 @@ class Parent:
 
     @classmethod
     def read(cls, asked: str, registry: AdapterRegistry) -> Parent:
-        """Reads and verifies an adapter, before a base is loaded.
+        """Read and verify an adapter, before a base is loaded.
 
         Raises:
             TrainingError: there is none, or it is not what was saved.
@@ -64,7 +64,7 @@ class Parent:
         return f"{self.folder.manifest.full_name}@sha256:{self.folder.digest}"
 
     def require_base(self, base: Base) -> None:
-        """Checks that the adapter belongs to ``base``.
+        """Check that the adapter belongs to ``base``.
 
         Raises:
             TrainingError: it does not.
@@ -75,7 +75,7 @@ class Parent:
 
     @torch.no_grad()
     def write_into(self, attachment: Attachment, base: Base) -> None:
-        """Gives a fresh adapter the parent's weights, and checks its effect; every process has to call it.
+        """Give a fresh adapter the parent's weights, and check its effect; every process has to call it.
 
         Raises:
             TrainingError: the two are not of the same methods and shapes, or the effect is not the one recorded.
@@ -112,7 +112,7 @@ def _table(adapter: AdapterDescription) -> dict[str, Any]:
 
 @contextmanager
 def _named(asked: str) -> Iterator[None]:
-    """Says of an error which key of the recipe it is about."""
+    """Say of an error which key of the recipe it is about."""
     try:
         yield
     except FinetuneError as error:

@@ -45,13 +45,13 @@ def own_places(tmp_path, monkeypatch):
 
 @pytest.fixture
 def rested(monkeypatch):
-    """Takes every file as one that has rested, so that notes are kept of files that a test has just written."""
+    """Take every file as one that has rested, so that notes are kept of files that a test has just written."""
     monkeypatch.setattr("finetune.file_state._rest_seconds", lambda path, device: 0.0)
 
 
 @pytest.fixture(autouse=True)
 def own_logging():
-    """Gives the package's loggers back as they are at its import: some tests look at what is logged."""
+    """Give the package's loggers back as they are at its import: some tests look at what is logged."""
     yield
     logging.disable(logging.NOTSET)
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "finetune"]:
@@ -121,7 +121,7 @@ def rows_folder(tmp_path):
 
 @pytest.fixture
 def make_recipe(rows_folder, tmp_path):
-    """Returns a function that builds a recipe on the rows above; sections are merged into it, but another task."""
+    """Return a function that builds a recipe on the rows above; sections are merged into it, but another task."""
     from finetune.recipe import parse_recipe
 
     def make(base, **changes):

@@ -13,6 +13,6 @@ _BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\
 
 
 def harms_in(text: str) -> list[str]:
-    """Returns the characters of ``text`` that a terminal, a pager or an editor obeys."""
+    """Return the characters of ``text`` that a terminal, a pager or an editor obeys."""
     controls = {"Cc", "Cs", "Zl", "Zp"}
     return sorted({c for c in text if (unicodedata.category(c) in controls and c not in "\n\t") or c in _BIDI})

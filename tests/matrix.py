@@ -143,7 +143,7 @@ def train_cell(
 
 
 def reload_cell(cell: dict) -> dict[str, object]:
-    """Loads a saved cell on a fresh base; compares its logits; merges it where that can be."""
+    """Load a saved cell on a fresh base; compare its logits; merges it where that can be."""
     from finetune.serving.loading import load
 
     held = {"quantization": cell["quantization"], "dtype": cell["dtype"]}

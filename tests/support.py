@@ -49,7 +49,7 @@ def read_table() -> str:
 
 
 def main() -> None:
-    """Runs every cell, each reloaded in this process, and writes the file."""
+    """Run every cell, each reloaded in this process, and write the file."""
     verdicts: Verdicts = {}
     with tempfile.TemporaryDirectory() as name:
         for family, save in FAMILIES.items():

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("rested")
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """Notes which files are hashed."""
+    """Note which files are hashed."""
     names = []
     digest = base_identity.hashlib.file_digest
 
@@ -113,7 +113,7 @@ def image(path, value):
 
 
 def repaint(path, value):
-    """Writes another image into a file, and puts its times back."""
+    """Write another image into a file, and put its times back."""
     times = path.stat()
     image(path, value)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -12,7 +12,7 @@ from finetune.child import run_child
 
 
 def in_a_python(code, *args, **options):
-    """Starts a Python of its own that runs ``code``, in which run_child handles real signals."""
+    """Start a Python of its own that runs ``code``, in which run_child handles real signals."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 

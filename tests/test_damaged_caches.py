@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("rested")
 
 
 def work(make_recipe, base, rows_folder):
-    """Trains, lists, and asks; returns what was answered."""
+    """Train, lists, and ask; return what was answered."""
     method = {"towers": {"language": "all-linear"}}  # so that features are stored
     result = train(make_recipe(base, method=method, train={"max_steps": 1, "resume": "never"}))
     (version,) = AdapterRegistry().list()

@@ -14,7 +14,7 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def _names(requirements):
-    """Returns the distributions that a list of requirements asks for."""
+    """Return the distributions that a list of requirements asks for."""
     return {requirement.split(">")[0].split("=")[0].strip() for requirement in requirements}
 
 

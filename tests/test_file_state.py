@@ -43,7 +43,7 @@ def test_a_key_changes_with_every_boot(path, monkeypatch):
 
 @pytest.fixture
 def on(monkeypatch, tmp_path):
-    """Returns a function: type of file system, seconds since the last change -> whether a file there is settled."""
+    """Return a function: type of file system, seconds since the last change -> whether a file there is settled."""
     path = tmp_path / "some folder" / "file"
     path.parent.mkdir()
     path.write_bytes(b"")

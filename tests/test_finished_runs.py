@@ -33,12 +33,12 @@ def recipe(make_recipe, tiny_fast_vlm):
 
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
-    """Returns a function after which a base cannot be loaded."""
+    """Return a function after which a base cannot be loaded."""
     return lambda: monkeypatch.setattr("finetune.runs.base_of", lambda *args, **options: 1 / 0)
 
 
 def held(folder):
-    """Returns every file below a folder with its bytes."""
+    """Return every file below a folder with its bytes."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

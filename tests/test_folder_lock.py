@@ -24,7 +24,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="the system's locks are PO
 
 
 def hold(folder, then="time.sleep(60)"):
-    """Returns a process that holds ``folder``."""
+    """Return a process that holds ``folder``."""
     code = f"""
         import os, time
         from pathlib import Path
@@ -43,7 +43,7 @@ def hold(folder, then="time.sleep(60)"):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Returns a process that holds the folder; it ends with the test."""
+    """Return a process that holds the folder; it ends with the test."""
     process = hold(tmp_path)
     yield process
     process.kill()

@@ -44,7 +44,7 @@ def _room(module: str) -> str:
 
 
 def _imports(path: Path):
-    """Yields the finetune modules that a file imports at run time."""
+    """Yield the finetune modules that a file imports at run time."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     type_only = {
         id(child)

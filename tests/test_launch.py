@@ -38,7 +38,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Collects what run_child was given instead of running it; set ``code`` for its answer."""
+    """Collect what run_child was given instead of running it; set ``code`` for its answer."""
 
     class Ran(list):
         code = 0

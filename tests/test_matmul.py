@@ -16,7 +16,7 @@ has_onednn = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Counts products by oneDNN, on a machine that takes it to be faster."""
+    """Count products by oneDNN, on a machine that takes it to be faster."""
     count = []
     real = torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", True)

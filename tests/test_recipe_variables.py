@@ -34,7 +34,7 @@ CHOICES = {
 
 
 def texts_of(key, chosen):
-    """Returns the fields of a chosen section that take a text."""
+    """Return the fields of a chosen section that take a text."""
     field = Recipe.model_fields[key]
     section = _section(Annotated[field.annotation, *field.metadata, ...], chosen)
     return [name for name, field in section.model_fields.items() if _takes_text(field.annotation)]

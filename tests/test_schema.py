@@ -42,7 +42,7 @@ GOOD = {
 
 
 def changed(path: str, value) -> dict:
-    """Returns GOOD with the value at ``a.b`` replaced."""
+    """Return GOOD with the value at ``a.b`` replaced."""
     *sections, last = path.split(".")
     raw = {key: dict(part) if isinstance(part, dict) else part for key, part in GOOD.items()}
     place = raw

@@ -64,7 +64,7 @@ def test_with_shared(shared, own):
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Returns a function: runs some tests in a process of its own and returns what each of them drew."""
+    """Return a function: runs some tests in a process of its own and returns what each of them drew."""
     files = {"conftest": CONFTEST, "torch": TORCH, "common": COMMON, "test_first": FIRST, "test_second": SECOND}
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")

@@ -36,7 +36,7 @@ def recipe(make_recipe, tiny_fast_vlm, tmp_path):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Returns a function: step -> the next run has a SIGTERM in that step."""
+    """Return a function: step -> the next run has a SIGTERM in that step."""
 
     def stop_at(step):
         update = Trainer._update
@@ -171,7 +171,7 @@ def steps_logged(folder):
 
 
 def wait_for_step(process, folder, step):
-    """Waits until ``step`` is logged; returns False if the process ended before."""
+    """Wait until ``step`` is logged; return False if the process ended before."""
     while steps_logged(folder) < step:
         if process.poll() is not None:
             return False

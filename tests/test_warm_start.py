@@ -28,7 +28,7 @@ def parent(recipe):
 
 
 def begun_with(monkeypatch, recipe):
-    """Returns the weights that a run has before its first step."""
+    """Return the weights that a run has before its first step."""
     found = {}
 
     def stop(self, *args, **options):

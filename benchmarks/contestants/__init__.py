@@ -64,5 +64,5 @@ class Job:
         return len(self.order) // self.batch_size
 
     def step_rows(self, step: int) -> tuple[int, ...]:
-        """Returns the rows of ``step``."""
+        """Return the rows of ``step``."""
         return self.order[step * self.batch_size : (step + 1) * self.batch_size]

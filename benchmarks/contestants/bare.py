@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, gate: Gate) -> None:
-    """Trains on the loss that the model itself computes."""
+    """Train on the loss that the model itself computes."""
     base, batches = base_and_batches(job)
     # As transformers gives it: our own computes linear modules otherwise on some CPUs.
     plain = type(base.model).from_pretrained(base.path, dtype=base.model.dtype).to(base.model.device)

@@ -27,7 +27,7 @@ _OF_IMAGES = (*_PIXELS, "image_grid_thw")  # what features are made of
 
 
 def run(job: Job, gate: Gate) -> None:
-    """Trains on ready features."""
+    """Train on ready features."""
     base, batches = base_and_batches(job)
     ready = []
     for batch in batches:
@@ -57,6 +57,6 @@ def run(job: Job, gate: Gate) -> None:
 
 @torch.no_grad()
 def _features(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """Returns what the vision tower and the projector make of a batch's images."""
+    """Return what the vision tower and the projector make of a batch's images."""
     given = {name: inputs[name] for name in _OF_IMAGES if name in inputs}
     return model.model.get_image_features(**given, return_dict=True).pooler_output

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, gate: Gate) -> None:
-    """Trains without the store."""
+    """Train without the store."""
     ours(job, gate, store=False)
 
 
 def run_stored(job: Job, gate: Gate) -> None:
-    """Fills the store, which is reported apart, and trains from it."""
+    """Fill the store, which is reported apart, and train from it."""
     ours(job, gate, store=True)
 
 
 def ours(job: Job, gate: Gate, *, store: bool) -> None:
-    """Trains through our own loop.
+    """Train through our own loop.
 
     Args:
         job: what to do.

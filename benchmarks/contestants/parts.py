@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def recipe_of(job: Job, *, store: bool = False) -> Recipe:
-    """Returns what ours runs; the others take from it what they have in common with ours."""
+    """Return what ours runs; the others take from it what they have in common with ours."""
     return parse_recipe(raw_recipe(job, store=store), source="benchmark")
 
 
 def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
-    """Returns the recipe as a file would hold it."""
+    """Return the recipe as a file would hold it."""
     train: dict[str, Any] = {
         "max_steps": job.num_steps,
         "batch_size": job.batch_size,
@@ -52,30 +52,30 @@ def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
 
 
 def order_of(recipe: Recipe, *, num_rows: int) -> tuple[int, ...]:
-    """Returns the rows that ours trains on, in order: what the others are given."""
+    """Return the rows that ours trains on, in order: what the others are given."""
     plan = Plan.of(recipe.train, num_rows=num_rows, num_processes=1, seed=recipe.seed)
     return tuple(int(row) for step in range(plan.total_steps) for row in plan.rows(step))
 
 
 def lora_config(job: Job) -> LoraConfig:
-    """Returns PEFT's LoRA on every linear module of the language model, whatever the family calls that."""
+    """Return PEFT's LoRA on every linear module of the language model, whatever the family calls that."""
     modules = r"model\.(language_model|text_model)\..*_proj"
     return LoraConfig(r=job.r, lora_alpha=job.lora_alpha, target_modules=modules)
 
 
 def peft_model(job: Job, base: PreTrainedModel) -> PeftModel:
-    """Returns a base with a fresh LoRA, in training mode."""
+    """Return a base with a fresh LoRA, in training mode."""
     torch.manual_seed(job.seed)
     return get_peft_model(base, lora_config(job)).train()
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Returns what trains."""
+    """Return what trains."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def base_and_batches(job: Job) -> tuple[Base, list[Batch]]:
-    """Returns the base and the batches of all steps, on its device."""
+    """Return the base and the batches of all steps, on its device."""
     recipe = recipe_of(job)
     base = base_of(recipe, device=job.device)
     rows = training_rows(recipe, base=base)

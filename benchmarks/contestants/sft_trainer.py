@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, gate: Gate) -> None:
-    """Trains with trl's defaults but for what the others do too."""
+    """Train with trl's defaults but for what the others do too."""
     model = AutoModelForImageTextToText.from_pretrained(job.base, dtype=getattr(torch, job.dtype)).to(job.device)
     options = SFTConfig(
         output_dir=str(job.scratch),
@@ -59,7 +59,7 @@ def run(job: Job, gate: Gate) -> None:
 
 
 def _dataset(job: Job) -> Dataset:
-    """Returns the rows of all steps, in order; images are opened when a row is read."""
+    """Return the rows of all steps, in order; images are opened when a row is read."""
     rows = read_rows(job.rows)
     columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
     for row in (rows[index] for index in job.order):

@@ -22,7 +22,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 def snapshot_folder(name_or_path: str, *, revision: str | None = None) -> Path:
-    """Returns the local folder that holds a model's files: itself, or its snapshot in the hub's cache.
+    """Return the local folder that holds a model's files: itself, or its snapshot in the hub's cache.
 
     What the cache lacks is fetched, unless ``HF_HUB_OFFLINE`` is set.
 
@@ -43,7 +43,7 @@ def snapshot_folder(name_or_path: str, *, revision: str | None = None) -> Path:
 
 
 def identify_base(name_or_path: str, *, revision: str | None = None, verify: str = "cached") -> BaseIdentity:
-    """Returns the identity of a base model.
+    """Return the identity of a base model.
 
     Args:
         name_or_path: a folder or a hub id whose files are in the hub's cache.
@@ -98,7 +98,7 @@ def _config_digest(config: dict[str, Any]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Returns the files that transformers loads: those of the index, or the single one.
+    """Return the files that transformers loads: those of the index, or the single one.
 
     Raises:
         ModelError: there are none, or one of the index is missing.
@@ -115,7 +115,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def digest_beside_weights(name_or_path: str, *, revision: str | None = None, verify: str = "cached") -> str:
-    """Returns the SHA-256 over all files that a base and its processor are loaded from, but the weights.
+    """Return the SHA-256 over all files that a base and its processor are loaded from, but the weights.
 
     Args:
         name_or_path: as for ``identify_base``.
@@ -130,7 +130,7 @@ def digest_beside_weights(name_or_path: str, *, revision: str | None = None, ver
 
 
 def identify_processor(name_or_path: str, *, revision: str | None = None, chat_template: str) -> ProcessorDigests:
-    """Returns the digests of tokenizer, processor config and chat template.
+    """Return the digests of tokenizer, processor config and chat template.
 
     Args:
         name_or_path: where the processor was loaded from.
@@ -152,7 +152,7 @@ def identify_processor(name_or_path: str, *, revision: str | None = None, chat_t
 
 
 def require_same_base(wanted: BaseIdentity, live: BaseIdentity) -> None:
-    """Raises BaseMismatchError that names the first difference."""
+    """Raise BaseMismatchError that names the first difference."""
     if wanted.digest == live.digest and wanted.model_type == live.model_type:
         return
     if wanted.model_type != live.model_type:
@@ -171,7 +171,7 @@ def require_same_base(wanted: BaseIdentity, live: BaseIdentity) -> None:
 
 
 def require_same_processor(wanted: ProcessorDigests, live: ProcessorDigests) -> None:
-    """Raises BaseMismatchError that names the part of the processor that differs."""
+    """Raise BaseMismatchError that names the part of the processor that differs."""
     for part in ProcessorDigests.model_fields:
         if getattr(wanted, part) != getattr(live, part):
             raise BaseMismatchError(

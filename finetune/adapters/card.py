@@ -42,7 +42,7 @@ class Card:
 
 
 def model_card(manifest: AdapterManifest, card: Card) -> str:
-    """Returns the card: front matter that the hub reads, and a page for people."""
+    """Return the card: front matter that the hub reads, and a page for people."""
     return f"---\n{_front_matter(manifest, card)}\n---\n\n{_page(manifest, card)}"
 
 
@@ -134,7 +134,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
 
 
 def _asking(manifest: AdapterManifest) -> list[str]:
-    """Returns how the adapter was asked in training; asked otherwise, it answers otherwise."""
+    """Return how the adapter was asked in training; asked otherwise, it answers otherwise."""
     task = manifest.task
     if isinstance(task, LabelSection):
         return [f"Its texts were written so: {markdown_code(task.text_template)}.", ""]
@@ -149,7 +149,7 @@ def _asking(manifest: AdapterManifest) -> list[str]:
 
 
 def _images(manifest: AdapterManifest) -> list[str]:
-    """Returns how images were opened, where that is not the same for everybody."""
+    """Return how images were opened, where that is not the same for everybody."""
     images = manifest.images
     said = []
     if images.range:

@@ -54,7 +54,7 @@ class AdapterFolder:
 
 
 def tensor_table(tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
-    """Returns the manifest's table of ``tensors``."""
+    """Return the manifest's table of ``tensors``."""
     return {
         name: TensorEntry(shape=list(tensor.shape), dtype=DTYPES[tensor.dtype])  # type: ignore[arg-type]
         for name, tensor in sorted(tensors.items())
@@ -62,18 +62,18 @@ def tensor_table(tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
 
 
 def weights_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Returns the safetensors file of ``tensors``; equal tensors give equal bytes."""
+    """Return the safetensors file of ``tensors``; equal tensors give equal bytes."""
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     return to_safetensors(plain, metadata={"format": "pt"})
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:
-    """Returns the bytes of ``adapter_config.json``."""
+    """Return the bytes of ``adapter_config.json``."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def file_entries(weights: bytes, config: bytes) -> dict[str, FileEntry]:
-    """Returns the manifest's table of files."""
+    """Return the manifest's table of files."""
     return {
         WEIGHTS_NAME: FileEntry(sha256=sha256_hex(weights), size=len(weights)),
         CONFIG_NAME: FileEntry(sha256=sha256_hex(config), size=len(config)),
@@ -81,7 +81,7 @@ def file_entries(weights: bytes, config: bytes) -> dict[str, FileEntry]:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes ``files`` into ``folder``, replacing it; nothing half-written is ever visible under that name."""
+    """Write ``files`` into ``folder``, replacing it; nothing half-written is ever visible under that name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -108,7 +108,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFolder:
-    """Reads and verifies an adapter's folder.
+    """Read and verify an adapter's folder.
 
     Sizes are checked before bytes are read, digests before anything is parsed, the header before tensors exist.
 
@@ -147,7 +147,7 @@ def verify(
     source: Path,
     device: torch.device | str = "cpu",
 ) -> AdapterFolder:
-    """Returns an adapter of which every file says what its manifest says.
+    """Return an adapter of which every file says what its manifest says.
 
     Args:
         manifest: of the adapter.
@@ -173,7 +173,7 @@ def verify(
 
 
 def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> dict[str, int]:
-    """Checks a safetensors header, before any tensor is made, against the manifest's table.
+    """Check a safetensors header, before any tensor is made, against the manifest's table.
 
     Returns:
         Name of each tensor -> where it begins in ``data``, in the order in which they follow each other to its end.
@@ -219,7 +219,7 @@ def _begin(entry: Any) -> int:
 
 
 def _same(numbers: Any, wanted: list[int]) -> bool:
-    """Tells whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
+    """Tell whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
     return isinstance(numbers, list) and numbers == wanted and all(type(number) is int for number in numbers)
 
 

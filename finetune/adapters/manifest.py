@@ -37,7 +37,7 @@ MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
 
 def sha256_hex(data: bytes) -> str:
-    """Returns the SHA-256 of ``data`` in lower-case hexadecimal."""
+    """Return the SHA-256 of ``data`` in lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -282,7 +282,7 @@ class AdapterManifest(_Part):
         return f"{self.namespace}/{self.name}"
 
     def summary(self) -> dict[str, Any]:
-        """Returns what a registry's log keeps of the manifest, so that listing opens no blob."""
+        """Return what a registry's log keeps of the manifest, so that listing opens no blob."""
         return {
             "base": self.base.digest,
             "base_id": self.base.hub_id,
@@ -301,12 +301,12 @@ class AdapterManifest(_Part):
         return probe
 
     def to_bytes(self) -> bytes:
-        """Returns the canonical JSON of the manifest; its SHA-256 is the adapter's digest."""
+        """Return the canonical JSON of the manifest; its SHA-256 is the adapter's digest."""
         return canonical_json(self.model_dump())
 
     @classmethod
     def parse(cls, raw: bytes, *, source: str = MANIFEST_NAME) -> "AdapterManifest":
-        """Reads a manifest from its bytes.
+        """Read a manifest from its bytes.
 
         Raises:
             ManifestError: it is too large, no strict JSON, or breaks the schema.

@@ -15,7 +15,7 @@ OURS = "FINETUNE_VLM"
 
 
 def peft_type(methods: list[str], *, model_type: str) -> str:
-    """Returns the ``peft_type`` of an adapter: PEFT's where PEFT loads it and gives the same logits."""
+    """Return the ``peft_type`` of an adapter: PEFT's where PEFT loads it and gives the same logits."""
     if methods == ["lora"]:
         return "LORA"
     if methods == ["prompt_tuning"] and model_type in PEFT_PROMPTS:
@@ -24,7 +24,7 @@ def peft_type(methods: list[str], *, model_type: str) -> str:
 
 
 def peft_config(description: AdapterDescription) -> dict[str, Any]:
-    """Returns PEFT's fields, module names in full, nothing that would change a base."""
+    """Return PEFT's fields, module names in full, nothing that would change a base."""
     if description.peft_type == OURS:
         parts = [{"method": part.method, **part.options} for part in description.parts]
         return {"peft_type": OURS, "parts": parts, "how_to_load": "finetune.load(...), of the package finetune-vlm"}

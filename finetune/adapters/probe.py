@@ -41,7 +41,7 @@ class ProbeResult:
 
 
 def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
-    """Returns the synthetic conversation and its image; changing what it returns needs a new ``VERSION``."""
+    """Return the synthetic conversation and its image; changing what it returns needs a new ``VERSION``."""
     rng = np.random.default_rng([VERSION, seed])
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(np.kron(coarse, np.ones((32, 32, 1), np.uint8)))
@@ -49,7 +49,7 @@ def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
 
 
 def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Tensor:
-    """Returns what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of image and text.
+    """Return what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of image and text.
 
     Args:
         outputs: of the one row that ``probe_conversation`` gives: logits [T, V], or embeddings [2, D].
@@ -65,7 +65,7 @@ def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Ten
 def record(
     base: Tensor, adapted: Tensor, *, seed: int, dtype: torch.dtype, quantization: Quantization | None = None
 ) -> Probe:
-    """Returns what the manifest keeps; ``dtype`` is what the model computed in."""
+    """Return what the manifest keeps; ``dtype`` is what the model computed in."""
     return Probe(
         version=VERSION,
         seed=seed,
@@ -79,7 +79,7 @@ def record(
 def compare(
     probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype, quantization: Quantization | None = None
 ) -> ProbeResult:
-    """Compares the live effect of an adapter with the recorded one.
+    """Compare the live effect of an adapter with the recorded one.
 
     Args:
         probe: what was recorded.
@@ -117,7 +117,7 @@ def compare(
 
 
 def _held_otherwise(saved: Quantization | None, live: Quantization | None) -> str:
-    """Returns how an adapter is loaded as it was trained, where this base is held otherwise."""
+    """Return how an adapter is loaded as it was trained, where this base is held otherwise."""
     if saved == live:
         return ""
     how = "with no --quantization" if saved is None else f"with --quantization {saved} (quantization={saved!r})"

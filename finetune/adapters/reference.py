@@ -39,7 +39,7 @@ def _fits(kind: TypeAdapter, value: object) -> bool:
 
 
 def check_name_part(part: str) -> str:
-    """Returns ``part`` when it may be a namespace or a name.
+    """Return ``part`` when it may be a namespace or a name.
 
     Raises:
         AdapterReferenceError: it may not, with the rule.
@@ -52,7 +52,7 @@ def check_name_part(part: str) -> str:
 
 
 def check_alias(alias: str) -> str:
-    """Returns ``alias`` when versions may be called so.
+    """Return ``alias`` when versions may be called so.
 
     Raises:
         AdapterReferenceError: it may not, with the rule.
@@ -94,7 +94,7 @@ class AdapterRef:
 
     @classmethod
     def parse(cls, text: str) -> "AdapterRef":
-        """Reads a reference; without a version it means the alias ``latest``.
+        """Read a reference; without a version it means the alias ``latest``.
 
         Raises:
             AdapterReferenceError: with what was got and the forms that are read.
@@ -105,7 +105,7 @@ class AdapterRef:
 
     @classmethod
     def parse_name(cls, text: str) -> "AdapterRef":
-        """Reads ``ns/name``, for what concerns all versions, as the reference of its latest.
+        """Read ``ns/name``, for what concerns all versions, as the reference of its latest.
 
         Raises:
             AdapterReferenceError: it is something else, or says a version.
@@ -120,7 +120,7 @@ class AdapterRef:
         return f"{self.namespace}/{self.name}"
 
     def __str__(self) -> str:
-        """Returns the canonical form, which always says the version: ``ns/name@latest`` for ``ns/name``."""
+        """Return the canonical form, which always says the version: ``ns/name@latest`` for ``ns/name``."""
         if self.digest is not None:
             return f"{self.full_name}@sha256:{self.digest}"
         return f"{self.full_name}@{self.alias if self.version is None else self.version}"
@@ -153,7 +153,7 @@ def folder_hint(name: str) -> str:
 
 
 def as_folder(ref: str | Path) -> Path | None:
-    """Returns the folder that ``ref`` means, or None where it is a registry reference.
+    """Return the folder that ``ref`` means, or None where it is a registry reference.
 
     A text that reads as a reference is one, even where a folder of that name stands in the working directory.
     """

@@ -10,7 +10,7 @@ MAX_VALUES = 150_000  # objects in memory take many times the bytes that the sho
 
 
 def canonical_json(value: Any) -> bytes:
-    """Returns the one byte string that stands for ``value``: sorted keys, no spaces, UTF-8, finite numbers."""
+    """Return the one byte string that stands for ``value``: sorted keys, no spaces, UTF-8, finite numbers."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 

@@ -33,7 +33,7 @@ def tensors_of(
     source: str,
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file, views of a copy of its bytes.
+    """Return the tensors of a safetensors file, views of a copy of its bytes.
 
     Args:
         data: the file.
@@ -68,5 +68,5 @@ def tensors_of(
 
 
 def _aligned(tensor: Tensor, place: int) -> Tensor:
-    """Returns ``tensor``, or a copy where it begins at a ``place`` of its buffer that is not aligned."""
+    """Return ``tensor``, or a copy where it begins at a ``place`` of its buffer that is not aligned."""
     return tensor.clone() if place % _ALIGNMENT else tensor

@@ -30,7 +30,7 @@ _IMAGE_KEYS = ("image", "images")
 
 
 def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Reads the Parquet files of one split; arguments as ``read_jsonl``.
+    """Read the Parquet files of one split; arguments as ``read_jsonl``.
 
     They are converted once into memory-mapped Arrow files below ``cache_home()``: single rows of a Parquet file cannot
     be read.
@@ -65,7 +65,7 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
 
 
 def parquet_files(section: ParquetData, split: str) -> list[Path]:
-    """Returns the files of one split, at least one."""
+    """Return the files of one split, at least one."""
     root, pattern = Path(section.root), getattr(section, split)
     files = sorted(path for path in root.glob(pattern) if path.is_file())
     if not files:
@@ -75,7 +75,7 @@ def parquet_files(section: ParquetData, split: str) -> list[Path]:
 
 
 def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Reads one split of a folder that ``save_to_disk`` wrote; arguments as ``read_jsonl``."""
+    """Read one split of a folder that ``save_to_disk`` wrote; arguments as ``read_jsonl``."""
     import pyarrow
     from datasets import load_from_disk
 
@@ -111,7 +111,7 @@ def table_examples(
     root: Path,
     bad: BadRows,
 ) -> list[Example]:
-    """Makes the examples of a table.
+    """Make the examples of a table.
 
     Args:
         dataset: the table.
@@ -159,7 +159,7 @@ class StoredImage:
         return self.name
 
     def read(self) -> Path | bytes:
-        """Returns the bytes in the cell, or the file it names."""
+        """Return the bytes in the cell, or the file it names."""
         cell = self.table.dataset[self.row].column(0)[0]
         value = (cell if self.item is None else cell[self.item]).as_py()
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
@@ -170,7 +170,7 @@ class StoredImage:
         return self.root / path
 
     def key(self) -> str:
-        """Returns what changes when the table does, or the file that the cell names."""
+        """Return what changes when the table does, or the file that the cell names."""
         named = "".join(f"\0{file_key(path)}" for path in self._named())
         return f"{self.table.key}\0{self.row}\0{self.item}{named}"
 
@@ -237,7 +237,7 @@ def _table(key: str, pickled: bytes) -> ImageTable:
 def stored_images(
     dataset: Dataset, column: str, *, root: Path, place: Callable[[int], tuple[str, str]]
 ) -> Iterator[StoredImage | list[StoredImage] | None]:
-    """Yields what each row holds in a column of images, without reading one."""
+    """Yield what each row holds in a column of images, without reading one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -268,7 +268,7 @@ def _names_a_file(cells: Array) -> bool:
 
 
 def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
-    """Yields what each row holds in a column that it may not have; what is neither text nor number as its type."""
+    """Yield what each row holds in a column that it may not have; what is neither text nor number as its type."""
     import pyarrow as pa
 
     for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
@@ -284,7 +284,7 @@ def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
 
 
 def _holds_images(dataset: Dataset, column: str | None) -> bool:
-    """Tells whether a column holds images themselves; a column of texts holds paths."""
+    """Tell whether a column holds images themselves; a column of texts holds paths."""
     import pyarrow as pa
 
     if column not in dataset.column_names:
@@ -296,7 +296,7 @@ def _holds_images(dataset: Dataset, column: str | None) -> bool:
 
 
 def _text_rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields the other columns of each row; a label stored as a number becomes its name."""
+    """Yield the other columns of each row; a label stored as a number becomes its name."""
     labels = class_labels(dataset.features, columns)
     for row in dataset.select_columns(columns):
         named = {name: label.int2str(row[name]) for name, label in labels.items() if row[name] is not None}
@@ -304,7 +304,7 @@ def _text_rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]
 
 
 def class_labels(features: Features | None, columns: Collection[str]) -> dict[str, ClassLabel]:
-    """Returns those of ``columns`` that hold numbers of names; none where a table does not know its features."""
+    """Return those of ``columns`` that hold numbers of names; none where a table does not know its features."""
     from datasets import ClassLabel
 
     return {name: kind for name in columns if features and isinstance(kind := features[name], ClassLabel)}

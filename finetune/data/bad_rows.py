@@ -35,7 +35,7 @@ class BadRows:
 
     @contextmanager
     def row(self) -> Iterator[None]:
-        """Reads one row inside the block; a RowError leaves the block early, and the row out."""
+        """Read one row inside the block; a RowError leaves the block early, and the row out."""
         self.tried += 1
         try:
             yield
@@ -43,14 +43,14 @@ class BadRows:
             self.note(error)
 
     def claim(self, row_id: str, *, where: str) -> None:
-        """Raises RowError where another row has this id."""
+        """Raise RowError where another row has this id."""
         if row_id in self._places:
             fault = f"{where}: the id {row_id!r} is already that of {self._places[row_id]}"
             raise RowError(fault, reason="duplicate id")
         self._places[row_id] = where
 
     def note(self, error: RowError) -> None:
-        """Raises or counts a fault of a row that was tried."""
+        """Raise or count a fault of a row that was tried."""
         if self.on_error == "error":
             raise error
         self.faults.setdefault(error.reason, []).append(str(error))
@@ -61,7 +61,7 @@ class BadRows:
         return sum(len(messages) for messages in self.faults.values())
 
     def conclude(self) -> None:
-        """Tells what was left out.
+        """Tell what was left out.
 
         Raises:
             DataError: it is more than one row in twenty.
@@ -70,7 +70,7 @@ class BadRows:
         self.tell()
 
     def refuse_too_many(self) -> None:
-        """Raises DataError where more than one row in twenty was left out."""
+        """Raise DataError where more than one row in twenty was left out."""
         if self.skipped > MAX_SHARE * self.tried:
             raise DataError(
                 f"{self._report()}\nThat is more than {MAX_SHARE:.0%} of the rows: mend the data, or the names of its "
@@ -78,7 +78,7 @@ class BadRows:
             )
 
     def tell(self) -> None:
-        """Says which rows were left out and which fields nothing reads, if any."""
+        """Say which rows were left out and which fields nothing reads, if any."""
         if self.unread:
             self.log(f"{self.what} rows: {unread_report(self.unread)}")
         if self.skipped:
@@ -94,7 +94,7 @@ class BadRows:
 
 
 def unread_report(rows_of: Mapping[str, int]) -> str:
-    """Returns the sentence that lists fields which are not read.
+    """Return the sentence that lists fields which are not read.
 
     Args:
         rows_of: field -> how many rows have it; 0 where that is not known.

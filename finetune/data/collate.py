@@ -114,13 +114,13 @@ class Collator:
         return Marks(self.processor, ids={self.image_id, *self.end_ids}, render=self.render)
 
     def render(self, messages: list[Message], *, for_answer: bool = False) -> str:
-        """Returns the conversation as text; ``for_answer`` opens the assistant's turn."""
+        """Return the conversation as text; ``for_answer`` opens the assistant's turn."""
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
         # LLaVA's template leaves the first token to its tokenizer, which is asked to add none: others' have it already.
         return text if text.startswith(self._bos) else self._bos + text
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
-        """Returns right-padded rows with labels; a row paired with False fills up a batch and is not supervised."""
+        """Return right-padded rows with labels; a row paired with False fills up a batch and is not supervised."""
         examples = [row[0] if isinstance(row, tuple) else row for row in rows]
         counted = [row[1] if isinstance(row, tuple) else True for row in rows]
         rendered = [self.supervise(example) for example in examples]
@@ -136,11 +136,11 @@ class Collator:
         return Batch(self.family.mark_supervised(inputs, labels), examples, labels)
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
-        """Returns left-padded rows that end where the answer begins."""
+        """Return left-padded rows that end where the answer begins."""
         return Batch(self._encode([self.prompt(e).text for e in examples], examples, "left"), list(examples))
 
     def supervise(self, example: Example) -> Tokenized:
-        """Returns the rendered row and which of its tokens are supervised, end-of-turn tokens included.
+        """Return the rendered row and which of its tokens are supervised, end-of-turn tokens included.
 
         A row is rendered many times to find that, so the result is kept for the next epoch.
 
@@ -160,7 +160,7 @@ class Collator:
         return rendered
 
     def prompt(self, example: Example) -> Tokenized:
-        """Returns the rendered row up to where its last turn begins.
+        """Return the rendered row up to where its last turn begins.
 
         Raises:
             DataError: the base does not take a medium of it, the template cannot render it, or a text holds a mark.
@@ -186,13 +186,13 @@ class Collator:
         return other
 
     def reading(self, features: FeatureLookup) -> Collator:
-        """Returns a collator that puts ``features`` in the place of images, and opens none."""
+        """Return a collator that puts ``features`` in the place of images, and open none."""
         other = copy.copy(self)
         other._features = features
         return other
 
     def show(self, example: Example) -> str:
-        """Returns the decoded row, each supervised part between ⟦ and ⟧, runs of image tokens shortened."""
+        """Return the decoded row, each supervised part between ⟦ and ⟧, runs of image tokens shortened."""
         batch = self.training_batch([(example, True)])
         assert batch.labels is not None
         supervised = (batch.labels[0] != -100).tolist()
@@ -226,7 +226,7 @@ class Collator:
         return tuple(self.open(example))
 
     def _refuse_unknown(self, ids: Sequence[int], row: str) -> None:
-        """Raises RowError where the model has no embedding for a token; those of images are replaced."""
+        """Raise RowError where the model has no embedding for a token; those of images are replaced."""
         if self.num_embeddings is None:
             return
         strange = next((token for token in ids if token >= self.num_embeddings and token != self.image_id), None)
@@ -249,7 +249,7 @@ class Collator:
 
 
 def _shorten(decode: Any, ids: list[int]) -> str:
-    """Decodes ids, writing a run of more than three equal tokens as ``token×n``."""
+    """Decode ids, writing a run of more than three equal tokens as ``token×n``."""
     out: list[str] = []
     plain: list[int] = []
     for token, run in groupby(ids):

@@ -41,7 +41,7 @@ _PART_KEYS = {
 
 
 def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list[Any]]:
-    """Checks a conversation in Hugging Face's chat format.
+    """Check a conversation in Hugging Face's chat format.
 
     Args:
         messages: dicts of ``role`` and ``content``; content is a text or a list of ``{"type": "text", "text": ...}``
@@ -77,7 +77,7 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
 
 
 def num_image_parts(messages: list[Message]) -> int:
-    """Returns how many images a conversation has places for."""
+    """Return how many images a conversation has places for."""
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
@@ -122,7 +122,7 @@ def _content(content: Any, role: str, place: str, images: list[Any]) -> list[dic
 
 
 def _refuse_keys(given: dict[str, Any], keys: dict[str, str], place: str) -> None:
-    """Raises RowError where something has a key that would change it; one that is empty is as if it were absent."""
+    """Raise RowError where something has a key that would change it; one that is empty is as if it were absent."""
     for key, reason in keys.items():
         if not is_empty(given.get(key)):
             raise _wrong(place, f"{key!r} is not supported: {reason}", reason="unsupported field")

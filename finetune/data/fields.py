@@ -43,7 +43,7 @@ class RawRow:
 
 
 def require_columns(section: ColumnData, columns: Collection[str], task: TaskSection, *, where: str) -> None:
-    """Checks, before any row is read, that a table has the columns that the recipe names and a row needs.
+    """Check, before any row is read, that a table has the columns that the recipe names and a row needs.
 
     Raises:
         DataError: with all columns there are.
@@ -77,7 +77,7 @@ def require_columns(section: ColumnData, columns: Collection[str], task: TaskSec
 
 
 def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Path, bad: BadRows) -> Example:
-    """Makes the example that a row is.
+    """Make the example that a row is.
 
     Args:
         row: as it was read.
@@ -98,7 +98,7 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
 
 
 def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *, last_only: bool, where: str) -> None:
-    """Raises RowError where no turn would be supervised."""
+    """Raise RowError where no turn would be supervised."""
     turns = sum(message["role"] == "assistant" for message in messages)
     if turns - 1 in unsupervised if last_only else len(unsupervised) == turns:
         which = "the last assistant turn, the only one that is supervised," if last_only else "every assistant turn"
@@ -110,7 +110,7 @@ def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *
 
 
 def as_image(value: Any, root: Path, where: str) -> ImageSource:
-    """Returns where the image is that a field holds: a path, or a place in a table."""
+    """Return where the image is that a field holds: a path, or a place in a table."""
     if isinstance(value, ImageHandle):
         return value
     if value is None:
@@ -130,7 +130,7 @@ def as_image(value: Any, root: Path, where: str) -> ImageSource:
 
 
 def _file_of(root: Path, value: str) -> Path | None:
-    """Returns the file of a path, also where they differ in how accents are written: in one character or in two."""
+    """Return the file of a path, also where they differ in how accents are written: in one character or in two."""
     for name in dict.fromkeys((value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value))):
         with suppress(OSError, ValueError):  # too long for a name, or with characters that none may have
             if (root / name).is_file():
@@ -222,7 +222,7 @@ class _Fields:
         return None if name is None else self.row.fields.get(name)
 
     def _one_of(self, *keys: str) -> str:
-        """Returns the one of ``keys`` that the row has."""
+        """Return the one of ``keys`` that the row has."""
         there = [key for key in keys if self._value(key) is not None]
         if len(there) > 1:
             names = " and ".join(repr(getattr(self.section, key)) for key in there)
@@ -246,7 +246,7 @@ class _Fields:
         return value
 
     def _name(self, key: str) -> str:
-        """Returns a text or a whole number as a text."""
+        """Return a text or a whole number as a text."""
         value = self._needed(key)
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else self._text(key)
 
@@ -271,7 +271,7 @@ class _Fields:
         return self._text("question")
 
     def _system(self, task: TaskSection) -> Message | None:
-        """Returns the row's own system message; one that is empty is as if it were absent."""
+        """Return the row's own system message; one that is empty is as if it were absent."""
         value = self._value("system")
         if value is None or value == "":
             return None
@@ -280,7 +280,7 @@ class _Fields:
         return system(self._text("system"))
 
     def _with_own_system(self, messages: list[Message], task: TaskSection) -> list[Message]:
-        """Returns a conversation with the row's own system message first, where it has one."""
+        """Return a conversation with the row's own system message first, where it has one."""
         own = self._system(task)
         if own and messages[0]["role"] == "system":
             raise RowError(
@@ -291,7 +291,7 @@ class _Fields:
         return [own, *messages] if own else messages
 
     def _prompted(self, task: TaskSection, question: str, *, num_images: int) -> list[Message]:
-        """Returns the messages that put a question, with the row's own system message where it has one."""
+        """Return the messages that put a question, with the row's own system message where it has one."""
         messages = task.ask(question, num_images=num_images)
         own = self._system(task)
         return [own, *(m for m in messages if m["role"] != "system")] if own else messages
@@ -300,7 +300,7 @@ class _Fields:
         return (question or "all") if self.section.kind is None else self._name("kind")
 
     def images(self, *, needed: bool = True) -> list[ImageSource]:
-        """Returns where the row's images are: those of ``images``, else the one of ``image``."""
+        """Return where the row's images are: those of ``images``, else the one of ``image``."""
         several = self._value("images")
         if several is not None:
             if not isinstance(several, list):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_hub(section: HubData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Reads one split through ``datasets``; arguments as ``read_jsonl``.
+    """Read one split through ``datasets``; arguments as ``read_jsonl``.
 
     Raises:
         DataError: there is no such data set, config or split, or it is not on this machine; with what to do.
@@ -43,7 +43,7 @@ def read_hub(section: HubData, split: str, *, task: TaskSection, seed: int, bad:
 
 
 def hub_builder(section: HubData) -> DatasetBuilder:
-    """Returns what knows the files of a data set; call it inside ``hub_faults``."""
+    """Return what knows the files of a data set; call it inside ``hub_faults``."""
     from datasets import load_dataset_builder
 
     return load_dataset_builder(**_place(section))
@@ -63,7 +63,7 @@ def _place(section: HubData) -> dict[str, Any]:
 
 @contextmanager
 def hub_faults(section: HubData, split: str) -> Iterator[None]:
-    """Turns what ``datasets`` raises inside the block into a DataError that says what to do."""
+    """Turn what ``datasets`` raises inside the block into a DataError that says what to do."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
@@ -80,7 +80,7 @@ def hub_faults(section: HubData, split: str) -> Iterator[None]:
 
 
 def _one_split(section: HubData, name: str) -> Dataset:
-    """Brings and keeps one split; the others, too large to keep, are left where they are."""
+    """Bring and keep one split; the others, too large to keep, are left where they are."""
     from datasets import Dataset, load_dataset_builder
     from datasets.fingerprint import Hasher
 

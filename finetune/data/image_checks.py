@@ -63,7 +63,7 @@ def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
 def check_images(
     examples: Sequence[Example], bad: BadRows, *, max_pixels: int, page: int | None = None
 ) -> list[Example]:
-    """Returns the rows all of whose images can be read; the others go to ``bad``.
+    """Return the rows all of whose images can be read; the others go to ``bad``.
 
     Rows that begin with the same image get the same ``meta["image"]``, wherever the image stands.
     """
@@ -82,7 +82,7 @@ def check_images(
 
 
 def image_sizes(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Size | RowError]:
-    """Returns in order the size of each image, or why it cannot be used; pixels are measured, not looked at."""
+    """Return in order the size of each image, or why it cannot be used; pixels are measured, not looked at."""
     files = [source for source in sources if not isinstance(source, np.ndarray)]
     found = iter(look_at(files, max_pixels=max_pixels, page=page))
     sizes: list[Size | RowError] = []
@@ -107,7 +107,7 @@ def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Se
 
 
 def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Seen | RowError]:
-    """Reads images through, each once, and returns in order what is known of each, or why it cannot be used.
+    """Read images through, each once, and return in order what is known of each, or why it cannot be used.
 
     Args:
         sources: where they are.
@@ -181,7 +181,7 @@ def _files(source: ImageSource) -> Sequence[Path]:
 
 
 def source_key(source: ImageSource, options: ImageOptions = _PLAIN) -> str:
-    """Returns what an image is remembered by, which changes when it may have; nothing where there is no file.
+    """Return what an image is remembered by, which changes when it may have; nothing where there is no file.
 
     Args:
         source: where it is.

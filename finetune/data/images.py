@@ -55,7 +55,7 @@ def open_image(
     name: str | None = None,
     options: ImageOptions = _PLAIN,
 ) -> Image.Image:
-    """Returns the image as upright RGB; of an animation its first frame.
+    """Return the image as upright RGB; of an animation its first frame.
 
     What is transparent is seen on white, as on a page or in a shop: the colour stored under full transparency is
     arbitrary, and mostly black. Grey of more than 8 bits is scaled to 8 bit.
@@ -95,7 +95,7 @@ def read_pixels(
 def read_through(
     source: ImageSource, *, max_pixels: int = 50_000_000, name: str | None = None, page: int | None = None
 ) -> ImageFacts:
-    """Reads the whole image once; call it inside ``no_bomb_warnings``.
+    """Read the whole image once; call it inside ``no_bomb_warnings``.
 
     A header alone does not tell that the end is missing. The whole stream of a JPEG is read, but only an eighth of
     its width and height computed, which takes a fraction of the time.
@@ -122,7 +122,7 @@ def read_through(
 
 
 def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    """Raises RowError where width x height is over ``max_pixels``."""
+    """Raise RowError where width x height is over ``max_pixels``."""
     width, height = size
     if width * height > max_pixels:
         raise RowError(
@@ -134,7 +134,7 @@ def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
 
 @contextmanager
 def no_bomb_warnings() -> Iterator[None]:
-    """Silences PIL's warning of large images: the cap of this room is another, and an error.
+    """Silence PIL's warning of large images: the cap of this room is another, and an error.
 
     Warning filters belong to the whole process, so this stands around threads and never inside one.
     """
@@ -147,7 +147,7 @@ def no_bomb_warnings() -> Iterator[None]:
 def _opened(
     source: ImageSource, max_pixels: int, name: str | None, page: int | None = None, max_aspect: int = MOST_ASPECT
 ) -> Iterator[Image.Image]:
-    """Opens an image whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
+    """Open an image whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
     name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
         place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
@@ -178,7 +178,7 @@ def _opened(
 
 
 def as_source(image: Any) -> ImageSource:
-    """Returns an image from an app as an ImageSource.
+    """Return an image from an app as an ImageSource.
 
     Args:
         image: a path, bytes, a PIL image, pixels as ``pixels_of`` takes them, or a row's own.
@@ -230,7 +230,7 @@ def _num_scans(data: bytes) -> int:
 
 
 def _turn_to(file: Image.Image, page: int | None, name: str) -> None:
-    """Turns to the page of a TIFF; what else has several frames is an animation, or brings a preview."""
+    """Turn to the page of a TIFF; what else has several frames is an animation, or brings a preview."""
     if file.format != "TIFF":
         return
     wanted = 2 if page is None else page
@@ -256,7 +256,7 @@ def _scaled(values: np.ndarray, options: ImageOptions, name: str) -> Image.Image
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """Returns [H, W, 3] uint8, or the values [H, W] of a grey image of more than 8 bits."""
+    """Return [H, W, 3] uint8, or the values [H, W] of a grey image of more than 8 bits."""
     if image.mode in DEEP_MODES:
         return np.asarray(ImageOps.exif_transpose(image))
     return np.asarray(_upright_rgb(image))
@@ -279,7 +279,7 @@ def _refuse_floats(image: Image.Image) -> None:
 
 
 def image_digest(source: ImageSource) -> str:
-    """Returns the SHA-256 of the image's file, bytes or pixels."""
+    """Return the SHA-256 of the image's file, bytes or pixels."""
     if isinstance(source, np.ndarray):
         return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
     place = source if isinstance(source, Path | bytes) else source.read()

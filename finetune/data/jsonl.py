@@ -13,7 +13,7 @@ from finetune.recipe import JsonlData, TaskSection
 def read_jsonl(
     section: JsonlData, split: str, *, task: TaskSection, seed: int, bad: BadRows, limit: int | None = None
 ) -> list[Example]:
-    """Reads the file of one split.
+    """Read the file of one split.
 
     Args:
         section: the recipe's data section.

@@ -33,7 +33,7 @@ _LISTED = 20  # rows named in a report
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Returns how many tokens the language model takes; None where its config sets no bound."""
+    """Return how many tokens the language model takes; None where its config sets no bound."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -86,7 +86,7 @@ class Lengths:
             raise refused_by_processor(where, self.collator.processor, error) from None
 
     def of_images(self, sizes: tuple[Size, ...]) -> int:
-        """Returns how many tokens images of these sizes become in one row."""
+        """Return how many tokens images of these sizes become in one row."""
         if sizes not in self.tokens:
             note = json.dumps([self.key, sizes])
             known = self.notes.get([note]).get(note, "")
@@ -113,7 +113,7 @@ def fitting(
     room: int,
     bad: BadRows,
 ) -> list[Example]:
-    """Returns the rows that the base takes, with their lengths; what else would stop a run's first step is found too.
+    """Return the rows that the base takes, with their lengths; what else would stop a run's first step is found too.
 
     Args:
         examples: rows whose images can be read.

@@ -54,14 +54,14 @@ class Marks:
         self._normalizer = backend.normalizer if backend is not None and normalized else None
 
     def refuse(self, example: Example) -> None:
-        """Raises RowError where a message of the row holds a mark."""
+        """Raise RowError where a message of the row holds a mark."""
         for number, message in enumerate(example.messages, start=1):
             where = f"row {example.id}, message {number} ({message['role']})"
             for text in _texts(message):
                 self.refuse_text(text, where=where)
 
     def refuse_text(self, text: str, *, where: str) -> None:
-        """Raises RowError where ``text`` holds a mark; ``where`` names it."""
+        """Raise RowError where ``text`` holds a mark; ``where`` names it."""
         if _SURROGATE.search(text):
             raise RowError(
                 f"{where}: the text holds half of a character (a lone surrogate). Write the whole one.",
@@ -86,7 +86,7 @@ class Marks:
 
 
 def _special_tokens(processor: Any, ids: Collection[int]) -> set[str]:
-    """Returns the special tokens of a tokenizer, and those that its processor knows by a name of their own."""
+    """Return the special tokens of a tokenizer, and those that its processor knows by a name of their own."""
     tokenizer = processor.tokenizer
     added = _added(tokenizer)
     known = {token.content for token in added}
@@ -97,7 +97,7 @@ def _special_tokens(processor: Any, ids: Collection[int]) -> set[str]:
 
 
 def _turn_marks(tokenizer: PreTrainedTokenizerBase, render: Callable[..., str] | None) -> set[str]:
-    """Returns the added tokens with which the chat template parts the turns; they need not be special."""
+    """Return the added tokens with which the chat template parts the turns; they need not be special."""
     if render is None:
         return set()
     turns = [{"role": role, "content": [{"type": "text", "text": "?"}]} for role in ("user", "assistant", "user")]
@@ -113,7 +113,7 @@ def _added(tokenizer: Any) -> Iterable[Any]:
 
 
 def _texts(message: Message) -> list[str]:
-    """Returns the texts of a message; those that no image parts are one, as the template joins them."""
+    """Return the texts of a message; those that no image parts are one, as the template joins them."""
     texts = [""]
     for part in message["content"]:
         if part["type"] == "text":
@@ -124,7 +124,7 @@ def _texts(message: Message) -> list[str]:
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Returns what finds any of ``tokens``, and nothing where there are none."""
+    """Return what finds any of ``tokens``, and nothing where there are none."""
     longest_first = sorted(tokens, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Reads one split of every source; arguments as ``read_jsonl``, ``seed`` chooses what is repeated.
+    """Read one split of every source; arguments as ``read_jsonl``, ``seed`` chooses what is repeated.
 
     A row's id and kind begin with the name of its source, so that scores are broken down by it; the id of a repetition
     ends with ``#2``, ``#3`` and so on.
@@ -44,7 +44,7 @@ def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad:
 
 
 def shares(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """Returns how many rows of each source make an epoch: in the ratio of the weights, and no row left out.
+    """Return how many rows of each source make an epoch: in the ratio of the weights, and no row left out.
 
     Args:
         sizes: source -> its rows; one without rows stays without.
@@ -55,7 +55,7 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, 
 
 
 def _repeated(rows: list[Example], wanted: int, *, seed: int) -> list[Example]:
-    """Returns ``wanted`` rows: all of them as often as goes, the rest chosen by seed."""
+    """Return ``wanted`` rows: all of them as often as goes, the rest chosen by seed."""
     out: list[Example] = []
     for turn in range(1, math.ceil(wanted / max(1, len(rows))) + 1):
         left = min(len(rows), wanted - len(out))

@@ -28,7 +28,7 @@ def open_stream(
     lengths: RowLengths | None = None,
     limit: int | None = None,
 ) -> Stream:
-    """Opens the train rows of a source and checks the first of them.
+    """Open the train rows of a source and check the first of them.
 
     Args:
         section: the recipe's data section.

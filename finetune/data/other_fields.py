@@ -54,19 +54,19 @@ def read_fields(section: ColumnData, task: TaskSection) -> list[str]:
 
 
 def refused_columns(section: ColumnData, task: TaskSection, columns: Collection[str]) -> list[str]:
-    """Returns the columns of a table whose values are to be looked at, because a row may not have them."""
+    """Return the columns of a table whose values are to be looked at, because a row may not have them."""
     named = {*read_fields(section, task), *section.ignore}
     return [name for name in columns if name in REFUSED and name not in named]
 
 
 def unread_columns(section: ColumnData, task: TaskSection, columns: Collection[str]) -> list[str]:
-    """Returns the columns of a table that nothing looks at."""
+    """Return the columns of a table that nothing looks at."""
     named = {*read_fields(section, task), *section.ignore}
     return [name for name in columns if name not in REFUSED and name not in named]
 
 
 def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: TaskSection, *, where: str) -> list[str]:
-    """Checks the fields that the recipe does not name; one that is empty is as if it were absent.
+    """Check the fields that the recipe does not name; one that is empty is as if it were absent.
 
     Args:
         fields: of the row.
@@ -97,5 +97,5 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: Tas
 
 
 def is_empty(value: Any) -> bool:
-    """Tells whether a field says nothing: a table has every column in every row."""
+    """Tell whether a field says nothing: a table has every column in every row."""
     return value is None or (isinstance(value, str | list | dict) and not value)

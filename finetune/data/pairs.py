@@ -72,11 +72,11 @@ class PairCollator:
         return Marks(self.processor)
 
     def render(self, messages: list[Message]) -> str:
-        """Returns the text of the last turn, which stands beside the image."""
+        """Return the text of the last turn, which stands beside the image."""
         return text_of(messages[-1])
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
-        """Returns pairs with labels; a row paired with False fills up a batch and is not supervised."""
+        """Return pairs with labels; a row paired with False fills up a batch and is not supervised."""
         pairs = [row if isinstance(row, tuple) else (row, True) for row in rows]
         examples = [example for example, _ in pairs]
         texts = [self.render(example.messages) for example in examples]
@@ -86,19 +86,19 @@ class PairCollator:
         return Batch(self._encode(rendered), examples, torch.tensor(labels))
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
-        """Returns the images of the rows, beside all the texts that they may be answered with where there are any."""
+        """Return the images of the rows, beside all the texts that they may be answered with where there are any."""
         texts = texts_to_choose_from(examples)
         self._check_texts(texts, examples)
         shown = [Rendered(None, self._open(example)) for example in examples]
         return Batch(self._encode([*shown, *map(Rendered, texts)]), list(examples))
 
     def text_batch(self, texts: Sequence[str]) -> Batch:
-        """Returns texts alone."""
+        """Return texts alone."""
         self._check_texts(texts, [])
         return Batch(self._encode([Rendered(text) for text in texts]), [])
 
     def show(self, example: Example) -> str:
-        """Returns a row as text: its image, and between ⟦ and ⟧ the text that belongs to it."""
+        """Return a row as text: its image, and between ⟦ and ⟧ the text that belongs to it."""
         return f"<{image_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
 
     def _check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> None:

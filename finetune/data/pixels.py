@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def is_array(image: object) -> bool:
-    """Tells whether an image came as an array of numpy or torch."""
+    """Tell whether an image came as an array of numpy or torch."""
     return isinstance(image, np.ndarray) or _is_tensor(image)
 
 
 def pixels_of(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Returns pixels [H, W, 3] uint8.
+    """Return pixels [H, W, 3] uint8.
 
     Args:
         image: RGB, [H, W, 3] or [3, H, W]: uint8, or floating-point numbers from 0, black, to 1.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def tally(section: RowsSection, what: str, *, log: Callable[[str], None]) -> BadRows:
-    """Returns the empty list of faults of some rows, such as those of one split.
+    """Return the empty list of faults of some rows, such as those of one split.
 
     Args:
         section: says what happens to rows that cannot be used.
@@ -33,7 +33,7 @@ def tally(section: RowsSection, what: str, *, log: Callable[[str], None]) -> Bad
 
 
 def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Reads one split; an empty list where the recipe has none.
+    """Read one split; an empty list where the recipe has none.
 
     Args:
         section: the recipe's data section.
@@ -65,7 +65,7 @@ def with_image_options(
 
 
 def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: int, bad: BadRows) -> list[Example]:
-    """Returns the rows that are taken, of which every image can be read."""
+    """Return the rows that are taken, of which every image can be read."""
     if section.kind is None and not _few_questions(examples):
         examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
     chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
@@ -78,7 +78,7 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
 
 
 def _few_questions(examples: list[Example]) -> bool:
-    """Tells whether the questions are a few that are put again and again, so that each is a type of its own.
+    """Tell whether the questions are a few that are put again and again, so that each is a type of its own.
 
     Free questions are not: a majority answer among one row is always right, and a manifest would publish them.
     """

@@ -46,7 +46,7 @@ def read_object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def refuse_other_files(path: Path, data: bytes) -> None:
-    """Raises DataError where a file has no object a line, but is readable as something else."""
+    """Raise DataError where a file has no object a line, but is readable as something else."""
     if lfs.is_pointer(data):
         raise DataError(f"{path}: {lfs.WAY_OUT}")
     begin = data.lstrip()[:1]
@@ -91,7 +91,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """Returns in how many levels values are nested, without recursion."""
+    """Return in how many levels values are nested, without recursion."""
     depth, level = 0, [value]
     while level:
         depth += 1

@@ -49,7 +49,7 @@ class SpanFinder:
         self._render, self.tokenizer, self.image_id, self.end_ids = render, tokenizer, image_id, end_ids
 
     def find(self, example: Example, *, supervise: Literal["all", "last"]) -> Tokenized:
-        """Returns the rendered conversation with the tokens that are supervised.
+        """Return the rendered conversation with the tokens that are supervised.
 
         Raises:
             DataError: the chat template or the tokenizer does not allow it.
@@ -65,7 +65,7 @@ class SpanFinder:
         return Tokenized(text, ids, supervised)
 
     def render(self, messages: list[Message], row: str, *, for_answer: bool = False) -> str:
-        """Returns the text of ``messages``; what the template refuses is an error that names the row."""
+        """Return the text of ``messages``; what the template refuses is an error that names the row."""
         try:
             return self._render(messages, for_answer=for_answer)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
@@ -74,7 +74,7 @@ class SpanFinder:
             ) from None
 
     def _ended(self, messages: list[Message], row: str) -> str:
-        """Returns the rendered conversation, its last turn ended: LLaVA's template leaves that to its trainer."""
+        """Return the rendered conversation, its last turn ended: LLaVA's template leaves that to its trainer."""
         text, prompt = self.render(messages, row), self.render(messages[:-1], row, for_answer=True)
         ends = [end for end in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)) if end]
         if not ends or not text.startswith(prompt) or any(end in text[len(prompt) :] for end in ends):
@@ -85,7 +85,7 @@ class SpanFinder:
     def _turn(
         self, messages: list[Message], turn: int, text: str, ids: list[int], offsets: list[Span], row: str
     ) -> Span:
-        """Returns the tokens of one assistant turn, from the first that generation would make to the end of turn."""
+        """Return the tokens of one assistant turn, from the first that generation would make to the end of turn."""
         number = f"turn {turn + 1}"
         prompt = self.render(messages[:turn], row, for_answer=True)
         upto = text if turn + 1 == len(messages) else self.render(messages[: turn + 1], row)
@@ -125,14 +125,14 @@ class SpanFinder:
 
 
 def require_placeholders(ids: Sequence[int], image_id: int, num_images: int, *, row: str) -> None:
-    """Raises DataError unless the text has one placeholder an image."""
+    """Raise DataError unless the text has one placeholder an image."""
     places = sum(token == image_id for token in ids)
     if places != num_images:
         raise DataError(f"{row}: the rendered text has {places} places for {num_images} images")
 
 
 def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, row: str) -> list[Span]:
-    """Finds the supervised tokens among those that the processor made, where each image has become many tokens.
+    """Find the supervised tokens among those that the processor made, where each image has become many tokens.
 
     The text between two images is looked for as a whole, once from the front as early as it can be and once from
     the back as late as it can be: where both agree there is no other place. Tokens beside an image are left out of
@@ -165,7 +165,7 @@ def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, r
 
 
 def _segments(ids: Sequence[int], image_id: int) -> list[Span]:
-    """Returns the stretches of text between images, without the tokens that touch one."""
+    """Return the stretches of text between images, without the tokens that touch one."""
     borders = [-1, *(i for i, token in enumerate(ids) if token == image_id), len(ids)]
     stretches = []
     for before, after in zip(borders, borders[1:], strict=False):
@@ -177,7 +177,7 @@ def _segments(ids: Sequence[int], image_id: int) -> list[Span]:
 
 
 def _earliest(texts: list[list[int]], encoded: list[int], image_id: int) -> list[int] | None:
-    """Returns the first place of each text behind the one before and an image; None where one is nowhere."""
+    """Return the first place of each text behind the one before and an image; None where one is nowhere."""
     places: list[int] = []
     at = 0
     for text in texts:
@@ -193,5 +193,5 @@ def _earliest(texts: list[list[int]], encoded: list[int], image_id: int) -> list
 
 
 def _first_from(offsets: list[Span], position: int) -> int:
-    """Returns the first token that begins at a position of the text or behind it."""
+    """Return the first token that begins at a position of the text or behind it."""
     return next((i for i, (start, _) in enumerate(offsets) if start >= position), len(offsets))

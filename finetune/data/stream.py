@@ -68,11 +68,11 @@ class ArrivedImage:
         return self.name
 
     def read(self) -> bytes:
-        """Returns the bytes of the image's file."""
+        """Return the bytes of the image's file."""
         return self.data
 
     def key(self) -> str:
-        """Returns what changes when the image does."""
+        """Return what changes when the image does."""
         return hashlib.sha256(self.data).hexdigest()
 
     def files(self) -> tuple[()]:
@@ -93,7 +93,7 @@ class Checks:
     system: tuple[str | None] | None = None  # the system message that every row must have, where the first ones agree
 
     def example(self, arrival: Arrival) -> Example | DataError:
-        """Returns the row, or what is wrong with it: rows of a list are checked for the same faults.
+        """Return the row, or what is wrong with it: rows of a list are checked for the same faults.
 
         Only that no other row has its id is not known here.
         """
@@ -177,11 +177,11 @@ class Stream:
         return {"files": [list(file) for file in self.files], **order}
 
     def reader(self) -> Reader:
-        """Returns a reader that has not begun."""
+        """Return a reader that has not begun."""
         return Reader(self)
 
     def receive(self, arrived: list[tuple[int, DataError | None]]) -> None:
-        """Counts rows that were checked: each position with what was wrong there.
+        """Count rows that were checked: each position with what was wrong there.
 
         Raises:
             DataError: a row that cannot be used, or with ``data.on_error: skip`` more than one in twenty.
@@ -196,14 +196,14 @@ class Stream:
         self.bad.refuse_too_many()
 
     def tell(self, log: Callable[[str], None]) -> None:
-        """Says which rows were left out."""
+        """Say which rows were left out."""
         self.bad.log = log
         self.bad.tell()
         if self._long:
             log(f"{self._report_long(self.bad.tried)}They are left out (data.too_long: drop).")
 
     def passes(self, first: int) -> Iterator[tuple[int, int, int, Any]]:
-        """Yields (epoch, position of its first row, position of the table's first row, Arrow table) up to no end.
+        """Yield (epoch, position of its first row, position of the table's first row, Arrow table) up to no end.
 
         Args:
             first: no position before is needed; where the length of a pass is known, whole ones are left out.
@@ -263,7 +263,7 @@ class Stream:
         )
 
     def _decide_range(self, deep: list[Example]) -> None:
-        """Decides by the first rows how the images of all rows are scaled."""
+        """Decide by the first rows how the images of all rows are scaled."""
         section = self.checks.section
         found = decide_range(section, deep, what="train", log=self.bad.log)
         if section.image_range == "auto" and found:
@@ -306,7 +306,7 @@ class Reader:
         self._end = 0
 
     def at(self, position: int) -> Arrival:
-        """Returns the row at ``position``; each is larger than the one asked for before."""
+        """Return the row at ``position``; each is larger than the one asked for before."""
         if self._tables is None:
             self._tables = self.stream.passes(position)
         while position >= self._end:
@@ -328,7 +328,7 @@ class Reader:
 
 
 def _image(value: Any, name: str) -> Any:
-    """Returns what a cell of images holds: images, paths, or what the check of fields refuses."""
+    """Return what a cell of images holds: images, paths, or what the check of fields refuses."""
     if isinstance(value, list):
         return [_image(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict):
@@ -337,5 +337,5 @@ def _image(value: Any, name: str) -> Any:
 
 
 def _brief(fields: Mapping[str, Any]) -> str:
-    """Returns the texts of a row, shortened: in a shuffled stream no number leads to it."""
+    """Return the texts of a row, shortened: in a shuffled stream no number leads to it."""
     return ", ".join(f"{name}: {value!r:.40}" for name, value in islice(fields.items(), 4))

@@ -14,7 +14,7 @@ SWITCHES = ("weight", "loss", "train")
 
 
 def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> frozenset[int]:
-    """Returns the assistant turns, counted from 0, that are not supervised.
+    """Return the assistant turns, counted from 0, that are not supervised.
 
     Args:
         messages: as the row has them, checked by ``read_conversation``.
@@ -41,7 +41,7 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
 
 
 def image_order(messages: Sequence[dict[str, Any]], *, where: str) -> list[int] | None:
-    """Returns which of the row's images each image part stands for; None where the parts give no ``index``.
+    """Return which of the row's images each image part stands for; None where the parts give no ``index``.
 
     Args:
         messages: as the row has them, checked by ``read_conversation``.

@@ -30,7 +30,7 @@ def check_choice(target: str, options: Iterable[str]) -> None:
 
 
 def check_quantization(target: str, quantization: str | None) -> None:
-    """Refuses a quantized base where a target computes with the base's own weights.
+    """Refuse a quantized base where a target computes with the base's own weights.
 
     Raises:
         ExportError: it does.

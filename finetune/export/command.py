@@ -23,7 +23,7 @@ all."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Adds ``export``."""
+    """Add ``export``."""
     parser = subparsers.add_parser(
         "export",
         help="write an adapter in the form of another program, and check it there",
@@ -59,7 +59,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what ``finetune export ...`` asks, and prints what was compared.
+    """Do what ``finetune export ...`` asks, and print what was compared.
 
     Returns:
         The exit code: 0.

@@ -48,7 +48,7 @@ def export_adapter(
     log: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Export:
-    """Writes an adapter in the form of another program, and checks that it does there what it does here.
+    """Write an adapter in the form of another program, and check that it does there what it does here.
 
     The base is loaded in fp32 for that, 4 bytes a parameter, however it was held in training; with ``quantization``
     its language tower is held in that, which is enough to compare what PEFT loads beside it.
@@ -112,7 +112,7 @@ def export_adapter(
 
 
 def _read(ref: str | Path, registry: str | Path | AdapterRegistry | None) -> tuple[str, AdapterFolder]:
-    """Returns an adapter, every byte checked, and how its version is called wherever it lies."""
+    """Return an adapter, every byte checked, and how its version is called wherever it lies."""
     if str(ref) == "base":
         raise ExportError(NO_ADAPTER)
     if (path := as_folder(ref)) is not None:
@@ -136,7 +136,7 @@ def _source(
     device: str,
     quantization: Quantization | None,
 ) -> Source:
-    """Loads the base, and has base and adapter answer the rows, after every check that a load makes."""
+    """Load the base, and have base and adapter answer the rows, after every check that a load makes."""
     live = load_base(base, revision=revision, dtype="float32", device=device, quantization=quantization)
     rows, hooks = rows_of(live, adapter.manifest.probe), AdapterHooks()
     plain = outputs(live, rows)

@@ -62,7 +62,7 @@ class Gguf:
             raise ExportError(f"dtype {self.dtype!r} cannot be written. Allowed: {', '.join(_UPDATE_ROUNDING)}.")
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
+        """Raise ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
         require_extra("gguf", what="--to gguf")
         model_type = manifest.base.model_type
         if (architecture := architecture_of(model_type)) != "generative":
@@ -77,7 +77,7 @@ class Gguf:
                 raise ExportError(f"{manifest.full_name} cannot be written as GGUF: {reason}")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Writes the file and its card, and has the base compute with what is read back."""
+        """Write the file and its card, and have the base compute with what is read back."""
         language = language_of(source.base.model.config, source.base.towers)
         names = {language.weight_name(module): module for module in source.manifest.adapter.parts[0].names}
         lora = _to_llama_cpp(source, language, names)
@@ -116,7 +116,7 @@ class Gguf:
 
 
 def _why_not(part: PartDescription) -> str | None:
-    """Returns why llama.cpp's LoRA has no place for a part of an adapter, and what else can be done; None if it has."""
+    """Return why llama.cpp's LoRA has no place for a part of an adapter, and what else can be done; None if it has."""
     if part.method in UNMERGEABLE:
         return f"{UNMERGEABLE[part.method]}, and llama.cpp takes LoRA alone. Load it with finetune.load(...)."
     instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
@@ -135,7 +135,7 @@ def _why_not(part: PartDescription) -> str | None:
 
 
 def replay(source: Source, held: LoraFile, language: Language, names: Mapping[str, str]) -> dict[str, LoraUpdate]:
-    """Returns full module name -> what llama.cpp computes there with a file, in the order of transformers.
+    """Return full module name -> what llama.cpp computes there with a file, in the order of transformers.
 
     Args:
         source: holds the base.
@@ -155,7 +155,7 @@ def replay(source: Source, held: LoraFile, language: Language, names: Mapping[st
 
 
 def _to_llama_cpp(source: Source, language: Language, names: Mapping[str, str]) -> LoraFile:
-    """Returns the adapter in llama.cpp's order, its scaling in B."""
+    """Return the adapter in llama.cpp's order, its scaling in B."""
     tensors, config = bake_scaling(source.adapter.tensors, peft_config(source.manifest.adapter))
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in names.items():
@@ -165,7 +165,7 @@ def _to_llama_cpp(source: Source, language: Language, names: Mapping[str, str]) 
 
 
 def _relative_difference(got: LoraUpdate, wanted: Any) -> float:
-    """Returns the largest difference of two LoRA updates, as a part of the largest value of what is wanted."""
+    """Return the largest difference of two LoRA updates, as a part of the largest value of what is wanted."""
     product, right = (update.up @ update.down * update.scaling for update in (got, wanted))
     off, size = (product - right).abs().max().item(), right.abs().max().item()
     return off / size if size else off

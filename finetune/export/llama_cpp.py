@@ -66,7 +66,7 @@ class Language:
     paths: tuple[str, ...]
 
     def weight_name(self, module: str) -> str:
-        """Returns what llama.cpp calls the weight of a module.
+        """Return what llama.cpp calls the weight of a module.
 
         Args:
             module: its full name in the base, such as ``model.language_model.layers.0.self_attn.q_proj``.
@@ -84,7 +84,7 @@ class Language:
         return f"{name}.weight"
 
     def to_llama_cpp(self, module: str, rows: Tensor) -> Tensor:
-        """Returns the rows [O, ...] of a module's weight, or of the B of its LoRA, in llama.cpp's order.
+        """Return the rows [O, ...] of a module's weight, or of the B of its LoRA, in llama.cpp's order.
 
         transformers turns the two halves of a head against each other, llama.cpp's ``llama`` neighbouring rows, so
         there each head's halves are interleaved.
@@ -94,7 +94,7 @@ class Language:
         return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
     def from_llama_cpp(self, module: str, rows: Tensor) -> Tensor:
-        """Returns rows [O, ...] in the order of transformers, from that of llama.cpp."""
+        """Return rows [O, ...] in the order of transformers, from that of llama.cpp."""
         if (heads := self.num_heads.get(module.rpartition(".")[2])) is None:
             return rows
         return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
@@ -116,13 +116,13 @@ class LoraFile:
 
 
 def refuse_model_type(model_type: str) -> None:
-    """Raises ExportError where llama.cpp runs the language model of such a base, but not as the base does."""
+    """Raise ExportError where llama.cpp runs the language model of such a base, but not as the base does."""
     if (reason := _OTHERWISE.get(model_type)) is not None:
         raise ExportError(f"a LoRA for a {model_type} base cannot be written as GGUF: {reason}. {_INSTEAD}")
 
 
 def language_of(config: PreTrainedConfig, towers: Towers) -> Language:
-    """Returns the language model of a base.
+    """Return the language model of a base.
 
     Raises:
         ExportError: llama.cpp does not run it, or not as this base does.
@@ -148,7 +148,7 @@ def language_of(config: PreTrainedConfig, towers: Towers) -> Language:
 
 
 def write_lora(path: Path, lora: LoraFile, *, dtype: Dtype, about: Mapping[str, str | int]) -> None:
-    """Writes a LoRA for llama.cpp.
+    """Write a LoRA for llama.cpp.
 
     Args:
         path: of the file.
@@ -184,7 +184,7 @@ def write_lora(path: Path, lora: LoraFile, *, dtype: Dtype, about: Mapping[str, 
 
 
 def rounded(tensor: Tensor, dtype: Dtype, *, name: str) -> Tensor:
-    """Returns a tensor as a file of ``dtype`` holds it, on the CPU.
+    """Return a tensor as a file of ``dtype`` holds it, on the CPU.
 
     Raises:
         ExportError: a value is too large for it.
@@ -196,7 +196,7 @@ def rounded(tensor: Tensor, dtype: Dtype, *, name: str) -> Tensor:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Reads a file as llama.cpp does, with the checks that it makes before it asks the model.
+    """Read a file as llama.cpp does, with the checks that it makes before it asks the model.
 
     Raises:
         ExportError: llama.cpp would not take it.
@@ -221,7 +221,7 @@ def read_lora(path: Path) -> LoraFile:
 
 @cache
 def _names(architecture: str, num_layers: int) -> Any:
-    """Returns llama.cpp's names of weights by those of transformers, as ``model.layers.0.mlp.up_proj``."""
+    """Return llama.cpp's names of weights by those of transformers, as ``model.layers.0.mlp.up_proj``."""
     import gguf
 
     key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)

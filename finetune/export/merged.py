@@ -79,7 +79,7 @@ class Merged:
             raise ExportError(f"max_shard_size {self.max_shard_size!r} is no size, such as 5GB or 500MB")
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError where a part is such that no weight of the base could hold it."""
+        """Raise ExportError where a part is such that no weight of the base could hold it."""
         for part in manifest.adapter.parts:
             if part.method in UNMERGEABLE:
                 raise ExportError(
@@ -88,7 +88,7 @@ class Merged:
                 )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Merges, casts, writes model, processor and card, and loads them as any base is loaded."""
+        """Merge, casts, writes model, processor and card, and load them as any base is loaded."""
         base, model, device = source.base, cast("Any", source.base.model), str(source.base.model.device)
         home = snapshot_folder(base.path, revision=base.identity.revision)
         dtype = own_dtype(home) if self.dtype == "auto" else self.dtype
@@ -148,7 +148,7 @@ def _card(source: Source, dtype: str) -> Card:
 
 
 def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
-    """Gives modules that are to be changed a weight of their own, where another module has the same one.
+    """Give modules that are to be changed a weight of their own, where another module has the same one.
 
     The config then says that they are not tied, as a model that is loaded would tie them again.
     """
@@ -165,7 +165,7 @@ def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
 
 
 def own_dtype(home: Path) -> str:
-    """Returns what transformers loads a base in: what its config states, else what most values of its files are in.
+    """Return what transformers loads a base in: what its config states, else what most values of its files are in.
 
     The two differ where files were made small for the way: whoever loads such a base gets what the config states.
     """
@@ -183,7 +183,7 @@ def own_dtype(home: Path) -> str:
 
 
 def _digests(model: nn.Module, dtype: str) -> dict[str, str]:
-    """Returns the digest of each weight and buffer as ``dtype`` holds it, read as fp32."""
+    """Return the digest of each weight and buffer as ``dtype`` holds it, read as fp32."""
     return {name: _digest(tensor, name, getattr(torch, dtype)) for name, tensor in model.state_dict().items()}
 
 
@@ -208,7 +208,7 @@ def _compare_weights(model: nn.Module, wanted: dict[str, str], num_changed: int,
 
 
 def _compare(source: Source, written: Base, dtype: str) -> Comparison:
-    """Compares what the loaded model, with its own processor, makes of the same conversations."""
+    """Compare what the loaded model, with its own processor, makes of the same conversations."""
     require_same_processor(source.manifest.processor, written.digests)
     got = outputs(written, rows_of(written, source.manifest.probe))
     what = f"outputs of the loaded model, its weights rounded to {dtype}, with those of the adapter on the base"

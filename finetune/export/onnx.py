@@ -50,7 +50,7 @@ class Onnx:
     """``image.onnx`` and ``text.onnx``: inputs as the processor makes them, embeddings of length 1, any batch size."""
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError where the base is no dual encoder, MissingExtraError without the packages."""
+        """Raise ExportError where the base is no dual encoder, MissingExtraError without the packages."""
         model_type = manifest.base.model_type
         if (architecture := architecture_of(model_type)) != "dual_encoder":
             raise ExportError(
@@ -66,7 +66,7 @@ class Onnx:
         require_extra("onnx", what="--to onnx")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Writes both towers and what puts images and texts to them, and has onnxruntime answer."""
+        """Write both towers and what puts images and texts to them, and have onnxruntime answer."""
         merge(source.updates)
         model: Any = source.base.model
         model.to("cpu")
@@ -109,7 +109,7 @@ class _TextTower(torch.nn.Module):
 
 
 def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
-    """Writes ``image.onnx`` and ``text.onnx``.
+    """Write ``image.onnx`` and ``text.onnx``.
 
     Args:
         folder: where.
@@ -141,7 +141,7 @@ def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
 
 
 def _forget_sources(model: Any) -> None:
-    """Takes out what the exporter keeps beside nodes and values: lines and local paths of the code that it traced."""
+    """Take out what the exporter keeps beside nodes and values: lines and local paths of the code that it traced."""
     for graph in (model.graph, *model.functions.values()):
         values = [value for node in graph.all_nodes() for value in (node, *node.outputs)]
         for place in (graph, *graph.inputs, *values):
@@ -153,7 +153,7 @@ def _forget_sources(model: Any) -> None:
 def compare_with_onnxruntime(
     source: Source, classifier: Classifier, rows: Mapping[str, Mapping[str, Tensor]], pad_token_id: int
 ) -> list[Comparison]:
-    """Compares what onnxruntime makes of the files, and what the example beside them makes of images and texts.
+    """Compare what onnxruntime makes of the files, and what the example beside them makes of images and texts.
 
     Args:
         source: what was exported.
@@ -181,7 +181,7 @@ def compare_with_onnxruntime(
 
 
 def _embed(classifier: Classifier, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Returns the embeddings [B, 2, D] of images and texts."""
+    """Return the embeddings [B, 2, D] of images and texts."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     (images,) = classifier.image.run(None, {"pixel_values": arrays["pixel_values"]})
     (texts,) = classifier.text.run(None, {name: arrays[name] for name in ("input_ids", "attention_mask")})
@@ -189,7 +189,7 @@ def _embed(classifier: Classifier, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _compare_inputs(source: Source, classifier: Classifier) -> list[Comparison]:
-    """Compares what the example makes of images and texts, without torch, with what the processor makes of them."""
+    """Compare what the example makes of images and texts, without torch, with what the processor makes of them."""
     processor: Any = source.base.processor
     _, image = probe_conversation(source.manifest.probe.seed)
     images = [image, image.crop((0, 0, 150, 96)), image.crop((0, 0, 96, 150))]

@@ -44,23 +44,23 @@ class Classifier:
         self.text = onnxruntime.InferenceSession(folder / "text.onnx", providers=list(providers))
 
     def classify(self, image: str | Path | Image.Image, labels: Sequence[str]) -> dict[str, float]:
-        """Returns the probability of each label, given that one of them is right; they are put into words first."""
+        """Return the probability of each label, given that one of them is right; they are put into words first."""
         texts = [self.settings["text_template"].replace("{label}", label) for label in labels]
         cosines = self.embed_texts(texts) @ self.embed_images([image])[0]  # [labels]
         weights = np.exp(self.settings["logit_scale"] * (cosines - cosines.max()))
         return dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
 
     def embed_images(self, images: Sequence[str | Path | Image.Image]) -> NDArray[np.float32]:
-        """Returns embeddings [N, D] of length 1."""
+        """Return embeddings [N, D] of length 1."""
         return self.image.run(None, {"pixel_values": np.stack([self.pixels(image) for image in images])})[0]
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Returns embeddings [N, D] of length 1, of texts as they stand."""
+        """Return embeddings [N, D] of length 1, of texts as they stand."""
         ids, mask = self.tokens(texts)
         return self.text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
     def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the ids of texts and which of them are no filling, each [N, T]."""
+        """Return the ids of texts and which of them are no filling, each [N, T]."""
         rows = [self.tokenizer.encode(text).ids for text in texts]
         longest, most = max(map(len, rows)), self.settings["max_tokens"]
         if longest > most:
@@ -72,7 +72,7 @@ class Classifier:
         return ids, mask
 
     def pixels(self, image: str | Path | Image.Image) -> NDArray[np.float32]:
-        """Returns what the image tower sees of an image, [3, H, W]."""
+        """Return what the image tower sees of an image, [3, H, W]."""
         how = self.preprocessing
         if not isinstance(image, Image.Image):
             image = Image.open(image)
@@ -92,7 +92,7 @@ class Classifier:
 
 
 def _new_size(image: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
-    """Returns width and height."""
+    """Return width and height."""
     if "shortest_edge" not in size:
         return size["width"], size["height"]
     short, long = sorted(image.size)
@@ -101,7 +101,7 @@ def _new_size(image: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image as a viewer shows it on white."""
+    """Return an image as a viewer shows it on white."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bit, which pillow itself would cut off at 255
         eight_bit = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255)

@@ -27,7 +27,7 @@ _NOT_OURS = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR}  # a link, or a file and 
 
 
 def refuse_occupied(output: Path) -> None:
-    """Refuses an output that is there already, but for an empty folder, or that would lie in a registry.
+    """Refuse an output that is there already, but for an empty folder, or that would lie in a registry.
 
     Raises:
         ExportError: ``output`` holds something.
@@ -43,7 +43,7 @@ def refuse_occupied(output: Path) -> None:
 
 @contextmanager
 def new_output(output: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes ``output`` when the block ends without an error, written to the disk.
+    """Yield an empty folder that becomes ``output`` when the block ends without an error, written to the disk.
 
     It lies in a hidden one beside ``output``, which goes on any error, Ctrl-C and SIGTERM included. A process that is
     killed leaves that behind, and the next one for the same ``output`` clears it: who writes there holds a lock, which
@@ -76,7 +76,7 @@ def new_output(output: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
-    """Raises ExportError unless the disk of ``folder`` has room for ``num_bytes``."""
+    """Raise ExportError unless the disk of ``folder`` has room for ``num_bytes``."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ExportError(
@@ -87,7 +87,7 @@ def require_space(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def _locked(aside: Path, output: Path) -> Iterator[Path]:
-    """Yields ``aside``, empty but for the lock that this process holds on it, and removes it afterwards."""
+    """Yield ``aside``, empty but for the lock that this process holds on it, and remove it afterwards."""
     with ExitStack() as held:
         folder = _lock(aside, output, held)
         # By the folder's descriptor, so that no link which is put in its place leads elsewhere.
@@ -103,7 +103,7 @@ def _locked(aside: Path, output: Path) -> Iterator[Path]:
 
 
 def _lock(aside: Path, output: Path, held: ExitStack) -> int:
-    """Returns the descriptor of ``aside``, whose lock is held until ``held`` is closed."""
+    """Return the descriptor of ``aside``, whose lock is held until ``held`` is closed."""
     while True:
         is_new = _make(aside)  # that it cannot be found is no race: there is no folder to make it in
         with ExitStack() as opened:
@@ -139,7 +139,7 @@ def _foreign(aside: Path) -> ExportError:
 
 
 def _make(folder: Path) -> bool:
-    """Makes a folder; returns whether it was not there."""
+    """Make a folder; return whether it was not there."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -149,7 +149,7 @@ def _make(folder: Path) -> bool:
 
 @contextmanager
 def _stopping() -> Iterator[None]:
-    """Has SIGTERM end the block as an exception does, where nothing else handles it and this is the main thread."""
+    """Have SIGTERM end the block as an exception does, where nothing else handles it and this is the main thread."""
 
     def stop(signum: int, _frame: object) -> None:
         raise SystemExit(128 + signum)  # as a shell has it
@@ -166,7 +166,7 @@ def _stopping() -> Iterator[None]:
 
 
 def _to_disk(folder: Path, *, mode: int) -> None:
-    """Waits until every file below ``folder``, and every folder, is on the disk.
+    """Wait until every file below ``folder``, and every folder, is on the disk.
 
     Files get the ``mode`` of any other that this process makes: safetensors lets nobody but their owner read its own.
     """

@@ -30,7 +30,7 @@ _TEXTS = (
 
 
 def rows_of(base: Base, probe: Probe) -> dict[str, Batch]:
-    """Returns the rows on which outputs are compared: the probe's, and some with other images and texts."""
+    """Return the rows on which outputs are compared: the probe's, and some with other images and texts."""
     rows = {"probe": base.probe_batch(probe.seed)}
     for number, (question, said) in enumerate(_TEXTS, start=1):
         _, image = probe_conversation(probe.seed + number)
@@ -39,7 +39,7 @@ def rows_of(base: Base, probe: Probe) -> dict[str, Batch]:
 
 
 def outputs(base: Base, rows: Mapping[str, Batch], placeholders: Placeholders | None = None) -> dict[str, Tensor]:
-    """Returns what a model makes of each row, fp32 on the CPU.
+    """Return what a model makes of each row, fp32 on the CPU.
 
     Args:
         base: the model as it now is.
@@ -62,7 +62,7 @@ def compare(
     plain: Mapping[str, Tensor],
     rounding: float = ROUNDING["float32"],
 ) -> Comparison:
-    """Compares outputs of what was exported with those of the adapter.
+    """Compare outputs of what was exported with those of the adapter.
 
     Args:
         what: what was compared with what.
@@ -88,7 +88,7 @@ def compare(
 
 
 def compare_tensors(what: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
-    """Compares tensors that were read back with those that were to be written: ``passed`` where they are equal."""
+    """Compare tensors that were read back with those that were to be written: ``passed`` where they are equal."""
     off = 0.0
     for got, wanted in pairs:
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
@@ -99,7 +99,7 @@ def compare_tensors(what: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Compar
 
 
 def _largest(got: Tensor, wanted: Tensor) -> float:
-    """Returns the largest difference in the positions that both have, counted from the last."""
+    """Return the largest difference in the positions that both have, counted from the last."""
     positions = min(len(got), len(wanted)) if got.ndim else 0
     got, wanted = (t[-positions:].float() if positions else t.float() for t in (got, wanted))
     return (got - wanted).abs().max().item()

@@ -43,7 +43,7 @@ class Peft:
     bake_scaling: bool = False
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError where PEFT has nothing that would compute the same."""
+        """Raise ExportError where PEFT has nothing that would compute the same."""
         refuse_ours(manifest)
         if self.bake_scaling and manifest.adapter.peft_type != "LORA":
             raise ExportError(
@@ -51,7 +51,7 @@ class Peft:
             )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Writes config, weights and card, and has PEFT open them on the base."""
+        """Write config, weights and card, and have PEFT open them on the base."""
         description = source.manifest.adapter
         tensors, config = dict(source.adapter.tensors), peft_config(description)
         if self.bake_scaling:
@@ -73,12 +73,12 @@ class Peft:
 
 
 def _name(tensor: str) -> str:
-    """Returns the name by which transformers finds a DoRA's magnitudes too; PEFT finds them by either."""
+    """Return the name by which transformers finds a DoRA's magnitudes too; PEFT finds them by either."""
     return f"{tensor}.weight" if tensor.endswith(".lora_magnitude_vector") else tensor
 
 
 def refuse_ours(manifest: AdapterManifest) -> None:
-    """Raises ExportError where an adapter is in no format of PEFT's."""
+    """Raise ExportError where an adapter is in no format of PEFT's."""
     if manifest.adapter.peft_type != OURS:
         return
     methods = [part.method for part in manifest.adapter.parts]
@@ -98,7 +98,7 @@ def refuse_ours(manifest: AdapterManifest) -> None:
 
 
 def compare_with_peft(source: Source, folder: Path) -> Comparison:
-    """Has PEFT load ``folder`` on the base, which it is wrapped around afterwards, and compares what that answers."""
+    """Have PEFT load ``folder`` on the base, which it is wrapped around afterwards, and compare what that answers."""
     from peft import PeftModel
 
     try:

@@ -16,7 +16,7 @@ _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
 
 
 def bake_scaling(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns the same LoRA with ``lora_alpha == r`` for every module: no rslora, no patterns.
+    """Return the same LoRA with ``lora_alpha == r`` for every module: no rslora, no patterns.
 
     B is multiplied by the scaling. Modules of a smaller rank are filled up to the largest with rows and columns of
     zeros, since a single rank is all that some engines read; what they compute stays the same. So does a DoRA, which

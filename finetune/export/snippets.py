@@ -36,7 +36,7 @@ print(labels[scores.argmax()], dict(zip(labels, scores.tolist())))"""
 
 
 def transformers_code(source: Source, loading: str) -> str:
-    """Returns code for plain transformers that asks as the adapter was trained, and prints the answer.
+    """Return code for plain transformers that asks as the adapter was trained, and print the answer.
 
     Args:
         source: what is exported.
@@ -47,7 +47,7 @@ def transformers_code(source: Source, loading: str) -> str:
 
 
 def messages_code(task: PromptSection, *, image: str) -> str:
-    """Returns the lines that leave ``messages``, as the adapter was trained on them.
+    """Return the lines that leave ``messages``, as the adapter was trained on them.
 
     Args:
         task: of the manifest; ``question`` holds the user's words.
@@ -64,7 +64,7 @@ def messages_code(task: PromptSection, *, image: str) -> str:
 
 
 def _imports(source: Source, loading: str) -> str:
-    """Returns the imports of all lines, sorted as a reader would."""
+    """Return the imports of all lines, sorted as a reader would."""
     torch = ["import torch"] if isinstance(source.manifest.task, LabelSection) else []
     return "\n".join([*torch, "from PIL import Image, ImageOps", loading])
 
@@ -89,7 +89,7 @@ def _body(source: Source) -> str:
 
 
 def _prompt(source: Source, task: PromptSection) -> str:
-    """Returns the lines that leave ``text``, by the processor's chat template."""
+    """Return the lines that leave ``text``, by the processor's chat template."""
     processor: Any = source.base.processor
     messages = task.ask(QUESTION)
     rendered = str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -103,13 +103,13 @@ def _prompt(source: Source, task: PromptSection) -> str:
 
 
 def _bare_prompt(source: Source, task: PromptSection) -> str:
-    """Returns the line that leaves ``text`` where the processor itself puts marks around it."""
+    """Return the line that leaves ``text`` where the processor itself puts marks around it."""
     before = "".join(f"{text_of(message)}\n" for message in task.ask("")[:-1])
     token: str = source.base.processor.image_token  # type: ignore[attr-defined]
     return f"text = {token + before!r} + {_filled(task.question_template, 'question')}"
 
 
 def _filled(template: str, name: str) -> str:
-    """Returns the code of a template with the variable ``name`` in its place."""
+    """Return the code of a template with the variable ``name`` in its place."""
     place = f"{{{name}}}"
     return name if template == place else f"{template!r}.replace({place!r}, {name})"

@@ -80,10 +80,10 @@ class Target(Protocol):
     """A place where an adapter can go; a frozen dataclass, whose fields are the options."""
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError, with the reason and what else can be done, where such an adapter cannot go there."""
+        """Raise ExportError, with the reason and what else can be done, where such an adapter cannot go there."""
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Writes the files, reads them back, and returns what was compared: the probe, at the least.
+        """Write the files, reads them back, and return what was compared: the probe, at the least.
 
         Args:
             source: what is exported.

@@ -37,7 +37,7 @@ class Export:
 
 
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
-    """Returns the verdict on an export: ``failed`` by any that failed, or where none passed."""
+    """Return the verdict on an export: ``failed`` by any that failed, or where none passed."""
     verdicts = {comparison.verdict for comparison in comparisons}
     if "failed" in verdicts or "passed" not in verdicts:
         return "failed"
@@ -52,7 +52,7 @@ def record_of(
     target: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns what ``export.json`` is to say, with the digests of all files in ``folder``.
+    """Return what ``export.json`` is to say, with the digests of all files in ``folder``.
 
     Args:
         source: what was exported.
@@ -78,12 +78,12 @@ def record_of(
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Writes ``export.json``."""
+    """Write ``export.json``."""
     (folder / VERDICT_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def describe(comparison: Comparison) -> str:
-    """Returns a comparison as one line for people."""
+    """Return a comparison as one line for people."""
     effect = "" if comparison.effect is None else f"; the adapter's own effect is {comparison.effect:.3g}"
     return (
         f"{comparison.verdict}: {comparison.what}: largest difference {comparison.largest_difference:.3g}, at most "

@@ -48,7 +48,7 @@ class Vllm:
     max_lora_rank: int = DEFAULT_MAX_LORA_RANK
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raises ExportError where vLLM would refuse the adapter, or serve only a part of it."""
+        """Raise ExportError where vLLM would refuse the adapter, or serve only a part of it."""
         refuse_for_vllm(manifest, max_lora_rank=self.max_lora_rank)
         if not isinstance(manifest.task, PromptSection):
             raise ExportError(
@@ -57,7 +57,7 @@ class Vllm:
             )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Writes what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
+        """Write what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
         comparisons = Peft(bake_scaling=True).make(source, folder)
         identity, task = source.manifest.base, cast("PromptSection", source.manifest.task)
         loading = _LOADING.format(

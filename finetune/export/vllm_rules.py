@@ -50,7 +50,7 @@ _MERGE = "merge the adapter into its base: finetune export --to merged."
 
 
 def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
-    """Returns where vLLM serves an adapter whole, just as it is.
+    """Return where vLLM serves an adapter whole, just as it is.
 
     Args:
         manifest: the adapter's.
@@ -71,7 +71,7 @@ def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
 
 
 def vllm_form(adapter: AdapterFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns tensors and config, in PEFT's format, of an adapter that vLLM serves.
+    """Return tensors and config, in PEFT's format, of an adapter that vLLM serves.
 
     The scaling stands in B, and all modules have one rank: what is left to vLLM is a factor of one.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def load_with_attention(
     load: Callable[..., PreTrainedModel], wanted: str, name_or_path: str, *, device: str
 ) -> PreTrainedModel:
-    """Loads a model whose language tower has the wanted attention, and so has every other tower that can.
+    """Load a model whose language tower has the wanted attention, and so have every other tower that can.
 
     Args:
         load: takes ``attn_implementation`` as transformers does.

@@ -44,7 +44,7 @@ class Family:
         quantization: Quantization | None = None,
         attn_implementation: AttnImplementation = "auto",
     ) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Returns the frozen model in eval mode on ``device``, and its processor.
+        """Return the frozen model in eval mode on ``device``, and its processor.
 
         Raises:
             ModelError: it cannot be loaded, or cannot be quantized, or attend as wanted, on this device.
@@ -80,7 +80,7 @@ class Family:
         """Completes a processor, or raises ModelError where it cannot be used."""
 
     def towers(self, model: nn.Module) -> Towers:
-        """Returns ``tower_paths`` after checking that the model has them."""
+        """Return ``tower_paths`` after checking that the model has them."""
         names = {name for name, _ in model.named_modules()}
         for tower, paths in self.tower_paths.items():
             for path in paths:
@@ -98,7 +98,7 @@ class Family:
             return self.auto_class.from_config(config, trust_remote_code=False)
 
     def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
-        """Returns the full paths of what stays in 16 or 32 bit: all but the language tower.
+        """Return the full paths of what stays in 16 or 32 bit: all but the language tower.
 
         Raises:
             ModelError: there is no language tower.
@@ -113,13 +113,13 @@ class Family:
 
 
 def embedded_path(name_or_path: str) -> str:
-    """Returns the folder of a base that comes with the package, and any other name unchanged."""
+    """Return the folder of a base that comes with the package, and any other name unchanged."""
     target = EMBEDDED_BASES.get(name_or_path)
     return str(import_string(target)()) if target else name_or_path
 
 
 def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
-    """Returns the family of a model by its config's ``model_type``.
+    """Return the family of a model by its config's ``model_type``.
 
     Raises:
         ModelError: there is no such model, or no family for it.

@@ -49,6 +49,6 @@ class DualEncoderFamily(Family):
         return dict(batch)
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the embeddings of each row's image and text, of length 1: [B, 2, D]."""
+        """Return the embeddings of each row's image and text, of length 1: [B, 2, D]."""
         out = model(**inputs)
         return torch.stack([out.image_embeds, out.text_embeds], dim=1)

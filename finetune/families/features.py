@@ -44,7 +44,7 @@ class TowerOutput(BaseModelOutputWithPooling):
 
 @torch.inference_mode()
 def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: Encode) -> ImageFeatures:
-    """Runs the frozen vision tower and projector on the images of one row.
+    """Run the frozen vision tower and projector on the images of one row.
 
     Args:
         model: the base, in eval mode.
@@ -82,7 +82,7 @@ def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: En
 
 
 def processor_of(processor: ProcessorMixin, rows: Sequence[ImageFeatures]) -> ProcessorMixin:
-    """Returns the processor as one that finds the images of ``rows`` processed, in order."""
+    """Return the processor as one that finds the images of ``rows`` processed, in order."""
     twin: Any = copy.copy(processor)
     processed = {name: _joined([row.processed[name] for row in rows]) for name in rows[0].processed}
     replacements = [text for row in rows for text in row.replacements]
@@ -109,7 +109,7 @@ def places(row: Rendered) -> list[Image.Image]:
 
 
 def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[ImageFeatures]) -> dict[str, Any]:
-    """Returns a batch's inputs with the features of ``rows``, in order, and without pixels."""
+    """Return a batch's inputs with the features of ``rows``, in order, and without pixels."""
     pooled = [row.pooled for row in rows]
     deepstack = [[row.deepstack[layer] for row in rows] for layer in range(len(rows[0].deepstack))]
     output = TowerOutput(
@@ -136,7 +136,7 @@ class _Recorder:
 
 
 def _flat(features: Any) -> Tensor:
-    """Returns features, one tensor or one an image, as [tokens, D]."""
+    """Return features, one tensor or one an image, as [tokens, D]."""
     parts = [features] if isinstance(features, Tensor) else list(features)
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 

@@ -30,7 +30,7 @@ class GenericFamily(ImageTextToTextFamily):
         self.model_type = model_type  # type: ignore[misc]
 
     def towers(self, model: nn.Module) -> Towers:
-        """Returns where the towers were found.
+        """Return where the towers were found.
 
         Raises:
             ModelError: there is no language or no vision tower under any known name; lists what there is.
@@ -57,7 +57,7 @@ def _find(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _outside(model: nn.Module, vision: tuple[str, ...], projector: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the vision tower without the projector, where that stands inside it."""
+    """Return the vision tower without the projector, where that stands inside it."""
     (tower,) = vision
     if not any(path.startswith(f"{tower}.") for path in projector):
         return vision

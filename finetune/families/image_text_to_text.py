@@ -31,7 +31,7 @@ class ImageTextToTextFamily(Family):
     processor_adds_marks: ClassVar[bool] = False  # whether it puts first token and line break around a text by itself
 
     def check_processor(self, processor: ProcessorMixin, name_or_path: str) -> None:
-        """Gives a processor without a chat template the family's own.
+        """Give a processor without a chat template the family's own.
 
         Raises:
             ModelError: there is none.
@@ -65,7 +65,7 @@ class ImageTextToTextFamily(Family):
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Has the processor make the inputs of ``texts`` and images."""
+        """Have the processor make the inputs of ``texts`` and images."""
         batch = processor(
             text=list(texts),
             images=images if any(images) else None,
@@ -77,7 +77,7 @@ class ImageTextToTextFamily(Family):
         return dict(batch)
 
     def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
-        """Runs the frozen vision tower and projector on the images of one row.
+        """Run the frozen vision tower and projector on the images of one row.
 
         Raises:
             ModelError: this model does not take features in the place of images.
@@ -90,7 +90,7 @@ class ImageTextToTextFamily(Family):
         return image_features(model, processor, encode)
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Returns the inputs of a training batch, told which tokens are supervised where the model must know it.
+        """Return the inputs of a training batch, told which tokens are supervised where the model must know it.
 
         Args:
             inputs: from ``encode``.
@@ -99,5 +99,5 @@ class ImageTextToTextFamily(Family):
         return inputs
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the logits [B, T, V]."""
+        """Return the logits [B, T, V]."""
         return model(**inputs, use_cache=False).logits

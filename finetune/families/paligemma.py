@@ -44,7 +44,7 @@ class PaliGemmaFamily(ImageTextToTextFamily):
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Makes input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the images.
+        """Make input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the images.
 
         The processor itself would put a second ``<bos>`` and a newline into texts that have theirs.
         """
@@ -62,6 +62,6 @@ class PaliGemmaFamily(ImageTextToTextFamily):
         return {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"]), **processed}
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Ends the prefix of each row where its first answer begins: else answers would see what follows them."""
+        """End the prefix of each row where its first answer begins: else answers would see what follows them."""
         supervised = (labels != -100).cumsum(dim=1) > 0  # [B, T]
         return inputs | {"token_type_ids": supervised.to(inputs["token_type_ids"].dtype)}

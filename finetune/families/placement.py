@@ -11,7 +11,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def pick_device(wanted: str = "auto") -> str:
-    """Returns ``wanted``, with its number where there may be several, or for ``auto`` the best device of this machine.
+    """Return ``wanted``, with its number where there may be several, or for ``auto`` the best device of this machine.
 
     Raises:
         ModelError: there is no such device here.
@@ -26,7 +26,7 @@ def pick_device(wanted: str = "auto") -> str:
 
 
 def pick_dtype(wanted: str, path: str, *, revision: str | None = None) -> str:
-    """Returns ``wanted``, or for ``auto`` what a base's config says that it was saved in; float32 where it says none.
+    """Return ``wanted``, or for ``auto`` what a base's config says that it was saved in; float32 where it says none.
 
     Args:
         wanted: one of ``DTYPES``, or ``auto``.

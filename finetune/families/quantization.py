@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def quantization_config(quantization: Quantization, dtype: str, kept: list[str]) -> BitsAndBytesConfig:
-    """Returns how transformers is to load the model.
+    """Return how transformers is to load the model.
 
     Args:
         quantization: ``4bit`` is NF4 with double quantization (Dettmers et al., https://arxiv.org/abs/2305.14314),
@@ -42,18 +42,18 @@ def quantization_config(quantization: Quantization, dtype: str, kept: list[str])
 
 
 def quantized_modules(model: nn.Module) -> list[str]:
-    """Returns the full names of the modules that bitsandbytes holds."""
+    """Return the full names of the modules that bitsandbytes holds."""
     return [name for name, module in model.named_modules() if is_quantized(module)]
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Tells whether a linear module's weight is quantized."""
+    """Tell whether a linear module's weight is quantized."""
     weight: Any = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) and type(weight).__name__ in ("Params4bit", "Int8Params")
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keeps 4-bit layers from repacking their weights when they first run in eval mode on some CPUs (AVX512-BF16).
+    """Keep 4-bit layers from repacking their weights when they first run in eval mode on some CPUs (AVX512-BF16).
 
     Repacked weights pass no gradient on, and would no longer be the base's bytes.
     """
@@ -63,14 +63,14 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def settle_states(model: nn.Module) -> None:
-    """Has 8-bit layers take from their weights what their first forward would take, which it does once."""
+    """Have 8-bit layers take from their weights what their first forward would take, which it does once."""
     for module in model.modules():
         if is_quantized(module) and getattr(module.weight, "CB", None) is not None:
             module.init_8bit_state()  # type: ignore[operator]
 
 
 def states_to_share(model: nn.Module) -> dict[int, Any]:
-    """Returns what bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
+    """Return what bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
 
     Args:
         model: whose states are settled.
@@ -84,7 +84,7 @@ def states_to_share(model: nn.Module) -> dict[int, Any]:
 
 
 def check_quantized(model: nn.Module, towers: Towers) -> None:
-    """Refuses a model of which nothing was quantized, or anything beside its language tower."""
+    """Refuse a model of which nothing was quantized, or anything beside its language tower."""
     names = quantized_modules(model)
     strays = [name for name in names if not name.startswith(tuple(f"{path}." for path in towers.get("language", ())))]
     if strays or not names:

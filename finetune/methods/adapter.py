@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
-    """Adds a fresh trainable adapter.
+    """Add a fresh trainable adapter.
 
     Args:
         host: the base; it must carry no adapter yet.
@@ -60,19 +60,19 @@ def check_methods(model: PreTrainedModel, towers: Towers, sections: Sequence[Met
 
 
 def refuse_attached(model: PreTrainedModel) -> None:
-    """Raises MethodError where an adapter trains in the model: finished ones are made for the plain base."""
+    """Raise MethodError where an adapter trains in the model: finished ones are made for the plain base."""
     if any(_method(name).is_attached(model) for name in in_use("methods")):
         raise MethodError("an adapter trains in this model. Load a fresh base for finished ones, or detach it first.")
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Removes the adapter that trains, and every trace of it."""
+    """Remove the adapter that trains, and every trace of it."""
     for name in in_use("methods"):
         _method(name).detach(model)
 
 
 def switch(model: PreTrainedModel, on: bool) -> None:
-    """Has the adapter that trains answer, or the plain base."""
+    """Have the adapter that trains answer, or the plain base."""
     for name in in_use("methods"):
         _method(name).switch(model, on)
 
@@ -80,7 +80,7 @@ def switch(model: PreTrainedModel, on: bool) -> None:
 def expected_tensors(
     model: PreTrainedModel, towers: Towers, description: AdapterDescription
 ) -> dict[str, tuple[int, ...]]:
-    """Returns name -> shape of the tensors that an adapter described so must have on ``model``.
+    """Return name -> shape of the tensors that an adapter described so must have on ``model``.
 
     Raises:
         ManifestError: a part does not fit this base.
@@ -92,7 +92,7 @@ def expected_tensors(
 
 
 def require_expected(model: PreTrainedModel, towers: Towers, description: AdapterDescription) -> None:
-    """Checks that an adapter's tensors are exactly those its modules have on this base.
+    """Check that an adapter's tensors are exactly those its modules have on this base.
 
     Raises:
         ManifestError: a tensor is missing, unknown or of another shape, or a part does not fit this base.
@@ -114,7 +114,7 @@ def require_expected(model: PreTrainedModel, towers: Towers, description: Adapte
 def updates(
     model: PreTrainedModel, description: AdapterDescription, tensors: Mapping[str, Tensor]
 ) -> dict[str, Update]:
-    """Returns full module name -> what a finished adapter computes in its place; nothing of the model is touched.
+    """Return full module name -> what a finished adapter computes in its place; nothing of the model is touched.
 
     Args:
         model: the base.
@@ -135,7 +135,7 @@ def updates(
 
 @torch.no_grad()
 def merge(updates: Mapping[str, Update]) -> None:
-    """Writes a finished adapter into the weights of its base, which is then no base for any other.
+    """Write a finished adapter into the weights of its base, which is then no base for any other.
 
     Args:
         updates: what ``updates`` returned.
@@ -148,7 +148,7 @@ def merge(updates: Mapping[str, Update]) -> None:
 
 
 def placeholders(description: AdapterDescription) -> Placeholders | None:
-    """Returns what rows must hold for a finished adapter; None where it has no prompt."""
+    """Return what rows must hold for a finished adapter; None where it has no prompt."""
     return next((placeholders_of(p.options) for p in description.parts if p.method == "prompt_tuning"), None)
 
 

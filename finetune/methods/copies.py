@@ -80,11 +80,11 @@ class CopiesUpdate:
         return sum(copy.nbytes for copy in self.copies.values())
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Returns what the module computes with the copies."""
+        """Return what the module computes with the copies."""
         return self._stand_in.forward(*args, **kwargs)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Returns what writes the copies into the base's own parameters."""
+        """Return what writes the copies into the base's own parameters."""
         own: Any = self.module._parameters
 
         def write() -> None:
@@ -115,7 +115,7 @@ class TrainedCopies:
         self._handles: list[Any] = []
 
     def switch(self, on: bool) -> None:
-        """Puts the copies, or the base's own parameters, in their places."""
+        """Put the copies, or the base's own parameters, in their places."""
         for place, copy in self._pairs:
             place.module._parameters[place.leaf] = copy if on else place.original
         for handle in self._handles:
@@ -124,7 +124,7 @@ class TrainedCopies:
         self._handles = list(self._casting()) if casts else []
 
     def _casting(self) -> Iterator[Any]:
-        """Yields hooks by which copies in fp32 compute in the half precision of the base, and still train in fp32."""
+        """Yield hooks by which copies in fp32 compute in the half precision of the base, and still train in fp32."""
         of_module: dict[nn.Module, list[tuple[_Place, nn.Parameter]]] = {}
         for place, copy in self._pairs:
             of_module.setdefault(place.module, []).append((place, copy))

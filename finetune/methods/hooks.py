@@ -61,7 +61,7 @@ class AdapterHooks:
 
     @contextmanager
     def using(self, adapter: ActiveAdapter) -> Iterator[None]:
-        """Has something else answer inside the block, in this context alone; its modules must have been added."""
+        """Have something else answer inside the block, in this context alone; its modules must have been added."""
         token = self._active.set(adapter)
         try:
             yield
@@ -69,7 +69,7 @@ class AdapterHooks:
             self._active.reset(token)
 
     def add(self, updates: Mapping[str, Update]) -> None:
-        """Reaches the modules of one more adapter; what answers does not change."""
+        """Reach the modules of one more adapter; what answers does not change."""
         with self._lock:
             for name, update in updates.items():
                 if not self._users[name]:
@@ -77,7 +77,7 @@ class AdapterHooks:
                 self._users[name] += 1
 
     def remove(self, updates: Mapping[str, Update]) -> None:
-        """Leaves the modules of an adapter that was added and does not answer anywhere any more."""
+        """Leave the modules of an adapter that was added and do not answer anywhere any more."""
         with self._lock:
             for name in updates:
                 self._users[name] -= 1
@@ -112,5 +112,5 @@ class AdapterHooks:
 
 
 def reached(model: nn.Module) -> list[str]:
-    """Returns the names of the modules that finished adapters reach."""
+    """Return the names of the modules that finished adapters reach."""
     return [name for name, module in model.named_modules() if hasattr(vars(module).get("forward"), _MARK)]

@@ -41,7 +41,7 @@ class Lora:
     """LoRA, rsLoRA and DoRA on linear modules; A and B may learn at different rates (LoRA+)."""
 
     def attach(self, host: Host, options: LoraSection) -> Part:
-        """Adds fresh trainable weights; B is zero, so outputs do not change.
+        """Add fresh trainable weights; B is zero, so outputs do not change.
 
         Raises:
             MethodError: the base lacks a tower, or a tower's target matches nothing.
@@ -89,7 +89,7 @@ class Lora:
         named_targets(model, towers, options.towers)
 
     def detach(self, model: nn.Module) -> None:
-        """Takes the layers out, so that the tree is the base's own again."""
+        """Take the layers out, so that the tree is the base's own again."""
         for name, module in list(model.named_modules()):
             if isinstance(module, LoraLayer):
                 parent, _, child = name.rpartition(".")
@@ -97,11 +97,11 @@ class Lora:
         vars(model).pop("peft_config", None)
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Tells whether a layer of PEFT's stands in the model."""
+        """Tell whether a layer of PEFT's stands in the model."""
         return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Has the layers add their update, or not.
+        """Have the layers add their update, or not.
 
         PEFT's own set_adapter also touches every parameter's requires_grad.
         """
@@ -112,7 +112,7 @@ class Lora:
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
     ) -> dict[str, tuple[int, ...]]:
-        """Returns name -> shape of what a part described so must hold on ``model``.
+        """Return name -> shape of what a part described so must hold on ``model``.
 
         Raises:
             ManifestError: a module is missing or not linear, or a rank is out of range.
@@ -149,7 +149,7 @@ class Lora:
     def updates(
         self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Returns what a finished part computes in the place of each of its modules."""
+        """Return what a finished part computes in the place of each of its modules."""
         options = description.options
         updates: dict[str, Update] = {}
         for name in description.names:
@@ -166,7 +166,7 @@ class Lora:
 
 
 def _kinds(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns what each module's tensors are called after its name."""
+    """Return what each module's tensors are called after its name."""
     return ("lora_A.weight", "lora_B.weight", *([_MAGNITUDE] if options["use_dora"] else []))
 
 
@@ -178,7 +178,7 @@ def _inject(model: nn.Module, modules: list[str], options: Mapping[str, Any]) ->
 def _learning_rates(
     parameters: Mapping[str, nn.Parameter], modules: Mapping[str, list[str]], options: LoraSection
 ) -> dict[str, float]:
-    """Returns parameter name -> what the learning rate is multiplied by, where that is not 1."""
+    """Return parameter name -> what the learning rate is multiplied by, where that is not 1."""
     of_tower = {name: options.towers.of(tower).lr_ratio for tower, names in modules.items() for name in names}
     rates = {}
     for name in parameters:
@@ -188,7 +188,7 @@ def _learning_rates(
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the saved name of each tensor of the adapter that trains -> the live parameter."""
+    """Return the saved name of each tensor of the adapter that trains -> the live parameter."""
     parameters: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):

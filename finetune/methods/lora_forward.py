@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def fold_additions(layer: nn.Module) -> None:
-    """Has a plain LoRA on a linear module train so; whatever else it is asked for, PEFT's own forward answers."""
+    """Have a plain LoRA on a linear module train so; whatever else it is asked for, PEFT's own forward answers."""
     layer.forward = partial(_forward, layer)
 
 

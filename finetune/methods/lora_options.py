@@ -8,7 +8,7 @@ from finetune.tables import LORA_OPTIONS
 
 
 def check_options(options: Mapping[str, Any], modules: list[str]) -> None:
-    """Raises ManifestError unless ``options`` are those of our LoRA, with values PEFT takes literally."""
+    """Raise ManifestError unless ``options`` are those of our LoRA, with values PEFT takes literally."""
     if set(options) != LORA_OPTIONS:
         raise ManifestError(
             f"the options of a LoRA adapter are {', '.join(sorted(LORA_OPTIONS))}, not {brief([*options], 200)}"

@@ -37,7 +37,7 @@ class LoraUpdate:
         return self.down.nbytes + self.up.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns [..., O] for x [..., I]."""
+        """Return [..., O] for x [..., I]."""
         result = inner(x, *args, **kwargs)
         added = linear(linear(x.to(self.down.dtype), self.down), self.up) * self.scaling
         if self.rounds_first:
@@ -45,7 +45,7 @@ class LoraUpdate:
         return (result + added).to(result.dtype)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Returns what adds the update to the weight, in its dtype.
+        """Return what adds the update to the weight, in its dtype.
 
         Raises:
             MethodError: the weight is quantized: rounding the sum again would change every answer a little.
@@ -91,7 +91,7 @@ class DoraUpdate(LoraUpdate):
         return super().num_bytes + self.magnitude.nbytes + self.factor.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns [..., O] for x [..., I]."""
+        """Return [..., O] for x [..., I]."""
         result = inner(x, *args, **kwargs)
         turned = linear(linear(x.to(self.down.dtype), self.down), self.up)
         plain = result if self.bias is None else result - self.bias
@@ -102,6 +102,6 @@ class DoraUpdate(LoraUpdate):
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Tells whether a module's weight is held in 4 or 8 bit."""
+    """Tell whether a module's weight is held in 4 or 8 bit."""
     weight: Any = module.weight
     return not weight.is_floating_point()

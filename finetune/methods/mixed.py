@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def can_mix(updates: Mapping[str, Update], towers: Towers) -> bool:
-    """Tells whether an adapter can answer some rows of a batch while others answer the rest."""
+    """Tell whether an adapter can answer some rows of a batch while others answer the rest."""
     inside = tuple(f"{path}." for path in towers.get("language", ()))
     return all(type(update) is LoraUpdate and name.startswith(inside) for name, update in updates.items())
 
 
 def mix(by_row: Sequence[Mapping[str, Update]]) -> dict[str, Update]:
-    """Returns what a batch computes in the place of each module that any of its rows' adapters changes.
+    """Return what a batch computes in the place of each module that any of its rows' adapters changes.
 
     Args:
         by_row: the updates of each row's adapter, for which ``can_mix`` holds; none for the plain base.
@@ -67,7 +67,7 @@ class MixedUpdate:
         return self.down.nbytes + self.up.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns [B * K, T, O] for x [B * K, T, I], the K beams of a row one after the other.
+        """Return [B * K, T, O] for x [B * K, T, I], the K beams of a row one after the other.
 
         Raises:
             AdapterError: the input is not made of the batch's rows.
@@ -89,5 +89,5 @@ class MixedUpdate:
         return (result + added).to(result.dtype)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Raises MethodError: no one weight can hold the updates of several rows."""
+        """Raise MethodError: no one weight can hold the updates of several rows."""
         raise MethodError(f"{name}: adapters of several rows cannot be merged into one weight")

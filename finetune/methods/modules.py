@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """Returns the module of ``model`` with this full name; the model itself for an empty one.
+    """Return the module of ``model`` with this full name; the model itself for an empty one.
 
     Raises:
         KeyError: there is none.

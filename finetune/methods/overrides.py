@@ -29,7 +29,7 @@ class Overrides(CopiesMethod):
     trained = "_finetune_copies"
 
     def attach(self, host: Host, options: OverridesSection) -> Part:
-        """Adds copies of the named parameters; outputs do not change.
+        """Add copies of the named parameters; outputs do not change.
 
         Raises:
             MethodError: a kind names no parameter, or LoRA adapts one of the modules already.
@@ -65,7 +65,7 @@ class Overrides(CopiesMethod):
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
     ) -> dict[str, tuple[int, ...]]:
-        """Returns name -> shape of each parameter.
+        """Return name -> shape of each parameter.
 
         Raises:
             ManifestError: one is missing on this base, or is neither the projector's nor a norm's.
@@ -94,7 +94,7 @@ class Overrides(CopiesMethod):
     def updates(
         self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Returns what computes with finished copies in the place of each module that holds some."""
+        """Return what computes with finished copies in the place of each module that holds some."""
         copies = by_module({name: tensors[name] for name in description.options["parameters"]})
         return {path: CopiesUpdate(module_at(model, path), own) for path, own in copies.items()}
 
@@ -105,7 +105,7 @@ def _require(names: Collection[str], kind: str) -> None:
 
 
 def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Parameter]:
-    """Returns the base's own parameters of one kind, by full name."""
+    """Return the base's own parameters of one kind, by full name."""
     originals: dict[str, nn.Parameter] = {}
     for path in towers.get("projector" if kind == "projector" else "language", ()):
         for name, module in model.get_submodule(path).named_modules(prefix=path):
@@ -122,5 +122,5 @@ def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Para
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Tells whether a module normalises by the values of its input alone: a batch norm's statistics are the base's."""
+    """Tell whether a module normalises by the values of its input alone: a batch norm's statistics are the base's."""
     return "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._BatchNorm)

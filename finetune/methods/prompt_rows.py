@@ -29,7 +29,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any]) -> Frame:
-        """Returns what the arguments of a forward say."""
+        """Return what the arguments of a forward say."""
         cache = kwargs.get("past_key_values")
         return cls(cache is None or int(cache.get_seq_length()) == 0, kwargs.get("attention_mask"))
 
@@ -50,7 +50,7 @@ class TrainedPrompt(nn.Module):
         embedding.add_module(CHILD, self)
 
     def leave(self) -> None:
-        """Takes the prompt and its hooks out of the model."""
+        """Take the prompt and its hooks out of the model."""
         for handle in self._handles:
             handle.remove()
         del self._embedding[0]._modules[CHILD]
@@ -85,7 +85,7 @@ class FrameUpdate:
         self.module = module
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Returns what the model does."""
+        """Return what the model does."""
         token = _FRAME.set(Frame.of(kwargs))
         try:
             return inner(*args, **kwargs)
@@ -93,7 +93,7 @@ class FrameUpdate:
             _FRAME.reset(token)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Returns what changes nothing."""
+        """Return what changes nothing."""
         return lambda: None
 
 
@@ -115,17 +115,17 @@ class PromptUpdate:
         return self.prompt.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns [B, T, D] for ids [B, T]."""
+        """Return [B, T, D] for ids [B, T]."""
         output = inner(ids, *args, **kwargs)
         return fill(ids, output, self.prompt, self.places, _FRAME.get(), check=True)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Raises MethodError: no weight can hold a prompt."""
+        """Raise MethodError: no weight can hold a prompt."""
         raise MethodError("a tuned prompt cannot be merged: it stands in the rows, not in the weights")
 
 
 def fill(ids: Tensor, output: Tensor, prompt: Tensor, places: Placeholders, frame: Frame, *, check: bool) -> Tensor:
-    """Replaces the embeddings of each row's placeholders; later steps of a generation have none.
+    """Replace the embeddings of each row's placeholders; later steps of a generation have none.
 
     Args:
         ids: what was looked up, [B, T].

@@ -34,7 +34,7 @@ class PromptTuning:
     """A prompt of ``num_virtual_tokens`` embeddings; rows must hold its placeholders."""
 
     def attach(self, host: Host, options: PromptTuningSection) -> Part:
-        """Adds a fresh prompt, made of the embeddings of a text or of random tokens.
+        """Add a fresh prompt, made of the embeddings of a text or of random tokens.
 
         Raises:
             MethodError: the initial text holds no token, or the model has no one sequence of tokens.
@@ -67,23 +67,23 @@ class PromptTuning:
             raise MethodError(f"{type(model).__name__} has no one sequence of tokens that a prompt could begin")
 
     def detach(self, model: PreTrainedModel) -> None:
-        """Removes the prompt and its hooks."""
+        """Remove the prompt and its hooks."""
         if (trained := _trained(model)) is not None:
             trained.leave()
 
     def is_attached(self, model: PreTrainedModel) -> bool:
-        """Tells whether a prompt trains here."""
+        """Tell whether a prompt trains here."""
         return _trained(model) is not None
 
     def switch(self, model: PreTrainedModel, on: bool) -> None:
-        """Has the prompt fill the placeholders, or leave them."""
+        """Have the prompt fill the placeholders, or leave them."""
         if (trained := _trained(model)) is not None:
             trained.on = on
 
     def expected_tensors(
         self, model: PreTrainedModel, towers: Towers, description: PartDescription
     ) -> dict[str, tuple[int, ...]]:
-        """Returns the one tensor's shape.
+        """Return the one tensor's shape.
 
         Raises:
             ManifestError: the options do not fit this base's embedding.
@@ -107,7 +107,7 @@ class PromptTuning:
     def updates(
         self, model: PreTrainedModel, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Returns what a finished prompt computes in the place of the input embedding, and of the whole model."""
+        """Return what a finished prompt computes in the place of the input embedding, and of the whole model."""
         embedding: Any = model.get_input_embeddings()
         prompt = tensors[TENSOR].to(embedding.weight.device, torch.float32)
         path = next(name for name, module in model.named_modules() if module is embedding)
@@ -116,7 +116,7 @@ class PromptTuning:
 
 
 def placeholders_of(options: Mapping[str, Any]) -> Placeholders:
-    """Returns the places that a saved prompt fills.
+    """Return the places that a saved prompt fills.
 
     Raises:
         ManifestError: the options are not those of a prompt.
@@ -137,7 +137,7 @@ def _trained(model: PreTrainedModel) -> TrainedPrompt | None:
 
 
 def _input_embedding(model: PreTrainedModel) -> Any:
-    """Returns the module that looks up tokens; None for a dual encoder, whose towers each have inputs of their own."""
+    """Return the module that looks up tokens; None for a dual encoder, whose towers each have inputs of their own."""
     try:
         return model.get_input_embeddings()
     except NotImplementedError:
@@ -145,7 +145,7 @@ def _input_embedding(model: PreTrainedModel) -> Any:
 
 
 def _initial_ids(options: PromptTuningSection, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> Tensor:
-    """Returns [N] token ids: a text's, repeated or cut to fit, or random ones."""
+    """Return [N] token ids: a text's, repeated or cut to fit, or random ones."""
     wanted = options.num_virtual_tokens
     if options.prompt_tuning_init_text is None:
         return torch.randint(0, min(len(tokenizer), num_embeddings), (wanted,))
@@ -156,7 +156,7 @@ def _initial_ids(options: PromptTuningSection, tokenizer: PreTrainedTokenizerBas
 
 
 def _ids_with_a_meaning(model: PreTrainedModel) -> set[int]:
-    """Returns the ids that fill up rows, or stand for something that is no text."""
+    """Return the ids that fill up rows, or stand for something that is no text."""
     kinds = ("image", "video", "vision", "audio", "boi", "eoi")
     config = model.config.to_dict()
     found = {v for k, v in config.items() if k.startswith(kinds) and k.endswith(("token_id", "token_index"))}
@@ -164,7 +164,7 @@ def _ids_with_a_meaning(model: PreTrainedModel) -> set[int]:
 
 
 def _placeholder_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns a legal id that no text encodes to, where there is one; else one that ends or begins a text."""
+    """Return a legal id that no text encodes to, where there is one; else one that ends or begins a text."""
     embedding: Any = model.get_input_embeddings()
     rows = int(embedding.weight.shape[0])
     if rows > len(tokenizer):

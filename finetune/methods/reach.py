@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def unreached(model: nn.Module, names: Sequence[str], forward: Callable[[], Tensor]) -> list[str]:
-    """Returns those of the modules ``names`` whose call adds to nothing which ``forward`` returns.
+    """Return those of the modules ``names`` whose call adds to nothing which ``forward`` returns.
 
     Each module's output is shifted by a zero of its own that asks for a gradient; one forward and one backward tell
     which zeros mattered. LLaVA's last vision layer is such a module: the projector reads the one before it.
@@ -35,7 +35,7 @@ def unreached(model: nn.Module, names: Sequence[str], forward: Callable[[], Tens
 
 
 def unreached_parameters(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> list[str]:
-    """Returns the names of those frozen ``parameters`` that nothing which ``forward`` returns depends on."""
+    """Return the names of those frozen ``parameters`` that nothing which ``forward`` returns depends on."""
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:

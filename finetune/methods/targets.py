@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[str]], list[str]]:
-    """Returns tower -> full names of the linear modules to adapt, in the model's order, and notes for people.
+    """Return tower -> full names of the linear modules to adapt, in the model's order, and note for people.
 
     Modules that the forward never uses are left out; so are experts that are not linear modules. Both are noted.
 
@@ -86,7 +86,7 @@ def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: Towe
 
 
 def _experts(model: nn.Module, paths: tuple[str, ...]) -> list[str]:
-    """Returns the weights of mixture-of-experts layers, which are held as one tensor [experts, in, out]."""
+    """Return the weights of mixture-of-experts layers, which are held as one tensor [experts, in, out]."""
     return [
         f"{path}.{name}"
         for path in paths

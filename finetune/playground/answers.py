@@ -43,7 +43,7 @@ class Answer:
 
 
 def read_image(path: Path | None) -> np.ndarray:
-    """Returns the upright pixels of an image, as ``read_pixels`` has them.
+    """Return the upright pixels of an image, as ``read_pixels`` has them.
 
     Args:
         path: of the file that was given; None for none.
@@ -60,7 +60,7 @@ def read_image(path: Path | None) -> np.ndarray:
 
 
 def read_words(text: str, *, labels: bool) -> str | list[str]:
-    """Returns the question; or labels, one a line or parted by commas.
+    """Return the question; or labels, one a line or parted by commas.
 
     Raises:
         DataError: it is empty or too long.
@@ -81,7 +81,7 @@ def read_words(text: str, *, labels: bool) -> str | list[str]:
 def answer_side_by_side(
     vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], chosen: Sequence[CatalogEntry]
 ) -> Iterator[Answer]:
-    """Yields the answer of the plain base, then that of each chosen adapter; one that fails does not end it.
+    """Yield the answer of the plain base, then that of each chosen adapter; one that fails does not end it.
 
     Args:
         vlm: the base.

@@ -59,7 +59,7 @@ class CatalogEntry:
 
 
 def read_catalog(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdentity) -> list[CatalogEntry]:
-    """Returns what may be chosen, and what may not, with the reason; nothing is loaded.
+    """Return what may be chosen, and what may not, with the reason; nothing is loaded.
 
     Args:
         registry: where names are looked up.

@@ -47,7 +47,7 @@ class ExampleImage:
 
 
 def draw_examples(folder: Path) -> list[ExampleImage]:
-    """Draws the examples into a folder."""
+    """Draw the examples into a folder."""
     examples = []
     for domain, index, kind in _CHOSEN:
         scene = _DRAW[domain](0, SPLIT, index)
@@ -66,7 +66,7 @@ def draw_examples(folder: Path) -> list[ExampleImage]:
 
 
 def right_answer(examples: list[ExampleImage], image: Path, question: str) -> str | None:
-    """Returns what the program that drew an image knows about it; None for any other image or question."""
+    """Return what the program that drew an image knows about it; None for any other image or question."""
     digest = image_digest(image)
     asked = question.strip().casefold()
     for example in examples:

@@ -19,19 +19,19 @@ MAX_ROWS = 200  # of the table; a registry may hold thousands
 
 
 def alert(message: str) -> str:
-    """Returns one message that says what went wrong."""
+    """Return one message that says what went wrong."""
     return f"<div class='pg-alert' role='alert'><b>That did not work.</b> {html_text(message)}</div>"
 
 
 def nothing_yet(hint: str) -> str:
-    """Returns what stands where answers will be."""
+    """Return what stands where answers will be."""
     return f"<div class='pg-empty'>{html_text(hint)}</div>"
 
 
 def cards(
     asked: str, answers: Sequence[Answer], *, waiting: Sequence[CatalogEntry | None] = (), right: str | None
 ) -> str:
-    """Returns the answers side by side, the base's first.
+    """Return the answers side by side, the base's first.
 
     Args:
         asked: the question, or the labels.
@@ -91,14 +91,14 @@ def _times(answer: Answer) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Returns a duration for people: ``0.08 ms``, ``43 ms``, ``2.1 s``."""
+    """Return a duration for people: ``0.08 ms``, ``43 ms``, ``2.1 s``."""
     if value >= 1000:
         return f"{value / 1000:.1f} s"
     return f"{value:.0f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
 def table(entries: Sequence[CatalogEntry], *, where: str) -> str:
-    """Returns the adapters with their scores; those that do not fit the base are struck out, with the reason."""
+    """Return the adapters with their scores; those that do not fit the base are struck out, with the reason."""
     title = "<h2 class='pg-h2'>Adapters in the registry</h2>"
     if not entries:
         return title + nothing_yet(f"There are no adapters in {where}. `finetune demo` trains and publishes two.")

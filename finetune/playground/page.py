@@ -22,7 +22,7 @@ _WAITING = 32  # questions that may wait for their turn
 
 
 def build_page(p: Playground) -> gr.Blocks:
-    """Returns the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
+    """Return the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
     with gr.Blocks(title="finetune: base and adapters", fill_width=True, analytics_enabled=False) as page:
         gr.HTML(_head(p))
         with gr.Row():
@@ -99,7 +99,7 @@ def _words(p: Playground) -> gr.Textbox:
 
 
 def _examples(p: Playground, image: gr.Image, words: gr.Textbox) -> None:
-    """Puts a button for each example: its image, and the question that comes with it."""
+    """Put a button for each example: its image, and the question that comes with it."""
     gr.HTML("<p>Or one of these: synthetic, drawn by a program</p>")
     with gr.Row():
         for example in p.examples:

@@ -56,11 +56,11 @@ class Playground:
         return [entry.name for entry in self.entries if entry.refusal is None]
 
     def table(self) -> str:
-        """Returns the registry's table."""
+        """Return the registry's table."""
         return table(self.entries, where=self.registry.location)
 
     def look_again(self) -> str:
-        """Looks at the registry as it is now, and returns its table; where that fails, why, and the entries stay."""
+        """Look at the registry as it is now, and return its table; where that fails, why, and the entries stay."""
         try:
             self.entries = self._read_catalog()
         except FinetuneError as error:
@@ -68,7 +68,7 @@ class Playground:
         return self.table()
 
     def ask(self, image: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
-        """Yields the answers as far as they are there, as HTML; what is wrong is one message."""
+        """Yield the answers as far as they are there, as HTML; what is wrong is one message."""
         try:
             pixels = read_image(image)
             words = read_words(text or "", labels=self.takes_labels)

@@ -96,7 +96,7 @@ def _load(
 
 
 def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
-    """Returns the page as an app that shares nothing, and tells the browser to load nothing from elsewhere.
+    """Return the page as an app that shares nothing, and tell the browser to load nothing from elsewhere.
 
     Args:
         page: what is shown.

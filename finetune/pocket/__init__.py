@@ -6,7 +6,7 @@ from finetune.errors import ModelError
 
 
 def model_folder() -> Path:
-    """Returns the folder that holds the pocket model's weights, tokenizer and processor."""
+    """Return the folder that holds the pocket model's weights, tokenizer and processor."""
     folder = Path(__file__).parent / "model"
     if not (folder / "model.safetensors").exists():
         raise ModelError(

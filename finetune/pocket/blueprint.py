@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE on ``texts``: all 256 bytes are tokens, so any text encodes; digits stand alone."""
+    """Train a byte-level BPE on ``texts``: all 256 bytes are tokens, so any text encodes; digits stand alone."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -62,7 +62,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Returns the processor: images are squashed to 64 x 64 and scaled to -1..1, never tiled."""
+    """Return the processor: images are squashed to 64 x 64 and scaled to -1..1, never tiled."""
     images = ViTImageProcessor(
         size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
     )
@@ -77,7 +77,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> FastVlmForConditionalGeneration:
-    """Returns the model with random weights, in fp32; seed torch before."""
+    """Return the model with random weights, in fp32; seed torch before."""
     pad, end, image = (tokenizer.get_vocab()[token] for token in (PAD, END, IMAGE))
     vision = ConvNextConfig(
         patch_size=4,

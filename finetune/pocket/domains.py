@@ -17,7 +17,7 @@ _DRAW = {"medical": draw_phantom, "retail": draw_product}
 
 
 def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed: int, bad: Any) -> list[Example]:
-    """Returns the rows of one split: a question an image, kinds in turn; pure functions of the data's seed.
+    """Return the rows of one split: a question an image, kinds in turn; pure functions of the data's seed.
 
     Args:
         section: the recipe's data section.
@@ -36,7 +36,7 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
 
 
 def read_world(seed: int, split: str, *, rows_per_kind: int, task: TaskSection) -> list[Example]:
-    """Returns rows of the pretraining world, as many of each question kind; splits share no image."""
+    """Return rows of the pretraining world, as many of each question kind; splits share no image."""
     left = dict.fromkeys(KINDS, rows_per_kind)
     examples: list[Example] = []
     index = 0

@@ -30,7 +30,7 @@ PATTERNS = ("plain", "striped", "dotted", "checked")
 
 
 def random_for(*key: int | str) -> np.random.Generator:
-    """Returns the generator that belongs to ``key``; equal keys give equal images on every machine."""
+    """Return the generator that belongs to ``key``; equal keys give equal images on every machine."""
     words: list[int] = []
     for part in key:
         words += [part] if isinstance(part, int) else [len(part), *part.encode()]
@@ -38,12 +38,12 @@ def random_for(*key: int | str) -> np.random.Generator:
 
 
 def jitter_color(rng: np.random.Generator, name: str, amount: float = 14.0) -> np.ndarray:
-    """Returns a float RGB [3] near the colour called ``name``."""
+    """Return a float RGB [3] near the colour called ``name``."""
     return np.clip(np.array(COLORS[name], float) + rng.normal(0, amount, 3), 0, 255)
 
 
 def polygon_points(shape: str, cx: float, cy: float, radius: float, angle: float) -> list[tuple[float, float]]:
-    """Returns the corners of a straight-edged shape; ``angle`` is in radians."""
+    """Return the corners of a straight-edged shape; ``angle`` is in radians."""
     if shape == "star":
         radii, turns = [radius, radius * 0.42] * 5, 10
     elif shape == "cross":
@@ -65,7 +65,7 @@ def polygon_points(shape: str, cx: float, cy: float, radius: float, angle: float
 
 
 def shape_mask(shape: str, cx: float, cy: float, radius: float, angle: float = 0.0) -> np.ndarray:
-    """Returns an anti-aliased mask [SIDE, SIDE] in 0..1 of ``shape`` centred at (cx, cy), in pixels."""
+    """Return an anti-aliased mask [SIDE, SIDE] in 0..1 of ``shape`` centred at (cx, cy), in pixels."""
     k = _OVERSAMPLE
     canvas = Image.new("L", (SIDE * k, SIDE * k), 0)
     draw = ImageDraw.Draw(canvas)
@@ -81,7 +81,7 @@ def shape_mask(shape: str, cx: float, cy: float, radius: float, angle: float = 0
 
 
 def ellipse_mask(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
-    """Returns the mask [SIDE, SIDE] of a turned ellipse with soft one-pixel edge."""
+    """Return the mask [SIDE, SIDE] of a turned ellipse with soft one-pixel edge."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
     c, s = math.cos(angle), math.sin(angle)
     u, v = (x - cx) * c + (y - cy) * s, -(x - cx) * s + (y - cy) * c
@@ -90,7 +90,7 @@ def ellipse_mask(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0)
 
 
 def polygon_mask(points: list[tuple[float, float]]) -> np.ndarray:
-    """Returns the anti-aliased mask [SIDE, SIDE] of a polygon given in pixels."""
+    """Return the anti-aliased mask [SIDE, SIDE] of a polygon given in pixels."""
     k = _OVERSAMPLE
     canvas = Image.new("L", (SIDE * k, SIDE * k), 0)
     ImageDraw.Draw(canvas).polygon([(x * k, y * k) for x, y in points], fill=255)
@@ -98,7 +98,7 @@ def polygon_mask(points: list[tuple[float, float]]) -> np.ndarray:
 
 
 def shrink(canvas: Image.Image) -> np.ndarray:
-    """Brings an oversampled grey canvas down to a mask [SIDE, SIDE] in 0..1."""
+    """Bring an oversampled grey canvas down to a mask [SIDE, SIDE] in 0..1."""
     return np.asarray(canvas.reduce(_OVERSAMPLE), dtype=np.float32) / 255
 
 
@@ -110,7 +110,7 @@ def fill_pattern(
     *,
     period: float | None = None,
 ) -> np.ndarray:
-    """Returns a float image [SIDE, SIDE, 3] of ``ink`` patterned with ``ground``; period in pixels."""
+    """Return a float image [SIDE, SIDE, 3] of ``ink`` patterned with ``ground``; period in pixels."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     period = period or rng.uniform(5, 8)
     px, py = rng.uniform(0, period, 2)
@@ -133,13 +133,13 @@ def paint(image: np.ndarray, mask: np.ndarray, fill: np.ndarray) -> None:
 
 
 def smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Returns smooth noise [SIDE, SIDE], mean about 0 and deviation about 1, with ``cells`` cells a side."""
+    """Return smooth noise [SIDE, SIDE], mean about 0 and deviation about 1, with ``cells`` cells a side."""
     coarse = Image.fromarray(rng.normal(0, 1, (cells + 2, cells + 2)).astype(np.float32))
     return np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def finish(rng: np.random.Generator, image: np.ndarray, *, noise: float, blur: float = 0.0) -> np.ndarray:
-    """Blurs (radius in pixels), adds sensor noise (deviation in grey levels), and rounds to uint8."""
+    """Blur (radius in pixels), add sensor noise (deviation in grey levels), and round to uint8."""
     if blur > 0:
         sharp = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
         image = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)

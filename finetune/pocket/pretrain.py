@@ -62,7 +62,7 @@ class WorldRows(torch.utils.data.IterableDataset):
         self._drawn: dict[int, Scene] = {}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yields dicts of tensors.
+        """Yield dicts of tensors.
 
         All hold pixel_values [B, 3, S, S], cells [B, 64, 3] and outline [B, 64, 64]; those after the first stage
         also input_ids and weights [B, T].
@@ -130,7 +130,7 @@ class DenseHead(nn.Module):
             self.register_buffer(name, torch.tensor([0.15] + [1.0] * (classes - 1)), persistent=False)
 
     def forward(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Returns the dense loss; ``features`` [B, D, 4, 4]."""
+        """Return the dense loss; ``features`` [B, D, 4, 4]."""
         out = self.read(features.permute(0, 2, 3, 1))  # [B, 4, 4, fold * fold * outputs]
         b, h, w, _ = out.shape
         out = out.view(b, h, w, self.fold, self.fold, self.outputs).permute(0, 1, 3, 2, 4, 5)
@@ -143,7 +143,7 @@ class DenseHead(nn.Module):
 
 
 def losses(model: FastVlmForConditionalGeneration, head: DenseHead, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the dense loss and, for a batch with text, the answer loss."""
+    """Return the dense loss and, for a batch with text, the answer loss."""
     features = model.model.get_image_features(batch["pixel_values"], return_dict=True)
     out = {"dense": head(features.last_hidden_state, batch)}
     if "input_ids" in batch:
@@ -172,7 +172,7 @@ def optimizers(model: nn.Module, head: nn.Module, options: PretrainOptions) -> l
 
 
 def pretrain(options: PretrainOptions) -> FastVlmForConditionalGeneration:
-    """Trains the pocket model from nothing, or from the newest checkpoint in ``options.folder``.
+    """Train the pocket model from nothing, or from the newest checkpoint in ``options.folder``.
 
     Returns:
         The trained model in fp32; it and its processor are also saved in ``options.folder / "model"``.
@@ -231,7 +231,7 @@ def pretrain(options: PretrainOptions) -> FastVlmForConditionalGeneration:
 
 
 def schedule(step: int, options: PretrainOptions) -> float:
-    """Returns the factor of the learning rates: a cosine to zero over the run, with a warm-up in each stage."""
+    """Return the factor of the learning rates: a cosine to zero over the run, with a warm-up in each stage."""
     since = step - options.vision_steps if step >= options.vision_steps else step
     cosine = 0.5 * (1 + math.cos(math.pi * step / options.steps))
     return cosine * min(1.0, (since + 1) / options.warmup)

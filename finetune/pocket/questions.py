@@ -38,7 +38,7 @@ def _word(rng: np.random.Generator, kind: str, *parts: str) -> str:
 
 
 def region(x: float, y: float) -> str | None:
-    """Returns the name of the ninth of the image that (x, y), in pixels, lies in; None near a border."""
+    """Return the name of the ninth of the image that (x, y), in pixels, lies in; None near a border."""
     third, margin = SIDE / 3, 2.5
     for value in (x, y):
         if any(abs(value - line) < margin for line in (third, 2 * third)):
@@ -51,7 +51,7 @@ def region(x: float, y: float) -> str | None:
 def ask_everything(
     rng: np.random.Generator, scene_kind: str, things: list[Thing], ground: str | None, *, colored: bool
 ) -> list[Question]:
-    """Returns the questions of one scene in random order, at most two of a kind.
+    """Return the questions of one scene in random order, at most two of a kind.
 
     Args:
         rng: the scene's generator.

@@ -29,7 +29,7 @@ _COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 
 
 def draw_product(seed: int, split: str, index: int) -> Scene:
-    """Returns one product image with questions on garment, colour, pattern and price tag."""
+    """Return one product image with questions on garment, colour, pattern and price tag."""
     rng = random_for(seed, "retail", split, index)
     garment, color = str(rng.choice(GARMENTS)), str(rng.choice(_COLORS))
     pattern = str(rng.choice(PATTERNS))
@@ -69,7 +69,7 @@ def _outline(rng: np.random.Generator, garment: str) -> list[tuple[float, float]
 
 
 def _hang_tag(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Draws a small white tag with two dark lines, on a string."""
+    """Draw a small white tag with two dark lines, on a string."""
     x, y = rng.uniform(6, SIDE - 18), rng.uniform(8, SIDE - 20)
     paint(image, polygon_mask([(x + 4, y - 6), (x + 5, y - 6), (x + 6.5, y), (x + 5.5, y)]), np.full(3, 60.0))
     paint(

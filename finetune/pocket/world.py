@@ -42,7 +42,7 @@ class Thing:
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
-    """Returns scene ``index`` of ``split``, with all the questions that have one clear answer."""
+    """Return scene ``index`` of ``split``, with all the questions that have one clear answer."""
     rng = random_for(seed, split, index)
     ground_name = str(rng.choice(list(COLORS)))
     grey = rng.random() < 0.1
@@ -144,7 +144,7 @@ def _a_single_thing(rng: np.random.Generator, ground: str) -> list[Thing]:
 
 
 def _cells(owner: np.ndarray, things: list[Thing], grey: bool) -> np.ndarray:
-    """Returns [CELLS, CELLS, 3]: the classes of the object that covers most of each patch, 0 for none.
+    """Return [CELLS, CELLS, 3]: the classes of the object that covers most of each patch, 0 for none.
 
     A colour that was painted grey is -100, which a cross entropy ignores.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def refuse_incompatible(
     recipe: Recipe, *, source: str, model_type: str | None = None, architecture: str | None = None
 ) -> None:
-    """Checks a recipe against what is known not to work.
+    """Check a recipe against what is known not to work.
 
     Args:
         recipe: the recipe.
@@ -95,7 +95,7 @@ def _explain(case: Incompatible, model_type: str | None) -> str:
 
 
 def known_model_type(model: ModelSection) -> str | None:
-    """Returns the ``model_type`` of a base whose config is on this machine; None where it is not."""
+    """Return the ``model_type`` of a base whose config is on this machine; None where it is not."""
     folder = Path(import_string(target)()) if (target := EMBEDDED_BASES.get(model.name_or_path)) else None
     path: Path | None = (folder or Path(model.name_or_path)) / "config.json"
     if path is not None and not path.is_file():
@@ -118,7 +118,7 @@ def _in_hub_cache(model: ModelSection) -> Path | None:
 
 
 def _uses(section: MethodSection, option: str) -> bool:
-    """Tells whether a method's section asks for ``option``, such as ``lora.use_dora`` or ``lora.towers.projector``."""
+    """Tell whether a method's section asks for ``option``, such as ``lora.use_dora`` or ``lora.towers.projector``."""
     name, *path = option.split(".")
     value: object = section
     for key in path:

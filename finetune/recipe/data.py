@@ -229,7 +229,7 @@ class MixData(ReadSection):
         return all(part.data.synthetic for part in self.sources.values())
 
     def part(self, name: str) -> Any:
-        """Returns the section of one source, with what holds for the whole mix."""
+        """Return the section of one source, with what holds for the whole mix."""
         section = self.sources[name].data
         common = _COMMON & type(section).model_fields.keys()
         return section.model_copy(update={field: getattr(self, field) for field in common})

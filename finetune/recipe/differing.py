@@ -10,7 +10,7 @@ LENGTH = frozenset({"train.epochs", "train.max_steps", "train.early_stopping_pat
 
 
 def differing(there: Any, here: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Returns dotted key -> the values of both, of plain data."""
+    """Return dotted key -> the values of both, of plain data."""
     if isinstance(there, dict) and isinstance(here, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for name in dict.fromkeys([*there, *here]):
@@ -20,11 +20,11 @@ def differing(there: Any, here: Any, key: str = "") -> dict[str, tuple[Any, Any]
 
 
 def describe(differences: dict[str, tuple[Any, Any]], most: int = 8) -> str:
-    """Returns differences as a part of a message."""
+    """Return differences as a part of a message."""
     texts = [f"{key} is {brief(there)} there and {brief(here)} here" for key, (there, here) in differences.items()]
     return "; ".join(texts[:most])
 
 
 def is_longer_only(differences: Collection[str], prefix: str = "") -> bool:
-    """Tells whether these dotted keys only say when a run ends, and there are any."""
+    """Tell whether these dotted keys only say when a run ends, and there are any."""
     return bool(differences) and all(key.removeprefix(prefix) in LENGTH for key in differences)

@@ -17,7 +17,7 @@ from finetune.recipe.whole import Recipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe.
+    """Read a recipe.
 
     Args:
         path: a YAML file.
@@ -46,7 +46,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
-    """Builds a recipe from plain data; ``source`` names it in errors."""
+    """Build a recipe from plain data; ``source`` names it in errors."""
     variables: set[str] = set()  # the texts that hold the value of one
     for section, group in (("method", "methods"), ("task", "tasks"), ("objective", "objectives")):
         parts = raw.get(section)
@@ -94,7 +94,7 @@ _SAID_AS = {
 
 
 def _check_sources(data: Any, source: str) -> None:
-    """Raises RecipeError where a source of rows is unknown, with the one that is meant by a common name."""
+    """Raise RecipeError where a source of rows is unknown, with the one that is meant by a common name."""
     if not isinstance(data, dict):
         return
     parts = data.get("sources")
@@ -110,7 +110,7 @@ def _check_sources(data: Any, source: str) -> None:
 
 
 def read_value(text: str, *, source: str) -> Any:
-    """Returns the YAML value that ``text`` is; ``source`` names it in errors.
+    """Return the YAML value that ``text`` is; ``source`` names it in errors.
 
     Raises:
         RecipeError: it is not YAML.
@@ -140,7 +140,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: Any, raw: dict[str, Any]) -> str:
-    """Turns one pydantic error into a line that names the key and what is allowed."""
+    """Turn one pydantic error into a line that names the key and what is allowed."""
     location, section = _walk(error["loc"], raw)
     key = ".".join(location) or "top level"
     if error["type"] == "extra_forbidden":

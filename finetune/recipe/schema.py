@@ -19,11 +19,11 @@ class _Untitled(GenerateJsonSchema):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Returns the JSON schema (draft 2020-12) that a recipe's YAML fulfils before its variables are put in."""
+    """Return the JSON schema (draft 2020-12) that a recipe's YAML fulfils before its variables are put in."""
     schema = Recipe.model_json_schema(schema_generator=_Untitled)
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema}
 
 
 def schema_text() -> str:
-    """Returns the schema as it stands in ``docs/recipe.schema.json``."""
+    """Return the schema as it stands in ``docs/recipe.schema.json``."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -55,7 +55,7 @@ class Recipe(Section):
         return self._from_environment
 
     def holding(self, from_environment: frozenset[str]) -> "Recipe":
-        """Returns the recipe with the texts that hold an environment variable's value."""
+        """Return the recipe with the texts that hold an environment variable's value."""
         new = self.model_copy()
         new._from_environment = from_environment
         return new
@@ -91,7 +91,7 @@ class Recipe(Section):
         return Path(self.train.output_dir).expanduser().absolute() / self.name
 
     def identity(self) -> dict[str, Any]:
-        """Returns the recipe without what only says where things lie, and how a run is watched and kept."""
+        """Return the recipe without what only says where things lie, and how a run is watched and kept."""
         data = self.model_dump(mode="json")
         del data["model"]["name_or_path"], data["model"]["device"], data["adapter"]["init_from"]
         for key in (

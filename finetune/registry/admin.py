@@ -37,7 +37,7 @@ class VerifyReport:
 
 
 def verify(registry: AdapterRegistry) -> VerifyReport:
-    """Reads and hashes everything that a log names, and checks that every log is an unbroken chain.
+    """Read and hash everything that a log names, and check that every log is an unbroken chain.
 
     The newest entry of a log has no successor to vouch for it: a change to it is found by its signature, and in one
     that nobody signed only where it contradicts its manifest or the entry before it.
@@ -54,7 +54,7 @@ def verify(registry: AdapterRegistry) -> VerifyReport:
 
 
 def reindex(registry: AdapterRegistry) -> tuple[Path, int]:
-    """Makes the index anew by which ``list`` answers at once.
+    """Make the index anew by which ``list`` answers at once.
 
     It never needs that: where it does not fit, ``list`` reads the logs.
 
@@ -94,7 +94,7 @@ class _Verification:
         self.problem(REGISTRY_KEY, "it is missing, without which nothing here is found")
 
     def check_log(self, namespace: str, name: str, entries: list[int]) -> None:
-        """Checks the entries with these numbers, ascending, and what they name."""
+        """Check the entries with these numbers, ascending, and what they name."""
         last, previous = 0, None
         readable: list[Commit] = []
         for seq in entries:

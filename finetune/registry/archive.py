@@ -69,7 +69,7 @@ class Exported:
 
 
 def export_archive(source: Store, names: Iterable[str], path: str | Path) -> Exported:
-    """Writes adapters with their whole history into one file, every byte checked on the way.
+    """Write adapters with their whole history into one file, every byte checked on the way.
 
     Args:
         source: of the registry.
@@ -112,7 +112,7 @@ def export_archive(source: Store, names: Iterable[str], path: str | Path) -> Exp
 
 @contextmanager
 def open_archive(path: str | Path) -> Iterator[Store]:
-    """Opens an archive, checked as a whole, as a store from which ``copy_adapter`` copies.
+    """Open an archive, checked as a whole, as a store from which ``copy_adapter`` copies.
 
     Raises:
         IntegrityError: anything in it is not exactly as ``export_archive`` writes it.
@@ -160,7 +160,7 @@ def _key(ref: AdapterRef, commit: Commit) -> str:
 
 
 def _check(store: TarStore) -> None:
-    """Reads the whole archive: all that its logs name must be there, be right, and be all."""
+    """Read the whole archive: all that its logs name must be there, be right, and be all."""
     named = {ABOUT_KEY}
     for name, told in _read_about(store).heads.items():
         ref = AdapterRef.parse_name(name)

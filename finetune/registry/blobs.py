@@ -36,18 +36,18 @@ Content = Callable[[], bytes | Iterable[bytes]]
 
 
 def blob_key(digest: str) -> str:
-    """Returns the key of the bytes with this SHA-256."""
+    """Return the key of the bytes with this SHA-256."""
     return f"{BLOBS}/{digest[:2]}/{digest}"
 
 
 def digest_of(key: str) -> str | None:
-    """Returns the SHA-256 that a key says its bytes have, or None when it is not the key of a blob."""
+    """Return the SHA-256 that a key says its bytes have, or None when it is not the key of a blob."""
     match = _BLOB_KEY.fullmatch(key)
     return match[2] if match else None
 
 
 def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator[bytes]:
-    """Passes bytes on; raises at their end, or once there are too many, when they are not those of ``entry``.
+    """Pass bytes on; raise at their end, or once there are too many, when they are not those of ``entry``.
 
     Raises:
         IntegrityError: with ``what``, and how they differ.
@@ -66,7 +66,7 @@ def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator
 
 
 def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
-    """Yields the bytes of a blob, checked.
+    """Yield the bytes of a blob, checked.
 
     Raises:
         ObjectMissing: it is not there.
@@ -78,7 +78,7 @@ def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
 
 
 def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
-    """Stores blobs, so that an entry that names them may follow.
+    """Store blobs, so that an entry that names them may follow.
 
     When this returns they are all there, and gc deletes none of them before ``LONGEST`` is over since this began;
     the entry that names them has to be written until then.
@@ -120,17 +120,17 @@ def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
 
 
 def plan_key(name: str) -> str:
-    """Returns the key of the plan of one gc, whose name is 32 lower-case hexadecimal digits."""
+    """Return the key of the plan of one gc, whose name is 32 lower-case hexadecimal digits."""
     return f"{PLANS}/{name}.json"
 
 
 def plan_bytes(keys: Iterable[str]) -> bytes:
-    """Returns what a plan holds: the keys of the blobs that a gc may delete while it is there."""
+    """Return what a plan holds: the keys of the blobs that a gc may delete while it is there."""
     return canonical_json({"blobs": sorted(keys)})
 
 
 def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
-    """Returns a plan to delete one of these blobs whose gc may still be at it, or None.
+    """Return a plan to delete one of these blobs whose gc may still be at it, or None.
 
     Raises:
         IntegrityError: a plan cannot be read.
@@ -162,7 +162,7 @@ def _planned(raw: bytes, *, source: str) -> set[str]:
 
 
 def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:
-    """Writes a blob and returns when that was, by the store's clock; None when it is gone already."""
+    """Write a blob and return when that was, by the store's clock; None when it is gone already."""
     store.put(blob_key(entry.sha256), content(), mode="overwrite")
     try:
         return store.head(blob_key(entry.sha256)).modified

@@ -21,13 +21,13 @@ _SEQ_DIGITS = 12  # hexadecimal, at the beginning of a txn
 
 
 def new_txn(log: Log) -> str:
-    """Returns a txn that says how long the log was when it was made, so that it is looked for only after that."""
+    """Return a txn that says how long the log was when it was made, so that it is looked for only after that."""
     head = log.head()
     return f"{0 if head is None else head.seq:0{_SEQ_DIGITS}x}{uuid.uuid4().hex[_SEQ_DIGITS:]}"
 
 
 def _made_at(txn: str, head: Commit) -> int:
-    """Returns a number of entries among which ``txn`` is not."""
+    """Return a number of entries among which ``txn`` is not."""
     # Of one that is random the digits are a number far beyond any log; then none.
     digits = txn[:_SEQ_DIGITS]
     seq = int(digits, 16) if re.fullmatch("[0-9a-f]{12}", digits) else 0
@@ -35,7 +35,7 @@ def _made_at(txn: str, head: Commit) -> int:
 
 
 def publish(log: Log, digest: str, summary: dict[str, Any], aliases: Iterable[str], *, txn: str | None) -> Commit:
-    """Adds the next version, once for each ``txn``; returns the entry that published it.
+    """Add the next version, once for each ``txn``; return the entry that published it.
 
     Raises:
         ConflictError: ``txn`` stands in the log for something else.
@@ -76,7 +76,7 @@ def move(
     expect: int | None,
     gate: Gate | None = None,
 ) -> Version:
-    """Lets an alias stand for a version; when it does already, nothing is written.
+    """Let an alias stand for a version; when it does already, nothing is written.
 
     Args:
         log: of an adapter that exists.
@@ -122,13 +122,13 @@ def move(
 
 
 def yank(log: Log, ref: AdapterRef, version: int, *, reason: str | None) -> Version:
-    """Marks a version that exists; a reason replaces that of an earlier yank."""
+    """Mark a version that exists; a reason replaces that of an earlier yank."""
     number = str(version)
     return _mark(log, ref, version, "yank", lambda yanked: {number: NO_REASON, **yanked, **_given(number, reason)})
 
 
 def unyank(log: Log, ref: AdapterRef, version: int) -> Version:
-    """Takes the mark of a version away; one without stays as it is."""
+    """Take the mark of a version away; one without stays as it is."""
     return _mark(log, ref, version, "unyank", lambda yanked: {n: why for n, why in yanked.items() if n != str(version)})
 
 

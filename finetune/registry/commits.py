@@ -33,17 +33,17 @@ _LOG_KEY = re.compile(r"names/([^/]+)/([^/]+)/log/((?!0{12})[0-9]{12})\.json")
 
 
 def log_key(namespace: str, name: str, seq: int) -> str:
-    """Returns the key of the ``seq``-th entry of an adapter's log."""
+    """Return the key of the ``seq``-th entry of an adapter's log."""
     return f"names/{namespace}/{name}/log/{seq:012d}.json"
 
 
 def hint_key(namespace: str, name: str) -> str:
-    """Returns the key of the number of an entry that is not far from the newest, as a hint and no more."""
+    """Return the key of the number of an entry that is not far from the newest, as a hint and no more."""
     return f"names/{namespace}/{name}/hint"
 
 
 def split_log_key(key: str) -> tuple[str, str, int] | None:
-    """Returns namespace, name and sequence number, or None when ``key`` is no entry of a log."""
+    """Return namespace, name and sequence number, or None when ``key`` is no entry of a log."""
     match = _LOG_KEY.fullmatch(key)
     if match is None:
         return None
@@ -54,14 +54,14 @@ def split_log_key(key: str) -> tuple[str, str, int] | None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Returns where the first fault stands, and what it is."""
+    """Return where the first fault stands, and what it is."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "top level"
     return f"{plain(where)}: {plain(first['msg'])}"
 
 
 def current_actor() -> str:
-    """Returns ``user@host`` for the log: information, not proof."""
+    """Return ``user@host`` for the log: information, not proof."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no entry in passwd
@@ -134,7 +134,7 @@ class Commit(BaseModel):
 
     @classmethod
     def after(cls, head: "Commit | None", *, op: str, txn: str, **changes: Any) -> "Commit":
-        """Returns the entry that follows ``head``, written here and now.
+        """Return the entry that follows ``head``, written here and now.
 
         Args:
             head: the newest entry, None when there is none.
@@ -165,7 +165,7 @@ class Commit(BaseModel):
 
     @classmethod
     def parse(cls, raw: bytes, *, source: str) -> "Commit":
-        """Reads an entry from its bytes.
+        """Read an entry from its bytes.
 
         Args:
             raw: the bytes.
@@ -197,7 +197,7 @@ class Commit(BaseModel):
         return commit
 
     def checked(self) -> "Commit":
-        """Returns the commit as it will be read; one that nobody can read would end the log for ever.
+        """Return the commit as it will be read; one that nobody can read would end the log for ever.
 
         Raises:
             RegistryError: what it says does not fit into a log.
@@ -208,7 +208,7 @@ class Commit(BaseModel):
             raise RegistryError(f"this cannot be written to the log: {error}") from None
 
     def signed(self, key: SigningKey, namespace: str, name: str) -> "Commit":
-        """Returns the commit with signatures: its own, and of a publish that of the manifest.
+        """Return the commit with signatures: its own, and of a publish that of the manifest.
 
         Args:
             key: signs.
@@ -222,12 +222,12 @@ class Commit(BaseModel):
         return commit.model_copy(update={"signature": signature}).checked()
 
     def message(self, namespace: str, name: str) -> bytes:
-        """Returns what its signature is over, in the log of the adapter ``namespace/name``."""
+        """Return what its signature is over, in the log of the adapter ``namespace/name``."""
         fields = {field: value for field, value in self._fields().items() if field != "signature"}
         return entry_message(namespace, name, fields)
 
     def to_bytes(self) -> bytes:
-        """Returns the canonical JSON of the commit."""
+        """Return the canonical JSON of the commit."""
         fields = self._fields()
         if self.schema_version >= 3:
             fields[_CHECKSUM] = sha256_hex(canonical_json(fields))
@@ -254,7 +254,7 @@ class Commit(BaseModel):
 
 
 def newest_usable(version: int, yanked: Container[str]) -> int:
-    """Returns what ``latest`` stands for when ``version`` is the newest: the newest version that is not yanked.
+    """Return what ``latest`` stands for when ``version`` is the newest: the newest version that is not yanked.
 
     Where all are yanked it is the newest, and asking for it an error.
     """
@@ -262,7 +262,7 @@ def newest_usable(version: int, yanked: Container[str]) -> int:
 
 
 def check_link(commit: Commit, previous: Commit | None) -> list[str]:
-    """Returns what is wrong between an entry and the one before it; nothing when they belong together.
+    """Return what is wrong between an entry and the one before it; nothing when they belong together.
 
     Args:
         commit: the entry.
@@ -291,7 +291,7 @@ def check_link(commit: Commit, previous: Commit | None) -> list[str]:
 
 
 def _undue_changes(commit: Commit, previous: Commit) -> list[str]:
-    """Returns where an entry changes more, or something else, than its ``op`` says."""
+    """Return where an entry changes more, or something else, than its ``op`` says."""
     moved = _changed(commit.aliases, previous.aliases) - {LATEST}
     if commit.op == "publish":
         undue = {alias for alias in moved if commit.aliases.get(alias) != commit.version}

@@ -66,7 +66,7 @@ class Condition:
         return found is not None and _OPERATORS[self.op](found, self.value)
 
     def describe(self, values: Mapping[str, float]) -> str:
-        """Returns the condition and what was found, in one line of at most 256 characters."""
+        """Return the condition and what was found, in one line of at most 256 characters."""
         if self.path in values:
             return f"{self}: it is {values[self.path]:.6g}"
         # The few of a whole split come before the many of its kinds, so that no cut hides them.
@@ -80,7 +80,7 @@ class Condition:
 
 
 def _hint(path: str, names: Sequence[str]) -> str:
-    """Returns the metric that was meant: one of the same last word, or one written alike."""
+    """Return the metric that was meant: one of the same last word, or one written alike."""
     last = path.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
     return f" Did you mean {same[0]!r}?" if same else did_you_mean(path, names)

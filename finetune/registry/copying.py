@@ -51,12 +51,12 @@ class Copied:
 
 
 def names_in(store: Store) -> list[str]:
-    """Returns the names of all adapters that a store lists, sorted."""
+    """Return the names of all adapters that a store lists, sorted."""
     return ["/".join(parts) for parts in list_logs(store)]
 
 
 def copy_adapter(source: Store, target: Store, name: str) -> Copied:
-    """Copies an adapter with its history; every byte is checked on the way.
+    """Copy an adapter with its history; every byte is checked on the way.
 
     Entries that the target has already are left as they are. The target may be ahead; then nothing is written.
 
@@ -94,7 +94,7 @@ def copy_adapter(source: Store, target: Store, name: str) -> Copied:
 
 
 def check_has(store: Store, ref: AdapterRef) -> None:
-    """Refuses an adapter that a store does not hold.
+    """Refuse an adapter that a store does not hold.
 
     Raises:
         NotFoundError: with those that there are.
@@ -108,7 +108,7 @@ def check_has(store: Store, ref: AdapterRef) -> None:
 
 
 def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[list[Copied], list[FinetuneError]]:
-    """Copies several adapters; one that is damaged, or has another history in the target, keeps no other away.
+    """Copy several adapters; one that is damaged, or has another history in the target, keeps no other away.
 
     Returns:
         What was copied, and why what was not.
@@ -135,7 +135,7 @@ def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[l
 
 
 def read_history(store: Store, ref: AdapterRef, *, after: int = 0) -> Iterator[Commit]:
-    """Yields the entries of an adapter's log that follow number ``after``, the chain between them checked.
+    """Yield the entries of an adapter's log that follow number ``after``, the chain between them checked.
 
     Raises:
         IntegrityError: an entry is damaged, or does not follow from the one before it.
@@ -152,7 +152,7 @@ def read_history(store: Store, ref: AdapterRef, *, after: int = 0) -> Iterator[C
 
 
 def blobs_of(store: Store, ref: AdapterRef, commit: Commit) -> list[FileEntry]:
-    """Returns the files that an entry brings into a registry, the manifest last; none unless it publishes.
+    """Return the files that an entry brings into a registry, the manifest last; none unless it publishes.
 
     Raises:
         IntegrityError: its manifest is damaged or missing, or is not what the entry says of it.
@@ -170,7 +170,7 @@ def blobs_of(store: Store, ref: AdapterRef, commit: Commit) -> list[FileEntry]:
 
 
 def _in_common(source: Store, target: Store, ref: AdapterRef) -> int:
-    """Returns how many entries both have; refuses to copy unless they are all that one of them has."""
+    """Return how many entries both have; refuse to copy unless they are all that one of them has."""
     ours, theirs = (Log(store, ref.namespace, ref.name) for store in (source, target))
     head, reached = ours.head(), theirs.head()
     if head is None or reached is None:
@@ -198,7 +198,7 @@ def _parted(ref: AdapterRef, commit: Commit, other: Commit) -> ConflictError:
 
 
 def _copy_blobs(source: Store, target: Store, entries: list[FileEntry]) -> None:
-    """Sees to it that a target has blobs whole, and that its gc leaves them alone until they are named."""
+    """See to it that a target has blobs whole, and that its gc leaves them alone until they are named."""
     for entry in entries:
         if _is_damaged(target, entry):  # under a digest there is only one right content
             target.put(blob_key(entry.sha256), _read(source, entry), mode="overwrite")

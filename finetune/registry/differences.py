@@ -31,7 +31,7 @@ class Difference:
 
 
 def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Difference]:
-    """Returns what differs between the manifests of two versions, the name and the time of saving left out.
+    """Return what differs between the manifests of two versions, the name and the time of saving left out.
 
     What was set in their recipes stands under ``recipe``, such as ``recipe.train.learning_rate``. Where one of them
     keeps no recipe, as earlier releases saved them, the recipes' digests are all that can be compared.
@@ -63,7 +63,7 @@ def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Diffe
 
 
 def read_manifest(registry: AdapterRegistry, version: Version) -> AdapterManifest:
-    """Returns the manifest of a published version, its bytes checked.
+    """Return the manifest of a published version, its bytes checked.
 
     Raises:
         IntegrityError: it is damaged.
@@ -88,7 +88,7 @@ def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str
 
 
 def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a recipe with its methods by their names, so that what differs in one stands alone."""
+    """Return a recipe with its methods by their names, so that what differs in one stands alone."""
     methods = recipe.get("method")
     if not isinstance(methods, list) or not all(isinstance(each, dict) and "name" in each for each in methods):
         return recipe

@@ -45,7 +45,7 @@ class Finding:
 
 
 def diagnose(registry: "AdapterRegistry") -> list[Finding]:
-    """Tries out the store of a registry, which need not be there yet, and leaves it as it was.
+    """Try out the store of a registry, which need not be there yet, and leave it as it was.
 
     A trial that cannot be made, as the store refuses something, is the last one.
 
@@ -67,7 +67,7 @@ def diagnose(registry: "AdapterRegistry") -> list[Finding]:
 
 
 def check_create(store: Store) -> None:
-    """Refuses a store that lets two writers create the same object, one after the other or at once.
+    """Refuse a store that lets two writers create the same object, one after the other or at once.
 
     Raises:
         StoreError: it does, or cannot be written.
@@ -81,7 +81,7 @@ def check_create(store: Store) -> None:
 
 @contextlib.contextmanager
 def _trial(store: Store, folder: Path | None) -> Iterator[str]:
-    """Yields a prefix for objects that are thrown away at the end, with those that killed trials left."""
+    """Yield a prefix for objects that are thrown away at the end, with those that killed trials left."""
     prefix = f"doctor/{uuid.uuid4().hex}"
     new = [] if folder is None else [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:

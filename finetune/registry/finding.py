@@ -11,7 +11,7 @@ from finetune.registry.store import Store
 
 
 def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
-    """Returns the entry that published what ``ref`` means.
+    """Return the entry that published what ``ref`` means.
 
     A version that is named exactly, by number or digest, is found although it is yanked.
 
@@ -43,7 +43,7 @@ def none_of_that_name(store: Store, location: str, ref: AdapterRef) -> NotFoundE
 
 
 def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, alias: str) -> int:
-    """Returns the version that an alias stood for before the one it stands for now, yanked ones left out.
+    """Return the version that an alias stood for before the one it stands for now, yanked ones left out.
 
     A rollback undoes moves, and is none itself: the second goes one step further back, not forward again.
 
@@ -76,7 +76,7 @@ def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, ali
 
 
 def check_exists(head: Commit, ref: AdapterRef, alias: str) -> None:
-    """Refuses an alias that does not exist.
+    """Refuse an alias that does not exist.
 
     Raises:
         NotFoundError: with those that there are.

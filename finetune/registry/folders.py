@@ -35,7 +35,7 @@ _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
 def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
-    """Yields the bytes of a file, checked.
+    """Yield the bytes of a file, checked.
 
     Raises:
         IntegrityError: they are not those of ``entry``.
@@ -49,7 +49,7 @@ def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
 
 
 def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
-    """Returns the manifest of an adapter folder, as its bytes and as what they say.
+    """Return the manifest of an adapter folder, as its bytes and as what they say.
 
     Raises:
         ManifestError: there is none, or it breaks its schema.
@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
 
 
 def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Container[str] = HUB_FILES) -> None:
-    """Checks that a folder holds the files that its manifest lists, byte for byte, and nothing but its signature.
+    """Check that a folder holds the files that its manifest lists, byte for byte, and nothing but its signature.
 
     Args:
         folder: the folder.
@@ -117,7 +117,7 @@ def holds(folder: Path, digest: str) -> bool:
 
 
 def keep_signature(folder: Path, signature: str | None) -> None:
-    """Puts the signature of its manifest beside it, for whoever gets the folder without the registry.
+    """Put the signature of its manifest beside it, for whoever gets the folder without the registry.
 
     Raises:
         StoreError: it cannot be written.
@@ -137,7 +137,7 @@ def keep_signature(folder: Path, signature: str | None) -> None:
 
 
 def read_signature(folder: Path) -> str | None:
-    """Returns the signature that lies beside a manifest; None where there is none.
+    """Return the signature that lies beside a manifest; None where there is none.
 
     Raises:
         TrustError: it is no signature.
@@ -157,7 +157,7 @@ def read_signature(folder: Path) -> str | None:
 
 
 def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest) -> None:
-    """Stores the files of an adapter folder, and last the bytes of its manifest, so that an entry may name them.
+    """Store the files of an adapter folder, and last the bytes of its manifest, so that an entry may name them.
 
     Raises:
         ConflictError: gc is deleting one of them.
@@ -183,7 +183,7 @@ def _entry_of(raw: bytes) -> FileEntry:
 
 
 def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, AdapterManifest]:
-    """Returns a published manifest, checked, as its bytes and as what they say.
+    """Return a published manifest, checked, as its bytes and as what they say.
 
     Raises:
         IntegrityError: it is damaged, or belongs to an adapter of another name.
@@ -199,7 +199,7 @@ def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, Ada
 
 
 def build_folder(store: Store, digest: str, full_name: str, target: Path, *, replace: bool) -> None:
-    """Copies a published adapter into ``target``, which appears whole or not at all.
+    """Copy a published adapter into ``target``, which appears whole or not at all.
 
     Args:
         store: where its bytes lie.

@@ -82,7 +82,7 @@ class Garbage:
 
     @classmethod
     def of(cls, found: ObjectMeta, why: str) -> "Garbage":
-        """Returns the garbage that an object is."""
+        """Return the garbage that an object is."""
         return cls(key=found.key, size=found.size, modified=found.modified, why=why)
 
 
@@ -102,7 +102,7 @@ class Collection:
 
 
 def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, delete: bool = False) -> Collection:
-    """Finds, and deletes where that is asked for, what nothing names and is older than a grace period.
+    """Find, and delete where that is asked for, what nothing names and is older than a grace period.
 
     That is: blobs that no log names; temporary files of killed writers; plans and probes of killed gcs and
     doctors. Others may publish meanwhile.
@@ -158,7 +158,7 @@ def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, dele
 
 
 def store_time(store: Store) -> datetime:
-    """Returns what the store's clock says, by writing something and looking when that was.
+    """Return what the store's clock says, by writing something and looking when that was.
 
     Raises:
         StoreError: it cannot be written.
@@ -185,7 +185,7 @@ class _Named:
         return digest is not None and digest not in self.digests
 
     def read_new_entries(self) -> None:
-        """Adds what the entries name that came since the last time.
+        """Add what the entries name that came since the last time.
 
         Raises:
             IntegrityError: with the entry or manifest that cannot be read.
@@ -211,7 +211,7 @@ class _Named:
 
 
 def _delete_blobs(store: Store, unnamed: Sequence[Garbage], named: _Named, before: datetime) -> list[Garbage]:
-    """Deletes blobs by the steps G3 to G6; returns those that it deleted."""
+    """Delete blobs by the steps G3 to G6; return those that it deleted."""
     began, deleted = time.time(), []
     plan = plan_key(uuid.uuid4().hex)
     try:

@@ -41,7 +41,7 @@ class Guard:
     def __init__(
         self, location: str, *, signer: SigningKey | Path | None = None, trust: TrustPolicy | PolicyFile
     ) -> None:
-        """Reads nothing yet.
+        """Read nothing yet.
 
         Args:
             location: of the registry, to which what was seen belongs.
@@ -56,7 +56,7 @@ class Guard:
     def configured(
         cls, location: str, *, signer: SigningKey | str | Path | None, trust: TrustPolicy | str | Path | None
     ) -> "Guard":
-        """Returns the guard of a registry; what is None is as the environment says.
+        """Return the guard of a registry; what is None is as the environment says.
 
         Args:
             location: of the registry.
@@ -88,11 +88,11 @@ class Guard:
         return SeenEntries(self.location)
 
     def verify_entry(self, namespace: str, name: str, entry: Commit) -> Verdict:
-        """Returns whose the signature of an entry is in the log of ``namespace/name``, and whether it is accepted."""
+        """Return whose the signature of an entry is in the log of ``namespace/name``, and whether it is accepted."""
         return self.policy.verify_signature(namespace, entry.signature, entry.message(namespace, name))
 
     def verify_folder(self, folder: Path) -> tuple[AdapterManifest, Verdict]:
-        """Returns what a folder holds, and whose the signature beside its manifest is; no registry is asked.
+        """Return what a folder holds, and whose the signature beside its manifest is; no registry is asked.
 
         Args:
             folder: one that was pulled, copied or downloaded.
@@ -108,7 +108,7 @@ class Guard:
         return manifest, self.policy.verify_signature(manifest.namespace, read_signature(folder), message)
 
     def check_head(self, log: "Log", head: Commit | None) -> bool:
-        """Refuses, or warns of, a newest entry that is not vouched for, or older than what was seen.
+        """Refuse, or warn of, a newest entry that is not vouched for, or older than what was seen.
 
         Args:
             log: the log.
@@ -127,7 +127,7 @@ class Guard:
         return False
 
     def check_version(self, log: "Log", head: Commit, entry: Commit) -> None:
-        """Refuses, or warns of, a version whose entry or manifest is not vouched for.
+        """Refuse, or warn of, a version whose entry or manifest is not vouched for.
 
         Args:
             log: the log.
@@ -145,7 +145,7 @@ class Guard:
             self._check_manifest(log.namespace, log.name, entry.manifest, entry.manifest_signature)
 
     def check_manifest(self, version: Version) -> None:
-        """Refuses a version whose manifest is not vouched for, wherever it was found: a listing checks nothing.
+        """Refuse a version whose manifest is not vouched for, wherever it was found: a listing checks nothing.
 
         Where the namespace only warns, ``check_version`` has done so.
 
@@ -156,7 +156,7 @@ class Guard:
             self._check_manifest(version.namespace, version.name, version.digest, version.signature)
 
     def check_signer(self, namespace: str, *, unlock: bool = True) -> SigningKey | None:
-        """Returns the key that signs what is written in a namespace; None for no signature.
+        """Return the key that signs what is written in a namespace; None for no signature.
 
         Args:
             namespace: of the adapter.
@@ -185,7 +185,7 @@ class Guard:
         return self._signer
 
     def seal(self, log: "Log", commit: Commit) -> Commit:
-        """Returns an entry as it shall be written: signed, where there is a key.
+        """Return an entry as it shall be written: signed, where there is a key.
 
         Raises:
             TrustError: as ``check_signer``.
@@ -194,14 +194,14 @@ class Guard:
         return commit if key is None else commit.signed(key, log.namespace, log.name)
 
     def remember(self, log: "Log", entry: Commit) -> None:
-        """Remembers an entry as seen, if the namespace asks for signatures and accepts that of the entry."""
+        """Remember an entry as seen, if the namespace asks for signatures and accepts that of the entry."""
         with self._demand(log.namespace) as demand:
             if demand != "off" and self.verify_entry(log.namespace, log.name, entry).problem is None:
                 self.seen.remember(f"{log.namespace}/{log.name}", entry.seq, entry.digest)
 
     @contextlib.contextmanager
     def _demand(self, namespace: str) -> Iterator[Demand]:
-        """Yields what a namespace asks; where that is ``warn``, what is refused inside becomes a warning."""
+        """Yield what a namespace asks; where that is ``warn``, what is refused inside becomes a warning."""
         demand = self.policy.of(namespace).signatures
         try:
             yield demand
@@ -246,7 +246,7 @@ class Guard:
 
 
 def _going_on(problem: str) -> str:
-    """Returns how a history that was begun without signatures is brought under a policy that requires them."""
+    """Return how a history that was begun without signatures is brought under a policy that requires them."""
     if problem != NOT_SIGNED:
         return ""
     return (
@@ -261,7 +261,7 @@ UNGUARDED = Guard("", trust=TrustPolicy())
 
 
 def contradiction(log: "Log", head: Commit | None, seen: tuple[int, str] | None) -> str | None:
-    """Returns how a log contradicts what was seen of it; None when it goes on from there.
+    """Return how a log contradicts what was seen of it; None when it goes on from there.
 
     Args:
         log: the log.

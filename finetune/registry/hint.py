@@ -21,7 +21,7 @@ Place = tuple[int, int]  # number of an entry, and the version that was the newe
 
 
 def read_hint(store: Store, namespace: str, name: str) -> list[Place]:
-    """Returns the places of a log, ascending, the last one near the newest entry; none where there is no hint."""
+    """Return the places of a log, ascending, the last one near the newest entry; none where there is no hint."""
     key = hint_key(namespace, name)
     try:
         raw = read_all(store, key, max_bytes=MAX_HINT_BYTES)
@@ -35,7 +35,7 @@ def read_hint(store: Store, namespace: str, name: str) -> list[Place]:
 
 
 def write_hint(store: Store, namespace: str, name: str, commit: Commit) -> None:
-    """Adds an entry to the hint; of many places every second one is left out.
+    """Add an entry to the hint; of many places every second one is left out.
 
     Raises:
         StoreError: it cannot be written.
@@ -49,7 +49,7 @@ def write_hint(store: Store, namespace: str, name: str, commit: Commit) -> None:
 
 
 def around(places: Iterable[Place], version: int, head: Commit) -> tuple[Place, Place]:
-    """Returns the last place before the entry that published ``version``, and the first that is not before it."""
+    """Return the last place before the entry that published ``version``, and the first that is not before it."""
     before, after = (0, 0), (head.seq, head.version)
     for place in places:
         if place[0] < head.seq:

@@ -50,11 +50,11 @@ class ListIndex:
         self.path = cache_home() / "registries" / f"{sha256_hex(f'{uuid} {location}'.encode())}.json"
 
     def forget(self) -> None:
-        """Throws the index away."""
+        """Throw the index away."""
         self.path.unlink(missing_ok=True)
 
     def latest(self, store: Store, namespace: str | None, read: ReadLatest, onerror: OnError) -> list[Version]:
-        """Returns the latest version of each adapter, sorted by name; the index is brought up to date.
+        """Return the latest version of each adapter, sorted by name; the index is brought up to date.
 
         Args:
             store: the store of the registry.
@@ -91,7 +91,7 @@ class ListIndex:
 def _newest(
     store: Store, namespace: str | None, known: dict[str, _Known]
 ) -> Iterator[tuple[str, str, int, ObjectMeta | None]]:
-    """Yields namespace and name of each adapter, an entry of its log that exists, and that when it is the newest."""
+    """Yield namespace and name of each adapter, an entry of its log that exists, and that when it is the newest."""
     if isinstance(store, HasFolders):  # a look at one key costs next to nothing there
         for space in store.folders("names") if namespace is None else [namespace]:
             for name in store.folders(f"names/{space}"):
@@ -111,7 +111,7 @@ def _newest(
 
 
 def _if_newest(store: Store, space: str, name: str, seq: int) -> ObjectMeta | None:
-    """Returns the ``seq``-th entry when it is there and none follows; entries have no gaps."""
+    """Return the ``seq``-th entry when it is there and none follows; entries have no gaps."""
     try:
         found = store.head(log_key(space, name, seq))
         return None if exists(store, log_key(space, name, seq + 1)) else found
@@ -122,7 +122,7 @@ def _if_newest(store: Store, space: str, name: str, seq: int) -> ObjectMeta | No
 
 
 def _load(path: Path) -> dict[str, _Known]:
-    """Returns what an index file holds; nothing when there is none, or it is not as it was written."""
+    """Return what an index file holds; nothing when there is none, or it is not as it was written."""
     try:
         names: dict[str, dict[str, Any]] = json.loads(read_note(path) or "{}")
         return {name: _known(fields) for name, fields in names.items()}

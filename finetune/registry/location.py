@@ -21,12 +21,12 @@ MAX_REGISTRY_BYTES = 4096
 
 
 def default_location() -> str:
-    """Returns where the registry is when nobody says: ``$FINETUNE_REGISTRY``, or ``~/.finetune/registry``."""
+    """Return where the registry is when nobody says: ``$FINETUNE_REGISTRY``, or ``~/.finetune/registry``."""
     return os.environ.get("FINETUNE_REGISTRY") or str(user_folder() / "registry")
 
 
 def default_cache() -> Path:
-    """Returns the folder of pulled adapters, which may be deleted at any time.
+    """Return the folder of pulled adapters, which may be deleted at any time.
 
     It is ``adapters`` in ``$FINETUNE_CACHE``, or in ``~/.finetune/cache``.
     """
@@ -35,7 +35,7 @@ def default_cache() -> Path:
 
 
 def open_store(location: str) -> Store:
-    """Returns the store at a location: a folder, or a URL of one of the kinds in ``_OPENERS``.
+    """Return the store at a location: a folder, or a URL of one of the kinds in ``_OPENERS``.
 
     Raises:
         StoreError: nothing here can open such a location.
@@ -97,7 +97,7 @@ def is_registry(store: Store, *, create: bool = False) -> bool:
 
 
 def registry_uuid(store: Store) -> str:
-    """Returns what a registry is known by, wherever it is moved.
+    """Return what a registry is known by, wherever it is moved.
 
     Raises:
         ObjectMissing: there is no registry.
@@ -122,7 +122,7 @@ def registry_uuid(store: Store) -> str:
 
 
 def refuse_in_registry(path: Path, *, elsewhere: str) -> None:
-    """Refuses to write something into the folder of a registry, which holds nothing but objects.
+    """Refuse to write something into the folder of a registry, which holds nothing but objects.
 
     Args:
         path: of what is to be written.

@@ -38,11 +38,11 @@ class Log:
         self._places: list[Place] = []  # those of the hint, where it was read
 
     def key(self, seq: int) -> str:
-        """Returns the key of an entry."""
+        """Return the key of an entry."""
         return log_key(self.namespace, self.name, seq)
 
     def read(self, seq: int) -> Commit:
-        """Returns an entry.
+        """Return an entry.
 
         Raises:
             ObjectMissing: it does not exist.
@@ -51,7 +51,7 @@ class Log:
         return self._parse(seq, read_all(self.store, self.key(seq), max_bytes=MAX_COMMIT_BYTES))
 
     def head(self) -> Commit | None:
-        """Returns the newest entry, or None when there is none.
+        """Return the newest entry, or None when there is none.
 
         Raises:
             IntegrityError: an entry that this process has seen is gone.
@@ -85,7 +85,7 @@ class Log:
         return self._places[-1][0] if self._places else 0
 
     def append(self, make: Callable[[Commit | None], Commit]) -> Commit:
-        """Adds the entry that ``make`` builds upon the newest one.
+        """Add the entry that ``make`` builds upon the newest one.
 
         Args:
             make: gets the newest entry and returns the one to follow it, or an entry that is in the log
@@ -122,7 +122,7 @@ class Log:
         )
 
     def _create(self, commit: Commit) -> Commit:
-        """Returns the entry that now has the place of ``commit``: itself, or that of who was first."""
+        """Return the entry that now has the place of ``commit``: itself, or that of who was first."""
         key, raw = self.key(commit.seq), commit.to_bytes()
         try:
             self.store.put(key, raw, mode="create")
@@ -140,7 +140,7 @@ class Log:
         return commit
 
     def find_version(self, version: int, head: Commit) -> Commit:
-        """Returns the entry that published ``version``, which is at most ``head.version``.
+        """Return the entry that published ``version``, which is at most ``head.version``.
 
         Raises:
             IntegrityError: the log does not hold it where it must be.
@@ -155,16 +155,16 @@ class Log:
         raise IntegrityError(f"{self.key(seq)}: version {version} should be published here or before, and is not")
 
     def find_digest(self, digest: str, head: Commit) -> Commit | None:
-        """Returns the entry of the newest version with this manifest, or None; reads from ``head`` back."""
+        """Return the entry of the newest version with this manifest, or None; read from ``head`` back."""
         back = self._back_from(head)
         return next((c for c in back if c.op == "publish" and c.manifest == digest), None)
 
     def find_txn(self, txn: str, head: Commit, *, above: int = 0) -> Commit | None:
-        """Returns the entry with this ``txn`` after number ``above``, or None; reads from ``head`` back."""
+        """Return the entry with this ``txn`` after number ``above``, or None; read from ``head`` back."""
         return next((c for c in self._back_from(head, down_to=above + 1) if c.txn == txn), None)
 
     def entries(self, head: Commit) -> Iterator[Commit]:
-        """Yields every entry up to ``head``, the oldest first; so ``head`` vouches for all of them.
+        """Yield every entry up to ``head``, the oldest first; so ``head`` vouches for all of them.
 
         Raises:
             IntegrityError: an entry does not follow the one before it.
@@ -187,7 +187,7 @@ class Log:
 
 
 def list_logs(store: Store, namespace: str | None = None) -> dict[tuple[str, str], list[int]]:
-    """Returns {(namespace, name): numbers of the entries that the store lists, ascending}."""
+    """Return {(namespace, name): numbers of the entries that the store lists, ascending}."""
     found: dict[tuple[str, str], list[int]] = {}
     for meta in store.list("names" if namespace is None else f"names/{namespace}"):
         parts = split_log_key(meta.key)

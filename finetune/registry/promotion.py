@@ -21,7 +21,7 @@ def promote(
     expect: int | None = None,
     force: bool = False,
 ) -> Version:
-    """Lets an alias stand for a version when its metrics meet the conditions; its entry in the log keeps them.
+    """Let an alias stand for a version when its metrics meet the conditions; its entry in the log keeps them.
 
     The metrics are those of the manifest, whose bytes are checked first. A metric that is not among them meets
     no condition. When the alias stands for the version already, nothing is written.

@@ -15,7 +15,7 @@ from finetune.regular_file import open_regular
 
 
 def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
-    """Returns a version's manifest, and what reads one of its files; straight from the store's blobs.
+    """Return a version's manifest, and what reads one of its files; straight from the store's blobs.
 
     Raises:
         IntegrityError: a blob is missing, or is not what its name says; what reads a file raises so too.
@@ -34,7 +34,7 @@ def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Cal
 
 
 def read_pulled(folder: Path) -> tuple[AdapterManifest, Callable[[str], bytes]]:
-    """Returns the manifest of a folder that was pulled, and what reads one of its files, checked once more."""
+    """Return the manifest of a folder that was pulled, and what reads one of its files, checked once more."""
     _, manifest = read_manifest(folder)
 
     def read(name: str) -> bytes:
@@ -48,14 +48,14 @@ def read_pulled(folder: Path) -> tuple[AdapterManifest, Callable[[str], bytes]]:
 
 
 def _whole(file: BinaryIO, entry: FileEntry, *, what: str) -> bytes:
-    """Returns what is in a file, in one piece: the weights are most of what a load reads."""
+    """Return what is in a file, in one piece: the weights are most of what a load reads."""
     (data,) = checked([file.read(entry.size + 1)], entry, what=what)
     return data
 
 
 @contextlib.contextmanager
 def nothing_missing(ref: str) -> Iterator[None]:
-    """Says of a blob that is not there what that means: the registry is damaged.
+    """Say of a blob that is not there what that means: the registry is damaged.
 
     Raises:
         IntegrityError: instead of ``ObjectMissing``.

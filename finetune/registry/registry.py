@@ -67,7 +67,7 @@ class AdapterRegistry:
         signer: SigningKey | str | Path | None = None,
         trust: TrustPolicy | str | Path | None = None,
     ) -> None:
-        """Opens a registry; it is made by the first publish.
+        """Open a registry; it is made by the first publish.
 
         Args:
             location: a folder, ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise (credentials and endpoint
@@ -97,7 +97,7 @@ class AdapterRegistry:
         aliases: Iterable[str] = (),
         txn: str | None = None,
     ) -> Version:
-        """Publishes an adapter folder as the next version of the name in its manifest.
+        """Publish an adapter folder as the next version of the name in its manifest.
 
         Args:
             folder: holds ``manifest.json`` and exactly the files that it lists; what a download from the
@@ -145,11 +145,11 @@ class AdapterRegistry:
         return replace(Version.of(ref, commit, commit), note=note)
 
     def new_txn(self, name: str) -> str:
-        """Returns a ``txn`` for one publish of the adapter ``ns/name``, to be kept until that has succeeded."""
+        """Return a ``txn`` for one publish of the adapter ``ns/name``, to be kept until that has succeeded."""
         return changes.new_txn(self._log(AdapterRef.parse_name(name)))
 
     def resolve(self, ref: str | AdapterRef) -> Version:
-        """Returns the version that a reference means now.
+        """Return the version that a reference means now.
 
         An alias never gives a yanked version. An exact version or digest does, with a ``warning`` in it.
 
@@ -171,7 +171,7 @@ class AdapterRegistry:
         return Version.of(ref, entry, head)
 
     def pull(self, ref: str | AdapterRef | Version, into: str | Path | None = None) -> Path:
-        """Returns a folder that holds exactly the manifest and the files of a version, every byte checked.
+        """Return a folder that holds exactly the manifest and the files of a version, every byte checked.
 
         Beside them lies ``manifest.sig``, where the version was signed. The folder appears whole or not at all.
         One that is there already, from an earlier pull, is hashed again before it is returned; in the cache it is
@@ -199,7 +199,7 @@ class AdapterRegistry:
         return target
 
     def read(self, ref: str | AdapterRef | Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
-        """Returns the manifest of a version, and what reads one of its files; every byte is checked, and hashed once.
+        """Return the manifest of a version, and what reads one of its files; every byte is checked, and hashed once.
 
         A store on this machine is read where it is; what lies elsewhere is pulled.
 
@@ -226,7 +226,7 @@ class AdapterRegistry:
         all_versions: bool = False,
         onerror: OnError | None = None,
     ) -> builtins.list[Version]:
-        """Returns the latest version of every adapter, by name.
+        """Return the latest version of every adapter, by name.
 
         An adapter whose log cannot be read keeps none of the others away.
 
@@ -267,7 +267,7 @@ class AdapterRegistry:
         return Version.of(ref, log.find_version(head.aliases[LATEST], head), head), head.seq
 
     def log(self, name: str) -> builtins.list[Commit]:
-        """Returns everything that ever happened to the adapter ``ns/name``, the oldest first.
+        """Return everything that ever happened to the adapter ``ns/name``, the oldest first.
 
         Raises:
             NotFoundError: there is no such adapter.
@@ -277,7 +277,7 @@ class AdapterRegistry:
         return [*log.entries(self._head(log, ref))]
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Returns what may be asked of the adapter ``ns/name`` by an alias: the number of the version that each means.
+        """Return what may be asked of the adapter ``ns/name`` by an alias: the number of the version that each means.
 
         Those of yanked versions are left out.
 
@@ -291,7 +291,7 @@ class AdapterRegistry:
     def alias(
         self, name: str, alias: str, target: int | str, *, expect: int | None = None, gate: Gate | None = None
     ) -> Version:
-        """Lets an alias stand for a version; when it does already, nothing is written.
+        """Let an alias stand for a version; when it does already, nothing is written.
 
         Args:
             name: the adapter, ``ns/name``.
@@ -316,7 +316,7 @@ class AdapterRegistry:
         )
 
     def rollback(self, name: str, alias: str, to: int | str | None = None, *, expect: int | None = None) -> Version:
-        """Moves an alias back to where it was before, or to a given version.
+        """Move an alias back to where it was before, or to a given version.
 
         Once more goes one step further back. Yanked versions are passed over.
 
@@ -345,7 +345,7 @@ class AdapterRegistry:
         return changes.move(log, ref, alias, target, op="rollback", expect=expect)
 
     def yank(self, ref: str | AdapterRef, *, reason: str | None = None) -> Version:
-        """Marks a version as not to be used any more; nothing is deleted.
+        """Mark a version as not to be used any more; nothing is deleted.
 
         ``latest`` falls to the newest version that is not yanked. Another alias that stands for the version
         stays, and asking for it is an error until it is moved.
@@ -362,7 +362,7 @@ class AdapterRegistry:
         return changes.yank(log, ref, version, reason=reason)
 
     def unyank(self, ref: str | AdapterRef) -> Version:
-        """Takes ``yank`` back; a version that is not yanked stays as it is.
+        """Take ``yank`` back; a version that is not yanked stays as it is.
 
         Raises:
             AdapterReferenceError: it is no reference, or says no number.
@@ -372,7 +372,7 @@ class AdapterRegistry:
         return changes.unyank(log, ref, version)
 
     def _to_read(self, ref: str | AdapterRef | Version) -> Version:
-        """Returns the version whose bytes are asked for, once its manifest is vouched for."""
+        """Return the version whose bytes are asked for, once its manifest is vouched for."""
         version = ref if isinstance(ref, Version) else self.resolve(ref)
         self.guard.check_manifest(version)
         return version

@@ -16,7 +16,7 @@ Found = tuple[int, bytes | None]  # number and bytes of an entry; no bytes when 
 
 
 def find_newest(fetch: Callable[[int], bytes | None], read_hint: Callable[[], int], known: int) -> Found:
-    """Returns the newest entry of a log whose entries have no gaps.
+    """Return the newest entry of a log whose entries have no gaps.
 
     Args:
         fetch: returns the bytes of the entry with a number, or None where there is none; a request.
@@ -48,7 +48,7 @@ def find_newest(fetch: Callable[[int], bytes | None], read_hint: Callable[[], in
 
 
 def _climb(fetch: Callable[[int], bytes | None], there: Found, steps: Iterable[int]) -> tuple[Found, int | None]:
-    """Returns the last entry that was found by going on in ``steps``, and the number that was missing, if one was."""
+    """Return the last entry that was found by going on in ``steps``, and the number that was missing, if one was."""
     for step in steps:
         number = there[0] + step
         if (raw := fetch(number)) is None:
@@ -58,7 +58,7 @@ def _climb(fetch: Callable[[int], bytes | None], there: Found, steps: Iterable[i
 
 
 def find_version(read: Callable[[int], Commit], version: int, before: Place, after: Place) -> tuple[Commit | None, int]:
-    """Returns the entry that published a version.
+    """Return the entry that published a version.
 
     Args:
         read: returns the entry with a number; a request.

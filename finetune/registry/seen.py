@@ -22,7 +22,7 @@ _ELSEWHERE = f" ({SEEN_VARIABLE})"
 
 
 def default_seen() -> Path:
-    """Returns the folder of the memory: ``$FINETUNE_SEEN``, or ``~/.finetune/seen``."""
+    """Return the folder of the memory: ``$FINETUNE_SEEN``, or ``~/.finetune/seen``."""
     return Path(os.environ.get(SEEN_VARIABLE) or user_folder() / "seen").expanduser().absolute()
 
 
@@ -35,7 +35,7 @@ class SeenEntries:
     """
 
     def __init__(self, location: str) -> None:
-        """Opens the memory of a registry.
+        """Open the memory of a registry.
 
         Args:
             location: of the registry; a folder has one memory, however it is spelled.
@@ -44,7 +44,7 @@ class SeenEntries:
         self._folder = default_seen() / sha256_hex(place.encode())
 
     def newest(self, full_name: str) -> tuple[int, str] | None:
-        """Returns number and digest of the newest entry of ``ns/name`` that was seen; None for none.
+        """Return number and digest of the newest entry of ``ns/name`` that was seen; None for none.
 
         Raises:
             TrustError: the memory is damaged.
@@ -62,7 +62,7 @@ class SeenEntries:
         return seen[-1]
 
     def remember(self, full_name: str, number: int, digest: str) -> None:
-        """Remembers an entry, and forgets those before it.
+        """Remember an entry, and forget those before it.
 
         Raises:
             StoreError: it cannot be written.
@@ -81,7 +81,7 @@ class SeenEntries:
             raise explain(error, folder, verb="write", elsewhere=_ELSEWHERE) from error
 
     def forget(self, full_name: str) -> bool:
-        """Forgets what was seen of ``ns/name``; returns whether there was anything.
+        """Forget what was seen of ``ns/name``; return whether there was anything.
 
         Raises:
             StoreError: it cannot be written.
@@ -95,7 +95,7 @@ class SeenEntries:
         return True
 
     def _seen(self, full_name: str) -> list[tuple[int, str]]:
-        """Returns what stands in the memory, the newest last."""
+        """Return what stands in the memory, the newest last."""
         folder = self._folder / full_name
         names: list[str] | None = None
         try:

@@ -10,12 +10,12 @@ from finetune.registry.signing import manifest_message
 
 
 def count_signers(guard: Guard, log: Log, entries: Sequence[Commit]) -> Counter[str]:
-    """Returns {signer, as ``Verdict`` names them: how many of these entries they signed}."""
+    """Return {signer, as ``Verdict`` names them: how many of these entries they signed}."""
     return Counter(guard.verify_entry(log.namespace, log.name, entry).signer for entry in entries)
 
 
 def unvouched(guard: Guard, log: Log, entries: Sequence[Commit]) -> Iterator[tuple[int, str]]:
-    """Yields what the trust policy does not accept: the number of the entry, and why.
+    """Yield what the trust policy does not accept: the number of the entry, and why.
 
     A signature that its key did not make is wrong wherever it stands. A key that is not accepted, or none, matters
     where it could still be relied on: in the newest entry, and in those that published a version that is not yanked.

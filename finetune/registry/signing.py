@@ -49,7 +49,7 @@ def _decode(text: str) -> bytes:
 
 
 def check_signature(text: str) -> str:
-    """Returns ``text`` when it has the one form of a signature, whoever made it.
+    """Return ``text`` when it has the one form of a signature, whoever made it.
 
     Raises:
         ValueError: it has not.
@@ -65,12 +65,12 @@ Signature = Annotated[str, AfterValidator(check_signature)]
 
 
 def signing_key_id(signature: str) -> str:
-    """Returns the id of the key that a signature says it was made with."""
+    """Return the id of the key that a signature says it was made with."""
     return signature.split(":")[1]
 
 
 def entry_message(namespace: str, name: str, fields: dict[str, Any]) -> bytes:
-    """Returns what is signed for an entry of a log.
+    """Return what is signed for an entry of a log.
 
     The name is part of it, so that an entry of one adapter is none of another; the registry is not, so that entries
     may be copied to another registry as they are.
@@ -85,7 +85,7 @@ def entry_message(namespace: str, name: str, fields: dict[str, Any]) -> bytes:
 
 
 def manifest_message(digest: str) -> bytes:
-    """Returns what is signed for a manifest, given its SHA-256; it holds the adapter's name and all its files."""
+    """Return what is signed for a manifest, given its SHA-256; it holds the adapter's name and all its files."""
     return b"finetune: manifest of an adapter, version 1\n" + digest.encode()
 
 
@@ -103,7 +103,7 @@ class PublicKey:
 
     @classmethod
     def parse(cls, line: str) -> "PublicKey":
-        """Reads the line that ``keygen`` wrote.
+        """Read the line that ``keygen`` wrote.
 
         Raises:
             TrustError: it is something else.
@@ -156,14 +156,14 @@ class SigningKey:
 
     @classmethod
     def generate(cls) -> "SigningKey":
-        """Returns a new key."""
+        """Return a new key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def load(cls, path: str | Path) -> "SigningKey":
-        """Reads a key from the file that ``keygen`` wrote.
+        """Read a key from the file that ``keygen`` wrote.
 
         The passphrase of an encrypted one is that in ``$FINETUNE_SIGNING_PASSPHRASE``; without that, the terminal is
         asked.
@@ -192,7 +192,7 @@ class SigningKey:
         return cls(key)
 
     def save(self, path: Path, name: str, *, passphrase: str | None = None) -> PublicKey:
-        """Writes the private key to ``path``, readable by its owner only, and the public one beside it as ``.pub``.
+        """Write the private key to ``path``, readable by its owner only, and the public one beside it as ``.pub``.
 
         Args:
             path: of the private key.
@@ -227,7 +227,7 @@ class SigningKey:
         return public
 
     def public(self, name: str) -> PublicKey:
-        """Returns the public key.
+        """Return the public key.
 
         Args:
             name: who signs with it.
@@ -243,22 +243,22 @@ class SigningKey:
         return PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name)
 
     def sign(self, message: bytes) -> Signature:
-        """Returns the signature over ``message``."""
+        """Return the signature over ``message``."""
         return f"ed25519:{self.id}:{base64.b64encode(self._key.sign(message)).decode()}"
 
 
 def public_path(path: Path) -> Path:
-    """Returns where the public key of a private one lies."""
+    """Return where the public key of a private one lies."""
     return path.with_name(f"{path.name}.pub")
 
 
 def default_key_path(name: str) -> Path:
-    """Returns where ``keygen`` puts a key when nobody says."""
+    """Return where ``keygen`` puts a key when nobody says."""
     return user_folder() / "keys" / f"{name}.pem"
 
 
 def _make_folder(folder: Path, *, mode: int) -> None:
-    """Makes a folder and its parents; whatever the umask is, nobody but their owner can write them."""
+    """Make a folder and its parents; whatever the umask is, nobody but their owner can write them."""
     if not folder.is_dir():
         _make_folder(folder.parent, mode=0o755)
         folder.mkdir(mode=mode, exist_ok=True)

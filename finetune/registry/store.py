@@ -48,7 +48,7 @@ class Store(Protocol):
     """
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
-        """Writes an object, lastingly. When iterating over ``data`` raises, no object is written.
+        """Write an object, lastingly. When iterating over ``data`` raises, no object is written.
 
         With ``mode="create"`` a store may hold all of ``data`` in memory; what may be large is overwritten.
 
@@ -59,7 +59,7 @@ class Store(Protocol):
         ...
 
     def get(self, key: str) -> BinaryIO:
-        """Opens an object for reading from its start; the caller closes it.
+        """Open an object for reading from its start; the caller closes it.
 
         Raises:
             ObjectMissing: nothing has that key.
@@ -67,7 +67,7 @@ class Store(Protocol):
         ...
 
     def head(self, key: str) -> ObjectMeta:
-        """Returns size and time of an object without reading it.
+        """Return size and time of an object without reading it.
 
         Raises:
             ObjectMissing: nothing has that key.
@@ -75,11 +75,11 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
-        """Yields, in any order, every object below ``prefix``, which is made of whole parts of keys."""
+        """Yield, in any order, every object below ``prefix``, which is made of whole parts of keys."""
         ...
 
     def delete(self, key: str) -> None:
-        """Removes an object; a key that is not there is no error. When it raises, the object does not go later."""
+        """Remove an object; a key that is not there is no error. When it raises, the object does not go later."""
         ...
 
 
@@ -88,7 +88,7 @@ class HasFolders(Protocol):
     """What a store also has in which a look at one key costs less than its place in a listing."""
 
     def folders(self, prefix: str) -> Iterator[str]:
-        """Yields, in any order, the parts of keys that stand right below ``prefix``; perhaps some of no key."""
+        """Yield, in any order, the parts of keys that stand right below ``prefix``; perhaps some of no key."""
         ...
 
 
@@ -97,11 +97,11 @@ class KeepsAside(Protocol):
     """What a store also has in which the writing of an object leaves a file behind when it is killed."""
 
     def list_aside(self) -> Iterator[ObjectMeta]:
-        """Yields these files, those of writers that are at work included; none of their keys is one of an object."""
+        """Yield these files, those of writers that are at work included; none of their keys is one of an object."""
         ...
 
     def delete_aside(self, key: str) -> None:
-        """Removes one; its writer, when there still is one, fails."""
+        """Remove one; its writer, when there still is one, fails."""
         ...
 
 
@@ -111,7 +111,7 @@ def is_key(key: str) -> bool:
 
 
 def check_key(key: str) -> str:
-    """Returns ``key`` when a store may use it.
+    """Return ``key`` when a store may use it.
 
     Raises:
         StoreError: it could leave the store, or hide in it.
@@ -144,14 +144,14 @@ def exists(store: Store, key: str) -> bool:
 
 
 def chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields what is left of an open file, piece by piece."""
+    """Yield what is left of an open file, piece by piece."""
     while chunk := file.read(CHUNK_BYTES):
         yield chunk
 
 
 @contextlib.contextmanager
 def reading(store: Store, key: str) -> Iterator[BinaryIO]:
-    """Opens an object; an error of the disk while it is read is a StoreError too.
+    """Open an object; an error of the disk while it is read is a StoreError too.
 
     Raises:
         ObjectMissing: nothing has that key.
@@ -167,7 +167,7 @@ def reading(store: Store, key: str) -> Iterator[BinaryIO]:
 
 
 def read_all(store: Store, key: str, *, max_bytes: int) -> bytes:
-    """Returns a small object whole.
+    """Return a small object whole.
 
     Raises:
         ObjectMissing: nothing has that key.
@@ -181,7 +181,7 @@ def read_all(store: Store, key: str, *, max_bytes: int) -> bytes:
 
 
 def explain(error: OSError, path: Path | str, *, verb: str, elsewhere: str = "") -> StoreError:
-    """Returns the error that says what the system refused, where, and what to do about it.
+    """Return the error that says what the system refused, where, and what to do about it.
 
     Args:
         error: what the system raised.

@@ -58,7 +58,7 @@ class TarWriter:
         self._file = file
 
     def add(self, key: str, size: int, pieces: Iterable[bytes]) -> None:
-        """Writes a member; ``pieces`` hold ``size`` bytes.
+        """Write a member; ``pieces`` hold ``size`` bytes.
 
         Raises:
             StoreError: it is too large for this kind of file.
@@ -73,7 +73,7 @@ class TarWriter:
         self._write(bytes(_padding(size)))
 
     def finish(self) -> None:
-        """Writes the end."""
+        """Write the end."""
         self._write(_END)
 
     def _write(self, data: bytes) -> None:
@@ -92,7 +92,7 @@ class TarStore:
     """A store that is only read: the members of an open file, all of them looked at when it is made."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        """Finds the members.
+        """Find the members.
 
         Args:
             file: open for reading, and seekable; stays open while the store is used.
@@ -108,27 +108,27 @@ class TarStore:
         self._places = self._find()
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
-        """Refuses."""
+        """Refuse."""
         raise StoreError(f"{self._path} is an archive, which is only read")
 
     def get(self, key: str) -> BinaryIO:
-        """Opens a member."""
+        """Open a member."""
         place = self._place(key)
         return io.BufferedReader(_Part(self._file, place.offset, place.size))
 
     def head(self, key: str) -> ObjectMeta:
-        """Returns the size of a member."""
+        """Return the size of a member."""
         return ObjectMeta(key=key, size=self._place(key).size, modified=self._modified)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
-        """Yields every member below ``prefix``, in the order of the file."""
+        """Yield every member below ``prefix``, in the order of the file."""
         start = prefix.rstrip("/") + "/" if prefix else ""
         for key, place in self._places.items():
             if key.startswith(start):
                 yield ObjectMeta(key=key, size=place.size, modified=self._modified)
 
     def delete(self, key: str) -> None:
-        """Refuses."""
+        """Refuse."""
         self.put(key, b"")
 
     def _place(self, key: str) -> _Place:
@@ -157,7 +157,7 @@ class TarStore:
         return places
 
     def _member(self, block: bytes, offset: int) -> tuple[str, int]:
-        """Returns key and size of the member that begins with ``block``."""
+        """Return key and size of the member that begins with ``block``."""
         try:
             found = tarfile.TarInfo.frombuf(block, "ascii", "strict")
         except (tarfile.HeaderError, ValueError):

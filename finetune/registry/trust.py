@@ -114,11 +114,11 @@ class TrustPolicy(_Part):
                 raise ValueError(f"{where}: {name!r} is the name of no key.{hint} Keys: {known}")
 
     def of(self, namespace: str) -> NamespaceTrust:
-        """Returns what a namespace asks."""
+        """Return what a namespace asks."""
         return self.namespaces.get(namespace, self.default)
 
     def verify_signature(self, namespace: str, signature: str | None, message: bytes) -> Verdict:
-        """Returns whose a signature is, and whether the namespace accepts it.
+        """Return whose a signature is, and whether the namespace accepts it.
 
         Args:
             namespace: of the adapter.
@@ -140,7 +140,7 @@ class TrustPolicy(_Part):
         return Verdict(signer=key.name, problem=self._signed_by(namespace, key_id))
 
     def refusal(self, namespace: str, key_id: str) -> str | None:
-        """Returns whose a key is, and why it may not sign in a namespace; None when it may."""
+        """Return whose a key is, and why it may not sign in a namespace; None when it may."""
         key = self._by_id.get(key_id)
         if key is None:
             return f"the unknown key {key_id[:16]}..., which is not among the keys of the policy"
@@ -171,7 +171,7 @@ class PolicyFile:
         self._policy = TrustPolicy()
 
     def read(self) -> TrustPolicy:
-        """Returns the policy.
+        """Return the policy.
 
         Raises:
             TrustError: the file is missing, is no policy, or others on this machine can change it.
@@ -193,12 +193,12 @@ class PolicyFile:
 
 
 def default_policy_path() -> Path:
-    """Returns where the policy is when nobody says: ``$FINETUNE_TRUST``, or ``~/.finetune/trust.yaml``."""
+    """Return where the policy is when nobody says: ``$FINETUNE_TRUST``, or ``~/.finetune/trust.yaml``."""
     return Path(os.environ.get(TRUST_VARIABLE) or Path.home() / ".finetune" / "trust.yaml").expanduser()
 
 
 def load_policy(path: Path) -> TrustPolicy:
-    """Reads a trust policy.
+    """Read a trust policy.
 
     Raises:
         TrustError: it is not there, is no policy, or others on this machine can change it.

@@ -41,7 +41,7 @@ class Version:
 
     @classmethod
     def of(cls, ref: AdapterRef, commit: Commit, head: Commit) -> "Version":
-        """Returns the version that ``commit`` published, with what ``head`` says of it."""
+        """Return the version that ``commit`` published, with what ``head`` says of it."""
         return cls(
             namespace=ref.namespace,
             name=ref.name,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 async def whole(exchange: Exchange, fingerprint: str) -> ChatCompletion:
-    """Returns the answer, when it is complete.
+    """Return the answer, when it is complete.
 
     Raises:
         RequestError: there is none.
@@ -73,7 +73,7 @@ class AnswerStream(StreamingResponse):
         super().__init__(self._events(), media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events."""
+        """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         except ClientDisconnect:  # no error of ours: the status that is counted tells of it

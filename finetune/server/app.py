@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def make_app(service: Service) -> FastAPI:
-    """Returns the application of one server.
+    """Return the application of one server.
 
     Args:
         service: answers.
@@ -53,7 +53,7 @@ def make_app(service: Service) -> FastAPI:
         openapi_extra={"requestBody": BODY},
     )
     async def create_chat_completion(request: Request) -> Response:
-        """Answers a question or goes on with a conversation, by the adapter that ``model`` names."""
+        """Answer a question or go on with a conversation, by the adapter that ``model`` names."""
         exchange = service.let_in(request.state.client)
         status = CLIENT_GONE
         try:
@@ -74,12 +74,12 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/v1/models", responses=errors(401, 403, 500, 503))
     async def list_models() -> ModelList:
-        """Lists what may be asked."""
+        """List what may be asked."""
         return ModelList(data=await service.catalog.models())
 
     @app.get("/v1/models/{model:path}", responses=errors(401, 403, 404, 500, 503))
     async def retrieve_model(model: str) -> Model:
-        """Returns one of those, or any other that may be asked and is there."""
+        """Return one of those, or any other that may be asked and is there."""
         name = service.catalog.name_of(model)
         if name is not None:
             await service.catalog.ready(name)
@@ -89,18 +89,18 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Health:
-        """Tells that the process runs."""
+        """Tell that the process runs."""
         return Health()
 
     @app.get("/ready", responses=errors(503))
     async def ready() -> Health:
-        """Tells whether requests are taken."""
+        """Tell whether requests are taken."""
         service.require_ready()
         return Health()
 
     @app.get("/metrics", responses=errors(401, 403), response_class=Response)
     async def metrics() -> Response:
-        """Returns counts for Prometheus."""
+        """Return counts for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     describe(app)
@@ -108,7 +108,7 @@ def make_app(service: Service) -> FastAPI:
 
 
 async def _answer(service: Service, exchange: Exchange, request: Request) -> Response:
-    """Returns the answer to a request, or a stream whose beginning is known."""
+    """Return the answer to a request, or a stream whose beginning is known."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         message = f"The body is JSON, so its Content-Type is application/json, not {brief(kind)}."
@@ -129,7 +129,7 @@ async def _answer(service: Service, exchange: Exchange, request: Request) -> Res
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns what ``work`` does, which ends when the client goes away.
+    """Return what ``work`` does, which ends when the client goes away.
 
     Raises:
         ClientDisconnect: it did.
@@ -158,7 +158,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """Answers where there is no such path, or it does not take the method."""
+    """Answer where there is no such path, or it does not take the method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}"
     told = RequestError(

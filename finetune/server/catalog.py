@@ -60,7 +60,7 @@ class Catalog:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="finetune-loading")
 
     def name_of(self, model: str) -> str | None:
-        """Returns the canonical reference that a request's ``model`` is, None for the plain base.
+        """Return the canonical reference that a request's ``model`` is, None for the plain base.
 
         The registry is not asked.
 
@@ -81,7 +81,7 @@ class Catalog:
         return str(ref)
 
     async def ready(self, name: str) -> None:
-        """Waits until an adapter has been loaded once.
+        """Wait until an adapter has been loaded once.
 
         Several requests for one wait for the same; what could not be had is not looked for again for a while.
 
@@ -112,18 +112,18 @@ class Catalog:
         await asyncio.shield(self._loading[name])  # others may wait for it too
 
     async def models(self) -> list[Model]:
-        """Returns what may be asked: the base, what is ready, and what else the registry has that is allowed."""
+        """Return what may be asked: the base, what is ready, and what else the registry has that is allowed."""
         if self._listed is None or self._clock() - self._listed[0] >= self._known_seconds:
             found = await asyncio.get_running_loop().run_in_executor(self._threads, self._list)
             self._listed = self._clock(), found
         return self._listed[1]
 
     def is_ready(self, name: str) -> bool:
-        """Tells whether an adapter has been loaded once."""
+        """Tell whether an adapter has been loaded once."""
         return name in self._ready
 
     def close(self) -> None:
-        """Ends the threads; what is being loaded is not waited for."""
+        """End the threads; what is being loaded is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self, name: str) -> None:
@@ -143,7 +143,7 @@ class Catalog:
         return any(fnmatchcase(str(ref) if "@" in pattern else ref.full_name, pattern) for pattern in self._allow)
 
     def _list(self) -> list[Model]:
-        """Returns the models by name; what the registry cannot show is left out, and logged."""
+        """Return the models by name; what the registry cannot show is left out, and logged."""
         created = {BASE: 0, **dict.fromkeys(self._ready, 0)}
         created |= {
             one.ref: _seconds(one.manifest.created) for one in self._switcher.loaded_adapters if one.ref in created
@@ -156,7 +156,7 @@ class Catalog:
         return [Model(id=name, created=created[name], owned_by=name.partition("/")[0]) for name in sorted(created)]
 
     def _published(self) -> Iterator[tuple[Version, Iterable[str]]]:
-        """Yields the latest version of each adapter that can be read, and the aliases of the adapter."""
+        """Yield the latest version of each adapter that can be read, and the aliases of the adapter."""
         registry = self._switcher.registry
         if registry is None or not self._allow:
             return

@@ -29,7 +29,7 @@ examples:
 
 
 def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    """Adds the verb.
+    """Add the verb.
 
     Args:
         add: adds a parser, given the word and what it does.
@@ -109,7 +109,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _canonical(refs: Sequence[str]) -> list[str]:
-    """Returns references in their canonical form, without ``base``, which is served whoever is named.
+    """Return references in their canonical form, without ``base``, which is served whoever is named.
 
     Raises:
         AdapterReferenceError: one of them is none, a folder for instance.

@@ -48,7 +48,7 @@ NOT_DONE = {
 
 
 def to_request_error(error: Exception) -> RequestError:
-    """Returns an error as a client is told of it: its own fault with what to do, ours without what is inside."""
+    """Return an error as a client is told of it: its own fault with what to do, ours without what is inside."""
     match error:
         case RequestError():
             return error
@@ -74,7 +74,7 @@ def to_request_error(error: Exception) -> RequestError:
 
 
 def invalid_request(error: ValidationError) -> RequestError:
-    """Returns what was wrong with the body of a request: its first fault, and the field that has it."""
+    """Return what was wrong with the body of a request: its first fault, and the field that has it."""
     # Where a field may have several forms, each of them says what it misses: the one that was meant goes deepest, and
     # finds no other type.
     faults = error.errors(include_url=False, include_context=False)
@@ -99,7 +99,7 @@ def invalid_request(error: ValidationError) -> RequestError:
 
 
 def _fields(loc: tuple[int | str, ...]) -> list[int | str]:
-    """Returns the fields that lead to a fault, without pydantic's words for which of several forms was tried."""
+    """Return the fields that lead to a fault, without pydantic's words for which of several forms was tried."""
     fields: list[int | str] = []
     for place, part in enumerate(loc):
         names_a_form = isinstance(part, str) and (
@@ -111,7 +111,7 @@ def _fields(loc: tuple[int | str, ...]) -> list[int | str]:
 
 
 def body_of(error: RequestError) -> ErrorBody:
-    """Returns the body of an error."""
+    """Return the body of an error."""
     match error.status:
         case 429:
             kind = "rate_limit_error"
@@ -127,7 +127,7 @@ def body_of(error: RequestError) -> ErrorBody:
 
 
 def response_of(error: RequestError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Returns the answer that says what was wrong.
+    """Return the answer that says what was wrong.
 
     Args:
         error: what.

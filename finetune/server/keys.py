@@ -20,7 +20,7 @@ _KEY = re.compile(r"[!-~]{16,256}")
 
 
 def read_keys(file: Path | None, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Returns the API keys that requests may come with; none where everybody may ask.
+    """Return the API keys that requests may come with; none where everybody may ask.
 
     Args:
         file: holds one a line; empty lines and those that begin with ``#`` do not count.
@@ -73,7 +73,7 @@ class Keys:
         self._digests = [_digest(key.encode()) for key in keys]
 
     def check(self, authorization: bytes | None, *, host: str) -> str | None:
-        """Lets a request through by its ``Authorization`` header, or where there are no keys by its ``Host``.
+        """Let a request through by its ``Authorization`` header, or where there are no keys by its ``Host``.
 
         Returns:
             A name of the key that is none of its secrets; None where there are no keys.

@@ -20,7 +20,7 @@ class Lease:
         self._lock = threading.Lock()
 
     def take(self, switcher: Switcher, name: str | None) -> LoadedAdapter | None:
-        """Returns the adapter that ``name`` means now, to be kept until ``close``."""
+        """Return the adapter that ``name`` means now, to be kept until ``close``."""
         with ExitStack() as kept:
             loaded = kept.enter_context(switcher.pin(name))
             with self._lock:
@@ -29,7 +29,7 @@ class Lease:
         return loaded
 
     def close(self) -> None:
-        """Lets go of it, now or as soon as it is taken."""
+        """Let go of it, now or as soon as it is taken."""
         with self._lock:
             self._closed = True
         self._kept.close()

@@ -63,7 +63,7 @@ class Metrics:
         gauge.set_function(lambda: loaded_adapters()[1])
 
     def label(self, name: str | None) -> str:
-        """Returns what stands for an adapter in labels.
+        """Return what stands for an adapter in labels.
 
         Args:
             name: of one that was found; None for one that was not.
@@ -76,5 +76,5 @@ class Metrics:
         return name
 
     def text(self) -> bytes:
-        """Returns all of them in Prometheus' text format."""
+        """Return all of them in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -28,7 +28,7 @@ class Middleware:
         self._app, self._keys, self._max_body_bytes = app, keys, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, or tells what is wrong with it."""
+        """Answer one request, or tell what is wrong with it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -54,7 +54,7 @@ class Middleware:
             await response_of(told)(scope, receive, send)
 
     def _counted(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Returns what receives a body up to the most that one may have."""
+        """Return what receives a body up to the most that one may have."""
         announced = headers.get(b"content-length", b"")
         self._refuse(int(announced) if announced.isdigit() else 0)
         size = 0

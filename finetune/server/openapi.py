@@ -44,7 +44,7 @@ EVENTS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the description of what a client may be told instead of an answer."""
+    """Return the description of what a client may be told instead of an answer."""
     retry = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
     return {
         status: {
@@ -57,7 +57,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Gives an application its schema."""
+    """Give an application its schema."""
     schema = get_openapi(title=app.title, version="1", routes=app.routes)
     components = schema["components"]
     for model in (ChatRequest, ChatCompletionChunk):

@@ -44,7 +44,7 @@ def to_example(request: ChatRequest, section: PromptSection, images: Sequence[np
 
 
 def _question(request: ChatRequest) -> str | None:
-    """Returns the question that the messages are; None where they are more than that."""
+    """Return the question that the messages are; None where they are more than that."""
     if len(request.messages) != 1 or request.messages[0].role != "user":
         return None
     content = request.messages[0].content

@@ -31,7 +31,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, listener: socket.socket) -> int:
-    """Answers requests until a signal asks to stop; those that run may end first.
+    """Answer requests until a signal asks to stop; those that run may end first.
 
     Args:
         vlm: the model.
@@ -86,13 +86,13 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None  # since it is stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen."""
+        """Begin to listen."""
         asyncio.get_running_loop().set_exception_handler(QuietErrors())
         await super().startup(sockets)
         print(self._introduction, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends when all requests have, or when their time is over."""
+        """End when all requests have, or when their time is over."""
         self._loop = asyncio.get_running_loop()
         seconds = self._service.settings.stop_seconds
         if running := len(self.server_state.tasks):
@@ -112,7 +112,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Notes the signals that ask to stop; one that was ignored, as under nohup, stays so."""
+        """Note the signals that ask to stop; one that was ignored, as under nohup, stays so."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
                 signal.signal(signum, handler)
 
     def stop(self, signum: int, _frame: object = None) -> None:
-        """Takes no more requests and lets those that run end; called again, it waits for none."""
+        """Take no more requests and let those that run end; called again, it waits for none."""
         if self.signum is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._service.cut)
             self._loop.call_soon_threadsafe(self._loop.call_later, _LAST_SECONDS, self._abort)
@@ -152,7 +152,7 @@ def _ended(code: int) -> int:
 
 
 def _introduction(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, listener: socket.socket) -> str:
-    """Returns what people are told when the server listens."""
+    """Return what people are told when the server listens."""
     host, port = listener.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host
     base = vlm.base

@@ -93,27 +93,27 @@ class Job:
         return self.batch.num_bytes
 
     def grow(self, piece: str) -> None:
-        """Tells of what the answer has surely grown by."""
+        """Tell of what the answer has surely grown by."""
         if sure := self.stops.feed(piece):
             self._tell_text(sure)
 
     def finish(self, answer: Answer) -> None:
-        """Tells of the end."""
+        """Tell of the end."""
         if rest := self.stops.rest():
             self._tell_text(rest)
         # A stop text may come with the last token that the answer may have.
         self._tell(Done(replace(answer, finish_reason="stop") if self.stops.found else answer))
 
     def fail(self, error: Exception) -> None:
-        """Tells that there will be no answer."""
+        """Tell that there will be no answer."""
         self._tell(Failed(error))
 
     def start(self) -> None:
-        """Tells that it is in a batch."""
+        """Tell that it is in a batch."""
         self._tell(Started())
 
     def is_over(self) -> bool:
-        """Tells whether no more of the answer is wanted."""
+        """Tell whether no more of the answer is wanted."""
         return self.cancelled or self.stops.found
 
     def _tell_text(self, text: str) -> None:
@@ -149,7 +149,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="finetune-scheduler", daemon=True)
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Begin to answer."""
         self._thread.start()
 
     @property
@@ -158,20 +158,20 @@ class Scheduler:
         return len(self._waiting)
 
     def submit(self, job: Job) -> None:
-        """Queues a job."""
+        """Queue a job."""
         job.key = sharing_key(self._switcher, job.loaded)
         with self._changed:
             insort(self._waiting, job, key=lambda one: one.arrived)
             self._changed.notify()
 
     def withdraw(self, job: Job) -> None:
-        """Takes a job back, for whom nobody waits any more; one that is in a batch ends at its next step."""
+        """Take a job back, for whom nobody waits any more; one that is in a batch ends at its next step."""
         job.cancelled = True
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
 
     def close(self, seconds: float) -> None:
-        """Ends the thread when its batch is at its end; what still waits is not answered.
+        """End the thread when its batch is at its end; what still waits is not answered.
 
         Args:
             seconds: that this is waited for.
@@ -182,7 +182,7 @@ class Scheduler:
         self._thread.join(seconds)
 
     def is_alive(self) -> bool:
-        """Tells whether jobs are answered."""
+        """Tell whether jobs are answered."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -196,7 +196,7 @@ class Scheduler:
                         job.fail(error)
 
     def _next(self) -> list[Job]:
-        """Returns the jobs of the next batch, when there are some; none when all is over."""
+        """Return the jobs of the next batch, when there are some; none when all is over."""
         with self._changed:
             while True:
                 if self._closed:
@@ -225,7 +225,7 @@ class Scheduler:
         return first[order[0]]
 
     def _hold(self, job: Job, kept: ExitStack) -> bool:
-        """Keeps a job's adapter to the end of the batch: whoever made the job may let go of it before."""
+        """Keep a job's adapter to the end of the batch: whoever made the job may let go of it before."""
         try:
             kept.enter_context(self._switcher.pin(job.loaded))
         except AdapterError:  # it was let go of, and has gone
@@ -260,7 +260,7 @@ class Scheduler:
             job.finish(answer)
 
     def _answer_alone(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Answers each job of a batch that failed by itself: one, or all of them together, may have been too much."""
+        """Answer each job of a batch that failed by itself: one, or all of them together, may have been too much."""
         if len(jobs) > 1:
             _log.warning("a batch of %d rows failed, each is answered alone: %s", len(jobs), error)
         for job in jobs:

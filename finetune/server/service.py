@@ -84,24 +84,24 @@ class Service:
         return not self.prepared_bytes[client] or self.prepared_bytes.total() < _PREPARED_BYTES
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Begin to answer."""
         self.scheduler.start()
 
     async def close(self) -> None:
-        """Ends what runs; no request is there any more."""
+        """End what runs; no request is there any more."""
         self.is_stopping = True
         self.catalog.close()
         self.workers.close()
         await asyncio.to_thread(self.scheduler.close, 0 if self._is_cut else _LAST_BATCH_SECONDS)
 
     def cut(self) -> None:
-        """Ends all requests, wherever they stand; each is told so."""
+        """End all requests, wherever they stand; each is told so."""
         self._is_cut = True
         for exchange in self._open:
             exchange.cut()
 
     def require_ready(self) -> None:
-        """Lets pass while requests are taken.
+        """Let pass while requests are taken.
 
         Raises:
             RequestError: they are not.
@@ -112,7 +112,7 @@ class Service:
             raise RequestError("The server answers no more; it has to be started again.", status=503, code="not_ready")
 
     def let_in(self, client: str) -> Exchange:
-        """Returns a request's exchange, which has to be closed.
+        """Return a request's exchange, which has to be closed.
 
         Args:
             client: who asks.
@@ -139,7 +139,7 @@ class Service:
         return exchange
 
     def forget(self, exchange: Exchange) -> None:
-        """Counts an exchange as over."""
+        """Count an exchange as over."""
         self._open.discard(exchange)
 
 
@@ -170,7 +170,7 @@ class Exchange:
         service.waiting[client] += 1
 
     async def in_time(self, work: Awaitable[T]) -> T:
-        """Returns what ``work`` does, which ends with the time that the request may take in all.
+        """Return what ``work`` does, which ends with the time that the request may take in all.
 
         Raises:
             RequestError: the time is over, or the server ends.
@@ -191,7 +191,7 @@ class Exchange:
             self._timeout = None
 
     def cut(self) -> None:
-        """Ends the time that the request has."""
+        """End the time that the request has."""
         self._is_cut = True
         if self._timeout is not None:
             self._timeout.reschedule(self._loop.time())
@@ -214,7 +214,7 @@ class Exchange:
             ) from None
 
     async def read(self, body: bytes) -> None:
-        """Reads the request, and finds its adapter.
+        """Read the request, and find its adapter.
 
         Raises:
             RequestError: it is not what it must be, or has no such adapter.
@@ -235,7 +235,7 @@ class Exchange:
         service.scheduler.submit(self._job)
 
     async def begun(self) -> None:
-        """Waits until the request is in a batch.
+        """Wait until the request is in a batch.
 
         Raises:
             RequestError: that did not happen in time.
@@ -256,7 +256,7 @@ class Exchange:
         self._service.metrics.queue_seconds.observe(self._loop.time() - self._begun)
 
     async def pieces(self) -> AsyncIterator[str | Answer]:
-        """Yields what the answer grows by, and in the end how it came about.
+        """Yield what the answer grows by, and in the end how it came about.
 
         Raises:
             RequestError: there is no more of it.
@@ -272,7 +272,7 @@ class Exchange:
                     raise to_request_error(error)
 
     def close(self, status: int) -> None:
-        """Ends the request, wherever it stands; only the first call counts.
+        """End the request, wherever it stands; only the first call counts.
 
         Args:
             status: that it got.
@@ -301,7 +301,7 @@ class Exchange:
             service.preparing.go_on()
 
     def _prepare(self, name: str | None, fetched: dict[str, bytes]) -> Job:
-        """Returns the job; the adapter is held to the end of the exchange."""
+        """Return the job; the adapter is held to the end of the exchange."""
         service = self._service
         self.loaded = self._lease.take(service.vlm.switcher, name)
         return prepare(
@@ -350,7 +350,7 @@ def _refuse_many_values(body: bytes) -> None:
 
 
 def _parse(body: bytes, settings: Settings) -> ChatRequest:
-    """Returns the request.
+    """Return the request.
 
     Raises:
         RequestError: it is none, or asks for what is not done.

@@ -25,12 +25,12 @@ class StopSequences:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Forgets what came so far, of an answer that is made once more."""
+        """Forget what came so far, of an answer that is made once more."""
         self.found = False
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """Returns what of the answer is sure to stay, now that it has grown by ``piece``."""
+        """Return what of the answer is sure to stay, now that it has grown by ``piece``."""
         if self.found:
             return ""
         self._held += piece
@@ -43,10 +43,10 @@ class StopSequences:
         return sure
 
     def rest(self) -> str:
-        """Returns what was held back, when the answer grows no more."""
+        """Return what was held back, when the answer grows no more."""
         return "" if self.found else self._held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Returns the length of the longest end of ``text`` with which ``stop`` begins."""
+    """Return the length of the longest end of ``text`` with which ``stop`` begins."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

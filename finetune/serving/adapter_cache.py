@@ -45,7 +45,7 @@ class AdapterCache:
         return self._loaded_adapters.get(digest)
 
     def put(self, loaded: LoadedAdapter) -> None:
-        """Takes in an adapter whose modules are reached already; others may have to go.
+        """Take in an adapter whose modules are reached already; others may have to go.
 
         Raises:
             AdapterError: it alone holds more than may be held; its modules are left again.
@@ -62,7 +62,7 @@ class AdapterCache:
             self._make_room(keep=loaded)
 
     def hold(self, loaded: LoadedAdapter) -> bool:
-        """Counts one more request that an adapter answers; False when it is not loaded any more."""
+        """Count one more request that an adapter answers; False when it is not loaded any more."""
         with self._lock:
             if self._loaded_adapters.get(loaded.digest) is not loaded:
                 return False
@@ -71,7 +71,7 @@ class AdapterCache:
             return True
 
     def hold_again(self, loaded: LoadedAdapter) -> bool:
-        """Counts one more request for an adapter that answers one, which it may do after it was removed.
+        """Count one more request for an adapter that answers one, which it may do after it was removed.
 
         Returns:
             Whether it still answers any, or is loaded.
@@ -83,7 +83,7 @@ class AdapterCache:
             return True
 
     def let_go(self, loaded: LoadedAdapter) -> None:
-        """Counts one request less."""
+        """Count one request less."""
         with self._lock:
             self._uses[loaded] -= 1
             if self._uses[loaded]:
@@ -94,7 +94,7 @@ class AdapterCache:
             self._make_room()
 
     def remove(self, ref: str | LoadedAdapter) -> None:
-        """Lets an adapter go; requests that it answers end as they began.
+        """Let an adapter go; requests that it answers end as they began.
 
         Args:
             ref: the loaded adapter, or the reference by which it was loaded.

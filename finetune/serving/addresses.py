@@ -19,7 +19,7 @@ _NOT_PUBLIC = tuple(
 
 
 def as_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Returns an address in its usual writing: four decimal numbers, or IPv6; None for anything else."""
+    """Return an address in its usual writing: four decimal numbers, or IPv6; None for anything else."""
     try:
         return None if "%" in text else ip_address(text)  # a zone is this machine's own
     except ValueError:
@@ -27,7 +27,7 @@ def as_address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_allowed(text: str, allow_private: Sequence[IPv4Network | IPv6Network]) -> bool:
-    """Tells whether an address is public, or in one of the networks that may be reached all the same.
+    """Tell whether an address is public, or in one of the networks that may be reached all the same.
 
     Private, loopback, link-local, multicast and reserved addresses are not public; nor are those of IPv6 that carry one
     of IPv4 (mapped, NAT64, 6to4, Teredo), whichever that is.

@@ -55,7 +55,7 @@ class Aliases:
         self._renewing = threading.Lock()
 
     def version(self, ref: str, *, now: bool = False) -> Version:
-        """Returns the version that a reference stands for.
+        """Return the version that a reference stands for.
 
         Args:
             ref: such as ``medical/brain-mri@prod``.
@@ -79,7 +79,7 @@ class Aliases:
         return meaning.version
 
     def renew_all(self) -> None:
-        """Looks up every reference that was ever asked for.
+        """Look up every reference that was ever asked for.
 
         Raises:
             TrustError: one of them is not vouched for any more; the others were looked up.

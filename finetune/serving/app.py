@@ -89,7 +89,7 @@ class VisionLanguageModel:
         return self.switcher.active
 
     def add(self, ref: str | Path) -> LoadedAdapter:
-        """Loads an adapter beside those that are there, after every check; which one answers does not change.
+        """Load an adapter beside those that are there, after every check; which one answers does not change.
 
         Args:
             ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
@@ -101,7 +101,7 @@ class VisionLanguageModel:
         return self.switcher.add(ref)
 
     def remove(self, ref: str | Path | LoadedAdapter) -> None:
-        """Lets an adapter go; where it answers now, it does so to the end.
+        """Let an adapter go; where it answers now, it does so to the end.
 
         Raises:
             AdapterError: it is not loaded.
@@ -110,7 +110,7 @@ class VisionLanguageModel:
 
     @contextmanager
     def using(self, ref: str | Path | LoadedAdapter | None) -> Iterator[VisionLanguageModel]:
-        """Answers with another adapter inside the ``with`` block, in this thread or task alone; None is the plain base.
+        """Answer with another adapter inside the ``with`` block, in this thread or task alone; None is the plain base.
 
         A thread that is started inside does not inherit it: see ``Switcher``.
         """
@@ -118,14 +118,14 @@ class VisionLanguageModel:
             yield self
 
     def use(self, ref: str | Path | LoadedAdapter | None) -> None:
-        """Answers with another adapter from now on, wherever no ``using`` block says otherwise.
+        """Answer with another adapter from now on, wherever no ``using`` block says otherwise.
 
         It is loaded first where it is not yet.
         """
         self.switcher.use(ref)
 
     def ask(self, image: Any, question: str) -> str:
-        """Returns the answer to one question, put exactly as the active adapter was trained.
+        """Return the answer to one question, put exactly as the active adapter was trained.
 
         Args:
             image: an image; None for a question without one, a list for one with several.
@@ -148,7 +148,7 @@ class VisionLanguageModel:
             return answer_rows(self.switcher, [row], [self.adapter])[0]
 
     def stream(self, image: Any, question: str) -> TextStream:
-        """Returns the answer that ``ask`` would give, in pieces, while it is made.
+        """Return the answer that ``ask`` would give, in pieces, while it is made.
 
         The adapter that is active now answers to the end, also where the ``using`` block ends before. See
         ``TextStream`` for leaving before the end, which is best done by a ``with`` block.
@@ -157,7 +157,7 @@ class VisionLanguageModel:
             return self._stream(self._question("stream", image, question))
 
     def caption(self, image: Any) -> str:
-        """Returns a description of an image.
+        """Return a description of an image.
 
         An adapter trained on captions is asked exactly as it was trained. Any other, and the base, is asked
         ``CAPTION_QUESTION`` as it is asked any question, for ``CAPTION_TOKENS`` tokens, or as many as its answers may
@@ -185,7 +185,7 @@ class VisionLanguageModel:
         *,
         adapters: Sequence[str | Path | LoadedAdapter | None] | None = None,
     ) -> list[str]:
-        """Returns the answers to many questions, each as ``ask`` would give it, in as few batches as that takes.
+        """Return the answers to many questions, each as ``ask`` would give it, in as few batches as that takes.
 
         Args:
             images: one a question, as for ``ask``.
@@ -217,7 +217,7 @@ class VisionLanguageModel:
             return [found.text for found in answer_rows(self.switcher, examples, loaded_adapters)]
 
     def chat(self, messages: list[Message]) -> str:
-        """Returns the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
+        """Return the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
 
         Args:
             messages: in Hugging Face's chat format, the last one the user's; images stand in their parts as
@@ -231,12 +231,12 @@ class VisionLanguageModel:
             return self._generate(self._conversation("chat", messages))
 
     def stream_chat(self, messages: list[Message]) -> TextStream:
-        """Returns the turn that ``chat`` would give, in pieces, while it is made; as ``stream`` does."""
+        """Return the turn that ``chat`` would give, in pieces, while it is made; as ``stream`` does."""
         with self.switcher.holding():
             return self._stream(self._conversation("stream_chat", messages))
 
     def classify(self, image: Any, labels: Sequence[str]) -> str:
-        """Returns the label whose text lies closest to an image, put into the words that the adapter was trained on.
+        """Return the label whose text lies closest to an image, put into the words that the adapter was trained on.
 
         Args:
             image: an image.
@@ -278,7 +278,7 @@ class VisionLanguageModel:
             return task.predict(self.model, batch.to(self.model.device, self.model.dtype))[0]
 
     def embed(self, image: Any) -> Tensor:
-        """Returns the embedding [D] of an image, fp32, of length 1.
+        """Return the embedding [D] of an image, fp32, of length 1.
 
         Raises:
             ModelError: the base is no dual encoder.
@@ -286,7 +286,7 @@ class VisionLanguageModel:
         return self._embed("embed(image)", lambda _: self.prompt_batch([image_row(image, urls=self.urls)]))
 
     def embed_text(self, text: str) -> Tensor:
-        """Returns the embedding [D] of a text as it stands, fp32, of length 1.
+        """Return the embedding [D] of a text as it stands, fp32, of length 1.
 
         Raises:
             ModelError: the base is no dual encoder.
@@ -323,7 +323,7 @@ class VisionLanguageModel:
         return conversation_row(options, messages, urls=self.urls)
 
     def _generate(self, example: Example, *, max_new_tokens: int | None = None) -> str:
-        """Returns what the adapter that is held says."""
+        """Return what the adapter that is held says."""
         limits = [max_new_tokens]
         return answer_rows(self.switcher, [example], [self.adapter], max_new_tokens=limits)[0].text
 
@@ -333,7 +333,7 @@ class VisionLanguageModel:
         return TextStream(partial(answer_rows, self.switcher, [example], [loaded]), kept)
 
     def prompt_batch(self, examples: Sequence[Example], *, options: TaskSection | None = None) -> Batch:
-        """Returns the inputs of rows that are to be answered, with the places that the active adapter fills.
+        """Return the inputs of rows that are to be answered, with the places that the active adapter fills.
 
         Args:
             examples: the rows.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def question_row(
     section: TaskSection, image: Any, question: str, *, urls: UrlPolicy | None, id: str = "question"
 ) -> Example:
-    """Returns the row that puts a question.
+    """Return the row that puts a question.
 
     Args:
         section: how.
@@ -38,7 +38,7 @@ def question_row(
 
 
 def conversation_row(section: PromptSection, messages: list[Message], *, urls: UrlPolicy | None) -> Example:
-    """Returns the row that asks for the assistant's next turn; arguments as for ``question_row``.
+    """Return the row that asks for the assistant's next turn; arguments as for ``question_row``.
 
     Raises:
         DataError: this is no conversation that ends with the user, or an image cannot be used.
@@ -52,7 +52,7 @@ def conversation_row(section: PromptSection, messages: list[Message], *, urls: U
 
 
 def image_row(image: Any, *, urls: UrlPolicy | None) -> Example:
-    """Returns the row that shows an image and asks nothing; arguments as for ``question_row``."""
+    """Return the row that shows an image and ask nothing; arguments as for ``question_row``."""
     return _row(show(), [image], urls, "image")
 
 

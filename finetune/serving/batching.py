@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def section_for(switcher: Switcher, loaded: LoadedAdapter | None) -> TaskSection:
-    """Returns how an adapter is asked; a task's defaults for the plain base."""
+    """Return how an adapter is asked; a task's defaults for the plain base."""
     return loaded.manifest.task if loaded else switcher.base.default_task
 
 
 def sharing_key(switcher: Switcher, loaded: LoadedAdapter | None) -> Hashable:
-    """Returns what is equal for adapters whose rows may share a batch.
+    """Return what is equal for adapters whose rows may share a batch.
 
     Those are LoRA on the language tower, and the base, where their tasks make batches alike.
     """
@@ -46,7 +46,7 @@ def answer_rows(
     on_text: OnText | None = None,
     is_stopped: IsStopped | None = None,
 ) -> list[Answer]:
-    """Returns the answer of each row's adapter, as if it had been asked alone.
+    """Return the answer of each row's adapter, as if it had been asked alone.
 
     Adapters of LoRA on the language tower, and the plain base, share a batch; rows of any other adapter have a batch of
     their own.
@@ -133,7 +133,7 @@ def answer_batch(
     on_text: OnText | None = None,
     is_stopped: IsStopped | None = None,
 ) -> list[Answer]:
-    """Returns the answers to what ``prompt_batch`` returned; the other arguments as ``answer_rows`` has them."""
+    """Return the answers to what ``prompt_batch`` returned; the other arguments as ``answer_rows`` has them."""
     base = switcher.base
     batch = batch.to(base.model.device, base.model.dtype)
     task = cast("GenerativeTask", base.task(section_for(switcher, loaded_adapters[0])))
@@ -142,7 +142,7 @@ def answer_batch(
 
 
 def prompt_lengths(batch: Batch) -> list[int]:
-    """Returns how many tokens each row of a batch has, those of its images and of a tuned prompt included."""
+    """Return how many tokens each row of a batch has, those of its images and of a tuned prompt included."""
     lengths: list[int] = batch.inputs["attention_mask"].sum(dim=1).tolist()
     return lengths
 
@@ -180,5 +180,5 @@ def refuse_too_long(base: Base, batch: Batch, max_new_tokens: Sequence[int]) -> 
 
 
 def _of_rows(rows: Sequence[int], function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """Returns ``function`` for the rows of one batch, which counts them from 0."""
+    """Return ``function`` for the rows of one batch, which counts them from 0."""
     return function and (lambda row, *rest: function(rows[row], *rest))

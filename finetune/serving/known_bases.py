@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def find_base(identity: BaseIdentity) -> str:
-    """Returns where a base was last seen on this machine, or its hub id.
+    """Return where a base was last seen on this machine, or its hub id.
 
     Raises:
         BaseMismatchError: nobody has seen it.
@@ -31,7 +31,7 @@ def find_base(identity: BaseIdentity) -> str:
 
 
 def remember_base(identity: BaseIdentity, path: str) -> None:
-    """Notes where a base is, so that ``load`` finds it without being told."""
+    """Note where a base is, so that ``load`` finds it without being told."""
     if Path(path).is_dir():
         write_note(_base_note(identity), str(Path(path).resolve()))
 

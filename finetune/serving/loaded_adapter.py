@@ -44,7 +44,7 @@ class LoadedAdapter(ActiveAdapter):
 
 
 def bring_in(base: Base, hooks: AdapterHooks, folder: AdapterFolder, *, ref: str) -> LoadedAdapter:
-    """Makes a verified folder loaded, after every check that needs the live base; which adapter answers stays.
+    """Make a verified folder loaded, after every check that needs the live base; which adapter answers stays.
 
     Args:
         base: what it is to answer on.

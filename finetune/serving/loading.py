@@ -35,7 +35,7 @@ def load(
     alias_seconds: float = ALIAS_SECONDS,
     allow_urls: bool | UrlPolicy = False,
 ) -> VisionLanguageModel:
-    """Loads an adapter on its base, after checking that they belong together and that it does what it did.
+    """Load an adapter on its base, after checking that they belong together and that it does what it did.
 
     A base that is in this process already is not loaded again: models on it share its weights and its processor, and
     nothing else. See ``shared_base``.

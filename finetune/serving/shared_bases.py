@@ -45,7 +45,7 @@ class _Whole:
         return self._loaded == _versions(_tensors(self.base.model))
 
     def share(self) -> Base:
-        """Returns a base of other modules over the same tensors."""
+        """Return a base of other modules over the same tensors."""
         model = self.base.model
         kept = {id(tensor): tensor for tensor in _tensors(model)} | states_to_share(model)
         own = {each.name: getattr(self.base, each.name) for each in fields(Base)} | {"model": deepcopy(model, kept)}
@@ -70,7 +70,7 @@ def shared_base(
     quantization: Quantization | None = None,
     verify: str = "cached",
 ) -> Base:
-    """Returns a base over weights that are in this process already, where they are; any thread may call it.
+    """Return a base over weights that are in this process already, where they are; any thread may call it.
 
     They are the same where all that they are loaded from is (see ``identify_base``), and device, dtype and quantization
     are. Weights that somebody wrote into, moved or began to train since are not shared with anybody who comes later;
@@ -120,5 +120,5 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
-    """Returns what changes when somebody writes into a tensor, moves it, or asks for its gradient."""
+    """Return what changes when somebody writes into a tensor, moves it, or ask for its gradient."""
     return [(t._version, t.data_ptr(), t.dtype, t.device, t.requires_grad) for t in tensors]

@@ -20,7 +20,7 @@ class Generate(Protocol):
     """Makes an answer of one row."""
 
     def __call__(self, *, on_text: OnText, is_stopped: IsStopped) -> object:
-        """Tells ``on_text`` what the answer grows by, and ends where ``is_stopped``."""
+        """Tell ``on_text`` what the answer grows by, and end where ``is_stopped``."""
         ...
 
 
@@ -57,7 +57,7 @@ class TextStream(Iterator[str]):
             raise
 
     def __next__(self) -> str:
-        """Returns the next piece of text, never an empty one; waits for it.
+        """Return the next piece of text, never an empty one; wait for it.
 
         Raises:
             StreamClosedError: it was closed before its end.
@@ -80,7 +80,7 @@ class TextStream(Iterator[str]):
         raise self._end.error or StopIteration
 
     def close(self) -> None:
-        """Ends the answer where it is; returns when nothing runs for it any more."""
+        """End the answer where it is; return when nothing runs for it any more."""
         if self._end is None:
             self._stopped.set()
         self._thread.join()

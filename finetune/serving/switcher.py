@@ -86,7 +86,7 @@ class Switcher:
         return active if isinstance(active, LoadedAdapter) else None
 
     def add(self, ref: str | Path) -> LoadedAdapter:
-        """Loads an adapter beside those that are there, after every check; which one answers does not change.
+        """Load an adapter beside those that are there, after every check; which one answers does not change.
 
         Args:
             ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
@@ -102,7 +102,7 @@ class Switcher:
         return self._bring_in(str(ref), folder.digest, lambda: folder)
 
     def refresh(self) -> None:
-        """Looks up now what every alias that was asked for stands for, and makes that ready.
+        """Look up now what every alias that was asked for stands for, and make that ready.
 
         Requests that run meanwhile end as they began. What fails leaves what runs, with a warning.
 
@@ -112,7 +112,7 @@ class Switcher:
         self._aliases.renew_all()
 
     def remove(self, ref: str | Path | LoadedAdapter) -> None:
-        """Lets an adapter go; where it answers now, it does so to the end.
+        """Let an adapter go; where it answers now, it does so to the end.
 
         Args:
             ref: what ``add`` returned, or what it was given when the adapter was loaded.
@@ -124,7 +124,7 @@ class Switcher:
 
     @contextmanager
     def using(self, ref: str | Path | LoadedAdapter | None) -> Iterator[LoadedAdapter | None]:
-        """Has another adapter answer inside the ``with`` block, in this context alone; None is the plain base.
+        """Have another adapter answer inside the ``with`` block, in this context alone; None is the plain base.
 
         Args:
             ref: as for ``add``, which loads what is not yet loaded, or what that returned.
@@ -137,7 +137,7 @@ class Switcher:
 
     @contextmanager
     def mixing(self, refs: Sequence[str | Path | LoadedAdapter | None]) -> Iterator[None]:
-        """Has each row of a batch answered by an adapter of its own inside the block, in this context alone.
+        """Have each row of a batch answered by an adapter of its own inside the block, in this context alone.
 
         Args:
             refs: of the rows, in their order, as for ``using``.
@@ -158,7 +158,7 @@ class Switcher:
 
     @contextmanager
     def activated(self, rows: Sequence[LoadedAdapter | None]) -> Iterator[None]:
-        """Has each row of a batch answered by an adapter that the caller keeps; all the same, or all that can share."""
+        """Have each row of a batch answered by an adapter that the caller keeps: all by one, or by ones that can share."""
         first = rows[0]
         alike = all(row is first for row in rows)
         mixed = first or PLAIN if alike else ActiveAdapter(updates=mix([row.updates if row else {} for row in rows]))
@@ -166,12 +166,12 @@ class Switcher:
             yield
 
     def can_share(self, loaded: LoadedAdapter) -> bool:
-        """Tells whether an adapter can answer some rows of a batch while others answer the rest."""
+        """Tell whether an adapter can answer some rows of a batch while others answer the rest."""
         return can_mix(loaded.updates, self.base.towers)
 
     @contextmanager
     def pin(self, ref: str | Path | LoadedAdapter | None) -> Iterator[LoadedAdapter | None]:
-        """Keeps an adapter ready to the end of the block; which one answers does not change. As for ``using``."""
+        """Keep an adapter ready to the end of the block; which one answers does not change. As for ``using``."""
         loaded = self._hold(ref)
         try:
             yield loaded
@@ -180,7 +180,7 @@ class Switcher:
 
     @contextmanager
     def pin_active(self) -> Iterator[LoadedAdapter | None]:
-        """Keeps what answers here and now ready to the end of the block, which may come in another context.
+        """Keep what answers here and now ready to the end of the block, which may come in another context.
 
         Raises:
             AdapterError: the context was handed on and outlived its block, and its adapter was removed since.
@@ -196,7 +196,7 @@ class Switcher:
 
     @contextmanager
     def holding(self) -> Iterator[LoadedAdapter | None]:
-        """Has what answers now do so to the end of the block, whatever ``use`` says meanwhile.
+        """Have what answers now do so to the end of the block, whatever ``use`` says meanwhile.
 
         Raises:
             AdapterError: as for ``pin_active``.
@@ -205,7 +205,7 @@ class Switcher:
             yield loaded
 
     def use(self, ref: str | Path | LoadedAdapter | None) -> None:
-        """Has another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base.
+        """Have another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base.
 
         A ``generate`` that runs meanwhile in a thread without a block would go on with the new one: whoever calls the
         model itself there does it inside ``holding``, as ``ask`` does.
@@ -216,7 +216,7 @@ class Switcher:
         self._let_go(before if isinstance(before, LoadedAdapter) else None)
 
     def _hold(self, ref: str | Path | LoadedAdapter | None) -> LoadedAdapter | None:
-        """Returns what ``ref`` means now, counted as used; it is loaded again where it has gone meanwhile."""
+        """Return what ``ref`` means now, counted as used; it is loaded again where it has gone meanwhile."""
         while ref is not None:
             loaded = ref if isinstance(ref, LoadedAdapter) else self.add(ref)
             if self._cache.hold(loaded):

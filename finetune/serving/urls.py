@@ -43,7 +43,7 @@ _DATA = re.compile(r"data:(?P<type>[^;,]*)(?P<more>(?:;[^;,]*)*?)(?P<base64>;bas
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """Returns the addresses that a host's name stands for, as the operating system says.
+    """Return the addresses that a host's name stands for, as the operating system says.
 
     Raises:
         OSError: for none.
@@ -72,12 +72,12 @@ class UrlPolicy:
 
 
 def is_url(text: str) -> bool:
-    """Tells whether a text is a URL: ``data:``, or anything with ``://``, which is no path."""
+    """Tell whether a text is a URL: ``data:``, or anything with ``://``, which is no path."""
     return re.match(r"data:|https?:|[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
 def fetch_image(url: str, policy: UrlPolicy) -> bytes:
-    """Returns the file of the image that a URL names: http, https, or data in base64.
+    """Return the file of the image that a URL names: http, https, or data in base64.
 
     Nothing else is read, no file of this machine in particular. Proxies of the environment are not used: they would
     look up names themselves.
@@ -120,7 +120,7 @@ def _of_data(url: str, policy: UrlPolicy) -> bytes:
 
 
 def _parse(url: str) -> SplitResult:
-    """Returns the parts of an http(s) URL that says one thing to every reader."""
+    """Return the parts of an http(s) URL that says one thing to every reader."""
     if len(url) > _LONGEST or not re.fullmatch(r"[!-~]+", url) or "\\" in url:
         raise FetchError(
             f"{_show(url)}: a URL has at most {_LONGEST} visible ASCII characters and no backslash; write other "
@@ -148,7 +148,7 @@ def _parse(url: str) -> SplitResult:
 
 
 def _request(url: SplitResult, policy: UrlPolicy, deadline: float) -> bytes | str:
-    """Returns the image's file, or where the answer says that it is instead."""
+    """Return the image's file, or where the answer says that it is instead."""
     where = _show(url.geturl())
     target = httpcore2.URL(
         scheme=url.scheme.encode(),
@@ -204,7 +204,7 @@ def _checked(data: bytes, *, where: str) -> bytes:
 
 
 def _show(url: str) -> str:
-    """Returns a URL for a message, without what may be secret in it."""
+    """Return a URL for a message, without what may be secret in it."""
     text = re.sub(r"(?<=//)[^/?#]*@", "", re.split(r"[?#]", url, maxsplit=1)[0], count=1)
     return plain(text, 120)
 
@@ -283,7 +283,7 @@ class _Timed(httpcore2.NetworkStream):
 
 
 def _left(deadline: float) -> float:
-    """Returns the seconds until then."""
+    """Return the seconds until then."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise httpcore2.ReadTimeout

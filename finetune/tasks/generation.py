@@ -47,7 +47,7 @@ def generate_answers(
     on_text: OnText | None = None,
     is_stopped: IsStopped | None = None,
 ) -> list[Answer]:
-    """Returns the greedy answer of each left-padded row; rows with different limits share the batch.
+    """Return the greedy answer of each left-padded row; rows with different limits share the batch.
 
     Args:
         model: in eval mode, on the batch's device.
@@ -87,14 +87,14 @@ class _Rows(StoppingCriteria):
         self._reasons: list[FinishReason | None] = [None] * len(max_new_tokens)
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
-        """Takes in the newest token of each row; returns which rows are at their end [B]."""
+        """Take in the newest token of each row; return which rows are at their end [B]."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if self._reasons[row] is None:
                 self._take(row, token)
         return torch.tensor([reason is not None for reason in self._reasons], device=input_ids.device)
 
     def answers(self, prompt_tokens: Sequence[int]) -> list[Answer]:
-        """Returns the answers, when all rows are at their ends."""
+        """Return the answers, when all rows are at their ends."""
         return [
             Answer(text=str(text), prompt_tokens=prompted, completion_tokens=len(text.ids), finish_reason=reason)
             for text, prompted, reason in zip(self._texts, prompt_tokens, self._reasons, strict=True)
@@ -140,11 +140,11 @@ class GrowingText:
         self._num_given = 0  # characters of it, without white space around
 
     def __str__(self) -> str:
-        """Returns the text of all tokens, without special ones, and without white space around it."""
+        """Return the text of all tokens, without special ones, and without white space around it."""
         return self._decode(0, None).strip()
 
     def grown(self) -> str:
-        """Returns what the text surely goes on with, since this was last asked; to be asked after each token."""
+        """Return what the text surely goes on with, since this was last asked; to be asked after each token."""
         if self._comes_whole or not self._decode(len(self.ids) - 1, None):  # a special token ends no run of bytes
             return ""
         if _ONE_BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(self.ids[-1]))):
@@ -157,7 +157,7 @@ class GrowingText:
         return self._give(self._text.strip())
 
     def rest(self) -> str:
-        """Returns what was not given yet, when no more tokens come."""
+        """Return what was not given yet, when no more tokens come."""
         return self._give(str(self))
 
     def _give(self, text: str) -> str:
@@ -170,7 +170,7 @@ class GrowingText:
 
 
 def _mends_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tells whether the text of some tokens may begin otherwise than the same tokens' with more behind them."""
+    """Tell whether the text of some tokens may begin otherwise than the same tokens' with more behind them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     mends_bpe = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     return backend is None or type(backend.model).__name__ != "BPE" or mends_bpe

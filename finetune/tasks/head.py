@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tensor:
-    """Returns the logits [N, V] that a forward gives at some of the B * T places of a batch.
+    """Return the logits [N, V] that a forward gives at some of the B * T places of a batch.
 
     The head and what comes before it, back to the last attention, are given these places alone, inside of the model's
     own forward: what comes after it (soft caps, scales) is computed as ever. Where a model has no head of its own, or
@@ -42,14 +42,14 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
 
 
 def why_all_logits(model: Any) -> str | None:
-    """Returns what is told of a model whose head cannot be given single places; None where it can."""
+    """Return what is told of a model whose head cannot be given single places; None where it can."""
     if model.get_output_embeddings() is not None:
         return None
     return f"{type(model).__name__} names no language head, so logits of every token are computed, supervised or not"
 
 
 def _after_the_last_attention(model: Any) -> list[nn.Module]:
-    """Returns the parts of the last layer that take one token at a time, where they have the usual names."""
+    """Return the parts of the last layer that take one token at a time, where they have the usual names."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not layers:
         return []
@@ -64,7 +64,7 @@ def _after_the_last_attention(model: Any) -> list[nn.Module]:
 
 @contextmanager
 def _narrowed(module: nn.Module, places: Tensor, shape: tuple[int, ...], *, widen: bool) -> Iterator[None]:
-    """Has a module compute only some of the B * T places of its input, [1, N, D]; what has other places, it is given.
+    """Have a module compute only some of the B * T places of its input, [1, N, D]; what has other places, it is given.
 
     Args:
         module: takes [B, T, D].

@@ -62,11 +62,11 @@ class Checkpoints:
         self.folder, self.run, self.keep = folder, run, keep
 
     def path(self, step: int) -> Path:
-        """Returns where the checkpoint of ``step`` lies."""
+        """Return where the checkpoint of ``step`` lies."""
         return self.folder / f"step-{step:08d}"
 
     def write(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint, and then removes the oldest beyond ``keep``.
+        """Write a checkpoint, and then remove the oldest beyond ``keep``.
 
         Raises:
             OSError: it could not be written, as on a full disk; those before it are as they were.
@@ -88,7 +88,7 @@ class Checkpoints:
         return path
 
     def read(self, path: Path, *, extend: bool = False) -> Checkpoint:
-        """Reads one checkpoint of this run.
+        """Read one checkpoint of this run.
 
         Args:
             path: its folder.
@@ -117,7 +117,7 @@ class Checkpoints:
         return Checkpoint(path=path, step=facts["step"], facts=facts, tensors=parse_safetensors(raw), extended=extended)
 
     def newest(self, log: Callable[[str], None], *, extend: bool = False) -> Checkpoint | None:
-        """Returns the newest checkpoint that can be gone on from, or None where there is none at all.
+        """Return the newest checkpoint that can be gone on from, or None where there is none at all.
 
         One that is torn or of another run is passed over with a line that says why, and set aside once an older
         one is used instead.
@@ -156,16 +156,16 @@ class Checkpoints:
         return found
 
     def clear(self) -> None:
-        """Removes every checkpoint, and what a process that was killed left half written."""
+        """Remove every checkpoint, and what a process that was killed left half written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Removes what a process that was killed left half written."""
+        """Remove what a process that was killed left half written."""
         for left in self.folder.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
 
     def _listed(self) -> list[tuple[int, Path]]:
-        """Returns (step, folder), oldest first."""
+        """Return (step, folder), oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted((int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name)))
@@ -201,7 +201,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _sync(folder: Path) -> None:
-    """Makes the names in ``folder`` outlast a power cut; where a folder cannot be opened there is nothing to do."""
+    """Make the names in ``folder`` outlast a power cut; where a folder cannot be opened there is nothing to do."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -62,7 +62,7 @@ class CompiledLayers:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Runs a block with the layers as they are."""
+        """Run a block with the layers as they are."""
         if not self.layers:
             yield
             return

@@ -50,7 +50,7 @@ class DeepSpeed(Replicated):
         return self._plugin.zero_stage == 3
 
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
-        """Refuses rows of which only some have an image, or another type of media.
+        """Refuse rows of which only some have an image, or another type of media.
 
         The engine adds gradients up in buckets, in the order in which they come: a process whose rows have no image
         has those of the vision tower in another place, and they would be added to others. Where the base is cut,
@@ -71,7 +71,7 @@ class DeepSpeed(Replicated):
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
     ) -> None:
-        """Hands model and optimizer to the engine, with the recipe's batch size and norm."""
+        """Hand model and optimizer to the engine, with the recipe's batch size and norm."""
         self.attachment = attachment
         self._plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": options.batch_size,
@@ -81,38 +81,38 @@ class DeepSpeed(Replicated):
         set_hf_deepspeed_config(self._plugin.dschf)  # generation asks it whether processes have to stay together
 
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
-        """Runs one micro-batch forward and backward."""
+        """Run one micro-batch forward and backward."""
         self.model.set_gradient_accumulation_boundary(is_boundary=last)
         # The engine divides the sum over processes by their number.
         self.model.backward(loss() * self.accelerator.num_processes)
 
     def add_up_gradients(self) -> None:
-        """Collects what the engine has added up in the backward passes."""
+        """Collect what the engine has added up in the backward passes."""
         whole = importlib.import_module("deepspeed.utils").safe_get_full_grad
         self._gradients = {parameter: whole(parameter) for parameter in self.parameters}
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Returns a whole gradient, or None where it is zero: the engine has one, too, of what no row reached."""
+        """Return a whole gradient, or None where it is zero: the engine has one, too, of what no row reached."""
         gradient = self._gradients[parameter]
         return gradient if gradient is not None and gradient.any() else None
 
     def clip(self, max_norm: float | None) -> Tensor:
-        """Returns the norm of the gradients; the engine clips them as it steps."""
+        """Return the norm of the gradients; the engine clips them as it steps."""
         return nn.utils.get_total_norm([gradient for gradient in self._gradients.values() if gradient is not None])
 
     def step(self) -> None:
-        """Makes the optimizer step."""
+        """Make the optimizer step."""
         self.model.step()
         self._gradients.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns saved name -> whole tensor of the adapter."""
+        """Return saved name -> whole tensor of the adapter."""
         with self._whole(for_writing=False):
             return {name: p.detach().clone() for name, p in self.attachment.parameters.items()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Writes whole tensors into the adapter, and into the copies that the engine steps on."""
+        """Write whole tensors into the adapter, and into the copies that the engine steps on."""
         write = importlib.import_module("deepspeed.utils").safe_set_full_fp32_param
         with self._whole(for_writing=True):
             super().load(tensors)
@@ -120,7 +120,7 @@ class DeepSpeed(Replicated):
             write(parameter, tensors[name].to(self.accelerator.device))
 
     def optimizer_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Returns parameter name -> slot -> whole tensor; the count of steps is the same for all."""
+        """Return parameter name -> slot -> whole tensor; the count of steps is the same for all."""
         read = importlib.import_module("deepspeed.utils").safe_get_full_optimizer_state
         slots: dict[str, Any] = next(iter(self._engine_optimizer.optimizer.state.values()), {})
         scalars = {slot: tensor for slot, tensor in slots.items() if tensor.ndim == 0}
@@ -130,7 +130,7 @@ class DeepSpeed(Replicated):
         }
 
     def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Puts back what ``optimizer_tensors`` returned."""
+        """Put back what ``optimizer_tensors`` returned."""
         if not tensors:
             return
         write = importlib.import_module("deepspeed.utils").safe_set_full_optimizer_state
@@ -148,7 +148,7 @@ class DeepSpeed(Replicated):
                     write(parameter, tensor.to(self.accelerator.device), slot)
 
     def finish(self) -> Attachment:
-        """Ends training, and returns the attachment with parameters of its own."""
+        """End training, and return the attachment with parameters of its own."""
         whole = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in self.tensors().items()}
         self.attachment.freeze()
         parts = (replace(part, parameters={n: whole[n] for n in part.parameters}) for part in self.attachment.parts)

@@ -57,7 +57,7 @@ class FeatureStore:
         self.folder = _root() / name[:32]
 
     def path(self, digests: Sequence[str]) -> Path:
-        """Returns where the features of a row's images are, or would be.
+        """Return where the features of a row's images are, or would be.
 
         Args:
             digests: of the pixels of each, in order.
@@ -66,7 +66,7 @@ class FeatureStore:
         return self.folder / name[:2] / f"{name}{_SUFFIX}"
 
     def put(self, path: Path, features: ImageFeatures) -> int:
-        """Stores features, and returns the bytes that they take.
+        """Store features, and return the bytes that they take.
 
         Raises:
             OSError: they cannot be written; nothing is left of them.
@@ -94,7 +94,7 @@ class StoredFeatures:
         self._paths = dict(paths)
 
     def __call__(self, images: Sequence[ImageSource]) -> ImageFeatures:
-        """Returns the features of a row's images.
+        """Return the features of a row's images.
 
         Raises:
             TrainingError: they are not among those of this run, or have been changed or removed since.
@@ -112,23 +112,23 @@ class StoredFeatures:
 
 
 def places_of(images: Sequence[ImageSource]) -> Places:
-    """Returns what stands for the images of a row within a run, whatever happens to their files meanwhile."""
+    """Return what stands for the images of a row within a run, whatever happens to their files meanwhile."""
     return tuple(source_key(source) if isinstance(source, np.ndarray) else source for source in images)
 
 
 def is_whole(path: Path) -> bool:
-    """Tells whether a file is there with every byte as it was written."""
+    """Tell whether a file is there with every byte as it was written."""
     return _read_bytes(path) is not None
 
 
 def read(path: Path) -> ImageFeatures | None:
-    """Returns stored features; None where they are not there, or a byte of them has changed."""
+    """Return stored features; None where they are not there, or a byte of them has changed."""
     data = _read_bytes(path)
     return None if data is None else _unpack(data)
 
 
 def make_room(wanted: int, *, max_bytes: int) -> bool:
-    """Removes features that no run uses, of whatever base, the longest unused first, until there is room.
+    """Remove features that no run uses, of whatever base, the longest unused first, until there is room.
 
     Args:
         wanted: bytes that are to be written.
@@ -153,7 +153,7 @@ def make_room(wanted: int, *, max_bytes: int) -> bool:
 
 
 def _read_bytes(path: Path) -> bytes | None:
-    """Returns what was stored, or None where a byte of it has changed; notes that it is in use."""
+    """Return what was stored, or None where a byte of it has changed; note that it is in use."""
     try:
         found = path.read_bytes()
         if time.time() - path.stat().st_mtime > _HOUR:

@@ -54,7 +54,7 @@ class Filler:
     log: Callable[[str], None]
 
     def fill(self, rows: Iterable[Example]) -> StoredFeatures | str:
-        """Makes sure that the features of all rows' images are stored; every process has to call it.
+        """Make sure that the features of all rows' images are stored; every process has to call it.
 
         Features that are there are read through once: one of which a byte has changed is made anew.
 
@@ -86,15 +86,15 @@ class Filler:
         return StoredFeatures({one.places: self.path(one, digests) for one in work})
 
     def path(self, work: _Work, digests: dict[str, str]) -> Path:
-        """Returns where the features of a row's images are, or would be."""
+        """Return where the features of a row's images are, or would be."""
         return self.store.path([digests[key] for key in work.keys])
 
     def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
-        """Tells whether features are stored, without a look at their bytes."""
+        """Tell whether features are stored, without a look at their bytes."""
         return all(key in digests for key in work.keys) and self.path(work, digests).exists()
 
     def _together(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:
-        """Has every process store its share, and tells all of them what was found and what went wrong."""
+        """Have every process store its share, and tell all of them what was found and what went wrong."""
         problem, error = None, None
         try:
             problem = share.store(work[index::count], show=index == 0, sharers=count)
@@ -138,7 +138,7 @@ class _Share:
         self.sizes: list[int] = []  # bytes of what was made
 
     def store(self, mine: Sequence[_Work], *, show: bool, sharers: int) -> str | None:
-        """Stores what is not there; returns what went wrong.
+        """Store what is not there; return what went wrong.
 
         Raises:
             FinetuneError: an image cannot be opened, or the model does not take features.
@@ -170,7 +170,7 @@ class _Share:
         return all(key in self.digests for key in work.keys) and is_whole(self.filler.path(work, self.digests))
 
     def _no_room(self, left: Sequence[_Work], sharers: int) -> str | None:
-        """Makes room for the rest, if it is like what was stored so far; returns what is in the way.
+        """Make room for the rest, if it is like what was stored so far; return what is in the way.
 
         It is asked after 4, 8, 16, ... rows: each time with a better estimate, and seldom.
         """

@@ -29,7 +29,7 @@ def explain_not_finite(
     loss: float,
     norm: float,
 ) -> str:
-    """Returns what is not finite, and the ids of the rows behind it; every process has to call it.
+    """Return what is not finite, and the ids of the rows behind it; every process has to call it.
 
     Each row of a micro-batch whose loss is not finite is asked alone. Where no single row is to blame, all of the
     micro-batch, or where only the gradient overflowed all of the window, are named.

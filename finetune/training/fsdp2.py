@@ -42,7 +42,7 @@ class SplitBase(Replicated):
         return "cpu"
 
     def split(self, model: nn.Module, towers: Towers) -> None:
-        """Cuts the layers of the language tower over the processes, and moves the rest to the device.
+        """Cut the layers of the language tower over the processes, and move the rest to the device.
 
         Raises:
             TrainingError: the language tower has no repeated layers.
@@ -78,7 +78,7 @@ class SplitBase(Replicated):
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
     ) -> None:
-        """Takes over what trains."""
+        """Take over what trains."""
         self.model, self.attachment, self.optimizer = model, attachment, optimizer
         with torch.no_grad():
             for parameter in attachment.parameters.values():
@@ -98,6 +98,6 @@ class SplitBase(Replicated):
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
-        """Runs one micro-batch forward and backward; the base has no gradient, so nothing is to be synchronised."""
+        """Run one micro-batch forward and backward; the base has no gradient, so nothing is to be synchronised."""
         loss().backward()
         self._anchor.grad = None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def recomputing(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
-    """Has every layer of ``model`` recomputed in the backward pass, while entered.
+    """Have every layer of ``model`` recomputed in the backward pass, while entered.
 
     Forwards without a graph, as of generation, run as ever. The generators are as they were in the first forward, so
     dropout draws the same.
@@ -61,7 +61,7 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
 
 @contextmanager
 def _hooked(hooks: Sequence[tuple[nn.Module, Any, Any]]) -> Iterator[None]:
-    """Has modules run with the hooks that they had in the first forward, some of which were for that one alone."""
+    """Have modules run with the hooks that they had in the first forward, some of which were for that one alone."""
     now = [(module, module._forward_pre_hooks, module._forward_hooks) for module, _, _ in hooks]
     try:
         _set_hooks(hooks)

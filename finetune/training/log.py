@@ -52,7 +52,7 @@ class RunLog:
         return self.file.stat().st_size if self.file.exists() else 0
 
     def start(self, total_steps: int, *, done: int = 0, size: int = 0) -> None:
-        """Opens the bar, and drops the lines of steps that are taken again.
+        """Open the bar, and drop the lines of steps that are taken again.
 
         Args:
             total_steps: optimizer steps of the whole run.
@@ -76,7 +76,7 @@ class RunLog:
         )
 
     def step(self, step: int, *, samples: int, tokens: int, seconds: float, **values: float) -> None:
-        """Notes one optimizer step; rates are over the time since the last line, validation left out."""
+        """Note one optimizer step; rates are over the time since the last line, validation left out."""
         self._samples += samples
         self._tokens += tokens
         self._busy += seconds
@@ -102,12 +102,12 @@ class RunLog:
         self.info(f"step {step}: validation {scores}, loss {told}{' (best so far)' if best else ''}")
 
     def info(self, text: str) -> None:
-        """Prints a line above the bar."""
+        """Print a line above the bar."""
         if self.main:
             tqdm.write(safe_block(text), file=sys.stdout)
 
     def close(self) -> None:
-        """Closes the bar."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 

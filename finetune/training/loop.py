@@ -89,7 +89,7 @@ class Trainer:
         self._kept: Path | None = None  # the checkpoint of the present step, where there is one
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts the run where ``checkpoint`` was taken; the model has been prepared by then.
+        """Put the run where ``checkpoint`` was taken; the model has been prepared by then.
 
         Raises:
             TrainingError: what trains now is not what trained then.
@@ -106,7 +106,7 @@ class Trainer:
         validate: Callable[[], Validation] | None = None,
         on_better: Callable[[], None] | None = None,
     ) -> TrainState:
-        """Runs to the end, or until early stopping.
+        """Run to the end, or until early stopping.
 
         Args:
             examples: the training rows.
@@ -165,7 +165,7 @@ class Trainer:
         return self.state.validations_without_better >= patience or self.state.step >= self.plan.total_steps
 
     def _gradients(self, windows: Windows) -> tuple[list[Batch], list[LossSums], dict[str, int]]:
-        """Fills the gradients of the next step, with smaller micro-batches where memory runs out.
+        """Fill the gradients of the next step, with smaller micro-batches where memory runs out.
 
         Returns this process's window, the sums of its terms by micro-batch, and each term's items over all processes.
         """
@@ -194,7 +194,7 @@ class Trainer:
             self.log.info(f"step {self.state.step + 1}: out of memory. {describe_halved(plan)}")
 
     def _update(self, window: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
-        """Makes one optimizer step of the gradients; returns what is logged about it."""
+        """Make one optimizer step of the gradients; return what is logged about it."""
         step, plan = self.state.step, self.plan
         norm = self.strategy.clip(self.options.max_grad_norm)
         terms = [name for name in totals if name != "tokens"]
@@ -220,7 +220,7 @@ class Trainer:
         }
 
     def _refuse_not_finite(self, window: list[Batch], sums: list[LossSums], *, loss: float, norm: float) -> None:
-        """Keeps the state before the step, and stops the run with the rows that did it."""
+        """Keep the state before the step, and stop the run with the rows that did it."""
         alone = None if self.strategy.lockstep else self.collate
         why = explain_not_finite(self.plain_model, self.objective, alone, window, sums, loss=loss, norm=norm)
         kept = self._save()
@@ -239,7 +239,7 @@ class Trainer:
             self.log.info(f"stopped early: no better validation in {waited} of them")
 
     def _save(self) -> Path | None:
-        """Writes a checkpoint; where that fails, says so and returns None: those before it stand, the run goes on."""
+        """Write a checkpoint; where that fails, log it and return None: those before it stand, and the run goes on."""
         if self.checkpoints is None or self._kept:
             return self._kept
         held = self._standing.pack(self.random, log_bytes=self.log.size)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
+    """Tell whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, Exception) and (should_reduce_batch_size(error) or "can't allocate memory" in str(error))
     )
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Tells whether ``flag`` is set on any process, the same on all of them."""
+    """Tell whether ``flag`` is set on any process, the same on all of them."""
     if accelerator.num_processes == 1:
         return flag
     vector = torch.tensor([float(flag)], device=accelerator.device)
@@ -32,12 +32,12 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def free_memory() -> None:
-    """Gives back what is no longer referred to; call it outside the ``except`` that still holds the traceback."""
+    """Give back what is no longer referred to; call it outside the ``except`` that still holds the traceback."""
     clear_device_cache(garbage_collection=True)
 
 
 def halved(plan: Plan, step: int) -> Plan:
-    """Returns the plan with micro-batches of half as many rows, and as many rows a step as before.
+    """Return the plan with micro-batches of half as many rows, and as many rows a step as before.
 
     Args:
         plan: the one that did not fit.
@@ -56,7 +56,7 @@ def halved(plan: Plan, step: int) -> Plan:
 
 
 def describe_halved(plan: Plan) -> str:
-    """Returns what the user is told of the plan that ``halved`` returned."""
+    """Return what the user is told of the plan that ``halved`` returned."""
     return (
         f"The step is taken again, and the run goes on, with micro-batches of {plan.batch_size} and "
         f"{plan.accumulation} of them to a step: {plan.window} rows, as before."
@@ -64,7 +64,7 @@ def describe_halved(plan: Plan) -> str:
 
 
 def too_much(plan: Plan, step: int) -> TrainingError:
-    """Returns the error of a step that cannot be taken again, as processes wait for one another within it."""
+    """Return the error of a step that cannot be taken again, as processes wait for one another within it."""
     return TrainingError(
         f"step {step}: out of memory with micro-batches of {plan.batch_size}. Processes that share one base cannot "
         "take a step again: start the run with a smaller train.batch_size and as much more "

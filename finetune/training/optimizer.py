@@ -22,7 +22,7 @@ _8BIT = ("cpu", "cuda", "xpu")  # where bitsandbytes has its AdamW
 
 
 def make_optimizer(attachment: Attachment, options: TrainSection) -> torch.optim.Optimizer:
-    """Returns AdamW over what the methods attached, a group for each ratio to the recipe's learning rate.
+    """Return AdamW over what the methods attached, a group for each ratio to the recipe's learning rate.
 
     Raises:
         TrainingError: the recipe's optimizer does not run on this device.
@@ -46,7 +46,7 @@ def make_optimizer(attachment: Attachment, options: TrainSection) -> torch.optim
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the recipe's rate for the next step; each group has its ratio to it."""
+    """Set the recipe's rate for the next step; each group has its ratio to it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
 
@@ -54,7 +54,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, dict[str, Tensor]]:
-    """Returns parameter name -> slot (``exp_avg``, ``step``, ...) -> tensor; empty before the first step.
+    """Return parameter name -> slot (``exp_avg``, ``step``, ...) -> tensor; empty before the first step.
 
     A slot that holds a plain number, as bitsandbytes counts its steps, is given as a whole-number scalar.
     """
@@ -70,7 +70,7 @@ def load_optimizer(
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """Puts back what ``optimizer_tensors`` returned; the optimizer itself knows which slot goes to which device."""
+    """Put back what ``optimizer_tensors`` returned; the optimizer itself knows which slot goes to which device."""
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number = {parameter: i for i, parameter in enumerate(order)}
     state = {

@@ -53,7 +53,7 @@ class Plan:
         batch_size: int | None = None,
         lengths: Sequence[int] | None = None,
     ) -> "Plan":
-        """Returns the plan of a recipe's train section.
+        """Return the plan of a recipe's train section.
 
         Args:
             options: the section.
@@ -92,7 +92,7 @@ class Plan:
         return math.ceil(self.num_rows / self.window)
 
     def rows(self, step: int) -> np.ndarray:
-        """Returns the rows of ``step`` over all processes."""
+        """Return the rows of ``step`` over all processes."""
         epoch, position = self._place(step)
         first, last = position * self.window, min((position + 1) * self.window, self.num_rows)
         if not self.shuffled:
@@ -100,7 +100,7 @@ class Plan:
         return self._order(epoch)[first:last]
 
     def micro_batches(self, step: int, process: int) -> list[MicroBatch]:
-        """Returns the micro-batches of one process; as many on every process, so that none waits for another."""
+        """Return the micro-batches of one process; as many on every process, so that none waits for another."""
         rows, (epoch, _) = self.rows(step), self._place(step)
         pieces = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         rounds = math.ceil(len(pieces) / self.num_processes)
@@ -112,13 +112,13 @@ class Plan:
         return [filler if piece is None else [Draw(int(row), epoch, True) for row in piece] for piece in mine]
 
     def stream(self, first_step: int, process: int) -> Iterator[MicroBatch]:
-        """Yields the micro-batches of ``process`` from ``first_step`` to the end."""
+        """Yield the micro-batches of ``process`` from ``first_step`` to the end."""
         for step in range(first_step, self.total_steps):
             yield from self.micro_batches(step, process)
 
     @cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
-        """Returns an epoch's rows in their order; two are kept, as batches are prepared across an epoch's end."""
+        """Return an epoch's rows in their order; two are kept, as batches are prepared across an epoch's end."""
         return lru_cache(maxsize=2)(self._draw)
 
     def _draw(self, epoch: int) -> np.ndarray:
@@ -139,12 +139,12 @@ class Plan:
         return np.concatenate([*generator.permutation(windows), longest_first(left)])
 
     def _place(self, step: int) -> tuple[int, int]:
-        """Returns the epoch of ``step``, and which of the epoch's steps it is."""
+        """Return the epoch of ``step``, and which of the epoch's steps it is."""
         return divmod(step, self.steps_per_epoch)
 
 
 def padding(plan: Plan, lengths: Sequence[int]) -> float:
-    """Returns the share of padding among the tokens of a plan's first epoch.
+    """Return the share of padding among the tokens of a plan's first epoch.
 
     Args:
         plan: the order.
@@ -159,7 +159,7 @@ def padding(plan: Plan, lengths: Sequence[int]) -> float:
 
 
 def describe_padding(plan: Plan, lengths: Sequence[int]) -> str:
-    """Returns what the user is told: what padding costs, and what it would cost in the other order."""
+    """Return what the user is told: what padding costs, and what it would cost in the other order."""
     other = replace(plan, lengths=tuple(lengths) if plan.lengths is None else None)
     here, there = padding(plan, lengths), padding(other, lengths)
     setting = f"train.group_by_length: {'true' if plan.lengths is None else 'false'}"
@@ -167,7 +167,7 @@ def describe_padding(plan: Plan, lengths: Sequence[int]) -> str:
 
 
 def learning_rate_factor(step: int, options: TrainSection, total_steps: int) -> float:
-    """Returns what the learning rate of ``step`` is multiplied by: linear warm-up, then the recipe's schedule."""
+    """Return what the learning rate of ``step`` is multiplied by: linear warm-up, then the recipe's schedule."""
     warmup = math.ceil(options.warmup_ratio * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

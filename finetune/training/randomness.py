@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def random_state() -> dict[str, Any]:
-    """Returns the states of torch's generators, as uint8 tensors, and of Python's and NumPy's, as plain data."""
+    """Return the states of torch's generators, as uint8 tensors, and of Python's and NumPy's, as plain data."""
     numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
     state = {
         "torch": torch.get_rng_state(),
@@ -28,7 +28,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts back what ``random_state`` returned; a device's state is left out on a machine without that device."""
+    """Put back what ``random_state`` returned; a device's state is left out on a machine without that device."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -45,15 +45,15 @@ class Replicated:
         return str(self.accelerator.device)
 
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
-        """Refuses rows that the processes could not go through together."""
+        """Refuse rows that the processes could not go through together."""
 
     def split(self, model: nn.Module, towers: Towers) -> None:
-        """Shares out a base that was just loaded, before anything is attached to it."""
+        """Share out a base that was just loaded, before anything is attached to it."""
 
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
     ) -> None:
-        """Takes over what trains; from now on ``model`` is what is run forward and ``optimizer`` what holds rates."""
+        """Take over what trains; from now on ``model`` is what is run forward and ``optimizer`` what holds rates."""
         self.attachment, self.optimizer = attachment, optimizer
         self.model = self.accelerator.prepare(model)
 
@@ -63,7 +63,7 @@ class Replicated:
         return list(self.attachment.parameters.values())
 
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
-        """Runs one micro-batch forward and backward.
+        """Run one micro-batch forward and backward.
 
         Args:
             loss: returns this process's share of the step's loss: its sum over the items of all processes.
@@ -75,7 +75,7 @@ class Replicated:
                 self.accelerator.backward(value)
 
     def add_up_gradients(self) -> None:
-        """Adds up the gradients of all processes, in one flat vector; what none of them has stays None."""
+        """Add up the gradients of all processes, in one flat vector; what none of them has stays None."""
         if self.accelerator.num_processes == 1:
             return
         parameters = self.parameters
@@ -87,41 +87,41 @@ class Replicated:
             parameter.grad = piece.view_as(parameter).clone() if count else None
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Returns a whole gradient, of all processes; None where no row of the step reached the parameter."""
+        """Return a whole gradient, of all processes; None where no row of the step reached the parameter."""
         return parameter.grad
 
     def clip(self, max_norm: float | None) -> Tensor:
-        """Clips the gradients to ``max_norm``, and returns the norm they had."""
+        """Clip the gradients to ``max_norm``, and return the norm they had."""
         return nn.utils.clip_grad_norm_(self.parameters, max_norm or math.inf)
 
     def step(self) -> None:
-        """Makes the optimizer step."""
+        """Make the optimizer step."""
         self.optimizer.step()
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        """Forgets what the backward passes left."""
+        """Forget what the backward passes left."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns saved name -> whole tensor of the adapter, and nothing of the base; every process has to call it."""
+        """Return saved name -> whole tensor of the adapter, and nothing of the base; every process has to call it."""
         return {name: parameter.detach() for name, parameter in self.attachment.parameters.items()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Writes what ``tensors`` returned into the adapter; every process has to call it."""
+        """Write what ``tensors`` returned into the adapter; every process has to call it."""
         for name, parameter in self.attachment.parameters.items():
             parameter.copy_(tensors[name])
 
     def optimizer_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Returns parameter name -> slot -> whole tensor; empty before the first step; every process has to call it."""
+        """Return parameter name -> slot -> whole tensor; empty before the first step; every process has to call it."""
         return optimizer_tensors(self.optimizer, self.attachment.parameters)
 
     def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Puts back what ``optimizer_tensors`` returned; every process has to call it."""
+        """Put back what ``optimizer_tensors`` returned; every process has to call it."""
         load_optimizer(self.optimizer, self.attachment.parameters, tensors)
 
     def finish(self) -> Attachment:
-        """Ends training, and returns the attachment with whole parameters; every process has to call it."""
+        """End training, and return the attachment with whole parameters; every process has to call it."""
         self.attachment.freeze()
         return self.attachment

@@ -28,7 +28,7 @@ MOST_WORKERS = 8  # for one GPU: more seldom make batches faster, and each holds
 
 
 def worker_count(wanted: int | Literal["auto"], device: torch.device) -> int:
-    """Returns how many processes prepare batches ahead.
+    """Return how many processes prepare batches ahead.
 
     A GPU computes while they open images and make tokens, so it gets the cores that its process has here. On a CPU
     the model itself takes every core: workers would only take turns with it.
@@ -70,7 +70,7 @@ class _Arrivals(Dataset):
     def batch(
         self, checked: list[tuple[int, Example | DataError] | None]
     ) -> tuple[Batch, list[tuple[int, DataError | None]]]:
-        """Returns the rows that can be trained on, and each position with what was wrong there."""
+        """Return the rows that can be trained on, and each position with what was wrong there."""
         found = [one for one in checked if one]
         good = [(row, True) for _, row in found if isinstance(row, Example)]
         faults = [(position, row if isinstance(row, DataError) else None) for position, row in found]
@@ -130,7 +130,7 @@ class Windows:
         return counted if len(counted) == len(self.examples) else None
 
     def window(self, plan: Plan, step: int) -> list[Batch]:
-        """Returns the micro-batches of ``step``; steps follow one another, and a new plan starts anew at its step."""
+        """Return the micro-batches of ``step``; steps follow one another, and a new plan starts anew at its step."""
         if self._stream is None or plan is not self._plan:
             self._plan, self._stream = plan, self._batches(plan, step)
         return [next(self._stream) for _ in plan.micro_batches(step, self.process)]

@@ -62,7 +62,7 @@ class Standing:
     best: dict[str, Tensor] = field(default_factory=dict)  # parameter name -> weights of the best validation
 
     def pack(self, random: Mapping[str, Any], *, log_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns tensors and facts for a checkpoint; every process has to call it.
+        """Return tensors and facts for a checkpoint; every process has to call it.
 
         Args:
             random: this process's, as it was after the last step.
@@ -88,7 +88,7 @@ class Standing:
         return tensors, facts
 
     def unpack(self, checkpoint: Checkpoint, *, process: int) -> dict[str, Any]:
-        """Puts everything back, and returns the random state of ``process``; every process has to call it.
+        """Put everything back, and return the random state of ``process``; every process has to call it.
 
         Raises:
             TrainingError: what trains now is not what trained then.
@@ -125,5 +125,5 @@ class Standing:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that a result may depend on."""
+    """Return the versions of the libraries that a result may depend on."""
     return {name: version(name) for name in PACKAGES}

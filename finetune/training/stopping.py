@@ -46,7 +46,7 @@ class Stopping:
             signal.signal(signum, handler)
 
     def agreed(self, accelerator: Accelerator) -> int | None:
-        """Returns the signal that any process has had, the same on all of them, or None."""
+        """Return the signal that any process has had, the same on all of them, or None."""
         if accelerator.num_processes == 1:
             return self.signum
         mine = torch.tensor([float(self.signum == s) for s in SIGNALS], device=accelerator.device)
@@ -65,7 +65,7 @@ class Stopping:
 
 
 def farewell(step: int, total_steps: int, kept: Path | None) -> str:
-    """Returns what the user is told of a run that stopped: where it stands, and how it goes on.
+    """Return what the user is told of a run that stopped: where it stands, and how it goes on.
 
     Args:
         step: optimizer steps done.
@@ -79,7 +79,7 @@ def farewell(step: int, total_steps: int, kept: Path | None) -> str:
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """Has a DataLoader's worker ignore the signals: it is needed for the step that is being finished.
+    """Have a DataLoader's worker ignore the signals: it is needed for the step that is being finished.
 
     The terminal sends Ctrl-C to every process of the run. A worker ends when the loader that started it does.
     """

@@ -23,7 +23,7 @@ _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_G
 
 
 def strategy_of(accelerator: Accelerator, recipe: Recipe) -> Replicated:
-    """Returns the strategy of a run.
+    """Return the strategy of a run.
 
     Raises:
         TrainingError: this recipe cannot run so; the message says why, and what to set.
@@ -88,7 +88,7 @@ def _why_not_deepspeed(accelerator: Accelerator, recipe: Recipe) -> str | None:
 
 
 def _why_not_cut(recipe: Recipe) -> str | None:
-    """Returns why the base of a recipe cannot be cut over processes."""
+    """Return why the base of a recipe cannot be cut over processes."""
     if recipe.model.quantization:
         return f"a base held in {recipe.model.quantization} cannot be cut. Leave out model.quantization, or use DDP."
     if any(isinstance(section, LoraSection) and section.use_dora for section in recipe.parts):

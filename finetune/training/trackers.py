@@ -30,7 +30,7 @@ _AVAILABLE = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises TrainingError for a tracker whose package is not installed; accelerate would leave it out silently."""
+    """Raise TrainingError for a tracker whose package is not installed; accelerate would leave it out silently."""
     missing = [name for name in names if not _AVAILABLE[name]()]
     if missing:
         there = [name for name, is_available in _AVAILABLE.items() if is_available()]
@@ -41,7 +41,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Starts the trackers the accelerator was made with, as a project of the run's name, with the published recipe.
+    """Start the trackers the accelerator was made with, as a project of the run's name, with the published recipe.
 
     Raises:
         TrainingError: one does not start, as without a login.
@@ -56,14 +56,14 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """Has every tracker write what it still holds."""
+    """Have every tracker write what it still holds."""
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Returns nested data as dotted keys; a list, and nothing at all, become text, which every tracker takes."""
+    """Return nested data as dotted keys; a list, and nothing at all, become text, which every tracker takes."""
     if isinstance(value, dict):
         return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
     return {key: value if isinstance(value, bool | int | float | str) else str(value)}

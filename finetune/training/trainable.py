@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
-    """Puts what trains in training mode and leaves every frozen module in eval mode.
+    """Put what trains in training mode and leave every frozen module in eval mode.
 
     A frozen batch norm in training mode would overwrite its running statistics, and with them the base.
     """
@@ -45,7 +45,7 @@ class GradientCheck:
         self._steps = 0
 
     def check(self, gradient: Callable[[nn.Parameter], Tensor | None], epoch: int) -> None:
-        """Looks at the gradients of one step.
+        """Look at the gradients of one step.
 
         Args:
             gradient: returns a parameter's whole gradient, or None where no row of the step reached it.

@@ -23,7 +23,7 @@ LossSums = dict[str, LossSum]  # term -> its sum, detached
 
 
 def count_window(objective: TaskObjective, window: Sequence[Batch], accelerator: Accelerator) -> dict[str, int]:
-    """Adds up each term's items, and ``tokens``, over the window and all processes."""
+    """Add up each term's items, and ``tokens``, over the window and all processes."""
     counts = {"tokens": sum(int(batch.inputs["attention_mask"].sum()) for batch in window)}
     for batch in window:
         for name, count in objective.count_items(batch).items():
@@ -41,7 +41,7 @@ def backward_window(
     totals: Mapping[str, int],
     dtype: torch.dtype,
 ) -> list[LossSums]:
-    """Runs the window forward and backward; gradients are whole after the strategy's ``add_up_gradients``.
+    """Run the window forward and backward; gradients are whole after the strategy's ``add_up_gradients``.
 
     Args:
         strategy: runs one micro-batch, and has the model.

@@ -21,7 +21,7 @@ _log = logging.getLogger(f"vllm.{__name__}")  # vLLM configures its own loggers,
 
 
 def register() -> None:
-    """Registers the resolver, where ``FINETUNE_REGISTRY`` names a registry; vLLM calls it in each of its processes."""
+    """Register the resolver, where ``FINETUNE_REGISTRY`` names a registry; vLLM calls it in each of its processes."""
     location = os.environ.get("FINETUNE_REGISTRY")
     if not location:
         _log.info("%s: FINETUNE_REGISTRY is not set, so no adapter comes from a registry", NAME)

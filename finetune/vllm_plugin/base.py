@@ -29,13 +29,13 @@ class ServedBase:
     max_lora_rank: int
 
     def require_same(self, manifest: AdapterManifest) -> None:
-        """Raises BaseMismatchError, with the first difference, unless an adapter was trained on this base."""
+        """Raise BaseMismatchError, with the first difference, unless an adapter was trained on this base."""
         require_same_base(manifest.base, self.identity)
         require_same_processor(manifest.processor, self.processor)
 
 
 def identify_served(model: str, *, revision: str | None, chat_template: str | None, max_lora_rank: int) -> ServedBase:
-    """Returns what is served; weights that were not seen before are hashed.
+    """Return what is served; weights that were not seen before are hashed.
 
     Args:
         model: folder or hub id, as vLLM has it.
@@ -55,7 +55,7 @@ def identify_served(model: str, *, revision: str | None, chat_template: str | No
 
 
 def chat_template_of(folder: Path) -> str:
-    """Returns the template that a processor has which transformers loads from ``folder``; empty where it has none."""
+    """Return the template that a processor has which transformers loads from ``folder``; empty where it has none."""
     if (path := folder / "chat_template.jinja").is_file():
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):  # as older releases wrote it

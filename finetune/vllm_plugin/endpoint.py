@@ -33,12 +33,12 @@ class RegistryEndpoint:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Puts the middleware before the routes; vLLM's own, authentication among them, then go around it."""
+        """Put the middleware before the routes; vLLM's own, authentication among them, then go around it."""
         if (resolver := _resolver()) is not None:
             app.add_middleware(PinnedModels, served=lambda: resolver.served)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Looks at the base, which is hashed where it was not before, and opens the registry.
+        """Look at the base, which is hashed where it was not before, and open the registry.
 
         Raises:
             LaunchError: vLLM was started in a way in which adapters of a registry cannot be served; it ends then.
@@ -66,7 +66,7 @@ class RegistryEndpoint:
 
 
 def require_settings(config: Any) -> None:
-    """Raises LaunchError where the settings of vLLM keep adapters of a registry from being served, or served right.
+    """Raise LaunchError where the settings of vLLM keep adapters of a registry from being served, or served right.
 
     Args:
         config: vLLM's whole config.
@@ -98,7 +98,7 @@ def require_settings(config: Any) -> None:
 
 
 def _resolver() -> RegistryResolver | None:
-    """Returns the plugin's resolver; None where FINETUNE_REGISTRY was not set, which ``register`` has said."""
+    """Return the plugin's resolver; None where FINETUNE_REGISTRY was not set, which ``register`` has said."""
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
         return None
     resolver = LoRAResolverRegistry.get_resolver(NAME)

@@ -44,7 +44,7 @@ class PinnedModels:
         self.app, self._served = app, served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one request."""
+        """Handle one request."""
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
             if any(path == closed or path.startswith(f"{closed}/") for closed in CLOSED):
@@ -72,7 +72,7 @@ class PinnedModels:
 
 
 def _reference(request: Any, scope: Scope) -> str | None:
-    """Returns the adapter that a request asks for; None where it asks for the base, or says no reference."""
+    """Return the adapter that a request asks for; None where it asks for the base, or says no reference."""
     model = request.get("model") if isinstance(request, dict) else None
     models = getattr(scope["app"].state, "openai_serving_models", None)
     # The name of the base may read as a reference, as google/gemma-3-4b-it does.
@@ -87,7 +87,7 @@ def _reference(request: Any, scope: Scope) -> str | None:
 
 
 def _refusal(ref: str, error: FinetuneError) -> tuple[int, str]:
-    """Returns status and message for the client, who learns neither other names nor paths of the server."""
+    """Return status and message for the client, who learns neither other names nor paths of the server."""
     if isinstance(error, NotFoundError | YankedError):
         return 404, f"The model `{ref}` does not exist in the registry, or is withdrawn."
     if isinstance(error, StoreError):
@@ -119,7 +119,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Returns what gives ``body`` once and then goes on, since vLLM waits there for the client to go."""
+    """Return what gives ``body`` once and then goes on, since vLLM waits there for the client to go."""
     given = False
 
     async def replay() -> Message:
@@ -133,7 +133,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _answer(send: Send, status: int, message: str) -> None:
-    """Answers in the form of vLLM's own errors, which is OpenAI's."""
+    """Answer in the form of vLLM's own errors, which is OpenAI's."""
     kinds = {400: "BadRequestError", 403: "ForbiddenError", 404: "NotFoundError", 503: "ServiceUnavailableError"}
     error = {"message": message, "type": kinds[status], "param": "model", "code": status}
     body = json.dumps({"error": error}).encode()

@@ -35,7 +35,7 @@ class RegistryResolver(LoRAResolver):
         self.served: ServedAdapters | None = None
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """Returns what vLLM is to load for a reference with a digest; None, which it answers with 404, for all else.
+        """Return what vLLM is to load for a reference with a digest; None, which it answers with 404, for all else.
 
         Args:
             base_model_name: vLLM's name of the base; the base itself was looked at when the server started.
@@ -60,7 +60,7 @@ class RegistryResolver(LoRAResolver):
 
 
 def register_resolver(location: str) -> None:
-    """Registers the resolver; once more in a process where it is there changes nothing."""
+    """Register the resolver; once more in a process where it is there changes nothing."""
     if NAME in LoRAResolverRegistry.get_supported_resolvers():
         return
     if (found := version("vllm").partition("+")[0]) != VERSION:

@@ -50,7 +50,7 @@ class ServedAdapters:
         self._aliases = Aliases(self._look_up, registry.guard.check_manifest, seconds=alias_seconds)
 
     def pinned(self, ref: str) -> str:
-        """Returns the reference, by digest, of what ``ref`` stands for now, of which a folder is then ready.
+        """Return the reference, by digest, of what ``ref`` stands for now, of which a folder is then ready.
 
         Raises:
             AdapterReferenceError: it is no reference.
@@ -63,7 +63,7 @@ class ServedAdapters:
         return str(AdapterRef(namespace=version.namespace, name=version.name, digest=version.digest))
 
     def folder(self, pinned: str) -> Path:
-        """Returns the folder of an adapter that is referred to by its digest.
+        """Return the folder of an adapter that is referred to by its digest.
 
         Raises:
             FinetuneError: as ``pinned``.
@@ -99,7 +99,7 @@ class ServedAdapters:
 
 
 def require_described(manifest: AdapterManifest) -> None:
-    """Checks that the tensors of a LoRA are those of its modules and ranks; a live base is needed for their widths.
+    """Check that the tensors of a LoRA are those of its modules and ranks; a live base is needed for their widths.
 
     Raises:
         ManifestError: with the first that is not.
@@ -119,7 +119,7 @@ def require_described(manifest: AdapterManifest) -> None:
 
 
 def put_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Makes ``folder`` hold exactly ``files``; any number of processes may do so at once, with the same files.
+    """Make ``folder`` hold exactly ``files``; any number of processes may do so at once, with the same files.
 
     It appears whole. One that is there is compared byte by byte, and never changed: engines read it at any time.
 

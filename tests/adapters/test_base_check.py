@@ -90,7 +90,7 @@ def test_a_path_with_a_typo_is_answered_without_the_hub(base, monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Returns a function that sets what the hub answers to the one question; the time it had is kept."""
+    """Return a function that sets what the hub answers to the one question; the time it had is kept."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     asked = []
 

@@ -14,7 +14,7 @@ ROW = {"image": "good.png", "question": "What?", "answer": "x"}
 
 
 def read_rows(section, split="train", *, said=None, task=TASK, seed=0):
-    """Reads one split; ``said`` collects what is told."""
+    """Read one split; ``said`` collects what is told."""
     bad = tally(section, split, log=(said if said is not None else []).append)
     examples = read_split(section, split, task=task, seed=seed, bad=bad)
     bad.conclude()
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def read(folder):
-    """Returns a function that writes lines as JSON Lines and reads them."""
+    """Return a function that writes lines as JSON Lines and read them."""
 
     def read(*lines, said=None, seed=0, task=TASK, **fields):
         raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]

@@ -179,7 +179,7 @@ def any_clip(tiny_clip):
 
 
 def check(base, folder, row, task=TASK):
-    """Reads a row, checks it and makes a batch of it, as a run does."""
+    """Read a row, checks it and make a batch of it, as a run does."""
     (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
     section = JsonlData(source="jsonl", root=str(folder))
     bad = tally(section, "train", log=lambda text: None)

@@ -73,7 +73,7 @@ def text_only():
 
 
 def runs(labels):
-    """Returns the supervised ids of a row, a list for each stretch."""
+    """Return the supervised ids of a row, a list for each stretch."""
     out, before = [], -100
     for label in labels.tolist():
         if label != -100:

@@ -24,7 +24,7 @@ from tests.data.conftest import ROW, read_rows
 
 
 def deep(values, path, kind=np.uint16):
-    """Saves a grey image of these values, 40 x 32."""
+    """Save a grey image of these values, 40 x 32."""
     pixels = np.resize(np.array(values, kind), (40, 32))
     Image.fromarray(pixels).save(path)
     return path
@@ -180,7 +180,7 @@ def test_colours_of_16_bits_are_refused_where_they_would_be_black(read, folder, 
 
 
 def write_rgb16(path, value):
-    """Saves a PNG of 16 bits a channel, which PIL itself does not write."""
+    """Save a PNG of 16 bits a channel, which PIL itself does not write."""
     import struct
     import zlib
 

@@ -197,7 +197,7 @@ TALK = [{"messages": [user(weight=None), say(ONE, weight=0), user(weight=None), 
 
 
 def tables(tmp_path, rows):
-    """Yields a section for each source that selects columns."""
+    """Yield a section for each source that selects columns."""
     table = Dataset.from_list(rows)
     (tmp_path / "p").mkdir()
     table.to_parquet(tmp_path / "p" / "train.parquet")

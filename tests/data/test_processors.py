@@ -38,7 +38,7 @@ def with_tokens(*extra):
 
 
 def named(tokenizer, **tokens):
-    """Gives a tokenizer the special tokens that a processor asks it for by name."""
+    """Give a tokenizer the special tokens that a processor asks it for by name."""
     tokenizer.add_tokens(list(tokens.values()), special_tokens=True)
     for name, token in tokens.items():
         setattr(tokenizer, name, token)

@@ -65,7 +65,7 @@ def hub(tmp_path_factory):
 
 
 def names(data):
-    """Yields each hub section of a recipe with the key that its folder is set by."""
+    """Yield each hub section of a recipe with the key that its folder is set by."""
     parts = (
         {"data": data} if data.source == "hub" else {f"data.sources.{n}.data": p.data for n, p in data.sources.items()}
     )

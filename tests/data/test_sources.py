@@ -31,7 +31,7 @@ def table(*, rows=6, **more):
 
 
 def embedded(dataset, path):
-    """Writes Parquet as `push_to_hub` does, with the images' bytes inside."""
+    """Write Parquet as `push_to_hub` does, with the images' bytes inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.to_parquet(path)
 

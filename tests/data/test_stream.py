@@ -33,7 +33,7 @@ def row(number, **changes):
 
 
 def write(rows, path, *, label=False):
-    """Writes Parquet as the hub has it, two rows a group."""
+    """Write Parquet as the hub has it, two rows a group."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = Dataset.from_list(rows).cast_column("image", Image())
     if label:

@@ -27,7 +27,7 @@ def results(folder, count, process=0):
 
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory):
-    """Returns a function: scenarios, number of processes -> what each scenario came to on each process."""
+    """Return a function: scenarios, number of processes -> what each scenario came to on each process."""
 
     def start(scenarios, number, timeout=400, **env):
         folder = tmp_path_factory.mktemp("processes")
@@ -45,7 +45,7 @@ def processes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """Returns a function: family -> folder of a tiny base."""
+    """Return a function: family -> folder of a tiny base."""
     from tests.tiny import FAMILIES
 
     made = {}

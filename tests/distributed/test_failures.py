@@ -43,7 +43,7 @@ sys.exit(exit_code_of_process(work, on_keyboard="stopped"))
 
 @pytest.fixture
 def fail(tmp_path):
-    """Returns a function: how two processes fail -> exit code and stderr of the launcher."""
+    """Return a function: how two processes fail -> exit code and stderr of the launcher."""
     (tmp_path / "driver.py").write_text(DRIVER)
 
     def start(how, launcher=TWO):

@@ -19,7 +19,7 @@ TWO = (*TORCHRUN, "--standalone", "--nproc_per_node", "2")
 
 
 def run(folder, launcher, script, batch_size, *more, env=None):
-    """Returns the run's folder."""
+    """Return the run's folder."""
     out = subprocess.run(
         [sys.executable, *launcher, script, CONFIG, *FEW, f"train.batch_size={batch_size}",
          f"train.output_dir={folder}", *more],

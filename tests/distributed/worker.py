@@ -119,7 +119,7 @@ def build(scenario, accelerator, folder):
 
 
 def run(scenario, accelerator, folder):
-    """Trains one scenario, and returns tensors and texts."""
+    """Train one scenario, and return tensors and texts."""
     folder.mkdir(parents=True, exist_ok=True)
     made, examples = build(scenario, accelerator, folder), examples_of(scenario)
     gradients = []
@@ -169,7 +169,7 @@ def run(scenario, accelerator, folder):
 
 
 def main():
-    """Runs every scenario, in order."""
+    """Run every scenario, in order."""
     scenarios, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     for number, scenario in enumerate(scenarios):

@@ -10,7 +10,7 @@ import xllamacpp as llama_cpp
 
 
 def main(base: str, adapter: str, tokens: str, vocabulary: str) -> None:
-    """Prints them as JSON, by id."""
+    """Print them as JSON, by id."""
     params = llama_cpp.CommonParams()
     params.model.path = base
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.cpuparams.n_threads = 256, 1, 0, 1

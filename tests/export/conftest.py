@@ -9,7 +9,7 @@ from tests.tiny import FAMILIES
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """Returns a function: the folders of a tiny base and of an adapter for it, made once."""
+    """Return a function: the folders of a tiny base and of an adapter for it, made once."""
     folder, bases = tmp_path_factory.mktemp("saved"), {}
 
     def make(family="llava", kind="lora", strength=1.0):

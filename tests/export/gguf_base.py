@@ -31,7 +31,7 @@ def save_tiny(family: str, folder: Path, **text_config: object) -> Path:
 
 
 def write_base(base: Base, path: Path) -> None:
-    """Writes the language model of ``base`` with the fields that llama.cpp wants of its architecture."""
+    """Write the language model of ``base`` with the fields that llama.cpp wants of its architecture."""
     language, config = language_of(base.model.config, base.towers), base.model.config.get_text_config()
     writer = gguf.GGUFWriter(path, language.architecture)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

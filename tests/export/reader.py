@@ -21,7 +21,7 @@ transformers.AutoModelForImageTextToText, transformers.AutoModel, transformers.A
 
 
 def run(folder, path):
-    """Runs the code of a folder to its end."""
+    """Run the code of a folder to its end."""
     os.chdir(folder)
     for name, number in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -32,7 +32,7 @@ def run(folder, path):
 
 
 def main():
-    """Answers until the input ends."""
+    """Answer until the input ends."""
     gc.freeze()
     for line in sys.stdin:
         child = os.fork()

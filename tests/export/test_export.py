@@ -25,7 +25,7 @@ from tests.export.targets import SEEN
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Puts a target in the table that does as it is told."""
+    """Put a target in the table that does as it is told."""
     monkeypatch.setitem(tables.EXPORT_TARGETS, "fake", "tests.export.targets:Fake")
     for option in ("verdicts", "reason"):
         monkeypatch.setitem(tables.EXPORT_OPTIONS, option, ("fake",))

@@ -104,7 +104,7 @@ def test_nothing_tells_where_it_was_made(folder, vlm):
 
 
 def without_torch(folder, code, *arguments):
-    """Runs code in the folder, in a process that cannot import torch, transformers or this package."""
+    """Run code in the folder, in a process that cannot import torch, transformers or this package."""
     barred = "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'transformers', 'finetune')))\n"
     command = [sys.executable, "-W", "error", "-c", barred + code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -176,7 +176,7 @@ def test_without_the_packages_it_is_said_what_to_install(saved, tmp_path, monkey
 
 @pytest.fixture
 def without_export(monkeypatch, folder):
-    """Has the target take the towers that are there already: what is compared is tried, not torch's exporter."""
+    """Have the target take the towers that are there already: what is compared is tried, not torch's exporter."""
 
     def write_towers(to: Path, model, row):
         for name in ("image.onnx", "text.onnx"):

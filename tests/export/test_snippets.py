@@ -37,13 +37,13 @@ SPECS = {
 
 
 def code_of(folder, language="python"):
-    """Returns the one block of code of a card."""
+    """Return the one block of code of a card."""
     (found,) = re.findall(rf"^(`{{3,}}){language}\n(.*?)\n\1$", (folder / "README.md").read_text(), re.DOTALL | re.M)
     return found[1]
 
 
 def make_image(folder):
-    """Returns the image that the code opens."""
+    """Return the image that the code opens."""
     noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((90, 70)).save(folder / "image.jpg")
     return folder / "image.jpg"
@@ -51,7 +51,7 @@ def make_image(folder):
 
 @pytest.fixture(scope="module")
 def run_alone():
-    """Runs code in a process of its own and returns what it prints.
+    """Run code in a process of its own and return what it prints.
 
     Each process is forked from one that has imported what the code of cards imports, and has done nothing else.
     """
@@ -69,7 +69,7 @@ def run_alone():
 
 
 def with_spec(adapter, folder, **changes):
-    """Returns a copy of an adapter that was asked otherwise in training."""
+    """Return a copy of an adapter that was asked otherwise in training."""
     shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns("run"))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["task"] |= changes

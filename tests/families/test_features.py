@@ -53,7 +53,7 @@ def collator(base, mixed_rows):
 
 @pytest.fixture
 def nothing_runs(base, monkeypatch):
-    """Returns a function after which opening an image, and running the tower or the projector, raise."""
+    """Return a function after which opening an image, and running the tower or the projector, raise."""
 
     def forbid():
         def refuse(*args, **kwargs):

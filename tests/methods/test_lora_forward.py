@@ -31,7 +31,7 @@ def adapted(*, bias=True, dropout=0.0, dtype=torch.float32, **options):
 
 @pytest.fixture
 def folded(monkeypatch):
-    """Counts the calls of the folded forward."""
+    """Count the calls of the folded forward."""
     calls = []
     apply = lora_forward._Linear.apply
     monkeypatch.setattr(lora_forward._Linear, "apply", lambda *args: calls.append(1) or apply(*args))

@@ -115,7 +115,7 @@ def test_the_cached_gradient_is_the_direct_one(adapted, dropout):
 
 @pytest.fixture
 def fit(tiny_clip, make_recipe, tmp_path):
-    """Returns a function that trains LoRA in windows of 8 of 18 rows: (losses, weights).
+    """Return a function that trains LoRA in windows of 8 of 18 rows: (losses, weights).
 
     The last window of an epoch holds 2.
     """

@@ -30,7 +30,7 @@ def supervised(model, batch):
 
 
 def spread(attachment, std=0.05):
-    """Has every parameter of an adapter have an effect."""
+    """Have every parameter of an adapter have an effect."""
     with torch.no_grad():
         for parameter in attachment.parameters.values():
             parameter.add_(std * torch.randn_like(parameter))

@@ -48,14 +48,14 @@ class App:
         return self.watched.read_text() if self.watched.exists() else ""
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
-        """Sends a signal, waits, and returns the exit code."""
+        """Send a signal, waits, and return the exit code."""
         self.process.send_signal(signum)
         return self.process.wait(timeout=60)
 
 
 @contextmanager
 def running_app(words: list[str], folder: Path, *, cwd: Path | None = None) -> Iterator[App]:
-    """Runs the command on a free port; ``words`` are what follows ``finetune app``.
+    """Run the command on a free port; ``words`` are what follows ``finetune app``.
 
     Args:
         words: of the command line.
@@ -88,7 +88,7 @@ def running_app(words: list[str], folder: Path, *, cwd: Path | None = None) -> I
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Starts a browser; where there is none the test is skipped, or fails when FINETUNE_REQUIRE_SERVERS is 1."""
+    """Start a browser; where there is none the test is skipped, or fails when FINETUNE_REQUIRE_SERVERS is 1."""
     program = shutil.which("chromium")
     if program is None:
         lacks = pytest.fail if os.environ.get("FINETUNE_REQUIRE_SERVERS") == "1" else pytest.skip
@@ -122,14 +122,14 @@ class Visit:
             box.set_checked(name in names)
 
     def upload(self, path: Path) -> None:
-        """Gives an image, in the place of one that is there."""
+        """Give an image, in the place of one that is there."""
         if self.page.get_by_label("Remove Image").count():
             self.page.get_by_label("Remove Image").click()
         self.page.locator("#image input[type=file]").set_input_files(path)
         self.page.locator("#image img").wait_for()
 
     def ask(self, question: str) -> dict[str, str]:
-        """Asks, and returns each card's text by the name on it; an empty dict where an error is shown."""
+        """Ask, and return each card's text by the name on it; an empty dict where an error is shown."""
         self.page.locator("#question textarea, #question input").fill(question)
         self.page.evaluate(
             "() => document.querySelectorAll('#answers .prose > *').forEach(e => { e.dataset.old = 1; })"
@@ -147,7 +147,7 @@ class Visit:
 
 @contextmanager
 def visit(browser: Browser, url: str, *, width: int = 1200, height: int = 900, scheme: str = "light"):
-    """Opens the page as a screen of this size shows it."""
+    """Open the page as a screen of this size shows it."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     seen = Visit(context.new_page(), url)
     seen.page.on("console", lambda said: seen.errors.append(said.text) if said.type == "error" else None)

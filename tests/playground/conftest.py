@@ -22,7 +22,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def registry(made, tmp_path):
-    """Holds ``testing/first`` (``prod``) and ``testing/second``, and ``testing/foreign`` of another base."""
+    """Hold ``testing/first`` (``prod``) and ``testing/second``, and ``testing/foreign`` of another base."""
     registry = AdapterRegistry(tmp_path / "registry")
     registry.publish(made[1]["first"], aliases=["prod"])
     registry.publish(made[1]["second"])
@@ -36,7 +36,7 @@ def vlm(made, registry):
 
 
 def altered(folder, target, *, name, base_config=None, **fields):
-    """Returns a copy of an adapter's folder whose manifest says something else."""
+    """Return a copy of an adapter's folder whose manifest says something else."""
     shutil.copytree(folder, target)
     manifest = AdapterManifest.parse((folder / MANIFEST_NAME).read_bytes())
     if base_config:

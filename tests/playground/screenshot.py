@@ -16,7 +16,7 @@ EXAMPLE = "How many cells are there?"
 
 
 def main(registry: str) -> None:
-    """Takes the image."""
+    """Take the image."""
     with (
         tempfile.TemporaryDirectory() as folder,
         running_app(["--base", "pocket", "--registry", registry], Path(folder) / "app") as app,

@@ -84,7 +84,7 @@ def browser():
 
 @pytest.fixture
 def keep(tmp_path):
-    """Returns a function that keeps a screenshot of the whole page."""
+    """Return a function that keeps a screenshot of the whole page."""
     folder = Path(os.environ.get("FINETUNE_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return lambda seen, name: seen.page.screenshot(path=folder / f"{name}.png", full_page=True)

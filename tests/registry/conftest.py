@@ -74,7 +74,7 @@ def _describe(full_name: str, files: dict[str, bytes], seed: int) -> AdapterMani
 
 @pytest.fixture
 def make_adapter(tmp_path):
-    """Returns a function that writes a small valid adapter folder; another seed gives other weights."""
+    """Return a function that writes a small valid adapter folder; another seed gives other weights."""
 
     def make(full_name: str = "medical/brain-mri", seed: int = 0, **more: bytes) -> Path:
         folder = tmp_path / "adapters" / f"{full_name.replace('/', '--')}-{seed}"

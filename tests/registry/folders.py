@@ -10,12 +10,12 @@ def same(folder: Path, other: Path) -> bool:
 
 
 def edit(folder: Path, **fields) -> None:
-    """Gives the manifest of an adapter folder other fields."""
+    """Give the manifest of an adapter folder other fields."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def forge(entry: Path, **fields) -> None:
-    """Lets an entry of a log say something else, as somebody would who knows how entries are written."""
+    """Let an entry of a log say something else, as somebody would who knows how entries are written."""
     commit = Commit.parse(entry.read_bytes(), source=entry.name)
     entry.write_bytes(commit.model_copy(update=fields).to_bytes())

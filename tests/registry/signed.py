@@ -49,7 +49,7 @@ def change(location: str | Path, seq: int, name: str = NAME, **fields: object) -
 
 
 def rechain(location: str | Path, sign=lambda commit: commit, name: str = NAME) -> None:
-    """Writes a whole log anew: each entry as ``sign`` returns it, upon what that made of the one before."""
+    """Write a whole log anew: each entry as ``sign`` returns it, upon what that made of the one before."""
     previous = None
     for path in sorted(entry_path(location, 1, name).parent.iterdir()):
         commit = Commit.parse(path.read_bytes(), source=path.name)

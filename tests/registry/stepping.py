@@ -42,7 +42,7 @@ class ClockedStore:
             raise ObjectMissing(f"{key} is not there") from None
 
     def age(self, days: float) -> None:
-        """Makes everything that is there older."""
+        """Make everything that is there older."""
         self.objects = {k: (data, at - timedelta(days=days)) for k, (data, at) in self.objects.items()}
 
 
@@ -80,14 +80,14 @@ class Actor:
             raise Killed(f"before {verb} {key}")
 
     def step(self, number: int | None = None) -> None:
-        """Makes so many calls of the store, or all that are left."""
+        """Make so many calls of the store, or all that are left."""
         while not self.ended and number != 0:
             self._go.release()
             self._stopped.acquire()
             number = None if number is None else number - 1
 
     def kill(self) -> None:
-        """Ends it before its next call; no further call of it reaches the store."""
+        """End it before its next call; no further call of it reaches the store."""
         self._killed = True
         self.step(1)
         self._thread.join()

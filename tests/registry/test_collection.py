@@ -24,7 +24,7 @@ DAY = 24 * 3600
 
 
 def _age(registry, days: float, inside: str = "") -> None:
-    """Makes what lies in a folder registry so many days older."""
+    """Make what lies in a folder registry so many days older."""
     for path in Path(registry.location, inside).rglob("*"):
         if path.is_file():
             then = path.stat().st_mtime - days * DAY
@@ -40,7 +40,7 @@ def _blobs(folder: Path) -> set[str]:
 
 
 def _abandon(registry, folder: Path) -> None:
-    """Leaves what a publish leaves that was killed before its entry."""
+    """Leave what a publish leaves that was killed before its entry."""
 
     def die(verb, key):
         if "/log/" in key:
@@ -343,7 +343,7 @@ SITUATIONS = {
 
 @pytest.fixture(scope="module")
 def prepared(request):
-    """Returns a function that gives the store of a situation anew."""
+    """Return a function that gives the store of a situation anew."""
     ready: dict[str, dict] = {}
 
     def prepare(situation: str, folder: Path, other: Path) -> _Watched:
@@ -374,7 +374,7 @@ def prepared(request):
 
 
 def _end(store, folder, *actors) -> None:
-    """Checks how it ended: each did what it should or said why not, and it can be done again."""
+    """Check how it ended: each did what it should or said why not, and it can be done again."""
     for actor in actors:
         assert actor.ended and isinstance(actor.error, ConflictError | Killed | None), actor.error
     store.check("in the end")

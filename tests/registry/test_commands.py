@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("no_sync")
 
 @pytest.fixture
 def finetune(registry, capsys):
-    """Returns a function that runs ``finetune registry ...`` and returns its exit code and output."""
+    """Return a function that runs ``finetune registry ...`` and return its exit code and output."""
 
     def call(*words: object, location: str | None = registry.location):
         parser = argparse.ArgumentParser(prog="finetune")

@@ -15,7 +15,7 @@ NAME = "medical/brain-mri"
 
 @pytest.fixture
 def finetune(registry, capsys):
-    """Returns a function that runs ``finetune registry ...`` and returns exit code, output and errors."""
+    """Return a function that runs ``finetune registry ...`` and return exit code, output and errors."""
 
     def call(*words, location=registry.location):
         code = main(["registry", *map(str, words), "--registry", str(location)])

@@ -16,7 +16,7 @@ NAME = "medical/brain-mri"
 
 @pytest.fixture
 def publish(registry, make_adapter):
-    """Returns a function that publishes an adapter whose manifest differs from the first in ``fields``."""
+    """Return a function that publishes an adapter whose manifest differs from the first in ``fields``."""
 
     def publish(seed=0, **fields):
         folder = make_adapter(seed=seed, **fields.pop("files", {}))

@@ -85,7 +85,7 @@ def _files(location) -> set[Path]:
 
 
 def _cases(monkeypatch, way, template, places):
-    """Yields, for each step at which it may fail, a copy of the template and the disk that fails under it."""
+    """Yield, for each step at which it may fail, a copy of the template and the disk that fails under it."""
     code, lasting = way
     for number in range(200):
         location = places / str(number)
@@ -127,7 +127,7 @@ def used(registry, make_adapter):
 
 
 def _try(disk, change) -> StoreError | None:
-    """Makes a change on a disk that fails, and then heals it; returns the error, which has to be explained."""
+    """Make a change on a disk that fails, and then heals it; return the error, which has to be explained."""
     try:
         change()
     except StoreError as error:

@@ -13,7 +13,7 @@ DOCS = ROOT / "docs"
 
 
 def run_page(name, make_adapter, tmp_path):
-    """Runs all the commands of a page in a folder that holds an adapter; returns what they said."""
+    """Run all the commands of a page in a folder that holds an adapter; return what they said."""
     page = (DOCS / name).read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     work = tmp_path / "work"

@@ -18,7 +18,7 @@ from tests.registry.folders import same
 
 
 def _dies(registry, number, folder, **options) -> bool:
-    """Publishes with a store that dies after its ``number``-th call; False when it made fewer."""
+    """Publish with a store that dies after its ``number``-th call; False when it made fewer."""
     dying = AdapterRegistry(registry.location)
     dying.store = Interfering(dying.store, OneDeath(number))
     try:

@@ -34,7 +34,7 @@ def stage(registry, make_adapter, tmp_path, monkeypatch):
 
 
 def answers(folder, into):
-    """Returns what is read of the damaged adapter; each an answer, or the name of an error of ours."""
+    """Return what is read of the damaged adapter; each an answer, or the name of an error of ours."""
     registry, told = AdapterRegistry(folder), []
     found = {}
 

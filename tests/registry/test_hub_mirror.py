@@ -24,7 +24,7 @@ REPO = "clinic/brain-mri"
 
 @pytest.fixture
 def publish(registry, make_adapter):
-    """Returns a function that publishes an adapter without a card of its own, whose manifest has other fields."""
+    """Return a function that publishes an adapter without a card of its own, whose manifest has other fields."""
 
     def publish(name=NAME, seed=0, **fields):
         folder = make_adapter(name, seed)
@@ -183,7 +183,7 @@ def hub():
 
 @pytest.fixture
 def run(hub, registry, tmp_path):
-    """Returns a function that runs Python in a process that knows the hub, as a user's does."""
+    """Return a function that runs Python in a process that knows the hub, as a user's does."""
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
 
@@ -198,7 +198,7 @@ def run(hub, registry, tmp_path):
 
 @pytest.fixture
 def mirror(run, registry):
-    """Returns a function that types ``finetune registry mirror ... --hub ...``."""
+    """Return a function that types ``finetune registry mirror ... --hub ...``."""
 
     def mirror(ref, *options, repo=REPO, **more):
         words = ["registry", "mirror", ref, "--hub", repo, *options, "--registry", registry.location]

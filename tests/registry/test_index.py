@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_sync")
 
 @pytest.fixture(params=["folder", "listing"])
 def opened(request, registry):
-    """Returns a function that opens the registry anew and notes what it reads: as a folder, or as other stores are."""
+    """Return a function that opens the registry anew and note what it reads: as a folder, or as other stores are."""
 
     def opener():
         found = AdapterRegistry(registry.location)

@@ -31,7 +31,7 @@ def processes():
 
 
 def _deaths(processes, verb, template: Path | None, folder: Path, places: Path):
-    """Yields the registry, a copy of ``template``, after each death; the last after none."""
+    """Yield the registry, a copy of ``template``, after each death; the last after none."""
     for step in range(1000):
         location = places / str(step)
         if template is not None:
@@ -66,7 +66,7 @@ def _age(registry) -> None:
 
 
 def _kept(registry) -> set[str]:
-    """Returns what is left once whatever the dead left is old enough to go."""
+    """Return what is left once whatever the dead left is old enough to go."""
     _age(registry)
     collect(registry, delete=True)
     assert _problems(registry) == []

@@ -47,7 +47,7 @@ def test_what_is_no_reference(text):
 
 @pytest.fixture
 def answering():
-    """Returns a function that starts a server from a function of the request, and returns its host."""
+    """Return a function that starts a server from a function of the request, and return its host."""
     servers = []
 
     def start(act):

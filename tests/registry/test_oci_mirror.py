@@ -36,7 +36,7 @@ def place(server, request):
 
 @pytest.fixture
 def blob_path(server):
-    """Returns a function that returns where the server keeps a blob."""
+    """Return a function that returns where the server keeps a blob."""
     return lambda digest: server[1] / "blobs" / "sha256" / digest[:2] / digest / "data"
 
 
@@ -132,7 +132,7 @@ def test_every_damaged_byte_is_found(pushed, blob_path, tmp_path):
 
 
 def _artifact_with(pushed, change) -> OciRef:
-    """Puts another artifact beside the one that was pushed, and returns its reference."""
+    """Put another artifact beside the one that was pushed, and return its reference."""
     with OciRepository(pushed) as repository:
         artifact = json.loads(repository.get_manifest(f"sha256:{pushed.digest}")[1])
         raw = change(artifact)

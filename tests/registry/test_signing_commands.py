@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("no_sync")
 
 @pytest.fixture
 def finetune(registry, capsys, monkeypatch):
-    """Returns a function that runs ``finetune registry ...`` and returns exit code, output and errors."""
+    """Return a function that runs ``finetune registry ...`` and return exit code, output and errors."""
     monkeypatch.setenv("FINETUNE_REGISTRY", registry.location)
 
     def call(*words: object) -> tuple[int, str, str]:

@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def no_waiting():
-    """Ends a test that waits for a writer who never comes."""
+    """End a test that waits for a writer who never comes."""
 
     def late(*_):
         raise AssertionError("it waits")

@@ -53,7 +53,7 @@ DAMAGES = {
 
 @pytest.fixture
 def damaged(registry, make_adapter):
-    """Returns a function that makes a registry of three adapters, of which one is damaged."""
+    """Return a function that makes a registry of three adapters, of which one is damaged."""
 
     def make(damage) -> AdapterRegistry:
         for name in [*WHOLE, DAMAGED]:

@@ -20,5 +20,5 @@ def bases(tmp_path_factory):
 
 @pytest.fixture
 def registry_copy(tmp_path):
-    """Returns a function: net -> a copy of its registry, so that nothing is written into the stored one."""
+    """Return a function: net -> a copy of its registry, so that nothing is written into the stored one."""
     return lambda net: shutil.copytree(net / "registry", tmp_path / "stored-registry")

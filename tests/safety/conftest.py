@@ -50,7 +50,7 @@ def canary(tmp_path):
 
 @pytest.fixture
 def refused(stage, tmp_path, canary):
-    """Returns a function that offers the forgery of a case, checks the refusal, and that nothing was harmed.
+    """Return a function that offers the forgery of a case, checks the refusal, and that nothing was harmed.
 
     It is offered to the base; or to ``act``, such as a registry's publish, which has no base to harm.
     """

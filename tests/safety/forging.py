@@ -58,7 +58,7 @@ class Forgery:
         return json.loads((self.folder / CONFIG_NAME).read_bytes())
 
     def list_tensors(self) -> None:
-        """Makes the manifest's table that of ``tensors``."""
+        """Make the manifest's table that of ``tensors``."""
         names = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
         self.adapter["tensors"] = {
             name: {"shape": list(tensor.shape), "dtype": names[str(tensor.dtype)]}
@@ -92,7 +92,7 @@ class Forgery:
         return save(self.tensors, metadata={"format": "pt"})
 
     def write(self) -> None:
-        """Writes the three files, with the digests that they have."""
+        """Write the three files, with the digests that they have."""
         if self.weights is None:
             self.weights = self.plain_weights()
         if self.config is None:
@@ -164,5 +164,5 @@ class Payload:
 
 
 def pickled(canary: Path) -> bytes:
-    """Returns a pickle that writes ``canary`` when it is read."""
+    """Return a pickle that writes ``canary`` when it is read."""
     return pickle.dumps(Payload(canary))

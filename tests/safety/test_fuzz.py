@@ -135,7 +135,7 @@ def test_no_mutation_gets_in(stage, tmp_path, canary, name):
 
 
 def offer(stage, folder: Path, of: str, *, where: str) -> str:
-    """Returns the message of the refusal, or ``loaded``."""
+    """Return the message of the refusal, or ``loaded``."""
     try:
         loaded = stage.vlm.add(folder)
     except FinetuneError as error:

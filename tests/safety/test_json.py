@@ -15,7 +15,7 @@ def manifest_text(change):
 
 
 def put(value, *path):
-    """Puts a value into the manifest."""
+    """Put a value into the manifest."""
 
     def forge(forgery: Forgery) -> None:
         place = forgery.manifest

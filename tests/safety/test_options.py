@@ -20,7 +20,7 @@ def without(name: str):
 
 
 def in_text(name: str, text: str):
-    """Writes a number that no JSON library of ours would write."""
+    """Write a number that no JSON library of ours would write."""
 
     def after(forgery: Forgery) -> None:
         forgery.manifest_text(lambda manifest: manifest.replace(f'"{name}": 16.0', f'"{name}": {text}'))
@@ -51,7 +51,7 @@ def part(method: str, **fields):
 
 
 def moved(old: str, new: str):
-    """Lists the modules of one tower as those of another."""
+    """List the modules of one tower as those of another."""
 
     def forge(forgery: Forgery) -> None:
         forgery.modules[new] = forgery.modules[new] + forgery.modules.pop(old)

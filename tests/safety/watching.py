@@ -126,7 +126,7 @@ def bounded(folder: Path, canary: Path) -> Iterator[None]:
 
 
 def _forget_peak() -> None:
-    """Lets the peak be counted anew; where that cannot be, a smaller one than an earlier is not seen."""
+    """Let the peak be counted anew; where that cannot be, a smaller one than an earlier is not seen."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -147,7 +147,7 @@ def _tensors(vlm: VisionLanguageModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def census(vlm: VisionLanguageModel) -> dict[str, object]:
-    """Counts what is kept anywhere below a model: path -> what stands there, and how much it holds.
+    """Count what is kept anywhere below a model: path -> what stands there, and how much it holds.
 
     It knows nothing of how adapters are kept: whatever table, hook, layer or module one leaves behind changes a count.
     """

@@ -13,7 +13,7 @@ from tests.server.serving import data_url, image_part, png
 
 
 def noise(width, height, kind="PNG", mode="RGB", **options):
-    """Returns the file of an image."""
+    """Return the file of an image."""
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(file, kind, **options)
@@ -21,7 +21,7 @@ def noise(width, height, kind="PNG", mode="RGB", **options):
 
 
 def many_scans(side, count):
-    """Returns a JPEG of a square image whose last scan comes again and again; each takes the more, the larger it is."""
+    """Return a JPEG of a square image whose last scan comes again and again; each takes the more, the larger it is."""
     file = io.BytesIO()
     Image.radial_gradient("L").resize((side, side)).convert("RGB").save(file, "JPEG", progressive=True)
     data = file.getvalue()
@@ -81,7 +81,7 @@ ANYTHING = st.recursive(
 
 
 def nested(levels):
-    """Returns a list in a list, and so on."""
+    """Return a list in a list, and so on."""
     value = []
     for _ in range(levels):
         value = [value]
@@ -89,7 +89,7 @@ def nested(levels):
 
 
 def requests(marks=()):
-    """Returns a strategy of bodies as bytes.
+    """Return a strategy of bodies as bytes.
 
     Args:
         marks: texts with a meaning for the base, beside those that are known of any.
@@ -135,7 +135,7 @@ def requests(marks=()):
 
 
 def as_bytes(body):
-    """Returns JSON, and what is too deep for Python's writer of it as brackets."""
+    """Return JSON, and what is too deep for Python's writer of it as brackets."""
     try:
         return json.dumps(body).encode()
     except RecursionError:

@@ -49,7 +49,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(vlm, refs=(), **settings):
-    """Yields a server that has only just begun, and stops it."""
+    """Yield a server that has only just begun, and stop it."""
     service = Service(vlm, refs, Settings(**settings))
     server = Server(service, "serving a test")
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -73,7 +73,7 @@ def http_client(**options: Any) -> httpx.Client:
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
-    """Waits until something holds."""
+    """Wait until something holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come true"
@@ -120,7 +120,7 @@ class Stage:
         self._going = threading.Semaphore(0)
 
     def go_on(self, batches: int = 1) -> None:
-        """Lets so many batches be answered."""
+        """Let so many batches be answered."""
         self._going.release(batches)
 
     def __call__(self, switcher, batch, loaded_adapters, *, is_stopped, **more):

@@ -230,7 +230,7 @@ def test_an_adapter_that_cannot_be_read_hides_no_other(vlm, registry_folder, tmp
 
 
 def rename(folder, namespace, name):
-    """Gives a saved adapter another name."""
+    """Give a saved adapter another name."""
     from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 
     manifest = AdapterManifest.parse((folder / MANIFEST_NAME).read_bytes(), source=MANIFEST_NAME)

@@ -75,7 +75,7 @@ def test_a_base_that_writes_no_text_is_refused(tiny_clip, capsys):
 
 @contextlib.contextmanager
 def command(base_folder, registry_folder, *more):
-    """Yields the real command, its address and what it said, once it listens."""
+    """Yield the real command, its address and what it said, once it listens."""
     arguments = ["serve", *REFS, "--base", str(base_folder), "--registry", str(registry_folder), "--port", "0", *more]
     process = subprocess.Popen(
         [sys.executable, "-m", "finetune.cli", *arguments],

@@ -25,7 +25,7 @@ def connect(url):
 
 
 def ended(connection):
-    """Returns what came until the other side closed the connection."""
+    """Return what came until the other side closed the connection."""
     received = b""
     with connection, contextlib.suppress(ConnectionResetError):
         while data := connection.recv(65536):

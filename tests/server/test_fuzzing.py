@@ -29,7 +29,7 @@ def client(tiny_family):
 
 
 def send(client, raw):
-    """Returns the status and error of a request, None where it is answered."""
+    """Return the status and error of a request, None where it is answered."""
     response = client.post("/v1/chat/completions", content=raw, headers=HEADERS)
     if response.status_code == 200:
         if response.headers["content-type"].startswith("application/json"):

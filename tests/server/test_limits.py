@@ -17,7 +17,7 @@ FIRST, SECOND, DORA, PROMPTED = REFS
 
 
 def waits(server, count):
-    """Waits until so many requests are prepared and wait for a batch."""
+    """Wait until so many requests are prepared and wait for a batch."""
     service = server.service
     wait_for(lambda: service.num_waiting == count == service.scheduler.num_waiting)
 

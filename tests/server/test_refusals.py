@@ -12,7 +12,7 @@ KEY, OTHER = "k" * 32, "o" * 32
 
 
 def error_of(response):
-    """Returns the status and the body's error, of OpenAI's form."""
+    """Return the status and the body's error, of OpenAI's form."""
     assert response.headers["content-type"] == "application/json"
     (found,) = response.json().values()
     assert found.keys() == {"message", "type", "param", "code"} and found["message"] and found["type"]

@@ -60,7 +60,7 @@ READ = [
 
 
 def answers(operation, mode, **fixed):
-    """Returns an answer by its status, to requests that the schema allows or does not; each answer was checked."""
+    """Return an answer by its status, to requests that the schema allows or do not; each answer was checked."""
     found = {}
 
     @settings(

@@ -54,7 +54,7 @@ def headers(key):
 
 
 def honest(url, ended, counts, wanted, number):
-    """Asks one thing after another, each of which has a known answer."""
+    """Ask one thing after another, each of which has a known answer."""
     rng = random.Random(number)
     with http_client(base_url=url, timeout=60) as client:
         while not ended.is_set():
@@ -81,7 +81,7 @@ def asked(model, question):
 
 
 def hostile(url, address, ended, counts, number):
-    """Sends whatever takes long, is broken, or ends in the middle."""
+    """Send whatever takes long, is broken, or end in the middle."""
     rng = random.Random(1000 + number)
     bodies = {name: make().encode() for name, make in HEAVY.items()}
 
@@ -119,7 +119,7 @@ def hostile(url, address, ended, counts, number):
 
 
 def size(child):
-    """Returns bytes in memory and open files, of the server and of what decodes its images."""
+    """Return bytes in memory and open files, of the server and of what decodes its images."""
     server = psutil.Process(child.pid)
     processes = [server, *server.children(recursive=True)]
     return sum(one.memory_info().rss for one in processes), server.num_fds(), len(processes)

@@ -8,7 +8,7 @@ from finetune.server.stop_sequences import StopSequences
 
 
 def cut(text, places):
-    """Yields the text in pieces that end at these places."""
+    """Yield the text in pieces that end at these places."""
     for start, end in itertools.pairwise([0, *places, len(text)]):
         if start != end:
             yield text[start:end]

@@ -31,7 +31,7 @@ class Absent(Exception):
 
 @contextlib.contextmanager
 def azurite(container: str, log: Path) -> Iterator[dict[str, str]]:
-    """Runs a server with one empty container; yields the environment by which obstore finds it.
+    """Run a server with one empty container; yield the environment by which obstore finds it.
 
     Raises:
         Absent: it is not installed.
@@ -61,7 +61,7 @@ def azurite(container: str, log: Path) -> Iterator[dict[str, str]]:
 
 
 def _make_container(endpoint: str, name: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Waits for the server, too."""
+    """Wait for the server, too."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -76,7 +76,7 @@ def _make_container(endpoint: str, name: str, server: subprocess.Popen[bytes], l
 
 
 def _signed(endpoint: str, name: str) -> urllib.request.Request:
-    """Returns the request that makes a container, signed with the account's key ("Shared Key" of Azure's REST API)."""
+    """Return the request that makes a container, signed with the account's key ("Shared Key" of Azure's REST API)."""
     headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
     shown = "".join(f"{header}:{value}\n" for header, value in headers.items())
     resource = f"/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"

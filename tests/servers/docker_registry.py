@@ -15,7 +15,7 @@ START_SECONDS = 60
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens at."""
+    """Return a port that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -23,7 +23,7 @@ def free_port() -> int:
 
 @contextmanager
 def docker_registry(folder: Path, *, htpasswd: str | None = None) -> Iterator[str]:
-    """Runs a server that keeps everything below a new folder; yields its host.
+    """Run a server that keeps everything below a new folder; yield its host.
 
     Args:
         folder: where.

@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def fake_s3() -> Iterator[tuple[FakeS3, dict[str, str]]]:
-    """Runs one; yields it, and the environment by which obstore finds it."""
+    """Run one; yield it, and the environment by which obstore finds it."""
     server = FakeS3()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

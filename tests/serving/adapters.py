@@ -23,7 +23,7 @@ KINDS = {
 
 
 def make_adapter(base, kind, folder, *, seed=0, name="cell", domain="testing", strength=1.0):
-    """Saves an adapter of one of ``KINDS`` that changes what ``base`` says; leaves the base as it was."""
+    """Save an adapter of one of ``KINDS`` that changes what ``base`` says; leave the base as it was."""
     recipe = recipe_of(KINDS[kind], base.path, folder / "run")
     recipe = recipe.model_copy(update={"name": name, "domain": domain})
     attachment = attach(base.host, recipe.method)

@@ -156,7 +156,7 @@ def wait_until(happened):
 
 
 def write_questions(work, count=6):
-    """Writes rows that can be answered, and four that cannot."""
+    """Write rows that can be answered, and four that cannot."""
     images = [(work / name).read_bytes() for name in ("product.png", "scan.png")]
     rows = [
         {
@@ -185,7 +185,7 @@ def job(*arguments):
 
 
 def run_job(monkeypatch, *arguments):
-    """Runs the job in this process; returns its exit code."""
+    """Run the job in this process; return its exit code."""
     monkeypatch.setattr(sys, "argv", job(*arguments)[1:])
     return example("batch_job").main()
 

@@ -23,7 +23,7 @@ def saved(tiny_fast_vlm, tmp_path_factory):
 
 @pytest.fixture
 def probes(monkeypatch):
-    """Counts how often the probe's row goes through a model."""
+    """Count how often the probe's row goes through a model."""
     runs = []
     probe = Base.probe
     monkeypatch.setattr(Base, "probe", lambda self, *args: runs.append(1) or probe(self, *args))

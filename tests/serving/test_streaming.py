@@ -105,7 +105,7 @@ def test_streams_of_several_adapters_at_once(vlm, adapters):
 
 @pytest.fixture
 def slow(vlm, monkeypatch):
-    """Makes every step of an answer wait until it is let go on; counts them."""
+    """Make every step of an answer wait until it is let go on; count them."""
     steps = threading.Semaphore(0)
     taken = []
     generate = vlm.model.generate

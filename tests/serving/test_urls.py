@@ -32,7 +32,7 @@ PNG = image()
 
 @contextmanager
 def serving(answer, *, tls=None):
-    """Has ``answer(request, connection)`` serve on a free port; yields ``host:port`` and the requests that came."""
+    """Have ``answer(request, connection)`` serve on a free port; yield ``host:port`` and the requests that came."""
     listener = socket.create_server(("127.0.0.1", 0))
     requests, threads = [], []
 

@@ -48,7 +48,7 @@ TOKENIZERS = {"byte level": byte_level, "byte fallback": byte_fallback, "word pi
 
 
 def told(tokenizer, ids):
-    """Returns the pieces that come out, and the whole text."""
+    """Return the pieces that come out, and the whole text."""
     text, pieces = GrowingText(tokenizer), []
     for token in ids:
         text.ids.append(token)

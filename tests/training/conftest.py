@@ -16,7 +16,7 @@ from finetune.training.loop import Trainer
 
 @pytest.fixture
 def build(make_recipe, tmp_path):
-    """Returns a function: base folder, train options -> base, attachment, trainer, examples, log, checkpoints."""
+    """Return a function: base folder, train options -> base, attachment, trainer, examples, log, checkpoints."""
 
     def build(folder, *, dropout=0.0, towers=None, method=None, wrap=lambda objective: objective, **options):
         length = {} if "epochs" not in options else {"max_steps": None}
@@ -72,5 +72,5 @@ class Wrapped:
 
 @pytest.fixture
 def before_each_forward():
-    """Returns a function: callable of a batch -> what ``build`` takes as ``wrap``."""
+    """Return a function: callable of a batch -> what ``build`` takes as ``wrap``."""
     return lambda before: lambda objective: Wrapped(objective, before)

@@ -44,7 +44,7 @@ def features(tokens=3):
 
 @pytest.fixture
 def run(make_recipe, tiny_fast_vlm, tmp_path, capsys):
-    """Returns a function that runs a recipe on the squares: what it printed, its losses and its files of features."""
+    """Return a function that runs a recipe on the squares: what it printed, its losses and its files of features."""
 
     def run(base=tiny_fast_vlm, **changes):
         changes = {"method": LANGUAGE, **changes}
@@ -246,7 +246,7 @@ def row(number):
 
 @pytest.fixture
 def make_filler():
-    """Returns a function: tokens of each row's features -> a Filler without a model, and the rows it computes."""
+    """Return a function: tokens of each row's features -> a Filler without a model, and the rows it computes."""
 
     def make(*, sizes, max_bytes, error=None):
         made = []
@@ -287,7 +287,7 @@ ROOT = str(Path(__file__).parents[2])
 
 
 def written(recipe, folder):
-    """Writes a recipe that scripts can read; returns it and its file."""
+    """Write a recipe that scripts can read; return it and its file."""
     config = folder / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
     return recipe, config

@@ -41,7 +41,7 @@ class Reads(TorchDispatchMode):
             self.by_file[str(Path(frame.f_code.co_filename).relative_to(PACKAGE))] += 1
 
     def on_the_host(self, function):
-        """Returns a function that works on rows that are not yet on the device: its reads wait for nothing."""
+        """Return a function that works on rows that are not yet on the device: its reads wait for nothing."""
 
         def run(*args, **options):
             self.paused = True

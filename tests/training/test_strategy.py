@@ -116,7 +116,7 @@ class Engine:
 
 @pytest.fixture
 def zero(monkeypatch):
-    """Returns a function: stage -> a DeepSpeed strategy of the first of two processes, on the engine above."""
+    """Return a function: stage -> a DeepSpeed strategy of the first of two processes, on the engine above."""
     library = SimpleNamespace(
         safe_get_full_grad=lambda p: p.grad,
         safe_set_full_fp32_param=lambda p, value: p.data.copy_(value),

@@ -34,7 +34,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def make(make_recipe, tiny_fast_vlm, tmp_path):
-    """Returns a function that makes a recipe of 32 rows, four a step, from a stream of 24."""
+    """Return a function that makes a recipe of 32 rows, four a step, from a stream of 24."""
     folder = tmp_path / "set" / "data"
     write([row(i, answer="red") for i in range(24)], folder / "train-00000-of-00001.parquet")
     write([row(i, answer="red") for i in range(2)], folder / "validation-00000-of-00001.parquet")
@@ -49,7 +49,7 @@ def make(make_recipe, tiny_fast_vlm, tmp_path):
 
 @pytest.fixture
 def spoil(make, tmp_path):
-    """Makes the row at position ``BAD`` a bad one."""
+    """Make the row at position ``BAD`` a bad one."""
     recipe = make()
     stream = open_stream(recipe.data, task=recipe.task, seed=0, bad=tally(recipe.data, "train", log=print))
     image = stream.reader().at(BAD).row.fields["image"]
@@ -68,7 +68,7 @@ def same(one, other):
 
 
 def stop_at(monkeypatch, step):
-    """Asks the run to stop in the middle of that step."""
+    """Ask the run to stop in the middle of that step."""
     outputs, seen = VqaTask.outputs, []
 
     def counting(self, model, batch):

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def inside():
-    """Returns a function: runs a script of ``inside/`` by vLLM's Python, JSON in and JSON out."""
+    """Return a function: runs a script of ``inside/`` by vLLM's Python, JSON in and JSON out."""
     given = os.environ.get("FINETUNE_VLLM")
     python = Path(given or HERE.parents[1] / ".vllm").absolute() / "bin" / "python"
     if not python.exists():

@@ -89,7 +89,7 @@ class Resolvers:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Puts modules in the place of vLLM's; ``tests/vllm`` has the real ones."""
+    """Put modules in the place of vLLM's; ``tests/vllm`` has the real ones."""
     for name in [
         name for name in sys.modules if name in ("finetune.vllm_plugin.resolver", "finetune.vllm_plugin.endpoint")
     ]:

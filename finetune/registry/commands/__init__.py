@@ -12,7 +12,7 @@ from finetune.registry.registry import AdapterRegistry
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
-    """Adds ``registry`` and its subcommands; the parsed arguments hold ``run`` as ``args.run``."""
+    """Add ``registry`` and its subcommands; the parsed arguments hold ``run`` as ``args.run``."""
     parser = subparsers.add_parser(
         "registry",
         help="publish, find and fetch adapters",
@@ -42,7 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.Argume
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what ``finetune registry ...`` asks, and prints the answer.
+    """Do what ``finetune registry ...`` asks, and print the answer.
 
     Returns:
         The exit code: 0; or 1 when the answer is no: problems were found, a promotion or a copy was refused, an

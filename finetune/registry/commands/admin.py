@@ -14,7 +14,7 @@ from finetune.registry.trust import NOBODY
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Adds the parsers of these verbs."""
+    """Add the parsers of these verbs."""
     add("verify", _verify, "hash everything that is published, and check every log")
     gc = add("gc", _gc, "show what no log names and nobody is about to name; with --delete, delete it")
     gc.add_argument("--delete", action="store_true", help="delete it; without this nothing is deleted")

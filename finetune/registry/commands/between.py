@@ -15,7 +15,7 @@ from finetune.registry.store import Store
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Adds the parsers of these verbs."""
+    """Add the parsers of these verbs."""
     push = add("push", _push, "copy adapters with their whole history into another registry")
     push.add_argument("--to", required=True, metavar="LOCATION", help="of the other registry")
     fetch = add("fetch", _fetch, "copy adapters with their whole history from another registry")

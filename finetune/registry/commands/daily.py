@@ -13,7 +13,7 @@ from finetune.registry.registry import AdapterRegistry
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Adds the parsers of these verbs."""
+    """Add the parsers of these verbs."""
     publish = add("publish", _publish, "publish an adapter folder as the next version of its name")
     publish.add_argument("folder", metavar="FOLDER", help="holds manifest.json and the files that it lists")
     publish.add_argument("--name", metavar="NS/NAME", help="refuse when the manifest says another name")
@@ -161,7 +161,7 @@ def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 
 def concerned(before: Commit | None, commit: Commit) -> int:
-    """Returns the version that an entry is about: published, yanked, or what an alias stands for from then on.
+    """Return the version that an entry is about: published, yanked, or what an alias stands for from then on.
 
     Args:
         before: the entry before; None for the first.

@@ -10,7 +10,7 @@ from finetune.registry.registry import AdapterRegistry
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Adds the parser of this verb."""
+    """Add the parser of this verb."""
     add("doctor", _doctor, "try out whether many may publish here at the same time, and leave the place as it was")
 
 

@@ -8,7 +8,7 @@ from finetune.registry.registry import AdapterRegistry
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Adds the parsers of these verbs."""
+    """Add the parsers of these verbs."""
     mirror = add("mirror", _mirror, "show a version on the Hugging Face Hub, or in an OCI registry")
     mirror.add_argument("ref", metavar="REF", help=REF_HELP)
     where = mirror.add_mutually_exclusive_group(required=True)

@@ -13,7 +13,7 @@ _MAX_CELL = 2000  # characters, so that one cell does not widen all rows without
 
 
 def answer(args: argparse.Namespace, value: Any, text: str) -> int:
-    """Prints the answer of a verb: ``value`` as JSON where that was asked for, else ``text``. Returns exit code 0."""
+    """Print the answer of a verb: ``value`` as JSON where that was asked for, else ``text``. Returns exit code 0."""
     print(_as_json(value) if args.json else safe_block(text))
     return 0
 
@@ -26,23 +26,23 @@ def _as_json(value: Any) -> str:
 
 
 def warn(version: Version) -> None:
-    """Prints to stderr what whoever asked for this version has to know."""
+    """Print to stderr what whoever asked for this version has to know."""
     if version.warning:
         print(f"warning: {safe_line(version.warning)}", file=sys.stderr)
 
 
 def version_json(version: Version) -> dict[str, Any]:
-    """Returns a version as JSON shows it."""
+    """Return a version as JSON shows it."""
     return {"ref": version.ref, **vars(version), "warning": version.warning}
 
 
 def one_line(version: Version) -> str:
-    """Returns a version as a line of text shows it."""
+    """Return a version as a line of text shows it."""
     return f"{version.ref} (aliases: {', '.join(version.aliases)}; sha256:{version.digest})"
 
 
 def flat(value: Any) -> str:
-    """Returns a value of a summary as the cell of a table."""
+    """Return a value of a summary as the cell of a table."""
     if isinstance(value, dict):
         return "; ".join(f"{key}: {flat(part)}" for key, part in value.items())
     if isinstance(value, bool):
@@ -51,7 +51,7 @@ def flat(value: Any) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows of cells as text in columns, the first row the heading."""
+    """Return rows of cells as text in columns, the first row the heading."""
     cells = [[safe_line(cell, _MAX_CELL) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)

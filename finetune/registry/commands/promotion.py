@@ -16,7 +16,7 @@ from finetune.registry.registry import AdapterRegistry
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Adds the parsers of these verbs."""
+    """Add the parsers of these verbs."""
     diff = add("diff", _diff, "show in what two versions differ: recipe, data, options, metrics, base, files")
     diff.add_argument("a", metavar="REF_A", help=REF_HELP)
     diff.add_argument("b", metavar="REF_B", help="likewise")
@@ -57,7 +57,7 @@ def _promote(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 
 def _cell(value: Any) -> str:
-    """Returns a value of a manifest, a long one by its beginning, or by its length and digest."""
+    """Return a value of a manifest, a long one by its beginning, or by its length and digest."""
     if isinstance(value, list):
         long = len(value) > 3
         return f"{len(value)} items ({sha256_hex(canonical_json(value))[:8]})" if long else ", ".join(map(flat, value))

@@ -18,7 +18,7 @@ from finetune.registry.signing import KEY_VARIABLE, PASSPHRASE_VARIABLE, Signing
 
 
 def add_verbs(add: AddVerb) -> None:
-    """Adds the parsers of these verbs."""
+    """Add the parsers of these verbs."""
     keygen = add("keygen", _keygen, "make a key that signs what is published, and print the line for trust policies")
     keygen.add_argument("--name", metavar="WHO", help="who signs with it (default: user@host)")
     keygen.add_argument("--out", type=Path, metavar="PATH", help="private key (default: ~/.finetune/keys/WHO.pem)")

@@ -10,7 +10,7 @@ REF_HELP = "ns/name, ns/name@17, ns/name@prod or ns/name@sha256:<hex>"
 
 
 def add_signing(parser: argparse.ArgumentParser) -> None:
-    """Adds the option of every verb that writes to a log."""
+    """Add the option of every verb that writes to a log."""
     parser.add_argument(
         "--sign-with",
         metavar="KEY",
@@ -24,7 +24,7 @@ class AddVerb(Protocol):
     def __call__(
         self, name: str, verb: Callable[[AdapterRegistry, argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        """Adds it.
+        """Add it.
 
         Args:
             name: the word on the command line.

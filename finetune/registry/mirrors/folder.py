@@ -13,7 +13,7 @@ from finetune.registry.store import explain
 
 @contextmanager
 def new_folder(into: Path, *, elsewhere: str) -> Iterator[Path]:
-    """Yields the path of a folder to make, which becomes ``into`` when nothing is raised.
+    """Yield the path of a folder to make, which becomes ``into`` when nothing is raised.
 
     Args:
         into: does not exist yet, or is an empty folder; its parents are made when needed.

@@ -31,7 +31,7 @@ _CHECKS = "That way it is checked first: every digest, the base, and its effect 
 
 
 def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Path) -> Path:
-    """Writes the folder that the hub would hold; every byte of the adapter is checked.
+    """Write the folder that the hub would hold; every byte of the adapter is checked.
 
     A card among the adapter's own files stays as it is.
 
@@ -69,7 +69,7 @@ def _card(version: Version, manifest: AdapterManifest) -> Card:
 
 
 def upload_to_hub(registry: AdapterRegistry, version: Version, repo_id: str, *, private: bool = True) -> str:
-    """Makes a repository of the hub show a version, in one commit, and tags it; what is tagged already stays.
+    """Make a repository of the hub show a version, in one commit, and tag it; what is tagged already stays.
 
     The token and the hub's address are those of ``huggingface_hub``: ``hf auth login``, HF_TOKEN, HF_ENDPOINT.
 
@@ -117,7 +117,7 @@ def upload_to_hub(registry: AdapterRegistry, version: Version, repo_id: str, *, 
 
 
 def _check_is_ours(api: "HfApi", repo_id: str, version: Version, theirs: set[str], folder: Path) -> None:
-    """Refuses a repository in which something other than this adapter would be replaced."""
+    """Refuse a repository in which something other than this adapter would be replaced."""
     if MANIFEST_NAME in theirs:
         _, manifest = _manifest_at(api, repo_id, "main", folder)
         if manifest.full_name != version.full_name:

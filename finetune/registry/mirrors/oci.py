@@ -66,7 +66,7 @@ class _Artifact(BaseModel):
 
 
 def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> OciRef:
-    """Uploads a version, every byte checked; what is there already is not sent again.
+    """Upload a version, every byte checked; what is there already is not sent again.
 
     Args:
         registry: holds the version.
@@ -107,7 +107,7 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
 
 
 def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
-    """Downloads an artifact into an adapter folder, every byte checked.
+    """Download an artifact into an adapter folder, every byte checked.
 
     Nothing says that the folder is what its publisher made but the digest: give one, or compare what is returned.
 
@@ -179,7 +179,7 @@ def _artifact(version: Version, manifest: AdapterManifest, files: dict[str, File
 
 
 def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
-    """Returns what an artifact says of the adapter's manifest, and of the files by name."""
+    """Return what an artifact says of the adapter's manifest, and of the files by name."""
     told: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
     try:
         artifact = _Artifact.model_validate(told)

@@ -49,7 +49,7 @@ class OciRef:
 
     @classmethod
     def parse(cls, text: str) -> "OciRef":
-        """Reads ``HOST/REPOSITORY``, followed by ``:TAG``, ``@sha256:DIGEST`` or nothing.
+        """Read ``HOST/REPOSITORY``, followed by ``:TAG``, ``@sha256:DIGEST`` or nothing.
 
         Raises:
             StoreError: it is none.
@@ -64,7 +64,7 @@ class OciRef:
         return cls(**match.groupdict())
 
     def at(self, digest: str) -> str:
-        """Returns the reference that always means the same bytes."""
+        """Return the reference that always means the same bytes."""
         return f"{self.host}/{self.repository}@sha256:{digest}"
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class OciRepository:
         self._client.close()
 
     def get_manifest(self, reference: str) -> tuple[str, bytes] | None:
-        """Returns SHA-256 and bytes of the manifest at a tag or ``sha256:...``; None when there is none.
+        """Return SHA-256 and bytes of the manifest at a tag or ``sha256:...``; None when there is none.
 
         Raises:
             IntegrityError: it is larger than manifests are, or not what the digest says.
@@ -106,7 +106,7 @@ class OciRepository:
         return digest, raw
 
     def put_manifest(self, reference: str, raw: bytes) -> None:
-        """Writes a manifest; a tag that stands for another one moves."""
+        """Write a manifest; a tag that stands for another one moves."""
         with self._asked("PUT", f"/manifests/{reference}", body=raw, headers={"Content-Type": MANIFEST_TYPE}):
             pass
 
@@ -116,7 +116,7 @@ class OciRepository:
             return answer.status_code == 200 and answer.headers.get("Content-Length") == str(entry.size)
 
     def put_blob(self, entry: FileEntry, path: Path) -> None:
-        """Writes a file as a blob, in one piece; it is checked on the way, and by the registry.
+        """Write a file as a blob, in one piece; it is checked on the way, and by the registry.
 
         Raises:
             IntegrityError: the file is not of this digest and size.
@@ -131,7 +131,7 @@ class OciRepository:
             pass
 
     def get_blob(self, entry: FileEntry) -> Iterator[bytes]:
-        """Yields the bytes of a blob, checked.
+        """Yield the bytes of a blob, checked.
 
         Raises:
             NotFoundError: it is not there.
@@ -151,7 +151,7 @@ class OciRepository:
         headers: dict[str, str] | None = None,
         missing_ok: bool = False,
     ) -> Iterator[httpx2.Response]:
-        """Sends a request, once more with a password or token where that is asked for; yields a good answer."""
+        """Send a request, once more with a password or token where that is asked for; yield a good answer."""
         url = httpx2.URL(self._base + where) if isinstance(where, str) else where
         try:
             answer = self._send(method, url, body, headers or {})

@@ -20,7 +20,7 @@ _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
 
 
 def answer_challenge(client: httpx2.Client, host: str, challenge: str) -> str | None:
-    """Returns what the header ``Authorization`` has to hold; None when nothing can be answered.
+    """Return what the header ``Authorization`` has to hold; None when nothing can be answered.
 
     Args:
         client: by which a token is asked for.
@@ -52,7 +52,7 @@ def answer_challenge(client: httpx2.Client, host: str, challenge: str) -> str | 
 
 
 def _password(host: str) -> str | None:
-    """Returns ``user:password`` in base64, as ``docker login`` wrote it for a host."""
+    """Return ``user:password`` in base64, as ``docker login`` wrote it for a host."""
     path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
     try:
         auth = json.loads(path.read_bytes())["auths"][host]["auth"]

@@ -35,7 +35,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Creates a folder and its parents so that a power cut cannot take them away again."""
+    """Create a folder and its parents so that a power cut cannot take them away again."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -58,7 +58,7 @@ class LocalStore:
         self.root = Path(root).expanduser().absolute()
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
-        """Writes an object; it is on the disk when this returns."""
+        """Write an object; it is on the disk when this returns."""
         target = self._path(key)
         # Hidden, so that what a killed writer leaves behind is no key and is not listed.
         aside = target.with_name(f".tmp-{uuid.uuid4().hex}")
@@ -86,7 +86,7 @@ class LocalStore:
             raise explain(error, target, verb="write", elsewhere=_ELSEWHERE) from error
 
     def get(self, key: str) -> BinaryIO:
-        """Opens an object for reading."""
+        """Open an object for reading."""
         path = self._path(key)
         try:
             return open_regular(path)
@@ -96,11 +96,11 @@ class LocalStore:
             raise explain(error, path, verb="read", elsewhere=_ELSEWHERE) from error
 
     def head(self, key: str) -> ObjectMeta:
-        """Returns size and time of an object."""
+        """Return size and time of an object."""
         return self._look(f"{self.root}/{check_key(key)}", key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
-        """Yields every object below ``prefix``."""
+        """Yield every object below ``prefix``."""
         for path in self._files(self._path(prefix.rstrip("/")) if prefix else self.root):
             if is_key(key := self._key(path)):
                 # A file may be deleted between the listing and the look at its size.
@@ -108,7 +108,7 @@ class LocalStore:
                     yield self.head(key)
 
     def folders(self, prefix: str) -> Iterator[str]:
-        """Yields the names of the folders right below ``prefix``."""
+        """Yield the names of the folders right below ``prefix``."""
         path = self._path(prefix)
         try:
             with os.scandir(path) as entries:
@@ -119,14 +119,14 @@ class LocalStore:
             raise explain(error, path, verb="list", elsewhere=_ELSEWHERE) from error
 
     def list_aside(self) -> Iterator[ObjectMeta]:
-        """Yields the files in which objects are being written, or were when their writer was killed."""
+        """Yield the files in which objects are being written, or were when their writer was killed."""
         for path in self._files(self.root):
             if _ASIDE.fullmatch(path.name):
                 with contextlib.suppress(ObjectMissing):
                     yield self._look(path, self._key(path))
 
     def delete_aside(self, key: str) -> None:
-        """Removes one of these files."""
+        """Remove one of these files."""
         folder, _, name = key.rpartition("/")
         if not _ASIDE.fullmatch(name):
             raise StoreError(f"{key!r} is no file in which an object was being written")
@@ -137,7 +137,7 @@ class LocalStore:
             raise explain(error, path, verb="delete", elsewhere=_ELSEWHERE) from error
 
     def delete(self, key: str) -> None:
-        """Removes an object."""
+        """Remove an object."""
         path = self._path(key)
         try:
             os.unlink(path)

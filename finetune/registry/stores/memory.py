@@ -17,7 +17,7 @@ class MemoryStore:
         self._lock = threading.Lock()
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
-        """Writes an object."""
+        """Write an object."""
         check_key(key)
         whole = data if isinstance(data, bytes) else b"".join(data)
         with self._lock:
@@ -26,16 +26,16 @@ class MemoryStore:
             self._objects[key] = (whole, datetime.now(UTC))
 
     def get(self, key: str) -> BinaryIO:
-        """Opens an object for reading."""
+        """Open an object for reading."""
         return io.BytesIO(self._find(key)[0])
 
     def head(self, key: str) -> ObjectMeta:
-        """Returns size and time of an object."""
+        """Return size and time of an object."""
         data, modified = self._find(key)
         return ObjectMeta(key=key, size=len(data), modified=modified)
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
-        """Yields every object below ``prefix``."""
+        """Yield every object below ``prefix``."""
         start = f"{check_key(prefix.rstrip('/'))}/" if prefix else ""
         with self._lock:
             found = [(key, len(data), modified) for key, (data, modified) in self._objects.items()]
@@ -44,7 +44,7 @@ class MemoryStore:
                 yield ObjectMeta(key=key, size=size, modified=modified)
 
     def delete(self, key: str) -> None:
-        """Removes an object."""
+        """Remove an object."""
         check_key(key)
         with self._lock:
             self._objects.pop(key, None)

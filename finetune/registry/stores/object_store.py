@@ -81,7 +81,7 @@ class ObjectStore:
     """
 
     def __init__(self, location: str) -> None:
-        """Opens a bucket; nothing is asked of it yet.
+        """Open a bucket; nothing is asked of it yet.
 
         Args:
             location: ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise; the prefix may be left out.
@@ -103,7 +103,7 @@ class ObjectStore:
             self._bucket = kind(bucket, prefix=prefix or None, config=config, retry_config=_RETRY)
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
-        """Writes an object; with ``mode="create"`` all of it is held in memory."""
+        """Write an object; with ``mode="create"`` all of it is held in memory."""
         check_key(key)
         if mode == "create":
             self._create(key, data if isinstance(data, bytes) else b"".join(data))
@@ -128,21 +128,21 @@ class ObjectStore:
         )
 
     def get(self, key: str) -> BinaryIO:
-        """Opens an object for reading, with one request; its bytes are fetched as they are read."""
+        """Open an object for reading, with one request; its bytes are fetched as they are read."""
         check_key(key)
         with self._explained("read", key):
             found = obstore.get(self._bucket, key)
         return io.BufferedReader(_Body(self, key, iter(found.stream(min_chunk_size=CHUNK_BYTES))), CHUNK_BYTES)
 
     def head(self, key: str) -> ObjectMeta:
-        """Returns size and time of an object."""
+        """Return size and time of an object."""
         check_key(key)
         with self._explained("read", key):
             found = obstore.head(self._bucket, key)
         return ObjectMeta(key=key, size=found["size"], modified=found["last_modified"])
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
-        """Yields every object below ``prefix``; a request for each 1,000 of them, or 5,000 with Azure."""
+        """Yield every object below ``prefix``; a request for each 1,000 of them, or 5,000 with Azure."""
         start = check_key(prefix.rstrip("/")) if prefix else None
         with self._explained("list", prefix):
             for found in itertools.chain.from_iterable(obstore.list(self._bucket, prefix=start, chunk_size=1000)):
@@ -150,14 +150,14 @@ class ObjectStore:
                     yield ObjectMeta(key=found["path"], size=found["size"], modified=found["last_modified"])
 
     def delete(self, key: str) -> None:
-        """Removes an object."""
+        """Remove an object."""
         check_key(key)
         with contextlib.suppress(ObjectMissing), self._explained("delete", key):
             obstore.delete(self._bucket, key)
 
     @contextlib.contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
-        """Lets obstore's errors out as ours."""
+        """Let obstore's errors out as ours."""
         _refuse_forked()
         try:
             yield
@@ -206,7 +206,7 @@ class _Body(io.RawIOBase):
 
 
 def _first_part(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
-    """Returns what fits into one request as bytes; an upload in parts takes three at least."""
+    """Return what fits into one request as bytes; an upload in parts takes three at least."""
     first, size = [], 0
     for piece in pieces:
         first.append(piece)
@@ -217,7 +217,7 @@ def _first_part(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
 
 
 def _in_short(error: Exception) -> str:
-    """Returns what the server said, or else obstore, without its dump for programmers and the signature of a URL."""
+    """Return what the server said, or else obstore, without its dump for programmers and the signature of a URL."""
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     status, _, body = text.partition("status code: ")[2].partition(": ")
     said = [re.search(f"<{name}>([^<]*?)(?: RequestId:|<)", body) for name in ("Code", "Message")]

@@ -20,7 +20,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 
 
 def config_of(base, max_lora_rank):
-    """Returns vLLM's config, as ``vllm serve BASE --enable-lora --max-lora-rank R`` makes it."""
+    """Return vLLM's config, as ``vllm serve BASE --enable-lora --max-lora-rank R`` makes it."""
     return EngineArgs(
         model=base,
         load_format="dummy",
@@ -33,7 +33,7 @@ def config_of(base, max_lora_rank):
 
 
 def worker_of(config):
-    """Returns what loads adapters in a worker, around vLLM's own model of the base with random weights."""
+    """Return what loads adapters in a worker, around vLLM's own model of the base with random weights."""
     with set_current_vllm_config(config):
         if not torch.distributed.is_initialized():
             init_distributed_environment(1, 0, f"file://{tempfile.mkdtemp()}/rendezvous", 0, "gloo")
@@ -45,7 +45,7 @@ def worker_of(config):
 
 
 def load(job):
-    """Returns what vLLM makes of the adapters of one base."""
+    """Return what vLLM makes of the adapters of one base."""
     try:
         config = config_of(job["base"], job["max_lora_rank"])
     except ValueError as error:

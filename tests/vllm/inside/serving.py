@@ -44,7 +44,7 @@ class Answers(BaseServing):
     """In the place of the chat: vLLM's own check of the model, and its choice of an adapter."""
 
     async def create_chat_completion(self, request, raw_request):
-        """Returns an answer without choices, by the name of what would have answered."""
+        """Return an answer without choices, by the name of what would have answered."""
         if (error := await self._check_model(request)) is not None:
             return error
         chosen = self._maybe_get_adapters(request)
@@ -61,7 +61,7 @@ async def start(app, engine, args):
 
 
 def step(client, registry, what):
-    """Does one step, and returns what came of it."""
+    """Do one step, and return what came of it."""
     if "alias" in what:
         registry.alias(what["name"], what["alias"], what["version"])
         return {}
@@ -71,7 +71,7 @@ def step(client, registry, what):
 
 
 def main(given):
-    """Starts the server and takes the steps."""
+    """Start the server and take the steps."""
     parser = make_arg_parser(FlexibleArgumentParser())
     args = parser.parse_args(["--model", given["base"], "--enable-lora", "--api-key", "key"])
     load_general_plugins()
