@@ -158,7 +158,7 @@ class Switcher:
 
     @contextmanager
     def activated(self, rows: Sequence[LoadedAdapter | None]) -> Iterator[None]:
-        """Have each row of a batch answered by an adapter that the caller keeps: all by one, or by ones that can share."""
+        """Have an adapter that the caller keeps answer each row: one for all, or several that can share a batch."""
         first = rows[0]
         alike = all(row is first for row in rows)
         mixed = first or PLAIN if alike else ActiveAdapter(updates=mix([row.updates if row else {} for row in rows]))
