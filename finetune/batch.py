@@ -6,7 +6,7 @@ Legend of shapes: B rows, T tokens, N supervised tokens or placeholders, D value
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -54,14 +54,21 @@ class Batch:
     targets: Targets | None = None
 
     def __post_init__(self) -> None:
-        if self.targets is None and self.labels is not None and self.labels.ndim == 2:
+        if self.targets is None and self.labels is not None and self._is_per_token(self.labels):
             object.__setattr__(self, "targets", Targets.of(self.labels))
+
+    def _is_per_token(self, labels: Tensor | None) -> bool:
+        """Return whether labels have one entry a token, as ``input_ids`` [B, T] have."""
+        ids = self.inputs.get("input_ids")
+        return labels is not None and ids is not None and labels.shape == ids.shape
 
     def to(self, device: Any, dtype: torch.dtype) -> Batch:
         """Return the batch with its tensors on ``device``, images in the model's ``dtype``."""
-        return self._of_each(
+        batch = replace(self, labels=None)._of_each(
             lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
         )
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(batch, labels=labels)
 
     @property
     def num_bytes(self) -> int:
@@ -170,7 +177,7 @@ class Placeholders:
                 raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
         inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
         labels = batch.labels
-        labels = longer(labels, -100) if labels is not None and labels.ndim == 2 else labels
+        labels = longer(labels, -100) if labels is not None and batch._is_per_token(labels) else labels
         return Batch(inputs, batch.examples, labels)
 
     def remove(self, batch: Batch) -> Batch:
@@ -200,7 +207,7 @@ class Placeholders:
             place = place - (place >= first.squeeze(1)[row]) * self.num_virtual_tokens
             targets = Targets(row * width + place.clamp(min=0), targets.tokens)
         labels = batch.labels
-        labels = shorter(labels) if labels is not None and labels.ndim == 2 else labels
+        labels = shorter(labels) if labels is not None and batch._is_per_token(labels) else labels
         return Batch(inputs, batch.examples, labels, targets)
 
 

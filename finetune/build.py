@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from finetune.data.lengths import fitting, max_positions
 from finetune.data.open_stream import open_stream
 from finetune.data.reading import read_split, tally
 from finetune.data.stream import Stream
-from finetune.errors import DataError, ModelError, RecipeError
+from finetune.errors import DataError, ModelError, PluginError, RecipeError
 from finetune.families.base import embedded_path, family_of
 from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
@@ -36,6 +36,7 @@ from finetune.recipe import (
     objective_of,
     refuse_incompatible,
     task_of,
+    tasks_for,
     why_incompatible,
 )
 from finetune.training.step import Reference, TaskObjective
@@ -71,7 +72,7 @@ class Base:
     data: ReadSection | None  # what the recipe says of rows and images, where there is one
     # Held while threads that share the base make inputs: a tokenizer keeps on itself, from one of its steps to the
     # next, how it pads.
-    preparing: Lock = field(default_factory=Lock, repr=False)
+    preparing: RLock = field(default_factory=RLock, repr=False)
     _collators: dict[Any, TaskCollator] = field(default_factory=dict, repr=False)  # of each kind of task
 
     @cached_property
@@ -88,15 +89,22 @@ class Base:
 
     @property
     def collator(self) -> TaskCollator:
-        """What makes the batches of the base's default task."""
-        return self.collator_of(self.default_task)
+        """The collator of the first task that serves the base."""
+        return self._collator(tasks_for(self.family.architecture)[0])
 
     def collator_of(self, options: TaskSection) -> TaskCollator:
-        """Return what makes the batches of a task; the same one for all tasks that make them alike."""
-        make = _task_class(options).collator
-        if make.__func__ not in self._collators:
-            self._collators[make.__func__] = make(self.family, self.model, self.processor, self.data)
-        return self._collators[make.__func__]
+        """Return the collator of a task; tasks that make batches alike have the same one."""
+        return self._collator(options.name)
+
+    def _collator(self, task: str) -> TaskCollator:
+        make = getattr(_task_class(task), "collator", None)
+        if not callable(make):
+            raise PluginError(f"task {task} must have a function collator(family, model, processor, data)")
+        if make not in self._collators:
+            with self.preparing:  # building it asks the tokenizer, which other threads may use
+                if make not in self._collators:
+                    self._collators[make] = make(self.family, self.model, self.processor, self.data)
+        return self._collators[make]
 
     def lengths(self, options: TaskSection) -> RowLengths:
         """Return what counts the tokens of a task's rows."""
@@ -116,7 +124,8 @@ class Base:
         family = self.family
         if reason := why_incompatible(options.name, family.model_type, architecture=family.architecture):
             raise ModelError(f"{self.path}: {reason}")
-        return _task_class(options)(options, self.processor.tokenizer)
+        made: Task = _task_class(options.name)(options, self.processor.tokenizer)
+        return made
 
     def objective(
         self,
@@ -136,10 +145,10 @@ class Base:
         parts: dict[str, tuple[float, Objective]] = {}
         for section in sections:
             made = find("objectives", section.name, what="objective")(section)
-            if made.needs_reference and task.options.parts:
-                raise RecipeError(
-                    f"objective {section.name} needs the outputs of the base alone, and task {task.options.name} gives "
-                    "outputs by parts that only the adapter has. Leave the objective out."
+            if section.couples_rows != hasattr(made, "backward_window"):
+                raise PluginError(
+                    f"objective {section.name} must have backward_window if and only if its Config says couples_rows; "
+                    f"couples_rows is {section.couples_rows}"
                 )
             parts[section.name] = (section.weight, made)
         objective = Weighted(parts) if len(parts) > 1 else next(iter(parts.values()))[1]
@@ -167,8 +176,9 @@ class Base:
         inputs = (placeholders.insert(batch) if placeholders else batch).inputs
         with torch.inference_mode():
             outputs = self.family.outputs(self.model, inputs)[0]
-        # A head of a task stands in the place of the language head, which still knows the width of the base's outputs.
-        return probe_values(outputs, seed=seed, width=getattr(language_head(self.model), "out_features", None))
+        # A head of a task gives fewer outputs; the language head in whose place it stands knows how many the base has.
+        width = max(outputs.shape[-1], getattr(language_head(self.model), "out_features", 0))
+        return probe_values(outputs, seed=seed, width=width)
 
 
 @dataclass(frozen=True)
@@ -222,7 +232,7 @@ def load_base(
     check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
-    task = task_of(family.architecture)
+    tasks_for(family.architecture)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
     model, processor = family.load(
         path,
@@ -243,12 +253,22 @@ def load_base(
         digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template or "")),
         data=data,
     )
-    base.collator_of(task)  # a base that lacks what it takes is refused now
+    assert base.collator is not None  # a base that lacks what its collator takes is refused now
     return base
 
 
-def _task_class(options: TaskSection) -> Any:
-    return find("tasks", options.name, what="task", error=ModelError)
+def _task_class(name: str) -> Any:
+    return find("tasks", name, what="task", error=ModelError)
+
+
+def _refuse_references(recipe: Recipe) -> None:
+    """Refuse an objective that needs the base alone, where the task predicts by parts that only an adapter has."""
+    for section in recipe.objectives if recipe.task.parts else ():
+        if find("objectives", section.name, what="objective").needs_reference:
+            raise RecipeError(
+                f"{recipe.name}: objective {section.name} needs the outputs of the base alone, and task "
+                f"{recipe.task.name} gives outputs by parts that only the adapter has. Name another objective."
+            )
 
 
 def check_method(recipe: Recipe) -> None:
@@ -263,7 +283,8 @@ def check_method(recipe: Recipe) -> None:
     check_base(section.name_or_path, revision=section.revision)
     path = embedded_path(section.name_or_path)
     family = family_of(path, revision=section.revision)
-    task_of(family.architecture)
+    tasks_for(family.architecture)
+    _refuse_references(recipe)
     refuse_incompatible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
     try:
         skeleton = family.skeleton(path, revision=section.revision)
@@ -369,7 +390,7 @@ def with_image_range(recipe: Recipe, rows: Rows) -> Recipe:
 
 def _prompt_length(recipe: Recipe) -> int:
     """Return how many tokens the adapter's own prompt adds to a row."""
-    return sum(part.num_virtual_tokens for part in recipe.method if isinstance(part, PromptTuningSection))
+    return sum(part.num_virtual_tokens for part in recipe.parts if isinstance(part, PromptTuningSection))
 
 
 def _max_length(recipe: Recipe, base: Base) -> int | None:

@@ -74,6 +74,9 @@ class ImageOptions:
     page: int | None = None
 
 
+COLUMNS = "columns"  # in ``meta``: column -> value, of those that the row's task reads for itself
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One conversation, about some media or none.

@@ -100,7 +100,7 @@ def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
     if isinstance(train_rows, Stream):
         return "the train rows stream"
     if not isinstance(base.collator_of(recipe.task), Collator):
-        return f"{type(base.model).__name__} takes no features in the place of images"
+        return f"task {recipe.task.name} batches no features in the place of images"
     return None if any(row.images for row in train_rows) else "no train row has an image"
 
 

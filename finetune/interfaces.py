@@ -289,6 +289,10 @@ class TaskCollator(Protocol):
         """Return a training row as text for people, what is supervised between ⟦ and ⟧."""
         ...
 
+    def copy(self) -> TaskCollator:
+        """Return a collator with a processor of its own: a processor serves one thread at a time."""
+        ...
+
     def lengths(self, *, key: str) -> RowLengths:
         """Return what counts the tokens of rows; ``key`` changes when the processor does."""
         ...
@@ -334,9 +338,9 @@ class Task(Protocol):
     options: TaskSection
     metrics: tuple[str, ...]  # by name, where the options name none; the first chooses the best checkpoint
 
-    @classmethod
+    @staticmethod
     def collator(
-        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+        family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> TaskCollator:
         """Return what makes this kind of task's batches for a base, whatever its options.
 

@@ -144,14 +144,19 @@ def check_prompts(
     Raises:
         DataError: they differ, with the shape, the row and the first difference.
     """
-    if not isinstance(section, PromptSection):
+    if not isinstance(section, QuestionSection):
         return
     for shape, example in shapes.items():
-        if shape.form == "caption" and example.meta["question"] != section.caption_question:
-            continue  # caption() asks what most rows ask
-        # A last turn that is not supervised is asked all the same.
-        wanted = _trained_ids(trained, replace(example, unsupervised=frozenset()))
-        call, row = _as_an_app(section, shape, example)
+        if isinstance(section, PromptSection):
+            if shape.form == "caption" and example.meta["question"] != section.caption_question:
+                continue  # caption() asks what most rows ask
+            # A last turn that is not supervised is asked all the same.
+            wanted = _trained_ids(trained, replace(example, unsupervised=frozenset()))
+            call, row = _as_an_app(section, shape, example)
+        else:
+            question = str(example.meta.get("question", ""))
+            wanted = trained.prompt_batch([example]).inputs["input_ids"][0].tolist()
+            call, row = section.call, question_row(section, list(example.images), question, urls=None)
         row = replace(row, image_options=example.image_options)  # an app has them from the manifest
         found = asked.prompt_batch([row]).inputs["input_ids"][0].tolist()
         if found != wanted:

@@ -96,7 +96,14 @@ class Parent:
         switch(base.model, on=True)
         on = base.probe(probe.seed, attachment.placeholders)
         with _named(self.asked):
-            compare(probe, off, on, dtype=base.model.dtype, quantization=base.quantization)
+            compare(
+                probe,
+                off,
+                on,
+                dtype=base.model.dtype,
+                quantization=base.quantization,
+                has_head=manifest.adapter.has_head,
+            )
 
 
 def _parts(adapter: AdapterDescription) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from finetune import plugins
-from finetune.errors import PluginError, RecipeError
+from finetune.errors import ModelError, PluginError, RecipeError
 from finetune.metrics.building import metrics_of
-from finetune.recipe import PromptSection, parse_recipe
+from finetune.recipe import PromptSection, parse_recipe, task_of, tasks_for
 from finetune.tasks.vqa import VqaConfig, VqaTask
 
 RAW = {
@@ -135,6 +135,23 @@ def test_whatever_a_plug_in_does_when_it_is_imported_is_told_and_only_of_it(inst
         plugins.find("tasks", "broken", what="task")
     assert plugins.find("tasks", "vqa", what="task") is VqaTask
     assert "broken" in plugins.names("tasks")
+
+
+class NeedyConfig(PromptSection):
+    architectures = frozenset({"fusion"})
+
+    name: str = "needy"
+    classes: list[str]
+
+
+def test_a_task_that_needs_a_setting_is_no_default(monkeypatch):
+    needy = type("Needy", (VqaTask,), {"Config": NeedyConfig})
+    monkeypatch.setattr(plugins, "_REGISTERED", {**plugins._REGISTERED, "tasks": {"needy": needy}})
+    assert tasks_for("fusion") == ["needy"]
+    with pytest.raises(ModelError, match="must be asked with a task that is named: needy cannot do without settings"):
+        task_of("fusion")
+    with pytest.raises(ModelError, match="no task serves a base of the architecture 'diffusion'"):
+        tasks_for("diffusion")
 
 
 def test_methods_that_nobody_looked_up_are_not_in_use(monkeypatch):

@@ -28,6 +28,7 @@ from finetune.metrics.names import summarized
 from finetune.plugins import is_own
 from finetune.recipe.chosen import Choice
 from finetune.recipe.task import TaskSection
+from finetune.tables import METHODS_OF_TASKS
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"  # over the manifest, where somebody signed it
@@ -118,6 +119,11 @@ class AdapterDescription(_Part):
         if both := sorted(name for name in names if name.rpartition(".")[0] in names):
             raise ValueError(f"{both[0]} is changed twice: by itself, and with its module")
         return parts
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a part of the task's own gives other values than the base."""
+        return any(part.method in METHODS_OF_TASKS for part in self.parts)
 
     @property
     def methods(self) -> str:

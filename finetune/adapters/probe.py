@@ -77,7 +77,13 @@ def record(
 
 
 def compare(
-    probe: Probe, base: Tensor, adapted: Tensor, *, dtype: torch.dtype, quantization: Quantization | None = None
+    probe: Probe,
+    base: Tensor,
+    adapted: Tensor,
+    *,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+    has_head: bool = False,
 ) -> ProbeResult:
     """Compare the live effect of an adapter with the recorded one.
 
@@ -87,6 +93,8 @@ def compare(
         adapted: live values with it on.
         dtype: what the live model computes in.
         quantization: of the live model.
+        has_head: whether a head of the task gave the adapter's values, which are then no change of the base's: they
+            are compared as they are.
 
     Returns:
         ``passed``, or ``inconclusive`` when the recorded effect is below the noise of ``dtype``, and how far off it is.
@@ -100,7 +108,10 @@ def compare(
     saved_base, saved_adapter = (torch.tensor(values, dtype=torch.float64) for values in (probe.base, probe.adapter))
     if saved_base.shape != base.shape or saved_adapter.shape != base.shape:
         raise ProbeError(f"the recorded probe is {list(saved_base.shape)}; this model gives {list(base.shape)}")
-    saved, live = saved_adapter - saved_base, adapted - base
+    if has_head:
+        saved, live, base = saved_adapter, adapted, adapted
+    else:
+        saved, live = saved_adapter - saved_base, adapted - base
     size, off = saved.norm().item(), (live - saved).norm().item()
     coarser = max(dtype, getattr(torch, probe.dtype), key=_TOLERANCE.__getitem__)
     other_weights = quantization != probe.quantization

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.other_fields import FIELD_KEYS, check_other_fields
 from finetune.data.turns import image_order, unsupervised_turns
 from finetune.errors import DataError, RowError, brief, plain
-from finetune.example import Example, ImageHandle, answer, as_images, system, text_of
+from finetune.example import COLUMNS, Example, ImageHandle, answer, as_images, system, text_of
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
     fields = _Fields(row, section, root)
     bad.claim(fields.id, where=row.where)
     example = task.to_example(fields)
+    if task.columns:  # they count as the row's own in every digest
+        example = replace(example, meta=example.meta | {COLUMNS: {name: fields.own(name) for name in task.columns}})
     bad.unread.update(unread)
     return example
 
@@ -213,9 +215,9 @@ class _Fields:
         """Return the value of a column of the task's own; None where the row has none."""
         return self.row.fields.get(name)
 
-    def fault(self, name: str, what: str, *, reason: str) -> RowError:
+    def fault(self, key: str, what: str, *, reason: str) -> RowError:
         """Return the error that names file, line and column."""
-        return RowError(f"{self.row.where}: {name!r} {what}", reason=reason)
+        return RowError(f"{self.row.where}: {getattr(self.section, key, None) or key!r} {what}", reason=reason)
 
     def _value(self, key: str) -> Any:
         name = getattr(self.section, key)
@@ -328,4 +330,4 @@ class _Fields:
         return value
 
     def _fault(self, key: str, what: str, reason: str) -> RowError:
-        return self.fault(getattr(self.section, key), what, reason=reason)
+        return self.fault(key, what, reason=reason)

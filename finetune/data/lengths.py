@@ -13,6 +13,7 @@ from finetune.batch import Rendered
 from finetune.cache import Notes
 from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.image_checks import image_sizes
+from finetune.data.media import refuse_unopened
 from finetune.errors import DataError, FinetuneError, RowError
 from finetune.example import ask
 from finetune.interfaces import RowTokens
@@ -71,8 +72,9 @@ class Lengths:
     def of_prompt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of a row up to where its answer begins, and those of its longest reference."""
         prompt = len(self.collator.prompt(example).ids)
-        references = self.collator.processor.tokenizer(example.answers, add_special_tokens=False)["input_ids"]
-        answer = max(len(ids) for ids in references) + 1
+        tokenizer = self.collator.processor.tokenizer
+        references = tokenizer(example.answers, add_special_tokens=False)["input_ids"] if example.answers else []
+        answer = max((len(ids) for ids in references), default=0) + 1
         return RowTokens(prompt - len(sizes) + self._of_row(example, sizes), answer)
 
     def _of_row(self, example: Example, sizes: Sequence[Size]) -> int:
@@ -137,6 +139,7 @@ def fitting(
     for example in examples:
         sizes = [next(found) for _ in example.images]
         try:
+            refuse_unopened(example)
             usable = _sizes(sizes)
             for size in usable:
                 refuse_aspect(size, f"row {example.id}: its image", lengths.collator.max_aspect)

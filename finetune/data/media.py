@@ -40,6 +40,21 @@ def refuse_media(example: Example, family: ModelFamily) -> None:
             )
 
 
+def refuse_unopened(example: Example) -> None:
+    """Refuse a row with a medium that no manifest could have a digest of, whatever opens it.
+
+    Raises:
+        RowError: naming the row and the type of the medium.
+    """
+    for number, type in enumerate(example.media_types, 1):
+        if type not in OPENED:
+            raise RowError(
+                f"row {example.id}: medium {number} is of the type {type}, and a manifest has digests of "
+                f"{_listed(OPENED)} only. Leave such rows out.",
+                reason=f"{type}, which has no digest",
+            )
+
+
 def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[Image]:
     """Open the images of a row, in order.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,6 +57,13 @@ class PairCollator:
         """Return the collator of a dual encoder; arguments as for ``Collator.of_base``."""
         options = data.model_dump(include={"max_image_pixels"}) if data else {}  # a row has one text; all of it counts
         return cls(family, processor, max_length=max_positions(model), **options)
+
+    def copy(self) -> PairCollator:
+        """Return a collator with a processor of its own: a processor serves one thread at a time."""
+        other = copy.copy(self)
+        other.processor = copy.deepcopy(self.processor)
+        other.__dict__.pop("marks", None)  # they are of the other processor
+        return other
 
     def lengths(self, *, key: str) -> PairLengths:
         """Return what counts the tokens of texts."""

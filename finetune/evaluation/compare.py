@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from finetune.evaluation.evaluate import Evaluation
     from finetune.recipe import Recipe
-    from finetune.serving.loaded_adapter import LoadedAdapter
 
 
 def evaluate(
@@ -63,24 +62,12 @@ def evaluate(
         recipe = recipe.model_copy(update={"task": with_longest_answer(recipe.task, survey)})
         for ref in refs:
             with vlm.using(None if ref == BASE else ref):
-                _require_parts(vlm.adapter, recipe)
                 prompt_batch = partial(vlm.prompt_batch, options=recipe.task)
                 predictor = predictor_of(base, recipe, prompt_batch, alone=ref == BASE)
                 scores, rows = evaluate_rows(predictor, examples, title=f"{ref} on {recipe.name}")
                 probe = asdict(vlm.adapter.probe) if vlm.adapter else None
             found.append(Evaluation(adapter=ref, config=recipe.name, scores=scores, rows=rows, probe=probe))
     return found
-
-
-def _require_parts(loaded: LoadedAdapter | None, recipe: Recipe) -> None:
-    """Check that an adapter has the parts by which the task of a recipe predicts, and no other task's."""
-    if loaded is None or loaded.manifest.task.parts == recipe.task.parts:
-        return
-    own, wanted = (", ".join(map(repr, task.parts)) or "none" for task in (loaded.manifest.task, recipe.task))
-    raise RecipeError(
-        f"{recipe.name}: {loaded.ref} cannot be evaluated with task {recipe.task.name}: the parts of the task's own "
-        f"must be {wanted}, and those of its task {loaded.manifest.task.name} are {own}."
-    )
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:

@@ -54,6 +54,8 @@ def recipe_for(manifest: AdapterManifest | None, *, base: str, file: Path) -> Re
         architecture = architecture_of(model_type) if model_type else None
         return _recipe(raw | {"task": task_of(architecture).model_dump(mode="json")}, file)
     raw |= {"domain": manifest.training.domain, "task": manifest.task.model_dump(mode="json")}
+    if manifest.task.parts:
+        raw["method"] = []
     if manifest.base.revision and base == manifest.base.hub_id:
         raw["model"]["revision"] = manifest.base.revision
     trained = (manifest.training.recipe or {}).get("data")

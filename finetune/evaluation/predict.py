@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from finetune.example import Image
+from finetune.example import COLUMNS, Image
 from finetune.training.memory import any_process
 
 if TYPE_CHECKING:
@@ -88,11 +88,12 @@ class Predictor:
 
 def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
     """Return the rows with grey images, one for each prompt and question type, and each row's place among them."""
-    unique: dict[tuple[str, str], int] = {}
+    unique: dict[tuple[str, str, str], int] = {}
     rows: list[Example] = []
     places: list[int] = []
     for example in examples:
-        key = (str(example.prompt), example.kind)
+        # What a task reads for itself may be its input, so such rows are not taken for one another.
+        key = (str(example.prompt), example.kind, str(example.meta.get(COLUMNS)))
         if key not in unique:
             unique[key] = len(rows)
             rows.append(replace(example, media=tuple(BLANK if m.type == "image" else m for m in example.media)))

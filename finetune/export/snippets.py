@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import ExportError
 from finetune.example import text_of
 from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.recipe import LabelSection, PromptSection
@@ -74,9 +73,7 @@ def _body(source: Source) -> str:
     if isinstance(task, LabelSection):
         return _CLASSIFY.format(open=show, labels=list(LABELS), text=_filled(task.text_template, "label"))
     if not isinstance(task, PromptSection):
-        raise ExportError(
-            f"a card shows how to ask an adapter, and it is not known how task {task.name} asks. Use --to peft."
-        )
+        return f"# The adapter was trained for task {task.name}, whose package says how it is asked."
     family: Any = source.base.family
     assert isinstance(family, ImageTextToTextFamily), "the task was checked against the base"
     return _ASK.format(

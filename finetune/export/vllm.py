@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
-from finetune.errors import ExportError
 from finetune.export.peft import Peft
 from finetune.export.snippets import IMAGE_NAME, QUESTION, messages_code
 from finetune.export.vllm_rules import DEFAULT_MAX_LORA_RANK, refuse_for_vllm
-from finetune.recipe import PromptSection
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune.adapters.manifest import AdapterManifest
     from finetune.export.target import Comparison, Source
+    from finetune.recipe import PromptSection
 
 _LOADING = """\
 from base64 import b64encode
@@ -50,11 +49,6 @@ class Vllm:
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raise ExportError where vLLM would refuse the adapter, or serve only a part of it."""
         refuse_for_vllm(manifest, max_lora_rank=self.max_lora_rank)
-        if not isinstance(manifest.task, PromptSection):
-            raise ExportError(
-                f"--to vllm takes tasks whose answers are generated, and task {manifest.task.name} is none. Use --to "
-                "peft."
-            )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Write what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""

@@ -13,6 +13,7 @@ from finetune.adapters.peft_format import peft_config
 from finetune.errors import ExportError, brief
 from finetune.export.scaling import bake_scaling
 from finetune.methods.lora_options import check_options
+from finetune.recipe import PromptSection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,10 @@ def _no_lora(manifest: AdapterManifest) -> str:
     if [part.method for part in adapter.parts] != ["lora"]:
         return f"LoRA is all that it serves, and this is {adapter.methods}. Load it with finetune.load(...)."
     check_options(adapter.parts[0].options, adapter.parts[0].names)
+    if not isinstance(manifest.task, PromptSection):
+        return (
+            f"it serves generated answers, and task {manifest.task.name} gives none. Load it with finetune.load(...)."
+        )
     if model_type in WITHOUT_LORA:
         return f"it has no LoRA on {model_type}. Instead, {_MERGE}"
     if model_type not in LAYERS:

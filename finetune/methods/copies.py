@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.errors import MethodError
 from finetune.matmul import speed_up
 
 if TYPE_CHECKING:
@@ -26,7 +27,17 @@ class CopiesMethod:
     trained: str
 
     def put(self, model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
-        """Put copies, by the full names of parameters, into their places."""
+        """Put copies, by the full names of parameters, into their places.
+
+        Raises:
+            MethodError: a copy of another method stands in one of them.
+        """
+        others = [value for value in vars(model).values() if isinstance(value, TrainedCopies)]
+        if twice := sorted(copies.keys() & {name for other in others for name in other.names}):
+            raise MethodError(
+                f"{twice[0]} is trained by two methods of the adapter. Leave one of them out of method, or take a task "
+                "without a head."
+            )
         object.__setattr__(model, self.trained, TrainedCopies(model, copies))
         self.switch(model, True)
 
@@ -111,6 +122,7 @@ class TrainedCopies:
     """
 
     def __init__(self, model: nn.Module, copies: Mapping[str, nn.Parameter]):
+        self.names = tuple(copies)
         self._pairs = [(_Place(model, name), copy) for name, copy in copies.items()]
         self._handles: list[Any] = []
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.base_check import check_base
 from finetune.adapters.reference import AdapterRef, check_alias
-from finetune.errors import FinetuneError, RecipeError, TrainingError
+from finetune.errors import FinetuneError, RecipeError, TrainingError, brief
 from finetune.finished_runs import refuse_taken
 from finetune.preflight.data import check_heads, check_paths
 from finetune.preflight.places import check_output_folder, check_registry
@@ -18,10 +18,13 @@ from finetune.registry import AdapterRegistry
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.recipe import Recipe
+    from finetune.recipe import Recipe, TaskSection
 
 SPLITS = ("train", "val", "test")
 FEWEST_STEPS = 20  # of a learning-rate range test
+
+
+_OF_COMPARISON = {"metrics", "answer_normalization", "decimal_separator"}  # of answers, whatever predicts them
 
 
 def check_recipe(
@@ -105,9 +108,29 @@ def check_comparison(
     registry = registry or AdapterRegistry()
     for ref in refs:
         if ref != "base":
-            check_reference(ref, registry)
+            manifest = check_reference(ref, registry)
+            for recipe in recipes:
+                _require_parts(ref, manifest.task, recipe)
     for recipe in recipes:
         check_recipe(recipe, splits=("test",), writes=False)
+
+
+def _require_parts(ref: str, own: TaskSection, recipe: Recipe) -> None:
+    """Check that an adapter has the parts by which the task of a recipe predicts, trained with the same settings."""
+    task = recipe.task
+    has, wanted = ({part.name: part.model_dump(exclude={"lr_ratio"}) for part in each.parts} for each in (own, task))
+    if has != wanted:
+        raise RecipeError(
+            f"{recipe.name}: {ref} cannot be evaluated with task {task.name}: the task's own parts must be "
+            f"{brief(wanted)}, and those of its task {own.name} are {brief(has)}."
+        )
+    settings = task.model_fields_set - _OF_COMPARISON if wanted else set()
+    if different := sorted(key for key in settings if getattr(own, key, None) != getattr(task, key)):
+        key = different[0]
+        raise RecipeError(
+            f"{recipe.name}: {ref} cannot be evaluated with task.{key} {brief(getattr(task, key))}: its part was "
+            f"trained with {brief(getattr(own, key, None))}. Set the recipe's to that."
+        )
 
 
 def check_rates(first: float, last: float, steps: int) -> None:

@@ -27,7 +27,15 @@ from finetune.recipe.model import AttnImplementation, ModelSection, Quantization
 from finetune.recipe.objective import ContrastiveObjectiveSection, CrossEntropySection, ObjectiveSection, objective_of
 from finetune.recipe.reading import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
-from finetune.recipe.task import AnswerSection, LabelSection, PromptSection, QuestionSection, TaskSection, task_of
+from finetune.recipe.task import (
+    AnswerSection,
+    LabelSection,
+    PromptSection,
+    QuestionSection,
+    TaskSection,
+    task_of,
+    tasks_for,
+)
 from finetune.recipe.train import TrainSection
 from finetune.recipe.whole import AdapterSection, Recipe
 
@@ -71,5 +79,6 @@ __all__ = [
     "read_value",
     "refuse_incompatible",
     "task_of",
+    "tasks_for",
     "why_incompatible",
 ]

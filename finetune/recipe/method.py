@@ -1,7 +1,7 @@
 """How the frozen base is adapted."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
@@ -80,6 +80,8 @@ class TowerTargets(Section):
 class MethodSection(Section):
     """A method and its options; the base of every method's own section."""
 
+    replaces_parameters: ClassVar[bool] = False  # whether it puts whole parameters in the places of the base's own
+
     name: str
     """The method."""
 
@@ -136,6 +138,8 @@ class PromptTuningSection(MethodSection):
 class OverridesSection(MethodSection):
     """Whole parameters trained as copies beside the base's own: the projector's, the language tower's norms."""
 
+    replaces_parameters = True
+
     name: Literal["overrides"]
     """The method."""
     parameters: Annotated[list[Literal["projector", "norms"]], Field(min_length=1)]
@@ -151,6 +155,8 @@ class OverridesSection(MethodSection):
 
 class HeadSection(MethodSection):
     """A linear head in the place of the base's language head. A task brings it, and no recipe names it."""
+
+    replaces_parameters = True
 
     name: Literal["head"] = "head"
     """The method."""
@@ -175,10 +181,9 @@ def _each_once(sections: list[MethodSection]) -> list[MethodSection]:
     return sections
 
 
-# One method, or a list of several that make up one adapter.
+# One method, or a list of several that make up one adapter; none where the task brings all that trains.
 Methods = Annotated[
     list[_Part],
-    Field(min_length=1),
     BeforeValidator(as_list, json_schema_input_type=_Part | list[_Part]),
     AfterValidator(_each_once),
 ]

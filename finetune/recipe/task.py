@@ -4,10 +4,11 @@ A task's own section stands in the task's file, as ``Config``. One class serves 
 """
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from finetune.errors import ModelError, RowError
 from finetune.example import Example, ImagePosition, ImageSource, Message, answer, ask, show, system, text_of
@@ -60,12 +61,12 @@ class Row(Protocol):
         """Return where the images are."""
         ...
 
-    def fault(self, name: str, what: str, *, reason: str) -> RowError:
+    def fault(self, key: str, what: str, *, reason: str) -> RowError:
         """Return the error that names file, line and column.
 
         Args:
-            name: the column.
-            what: must hold, and what was found instead.
+            key: a key of the recipe's data section that names the column, or the name of a column of the task's own.
+            what: the condition that must hold, and the value that was found.
             reason: a few words, by which such rows are counted.
         """
         ...
@@ -94,16 +95,16 @@ class TaskSection(Section):
         return named
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
-        """Return the messages that put ``question``, with its images."""
-        raise NotImplementedError
+        """Return the messages that show the images and put ``question``, where there is one."""
+        return ask(question, num_images=num_images) if question else show(num_images=num_images)
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation as the task puts it."""
-        raise NotImplementedError
+        """Return a conversation as the task puts it: as it stands."""
+        return messages
 
     def text_of(self, label: str) -> str:
-        """Return the text that is supervised for an answer."""
-        raise NotImplementedError
+        """Return the text that is supervised for an answer: the answer itself."""
+        return label
 
     @property
     def parts(self) -> list[MethodSection]:
@@ -124,7 +125,7 @@ class TaskSection(Section):
         return row.conversation(self) if row.said == "messages" else row.question_and_answer(self)
 
     def to_evaluate(self, examples: list[Example]) -> list[Example]:
-        """Return the examples of a split as they are evaluated."""
+        """Return the examples of a split as they are evaluated; what it returns may be given to it again."""
         return examples
 
     def as_trained(self, *, caption_question: str | None = None) -> Self:
@@ -271,17 +272,33 @@ def task_of(architecture: str | None = None) -> TaskSection:
         architecture: of the base; None for the task of a recipe that names none.
 
     Raises:
-        ModelError: no task serves such a base.
+        ModelError: no task serves such a base, or each that does needs a setting.
+    """
+    if architecture is None:
+        return config_of("tasks", DEFAULT_TASK, what="task")(name=DEFAULT_TASK)
+    for name in (serving := tasks_for(architecture)):
+        with suppress(ValidationError):  # it needs a setting that only a recipe knows
+            return config_of("tasks", name, what="task")(name=name)
+    raise ModelError(
+        f"a base of the architecture {architecture!r} must be asked with a task that is named: {', '.join(serving)} "
+        "cannot do without settings. Load an adapter, whose manifest has them."
+    )
+
+
+def tasks_for(architecture: str) -> list[str]:
+    """Return the names of the tasks that serve bases of an architecture, the default task first.
+
+    Raises:
+        ModelError: there is none.
     """
     known = [DEFAULT_TASK, *(name for name in names("tasks") if name != DEFAULT_TASK)]
-    for name in known:
-        config = config_of("tasks", name, what="task")
-        if architecture is None or architecture in config.architectures:
-            return config(name=name)
-    raise ModelError(
-        f"no task serves a base of the architecture {architecture!r}. There are {', '.join(known)}. Take another base, "
-        "or install a package with a task for it."
-    )
+    found = [name for name in known if architecture in config_of("tasks", name, what="task").architectures]
+    if not found:
+        raise ModelError(
+            f"no task serves a base of the architecture {architecture!r}. There are {', '.join(known)}. Take another "
+            "base, or install a package with a task for it."
+        )
+    return found
 
 
 def _once(key: str, mark: str, template: str) -> str:

@@ -66,10 +66,14 @@ class Recipe(Section):
         return [*self.method, *self.task.parts]
 
     @model_validator(mode="after")
-    def _no_part_twice(self) -> Self:
-        if twice := {part.name for part in self.method} & {part.name for part in self.task.parts}:
-            name = min(twice)
-            raise ValueError(f"task {self.task.name} brings the method {name} itself: leave it out of method")
+    def _trains_each_part_once(self) -> Self:
+        brought = [part.name for part in self.task.parts]
+        if len(set(brought)) < len(brought):
+            raise ValueError(f"task {self.task.name} brings a part twice: {', '.join(brought)}. Name each once")
+        if twice := {part.name for part in self.method} & {*brought}:
+            raise ValueError(f"task {self.task.name} brings the method {min(twice)} itself: leave it out of method")
+        if not self.parts:
+            raise ValueError("method must name at least one method, such as {name: lora}")
         return self
 
     @property

@@ -11,7 +11,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch
     from finetune.build import Base
-    from finetune.data.collate import Collator
     from finetune.data.image_workers import ImageWorkers
     from finetune.example import Example
+    from finetune.interfaces import TaskCollator
     from finetune.server.scheduler import Event
     from finetune.server.schema import ChatRequest
     from finetune.server.settings import Settings
@@ -52,21 +52,22 @@ class Collators:
 
     def __init__(self, base: Base):
         self._base = base
-        self._idle: defaultdict[Any, SimpleQueue[Collator]] = defaultdict(SimpleQueue)  # of each kind of task
+        self._idle: defaultdict[int, SimpleQueue[TaskCollator]] = defaultdict(SimpleQueue)  # of each kind of task
 
     @contextmanager
-    def one(self, section: PromptSection) -> Iterator[Collator]:
+    def one(self, section: PromptSection) -> Iterator[TaskCollator]:
         """Yield a collator of a task that is nobody else's inside the block."""
-        shared = cast("Collator", self._base.collator_of(section))
+        shared = self._base.collator_of(section)
+        idle = self._idle[id(shared)]
         try:
-            collator = self._idle[shared].get_nowait()
+            collator = idle.get_nowait()
         except Empty:
             with self._base.preparing:
                 collator = shared.copy()
         try:
             yield collator
         finally:
-            self._idle[shared].put(collator)
+            idle.put(collator)
 
 
 def prepare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from finetune.build import Base, Batches
 from finetune.errors import DataError, ModelError, brief
@@ -13,7 +13,14 @@ from finetune.prediction import Label
 from finetune.recipe import LabelSection, PromptSection
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, image_row, question_row
-from finetune.serving.batching import answer_rows, opened_as_trained, refuse_too_long, section_for
+from finetune.serving.batching import (
+    answer_limit,
+    answer_rows,
+    opened_as_trained,
+    prompt_lengths,
+    refuse_too_long,
+    section_for,
+)
 from finetune.serving.streaming import TextStream
 from finetune.serving.switcher import Switcher
 
@@ -197,12 +204,12 @@ class VisionLanguageModel:
             DataError: the lists are of different lengths, or an image cannot be used.
             ModelError: the base is a dual encoder.
         """
-        self._options(PromptSection, "ask_batch(images, questions)")
         for name, given in (("images", images), ("questions", questions), ("adapters", adapters)):
             if isinstance(given, str | bytes):  # a sequence too, of characters
                 raise DataError(f"ask_batch takes a list of {name}, not {brief(given)}; for one question there is ask")
         with ExitStack() as kept:
             if adapters is None:
+                self._options(PromptSection, "ask_batch(images, questions)")
                 adapters = [kept.enter_context(self.switcher.holding())] * len(questions)
             if not len(images) == len(questions) == len(adapters):
                 raise DataError(
@@ -212,7 +219,7 @@ class VisionLanguageModel:
             loaded_adapters = [kept.enter_context(self.switcher.pin(ref)) for ref in adapters]
             examples = []
             for index, (image, question, loaded) in enumerate(zip(images, questions, loaded_adapters, strict=True)):
-                section = section_for(self.switcher, loaded)
+                section = self._options(PromptSection, "ask_batch(images, questions)", loaded)
                 examples.append(question_row(section, image, question, urls=self.urls, id=f"question {index}"))
             return [found.text for found in answer_rows(self.switcher, examples, loaded_adapters)]
 
@@ -273,8 +280,11 @@ class VisionLanguageModel:
             if isinstance(task.options, LabelSection):
                 raise ModelError(f"predict(image) does not go with task {task.options.name}: use {task.options.call}")
             row = question_row(task.options, image, question, urls=self.urls)
-            batch = self.prompt_batch([row])
-            refuse_too_long(self.base, batch, [task.options.answer_room])
+            batch, room = self.prompt_batch([row]), task.options.answer_room
+            if isinstance(task.options, PromptSection):
+                room = answer_limit(self.switcher, self.adapter, None, prompt_tokens=prompt_lengths(batch)[0])
+                task = self.base.task(task.options.model_copy(update={"max_new_tokens": room}))
+            refuse_too_long(self.base, batch, [room])
             return task.predict(self.model, batch.to(self.model.device, self.model.dtype))[0]
 
     def embed(self, image: Any) -> Tensor:
@@ -305,8 +315,8 @@ class VisionLanguageModel:
             inputs = batch(options).to(self.model.device, self.model.dtype)
             return cast("ChoosingTask", self.task).embed(self.model, inputs)[0].cpu()
 
-    def _options(self, section: type[S], call: str) -> S:
-        options = self.task.options
+    def _options(self, section: type[S], call: str, loaded: LoadedAdapter | None | Literal["active"] = "active") -> S:
+        options = section_for(self.switcher, self.adapter if loaded == "active" else loaded)
         if not isinstance(options, section):
             raise ModelError(
                 f"{call} does not go with task {options.name} on a {self.base.family.model_type} base: use "

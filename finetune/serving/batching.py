@@ -34,7 +34,7 @@ def sharing_key(switcher: Switcher, loaded: LoadedAdapter | None) -> Hashable:
     Those are LoRA on the language tower, and the base, where their tasks make batches alike.
     """
     alone = None if loaded is None or switcher.can_share(loaded) else loaded
-    return switcher.base.collator_of(section_for(switcher, loaded)), alone
+    return id(switcher.base.collator_of(section_for(switcher, loaded))), alone
 
 
 def answer_rows(
@@ -169,7 +169,7 @@ def answer_limit(switcher: Switcher, loaded: LoadedAdapter | None, wanted: int |
 def refuse_too_long(base: Base, batch: Batch, max_new_tokens: Sequence[int]) -> None:
     """Raise DataError where a row and its answer are longer than the base takes."""
     room = max_positions(base.model)
-    if room is None:
+    if room is None or "attention_mask" not in batch.inputs:  # a batch of images alone has no tokens
         return
     for example, length, longest in zip(batch.examples, prompt_lengths(batch), max_new_tokens, strict=True):
         if length + longest > room:

@@ -92,4 +92,11 @@ def _probe(base: Base, hooks: AdapterHooks, manifest: AdapterManifest, candidate
         off = base.probe(manifest.probe.seed)
     with hooks.using(candidate):
         on = base.probe(manifest.probe.seed, placeholders(manifest.adapter))
-    return compare(manifest.probe, off, on, dtype=base.model.dtype, quantization=base.quantization)
+    return compare(
+        manifest.probe,
+        off,
+        on,
+        dtype=base.model.dtype,
+        quantization=base.quantization,
+        has_head=manifest.adapter.has_head,
+    )

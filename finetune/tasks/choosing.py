@@ -34,9 +34,9 @@ class ChoosingTask(AnswerTask):
     def __init__(self, options: LabelSection, tokenizer: PreTrainedTokenizerBase):
         self.options = options
 
-    @classmethod
+    @staticmethod
     def collator(
-        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+        family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> TaskCollator:
         """Return what makes pairs of an image and a text."""
         from finetune.data.pairs import PairCollator

@@ -34,9 +34,9 @@ class GenerativeTask(AnswerTask):
     def __init__(self, options: PromptSection, tokenizer: PreTrainedTokenizerBase):
         self.options, self.tokenizer = options, tokenizer
 
-    @classmethod
+    @staticmethod
     def collator(
-        cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+        family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> TaskCollator:
         """Return what renders and supervises conversations."""
         from finetune.data.collate import Collator

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from finetune.errors import TrainingError
-from finetune.recipe import HeadSection, LoraSection, OverridesSection
+from finetune.recipe import LoraSection
 from finetune.training.deepspeed import DeepSpeed
 from finetune.training.fsdp2 import SplitBase
 from finetune.training.replicated import Replicated
@@ -79,10 +79,10 @@ def _why_not_deepspeed(accelerator: Accelerator, recipe: Recipe) -> str | None:
         return None
     if any(section.couples_rows for section in recipe.objectives):
         return "the contrastive loss reads a weight of the base outside of its forward, where ZeRO-3 has cut it. Set 2."
-    if any(isinstance(section, OverridesSection | HeadSection) for section in recipe.parts):
+    if whole := [section.name for section in recipe.parts if section.replaces_parameters]:
         return (
-            "overrides, and a head of the task, put whole parameters in the places of the base's own, which ZeRO-3 has "
-            "cut. Leave overrides out of method, or use recipes/accelerate/ddp.yaml or fsdp2.yaml."
+            f"{' and '.join(whole)} put whole parameters in the places of the base's own, which ZeRO-3 has cut. Use "
+            "recipes/accelerate/ddp.yaml or fsdp2.yaml, or another method."
         )
     return _why_not_cut(recipe)
 

@@ -24,7 +24,8 @@ LossSums = dict[str, LossSum]  # term -> its sum, detached
 
 def count_window(objective: TaskObjective, window: Sequence[Batch], accelerator: Accelerator) -> dict[str, int]:
     """Add up each term's items, and ``tokens``, over the window and all processes."""
-    counts = {"tokens": sum(int(batch.inputs["attention_mask"].sum()) for batch in window)}
+    masks = [batch.inputs["attention_mask"] for batch in window if "attention_mask" in batch.inputs]  # images have none
+    counts = {"tokens": sum(int(mask.sum()) for mask in masks)}
     for batch in window:
         for name, count in objective.count_items(batch).items():
             counts[name] = counts.get(name, 0) + count

@@ -11,13 +11,15 @@ from torch import nn
 import finetune
 from finetune import plugins
 from finetune.adapters.folder import read_folder
-from finetune.errors import ExportError, ManifestError, PluginError, RecipeError
+from finetune.build import load_base
+from finetune.errors import ExportError, ManifestError, MethodError, PluginError, RecipeError
 from finetune.example import Example, answer, as_images
 from finetune.export.target import Comparison
 from finetune.interfaces import Part
+from finetune.methods.adapter import attach
 from finetune.methods.copies import CopiesMethod, CopiesUpdate
 from finetune.methods.modules import language_head
-from finetune.recipe import MethodSection, parse_recipe
+from finetune.recipe import HeadSection, MethodSection, parse_recipe
 from finetune.recipe.data import RowsSection
 
 HEAD = "lm_head"
@@ -141,6 +143,14 @@ def test_a_recipe_trains_publishes_swaps_and_exports_by_names_from_a_script(reci
     plugins.unregister("methods", "tuned_head")
     with pytest.raises(PluginError, match="needs the method 'tuned_head', which a script registered"):
         finetune.load("testing/colors", base=recipe["model"]["name_or_path"], device="cpu")
+
+
+def test_a_copy_of_a_copy_is_refused(recipe, registered):
+    base = load_base(recipe["model"]["name_or_path"], device="cpu")
+    sections = [TunedHeadSection(name="tuned_head"), HeadSection(num_outputs=2)]
+    with pytest.raises(MethodError, match="lm_head.weight is trained by two methods"):
+        attach(base.host, sections)
+    assert not vars(base.model).get("_finetune_head") and not vars(base.model).get("_tuned_head")
 
 
 def test_names_that_nothing_registered_are_unknown(recipe):

@@ -10,17 +10,20 @@ import torch
 
 from finetune import plugins
 from finetune.adapters.folder import read_folder
+from finetune.adapters.manifest import CONFIG_NAME
 from finetune.adapters.requirements import require_usable
 from finetune.build import load_base
-from finetune.errors import DataError, ExportError, ManifestError, ModelError, RecipeError
+from finetune.errors import DataError, ExportError, ManifestError, ModelError, ProbeError, RecipeError
 from finetune.evaluation.compare import evaluate
 from finetune.export.exporting import export_adapter
+from finetune.recipe import HeadSection, OverridesSection
 from finetune.registry import AdapterRegistry
 from finetune.runs import train
+from finetune.saving import data_digest
 from finetune.serving.loading import load
 from tests.docs_code import block
 from tests.server.serving import body, running
-from tests.serving.test_app import image, same, state
+from tests.serving.test_app import image, resave, same, state
 
 CLASSES = ["blue", "red"]
 
@@ -91,9 +94,7 @@ def test_the_head_learns_is_saved_and_answers_as_it_was_evaluated(make_grade, fa
 
 def test_a_tuned_prompt_and_the_head_train_together(make_grade, tiny_fast_vlm):
     method = [{"name": "prompt_tuning", "num_virtual_tokens": 3}]
-    recipe = make_grade(tiny_fast_vlm, method=None).model_copy() if False else make_grade(tiny_fast_vlm)
-    prompt = type(recipe).model_validate(recipe.model_dump(mode="json") | {"method": method})
-    run = train(prompt)
+    run = train(make_grade(tiny_fast_vlm, method=method))
     vlm = load(run.adapter, base=str(tiny_fast_vlm), device="cpu")
     first = vlm.predict(image(), "What color is it?")
     assert set(first.scores) == set(CLASSES) and sum(first.scores.values()) == pytest.approx(1)
@@ -111,6 +112,11 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
     with pytest.raises(ModelError, match=refusal):
         vlm.ask(image(), "What color is it?")
     vlm.add(other.ref)
+    with vlm.using(None), pytest.raises(ModelError, match=r"ask_batch\(.*\) does not go with task grade"):
+        vlm.ask_batch([image()], ["What color is it?"], adapters=[grade.ref])
+    (said,) = vlm.ask_batch([image()], ["What color is it?"], adapters=[other.ref])
+    with vlm.using(other.ref):
+        assert said == vlm.ask(image(), "What color is it?") == vlm.predict(image(), "What color is it?").text
     with running(vlm, [grade.ref, other.ref]) as server:
         found = server.post(body(model=grade.ref))
         assert found.status_code == 400, found.text
@@ -126,6 +132,51 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
         evaluate([other.ref], [make_grade(tiny_fast_vlm)])
     with pytest.raises(RecipeError, match=r"testing/grade\S* cannot be evaluated with task vqa"):
         evaluate([grade.ref], [make_recipe(tiny_fast_vlm)])
+    with pytest.raises(RecipeError, match=r"cannot be evaluated with task.classes \['red', 'blue'\]: its part was"):
+        evaluate([grade.ref], [make_grade(tiny_fast_vlm, classes=CLASSES[::-1])])
+
+
+def test_a_head_alone_trains_and_one_of_zeros_is_not_what_was_saved(make_grade, tiny_fast_vlm, tmp_path):
+    run = train(make_grade(tiny_fast_vlm, method=[]))
+    folder = read_folder(run.adapter)
+    assert folder.manifest.adapter.methods == "head"
+    assert load(run.adapter, base=str(tiny_fast_vlm), device="cpu").adapter.probe.verdict == "passed"
+    tensors = {name: tensor * 0.5 for name, tensor in folder.tensors.items()}
+    config = json.loads((run.adapter / CONFIG_NAME).read_text())
+    resave(run.adapter, tensors, config, folder.manifest)
+    with pytest.raises(ProbeError, match="does not do here what it did when it was saved"):
+        load(run.adapter, base=str(tiny_fast_vlm), device="cpu")
+
+
+def test_prompts_that_an_app_cannot_repeat_are_refused(make_grade, rows_folder, tiny_fast_vlm):
+    path = rows_folder / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        turns = [
+            ("user", "Hello"),
+            ("assistant", "Hello"),
+            ("user", row.pop("question")),
+            ("assistant", row.pop("answer")),
+        ]
+        row["messages"] = [{"role": role, "content": text} for role, text in turns]
+        row["messages"][0]["content"] = [{"type": "image"}, {"type": "text", "text": "Hello"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"predict\(image, question\) does not repeat the prompt that row"):
+        train(make_grade(tiny_fast_vlm))
+
+
+def test_parts_are_trained_once(graded, make_recipe, make_grade, tiny_fast_vlm, monkeypatch):
+    with pytest.raises(RecipeError, match="method must name at least one method"):
+        make_recipe(tiny_fast_vlm, method=[])
+    part = HeadSection(num_outputs=2)
+    monkeypatch.setattr(graded.GradeConfig, "parts", property(lambda self: [part, part]))
+    with pytest.raises(RecipeError, match="task grade brings a part twice: head, head"):
+        make_grade(tiny_fast_vlm)
+    monkeypatch.setattr(
+        graded.GradeConfig, "parts", property(lambda self: [OverridesSection.model_construct(name="lora")])
+    )
+    with pytest.raises(RecipeError, match="task grade brings the method lora itself"):
+        make_grade(tiny_fast_vlm)
 
 
 def test_an_objective_that_needs_the_base_alone_is_refused(make_grade, graded, tiny_fast_vlm, monkeypatch):
@@ -188,9 +239,15 @@ def test_a_task_reads_columns_of_its_own(graded, make_recipe, rows_folder, tiny_
     lines = [json.loads(line) | {"rings": number} for number, line in enumerate(path.read_text().splitlines())]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     section = make_recipe(tiny_fast_vlm).data
-    said = []
+    said, digests = [], set()
     for task, told in ((Boxes(name="grade", classes=CLASSES), False), (make_recipe(tiny_fast_vlm).task, True)):
         bad = tally(section, "train", log=said.append)
         rows = read_split(section, "train", task=task, seed=0, bad=bad)
         assert ("rings" in bad.unread) is told
+        digests.add(data_digest(rows))
+        assert ("columns" in rows[0].meta) is not told
         assert [row.meta.get("rings") for row in rows] == ([None] * len(rows) if told else list(range(len(rows))))
+    path.write_text("".join(json.dumps(line | {"rings": 0}) + "\n" for line in lines))
+    bad = tally(section, "train", log=said.append)
+    digests.add(data_digest(read_split(section, "train", task=Boxes(name="grade", classes=CLASSES), seed=0, bad=bad)))
+    assert len(digests) == 3, "the values of a task's own columns are of the rows"

@@ -63,7 +63,12 @@ OVERRIDES = {"method": [LORA, {"name": "overrides", "parameters": ["norms"]}]}
         ("DEEPSPEED", {"zero": {"zero_stage": 0}}, {}, "zero_stage 0 shares nothing out"),
         ("DEEPSPEED", {"zero": {"deepspeed_config": {"optimizer": {}}}}, {}, "Take 'optimizer' out of the DeepSpeed"),
         ("DEEPSPEED", {"zero": {"zero_stage": 3}}, QUANTIZED, "a base held in 4bit cannot be cut"),
-        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, OVERRIDES, "which ZeRO-3 has cut. Leave overrides out of method"),
+        (
+            "DEEPSPEED",
+            {"zero": {"zero_stage": 3}},
+            OVERRIDES,
+            "overrides put whole parameters in the places of the base's own, which ZeRO-3 has cut",
+        ),
         ("DEEPSPEED", {"zero": {"zero_stage": 3}}, {"task": {"name": "contrastive"}}, "the contrastive loss reads"),
         ("DEEPSPEED", {}, STREAM, "Set data.streaming: false"),
     ],
