@@ -13,7 +13,7 @@ from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import CONFIG_NAME
 from finetune.adapters.requirements import require_usable
 from finetune.build import load_base
-from finetune.errors import DataError, ExportError, ManifestError, ModelError, ProbeError, RecipeError
+from finetune.errors import DataError, ExportError, ManifestError, ModelError, PluginError, ProbeError, RecipeError
 from finetune.evaluation.compare import evaluate
 from finetune.export.exporting import export_adapter
 from finetune.recipe import HeadSection, OverridesSection
@@ -182,6 +182,12 @@ def test_parts_are_trained_once(graded, make_recipe, make_grade, tiny_fast_vlm, 
 def test_an_objective_that_needs_the_base_alone_is_refused(make_grade, graded, tiny_fast_vlm, monkeypatch):
     monkeypatch.setattr(graded.ClassCrossEntropy, "needs_reference", True)
     with pytest.raises(RecipeError, match="objective class_cross_entropy needs the outputs of the base alone"):
+        train(make_grade(tiny_fast_vlm))
+
+
+def test_an_objective_must_be_able_to_couple_rows_where_it_says_so(make_grade, graded, tiny_fast_vlm, monkeypatch):
+    monkeypatch.setattr(graded.ClassCrossEntropyConfig, "couples_rows", True)
+    with pytest.raises(PluginError, match="must have backward_window if and only if its Config says couples_rows"):
         train(make_grade(tiny_fast_vlm))
 
 
