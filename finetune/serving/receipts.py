@@ -29,7 +29,7 @@ _PACKAGES = ("torch", "transformers", "finetune-vlm")
 
 
 def find_receipt(base: Base, digest: str) -> ProbeResult | None:
-    """Return what the probe of the adapter with this manifest ``digest`` showed here; None where it has not run."""
+    """Return the result of the probe of the adapter with this manifest ``digest`` here; None where it has not run."""
     try:
         found = json.loads(read_note(_path(base, digest)) or "{}")
         verdict, difference = found["verdict"], found["difference"]
@@ -40,7 +40,7 @@ def find_receipt(base: Base, digest: str) -> ProbeResult | None:
 
 
 def keep_receipt(base: Base, digest: str, result: ProbeResult) -> None:
-    """Note what a probe showed; a cache that cannot be written is no error."""
+    """Save the result of a probe; a cache that cannot be written is no error."""
     write_note(_path(base, digest), json.dumps(asdict(result)))
 
 
