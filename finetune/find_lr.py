@@ -66,10 +66,10 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     """Run the test in this process, on the recipe's rows, batch size and method.
 
     Args:
-        recipe: from ``load_recipe``; its learning rate, schedule and length are not used.
+        recipe: the recipe, from ``load_recipe``; its learning rate, schedule and length are not used.
         first: rate of the first step.
         last: rate of the last step; it ends before when the loss has become hopeless.
-        steps: optimizer steps.
+        steps: the number of optimizer steps.
 
     Raises:
         RecipeError: a range that holds nothing, or too few steps.

@@ -35,7 +35,7 @@ _LISTED = 5  # entries of a folder that an error names
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a run's folder holds a run that came to its end."""
+    """Return whether a run's folder holds a run that came to its end."""
     return (folder / RESULT).exists()
 
 
@@ -92,7 +92,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _is_recipe(path: Path) -> bool:
-    """Tell whether a file is the recipe that a run of this release, or of another one, wrote."""
+    """Return whether a file is the recipe that a run of this release, or of another one, wrote."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -101,7 +101,7 @@ def _is_recipe(path: Path) -> bool:
 
 
 def _has_results(folder: Path) -> bool:
-    """Tell whether a run wrote checkpoints or an adapter here: its recipe may have been damaged since."""
+    """Return whether a run wrote checkpoints or an adapter here: its recipe may have been damaged since."""
     if any(folder.glob(f"{CHECKPOINTS}/step-*/checkpoint.json")):
         return True
     return is_finished(folder) and (folder / "adapter" / "manifest.json").is_file()

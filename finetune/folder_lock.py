@@ -63,7 +63,7 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Tell whether the process still runs; None where that cannot be told from here."""
+        """Return whether the process still runs; None where that cannot be told from here."""
         if self.host != socket.gethostname():
             return None
         return _is_running(self.pid) and self.started in (None, _started(self.pid))
@@ -202,7 +202,7 @@ def _user() -> str:
 
 
 def _is_running(pid: int) -> bool:
-    """Tell whether there is such a process that can still write."""
+    """Return whether there is such a process that can still write."""
     stat = _linux_stat(pid)
     if stat is not None:
         return stat[0] not in ("Z", "X")

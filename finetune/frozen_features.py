@@ -47,11 +47,11 @@ def collator_of_run(
     Every process has to call it. One line says what was stored, or why nothing is.
 
     Args:
-        recipe: of the run.
+        recipe: the recipe of the run.
         base: not adapted yet.
         train_rows: the train rows.
         asked: the rows of the other splits.
-        accelerator: of the run.
+        accelerator: the accelerator of the run.
         log: is told the line.
 
     Raises:

@@ -39,7 +39,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether who listens there is reached from this machine alone.
+    """Return whether who listens there is reached from this machine alone.
 
     Raises:
         LaunchError: it is no address of this machine.
@@ -48,7 +48,7 @@ def is_loopback(host: str) -> bool:
 
 
 def names_loopback(header: str) -> bool:
-    """Tell whether a request's ``Host`` header says localhost or a loopback address.
+    """Return whether a request's ``Host`` header says localhost or a loopback address.
 
     Another name that leads here is somebody's who wants a browser on this machine to ask for him (DNS rebinding).
     """

@@ -136,8 +136,8 @@ def check_prompts(
 
     Args:
         section: of the manifest.
-        shapes: shape of a prompt -> a row that has it.
-        trained: makes the run's training batches.
+        shapes: each shape of a prompt -> a row that has it.
+        trained: the function that makes the run's training batches.
         asked: makes an app's inputs.
         when: the stage, for errors.
 

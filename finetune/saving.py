@@ -99,7 +99,7 @@ def save_adapter(
         splits: the rows it saw, by split.
         metrics: ``test`` -> the adapter's scores on the test split, ``base`` -> those of the base alone.
         probe: what ``probe_effect`` returned.
-        steps: optimizer steps behind the weights.
+        steps: the number of optimizer steps behind the weights.
         parents: references by digest of the adapters whose weights it started from.
     """
     manifest = _manifest(recipe, base, attachment, splits, metrics, probe=probe, steps=steps, parents=list(parents))

@@ -243,7 +243,7 @@ def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, A
 
 
 def _ended_unnoticed(run: Run) -> bool:
-    """Tell whether a run came to its end when no sweep was there to keep its result, and keep that now."""
+    """Return whether a run came to its end when no sweep was there to keep its result, and keep that now."""
     return is_finished(run.recipe.run_folder) and changed_since(run.recipe) == {} and _keep_result(run) is None
 
 

@@ -32,7 +32,7 @@ def check_base(name_or_path: str, *, revision: str | None = None) -> None:
 
     Args:
         name_or_path: an embedded name, a folder, or a hub id.
-        revision: of a hub id.
+        revision: the revision of a hub id.
 
     Raises:
         ModelError: what is missing, and what to give instead.

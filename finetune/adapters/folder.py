@@ -114,7 +114,7 @@ def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFol
 
     Args:
         path: the folder.
-        device: where the tensors are to be.
+        device: the device of the tensors.
 
     Raises:
         ManifestError: manifest, config or header break their schema.
@@ -150,11 +150,11 @@ def verify(
     """Return an adapter of which every file says what its manifest says.
 
     Args:
-        manifest: of the adapter.
+        manifest: the manifest of the adapter.
         read: returns the bytes of one of the files that it lists, which are as long and have the digest that it says.
         digest: of the manifest's bytes.
         source: the folder that errors name.
-        device: where the tensors are to be.
+        device: the device of the tensors.
 
     Raises:
         ManifestError: config or header break their schema.
@@ -219,7 +219,7 @@ def _begin(entry: Any) -> int:
 
 
 def _same(numbers: Any, wanted: list[int]) -> bool:
-    """Tell whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
+    """Return whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
     return isinstance(numbers, list) and numbers == wanted and all(type(number) is int for number in numbers)
 
 

@@ -21,7 +21,7 @@ def from_schema_1(data: dict[str, Any], *, source: str) -> dict[str, Any]:
 
     Args:
         data: the parsed JSON; it is not changed.
-        source: where it came from, for errors.
+        source: the place that the JSON came from, for errors.
 
     Raises:
         ManifestError: it holds what schema 1 does not have.

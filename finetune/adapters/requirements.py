@@ -34,7 +34,7 @@ def require_usable(manifest: AdapterManifest, *, architecture: str | None = None
     """Check that this machine has what an adapter needs, and that its task serves its base.
 
     Args:
-        manifest: of the adapter.
+        manifest: the manifest of the adapter.
         architecture: of the base, where that is loaded; by default what is known of its ``model_type``.
 
     Raises:

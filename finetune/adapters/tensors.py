@@ -40,7 +40,7 @@ def tensors_of(
         table: shape and dtype of each tensor.
         offsets: where each begins, as ``check_header`` returns it.
         source: what errors name.
-        device: where the tensors are to be; they move there together.
+        device: the device of the tensors; they move there together.
 
     Raises:
         IntegrityError: a value is not finite.

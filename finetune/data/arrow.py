@@ -115,12 +115,12 @@ def table_examples(
 
     Args:
         dataset: the table.
-        section: what its columns are called.
+        section: the section that names its columns.
         place: row number -> (id, where it stands).
         what: what to call the table in errors.
-        task: how a question is put.
-        root: folder that paths of images are relative to.
-        bad: where rows go that cannot be used.
+        task: the section of the task that puts the questions.
+        root: the folder that paths of images are relative to.
+        bad: the list that takes the rows that cannot be used.
 
     Raises:
         DataError: the table has no rows, or not the columns.
@@ -257,7 +257,7 @@ def stored_images(
 
 
 def _names_a_file(cells: Array) -> bool:
-    """Tell whether one of these cells holds no bytes and is not empty."""
+    """Return whether one of these cells holds no bytes and is not empty."""
     import pyarrow as pa
 
     while pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
@@ -284,7 +284,7 @@ def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
 
 
 def _holds_images(dataset: Dataset, column: str | None) -> bool:
-    """Tell whether a column holds images themselves; a column of texts holds paths."""
+    """Return whether a column holds images themselves; a column of texts holds paths."""
     import pyarrow as pa
 
     if column not in dataset.column_names:

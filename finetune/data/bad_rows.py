@@ -20,7 +20,7 @@ class BadRows:
     """What was wrong with the rows of one split.
 
     Args:
-        what: what the rows are called, such as ``train``.
+        what: the name of the rows, such as ``train``.
         on_error: ``error`` raises the first fault; ``skip`` counts faults by reason.
         log: is told of them in the end.
     """

@@ -38,7 +38,7 @@ def values_of(image: Image.Image) -> tuple[int, int] | None:
 
 
 def is_deep_color(image: Image.Image) -> bool:
-    """Tell whether a file that was opened, and not yet loaded, has 16 bits a channel: PIL reads the upper 8 alone."""
+    """Return whether a file that was opened, and not yet loaded, has 16 bits a channel: PIL reads the upper 8 alone."""
     return image.mode not in DEEP_MODES and ";16" in str([tile.args for tile in getattr(image, "tile", ())])
 
 
@@ -76,7 +76,7 @@ def decide_range(
     Args:
         section: says whether the rows decide.
         examples: rows whose images were looked at.
-        what: what the rows are called.
+        what: the name of the rows.
         log: is told what was decided, and how many rows hold other values.
 
     Raises:

@@ -42,7 +42,7 @@ class Collator:
         processor: the model's own.
         end_ids: token ids that end a turn, as generation knows them.
         supervise: whether all assistant turns of a conversation are supervised, or the last one.
-        max_image_pixels: cap on width x height of an image.
+        max_image_pixels: the largest width x height of an image, in pixels.
         num_embeddings: tokens that the model knows; None for all of the tokenizer.
 
     Raises:
@@ -81,9 +81,9 @@ class Collator:
         """Return the collator of a base that generates text.
 
         Args:
-            family: of the base.
-            model: of the base.
-            processor: of the base.
+            family: the family of the base.
+            model: the base model.
+            processor: the base's processor.
             data: says which turns of a conversation are supervised, and how large an image may be; None: the defaults.
 
         Raises:

@@ -46,7 +46,7 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
     Args:
         messages: dicts of ``role`` and ``content``; content is a text or a list of ``{"type": "text", "text": ...}``
             and ``{"type": "image"}`` parts, an image part with its image under ``image`` or ``path`` or without.
-        where: what to call the conversation in errors.
+        where: the name of the conversation in errors.
 
     Returns:
         The conversation with every content a list of parts, and the images that stood in it, one a part or none.

@@ -81,9 +81,9 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
 
     Args:
         row: as it was read.
-        section: what its fields are called.
-        task: how a question is put.
-        root: folder that paths of images are relative to.
+        section: the section that names its fields.
+        task: the section of the task that puts the questions.
+        root: the folder that paths of images are relative to.
         bad: knows the ids of the rows before.
 
     Raises:

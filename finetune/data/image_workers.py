@@ -167,7 +167,7 @@ class _Worker:
         return answer
 
     def is_alive(self) -> bool:
-        """Tell whether it takes more requests."""
+        """Return whether it takes more requests."""
         return self._process.poll() is None
 
     def kill(self) -> None:

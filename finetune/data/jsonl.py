@@ -18,9 +18,9 @@ def read_jsonl(
     Args:
         section: the recipe's data section.
         split: ``train``, ``val`` or ``test``.
-        task: how a question is put.
+        task: the section of the task that puts the questions.
         seed: the run's; unused, since the file has an order.
-        bad: where rows go that cannot be used.
+        bad: the list that takes the rows that cannot be used.
         limit: number of rows to read from the file's beginning; None for all.
 
     Raises:

@@ -51,7 +51,7 @@ class Lengths:
     with the text beside it, a row may turn out a token or two shorter.
 
     Args:
-        collator: of the base.
+        collator: the collator of the base.
         key: changes when the processor does.
     """
 

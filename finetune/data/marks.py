@@ -36,7 +36,7 @@ class Marks:
     """Refuses texts that hold marks.
 
     Args:
-        processor: of the base.
+        processor: the base's processor.
         ids: more tokens that are marks: those that end a turn, and the one that stands for an image.
         render: the chat template, as ``Collator.render`` has it; None where the base has none.
     """

@@ -32,9 +32,9 @@ def open_stream(
 
     Args:
         section: the recipe's data section.
-        task: how a question is put.
+        task: the section of the task that puts the questions.
         seed: of the order, and of the choice among captions.
-        bad: where rows go that cannot be used.
+        bad: the list that takes the rows that cannot be used.
         lengths: of the base that they are put to.
         limit: tokens of a row; None for no bound.
 

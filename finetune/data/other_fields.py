@@ -70,9 +70,9 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: Tas
 
     Args:
         fields: of the row.
-        section: what its fields are called.
+        section: the section that names its fields.
         task: reads fields of its own.
-        where: what to call the row in errors.
+        where: the name of the row in errors.
 
     Returns:
         Those that are not read.
@@ -97,5 +97,5 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: Tas
 
 
 def is_empty(value: Any) -> bool:
-    """Tell whether a field says nothing: a table has every column in every row."""
+    """Return whether a field says nothing: a table has every column in every row."""
     return value is None or (isinstance(value, str | list | dict) and not value)

@@ -35,7 +35,7 @@ class PairCollator:
         family: how this model's inputs are made.
         processor: the model's own.
         max_length: tokens that a text may have, those that begin and end it included; None for no bound.
-        max_image_pixels: cap on width x height of an image.
+        max_image_pixels: the largest width x height of an image, in pixels.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class PairLengths:
     """Counts the tokens of texts for one dual encoder; an image has none.
 
     Args:
-        collator: of the base.
+        collator: the collator of the base.
     """
 
     def __init__(self, collator: PairCollator):

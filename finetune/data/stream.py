@@ -129,7 +129,7 @@ class Stream:
         what: what to call it in errors.
         files: name and version of each of its files, or whatever else tells one state of it from another.
         checks: what is done with rows that arrive.
-        bad: where rows go that cannot be used.
+        bad: the list that takes the rows that cannot be used.
 
     Attributes:
         first: the first rows that can be trained on.

@@ -54,7 +54,7 @@ class Survey:
 
     Attributes:
         num_rows: how many rows were added.
-        shapes: shape of a prompt -> the first row that has it.
+        shapes: each shape of a prompt -> the first row that has it.
         systems: text of the system message, or None -> number of rows.
         image_positions: where the images of a conversation's first question stand -> number of rows; None for images
             among the text.

@@ -18,7 +18,7 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
 
     Args:
         messages: as the row has them, checked by ``read_conversation``.
-        where: what to call the row in errors.
+        where: the name of the row in errors.
 
     Raises:
         RowError: a value is neither 0 nor 1, two of them differ, or another's turn is to be supervised.
@@ -45,7 +45,7 @@ def image_order(messages: Sequence[dict[str, Any]], *, where: str) -> list[int] 
 
     Args:
         messages: as the row has them, checked by ``read_conversation``.
-        where: what to call the row in errors.
+        where: the name of the row in errors.
 
     Raises:
         RowError: the indices do not name each image once.

@@ -58,9 +58,9 @@ def evaluate_rows(
     """Predict every row, and every prompt once more with a grey image.
 
     Args:
-        predictor: predicts the rows.
+        predictor: the predictor of the rows.
         examples: the rows.
-        title: for the progress bar.
+        title: the title of the progress bar.
 
     Returns:
         The scores, and each row with its prediction.

@@ -47,9 +47,9 @@ def predictor_of(
     Args:
         base: the base, with an adapter in it or without.
         recipe: says how rows are put.
-        prompt_batch: makes the inputs of rows that are to be answered.
+        prompt_batch: the function that makes the inputs of rows that are to be answered.
         alone: whether the base predicts without an adapter; it does so once, and this machine keeps what it predicts.
-        accelerator: of a run.
+        accelerator: the accelerator of the run.
     """
     batch_size, processes = recipe.train.eval_batch_size, accelerator.num_processes if accelerator else 1
     return Predictor(
@@ -68,10 +68,10 @@ def evaluate_run(
     """Evaluate the model as it is on the test rows of a run, and keep every prediction in the run's folder.
 
     Args:
-        predictor: predicts the rows, on all processes of the run.
+        predictor: the predictor of the rows, on all processes of the run.
         examples: the test rows.
-        recipe: of the run.
-        log: of the run.
+        recipe: the recipe of the run.
+        log: the log of the run.
         who: ``base`` or ``adapter``.
         known: take the predictions that are there already, where they are of these rows.
     """

@@ -41,7 +41,7 @@ class Validator:
         predictor: of the adapted model, which is in eval mode when this is called.
         objective: the terms of the loss.
         examples: the rows.
-        training_batch: makes a batch with labels of (example, supervised) pairs.
+        training_batch: the function that makes a batch with labels of (example, supervised) pairs.
         seed: chooses the caption of a row that has several, as in the first epoch.
     """
 
@@ -129,7 +129,7 @@ def base_alone(
         predictor: of the base alone.
         val: the validation rows; where they are used, what the base is worth on them is logged.
         evaluated: the base on the test rows; None where there are none.
-        log: of the run.
+        log: the log of the run.
     """
     if evaluated is not None:
         return BaseAlone(split="test", all_right=all(row.right for row in evaluated.rows))

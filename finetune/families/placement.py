@@ -31,7 +31,7 @@ def pick_dtype(wanted: str, path: str, *, revision: str | None = None) -> str:
     Args:
         wanted: one of ``DTYPES``, or ``auto``.
         path: the base's folder or hub id.
-        revision: of the hub id.
+        revision: the revision of the hub id.
 
     Raises:
         ModelError: a base is not held in that.

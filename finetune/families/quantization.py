@@ -47,7 +47,7 @@ def quantized_modules(model: nn.Module) -> list[str]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Tell whether a linear module's weight is quantized."""
+    """Return whether a linear module's weight is quantized."""
     weight: Any = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) and type(weight).__name__ in ("Params4bit", "Int8Params")
 

@@ -37,7 +37,7 @@ class CopiesMethod:
             delattr(model, self.trained)
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Tell whether copies train here."""
+        """Return whether copies train here."""
         return hasattr(model, self.trained)
 
     def switch(self, model: nn.Module, on: bool) -> None:
@@ -76,7 +76,7 @@ class CopiesUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return sum(copy.nbytes for copy in self.copies.values())
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

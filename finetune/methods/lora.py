@@ -97,7 +97,7 @@ class Lora:
         vars(model).pop("peft_config", None)
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Tell whether a layer of PEFT's stands in the model."""
+        """Return whether a layer of PEFT's stands in the model."""
         return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
     def switch(self, model: nn.Module, on: bool) -> None:

@@ -23,7 +23,7 @@ class LoraUpdate:
         module: the base's own linear module, plain or quantized.
         down: A, [r, I].
         up: B, [O, r].
-        scaling: of their product.
+        scaling: the factor of the product of A and B.
     """
 
     def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float):
@@ -33,7 +33,7 @@ class LoraUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return self.down.nbytes + self.up.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -70,7 +70,7 @@ class DoraUpdate(LoraUpdate):
         module: the base's own linear module; not one in 8 bit.
         down: A, [r, I].
         up: B, [O, r].
-        scaling: of their product.
+        scaling: the factor of the product of A and B.
         magnitude: lengths of rows, [O].
     """
 
@@ -87,7 +87,7 @@ class DoraUpdate(LoraUpdate):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return super().num_bytes + self.magnitude.nbytes + self.factor.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -102,6 +102,6 @@ class DoraUpdate(LoraUpdate):
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Tell whether a module's weight is held in 4 or 8 bit."""
+    """Return whether a module's weight is held in 4 or 8 bit."""
     weight: Any = module.weight
     return not weight.is_floating_point()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def can_mix(updates: Mapping[str, Update], towers: Towers) -> bool:
-    """Tell whether an adapter can answer some rows of a batch while others answer the rest."""
+    """Return whether an adapter can answer some rows of a batch while others answer the rest."""
     inside = tuple(f"{path}." for path in towers.get("language", ()))
     return all(type(update) is LoraUpdate and name.startswith(inside) for name, update in updates.items())
 
@@ -63,7 +63,7 @@ class MixedUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return self.down.nbytes + self.up.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -122,5 +122,5 @@ def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Para
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Tell whether a module normalises by the values of its input alone: a batch norm's statistics are the base's."""
+    """Return whether a module normalises by the values of its input alone: a batch norm's statistics are the base's."""
     return "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -111,7 +111,7 @@ class PromptUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return self.prompt.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -72,7 +72,7 @@ class PromptTuning:
             trained.leave()
 
     def is_attached(self, model: PreTrainedModel) -> bool:
-        """Tell whether a prompt trains here."""
+        """Return whether a prompt trains here."""
         return _trained(model) is not None
 
     def switch(self, model: PreTrainedModel, on: bool) -> None:

@@ -16,7 +16,7 @@ def bootstrap_interval(
     Args:
         values: one entry a row; a row without a value is left out.
         groups: rows of one group (the questions about one image) are not independent and are drawn together.
-        seed: of the draws.
+        seed: the seed of the draws.
         draws: how many.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0])
@@ -40,7 +40,7 @@ def corpus_interval(
     Args:
         measure: returns the value of these rows; a row that was drawn twice stands in them twice.
         groups: as for ``bootstrap_interval``, one entry a row.
-        seed: of the draws.
+        seed: the seed of the draws.
         draws: how many; fewer than for a mean, since each one measures all rows.
     """
     rows_of: dict[str, list[int]] = defaultdict(list)

@@ -22,7 +22,7 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
     Args:
         section: the recipe's data section.
         split: ``train``, ``val`` or ``test``; no two share an image.
-        task: how a question is put.
+        task: the section of the task that puts the questions.
         seed: the run's; unused, since the rows are the data's own.
         bad: where faulty rows would go; unused, since a program makes no such rows.
     """

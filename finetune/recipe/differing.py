@@ -1,4 +1,4 @@
-"""In which keys two recipes, or records that hold them, differ."""
+"""The differences between two recipes, or records that hold them, by key."""
 
 from collections.abc import Collection
 from typing import Any
@@ -26,5 +26,5 @@ def describe(differences: dict[str, tuple[Any, Any]], most: int = 8) -> str:
 
 
 def is_longer_only(differences: Collection[str], prefix: str = "") -> bool:
-    """Tell whether these dotted keys only say when a run ends, and there are any."""
+    """Return whether there are such dotted keys and all of them only set when a run ends."""
     return bool(differences) and all(key.removeprefix(prefix) in LENGTH for key in differences)

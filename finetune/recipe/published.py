@@ -1,4 +1,4 @@
-"""A recipe as a manifest keeps it: everything that was set, without what is of one machine or secret."""
+"""A recipe as a manifest keeps it: all settings, without local paths and secrets."""
 
 import re
 from collections.abc import Collection, Mapping

@@ -12,7 +12,7 @@ from finetune.recipe.whole import Recipe
 
 
 class _Untitled(GenerateJsonSchema):
-    """Leaves out the titles of fields, which only say the key again."""
+    """A generator that leaves out the titles of fields, which only repeat the key."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False

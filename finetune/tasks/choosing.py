@@ -25,7 +25,7 @@ class ChoosingTask(AnswerTask):
     """A prediction is the label whose text lies closest to the image. Importing this module loads no torch.
 
     Args:
-        options: of the recipe, or of the adapter.
+        options: the section of the task, from the recipe or the adapter.
         tokenizer: unused: a dual encoder writes no text.
     """
 

@@ -50,10 +50,10 @@ def generate_answers(
     """Return the greedy answer of each left-padded row; rows with different limits share the batch.
 
     Args:
-        model: in eval mode, on the batch's device.
-        tokenizer: of the model.
+        model: the model in eval mode, on the batch's device.
+        tokenizer: the tokenizer of the model.
         batch: rows that end where their answers begin.
-        max_new_tokens: of each row.
+        max_new_tokens: the largest number of new tokens of each row.
         on_text: called between two steps, in this thread, with a row's number and what its text has grown by; never
             with nothing. The pieces of a row, one after the other, are the text of its answer. What it raises ends all.
         is_stopped: asked after each step for each row that is not at its end, whether it is to end here.
@@ -170,7 +170,7 @@ class GrowingText:
 
 
 def _mends_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the text of some tokens may begin otherwise than the same tokens' with more behind them."""
+    """Return whether the text of some tokens may begin otherwise than the same tokens' with more behind them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     mends_bpe = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     return backend is None or type(backend.model).__name__ != "BPE" or mends_bpe

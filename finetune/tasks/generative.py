@@ -25,8 +25,8 @@ class GenerativeTask(AnswerTask):
     """One prediction a row, decoded greedily. Importing this module loads no torch.
 
     Args:
-        options: of the recipe, or of the adapter.
-        tokenizer: of the base.
+        options: the section of the task, from the recipe or the adapter.
+        tokenizer: the tokenizer of the base.
     """
 
     options: PromptSection
@@ -70,9 +70,9 @@ class GenerativeTask(AnswerTask):
         """Return the greedy answer of each left-padded row, with how it came about.
 
         Args:
-            model: in eval mode, on the batch's device.
+            model: the model in eval mode, on the batch's device.
             batch: rows that end where their answers begin.
-            max_new_tokens: of each row; the task's for all by default.
+            max_new_tokens: the largest number of new tokens of each row; the task's for all by default.
             on_text: told of each row's text as it grows, as ``generate_answers`` has it.
             is_stopped: asked whether a row is to end early, as ``generate_answers`` has it.
         """

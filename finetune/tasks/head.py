@@ -24,7 +24,7 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
     puts more than the rows' tokens through it, all its logits are computed.
 
     Args:
-        model: as the loop runs it; it may be wrapped for several processes.
+        model: the model as the loop runs it; it may be wrapped for several processes.
         inputs: of a batch [B, T].
         places: [N].
     """

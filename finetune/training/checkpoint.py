@@ -92,7 +92,7 @@ class Checkpoints:
 
         Args:
             path: its folder.
-            extend: whether it may be of the same run with another length.
+            extend: whether a checkpoint of the same run with another length is accepted.
 
         Raises:
             IntegrityError: it is torn: not what was written.
@@ -123,8 +123,8 @@ class Checkpoints:
         one is used instead.
 
         Args:
-            log: prints a line.
-            extend: whether it may be of the same run with another length.
+            log: the function that prints a line.
+            extend: whether a checkpoint of the same run with another length is accepted.
 
         Raises:
             TrainingError: there are only checkpoints of other runs, so to go on here would lose one.

@@ -117,7 +117,7 @@ def places_of(images: Sequence[ImageSource]) -> Places:
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a file is there with every byte as it was written."""
+    """Return whether a file is there with every byte as it was written."""
     return _read_bytes(path) is not None
 
 
@@ -132,7 +132,7 @@ def make_room(wanted: int, *, max_bytes: int) -> bool:
 
     Args:
         wanted: bytes that are to be written.
-        max_bytes: that all features on this machine may take.
+        max_bytes: the largest number of bytes of all features on this machine.
 
     Returns:
         Whether there is room now, on the disk too.

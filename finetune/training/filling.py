@@ -39,10 +39,10 @@ class Filler:
 
     Args:
         store: where features go.
-        open_images: returns the images of a row, decoded.
-        compute: returns what the tower makes of them.
-        max_bytes: that all features on this machine may take.
-        accelerator: of the run.
+        open_images: the function that returns the images of a row, decoded.
+        compute: the function that returns the features that the tower makes of them.
+        max_bytes: the largest number of bytes of all features on this machine.
+        accelerator: the accelerator of the run.
         log: is told what was done.
     """
 
@@ -90,7 +90,7 @@ class Filler:
         return self.store.path([digests[key] for key in work.keys])
 
     def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
-        """Tell whether features are stored, without a look at their bytes."""
+        """Return whether features are stored, without a look at their bytes."""
         return all(key in digests for key in work.keys) and self.path(work, digests).exists()
 
     def _together(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:

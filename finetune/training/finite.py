@@ -37,7 +37,7 @@ def explain_not_finite(
     Args:
         model: with the weights before the step.
         objective: the terms.
-        collate: makes a training batch of (example, supervised) pairs; None: no row is asked alone.
+        collate: the function that makes a training batch of (example, supervised) pairs; None: no row is asked alone.
         window: this process's micro-batches.
         sums: the sums of each one's terms.
         loss: of the step, over all processes.

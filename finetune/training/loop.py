@@ -53,11 +53,11 @@ class Trainer:
         model: the adapted model, on its device.
         attachment: what trains.
         objective: terms and their counts.
-        collate: makes a training batch of (example, supervised) pairs.
+        collate: the function that makes a training batch of (example, supervised) pairs.
         options: the recipe's train section.
         accelerator: with gradient_accumulation_steps=1; accumulation is this loop's own.
         log: where progress goes.
-        seed: of the order of rows.
+        seed: the seed of the order of rows.
         strategy: how processes share the work; None: each holds the whole base.
         checkpoints: where the state is kept; None keeps none.
     """

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
+    """Return whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, Exception) and (should_reduce_batch_size(error) or "can't allocate memory" in str(error))
     )
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Tell whether ``flag`` is set on any process, the same on all of them."""
+    """Return whether ``flag`` is set on any process, the same on all of them."""
     if accelerator.num_processes == 1:
         return flag
     vector = torch.tensor([float(flag)], device=accelerator.device)

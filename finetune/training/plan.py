@@ -59,7 +59,7 @@ class Plan:
             options: the section.
             num_rows: of an epoch; None for a stream.
             num_processes: that share the rows of a step.
-            seed: of the order of rows.
+            seed: the seed of the order of rows.
             batch_size: stands for the section's own where memory was short.
             lengths: tokens of each row, by which rows are grouped; None where they are not.
         """

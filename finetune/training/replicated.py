@@ -28,7 +28,7 @@ class Replicated:
     process waits for another before that, and one that ran out of memory can have all of them take the step again.
 
     Args:
-        accelerator: of the run.
+        accelerator: the accelerator of the run.
     """
 
     lockstep = False  # whether a forward or backward of one process waits for that of every other

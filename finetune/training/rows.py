@@ -97,7 +97,7 @@ class Windows:
 
     Args:
         examples: the training rows; a stream is read here, and its rows are checked where they are collated.
-        collate: makes a training batch of (example, supervised) pairs.
+        collate: the function that makes a training batch of (example, supervised) pairs.
         accelerator: says which process this is, and where its batches go.
         num_workers: as ``worker_count`` takes it; 0 collates here.
     """

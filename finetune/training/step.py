@@ -29,7 +29,7 @@ class Reference:
 
     Attributes:
         model: the adapted model, not wrapped.
-        outputs: the task's.
+        outputs: the task's ``outputs``.
         placeholders: the places that a tuned prompt fills, which the base is not shown.
     """
 
@@ -56,10 +56,10 @@ class Step:
     """A micro-batch with the outputs of the adapted model and of the base alone, each computed once.
 
     Args:
-        model: as the loop runs it; it may be wrapped for several processes.
+        model: the model as the loop runs it; it may be wrapped for several processes.
         batch: on the model's device.
-        outputs: the task's.
-        reference: returns the base's own outputs; None where the objective did not ask for them.
+        outputs: the task's ``outputs``.
+        reference: the function that returns the base's own outputs; None where the objective did not ask for them.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, outputs: Outputs, reference: Callable[[Batch], Tensor] | None):
@@ -93,7 +93,7 @@ class TaskObjective:
     Attributes:
         task: gives the outputs.
         objective: makes losses of them.
-        reference: returns the outputs of the base alone.
+        reference: the function that returns the outputs of the base alone.
         couples_rows: whether the loss of a row depends on the other rows of an optimizer step; if so, the objective is
             a ``CoupledObjective``.
     """
