@@ -32,7 +32,7 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the verb.
 
     Args:
-        add: adds a parser, given the word and what it does.
+        add: the function that adds a parser, given the verb and its help.
     """
     parser = add("serve", "answer OpenAI's chat completions over HTTP, by adapters that are chosen by name")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
