@@ -1,4 +1,4 @@
-"""Adapter folders on the disk: checked against their manifest when they are read, and written whole."""
+"""Adapter folders on the disk: checked against their manifest when they are read, and written whole.
 
 Every byte that passes is hashed while it passes, so that a file changed meanwhile is noticed and never stored
 under the digest of another.

@@ -58,6 +58,7 @@ class AdapterRegistry:
         location: the folder, or the URL, of the registry.
         store: the store that holds its bytes.
         guard: the trust policy, the rollback protection and the signing key.
+    """
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class AdapterRegistry:
         return target
 
     def read(self, ref: str | AdapterRef | Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
-        """Return the manifest of a version and the function that reads one of its files; every byte is checked once.
+        """Return the manifest of a version, and the function that reads one of its files; every byte is checked.
 
         A store on this machine is read where it is; a version in any other store is pulled.
 

@@ -100,8 +100,8 @@ class KeepsAside(Protocol):
         """Yield these files, those of writers that are at work included; none of their keys is one of an object."""
         ...
 
+    def delete_aside(self, key: str) -> None:
         """Remove one of these files; its writer, when there still is one, fails."""
-        """Remove one; its writer, when there still is one, fails."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 It runs in threads that no other request waits for. Every step has a bound before it begins: the characters of the
 messages by the context of the base, the pixels of an image by its head, the time of its decoding by a clock.
+"""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ class AdapterCache:
         max_bytes: the limit, in bytes, for all loaded adapters together; None for no limit. Beyond it, the least
             recently used adapters are removed. A pinned one stays to the end of its last request, also where the limit
             is exceeded for a while.
+    """
 
     def __init__(self, hooks: AdapterHooks, *, max_bytes: int | None = None):
         self.max_bytes, self.num_bytes = max_bytes, 0

@@ -15,6 +15,7 @@ from finetune.adapters.manifest import AdapterManifest, BaseIdentity, ProcessorD
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedBase:
     """The base to which every served adapter must belong.
 
     Attributes:
