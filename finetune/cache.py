@@ -1,4 +1,4 @@
-"""Keep small notes that save reading large files twice. They can be made again, so a cache that fails is no error.
+"""A cache of small notes that save reading large files twice. A cache that fails is no error.
 
 Notes about files are kept by ``file_key``. A note that is not, byte for byte, what was written is no note.
 """
@@ -47,7 +47,7 @@ def write_note(path: Path, text: str) -> None:
 
 
 def read_note(path: Path) -> str | None:
-    """Return what ``write_note`` wrote; None where there is no note, or a byte of it has changed."""
+    """Return the text that ``write_note`` wrote; None where there is no note, or a byte of it has changed."""
     try:
         digest, _, body = path.read_bytes().partition(b"\n")
         return body.decode(errors="surrogatepass") if digest == _sha256(body).encode() else None
@@ -59,7 +59,7 @@ class Notes:
     """Many short notes in one SQLite file, shared by processes.
 
     Args:
-        name: of the file below ``cache_home()``.
+        name: the name of the file below ``cache_home()``.
     """
 
     def __init__(self, name: str):

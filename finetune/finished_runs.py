@@ -1,4 +1,4 @@
-"""Decide about what a run's folder holds already: leave files of others alone, keep or extend a finished run."""
+"""Checks of a run's folder: files of others are left alone, and a finished run is kept or extended."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _has_results(folder: Path) -> bool:
 
 
 def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
-    """Return what differs between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
+    """Return the differences between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
     try:
         raw = json.loads((recipe.run_folder / RECIPE).read_text(encoding="utf-8"))
         there = parse_recipe(raw, source=RECIPE)
@@ -123,8 +123,8 @@ def set_aside(folder: Path, *, going_on: bool = False) -> Path:
     """Move what a run left into ``previous/<number>``, and return that folder.
 
     Args:
-        folder: the run's.
-        going_on: whether a longer run goes on from its checkpoints: these stay, and so does a copy of what it adds to.
+        folder: the folder of the run.
+        going_on: whether a longer run goes on from its checkpoints: these stay, and so do copies of files it adds to.
     """
     target = next_previous(folder)
     target.mkdir(parents=True)
@@ -143,7 +143,7 @@ def set_aside(folder: Path, *, going_on: bool = False) -> Path:
 
 
 def next_previous(folder: Path) -> Path:
-    """Return where the next run that is moved aside goes."""
+    """Return the folder for the next run that is moved aside."""
     taken = [int(path.name) for path in folder.glob(f"{PREVIOUS}/*") if path.name.isdecimal()]
     return folder / PREVIOUS / str(max(taken, default=0) + 1)
 

@@ -1,4 +1,4 @@
-"""What ``launch.sh`` runs once the environment stands.
+"""The commands of ``launch.sh``, which runs this once the environment is ready.
 
 ::
 
@@ -121,7 +121,7 @@ def _nproc(env: Mapping[str, str]) -> int | None:
 
 
 def num_processes(hardware: Hardware, asked: int | None) -> int:
-    """Return how many processes to start: ``asked``, or one for each GPU, or one.
+    """Return the number of processes to start: ``asked``, or one for each GPU, or one.
 
     Raises:
         LaunchError: more processes than GPUs.

@@ -1,4 +1,4 @@
-"""Pointers of git-LFS, which stand where a file was not fetched: a few lines that name the real one."""
+"""Pointers of Git LFS, which take the place of files that were not fetched."""
 
 from __future__ import annotations
 

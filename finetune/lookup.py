@@ -24,10 +24,10 @@ def look_up(table: Mapping[str, T], name: str, *, what: str, error: type[Excepti
     """Return ``table[name]``, or raise ``error`` with the names that are allowed.
 
     Args:
-        table: what can be named.
-        name: what was asked for.
+        table: the table of names.
+        name: the name to look up.
         what: the noun for the message, such as ``"method"``.
-        error: class of the error to raise.
+        error: the class of the error to raise.
     """
     try:
         return table[name]

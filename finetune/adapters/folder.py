@@ -1,4 +1,4 @@
-"""An adapter's folder: PEFT's two files and a manifest. Written whole or not at all; read without trusting it."""
+"""An adapter's folder: PEFT's two files and a manifest. It is written whole or not at all, and read without trust."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """What a verified folder holds: the manifest and the tensors it describes, bytes equal to their digests."""
+    """A verified folder: the manifest and the tensors it describes, whose bytes equal their digests."""
 
     manifest: AdapterManifest
     digest: str  # SHA-256 of the manifest's bytes
@@ -113,7 +113,7 @@ def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFol
     Sizes are checked before bytes are read, digests before anything is parsed, the header before tensors exist.
 
     Args:
-        path: the folder.
+        path: the folder to read.
         device: the device of the tensors.
 
     Raises:
@@ -151,9 +151,9 @@ def verify(
 
     Args:
         manifest: the manifest of the adapter.
-        read: returns the bytes of one of the files that it lists, which are as long and have the digest that it says.
-        digest: of the manifest's bytes.
-        source: the folder that errors name.
+        read: the function that returns the bytes of a listed file, of the size and digest that the manifest gives.
+        digest: the digest of the manifest's bytes.
+        source: the folder, for errors.
         device: the device of the tensors.
 
     Raises:

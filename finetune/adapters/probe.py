@@ -34,7 +34,7 @@ _NOISE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What replaying a probe showed."""
+    """The result of replaying a probe."""
 
     verdict: Literal["passed", "inconclusive"]
     difference: float  # of the live effect from the recorded one, relative to the recorded
@@ -49,12 +49,12 @@ def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
 
 
 def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Tensor:
-    """Return what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of image and text.
+    """Return the recorded part of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of image and text.
 
     Args:
-        outputs: of the one row that ``probe_conversation`` gives: logits [T, V], or embeddings [2, D].
-        seed: of the conversation; spreads the columns over the vocabulary, or over the embedding.
-        width: of the base's own outputs, where a head of the task gives others; these are repeated to that width.
+        outputs: the outputs for the row of ``probe_conversation``: logits [T, V], or embeddings [2, D].
+        seed: the seed of the conversation, which also spreads the columns over the vocabulary or the embedding.
+        width: the width of the base's own outputs; outputs of a task's head are repeated to it.
     """
     rng = np.random.default_rng([VERSION, seed, 1])
     width = width or outputs.shape[-1]
@@ -65,7 +65,7 @@ def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Ten
 def record(
     base: Tensor, adapted: Tensor, *, seed: int, dtype: torch.dtype, quantization: Quantization | None = None
 ) -> Probe:
-    """Return what the manifest keeps; ``dtype`` is what the model computed in."""
+    """Return the probe for the manifest; ``dtype`` is the dtype in which the model computed."""
     return Probe(
         version=VERSION,
         seed=seed,
@@ -82,11 +82,11 @@ def compare(
     """Compare the live effect of an adapter with the recorded one.
 
     Args:
-        probe: what was recorded.
-        base: live values, as recorded, with the adapter off.
-        adapted: live values with it on.
-        dtype: what the live model computes in.
-        quantization: of the live model.
+        probe: the recorded probe.
+        base: the live values with the adapter off, in the form of the recorded ones.
+        adapted: the live values with the adapter on.
+        dtype: the dtype in which the live model computes.
+        quantization: the quantization of the live model.
 
     Returns:
         ``passed``, or ``inconclusive`` when the recorded effect is below the noise of ``dtype``, and how far off it is.
@@ -117,7 +117,7 @@ def compare(
 
 
 def _held_otherwise(saved: Quantization | None, live: Quantization | None) -> str:
-    """Return how an adapter is loaded as it was trained, where this base is held otherwise."""
+    """Return the advice on loading an adapter as it was trained, where this base is held otherwise."""
     if saved == live:
         return ""
     how = "with no --quantization" if saved is None else f"with --quantization {saved} (quantization={saved!r})"

@@ -116,11 +116,11 @@ def table_examples(
     Args:
         dataset: the table.
         section: the section that names its columns.
-        place: row number -> (id, where it stands).
-        what: what to call the table in errors.
+        place: each row number -> the row's id, and its place for errors.
+        what: the name of the table in errors.
         task: the section of the task that puts the questions.
         root: the folder that paths of images are relative to.
-        bad: the list that takes the rows that cannot be used.
+        bad: the record of the rows that cannot be used.
 
     Raises:
         DataError: the table has no rows, or not the columns.
@@ -170,7 +170,7 @@ class StoredImage:
         return self.root / path
 
     def key(self) -> str:
-        """Return what changes when the table does, or the file that the cell names."""
+        """Return a key that changes when the table does, or the file that the cell names."""
         named = "".join(f"\0{file_key(path)}" for path in self._named())
         return f"{self.table.key}\0{self.row}\0{self.item}{named}"
 
@@ -187,7 +187,7 @@ class ImageTable:
     """One column of images on disk. It is pickled by its place, and opened once in a process.
 
     Args:
-        dataset: has this one column, in Arrow's own format.
+        dataset: a dataset with this one column, in Arrow's own format.
     """
 
     def __init__(self, dataset: Dataset):
@@ -196,7 +196,7 @@ class ImageTable:
 
     @cached_property
     def key(self) -> str:
-        """What changes when the files do, or which of their rows and columns these are."""
+        """A key that changes when the files do, or their rows and columns."""
         files = [file_key(Path(file["filename"])) for file in self.dataset.cache_files]
         return "\0".join([self.dataset._fingerprint, *self.dataset.column_names, *files])
 

@@ -1,4 +1,4 @@
-"""From examples to a batch: rendered by the chat template, encoded by the family, only the assistant supervised."""
+"""A collator of conversations: chat template, encoding by the family, and labels on the assistant's turns."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ KEPT_TOKENS = 1_000_000  # of rendered rows, some 40 bytes each
 
 
 class Collator:
-    """Makes batches for one model; rows with several images, one or none stand in one batch.
+    """A collator that makes the batches of one model; rows with several images, one or none can share a batch.
 
     Args:
-        family: how this model's inputs are made.
+        family: the family of the model, which encodes its inputs.
         processor: the model's own.
-        end_ids: token ids that end a turn, as generation knows them.
+        end_ids: the token ids that end a turn, the same as in generation.
         supervise: whether all assistant turns of a conversation are supervised, or the last one.
         max_image_pixels: the largest width x height of an image, in pixels.
-        num_embeddings: tokens that the model knows; None for all of the tokenizer.
+        num_embeddings: the number of tokens that the model knows; None for all of the tokenizer's.
 
     Raises:
         ModelError: the processor has no token that stands for an image.
@@ -100,7 +100,7 @@ class Collator:
         return cls(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
 
     def lengths(self, *, key: str) -> Lengths:
-        """Return what counts the tokens of rows; ``key`` changes when the processor does."""
+        """Return the counter of the rows' tokens; ``key`` changes when the processor does."""
         return Lengths(self, key=key)
 
     @cached_property
@@ -110,7 +110,7 @@ class Collator:
 
     @cached_property
     def marks(self) -> Marks:
-        """What no text may hold."""
+        """The marks that no text may hold."""
         return Marks(self.processor, ids={self.image_id, *self.end_ids}, render=self.render)
 
     def render(self, messages: list[Message], *, for_answer: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""The media of a row: which of them a base takes, and how they are opened."""
+"""The media of a row: the types that a base takes, and the opening of each."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[I
     """Open the images of a row, in order.
 
     Args:
-        example: the row.
-        max_pixels: width x height above which an image is refused before it is decoded.
-        max_aspect: longer side to shorter side of an image, at most.
+        example: the row to open the media of.
+        max_pixels: the largest width x height in pixels; a larger image is refused before it is decoded.
+        max_aspect: the largest ratio of an image's longer side to its shorter side.
 
     Raises:
         RowError: one cannot be used.
@@ -64,7 +64,7 @@ def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[I
 
 
 def image_name(source: ImageSource) -> str:
-    """Return what an image is called in errors."""
+    """Return the name of an image in errors."""
     return "its image" if isinstance(source, bytes | np.ndarray) else str(source)
 
 

@@ -69,9 +69,9 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: Tas
     """Check the fields that the recipe does not name; one that is empty is as if it were absent.
 
     Args:
-        fields: of the row.
+        fields: the fields of the row.
         section: the section that names its fields.
-        task: reads fields of its own.
+        task: the section of the task, which may read fields of its own.
         where: the name of the row in errors.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From examples to a batch of images and texts, for a base that holds them against each other."""
+"""A collator of image and text pairs, for a base that compares images with texts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class PairCollator:
-    """Makes batches for one dual encoder: a row is an image, and the text of its last turn.
+    """A collator that makes the batches of one dual encoder: an image, and the text of the row's last turn.
 
     Args:
-        family: how this model's inputs are made.
+        family: the family of the model, which encodes its inputs.
         processor: the model's own.
-        max_length: tokens that a text may have, those that begin and end it included; None for no bound.
+        max_length: the most tokens of a text, those that begin and end it included; None for no bound.
         max_image_pixels: the largest width x height of an image, in pixels.
     """
 
@@ -58,7 +58,7 @@ class PairCollator:
         return cls(family, processor, max_length=max_positions(model), **options)
 
     def lengths(self, *, key: str) -> PairLengths:
-        """Return what counts the tokens of texts."""
+        """Return the counter of the texts' tokens."""
         return PairLengths(self)
 
     @cached_property
@@ -68,7 +68,7 @@ class PairCollator:
 
     @cached_property
     def marks(self) -> Marks:
-        """What no text may hold."""
+        """The marks that no text may hold."""
         return Marks(self.processor)
 
     def render(self, messages: list[Message]) -> str:
@@ -124,7 +124,7 @@ class PairCollator:
 
 
 class PairLengths:
-    """Counts the tokens of texts for one dual encoder; an image has none.
+    """A counter of the tokens of texts for one dual encoder; an image has none.
 
     Args:
         collator: the collator of the base.

@@ -25,9 +25,9 @@ def tally(section: RowsSection, what: str, *, log: Callable[[str], None]) -> Bad
     """Return the empty list of faults of some rows, such as those of one split.
 
     Args:
-        section: says what happens to rows that cannot be used.
+        section: the section with the treatment of rows that cannot be used.
         what: the name of the rows.
-        log: is told of rows that were left out.
+        log: the function that is called with each line about rows that were left out.
     """
     return BadRows(what, on_error=section.on_error if isinstance(section, ReadSection) else "error", log=log)
 
@@ -37,10 +37,10 @@ def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int
 
     Args:
         section: the recipe's data section.
-        split: ``train``, ``val`` or ``test``.
+        split: the name of the split: ``train``, ``val`` or ``test``.
         task: the section of the task that puts the questions.
-        seed: chooses the rows where ``max_rows`` caps them, and those that a mix repeats.
-        bad: where rows go that cannot be used; who made it concludes it.
+        seed: the seed of the choice of rows where ``max_rows`` caps them, and of those that a mix repeats.
+        bad: the record of the rows that cannot be used; the caller that made it also concludes it.
 
     Raises:
         DataError: naming file and row.

@@ -34,11 +34,11 @@ class Predictor:
 
     Attributes:
         model: the model in eval mode, on its device.
-        task: how a prediction is made.
+        task: the task, which makes the predictions.
         prompt_batch: the function that makes the inputs of rows that are to be answered.
         batch_size: the number of rows of a batch.
-        accelerator: of a distributed run.
-        kept: where the predictions of the base alone are looked for first, and kept; None for an adapted model.
+        accelerator: the accelerator of a distributed run; None for one process.
+        kept: the stored predictions of the base alone, which are used where they exist; None for an adapted model.
     """
 
     model: PreTrainedModel

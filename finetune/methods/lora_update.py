@@ -1,4 +1,4 @@
-"""What a finished LoRA computes in the place of a linear module, bit for bit as PEFT's layers do, and how it merges."""
+"""The update of a finished LoRA for a linear module, bit for bit as PEFT's layers compute it, and its merging."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LoraUpdate:
         return (result + added).to(result.dtype)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Return what adds the update to the weight, in its dtype.
+        """Return the function that adds the update to the weight, in the weight's dtype.
 
         Raises:
             MethodError: the weight is quantized: rounding the sum again would change every answer a little.
@@ -62,7 +62,7 @@ class LoraUpdate:
 
 
 class DoraUpdate(LoraUpdate):
-    """LoRA that moves the direction of each row of the weight, whose length is trained by itself.
+    """LoRA that changes the direction of each row of the weight; the length of the row is trained by itself.
 
     Source: section 4.3 of Liu et al., https://arxiv.org/abs/2402.09353.
 
@@ -71,7 +71,7 @@ class DoraUpdate(LoraUpdate):
         down: A, [r, I].
         up: B, [O, r].
         scaling: the factor of the product of A and B.
-        magnitude: lengths of rows, [O].
+        magnitude: the lengths of the rows of the weight, [O].
     """
 
     def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float, magnitude: Tensor):

@@ -1,4 +1,4 @@
-"""One batch, another adapter for each of its rows: the low-rank updates of all rows in two batched multiplications.
+"""One batch with another adapter for each row: the low-rank updates of all rows in two batched multiplications.
 
 Only what is computed row by row can be mixed: LoRA on the language tower. A vision tower sees images, of which a row
 has any number; a prompt is as long as its adapter made it; an override is a parameter of all rows.
@@ -28,10 +28,10 @@ def can_mix(updates: Mapping[str, Update], towers: Towers) -> bool:
 
 
 def mix(by_row: Sequence[Mapping[str, Update]]) -> dict[str, Update]:
-    """Return what a batch computes in the place of each module that any of its rows' adapters changes.
+    """Return the updates of a batch, for each module that any of its rows' adapters changes.
 
     Args:
-        by_row: the updates of each row's adapter, for which ``can_mix`` holds; none for the plain base.
+        by_row: the updates of each row's adapter, for which ``can_mix`` holds; empty for the plain base.
     """
     names = dict.fromkeys(name for updates in by_row for name in updates)
     return {name: MixedUpdate(name, [updates.get(name) for updates in by_row]) for name in names}  # type: ignore[misc]
@@ -43,8 +43,8 @@ class MixedUpdate:
     Adapters of lower rank are filled up with zeros, which add nothing.
 
     Args:
-        name: of the module, for messages.
-        by_row: each row's update; None where its adapter leaves the module as it is. At least one is not None.
+        name: the full name of the module, for messages.
+        by_row: each row's update; None where its adapter does not change the module. At least one is not None.
     """
 
     def __init__(self, name: str, by_row: Sequence[LoraUpdate | None]):

@@ -94,7 +94,7 @@ class Overrides(CopiesMethod):
     def updates(
         self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Return what computes with finished copies in the place of each module that holds some."""
+        """Return full module name -> the update of each module that has finished copies."""
         copies = by_module({name: tensors[name] for name in description.options["parameters"]})
         return {path: CopiesUpdate(module_at(model, path), own) for path, own in copies.items()}
 

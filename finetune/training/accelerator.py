@@ -1,4 +1,4 @@
-"""The accelerator of a run, and whether the launch gave it what was asked for."""
+"""The accelerator of a run, and the check that the launch gave what the run asked for."""
 
 from __future__ import annotations
 

@@ -35,15 +35,15 @@ _NOTES = "pixels.sqlite"  # what an image is remembered by -> the digest of its 
 
 @dataclass(frozen=True, kw_only=True)
 class Filler:
-    """Fills a store with what the rows of a run need; which files these are depends on pixels, not on their places.
+    """A filler of a feature store for the rows of a run; the files are named by pixels, not by places.
 
     Args:
-        store: where features go.
+        store: the store of the features.
         open_images: the function that returns the images of a row, decoded.
         compute: the function that returns the features that the tower makes of them.
         max_bytes: the largest number of bytes of all features on this machine.
         accelerator: the accelerator of the run.
-        log: is told what was done.
+        log: the function that is called with a line about the work.
     """
 
     store: FeatureStore
@@ -86,7 +86,7 @@ class Filler:
         return StoredFeatures({one.places: self.path(one, digests) for one in work})
 
     def path(self, work: _Work, digests: dict[str, str]) -> Path:
-        """Return where the features of a row's images are, or would be."""
+        """Return the path of the features of a row's images, whether or not they are stored."""
         return self.store.path([digests[key] for key in work.keys])
 
     def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
@@ -130,7 +130,7 @@ class _Work:
 
 
 class _Share:
-    """What one process stores."""
+    """The share of the work that one process does."""
 
     def __init__(self, filler: Filler, digests: dict[str, str]):
         self.filler, self.digests = filler, digests

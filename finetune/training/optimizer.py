@@ -1,4 +1,4 @@
-"""The optimizer: how it is built, its rate, and its state by parameter name."""
+"""The optimizer of a run: its building, its learning rates, and its state by parameter name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The random state of this process: taken before a step, put back to redo it or to go on from a checkpoint."""
+"""The random state of this process: taken before a step, restored to repeat it or to go on from a checkpoint."""
 
 from __future__ import annotations
 
