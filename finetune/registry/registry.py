@@ -100,8 +100,8 @@ class AdapterRegistry:
         """Publish an adapter folder as the next version of the name in its manifest.
 
         Args:
-            folder: holds ``manifest.json`` and exactly the files that it lists; what a download from the
-                Hugging Face Hub adds (README.md, .gitattributes, .cache) may be there, and is not published.
+            folder: the adapter folder, with ``manifest.json`` and exactly the files that it lists. Files that a
+                download from the Hugging Face Hub adds (README.md, .gitattributes, .cache) are not published.
             name: the name ``ns/name`` that the manifest must have; None for any.
             aliases: the aliases that shall stand for the new version, besides ``latest``.
             txn: 32 lower-case hexadecimal digits; give the same ones when this very publish is tried again, so

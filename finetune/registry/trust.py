@@ -51,7 +51,7 @@ class NamespaceTrust(_Part):
     """The demand of a namespace for signatures."""
 
     signatures: Demand
-    """``require`` refuses what the keys do not vouch for, ``warn`` says it, ``off`` looks at nothing."""
+    """``require`` refuses entries and manifests that the keys do not vouch for, ``warn`` warns, ``off`` checks none."""
     keys: list[str] = []
     """Names of the keys that may sign there."""
 
@@ -83,9 +83,9 @@ class TrustPolicy(_Part):
     keys: list[str] = []
     """Public keys, each the line that ``keygen`` wrote."""
     namespaces: dict[NamePart, NamespaceTrust] = {}
-    """What each namespace asks."""
+    """The demand of each namespace."""
     default: NamespaceTrust = NamespaceTrust(signatures="off")
-    """What every other namespace asks."""
+    """The demand of every other namespace."""
     revoked: dict[str, Annotated[str, Field(min_length=1)]] = {}
     """Names of keys that are not accepted anywhere any more, each with the reason."""
 
