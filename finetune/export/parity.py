@@ -74,8 +74,8 @@ def compare(
 
     Returns:
         The comparison. It is ``failed`` where a difference is above the tolerance, or is not a number. It is
-        ``inconclusive`` where the adapter's own effect is below the precision of fp32, or less than twice the largest
-        difference, so that the export is no closer to the adapter than to the base. So the base alone never passes.
+        ``inconclusive`` where the adapter's own effect is not above the precision of fp32, or not above twice the
+        largest difference. So the base alone never passes.
     """
     off = max((_largest(got[name], wanted[name]) for name in got), key=_worst)
     effect = max(_largest(plain[name], wanted[name]) for name in got)

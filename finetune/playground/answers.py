@@ -49,7 +49,7 @@ def read_image(path: Path | None) -> np.ndarray:
         path: the path of the file; None for none.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: there is no image, or it cannot be read.
     """
     if path is None:
         raise DataError("There is no image yet: choose a file, paste one, or take one of the examples.")

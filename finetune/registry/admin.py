@@ -27,7 +27,7 @@ class VerifyReport:
             is known of the key.
         objects: the number of objects that were read whole.
         bytes: the number of bytes in them.
-        problems: one line each, beginning with the key of the object; empty when all is well.
+        problems: one line for each problem, beginning with the key of the object; empty when all is well.
     """
 
     objects: int = 0

@@ -50,7 +50,7 @@ def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator
     """Pass bytes on; raise at their end, or once there are too many, when they are not those of ``entry``.
 
     Raises:
-        IntegrityError: they are not; the message has ``what``, and how they differ.
+        IntegrityError: the bytes are not those of ``entry``; the message has ``what``, and how they differ.
     """
     digest, seen = hashlib.sha256(), 0
     for piece in pieces:

@@ -43,7 +43,7 @@ class Condition:
         """Read a condition such as ``test.METRIC>=0.7``.
 
         Raises:
-            ConditionError: it is none.
+            ConditionError: the text is no condition.
         """
         match = _FORM.fullmatch(text)
         value = _number(match[3]) if match else None

@@ -1,8 +1,8 @@
 """Copying an adapter with its whole history from one registry to another.
 
-The entries of a log are copied byte for byte, so the chain that ties each to the one before stays whole, and
-the version numbers, aliases and digests are the same on both sides. The blobs that entries name are copied first, so
-at any moment the copy is a shorter history of the same adapter; one that broke off goes on where it was.
+The entries of a log are copied byte for byte, so the chain that ties each to the one before stays whole. The version
+numbers, aliases and digests are the same on both sides. The blobs that entries name are copied first. So at any moment
+the copy is a shorter history of the same adapter; one that broke off goes on where it was.
 """
 
 import time
@@ -114,7 +114,7 @@ def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[l
         The copies, and the errors of those that were not copied.
 
     Raises:
-        AdapterReferenceError: a name is none.
+        AdapterReferenceError: a name is not ``ns/name``.
         NotFoundError: the source has no such adapter.
         StoreError: one of the two cannot be read or written; do the same again.
     """

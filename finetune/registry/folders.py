@@ -38,7 +38,7 @@ def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
     """Yield the bytes of a file, checked.
 
     Raises:
-        IntegrityError: they are not those of ``entry``.
+        IntegrityError: the bytes are not those of ``entry``.
         StoreError: the file cannot be read.
     """
     try:

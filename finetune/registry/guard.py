@@ -1,6 +1,6 @@
 """The guard of a registry: its trust policy, its rollback protection, and its signing key.
 
-The head of a log says what every alias stands for, so it has to be signed by a key of the namespace, and must not be
+The head of a log says what every alias stands for. So it has to be signed by a key of the namespace, and must not be
 older than the newest entry seen before. The entry that published a version has to be signed likewise, and so has its
 manifest.
 """
@@ -267,7 +267,7 @@ def contradiction(log: "Log", head: Commit | None, seen: tuple[int, str] | None)
     Args:
         log: the log.
         head: its newest entry; None when it is empty.
-        seen: number and digest of the newest entry that was seen; None for none.
+        seen: the number and digest of the newest entry that was seen; None for none.
     """
     if seen is None:
         return None

@@ -88,10 +88,10 @@ class Log:
         """Add the entry that ``make`` builds upon the newest one.
 
         Args:
-            make: gets the newest entry and returns the one to follow it, or an entry that is in the log
-                already when there is nothing to write; raises ConflictError when its expectations do not
-                hold. It is called again, upon a newer entry, whenever someone else was first; what it builds
-                always has the same ``txn``.
+            make: the function that gets the newest entry and returns the next one, or an entry that is in the log
+                already when there is nothing to write. It raises ConflictError when its expectations do not hold. It
+                is called again, upon a newer entry, whenever someone else was first; each entry that it builds has the
+                same ``txn``.
 
         Returns:
             The entry as it stands in the log.

@@ -58,7 +58,7 @@ def nothing_missing(ref: str) -> Iterator[None]:
     """Turn the error for a missing blob into one that says that the registry is damaged.
 
     Raises:
-        IntegrityError: instead of ``ObjectMissing``.
+        IntegrityError: a blob is missing, instead of ``ObjectMissing``.
     """
     try:
         yield

@@ -52,7 +52,7 @@ def check_signature(text: str) -> str:
     """Return ``text`` when it has the one form of a signature, whoever made it.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not have that form.
     """
     match = _SIGNATURE.fullmatch(text)
     if match is None:

@@ -53,7 +53,7 @@ class Store(Protocol):
         With ``mode="create"`` a store may hold all of ``data`` in memory; use ``overwrite`` for large objects.
 
         Raises:
-            AlreadyExists: with ``mode="create"``, and something has that key, which is lasting now.
+            AlreadyExists: with ``mode="create"``, where an object has that key; that object is lasting.
             StoreError: it cannot be written; unless the store says more, it may have been.
         """
         ...

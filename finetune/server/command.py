@@ -109,10 +109,10 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _canonical(refs: Sequence[str]) -> list[str]:
-    """Return references in their canonical form, without ``base``, which is served whoever is named.
+    """Return references in their canonical form, without ``base``, which is always served.
 
     Raises:
-        AdapterReferenceError: one of them is none, a folder for instance.
+        AdapterReferenceError: one of them is no reference, such as a folder.
     """
     return list(dict.fromkeys(str(AdapterRef.parse(ref)) for ref in refs if ref != "base"))
 

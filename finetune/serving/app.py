@@ -224,7 +224,7 @@ class VisionLanguageModel:
                 its parts as ``{"type": "image", "image": ...}``, in the forms that ``ask`` takes.
 
         Raises:
-            DataError: this is no such conversation, or an image cannot be used.
+            DataError: ``messages`` is no such conversation, or an image cannot be used.
             ModelError: the base is a dual encoder.
         """
         with self.switcher.holding():

@@ -41,7 +41,7 @@ def conversation_row(section: PromptSection, messages: list[Message], *, urls: U
     """Return the row that asks for the assistant's next turn; arguments as for ``question_row``.
 
     Raises:
-        DataError: this is no conversation that ends with the user, or an image cannot be used.
+        DataError: ``messages`` is no conversation that ends with the user, or an image cannot be used.
     """
     conversation, images = read_conversation(messages, where="chat")
     if conversation[-1]["role"] != "user":

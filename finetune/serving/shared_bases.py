@@ -41,7 +41,7 @@ class _Whole:
 
     @property
     def is_as_loaded(self) -> bool:
-        """Whether nobody has written into the weights, moved them or begun to train them since."""
+        """Whether the weights are still as loaded: not written into, moved or trained since."""
         return self._loaded == _versions(_tensors(self.base.model))
 
     def share(self) -> Base:

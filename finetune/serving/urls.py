@@ -87,7 +87,7 @@ def fetch_image(url: str, policy: UrlPolicy) -> bytes:
         policy: the URLs that may be fetched, and the bounds of a fetch.
 
     Raises:
-        FetchError: it is not allowed, cannot be had, or is no image of ``TYPES``.
+        FetchError: it is not allowed, cannot be fetched, or is no image of ``TYPES``.
     """
     if url[:5].lower() == "data:":
         return _of_data(url, policy)

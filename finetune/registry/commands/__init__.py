@@ -1,4 +1,4 @@
-"""The body of ``finetune registry``: it reads the command line and prints tables or JSON. Each kind of verb has a file."""
+"""The body of ``finetune registry``, which reads the command line and prints tables or JSON; a file for each kind."""
 
 import argparse
 import sys
