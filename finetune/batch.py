@@ -31,7 +31,7 @@ class Targets:
 
     @classmethod
     def of(cls, labels: Tensor) -> Targets:
-        """Return those of ``labels`` [B, T]; nothing stands before the first of a row, so nothing predicts it."""
+        """Return the targets of ``labels`` [B, T]; the first token of a row has none before it, so it is left out."""
         supervised = labels != -100
         supervised[:, 0] = False
         places = supervised.flatten().nonzero().squeeze(1)
@@ -174,7 +174,7 @@ class Placeholders:
         return Batch(inputs, batch.examples, labels)
 
     def remove(self, batch: Batch) -> Batch:
-        """Return the batch that ``insert`` was given, whatever device it is on now.
+        """Return the batch that ``insert`` was given, on its present device.
 
         Of a row whose very first token is supervised the batch without placeholders cannot know what predicts it;
         collators make no such row.

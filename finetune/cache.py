@@ -19,12 +19,12 @@ _SEAL = 16  # hexadecimal digits before each note of a database
 
 
 def cache_home() -> Path:
-    """Return the folder for what can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
+    """Return the folder for files that can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
     return Path(os.environ.get("FINETUNE_CACHE") or user_folder() / "cache")
 
 
 def conversions_of(files: Iterable[Path]) -> Path:
-    """Return the folder for what ``datasets`` makes of files; it knows them itself by the time of their last write."""
+    """Return the folder for conversions of files by ``datasets``, which knows files by the time of their last write."""
     states = "\n".join(sorted(map(file_state, files)))
     return cache_home() / "datasets" / _sha256(_bytes(states))[:32]
 

@@ -37,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose subcommands show their own usage for an unknown option, and suggest the option that is meant."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Return the parsed arguments; what is left over is an error of this command and not of the one above."""
+        """Return the parsed arguments; unknown arguments are an error of this command and not of the one above."""
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             unknown = next((word for word in rest if word.startswith("-")), None)
@@ -98,7 +98,7 @@ def _print(line: str) -> None:
 
 
 def readers_left() -> bool:
-    """Return whether whoever read stdout or stderr has closed it; what is still written there is then dropped.
+    """Return whether the reader of stdout or stderr has closed it; later output to it is then dropped.
 
     A pipe to a process or a socket of our own may break too: that is another error, and is not hidden.
     """

@@ -128,7 +128,7 @@ class ProbeError(AdapterError, ValueError):
 
 
 class TrustError(AdapterError, ValueError):
-    """An adapter that nobody vouches for whom the trust policy names, or a key or policy that is of no use."""
+    """An adapter without a signature that the trust policy accepts, or a key or policy that cannot be used."""
 
 
 class RegistryError(FinetuneError):
@@ -152,7 +152,7 @@ class ConditionError(RegistryError, ValueError):
 
 
 class PromotionError(RegistryError, ValueError):
-    """A version that does not meet what is required of it."""
+    """A version that does not meet the conditions of a promotion."""
 
 
 class StoreError(RegistryError, OSError):
@@ -192,7 +192,7 @@ class RequestError(FinetuneError, ValueError):
 
 
 class LaunchError(FinetuneError, RuntimeError):
-    """An environment that cannot run what was asked for."""
+    """An environment that cannot run the requested work."""
 
 
 class PluginError(FinetuneError, ValueError):

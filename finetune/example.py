@@ -151,17 +151,17 @@ def ask(
 
 
 def system(text: str) -> Message:
-    """Return the system message that says ``text``."""
+    """Return the system message with ``text``."""
     return {"role": "system", "content": [{"type": "text", "text": text}]}
 
 
 def show(*, num_images: int = 1) -> list[Message]:
-    """Return the message that shows images and ask nothing."""
+    """Return the user message with images and without a question."""
     return [{"role": "user", "content": [{"type": "image"} for _ in range(num_images)]}]
 
 
 def answer(text: str) -> Message:
-    """Return the assistant turn that says ``text``."""
+    """Return the assistant turn with ``text``."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 

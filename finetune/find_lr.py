@@ -104,7 +104,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
 
 
 def curve_of(rates: Sequence[float], losses: Sequence[float]) -> Curve:
-    """Return the curve with what it suggests."""
+    """Return the curve with its suggestion."""
     smoothed = smooth(losses)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     half_way = (smoothed[0] + smoothed[lowest]) / 2

@@ -120,7 +120,7 @@ def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
 
 
 def set_aside(folder: Path, *, going_on: bool = False) -> Path:
-    """Move what a run left into ``previous/<number>``, and return that folder.
+    """Move the files of a run into ``previous/<number>``, and return that folder.
 
     Args:
         folder: the folder of the run.

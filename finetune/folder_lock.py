@@ -136,7 +136,7 @@ def _open(path: Path, folder: Path, what_else: str) -> tuple[IO[str], bool]:
 
 
 def _open_own(path: str, flags: int, *, what_else: str) -> int:
-    """Return the descriptor of a lock: what is written into it must not go to a file of somebody else."""
+    """Return the descriptor of a lock: its text must not go into a file of somebody else."""
     try:
         descriptor = os.open(path, flags | _CAREFULLY, 0o666)
     except OSError as error:
@@ -156,7 +156,7 @@ def _open_own(path: str, flags: int, *, what_else: str) -> int:
 def _take(
     file: IO[str], path: Path, folder: Path, *, log: Callable[[str], object], what_else: str, has_system_lock: bool
 ) -> None:
-    """Write this process's name into the file, where nobody else's may stand there."""
+    """Write this process's name into the file, where no other process's name may stand."""
     found = _read(file)
     if found is not None:
         alive = found.is_alive

@@ -84,7 +84,7 @@ class Attachment:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Parameter name -> what the learning rate is multiplied by, where that is not 1."""
+        """Parameter name -> the factor on the learning rate, where that is not 1."""
         return {name: factor for part in self.parts for name, factor in part.learning_rates.items()}
 
     @property
@@ -93,7 +93,7 @@ class Attachment:
         return next((part.placeholders for part in self.parts if part.placeholders), None)
 
     def freeze(self) -> None:
-        """End training: a frozen adapter computes bit for bit what it will when it is loaded.
+        """End training: a frozen adapter computes bit for bit the same as after it is loaded.
 
         torch chooses another way to multiply where a weight asks for a gradient, even where none is taken.
         """
@@ -201,15 +201,15 @@ class Method(Protocol):
     """
 
     def attach(self, host: Host, options: Any) -> Part:
-        """Add fresh trainable parameters, as a recipe's ``options`` say; outputs do not change where they can not."""
+        """Add fresh trainable parameters, as ``options`` of a recipe say; if possible, outputs do not change."""
         ...
 
     def check(self, model: nn.Module, towers: Towers, options: Any) -> None:
-        """Raise MethodError where ``model``, which may be on the meta device, lacks what ``options`` adapt."""
+        """Raise MethodError where ``model``, which may be on the meta device, lacks a module that ``options`` adapt."""
         ...
 
     def detach(self, model: nn.Module) -> None:
-        """Remove the part that trains and every trace of it; nothing happens where there is none."""
+        """Remove the part that trains and every trace of it; do nothing where there is none."""
         ...
 
     def is_attached(self, model: nn.Module) -> bool:
@@ -217,7 +217,7 @@ class Method(Protocol):
         ...
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Have the part that trains answer, or the plain base; nothing happens where there is none."""
+        """Make the part that trains active, or the plain base; do nothing where there is none."""
         ...
 
     def expected_tensors(self, model: nn.Module, towers: Towers, description: Any) -> dict[str, tuple[int, ...]]:
@@ -274,7 +274,7 @@ class TaskCollator(Protocol):
         ...
 
     def render(self, messages: list[Message]) -> str:
-        """Return a conversation as the text that stands in a batch."""
+        """Return a conversation as the text of a row in a batch."""
         ...
 
     def training_batch(self, rows: Sequence[tuple[Example, bool]]) -> Batch:
@@ -286,7 +286,7 @@ class TaskCollator(Protocol):
         ...
 
     def show(self, example: Example) -> str:
-        """Return a training row as text for people, what is supervised between ⟦ and ⟧."""
+        """Return a training row as text for people, with its supervised parts between ⟦ and ⟧."""
         ...
 
     def lengths(self, *, key: str) -> RowLengths:
@@ -390,7 +390,7 @@ class StepContext(Protocol):
         ...
 
     def forward(self) -> Tensor:
-        """Return the task's outputs by the adapted model, with gradient; computed once, whoever asks."""
+        """Return the task's outputs by the adapted model, with gradient; they are computed only once."""
         ...
 
     def reference(self) -> Tensor:
@@ -435,7 +435,7 @@ class CoupledObjective(Objective, Protocol):
             model: the model as the loop runs it; it may be wrapped for several processes.
             outputs: the task's ``outputs``.
             batches: this process's micro-batches, on the model's device; every process has the same number.
-            backward: runs the function it is given, and the backward pass of the scalar it returns; to be called once
+            backward: the function that runs a given function, and the backward pass of its scalar result; call it once
                 for each micro-batch, in order. Gradients are added up over micro-batches and processes.
 
         Returns:

@@ -95,7 +95,7 @@ def find_config(text: str) -> Path:
 
 
 def _check_recipe(config: Path, args: Sequence[str]) -> None:
-    """Refuse a recipe that cannot be run, or names what is not there, before the seconds that a launch takes."""
+    """Refuse a recipe that cannot be run, or names something missing, before the seconds that a launch takes."""
     load_recipe = import_string("finetune.recipe:load_recipe")
     check_recipe = import_string("finetune.preflight:check_recipe")
     check_recipe(load_recipe(config, [arg for arg in args if not arg.startswith("-")]))

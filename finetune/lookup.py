@@ -1,4 +1,4 @@
-"""Names: import what a ``"module:attribute"`` string points at, and suggest the name that was meant."""
+"""Names: import the object behind a ``"module:attribute"`` string, and suggest the name that was meant."""
 
 import difflib
 import importlib
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def import_string(target: str) -> Any:
-    """Import what ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
+    """Import the object that ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

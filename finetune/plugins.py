@@ -70,7 +70,7 @@ def register(group: str, name: str, target: Any) -> None:
 
 
 def unregister(group: str, name: str) -> None:
-    """Remove the name that ``register`` added; nothing happens where there is no such name."""
+    """Remove the name that ``register`` added; do nothing where there is no such name."""
     _require_group(group)
     _REGISTERED[group].pop(name, None)
 
@@ -103,7 +103,7 @@ def is_known(group: str, name: str) -> bool:
 
 
 def require_known(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> None:
-    """Raise ``error`` where ``find`` would not find a name, with the names that are allowed; arguments as for it."""
+    """Raise ``error`` with the allowed names where ``find`` would not find a name; arguments as for ``find``."""
     if not is_known(group, name):
         allowed = names(group)
         hint = did_you_mean(name, allowed)

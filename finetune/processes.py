@@ -95,7 +95,7 @@ def exit_code_of_process(run: Callable[[], int], *, on_keyboard: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a launcher, show what stopped its processes, and return the exit code."""
+    """Run a launcher, show the errors that stopped its processes, and return the exit code."""
     module, *args = sys.argv[1:] if argv is None else argv
     with tempfile.TemporaryDirectory(prefix="finetune-failures-") as folder:
         os.environ[VARIABLE] = folder

@@ -175,7 +175,7 @@ def _trained_ids(batches: Batches, example: Example) -> list[int]:
 
 
 def _as_an_app(section: PromptSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
-    """Return the call by which an app asks what the row asks, and the row that it makes."""
+    """Return the call by which an app asks the row's question, and the row that it makes."""
     has_own_system = shape.system != (section.system_prompt or None)  # ask() sends that of the prompt spec alone
     if shape.form == "conversation" or has_own_system:
         messages = _with_images(example.prompt, example.images)

@@ -248,7 +248,7 @@ def _ended_unnoticed(run: Run) -> bool:
 
 
 def _keep_result(run: Run) -> str | None:
-    """Write down what a run that ended well left in its result, manifest and log; return what was wrong with them."""
+    """Write down the results of a run that ended well, from its result, manifest and log; return the fault in these."""
     folder = run.recipe.run_folder
     try:
         left = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))

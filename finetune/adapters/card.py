@@ -1,4 +1,4 @@
-"""The model card of an adapter, or of what was made of one: what the Hugging Face Hub shows, from its manifest."""
+"""The model card of an adapter, or of a model made from one, for the Hugging Face Hub; it is made from the manifest."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -147,7 +147,7 @@ def verify(
     source: Path,
     device: torch.device | str = "cpu",
 ) -> AdapterFolder:
-    """Return an adapter of which every file says what its manifest says.
+    """Return an adapter whose files all agree with its manifest.
 
     Args:
         manifest: the manifest of the adapter.
@@ -224,7 +224,7 @@ def _same(numbers: Any, wanted: list[int]) -> bool:
 
 
 def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
-    """The config that PEFT would read says what the manifest says, field by field."""
+    """Check that the config that PEFT would read agrees with the manifest, field by field."""
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ManifestError(f"{path}: not an object")

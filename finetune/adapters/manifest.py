@@ -89,12 +89,12 @@ class PartDescription(_Part):
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """Tower and full name of each thing that is adapted."""
+        """The tower and the full name of each module or parameter that is adapted."""
         return [(tower, name) for tower, names in self.modules.items() for name in names]
 
     @property
     def names(self) -> list[str]:
-        """The full names of what is adapted."""
+        """The full names of the modules or parameters that are adapted."""
         return [name for _, name in self.places]
 
 

@@ -69,7 +69,7 @@ def _value(value: float, n: Any, interval: Any = None) -> dict[str, Any]:
 
 
 def _task(prompt: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the task from what schema 2 kept of the prompt."""
+    """Return the settings of the task from the prompt settings of schema 2."""
     task = dict(prompt)
     if "question_template" in task:
         task.setdefault("image_position", "first")

@@ -1,4 +1,4 @@
-"""The probe: does the adapter, on this base, still do what it did when it was saved?
+"""The probe: a check that an adapter, on this base, still has the effect that it had when it was saved.
 
 A synthetic image and text, made from a seed, go through the base and through the adapted model. What is compared
 is the effect, the difference between the two: equal weights on a wrong base, or half an adapter, have another one.
@@ -41,7 +41,7 @@ class ProbeResult:
 
 
 def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
-    """Return the synthetic conversation and its image; changing what it returns needs a new ``VERSION``."""
+    """Return the synthetic conversation and its image; a change of either needs a new ``VERSION``."""
     rng = np.random.default_rng([VERSION, seed])
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(np.kron(coarse, np.ones((32, 32, 1), np.uint8)))

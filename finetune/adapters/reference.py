@@ -105,7 +105,7 @@ class AdapterRef:
 
     @classmethod
     def parse_name(cls, text: str) -> "AdapterRef":
-        """Read ``ns/name``, for what concerns all versions, as the reference of its latest.
+        """Read ``ns/name``, for matters of all versions, as the reference of its latest.
 
         Raises:
             AdapterReferenceError: it is something else, or says a version.

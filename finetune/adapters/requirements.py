@@ -31,7 +31,7 @@ def plugins_of(names: Iterable[tuple[str, str]]) -> list[PluginEntry]:
 
 
 def require_usable(manifest: AdapterManifest, *, architecture: str | None = None) -> None:
-    """Check that this machine has what an adapter needs, and that its task serves its base.
+    """Check that this machine has everything that an adapter needs, and that its task serves its base.
 
     Args:
         manifest: the manifest of the adapter.

@@ -237,7 +237,7 @@ def _table(key: str, pickled: bytes) -> ImageTable:
 def stored_images(
     dataset: Dataset, column: str, *, root: Path, place: Callable[[int], tuple[str, str]]
 ) -> Iterator[StoredImage | list[StoredImage] | None]:
-    """Yield what each row holds in a column of images, without reading one."""
+    """Yield the images of each row in a column of images, without reading one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -84,7 +84,7 @@ class Collator:
             family: the family of the base.
             model: the base model.
             processor: the base's processor.
-            data: says which turns of a conversation are supervised, and how large an image may be; None: the defaults.
+            data: the section with the supervised turns and the largest image; None: the defaults.
 
         Raises:
             ModelError: no token ends an answer, or none stands for an image.
@@ -220,7 +220,7 @@ class Collator:
             raise error
 
     def _opened(self, example: Example) -> tuple[OpenedMedium, ...]:
-        """Return the media of a row, which are images: whatever else it shows was refused when it was rendered."""
+        """Return the media of a row, which are images: other media were refused when the row was rendered."""
         if self._features and example.images:
             return (self._features(example.images),)
         return tuple(self.open(example))

@@ -265,7 +265,7 @@ class _Fields:
         return value
 
     def question(self) -> str:
-        """Return the question, or what the recipe asks of rows without one."""
+        """Return the question; the recipe's default question where the row has none."""
         if self.section.default_question is not None and self._value("question") is None:
             return self.section.default_question
         return self._text("question")

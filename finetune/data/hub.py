@@ -63,7 +63,7 @@ def _place(section: HubData) -> dict[str, Any]:
 
 @contextmanager
 def hub_faults(section: HubData, split: str) -> Iterator[None]:
-    """Turn what ``datasets`` raises inside the block into a DataError that says what to do."""
+    """Turn an error of ``datasets`` inside the block into a DataError with advice."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:

@@ -107,7 +107,7 @@ def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Se
 
 
 def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Seen | RowError]:
-    """Read images through, each once, and return in order what is known of each, or why it cannot be used.
+    """Read images through, each once, and return in order the facts about each, or the reason why it cannot be used.
 
     Args:
         sources: the sources of the images.

@@ -43,7 +43,7 @@ class ImageWorkers:
         self._closed = False
 
     def facts(self, source: Path | bytes, *, max_pixels: int, name: str | None = None, page: int | None) -> ImageFacts:
-        """Read a whole image once, and return what ``read_through`` returns.
+        """Read a whole image once, and return its facts as ``read_through`` does.
 
         Raises:
             RowError: as ``read_through``; or it takes too much time or memory, or crashes its decoder.
@@ -62,7 +62,7 @@ class ImageWorkers:
         return np.frombuffer(payload, header["dtype"]).reshape(header["shape"])
 
     def close(self) -> None:
-        """Kill the processes; whoever waits for one of them gets an error."""
+        """Kill the processes; a thread that waits for one of them gets an error."""
         with self._lock:
             self._closed = True
             workers = [*self._idle, *self._busy]
@@ -171,7 +171,7 @@ class _Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, in any state."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):

@@ -147,7 +147,7 @@ def no_bomb_warnings() -> Iterator[None]:
 def _opened(
     source: ImageSource, max_pixels: int, name: str | None, page: int | None = None, max_aspect: int = MOST_ASPECT
 ) -> Iterator[Image.Image]:
-    """Open an image whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
+    """Open an image whose size is allowed; any error of it inside the block becomes a RowError."""
     name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
         place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
@@ -230,7 +230,7 @@ def _num_scans(data: bytes) -> int:
 
 
 def _turn_to(file: Image.Image, page: int | None, name: str) -> None:
-    """Turn to the page of a TIFF; what else has several frames is an animation, or brings a preview."""
+    """Turn to the page of a TIFF; other files with several frames are animations, or hold a preview."""
     if file.format != "TIFF":
         return
     wanted = 2 if page is None else page

@@ -113,7 +113,7 @@ def fitting(
     room: int,
     bad: BadRows,
 ) -> list[Example]:
-    """Return the rows that the base takes, with their lengths; what else would stop a run's first step is found too.
+    """Return the rows that the base takes, with their lengths; find other faults that would stop a run's first step.
 
     Args:
         examples: the rows, whose images can be read.

@@ -19,7 +19,7 @@ OPENED = frozenset({"image"})  # the types of media that are opened here
 
 
 def refuse_media(example: Example, family: ModelFamily) -> None:
-    """Refuse a row with a medium that a base does not take, or that nothing here opens.
+    """Refuse a row with a medium that a base does not take, or that this package cannot open.
 
     Raises:
         RowError: naming the row, the type of the medium and the family.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read one split of every source; arguments as ``read_jsonl``, ``seed`` chooses what is repeated.
+    """Read one split of every source; arguments as ``read_jsonl``, ``seed`` chooses the rows that are repeated.
 
     A row's id and kind begin with the name of its source, so that scores are broken down by it; the id of a repetition
     ends with ``#2``, ``#3`` and so on.

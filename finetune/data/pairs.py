@@ -72,7 +72,7 @@ class PairCollator:
         return Marks(self.processor)
 
     def render(self, messages: list[Message]) -> str:
-        """Return the text of the last turn, which stands beside the image."""
+        """Return the text of the last turn, which is paired with the image."""
         return text_of(messages[-1])
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:

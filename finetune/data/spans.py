@@ -65,7 +65,7 @@ class SpanFinder:
         return Tokenized(text, ids, supervised)
 
     def render(self, messages: list[Message], row: str, *, for_answer: bool = False) -> str:
-        """Return the text of ``messages``; what the template refuses is an error that names the row."""
+        """Return the text of ``messages``; if the template refuses them, the error names the row."""
         try:
             return self._render(messages, for_answer=for_answer)
         except (TemplateError, TypeError, KeyError, ValueError) as error:

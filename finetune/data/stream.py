@@ -76,7 +76,7 @@ class ArrivedImage:
         return hashlib.sha256(self.data).hexdigest()
 
     def files(self) -> tuple[()]:
-        """Return nothing: the key is made of the bytes."""
+        """Return no file: the key is made of the bytes."""
         return ()
 
 
@@ -93,7 +93,7 @@ class Checks:
     system: tuple[str | None] | None = None  # the system message that every row must have, where the first ones agree
 
     def example(self, arrival: Arrival) -> Example | DataError:
-        """Return the row, or what is wrong with it: rows of a list are checked for the same faults.
+        """Return the row, or the fault that was found in it: rows of a list are checked for the same faults.
 
         Only that no other row has its id is not known here.
         """
@@ -181,7 +181,7 @@ class Stream:
         return Reader(self)
 
     def receive(self, arrived: list[tuple[int, DataError | None]]) -> None:
-        """Count rows that were checked: each position with what was wrong there.
+        """Count rows that were checked: each position with its fault or None.
 
         Raises:
             DataError: a row that cannot be used, or with ``data.on_error: skip`` more than one in twenty.

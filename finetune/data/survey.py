@@ -56,7 +56,7 @@ class Survey:
         num_rows: the number of rows that were added.
         shapes: each shape of a prompt -> the first row that has it.
         systems: each text of a system message, or None -> the number of rows with it.
-        image_positions: where the images of a conversation's first question stand -> number of rows; None for images
+        image_positions: each place of the images in a conversation's first question -> number of rows; None for images
             among the text.
         answers: each reference answer -> the id of the first row that has it.
         answer_tokens: each length of a row's longest supervised answer in tokens -> the number of rows with it.

@@ -73,7 +73,7 @@ def evaluate_rows(
 
 
 def score(task: Task, measured: Measured, *, blank_predictions: Sequence[Prediction] | None = None) -> Scores:
-    """Return the scores of what was measured, and of the baselines on the same rows.
+    """Return the scores of measured rows, and of the baselines on the same rows.
 
     Args:
         task: the task, which finds the constant predictions.

@@ -49,7 +49,7 @@ class Row:
 
 
 def make_rows(task: Task, measured: Measured) -> tuple[Row, ...]:
-    """Return each row with its prediction and what that is worth.
+    """Return each row with its prediction and the values of the metrics.
 
     Args:
         task: the task, which gives the row's reference as a prediction.

@@ -98,7 +98,7 @@ class Family:
             return self.auto_class.from_config(config, trust_remote_code=False)
 
     def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
-        """Return the full paths of what stays in 16 or 32 bit: all but the language tower.
+        """Return the full paths of the modules that stay in 16 or 32 bit: all but the language tower.
 
         Raises:
             ModelError: there is no language tower.

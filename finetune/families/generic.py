@@ -57,7 +57,7 @@ def _find(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _outside(model: nn.Module, vision: tuple[str, ...], projector: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the vision tower without the projector, where that stands inside it."""
+    """Return the vision tower without the projector, where the projector is inside it."""
     (tower,) = vision
     if not any(path.startswith(f"{tower}.") for path in projector):
         return vision

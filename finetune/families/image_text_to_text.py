@@ -1,4 +1,4 @@
-"""A generative family: a class of `AutoModelForImageTextToText`; a family's file states only what differs."""
+"""A generative family: a class of `AutoModelForImageTextToText`; the file of a family states only its differences."""
 
 from __future__ import annotations
 

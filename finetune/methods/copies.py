@@ -31,7 +31,7 @@ class CopiesMethod:
         self.switch(model, True)
 
     def detach(self, model: nn.Module) -> None:
-        """Remove the copies; nothing happens where there are none."""
+        """Remove the copies; do nothing where there are none."""
         if self.is_attached(model):
             self.switch(model, False)
             delattr(model, self.trained)
@@ -41,7 +41,7 @@ class CopiesMethod:
         return hasattr(model, self.trained)
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Put the copies, or the base's own parameters, in their places; nothing happens where there are none."""
+        """Put the copies, or the base's own parameters, in their places; do nothing where there are no copies."""
         if self.is_attached(model):
             getattr(model, self.trained).switch(on)
 

@@ -69,7 +69,7 @@ class AdapterHooks:
             self._active.reset(token)
 
     def add(self, updates: Mapping[str, Update]) -> None:
-        """Reach the modules of one more adapter; what answers does not change."""
+        """Reach the modules of one more adapter; the active adapters do not change."""
         with self._lock:
             for name, update in updates.items():
                 if not self._users[name]:

@@ -97,7 +97,7 @@ class Lora:
         vars(model).pop("peft_config", None)
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Return whether a layer of PEFT's stands in the model."""
+        """Return whether the model holds a layer of PEFT's."""
         return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
     def switch(self, model: nn.Module, on: bool) -> None:
@@ -112,7 +112,7 @@ class Lora:
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
     ) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of what a part described so must hold on ``model``.
+        """Return name -> shape of the tensors that a part described so must hold on ``model``.
 
         Raises:
             ManifestError: a module is missing or not linear, or a rank is out of range.

@@ -177,7 +177,7 @@ def _scale(model: nn.Module) -> Tensor:
 
 
 def _gather(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return the rows of all processes, and where this process's begin; what fills them up takes no part."""
+    """Return the rows of all processes, and the first of this process's; rows that only fill up take no part."""
     state = PartialState()
     if state.num_processes == 1:
         return embeddings, labels, 0

@@ -59,7 +59,7 @@ class Choice:
 
 
 def as_list(value: Any) -> Any:
-    """Return a list of the one section that stands where several may, and anything else as it is."""
+    """Return one section as a list of one, and a list as it is."""
     return [value] if isinstance(value, dict | Section) else value
 
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def refuse_incompatible(
     recipe: Recipe, *, source: str, model_type: str | None = None, architecture: str | None = None
 ) -> None:
-    """Check a recipe against what is known not to work.
+    """Check a recipe for combinations that are known not to work.
 
     Args:
         recipe: the recipe to check.
         source: the name of the recipe in errors.
-        model_type: the ``model_type`` of the base; read from its config, if that is on this machine, if None.
+        model_type: the ``model_type`` of the base; None reads it from the config, if that is on this machine.
         architecture: the architecture of the base; by default the known one of its ``model_type``.
 
     Raises:
@@ -68,8 +68,8 @@ def why_incompatible(task: str, model_type: str, *, architecture: str | None = N
     Args:
         task: the name of the task.
         model_type: the ``model_type`` of the family.
-        architecture: the architecture of the base; by default the known one of its ``model_type``. If unknown too, the
-            function returns None: loading the base will tell.
+        architecture: the architecture of the family; by default the known one of its ``model_type``. If unknown too,
+            the function returns None: loading the base will tell.
     """
     architecture = architecture or architecture_of(model_type)
     wanted = config_of("tasks", task, what="task", error=RecipeError).architectures
@@ -118,7 +118,7 @@ def _in_hub_cache(model: ModelSection) -> Path | None:
 
 
 def _uses(section: MethodSection, option: str) -> bool:
-    """Return whether a method's section sets ``option``, such as ``lora.use_dora`` or ``lora.towers.projector``."""
+    """Return whether a method's section uses ``option``, such as ``lora.use_dora`` or ``lora.towers.projector``."""
     name, *path = option.split(".")
     value: object = section
     for key in path:

@@ -76,7 +76,7 @@ class ColumnData(ReadSection):
     kind: str | None = None
     """Field that holds the question type; null: the question itself, where there are a few."""
     id: str | None = None
-    """Field that holds the row's id; null: the row's file and line number, or its place in the source."""
+    """Field that holds the row's id; null: an id made of the row's place in the source."""
     default_question: Prompt | None = None
     """The question of rows that have none."""
     ignore: list[str] = []
@@ -229,7 +229,7 @@ class MixData(ReadSection):
         return all(part.data.synthetic for part in self.sources.values())
 
     def part(self, name: str) -> Any:
-        """Return the section of one source, with what holds for the whole mix."""
+        """Return the section of one source, with the settings of the whole mix."""
         section = self.sources[name].data
         common = _COMMON & type(section).model_fields.keys()
         return section.model_copy(update={field: getattr(self, field) for field in common})

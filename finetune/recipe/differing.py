@@ -6,7 +6,7 @@ from typing import Any
 from finetune.errors import brief
 
 LENGTH = frozenset({"train.epochs", "train.max_steps", "train.early_stopping_patience"})
-"""The keys that only say when a run ends."""
+"""The keys that only set when a run ends."""
 
 
 def differing(there: Any, here: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

@@ -25,5 +25,5 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """Return the schema as it stands in ``docs/recipe.schema.json``."""
+    """Return the text of ``docs/recipe.schema.json``."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -58,7 +58,7 @@ class Section(BaseModel):
 
 
 def stray_variables(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield key and text of each value of a section that holds ``${NAME}`` where nothing is put in.
+    """Yield the key and the text of each value of a section that still holds ``${NAME}``.
 
     Args:
         value: a section, or a value inside one.

@@ -128,7 +128,7 @@ class TaskSection(Section):
         return examples
 
     def as_trained(self, *, caption_question: str | None = None) -> Self:
-        """Return the section that a manifest keeps: nothing in it is left to a default of the code.
+        """Return the section for a manifest, with no setting left to a default of the code.
 
         Args:
             caption_question: the question that most rows with captions ask; None where there are none.
@@ -179,7 +179,7 @@ class QuestionSection(AnswerSection):
         )
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation as it stands, with the system prompt first where it has none of its own."""
+        """Return a conversation unchanged, with the system prompt first where it has no system message."""
         if not self.system_prompt or messages[0]["role"] == "system":
             return messages
         return [system(self.system_prompt), *messages]
@@ -246,11 +246,11 @@ class LabelSection(AnswerSection):
         return show(num_images=num_images)
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation whose last turn holds the text of what was answered."""
+        """Return a conversation whose last turn holds the text of its answer."""
         return [*messages[:-1], answer(self.text_of(text_of(messages[-1])))]
 
     def text_of(self, label: str) -> str:
-        """Return the text that stands for ``label``."""
+        """Return the text of ``label``."""
         return self.text_template.replace("{label}", label)
 
     def to_evaluate(self, examples: list[Example]) -> list[Example]:

@@ -63,9 +63,9 @@ class TrainSection(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
-    """auto: what frozen towers make of an image is computed once and kept on disk, where that changes no result."""
+    """auto: the frozen towers' features of an image are computed once and kept on disk, if that changes no result."""
     feature_store_max_bytes: PositiveInt = 50_000_000_000
-    """Largest number of bytes of all kept features; features that no run uses are deleted to make room."""
+    """Largest number of bytes of all kept features; those that no run used for a week may be deleted to make room."""
     torch_compile: bool = False
     """Whether torch.compile compiles each layer of the language tower before training."""
     output_dir: Place = "runs"

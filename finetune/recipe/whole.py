@@ -51,7 +51,7 @@ class Recipe(Section):
 
     @property
     def from_environment(self) -> frozenset[str]:
-        """The texts that hold an environment variable's value; a run keeps them from what it publishes."""
+        """The texts that hold an environment variable's value; a run does not publish them."""
         return self._from_environment
 
     def holding(self, from_environment: frozenset[str]) -> "Recipe":
@@ -91,7 +91,7 @@ class Recipe(Section):
         return Path(self.train.output_dir).expanduser().absolute() / self.name
 
     def identity(self) -> dict[str, Any]:
-        """Return the recipe without what only says where things lie, and how a run is watched and kept."""
+        """Return the recipe without keys that only name places, or the way a run is watched and kept."""
         data = self.model_dump(mode="json")
         del data["model"]["name_or_path"], data["model"]["device"], data["adapter"]["init_from"]
         for key in (

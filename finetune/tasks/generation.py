@@ -54,8 +54,8 @@ def generate_answers(
         tokenizer: the tokenizer of the model.
         batch: the batch of rows, each of which ends where its answer begins.
         max_new_tokens: the largest number of new tokens of each row.
-        on_text: called between two steps, in this thread, with a row's number and what its text has grown by; never
-            with nothing. The pieces of a row, one after the other, are the text of its answer. What it raises ends all.
+        on_text: a function called between two steps, in this thread, with a row's number and its new text; it is never
+            called with an empty text. The pieces of a row, joined, are the text of its answer. An error in it ends all.
         is_stopped: the function that is asked after each step whether a row that is not at its end must stop.
     """
     rows = _Rows(model, tokenizer, max_new_tokens, on_text, is_stopped)

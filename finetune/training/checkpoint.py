@@ -156,11 +156,11 @@ class Checkpoints:
         return found
 
     def clear(self) -> None:
-        """Remove every checkpoint, and what a process that was killed left half written."""
+        """Remove every checkpoint, and the files that a killed process left half written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what a process that was killed left half written."""
+        """Remove the files that a killed process left half written."""
         for left in self.folder.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -94,7 +94,7 @@ class Filler:
         return all(key in digests for key in work.keys) and self.path(work, digests).exists()
 
     def _together(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:
-        """Have every process store its share, and tell all of them what was found and what went wrong."""
+        """Have every process store its share, and tell all of them the digests and the errors of the others."""
         problem, error = None, None
         try:
             problem = share.store(work[index::count], show=index == 0, sharers=count)
@@ -138,7 +138,7 @@ class _Share:
         self.sizes: list[int] = []  # bytes of what was made
 
     def store(self, mine: Sequence[_Work], *, show: bool, sharers: int) -> str | None:
-        """Store what is not there; return what went wrong.
+        """Store the missing features; return the error, if any.
 
         Raises:
             FinetuneError: an image cannot be opened, or the model does not take features.
@@ -170,7 +170,7 @@ class _Share:
         return all(key in self.digests for key in work.keys) and is_whole(self.filler.path(work, self.digests))
 
     def _no_room(self, left: Sequence[_Work], sharers: int) -> str | None:
-        """Make room for the rest, if it is like what was stored so far; return what is in the way.
+        """Make room for the rest, if it is like the part that was stored so far; return the obstacle, if any.
 
         It is asked after 4, 8, 16, ... rows: each time with a better estimate, and seldom.
         """

@@ -78,7 +78,7 @@ class SplitBase(Replicated):
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
     ) -> None:
-        """Take over what trains."""
+        """Take over the adapter and its optimizer."""
         self.model, self.attachment, self.optimizer = model, attachment, optimizer
         with torch.no_grad():
             for parameter in attachment.parameters.values():

@@ -110,7 +110,7 @@ class Trainer:
 
         Args:
             examples: the training rows.
-            validate: returns metrics and loss; called every ``eval_steps`` and at the end. The best score chooses;
+            validate: the function that validates, called every ``eval_steps`` and at the end. The best score chooses;
                 where scores are equal the lower loss does, and where these are too, the later step.
             on_better: the function that is called after the best validation so far, with its weights in ``best``.
 
@@ -194,7 +194,7 @@ class Trainer:
             self.log.info(f"step {self.state.step + 1}: out of memory. {describe_halved(plan)}")
 
     def _update(self, window: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
-        """Make one optimizer step of the gradients; return what is logged about it."""
+        """Make one optimizer step of the gradients; return the values for its line in the log."""
         step, plan = self.state.step, self.plan
         norm = self.strategy.clip(self.options.max_grad_norm)
         terms = [name for name in totals if name != "tokens"]

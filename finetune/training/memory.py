@@ -32,7 +32,7 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what is no longer referred to; call it outside the ``except`` that still holds the traceback."""
+    """Free memory that is no longer referred to; call it outside the ``except`` that still holds the traceback."""
     clear_device_cache(garbage_collection=True)
 
 

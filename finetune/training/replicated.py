@@ -75,7 +75,7 @@ class Replicated:
                 self.accelerator.backward(value)
 
     def add_up_gradients(self) -> None:
-        """Add up the gradients of all processes, in one flat vector; what none of them has stays None."""
+        """Add up the gradients of all processes, in one flat vector; a gradient that no process has stays None."""
         if self.accelerator.num_processes == 1:
             return
         parameters = self.parameters
@@ -100,7 +100,7 @@ class Replicated:
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        """Forget what the backward passes left."""
+        """Forget the gradients of the backward passes."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class Replicated:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write what ``tensors`` returned into the adapter; every process has to call it."""
+        """Write the tensors that ``tensors`` returned into the adapter; every process has to call it."""
         for name, parameter in self.attachment.parameters.items():
             parameter.copy_(tensors[name])
 
@@ -118,7 +118,7 @@ class Replicated:
         return optimizer_tensors(self.optimizer, self.attachment.parameters)
 
     def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what ``optimizer_tensors`` returned; every process has to call it."""
+        """Restore the tensors that ``optimizer_tensors`` returned; every process has to call it."""
         load_optimizer(self.optimizer, self.attachment.parameters, tensors)
 
     def finish(self) -> Attachment:

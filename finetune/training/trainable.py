@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
-    """Put what trains in training mode and leave every frozen module in eval mode.
+    """Put the trainable parts in training mode and leave every frozen module in eval mode.
 
     A frozen batch norm in training mode would overwrite its running statistics, and with them the base.
     """

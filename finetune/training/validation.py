@@ -15,8 +15,8 @@ class Validation:
 
     Attributes:
         values: each name of a metric -> its value; the first is the score that chooses the best weights.
-        loss: of the references, in nats a supervised token, or a row for a task that couples rows; None where it is
-            not finite.
+        loss: the loss of the references, in nats per supervised token, or per row if the task couples rows; None if
+            it is not finite.
         higher_is_better: whether a larger score is better.
     """
 
