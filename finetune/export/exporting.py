@@ -73,7 +73,7 @@ def export_adapter(
     Raises:
         ExportError: there is no such target or option, the adapter cannot go there, or it does not do there what it
             does here; nothing is left.
-        AdapterError: the adapter is not what was saved, or does not fit the base.
+        AdapterError: the adapter is damaged, or does not fit the base.
         RegistryError: the registry cannot be read, or the output cannot be written.
         SystemExit: SIGTERM came, in the main thread of a program that does not handle it; nothing is left.
     """

@@ -54,7 +54,7 @@ def decode_images(
         is_over: the function that returns whether nobody waits for the answer any more; then no other image is decoded.
 
     Raises:
-        RequestError: an image is not what it must be.
+        RequestError: an image cannot be used, or there are too many.
     """
     images = []
     for where, url in _image_urls(request, settings):

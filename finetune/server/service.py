@@ -217,7 +217,7 @@ class Exchange:
         """Read the request, and find its adapter.
 
         Raises:
-            RequestError: it is not what it must be, or has no such adapter.
+            RequestError: the request is not valid, or there is no such adapter.
         """
         service = self._service
         self.request = await service.reading.run(self._client, lambda: _parse(body, service.settings))

@@ -95,7 +95,7 @@ class VisionLanguageModel:
             ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
 
         Raises:
-            AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
+            AdapterError: it is damaged, or does not fit the base; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
         return self.switcher.add(ref)
@@ -118,7 +118,7 @@ class VisionLanguageModel:
             yield self
 
     def use(self, ref: str | Path | LoadedAdapter | None) -> None:
-        """Answer with another adapter from now on, wherever no ``using`` block says otherwise.
+        """Answer with another adapter from now on, outside of ``using`` blocks; None is the plain base.
 
         It is loaded first where it is not yet.
         """

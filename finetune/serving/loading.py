@@ -60,8 +60,8 @@ def load(
 
     Raises:
         BaseMismatchError: the base is unknown or not the one the adapter was trained on.
-        ModelError: the base cannot be loaded, or not be held or verified so.
-        AdapterError: the adapter is not what was saved.
+        ModelError: the base cannot be loaded or verified with these arguments.
+        AdapterError: the adapter is damaged, does not fit the base, or does not do what it did.
         PluginError: the adapter needs a package that is not installed.
         NotFoundError: the registry has no such adapter.
         AdapterReferenceError: ``ref`` is neither a reference nor a folder.

@@ -1,8 +1,8 @@
 """Receipts of probes that passed on this machine, so that an adapter is not probed again at every load.
 
-A receipt is worth what this machine's cache folder is: whoever can write there can write the base too. It holds for a
-base with these very bytes, which ``finetune.adapters.base_identity`` has hashed since the machine was started and no
-write has changed since. Without one, or with one that cannot be read, the probe runs.
+A receipt is worth as much as this machine's cache folder: a user who can write there can write the base too. It holds
+for a base with these very bytes, which ``finetune.adapters.base_identity`` has hashed since the machine was started and
+no write has changed since. Without one, or with one that cannot be read, the probe runs.
 """
 
 from __future__ import annotations

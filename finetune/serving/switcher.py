@@ -92,7 +92,7 @@ class Switcher:
             ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
 
         Raises:
-            AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
+            AdapterError: it is damaged, or does not fit the base; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
         path = as_folder(ref)

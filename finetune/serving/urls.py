@@ -1,8 +1,8 @@
 """Fetching images from URLs that are not trusted: from public addresses alone, of bounded size and time.
 
-A URL may come from someone who wants this process to reach what only it can reach. So a host's addresses are checked
-where the connection is made, and the checked address is the one connected to: a name that stands for another address a
-moment later changes nothing. That holds at every redirect.
+A URL may come from a user who wants this process to reach places that only it can reach. So a host's addresses are
+checked where the connection is made, and the connection goes to the checked address. A name that stands for another
+address a moment later changes nothing. That holds at every redirect.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class ServedAdapters:
         Raises:
             AdapterReferenceError: it is no reference.
             RegistryError: there is no such adapter, or the registry cannot be read.
-            AdapterError: it is not what was saved, nobody vouches for it, or it does not belong to the base.
+            AdapterError: it is damaged, nobody vouches for it, or it does not belong to the base.
             ExportError: vLLM would not serve it.
         """
         version = self._aliases.version(ref)
