@@ -1,4 +1,4 @@
-"""How a command holds the base: the same words in each."""
+"""Command-line options for the device, dtype and quantization of the base, the same in each command."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Rows ready for a model: their tensors, what is supervised of them, what stands for images and for tuned prompts.
+"""Batches for a model: input tensors, supervised tokens, image features and placeholders of tuned prompts.
 
 Legend of shapes: B rows, T tokens, N supervised tokens or placeholders, D values of an embedding.
 """
@@ -31,7 +31,7 @@ class Targets:
 
     @classmethod
     def of(cls, labels: Tensor) -> Targets:
-        """Return those of ``labels`` [B, T]; nothing stands before the first of a row, so nothing predicts it."""
+        """Return the targets of ``labels`` [B, T]; the first token of a row has none before it, so it is left out."""
         supervised = labels != -100
         supervised[:, 0] = False
         places = supervised.flatten().nonzero().squeeze(1)
@@ -72,7 +72,7 @@ class Batch:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its tensors."""
+        """Bytes of the batch's tensors."""
         found: list[int] = []
 
         def count(tensor: Tensor) -> Tensor:
@@ -106,14 +106,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """What the images of one row became: in the processor, then in the frozen vision tower and projector.
+    """The features of one row's images, from the processor, the frozen vision tower and the projector.
 
     Attributes:
-        pooled: one embedding a token of an image [tokens, D], images one behind the other.
-        deepstack: for each layer of the language model that gets features of its own, these [tokens, D].
-        as_list: whether the model takes a list of such tensors, one a row, or one tensor [1, tokens, D].
-        processed: what the image processor made beside the pixels, a list or a tensor with an entry an image.
-        replacements: the text that stands for each image.
+        pooled: one embedding for each token of an image, [tokens, D], one image after the other.
+        deepstack: the features [tokens, D] of each layer of the language model that gets features of its own.
+        as_list: whether the model takes a list of such tensors, one for each row, or one tensor [1, tokens, D].
+        processed: the processor's outputs beside the pixels, each a list or a tensor with one entry for each image.
+        replacements: the text that replaces each image's placeholder.
     """
 
     pooled: Tensor
@@ -134,11 +134,11 @@ OpenedMedium: TypeAlias = "Image | ImageFeatures"
 
 @dataclass(frozen=True)
 class Rendered:
-    """One row as a family takes it: its text, and what it shows.
+    """One row as a family takes it: its text and its media.
 
     Attributes:
-        text: as the chat template renders it; None where only the media are wanted, as a dual encoder allows it.
-        media: opened, in order; the features of a row's images stand once, in the place of all of these.
+        text: the text that the chat template renders; None where only the media are used, as a dual encoder allows.
+        media: the opened media, in order; features of the row's images are one entry that replaces all of them.
     """
 
     text: str | None
@@ -147,7 +147,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Placeholders:
-    """Places that a tuned prompt fills: token ids after the left padding and before the first real token of a row.
+    """The places that a tuned prompt fills, between the left padding and the first real token of a row.
 
     The model sees ordinary ids there, so it builds its own positions and masks; only their embeddings are replaced.
     """
@@ -181,7 +181,7 @@ class Placeholders:
         return Batch(inputs, batch.examples, labels)
 
     def remove(self, batch: Batch) -> Batch:
-        """Return the batch that ``insert`` was given, whatever device it is on now.
+        """Return the batch that ``insert`` was given, on its present device.
 
         Of a row whose very first token is supervised the batch without placeholders cannot know what predicts it;
         collators make no such row.
@@ -215,7 +215,7 @@ def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
     """Return the rows of several batches without labels as one batch, left-padded to the longest.
 
     Args:
-        batches: as ``prompt_batch`` of one collator made them, each with inputs of its own lengths [B_i, T_i].
+        batches: batches from ``prompt_batch`` of one collator, each with inputs of its own length [B_i, T_i].
         pad_id: the token id of padding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From a recipe to live objects: the only place where rooms are put together."""
+"""Building live objects from a recipe; no other module puts the parts of the package together."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Base:
 
     @cached_property
     def towers(self) -> Towers:
-        """Where the model's towers are."""
+        """The modules of each of the model's towers."""
         return self.family.towers(self.model)
 
     @property
@@ -107,12 +107,12 @@ class Base:
         return self._collators[make]
 
     def lengths(self, options: TaskSection) -> RowLengths:
-        """Return what counts the tokens of a task's rows."""
+        """Return the counter of the tokens of a task's rows."""
         return self.collator_of(options).lengths(key=self.digests.model_dump_json())
 
     @property
     def default_task(self) -> TaskSection:
-        """How the base is asked where no adapter says how."""
+        """The settings of the task for the base alone, where no adapter brings its own."""
         return task_of(self.family.architecture)
 
     def task(self, options: TaskSection) -> Task:
@@ -134,11 +134,11 @@ class Base:
         *,
         placeholders: Placeholders | None = None,
     ) -> TaskObjective:
-        """Return what a run minimises over a task.
+        """Return the objective of a run over a task.
 
         Args:
-            task: from ``task``.
-            sections: a recipe's ``objectives``; the task's own by default.
+            task: the task, from ``task``.
+            sections: the recipe's ``objectives``; by default the task's own.
             placeholders: the places that the trained adapter's prompt fills.
         """
         sections = sections or [objective_of(task.options.objective)]
@@ -183,7 +183,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Batches:
-    """Makes the batches of one adapter: the collator's, with the places that its prompt fills, where it has one.
+    """The batches of one adapter: the collator's, with the placeholders of its prompt, where it has one.
 
     It holds nothing that lives on a device, so that worker processes can have it.
     """
@@ -217,14 +217,14 @@ def load_base(
     """Load a base: an embedded one by name, a folder, or a hub id.
 
     Args:
-        name_or_path: which.
-        revision: of a hub id.
-        dtype: what it is held in, as for ``pick_dtype``.
-        device: as for ``pick_device``.
-        quantization: of the language tower, ``4bit`` or ``8bit``.
-        attn_implementation: how attention is computed; ``auto`` leaves it to transformers.
+        name_or_path: the base to load.
+        revision: the revision of a hub id.
+        dtype: the dtype of the base's weights, as for ``pick_dtype``.
+        device: the device of the base, as for ``pick_device``.
+        quantization: the quantization of the language tower, ``4bit`` or ``8bit``.
+        attn_implementation: the implementation of attention; ``auto`` leaves the choice to transformers.
         verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
-        data: says which turns of a conversation are supervised, and how large an image may be.
+        data: the section with the supervised turns and the largest image.
 
     Raises:
         ModelError: it cannot be loaded, or no family supports it.
@@ -294,7 +294,7 @@ def check_method(recipe: Recipe) -> None:
 
 
 def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
-    """Load the base a recipe names.
+    """Load the base that a recipe names.
 
     Raises:
         RecipeError: what the recipe wants of it is impossible.
@@ -318,13 +318,13 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
 def examples_of(
     recipe: Recipe, split: str, *, base: Base | None = None, log: Callable[[str], None] = print
 ) -> list[Example]:
-    """Read one split of a recipe's data; an empty list where the recipe has none.
+    """Read one split of a recipe's data; the list is empty where the recipe has no such split.
 
     Args:
         recipe: the whole recipe.
         split: ``train``, ``val`` or ``test``.
-        base: checks, where given, that every row can be put to it and fits.
-        log: is told of rows that were left out.
+        base: the base that every row must fit, if given.
+        log: the function that is called with each line about rows that were left out.
 
     Raises:
         DataError: a row that cannot be used.
@@ -342,7 +342,7 @@ def examples_of(
 
 
 def check_rows(recipe: Recipe) -> None:
-    """Read every row and image once, before the weights of a base are.
+    """Read every row and image once, before the weights of a base are loaded.
 
     What is found of an image is noted on disk, so that the rows are read again at little cost. A stream, and rows that
     a program draws, are left out.
@@ -378,7 +378,7 @@ def training_rows(recipe: Recipe, *, base: Base | None = None, log: Callable[[st
 
 
 def with_image_range(recipe: Recipe, rows: Rows) -> Recipe:
-    """Return a recipe that states the range of its images where its train rows have decided it."""
+    """Return the recipe with the range of its images, where its train rows have decided it."""
     if not isinstance(recipe.data, ReadSection) or recipe.data.image_range != "auto":
         return recipe
     first = rows.first if isinstance(rows, Stream) else rows
@@ -389,12 +389,12 @@ def with_image_range(recipe: Recipe, rows: Rows) -> Recipe:
 
 
 def _prompt_length(recipe: Recipe) -> int:
-    """Return how many tokens the adapter's own prompt adds to a row."""
+    """Return the number of tokens that the adapter's own prompt adds to a row."""
     return sum(part.num_virtual_tokens for part in recipe.parts if isinstance(part, PromptTuningSection))
 
 
 def _max_length(recipe: Recipe, base: Base) -> int | None:
-    """Return how many tokens a row may have; None for no bound."""
+    """Return the largest number of tokens of a row; None for no bound."""
     most = max_positions(base.model)
     limit = recipe.data.max_length or most
     if limit and most and limit > most:

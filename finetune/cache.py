@@ -1,4 +1,4 @@
-"""Keep small notes that save reading large files twice. They can be made again, so a cache that fails is no error.
+"""A cache of small notes that save reading large files twice. A cache that fails is no error.
 
 Notes about files are kept by ``file_key``. A note that is not, byte for byte, what was written is no note.
 """
@@ -19,12 +19,12 @@ _SEAL = 16  # hexadecimal digits before each note of a database
 
 
 def cache_home() -> Path:
-    """Return the folder for what can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
+    """Return the folder for files that can be made again: ``$FINETUNE_CACHE``, else ``~/.finetune/cache``."""
     return Path(os.environ.get("FINETUNE_CACHE") or user_folder() / "cache")
 
 
 def conversions_of(files: Iterable[Path]) -> Path:
-    """Return the folder for what ``datasets`` makes of files; it knows them itself by the time of their last write."""
+    """Return the folder for conversions of files by ``datasets``, which knows files by the time of their last write."""
     states = "\n".join(sorted(map(file_state, files)))
     return cache_home() / "datasets" / _sha256(_bytes(states))[:32]
 
@@ -47,7 +47,7 @@ def write_note(path: Path, text: str) -> None:
 
 
 def read_note(path: Path) -> str | None:
-    """Return what ``write_note`` wrote; None where there is no note, or a byte of it has changed."""
+    """Return the text that ``write_note`` wrote; None where there is no note, or a byte of it has changed."""
     try:
         digest, _, body = path.read_bytes().partition(b"\n")
         return body.decode(errors="surrogatepass") if digest == _sha256(body).encode() else None
@@ -59,7 +59,7 @@ class Notes:
     """Many short notes in one SQLite file, shared by processes.
 
     Args:
-        name: of the file below ``cache_home()``.
+        name: the name of the file below ``cache_home()``.
     """
 
     def __init__(self, name: str):

@@ -1,4 +1,4 @@
-"""A child process that gets the signals we get, and is waited for with all that it started."""
+"""A child process that gets this process's signals; the caller waits for it and for all that it started."""
 
 import contextlib
 import os
@@ -32,9 +32,9 @@ def run_child(
 
     Args:
         command: the program and its arguments.
-        env: its environment.
-        cwd: its folder; None for ours.
-        passed_on: filled with the signals that were passed on: whoever runs several children stops then.
+        env: the environment of the child.
+        cwd: the folder of the child; None for that of this process.
+        passed_on: a list that gets each signal that was passed on: a caller with several children stops then.
     """
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []

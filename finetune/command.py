@@ -1,4 +1,4 @@
-"""What all commands share: options that name their own command, one line for an error, exit codes, a reader that left.
+"""Shared parts of all commands: options under their own names, one line for an error, exit codes, closed pipes.
 
 Needs only the standard library.
 """
@@ -34,10 +34,10 @@ exit codes:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose subcommands show their own usage for an option that they do not know, and the one meant."""
+    """A parser whose subcommands show their own usage for an unknown option, and suggest the option that is meant."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Return the parsed arguments; what is left over is an error of this command and not of the one above."""
+        """Return the parsed arguments; unknown arguments are an error of this command and not of the one above."""
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             unknown = next((word for word in rest if word.startswith("-")), None)
@@ -60,9 +60,9 @@ def exit_code_of(
     """Run a command and return its exit code; an error of ours is one line on stderr.
 
     Args:
-        run: the command.
-        on_keyboard: shown after Ctrl-C; None for nothing.
-        show: takes the line instead of stderr.
+        run: the command, as a function that returns its exit code.
+        on_keyboard: the line to show after Ctrl-C; None for nothing.
+        show: the function that takes the line instead of stderr.
     """
     show = show or _print
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -98,7 +98,7 @@ def _print(line: str) -> None:
 
 
 def readers_left() -> bool:
-    """Return whether whoever read stdout or stderr has closed it; what is still written there is then dropped.
+    """Return whether the reader of stdout or stderr has closed it; later output to it is then dropped.
 
     A pipe to a process or a socket of our own may break too: that is another error, and is not hidden.
     """

@@ -33,8 +33,8 @@ def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
     """Run the main job from end to end.
 
     Args:
-        folder: where runs, registry and page go.
-        json_file: where the table goes as JSON.
+        folder: the folder of runs, registry and page.
+        json_file: the file of the table as JSON; None writes none.
 
     Returns:
         0 when everything that must hold did, else 1.

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, in one tree.
+"""All errors that this package raises on purpose, in one tree.
 
 ::
 
@@ -65,7 +65,7 @@ class RowError(DataError):
     """One row of many that cannot be used; ``data.on_error: skip`` leaves it out.
 
     Args:
-        message: what is wrong, and where.
+        message: the text of the error: the fault and its place.
         reason: the kind of fault in a few words, under which such rows are counted.
     """
 
@@ -90,8 +90,8 @@ class StoppedError(TrainingError):
     """A run that was asked to stop by a signal, with its state saved.
 
     Args:
-        message: where it stands, and how it goes on.
-        signum: the signal's number.
+        message: the text of the error: the step it reached, and the way to go on.
+        signum: the number of the signal.
     """
 
     def __init__(self, message: str, *, signum: int):
@@ -104,7 +104,7 @@ class FolderInUseError(TrainingError):
 
 
 class AdapterError(FinetuneError):
-    """Anything wrong with a finished adapter."""
+    """An error about a finished adapter."""
 
 
 class AdapterReferenceError(AdapterError, ValueError):
@@ -116,7 +116,7 @@ class ManifestError(AdapterError, ValueError):
 
 
 class IntegrityError(AdapterError, ValueError):
-    """Bytes that are not those that were saved."""
+    """Bytes that differ from those that were saved."""
 
 
 class BaseMismatchError(AdapterError, ValueError):
@@ -128,15 +128,15 @@ class ProbeError(AdapterError, ValueError):
 
 
 class TrustError(AdapterError, ValueError):
-    """An adapter that nobody vouches for whom the trust policy names, or a key or policy that is of no use."""
+    """An adapter without a signature that the trust policy accepts, or a key or policy that cannot be used."""
 
 
 class RegistryError(FinetuneError):
-    """Anything wrong with a registry."""
+    """An error about a registry."""
 
 
 class NotFoundError(RegistryError, LookupError):
-    """No such adapter, version or alias."""
+    """An adapter, version or alias that does not exist."""
 
 
 class YankedError(RegistryError, LookupError):
@@ -144,15 +144,15 @@ class YankedError(RegistryError, LookupError):
 
 
 class ConflictError(RegistryError, RuntimeError):
-    """Someone else moved what this write expected to find."""
+    """A write that found another state than it expected, because somebody else wrote in between."""
 
 
 class ConditionError(RegistryError, ValueError):
-    """Words that are no condition on metrics."""
+    """A text that is not a condition on metrics."""
 
 
 class PromotionError(RegistryError, ValueError):
-    """A version that does not meet what is required of it."""
+    """A version that does not meet the conditions of a promotion."""
 
 
 class StoreError(RegistryError, OSError):
@@ -171,11 +171,11 @@ class RequestError(FinetuneError, ValueError):
     """A request to the server that is not answered.
 
     Args:
-        message: what is wrong, and what to do.
-        status: of HTTP.
-        code: a word for it that programs can tell it by.
-        param: the field of the request that is at fault.
-        retry_after: seconds after which the same request may be answered.
+        message: the text of the error: the fault, and the way out.
+        status: the HTTP status of the response.
+        code: a short code by which programs recognise the error.
+        param: the field of the request with the fault.
+        retry_after: the seconds after which the same request may be answered.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class RequestError(FinetuneError, ValueError):
 
 
 class LaunchError(FinetuneError, RuntimeError):
-    """An environment that cannot run what was asked for."""
+    """An environment that cannot run the requested work."""
 
 
 class PluginError(FinetuneError, ValueError):

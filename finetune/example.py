@@ -1,4 +1,4 @@
-"""One row, whatever file it came from."""
+"""A row of data as an example: its messages, media and answers, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ImageHandle(Protocol):
         ...
 
     def key(self) -> str:
-        """Return what changes when the image may have."""
+        """Return a key that changes whenever the image may have changed."""
         ...
 
     def files(self) -> Sequence[Path]:
@@ -39,7 +39,7 @@ ImagePosition = Literal["first", "last"]  # of a question's images: before its t
 
 
 class Medium(Protocol):
-    """Something that a row shows beside its texts.
+    """A medium that a row shows beside its texts.
 
     A kind of medium is a frozen dataclass with a ``type`` of its own, the word that stands in the parts of a message.
     """
@@ -62,12 +62,12 @@ def as_images(sources: Iterable[ImageSource]) -> tuple[Image, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How the images of a row are opened.
+    """The settings by which the images of a row are opened.
 
     Attributes:
-        range: the values of images of more than 8 bits that become black and white; None: those of the smallest usual
+        range: the values that become black and white in images of more than 8 bits; None: those of the smallest usual
             bit depth that holds an image's own values.
-        page: which page of a TIFF, from 1; None: it must have one.
+        page: the number of the TIFF page, from 1; None: the file must have one page.
     """
 
     range: tuple[int, int] | None = None
@@ -99,7 +99,7 @@ class Example:
 
     @property
     def images(self) -> list[ImageSource]:
-        """Where the images of the row are, in order."""
+        """The sources of the row's images, in order."""
         return [medium.source for medium in self.media if isinstance(medium, Image)]
 
     @property
@@ -121,8 +121,8 @@ class Example:
         """Return the row as an epoch trains on it: with one of its captions, and itself where it has none.
 
         Args:
-            epoch: from 0.
-            seed: the run's; the choice is a function of it, the epoch, the row's id and nothing else.
+            epoch: the number of the epoch, from 0.
+            seed: the seed of the run; the choice depends on it, the epoch and the row's id, and on nothing else.
         """
         if not self.captions:
             return self
@@ -154,17 +154,17 @@ def ask(
 
 
 def system(text: str) -> Message:
-    """Return the system message that says ``text``."""
+    """Return the system message with ``text``."""
     return {"role": "system", "content": [{"type": "text", "text": text}]}
 
 
 def show(*, num_images: int = 1) -> list[Message]:
-    """Return the message that shows images and ask nothing."""
+    """Return the user message with images and without a question."""
     return [{"role": "user", "content": [{"type": "image"} for _ in range(num_images)]}]
 
 
 def answer(text: str) -> Message:
-    """Return the assistant turn that says ``text``."""
+    """Return the assistant turn with ``text``."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 

@@ -1,4 +1,4 @@
-"""What is installed only where it is asked for: which extra of this package brings which library."""
+"""The optional extras of this package, and the libraries that each of them brings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,11 @@ LIBRARIES = {
 
 
 def require_extra(extra: str, *, what: str) -> None:
-    """Look whether the libraries of an extra are installed, without importing them.
+    """Check that the libraries of an extra are installed, without importing them.
 
     Args:
-        extra: one of ``LIBRARIES``.
-        what: that needs them, for the message.
+        extra: the name of the extra, one of ``LIBRARIES``.
+        what: the name of the part that needs them, for the message.
 
     Raises:
         MissingExtraError: one of them is not.
@@ -32,7 +32,7 @@ def require_extra(extra: str, *, what: str) -> None:
 
 @contextmanager
 def missing_extras_named() -> Iterator[None]:
-    """Say, where a library turns out to be missing inside the ``with`` block, which extra brings it.
+    """Raise an error that names the extra, where a library is missing inside the ``with`` block.
 
     Raises:
         MissingExtraError: a library of an extra is not installed.

@@ -1,4 +1,4 @@
-"""What strings may be that come from elsewhere and go far: bounded, and none leads out of where it is used.
+"""Types of strings that come from outside: bounded, and without a way out of the folder where they are used.
 
 Recipes and manifests share them, so that a recipe is refused before it trains what could not be saved.
 """

@@ -1,4 +1,4 @@
-"""Who can change a file: its owner, and whoever may write it or a folder on the way to it."""
+"""The users who can change a file: its owner, and everybody who may write it or a folder on the way to it."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def user_folder() -> Path:
 
 
 def changeable_by_others(path: Path) -> str | None:
-    """Return how another user could change a file, with the commands that end that; None where nobody could.
+    """Return the ways in which another user could change a file, with the commands against them; None if none could.
 
     The way to the file is walked as the system walks it, from the root, through links to their targets. The user and
     root must own all of it, and nobody else may write any of it. A group counts as somebody else, also a user's own:
@@ -34,7 +34,7 @@ def changeable_by_others(path: Path) -> str | None:
     everybody could write. On Windows, which has no such modes, nothing is checked.
 
     Args:
-        path: of the file, or of a folder.
+        path: the path of the file or folder.
 
     Raises:
         OSError: something on the way is missing, or cannot be looked at.

@@ -1,4 +1,4 @@
-"""Tell by the state of a file whether it is still the one that was read, so that it need not be read again.
+"""The state of a file as a key, by which a program knows that it need not read the file again.
 
 The time of the last change of an inode (ctime) is the kernel's own: no copy that keeps times, as ``cp -p`` and
 ``rsync --times`` do, can set it. What no running system saw is a disk that was changed while the machine was off, so
@@ -26,7 +26,7 @@ _RESTS_BY_DEVICE: dict[int, float | None] = {}
 
 
 def file_key(path: Path) -> str:
-    """Return what changes when a file does, and with every boot: what may be believed of a file goes by it.
+    """Return a key that changes when a file does, and with every boot; facts about the file are kept by it.
 
     Raises:
         OSError: there is no such file.
@@ -69,7 +69,7 @@ def is_settled(path: Path) -> bool:
 
 @cache
 def boot_id() -> str:
-    """Return what tells one boot of a Linux machine from another; an empty text elsewhere."""
+    """Return the id of this boot of a Linux machine; an empty text elsewhere."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -77,7 +77,7 @@ def boot_id() -> str:
 
 
 def _rest_seconds(path: Path, device: int) -> float | None:
-    """Return how long a file must have rested; None where its state never says anything."""
+    """Return the seconds that a file must have rested; None where its state is never reliable."""
     if sys.platform == "win32":  # where ctime is the time of creation
         return None
     if device not in _RESTS_BY_DEVICE:

@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2015, https://arxiv.org/abs/1506.01186): which rates make the loss fall.
+"""The learning-rate range test (Smith 2015, https://arxiv.org/abs/1506.01186): rates at which the loss falls.
 
 A fresh adapter is trained for a few steps while the learning rate grows exponentially. The loss stands still while
 the rate is too small, falls, and rises when it is too large. Suggested is a tenth of the rate at which the smoothed
@@ -34,14 +34,14 @@ WIDTH = 40  # characters of the longest bar
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The loss at each rate, and what follows from it.
+    """The loss at each rate, and the suggestion that follows from it.
 
     Attributes:
-        rates: ascending.
-        losses: before the step with that rate.
-        smoothed: mean over the tenth of all steps around each.
+        rates: the learning rates, ascending.
+        losses: the loss before the step with each rate.
+        smoothed: the mean over the tenth of all steps around each step.
         suggestion: a rate to train with; None where the curve does not say.
-        why: how it was found, or why there is none.
+        why: the way in which it was found, or the reason why there is none.
     """
 
     rates: tuple[float, ...]
@@ -66,10 +66,10 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     """Run the test in this process, on the recipe's rows, batch size and method.
 
     Args:
-        recipe: from ``load_recipe``; its learning rate, schedule and length are not used.
-        first: rate of the first step.
-        last: rate of the last step; it ends before when the loss has become hopeless.
-        steps: optimizer steps.
+        recipe: the recipe, from ``load_recipe``; its learning rate, schedule and length are not used.
+        first: the rate of the first step.
+        last: the rate of the last step; the test ends earlier when the loss has become hopeless.
+        steps: the number of optimizer steps.
 
     Raises:
         RecipeError: a range that holds nothing, or too few steps.
@@ -104,7 +104,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
 
 
 def curve_of(rates: Sequence[float], losses: Sequence[float]) -> Curve:
-    """Return the curve with what it suggests."""
+    """Return the curve with its suggestion."""
     smoothed = smooth(losses)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     half_way = (smoothed[0] + smoothed[lowest]) / 2
@@ -144,7 +144,7 @@ def _without_schedule(options: TrainSection, steps: int) -> TrainSection:
 
 
 class _Recorder:
-    """Takes the place of the run's log: it keeps the losses, and ends the run when they are hopeless."""
+    """A recorder in the place of the run's log: it keeps the losses, and ends the run when they are hopeless."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -165,7 +165,7 @@ class _Recorder:
 
 
 class _Hopeless(Exception):
-    """The loss will not come down again."""
+    """The signal that the loss will not come down again."""
 
 
 def _losses(

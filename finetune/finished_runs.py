@@ -1,4 +1,4 @@
-"""Decide about what a run's folder holds already: leave files of others alone, keep or extend a finished run."""
+"""Checks of a run's folder: files of others are left alone, and a finished run is kept or extended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LISTED = 5  # entries of a folder that an error names
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a run's folder holds a run that came to its end."""
+    """Return whether a run's folder holds a run that came to its end."""
     return (folder / RESULT).exists()
 
 
@@ -92,7 +92,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _is_recipe(path: Path) -> bool:
-    """Tell whether a file is the recipe that a run of this release, or of another one, wrote."""
+    """Return whether a file is the recipe that a run of this release, or of another one, wrote."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -101,14 +101,14 @@ def _is_recipe(path: Path) -> bool:
 
 
 def _has_results(folder: Path) -> bool:
-    """Tell whether a run wrote checkpoints or an adapter here: its recipe may have been damaged since."""
+    """Return whether a run wrote checkpoints or an adapter here: its recipe may have been damaged since."""
     if any(folder.glob(f"{CHECKPOINTS}/step-*/checkpoint.json")):
         return True
     return is_finished(folder) and (folder / "adapter" / "manifest.json").is_file()
 
 
 def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
-    """Return what differs between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
+    """Return the differences between the recipe in a run's folder and ``recipe``; None where that cannot be read."""
     try:
         raw = json.loads((recipe.run_folder / RECIPE).read_text(encoding="utf-8"))
         there = parse_recipe(raw, source=RECIPE)
@@ -120,11 +120,11 @@ def changed_since(recipe: Recipe) -> dict[str, tuple[Any, Any]] | None:
 
 
 def set_aside(folder: Path, *, going_on: bool = False) -> Path:
-    """Move what a run left into ``previous/<number>``, and return that folder.
+    """Move the files of a run into ``previous/<number>``, and return that folder.
 
     Args:
-        folder: the run's.
-        going_on: whether a longer run goes on from its checkpoints: these stay, and so does a copy of what it adds to.
+        folder: the folder of the run.
+        going_on: whether a longer run goes on from its checkpoints: these stay, and so do copies of files it adds to.
     """
     target = next_previous(folder)
     target.mkdir(parents=True)
@@ -143,7 +143,7 @@ def set_aside(folder: Path, *, going_on: bool = False) -> Path:
 
 
 def next_previous(folder: Path) -> Path:
-    """Return where the next run that is moved aside goes."""
+    """Return the folder for the next run that is moved aside."""
     taken = [int(path.name) for path in folder.glob(f"{PREVIOUS}/*") if path.name.isdecimal()]
     return folder / PREVIOUS / str(max(taken, default=0) + 1)
 

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock of the system held open, and beside it who holds it.
+"""A lock for one process at a time in a folder: a lock of the system held open, and a file with the name of its owner.
 
 The system takes its lock back when a process ends, however it does, so a killed process blocks nobody: the next one
 finds the file that names it, says so, and goes ahead. Where the file system gives no locks, the file alone decides: it
@@ -42,7 +42,7 @@ _SETTLE = 0.5  # seconds after which of two that wrote their names at once the l
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who holds a folder."""
+    """The process that holds a folder."""
 
     user: str
     host: str
@@ -63,13 +63,13 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Tell whether the process still runs; None where that cannot be told from here."""
+        """Return whether the process still runs; None where that cannot be told from here."""
         if self.host != socket.gethostname():
             return None
         return _is_running(self.pid) and self.started in (None, _started(self.pid))
 
     def __str__(self) -> str:
-        """Return what a message says of it."""
+        """Return the owner as text for a message."""
         return f"process {self.pid} of {self.user} on {self.host}, since {self.since}"
 
 
@@ -78,9 +78,9 @@ def locked(folder: Path, *, log: Callable[[str], object] = print, what_else: str
     """Hold ``folder`` inside the block; it is made where it does not exist.
 
     Args:
-        folder: that one process at a time may write.
-        log: is told when the lock of a process that ended is taken over.
-        what_else: what the user can do instead of waiting, as the end of a sentence.
+        folder: the folder that one process at a time may write.
+        log: the function that is called when the lock of a process that ended is taken over.
+        what_else: the user's other ways than to wait, as the end of a sentence.
 
     Raises:
         FolderInUseError: another process holds it, or may hold it.
@@ -136,7 +136,7 @@ def _open(path: Path, folder: Path, what_else: str) -> tuple[IO[str], bool]:
 
 
 def _open_own(path: str, flags: int, *, what_else: str) -> int:
-    """Return the descriptor of a lock: what is written into it must not go to a file of somebody else."""
+    """Return the descriptor of a lock: its text must not go into a file of somebody else."""
     try:
         descriptor = os.open(path, flags | _CAREFULLY, 0o666)
     except OSError as error:
@@ -156,7 +156,7 @@ def _open_own(path: str, flags: int, *, what_else: str) -> int:
 def _take(
     file: IO[str], path: Path, folder: Path, *, log: Callable[[str], object], what_else: str, has_system_lock: bool
 ) -> None:
-    """Write this process's name into the file, where nobody else's may stand there."""
+    """Write this process's name into the file, where no other process's name may stand."""
     found = _read(file)
     if found is not None:
         alive = found.is_alive
@@ -186,7 +186,7 @@ def _in_use(folder: Path, owner: Owner | None, what_else: str) -> FolderInUseErr
 
 
 def _read(file: IO[str]) -> Owner | None:
-    """Return who stands in the file; None where nobody does, or what stands there is not whole."""
+    """Return the owner in the file; None where there is none, or the file is not whole."""
     file.seek(0)
     try:
         return Owner(**json.loads(file.read()))
@@ -202,7 +202,7 @@ def _user() -> str:
 
 
 def _is_running(pid: int) -> bool:
-    """Tell whether there is such a process that can still write."""
+    """Return whether the process exists and can still write."""
     stat = _linux_stat(pid)
     if stat is not None:
         return stat[0] not in ("Z", "X")

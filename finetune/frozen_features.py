@@ -1,4 +1,4 @@
-"""Whether a run may put stored features in the place of images, and the collator that does."""
+"""The collator of a run that puts stored features in the place of images, and the checks that it may."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def collator_of_run(
     Every process has to call it. One line says what was stored, or why nothing is.
 
     Args:
-        recipe: of the run.
-        base: not adapted yet.
+        recipe: the recipe of the run.
+        base: the base, which is not adapted yet.
         train_rows: the train rows.
         asked: the rows of the other splits.
-        accelerator: of the run.
-        log: is told the line.
+        accelerator: the accelerator of the run.
+        log: the function that is called with the line.
 
     Raises:
         FinetuneError: an image cannot be opened.
@@ -91,7 +91,7 @@ def _agreed(reason: str | None) -> str | None:
 
 
 def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
-    """Return why features are not to be stored; None where they may be."""
+    """Return the reason why features are not stored; None where they may be."""
     if recipe.train.feature_store == "off":
         return "train.feature_store says so"
     towers = {tower for section in recipe.parts for tower in section.adapted_towers} - {"language"}

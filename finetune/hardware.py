@@ -1,4 +1,4 @@
-"""What there is to run on, found without importing torch where that can be avoided."""
+"""The hardware of this machine, found without importing torch where that can be avoided."""
 
 import importlib.util
 import os
@@ -19,12 +19,12 @@ NVIDIA_DEVICE_FILES = ("nvidia0", "nvhost-gpu", "nvmap", "dxg")
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a recipe can be trained on here.
+    """The devices that a recipe can be trained on here.
 
     Attributes:
-        kind: ``"cpu"``, ``"cuda"`` (also AMD's, as torch calls it) or ``"mps"`` (Apple).
-        num_devices: number of devices of that kind; 1 for a CPU.
-        why: how that was found, for people.
+        kind: the kind of device: ``"cpu"``, ``"cuda"`` (also AMD's, as torch calls it) or ``"mps"`` (Apple).
+        num_devices: the number of devices of that kind; 1 for a CPU.
+        why: the evidence for the kind and number, for people.
     """
 
     kind: str
@@ -47,7 +47,7 @@ def find_hardware(env: Mapping[str, str]) -> Hardware:
 
 
 def _torch_build() -> str:
-    """``"cuda"``, ``"hip"`` or ``"cpu"``, read from torch's version file: importing it takes seconds."""
+    """Return ``"cuda"``, ``"hip"`` or ``"cpu"``, read from torch's version file: importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         raise LaunchError(f"torch is not installed for {sys.executable}. Run ./launch.sh setup.")
@@ -74,7 +74,7 @@ def _nvidia_gpus(env: Mapping[str, str]) -> Hardware:
 
 
 def _nvidia_smi() -> str | None:
-    """What ``nvidia-smi -L`` prints, or None where there is none or it fails."""
+    """Return the output of ``nvidia-smi -L``; None where there is none or it fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -86,7 +86,7 @@ def _nvidia_smi() -> str | None:
 
 
 def _count_visible(listing: str, visible: str | None) -> int:
-    """Number of listed GPUs that ``CUDA_VISIBLE_DEVICES`` leaves; like CUDA, stops at the first bad entry."""
+    """Return the number of listed GPUs that ``CUDA_VISIBLE_DEVICES`` leaves; like CUDA, stop at the first bad one."""
     uuids = re.findall(r"^GPU \d+:.*\(UUID: (\S+)\)", listing, re.MULTILINE)
     if visible is None:
         return len(uuids)
@@ -114,7 +114,7 @@ def _gpus_by_torch(env: Mapping[str, str]) -> Hardware:
 
 
 def num_cores() -> int:
-    """Number of CPU cores that this process may use; hyperthreads of one core count once."""
+    """Return the number of CPU cores that this process may use; hyperthreads of one core count once."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         physical = import_string("psutil:cpu_count")(logical=False)

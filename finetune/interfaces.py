@@ -29,7 +29,7 @@ Towers = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss that is a sum over ``num_items`` things, so that micro-batches and processes add up exactly."""
+    """A loss that is a sum over ``num_items`` items, so that micro-batches and processes add up exactly."""
 
     loss_sum: Tensor  # scalar, with gradient
     num_items: int
@@ -48,7 +48,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one method attached.
+    """The part of an adapter that one method attached.
 
     ``modules`` maps each tower to the full names of what is adapted in it; ``parameters`` maps the name a tensor has
     in the saved file to the live parameter.
@@ -84,16 +84,16 @@ class Attachment:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Parameter name -> what the learning rate is multiplied by, where that is not 1."""
+        """Parameter name -> the factor on the learning rate, where that is not 1."""
         return {name: factor for part in self.parts for name, factor in part.learning_rates.items()}
 
     @property
     def placeholders(self) -> Placeholders | None:
-        """What rows must hold for this adapter."""
+        """The placeholders of the adapter's tuned prompt, which rows must hold; None without a prompt."""
         return next((part.placeholders for part in self.parts if part.placeholders), None)
 
     def freeze(self) -> None:
-        """End training: a frozen adapter computes bit for bit what it will when it is loaded.
+        """End training: a frozen adapter computes bit for bit the same as after it is loaded.
 
         torch chooses another way to multiply where a weight asks for a gradient, even where none is taken.
         """
@@ -112,7 +112,7 @@ class Attachment:
 
 
 class ModelFamily(Protocol):
-    """What differs between vision-language models of different ``model_type``."""
+    """The parts of the code that depend on the base's ``model_type``: loading, towers, inputs and outputs."""
 
     model_type: str
     architecture: str  # what its models do: generative, dual_encoder, or another word
@@ -137,7 +137,7 @@ class ModelFamily(Protocol):
         ...
 
     def towers(self, model: nn.Module) -> Towers:
-        """Return where the towers of ``model`` are."""
+        """Return the modules that make up each tower of ``model``."""
         ...
 
     def encode(
@@ -147,7 +147,7 @@ class ModelFamily(Protocol):
         ...
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return what answers are read from [B, rows, values]: logits of tokens, or embeddings."""
+        """Return the outputs that answers are read from, [B, rows, values]: logits of tokens, or embeddings."""
         ...
 
 
@@ -155,7 +155,7 @@ class GenerativeFamily(ModelFamily, Protocol):
     """A family that generates text."""
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Return the inputs of a training batch, told which tokens are supervised where the model must know it."""
+        """Return the inputs of a training batch, with marks of the supervised tokens where the model needs them."""
         ...
 
     def image_features(self, model: PreTrainedModel, processor: ProcessorMixin, images: list[Image]) -> ImageFeatures:
@@ -168,16 +168,16 @@ class GenerativeFamily(ModelFamily, Protocol):
 
 
 class Update(Protocol):
-    """What a finished adapter computes in the place of one module's ``forward``; any thread may call it at any time."""
+    """The function of a finished adapter that replaces one module's ``forward``; any thread may call it at any time."""
 
     @property
     def module(self) -> nn.Module:
-        """The module."""
+        """The module whose ``forward`` is replaced."""
         ...
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of tensors held beside the base."""
+        """Bytes of the tensors that the update holds beside the base."""
         ...
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -185,7 +185,7 @@ class Update(Protocol):
         ...
 
     def merging(self, name: str) -> Callable[[], object]:
-        """Return what writes the update into the module's own parameters, for good.
+        """Return the function that writes the update into the module's own parameters, for good.
 
         Raises:
             MethodError: that cannot be; ``name`` is the module's full name.
@@ -201,23 +201,23 @@ class Method(Protocol):
     """
 
     def attach(self, host: Host, options: Any) -> Part:
-        """Add fresh trainable parameters, as a recipe's ``options`` say; outputs do not change where they can not."""
+        """Add fresh trainable parameters, as ``options`` of a recipe say; if possible, outputs do not change."""
         ...
 
     def check(self, model: nn.Module, towers: Towers, options: Any) -> None:
-        """Raise MethodError where ``model``, which may be on the meta device, lacks what ``options`` adapt."""
+        """Raise MethodError where ``model``, which may be on the meta device, lacks a module that ``options`` adapt."""
         ...
 
     def detach(self, model: nn.Module) -> None:
-        """Remove the part that trains and every trace of it; nothing happens where there is none."""
+        """Remove the part that trains and every trace of it; do nothing where there is none."""
         ...
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Tell whether a part trains in ``model``."""
+        """Return whether a part trains in ``model``."""
         ...
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Have the part that trains answer, or the plain base; nothing happens where there is none."""
+        """Make the part that trains active, or the plain base; do nothing where there is none."""
         ...
 
     def expected_tensors(self, model: nn.Module, towers: Towers, description: Any) -> dict[str, tuple[int, ...]]:
@@ -225,23 +225,23 @@ class Method(Protocol):
         ...
 
     def updates(self, model: nn.Module, description: Any, tensors: Mapping[str, Tensor]) -> dict[str, Update]:
-        """Return full module name -> what a finished part computes in its place."""
+        """Return full module name -> the update of a finished part for that module."""
         ...
 
 
 class RowTokens(NamedTuple):
-    """How long a row is, in tokens."""
+    """The length of a row, in tokens."""
 
     row: int  # all of it that the model is given, the tokens of its images included
     answer: int  # its longest answer, with the token that ends it
 
 
 class RowLengths(Protocol):
-    """Counts the tokens of rows before the first step, without opening an image; finds rows that no batch can hold."""
+    """A counter of the tokens of rows that opens no image and raises RowError for rows that no batch can hold."""
 
     @property
     def collator(self) -> TaskCollator:
-        """What makes batches of the rows."""
+        """The collator that makes batches of the rows."""
         ...
 
     def of_training_row(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
@@ -258,11 +258,11 @@ class RowLengths(Protocol):
 
 
 class TaskCollator(Protocol):
-    """Makes the batches of a task for one base, on the CPU; worker processes have copies of it.
+    """A collator: makes the batches of a task for one base, on the CPU; worker processes have copies of it.
 
     Attributes:
-        processor: the base's.
-        max_image_pixels: cap on width x height of an image.
+        processor: the base's processor.
+        max_image_pixels: the largest width x height of an image, in pixels.
     """
 
     processor: ProcessorMixin
@@ -270,11 +270,11 @@ class TaskCollator(Protocol):
 
     @property
     def max_aspect(self) -> int:
-        """Longer side to shorter side of an image, at most."""
+        """Largest ratio of an image's longer side to its shorter side."""
         ...
 
     def render(self, messages: list[Message]) -> str:
-        """Return a conversation as the text that stands in a batch."""
+        """Return a conversation as the text of a row in a batch."""
         ...
 
     def training_batch(self, rows: Sequence[tuple[Example, bool]]) -> Batch:
@@ -286,7 +286,7 @@ class TaskCollator(Protocol):
         ...
 
     def show(self, example: Example) -> str:
-        """Return a training row as text for people, what is supervised between ⟦ and ⟧."""
+        """Return a training row as text for people, with its supervised parts between ⟦ and ⟧."""
         ...
 
     def copy(self) -> TaskCollator:
@@ -294,18 +294,18 @@ class TaskCollator(Protocol):
         ...
 
     def lengths(self, *, key: str) -> RowLengths:
-        """Return what counts the tokens of rows; ``key`` changes when the processor does."""
+        """Return the counter of the rows' tokens; ``key`` changes when the processor does."""
         ...
 
 
 class Metric(Protocol):
-    """Say what predictions are worth: a ``RowMetric``, a ``CorpusMetric``, or both.
+    """A metric of predictions: a ``RowMetric``, a ``CorpusMetric``, or both.
 
     It is built with the options of its task.
 
     Attributes:
-        key: the name in the table of metrics.
-        unit: of its values; None for a share, or a number without a unit.
+        key: the name of the metric in the table of metrics.
+        unit: the unit of the values; None for a share, or a number without a unit.
         higher_is_better: whether a larger value is better.
     """
 
@@ -316,16 +316,16 @@ class Metric(Protocol):
 
 @runtime_checkable
 class RowMetric(Metric, Protocol):
-    """A metric that gives each row a value; that of all rows is their mean."""
+    """A metric that gives each row a value; its value for many rows is their mean."""
 
     def row(self, prediction: Prediction, example: Example) -> float | None:
-        """Return the value of one row; None where the metric says nothing of it, which leaves it out of the mean."""
+        """Return the value of one row, or None to leave the row out of the mean."""
         ...
 
 
 @runtime_checkable
 class CorpusMetric(Metric, Protocol):
-    """A metric whose value of many rows is no mean over them."""
+    """A metric whose value for many rows is not a mean over them."""
 
     def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
         """Return the value of all these rows together, of which there is at least one."""
@@ -333,7 +333,7 @@ class CorpusMetric(Metric, Protocol):
 
 
 class Task(Protocol):
-    """Say what a row is answered with, and by which metrics that is evaluated."""
+    """A task: the prediction for a row, and the metrics that evaluate it."""
 
     options: TaskSection
     metrics: tuple[str, ...]  # by name, where the options name none; the first chooses the best checkpoint
@@ -342,13 +342,13 @@ class Task(Protocol):
     def collator(
         family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> TaskCollator:
-        """Return what makes this kind of task's batches for a base, whatever its options.
+        """Return the collator of this kind of task for a base; the task's options do not change it.
 
         Args:
-            family: of the base.
-            model: of the base.
-            processor: of the base.
-            data: what the recipe says of rows and images; None for the defaults.
+            family: the family of the base.
+            model: the base model.
+            processor: the base's processor.
+            data: the recipe's settings for rows and images; None for the defaults.
 
         Raises:
             ModelError: the base lacks something that it takes.
@@ -356,7 +356,7 @@ class Task(Protocol):
         ...
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what objectives are computed from, of a batch with labels; ``model`` may be wrapped for processes.
+        """Return the outputs that objectives take, of a batch with labels; ``model`` may be wrapped for processes.
 
         Of which kind it is, the task's section says: ``token_logits``, the logits [N, V] that predict the supervised
         tokens; ``pair_embeddings``, the fp32 embeddings [B, 2, D] of images and texts; or another word, which names
@@ -381,11 +381,11 @@ Outputs: TypeAlias = "Callable[[nn.Module, Batch], Tensor]"
 
 
 class StepContext(Protocol):
-    """One micro-batch as an objective sees it, under every strategy of sharing the work over processes."""
+    """One micro-batch as an objective sees it, the same for every strategy that shares work over processes."""
 
     @property
     def model(self) -> nn.Module:
-        """The adapted model as the loop runs it; for what is frozen in it, such as a temperature."""
+        """The adapted model as the loop runs it; an objective reads frozen values from it, such as a temperature."""
         ...
 
     @property
@@ -394,7 +394,7 @@ class StepContext(Protocol):
         ...
 
     def forward(self) -> Tensor:
-        """Return the task's outputs by the adapted model, with gradient; computed once, whoever asks."""
+        """Return the task's outputs by the adapted model, with gradient; they are computed only once."""
         ...
 
     def reference(self) -> Tensor:
@@ -406,7 +406,7 @@ class StepContext(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised over a task.
+    """An objective that a run minimises over the outputs of a task.
 
     Its section says by ``couples_rows`` whether the loss of a row depends on the other rows of an optimizer step. If it
     does, the objective is a ``CoupledObjective``.
@@ -415,7 +415,7 @@ class Objective(Protocol):
     needs_reference: bool  # whether ``terms`` asks for the outputs of the base alone
 
     def count_items(self, batch: Batch) -> dict[str, int]:
-        """Return how many things each term is a sum over, known before any forward."""
+        """Return the number of items that each term is a sum over, before any forward."""
         ...
 
     def terms(self, step: StepContext) -> dict[str, LossSum]:
@@ -424,7 +424,7 @@ class Objective(Protocol):
 
 
 class CoupledObjective(Objective, Protocol):
-    """An objective that holds the rows of a whole optimizer step, over all processes, against each other."""
+    """An objective that compares the rows of a whole optimizer step, over all processes, with each other."""
 
     def backward_window(
         self,
@@ -436,10 +436,10 @@ class CoupledObjective(Objective, Protocol):
         """Run the micro-batches of an optimizer step forward and backward.
 
         Args:
-            model: as the loop runs it; it may be wrapped for several processes.
-            outputs: the task's.
-            batches: this process's micro-batches, on the model's device; as many on every process.
-            backward: runs the function it is given, and the backward pass of the scalar it returns; to be called once
+            model: the model as the loop runs it; it may be wrapped for several processes.
+            outputs: the task's ``outputs``.
+            batches: this process's micro-batches, on the model's device; every process has the same number.
+            backward: the function that runs a given function, and the backward pass of its scalar result; call it once
                 for each micro-batch, in order. Gradients are added up over micro-batches and processes.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Plain data in a JSON file for people, which is there whole or not at all."""
+"""Plain data in a JSON file for people; the file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def aside_of(path: Path) -> Path:
-    """Return where ``write_json`` writes before it renames; a process that is killed leaves it there."""
+    """Return the path that ``write_json`` writes before it renames; a process that is killed leaves it there."""
     return path.with_name(f".{path.name}.new")
 
 

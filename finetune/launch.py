@@ -1,4 +1,4 @@
-"""What ``launch.sh`` runs once the environment stands.
+"""The commands of ``launch.sh``, which runs this once the environment is ready.
 
 ::
 
@@ -95,7 +95,7 @@ def find_config(text: str) -> Path:
 
 
 def _check_recipe(config: Path, args: Sequence[str]) -> None:
-    """Refuse a recipe that cannot be run, or names what is not there, before the seconds that a launch takes."""
+    """Refuse a recipe that cannot be run, or names something missing, before the seconds that a launch takes."""
     load_recipe = import_string("finetune.recipe:load_recipe")
     check_recipe = import_string("finetune.preflight:check_recipe")
     check_recipe(load_recipe(config, [arg for arg in args if not arg.startswith("-")]))
@@ -121,7 +121,7 @@ def _nproc(env: Mapping[str, str]) -> int | None:
 
 
 def num_processes(hardware: Hardware, asked: int | None) -> int:
-    """Return how many processes to start: ``asked``, or one for each GPU, or one.
+    """Return the number of processes to start: ``asked``, or one for each GPU, or one.
 
     Raises:
         LaunchError: more processes than GPUs.

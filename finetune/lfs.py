@@ -1,4 +1,4 @@
-"""Pointers of git-LFS, which stand where a file was not fetched: a few lines that name the real one."""
+"""Pointers of Git LFS, which take the place of files that were not fetched."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ WAY_OUT = "a Git LFS pointer and not the file itself. Run `git lfs pull` in its 
 
 
 def is_pointer(data: bytes) -> bool:
-    """Tell whether a file that begins so is a pointer."""
+    """Return whether a file that begins so is a pointer."""
     return data.startswith(BEGINNING)
 
 
 def is_pointer_file(path: Path) -> bool:
-    """Tell whether a file is a pointer; not where it cannot be read."""
+    """Return whether a file is a pointer; not where it cannot be read."""
     try:
         with path.open("rb") as file:
             return is_pointer(file.read(len(BEGINNING)))

@@ -1,4 +1,4 @@
-"""The socket that a server of ours listens on, taken before anything is loaded; and whom it can be reached by."""
+"""The socket of a server, bound before anything is loaded, and the check of who can reach it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that is bound; nobody is answered yet.
+    """Yield a bound socket; no request is answered yet.
 
     Args:
-        host: a name or address of this machine.
-        port: 0 takes a free one.
+        host: the name or address of this machine.
+        port: the number of the port; 0 takes a free one.
 
     Raises:
         LaunchError: it cannot be bound.
@@ -39,7 +39,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether who listens there is reached from this machine alone.
+    """Return whether only this machine can reach a server that listens on ``host``.
 
     Raises:
         LaunchError: it is no address of this machine.
@@ -48,7 +48,7 @@ def is_loopback(host: str) -> bool:
 
 
 def names_loopback(header: str) -> bool:
-    """Tell whether a request's ``Host`` header says localhost or a loopback address.
+    """Return whether a request's ``Host`` header says localhost or a loopback address.
 
     Another name that leads here is somebody's who wants a browser on this machine to ask for him (DNS rebinding).
     """

@@ -1,4 +1,4 @@
-"""Names: import what a ``"module:attribute"`` string points at, and suggest the name that was meant."""
+"""Names: import the object behind a ``"module:attribute"`` string, and suggest the name that was meant."""
 
 import difflib
 import importlib
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def import_string(target: str) -> Any:
-    """Import what ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
+    """Import the object that ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -24,10 +24,10 @@ def look_up(table: Mapping[str, T], name: str, *, what: str, error: type[Excepti
     """Return ``table[name]``, or raise ``error`` with the names that are allowed.
 
     Args:
-        table: what can be named.
-        name: what was asked for.
+        table: the table of names.
+        name: the name to look up.
         what: the noun for the message, such as ``"method"``.
-        error: class of the error to raise.
+        error: the class of the error to raise.
     """
     try:
         return table[name]

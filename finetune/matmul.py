@@ -23,7 +23,7 @@ MIN_ROWS = 2  # one row is another kind of product, which rounds otherwise; from
 
 
 def onednn_is_faster() -> bool:
-    """Tell whether this is a CPU on which MKL leaves AVX-512 unused, and torch was built with oneDNN."""
+    """Return whether this is a CPU on which MKL leaves AVX-512 unused, and torch was built with oneDNN."""
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -70,7 +70,7 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
 
 
 def _is_followed() -> bool:
-    """Tell whether each step is noted by what knows torch's own product only, or would take this one for constant."""
+    """Return whether each step is noted by what knows torch's own product only, or would take this one for constant."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
 
 

@@ -1,4 +1,4 @@
-"""What is known of a base by its `model_type` alone, before torch is imported."""
+"""Facts about a base from its `model_type` alone, before torch is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How text from outside is shown: rows, answers, manifests and registry entries, on terminals, in logs and on pages.
+"""The display of text from outside: rows, answers, manifests and registry entries, on terminals, in logs and on pages.
 
 Such text may hold what a terminal obeys, what reorders or splits a line, or markup. It is kept as it is where programs
 read it, and is made harmless where it is written for people, by one of these functions. ``errors.brief`` quotes a value
@@ -22,8 +22,8 @@ def safe_line(text: str, limit: int | None = None) -> str:
     r"""Return ``text`` as one line for a terminal, a log or a text file: ``\x1b`` in the place of an escape.
 
     Args:
-        text: from outside.
-        limit: number of characters at most; None for no limit.
+        text: the text from outside.
+        limit: the largest number of characters; None for no limit.
     """
     shown = _UNSAFE.sub(_escape, text if limit is None else text[: limit + 1])
     return shown if limit is None or len(shown) <= limit else f"{shown[: limit - 3]}..."
@@ -75,7 +75,7 @@ def html_text(text: str) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """Formats records of a log whose arguments come from outside: the message on one line, tracebacks as blocks."""
+    """A formatter of log records with arguments from outside: the message on one line, tracebacks as blocks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the message on one line."""

@@ -1,4 +1,4 @@
-"""What can be named: the package's own tables, entry points of other packages, and what a script registers.
+"""The names of plug-ins: the package's own tables, entry points of other packages, and names that a script registers.
 
 An entry point ``finetune.tasks``, ``finetune.metrics``, ... of an installed package adds a name; ``register`` adds one
 in a running process. A name that stands in a recipe or a manifest is looked up here, and never imported from there.
@@ -38,8 +38,8 @@ class Provider:
     """The package that a plug-in comes from.
 
     Attributes:
-        package: name that pip installs; None where a module of no package registered it.
-        version: of the package; None where it is not known.
+        package: the name that pip installs; None where a module of no package registered it.
+        version: the version of the package; None where it is not known.
     """
 
     package: str | None
@@ -53,7 +53,7 @@ def register(group: str, name: str, target: Any) -> None:
 
     Args:
         group: one of ``GROUPS``, such as ``"tasks"``.
-        name: the word by which recipes and manifests name it.
+        name: the name of the class in recipes and manifests.
         target: the class itself, or ``"module:attribute"``.
 
     Raises:
@@ -70,7 +70,7 @@ def register(group: str, name: str, target: Any) -> None:
 
 
 def unregister(group: str, name: str) -> None:
-    """Take back what ``register`` added; nothing happens where there is no such name."""
+    """Remove the name that ``register`` added; do nothing where there is no such name."""
     _require_group(group)
     _REGISTERED[group].pop(name, None)
 
@@ -92,18 +92,18 @@ def in_use(group: str) -> list[str]:
 
 
 def is_own(group: str, name: str) -> bool:
-    """Tell whether a name is one of the package's own."""
+    """Return whether a name is one of the package's own."""
     return name in _TABLES[group]
 
 
 def is_known(group: str, name: str) -> bool:
-    """Tell whether ``find`` would find a name, without importing it."""
+    """Return whether ``find`` would find a name, without importing it."""
     _require_group(group)
     return name in _TABLES[group] or name in _REGISTERED[group] or name in _entry_points(group)
 
 
 def require_known(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> None:
-    """Raise ``error`` where ``find`` would not find a name, with the names that are allowed; arguments as for it."""
+    """Raise ``error`` with the allowed names where ``find`` would not find a name; arguments as for ``find``."""
     if not is_known(group, name):
         allowed = names(group)
         hint = did_you_mean(name, allowed)
@@ -111,13 +111,13 @@ def require_known(group: str, name: str, *, what: str, error: type[Exception] = 
 
 
 def find(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> Any:
-    """Import and return what a name stands for.
+    """Import and return the object behind a name.
 
     Args:
         group: one of ``GROUPS``.
-        name: what was asked for.
+        name: the name to find.
         what: the noun for the message, such as ``"method"``.
-        error: class of the error to raise.
+        error: the class of the error to raise.
 
     Raises:
         PluginError: the plug-in is there and cannot be imported.

@@ -1,4 +1,4 @@
-"""What a model says of a row: one small frozen class for each kind of prediction, written to JSON and read back."""
+"""Predictions of a model: one small frozen class for each kind, written to JSON and read back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What all predictions share.
+    """The base class of all predictions.
 
     Attributes:
-        type: the word that stands for the class in JSON.
+        type: the name of the class in JSON.
     """
 
     type: ClassVar[str]
@@ -35,10 +35,10 @@ class _Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Text(_Prediction):
-    """A text.
+    """A generated text.
 
     Attributes:
-        text: without special tokens, and without white space around it.
+        text: the text without special tokens and without outer white space.
         finish_reason: ``stop`` where the model ended its text, or was told to; ``length`` where the row's limit did.
     """
 
@@ -52,11 +52,11 @@ class Text(_Prediction):
 
 @dataclass(frozen=True, kw_only=True)
 class Label(_Prediction):
-    """One of the labels that a row may be answered with.
+    """One of the labels that are allowed for a row.
 
     Attributes:
-        label: the one with the highest score.
-        scores: every label that could be chosen -> its score.
+        label: the label with the highest score.
+        scores: each label that could be chosen -> its score.
     """
 
     type: ClassVar[str] = "label"
@@ -69,7 +69,7 @@ class Label(_Prediction):
 
 @dataclass(frozen=True, kw_only=True)
 class Number(_Prediction):
-    """A number, in a unit or in none."""
+    """A number, with a unit or without."""
 
     type: ClassVar[str] = "number"
     value: float
@@ -81,7 +81,7 @@ class Number(_Prediction):
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """One region of an image: its left, upper, right and lower edge in pixels, what it holds, and how sure that is."""
+    """One region of an image: its left, upper, right and lower edge in pixels, its label and its score."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _Prediction.__pydantic_config__
     x1: float
@@ -97,7 +97,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes(_Prediction):
-    """The regions that were found, which may be none."""
+    """The regions that the model found; there may be none."""
 
     type: ClassVar[str] = "boxes"
     boxes: tuple[Box, ...]
@@ -108,10 +108,10 @@ class Boxes(_Prediction):
 
 @dataclass(frozen=True, kw_only=True)
 class Image(_Prediction):
-    """An image that was made.
+    """An image that the model made.
 
     Attributes:
-        path: where its file lies.
+        path: the path of the image file.
         sha256: of the file.
     """
 
@@ -125,7 +125,7 @@ class Image(_Prediction):
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(_Prediction):
-    """The values [D] of an embedding."""
+    """The values of an embedding, [D]."""
 
     type: ClassVar[str] = "embedding"
     values: tuple[float, ...]
@@ -136,7 +136,7 @@ class Embedding(_Prediction):
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking(_Prediction):
-    """Items in their order, the best first, each with its score."""
+    """Items in order, the best first, each with its score."""
 
     type: ClassVar[str] = "ranking"
     items: tuple[str, ...]

@@ -38,15 +38,15 @@ _KILLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT)  # what a launcher sends t
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """How one process ended.
+    """The end of a process that failed.
 
     Attributes:
-        process: its number, from 0.
-        of: number of processes.
-        time: in seconds.
-        code: its exit code.
-        message: what an error of ours, or a stop, says; empty where there is nothing to say.
-        traceback: of any other exception.
+        process: the number of the process, from 0.
+        of: the number of processes.
+        time: the time of the end, in seconds since the epoch.
+        code: the exit code of the process.
+        message: the text of an error of this package, or of a stop; empty where there is none.
+        traceback: the traceback of any other exception.
     """
 
     process: int
@@ -58,12 +58,12 @@ class Failure:
 
     @property
     def where(self) -> str:
-        """Which process, where there are several."""
+        """The name of the process for messages, with its number where there are several."""
         return f"process {self.process} of {self.of}" if self.of > 1 else "the training process"
 
     @property
     def is_stop(self) -> bool:
-        """Whether a signal asked it to stop, as a launcher does with the others where one process failed."""
+        """Whether a signal asked the process to stop; a launcher sends it to the others where one process failed."""
         return self.code > 128 and self.code != READER_LEFT
 
 
@@ -73,8 +73,8 @@ def exit_code_of_process(run: Callable[[], int], *, on_keyboard: str) -> int:
     Started by another launcher, each process shows its own, with its number.
 
     Args:
-        run: the work.
-        on_keyboard: printed after Ctrl-C.
+        run: the work, as a function that returns the exit code.
+        on_keyboard: the line to print after Ctrl-C.
     """
     folder = os.environ.get(VARIABLE)
     process, of = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -95,7 +95,7 @@ def exit_code_of_process(run: Callable[[], int], *, on_keyboard: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a launcher, show what stopped its processes, and return the exit code."""
+    """Run a launcher, show the errors that stopped its processes, and return the exit code."""
     module, *args = sys.argv[1:] if argv is None else argv
     with tempfile.TemporaryDirectory(prefix="finetune-failures-") as folder:
         os.environ[VARIABLE] = folder
@@ -111,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def conclude(failures: Sequence[Failure], code: int, signals: Mapping[int, int]) -> tuple[str, int]:
-    """Return what is shown of a run that ended, and its exit code.
+    """Return the text to show for a run that ended, and its exit code.
 
     Args:
-        failures: what the processes left, the earliest first.
-        code: the launcher's own exit code.
-        signals: process -> the signal that ended it, where one did that the launcher had not sent.
+        failures: the failures of the processes, the earliest first.
+        code: the exit code of the launcher.
+        signals: each process that a signal ended -> that signal, without those that the launcher sent.
     """
     if code == 0:
         return "", 0

@@ -1,4 +1,4 @@
-"""The prompt spec: completed from the data, and checked against the path that an app takes.
+"""The prompt spec of a recipe: completed from the data, and compared with the prompts of an app.
 
 An adapter answers well where it is asked as it was trained. So what rows bring beside the recipe (a system message, the
 place of their images, the length of their answers) goes into the prompt spec of the manifest, or is refused. For every
@@ -29,12 +29,12 @@ _SHOWN_IDS = 12  # tokens shown around the first difference
 
 
 def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = None) -> TaskSection:
-    """Return a recipe's task with what it leaves to the data.
+    """Return a recipe's task with the settings that it leaves to the data.
 
     Args:
-        section: the recipe's.
-        survey: of the training rows.
-        limit: the tokens that the base takes; None for no bound.
+        section: the section of the task in the recipe.
+        survey: the survey of the training rows.
+        limit: the largest number of tokens that the base takes; None for no bound.
 
     Raises:
         DataError: the rows do not agree, so that no one prompt repeats them.
@@ -86,7 +86,7 @@ def _common_system(survey: Survey) -> str | None:
 
 
 def _common_position(survey: Survey) -> ImagePosition:
-    """Return where ask() puts images: as all conversations do, unless rows of questions put them first."""
+    """Return the place of images in ask(): that of all conversations, unless rows of questions put them first."""
     if survey.forms == {"conversation"} and len(survey.image_positions) == 1:
         return next(iter(survey.image_positions)) or "first"
     return "first"
@@ -135,11 +135,11 @@ def check_prompts(
     """Put one row of every shape through an app's path, and compare its token ids with the training batch's.
 
     Args:
-        section: of the manifest.
-        shapes: shape of a prompt -> a row that has it.
-        trained: makes the run's training batches.
-        asked: makes an app's inputs.
-        when: the stage, for errors.
+        section: the section of the task in the manifest.
+        shapes: each shape of a prompt -> a row that has it.
+        trained: the batches of the run's training.
+        asked: the batches of an app.
+        when: the stage of the run, for errors.
 
     Raises:
         DataError: they differ, with the shape, the row and the first difference.
@@ -180,7 +180,7 @@ def _trained_ids(batches: Batches, example: Example) -> list[int]:
 
 
 def _as_an_app(section: PromptSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
-    """Return the call by which an app asks what the row asks, and the row that it makes."""
+    """Return the call by which an app asks the row's question, and the row that it makes."""
     has_own_system = shape.system != (section.system_prompt or None)  # ask() sends that of the prompt spec alone
     if shape.form == "conversation" or has_own_system:
         messages = _with_images(example.prompt, example.images)

@@ -1,4 +1,4 @@
-"""What a run's folder holds, and whether an unfinished run in it goes on.
+"""The folder of a run: its files, and the decision whether an unfinished run in it goes on.
 
 ::
 
@@ -90,15 +90,15 @@ def open_run(
     *,
     init_from: str | None = None,
 ) -> tuple[Checkpoints, Checkpoint | None]:
-    """Decide whether the run goes on or start, and write down what is being run.
+    """Decide whether the run goes on or starts, and write the record of the run.
 
     Args:
-        recipe: of the run.
-        base: what it adapts.
-        splits: its rows.
-        accelerator: of the run.
-        log: prints a line.
-        init_from: the reference by digest of the adapter that it starts from; None for a fresh one.
+        recipe: the recipe of the run.
+        base: the base that the run adapts.
+        splits: the rows of each split.
+        accelerator: the accelerator of the run.
+        log: the function that prints a line.
+        init_from: the reference by digest of the adapter that the run starts from; None for a fresh one.
 
     Returns:
         Where checkpoints go, and the one to go on from, if any; the same one on every process.
@@ -157,7 +157,7 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, log: Callable[[str], None]
 def _extend(
     recipe: Recipe, checkpoints: Checkpoints, plan_of: Callable[..., Plan], log: Callable[[str], None]
 ) -> Checkpoint | None:
-    """Return the checkpoint from which the run goes on to its new length; a finished one is kept beside.
+    """Return the checkpoint from which the run goes on to its new length; keep the finished run's adapter beside it.
 
     Raises:
         TrainingError: there is none, or the run is as long already.
@@ -197,7 +197,7 @@ def _tell_versions(start: Checkpoint, log: Callable[[str], None]) -> None:
 
 
 def rows_digest(examples: Rows) -> str:
-    """Return the digest of rows in their order: ids, messages, answers and what of them is supervised.
+    """Return the digest of rows in their order: ids, messages, answers, captions and unsupervised turns.
 
     Of a stream, whose rows are not kept, it is that of its files' names and versions, and of its order.
     """
@@ -225,7 +225,7 @@ def images_digest(examples: Rows) -> str | None:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Return what the run ran on."""
+    """Return the versions and hardware that the run uses."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -254,12 +254,12 @@ def git_state(checkout: Path) -> dict[str, Any] | None:
 
 
 def write_samples(path: Path, recipe: Recipe, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write a page of test rows with an image, those first that the adapter or the base got wrong.
+    """Write a page of test rows with an image; rows that the adapter or the base got wrong come first.
 
     Args:
-        path: the HTML file.
-        recipe: of the run.
-        evaluations: of the base and of the adapter, by these names, on the same rows.
+        path: the path of the HTML file.
+        recipe: the recipe of the run.
+        evaluations: the evaluations of ``base`` and ``adapter``, on the same rows.
     """
     write_page(
         path,
@@ -277,7 +277,7 @@ def write_samples(path: Path, recipe: Recipe, evaluations: Mapping[str, Evaluati
 
 @contextlib.contextmanager
 def telling_of_a_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a full disk into one error of ours that says what still stands."""
+    """Turn the error of a full disk into one error of this package that names the files that are complete."""
     try:
         yield
     except OSError as error:

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRows:
-    """The rows of all splits.
+    """The rows of all splits of a run.
 
     Attributes:
-        recipe: the run's, with what its task and the range of its images leave to the data.
+        recipe: the recipe, with the settings of task and image range that the data decided.
         train: the training rows.
-        val: the rows that choose the best weights; none where the recipe has no such split.
-        test: the rows that base and adapter are evaluated on; none where the recipe has no such split.
-        shapes: shape of a prompt -> the first row that has it.
+        val: the rows that choose the best weights; empty where the recipe has no such split.
+        test: the rows on which base and adapter are evaluated; empty where the recipe has no such split.
+        shapes: each shape of a prompt -> the first row that has it.
     """
 
     recipe: Recipe
@@ -50,7 +50,7 @@ class RunRows:
 
     @property
     def first(self) -> list[Example]:
-        """A few training rows, to show."""
+        """A few training rows for display."""
         return self.train.first if isinstance(self.train, Stream) else self.train[:3]
 
     @property
@@ -71,11 +71,11 @@ class RunRows:
         """Check that an app's prompts are the training prompts, as ``prompt_checks.check_prompts`` does.
 
         Args:
-            base: what an app asks.
-            collator: makes the training batches.
-            task: of the saved manifest; what the recipe will save if None.
-            placeholders: of a tuned prompt.
-            when: the stage, for errors.
+            base: the base that an app uses.
+            collator: the collator that makes the training batches.
+            task: the task section of the saved manifest; by default the section that the recipe will save.
+            placeholders: the places of a tuned prompt.
+            when: the stage of the run, for errors.
         """
         task = task or self.recipe.task.as_trained(caption_question=caption_question(self.train))
         trained, asked = Batches(collator, placeholders), Batches(base.collator_of(task), placeholders)
@@ -83,7 +83,7 @@ class RunRows:
 
 
 def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> RunRows:
-    """Read all splits of a recipe's data, and log what of them needs a person's eye.
+    """Read all splits of a recipe's data, and log the facts that a person should look at.
 
     Raises:
         DataError: a row cannot be used, or the rows do not agree on one prompt.

@@ -1,4 +1,4 @@
-"""What a recipe does: evaluate the base, train, evaluate the adapter, save, publish."""
+"""Running a recipe: evaluate the base, train, evaluate the adapter, save, publish."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ADAPTER = "adapter"  # as an evaluation of a run names it, beside ``base``
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a training run leaves."""
+    """The result of a training run."""
 
     folder: Path  # the run's
     adapter: Path  # the best adapter, complete with its manifest
@@ -69,14 +69,14 @@ class RunResult:
 
 
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
-    """Run a recipe: evaluate the base on the test split, train, evaluate the adapter, save, publish.
+    """Run a recipe: evaluate the base on the test split, train, evaluate the adapter, save and publish it.
 
     Where the run's folder holds an unfinished run of the same recipe, that one goes on. A finished one is never
     overwritten: it is refused, moved aside or made longer, as ``train.resume`` says. One run at a time has the folder.
 
     Args:
-        recipe: from ``load_recipe``.
-        registry: where to publish; the default one if None.
+        recipe: the recipe, from ``load_recipe``.
+        registry: the registry to publish in; the default one if None.
 
     Raises:
         StoppedError: a signal asked to stop; the state is saved.
@@ -100,16 +100,16 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What the steps of a run share.
+    """The objects that the steps of a run share.
 
     Attributes:
-        recipe: with what its rows decided.
-        registry: where it publishes.
-        strategy: how its processes share the work.
-        log: of the run.
-        parent: the adapter that it starts from; None for a fresh one.
-        base: what it adapts.
-        rows: of all splits.
+        recipe: the recipe, with the settings that its rows decided.
+        registry: the registry to publish in.
+        strategy: the strategy by which the processes share the work.
+        log: the log of the run.
+        parent: the adapter that the run starts from; None for a fresh one.
+        base: the base that the run adapts.
+        rows: the rows of all splits.
     """
 
     recipe: Recipe
@@ -131,7 +131,7 @@ class _Run:
         return self.recipe.run_folder
 
     def predictor(self, batches: Batches | TaskCollator, *, alone: bool) -> Predictor:
-        """Return what predicts rows with the base, ``alone`` or with the adapter in it."""
+        """Return the predictor of rows by the base, ``alone`` or with the adapter."""
         return predictor_of(self.base, self.recipe, batches.prompt_batch, alone=alone, accelerator=self.accelerator)
 
 
@@ -168,7 +168,7 @@ def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> R
 
 
 def _load(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> _Run:
-    """Load the base and the rows, and share the base out."""
+    """Load the base and the rows, and place the base on the processes."""
     accelerator = strategy.accelerator
     track = accelerator.log if recipe.train.trackers else None
     main = accelerator.is_main_process
@@ -300,12 +300,12 @@ def _finish(
 
     Args:
         run: the run.
-        collator: makes the training batches.
-        attachment: holds the best weights.
-        evaluations: of the base and of the adapter, by these names, where there are test rows.
+        collator: the collator that makes the training batches.
+        attachment: the adapter with its best weights.
+        evaluations: the evaluations of ``base`` and ``adapter``, where there are test rows.
         chosen_by: the metric that chose the weights.
-        notes: what a user should know first.
-        steps: optimizer steps behind the weights.
+        notes: the notes that a user should read first.
+        steps: the number of optimizer steps that made the weights.
     """
     recipe, folder = run.recipe, run.folder
     metrics = {{ADAPTER: TEST, BASE: BASE}[who]: found.scores for who, found in evaluations.items()}
@@ -334,7 +334,7 @@ def _save(
     *,
     steps: int,
 ) -> None:
-    """Save the adapter with its manifest, and check that the prompts it tells are those of the training."""
+    """Save the adapter with its manifest, and check that its prompts are those of the training."""
     base, rows, folder = run.base, run.rows, run.folder / "adapter"
     save_adapter(
         folder,

@@ -57,7 +57,7 @@ def save_weights(folder: Path, attachment: Attachment, tensors: Mapping[str, Ten
 
 
 def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
-    """Return what a manifest says of an adapter on a base of ``model_type``."""
+    """Return the description of an adapter on a base of ``model_type``, for a manifest."""
     parts = [
         PartDescription(method=p.method, options=dict(p.options), modules=dict(p.modules)) for p in attachment.parts
     ]
@@ -69,7 +69,7 @@ def describe(attachment: Attachment, model_type: str) -> AdapterDescription:
 
 
 def probe_effect(base: Base, attachment: Attachment) -> Probe:
-    """Return what base and adapter make of the probe; every process that shares the base has to call it."""
+    """Return the probe of base and adapter; every process that shares the base has to call it."""
     switch(base.model, on=False)
     off = base.probe(PROBE_SEED)
     switch(base.model, on=True)
@@ -92,15 +92,15 @@ def save_adapter(
     """Write the finished adapter with its manifest, replacing ``folder`` in one step.
 
     Args:
-        folder: where.
-        recipe: what made it.
-        base: the base it is attached to.
+        folder: the folder to write.
+        recipe: the recipe that made the adapter.
+        base: the base that the adapter is attached to.
         attachment: the adapter, holding the weights to save.
-        splits: the rows it saw, by split.
+        splits: the rows of the run, by split.
         metrics: ``test`` -> the adapter's scores on the test split, ``base`` -> those of the base alone.
-        probe: what ``probe_effect`` returned.
-        steps: optimizer steps behind the weights.
-        parents: references by digest of the adapters whose weights it started from.
+        probe: the probe, from ``probe_effect``.
+        steps: the number of optimizer steps behind the weights.
+        parents: the references by digest of the adapters whose weights it started from.
     """
     manifest = _manifest(recipe, base, attachment, splits, metrics, probe=probe, steps=steps, parents=list(parents))
     write_folder(
@@ -149,7 +149,7 @@ def data_digest(examples: Rows) -> str:
 
 
 def caption_question(rows: Rows) -> str | None:
-    """Return what most rows ask whose captions are supervised; None where no row has any.
+    """Return the question of most rows whose captions are supervised; None where no row has captions.
 
     Of a stream, whose rows are not kept, the first ones tell.
     """
@@ -159,7 +159,7 @@ def caption_question(rows: Rows) -> str | None:
 
 
 def _image_spec(recipe: Recipe) -> ImageSpec:
-    """Return how the recipe opened images; its range stands in it where images of more than 8 bits were seen."""
+    """Return the recipe's opening of images, with its range where images of more than 8 bits were seen."""
     if not isinstance(recipe.data, ReadSection):
         return ImageSpec()
     found = fixed_range(recipe.data)

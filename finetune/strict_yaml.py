@@ -7,7 +7,7 @@ import yaml
 
 
 class StrictLoader(yaml.SafeLoader):
-    """What files that people write are read with: ``yaml.load(text, StrictLoader)``."""
+    """The loader of YAML files that people write: ``yaml.load(text, StrictLoader)``."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node.

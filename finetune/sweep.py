@@ -1,4 +1,4 @@
-"""A grid of runs: every value of some keys with every value of the others, and what comes out over the seeds.
+"""A grid of runs: every value of some keys with every value of the others, and the results over the seeds.
 
 Each run is a process of its own, started through the same door as a single run, so that none inherits memory,
 random state or a crash from the one before. A run is known by the digest of its recipe, which is in its name: a
@@ -40,9 +40,9 @@ class Run:
 
     Attributes:
         settings: the swept keys with this run's values.
-        recipe: what it does, under a name of its own.
-        overrides: what makes that recipe of the config.
-        digest: of all that could change its result; its name and folder are left out.
+        recipe: the recipe of the run, under a name of its own.
+        overrides: the overrides that make this recipe of the config.
+        digest: the digest of all that could change the result; name and folder are left out.
     """
 
     settings: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Run:
     digest: str
 
     def result(self) -> dict[str, Any] | None:
-        """Return what came out; None while it is not finished."""
+        """Return the result of the run; None while it is not finished."""
         try:
             result = json.loads((self.recipe.run_folder / RESULT_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -72,7 +72,7 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
     """Return the runs of a grid, the last key changing fastest.
 
     Args:
-        config: a recipe file.
+        config: the path of a recipe file.
         words: ``key=value`` overrides for all runs and ``key=a,b,c`` for the grid. Each value is YAML: one that
             holds a comma stands in quotes or brackets. Nothing is published unless a word is ``adapter.publish``.
 
@@ -101,11 +101,11 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
 
 
 def run_sweep(config: str | Path, words: Sequence[str]) -> int:
-    """Run what is not finished of a grid, prints the table, and keep it as ``sweep.json``.
+    """Run the unfinished runs of a grid, print the table, and keep it as ``sweep.json``.
 
     Args:
-        config: a recipe file.
-        words: as for ``plan``.
+        config: the path of a recipe file.
+        words: the words of the command line, as for ``plan``.
 
     Returns:
         0; 1 when a run failed, after the others; 128 + n when signal n stopped a run, and so the sweep.
@@ -243,12 +243,12 @@ def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, A
 
 
 def _ended_unnoticed(run: Run) -> bool:
-    """Tell whether a run came to its end when no sweep was there to keep its result, and keep that now."""
+    """Return whether a run ended while no sweep was there to keep its result; keep the result now."""
     return is_finished(run.recipe.run_folder) and changed_since(run.recipe) == {} and _keep_result(run) is None
 
 
 def _keep_result(run: Run) -> str | None:
-    """Write down what a run that ended well left in its result, manifest and log; return what was wrong with them."""
+    """Write down the results of a run that ended well, from its result, manifest and log; return the fault in these."""
     folder = run.recipe.run_folder
     try:
         left = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))

@@ -1,15 +1,15 @@
-"""Names a recipe may use, and where the code behind each lives. Nothing is imported until it is looked up."""
+"""The names that a recipe may use, and the places of their code. Nothing is imported until it is looked up."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """Where the class of a family lives, and what of it must be known before torch is imported.
+    """The place of the class of a family, and the facts about it that are needed before torch is imported.
 
     Attributes:
-        target: ``"module:Class"``.
-        architecture: what its models do, as the class says it too.
+        target: the place of the class, ``"module:Class"``.
+        architecture: the architecture of its models, the same as in the class.
         towers: the names of the towers that its models have.
     """
 
@@ -20,10 +20,10 @@ class FamilyEntry:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where the code behind a name is, and the section of a recipe that chooses it.
+    """The place of the code behind a name, and of the section of a recipe that chooses it.
 
     Attributes:
-        target: ``"module:attribute"``.
+        target: the place of the code, ``"module:attribute"``.
         config: ``"module:attribute"`` of the section, where it is not the attribute ``Config`` of the target. A module
             that imports torch needs one: a recipe is read without torch.
     """

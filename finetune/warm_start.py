@@ -1,4 +1,4 @@
-"""Starting from the weights of a finished adapter instead of fresh ones: the same base, the same methods and shapes."""
+"""A start from the weights of a finished adapter instead of fresh ones: the same base, the same methods and shapes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Parent:
     """The finished adapter that a run starts from.
 
     Attributes:
-        asked: the reference or folder, as the recipe has it.
-        folder: what was read and verified.
+        asked: the reference or folder, as in the recipe.
+        folder: the adapter that was read and verified.
     """
 
     asked: str
@@ -119,7 +119,7 @@ def _table(adapter: AdapterDescription) -> dict[str, Any]:
 
 @contextmanager
 def _named(asked: str) -> Iterator[None]:
-    """Say of an error which key of the recipe it is about."""
+    """Name the key of the recipe in errors inside the block."""
     try:
         yield
     except FinetuneError as error:

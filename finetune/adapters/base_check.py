@@ -1,4 +1,4 @@
-"""Whether a base can be loaded, as far as its files tell. Imports no torch: a wrong name is answered at once."""
+"""A check from its files that a base can be loaded. Imports no torch: a wrong name is answered at once."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def check_base(name_or_path: str, *, revision: str | None = None) -> None:
     ``HUB_SECONDS``.
 
     Args:
-        name_or_path: an embedded name, a folder, or a hub id.
-        revision: of a hub id.
+        name_or_path: the name of an embedded base, a folder, or a hub id.
+        revision: the revision of a hub id.
 
     Raises:
         ModelError: what is missing, and what to give instead.
@@ -169,7 +169,7 @@ def _is_network_error(error: Exception) -> bool:
 
 
 def _how_to_bring(name_or_path: str, revision: str | None) -> str:
-    """Return what to do where a hub id is not on this machine and the hub cannot be reached."""
+    """Return the advice for a hub id that is not on this machine while the hub cannot be reached."""
     wanted = f" --revision {revision}" if revision else ""
     return (
         " If it is a hub id: where the hub can be reached, run "

@@ -46,8 +46,8 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
     """Return the identity of a base model.
 
     Args:
-        name_or_path: a folder or a hub id whose files are in the hub's cache.
-        revision: of the hub id.
+        name_or_path: a folder, or a hub id whose files are in the hub's cache.
+        revision: the revision of the hub id.
         verify: ``cached`` reuses digests of files that have not changed since; ``full`` reads every byte again.
 
     Raises:
@@ -118,9 +118,9 @@ def digest_beside_weights(name_or_path: str, *, revision: str | None = None, ver
     """Return the SHA-256 over all files that a base and its processor are loaded from, but the weights.
 
     Args:
-        name_or_path: as for ``identify_base``.
-        revision: of the hub id.
-        verify: as for ``identify_base``.
+        name_or_path: the same as for ``identify_base``.
+        revision: the revision of the hub id.
+        verify: the same as for ``identify_base``.
     """
     folder = snapshot_folder(name_or_path, revision=revision)
     patterns = [pattern for pattern in _NEEDED if not pattern.endswith(".safetensors")]
@@ -133,9 +133,9 @@ def identify_processor(name_or_path: str, *, revision: str | None = None, chat_t
     """Return the digests of tokenizer, processor config and chat template.
 
     Args:
-        name_or_path: where the processor was loaded from.
-        revision: of a hub id.
-        chat_template: the one the live processor uses.
+        name_or_path: the folder or hub id that the processor was loaded from.
+        revision: the revision of a hub id.
+        chat_template: the chat template of the live processor.
     """
     folder = snapshot_folder(name_or_path, revision=revision)
 

@@ -1,4 +1,4 @@
-"""The model card of an adapter, or of what was made of one: what the Hugging Face Hub shows, from its manifest."""
+"""The model card of an adapter, or of a model made from one, for the Hugging Face Hub; it is made from the manifest."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,16 +20,16 @@ _NOT_STATED = "not stated"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card says beside the manifest: of the files that it lies with.
+    """The facts on a card beside the manifest, about the files that it lies with.
 
     Attributes:
-        version: of the adapter, such as ``version 17``.
-        digest: SHA-256 of its manifest.
-        relation: to the base, in the hub's words.
-        library_name: what opens them, in the hub's words; None where no library that the hub knows does.
-        loading: code by which they are opened.
-        loading_language: what it is written in.
-        checks: a sentence on what is checked that way.
+        version: the version of the adapter, such as ``version 17``.
+        digest: the SHA-256 of the adapter's manifest.
+        relation: the relation to the base, in the hub's words.
+        library_name: the library that opens the files, by the hub's name; None where the hub knows none that does.
+        loading: the code that opens the files.
+        loading_language: the language of that code.
+        checks: a sentence on the checks that this code makes.
     """
 
     version: str
@@ -82,7 +82,7 @@ def _front_matter(manifest: AdapterManifest, card: Card) -> str:
 
 
 def _pipeline_tag(manifest: AdapterManifest) -> str:
-    """Return what the hub calls such a model."""
+    """Return the hub's task name for such a model."""
     task = manifest.task
     if isinstance(task, LabelSection):
         return "zero-shot-image-classification"
@@ -90,7 +90,7 @@ def _pipeline_tag(manifest: AdapterManifest) -> str:
 
 
 def _scores(manifest: AdapterManifest, who: str) -> dict[str, float]:
-    """Return name -> value of what was measured on all test rows; the name without ``test.`` or ``base.``."""
+    """Return name -> value of the metrics for all test rows; the name without ``test.`` or ``base.``."""
     scores = summarized(manifest.metrics).get(who, {})
     return {k: v for k, v in scores.items() if not isinstance(v, bool) and k not in _NOT_SCORES}
 
@@ -134,7 +134,7 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
 
 
 def _asking(manifest: AdapterManifest) -> list[str]:
-    """Return how the adapter was asked in training; asked otherwise, it answers otherwise."""
+    """Return the lines about the prompt of the training, since another prompt gets other answers."""
     task = manifest.task
     if isinstance(task, LabelSection):
         return [f"Its texts were written so: {markdown_code(task.text_template)}.", ""]
@@ -149,7 +149,7 @@ def _asking(manifest: AdapterManifest) -> list[str]:
 
 
 def _images(manifest: AdapterManifest) -> list[str]:
-    """Return how images were opened, where that is not the same for everybody."""
+    """Return the lines about the opening of images, where that is not the same for everybody."""
     images = manifest.images
     said = []
     if images.range:
@@ -185,7 +185,7 @@ def _cell(manifest: AdapterManifest, who: str, name: str, value: float | None) -
 
 
 def _recorded(scores: Any, name: str) -> dict[str, Any]:
-    """Return what a manifest records of a metric, or of ``BASELINE.METRIC``; nothing of what is a number alone."""
+    """Return the manifest's record of a metric, or of ``BASELINE.METRIC``; empty where it is a number alone."""
     of, _, metric = name.partition(".")
     for path in (("values", name), ("baselines", of, metric)):
         found = scores

@@ -1,4 +1,4 @@
-"""An adapter's folder: PEFT's two files and a manifest. Written whole or not at all; read without trusting it."""
+"""An adapter's folder: PEFT's two files and a manifest. It is written whole or not at all, and read without trust."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """What a verified folder holds: the manifest and the tensors it describes, bytes equal to their digests."""
+    """A verified folder: the manifest and the tensors it describes, whose bytes equal their digests."""
 
     manifest: AdapterManifest
     digest: str  # SHA-256 of the manifest's bytes
@@ -113,8 +113,8 @@ def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFol
     Sizes are checked before bytes are read, digests before anything is parsed, the header before tensors exist.
 
     Args:
-        path: the folder.
-        device: where the tensors are to be.
+        path: the folder to read.
+        device: the device of the tensors.
 
     Raises:
         ManifestError: manifest, config or header break their schema.
@@ -147,14 +147,14 @@ def verify(
     source: Path,
     device: torch.device | str = "cpu",
 ) -> AdapterFolder:
-    """Return an adapter of which every file says what its manifest says.
+    """Return an adapter whose files all agree with its manifest.
 
     Args:
-        manifest: of the adapter.
-        read: returns the bytes of one of the files that it lists, which are as long and have the digest that it says.
-        digest: of the manifest's bytes.
-        source: the folder that errors name.
-        device: where the tensors are to be.
+        manifest: the manifest of the adapter.
+        read: the function that returns the bytes of a listed file, of the size and digest that the manifest gives.
+        digest: the digest of the manifest's bytes.
+        source: the folder, for errors.
+        device: the device of the tensors.
 
     Raises:
         ManifestError: config or header break their schema.
@@ -219,12 +219,12 @@ def _begin(entry: Any) -> int:
 
 
 def _same(numbers: Any, wanted: list[int]) -> bool:
-    """Tell whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
+    """Return whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
     return isinstance(numbers, list) and numbers == wanted and all(type(number) is int for number in numbers)
 
 
 def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
-    """The config that PEFT would read says what the manifest says, field by field."""
+    """Check that the config that PEFT would read agrees with the manifest, field by field."""
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ManifestError(f"{path}: not an object")

@@ -47,7 +47,7 @@ class _Part(BaseModel):
 
 
 class BaseIdentity(_Part):
-    """Which base model an adapter belongs to: the bytes of its weights and of its config.
+    """The identity of the base model of an adapter: the bytes of its weights and of its config.
 
     Two bases are the same when ``files`` and ``config`` are equal; the hub id only says where to find it.
     """
@@ -65,7 +65,7 @@ class BaseIdentity(_Part):
 
 
 class ProcessorDigests(_Part):
-    """What turns images and text into tensors, and tensors into text; a change of any part changes the answers."""
+    """The digests of tokenizer, processor, chat template and generation config; a change of any changes the answers."""
 
     tokenizer: Sha256
     processor_config: Sha256
@@ -74,14 +74,14 @@ class ProcessorDigests(_Part):
 
 
 class TensorEntry(_Part):
-    """Shape and dtype (safetensors' names, such as ``F32``) of one saved tensor."""
+    """The shape and dtype (by safetensors' names, such as ``F32``) of one saved tensor."""
 
     shape: list[Annotated[int, Field(ge=1, le=2**31)]] = Field(max_length=8)
     dtype: Literal["F32", "F16", "BF16"]
 
 
 class PartDescription(_Part):
-    """What one method attached, where."""
+    """The part of an adapter that one method attached."""
 
     method: Word
     options: dict[Word, Any]
@@ -90,17 +90,17 @@ class PartDescription(_Part):
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """Tower and full name of each thing that is adapted."""
+        """The tower and the full name of each module or parameter that is adapted."""
         return [(tower, name) for tower, names in self.modules.items() for name in names]
 
     @property
     def names(self) -> list[str]:
-        """The full names of what is adapted."""
+        """The full names of the modules or parameters that are adapted."""
         return [name for _, name in self.places]
 
 
 class AdapterDescription(_Part):
-    """What was attached: a part for each method."""
+    """The description of an adapter: a part for each method."""
 
     peft_type: Word  # PEFT's own, or one that PEFT refuses
     parts: list[PartDescription] = Field(min_length=1, max_length=8)
@@ -132,7 +132,7 @@ class AdapterDescription(_Part):
 
 
 class PluginEntry(_Part):
-    """A name that a package outside gives, and the package."""
+    """A name from a plug-in, and the package that brings it."""
 
     group: Annotated[str, Field(pattern=r"^(tasks|methods|families)$")]
     name: Word
@@ -171,11 +171,11 @@ def _task(value: Any, info: ValidationInfo) -> Any:
 
 
 class ImageSpec(_Part):
-    """How images were opened during training; every use of the adapter opens them so.
+    """The opening of images during training; every use of the adapter opens them in the same way.
 
     Attributes:
         range: the values of images of more than 8 bits that became black and white; None: there were none.
-        page: which page of TIFF files was taken, from 1; None: they had one.
+        page: the page of TIFF files that was taken, from 1; None: they had one.
     """
 
     range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
@@ -190,12 +190,12 @@ class ImageSpec(_Part):
 
     @property
     def options(self) -> ImageOptions:
-        """The same for whatever opens images."""
+        """The same settings as ``ImageOptions``."""
         return ImageOptions(range=(self.range[0], self.range[1]) if self.range else None, page=self.page)
 
 
 class TrainingRecord(_Part):
-    """Where the weights come from."""
+    """The origin of the weights."""
 
     recipe_digest: Sha256  # of the whole recipe as it was resolved
     recipe: dict[Word, Any] | None = None  # the recipe itself, without local paths; None where only the digest is known
@@ -213,7 +213,7 @@ ProbeValues = Annotated[list[ProbeRow], Field(min_length=2, max_length=4)]
 
 
 class Probe(_Part):
-    """What base and adapter made of a synthetic image and text, recorded when the adapter was saved.
+    """The outputs of base and adapter for a synthetic image and text, recorded when the adapter was saved.
 
     Both are fp32: of a generative base [4 positions][64 token ids], logits; of a dual encoder [2][64], values of the
     embeddings of image and text.
@@ -228,7 +228,7 @@ class Probe(_Part):
 
 
 class FileEntry(_Part):
-    """Digest and size in bytes of one file of the adapter."""
+    """The digest and the size in bytes of one file of the adapter."""
 
     sha256: Sha256
     size: Annotated[int, Field(ge=0)]
@@ -288,7 +288,7 @@ class AdapterManifest(_Part):
         return f"{self.namespace}/{self.name}"
 
     def summary(self) -> dict[str, Any]:
-        """Return what a registry's log keeps of the manifest, so that listing opens no blob."""
+        """Return the part of the manifest that a registry's log keeps, so that a listing opens no blob."""
         return {
             "base": self.base.digest,
             "base_id": self.base.hub_id,

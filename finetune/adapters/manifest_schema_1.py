@@ -1,4 +1,4 @@
-"""Manifests of schema 1, as release 0.1 wrote them: read for ever, brought into the form of schema 2."""
+"""Manifests of schema 1, from release 0.1: they stay readable, and are brought into the form of schema 2."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def from_schema_1(data: dict[str, Any], *, source: str) -> dict[str, Any]:
     digest.
 
     Args:
-        data: the parsed JSON; it is not changed.
-        source: where it came from, for errors.
+        data: the parsed JSON, which is not changed.
+        source: the place that the JSON came from, for errors.
 
     Raises:
         ManifestError: it holds what schema 1 does not have.

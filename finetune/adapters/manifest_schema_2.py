@@ -1,4 +1,4 @@
-"""Manifests of schema 2, whose scores were called `before` and `after`: read for ever, brought into today's form."""
+"""Manifests of schema 2, with scores under `before` and `after`: they stay readable, in the form of today's schema."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ def from_schema_2(data: dict[str, Any], *, source: str) -> dict[str, Any]:
     """Return the fields of a manifest of schema 2 under the names of schema 3, for the check that every manifest gets.
 
     Args:
-        data: the parsed JSON; it is not changed.
-        source: where it came from, for errors.
+        data: the parsed JSON, which is not changed.
+        source: the place that the JSON came from, for errors.
 
     Raises:
         ManifestError: it holds what schema 2 does not have.
@@ -69,7 +69,7 @@ def _value(value: float, n: Any, interval: Any = None) -> dict[str, Any]:
 
 
 def _task(prompt: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the task from what schema 2 kept of the prompt."""
+    """Return the settings of the task from the prompt settings of schema 2."""
     task = dict(prompt)
     if "question_template" in task:
         task.setdefault("image_position", "first")

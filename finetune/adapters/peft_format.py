@@ -1,4 +1,4 @@
-"""What ``adapter_config.json`` holds: a function of the manifest's description, so that the two cannot differ."""
+"""The content of ``adapter_config.json``: a function of the manifest's description, so that the two cannot differ."""
 
 from __future__ import annotations
 

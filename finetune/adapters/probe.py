@@ -1,4 +1,4 @@
-"""The probe: does the adapter, on this base, still do what it did when it was saved?
+"""The probe: a check that an adapter, on this base, still has the effect that it had when it was saved.
 
 A synthetic image and text, made from a seed, go through the base and through the adapted model. What is compared
 is the effect, the difference between the two: equal weights on a wrong base, or half an adapter, have another one.
@@ -34,14 +34,14 @@ _NOISE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What replaying a probe showed."""
+    """The result of replaying a probe."""
 
     verdict: Literal["passed", "inconclusive"]
     difference: float  # of the live effect from the recorded one, relative to the recorded
 
 
 def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
-    """Return the synthetic conversation and its image; changing what it returns needs a new ``VERSION``."""
+    """Return the synthetic conversation and its image; a change of either needs a new ``VERSION``."""
     rng = np.random.default_rng([VERSION, seed])
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(np.kron(coarse, np.ones((32, 32, 1), np.uint8)))
@@ -49,12 +49,12 @@ def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
 
 
 def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Tensor:
-    """Return what is recorded of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of image and text.
+    """Return the recorded part of a model's outputs: fp32 [4, 64], or [2, 64] for embeddings of image and text.
 
     Args:
-        outputs: of the one row that ``probe_conversation`` gives: logits [T, V], or embeddings [2, D].
-        seed: of the conversation; spreads the columns over the vocabulary, or over the embedding.
-        width: of the base's own outputs, where a head of the task gives others; these are repeated to that width.
+        outputs: the outputs for the row of ``probe_conversation``: logits [T, V], or embeddings [2, D].
+        seed: the seed of the conversation, which also spreads the columns over the vocabulary or the embedding.
+        width: the width of the base's own outputs; outputs of a task's head are repeated to it.
     """
     rng = np.random.default_rng([VERSION, seed, 1])
     width = width or outputs.shape[-1]
@@ -65,7 +65,7 @@ def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Ten
 def record(
     base: Tensor, adapted: Tensor, *, seed: int, dtype: torch.dtype, quantization: Quantization | None = None
 ) -> Probe:
-    """Return what the manifest keeps; ``dtype`` is what the model computed in."""
+    """Return the probe for the manifest; ``dtype`` is the dtype in which the model computed."""
     return Probe(
         version=VERSION,
         seed=seed,
@@ -88,11 +88,11 @@ def compare(
     """Compare the live effect of an adapter with the recorded one.
 
     Args:
-        probe: what was recorded.
-        base: live values, as recorded, with the adapter off.
-        adapted: live values with it on.
-        dtype: what the live model computes in.
-        quantization: of the live model.
+        probe: the recorded probe.
+        base: the live values with the adapter off, in the form of the recorded ones.
+        adapted: the live values with the adapter on.
+        dtype: the dtype in which the live model computes.
+        quantization: the quantization of the live model.
         has_head: whether a head of the task gave the adapter's values, which are then no change of the base's: they
             are compared as they are.
 
@@ -128,7 +128,7 @@ def compare(
 
 
 def _held_otherwise(saved: Quantization | None, live: Quantization | None) -> str:
-    """Return how an adapter is loaded as it was trained, where this base is held otherwise."""
+    """Return the advice on loading an adapter as it was trained, where this base is held otherwise."""
     if saved == live:
         return ""
     how = "with no --quantization" if saved is None else f"with --quantization {saved} (quantization={saved!r})"

@@ -67,10 +67,10 @@ class AdapterRef:
     """One adapter and exactly one way to choose its version; a value that exists is valid.
 
     Attributes:
-        namespace: the team or domain.
-        name: the adapter.
-        version: number of the version, counted from 1.
-        alias: a movable word for a version; ``latest`` is the newest.
+        namespace: the namespace of a team or domain.
+        name: the name of the adapter.
+        version: the number of the version, from 1.
+        alias: a movable name of a version; ``latest`` is the newest.
         digest: SHA-256 of the version's manifest.
     """
 
@@ -105,7 +105,7 @@ class AdapterRef:
 
     @classmethod
     def parse_name(cls, text: str) -> "AdapterRef":
-        """Read ``ns/name``, for what concerns all versions, as the reference of its latest.
+        """Read ``ns/name``, for matters of all versions, as the reference of its latest.
 
         Raises:
             AdapterReferenceError: it is something else, or says a version.
@@ -145,7 +145,7 @@ def _parsed(text: str) -> AdapterRef:
 
 
 def folder_hint(name: str) -> str:
-    """Return what to write where a folder was meant: a text such as ``runs/mine`` reads as a reference."""
+    """Return the spelling that means a folder: a text such as ``runs/mine`` reads as a reference."""
     for path in (Path(name), Path(name) / "adapter"):
         if (path / "manifest.json").is_file():
             return f" {name} reads as a reference; for the folder write ./{path.as_posix()}."

@@ -1,4 +1,4 @@
-"""Plug-ins that an adapter needs: written down when it is saved, looked for before it is used."""
+"""Plug-ins that an adapter needs: recorded when it is saved, checked before it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOUNS = {"tasks": "task", "methods": "method", "families": "family"}
 
 
 def plugins_of(names: Iterable[tuple[str, str]]) -> list[PluginEntry]:
-    """Return what a manifest keeps of (group, name) pairs: those that packages outside give."""
+    """Return the plug-ins among (group, name) pairs, as a manifest keeps them."""
     found = []
     for group, name in names:
         if is_known(group, name) and (from_outside := provider(group, name)):
@@ -31,11 +31,11 @@ def plugins_of(names: Iterable[tuple[str, str]]) -> list[PluginEntry]:
 
 
 def require_usable(manifest: AdapterManifest, *, architecture: str | None = None) -> None:
-    """Check that this machine has what an adapter needs, and that its task serves its base.
+    """Check that this machine has everything that an adapter needs, and that its task serves its base.
 
     Args:
-        manifest: of the adapter.
-        architecture: of the base, where that is loaded; by default what is known of its ``model_type``.
+        manifest: the manifest of the adapter.
+        architecture: the architecture of the base, where it is loaded; by default the known one of its ``model_type``.
 
     Raises:
         PluginError: a plug-in is not installed, with the package to install.

@@ -1,4 +1,4 @@
-"""JSON as it is written here, and as it is read when somebody else may have written it."""
+"""Strict JSON: one canonical form for writing, and a bounded parser for files from outside."""
 
 import json
 from typing import Any
@@ -15,13 +15,13 @@ def canonical_json(value: Any) -> bytes:
 
 
 def strict_json(raw: bytes, *, source: str, max_bytes: int, max_values: int = MAX_VALUES) -> Any:
-    """Parses JSON that came from elsewhere: UTF-8, bounded in size and depth, no duplicate keys, finite numbers only.
+    """Parse JSON from outside: UTF-8, bounded in size and depth, no duplicate keys, finite numbers only.
 
     Args:
-        raw: the bytes.
-        source: where they came from, for the message.
-        max_bytes: how many they may be.
-        max_values: how many values they may hold.
+        raw: the bytes of the JSON.
+        source: the place that they came from, for the message.
+        max_bytes: the largest number of bytes.
+        max_values: the largest number of values.
 
     Raises:
         ManifestError: with ``source`` and what is wrong.

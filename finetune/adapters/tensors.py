@@ -1,4 +1,4 @@
-"""From the bytes of a safetensors file to tensors: one copy, however many tensors it holds."""
+"""Tensors from the bytes of a safetensors file: one copy, however many tensors it holds."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def tensors_of(
     """Return the tensors of a safetensors file, views of a copy of its bytes.
 
     Args:
-        data: the file.
-        table: shape and dtype of each tensor.
-        offsets: where each begins, as ``check_header`` returns it.
-        source: what errors name.
-        device: where the tensors are to be; they move there together.
+        data: the bytes of the file.
+        table: the shape and dtype of each tensor.
+        offsets: the first byte of each tensor, from ``check_header``.
+        source: the name of the file in errors.
+        device: the device of the tensors; they move there together.
 
     Raises:
         IntegrityError: a value is not finite.

@@ -115,12 +115,12 @@ def table_examples(
 
     Args:
         dataset: the table.
-        section: what its columns are called.
-        place: row number -> (id, where it stands).
-        what: what to call the table in errors.
-        task: how a question is put.
-        root: folder that paths of images are relative to.
-        bad: where rows go that cannot be used.
+        section: the section that names its columns.
+        place: each row number -> the row's id, and its place for errors.
+        what: the name of the table in errors.
+        task: the section of the task that puts the questions.
+        root: the folder that paths of images are relative to.
+        bad: the record of the rows that cannot be used.
 
     Raises:
         DataError: the table has no rows, or not the columns.
@@ -170,7 +170,7 @@ class StoredImage:
         return self.root / path
 
     def key(self) -> str:
-        """Return what changes when the table does, or the file that the cell names."""
+        """Return a key that changes when the table does, or the file that the cell names."""
         named = "".join(f"\0{file_key(path)}" for path in self._named())
         return f"{self.table.key}\0{self.row}\0{self.item}{named}"
 
@@ -187,7 +187,7 @@ class ImageTable:
     """One column of images on disk. It is pickled by its place, and opened once in a process.
 
     Args:
-        dataset: has this one column, in Arrow's own format.
+        dataset: a dataset with this one column, in Arrow's own format.
     """
 
     def __init__(self, dataset: Dataset):
@@ -196,7 +196,7 @@ class ImageTable:
 
     @cached_property
     def key(self) -> str:
-        """What changes when the files do, or which of their rows and columns these are."""
+        """A key that changes when the files do, or their rows and columns."""
         files = [file_key(Path(file["filename"])) for file in self.dataset.cache_files]
         return "\0".join([self.dataset._fingerprint, *self.dataset.column_names, *files])
 
@@ -237,7 +237,7 @@ def _table(key: str, pickled: bytes) -> ImageTable:
 def stored_images(
     dataset: Dataset, column: str, *, root: Path, place: Callable[[int], tuple[str, str]]
 ) -> Iterator[StoredImage | list[StoredImage] | None]:
-    """Yield what each row holds in a column of images, without reading one."""
+    """Yield the images of each row in a column of images, without reading one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -257,7 +257,7 @@ def stored_images(
 
 
 def _names_a_file(cells: Array) -> bool:
-    """Tell whether one of these cells holds no bytes and is not empty."""
+    """Return whether one of these cells holds no bytes and is not empty."""
     import pyarrow as pa
 
     while pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
@@ -284,7 +284,7 @@ def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
 
 
 def _holds_images(dataset: Dataset, column: str | None) -> bool:
-    """Tell whether a column holds images themselves; a column of texts holds paths."""
+    """Return whether a column holds images themselves; a column of texts holds paths."""
     import pyarrow as pa
 
     if column not in dataset.column_names:

@@ -1,4 +1,4 @@
-"""Thin images: a processor that scales the shorter side to a fixed length makes a long strip of each of them."""
+"""Thin images, of which a processor makes long strips if it scales the shorter side to a fixed length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_RESIZED_PIXELS = 4_000_000  # width x height after resizing, before most of
 
 
 def most_aspect(processor: ProcessorMixin) -> int:
-    """Return how many times as long as its shorter side an image may be for the image processor of a base.
+    """Return the largest ratio of an image's longer side to its shorter side for the image processor of a base.
 
     A processor with ``size: {"shortest_edge": E}`` alone, such as CLIP's, makes E x (E * aspect) pixels of an image
     however small it is. All others bound the size of what they make.
@@ -31,9 +31,9 @@ def refuse_aspect(size: tuple[int, int], name: str, most: int = MOST_ASPECT) -> 
     """Refuse an image one side of which is far longer than the other.
 
     Args:
-        size: width and height in pixels.
-        name: what to call the image in the error.
-        most: longer side to shorter side.
+        size: the width and height of the image in pixels.
+        name: the name of the image in the error.
+        most: the largest ratio of the longer side to the shorter side.
 
     Raises:
         RowError: it is.

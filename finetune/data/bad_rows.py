@@ -17,12 +17,12 @@ _LISTED = 20  # rows named for each reason
 
 
 class BadRows:
-    """What was wrong with the rows of one split.
+    """A record of the rows of one split that cannot be used.
 
     Args:
-        what: what the rows are called, such as ``train``.
+        what: the name of the rows, such as ``train``.
         on_error: ``error`` raises the first fault; ``skip`` counts faults by reason.
-        log: is told of them in the end.
+        log: the function that is called with the report at the end.
     """
 
     def __init__(self, what: str, *, on_error: Literal["error", "skip"], log: Callable[[str], None]):
@@ -57,11 +57,11 @@ class BadRows:
 
     @property
     def skipped(self) -> int:
-        """How many rows were left out."""
+        """The number of rows that were left out."""
         return sum(len(messages) for messages in self.faults.values())
 
     def conclude(self) -> None:
-        """Tell what was left out.
+        """Log the rows that were left out.
 
         Raises:
             DataError: it is more than one row in twenty.
@@ -78,7 +78,7 @@ class BadRows:
             )
 
     def tell(self) -> None:
-        """Say which rows were left out and which fields nothing reads, if any."""
+        """Log which rows were left out and which fields are not read, if any."""
         if self.unread:
             self.log(f"{self.what} rows: {unread_report(self.unread)}")
         if self.skipped:
@@ -97,7 +97,7 @@ def unread_report(rows_of: Mapping[str, int]) -> str:
     """Return the sentence that lists fields which are not read.
 
     Args:
-        rows_of: field -> how many rows have it; 0 where that is not known.
+        rows_of: each field -> the number of rows that have it; 0 where that is not known.
     """
     listed = [f"{brief(name, 40)}{f' ({count} rows)' if count else ''}" for name, count in rows_of.items()]
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""

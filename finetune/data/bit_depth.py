@@ -1,4 +1,4 @@
-"""Images of more than 8 bits: which of their values become black and white.
+"""Images of more than 8 bits, and the range of values that becomes black to white.
 
 A scanner's 12-bit values in a 16-bit file go up to 4095 of 65535: taken as 16 bits they are black. The range is decided
 once for a data set, by the highest value of its training rows, and kept in the manifest: a range for each image would
@@ -38,7 +38,7 @@ def values_of(image: Image.Image) -> tuple[int, int] | None:
 
 
 def is_deep_color(image: Image.Image) -> bool:
-    """Tell whether a file that was opened, and not yet loaded, has 16 bits a channel: PIL reads the upper 8 alone."""
+    """Return whether a file that was opened, and not yet loaded, has 16 bits a channel: PIL reads the upper 8 alone."""
     return image.mode not in DEEP_MODES and ";16" in str([tile.args for tile in getattr(image, "tile", ())])
 
 
@@ -74,10 +74,10 @@ def decide_range(
     """Return the range by which the images of some rows are scaled; None where all have 8 bits.
 
     Args:
-        section: says whether the rows decide.
-        examples: rows whose images were looked at.
-        what: what the rows are called.
-        log: is told what was decided, and how many rows hold other values.
+        section: the section with the range, or with ``auto`` to let the rows decide.
+        examples: the rows, whose images have been checked.
+        what: the name of the rows.
+        log: the function that is called with the decision, and with the number of rows that hold other values.
 
     Raises:
         DataError: the rows decide, and no bit depth holds their values; or colours cannot be scaled.

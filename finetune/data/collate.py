@@ -1,4 +1,4 @@
-"""From examples to a batch: rendered by the chat template, encoded by the family, only the assistant supervised."""
+"""A collator of conversations: chat template, encoding by the family, and labels on the assistant's turns."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ KEPT_TOKENS = 1_000_000  # of rendered rows, some 40 bytes each
 
 
 class Collator:
-    """Makes batches for one model; rows with several images, one or none stand in one batch.
+    """A collator that makes the batches of one model; rows with several images, one or none can share a batch.
 
     Args:
-        family: how this model's inputs are made.
+        family: the family of the model, which encodes its inputs.
         processor: the model's own.
-        end_ids: token ids that end a turn, as generation knows them.
+        end_ids: the token ids that end a turn, the same as in generation.
         supervise: whether all assistant turns of a conversation are supervised, or the last one.
-        max_image_pixels: cap on width x height of an image.
-        num_embeddings: tokens that the model knows; None for all of the tokenizer.
+        max_image_pixels: the largest width x height of an image, in pixels.
+        num_embeddings: the number of tokens that the model knows; None for all of the tokenizer's.
 
     Raises:
         ModelError: the processor has no token that stands for an image.
@@ -81,10 +81,10 @@ class Collator:
         """Return the collator of a base that generates text.
 
         Args:
-            family: of the base.
-            model: of the base.
-            processor: of the base.
-            data: says which turns of a conversation are supervised, and how large an image may be; None: the defaults.
+            family: the family of the base.
+            model: the base model.
+            processor: the base's processor.
+            data: the section with the supervised turns and the largest image; None: the defaults.
 
         Raises:
             ModelError: no token ends an answer, or none stands for an image.
@@ -100,7 +100,7 @@ class Collator:
         return cls(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
 
     def lengths(self, *, key: str) -> Lengths:
-        """Return what counts the tokens of rows; ``key`` changes when the processor does."""
+        """Return the counter of the rows' tokens; ``key`` changes when the processor does."""
         return Lengths(self, key=key)
 
     @cached_property
@@ -110,7 +110,7 @@ class Collator:
 
     @cached_property
     def marks(self) -> Marks:
-        """What no text may hold."""
+        """The marks that no text may hold."""
         return Marks(self.processor, ids={self.image_id, *self.end_ids}, render=self.render)
 
     def render(self, messages: list[Message], *, for_answer: bool = False) -> str:
@@ -220,7 +220,7 @@ class Collator:
             raise error
 
     def _opened(self, example: Example) -> tuple[OpenedMedium, ...]:
-        """Return the media of a row, which are images: whatever else it shows was refused when it was rendered."""
+        """Return the media of a row, which are images: other media were refused when the row was rendered."""
         if self._features and example.images:
             return (self._features(example.images),)
         return tuple(self.open(example))

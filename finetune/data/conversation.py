@@ -1,4 +1,4 @@
-"""Conversations as people write them, checked and brought into one form."""
+"""Conversations in the usual chat formats, checked and brought into one form."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
     Args:
         messages: dicts of ``role`` and ``content``; content is a text or a list of ``{"type": "text", "text": ...}``
             and ``{"type": "image"}`` parts, an image part with its image under ``image`` or ``path`` or without.
-        where: what to call the conversation in errors.
+        where: the name of the conversation in errors.
 
     Returns:
         The conversation with every content a list of parts, and the images that stood in it, one a part or none.
@@ -77,7 +77,7 @@ def read_conversation(messages: Any, *, where: str) -> tuple[list[Message], list
 
 
 def num_image_parts(messages: list[Message]) -> int:
-    """Return how many images a conversation has places for."""
+    """Return the number of image parts in a conversation."""
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 

@@ -1,4 +1,4 @@
-"""From the fields of a row, whatever file they came from, to an example."""
+"""Examples from the fields of a row, whatever file the row came from."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Pat
     """Make the example that a row is.
 
     Args:
-        row: as it was read.
-        section: what its fields are called.
-        task: how a question is put.
-        root: folder that paths of images are relative to.
-        bad: knows the ids of the rows before.
+        row: the row as its file has it.
+        section: the section that names its fields.
+        task: the section of the task that puts the questions.
+        root: the folder that paths of images are relative to.
+        bad: the record of the split's rows, which knows the ids of those before.
 
     Raises:
         RowError: naming row and field.
@@ -112,7 +112,7 @@ def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *
 
 
 def as_image(value: Any, root: Path, where: str) -> ImageSource:
-    """Return where the image is that a field holds: a path, or a place in a table."""
+    """Return the source of the image that a field holds: a path, or a place in a table."""
     if isinstance(value, ImageHandle):
         return value
     if value is None:
@@ -153,7 +153,7 @@ def _why_no_file(path: Path, value: str) -> str:
 
 
 class _Fields:
-    """The fields of a row by what the recipe says they are; ``finetune.recipe.task.Row`` as tasks read it."""
+    """The fields of a row under the names of the recipe; it is the ``finetune.recipe.task.Row`` that tasks read."""
 
     def __init__(self, row: RawRow, section: ColumnData, root: Path):
         self.row, self.section, self.root = row, section, root
@@ -161,7 +161,7 @@ class _Fields:
 
     @cached_property
     def said(self) -> str:
-        """Which the row has: ``messages``, ``captions`` or ``answer``."""
+        """The field that the row has: ``messages``, ``captions`` or ``answer``."""
         return self._one_of("messages", "captions", "answer")
 
     def question_and_answer(self, task: TaskSection) -> Example:
@@ -267,7 +267,7 @@ class _Fields:
         return value
 
     def question(self) -> str:
-        """Return the question, or what the recipe asks of rows without one."""
+        """Return the question; the recipe's default question where the row has none."""
         if self.section.default_question is not None and self._value("question") is None:
             return self.section.default_question
         return self._text("question")
@@ -302,7 +302,7 @@ class _Fields:
         return (question or "all") if self.section.kind is None else self._name("kind")
 
     def images(self, *, needed: bool = True) -> list[ImageSource]:
-        """Return where the row's images are: those of ``images``, else the one of ``image``."""
+        """Return the sources of the row's images: those of ``images``, else the one of ``image``."""
         several = self._value("images")
         if several is not None:
             if not isinstance(several, list):

@@ -43,7 +43,7 @@ def read_hub(section: HubData, split: str, *, task: TaskSection, seed: int, bad:
 
 
 def hub_builder(section: HubData) -> DatasetBuilder:
-    """Return what knows the files of a data set; call it inside ``hub_faults``."""
+    """Return the builder that knows the files of a data set; call this inside ``hub_faults``."""
     from datasets import load_dataset_builder
 
     return load_dataset_builder(**_place(section))
@@ -63,7 +63,7 @@ def _place(section: HubData) -> dict[str, Any]:
 
 @contextmanager
 def hub_faults(section: HubData, split: str) -> Iterator[None]:
-    """Turn what ``datasets`` raises inside the block into a DataError that says what to do."""
+    """Turn an error of ``datasets`` inside the block into a DataError with advice."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:

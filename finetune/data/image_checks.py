@@ -1,4 +1,4 @@
-"""Looking at every image before the first step: each is read through once, and remembered until its file changes."""
+"""Checks of every image before the first step: each is read through once, and remembered until its file changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PLAIN = ImageOptions()
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of an image that can be read."""
+    """The facts about an image that can be read."""
 
     size: Size
     digest: str  # SHA-256 of its file or bytes: equal for rows about the same image
@@ -44,12 +44,12 @@ class Seen:
 
     @classmethod
     def of(cls, facts: ImageFacts, digest: str) -> Seen:
-        """Return what is kept of an image."""
+        """Return the facts about an image that are kept."""
         return cls(facts.size, digest, facts.values, facts.colors)
 
 
 def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
-    """Return what the meta of a row says of its images."""
+    """Return the facts about a row's images that go into its meta."""
     if not seen:
         return {}
     meta: dict[str, Any] = {"image": seen[0].digest, IMAGES: [one.digest for one in seen]}
@@ -107,12 +107,12 @@ def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Se
 
 
 def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Seen | RowError]:
-    """Read images through, each once, and return in order what is known of each, or why it cannot be used.
+    """Read images through, each once, and return in order the facts about each, or the reason why it cannot be used.
 
     Args:
-        sources: where they are.
-        max_pixels: width x height above which one is refused before it is decoded.
-        page: of TIFF files, as ``ImageOptions`` has it.
+        sources: the sources of the images.
+        max_pixels: the largest width x height in pixels; a larger image is refused before it is decoded.
+        page: the page of TIFF files, as in ``ImageOptions``.
     """
     notes = Notes(_NOTES)
     options = ImageOptions(page=page)
@@ -146,7 +146,7 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None
 
 
 def _noted(note: str | None) -> Seen | None:
-    """Return what a run has noted of an image; None where that is nothing, or of another release."""
+    """Return the facts that a run has noted about an image; None where there are none, or of another release."""
     try:
         (width, height), digest, values, colors = json.loads(note or "null")
         return Seen((int(width), int(height)), str(digest), values and (int(values[0]), int(values[1])), colors)
@@ -155,7 +155,7 @@ def _noted(note: str | None) -> Seen | None:
 
 
 def _capped(seen: Seen, source: ImageSource, max_pixels: int) -> Seen | RowError:
-    """Return what was noted under perhaps another cap, or the fault that the image is for this one."""
+    """Return the noted facts, or the fault that refuses the image under this run's cap."""
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
         refuse_aspect(seen.size, name)
@@ -166,7 +166,7 @@ def _capped(seen: Seen, source: ImageSource, max_pixels: int) -> Seen | RowError
 
 
 def may_be_noted(source: ImageSource) -> bool:
-    """Return whether what is read of an image from now on may be noted under its key."""
+    """Return whether facts that are read of an image from now on may be noted under its key."""
     try:
         return all(is_settled(path) for path in _files(source))
     except (OSError, ValueError):
@@ -181,11 +181,11 @@ def _files(source: ImageSource) -> Sequence[Path]:
 
 
 def source_key(source: ImageSource, options: ImageOptions = _PLAIN) -> str:
-    """Return what an image is remembered by, which changes when it may have; nothing where there is no file.
+    """Return the key of an image's notes, which changes when the image may have changed; empty where there is no file.
 
     Args:
-        source: where it is.
-        options: how it is opened.
+        source: the source of the image.
+        options: the settings by which the image is opened.
     """
     key = _source_key(source)
     return key if options == _PLAIN or not key else f"{key}\0{options.range} {options.page}"

@@ -1,4 +1,4 @@
-"""The process that decodes images of others: it can be killed when one takes too long, and its memory is bounded.
+"""The worker process that decodes images from outside: it can be killed when one takes too long, with bounded memory.
 
 It imports numpy and PIL alone. Requests come on standard input and answers go to standard output, each a line of JSON
 and then as many bytes as that line says under ``num_bytes``.
@@ -30,9 +30,9 @@ def send(stream: IO[bytes], header: dict[str, Any], payload: bytes = b"") -> Non
     """Write one message.
 
     Args:
-        stream: where to.
-        header: values of JSON.
-        payload: the bytes that follow it.
+        stream: the stream to write to.
+        header: the values of the message, as JSON.
+        payload: the bytes that follow the header.
     """
     stream.write(json.dumps({**header, "num_bytes": len(payload)}).encode() + b"\n")
     stream.write(payload)
@@ -79,7 +79,7 @@ def _answer(header: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], byt
 
 
 def _limits() -> Callable[[int, int], None]:
-    """Return what bounds this process to a number of bytes above what it uses now, and to seconds of a processor."""
+    """Return the function that limits this process to some bytes above its present use and some seconds of CPU time."""
     try:
         import resource
 

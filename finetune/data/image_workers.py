@@ -1,4 +1,4 @@
-"""Decoding images of others in processes that are used again, and killed when an image takes too long."""
+"""Worker processes that decode images; they are used again, and killed when an image takes too long."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from finetune.data.image_worker
 
 
 class ImageWorkers:
-    """Processes that decode images, as many as threads ask at once.
+    """A pool of processes that decode images, as many as threads ask at once.
 
     Args:
-        seconds: wall-clock time that one image may take.
+        seconds: the wall-clock time that one image may take.
     """
 
     def __init__(self, *, seconds: float = WAIT_SECONDS):
@@ -43,7 +43,7 @@ class ImageWorkers:
         self._closed = False
 
     def facts(self, source: Path | bytes, *, max_pixels: int, name: str | None = None, page: int | None) -> ImageFacts:
-        """Read a whole image once, and return what ``read_through`` returns.
+        """Read a whole image once, and return its facts as ``read_through`` does.
 
         Raises:
             RowError: as ``read_through``; or it takes too much time or memory, or crashes its decoder.
@@ -53,7 +53,7 @@ class ImageWorkers:
         return ImageFacts(size=tuple(size), values=tuple(values) if values else None, colors=colors)
 
     def pixels(self, source: Path | bytes, *, max_pixels: int, name: str | None = None, page: int | None) -> np.ndarray:
-        """Return what ``read_pixels`` returns: [H, W, 3] uint8, or the values [H, W] of a deep grey image.
+        """Return the pixels as ``read_pixels`` does: [H, W, 3] uint8, or the values [H, W] of a deep grey image.
 
         Raises:
             RowError: as ``facts``.
@@ -62,7 +62,7 @@ class ImageWorkers:
         return np.frombuffer(payload, header["dtype"]).reshape(header["shape"])
 
     def close(self) -> None:
-        """Kill the processes; whoever waits for one of them gets an error."""
+        """Kill the processes; a thread that waits for one of them gets an error."""
         with self._lock:
             self._closed = True
             workers = [*self._idle, *self._busy]
@@ -117,7 +117,7 @@ class ImageWorkers:
 
 
 class _Worker:
-    """One process; ``is_late`` tells that it ended because its time was over."""
+    """One process; ``is_late`` is true if the process was killed because its time was over."""
 
     def __init__(self) -> None:
         folders = [str(Path(__file__).resolve().parents[2]), *sys.path]
@@ -145,9 +145,9 @@ class _Worker:
         """Send a request and return its answer; None where the process ended or its time was over.
 
         Args:
-            header: of the request; None waits for the process to be ready.
-            payload: of the request.
-            seconds: that this may take.
+            header: the header of the request; None waits for the process to be ready.
+            payload: the bytes of the request.
+            seconds: the time that the request may take.
         """
         timer = threading.Timer(seconds, self._end_late)
         timer.daemon = True
@@ -167,11 +167,11 @@ class _Worker:
         return answer
 
     def is_alive(self) -> bool:
-        """Tell whether it takes more requests."""
+        """Return whether it takes more requests."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, in any state."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):

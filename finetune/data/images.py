@@ -34,11 +34,11 @@ _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """What is known of an image that was read to its end.
+    """The facts about an image that was read to its end.
 
     Attributes:
-        size: upright width and height in pixels.
-        values: lowest and highest value of a grey image of more than 8 bits; None of any other.
+        size: the width and height of the upright image, in pixels.
+        values: the lowest and highest value of a grey image of more than 8 bits; None for any other image.
         colors: highest value of a colour image of 16 bits a channel, of which PIL reads the upper 8; None of any other.
     """
 
@@ -61,11 +61,11 @@ def open_image(
     arbitrary, and mostly black. Grey of more than 8 bits is scaled to 8 bit.
 
     Args:
-        source: where the image is.
-        max_pixels: width x height above which the image is refused before it is decoded.
-        max_aspect: longer side to shorter side above which it is.
-        name: what to call the image in errors; its path by default.
-        options: how it is opened.
+        source: the source of the image.
+        max_pixels: the largest width x height in pixels; a larger image is refused before it is decoded.
+        max_aspect: the largest ratio of the longer side to the shorter side.
+        name: the name of the image in errors; its path by default.
+        options: the settings by which the image is opened.
 
     Raises:
         RowError: it is missing, unreadable, truncated or too large.
@@ -147,7 +147,7 @@ def no_bomb_warnings() -> Iterator[None]:
 def _opened(
     source: ImageSource, max_pixels: int, name: str | None, page: int | None = None, max_aspect: int = MOST_ASPECT
 ) -> Iterator[Image.Image]:
-    """Open an image whose size is allowed; whatever goes wrong with it inside the block is a RowError."""
+    """Open an image whose size is allowed; any error of it inside the block becomes a RowError."""
     name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
         place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
@@ -230,7 +230,7 @@ def _num_scans(data: bytes) -> int:
 
 
 def _turn_to(file: Image.Image, page: int | None, name: str) -> None:
-    """Turn to the page of a TIFF; what else has several frames is an animation, or brings a preview."""
+    """Turn to the page of a TIFF; other files with several frames are animations, or hold a preview."""
     if file.format != "TIFF":
         return
     wanted = 2 if page is None else page

@@ -17,11 +17,11 @@ def read_jsonl(
 
     Args:
         section: the recipe's data section.
-        split: ``train``, ``val`` or ``test``.
-        task: how a question is put.
-        seed: the run's; unused, since the file has an order.
-        bad: where rows go that cannot be used.
-        limit: number of rows to read from the file's beginning; None for all.
+        split: the name of the split: ``train``, ``val`` or ``test``.
+        task: the section of the task that puts the questions.
+        seed: the seed of the run; unused, since the file has an order.
+        bad: the record of the rows that cannot be used.
+        limit: the number of rows to read from the file's beginning; None for all.
 
     Raises:
         DataError: naming the file.

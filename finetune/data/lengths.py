@@ -1,4 +1,4 @@
-"""How many tokens a row will be, known before the first step without opening an image: nothing is ever cut."""
+"""The number of tokens of each row, known before the first step without opening an image: no row is ever cut."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LISTED = 20  # rows named in a report
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the language model takes; None where its config sets no bound."""
+    """Return the number of tokens that the language model takes; None where its config sets no bound."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -45,15 +45,15 @@ def refused_by_processor(where: str, processor: ProcessorMixin, error: Exception
 
 
 class Lengths:
-    """Counts the tokens of rows for one base.
+    """A counter of the tokens of rows for one base.
 
     What images become depends on nothing but their sizes, so the processor is asked once for each row of sizes,
     with blank images, and its answer is remembered. Where a processor puts line breaks around an image that merge
     with the text beside it, a row may turn out a token or two shorter.
 
     Args:
-        collator: of the base.
-        key: changes when the processor does.
+        collator: the collator of the base.
+        key: a text that changes when the processor does.
     """
 
     def __init__(self, collator: Collator, *, key: str):
@@ -88,7 +88,7 @@ class Lengths:
             raise refused_by_processor(where, self.collator.processor, error) from None
 
     def of_images(self, sizes: tuple[Size, ...]) -> int:
-        """Return how many tokens images of these sizes become in one row."""
+        """Return the number of tokens that images of these sizes become in one row."""
         if sizes not in self.tokens:
             note = json.dumps([self.key, sizes])
             known = self.notes.get([note]).get(note, "")
@@ -115,16 +115,16 @@ def fitting(
     room: int,
     bad: BadRows,
 ) -> list[Example]:
-    """Return the rows that the base takes, with their lengths; what else would stop a run's first step is found too.
+    """Return the rows that the base takes, with their lengths; find other faults that would stop a run's first step.
 
     Args:
-        examples: rows whose images can be read.
-        lengths: of the base.
-        section: says what happens to rows that are too long.
-        split: ``train`` rows are counted with what is supervised, others up to their answer.
-        limit: tokens of a row; None for no bound.
-        room: tokens left free for the answer.
-        bad: where rows go that cannot be put to this base.
+        examples: the rows, whose images can be read.
+        lengths: the counter of the base.
+        section: the section with the treatment of rows that are too long.
+        split: the split; ``train`` rows are counted with their answers, others up to their answers.
+        limit: the largest number of tokens of a row; None for no bound.
+        room: the number of tokens that are left free for the answer.
+        bad: the record of the rows that this base cannot take.
 
     Raises:
         DataError: naming rows that are too long, or one that cannot be put to this base.

@@ -1,4 +1,4 @@
-"""Marks in texts from outside: a text must not say what only the chat template and the processor may say.
+"""Special marks in texts from outside: only the chat template and the processor may write them.
 
 A special token written in a text becomes that token: it would open or end a turn, or stand for an image. Every text is
 checked, of rows of all splits and of whatever an app is asked, and refused. So are the best-known marks of other
@@ -33,11 +33,11 @@ _TURNS = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|s
 
 
 class Marks:
-    """Refuses texts that hold marks.
+    """A check that refuses texts with marks.
 
     Args:
-        processor: of the base.
-        ids: more tokens that are marks: those that end a turn, and the one that stands for an image.
+        processor: the base's processor.
+        ids: the ids of further marks: the tokens that end a turn, and the one that stands for an image.
         render: the chat template, as ``Collator.render`` has it; None where the base has none.
     """
 
@@ -124,7 +124,7 @@ def _texts(message: Message) -> list[str]:
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Return what finds any of ``tokens``, and nothing where there are none."""
+    """Return a pattern that matches any of ``tokens``, and never matches where there are none."""
     longest_first = sorted(tokens, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

@@ -1,4 +1,4 @@
-"""The media of a row: which of them a base takes, and how they are opened."""
+"""The media of a row: the types that a base takes, and the opening of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPENED = frozenset({"image"})  # the types of media that are opened here
 
 
 def refuse_media(example: Example, family: ModelFamily) -> None:
-    """Refuse a row with a medium that a base does not take, or that nothing here opens.
+    """Refuse a row with a medium that a base does not take, or that this package cannot open.
 
     Raises:
         RowError: naming the row, the type of the medium and the family.
@@ -59,9 +59,9 @@ def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[I
     """Open the images of a row, in order.
 
     Args:
-        example: the row.
-        max_pixels: width x height above which an image is refused before it is decoded.
-        max_aspect: longer side to shorter side of an image, at most.
+        example: the row to open the media of.
+        max_pixels: the largest width x height in pixels; a larger image is refused before it is decoded.
+        max_aspect: the largest ratio of an image's longer side to its shorter side.
 
     Raises:
         RowError: one cannot be used.
@@ -79,7 +79,7 @@ def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[I
 
 
 def image_name(source: ImageSource) -> str:
-    """Return what an image is called in errors."""
+    """Return the name of an image in errors."""
     return "its image" if isinstance(source, bytes | np.ndarray) else str(source)
 
 

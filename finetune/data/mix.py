@@ -1,4 +1,4 @@
-"""Several sources as one, each with its share."""
+"""Several sources as one, each with a share of the rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read one split of every source; arguments as ``read_jsonl``, ``seed`` chooses what is repeated.
+    """Read one split of every source; arguments as ``read_jsonl``, ``seed`` chooses the rows that are repeated.
 
     A row's id and kind begin with the name of its source, so that scores are broken down by it; the id of a repetition
     ends with ``#2``, ``#3`` and so on.
@@ -44,11 +44,11 @@ def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad:
 
 
 def shares(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """Return how many rows of each source make an epoch: in the ratio of the weights, and no row left out.
+    """Return the number of rows of each source in an epoch: in the ratio of the weights, with no row left out.
 
     Args:
-        sizes: source -> its rows; one without rows stays without.
-        weights: source -> its share, relative to the others.
+        sizes: each source -> the number of its rows; a source without rows gets none.
+        weights: each source -> its weight, relative to the others.
     """
     unit = max((size / weights[name] for name, size in sizes.items()), default=0)  # rows of weight 1
     return {name: max(size, round(unit * weights[name])) if size else 0 for name, size in sizes.items()}

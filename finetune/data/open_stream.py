@@ -1,4 +1,4 @@
-"""Opening a stream: which files it has, and their versions, known before a row of them is read."""
+"""Opening a stream: its files and their versions are known before a row is read."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def open_stream(
 
     Args:
         section: the recipe's data section.
-        task: how a question is put.
-        seed: of the order, and of the choice among captions.
-        bad: where rows go that cannot be used.
-        lengths: of the base that they are put to.
-        limit: tokens of a row; None for no bound.
+        task: the section of the task that puts the questions.
+        seed: the seed of the order, and of the choice among captions.
+        bad: the record of the rows that cannot be used.
+        lengths: the counter of the base that the rows are for.
+        limit: the largest number of tokens of a row; None for no bound.
 
     Raises:
         DataError: it cannot be read, or one of its first rows cannot be used.

@@ -60,7 +60,7 @@ def refused_columns(section: ColumnData, task: TaskSection, columns: Collection[
 
 
 def unread_columns(section: ColumnData, task: TaskSection, columns: Collection[str]) -> list[str]:
-    """Return the columns of a table that nothing looks at."""
+    """Return the columns of a table that are not read."""
     named = {*read_fields(section, task), *section.ignore}
     return [name for name in columns if name not in REFUSED and name not in named]
 
@@ -69,10 +69,10 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: Tas
     """Check the fields that the recipe does not name; one that is empty is as if it were absent.
 
     Args:
-        fields: of the row.
-        section: what its fields are called.
-        task: reads fields of its own.
-        where: what to call the row in errors.
+        fields: the fields of the row.
+        section: the section that names its fields.
+        task: the section of the task, which may read fields of its own.
+        where: the name of the row in errors.
 
     Returns:
         Those that are not read.
@@ -97,5 +97,5 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: Tas
 
 
 def is_empty(value: Any) -> bool:
-    """Tell whether a field says nothing: a table has every column in every row."""
+    """Return whether a field is empty: a table has every column in every row."""
     return value is None or (isinstance(value, str | list | dict) and not value)

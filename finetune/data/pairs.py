@@ -1,4 +1,4 @@
-"""From examples to a batch of images and texts, for a base that holds them against each other."""
+"""A collator of image and text pairs, for a base that compares images with texts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 class PairCollator:
-    """Makes batches for one dual encoder: a row is an image, and the text of its last turn.
+    """A collator that makes the batches of one dual encoder: an image, and the text of the row's last turn.
 
     Args:
-        family: how this model's inputs are made.
+        family: the family of the model, which encodes its inputs.
         processor: the model's own.
-        max_length: tokens that a text may have, those that begin and end it included; None for no bound.
-        max_image_pixels: cap on width x height of an image.
+        max_length: the most tokens of a text, those that begin and end it included; None for no bound.
+        max_image_pixels: the largest width x height of an image, in pixels.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PairCollator:
         return other
 
     def lengths(self, *, key: str) -> PairLengths:
-        """Return what counts the tokens of texts."""
+        """Return the counter of the texts' tokens."""
         return PairLengths(self)
 
     @cached_property
@@ -76,11 +76,11 @@ class PairCollator:
 
     @cached_property
     def marks(self) -> Marks:
-        """What no text may hold."""
+        """The marks that no text may hold."""
         return Marks(self.processor)
 
     def render(self, messages: list[Message]) -> str:
-        """Return the text of the last turn, which stands beside the image."""
+        """Return the text of the last turn, which is paired with the image."""
         return text_of(messages[-1])
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
@@ -132,10 +132,10 @@ class PairCollator:
 
 
 class PairLengths:
-    """Counts the tokens of texts for one dual encoder; an image has none.
+    """A counter of the tokens of texts for one dual encoder; an image has none.
 
     Args:
-        collator: of the base.
+        collator: the collator of the base.
     """
 
     def __init__(self, collator: PairCollator):

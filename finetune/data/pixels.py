@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_array(image: object) -> bool:
-    """Tell whether an image came as an array of numpy or torch."""
+    """Return whether an image came as an array of numpy or torch."""
     return isinstance(image, np.ndarray) or _is_tensor(image)
 
 

@@ -25,9 +25,9 @@ def tally(section: RowsSection, what: str, *, log: Callable[[str], None]) -> Bad
     """Return the empty list of faults of some rows, such as those of one split.
 
     Args:
-        section: says what happens to rows that cannot be used.
-        what: what the rows are called.
-        log: is told of rows that were left out.
+        section: the section with the treatment of rows that cannot be used.
+        what: the name of the rows.
+        log: the function that is called with each line about rows that were left out.
     """
     return BadRows(what, on_error=section.on_error if isinstance(section, ReadSection) else "error", log=log)
 
@@ -37,10 +37,10 @@ def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int
 
     Args:
         section: the recipe's data section.
-        split: ``train``, ``val`` or ``test``.
-        task: how a question is put.
-        seed: chooses the rows where ``max_rows`` caps them, and those that a mix repeats.
-        bad: where rows go that cannot be used; who made it concludes it.
+        split: the name of the split: ``train``, ``val`` or ``test``.
+        task: the section of the task that puts the questions.
+        seed: the seed of the choice of rows where ``max_rows`` caps them, and of those that a mix repeats.
+        bad: the record of the rows that cannot be used; the caller that made it also concludes it.
 
     Raises:
         DataError: naming file and row.
@@ -78,7 +78,7 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
 
 
 def _few_questions(examples: list[Example]) -> bool:
-    """Tell whether the questions are a few that are put again and again, so that each is a type of its own.
+    """Return whether the questions are a few that are put again and again, so that each is a type of its own.
 
     Free questions are not: a majority answer among one row is always right, and a manifest would publish them.
     """

@@ -1,4 +1,4 @@
-"""One JSON object a line: what else a line, or a whole file, may hold is named."""
+"""One JSON object a line; the error names anything else that a line, or a whole file, holds."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def refuse_other_files(path: Path, data: bytes) -> None:
 
 
 class _DuplicateError(Exception):
-    """A key that stands twice in one object."""
+    """The error of a key that stands twice in one object."""
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

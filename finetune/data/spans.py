@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are supervised: found in the rendered text, then in what the processor made of it."""
+"""The supervised tokens of a conversation: found in the rendered text, then in the tokens of the processor."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Tokenized:
 
 
 class SpanFinder:
-    """Finds the assistant's turns of a conversation, each with the token that ends it.
+    """A finder of the assistant's turns of a conversation, each with the token that ends it.
 
     Args:
-        render: makes the text of messages; ``for_answer`` opens the assistant's turn.
+        render: the function that renders messages; ``for_answer`` opens the assistant's turn.
         tokenizer: the processor's own.
         image_id: the placeholder that stands for an image in rendered text.
-        end_ids: tokens that end a turn, as generation knows them.
+        end_ids: the token ids that end a turn, the same as in generation.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SpanFinder:
         return Tokenized(text, ids, supervised)
 
     def render(self, messages: list[Message], row: str, *, for_answer: bool = False) -> str:
-        """Return the text of ``messages``; what the template refuses is an error that names the row."""
+        """Return the text of ``messages``; if the template refuses them, the error names the row."""
         try:
             return self._render(messages, for_answer=for_answer)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
@@ -139,10 +139,10 @@ def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, r
     the comparison, since a processor may put line breaks there that merge with them.
 
     Args:
-        rendered: the conversation with one placeholder an image.
-        encoded: one row of input_ids without padding.
-        image_id: the placeholder; the processor leaves at least one for each image.
-        row: what to call the row in errors.
+        rendered: the rendered conversation, with one placeholder for each image.
+        encoded: the encoded row, with one row of input_ids without padding.
+        image_id: the id of the placeholder; the processor leaves at least one for each image.
+        row: the name of the row in errors.
 
     Raises:
         DataError: the processor's tokens are not those of the text.

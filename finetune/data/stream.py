@@ -1,4 +1,4 @@
-"""Rows of a source too large to keep: read in a seeded order while a run trains on them, each known by its position.
+"""Streamed rows of a source too large to keep: read in a seeded order during the run, each known by its position.
 
 ::
 
@@ -72,17 +72,17 @@ class ArrivedImage:
         return self.data
 
     def key(self) -> str:
-        """Return what changes when the image does."""
+        """Return a key that changes when the image does."""
         return hashlib.sha256(self.data).hexdigest()
 
     def files(self) -> tuple[()]:
-        """Return nothing: the key is made of the bytes."""
+        """Return no file: the key is made of the bytes."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """Makes examples of rows that arrive, for any process."""
+    """The checks that turn arriving rows into examples, in any process."""
 
     section: ColumnData
     task: TaskSection
@@ -93,7 +93,7 @@ class Checks:
     system: tuple[str | None] | None = None  # the system message that every row must have, where the first ones agree
 
     def example(self, arrival: Arrival) -> Example | DataError:
-        """Return the row, or what is wrong with it: rows of a list are checked for the same faults.
+        """Return the row, or the fault that was found in it: rows of a list are checked for the same faults.
 
         Only that no other row has its id is not known here.
         """
@@ -125,15 +125,15 @@ class Stream:
     """The rows of one split, in order and without end.
 
     Args:
-        dataset: what is read.
-        what: what to call it in errors.
-        files: name and version of each of its files, or whatever else tells one state of it from another.
-        checks: what is done with rows that arrive.
-        bad: where rows go that cannot be used.
+        dataset: the streaming dataset.
+        what: the name of the rows in errors.
+        files: the name and version of each file, or other facts that tell one state of the dataset from another.
+        checks: the checks of rows that arrive.
+        bad: the record of the rows that cannot be used.
 
     Attributes:
         first: the first rows that can be trained on.
-        survey: of the rows that were checked before the first step.
+        survey: the survey of the rows that were checked before the first step.
         seen: the rows that the run has taken, over all processes.
 
     Raises:
@@ -162,7 +162,7 @@ class Stream:
         """Have every row that arrives put as the first ones are.
 
         Args:
-            task: with what the first rows brought to it.
+            task: the section of the task, with the settings that the first rows decided.
         """
         agreed = isinstance(self.checks.task, QuestionSection) and self.checks.task.system_prompt is None
         system = (getattr(task, "system_prompt", None),) if agreed else None
@@ -170,7 +170,7 @@ class Stream:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is known of rows that were not all read: where from, and in which order."""
+        """The identity of rows that were not all read: their files and their order."""
         from datasets import __version__
 
         order = {"seed": self.checks.seed, "buffer": BUFFER, "datasets": __version__}
@@ -181,7 +181,7 @@ class Stream:
         return Reader(self)
 
     def receive(self, arrived: list[tuple[int, DataError | None]]) -> None:
-        """Count rows that were checked: each position with what was wrong there.
+        """Count rows that were checked: each position with its fault or None.
 
         Raises:
             DataError: a row that cannot be used, or with ``data.on_error: skip`` more than one in twenty.
@@ -196,7 +196,7 @@ class Stream:
         self.bad.refuse_too_many()
 
     def tell(self, log: Callable[[str], None]) -> None:
-        """Say which rows were left out."""
+        """Log the rows that were left out."""
         self.bad.log = log
         self.bad.tell()
         if self._long:
@@ -206,7 +206,7 @@ class Stream:
         """Yield (epoch, position of its first row, position of the table's first row, Arrow table) up to no end.
 
         Args:
-            first: no position before is needed; where the length of a pass is known, whole ones are left out.
+            first: the first position that is needed; whole passes before it are skipped where their length is known.
         """
         import pyarrow
         from datasets.exceptions import DatasetsError
@@ -297,7 +297,7 @@ Rows: TypeAlias = "list[Example] | Stream"  # that a run trains on
 
 
 class Reader:
-    """Goes forward through a stream; rows that nobody asks for are passed over unseen."""
+    """A reader that goes forward through a stream, and skips rows between the positions it is asked for."""
 
     def __init__(self, stream: Stream):
         self.stream = stream
@@ -328,7 +328,7 @@ class Reader:
 
 
 def _image(value: Any, name: str) -> Any:
-    """Return what a cell of images holds: images, paths, or what the check of fields refuses."""
+    """Return the content of a cell of images: images, paths, or a value that the check of fields refuses."""
     if isinstance(value, list):
         return [_image(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What the rows of a split have in common: the shapes of their prompts, their answers, and how long these are.
+"""A survey of the rows of a split: the shapes of their prompts, their answers, and the lengths of these.
 
 A survey is filled row by row, so that it can be made of rows that are not kept.
 """
@@ -21,12 +21,12 @@ Form = Literal["question", "caption", "conversation"]
 
 @dataclass(frozen=True)
 class PromptShape:
-    """What of a row's prompt can make the difference between training and use.
+    """The parts of a row's prompt that may differ between training and use.
 
     Attributes:
         form: a question with its answer, an image with its captions, or a conversation.
         system: the text of the system message; None where there is none.
-        turns: role and the types of the parts of each message before the answer, the system message left out.
+        turns: the role and the part types of each message before the answer, without the system message.
     """
 
     form: Form
@@ -50,17 +50,17 @@ class PromptShape:
 
 @dataclass
 class Survey:
-    """Facts about the rows of one split.
+    """The facts about the rows of one split.
 
     Attributes:
-        num_rows: how many rows were added.
-        shapes: shape of a prompt -> the first row that has it.
-        systems: text of the system message, or None -> number of rows.
-        image_positions: where the images of a conversation's first question stand -> number of rows; None for images
+        num_rows: the number of rows that were added.
+        shapes: each shape of a prompt -> the first row that has it.
+        systems: each text of a system message, or None -> the number of rows with it.
+        image_positions: each place of the images in a conversation's first question -> number of rows; None for images
             among the text.
         answers: each reference answer -> the id of the first row that has it.
-        answer_tokens: length of a row's longest supervised answer in tokens -> number of rows.
-        longest_row: the most tokens of a row; None where none was counted.
+        answer_tokens: each length of a row's longest supervised answer in tokens -> the number of rows with it.
+        longest_row: the largest number of tokens of a row; None where none was counted.
     """
 
     num_rows: int = 0
@@ -107,7 +107,7 @@ class Survey:
 
 
 def form_of(example: Example) -> Form:
-    """Return what a row was written as."""
+    """Return the form in which a row was written."""
     if example.meta.get("conversation"):
         return "conversation"
     return "caption" if example.captions else "question"
@@ -120,7 +120,7 @@ def system_of(example: Example) -> str | None:
 
 
 def position_of(message: Message) -> ImagePosition | None:
-    """Return whether the images of a message stand before or after its text; None where they stand among it."""
+    """Return the place of a message's images, before or after its text; None where they stand among it."""
     kinds = [part["type"] for part in message["content"]]
     images = kinds.count("image")
     if kinds[:images] == ["image"] * images:

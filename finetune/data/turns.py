@@ -1,4 +1,4 @@
-"""What the messages of a row say beside their texts: which turns are supervised, and which image a part stands for."""
+"""Marks of the messages of a row beside their texts: the supervised turns, and the image of each image part."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
     """Return the assistant turns, counted from 0, that are not supervised.
 
     Args:
-        messages: as the row has them, checked by ``read_conversation``.
-        where: what to call the row in errors.
+        messages: the messages of the row, checked by ``read_conversation``.
+        where: the name of the row in errors.
 
     Raises:
         RowError: a value is neither 0 nor 1, two of them differ, or another's turn is to be supervised.
@@ -41,11 +41,11 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
 
 
 def image_order(messages: Sequence[dict[str, Any]], *, where: str) -> list[int] | None:
-    """Return which of the row's images each image part stands for; None where the parts give no ``index``.
+    """Return the number of the row's image for each image part; None where the parts give no ``index``.
 
     Args:
-        messages: as the row has them, checked by ``read_conversation``.
-        where: what to call the row in errors.
+        messages: the messages of the row, checked by ``read_conversation``.
+        where: the name of the row in errors.
 
     Raises:
         RowError: the indices do not name each image once.

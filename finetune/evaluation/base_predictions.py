@@ -39,13 +39,13 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "finetune
 
 @dataclass(frozen=True)
 class BasePredictions:
-    """Keeps what one base predicts as one task asks it.
+    """The stored predictions of one base for one task.
 
     Attributes:
         base: the base, without an adapter.
-        task: how it is asked.
-        batch_size: rows of a batch; another number adds up in another order.
-        processes: how many share the rows, which decides what stands in one batch.
+        task: the section of the task that puts the rows.
+        batch_size: the number of rows of a batch; another number changes the order of sums.
+        processes: the number of processes that share the rows, which decides the rows of a batch.
     """
 
     base: Base
@@ -70,7 +70,7 @@ class BasePredictions:
             write_note(place, text)
 
     def _place(self, examples: Sequence[Example]) -> Path | None:
-        """Return where the predictions of these rows are kept; None where no version tells what makes them."""
+        """Return the path of the predictions of these rows; None where a package has no known version."""
         base = self.base
         versions = _versions(("tasks", self.task.name), ("families", base.identity.model_type))
         if versions is None:

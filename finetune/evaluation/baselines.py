@@ -1,4 +1,4 @@
-"""Predict what a model must beat: one constant prediction for all rows, and its own predictions without the image."""
+"""Baselines that a model must beat: one constant prediction for all rows, and its own predictions without the image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def majority(task: Task, examples: Sequence[Example]) -> tuple[list[Prediction],
 
 
 def predict_blank(predictor: Predictor, examples: Sequence[Example], *, title: str) -> list[Prediction]:
-    """Return what is predicted for each row when all images are grey; arguments as ``Predictor.__call__``."""
+    """Return the prediction of each row when all images are grey; arguments as ``Predictor.__call__``."""
     rows, places = blanked(examples)
     found = predictor(rows, title=f"{title}, with blank images")
     return [found[place] for place in places]

@@ -1,4 +1,4 @@
-"""The cells of a table of evaluations: every metric with its interval and baselines."""
+"""The cells of a table of evaluations: each metric with its interval and baselines."""
 
 from __future__ import annotations
 

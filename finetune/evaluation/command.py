@@ -63,7 +63,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what ``finetune evaluate ...`` asks, and print the table.
+    """Run ``finetune evaluate ...``, and print the table.
 
     Returns:
         The exit code: 0.

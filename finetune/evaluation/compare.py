@@ -1,4 +1,4 @@
-"""Adapters side by side: each evaluated on the test rows of each recipe, on one base that is loaded once.
+"""A comparison of adapters: each is evaluated on the test rows of each recipe, on one base that is loaded once.
 
 Importing this module loads no torch.
 """
@@ -31,9 +31,9 @@ def evaluate(
     """Evaluate each adapter on the test split of each recipe, all on one base that is loaded once.
 
     Args:
-        refs: registry references, adapter folders, or ``base``.
-        recipes: all must name the same base.
-        registry: where names are looked up; the default one if None.
+        refs: the models to compare: registry references, adapter folders, or ``base``.
+        recipes: the recipes with the rows; all must name the same base.
+        registry: the registry of the references; the default one if None.
 
     Returns:
         One evaluation for each adapter and recipe, those of one recipe together.

@@ -1,4 +1,4 @@
-"""Evaluation of a model on rows: one prediction a row, all of them kept, and scores beside what they must beat."""
+"""Evaluation of a model on rows: one prediction for each row, and scores beside their baselines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One model on the rows of one config.
+    """The evaluation of one model on the rows of one recipe.
 
     Attributes:
-        adapter: a reference, a folder, ``adapter`` for that of a run, or ``base`` for the base alone.
-        config: name of the recipe whose rows these are.
-        scores: of all rows.
-        rows: each row with its prediction and what that is worth.
+        adapter: the model: a reference, a folder, ``adapter`` for that of a run, or ``base`` for the base alone.
+        config: the name of the recipe whose rows these are.
+        scores: the scores of all rows.
+        rows: each row with its prediction and the values of the metrics.
         probe: the verdict on the adapter's effect on this base, and how far it is from the recorded one, relative to
             it; None where it was not measured.
     """
@@ -58,9 +58,9 @@ def evaluate_rows(
     """Predict every row, and every prompt once more with a grey image.
 
     Args:
-        predictor: predicts the rows.
+        predictor: the predictor of the rows.
         examples: the rows.
-        title: for the progress bar.
+        title: the title of the progress bar.
 
     Returns:
         The scores, and each row with its prediction.
@@ -73,12 +73,12 @@ def evaluate_rows(
 
 
 def score(task: Task, measured: Measured, *, blank_predictions: Sequence[Prediction] | None = None) -> Scores:
-    """Return the scores of what was measured, and of the baselines on the same rows.
+    """Return the scores of measured rows, and of the baselines on the same rows.
 
     Args:
-        task: finds the constant predictions.
+        task: the task, which finds the constant predictions.
         measured: the rows with their predictions.
-        blank_predictions: of the same rows with grey images, one a row; None for no such baseline.
+        blank_predictions: one prediction for each row with grey images; None for no such baseline.
     """
     metrics, examples = measured.metrics, measured.examples
     constants, measured_on = majority(task, examples)

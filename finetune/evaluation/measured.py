@@ -1,4 +1,4 @@
-"""What the metrics of a task say of predictions: of each row, and of any part of the rows."""
+"""The values of a task's metrics for predictions: of each row, and of any part of the rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Measured:
-    """Rows, their predictions, and what each metric says of them: each metric measures each row once.
+    """Rows, their predictions, and the values of each metric; each metric measures each row once.
 
     Args:
-        metrics: of the task.
+        metrics: the metrics of the task.
         examples: the rows.
-        predictions: one a row.
+        predictions: one prediction for each row.
 
     Raises:
         DataError: a metric gives a value that is no finite number.
@@ -43,11 +43,11 @@ class Measured:
     def values(
         self, rows: Sequence[int] | None = None, *, interval: bool = False, of_corpus: bool = True
     ) -> dict[str, Value]:
-        """Return what each metric measures on some rows, without those that say nothing of any of them.
+        """Return the value of each metric for some rows, without metrics that have no value for any of them.
 
         Args:
-            rows: their places; all rows if None.
-            interval: whether values have an interval.
+            rows: the numbers of the rows; all rows if None.
+            interval: whether the values have an interval.
             of_corpus: whether those of a corpus metric have one too, which measures the rows some hundred times.
 
         Raises:
@@ -84,7 +84,7 @@ class Measured:
 
 
 def row_value(metric: RowMetric, prediction: Prediction, example: Example) -> float | None:
-    """Return what one prediction is worth; None where the metric says nothing of it.
+    """Return the value of a metric for one prediction; None where it has none.
 
     Raises:
         DataError: the metric gives a value that is no finite number.

@@ -1,4 +1,4 @@
-"""Rows that no recipe names: a recipe is made for them, which asks as an adapter was trained. Imports no torch."""
+"""Rows that no recipe names: this makes a recipe that puts them as in an adapter's training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_rows(recipe: Recipe, file: Path) -> Recipe:
     """Return a recipe whose test rows are those of a file, with the fields that it names for its own.
 
     Args:
-        recipe: any.
+        recipe: the recipe to take everything else from.
         file: JSON Lines or Parquet; paths of images are relative to its folder.
 
     Raises:
@@ -41,9 +41,9 @@ def recipe_for(manifest: AdapterManifest | None, *, base: str, file: Path) -> Re
     """Return a recipe that asks rows of a file as an adapter was trained.
 
     Args:
-        manifest: of the adapter; None for the base alone, with the defaults of its task.
-        base: folder, hub id or embedded name of the base.
-        file: as for ``with_rows``.
+        manifest: the manifest of the adapter; None for the base alone, with the defaults of its task.
+        base: the folder, hub id or embedded name of the base.
+        file: the file of the rows, as for ``with_rows``.
 
     Raises:
         RecipeError: as for ``with_rows``.

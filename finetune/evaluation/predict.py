@@ -33,12 +33,12 @@ class Predictor:
     """Predict rows with one model; with an accelerator, each process predicts its share.
 
     Attributes:
-        model: in eval mode, on its device.
-        task: how a prediction is made.
-        prompt_batch: makes the inputs of rows that are to be answered.
-        batch_size: rows of a batch.
-        accelerator: of a distributed run.
-        kept: where the predictions of the base alone are looked for first, and kept; None for an adapted model.
+        model: the model in eval mode, on its device.
+        task: the task, which makes the predictions.
+        prompt_batch: the function that makes the inputs of rows that are to be answered.
+        batch_size: the number of rows of a batch.
+        accelerator: the accelerator of a distributed run; None for one process.
+        kept: the stored predictions of the base alone, which are used where they exist; None for an adapted model.
     """
 
     model: PreTrainedModel
@@ -58,7 +58,7 @@ class Predictor:
 
         Args:
             examples: the rows.
-            title: for the progress bar.
+            title: the title of the progress bar.
         """
         model, accelerator = self.model, self.accelerator
         known = self.kept.read(examples) if self.kept else None

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the table, and images with what each adapter says of them."""
+"""One self-contained HTML page: the table of scores, and images with the predictions of each adapter."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Sample:
 
     Attributes:
         image: the first one of the row.
-        question: what was asked.
+        question: the text of the question.
         reference: the first answer that counts as right.
-        predictions: which model -> its prediction, and whether that is right; None where nothing tells.
+        predictions: each model -> its prediction, and whether that is right; None where this is not known.
     """
 
     image: Image
@@ -73,8 +73,8 @@ def samples_of(evaluations: Sequence[Evaluation], *, most: int, wrong_first: Seq
     """Return cards of rows that have an image, from several evaluations of the same rows.
 
     Args:
-        evaluations: each of another model.
-        most: number of cards at most.
+        evaluations: the evaluations, each of another model on the same rows.
+        most: the largest number of cards.
         wrong_first: models, by name: rows that the first of them got wrong come first, then those of the next one, then
             all others. Rows that are alike in this keep their order.
     """
@@ -101,12 +101,12 @@ def write_page(
 
     Args:
         path: the HTML file.
-        title: heading.
+        title: the heading of the page.
         intro: a paragraph below it.
         evaluations: the lines of the table.
-        own: adapter -> the config it was trained on, whose line is marked.
-        samples: heading of a section -> its cards.
-        footer: a last line.
+        own: each adapter -> the recipe that it was trained on, whose line is marked.
+        samples: each heading of a section -> its cards.
+        footer: the last line of the page.
     """
     sections = "".join(
         f"<h2>{html_text(heading)}</h2><div class='cards'>{''.join(_card(s) for s in cards)}</div>"

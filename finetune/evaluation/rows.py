@@ -1,4 +1,4 @@
-"""Single rows of an evaluation: question, prediction, references and what the prediction is worth, a JSON line each."""
+"""Single rows of an evaluation: question, prediction, references and values, as JSON lines."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Row:
 
     Attributes:
         example: the row itself.
-        prediction: what the model says of it.
-        values: name of a metric -> the row's value, None where it has none.
+        prediction: the prediction of the model.
+        values: each name of a metric -> the row's value; None where it has none.
         right: whether the prediction is worth at least as much as the row's own reference, by the first metric; None
             where that gives rows no value.
     """
@@ -49,10 +49,10 @@ class Row:
 
 
 def make_rows(task: Task, measured: Measured) -> tuple[Row, ...]:
-    """Return each row with its prediction and what that is worth.
+    """Return each row with its prediction and the values of the metrics.
 
     Args:
-        task: tells what the reference of a row is as a prediction.
+        task: the task, which gives the row's reference as a prediction.
         measured: the rows.
     """
     first = measured.metrics[0]
@@ -68,7 +68,7 @@ def make_rows(task: Task, measured: Measured) -> tuple[Row, ...]:
 
 
 def question_of(example: Example) -> str:
-    """Return what is asked of a row: its question, else the text of its last turn before the answer, else its id."""
+    """Return the question of a row, else the text of its last turn before the answer, else its id."""
     if "question" in example.meta:
         return str(example.meta["question"])
     return (text_of(example.prompt[-1]) if example.prompt else "") or example.id

@@ -1,4 +1,4 @@
-"""The scores of one model on one set of rows, as they are kept and compared: by name, with interval and count."""
+"""The scores of one model on one set of rows: values by metric, with interval and count, as they are kept."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from finetune.errors import DataError, plain
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """Hold what one metric measured.
+    """The value of one metric.
 
     Attributes:
-        value: of all its rows.
-        interval: 95 %, by the bootstrap over images; None for a baseline.
-        n: number of rows that have a value.
-        unit: of the value; None for a share, or a number without a unit.
+        value: the value of all rows that have one.
+        interval: the 95 % interval, by the bootstrap over images; None for a baseline.
+        n: the number of rows that have a value.
+        unit: the unit of the value; None for a share, or a number without a unit.
         higher_is_better: whether a larger value is better.
     """
 
@@ -36,12 +36,12 @@ class Scores:
     """The scores of one model on one set of rows.
 
     Attributes:
-        values: name of a metric -> what it measured; the metric that chooses the best checkpoint comes first.
+        values: each name of a metric -> its value; the metric that chooses the best checkpoint comes first.
         baselines: ``majority`` (the best constant prediction for each question type, on these very rows) and
             ``blank_image`` (the same model given grey images) -> name of a metric -> what it measured.
-        by_kind: question type -> the same of its rows, without ``by_kind``.
-        n: number of rows.
-        truncated: rows whose text was ended by its limit of tokens, not by the model.
+        by_kind: each question type -> the scores of its rows, without ``by_kind``.
+        n: the number of rows.
+        truncated: the number of rows whose text was ended by its limit of tokens, not by the model.
     """
 
     values: dict[str, Value]
@@ -52,7 +52,7 @@ class Scores:
 
     @property
     def first(self) -> Value:
-        """Return what the first metric measured."""
+        """The value of the first metric."""
         return next(iter(self.values.values()))
 
     def to_json(self) -> dict[str, Any]:

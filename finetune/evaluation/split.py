@@ -42,14 +42,14 @@ def predictor_of(
     alone: bool,
     accelerator: Accelerator | None = None,
 ) -> Predictor:
-    """Return what predicts rows as a recipe puts them, with the model as it then is.
+    """Return the predictor of rows as a recipe puts them, with the model in its present state.
 
     Args:
         base: the base, with an adapter in it or without.
-        recipe: says how rows are put.
-        prompt_batch: makes the inputs of rows that are to be answered.
-        alone: whether the base predicts without an adapter; it does so once, and this machine keeps what it predicts.
-        accelerator: of a run.
+        recipe: the recipe, which says how rows are put.
+        prompt_batch: the function that makes the inputs of rows that are to be answered.
+        alone: whether the base predicts without an adapter; this machine keeps such predictions for the next run.
+        accelerator: the accelerator of the run.
     """
     batch_size, processes = recipe.train.eval_batch_size, accelerator.num_processes if accelerator else 1
     return Predictor(
@@ -68,12 +68,12 @@ def evaluate_run(
     """Evaluate the model as it is on the test rows of a run, and keep every prediction in the run's folder.
 
     Args:
-        predictor: predicts the rows, on all processes of the run.
+        predictor: the predictor of the rows, on all processes of the run.
         examples: the test rows.
-        recipe: of the run.
-        log: of the run.
-        who: ``base`` or ``adapter``.
-        known: take the predictions that are there already, where they are of these rows.
+        recipe: the recipe of the run.
+        log: the log of the run.
+        who: the name of the model: ``base`` or ``adapter``.
+        known: whether to take stored predictions, where they are of these rows.
     """
     accelerator = predictor.accelerator
     assert accelerator is not None, "a run has one"
@@ -115,7 +115,7 @@ def _write(folder: Path, found: Evaluation) -> None:
 
 
 def _read(recipe: Recipe, who: str, task: Task, examples: Sequence[Example]) -> Evaluation | None:
-    """Return what ``_write`` wrote about these rows, or None where it is not there whole."""
+    """Return the evaluation that ``_write`` wrote about these rows; None where it is not whole."""
     folder = recipe.run_folder
     try:
         lines = (folder / f"predictions-{who}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]

@@ -1,4 +1,4 @@
-"""Validation during a run: the metrics of predictions, a loss of the references, and what both say at its end."""
+"""Validation during a run: metrics of predictions, a loss of the references, and warnings at the end."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _DIGITS = 6  # of a loss: sums over other processes differ in the last bits, and
 
 @dataclass(frozen=True, kw_only=True)
 class Validator:
-    """Validates a model on rows; every process has to call it.
+    """A validator of a model on rows; every process has to call it.
 
     Attributes:
-        predictor: of the adapted model, which is in eval mode when this is called.
-        objective: the terms of the loss.
+        predictor: the predictor of the adapted model, which is in eval mode when this is called.
+        objective: the objective, with the terms of the loss.
         examples: the rows.
-        training_batch: makes a batch with labels of (example, supervised) pairs.
-        seed: chooses the caption of a row that has several, as in the first epoch.
+        training_batch: the function that makes a batch with labels of (example, supervised) pairs.
+        seed: the seed of the choice of a caption for a row with several, as in the first epoch.
     """
 
     predictor: Predictor
@@ -55,7 +55,7 @@ class Validator:
         """Return the metrics and the loss.
 
         Args:
-            batch_size: rows of a batch with labels: one that fits in training fits here.
+            batch_size: the number of rows of a batch with labels, such as the size that fits in training.
 
         Raises:
             TrainingError: no row has a value of the metric that chooses the best weights.
@@ -109,11 +109,11 @@ class Validator:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseAlone:
-    """Record what the base did before training.
+    """The result of the base alone before training.
 
     Attributes:
-        split: the rows that it was evaluated on, ``test`` or ``validation``.
-        all_right: whether it got every one of them right.
+        split: the split that the base was evaluated on, ``test`` or ``validation``.
+        all_right: whether all its predictions were right.
     """
 
     split: str
@@ -123,13 +123,13 @@ class BaseAlone:
 def base_alone(
     predictor: Predictor, val: Sequence[Example], evaluated: Evaluation | None, log: RunLog
 ) -> BaseAlone | None:
-    """Return what the base did before training: on validation rows where it was not evaluated on test rows.
+    """Return the result of the base before training: on validation rows where it was not evaluated on test rows.
 
     Args:
-        predictor: of the base alone.
-        val: the validation rows; where they are used, what the base is worth on them is logged.
-        evaluated: the base on the test rows; None where there are none.
-        log: of the run.
+        predictor: the predictor of the base alone.
+        val: the validation rows; if they are used, the base's scores on them are logged.
+        evaluated: the evaluation of the base on the test rows; None where there are none.
+        log: the log of the run.
     """
     if evaluated is not None:
         return BaseAlone(split="test", all_right=all(row.right for row in evaluated.rows))
@@ -144,13 +144,13 @@ def base_alone(
 def warnings_of(
     state: TrainState, options: TrainSection, *, total_steps: int, base: BaseAlone | None, higher_is_better: bool = True
 ) -> list[str]:
-    """Return what a user should know before a run's adapter is published.
+    """Return the warnings that a user should read before a run's adapter is published.
 
     Args:
-        state: at the end of the run.
-        options: of the run.
-        total_steps: that it would have taken without early stopping.
-        base: what the base alone did; None where it was not evaluated.
+        state: the state at the end of the run.
+        options: the train section of the recipe.
+        total_steps: the number of steps that the run would have taken without early stopping.
+        base: the result of the base alone; None where it was not evaluated.
         higher_is_better: whether a larger score is better.
     """
     found = []

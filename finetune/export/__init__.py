@@ -1,14 +1,14 @@
-"""Where an adapter can go: a folder for PEFT, a merged model, files for other engines.
+"""Export targets of adapters: a folder for PEFT, a merged model, files for other engines.
 
 A target is a file here with one frozen, keyword-only dataclass, whose fields are its options, and two methods
 (``target.Target``):
 
 - ``refuse(manifest)`` raises ExportError, with the reason and what else can be done, where the adapter cannot go there.
   It runs before anything is loaded.
-- ``make(source, folder)`` writes the files into ``folder``, which is empty, reads them back, and returns what it
-  compared with what. ``source`` holds the adapter's tensors, the plain base in fp32, which the target may use up, and
-  what base and adapter answer to the probe and to some other rows; ``parity.compare`` compares outputs against those,
-  ``parity.compare_tensors`` tensors.
+- ``make(source, folder)`` writes the files into ``folder``, which is empty, reads them back, and returns the
+  comparisons. ``source`` holds the adapter's tensors, the plain base in fp32, which the target may use up, and the
+  outputs of base and adapter for the probe and some other rows. ``parity.compare`` compares outputs with those,
+  ``parity.compare_tensors`` compares tensors.
 
 One line in ``tables.EXPORT_TARGETS``, and for each option one in ``tables.EXPORT_OPTIONS`` and one in ``command``.
 Everything else is done once for all targets by ``exporting.export_adapter``: reading and checking the adapter, loading

@@ -1,4 +1,4 @@
-"""Which target, with which options: refused at once where there is no such thing. Loads no torch."""
+"""The check of a target and its options before anything is loaded, without torch."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -33,7 +33,7 @@ def check_quantization(target: str, quantization: str | None) -> None:
     """Refuse a quantized base where a target computes with the base's own weights.
 
     Raises:
-        ExportError: it does.
+        ExportError: ``quantization`` is set, and the target computes so.
     """
     if quantization is not None and target not in TARGETS_BESIDE_THE_BASE:
         raise ExportError(

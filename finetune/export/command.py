@@ -1,4 +1,4 @@
-"""The body of ``finetune export``: words of the command line in, what was compared out. Loads no torch by itself."""
+"""The body of ``finetune export``: it reads the command line and prints the comparisons. Loads no torch by itself."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ all."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add ``export``."""
+    """Add the parser of ``export``."""
     parser = subparsers.add_parser(
         "export",
         help="write an adapter in the form of another program, and check it there",
@@ -59,13 +59,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what ``finetune export ...`` asks, and print what was compared.
+    """Run ``finetune export ...``, and print the comparisons.
 
     Returns:
         The exit code: 0.
 
     Raises:
-        FinetuneError: it cannot be done.
+        FinetuneError: the export cannot be done.
     """
     options = {name: getattr(args, name) for name in EXPORT_OPTIONS if hasattr(args, name)}
     check_choice(args.to, options)  # before torch is loaded

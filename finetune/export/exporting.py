@@ -1,4 +1,4 @@
-"""An export from end to end: the adapter is read and checked, its base loaded, the target called, the folder kept."""
+"""An export from end to end: read and check the adapter, load its base, call the target, and save the folder."""
 
 from __future__ import annotations
 
@@ -50,30 +50,31 @@ def export_adapter(
 ) -> Export:
     """Write an adapter in the form of another program, and check that it does there what it does here.
 
-    The base is loaded in fp32 for that, 4 bytes a parameter, however it was held in training; with ``quantization``
-    its language tower is held in that, which is enough to compare what PEFT loads beside it.
+    The base is loaded in fp32 for that, 4 bytes a parameter, whatever its dtype in training. With ``quantization`` its
+    language tower is quantized, which is enough to compare an adapter that PEFT loads beside the base.
 
     Args:
         ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
-        to: the target: a name of ``tables.EXPORT_TARGETS``.
-        output: the folder to make, which appears whole or not at all; ``DEFAULT_OUTPUT`` by default.
+        to: the target, a name of ``tables.EXPORT_TARGETS``.
+        output: the folder to make, which appears whole or not at all; None for ``DEFAULT_OUTPUT``.
         registry: a folder, a URL such as ``s3://bucket/prefix``, or a registry; ``$FINETUNE_REGISTRY`` or
             ``~/.finetune/registry`` by default.
-        base: the base's folder, hub id or embedded name; by default where this base was last seen.
-        revision: of a hub id.
+        base: the base's folder, hub id or embedded name; None for the folder where this base was last seen.
+        revision: the revision of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        quantization: of the base's language tower, ``4bit`` or ``8bit``, for targets that write no weight of the base.
-        log: is told what is being done, a line each.
-        **options: the target's own.
+        quantization: the quantization of the base's language tower, ``4bit`` or ``8bit``, for targets that write no
+            weight of the base; None for none.
+        log: the function that logs one line for each step.
+        **options: the options of the target.
 
     Returns:
-        The folder and what was checked, which stands in its ``export.json`` too.
+        The export: its folder and its checks, which stand in its ``export.json`` too.
 
     Raises:
         ExportError: there is no such target or option, the adapter cannot go there, or it does not do there what it
             does here; nothing is left.
-        AdapterError: the adapter is not what was saved, or does not fit the base.
-        RegistryError: it cannot be read, or the output cannot be written.
+        AdapterError: the adapter is damaged, or does not fit the base.
+        RegistryError: the registry cannot be read, or the output cannot be written.
         SystemExit: SIGTERM came, in the main thread of a program that does not handle it; nothing is left.
     """
     check_choice(to, options)
@@ -112,7 +113,7 @@ def export_adapter(
 
 
 def _read(ref: str | Path, registry: str | Path | AdapterRegistry | None) -> tuple[str, AdapterFolder]:
-    """Return an adapter, every byte checked, and how its version is called wherever it lies."""
+    """Return the name of an adapter's version, the same wherever it lies, and the adapter, every byte checked."""
     if str(ref) == "base":
         raise ExportError(NO_ADAPTER)
     if (path := as_folder(ref)) is not None:

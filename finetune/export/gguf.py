@@ -49,10 +49,10 @@ llama-server --model base.gguf{images} --lora adapter.gguf"""
 
 @dataclass(frozen=True, kw_only=True)
 class Gguf:
-    """llama.cpp's file of a LoRA, with the scaling in its weights: ``adapter.lora.alpha == r``.
+    """A target that writes llama.cpp's file of a LoRA, with the scaling in its weights: ``adapter.lora.alpha == r``.
 
     Attributes:
-        dtype: of its tensors.
+        dtype: the dtype of its tensors.
     """
 
     dtype: Dtype = "float32"
@@ -62,7 +62,7 @@ class Gguf:
             raise ExportError(f"dtype {self.dtype!r} cannot be written. Allowed: {', '.join(_UPDATE_ROUNDING)}.")
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where llama.cpp's LoRA has no place for what the adapter holds."""
+        """Raise ExportError where llama.cpp's LoRA has no place for a part of the adapter."""
         require_extra("gguf", what="--to gguf")
         model_type = manifest.base.model_type
         if (architecture := architecture_of(model_type)) != "generative":
@@ -77,7 +77,7 @@ class Gguf:
                 raise ExportError(f"{manifest.full_name} cannot be written as GGUF: {reason}")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Write the file and its card, and have the base compute with what is read back."""
+        """Write the file and its card, and have the base compute with the tensors that are read back."""
         language = language_of(source.base.model.config, source.base.towers)
         names = {language.weight_name(module): module for module in source.manifest.adapter.parts[0].names}
         lora = _to_llama_cpp(source, language, names)
@@ -116,7 +116,7 @@ class Gguf:
 
 
 def _why_not(part: PartDescription) -> str | None:
-    """Return why llama.cpp's LoRA has no place for a part of an adapter, and what else can be done; None if it has."""
+    """Return the reason why llama.cpp's LoRA cannot hold a part, with what else can be done; None where it can."""
     if part.method in UNMERGEABLE:
         return f"{UNMERGEABLE[part.method]}, and llama.cpp takes LoRA alone. Load it with finetune.load(...)."
     instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
@@ -135,12 +135,12 @@ def _why_not(part: PartDescription) -> str | None:
 
 
 def replay(source: Source, held: LoraFile, language: Language, names: Mapping[str, str]) -> dict[str, LoraUpdate]:
-    """Return full module name -> what llama.cpp computes there with a file, in the order of transformers.
+    """Return full module name -> the update that llama.cpp computes there, in the order of transformers.
 
     Args:
-        source: holds the base.
-        held: what was read.
-        language: of the base.
+        source: the source of the export, which holds the base.
+        held: the contents of the file.
+        language: the language model of the base.
         names: llama.cpp's name of a weight -> full module name.
     """
     replayed = {}
@@ -165,7 +165,7 @@ def _to_llama_cpp(source: Source, language: Language, names: Mapping[str, str]) 
 
 
 def _relative_difference(got: LoraUpdate, wanted: Any) -> float:
-    """Return the largest difference of two LoRA updates, as a part of the largest value of what is wanted."""
+    """Return the largest difference of two LoRA updates, as a part of the largest value of ``wanted``."""
     product, right = (update.up @ update.down * update.scaling for update in (got, wanted))
     off, size = (product - right).abs().max().item(), right.abs().max().item()
     return off / size if size else off

@@ -1,7 +1,7 @@
 """The language model inside a base as llama.cpp knows it, and llama.cpp's file of a LoRA.
 
-Sources, at https://github.com/ggml-org/llama.cpp: ``convert_lora_to_gguf.py`` and ``conversion/llama.py`` for what is
-written, ``src/llama-adapter.cpp`` for what is read.
+Sources, at https://github.com/ggml-org/llama.cpp: ``convert_lora_to_gguf.py`` and ``conversion/llama.py`` for writing,
+``src/llama-adapter.cpp`` for reading.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _A, _B = ".lora_a", ".lora_b"
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """How llama.cpp names and lays out the language model of a base.
+    """The names and layout of a base's language model in llama.cpp.
 
     Attributes:
         architecture: its ``general.architecture``.
-        num_layers: of the decoder.
-        num_heads: last part of a module's name -> heads of its rows, where llama.cpp holds them in another order.
-        paths: of the language tower in the base.
+        num_layers: the number of layers of the decoder.
+        num_heads: last part of a module's name -> number of heads in its rows, where llama.cpp orders them differently.
+        paths: the paths of the language tower in the base.
     """
 
     architecture: str
@@ -66,7 +66,7 @@ class Language:
     paths: tuple[str, ...]
 
     def weight_name(self, module: str) -> str:
-        """Return what llama.cpp calls the weight of a module.
+        """Return llama.cpp's name for the weight of a module.
 
         Args:
             module: its full name in the base, such as ``model.language_model.layers.0.self_attn.q_proj``.
@@ -86,8 +86,8 @@ class Language:
     def to_llama_cpp(self, module: str, rows: Tensor) -> Tensor:
         """Return the rows [O, ...] of a module's weight, or of the B of its LoRA, in llama.cpp's order.
 
-        transformers turns the two halves of a head against each other, llama.cpp's ``llama`` neighbouring rows, so
-        there each head's halves are interleaved.
+        transformers rotates the two halves of a head against each other, and llama.cpp's ``llama`` neighbouring rows.
+        So each head's halves are interleaved there.
         """
         if (heads := self.num_heads.get(module.rpartition(".")[2])) is None:
             return rows
@@ -102,11 +102,11 @@ class Language:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFile:
-    """What a file holds that llama.cpp loads with ``--lora``.
+    """The contents of a file that llama.cpp loads with ``--lora``.
 
     Attributes:
-        architecture: of the language model that it is for.
-        alpha: one for all weights; each one's product is multiplied by ``alpha / r``.
+        architecture: the architecture of the language model that it is for.
+        alpha: the alpha of all weights; each one's product is multiplied by ``alpha / r``.
         pairs: name of a weight -> A [r, I] and B [O, r], in llama.cpp's order.
     """
 
@@ -151,10 +151,10 @@ def write_lora(path: Path, lora: LoraFile, *, dtype: Dtype, about: Mapping[str, 
     """Write a LoRA for llama.cpp.
 
     Args:
-        path: of the file.
-        lora: what it is to hold.
-        dtype: of its tensors.
-        about: more of its metadata, such as ``general.name``.
+        path: the path of the file.
+        lora: its contents.
+        dtype: the dtype of its tensors.
+        about: additional metadata, such as ``general.name``.
 
     Raises:
         ExportError: a value is too large for ``dtype``.
@@ -196,10 +196,10 @@ def rounded(tensor: Tensor, dtype: Dtype, *, name: str) -> Tensor:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Read a file as llama.cpp does, with the checks that it makes before it asks the model.
+    """Read a file as llama.cpp does, with the checks that llama.cpp makes before it uses the model.
 
     Raises:
-        ExportError: llama.cpp would not take it.
+        ExportError: llama.cpp would not load it.
     """
     import gguf
 

@@ -58,14 +58,14 @@ processor = AutoProcessor.from_pretrained("FOLDER")"""
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """The base's own class and files, with the adapter merged in fp32 and cast to ``dtype``.
+    """A target that writes the base's own class and files, with the adapter merged in fp32 and cast to ``dtype``.
 
-    It takes the memory of one fp32 copy of the base: the merged one is let go before what was written is read back.
+    It takes the memory of one fp32 copy of the base: the merged model is freed before the written files are read back.
 
     Attributes:
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` for what transformers loads the base in, as
-            ``own_dtype`` finds it.
-        max_shard_size: of one file of weights, such as ``5GB``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` for the dtype in which transformers loads the base,
+            see ``own_dtype``.
+        max_shard_size: the limit for the size of one file of weights, such as ``5GB``.
     """
 
     dtype: str = "auto"
@@ -79,7 +79,7 @@ class Merged:
             raise ExportError(f"max_shard_size {self.max_shard_size!r} is no size, such as 5GB or 500MB")
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where a part is such that no weight of the base could hold it."""
+        """Raise ExportError where no weight of the base could hold a part of the adapter."""
         for part in manifest.adapter.parts:
             if part.method in UNMERGEABLE:
                 raise ExportError(
@@ -88,7 +88,7 @@ class Merged:
                 )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Merge, casts, writes model, processor and card, and load them as any base is loaded."""
+        """Merge and cast, write model, processor and card, and load them as any base is loaded."""
         base, model, device = source.base, cast("Any", source.base.model), str(source.base.model.device)
         home = snapshot_folder(base.path, revision=base.identity.revision)
         dtype = own_dtype(home) if self.dtype == "auto" else self.dtype
@@ -148,7 +148,7 @@ def _card(source: Source, dtype: str) -> Card:
 
 
 def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
-    """Give modules that are to be changed a weight of their own, where another module has the same one.
+    """Give each module that changes a weight of its own, where another module has the same one.
 
     The config then says that they are not tied, as a model that is loaded would tie them again.
     """
@@ -165,9 +165,9 @@ def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
 
 
 def own_dtype(home: Path) -> str:
-    """Return what transformers loads a base in: what its config states, else what most values of its files are in.
+    """Return the dtype in which transformers loads a base: that of its config, else that of most values in its files.
 
-    The two differ where files were made small for the way: whoever loads such a base gets what the config states.
+    The two differ where files were made small for the download: a user who loads such a base gets that of the config.
     """
     config = AutoConfig.from_pretrained(home, trust_remote_code=False)
     stated = str(config.dtype or config.get_text_config().dtype or "").removeprefix("torch.")
@@ -208,7 +208,7 @@ def _compare_weights(model: nn.Module, wanted: dict[str, str], num_changed: int,
 
 
 def _compare(source: Source, written: Base, dtype: str) -> Comparison:
-    """Compare what the loaded model, with its own processor, makes of the same conversations."""
+    """Compare outputs of the loaded model, with its own processor, for the same conversations."""
     require_same_processor(source.manifest.processor, written.digests)
     got = outputs(written, rows_of(written, source.manifest.probe))
     what = f"outputs of the loaded model, its weights rounded to {dtype}, with those of the adapter on the base"

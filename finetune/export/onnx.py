@@ -47,7 +47,7 @@ vector = classifier.embed_images(["image.jpg"])[0]  # of length 1, for search"""
 
 @dataclass(frozen=True, kw_only=True)
 class Onnx:
-    """``image.onnx`` and ``text.onnx``: inputs as the processor makes them, embeddings of length 1, any batch size."""
+    """A target that writes ``image.onnx`` and ``text.onnx``, which give embeddings of length 1 for any batch size."""
 
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raise ExportError where the base is no dual encoder, MissingExtraError without the packages."""
@@ -66,7 +66,7 @@ class Onnx:
         require_extra("onnx", what="--to onnx")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Write both towers and what puts images and texts to them, and have onnxruntime answer."""
+        """Write both towers and the files that prepare images and texts, and have onnxruntime compute with them."""
         merge(source.updates)
         model: Any = source.base.model
         model.to("cpu")
@@ -112,7 +112,7 @@ def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
     """Write ``image.onnx`` and ``text.onnx``.
 
     Args:
-        folder: where.
+        folder: the folder to write into.
         model: a dual encoder on the CPU.
         row: inputs of one image and text; the files take any number of either, and texts of any length.
     """
@@ -141,7 +141,7 @@ def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
 
 
 def _forget_sources(model: Any) -> None:
-    """Take out what the exporter keeps beside nodes and values: lines and local paths of the code that it traced."""
+    """Remove the source lines and local paths of the traced code, which the exporter stores beside nodes and values."""
     for graph in (model.graph, *model.functions.values()):
         values = [value for node in graph.all_nodes() for value in (node, *node.outputs)]
         for place in (graph, *graph.inputs, *values):
@@ -153,13 +153,13 @@ def _forget_sources(model: Any) -> None:
 def compare_with_onnxruntime(
     source: Source, classifier: Classifier, rows: Mapping[str, Mapping[str, Tensor]], pad_token_id: int
 ) -> list[Comparison]:
-    """Compare what onnxruntime makes of the files, and what the example beside them makes of images and texts.
+    """Compare the outputs of onnxruntime and the inputs of the example script with those of the adapter.
 
     Args:
-        source: what was exported.
-        classifier: has read the files.
+        source: the adapter and base that were exported.
+        classifier: the classifier of the example script, with the files loaded.
         rows: name -> the processor's inputs of one image and text.
-        pad_token_id: fills up shorter texts.
+        pad_token_id: the token id that pads shorter texts.
     """
     singly = {name: _embed(classifier, row)[0] for name, row in rows.items()}
     longest = max(row["input_ids"].shape[1] for row in rows.values())
@@ -189,7 +189,7 @@ def _embed(classifier: Classifier, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _compare_inputs(source: Source, classifier: Classifier) -> list[Comparison]:
-    """Compare what the example makes of images and texts, without torch, with what the processor makes of them."""
+    """Compare the inputs that the example makes of images and texts, without torch, with those of the processor."""
     processor: Any = source.base.processor
     _, image = probe_conversation(source.manifest.probe.seed)
     images = [image, image.crop((0, 0, 150, 96)), image.crop((0, 0, 96, 150))]

@@ -1,4 +1,4 @@
-"""Which of some labels belongs to an image, and embeddings for search, by onnxruntime.
+"""Classification of an image by labels, and embeddings for search, by onnxruntime.
 
     python classify.py IMAGE LABEL LABEL ...
 
@@ -26,11 +26,11 @@ SETTINGS_NAME = "classify.json"
 
 
 class Classifier:
-    """Both towers; shapes: N images or texts, T tokens, D values of an embedding.
+    """Both towers of the model; shapes: N images or texts, T tokens, D values of an embedding.
 
     Args:
-        folder: the one that holds this file.
-        providers: where onnxruntime computes, such as ``CUDAExecutionProvider``.
+        folder: the folder that holds this file.
+        providers: the execution providers of onnxruntime, such as ``CUDAExecutionProvider``.
     """
 
     def __init__(self, folder: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",)):
@@ -44,7 +44,7 @@ class Classifier:
         self.text = onnxruntime.InferenceSession(folder / "text.onnx", providers=list(providers))
 
     def classify(self, image: str | Path | Image.Image, labels: Sequence[str]) -> dict[str, float]:
-        """Return the probability of each label, given that one of them is right; they are put into words first."""
+        """Return the probability of each label, given that one of them is right; each is put into the text template."""
         texts = [self.settings["text_template"].replace("{label}", label) for label in labels]
         cosines = self.embed_texts(texts) @ self.embed_images([image])[0]  # [labels]
         weights = np.exp(self.settings["logit_scale"] * (cosines - cosines.max()))
@@ -60,7 +60,7 @@ class Classifier:
         return self.text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
     def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the ids of texts and which of them are no filling, each [N, T]."""
+        """Return the token ids of texts and their attention mask, 0 for padding, each [N, T]."""
         rows = [self.tokenizer.encode(text).ids for text in texts]
         longest, most = max(map(len, rows)), self.settings["max_tokens"]
         if longest > most:
@@ -72,7 +72,7 @@ class Classifier:
         return ids, mask
 
     def pixels(self, image: str | Path | Image.Image) -> NDArray[np.float32]:
-        """Return what the image tower sees of an image, [3, H, W]."""
+        """Return the pixels of an image as the image tower takes them, [3, H, W]."""
         how = self.preprocessing
         if not isinstance(image, Image.Image):
             image = Image.open(image)
@@ -92,7 +92,7 @@ class Classifier:
 
 
 def _new_size(image: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
-    """Return width and height."""
+    """Return the new width and height."""
     if "shortest_edge" not in size:
         return size["width"], size["height"]
     short, long = sorted(image.size)

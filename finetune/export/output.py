@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and what is left of it when its writer dies."""
+"""An output folder that appears whole or not at all, and the clean-up after a writer that was killed."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def refuse_occupied(output: Path) -> None:
 def new_output(output: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``output`` when the block ends without an error, written to the disk.
 
-    It lies in a hidden one beside ``output``, which goes on any error, Ctrl-C and SIGTERM included. A process that is
-    killed leaves that behind, and the next one for the same ``output`` clears it: who writes there holds a lock, which
-    the system takes back when a process ends, however it does.
+    It lies in a hidden folder beside ``output``, which is removed on any error, Ctrl-C and SIGTERM included. A killed
+    process leaves the hidden folder behind, and the next one for the same ``output`` clears it. The writer holds a
+    lock, which the system releases whenever the process ends.
 
     Raises:
         ExportError: ``output`` holds something, another process is writing it, or something that no export left
@@ -168,7 +168,7 @@ def _stopping() -> Iterator[None]:
 def _to_disk(folder: Path, *, mode: int) -> None:
     """Wait until every file below ``folder``, and every folder, is on the disk.
 
-    Files get the ``mode`` of any other that this process makes: safetensors lets nobody but their owner read its own.
+    Files get the ``mode`` of any other file of this process: safetensors makes files that only their owner can read.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Holding what was exported against the adapter: outputs on the probe and a few other rows, and tensors."""
+"""Comparisons of an export with the adapter: outputs on the probe and a few other rows, and tensors."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def rows_of(base: Base, probe: Probe) -> dict[str, Batch]:
 
 
 def outputs(base: Base, rows: Mapping[str, Batch], placeholders: Placeholders | None = None) -> dict[str, Tensor]:
-    """Return what a model makes of each row, fp32 on the CPU.
+    """Return the outputs of a model for each row, fp32 on the CPU.
 
     Args:
         base: the model as it now is.
-        rows: one row each.
-        placeholders: of the adapter that answers.
+        rows: name -> one row.
+        placeholders: the placeholders of the adapter that answers; None where it has none.
     """
     found = {}
     with torch.inference_mode():
@@ -62,20 +62,20 @@ def compare(
     plain: Mapping[str, Tensor],
     rounding: float = ROUNDING["float32"],
 ) -> Comparison:
-    """Compare outputs of what was exported with those of the adapter.
+    """Compare outputs of an export with those of the adapter.
 
     Args:
-        what: what was compared with what.
-        got: name of a row -> outputs of what was exported; of rows of different length, as with a prompt before one,
-            the last positions are compared.
+        what: the text that says what is compared with what.
+        got: name of a row -> outputs of the export. Where lengths differ, as with a prompt before one row, the last
+            positions are compared.
         wanted: name of a row -> outputs of the adapter.
         plain: name of a row -> outputs of the base alone.
-        rounding: what may be off, as a part of the largest output.
+        rounding: the tolerance, as a part of the largest output.
 
     Returns:
-        ``failed`` where a value is further off than rounding can make it, or is not a number; ``inconclusive`` where
-        the adapter's own effect is below what fp32 shows, or what was exported lies no closer to the adapter than to
-        the base: twice what is off is not within the effect. So the base alone never passes.
+        The comparison. It is ``failed`` where a difference is above the tolerance, or is not a number. It is
+        ``inconclusive`` where the adapter's own effect is not above the precision of fp32, or not above twice the
+        largest difference. So the base alone never passes.
     """
     off = max((_largest(got[name], wanted[name]) for name in got), key=_worst)
     effect = max(_largest(plain[name], wanted[name]) for name in got)
@@ -88,7 +88,7 @@ def compare(
 
 
 def compare_tensors(what: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
-    """Compare tensors that were read back with those that were to be written: ``passed`` where they are equal."""
+    """Compare tensors that were read back with the originals: ``passed`` where they are equal."""
     off = 0.0
     for got, wanted in pairs:
         if got.shape != wanted.shape or got.dtype != wanted.dtype:

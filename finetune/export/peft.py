@@ -37,13 +37,14 @@ class Peft:
     """PEFT's format, which transformers and other engines read too.
 
     Attributes:
-        bake_scaling: LoRA's scaling is multiplied into B, so that ``lora_alpha == r``, without rslora and patterns.
+        bake_scaling: whether LoRA's scaling is multiplied into B, so that ``lora_alpha == r``, without rslora and
+            patterns.
     """
 
     bake_scaling: bool = False
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where PEFT has nothing that would compute the same."""
+        """Raise ExportError where PEFT has no method that computes the same."""
         refuse_ours(manifest)
         if self.bake_scaling and manifest.adapter.peft_type != "LORA":
             raise ExportError(
@@ -98,7 +99,7 @@ def refuse_ours(manifest: AdapterManifest) -> None:
 
 
 def compare_with_peft(source: Source, folder: Path) -> Comparison:
-    """Have PEFT load ``folder`` on the base, which it is wrapped around afterwards, and compare what that answers."""
+    """Have PEFT load ``folder`` on the base, which it then wraps, and compare its outputs with the adapter's."""
     from peft import PeftModel
 
     try:

@@ -1,4 +1,4 @@
-"""LoRA whose scaling stands in its weights, so that engines which read it otherwise, or not at all, agree."""
+"""LoRA with its scaling baked into its weights, for engines that read the scaling differently or not at all."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
 def bake_scaling(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the same LoRA with ``lora_alpha == r`` for every module: no rslora, no patterns.
 
-    B is multiplied by the scaling. Modules of a smaller rank are filled up to the largest with rows and columns of
-    zeros, since a single rank is all that some engines read; what they compute stays the same. So does a DoRA, which
-    uses nothing but the scaled product, and a magnitude of its own.
+    B is multiplied by the scaling. Modules of a smaller rank are padded with zeros to the largest rank, since some
+    engines read one rank only; their outputs stay the same. Those of a DoRA stay the same too: it uses only the scaled
+    product and a magnitude of its own.
 
     Args:
-        tensors: as PEFT names them: A [r, I], B [O, r], and the magnitudes of a DoRA [O].
-        config: PEFT's, with full module names in its patterns.
+        tensors: the tensors under PEFT's names: A [r, I], B [O, r], and the magnitudes of a DoRA [O].
+        config: PEFT's config, with full module names in its patterns.
 
     Returns:
         The tensors, A and B in fp32, and the config.

@@ -1,4 +1,4 @@
-"""The code of an export's model card: what a reader runs, from an image and a question to the answer."""
+"""The code of an export's model card, which a reader runs from an image and a question to the answer."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ print(labels[scores.argmax()], dict(zip(labels, scores.tolist())))"""
 
 
 def transformers_code(source: Source, loading: str) -> str:
-    """Return code for plain transformers that asks as the adapter was trained, and print the answer.
+    """Return code for plain transformers that asks as the adapter was trained, and prints the answer.
 
     Args:
-        source: what is exported.
-        loading: imports and lines that leave ``model`` and ``processor``.
+        source: the adapter and base to export.
+        loading: the imports and lines that define ``model`` and ``processor``.
     """
     imports, _, lines = loading.partition("\n\n")
     return f"{_imports(source, imports)}\n\n{lines}\n\n{_body(source)}"
 
 
 def messages_code(task: PromptSection, *, image: str) -> str:
-    """Return the lines that leave ``messages``, as the adapter was trained on them.
+    """Return the lines that define ``messages``, as the adapter was trained on them.
 
     Args:
-        task: of the manifest; ``question`` holds the user's words.
+        task: the task section of the manifest; in the code, ``question`` holds the user's words.
         image: the code of the part that shows the image.
     """
     lines = ["messages = ["]
@@ -86,7 +86,7 @@ def _body(source: Source) -> str:
 
 
 def _prompt(source: Source, task: PromptSection) -> str:
-    """Return the lines that leave ``text``, by the processor's chat template."""
+    """Return the lines that define ``text``, by the processor's chat template."""
     processor: Any = source.base.processor
     messages = task.ask(QUESTION)
     rendered = str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -100,7 +100,7 @@ def _prompt(source: Source, task: PromptSection) -> str:
 
 
 def _bare_prompt(source: Source, task: PromptSection) -> str:
-    """Return the line that leaves ``text`` where the processor itself puts marks around it."""
+    """Return the line that defines ``text`` where the processor itself puts marks around it."""
     before = "".join(f"{text_of(message)}\n" for message in task.ask("")[:-1])
     token: str = source.base.processor.image_token  # type: ignore[attr-defined]
     return f"text = {token + before!r} + {_filled(task.question_template, 'question')}"

@@ -1,4 +1,4 @@
-"""How the room and its targets meet: what is exported, what a target does, what it found."""
+"""The interface of export targets: the source of an export, the target, and its comparisons."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Verdict = Literal["passed", "inconclusive", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is exported.
+    """The adapter and base to export, with the outputs to compare.
 
     Attributes:
-        ref: names the version: ``ns/name@17``, or ``ns/name@sha256:<digest>`` of an adapter's folder.
-        adapter: its manifest and tensors, every byte checked; on the base's device.
+        ref: the name of the version: ``ns/name@17``, or ``ns/name@sha256:<digest>`` of an adapter's folder.
+        adapter: the adapter's manifest and tensors, every byte checked; on the base's device.
         base: the plain base in fp32, unquantized, with nothing attached; the target may change it or use it up.
-        updates: full module name -> what the adapter computes in the place of that module, as ``methods.adapter.merge``
-            takes it.
-        placeholders: what rows must hold for the adapter's prompt; None where it has none.
+        updates: full module name -> the update that the adapter computes in the place of that module, as
+            ``methods.adapter.merge`` takes it.
+        placeholders: the placeholders that rows must hold for the adapter's prompt; None where it has none.
         rows: name -> one row on the base's device, as the plain base takes it; ``probe`` is the manifest's.
-        plain: name -> what the base makes of the row, fp32 on the CPU: logits [T, V], or embeddings [2, D].
-        adapted: name -> what the adapter makes of it; a prompt of N tokens gives [N + T, V].
+        plain: name -> the base's output for the row, fp32 on the CPU: logits [T, V], or embeddings [2, D].
+        adapted: name -> the adapter's output for the row; a prompt of N tokens gives [N + T, V].
     """
 
     ref: str
@@ -47,26 +47,26 @@ class Source:
 
     @property
     def version(self) -> str:
-        """How a card calls the version: ``version 17``, or the beginning of its manifest's digest."""
+        """The version as a card names it: ``version 17``, or the beginning of its manifest's digest."""
         number = self.ref.rpartition("@")[2]
         return f"version {number}" if number.isdigit() else f"manifest {self.adapter.digest[:16]}"
 
     @property
     def manifest(self) -> AdapterManifest:
-        """The adapter's."""
+        """The adapter's manifest."""
         return self.adapter.manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One thing that was held against what it should be.
+    """One comparison of an export with the adapter or its tensors.
 
     Attributes:
-        what: what was compared with what.
+        what: the text that says what was compared with what.
         verdict: ``inconclusive`` where the base without the adapter would not have failed either.
-        largest_difference: between two values.
-        tolerance: the most that it may be.
-        effect: the largest difference that the adapter itself makes; None where nothing like that was measured.
+        largest_difference: the largest difference between two values.
+        tolerance: the largest difference that passes.
+        effect: the largest difference that the adapter itself makes; None where it was not measured.
     """
 
     what: str
@@ -77,19 +77,19 @@ class Comparison:
 
 
 class Target(Protocol):
-    """A place where an adapter can go; a frozen dataclass, whose fields are the options."""
+    """A program to which an adapter can be exported; a frozen dataclass, whose fields are the options."""
 
     def refuse(self, manifest: AdapterManifest) -> None:
         """Raise ExportError, with the reason and what else can be done, where such an adapter cannot go there."""
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Write the files, reads them back, and return what was compared: the probe, at the least.
+        """Write the files, read them back, and return the comparisons, at least that of the probe.
 
         Args:
-            source: what is exported.
-            folder: exists and is empty; what is in it afterwards is delivered, unless a comparison failed.
+            source: the adapter and base to export.
+            folder: an empty folder; its contents are delivered afterwards, unless a comparison failed.
 
         Raises:
-            ExportError: it cannot be written there, with the reason.
+            ExportError: the adapter cannot be written there, with the reason.
         """
         ...

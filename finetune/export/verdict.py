@@ -1,4 +1,4 @@
-"""What is written beside the files of an export: what they are of, what was checked, with what."""
+"""The record and verdict of an export, which are written beside its files as ``export.json``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Export:
     """A finished export.
 
     Attributes:
-        folder: where its files are.
-        verdict: ``passed``; ``inconclusive`` where the adapter's effect on the rows compared is below what rounding
-            makes, and equal tensors are all that speaks for the export.
-        record: what ``export.json`` says.
+        folder: the folder of its files.
+        verdict: ``passed``; ``inconclusive`` where the adapter's effect on the rows compared is below the effect of
+            rounding, and only equal tensors confirm the export.
+        record: the contents of ``export.json``.
     """
 
     folder: Path
@@ -52,14 +52,14 @@ def record_of(
     target: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what ``export.json`` is to say, with the digests of all files in ``folder``.
+    """Return the contents of ``export.json``, with the digests of all files in ``folder``.
 
     Args:
-        source: what was exported.
-        folder: the files.
-        comparisons: what the target found.
-        target: its name.
-        options: all of them, as they were.
+        source: the adapter and base that were exported.
+        folder: the folder of the files.
+        comparisons: the comparisons that the target returned.
+        target: the name of the target.
+        options: all options of the target, with their values.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {

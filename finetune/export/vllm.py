@@ -38,10 +38,10 @@ _IMAGE_PART = '{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base
 
 @dataclass(frozen=True, kw_only=True)
 class Vllm:
-    """PEFT's format within what vLLM serves; no answer of vLLM's is compared, which needs its GPU.
+    """A target that writes PEFT's format within the limits of vLLM; vLLM itself, which needs its GPU, is not run.
 
     Attributes:
-        max_lora_rank: what vLLM is started with.
+        max_lora_rank: the ``--max-lora-rank`` with which vLLM is started.
     """
 
     max_lora_rank: int = DEFAULT_MAX_LORA_RANK
@@ -51,7 +51,7 @@ class Vllm:
         refuse_for_vllm(manifest, max_lora_rank=self.max_lora_rank)
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Write what the target ``peft`` writes with its scaling baked in, which PEFT opens, and a card for vLLM."""
+        """Write the files of the target ``peft`` with the scaling baked in, which PEFT opens, and a card for vLLM."""
         comparisons = Peft(bake_scaling=True).make(source, folder)
         identity, task = source.manifest.base, cast("PromptSection", source.manifest.task)
         loading = _LOADING.format(

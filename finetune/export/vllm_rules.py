@@ -1,7 +1,7 @@
-"""Which adapters vLLM serves, by the rules of its own sources, and what they look like to it.
+"""The rules by which vLLM serves an adapter, from its own sources, and the form in which it gets one.
 
-Restated from vLLM 0.33.0, of which each rule names the file; ``tests/vllm`` holds them against the real code. Nothing
-here loads PEFT or transformers: the plugin, which asks this of every adapter that is served, runs in vLLM's
+The rules are those of vLLM 0.33.0; each names the file that it comes from, and ``tests/vllm`` compares them with the
+real code. Nothing here loads PEFT or transformers: the plugin, which checks every served adapter so, runs in vLLM's
 environment.
 """
 
@@ -51,15 +51,15 @@ _MERGE = "merge the adapter into its base: finetune export --to merged."
 
 
 def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
-    """Return where vLLM serves an adapter whole, just as it is.
+    """Check that vLLM serves an adapter whole, just as it is.
 
     Args:
-        manifest: the adapter's.
-        max_lora_rank: what vLLM is started with.
+        manifest: the manifest of the adapter.
+        max_lora_rank: the ``--max-lora-rank`` with which vLLM is started.
 
     Raises:
-        ExportError: it does not; with the reason, and what else can be done.
-        ManifestError: the options of the adapter are not what they must be.
+        ExportError: vLLM does not serve it; with the reason, and what else can be done.
+        ManifestError: the options of the adapter are not valid.
     """
     reason = (
         _no_limit(max_lora_rank)
@@ -74,7 +74,7 @@ def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
 def vllm_form(adapter: AdapterFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and config, in PEFT's format, of an adapter that vLLM serves.
 
-    The scaling stands in B, and all modules have one rank: what is left to vLLM is a factor of one.
+    The scaling stands in B, and all modules have one rank: the factor that is left to vLLM is one.
     """
     return bake_scaling(adapter.tensors, peft_config(adapter.manifest.adapter))
 
@@ -86,9 +86,10 @@ def _no_limit(max_lora_rank: int) -> str:
 
 
 def _no_lora(manifest: AdapterManifest) -> str:
-    """No prompt, no override, no DoRA (lora/peft_helper.py, _validate_features), and a base that takes LoRA.
+    """Return the reason where the adapter is a prompt, override or DoRA, or its base takes no LoRA; else an empty text.
 
-    Nor a bias, nor modules_to_save: no manifest can have them, see ``tables.FIXED_PEFT_CONFIG``.
+    See lora/peft_helper.py, ``_validate_features``. Biases and ``modules_to_save`` are in no manifest, see
+    ``tables.FIXED_PEFT_CONFIG``.
     """
     adapter, model_type = manifest.adapter, manifest.base.model_type
     if [part.method for part in adapter.parts] != ["lora"]:
@@ -121,7 +122,7 @@ def _other_modules(manifest: AdapterManifest) -> str:
 
 
 def _rank_over(part: PartDescription, limit: int) -> str:
-    """No rank over the limit (lora/peft_helper.py, validate_legal)."""
+    """Return the reason where a rank is over the limit (lora/peft_helper.py, validate_legal), else an empty text."""
     rank = max((part.options["rank_pattern"].get(name, part.options["r"]) for name in part.names), default=0)
     if rank <= limit:
         return ""

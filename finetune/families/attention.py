@@ -1,4 +1,4 @@
-"""Which implementation of attention a base runs with."""
+"""The implementation of attention of a base."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def load_with_attention(
     """Load a model whose language tower has the wanted attention, and so have every other tower that can.
 
     Args:
-        load: takes ``attn_implementation`` as transformers does.
-        wanted: ``auto`` leaves the choice to transformers.
-        name_or_path: names the model in errors.
-        device: that the model will be on.
+        load: the function that loads the model, and takes ``attn_implementation`` as transformers does.
+        wanted: the name of the implementation; ``auto`` leaves the choice to transformers.
+        name_or_path: the name of the model in errors.
+        device: the device that the model will be on.
 
     Raises:
         ModelError: it is not available here, or the language tower cannot.

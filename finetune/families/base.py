@@ -1,4 +1,4 @@
-"""What all families share: loading, and finding the towers; which family a model is of."""
+"""The base class of all families, for loading and towers, and the lookup of a model's family."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """A family of any architecture."""
+    """The base class of families of any architecture."""
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
@@ -77,7 +77,7 @@ class Family:
         return model.eval(), processor
 
     def check_processor(self, processor: ProcessorMixin, name_or_path: str) -> None:
-        """Completes a processor, or raises ModelError where it cannot be used."""
+        """Complete a processor, or raise ModelError where it cannot be used."""
 
     def towers(self, model: nn.Module) -> Towers:
         """Return ``tower_paths`` after checking that the model has them."""
@@ -98,7 +98,7 @@ class Family:
             return self.auto_class.from_config(config, trust_remote_code=False)
 
     def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
-        """Return the full paths of what stays in 16 or 32 bit: all but the language tower.
+        """Return the full paths of the modules that stay in 16 or 32 bit: all but the language tower.
 
         Raises:
             ModelError: there is no language tower.

@@ -1,4 +1,4 @@
-"""A family of dual encoders: one tower embeds images, one texts, and what belongs together lies close."""
+"""A family of dual encoders: one tower embeds images, one embeds texts, and matching pairs get close embeddings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DualEncoderFamily(Family):
-    """Embeds images and texts. Subclasses set ``model_type`` and ``tower_paths``.
+    """The base class of families that embed images and texts. Subclasses set ``model_type`` and ``tower_paths``.
 
     Their models have a ``logit_scale``, the logarithm of what cosines are multiplied by; it stays frozen.
     """

@@ -1,4 +1,4 @@
-"""Features in the place of images: what a frozen tower made of a row's images, put back into a batch.
+"""Features in the place of images: the frozen tower's outputs for a row's images, put back into a batch.
 
 The processor does all it ever does with the text; what it would have made of the images is handed to it, so the ids
 of a row are the same, whatever a family's processor puts around an image.
@@ -34,7 +34,7 @@ _PLACE = Image.new("RGB", (32, 32))  # stands where an image is counted and not 
 
 @dataclass
 class TowerOutput(BaseModelOutputWithPooling):
-    """What a model takes as ``mm_encoder_outputs["image"]``.
+    """The value that a model takes as ``mm_encoder_outputs["image"]``.
 
     ``pooler_output`` is a list of tensors [tokens, D], one a row, or one tensor [1, tokens, D], as the model has it.
     """
@@ -48,8 +48,8 @@ def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: En
 
     Args:
         model: the base, in eval mode.
-        processor: its own.
-        encode: makes the model's inputs of that row with the processor it is given.
+        processor: the processor of the model.
+        encode: the function that makes the model's inputs of that row with a given processor.
 
     Raises:
         ModelError: this model does not take features in the place of images.
@@ -82,7 +82,7 @@ def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: En
 
 
 def processor_of(processor: ProcessorMixin, rows: Sequence[ImageFeatures]) -> ProcessorMixin:
-    """Return the processor as one that finds the images of ``rows`` processed, in order."""
+    """Return the processor in a form that finds the images of ``rows`` processed, in order."""
     twin: Any = copy.copy(processor)
     processed = {name: _joined([row.processed[name] for row in rows]) for name in rows[0].processed}
     replacements = [text for row in rows for text in row.replacements]
@@ -103,7 +103,7 @@ def images_of(row: Rendered) -> list[Image.Image]:
 
 
 def places(row: Rendered) -> list[Image.Image]:
-    """Return an image to be counted for each of a row's, which may have features in their place."""
+    """Return one image for each image of a row, only to be counted; the row may have features instead."""
     parts = [medium.replacements if isinstance(medium, ImageFeatures) else (medium,) for medium in row.media]
     return [_PLACE for part in parts for _ in part]
 
@@ -121,7 +121,7 @@ def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[ImageFeatures])
 
 
 class _Recorder:
-    """A processor that notes what it made of images."""
+    """A processor that records its outputs for images."""
 
     def __init__(self, processor: Any):
         self.processor = copy.copy(processor)

@@ -1,4 +1,4 @@
-"""Any other class of `AutoModelForImageTextToText`: its towers are found by the names transformers gives them."""
+"""The family of any other class of `AutoModelForImageTextToText`: towers are found by transformers' usual names."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _VISION = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_to
 
 
 class GenericFamily(ImageTextToTextFamily):
-    """Looks for one module of each tower below the model's core; a projector may stand inside the vision tower.
+    """A family that looks for each tower below the model's core; a projector may be inside the vision tower.
 
     Args:
-        model_type: the config's.
+        model_type: the ``model_type`` in the config.
     """
 
     def __init__(self, model_type: str):
         self.model_type = model_type  # type: ignore[misc]
 
     def towers(self, model: nn.Module) -> Towers:
-        """Return where the towers were found.
+        """Return the modules that were found for each tower.
 
         Raises:
             ModelError: there is no language or no vision tower under any known name; lists what there is.
@@ -57,7 +57,7 @@ def _find(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _outside(model: nn.Module, vision: tuple[str, ...], projector: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the vision tower without the projector, where that stands inside it."""
+    """Return the vision tower without the projector, where the projector is inside it."""
     (tower,) = vision
     if not any(path.startswith(f"{tower}.") for path in projector):
         return vision

@@ -1,4 +1,4 @@
-"""A generative family: a class of `AutoModelForImageTextToText`; a family's file states only what differs."""
+"""A generative family: a class of `AutoModelForImageTextToText`; the file of a family states only its differences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ImageTextToTextFamily(Family):
-    """Writes an answer about images. Subclasses set ``model_type`` and ``tower_paths``."""
+    """The base class of families that write answers about images. Subclasses set ``model_type`` and ``tower_paths``."""
 
     architecture = "generative"
     auto_class = AutoModelForImageTextToText
@@ -47,9 +47,9 @@ class ImageTextToTextFamily(Family):
         """Return input_ids and attention_mask [B, T] and the tensors of the images.
 
         Args:
-            processor: the model's own.
-            rows: each with a text; where one has features in the place of its images, all have that have images.
-            padding_side: where shorter rows are filled up.
+            processor: the processor of the model.
+            rows: the rows, each with a text; either all rows with images have features in their place, or none has.
+            padding_side: the side on which shorter rows are padded.
 
         Raises:
             ModelError: a row has another medium than images.
@@ -90,11 +90,11 @@ class ImageTextToTextFamily(Family):
         return image_features(model, processor, encode)
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Return the inputs of a training batch, told which tokens are supervised where the model must know it.
+        """Return the inputs of a training batch, with marks of the supervised tokens where the model needs them.
 
         Args:
-            inputs: from ``encode``.
-            labels: [B, T], -100 where nothing is supervised.
+            inputs: the inputs, from ``encode``.
+            labels: the labels, [B, T], -100 where nothing is supervised.
         """
         return inputs
 

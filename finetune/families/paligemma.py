@@ -62,6 +62,6 @@ class PaliGemmaFamily(ImageTextToTextFamily):
         return {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"]), **processed}
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """End the prefix of each row where its first answer begins: else answers would see what follows them."""
+        """End the prefix of each row where its first answer begins: else answers would see the text after them."""
         supervised = (labels != -100).cumsum(dim=1) > 0  # [B, T]
         return inputs | {"token_type_ids": supervised.to(inputs["token_type_ids"].dtype)}

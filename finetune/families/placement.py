@@ -1,4 +1,4 @@
-"""Which device a base is held on, and in which dtype."""
+"""The device and the dtype of a base."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def pick_device(wanted: str = "auto") -> str:
 
 
 def pick_dtype(wanted: str, path: str, *, revision: str | None = None) -> str:
-    """Return ``wanted``, or for ``auto`` what a base's config says that it was saved in; float32 where it says none.
+    """Return ``wanted``, or for ``auto`` the dtype in a base's config, or float32 where the config has none.
 
     Args:
-        wanted: one of ``DTYPES``, or ``auto``.
-        path: the base's folder or hub id.
-        revision: of the hub id.
+        wanted: the dtype, one of ``DTYPES``, or ``auto``.
+        path: the folder or hub id of the base.
+        revision: the revision of the hub id.
 
     Raises:
         ModelError: a base is not held in that.

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def quantization_config(quantization: Quantization, dtype: str, kept: list[str]) -> BitsAndBytesConfig:
-    """Return how transformers is to load the model.
+    """Return the config by which transformers loads a quantized model.
 
     Args:
         quantization: ``4bit`` is NF4 with double quantization (Dettmers et al., https://arxiv.org/abs/2305.14314),
             ``8bit`` is LLM.int8() (https://arxiv.org/abs/2208.07339).
-        dtype: what quantized layers compute in.
-        kept: full paths of the modules that are not quantized; a bare name such as ``visual`` would match nothing.
+        dtype: the dtype in which quantized layers compute.
+        kept: the full paths of the modules that are not quantized; a bare name such as ``visual`` would match nothing.
 
     Raises:
         ModelError: there is no such quantization.
@@ -47,7 +47,7 @@ def quantized_modules(model: nn.Module) -> list[str]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Tell whether a linear module's weight is quantized."""
+    """Return whether a linear module's weight is quantized."""
     weight: Any = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) and type(weight).__name__ in ("Params4bit", "Int8Params")
 
@@ -70,10 +70,10 @@ def settle_states(model: nn.Module) -> None:
 
 
 def states_to_share(model: nn.Module) -> dict[int, Any]:
-    """Return what bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
+    """Return the states that bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
 
     Args:
-        model: whose states are settled.
+        model: the model, whose states are settled.
 
     Returns:
         Id of each state -> one for the copy, of the same tensors.

@@ -1,4 +1,4 @@
-"""A whole adapter: one that trains in its model, or a finished one, as what it computes in the place of modules."""
+"""A whole adapter: one that trains in its model, or a finished one as updates of the modules it changes."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def require_expected(model: PreTrainedModel, towers: Towers, description: Adapte
 def updates(
     model: PreTrainedModel, description: AdapterDescription, tensors: Mapping[str, Tensor]
 ) -> dict[str, Update]:
-    """Return full module name -> what a finished adapter computes in its place; nothing of the model is touched.
+    """Return full module name -> the update of a finished adapter for it; the model itself is not changed.
 
     Args:
-        model: the base.
-        description: the manifest's.
-        tensors: exactly those that ``expected_tensors`` names.
+        model: the base model.
+        description: the description of the adapter, from the manifest.
+        tensors: the tensors, exactly those that ``expected_tensors`` names.
 
     Raises:
         ManifestError: two of its methods change one module.
@@ -138,7 +138,7 @@ def merge(updates: Mapping[str, Update]) -> None:
     """Write a finished adapter into the weights of its base, which is then no base for any other.
 
     Args:
-        updates: what ``updates`` returned.
+        updates: the updates, from ``updates``.
 
     Raises:
         MethodError: a part cannot be merged, or would go into quantized weights; nothing was written.
@@ -148,7 +148,7 @@ def merge(updates: Mapping[str, Update]) -> None:
 
 
 def placeholders(description: AdapterDescription) -> Placeholders | None:
-    """Return what rows must hold for a finished adapter; None where it has no prompt."""
+    """Return the placeholders that rows must hold for a finished adapter; None where it has no prompt."""
     return next((placeholders_of(p.options) for p in description.parts if p.method == "prompt_tuning"), None)
 
 

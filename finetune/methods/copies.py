@@ -1,4 +1,4 @@
-"""Whole parameters beside the base's own, which are never written: while they train, and finished.
+"""Copies of whole parameters, trained and finished; the base's own parameters are never written.
 
 While they train the copies stand in the places of the base's own; finished, a stand-in for each module computes with
 them, so that any number of threads may each use others.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CopiesMethod:
-    """What methods share that train parameters in the places of the base's own.
+    """The base class of methods that train copies of parameters in the places of the base's own.
 
     Attributes:
         trained: the attribute of the model that keeps the copies while they train.
@@ -42,17 +42,17 @@ class CopiesMethod:
         self.switch(model, True)
 
     def detach(self, model: nn.Module) -> None:
-        """Remove the copies; nothing happens where there are none."""
+        """Remove the copies; do nothing where there are none."""
         if self.is_attached(model):
             self.switch(model, False)
             delattr(model, self.trained)
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Tell whether copies train here."""
+        """Return whether copies train here."""
         return hasattr(model, self.trained)
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Put the copies, or the base's own parameters, in their places; nothing happens where there are none."""
+        """Put the copies, or the base's own parameters, in their places; do nothing where there are no copies."""
         if self.is_attached(model):
             getattr(model, self.trained).switch(on)
 
@@ -67,11 +67,11 @@ def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 class CopiesUpdate:
-    """A module with other parameters, beside the base's own, which is never written.
+    """A finished module whose parameters are copies; the base's own parameters are never written.
 
     Args:
-        module: the base's own.
-        copies: name of a parameter of the module -> what stands for it.
+        module: the base's own module.
+        copies: each name of a parameter of the module -> the copy that replaces it.
     """
 
     def __init__(self, module: nn.Module, copies: Mapping[str, Tensor]):
@@ -87,15 +87,15 @@ class CopiesUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return sum(copy.nbytes for copy in self.copies.values())
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what the module computes with the copies."""
+        """Return the output of the module with the copies."""
         return self._stand_in.forward(*args, **kwargs)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Return what writes the copies into the base's own parameters."""
+        """Return the function that writes the copies into the base's own parameters."""
         own: Any = self.module._parameters
 
         def write() -> None:
@@ -106,7 +106,7 @@ class CopiesUpdate:
 
 
 class _Place:
-    """Where a copy stands: the module, the parameter's name there, and the base's own."""
+    """The place of a copy: the module, the parameter's name there, and the base's own parameter."""
 
     def __init__(self, model: nn.Module, name: str):
         path, _, self.leaf = name.rpartition(".")
@@ -115,7 +115,7 @@ class _Place:
 
 
 class TrainedCopies:
-    """The copies that train, and whether they or the base's own parameters stand in the model now.
+    """The copies that train, and the switch between them and the base's own parameters.
 
     What stands in the model is what ``state_dict`` shows and ``to`` moves: switch to the plain base before saving or
     moving it.

@@ -1,4 +1,4 @@
-"""A linear head of a task's own, in the place of the base's language head: its outputs are no tokens' logits."""
+"""A linear head of a task's own, in the place of the base's language head: its outputs are not logits of tokens."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Head(CopiesMethod):
     def updates(
         self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Return what computes in the place of the language head."""
+        """Return the update of the language head."""
         ((path, own),) = by_module({name: tensors[name] for name in description.names}).items()
         return {path: HeadUpdate(module_at(model, path), own)}
 

@@ -1,4 +1,4 @@
-"""Where finished adapters reach into a model: a function in the place of ``forward``, for each module they change.
+"""Hooks of finished adapters in a model: a function in the place of ``forward``, for each module they change.
 
 The function asks at every call which adapter answers in the present context, and lets that adapter's update for the
 module compute; so threads and tasks that share one model each have their own adapter, and switching moves nothing.
@@ -27,7 +27,7 @@ _MARK = "is_an_adapter_hook"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActiveAdapter:
-    """What may answer: full module name -> what is computed in the place of that module's ``forward``."""
+    """The adapter that may answer, as full module name -> the update that replaces that module's ``forward``."""
 
     updates: Mapping[str, Update] = field(default_factory=dict, repr=False)
 
@@ -36,14 +36,14 @@ PLAIN = ActiveAdapter()  # the base, unchanged
 
 
 class AdapterHooks:
-    """The modules of one model that finished adapters reach, and which of them answers where.
+    """The modules of one model that finished adapters reach, and the adapter that is active in each context.
 
     Each context (a thread, an asyncio task) has what its innermost ``using`` block says; where there is none, the
     ``default`` answers. A module is touched once, for the first adapter that changes it, and is as it was when the
     last one has gone. All methods may be called by any thread at any time.
 
     Attributes:
-        default: what answers where no block says otherwise.
+        default: the adapter that is active where no block names another.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class AdapterHooks:
 
     @property
     def active(self) -> ActiveAdapter:
-        """What answers in the present context."""
+        """The adapter that is active in the present context."""
         return self._active.get(self.default)
 
     @contextmanager
@@ -69,7 +69,7 @@ class AdapterHooks:
             self._active.reset(token)
 
     def add(self, updates: Mapping[str, Update]) -> None:
-        """Reach the modules of one more adapter; what answers does not change."""
+        """Reach the modules of one more adapter; the active adapters do not change."""
         with self._lock:
             for name, update in updates.items():
                 if not self._users[name]:

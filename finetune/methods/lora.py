@@ -97,7 +97,7 @@ class Lora:
         vars(model).pop("peft_config", None)
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Tell whether a layer of PEFT's stands in the model."""
+        """Return whether the model holds a layer of PEFT's."""
         return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
     def switch(self, model: nn.Module, on: bool) -> None:
@@ -112,7 +112,7 @@ class Lora:
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
     ) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of what a part described so must hold on ``model``.
+        """Return name -> shape of the tensors that a part described so must hold on ``model``.
 
         Raises:
             ManifestError: a module is missing or not linear, or a rank is out of range.
@@ -149,7 +149,7 @@ class Lora:
     def updates(
         self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Return what a finished part computes in the place of each of its modules."""
+        """Return full module name -> the update of a finished part for that module."""
         options = description.options
         updates: dict[str, Update] = {}
         for name in description.names:
@@ -166,7 +166,7 @@ class Lora:
 
 
 def _kinds(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what each module's tensors are called after its name."""
+    """Return the suffixes of each module's tensor names."""
     return ("lora_A.weight", "lora_B.weight", *([_MAGNITUDE] if options["use_dora"] else []))
 
 
@@ -178,7 +178,7 @@ def _inject(model: nn.Module, modules: list[str], options: Mapping[str, Any]) ->
 def _learning_rates(
     parameters: Mapping[str, nn.Parameter], modules: Mapping[str, list[str]], options: LoraSection
 ) -> dict[str, float]:
-    """Return parameter name -> what the learning rate is multiplied by, where that is not 1."""
+    """Return parameter name -> the factor on the learning rate, where that is not 1."""
     of_tower = {name: options.towers.of(tower).lr_ratio for tower, names in modules.items() for name in names}
     rates = {}
     for name in parameters:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def fold_additions(layer: nn.Module) -> None:
-    """Have a plain LoRA on a linear module train so; whatever else it is asked for, PEFT's own forward answers."""
+    """Use this forward for a plain LoRA on a linear module in training; PEFT's own forward does the rest."""
     layer.forward = partial(_forward, layer)
 
 

@@ -1,4 +1,4 @@
-"""What the options of a finished LoRA adapter may be. Loads no PEFT, so that any engine's environment can ask."""
+"""The allowed options of a finished LoRA adapter. Loads no PEFT, so that any engine's environment can ask."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a finished LoRA computes in the place of a linear module, bit for bit as PEFT's layers do, and how it merges."""
+"""The update of a finished LoRA for a linear module, bit for bit as PEFT's layers compute it, and its merging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LoraUpdate:
         module: the base's own linear module, plain or quantized.
         down: A, [r, I].
         up: B, [O, r].
-        scaling: of their product.
+        scaling: the factor of the product of A and B.
     """
 
     def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float):
@@ -33,7 +33,7 @@ class LoraUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return self.down.nbytes + self.up.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -45,7 +45,7 @@ class LoraUpdate:
         return (result + added).to(result.dtype)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Return what adds the update to the weight, in its dtype.
+        """Return the function that adds the update to the weight, in the weight's dtype.
 
         Raises:
             MethodError: the weight is quantized: rounding the sum again would change every answer a little.
@@ -62,7 +62,7 @@ class LoraUpdate:
 
 
 class DoraUpdate(LoraUpdate):
-    """LoRA that moves the direction of each row of the weight, whose length is trained by itself.
+    """LoRA that changes the direction of each row of the weight; the length of the row is trained by itself.
 
     Source: section 4.3 of Liu et al., https://arxiv.org/abs/2402.09353.
 
@@ -70,8 +70,8 @@ class DoraUpdate(LoraUpdate):
         module: the base's own linear module; not one in 8 bit.
         down: A, [r, I].
         up: B, [O, r].
-        scaling: of their product.
-        magnitude: lengths of rows, [O].
+        scaling: the factor of the product of A and B.
+        magnitude: the lengths of the rows of the weight, [O].
     """
 
     def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float, magnitude: Tensor):
@@ -87,7 +87,7 @@ class DoraUpdate(LoraUpdate):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return super().num_bytes + self.magnitude.nbytes + self.factor.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -102,6 +102,6 @@ class DoraUpdate(LoraUpdate):
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Tell whether a module's weight is held in 4 or 8 bit."""
+    """Return whether a module's weight is held in 4 or 8 bit."""
     weight: Any = module.weight
     return not weight.is_floating_point()

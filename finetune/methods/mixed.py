@@ -1,4 +1,4 @@
-"""One batch, another adapter for each of its rows: the low-rank updates of all rows in two batched multiplications.
+"""One batch with another adapter for each row: the low-rank updates of all rows in two batched multiplications.
 
 Only what is computed row by row can be mixed: LoRA on the language tower. A vision tower sees images, of which a row
 has any number; a prompt is as long as its adapter made it; an override is a parameter of all rows.
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def can_mix(updates: Mapping[str, Update], towers: Towers) -> bool:
-    """Tell whether an adapter can answer some rows of a batch while others answer the rest."""
+    """Return whether an adapter can answer some rows of a batch while others answer the rest."""
     inside = tuple(f"{path}." for path in towers.get("language", ()))
     return all(type(update) is LoraUpdate and name.startswith(inside) for name, update in updates.items())
 
 
 def mix(by_row: Sequence[Mapping[str, Update]]) -> dict[str, Update]:
-    """Return what a batch computes in the place of each module that any of its rows' adapters changes.
+    """Return the updates of a batch, for each module that any of its rows' adapters changes.
 
     Args:
-        by_row: the updates of each row's adapter, for which ``can_mix`` holds; none for the plain base.
+        by_row: the updates of each row's adapter, for which ``can_mix`` holds; empty for the plain base.
     """
     names = dict.fromkeys(name for updates in by_row for name in updates)
     return {name: MixedUpdate(name, [updates.get(name) for updates in by_row]) for name in names}  # type: ignore[misc]
@@ -43,8 +43,8 @@ class MixedUpdate:
     Adapters of lower rank are filled up with zeros, which add nothing.
 
     Args:
-        name: of the module, for messages.
-        by_row: each row's update; None where its adapter leaves the module as it is. At least one is not None.
+        name: the full name of the module, for messages.
+        by_row: each row's update; None where its adapter does not change the module. At least one is not None.
     """
 
     def __init__(self, name: str, by_row: Sequence[LoraUpdate | None]):
@@ -63,7 +63,7 @@ class MixedUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return self.down.nbytes + self.up.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -37,7 +37,7 @@ def language_head(model: Any) -> nn.Module | None:
 
 
 def tower_paths(towers: Towers, tower: str) -> tuple[str, ...]:
-    """Return where a tower that a manifest names stands.
+    """Return the full names of the modules of a tower that a manifest names.
 
     Raises:
         ManifestError: this base has no such tower.

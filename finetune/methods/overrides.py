@@ -94,7 +94,7 @@ class Overrides(CopiesMethod):
     def updates(
         self, model: nn.Module, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Return what computes with finished copies in the place of each module that holds some."""
+        """Return full module name -> the update of each module that has finished copies."""
         copies = by_module({name: tensors[name] for name in description.options["parameters"]})
         return {path: CopiesUpdate(module_at(model, path), own) for path, own in copies.items()}
 
@@ -122,5 +122,5 @@ def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Para
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Tell whether a module normalises by the values of its input alone: a batch norm's statistics are the base's."""
+    """Return whether a module normalises by the values of its input alone: a batch norm's statistics are the base's."""
     return "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -1,4 +1,4 @@
-"""How a tuned prompt gets into the rows of a batch: while it trains, and finished."""
+"""The placement of a tuned prompt in the rows of a batch, in training and finished."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CHILD = "tuned_prompt"  # of the input embedding, while it trains
 
 
 class Frame(NamedTuple):
-    """What a forward of the whole model says of the rows that its embedding looks up."""
+    """The facts about a forward of the whole model that its embedding needs."""
 
     begins: bool = True  # whether they are read from the first token on
     mask: Any = None  # attention mask [B, T]
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any]) -> Frame:
-        """Return what the arguments of a forward say."""
+        """Return these facts from the arguments of a forward."""
         cache = kwargs.get("past_key_values")
         return cls(cache is None or int(cache.get_seq_length()) == 0, kwargs.get("attention_mask"))
 
@@ -73,10 +73,10 @@ _FRAME: ContextVar[Frame] = ContextVar("finetune_frame", default=Frame())  # noq
 
 
 class FrameUpdate:
-    """Lets the input embedding know, while the model runs, what its forward was given.
+    """An update of the whole model that lets the input embedding know the arguments of the forward.
 
     Args:
-        module: the model.
+        module: the whole model.
     """
 
     num_bytes = 0
@@ -85,7 +85,7 @@ class FrameUpdate:
         self.module = module
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what the model does."""
+        """Return the model's own output."""
         token = _FRAME.set(Frame.of(kwargs))
         try:
             return inner(*args, **kwargs)
@@ -93,7 +93,7 @@ class FrameUpdate:
             _FRAME.reset(token)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Return what changes nothing."""
+        """Return a function that changes nothing."""
         return lambda: None
 
 
@@ -102,8 +102,8 @@ class PromptUpdate:
 
     Args:
         module: the input embedding.
-        prompt: fp32 [N, D].
-        places: the ids it stands at.
+        prompt: the prompt, fp32 [N, D].
+        places: the placeholders that the prompt fills.
     """
 
     def __init__(self, module: nn.Module, prompt: Tensor, places: Placeholders):
@@ -111,7 +111,7 @@ class PromptUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the tensors that the update holds beside the base."""
         return self.prompt.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -128,12 +128,12 @@ def fill(ids: Tensor, output: Tensor, prompt: Tensor, places: Placeholders, fram
     """Replace the embeddings of each row's placeholders; later steps of a generation have none.
 
     Args:
-        ids: what was looked up, [B, T].
-        output: what was found, [B, T, D].
-        prompt: [N, D].
-        places: the ids that it replaces.
-        frame: of the forward.
-        check: whether rows without placeholders are refused, for which the device must be waited for.
+        ids: the token ids, [B, T].
+        output: the embeddings of the ids, [B, T, D].
+        prompt: the prompt, [N, D].
+        places: the placeholders that the prompt fills.
+        frame: the facts about the forward.
+        check: whether rows without placeholders are refused, which waits for the device.
 
     Raises:
         AdapterError: a row has no place for the prompt.

@@ -72,7 +72,7 @@ class PromptTuning:
             trained.leave()
 
     def is_attached(self, model: PreTrainedModel) -> bool:
-        """Tell whether a prompt trains here."""
+        """Return whether a prompt trains here."""
         return _trained(model) is not None
 
     def switch(self, model: PreTrainedModel, on: bool) -> None:
@@ -107,7 +107,7 @@ class PromptTuning:
     def updates(
         self, model: PreTrainedModel, description: PartDescription, tensors: Mapping[str, Tensor]
     ) -> dict[str, Update]:
-        """Return what a finished prompt computes in the place of the input embedding, and of the whole model."""
+        """Return the updates of the input embedding and of the whole model for a finished prompt."""
         embedding: Any = model.get_input_embeddings()
         prompt = tensors[TENSOR].to(embedding.weight.device, torch.float32)
         path = next(name for name, module in model.named_modules() if module is embedding)

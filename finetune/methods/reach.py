@@ -1,4 +1,4 @@
-"""What the forward of a model really uses: what no output depends on can learn nothing."""
+"""The modules and parameters that a model's forward uses: the others cannot be trained."""
 
 from __future__ import annotations
 

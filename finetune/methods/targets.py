@@ -1,4 +1,4 @@
-"""Which modules a method adapts: the recipe's words, resolved to full module paths."""
+"""The modules that a method adapts: the names in the recipe, resolved to full module paths."""
 
 from __future__ import annotations
 

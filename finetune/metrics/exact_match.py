@@ -1,4 +1,4 @@
-"""Exact match: 1 where an answer equals one of its references after normalization, else 0."""
+"""The metric exact match: 1 where an answer equals one of its references after normalization, else 0."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Options(Protocol):
 
 
 class ExactMatch:
-    """The share of rows whose answer is right.
+    """Exact match: the share of rows whose answer is right.
 
     Args:
-        options: of the task, which say how answers are normalized.
+        options: the section of the task, with the normalization of answers.
     """
 
     key = "exact_match"

@@ -1,4 +1,4 @@
-"""One naming of everything that an evaluation measured, for gates, cards, listings and tables.
+"""The names of all numbers of an evaluation, for gates, cards, listings and tables.
 
 ::
 

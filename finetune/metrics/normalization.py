@@ -1,4 +1,4 @@
-"""Normalization: which texts count as the same answer.
+"""Normalization of answers, for their comparison.
 
 =========  =====================================================================================================
 exact      Unicode's NFC form, lower case, without white space around it; every sign and every word counts
@@ -54,8 +54,8 @@ def normalize_number(text: str, *, decimal_separator: DecimalSeparator = ".") ->
     an apostrophe, or the mark that is not the decimal separator.
 
     Args:
-        text: the answer.
-        decimal_separator: the mark before the fraction.
+        text: the text of the answer.
+        decimal_separator: the mark before the fraction of a number.
     """
     plain = normalize_exact(text)
     group = r"[\u0020\u00a0\u202f'’" + (r"," if decimal_separator == "." else r".") + "]"

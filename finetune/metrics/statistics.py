@@ -14,10 +14,10 @@ def bootstrap_interval(
     """Return the 95 % interval of the mean by drawing whole groups with replacement.
 
     Args:
-        values: one entry a row; a row without a value is left out.
-        groups: rows of one group (the questions about one image) are not independent and are drawn together.
-        seed: of the draws.
-        draws: how many.
+        values: one value for each row; a row without a value is left out.
+        groups: the group of each row; rows of one group (the questions about one image) are drawn together.
+        seed: the seed of the draws.
+        draws: the number of draws.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0])
     for value, group in zip(values, groups, strict=True):
@@ -35,13 +35,13 @@ def bootstrap_interval(
 def corpus_interval(
     measure: Callable[[list[int]], float], groups: Sequence[str], *, seed: int = 0, draws: int = 200
 ) -> tuple[float, float]:
-    """Return the 95 % interval of a value that is no mean over rows, by measuring it anew on each draw.
+    """Return the 95 % interval of a value that is not a mean over rows, by measuring it on each draw.
 
     Args:
-        measure: returns the value of these rows; a row that was drawn twice stands in them twice.
-        groups: as for ``bootstrap_interval``, one entry a row.
-        seed: of the draws.
-        draws: how many; fewer than for a mean, since each one measures all rows.
+        measure: the function that returns the value of some rows; a row that was drawn twice is in them twice.
+        groups: the group of each row, as for ``bootstrap_interval``.
+        seed: the seed of the draws.
+        draws: the number of draws; fewer than for a mean, since each one measures all rows.
     """
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
@@ -56,6 +56,6 @@ def corpus_interval(
 
 
 def _draw(groups: int, seed: int, draws: int) -> np.ndarray:
-    """Return how often each draw has each group [draws, groups]."""
+    """Return the number of times that each draw has each group [draws, groups]."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)

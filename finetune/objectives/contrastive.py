@@ -1,4 +1,4 @@
-"""Contrastive learning of images and texts: each is to lie closer to its own partner than to any other.
+"""Contrastive learning of images and texts: each must be closer to its own partner than to any other.
 
 The loss is symmetric InfoNCE over all micro-batches of an optimizer step (Radford et al.,
 https://arxiv.org/abs/2103.00020). Where rows have equal texts, these have equal embeddings, and the sum over rows is
@@ -46,7 +46,7 @@ class Contrastive:
         self.options = options
 
     def count_items(self, batch: Batch) -> dict[str, int]:
-        """Return how many pairs are supervised."""
+        """Return the number of supervised pairs."""
         assert batch.labels is not None
         return {"pairs": int((batch.labels != _NOT_SUPERVISED).sum())}
 
@@ -108,9 +108,9 @@ def pair_losses(embeddings: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
     """Return each row's loss [N] in nats: the mean of image to text and of text to image.
 
     Args:
-        embeddings: of images and texts, of length 1, fp32 [N, 2, D].
+        embeddings: the embeddings of images and texts, of length 1, fp32 [N, 2, D].
         labels: -100 for rows that take no part [N].
-        scale: what cosines are multiplied by.
+        scale: the factor on cosines.
     """
     supervised = labels != _NOT_SUPERVISED  # [N]
     images, texts = embeddings.unbind(dim=1)  # [N, D]
@@ -177,7 +177,7 @@ def _scale(model: nn.Module) -> Tensor:
 
 
 def _gather(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return the rows of all processes, and where this process's begin; what fills them up takes no part."""
+    """Return the rows of all processes, and the first of this process's; rows that only fill up take no part."""
     state = PartialState()
     if state.num_processes == 1:
         return embeddings, labels, 0

@@ -1,4 +1,4 @@
-"""Cross entropy: how surprising the supervised tokens are, each given those before it."""
+"""Cross entropy of the supervised tokens, each given the tokens before it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CrossEntropy:
         self.options = options
 
     def count_items(self, batch: Batch) -> dict[str, int]:
-        """Return how many tokens are supervised."""
+        """Return the number of supervised tokens."""
         assert batch.targets is not None
         return {"answer": len(batch.targets.tokens)}
 

@@ -1,1 +1,1 @@
-"""A page to look at: one base and its adapters, asked about the same image side by side (``finetune app``)."""
+"""A page that shows the answers of one base and its adapters to the same image side by side (``finetune app``)."""

@@ -1,4 +1,4 @@
-"""The same image and question put to the base and to adapters of it, one after the other, each as it was trained."""
+"""Answers of the base and its adapters to the same image and question, one after the other, each as it was trained."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MAX_QUESTION = 2000  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one of them said.
+    """The answer of the base or an adapter.
 
     Attributes:
         entry: the adapter; None for the plain base.
-        text: its answer.
-        error: why it gave none, in words for people.
+        text: the text of the answer.
+        error: the reason why there is none, in words for people; None for no error.
         was_loaded: whether it had to be read and checked first.
         ready_ms: milliseconds until it could answer: reading and checking it, or switching to it.
         answer_ms: milliseconds that the answer took.
@@ -43,13 +43,13 @@ class Answer:
 
 
 def read_image(path: Path | None) -> np.ndarray:
-    """Return the upright pixels of an image, as ``read_pixels`` has them.
+    """Return the upright pixels of an image, as ``read_pixels`` returns them.
 
     Args:
-        path: of the file that was given; None for none.
+        path: the path of the file; None for none.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: there is no image, or it cannot be read.
     """
     if path is None:
         raise DataError("There is no image yet: choose a file, paste one, or take one of the examples.")
@@ -60,7 +60,7 @@ def read_image(path: Path | None) -> np.ndarray:
 
 
 def read_words(text: str, *, labels: bool) -> str | list[str]:
-    """Return the question; or labels, one a line or parted by commas.
+    """Return the question; or labels, one a line or separated by commas.
 
     Raises:
         DataError: it is empty or too long.
@@ -81,11 +81,11 @@ def read_words(text: str, *, labels: bool) -> str | list[str]:
 def answer_side_by_side(
     vlm: VisionLanguageModel, image: np.ndarray, words: str | list[str], chosen: Sequence[CatalogEntry]
 ) -> Iterator[Answer]:
-    """Yield the answer of the plain base, then that of each chosen adapter; one that fails does not end it.
+    """Yield the answer of the plain base, then that of each chosen adapter; an adapter that fails does not stop others.
 
     Args:
         vlm: the base.
-        image: as ``read_image`` returns it.
+        image: the image, as ``read_image`` returns it.
         words: the question; for a dual encoder the labels.
         chosen: the adapters.
     """

@@ -1,4 +1,4 @@
-"""What a registry has to offer to the loaded base: each adapter with its scores, and why one cannot be chosen."""
+"""The catalog of the page: each adapter with its scores, and the reason where the loaded base cannot use it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class CatalogEntry:
     """One adapter as the page shows it.
 
     Attributes:
-        ref: what is asked for when it is chosen: an exact version, or a folder.
-        name: as people ask for it; no two entries have the same.
-        version: its number; None for a folder, and where nothing can be read.
-        aliases: the words that stand for this version.
-        summary: what the log keeps of its manifest; see ``AdapterManifest.summary``. Empty where that cannot be read.
-        signature: who vouches for it, in words.
-        refusal: why it cannot be chosen; None when it can.
+        ref: the reference to load when it is chosen: an exact version, or a folder.
+        name: its name on the page; no two entries have the same.
+        version: the number of the version; None for a folder, and where nothing can be read.
+        aliases: the aliases that stand for this version.
+        summary: the summary of its manifest; see ``AdapterManifest.summary``. Empty where that cannot be read.
+        signature: its signer, in words.
+        refusal: the reason why it cannot be chosen; None when it can.
     """
 
     ref: str
@@ -48,7 +48,7 @@ class CatalogEntry:
 
     @property
     def values(self) -> dict[str, float]:
-        """Name -> what was measured on its test split; see ``finetune.metrics.names``. Empty where nothing was."""
+        """Name -> value of each metric on its test split; see ``finetune.metrics.names``. Empty where there is none."""
         return named_values(self.summary.get("metrics"))
 
     @property
@@ -59,16 +59,16 @@ class CatalogEntry:
 
 
 def read_catalog(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdentity) -> list[CatalogEntry]:
-    """Return what may be chosen, and what may not, with the reason; nothing is loaded.
+    """Return the catalog entries, with the reason where one cannot be chosen; nothing is loaded.
 
     Args:
-        registry: where names are looked up.
+        registry: the registry in which names are looked up.
         refs: references and adapter folders; empty for the latest version of every adapter, those that cannot be read
-            last. ``base`` offers nothing.
-        base: the base that is loaded.
+            last. ``base`` has no entry.
+        base: the identity of the loaded base.
 
     Raises:
-        FinetuneError: a reference stands for nothing, or the registry or its trust policy cannot be read.
+        FinetuneError: a reference leads to nothing, or the registry or its trust policy cannot be read.
     """
     if not refs:
         unreadable: list[CatalogEntry] = []

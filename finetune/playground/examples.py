@@ -32,11 +32,11 @@ class ExampleImage:
     """One drawn image.
 
     Attributes:
-        path: of its file.
-        digest: SHA-256 of the file.
-        domain: which program drew it.
-        question: what to ask about it.
-        answers: question -> right answer, of all that the program knows.
+        path: the path of its file.
+        digest: the SHA-256 of the file.
+        domain: the domain whose program drew it.
+        question: the suggested question.
+        answers: question -> right answer, for all questions that the program can answer.
     """
 
     path: Path
@@ -66,7 +66,7 @@ def draw_examples(folder: Path) -> list[ExampleImage]:
 
 
 def right_answer(examples: list[ExampleImage], image: Path, question: str) -> str | None:
-    """Return what the program that drew an image knows about it; None for any other image or question."""
+    """Return the answer of the program that drew an image; None for any other image or question."""
     digest = image_digest(image)
     asked = question.strip().casefold()
     for example in examples:

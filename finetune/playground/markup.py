@@ -19,12 +19,12 @@ MAX_ROWS = 200  # of the table; a registry may hold thousands
 
 
 def alert(message: str) -> str:
-    """Return one message that says what went wrong."""
+    """Return the HTML of one error message."""
     return f"<div class='pg-alert' role='alert'><b>That did not work.</b> {html_text(message)}</div>"
 
 
 def nothing_yet(hint: str) -> str:
-    """Return what stands where answers will be."""
+    """Return the HTML in the place of answers that are not there yet."""
     return f"<div class='pg-empty'>{html_text(hint)}</div>"
 
 
@@ -35,9 +35,9 @@ def cards(
 
     Args:
         asked: the question, or the labels.
-        answers: those that are there.
-        waiting: who is still to answer.
-        right: the right answer, where it is known.
+        answers: the answers so far.
+        waiting: the entries that are still to answer; None for the base.
+        right: the right answer; None where it is not known.
     """
     known = ""
     if right is not None:

@@ -1,4 +1,4 @@
-"""The page itself: what stands where, and what is called when something is pressed."""
+"""The page itself: its layout, and the functions that its buttons call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WAITING = 32  # questions that may wait for their turn
 
 
 def build_page(p: Playground) -> gr.Blocks:
-    """Return the page; nothing of it is loaded from elsewhere, and nothing is reported anywhere."""
+    """Return the page; it loads nothing from elsewhere, and reports nothing anywhere."""
     with gr.Blocks(title="finetune: base and adapters", fill_width=True, analytics_enabled=False) as page:
         gr.HTML(_head(p))
         with gr.Row():

@@ -1,4 +1,4 @@
-"""What the page does, whatever shows it: entries of a registry, and answers as far as they are there, as HTML."""
+"""The functions of the page, whatever shows it: the catalog and the answers so far, as HTML."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Playground:
-    """What the page does, for one base that stays loaded; several people may look at it at once.
+    """The functions of the page, for one base that stays loaded; several people may use it at once.
 
     Args:
         vlm: the base.
-        base: as it was asked for.
-        registry: where adapters are looked up.
-        refs: those that are offered; empty for the latest version of each.
-        examples: images to try; empty for none.
+        base: the name by which the base was asked for.
+        registry: the registry in which adapters are looked up.
+        refs: the adapters to offer; empty for the latest version of each.
+        examples: the images to try; empty for none.
 
     Raises:
         ModelError: the page cannot ask this base.
@@ -52,7 +52,7 @@ class Playground:
 
     @property
     def choices(self) -> list[str]:
-        """The names of those that can be chosen."""
+        """The names of the adapters that can be chosen."""
         return [entry.name for entry in self.entries if entry.refusal is None]
 
     def table(self) -> str:
@@ -60,7 +60,7 @@ class Playground:
         return table(self.entries, where=self.registry.location)
 
     def look_again(self) -> str:
-        """Look at the registry as it is now, and return its table; where that fails, why, and the entries stay."""
+        """Read the registry again, and return its table; where that fails, return the error and the old table."""
         try:
             self.entries = self._read_catalog()
         except FinetuneError as error:
@@ -68,7 +68,7 @@ class Playground:
         return self.table()
 
     def ask(self, image: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
-        """Yield the answers as far as they are there, as HTML; what is wrong is one message."""
+        """Yield the answers so far, as HTML; an error is one message."""
         try:
             pixels = read_image(image)
             words = read_words(text or "", labels=self.takes_labels)

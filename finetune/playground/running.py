@@ -1,4 +1,4 @@
-"""Runs the page: loads the base, listens on one port, and stops clean."""
+"""The run of the page: load the base, listen on one port, and stop cleanly."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ _HEADERS = [
 
 
 def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host: str, port: int, **held: Any) -> int:
-    """Serves the page until a signal stops it.
+    """Serve the page until a signal stops it.
 
     Args:
-        refs: what is offered: references or adapter folders; empty for the latest version of every adapter. The plain
+        refs: the references or adapter folders to offer; empty for the latest version of every adapter. The plain
             base, ``base``, is there without being named; alone it offers no adapter.
-        base: the base's folder, hub id or embedded name; None for where that of the first reference was last seen.
+        base: the base's folder, hub id or embedded name; None for the folder where that of the first reference was last
+            seen.
         registry: a folder or a URL; None for the default one.
         host: the address to listen on.
         port: the port; 0 for any that is free.
-        **held: device, dtype and quantization of the base, as ``finetune.load`` takes them.
+        **held: the device, dtype and quantization of the base, as ``finetune.load`` takes them.
 
     Returns:
-        128 + n, where signal n stopped it.
+        128 plus the number of the signal that stopped it.
 
     Raises:
         LaunchError: the port is taken, or no base is named.
@@ -96,10 +97,10 @@ def _load(
 
 
 def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
-    """Return the page as an app that shares nothing, and tell the browser to load nothing from elsewhere.
+    """Return the page as an app that shares nothing, and tells the browser to load nothing from elsewhere.
 
     Args:
-        page: what is shown.
+        page: the page.
         for_all: whether it is shown under any name of this machine; else under localhost alone.
     """
     import gradio as gr
@@ -132,7 +133,7 @@ def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
 
 
 class _HostCheck:
-    """Adds the headers to every answer; sends away who asks under a name that is not of this machine."""
+    """An ASGI middleware that adds headers to answers and, unless ``for_all``, serves requests to localhost only."""
 
     def __init__(self, app: ASGIApp, *, for_all: bool) -> None:
         self.app, self.for_all = app, for_all

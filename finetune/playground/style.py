@@ -1,7 +1,7 @@
-"""How the page looks: system fonts, two columns that stack on a phone, light and dark.
+"""The look of the page: system fonts, two columns that stack on a phone, light and dark.
 
-Gradio puts every rule through the browser and back, which loses a ``border`` of a variable colour whose sides differ:
-width, style and colour are said apart.
+Gradio sends every rule through the browser and back, which loses a ``border`` of a variable colour whose sides differ.
+So width, style and colour are separate rules.
 """
 
 STYLE = """

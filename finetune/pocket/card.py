@@ -1,4 +1,4 @@
-"""The pocket model's card: what it scores on held-out worlds, per question type, beside what needs no image."""
+"""The card of the pocket model: its scores on held-out worlds by question type, beside scores without the image."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ BLANK_COST = 0.25  # what a blank image must cost over all
 
 @dataclass(frozen=True)
 class _Part:
-    """All questions, or those of one type: what share the model answers, alone and beside what needs no image."""
+    """The scores of all questions, or of one type: those of the model, and those of two ways without the image."""
 
     value: float
     blank_image: float
@@ -31,7 +31,7 @@ class _Part:
 
 
 def shortfalls(scores: dict[str, Any]) -> list[str]:
-    """Return what of the card's promises ``scores`` (of the held-out world, as JSON) do not keep."""
+    """Return the promises of the card that ``scores`` (of the held-out world, as JSON) do not keep."""
     whole, out = _Part.of(scores), []
     if whole.value < THRESHOLD:
         out.append(f"overall {whole.value:.3f} is below {THRESHOLD}")

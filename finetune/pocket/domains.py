@@ -21,10 +21,10 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
 
     Args:
         section: the recipe's data section.
-        split: ``train``, ``val`` or ``test``; no two share an image.
-        task: how a question is put.
-        seed: the run's; unused, since the rows are the data's own.
-        bad: where faulty rows would go; unused, since a program makes no such rows.
+        split: the name of the split: ``train``, ``val`` or ``test``; no two share an image.
+        task: the section of the task that puts the questions.
+        seed: the seed of the run; unused, since the rows depend on the data's own seed.
+        bad: the record of rows that cannot be used; unused, since a program makes no such rows.
     """
     rows = section.rows.get(split, 0)  # type: ignore[call-overload]
     examples = []

@@ -128,7 +128,7 @@ def fill_pattern(
 
 
 def paint(image: np.ndarray, mask: np.ndarray, fill: np.ndarray) -> None:
-    """Lays ``fill`` ([3] or [SIDE, SIDE, 3]) over ``image`` in place, through ``mask``."""
+    """Lay ``fill`` ([3] or [SIDE, SIDE, 3]) over ``image`` in place, through ``mask``."""
     image += mask[..., None] * (fill - image)
 
 

@@ -38,7 +38,7 @@ from finetune.pocket.world import CELL_CLASSES, CELLS, draw_scene
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
-    """How long and how to pretrain."""
+    """The options of the pretraining run."""
 
     folder: Path  # where checkpoints and the finished model go
     seed: int = 0

@@ -54,11 +54,11 @@ def ask_everything(
     """Return the questions of one scene in random order, at most two of a kind.
 
     Args:
-        rng: the scene's generator.
-        scene_kind: ``things``, ``group`` or ``single``.
+        rng: the generator of the scene.
+        scene_kind: the kind of the scene: ``things``, ``group`` or ``single``.
         things: the objects drawn.
-        ground: name of the background colour; None when the image is grey.
-        colored: whether colours can be told.
+        ground: the name of the background colour; None when the image is grey.
+        colored: whether questions may ask for colours.
     """
     out: list[Question] = []
     if ground is not None:
@@ -76,7 +76,7 @@ def ask_everything(
 
 
 def _unique_names(things: list[Thing], colored: bool) -> list[tuple[Thing, str]]:
-    """Pairs each thing that has a name of its own with the shortest one."""
+    """Return each thing that has a name of its own, with the shortest one."""
     named = []
     for thing in things:
         if sum(t.shape == thing.shape for t in things) == 1:

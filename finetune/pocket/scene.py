@@ -1,4 +1,4 @@
-"""What every procedural image is, whatever world it comes from."""
+"""The records of a procedural image and its questions, the same for every world."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """An image [64, 64, 3] uint8 and what may be asked about it.
+    """An image [64, 64, 3] uint8, and the questions about it.
 
     Worlds that train a vision tower also give ``cells``, the classes [8, 8, 3] of what covers each patch, and
     ``mask``, [64, 64] bool, true where an object is.

@@ -77,7 +77,7 @@ def _other_color(rng: np.random.Generator, *taken: str) -> str:
 
 
 def _tint(rng: np.random.Generator, ink: str) -> str:
-    """Patterns are ink on black or white, so that the colour of a patterned object is not in doubt."""
+    """Return the ground of a pattern: black or white, so that the colour of a patterned object is not in doubt."""
     return {"black": "white", "white": "black", "brown": "white", "yellow": "black"}.get(
         ink, str(rng.choice(["black", "white"]))
     )

@@ -1,9 +1,9 @@
-"""Everything that can be known before the slow part of a command, in order of its cost. Imports no torch.
+"""Checks before the slow part of a command, the cheapest first. Imports no torch.
 
-A run: names, paths of the data, registry and signing key, the run's folder, files of the base, first rows. The targets
-of its method need torch and are checked by ``finetune.build.base_of``, before rows and weights are read.
+For a run: names, paths of the data, registry and signing key, the run's folder, files of the base, first rows. The
+targets of its method need torch. ``finetune.build.base_of`` checks them before rows and weights are read.
 
-An adapter that is used: the reference, the base, the image.
+For an adapter in use: the reference, the base, the image.
 """
 
 from finetune.preflight.places import check_output_folder, check_output_place, check_registry

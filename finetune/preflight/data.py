@@ -1,4 +1,4 @@
-"""Whether the data of a recipe is there: the files of every split, and their first rows."""
+"""Checks of the data of a recipe: the files of every split, and their first rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def check_paths(data: RowsSection, splits: Sequence[str]) -> None:
 
     Args:
         data: the recipe's data section.
-        splits: those that will be read.
+        splits: the splits that the command reads.
 
     Raises:
-        DataError: naming the key of the recipe and the path.
+        DataError: a file is missing; the message names the key of the recipe and the path.
     """
     for section in _sections(data):
         _check_root(section)
@@ -52,15 +52,15 @@ def check_paths(data: RowsSection, splits: Sequence[str]) -> None:
 def check_heads(data: RowsSection, splits: Sequence[str], *, task: TaskSection) -> None:
     """Check that the first rows of every split have the fields that the recipe names.
 
-    Of tables the columns are checked. Data sets of the hub are not fetched for it. Images are looked for, not opened.
+    For tables, the columns are checked. Data sets of the hub are not fetched. Image files must exist; none is opened.
 
     Args:
         data: the recipe's data section.
-        splits: those that will be read.
-        task: says which fields a row needs.
+        splits: the splits that the command reads.
+        task: the task section, which says which fields a row needs.
 
     Raises:
-        DataError: naming file and row.
+        DataError: a field is missing; the message names file and row.
     """
     for section in _sections(data):
         for split in splits:

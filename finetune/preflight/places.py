@@ -1,4 +1,4 @@
-"""Whether the places that a command writes to can be written: the run's folder, and the registry."""
+"""Checks that a command can write to its places: the run's folder, and the registry."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def check_output_folder(folder: Path, *, key: str) -> None:
     """Check that a folder exists and can be written, or can be made; nothing is created.
 
     Args:
-        folder: where a command will write.
+        folder: the folder that a command writes to.
         key: the recipe's key or the option that names it.
 
     Raises:
-        RecipeError: it cannot.
+        RecipeError: it cannot be written.
     """
     if problem := _why_not_writable(folder):
         raise RecipeError(f"{key}: {folder} cannot be written: {problem}. Name another folder.")
@@ -35,7 +35,7 @@ def check_output_place(path: Path, *, option: str) -> None:
     """Check that a file can be written where an option of the command line says.
 
     Raises:
-        LaunchError: it cannot.
+        LaunchError: it cannot be written.
     """
     problem = "it is a folder" if path.is_dir() else _why_not_writable(path.absolute().parent)
     if problem:
@@ -48,9 +48,9 @@ def check_registry(registry: AdapterRegistry, name: str, aliases: Sequence[str])
     A signing key that needs a passphrase is not opened.
 
     Args:
-        registry: where it will be published.
+        registry: the registry to publish to.
         name: the adapter, ``ns/name``.
-        aliases: words that will stand for the new version.
+        aliases: the aliases that will stand for the new version.
 
     Raises:
         AdapterReferenceError: a name or alias is not allowed.
@@ -70,7 +70,7 @@ def check_registry(registry: AdapterRegistry, name: str, aliases: Sequence[str])
 
 
 def _why_not_writable(folder: Path) -> str | None:
-    """Return why nothing can be written below ``folder``; None where it can."""
+    """Return the reason why nothing can be written below ``folder``; None where it can."""
     place = folder.absolute()
     try:
         os.stat(place)

@@ -1,4 +1,4 @@
-"""What can be known of a run before torch is imported."""
+"""Checks of a run before torch is imported."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def check_recipe(
     writes: bool = True,
     finished: bool = True,
 ) -> None:
-    """Check everything of a run that its files tell, the cheapest first.
+    """Check everything of a run that its files show, the cheapest first.
 
-    Of several processes the main one alone writes and publishes, so it alone looks at these places: another machine
-    may have neither the registry nor the key.
+    Of several processes only the main one writes and publishes, so only it checks these places: another machine may
+    have neither the registry nor the key.
 
     Args:
-        recipe: from ``load_recipe``.
-        splits: those that will be read.
-        registry: where the adapter will be published; the default one if None.
+        recipe: the recipe, as ``load_recipe`` returns it.
+        splits: the splits that the run reads.
+        registry: the registry to publish to; the default one if None.
         writes: whether the run leaves a folder and publishes.
-        finished: whether the folder is looked into, as ``train.resume`` says; a sweep knows its own runs.
+        finished: whether to check the folder for earlier runs, as ``train.resume`` says; a sweep knows its own runs.
 
     Raises:
-        FinetuneError: the first thing that would stop the run, with what to do.
+        FinetuneError: the first problem that would stop the run, with what to do.
     """
     if writes:
         AdapterRef.parse_name(recipe.adapter.publish or f"{recipe.domain}/{recipe.name}")
@@ -81,8 +81,8 @@ def check_comparison(
 
     Args:
         refs: registry references, adapter folders, or ``base``.
-        recipes: whose test rows.
-        registry: where names are looked up; the default one if None.
+        recipes: the recipes with the test rows.
+        registry: the registry in which names are looked up; the default one if None.
 
     Raises:
         RecipeError: the recipes do not name one base, or have no test split.
@@ -137,7 +137,7 @@ def check_rates(first: float, last: float, steps: int) -> None:
     """Check the range of a learning-rate range test.
 
     Raises:
-        RecipeError: a range that holds nothing, or too few steps.
+        RecipeError: the range is empty, or there are too few steps.
     """
     if not 0 < first < last:
         raise RecipeError(f"the learning rate must grow from above 0, not from {first} to {last}")
@@ -146,5 +146,5 @@ def check_rates(first: float, last: float, steps: int) -> None:
 
 
 def how_rows_are_put(recipe: Recipe) -> tuple[str, int] | None:
-    """Return the settings of the data that the processor of a base is made with; None where rows are drawn."""
+    """Return the data settings with which the base's processor is made; None where rows are drawn."""
     return (recipe.data.supervise, recipe.data.max_image_pixels) if isinstance(recipe.data, ReadSection) else None

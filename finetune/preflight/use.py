@@ -1,4 +1,4 @@
-"""What can be known, before torch is imported, of an adapter that is to be used: reference, base and image."""
+"""Checks of an adapter in use before torch is imported: its reference, its base and the image."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def check_adapter(
 
     Args:
         ref: a registry reference, an adapter's folder, or ``base``.
-        base: the base's folder, hub id or embedded name; None for where that of the adapter was last seen.
-        revision: of a hub id.
-        registry: where names are looked up; the default one if None.
+        base: the base's folder, hub id or embedded name; None for the folder where the adapter's base was last seen.
+        revision: the revision of a hub id.
+        registry: the registry in which names are looked up; the default one if None.
 
     Raises:
-        FinetuneError: what is missing, with what to do.
+        FinetuneError: something is missing; the message says what to do.
     """
     if base is not None:  # costs less than a registry that lies elsewhere
         check_base(base, revision=revision)
@@ -87,10 +87,10 @@ def check_image(image: str | Path) -> None:
 def check_question(
     ref: str, image: str | Path, *, base: str | None = None, registry: str | AdapterRegistry | None = None
 ) -> None:
-    """Check all of ``finetune ask`` that is known before a model is loaded; arguments as ``check_adapter``.
+    """Check everything for ``finetune ask`` before a model is loaded; arguments as for ``check_adapter``.
 
     Raises:
-        FinetuneError: what is missing, with what to do.
+        FinetuneError: something is missing; the message says what to do.
     """
     check_adapter(ref, base=base, registry=registry)
     check_image(image)

@@ -1,4 +1,4 @@
-"""Sections that their name chooses: the class of the section is looked up, plug-ins included."""
+"""Sections whose class is looked up by a name in them, plug-ins included."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -18,10 +18,10 @@ class Choice:
     """Mark of a field that holds one of several sections: ``Annotated[SerializeAsAny[TaskSection], Choice(...)]``.
 
     Attributes:
-        group: of plug-ins, such as ``"tasks"``.
-        key: field of the section that holds its name.
-        default: the name where the section has none; None where it must have one.
-        without: names of the package's own that may not stand here.
+        group: the group of plug-ins, such as ``"tasks"``.
+        key: the field of the section that holds its name.
+        default: the name of a section that gives none; None where it must give one.
+        without: the names of the package's own sections that are not allowed here.
     """
 
     group: str
@@ -59,7 +59,7 @@ class Choice:
 
 
 def as_list(value: Any) -> Any:
-    """Return a list of the one section that stands where several may, and anything else as it is."""
+    """Return one section as a list of one, and a list as it is."""
     return [value] if isinstance(value, dict | Section) else value
 
 

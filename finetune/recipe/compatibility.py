@@ -1,4 +1,4 @@
-"""What cannot go together, said when the recipe is read and not after a base was loaded."""
+"""Checks of combinations that cannot work, made when the recipe is read and before a base is loaded."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 def refuse_incompatible(
     recipe: Recipe, *, source: str, model_type: str | None = None, architecture: str | None = None
 ) -> None:
-    """Check a recipe against what is known not to work.
+    """Check a recipe for combinations that are known not to work.
 
     Args:
-        recipe: the recipe.
-        source: names it in errors.
-        model_type: the base's; found out where its config is on this machine if None.
-        architecture: the base's; by default what is known of its ``model_type``.
+        recipe: the recipe to check.
+        source: the name of the recipe in errors.
+        model_type: the ``model_type`` of the base; None reads it from the config, if that is on this machine.
+        architecture: the architecture of the base; by default the known one of its ``model_type``.
 
     Raises:
         RecipeError: with the reason and the nearest choice that works.
@@ -63,13 +63,13 @@ def refuse_incompatible(
 
 
 def why_incompatible(task: str, model_type: str, *, architecture: str | None = None) -> str | None:
-    """Return why a task does not serve the bases of a family, and what does; None where it serves them.
+    """Return the reason why a task does not serve a family's bases, and those that do; None where it serves them.
 
     Args:
         task: the name of the task.
-        model_type: of the family.
-        architecture: of the family; by default what is known of its ``model_type``. Where that is unknown too, nothing
-            is said against it: loading the base will tell.
+        model_type: the ``model_type`` of the family.
+        architecture: the architecture of the family; by default the known one of its ``model_type``. If unknown too,
+            the function returns None: loading the base will tell.
     """
     architecture = architecture or architecture_of(model_type)
     wanted = config_of("tasks", task, what="task", error=RecipeError).architectures
@@ -118,7 +118,7 @@ def _in_hub_cache(model: ModelSection) -> Path | None:
 
 
 def _uses(section: MethodSection, option: str) -> bool:
-    """Tell whether a method's section asks for ``option``, such as ``lora.use_dora`` or ``lora.towers.projector``."""
+    """Return whether a method's section uses ``option``, such as ``lora.use_dora`` or ``lora.towers.projector``."""
     name, *path = option.split(".")
     value: object = section
     for key in path:

@@ -1,4 +1,4 @@
-"""Where rows come from, what their fields are called, and what is done with rows that do not fit."""
+"""Sections of the recipe that say where rows come from, how their fields are named and which rows are used."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,28 +14,28 @@ class RowsSection(Section):
     """A source of rows; the base of every source's own section."""
 
     source: str
-    """Where rows come from."""
+    """The name of the source."""
 
     max_length: PositiveInt | None = None
-    """Most tokens of a row, those of its images included; by default as many as the base takes."""
+    """Largest number of tokens of a row, those of its images included; by default as many as the base takes."""
     too_long: Literal["error", "drop"] = "error"
-    """What is done with longer rows; none is ever cut."""
+    """The treatment of longer rows: stop with an error, or leave them out. No row is ever cut."""
 
     @property
     def synthetic(self) -> bool:
-        """Whether no row stands for anything real."""
+        """Whether all rows are made up and stand for nothing real."""
         return False
 
 
 class ReadSection(RowsSection):
-    """What every source has whose rows were written by somebody."""
+    """The settings of every source whose rows were written by somebody."""
 
     supervise: Literal["all", "last"] = "all"
-    """Which assistant turns are supervised; never one with ``weight`` 0, or with ``loss`` or ``train`` false."""
+    """The assistant turns that are supervised; never one with ``weight`` 0, or with ``loss`` or ``train`` false."""
     on_error: Literal["error", "skip"] = "error"
-    """What is done with rows that cannot be used; at most 5 % may be skipped."""
+    """The treatment of rows that cannot be used: stop with an error, or skip them, at most 5 %."""
     max_image_pixels: PositiveInt = 50_000_000
-    """Cap on width x height of an image."""
+    """Largest width x height of an image, in pixels."""
     image_range: Literal["auto", "file"] | Annotated[list[int], Field(min_length=2, max_length=2)] = "auto"
     """Values of images of more than 8 bits that become black and white: auto takes the smallest of 10, 12, 14 and 16
     bit that holds those of the train rows, file all 16 bits. The manifest keeps them."""
@@ -54,35 +54,35 @@ _COMMON = ReadSection.model_fields.keys() - {"source"}  # what a mix says once f
 
 
 class ColumnData(ReadSection):
-    """What a row's fields are called; a field that is null here is not looked for.
+    """The names of a row's fields; a field that is null here is not looked for.
 
     A row is a conversation (``messages``), a choice of captions (``captions``), or a question with its answer.
     """
 
     image: str | None = "image"
-    """Field of the image."""
+    """Field that holds the image."""
     images: str | None = "images"
-    """Field of a list of images; where a row has it, it stands for ``image``."""
+    """Field that holds a list of images; where a row has it, it replaces ``image``."""
     question: str | None = "question"
-    """Field of the question."""
+    """Field that holds the question."""
     answer: str | None = "answer"
-    """Field of the answer: a text, or a list of all that count as right, of which the first is supervised."""
+    """Field that holds the answer: a text, or a list of all correct answers, of which the first is supervised."""
     captions: str | None = "captions"
-    """Field of a list of captions, of which each epoch trains on one."""
+    """Field that holds a list of captions; each epoch trains on one of them."""
     messages: str | None = "messages"
-    """Field of a conversation in Hugging Face's chat format."""
+    """Field that holds a conversation in Hugging Face's chat format."""
     system: str | None = "system"
-    """Field of the system message; it stands for ``task.system_prompt`` in its row."""
+    """Field that holds the system message; it replaces ``task.system_prompt`` in its row."""
     kind: str | None = None
-    """Field that names the question type; null: the question itself, where there are a few."""
+    """Field that holds the question type; null: the question itself, where there are a few."""
     id: str | None = None
-    """Field that names the row; null: where it stands."""
+    """Field that holds the row's id; null: an id made of the row's place in the source."""
     default_question: Prompt | None = None
-    """What is asked where a row has no question."""
+    """The question of rows that have none."""
     ignore: list[str] = []
-    """Fields that are left unread and unlisted, also those that would be refused, such as ``history``."""
+    """Fields that are neither read nor listed, even if they would be refused otherwise, such as ``history``."""
     max_rows: dict[Split, PositiveInt] = {}
-    """Takes only so many rows of a split, by a seeded shuffle."""
+    """Largest number of rows of each split; a seeded shuffle chooses them."""
 
     @model_validator(mode="after")
     def _reads_what_it_ignores(self) -> "ColumnData":
@@ -94,10 +94,10 @@ class ColumnData(ReadSection):
 
 
 class StreamableData(ColumnData):
-    """Rows that need not all be read before the first step."""
+    """The settings of a source whose rows can be read while the run trains."""
 
     streaming: bool = False
-    """Reads the train rows in a seeded order while the run trains on them; the length is then train.max_steps."""
+    """Whether the train rows are read in a seeded order during training; train.max_steps then sets the length."""
 
     @model_validator(mode="after")
     def _streams_whole(self) -> "StreamableData":
@@ -110,83 +110,83 @@ class JsonlData(ColumnData):
     """Rows in JSON Lines files beside their images."""
 
     source: Literal["jsonl"]
-    """Where rows come from."""
+    """The name of the source."""
     root: Place
     """Folder that the files and the images' paths are relative to."""
     train: Place = "train.jsonl"
-    """The training rows."""
+    """The file of the training rows."""
     val: Place | None = "val.jsonl"
-    """The rows to choose the best weights on; null: none."""
+    """The file of the rows that choose the best weights; null: none."""
     test: Place | None = "test.jsonl"
-    """The rows to evaluate on; null: none."""
+    """The file of the rows that base and adapter are evaluated on; null: none."""
 
 
 class ParquetData(StreamableData):
     """Rows in Parquet files that hold their images, as Hugging Face's datasets writes them."""
 
     source: Literal["parquet"]
-    """Where rows come from."""
+    """The name of the source."""
     root: Place
     """Folder that the files are relative to."""
     train: Place = "train*.parquet"
-    """The training rows: one file, or a pattern for several."""
+    """The files of the training rows: one file, or a pattern for several."""
     val: Place | None = "val*.parquet"
-    """The rows to choose the best weights on; null: none."""
+    """The files of the rows that choose the best weights; null: none."""
     test: Place | None = "test*.parquet"
-    """The rows to evaluate on; null: none."""
+    """The files of the rows that base and adapter are evaluated on; null: none."""
 
 
 class SavedData(ColumnData):
     """A folder that ``datasets`` saved with ``save_to_disk``."""
 
     source: Literal["saved"]
-    """Where rows come from."""
+    """The name of the source."""
     root: Place
     """The folder that was saved."""
     train: Place = "train"
     """The training rows: a folder below root, as a DatasetDict has; ``.`` where root is a single Dataset."""
     val: Place | None = "validation"
-    """The rows to choose the best weights on; null: none."""
+    """The folder of the rows that choose the best weights; null: none."""
     test: Place | None = "test"
-    """The rows to evaluate on; null: none."""
+    """The folder of the rows that base and adapter are evaluated on; null: none."""
 
 
 class HubData(StreamableData):
     """A data set of the Hugging Face hub."""
 
     source: Literal["hub"]
-    """Where rows come from."""
+    """The name of the source."""
     name: str
-    """Its id, such as flaviagiammarino/vqa-rad."""
+    """Id of the data set on the hub, such as flaviagiammarino/vqa-rad."""
     revision: str | None = None
-    """Branch, tag or commit."""
+    """Branch, tag or commit of the data set."""
     config: str | None = None
-    """Which one, of a data set that has several."""
+    """Name of the configuration, for a data set that has several."""
     root: Place | None = None
-    """A folder with its files, where the hub cannot be reached."""
+    """A folder with the files of the data set, where the hub cannot be reached."""
     train: str = "train"
-    """The training rows: a split, or a slice such as train[:90%]."""
+    """The split of the training rows, or a slice such as train[:90%]."""
     val: str | None = "validation"
-    """The rows to choose the best weights on; null: none."""
+    """The split of the rows that choose the best weights; null: none."""
     test: str | None = "test"
-    """The rows to evaluate on; null: none."""
+    """The split of the rows that base and adapter are evaluated on; null: none."""
 
 
 class ProceduralData(RowsSection):
-    """Rows drawn by a program from a seed: synthetic, for the demo and for tests."""
+    """Synthetic rows that a program draws from a seed, for the demo and for tests."""
 
     source: Literal["procedural"]
-    """Where rows come from."""
+    """The name of the source."""
     name: Literal["medical", "retail"]
-    """Which images are drawn."""
+    """The domain whose images are drawn."""
     seed: Seed = 0
-    """What they are drawn from."""
+    """The seed that the rows are drawn from."""
     rows: dict[Split, PositiveInt] = {"train": 2000, "val": 200, "test": 800}
-    """How many, by split."""
+    """Number of rows of each split."""
 
     @property
     def synthetic(self) -> bool:
-        """Whether no row stands for anything real."""
+        """Whether all rows are made up and stand for nothing real."""
         return True
 
 
@@ -194,24 +194,24 @@ class Weighted(Section):
     """One source of a mix."""
 
     weight: Annotated[float, Field(gt=0)] = 1
-    """Its share of an epoch, relative to the others' weights."""
+    """Weight of the source in an epoch, relative to the weights of the others."""
     data: Annotated[SerializeAsAny[RowsSection], Choice("sources", key="source", without=("mix",))]
-    """The source."""
+    """The section of the source."""
 
 
 class MixData(ReadSection):
-    """Several sources; what holds for all rows is said once, here.
+    """A mix of several sources; a setting that holds for all rows is given once, here.
 
     Training sees every row of every source at least once an epoch, and repeats the rows of a source whose weight is
     larger than its size; validation and test see every row once.
     """
 
     source: Literal["mix"]
-    """Where rows come from."""
+    """The name of the source."""
     sources: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$")], Weighted], Field(min_length=1)
     ]
-    """Name of a source -> its weight and where its rows come from."""
+    """The sources by name, each with its weight and its section."""
 
     @model_validator(mode="after")
     def _says_it_once(self) -> "MixData":
@@ -225,11 +225,11 @@ class MixData(ReadSection):
 
     @property
     def synthetic(self) -> bool:
-        """Whether no row stands for anything real."""
+        """Whether all rows are made up and stand for nothing real."""
         return all(part.data.synthetic for part in self.sources.values())
 
     def part(self, name: str) -> Any:
-        """Return the section of one source, with what holds for the whole mix."""
+        """Return the section of one source, with the settings of the whole mix."""
         section = self.sources[name].data
         common = _COMMON & type(section).model_fields.keys()
         return section.model_copy(update={field: getattr(self, field) for field in common})

@@ -1,4 +1,4 @@
-"""In which keys two recipes, or records that hold them, differ."""
+"""The differences between two recipes, or records that hold them, by key."""
 
 from collections.abc import Collection
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from finetune.errors import brief
 
 LENGTH = frozenset({"train.epochs", "train.max_steps", "train.early_stopping_patience"})
-"""The keys that only say when a run ends."""
+"""The keys that only set when a run ends."""
 
 
 def differing(there: Any, here: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
@@ -26,5 +26,5 @@ def describe(differences: dict[str, tuple[Any, Any]], most: int = 8) -> str:
 
 
 def is_longer_only(differences: Collection[str], prefix: str = "") -> bool:
-    """Tell whether these dotted keys only say when a run ends, and there are any."""
+    """Return whether there are such dotted keys and all of them only set when a run ends."""
     return bool(differences) and all(key.removeprefix(prefix) in LENGTH for key in differences)

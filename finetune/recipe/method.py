@@ -1,4 +1,4 @@
-"""How the frozen base is adapted."""
+"""Sections of the recipe for methods, which adapt the frozen base."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,16 +12,16 @@ from finetune.tables import METHODS_OF_TASKS
 
 
 class TowerTarget(Section):
-    """What is adapted in one tower."""
+    """The modules that a method adapts in one tower, with settings of their own."""
 
     target_modules: Literal["all-linear", "none"] | Annotated[list[str], Field(min_length=1)]
-    """``all-linear``, ``none``, or names of modules."""
+    """``all-linear``, ``none``, or a list of module names."""
     r: PositiveInt | None = None
-    """Rank; the method's own by default."""
+    """Rank in this tower; by default that of the method."""
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
-    """The method's own by default."""
+    """Scale in this tower, as the method's lora_alpha; by default that of the method."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """The tower's learning rate over train.learning_rate; LoRA+'s ratio multiplies it."""
+    """Factor on train.learning_rate for this tower; LoRA+'s ratio multiplies it."""
 
 
 def _tower_target(value: Any) -> Any:
@@ -44,11 +44,11 @@ class TowerTargets(Section):
     __pydantic_extra__: dict[str, Target] = Field(init=False)
 
     language: Target = TowerTarget(target_modules="all-linear")
-    """The language model."""
+    """The modules that are adapted in the language model."""
     projector: Target = TowerTarget(target_modules="none")
-    """What turns the features of an image into tokens."""
+    """The modules that are adapted in the projector, which turns the features of an image into tokens."""
     vision: Target = TowerTarget(target_modules="none")
-    """The vision tower."""
+    """The modules that are adapted in the vision tower."""
 
     @model_validator(mode="after")
     def _adapts_one(self) -> "TowerTargets":
@@ -57,11 +57,11 @@ class TowerTargets(Section):
         return self
 
     def of(self, tower: str) -> TowerTarget:
-        """Return what is adapted in a tower: nothing where the recipe does not name it."""
+        """Return the target of a tower, which adapts nothing if the recipe does not name the tower."""
         return dict(self).get(tower, TowerTarget(target_modules="none"))
 
     def why_not(self, towers: Collection[str]) -> str | None:
-        """Return why a base with these towers cannot be adapted so, after the name of this section; None if it can.
+        """Return the reason why a base with these towers cannot be adapted, after the section's name; None if it can.
 
         The default of a tower is not demanded of a base that lacks the tower.
         """
@@ -83,7 +83,7 @@ class MethodSection(Section):
     replaces_parameters: ClassVar[bool] = False  # whether it puts whole parameters in the places of the base's own
 
     name: str
-    """The method."""
+    """The name of the method."""
 
     @property
     def adapted_towers(self) -> set[str]:
@@ -95,21 +95,21 @@ class LoraSection(MethodSection):
     """Low-rank adaptation (Hu et al., https://arxiv.org/abs/2106.09685); option names are PEFT's."""
 
     name: Literal["lora"]
-    """The method."""
+    """The name of the method."""
     r: PositiveInt = 16
     """Rank of the two small matrices beside each weight."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32
-    """Their product is scaled by lora_alpha / r."""
+    """Numerator of the scale: the product of the two matrices is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of their inputs that is left out in training."""
+    """Share of the inputs of the two matrices that is dropped in training."""
     use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
+    """Whether the scale is lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
-    """Learn each weight's magnitude apart from its direction (https://arxiv.org/abs/2402.09353)."""
+    """Whether each weight's magnitude is trained apart from its direction (https://arxiv.org/abs/2402.09353)."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Learning rate of B over that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
+    """Learning rate of B divided by that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
     towers: TowerTargets = TowerTargets()
-    """Which modules."""
+    """The modules that are adapted in each tower."""
 
     @property
     def adapted_towers(self) -> set[str]:
@@ -121,13 +121,13 @@ class PromptTuningSection(MethodSection):
     """Tuned embeddings before the first token (Lester et al., https://arxiv.org/abs/2104.08691)."""
 
     name: Literal["prompt_tuning"]
-    """The method."""
+    """The name of the method."""
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
     """Length of the prompt, in tokens."""
     prompt_tuning_init_text: Prompt | None = None
-    """The words whose embeddings it starts from; by default those of random tokens."""
+    """The text whose embeddings the prompt starts from; by default it starts from those of random tokens."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Its learning rate over train.learning_rate."""
+    """Factor on train.learning_rate for the prompt."""
 
     @property
     def adapted_towers(self) -> set[str]:
@@ -136,16 +136,16 @@ class PromptTuningSection(MethodSection):
 
 
 class OverridesSection(MethodSection):
-    """Whole parameters trained as copies beside the base's own: the projector's, the language tower's norms."""
+    """Full training of copies of the base's parameters: all of the projector, or the norms of the language tower."""
 
     replaces_parameters = True
 
     name: Literal["overrides"]
-    """The method."""
+    """The name of the method."""
     parameters: Annotated[list[Literal["projector", "norms"]], Field(min_length=1)]
-    """Which: all of the projector, or the norms of the language tower."""
+    """The parameters that are copied: all of the projector, or the norms of the language tower."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Their learning rate over train.learning_rate."""
+    """Factor on train.learning_rate for the copies."""
 
     @property
     def adapted_towers(self) -> set[str]:
@@ -159,11 +159,11 @@ class HeadSection(MethodSection):
     replaces_parameters = True
 
     name: Literal["head"] = "head"
-    """The method."""
+    """The name of the method."""
     num_outputs: PositiveInt
-    """The values that it gives for each token."""
+    """Number of values that the head gives for each token."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Its learning rate over train.learning_rate."""
+    """Factor on train.learning_rate for the head."""
 
     @property
     def adapted_towers(self) -> set[str]:

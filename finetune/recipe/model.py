@@ -1,4 +1,4 @@
-"""Which base."""
+"""Section of the recipe for the base model."""
 
 from typing import Literal
 
@@ -11,20 +11,20 @@ Quantization = Literal["4bit", "8bit"]
 
 
 class ModelSection(Section):
-    """Which base, and how it is held in memory."""
+    """The base model, and the way it is held in memory."""
 
     name_or_path: Place
     """``pocket``, a folder, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the base is held in; the adapter trains in float32."""
+    """The dtype of the base's weights; the adapter trains in float32."""
     device: str = "auto"
-    """``auto``, ``cpu``, ``cuda`` or ``mps``."""
+    """The device: ``auto``, ``cpu``, ``cuda`` or ``mps``."""
     quantization: Quantization | None = None
-    """Of the language tower, by bitsandbytes: ``4bit`` (NF4) or ``8bit`` (LLM.int8)."""
+    """Quantization of the language tower by bitsandbytes: ``4bit`` (NF4) or ``8bit`` (LLM.int8)."""
     attn_implementation: AttnImplementation = "auto"
-    """How attention is computed, in transformers' words; auto: as transformers chooses."""
+    """Implementation of attention, by transformers' name; auto: the one that transformers chooses."""
 
     @model_validator(mode="after")
     def _flash_attention_in_half_precision(self) -> "ModelSection":

@@ -1,4 +1,4 @@
-"""What a run minimises."""
+"""Sections of the recipe for objectives, which a run minimises."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -16,9 +16,9 @@ class ObjectiveSection(Section):
     couples_rows: ClassVar[bool] = False  # whether the loss of a row depends on the other rows of an optimizer step
 
     name: str
-    """The objective."""
+    """The name of the objective."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Of its mean in the sum that is minimised, where there are several objectives."""
+    """Weight of the objective's mean in the sum that is minimised, where there are several objectives."""
 
 
 class CrossEntropySection(ObjectiveSection):
@@ -27,7 +27,7 @@ class CrossEntropySection(ObjectiveSection):
     takes: ClassVar[str] = "token_logits"
 
     name: Literal["cross_entropy"]
-    """The objective."""
+    """The name of the objective."""
 
 
 class ContrastiveObjectiveSection(ObjectiveSection):
@@ -37,14 +37,14 @@ class ContrastiveObjectiveSection(ObjectiveSection):
     couples_rows: ClassVar[bool] = True
 
     name: Literal["contrastive"]
-    """The objective."""
+    """The name of the objective."""
 
 
 _Part = Annotated[SerializeAsAny[ObjectiveSection], Choice("objectives")]
 
 
 def objective_of(name: str) -> ObjectiveSection:
-    """Return the section of an objective of which nothing but the name is given."""
+    """Return the section of an objective from its name alone, with defaults for the rest."""
     config: type[ObjectiveSection] = config_of("objectives", name, what="objective")
     return config(name=name)
 

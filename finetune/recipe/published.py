@@ -1,4 +1,4 @@
-"""A recipe as a manifest keeps it: everything that was set, without what is of one machine or secret."""
+"""A recipe as a manifest keeps it: all settings, without local paths and secrets."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ _NOTHING = object()
 
 
 def published_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain data, without local paths, secrets and what came from the environment.
+    """Return the recipe as plain data, without local paths, secrets and values from the environment.
 
     What is left out is left out with its key. The task's texts stay as they are: whoever asks the adapter needs them.
     """

@@ -21,7 +21,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file.
-        overrides: ``key.subkey=value`` strings, applied in order before environment variables are expanded;
+        overrides: the ``key.subkey=value`` strings, applied in order before environment variables are expanded;
             values are YAML.
 
     Raises:
@@ -140,7 +140,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: Any, raw: dict[str, Any]) -> str:
-    """Turn one pydantic error into a line that names the key and what is allowed."""
+    """Turn one pydantic error into a line that names the key and the allowed values."""
     location, section = _walk(error["loc"], raw)
     key = ".".join(location) or "top level"
     if error["type"] == "extra_forbidden":
@@ -154,7 +154,7 @@ def _explain(error: Any, raw: dict[str, Any]) -> str:
 
 
 def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Section] | None]:
-    """Return the keys of a pydantic location as they stand in the file, and the section that holds the last one.
+    """Return the keys of a pydantic location as they are in the file, and the section that holds the last one.
 
     Where one section may stand for a list of one, pydantic puts its number into the location; the file has none.
     """
@@ -191,7 +191,7 @@ def _section(annotation: Any, raw: Any) -> type[Section] | None:
 
 
 def _annotation(annotation: Any, section: type[Section] | None, key: str) -> Any:
-    """Return the annotation of what stands under ``key``; None where that is unknown."""
+    """Return the annotation of the value under ``key``; None where that is unknown."""
     if section is not None:
         if field := section.model_fields.get(key):
             return Annotated[field.annotation, *field.metadata, ...]

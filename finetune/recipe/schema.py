@@ -12,7 +12,7 @@ from finetune.recipe.whole import Recipe
 
 
 class _Untitled(GenerateJsonSchema):
-    """Leaves out the titles of fields, which only say the key again."""
+    """A generator that leaves out the titles of fields, which only repeat the key."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -25,5 +25,5 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """Return the schema as it stands in ``docs/recipe.schema.json``."""
+    """Return the text of ``docs/recipe.schema.json``."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"

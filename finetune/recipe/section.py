@@ -1,4 +1,4 @@
-"""What every section of a recipe is, and the kinds of values that several of them have."""
+"""The base class of all sections of a recipe, and the types of values that several sections use."""
 
 import os
 import re
@@ -58,11 +58,11 @@ class Section(BaseModel):
 
 
 def stray_variables(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield key and text of each value of a section that holds ``${NAME}`` where nothing is put in.
+    """Yield the key and the text of each value of a section that still holds ``${NAME}``.
 
     Args:
-        value: a section, or what one holds.
-        key: of the value, with dots.
+        value: a section, or a value inside one.
+        key: the dotted key of the value.
     """
     if isinstance(value, Section):
         fields = type(value).model_fields

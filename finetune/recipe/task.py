@@ -1,4 +1,4 @@
-"""What every task's section has, and what tasks share that put questions, generate text or choose among labels.
+"""Sections of the recipe for tasks: the base class, and those for questions, generated text and labels.
 
 A task's own section stands in the task's file, as ``Config``. One class serves the recipe and the manifest.
 """
@@ -27,14 +27,14 @@ class Row(Protocol):
     """A row of data as a task reads it.
 
     Attributes:
-        id: names the row, the same on every machine.
+        id: the id of the row, the same on every machine.
     """
 
     id: str
 
     @property
     def said(self) -> str:
-        """Which the row has: ``messages``, ``captions`` or ``answer``.
+        """The field that the row has: ``messages``, ``captions`` or ``answer``.
 
         Raises:
             RowError: it has several, or none.
@@ -54,11 +54,11 @@ class Row(Protocol):
         ...
 
     def question(self) -> str:
-        """Return the question, or what the recipe asks of rows without one."""
+        """Return the question of the row; the recipe's default question where the row has none."""
         ...
 
     def images(self) -> list[ImageSource]:
-        """Return where the images are."""
+        """Return the sources of the images, in order."""
         ...
 
     def fault(self, key: str, what: str, *, reason: str) -> RowError:
@@ -66,8 +66,8 @@ class Row(Protocol):
 
         Args:
             key: a key of the recipe's data section that names the column, or the name of a column of the task's own.
-            what: the condition that must hold, and the value that was found.
-            reason: a few words, by which such rows are counted.
+            what: the rule that does not hold, and the value that was found; it follows the name of the column.
+            reason: the kind of fault in a few words, under which such rows are counted.
         """
         ...
 
@@ -83,9 +83,9 @@ class TaskSection(Section):
     columns: ClassVar[tuple[str, ...]] = ()  # of its own that it reads from rows
 
     name: str
-    """The task."""
+    """The name of the task."""
     metrics: Annotated[list[Word], Field(min_length=1)] | None = Field(default=None, exclude_if=lambda it: it is None)
-    """Metrics that an evaluation reports; the first chooses the best checkpoint. By default the task's own."""
+    """Metrics that an evaluation reports; the first chooses the best checkpoint. By default those of the task."""
 
     @field_validator("metrics")
     @classmethod
@@ -108,7 +108,7 @@ class TaskSection(Section):
 
     @property
     def parts(self) -> list[MethodSection]:
-        """What the task trains beside the recipe's methods, such as a head; saved and swapped like theirs."""
+        """The methods that the task trains beside the recipe's, such as a head; saved and swapped like them."""
         return []
 
     @property
@@ -129,7 +129,7 @@ class TaskSection(Section):
         return examples
 
     def as_trained(self, *, caption_question: str | None = None) -> Self:
-        """Return the section that a manifest keeps: nothing in it is left to a default of the code.
+        """Return the section for a manifest, with no setting left to a default of the code.
 
         Args:
             caption_question: the question that most rows with captions ask; None where there are none.
@@ -138,10 +138,10 @@ class TaskSection(Section):
 
 
 class AnswerSection(TaskSection):
-    """How answers are compared, for every task whose predictions are answers."""
+    """The rules by which answers are compared, for every task whose predictions are answers."""
 
     answer_normalization: Normalization = "exact"
-    """Which differences do not count. exact: case and white space around; vqa: the VQA script's; number: the value."""
+    """Differences that do not count. exact: case and outer white space; vqa: as the VQA script; number: notation."""
     decimal_separator: DecimalSeparator = "."
     """The mark before the fraction of a number, for answer_normalization number; the other one may group digits."""
 
@@ -152,17 +152,17 @@ class AnswerSection(TaskSection):
 
 
 class QuestionSection(AnswerSection):
-    """How a question is put to a generative base, for every task whose rows have one. An app repeats it exactly."""
+    """The prompt of a generative base, for every task whose rows have a question. An app repeats it exactly."""
 
     architectures = frozenset({"generative"})
     has_question = True
 
     system_prompt: Prompt | None = None
-    """Stands before every question; by default that of the rows, where all have the same. An empty text: none."""
+    """The system message of every question; by default the rows' own, where all have the same. An empty text: none."""
     question_template: Prompt = "{question}"
-    """What is asked; ``{question}`` stands once in it, for that of the row. Conversations are left as they are."""
+    """The text of the prompt, with ``{question}`` once for the row's question. Conversations are not changed."""
     image_position: ImagePosition | None = None
-    """Whether images stand before or after the text of a question; by default as in the conversations, else first."""
+    """Place of the images, before or after the question's text; by default as in the conversations, else first."""
 
     @field_validator("question_template")
     @classmethod
@@ -180,7 +180,7 @@ class QuestionSection(AnswerSection):
         )
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation as it stands, with the system prompt first where it has none of its own."""
+        """Return a conversation unchanged, with the system prompt first where it has no system message."""
         if not self.system_prompt or messages[0]["role"] == "system":
             return messages
         return [system(self.system_prompt), *messages]
@@ -196,16 +196,16 @@ class QuestionSection(AnswerSection):
 
 
 class PromptSection(QuestionSection):
-    """How questions are put to a base that answers by generated text. ``ask`` repeats it exactly."""
+    """The prompt of a base that answers by generated text. ``ask`` repeats it exactly."""
 
     outputs = "token_logits"
     objective = "cross_entropy"
     call = "ask(image, question)"
 
     max_new_tokens: NumTokens | None = None
-    """Longest answer, in tokens; by default the longest supervised answer of the data, and some room."""
+    """Largest number of tokens of an answer; by default the longest supervised answer of the data, and some room."""
     caption_question: Prompt | None = Field(default=None, exclude_if=lambda it: it is None)
-    """What ``caption`` asks; by default what most rows with captions ask."""
+    """The question that ``caption`` asks; by default the one that most rows with captions ask."""
 
     @property
     def longest_answer(self) -> int:
@@ -227,7 +227,7 @@ class PromptSection(QuestionSection):
 
 
 class LabelSection(AnswerSection):
-    """How labels become texts that a dual encoder chooses among. ``classify`` repeats it exactly."""
+    """The texts of the labels that a dual encoder chooses among. ``classify`` repeats it exactly."""
 
     architectures = frozenset({"dual_encoder"})
     has_question = False
@@ -235,7 +235,7 @@ class LabelSection(AnswerSection):
     call = "classify(image, labels)"
 
     text_template: Prompt = "{label}"
-    """The text that stands for an answer, such as ``a photo of {label}``; ``{label}`` stands once in it."""
+    """The text of an answer, such as ``a photo of {label}``; it holds ``{label}`` exactly once."""
 
     @field_validator("text_template")
     @classmethod
@@ -247,11 +247,11 @@ class LabelSection(AnswerSection):
         return show(num_images=num_images)
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation whose last turn holds the text of what was answered."""
+        """Return a conversation whose last turn holds the text of its answer."""
         return [*messages[:-1], answer(self.text_of(text_of(messages[-1])))]
 
     def text_of(self, label: str) -> str:
-        """Return the text that stands for ``label``."""
+        """Return the text of ``label``."""
         return self.text_template.replace("{label}", label)
 
     def to_evaluate(self, examples: list[Example]) -> list[Example]:
@@ -269,7 +269,7 @@ def task_of(architecture: str | None = None) -> TaskSection:
     """Return the settings of the task that is meant where none is named.
 
     Args:
-        architecture: of the base; None for the task of a recipe that names none.
+        architecture: the architecture of the base; None for the task of a recipe that names none.
 
     Raises:
         ModelError: no task serves such a base, or each that does needs a setting.

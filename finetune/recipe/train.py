@@ -1,4 +1,4 @@
-"""The optimisation."""
+"""Section of the recipe for training."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,58 +16,58 @@ def _resume(value: Any) -> Any:
 
 
 class TrainSection(Section):
-    """The optimisation. One optimizer step sees batch_size x gradient_accumulation_steps x processes rows."""
+    """The settings of training. An optimizer step sees batch_size x gradient_accumulation_steps x processes rows."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Times that each row is seen; give exactly one of epochs and max_steps."""
+    """Number of times that each row is seen; give exactly one of epochs and max_steps."""
     max_steps: PositiveInt | None = None
-    """Length in optimizer steps."""
+    """Number of optimizer steps of the run."""
     batch_size: PositiveInt = 16
-    """Rows of a micro-batch on one process."""
+    """Number of rows of a micro-batch on one process."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches of an optimizer step."""
+    """Number of micro-batches of an optimizer step on one process."""
     optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
     """The optimizer: torch's AdamW, fused where it can be, or bitsandbytes' with its state in 8 bit."""
     gradient_checkpointing: bool = False
-    """Whether layers are computed again in the backward pass, which takes longer and less memory."""
+    """Whether layers are computed again in the backward pass, which takes more time and less memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Highest rate of AdamW."""
+    """Highest learning rate."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the rate falls after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     warmup_ratio: Fraction = 0.03
-    """Share of all optimizer steps in which the rate rises."""
+    """Share of all optimizer steps in which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's."""
+    """Weight decay of AdamW."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Gradients are clipped to this norm; null: not at all."""
+    """Largest norm of the gradient, which is clipped to it; null: no clipping."""
     eval_steps: PositiveInt | None = None
     """Optimizer steps between validations; by default once an epoch. The best one's weights become the adapter: that of
     the highest score, among equal ones that of the lowest loss, among these the latest."""
     eval_batch_size: PositiveInt = 32
-    """Rows of a batch when answers are generated."""
+    """Number of rows of a batch when answers are generated."""
     early_stopping_patience: PositiveInt | None = None
-    """Validations in a row, without a better score or an equal one at a lower loss, after which the run ends."""
+    """Number of validations in a row without a better score, or an equal one at a lower loss, that ends the run."""
     logging_steps: PositiveInt | None = None
-    """Optimizer steps between lines of the log; by default 10, and fewer where a run has less than 100."""
+    """Number of optimizer steps between lines of the log; by default 10, or fewer if a run has less than 100."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
-    """Programs that are told what the log is told, through accelerate."""
+    """Experiment trackers that get the numbers of the log, by accelerate's names."""
     save_steps: PositiveInt | None = None
-    """Optimizer steps between checkpoints; by default as eval_steps."""
+    """Number of optimizer steps between checkpoints; by default as eval_steps."""
     save_total_limit: PositiveInt = 2
-    """How many checkpoints are kept, the newest."""
+    """Number of checkpoints that are kept, the newest ones."""
     resume: Annotated[Literal["auto", "never", "extend"], BeforeValidator(_resume)] = "auto"
     """auto (or true): an unfinished run in the run's folder goes on, a finished one is refused; never (or false): it
     starts again, and a finished one is kept in the folder's ``previous``; extend: it goes on to a greater length."""
     group_by_length: bool = False
-    """Rows of like length share an optimizer step: less is padded, and a step's rows are more alike."""
+    """Whether rows of like length share an optimizer step: less padding, but a step's rows are more alike."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
+    """Number of processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
-    """auto: what frozen towers make of an image is computed once and kept on disk, where that changes no result."""
+    """auto: the frozen towers' features of an image are computed once and kept on disk, if that changes no result."""
     feature_store_max_bytes: PositiveInt = 50_000_000_000
-    """Bytes that all kept features may take; what no run uses makes room."""
+    """Largest number of bytes of all kept features; those that no run used for a week may be deleted to make room."""
     torch_compile: bool = False
-    """Compiles the layers of the language tower, each by itself, before they train."""
+    """Whether torch.compile compiles each layer of the language tower before training."""
     output_dir: Place = "runs"
     """The run's folder is output_dir/name."""
 

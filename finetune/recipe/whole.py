@@ -1,4 +1,4 @@
-"""A whole recipe."""
+"""The whole recipe, with the sections of its output."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -16,42 +16,42 @@ from finetune.recipe.train import TrainSection
 
 
 class AdapterSection(Section):
-    """Where the finished adapter goes, and what its manifest says of it."""
+    """The finished adapter: the place where it is published, and texts for its manifest."""
 
     publish: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None = None
-    """``namespace/name`` in the registry; published nowhere by default."""
+    """``namespace/name`` in the registry; by default the adapter is not published."""
     aliases: list[str] = []
-    """Words that stand for the new version, besides ``latest``."""
+    """Aliases that point to the new version, besides ``latest``."""
     init_from: Annotated[Place, Field(max_length=65_536)] | None = None
     """A finished adapter whose weights the new one starts from: a reference or a folder; by default it starts fresh."""
     license: Text | None = None
-    """Of the adapter, as SPDX writes it."""
+    """License of the adapter, as an SPDX identifier."""
     intended_use: Text | None = None
-    """What the adapter is for, and what not."""
+    """The purpose of the adapter, and its limits."""
 
 
 class Recipe(Section):
-    """A whole run."""
+    """A recipe: everything that a run does."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
-    """Of the run, and of its folder."""
+    """Name of the run and of its folder."""
     domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
-    """What the images are of, such as ``medical``."""
+    """The domain of the images, such as ``medical``."""
     seed: Seed = 0
-    """Of the fresh adapter, the order of rows and all other chance."""
+    """Seed of the fresh adapter's weights, the order of rows and all other random choices."""
     model: ModelSection
     method: Methods
     data: DataSection
     task: AnyTask = Field(default_factory=task_of)
     objective: Objectives | None = None
-    """What is minimised: one objective, or a list of several with weights; by default the task's own."""
+    """The objectives that are minimised: one, or a list of several with weights; by default the task's own."""
     train: TrainSection
     adapter: AdapterSection = AdapterSection()
     _from_environment: frozenset[str] = PrivateAttr(frozenset())
 
     @property
     def from_environment(self) -> frozenset[str]:
-        """The texts that hold an environment variable's value; a run keeps them from what it publishes."""
+        """The texts that hold an environment variable's value; a run does not publish them."""
         return self._from_environment
 
     def holding(self, from_environment: frozenset[str]) -> "Recipe":
@@ -62,7 +62,7 @@ class Recipe(Section):
 
     @property
     def parts(self) -> list[MethodSection]:
-        """What is trained: the recipe's methods, and the parts that the task brings."""
+        """The methods that are trained: the recipe's, and those that the task brings."""
         return [*self.method, *self.task.parts]
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class Recipe(Section):
 
     @property
     def objectives(self) -> list[ObjectiveSection]:
-        """What is minimised: the objectives that are named, else the task's own."""
+        """The objectives that are minimised: those that are named, else the task's own."""
         return [*self.objective] if self.objective else [objective_of(self.task.objective)]
 
     @model_serializer(mode="wrap")
@@ -91,11 +91,11 @@ class Recipe(Section):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run writes, as an absolute path: what a run prints can be used from any folder."""
+        """The run's folder as an absolute path, so that a printed path can be used from any folder."""
         return Path(self.train.output_dir).expanduser().absolute() / self.name
 
     def identity(self) -> dict[str, Any]:
-        """Return the recipe without what only says where things lie, and how a run is watched and kept."""
+        """Return the recipe without keys that only name places, or the way a run is watched and kept."""
         data = self.model_dump(mode="json")
         del data["model"]["name_or_path"], data["model"]["device"], data["adapter"]["init_from"]
         for key in (

@@ -1,4 +1,4 @@
-"""Finished adapters under versioned names: publish them, find them, pull them, and see that they are whole.
+"""The registry of finished adapters under versioned names: publish, find, pull and verify them.
 
 Nothing here imports torch, so that the registry commands answer at once.
 """

@@ -1,4 +1,4 @@
-"""Looking after a registry, apart from its daily use."""
+"""Maintenance of a registry: verify all its objects, and rebuild its index."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ from finetune.registry.store import ObjectMissing, Store, read_all
 
 @dataclass(kw_only=True)
 class VerifyReport:
-    """What a verification looked at, and what it found.
+    """The result of a verification.
 
     Attributes:
-        signed_by: whose signatures the entries bear, and how many: names of keys in the trust policy, ``(nobody)``, or
-            what is known of the key.
-        objects: number of objects read whole.
-        bytes: how many bytes they hold.
-        problems: one line each, beginning with the key of the object; empty when all is well.
+        signed_by: signer -> number of entries that it signed: names of keys in the trust policy, ``(nobody)``, or what
+            is known of the key.
+        objects: the number of objects that were read whole.
+        bytes: the number of bytes in them.
+        problems: one line for each problem, beginning with the key of the object; empty when all is well.
     """
 
     objects: int = 0
@@ -54,9 +54,9 @@ def verify(registry: AdapterRegistry) -> VerifyReport:
 
 
 def reindex(registry: AdapterRegistry) -> tuple[Path, int]:
-    """Make the index anew by which ``list`` answers at once.
+    """Rebuild the index by which ``list`` answers at once.
 
-    It never needs that: where it does not fit, ``list`` reads the logs.
+    ``list`` never needs that: where the index does not fit, it reads the logs.
 
     Returns:
         The file of the index, and the number of adapters in it.
@@ -94,7 +94,7 @@ class _Verification:
         self.problem(REGISTRY_KEY, "it is missing, without which nothing here is found")
 
     def check_log(self, namespace: str, name: str, entries: list[int]) -> None:
-        """Check the entries with these numbers, ascending, and what they name."""
+        """Check the entries with these numbers, ascending, and the objects that they name."""
         last, previous = 0, None
         readable: list[Commit] = []
         for seq in entries:

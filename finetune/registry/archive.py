@@ -1,9 +1,9 @@
-"""Adapters with their history in one file, for where no network leads.
+"""Adapters with their history in one file, for machines without a network.
 
 An archive is a plain tar of a registry's own keys: files and manifests, each before the entry of a log that
 names it, and last ``archive.json``, which says how far each log goes and the digest of its newest entry. Equal
-histories give equal bytes. Nothing in it is believed: before the first write every digest and every chain is
-checked, and that nothing is missing or left over; what is written goes through ``copy_adapter``.
+histories give equal bytes. An archive is not trusted: before the first write every digest and every chain is
+checked, and that nothing is missing or left over; ``copy_adapter`` does all writes.
 """
 
 import os
@@ -56,9 +56,9 @@ class Exported:
     Attributes:
         path: the file.
         names: the adapters in it.
-        entries: number of entries of their logs.
-        bytes: size of the file.
-        sha256: of the file, to be compared where it arrives.
+        entries: the number of entries of their logs.
+        bytes: the size of the file, in bytes.
+        sha256: the SHA-256 of the file, to compare where it arrives.
     """
 
     path: str
@@ -72,7 +72,7 @@ def export_archive(source: Store, names: Iterable[str], path: str | Path) -> Exp
     """Write adapters with their whole history into one file, every byte checked on the way.
 
     Args:
-        source: of the registry.
+        source: the store of the registry.
         names: the adapters, ``ns/name``.
         path: the file to make; it appears whole or not at all.
 

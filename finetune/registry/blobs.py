@@ -1,7 +1,7 @@
-"""Blobs: bytes under their own digest, checked while they pass, and put so that gc leaves them alone.
+"""Blobs: bytes under their own digest, checked when they are read, and stored so that gc does not delete them.
 
-gc and publish may run at the same time, on different machines. What they agree on, and why nothing that is
-referenced is ever deleted, stands in ``collection.py``.
+gc and publish may run at the same time, on different machines. ``garbage_collection.py`` has the protocol between them,
+and the reason why no referenced blob is ever deleted.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def blob_key(digest: str) -> str:
 
 
 def digest_of(key: str) -> str | None:
-    """Return the SHA-256 that a key says its bytes have, or None when it is not the key of a blob."""
+    """Return the SHA-256 of the bytes under a key, or None when it is not the key of a blob."""
     match = _BLOB_KEY.fullmatch(key)
     return match[2] if match else None
 
@@ -50,7 +50,7 @@ def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator
     """Pass bytes on; raise at their end, or once there are too many, when they are not those of ``entry``.
 
     Raises:
-        IntegrityError: with ``what``, and how they differ.
+        IntegrityError: the bytes are not those of ``entry``; the message has ``what``, and how they differ.
     """
     digest, seen = hashlib.sha256(), 0
     for piece in pieces:
@@ -80,13 +80,13 @@ def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
 def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
     """Store blobs, so that an entry that names them may follow.
 
-    When this returns they are all there, and gc deletes none of them before ``LONGEST`` is over since this began;
-    the entry that names them has to be written until then.
+    When this returns they are all there, and gc deletes none of them before ``LONGEST`` is over since this began.
+    Write the entry that names them before then.
 
     Args:
         store: the store.
-        blobs: what to store. Blobs that are there are left as they are when they have the right size and are
-            fresh; but the last, which should be small, is always written: its time is that of the store.
+        blobs: the blobs to store. Blobs that are there already stay when they have the right size and are fresh; but
+            the last, which should be small, is always written: its time is that of the store.
 
     Raises:
         ConflictError: gc is deleting one of them.
@@ -125,12 +125,12 @@ def plan_key(name: str) -> str:
 
 
 def plan_bytes(keys: Iterable[str]) -> bytes:
-    """Return what a plan holds: the keys of the blobs that a gc may delete while it is there."""
+    """Return the contents of a plan: the keys of the blobs that a gc may delete while it is there."""
     return canonical_json({"blobs": sorted(keys)})
 
 
 def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
-    """Return a plan to delete one of these blobs whose gc may still be at it, or None.
+    """Return a plan to delete one of these blobs whose gc may still be at work, or None.
 
     Raises:
         IntegrityError: a plan cannot be read.
@@ -162,7 +162,7 @@ def _planned(raw: bytes, *, source: str) -> set[str]:
 
 
 def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:
-    """Write a blob and return when that was, by the store's clock; None when it is gone already."""
+    """Write a blob and return its time by the store's clock; None when it is gone already."""
     store.put(blob_key(entry.sha256), content(), mode="overwrite")
     try:
         return store.head(blob_key(entry.sha256)).modified
@@ -171,7 +171,7 @@ def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime |
 
 
 def _is_there(store: Store, entry: FileEntry, *, since: datetime | None = None) -> bool:
-    """Whether a blob is there with its size, and was written since a time, but not in the future."""
+    """Return whether a blob is there with its size, and was written since a time, but not in the future."""
     try:
         found = store.head(blob_key(entry.sha256))
     except ObjectMissing:

@@ -1,4 +1,4 @@
-"""The changes a log can be asked for: each looks at the newest entry, and adds one that says what is different.
+"""The changes of a log: each looks at the newest entry, and adds one with the new state.
 
 Someone else may be first at any time; then the same change is made again upon what they left.
 """
@@ -27,7 +27,7 @@ def new_txn(log: Log) -> str:
 
 
 def _made_at(txn: str, head: Commit) -> int:
-    """Return a number of entries among which ``txn`` is not."""
+    """Return the number of an entry up to which ``txn`` is not in the log."""
     # Of one that is random the digits are a number far beyond any log; then none.
     digits = txn[:_SEQ_DIGITS]
     seq = int(digits, 16) if re.fullmatch("[0-9a-f]{12}", digits) else 0
@@ -79,13 +79,13 @@ def move(
     """Let an alias stand for a version; when it does already, nothing is written.
 
     Args:
-        log: of an adapter that exists.
+        log: the log of an adapter that exists.
         ref: that adapter.
-        alias: the word.
-        target: returns the version, given the newest entry.
+        alias: the alias.
+        target: the function that returns the version, given the newest entry.
         op: ``alias`` or ``rollback``.
         expect: the version that the alias must stand for now, 0 for none; None for any.
-        gate: what held for the version, or was forced; the entry keeps it.
+        gate: the conditions that held for the version, or were forced, for the entry; None for none.
 
     Raises:
         AdapterReferenceError: it is no alias, or ``latest``.
@@ -122,13 +122,13 @@ def move(
 
 
 def yank(log: Log, ref: AdapterRef, version: int, *, reason: str | None) -> Version:
-    """Mark a version that exists; a reason replaces that of an earlier yank."""
+    """Mark a version as yanked; a reason replaces that of an earlier yank."""
     number = str(version)
     return _mark(log, ref, version, "yank", lambda yanked: {number: NO_REASON, **yanked, **_given(number, reason)})
 
 
 def unyank(log: Log, ref: AdapterRef, version: int) -> Version:
-    """Take the mark of a version away; one without stays as it is."""
+    """Remove the mark of a yanked version; a version without one stays as it is."""
     return _mark(log, ref, version, "unyank", lambda yanked: {n: why for n, why in yanked.items() if n != str(version)})
 
 

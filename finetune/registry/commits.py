@@ -1,4 +1,4 @@
-"""The commit: one immutable entry in the log of an adapter, holding everything that was true after it.
+"""The commit: one immutable entry in the log of an adapter, with the whole state after it.
 
 Each entry holds the digest of the one before it, so that the newest vouches for all history. Each holds the
 whole state (aliases, yanked versions, newest version and its summary), so that the newest alone answers most
@@ -38,7 +38,7 @@ def log_key(namespace: str, name: str, seq: int) -> str:
 
 
 def hint_key(namespace: str, name: str) -> str:
-    """Return the key of the number of an entry that is not far from the newest, as a hint and no more."""
+    """Return the key of the hint of an adapter's log."""
     return f"names/{namespace}/{name}/hint"
 
 
@@ -54,7 +54,7 @@ def split_log_key(key: str) -> tuple[str, str, int] | None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return where the first fault stands, and what it is."""
+    """Return the place of the first fault, and its message."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "top level"
     return f"{plain(where)}: {plain(first['msg'])}"
@@ -71,7 +71,7 @@ def current_actor() -> str:
 
 
 class Gate(BaseModel):
-    """What had to hold for a version before an alias was moved to it."""
+    """The conditions that a version had to meet before an alias was moved to it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -138,12 +138,12 @@ class Commit(BaseModel):
 
         Args:
             head: the newest entry, None when there is none.
-            op: what is done.
-            txn: chosen by the writer.
-            **changes: the fields that differ from those of ``head``; ``latest`` is put right.
+            op: the operation.
+            txn: the txn that the writer chose.
+            **changes: the fields that differ from those of ``head``; ``latest`` follows from them.
 
         Raises:
-            RegistryError: what it should say does not fit into a log.
+            RegistryError: its contents do not fit into a log.
         """
         kept = ("version", "manifest", "summary", "aliases", "yanked")
         fields = {} if head is None else {name: getattr(head, name) for name in kept}
@@ -172,7 +172,7 @@ class Commit(BaseModel):
             source: the key, for messages.
 
         Raises:
-            IntegrityError: it is no entry, or not written as we write it.
+            IntegrityError: it is no entry, or not in canonical form.
             RegistryError: it has a newer schema than this program knows.
         """
         try:
@@ -200,7 +200,7 @@ class Commit(BaseModel):
         """Return the commit as it will be read; one that nobody can read would end the log for ever.
 
         Raises:
-            RegistryError: what it says does not fit into a log.
+            RegistryError: its contents do not fit into a log.
         """
         try:
             return Commit.parse(self.to_bytes(), source="the new entry")
@@ -211,9 +211,9 @@ class Commit(BaseModel):
         """Return the commit with signatures: its own, and of a publish that of the manifest.
 
         Args:
-            key: signs.
-            namespace: of the adapter in whose log it will stand.
-            name: of that adapter.
+            key: the key that signs.
+            namespace: the namespace of the adapter in whose log it will stand.
+            name: the name of that adapter.
         """
         commit = self
         if self.op == "publish":
@@ -222,7 +222,7 @@ class Commit(BaseModel):
         return commit.model_copy(update={"signature": signature}).checked()
 
     def message(self, namespace: str, name: str) -> bytes:
-        """Return what its signature is over, in the log of the adapter ``namespace/name``."""
+        """Return the message that its signature signs, in the log of the adapter ``namespace/name``."""
         fields = {field: value for field, value in self._fields().items() if field != "signature"}
         return entry_message(namespace, name, fields)
 
@@ -235,12 +235,12 @@ class Commit(BaseModel):
 
     @property
     def checksum(self) -> str | None:
-        """SHA-256 over all the rest, by which damage to the newest entry is seen too; None before schema 3."""
+        """SHA-256 of all other fields, which shows damage to the newest entry too; None before schema 3."""
         return sha256_hex(canonical_json(self._fields())) if self.schema_version >= 3 else None
 
     @property
     def current_summary(self) -> dict[str, Any]:
-        """The summary under today's names; that of an entry that an earlier release wrote has others."""
+        """The summary under today's names; an entry of an earlier release has others."""
         return summary_from_schema_2(self.summary)
 
     def _fields(self) -> dict[str, Any]:
@@ -254,15 +254,15 @@ class Commit(BaseModel):
 
 
 def newest_usable(version: int, yanked: Container[str]) -> int:
-    """Return what ``latest`` stands for when ``version`` is the newest: the newest version that is not yanked.
+    """Return the version of ``latest`` when ``version`` is the newest: the newest version that is not yanked.
 
-    Where all are yanked it is the newest, and asking for it an error.
+    Where all are yanked it is the newest, and a request for it is an error.
     """
     return next((number for number in range(version, 0, -1) if str(number) not in yanked), version)
 
 
 def check_link(commit: Commit, previous: Commit | None) -> list[str]:
-    """Return what is wrong between an entry and the one before it; nothing when they belong together.
+    """Return the problems between an entry and the one before it; none when they belong together.
 
     Args:
         commit: the entry.
@@ -291,7 +291,7 @@ def check_link(commit: Commit, previous: Commit | None) -> list[str]:
 
 
 def _undue_changes(commit: Commit, previous: Commit) -> list[str]:
-    """Return where an entry changes more, or something else, than its ``op`` says."""
+    """Return the changes of an entry that its ``op`` does not allow."""
     moved = _changed(commit.aliases, previous.aliases) - {LATEST}
     if commit.op == "publish":
         undue = {alias for alias in moved if commit.aliases.get(alias) != commit.version}

@@ -31,7 +31,7 @@ class Condition:
     Attributes:
         path: its name, such as ``test.n``; see ``finetune.metrics.names``.
         op: ``>=``, ``<=``, ``==``, ``>`` or ``<``.
-        value: what it is compared with.
+        value: the number to compare with.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Condition:
         """Read a condition such as ``test.METRIC>=0.7``.
 
         Raises:
-            ConditionError: it is none.
+            ConditionError: the text is no condition.
         """
         match = _FORM.fullmatch(text)
         value = _number(match[3]) if match else None
@@ -61,12 +61,12 @@ class Condition:
         return cls(path=path, op=match[2], value=value)
 
     def holds(self, values: Mapping[str, float]) -> bool:
-        """Whether the number is there and is as it must be."""
+        """Return whether the number is there and meets the condition."""
         found = values.get(self.path)
         return found is not None and _OPERATORS[self.op](found, self.value)
 
     def describe(self, values: Mapping[str, float]) -> str:
-        """Return the condition and what was found, in one line of at most 256 characters."""
+        """Return the condition and the value found, in one line of at most 256 characters."""
         if self.path in values:
             return f"{self}: it is {values[self.path]:.6g}"
         # The few of a whole split come before the many of its kinds, so that no cut hides them.
@@ -80,7 +80,7 @@ class Condition:
 
 
 def _hint(path: str, names: Sequence[str]) -> str:
-    """Return the metric that was meant: one of the same last word, or one written alike."""
+    """Return a hint to the metric that was meant: one with the same last word, or one written alike."""
     last = path.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
     return f" Did you mean {same[0]!r}?" if same else did_you_mean(path, names)

@@ -1,8 +1,8 @@
 """Copying an adapter with its whole history from one registry to another.
 
-The entries of a log are copied byte for byte, so the chain that ties each to the one before stays whole, and
-the version numbers, aliases and digests are the same on both sides. What the entries name is copied first, so
-at any moment the copy is a shorter history of the same adapter; one that broke off goes on where it was.
+The entries of a log are copied byte for byte, so the chain that ties each to the one before stays whole. The version
+numbers, aliases and digests are the same on both sides. The blobs that entries name are copied first. So at any moment
+the copy is a shorter history of the same adapter; one that broke off goes on where it was.
 """
 
 import time
@@ -33,14 +33,14 @@ MAX_COPYING = LONGEST.total_seconds() / 2  # seconds, for all blobs of an adapte
 
 @dataclass(frozen=True, kw_only=True)
 class Copied:
-    """What a copy of one adapter wrote.
+    """The result of a copy of one adapter.
 
     Attributes:
         name: the adapter, ``ns/name``.
-        entries: number of entries of its log that were copied; 0 when the target had them all.
-        versions: number of versions among them.
-        blobs: number of files and manifests that these entries name.
-        bytes: how many bytes these hold.
+        entries: the number of entries of its log that were copied; 0 when the target had them all.
+        versions: the number of versions among them.
+        blobs: the number of files and manifests that these entries name.
+        bytes: the number of bytes in these.
     """
 
     name: str
@@ -61,15 +61,15 @@ def copy_adapter(source: Store, target: Store, name: str) -> Copied:
     Entries that the target has already are left as they are. The target may be ahead; then nothing is written.
 
     Args:
-        source: of the registry to copy from.
-        target: of the registry to copy to; it becomes a registry when it is none yet.
+        source: the store of the registry to copy from.
+        target: the store of the registry to copy to; it becomes a registry when it is none yet.
         name: the adapter, ``ns/name``.
 
     Raises:
         ConflictError: the target has another history under that name; the entry where they part is named, and
             nothing was written. Or someone else wrote to it meanwhile, or gc deletes there what is copied.
         NotFoundError: the source has no such adapter.
-        IntegrityError: the source, or what the target has of it, is damaged.
+        IntegrityError: the source, or the copy in the target, is damaged.
         StoreError: one of the two cannot be read or written; do the same again.
     """
     ref = AdapterRef.parse_name(name)
@@ -97,7 +97,7 @@ def check_has(store: Store, ref: AdapterRef) -> None:
     """Refuse an adapter that a store does not hold.
 
     Raises:
-        NotFoundError: with those that there are.
+        NotFoundError: it is not there; the message names those that are.
     """
     if not exists(store, log_key(ref.namespace, ref.name, 1)):
         names = names_in(store)
@@ -108,13 +108,13 @@ def check_has(store: Store, ref: AdapterRef) -> None:
 
 
 def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[list[Copied], list[FinetuneError]]:
-    """Copy several adapters; one that is damaged, or has another history in the target, keeps no other away.
+    """Copy several adapters; one that is damaged, or has another history in the target, does not stop the others.
 
     Returns:
-        What was copied, and why what was not.
+        The copies, and the errors of those that were not copied.
 
     Raises:
-        AdapterReferenceError: a name is none.
+        AdapterReferenceError: a name is not ``ns/name``.
         NotFoundError: the source has no such adapter.
         StoreError: one of the two cannot be read or written; do the same again.
     """
@@ -170,7 +170,7 @@ def blobs_of(store: Store, ref: AdapterRef, commit: Commit) -> list[FileEntry]:
 
 
 def _in_common(source: Store, target: Store, ref: AdapterRef) -> int:
-    """Return how many entries both have; refuse to copy unless they are all that one of them has."""
+    """Return the number of entries that both have; refuse to copy unless they are all that one of them has."""
     ours, theirs = (Log(store, ref.namespace, ref.name) for store in (source, target))
     head, reached = ours.head(), theirs.head()
     if head is None or reached is None:
@@ -198,7 +198,7 @@ def _parted(ref: AdapterRef, commit: Commit, other: Commit) -> ConflictError:
 
 
 def _copy_blobs(source: Store, target: Store, entries: list[FileEntry]) -> None:
-    """See to it that a target has blobs whole, and that its gc leaves them alone until they are named."""
+    """Make sure that a target has whole blobs, and that its gc does not delete them until they are named."""
     for entry in entries:
         if _is_damaged(target, entry):  # under a digest there is only one right content
             target.put(blob_key(entry.sha256), _read(source, entry), mode="overwrite")

@@ -1,4 +1,4 @@
-"""What differs between two versions: what they were made from, how, on what, and what they score."""
+"""The differences between two versions: their base, recipe and data, and their metrics."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ class Difference:
     """One thing in which two versions differ.
 
     Attributes:
-        path: where it stands in their manifests, such as ``training.seed``; what was measured by its name, as
-            ``finetune.metrics.names`` has it.
-        a: what the first version has there; None for nothing.
-        b: what the second version has there; None for nothing.
-        change: ``b - a`` of two numbers; None of anything else.
+        path: the path in their manifests, such as ``training.seed``; for a metric its name, see
+            ``finetune.metrics.names``.
+        a: the value in the first version; None for nothing.
+        b: the value in the second version; None for nothing.
+        change: ``b - a`` of two numbers; None for other values.
     """
 
     path: str
@@ -31,15 +31,15 @@ class Difference:
 
 
 def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Difference]:
-    """Return what differs between the manifests of two versions, the name and the time of saving left out.
+    """Return the differences between the manifests of two versions, without the name and the time of saving.
 
-    What was set in their recipes stands under ``recipe``, such as ``recipe.train.learning_rate``. Where one of them
-    keeps no recipe, as earlier releases saved them, the recipes' digests are all that can be compared.
+    The settings of their recipes stand under ``recipe``, such as ``recipe.train.learning_rate``. Where one of them has
+    no recipe, as earlier releases saved them, only the recipes' digests can be compared.
 
-    The table of tensors and the values of the probe, thousands of them, are compared by an account of each.
+    The table of tensors and the values of the probe, thousands of them, are compared by a summary of each.
 
     Args:
-        registry: holds both.
+        registry: the registry that holds both.
         a: the version to compare with.
         b: the other one, of the same adapter or of another.
 
@@ -88,7 +88,7 @@ def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str
 
 
 def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe with its methods by their names, so that what differs in one stands alone."""
+    """Return a recipe with its methods by their names, so that a difference in one stands alone."""
     methods = recipe.get("method")
     if not isinstance(methods, list) or not all(isinstance(each, dict) and "name" in each for each in methods):
         return recipe

@@ -1,4 +1,4 @@
-"""Whether a place is fit for a registry that many write to: tried out with objects that are thrown away again."""
+"""The check of whether a place is fit for a registry with many writers, by trials with temporary objects."""
 
 import contextlib
 import os
@@ -31,12 +31,12 @@ _UNFIT = "Two writers could overwrite each other here without knowing, so nobody
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one trial showed.
+    """The result of one trial.
 
     Attributes:
-        probe: what was tried.
+        probe: the name of the trial.
         verdict: ``failed`` when nobody should write here, or not everybody can.
-        text: what was seen, and what to do about it.
+        text: the observation, and what to do about it.
     """
 
     probe: str
@@ -50,7 +50,7 @@ def diagnose(registry: "AdapterRegistry") -> list[Finding]:
     A trial that cannot be made, as the store refuses something, is the last one.
 
     Returns:
-        A finding for each trial; whoever finds ``failed`` in one should not write there.
+        A finding for each trial; do not write there when one of them is ``failed``.
     """
     store, findings = registry.store, []
     folder = store.root if isinstance(store, LocalStore) else None
@@ -70,7 +70,7 @@ def check_create(store: Store) -> None:
     """Refuse a store that lets two writers create the same object, one after the other or at once.
 
     Raises:
-        StoreError: it does, or cannot be written.
+        StoreError: it lets them, or cannot be written.
     """
     with _trial(store, None) as prefix:
         for try_out in (_create, _create_at_once):
@@ -81,7 +81,7 @@ def check_create(store: Store) -> None:
 
 @contextlib.contextmanager
 def _trial(store: Store, folder: Path | None) -> Iterator[str]:
-    """Yield a prefix for objects that are thrown away at the end, with those that killed trials left."""
+    """Yield a prefix for temporary objects, which are deleted at the end, with those that killed trials left."""
     prefix = f"doctor/{uuid.uuid4().hex}"
     new = [] if folder is None else [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:

@@ -1,4 +1,4 @@
-"""What the words after the ``@`` of a reference mean, when a given entry is the newest of its log."""
+"""The meaning of the text after the ``@`` of a reference, given the newest entry of its log."""
 
 from collections.abc import Iterable
 
@@ -11,12 +11,12 @@ from finetune.registry.store import Store
 
 
 def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
-    """Return the entry that published what ``ref`` means.
+    """Return the entry that published the version of ``ref``.
 
     A version that is named exactly, by number or digest, is found although it is yanked.
 
     Raises:
-        NotFoundError: there is no such version or alias; with those that there are.
+        NotFoundError: there is no such version or alias; the message names those that are.
         YankedError: the alias stands for a yanked version.
     """
     number = ref.version if ref.alias is None else head.aliases.get(ref.alias)
@@ -33,7 +33,7 @@ def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
 
 
 def none_of_that_name(store: Store, location: str, ref: AdapterRef) -> NotFoundError:
-    """Return the error of a name that nobody published, with those that somebody did."""
+    """Return the error for a name that nobody published, with the names that exist."""
     names = ["/".join(parts) for parts in list_logs(store)]
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return NotFoundError(
@@ -51,7 +51,7 @@ def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, ali
         entries: the log, the oldest first.
         head: its newest entry.
         ref: the adapter.
-        alias: one of its words.
+        alias: one of its aliases.
 
     Raises:
         NotFoundError: it never stood for another version that may be used.
@@ -79,7 +79,7 @@ def check_exists(head: Commit, ref: AdapterRef, alias: str) -> None:
     """Refuse an alias that does not exist.
 
     Raises:
-        NotFoundError: with those that there are.
+        NotFoundError: it does not exist; the message names those that do.
     """
     if alias not in head.aliases:
         raise NotFoundError(

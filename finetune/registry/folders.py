@@ -1,4 +1,4 @@
-"""Adapter folders on the disk: checked against their manifest on the way in, built whole on the way out.
+"""Adapter folders on the disk: checked against their manifest when they are read, and written whole.
 
 Every byte that passes is hashed while it passes, so that a file changed meanwhile is noticed and never stored
 under the digest of another.
@@ -38,7 +38,7 @@ def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
     """Yield the bytes of a file, checked.
 
     Raises:
-        IntegrityError: they are not those of ``entry``.
+        IntegrityError: the bytes are not those of ``entry``.
         StoreError: the file cannot be read.
     """
     try:
@@ -49,7 +49,7 @@ def read_file(path: Path, entry: FileEntry) -> Iterator[bytes]:
 
 
 def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
-    """Return the manifest of an adapter folder, as its bytes and as what they say.
+    """Return the manifest of an adapter folder, as bytes and parsed.
 
     Raises:
         ManifestError: there is none, or it breaks its schema.
@@ -77,7 +77,7 @@ def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Container[
     Args:
         folder: the folder.
         manifest: its manifest.
-        besides: names that may stand there although they are no part of the adapter; they are not looked at.
+        besides: the names of files that may stand there although they are no part of the adapter; they are not read.
 
     Raises:
         IntegrityError: a file is missing, too many, no plain file, or has other bytes.
@@ -105,7 +105,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def holds(folder: Path, digest: str) -> bool:
-    """Whether a folder is, byte for byte, the adapter whose manifest has this SHA-256."""
+    """Return whether a folder is, byte for byte, the adapter whose manifest has this SHA-256."""
     try:
         raw, manifest = read_manifest(folder)
         if sha256_hex(raw) != digest:
@@ -117,7 +117,7 @@ def holds(folder: Path, digest: str) -> bool:
 
 
 def keep_signature(folder: Path, signature: str | None) -> None:
-    """Put the signature of its manifest beside it, for whoever gets the folder without the registry.
+    """Write the signature of its manifest beside it, for users who get the folder without the registry.
 
     Raises:
         StoreError: it cannot be written.
@@ -174,7 +174,7 @@ def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest
 
 
 def has_folder(store: Store, raw: bytes, manifest: AdapterManifest) -> bool:
-    """Whether a store has the files of an adapter and its manifest; by their names, they are not read."""
+    """Return whether a store has the files of an adapter and its manifest; it looks for their keys and reads none."""
     return all(exists(store, blob_key(entry.sha256)) for entry in (*manifest.files.values(), _entry_of(raw)))
 
 
@@ -183,7 +183,7 @@ def _entry_of(raw: bytes) -> FileEntry:
 
 
 def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, AdapterManifest]:
-    """Return a published manifest, checked, as its bytes and as what they say.
+    """Return a published manifest, checked, as bytes and parsed.
 
     Raises:
         IntegrityError: it is damaged, or belongs to an adapter of another name.
@@ -202,11 +202,11 @@ def build_folder(store: Store, digest: str, full_name: str, target: Path, *, rep
     """Copy a published adapter into ``target``, which appears whole or not at all.
 
     Args:
-        store: where its bytes lie.
-        digest: SHA-256 of its manifest.
+        store: the store that holds its bytes.
+        digest: the SHA-256 of its manifest.
         full_name: the name under which it was published.
         target: the folder to make; its parents are made when needed.
-        replace: whether whatever stands at ``target`` may be thrown away.
+        replace: whether anything that stands at ``target`` may be deleted.
 
     Raises:
         IntegrityError: a blob is not what its name says.

@@ -1,8 +1,8 @@
-"""Garbage collection: deletes what a registry holds and no log names, while others publish.
+"""Garbage collection: it deletes the objects of a registry that no log names, while others publish.
 
-A publish stores its blobs first and names them last, in the entry of a log. What a publish that was killed, or
-never got that far, has stored is garbage; but from outside it looks like that of one that is still at work. All
-times below are by the store's clock; nobody's own clock is compared with anybody else's.
+A publish stores its blobs first and names them last, in the entry of a log. The blobs of a publish that was killed, or
+never got that far, are garbage. From outside they look like those of a publish that is still at work. All times below
+are by the store's clock; no two machines' clocks are compared.
 
 ::
 
@@ -66,13 +66,13 @@ _SCRATCH = re.compile(r"gc/clock-[0-9a-f]{32}|gc/plans/[0-9a-f]{32}\.json|doctor
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """One object that can go, or file that a killed writer left.
+    """One object that can be deleted, or file that a killed writer left.
 
     Attributes:
-        key: where it is.
-        size: in bytes.
-        modified: when it was written, by the store's clock.
-        why: what it is.
+        key: the key of the object.
+        size: the size in bytes.
+        modified: the time when it was written, by the store's clock.
+        why: the reason why it is garbage.
     """
 
     key: str
@@ -82,18 +82,18 @@ class Garbage:
 
     @classmethod
     def of(cls, found: ObjectMeta, why: str) -> "Garbage":
-        """Return the garbage that an object is."""
+        """Return an object as garbage."""
         return cls(key=found.key, size=found.size, modified=found.modified, why=why)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """What a collection found.
+    """The result of a garbage collection.
 
     Attributes:
-        garbage: what can go.
-        deleted: those of it that were deleted; fewer when others began to use them meanwhile. None in a dry run.
-        young: number of blobs that nothing names either, but that are too young to go.
+        garbage: the objects that can be deleted.
+        deleted: those that were deleted; fewer when others began to use them meanwhile. None in a dry run.
+        young: the number of blobs that nothing names either, but that are too young to be deleted.
     """
 
     garbage: list[Garbage]
@@ -102,15 +102,15 @@ class Collection:
 
 
 def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, delete: bool = False) -> Collection:
-    """Find, and delete where that is asked for, what nothing names and is older than a grace period.
+    """Find, and with ``delete`` remove, the objects that nothing names and that are older than a grace period.
 
-    That is: blobs that no log names; temporary files of killed writers; plans and probes of killed gcs and
+    These are blobs that no log names, temporary files of killed writers, and plans and probes of killed gcs and
     doctors. Others may publish meanwhile.
 
     Args:
         registry: the registry; the time is read by writing to it, in a dry run too.
-        grace: how old something must be to go, at least ``LEAST_GRACE``.
-        delete: whether to delete it.
+        grace: the age from which an object may be deleted, at least ``LEAST_GRACE``.
+        delete: whether to delete the garbage.
 
     Raises:
         NotFoundError: there is no registry.
@@ -158,7 +158,7 @@ def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, dele
 
 
 def store_time(store: Store) -> datetime:
-    """Return what the store's clock says, by writing something and looking when that was.
+    """Return the time of the store's clock: write an object, and read when that was.
 
     Raises:
         StoreError: it cannot be written.
@@ -180,15 +180,15 @@ class _Named:
         self.read: dict[tuple[str, str], int] = {}  # number of the last entry that was read
 
     def lacks(self, key: str) -> bool:
-        """Whether a key is that of a blob that no entry names."""
+        """Return whether a key is that of a blob that no entry names."""
         digest = digest_of(key)
         return digest is not None and digest not in self.digests
 
     def read_new_entries(self) -> None:
-        """Add what the entries name that came since the last time.
+        """Add the blobs that entries name which came since the last time.
 
         Raises:
-            IntegrityError: with the entry or manifest that cannot be read.
+            IntegrityError: an entry or manifest, which the message names, cannot be read.
         """
         for (namespace, name), entries in list_logs(self.store).items():
             log, last = Log(self.store, namespace, name), self.read.get((namespace, name), 0)

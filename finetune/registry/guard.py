@@ -1,7 +1,8 @@
-"""The guard of a registry: whom it believes, what it has seen, and with whose key it signs.
+"""The guard of a registry: its trust policy, its rollback protection, and its signing key.
 
-The head of a log says what every alias stands for, so it has to be signed by a key of the namespace, and must not be
-older than what was seen before. The entry that published a version has to be signed likewise, and so has its manifest.
+The head of a log says what every alias stands for. So it has to be signed by a key of the namespace, and must not be
+older than the newest entry seen before. The entry that published a version has to be signed likewise, and so has its
+manifest.
 """
 
 import contextlib
@@ -36,17 +37,17 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """What a registry asks of the entries that it relies on, and puts upon those that it writes."""
+    """The checks of the entries that a registry relies on, and the signatures of those that it writes."""
 
     def __init__(
         self, location: str, *, signer: SigningKey | Path | None = None, trust: TrustPolicy | PolicyFile
     ) -> None:
-        """Read nothing yet.
+        """Make a guard; nothing is read yet.
 
         Args:
-            location: of the registry, to which what was seen belongs.
+            location: the location of the registry, to which the seen entries belong.
             signer: the key, or its file, which is opened by the first write; None signs nothing.
-            trust: whose signatures are accepted.
+            trust: the trust policy, or its file.
         """
         self.location = location
         self._signer = signer
@@ -56,10 +57,10 @@ class Guard:
     def configured(
         cls, location: str, *, signer: SigningKey | str | Path | None, trust: TrustPolicy | str | Path | None
     ) -> "Guard":
-        """Return the guard of a registry; what is None is as the environment says.
+        """Return the guard of a registry; the environment gives the arguments that are None.
 
         Args:
-            location: of the registry.
+            location: the location of the registry.
             signer: a key or its file; None for ``$FINETUNE_SIGNING_KEY``, without which nothing is signed.
             trust: a policy or its file; None for ``$FINETUNE_TRUST`` or ``~/.finetune/trust.yaml``, where there is one.
         """
@@ -88,18 +89,18 @@ class Guard:
         return SeenEntries(self.location)
 
     def verify_entry(self, namespace: str, name: str, entry: Commit) -> Verdict:
-        """Return whose the signature of an entry is in the log of ``namespace/name``, and whether it is accepted."""
+        """Return the verdict on the signature of an entry in the log of ``namespace/name``."""
         return self.policy.verify_signature(namespace, entry.signature, entry.message(namespace, name))
 
     def verify_folder(self, folder: Path) -> tuple[AdapterManifest, Verdict]:
-        """Return what a folder holds, and whose the signature beside its manifest is; no registry is asked.
+        """Return the manifest of a folder, and the verdict on the signature beside it; no registry is asked.
 
         Args:
-            folder: one that was pulled, copied or downloaded.
+            folder: a folder that was pulled, copied or downloaded.
 
         Raises:
             ManifestError: there is no manifest, or it breaks its schema.
-            IntegrityError: the folder is not what its manifest says.
+            IntegrityError: the folder does not hold exactly the files of its manifest.
             TrustError: its ``manifest.sig`` is no signature.
         """
         raw, manifest = read_manifest(folder)
@@ -108,14 +109,14 @@ class Guard:
         return manifest, self.policy.verify_signature(manifest.namespace, read_signature(folder), message)
 
     def check_head(self, log: "Log", head: Commit | None) -> bool:
-        """Refuse, or warn of, a newest entry that is not vouched for, or older than what was seen.
+        """Refuse, or warn of, a newest entry that is not vouched for, or is older than one seen before.
 
         Args:
             log: the log.
             head: its newest entry; None when it is empty.
 
         Returns:
-            False after a warning, when another one about the same log would say nothing new.
+            False after a warning, when another one about the same log would add nothing; else True.
 
         Raises:
             TrustError: the namespace requires signatures.
@@ -132,7 +133,7 @@ class Guard:
         Args:
             log: the log.
             head: its newest entry, which ``check_head`` accepted.
-            entry: the one that published the version.
+            entry: the entry that published the version.
 
         Raises:
             TrustError: the namespace requires signatures.
@@ -156,10 +157,10 @@ class Guard:
             self._check_manifest(version.namespace, version.name, version.digest, version.signature)
 
     def check_signer(self, namespace: str, *, unlock: bool = True) -> SigningKey | None:
-        """Return the key that signs what is written in a namespace; None for no signature.
+        """Return the key that signs writes in a namespace; None for no signature.
 
         Args:
-            namespace: of the adapter.
+            namespace: the namespace of the adapter.
             unlock: whether the terminal may be asked for a passphrase; without it such a key is only looked for.
 
         Raises:
@@ -188,7 +189,7 @@ class Guard:
         """Return an entry as it shall be written: signed, where there is a key.
 
         Raises:
-            TrustError: as ``check_signer``.
+            TrustError: as for ``check_signer``.
         """
         key = self.check_signer(log.namespace)
         return commit if key is None else commit.signed(key, log.namespace, log.name)
@@ -201,7 +202,7 @@ class Guard:
 
     @contextlib.contextmanager
     def _demand(self, namespace: str) -> Iterator[Demand]:
-        """Yield what a namespace asks; where that is ``warn``, what is refused inside becomes a warning."""
+        """Yield the demand of a namespace; where that is ``warn``, a refusal inside the block becomes a warning."""
         demand = self.policy.of(namespace).signatures
         try:
             yield demand
@@ -246,7 +247,7 @@ class Guard:
 
 
 def _going_on(problem: str) -> str:
-    """Return how a history that was begun without signatures is brought under a policy that requires them."""
+    """Return a hint how to bring a history without signatures under a policy that requires them."""
     if problem != NOT_SIGNED:
         return ""
     return (
@@ -261,12 +262,12 @@ UNGUARDED = Guard("", trust=TrustPolicy())
 
 
 def contradiction(log: "Log", head: Commit | None, seen: tuple[int, str] | None) -> str | None:
-    """Return how a log contradicts what was seen of it; None when it goes on from there.
+    """Return the contradiction between a log and its entries seen before; None when the log goes on from there.
 
     Args:
         log: the log.
         head: its newest entry; None when it is empty.
-        seen: number and digest of the newest entry that was seen; None for none.
+        seen: the number and digest of the newest entry that was seen; None for none.
     """
     if seen is None:
         return None

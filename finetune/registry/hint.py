@@ -1,7 +1,7 @@
-"""The hint of a log: which version was the newest at some of its entries.
+"""The hint of a log: the newest version at some of its entries.
 
-It saves whoever searches the log requests. Nothing is taken from it that the entries themselves do not say: where it
-is behind, lost or wrong, the search is longer and ends the same.
+It saves requests in a search of the log. The search takes nothing from it that the entries themselves do not confirm:
+where the hint is behind, lost or wrong, the search is longer and ends the same.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def read_hint(store: Store, namespace: str, name: str) -> list[Place]:
 
 
 def write_hint(store: Store, namespace: str, name: str, commit: Commit) -> None:
-    """Add an entry to the hint; of many places every second one is left out.
+    """Add an entry to the hint; every second one of many places is left out.
 
     Raises:
         StoreError: it cannot be written.

@@ -1,8 +1,8 @@
 """The index by which ``list`` answers at once: a file in the cache that may be lost, damaged or behind at any time.
 
-It holds, of each adapter, its newest entry as it was when the index last saw it, and what ``list`` says of it. That
-is used only where the entry is seen to be the same and still the newest; otherwise the log is read. So an index
-never makes an answer wrong, and needs no care.
+It holds the newest entry of each adapter when the index last saw it, and its row in ``list``. The row is used only
+where the entry is the same and still the newest; otherwise the log is read. So an index never makes an answer wrong,
+and needs no care.
 """
 
 import json
@@ -42,15 +42,15 @@ class ListIndex:
     """The index of one registry.
 
     Args:
-        uuid: of the registry.
-        location: where it is, so that a copy of it has an index of its own.
+        uuid: the uuid of the registry.
+        location: the location of the registry, so that a copy of it has an index of its own.
     """
 
     def __init__(self, uuid: str, location: str) -> None:
         self.path = cache_home() / "registries" / f"{sha256_hex(f'{uuid} {location}'.encode())}.json"
 
     def forget(self) -> None:
-        """Throw the index away."""
+        """Delete the index."""
         self.path.unlink(missing_ok=True)
 
     def latest(self, store: Store, namespace: str | None, read: ReadLatest, onerror: OnError) -> list[Version]:
@@ -58,7 +58,7 @@ class ListIndex:
 
         Args:
             store: the store of the registry.
-            namespace: only those in it; None for all.
+            namespace: the namespace to list; None for all.
             read: called for each adapter of which the index does not know the newest entry.
             onerror: called for each adapter that cannot be read, which is left out.
         """
@@ -91,7 +91,7 @@ class ListIndex:
 def _newest(
     store: Store, namespace: str | None, known: dict[str, _Known]
 ) -> Iterator[tuple[str, str, int, ObjectMeta | None]]:
-    """Yield namespace and name of each adapter, an entry of its log that exists, and that when it is the newest."""
+    """Yield namespace and name of each adapter, the number of an entry, and the entry's meta if it is the newest."""
     if isinstance(store, HasFolders):  # a look at one key costs next to nothing there
         for space in store.folders("names") if namespace is None else [namespace]:
             for name in store.folders(f"names/{space}"):
@@ -122,7 +122,7 @@ def _if_newest(store: Store, space: str, name: str, seq: int) -> ObjectMeta | No
 
 
 def _load(path: Path) -> dict[str, _Known]:
-    """Return what an index file holds; nothing when there is none, or it is not as it was written."""
+    """Return the contents of an index file; nothing when there is none, or it is damaged."""
     try:
         names: dict[str, dict[str, Any]] = json.loads(read_note(path) or "{}")
         return {name: _known(fields) for name, fields in names.items()}

@@ -1,4 +1,4 @@
-"""List every version of adapters, and choose of a listing what was asked for."""
+"""The list of all versions of adapters, and the choice of versions by base, task and metrics."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -21,9 +21,9 @@ def every_version(
     """Return every version of every adapter, by name, the oldest of a name first.
 
     Args:
-        store: of the registry.
-        namespace: only those in it; None for all.
-        log_of: reads the entries of an adapter, given its name.
+        store: the store of the registry.
+        namespace: the namespace to list; None for all.
+        log_of: the function that reads the entries of an adapter, given its name.
         onerror: called with each adapter that cannot be read and is left out, and with the error.
     """
     versions: list[Version] = []
@@ -41,17 +41,17 @@ def every_version(
 
 
 def warn_of_unreadable(name: str, error: FinetuneError) -> None:
-    """Warn whoever called ``list`` of an adapter that is left out."""
+    """Warn the caller of ``list`` of an adapter that is left out."""
     warnings.warn(f"{name} cannot be read and is not listed: {plain(str(error), 1000)}", UserWarning, stacklevel=4)
 
 
 def wanted(versions: Iterable[Version], *, base: str | None, task: str | None, metrics: Iterable[str]) -> list[Version]:
-    """Return the versions whose summary fits.
+    """Return the versions whose summary meets the conditions.
 
     Args:
-        versions: to choose from.
-        base: hub id of the base, or the beginning of its digest in hexadecimal; None for any.
-        task: name of the task; None for any.
+        versions: the versions to choose from.
+        base: the hub id of the base, or the beginning of its digest in hexadecimal; None for any.
+        task: the name of the task; None for any.
         metrics: conditions on the metrics, which must all hold.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where registries and caches are, and the file by which a registry is known as one."""
+"""The locations of registries and caches, and the file that marks a registry."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ MAX_REGISTRY_BYTES = 4096
 
 
 def default_location() -> str:
-    """Return where the registry is when nobody says: ``$FINETUNE_REGISTRY``, or ``~/.finetune/registry``."""
+    """Return the default location of the registry: ``$FINETUNE_REGISTRY``, or ``~/.finetune/registry``."""
     return os.environ.get("FINETUNE_REGISTRY") or str(user_folder() / "registry")
 
 
@@ -74,11 +74,11 @@ _OPENERS: dict[str, Callable[[str], Store]] = {
 
 
 def is_registry(store: Store, *, create: bool = False) -> bool:
-    """Whether a store holds a registry.
+    """Return whether a store holds a registry.
 
     Args:
         store: the store.
-        create: make it one when it is not yet.
+        create: whether to make it one when it is not yet.
 
     Raises:
         RegistryError: it holds a registry of a format that this program does not know.
@@ -97,7 +97,7 @@ def is_registry(store: Store, *, create: bool = False) -> bool:
 
 
 def registry_uuid(store: Store) -> str:
-    """Return what a registry is known by, wherever it is moved.
+    """Return the uuid of a registry, which stays the same wherever the registry is moved.
 
     Raises:
         ObjectMissing: there is no registry.
@@ -125,8 +125,8 @@ def refuse_in_registry(path: Path, *, elsewhere: str) -> None:
     """Refuse to write something into the folder of a registry, which holds nothing but objects.
 
     Args:
-        path: of what is to be written.
-        elsewhere: how to choose another place, such as ``" (--into)"``.
+        path: the path to write to.
+        elsewhere: a hint how to choose another place, such as ``" (--into)"``.
 
     Raises:
         StoreError: the path lies in the folder of a registry.

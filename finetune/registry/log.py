@@ -1,6 +1,6 @@
 """The log of one adapter: entries numbered from 1 without gaps, each created once and never changed.
 
-Creating entry n+1 is the only moment at which anything becomes true. It fails when someone else was first, so
+The creation of entry n+1 is the only moment at which a change takes effect. It fails when someone else was first, so
 two writers can never both believe that they succeeded.
 """
 
@@ -25,8 +25,8 @@ class Log:
     """The entries of one adapter.
 
     Attributes:
-        guard: what is asked of the entry that a new one is built upon, and who signs the new one.
-        known: an entry that was seen to exist, from which the search for the newest starts; 0 for none.
+        guard: the guard that checks the entry on which a new one is built, and signs the new one.
+        known: the number of an entry that was seen, from which the search for the newest starts; 0 for none.
     """
 
     def __init__(self, store: Store, namespace: str, name: str, guard: Guard = UNGUARDED) -> None:
@@ -88,10 +88,10 @@ class Log:
         """Add the entry that ``make`` builds upon the newest one.
 
         Args:
-            make: gets the newest entry and returns the one to follow it, or an entry that is in the log
-                already when there is nothing to write; raises ConflictError when its expectations do not
-                hold. It is called again, upon a newer entry, whenever someone else was first; what it builds
-                always has the same ``txn``.
+            make: the function that gets the newest entry and returns the next one, or an entry that is in the log
+                already when there is nothing to write. It raises ConflictError when its expectations do not hold. It
+                is called again, upon a newer entry, whenever someone else was first; each entry that it builds has the
+                same ``txn``.
 
         Returns:
             The entry as it stands in the log.
@@ -122,7 +122,7 @@ class Log:
         )
 
     def _create(self, commit: Commit) -> Commit:
-        """Return the entry that now has the place of ``commit``: itself, or that of who was first."""
+        """Return the entry that now has the place of ``commit``: itself, or that of another writer who was first."""
         key, raw = self.key(commit.seq), commit.to_bytes()
         try:
             self.store.put(key, raw, mode="create")

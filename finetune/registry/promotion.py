@@ -1,4 +1,4 @@
-"""Promotion: an alias is moved to a version whose metrics are good enough, and the log says what was required."""
+"""Promotion: it moves an alias to a version whose metrics meet conditions, and the log records the conditions."""
 
 from collections.abc import Iterable
 
@@ -27,19 +27,19 @@ def promote(
     no condition. When the alias stands for the version already, nothing is written.
 
     Args:
-        registry: holds it.
+        registry: the registry that holds it.
         ref: the version.
-        alias: the word, such as ``prod``.
-        require: what must hold, such as ``"test.METRIC>=0.70"``; see ``finetune.metrics.names``.
+        alias: the alias, such as ``prod``.
+        require: the conditions that must hold, such as ``"test.METRIC>=0.70"``; see ``finetune.metrics.names``.
         expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
-        force: move it although a condition does not hold; the entry keeps which, and what was found.
+        force: whether to move it although a condition does not hold; the entry records the condition and the value.
 
     Returns:
         The version that the alias stands for now.
 
     Raises:
-        PromotionError: conditions do not hold; with what was found. Nothing was changed.
-        RegistryError: there is no condition; or as ``AdapterRegistry.alias`` does.
+        PromotionError: conditions do not hold; the message has the values. Nothing was changed.
+        RegistryError: there is no condition; or as for ``AdapterRegistry.alias``.
         IntegrityError: the manifest is damaged.
     """
     conditions = [Condition.parse(each) if isinstance(each, str) else each for each in require]

@@ -1,4 +1,4 @@
-"""Whether what is published was published before: the same bytes, or the same weights with another manifest."""
+"""The note on a version that was published before: the same bytes, or the same weights with another manifest."""
 
 from finetune.adapters.manifest import WEIGHTS_NAME, AdapterManifest
 from finetune.errors import FinetuneError
@@ -12,18 +12,18 @@ LOOKED_AT = 20  # versions: each costs a request or two, and only where the weig
 
 
 def has_weights(store: Store, manifest: AdapterManifest) -> bool:
-    """Tell whether the weights that ``manifest`` lists are in the store, of whatever adapter."""
+    """Return whether the weights that ``manifest`` lists are in the store, of whatever adapter."""
     return exists(store, blob_key(manifest.files[WEIGHTS_NAME].sha256))
 
 
 def published_before(store: Store, log: Log, commit: Commit, manifest: AdapterManifest) -> str | None:
-    """Return what is said of a version whose bytes or weights one of the 20 versions before it has; None otherwise.
+    """Return the note on a version whose bytes or weights one of the 20 versions before it has; None for none.
 
     Args:
-        store: holds the manifests of these versions.
-        log: of the adapter.
+        store: the store that holds the manifests of these versions.
+        log: the log of the adapter.
         commit: the entry that published the version.
-        manifest: of the version.
+        manifest: the manifest of the version.
     """
     weights = manifest.files[WEIGHTS_NAME].sha256
     for number in range(commit.version - 1, max(0, commit.version - 1 - LOOKED_AT), -1):

@@ -1,4 +1,4 @@
-"""The files of a published version as bytes, for whoever loads them and needs no folder."""
+"""The files of a published version as bytes, for a load that needs no folder."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ from finetune.regular_file import open_regular
 
 
 def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
-    """Return a version's manifest, and what reads one of its files; straight from the store's blobs.
+    """Return a version's manifest, and the function that reads one of its files, straight from the store's blobs.
 
     Raises:
-        IntegrityError: a blob is missing, or is not what its name says; what reads a file raises so too.
+        IntegrityError: a blob is missing, or has other bytes than its name says; the function raises it too.
     """
     with nothing_missing(version.ref):
         _, manifest = load_manifest(store, version.digest, version.full_name)
@@ -34,7 +34,7 @@ def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Cal
 
 
 def read_pulled(folder: Path) -> tuple[AdapterManifest, Callable[[str], bytes]]:
-    """Return the manifest of a folder that was pulled, and what reads one of its files, checked once more."""
+    """Return the manifest of a pulled folder, and the function that reads one of its files, checked once more."""
     _, manifest = read_manifest(folder)
 
     def read(name: str) -> bytes:
@@ -48,17 +48,17 @@ def read_pulled(folder: Path) -> tuple[AdapterManifest, Callable[[str], bytes]]:
 
 
 def _whole(file: BinaryIO, entry: FileEntry, *, what: str) -> bytes:
-    """Return what is in a file, in one piece: the weights are most of what a load reads."""
+    """Return the contents of a file in one piece: most of a load is reading weights."""
     (data,) = checked([file.read(entry.size + 1)], entry, what=what)
     return data
 
 
 @contextlib.contextmanager
 def nothing_missing(ref: str) -> Iterator[None]:
-    """Say of a blob that is not there what that means: the registry is damaged.
+    """Turn the error for a missing blob into one that says that the registry is damaged.
 
     Raises:
-        IntegrityError: instead of ``ObjectMissing``.
+        IntegrityError: a blob is missing, instead of ``ObjectMissing``.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The daily verbs of a registry: publish, resolve, pull, list, log, alias, rollback, yank, unyank."""
+"""The registry of adapters: publish, resolve, pull, list, log, alias, rollback, yank, unyank."""
 
 import builtins
 import uuid
@@ -47,17 +47,17 @@ from finetune.registry.versions import Version
 class AdapterRegistry:
     """Published adapters: numbered versions that never change, and aliases that move between them.
 
-    Any number of processes may use one registry at the same time. A version exists from the moment its entry
-    stands in the log, and then with all its files; before that nothing of it can be seen. Keep one object for
-    long: it remembers how far each log went.
+    Any number of processes may use one registry at the same time. A version exists from the moment its entry stands in
+    the log, and then with all its files; before that nothing of it can be seen. Use one object for long: it remembers
+    how far each log went.
 
-    What is written is signed where there is a key. What is resolved or pulled is checked against the reader's trust
-    policy; ``list`` and ``log`` show what stands there, whoever wrote it.
+    Writes are signed where there is a key. ``resolve`` and ``pull`` check versions against the reader's trust policy.
+    ``list`` and ``log`` show every entry, whoever wrote it.
 
     Attributes:
-        location: the folder, or the URL.
-        store: the bytes below it.
-        guard: the trust policy, what was seen, and the signing key.
+        location: the folder, or the URL, of the registry.
+        store: the store that holds its bytes.
+        guard: the trust policy, the rollback protection and the signing key.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class AdapterRegistry:
         signer: SigningKey | str | Path | None = None,
         trust: TrustPolicy | str | Path | None = None,
     ) -> None:
-        """Open a registry; it is made by the first publish.
+        """Open a registry; the first publish makes it.
 
         Args:
             location: a folder, ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise (credentials and endpoint
@@ -79,7 +79,7 @@ class AdapterRegistry:
                 which no signature is asked for.
 
         Raises:
-            StoreError: there is no such kind of location, or what it needs is missing.
+            StoreError: there is no such kind of location, or something that it needs is missing.
         """
         self.location = str(location or default_location())
         self.store = open_store(self.location)
@@ -100,10 +100,10 @@ class AdapterRegistry:
         """Publish an adapter folder as the next version of the name in its manifest.
 
         Args:
-            folder: holds ``manifest.json`` and exactly the files that it lists; what a download from the
-                Hugging Face Hub adds (README.md, .gitattributes, .cache) may be there, and is not published.
-            name: ``ns/name`` that the manifest must have; None to take it as it is.
-            aliases: what shall stand for the new version, besides ``latest``.
+            folder: the adapter folder, with ``manifest.json`` and exactly the files that it lists. Files that a
+                download from the Hugging Face Hub adds (README.md, .gitattributes, .cache) are not published.
+            name: the name ``ns/name`` that the manifest must have; None for any.
+            aliases: the aliases that shall stand for the new version, besides ``latest``.
             txn: 32 lower-case hexadecimal digits; give the same ones when this very publish is tried again, so
                 that it happens once. With those of ``new_txn`` only the entries that came since are read for
                 that; with any others, such as ``uuid.uuid4().hex``, the whole log is. None makes a new version
@@ -116,7 +116,7 @@ class AdapterRegistry:
         Raises:
             AdapterReferenceError: a name or alias is not allowed, or ``name`` is not that of the manifest.
             ManifestError: there is no manifest, or it breaks its schema.
-            IntegrityError: the folder is not what its manifest says.
+            IntegrityError: the folder does not hold exactly the files of its manifest.
             ConflictError: ``txn`` stands in the log for something else, or gc is deleting what is published.
             StoreError: the store cannot be written; try again with the same ``txn``.
             TrustError: the namespace requires signatures, and there is no key that may sign, or the log is not
@@ -158,7 +158,7 @@ class AdapterRegistry:
             NotFoundError: there is no such adapter, version or alias; with those that there are.
             YankedError: the alias stands for a yanked version, or every version is yanked.
             TrustError: the namespace requires signatures, and the log does not vouch for the version, or is older than
-                one that was seen.
+                one that was seen before.
         """
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
         log = self._log(ref)
@@ -178,7 +178,7 @@ class AdapterRegistry:
         built anew when it is not right.
 
         Args:
-            ref: which version; what ``resolve`` returned, where its ``warning`` matters.
+            ref: a reference, or the version that ``resolve`` returned, where its ``warning`` matters.
             into: the folder to make; None for one in ``default_cache()``.
 
         Raises:
@@ -199,17 +199,17 @@ class AdapterRegistry:
         return target
 
     def read(self, ref: str | AdapterRef | Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
-        """Return the manifest of a version, and what reads one of its files; every byte is checked, and hashed once.
+        """Return the manifest of a version, and the function that reads one of its files; every byte is checked.
 
-        A store on this machine is read where it is; what lies elsewhere is pulled.
+        A store on this machine is read where it is; a version in any other store is pulled.
 
         Args:
-            ref: which version; what ``resolve`` returned, where its ``warning`` matters.
+            ref: a reference, or the version that ``resolve`` returned, where its ``warning`` matters.
 
         Raises:
-            RegistryError: as ``pull``; what reads a file raises so too.
+            RegistryError: as for ``pull``; the function that reads a file raises it too.
             IntegrityError: the registry is damaged.
-            TrustError: as ``pull``.
+            TrustError: as for ``pull``.
         """
         version = self._to_read(ref)
         if isinstance(self.store, LocalStore):
@@ -228,14 +228,14 @@ class AdapterRegistry:
     ) -> builtins.list[Version]:
         """Return the latest version of every adapter, by name.
 
-        An adapter whose log cannot be read keeps none of the others away.
+        An adapter whose log cannot be read does not keep the others out of the list.
 
         Args:
-            namespace: only those in it; None for all.
-            base: only those of this base: its hub id, or the beginning of its digest; None for any.
-            task: only those trained for it; None for any.
-            metric: conditions that must hold, such as ``test.METRIC>=0.7``; one, or several.
-            all_versions: every version instead, the yanked ones too, the oldest of a name first.
+            namespace: the namespace to list; None for all.
+            base: the base to list, by its hub id or the beginning of its digest; None for any.
+            task: the task to list; None for any.
+            metric: one condition, or several, that must hold, such as ``test.METRIC>=0.7``.
+            all_versions: True to return every version instead, the yanked ones too, the oldest of a name first.
             onerror: called with the name of each adapter that cannot be read and is left out, and with the error;
                 None warns.
 
@@ -267,7 +267,7 @@ class AdapterRegistry:
         return Version.of(ref, log.find_version(head.aliases[LATEST], head), head), head.seq
 
     def log(self, name: str) -> builtins.list[Commit]:
-        """Return everything that ever happened to the adapter ``ns/name``, the oldest first.
+        """Return all log entries of the adapter ``ns/name``, the oldest first.
 
         Raises:
             NotFoundError: there is no such adapter.
@@ -277,7 +277,7 @@ class AdapterRegistry:
         return [*log.entries(self._head(log, ref))]
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Return what may be asked of the adapter ``ns/name`` by an alias: the number of the version that each means.
+        """Return the aliases of the adapter ``ns/name``, each with the number of the version that it stands for.
 
         Those of yanked versions are left out.
 
@@ -295,13 +295,13 @@ class AdapterRegistry:
 
         Args:
             name: the adapter, ``ns/name``.
-            alias: the word; not ``latest``, which always stands for the newest version that is not yanked.
-            target: number of the version, or what may stand after the ``@`` of a reference.
+            alias: the alias; not ``latest``, which always stands for the newest version that is not yanked.
+            target: the number of the version, or any text that may stand after the ``@`` of a reference.
             expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
-            gate: for the log: what ``promote`` required of the version, and what it was forced past.
+            gate: the conditions that ``promote`` required of the version, and those it was forced past, for the log.
 
         Returns:
-            The version it stands for now.
+            The version that it stands for now.
 
         Raises:
             ConflictError: it stands for another version than expected, which is named.
@@ -322,12 +322,13 @@ class AdapterRegistry:
 
         Args:
             name: the adapter, ``ns/name``.
-            alias: the word.
-            to: number of the version, or what may stand after the ``@`` of a reference; None for where it was.
+            alias: the alias.
+            to: the number of the version, or any text that may stand after the ``@`` of a reference; None for the
+                version before.
             expect: the version that the alias must stand for now; None for any.
 
         Returns:
-            The version it stands for now.
+            The version that it stands for now.
 
         Raises:
             ConflictError: it stands for another version than expected, which is named.
@@ -352,10 +353,10 @@ class AdapterRegistry:
 
         Args:
             ref: the version, by its number: ``ns/name@17``.
-            reason: for whoever still asks for it, one line.
+            reason: one line for users who still ask for it; None for none.
 
         Raises:
-            AdapterReferenceError: it is no reference, or says no number: an alias may move meanwhile.
+            AdapterReferenceError: it is no reference, or has no number: an alias may move meanwhile.
             NotFoundError: there is no such adapter or version.
         """
         ref, log, version = self._existing_version(ref, "yank")
@@ -365,7 +366,7 @@ class AdapterRegistry:
         """Take ``yank`` back; a version that is not yanked stays as it is.
 
         Raises:
-            AdapterReferenceError: it is no reference, or says no number.
+            AdapterReferenceError: it is no reference, or has no number.
             NotFoundError: there is no such adapter or version.
         """
         ref, log, version = self._existing_version(ref, "unyank")

@@ -1,4 +1,4 @@
-"""How an entry of a log is found with few requests, when nothing but the entries themselves is believed."""
+"""The search for an entry of a log with few requests, which trusts nothing but the entries themselves."""
 
 from collections.abc import Callable, Iterable
 
@@ -19,10 +19,10 @@ def find_newest(fetch: Callable[[int], bytes | None], read_hint: Callable[[], in
     """Return the newest entry of a log whose entries have no gaps.
 
     Args:
-        fetch: returns the bytes of the entry with a number, or None where there is none; a request.
-        read_hint: returns the number of an entry that may be not far from the newest, 0 for none; a request. It may
-            be behind, lost or wrong, which costs requests and nothing else.
-        known: number of an entry that was seen, 0 for none.
+        fetch: the function that returns the bytes of the entry with a number, or None where there is none; a request.
+        read_hint: the function that returns the number of an entry near the newest, 0 for none; a request. The number
+            may be behind, lost or wrong, which costs requests and nothing else.
+        known: the number of an entry that was seen, 0 for none.
 
     Returns:
         Its number, 0 when there is none, and its bytes, None when it is ``known``.
@@ -61,8 +61,8 @@ def find_version(read: Callable[[int], Commit], version: int, before: Place, aft
     """Return the entry that published a version.
 
     Args:
-        read: returns the entry with a number; a request.
-        version: the one looked for.
+        read: the function that returns the entry with a number; a request.
+        version: the version to find.
         before: a place before that entry.
         after: a place that is not before it.
 

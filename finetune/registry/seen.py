@@ -1,7 +1,8 @@
-"""What a reader has seen: the newest entry of each log, so that an older state is never taken for the present one.
+"""Rollback protection: a reader's memory of the newest entry of each log, by which an older state is refused.
 
-Whoever controls a store can cut a log, or put back what was true once. Every entry in it is signed; only a reader who
-has seen more can tell. The memory belongs to a place, not to the id in ``registry.json``, which is in those same hands.
+Whoever controls a store can cut a log, or restore an older state. Every entry in it is signed, so only a reader who
+has seen more can notice. The memory belongs to a place, not to the id in ``registry.json``, which is in those same
+hands.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ def default_seen() -> Path:
 
 
 class SeenEntries:
-    """The newest entry that was seen of each log at one place.
+    """The newest entry of each log that was seen at one place.
 
     An entry is an empty file whose name is its number and digest. A newer one is made before older ones are removed,
     and the highest counts: so any number of processes may write, none takes away what another has seen, and no file is
@@ -38,7 +39,7 @@ class SeenEntries:
         """Open the memory of a registry.
 
         Args:
-            location: of the registry; a folder has one memory, however it is spelled.
+            location: the location of the registry; a folder has one memory, however it is spelled.
         """
         place = location.rstrip("/") if "://" in location else str(Path(location).expanduser().resolve())
         self._folder = default_seen() / sha256_hex(place.encode())
@@ -81,7 +82,7 @@ class SeenEntries:
             raise explain(error, folder, verb="write", elsewhere=_ELSEWHERE) from error
 
     def forget(self, full_name: str) -> bool:
-        """Forget what was seen of ``ns/name``; return whether there was anything.
+        """Forget the entries of ``ns/name`` that were seen; return whether there were any.
 
         Raises:
             StoreError: it cannot be written.
@@ -95,7 +96,7 @@ class SeenEntries:
         return True
 
     def _seen(self, full_name: str) -> list[tuple[int, str]]:
-        """Return what stands in the memory, the newest last."""
+        """Return the entries in the memory, the newest last."""
         folder = self._folder / full_name
         names: list[str] | None = None
         try:

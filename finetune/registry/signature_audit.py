@@ -1,4 +1,4 @@
-"""Who vouches for what in a whole log, as ``verify`` reports it."""
+"""The signature audit of a whole log, for the report of ``verify``."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,21 @@ from finetune.registry.signing import manifest_message
 
 
 def count_signers(guard: Guard, log: Log, entries: Sequence[Commit]) -> Counter[str]:
-    """Return {signer, as ``Verdict`` names them: how many of these entries they signed}."""
+    """Return {signer, as ``Verdict`` names it: number of these entries that it signed}."""
     return Counter(guard.verify_entry(log.namespace, log.name, entry).signer for entry in entries)
 
 
 def unvouched(guard: Guard, log: Log, entries: Sequence[Commit]) -> Iterator[tuple[int, str]]:
-    """Yield what the trust policy does not accept: the number of the entry, and why.
+    """Yield each problem that the trust policy has: the number of the entry, and the reason.
 
     A signature that its key did not make is wrong wherever it stands. A key that is not accepted, or none, matters
     where it could still be relied on: in the newest entry, and in those that published a version that is not yanked.
     The rest is history, for which the newest entry vouches.
 
     Args:
-        guard: of the registry.
+        guard: the guard of the registry.
         log: the log.
-        entries: those of its entries that can be read, ascending.
+        entries: its readable entries, ascending.
     """
     if not entries:
         return

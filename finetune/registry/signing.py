@@ -1,7 +1,7 @@
 """Keys and signatures: Ed25519 over the manifest of an adapter and over every entry of a log.
 
 A private key is a PEM file that only its owner can read; a public key is one line of text that is pasted into a trust
-policy. What is signed begins with words that say what it is, so that a signature of one kind of thing is never one
+policy. A signed message begins with words that name its kind, so that a signature of one kind of thing is never one
 of another.
 """
 
@@ -52,7 +52,7 @@ def check_signature(text: str) -> str:
     """Return ``text`` when it has the one form of a signature, whoever made it.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not have that form.
     """
     match = _SIGNATURE.fullmatch(text)
     if match is None:
@@ -65,37 +65,37 @@ Signature = Annotated[str, AfterValidator(check_signature)]
 
 
 def signing_key_id(signature: str) -> str:
-    """Return the id of the key that a signature says it was made with."""
+    """Return the id of the key that a signature names."""
     return signature.split(":")[1]
 
 
 def entry_message(namespace: str, name: str, fields: dict[str, Any]) -> bytes:
-    """Return what is signed for an entry of a log.
+    """Return the message that is signed for an entry of a log.
 
-    The name is part of it, so that an entry of one adapter is none of another; the registry is not, so that entries
+    The name is part of it, so that an entry of one adapter is none of another. The registry is not, so that entries
     may be copied to another registry as they are.
 
     Args:
-        namespace: of the adapter.
-        name: of the adapter.
-        fields: all of the entry, but its signature.
+        namespace: the namespace of the adapter.
+        name: the name of the adapter.
+        fields: all fields of the entry but its signature.
     """
     said = {"namespace": namespace, "name": name, "entry": fields}
     return b"finetune: entry of a log, version 1\n" + canonical_json(said)
 
 
 def manifest_message(digest: str) -> bytes:
-    """Return what is signed for a manifest, given its SHA-256; it holds the adapter's name and all its files."""
+    """Return the message that is signed for a manifest, given its SHA-256; it covers the adapter's name and files."""
     return b"finetune: manifest of an adapter, version 1\n" + digest.encode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicKey:
-    """Whose signatures can be checked.
+    """A public key, which checks signatures.
 
     Attributes:
-        raw: the 32 bytes.
-        name: who signs with it, for people; a policy refers to it.
+        raw: the 32 bytes of the key.
+        name: the name of its owner, for people; a policy refers to it.
     """
 
     raw: bytes
@@ -106,7 +106,7 @@ class PublicKey:
         """Read the line that ``keygen`` wrote.
 
         Raises:
-            TrustError: it is something else.
+            TrustError: it is not such a line.
         """
         try:
             match = _PUBLIC.fullmatch(line)
@@ -134,7 +134,7 @@ class PublicKey:
         return Ed25519PublicKey.from_public_bytes(self.raw)
 
     def verifies(self, signature: str, message: bytes) -> bool:
-        """Whether this key made ``signature`` over ``message``."""
+        """Return whether this key made ``signature`` over ``message``."""
         from cryptography.exceptions import InvalidSignature
 
         match = _SIGNATURE.fullmatch(signature)
@@ -195,9 +195,9 @@ class SigningKey:
         """Write the private key to ``path``, readable by its owner only, and the public one beside it as ``.pub``.
 
         Args:
-            path: of the private key.
-            name: who signs with it.
-            passphrase: encrypts the private key; None leaves it plain.
+            path: the path of the private key.
+            name: the name of its owner.
+            passphrase: the passphrase that encrypts the private key; None leaves it plain.
 
         Raises:
             TrustError: one of the two files exists, the name is not allowed, or others can change the folder.
@@ -230,7 +230,7 @@ class SigningKey:
         """Return the public key.
 
         Args:
-            name: who signs with it.
+            name: the name of its owner.
 
         Raises:
             TrustError: the name is not allowed.
@@ -248,12 +248,12 @@ class SigningKey:
 
 
 def public_path(path: Path) -> Path:
-    """Return where the public key of a private one lies."""
+    """Return the path of the public key that belongs to a private one."""
     return path.with_name(f"{path.name}.pub")
 
 
 def default_key_path(name: str) -> Path:
-    """Return where ``keygen`` puts a key when nobody says."""
+    """Return the default path of a new key."""
     return user_folder() / "keys" / f"{name}.pem"
 
 

@@ -1,4 +1,4 @@
-"""What a registry asks of the place where its bytes lie: five verbs over keys, of which one must be atomic.
+"""The interface of a store, which holds the bytes of a registry: five verbs over keys, of which one must be atomic.
 
 The verbs and their meaning are obstore's, so that an object store is a thin wrapper. Creating a key that must
 not exist is the only primitive that has to be atomic; nothing here relies on locks, renames or conditional
@@ -32,7 +32,7 @@ class ObjectMissing(StoreError):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectMeta:
-    """What ``head`` and ``list`` say of an object."""
+    """The size and time of an object, as ``head`` and ``list`` return them."""
 
     key: str
     size: int  # bytes
@@ -50,10 +50,10 @@ class Store(Protocol):
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
         """Write an object, lastingly. When iterating over ``data`` raises, no object is written.
 
-        With ``mode="create"`` a store may hold all of ``data`` in memory; what may be large is overwritten.
+        With ``mode="create"`` a store may hold all of ``data`` in memory; use ``overwrite`` for large objects.
 
         Raises:
-            AlreadyExists: with ``mode="create"``, and something has that key, which is lasting now.
+            AlreadyExists: with ``mode="create"``, where an object has that key; that object is lasting.
             StoreError: it cannot be written; unless the store says more, it may have been.
         """
         ...
@@ -85,28 +85,28 @@ class Store(Protocol):
 
 @runtime_checkable
 class HasFolders(Protocol):
-    """What a store also has in which a look at one key costs less than its place in a listing."""
+    """A store with folders, in which a look at one key costs less than its place in a listing."""
 
     def folders(self, prefix: str) -> Iterator[str]:
-        """Yield, in any order, the parts of keys that stand right below ``prefix``; perhaps some of no key."""
+        """Yield, in any order, the parts of keys right below ``prefix``; some of them may belong to no key."""
         ...
 
 
 @runtime_checkable
 class KeepsAside(Protocol):
-    """What a store also has in which the writing of an object leaves a file behind when it is killed."""
+    """A store in which a killed write of an object leaves a file behind."""
 
     def list_aside(self) -> Iterator[ObjectMeta]:
         """Yield these files, those of writers that are at work included; none of their keys is one of an object."""
         ...
 
     def delete_aside(self, key: str) -> None:
-        """Remove one; its writer, when there still is one, fails."""
+        """Remove one of these files; its writer, when there still is one, fails."""
         ...
 
 
 def is_key(key: str) -> bool:
-    """Whether ``key`` is safe as a relative path on every system: no ``..``, no hidden and no empty part."""
+    """Return whether ``key`` is safe as a relative path on every system: no ``..``, no hidden and no empty part."""
     return all(_KEY_PART.fullmatch(part) for part in key.split("/"))
 
 
@@ -135,7 +135,7 @@ def spares_others(error: FinetuneError) -> bool:
 
 
 def exists(store: Store, key: str) -> bool:
-    """Whether an object has that key."""
+    """Return whether an object has that key."""
     try:
         store.head(key)
     except ObjectMissing:
@@ -144,7 +144,7 @@ def exists(store: Store, key: str) -> bool:
 
 
 def chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield what is left of an open file, piece by piece."""
+    """Yield the rest of an open file, piece by piece."""
     while chunk := file.read(CHUNK_BYTES):
         yield chunk
 
@@ -181,13 +181,13 @@ def read_all(store: Store, key: str, *, max_bytes: int) -> bytes:
 
 
 def explain(error: OSError, path: Path | str, *, verb: str, elsewhere: str = "") -> StoreError:
-    """Return the error that says what the system refused, where, and what to do about it.
+    """Return an error that says what the system refused, where, and what to do about it.
 
     Args:
-        error: what the system raised.
+        error: the error of the system.
         path: the file, folder or key concerned.
-        verb: what was tried, such as ``"write"``.
-        elsewhere: how to choose another folder, such as ``" (--registry)"``; empty when that is plain.
+        verb: the action that failed, such as ``"write"``.
+        elsewhere: a hint how to choose another folder, such as ``" (--registry)"``; empty for none.
     """
     advice = {
         errno.ENOSPC: f"The disk is full: free some space there, or choose another folder{elsewhere}.",

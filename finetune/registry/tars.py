@@ -1,8 +1,8 @@
-"""A plain tar as a store: written by ``TarWriter``, read by ``TarStore``, which takes nothing else.
+"""A plain tar as a store: ``TarWriter`` writes it, and ``TarStore`` reads exactly that form.
 
 A member's header is a function of its key and size alone, so a header is right when it is, byte for byte, the
 one that would be written. Links, devices, folders, other owners, extension headers and sizes in another spelling
-cannot be said that way. Nothing is compressed: what a member claims beyond the end of the file is refused
+cannot be said that way. Nothing is compressed: a member that claims bytes beyond the end of the file is refused
 before any of it is read.
 """
 
@@ -45,11 +45,11 @@ def _padding(size: int) -> int:
 
 
 class TarWriter:
-    """Writes members one after the other.
+    """A writer of tar members, one after the other.
 
     Attributes:
-        size: bytes written so far.
-        sha256: of these bytes.
+        size: the number of bytes written so far.
+        sha256: the SHA-256 of these bytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -89,17 +89,17 @@ class _Place:
 
 
 class TarStore:
-    """A store that is only read: the members of an open file, all of them looked at when it is made."""
+    """A read-only store over the members of an open tar file, all of which are checked when it is made."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        """Find the members.
+        """Find and check the members.
 
         Args:
-            file: open for reading, and seekable; stays open while the store is used.
+            file: the file, open for reading and seekable; it stays open while the store is used.
             path: its path, for messages.
 
         Raises:
-            IntegrityError: it holds anything but members as ``TarWriter`` writes them.
+            IntegrityError: it holds anything but members in the form of ``TarWriter``.
         """
         self._file = file
         self._path = path
@@ -108,7 +108,7 @@ class TarStore:
         self._places = self._find()
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
-        """Refuse."""
+        """Refuse: the store is read-only."""
         raise StoreError(f"{self._path} is an archive, which is only read")
 
     def get(self, key: str) -> BinaryIO:
@@ -128,7 +128,7 @@ class TarStore:
                 yield ObjectMeta(key=key, size=place.size, modified=self._modified)
 
     def delete(self, key: str) -> None:
-        """Refuse."""
+        """Refuse: the store is read-only."""
         self.put(key, b"")
 
     def _place(self, key: str) -> _Place:
@@ -194,7 +194,7 @@ class TarStore:
 
 
 class _Part(io.RawIOBase):
-    """A stretch of a file, as a file of its own."""
+    """A section of a file, as a file of its own."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         self._file = file

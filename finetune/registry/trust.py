@@ -1,4 +1,4 @@
-"""The trust policy: whose signatures a reader accepts, for which namespaces; a file of the reader, never of a registry.
+"""The trust policy: the keys that a reader accepts for each namespace; a file of the reader, never of a registry.
 
 ::
 
@@ -48,10 +48,10 @@ class _Part(BaseModel):
 
 
 class NamespaceTrust(_Part):
-    """What a namespace asks of signatures."""
+    """The demand of a namespace for signatures."""
 
     signatures: Demand
-    """``require`` refuses what the keys do not vouch for, ``warn`` says it, ``off`` looks at nothing."""
+    """``require`` refuses entries and manifests that the keys do not vouch for, ``warn`` warns, ``off`` checks none."""
     keys: list[str] = []
     """Names of the keys that may sign there."""
 
@@ -64,12 +64,12 @@ class NamespaceTrust(_Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a policy says of one signature.
+    """The verdict of a policy on one signature.
 
     Attributes:
-        signer: whose it is, as people read it: the name of the key, ``NOBODY``, or what is known of the key.
-        problem: why the namespace does not accept it; None when it does.
-        forged: it names a key of the policy, which did not make it over these bytes.
+        signer: the signer, for people: the name of the key, ``NOBODY``, or what is known of the key.
+        problem: the reason why the namespace does not accept it; None when it does.
+        forged: whether it names a key of the policy that did not make it over these bytes.
     """
 
     signer: str
@@ -78,14 +78,14 @@ class Verdict:
 
 
 class TrustPolicy(_Part):
-    """Whose signatures are accepted where. Frozen and strict: an unknown key of the file is an error."""
+    """The keys and demands of a reader. Frozen and strict: an unknown key of the file is an error."""
 
     keys: list[str] = []
     """Public keys, each the line that ``keygen`` wrote."""
     namespaces: dict[NamePart, NamespaceTrust] = {}
-    """What each namespace asks."""
+    """The demand of each namespace."""
     default: NamespaceTrust = NamespaceTrust(signatures="off")
-    """What every other namespace asks."""
+    """The demand of every other namespace."""
     revoked: dict[str, Annotated[str, Field(min_length=1)]] = {}
     """Names of keys that are not accepted anywhere any more, each with the reason."""
 
@@ -114,16 +114,16 @@ class TrustPolicy(_Part):
                 raise ValueError(f"{where}: {name!r} is the name of no key.{hint} Keys: {known}")
 
     def of(self, namespace: str) -> NamespaceTrust:
-        """Return what a namespace asks."""
+        """Return the demand of a namespace."""
         return self.namespaces.get(namespace, self.default)
 
     def verify_signature(self, namespace: str, signature: str | None, message: bytes) -> Verdict:
-        """Return whose a signature is, and whether the namespace accepts it.
+        """Return the signer of a signature, and the reason where the namespace does not accept it.
 
         Args:
-            namespace: of the adapter.
-            signature: as it stands in the log or beside the manifest; None where there is none.
-            message: what it has to be over.
+            namespace: the namespace of the adapter.
+            signature: the signature in the log or beside the manifest; None where there is none.
+            message: the message that it must sign.
         """
         if signature is None:
             return Verdict(signer=NOBODY, problem=NOT_SIGNED)
@@ -140,7 +140,7 @@ class TrustPolicy(_Part):
         return Verdict(signer=key.name, problem=self._signed_by(namespace, key_id))
 
     def refusal(self, namespace: str, key_id: str) -> str | None:
-        """Return whose a key is, and why it may not sign in a namespace; None when it may."""
+        """Return the owner of a key, and the reason why it may not sign in a namespace; None when it may."""
         key = self._by_id.get(key_id)
         if key is None:
             return f"the unknown key {key_id[:16]}..., which is not among the keys of the policy"
@@ -157,11 +157,12 @@ class TrustPolicy(_Part):
 
 
 class PolicyFile:
-    """A trust policy on the disk, which holds from the moment at which the file changes.
+    """A trust policy on the disk; a change to the file takes effect at once.
 
     Args:
-        path: of the file.
-        optional: whether it may be missing, which then asks nothing of any namespace; one that was there may not go.
+        path: the path of the file.
+        optional: whether the file may be missing, in which case no namespace demands signatures; one that was there
+            must stay.
     """
 
     def __init__(self, path: Path, *, optional: bool = False) -> None:
@@ -193,7 +194,7 @@ class PolicyFile:
 
 
 def default_policy_path() -> Path:
-    """Return where the policy is when nobody says: ``$FINETUNE_TRUST``, or ``~/.finetune/trust.yaml``."""
+    """Return the path of the policy: ``$FINETUNE_TRUST``, or ``~/.finetune/trust.yaml`` by default."""
     return Path(os.environ.get(TRUST_VARIABLE) or Path.home() / ".finetune" / "trust.yaml").expanduser()
 
 

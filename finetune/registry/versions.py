@@ -1,4 +1,4 @@
-"""One published version, as it is answered to whoever asks."""
+"""The published version of an adapter, as the registry returns it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,16 +14,16 @@ class Version:
     Attributes:
         namespace: the team or domain.
         name: the adapter.
-        version: its number, counted from 1 without gaps.
-        digest: SHA-256 of its manifest.
-        aliases: the words that stand for it now, sorted.
-        yanked: why it is not to be used any more; None when it may be.
-        summary: what the log keeps of its manifest, under today's names.
-        time: when it was published, by the clock of whoever did.
-        actor: who published it, by their own word.
-        seq: the entry of the log that published it.
-        signature: over ``digest``, as it stands in the log; None when it was published unsigned.
-        note: of what ``publish`` returned: which earlier version has the same bytes or weights; None where none has.
+        version: the number of the version, counted from 1 without gaps.
+        digest: the SHA-256 of its manifest.
+        aliases: the aliases that stand for it now, sorted.
+        yanked: the reason why it is not to be used any more; None when it may be.
+        summary: the summary of its manifest in the log, under today's names.
+        time: the time of the publish, by the clock of its writer.
+        actor: the name of its writer, which nothing proves.
+        seq: the number of the log entry that published it.
+        signature: the signature over ``digest``, as it stands in the log; None when it was published unsigned.
+        note: the note that ``publish`` returns where an earlier version has the same bytes or weights; else None.
     """
 
     namespace: str
@@ -68,5 +68,5 @@ class Version:
 
     @property
     def warning(self) -> str | None:
-        """What whoever asked for exactly this version has to be told; None when there is nothing."""
+        """The warning for a user of exactly this version; None when there is none."""
         return None if self.yanked is None else f"{self.ref} is yanked: {self.yanked}. Use another version."

@@ -1,4 +1,4 @@
-"""How an answer is sent: at once, or as it grows."""
+"""The response with an answer, sent at once or as a stream."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def whole(exchange: Exchange, fingerprint: str) -> ChatCompletion:
     """Return the answer, when it is complete.
 
     Raises:
-        RequestError: there is none.
+        RequestError: the answer failed.
     """
     text = ""
     async for piece in exchange.pieces():
@@ -58,10 +58,10 @@ class AnswerStream(StreamingResponse):
     It closes its exchange when it ends, also where the client has gone before.
 
     Args:
-        exchange: of the request.
-        first: of the exchange's pieces; it came before the status had to be sent.
-        pieces: those that follow.
-        fingerprint: of what answers.
+        exchange: the exchange of the request.
+        first: the first of the exchange's pieces, which came before the status was sent.
+        pieces: the pieces that follow.
+        fingerprint: the fingerprint of the adapter or base that answers.
     """
 
     def __init__(self, exchange: Exchange, first: str | Answer, pieces: AsyncIterator[str | Answer], fingerprint: str):

@@ -32,7 +32,7 @@ def make_app(service: Service) -> FastAPI:
     """Return the application of one server.
 
     Args:
-        service: answers.
+        service: the service that answers.
     """
 
     @asynccontextmanager
@@ -74,12 +74,12 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/v1/models", responses=errors(401, 403, 500, 503))
     async def list_models() -> ModelList:
-        """List what may be asked."""
+        """List the models that may be asked."""
         return ModelList(data=await service.catalog.models())
 
     @app.get("/v1/models/{model:path}", responses=errors(401, 403, 404, 500, 503))
     async def retrieve_model(model: str) -> Model:
-        """Return one of those, or any other that may be asked and is there."""
+        """Return one of the listed models, or any other that may be asked and is there."""
         name = service.catalog.name_of(model)
         if name is not None:
             await service.catalog.ready(name)
@@ -89,18 +89,18 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Health:
-        """Tell that the process runs."""
+        """Return ok while the process runs."""
         return Health()
 
     @app.get("/ready", responses=errors(503))
     async def ready() -> Health:
-        """Tell whether requests are taken."""
+        """Return ok while requests are taken."""
         service.require_ready()
         return Health()
 
     @app.get("/metrics", responses=errors(401, 403), response_class=Response)
     async def metrics() -> Response:
-        """Return counts for Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     describe(app)
@@ -108,7 +108,7 @@ def make_app(service: Service) -> FastAPI:
 
 
 async def _answer(service: Service, exchange: Exchange, request: Request) -> Response:
-    """Return the answer to a request, or a stream whose beginning is known."""
+    """Return the answer to a request, or a stream whose first piece is known."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         message = f"The body is JSON, so its Content-Type is application/json, not {brief(kind)}."
@@ -129,10 +129,10 @@ async def _answer(service: Service, exchange: Exchange, request: Request) -> Res
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` does, which ends when the client goes away.
+    """Return the result of ``work``, which is cancelled when the client goes away.
 
     Raises:
-        ClientDisconnect: it did.
+        ClientDisconnect: the client went away.
     """
 
     async def until_gone() -> None:
@@ -158,7 +158,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """Answer where there is no such path, or it does not take the method."""
+    """Answer a request for a path that does not exist, or with a method that it does not take."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}"
     told = RequestError(

@@ -1,4 +1,4 @@
-"""Which adapters may be asked, and how they become ready: the registry is asked little, whatever names come."""
+"""The catalog of adapters that a server offers, and their loading, with few requests to the registry."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _MOST_REFUSED = 1024  # names that are remembered because they could not be had
 
 
 class Catalog:
-    """The adapters of one server; its methods are called in the event loop.
+    """The catalog of one server; its methods are called in the event loop.
 
     Args:
-        switcher: of the model.
-        refs: adapters that may be asked.
-        allow: patterns of others, as ``Settings`` has them.
-        known_seconds: for which it is remembered that an adapter could not be had, and what the registry lists.
-        clock: seconds that never go back.
+        switcher: the switcher of the model.
+        refs: the adapters that may be asked.
+        allow: the patterns of others, as in ``Settings``.
+        known_seconds: the number of seconds for which a failed load and the list of the registry are reused.
+        clock: the function that returns the time in seconds, and never goes back.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Catalog:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="finetune-loading")
 
     def name_of(self, model: str) -> str | None:
-        """Return the canonical reference that a request's ``model`` is, None for the plain base.
+        """Return the canonical reference in a request's ``model``; None for the plain base.
 
         The registry is not asked.
 
@@ -83,13 +83,13 @@ class Catalog:
     async def ready(self, name: str) -> None:
         """Wait until an adapter has been loaded once.
 
-        Several requests for one wait for the same; what could not be had is not looked for again for a while.
+        Requests for the same adapter share one load. A failed load is not tried again for ``known_seconds``.
 
         Args:
-            name: from ``name_of``.
+            name: a name that ``name_of`` returned.
 
         Raises:
-            RequestError: it cannot be had.
+            RequestError: it cannot be loaded.
         """
         if name in self._ready:
             return
@@ -112,18 +112,18 @@ class Catalog:
         await asyncio.shield(self._loading[name])  # others may wait for it too
 
     async def models(self) -> list[Model]:
-        """Return what may be asked: the base, what is ready, and what else the registry has that is allowed."""
+        """Return the catalog: the base, the adapters that are ready, and others of the registry that are allowed."""
         if self._listed is None or self._clock() - self._listed[0] >= self._known_seconds:
             found = await asyncio.get_running_loop().run_in_executor(self._threads, self._list)
             self._listed = self._clock(), found
         return self._listed[1]
 
     def is_ready(self, name: str) -> bool:
-        """Tell whether an adapter has been loaded once."""
+        """Return whether an adapter has been loaded once."""
         return name in self._ready
 
     def close(self) -> None:
-        """End the threads; what is being loaded is not waited for."""
+        """End the threads, without waiting for an adapter that is being loaded."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self, name: str) -> None:
@@ -143,7 +143,7 @@ class Catalog:
         return any(fnmatchcase(str(ref) if "@" in pattern else ref.full_name, pattern) for pattern in self._allow)
 
     def _list(self) -> list[Model]:
-        """Return the models by name; what the registry cannot show is left out, and logged."""
+        """Return the models by name; adapters that the registry cannot read are left out, and logged."""
         created = {BASE: 0, **dict.fromkeys(self._ready, 0)}
         created |= {
             one.ref: _seconds(one.manifest.created) for one in self._switcher.loaded_adapters if one.ref in created

@@ -32,7 +32,7 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the verb.
 
     Args:
-        add: adds a parser, given the word and what it does.
+        add: the function that adds a parser, given the verb and its help.
     """
     parser = add("serve", "answer OpenAI's chat completions over HTTP, by adapters that are chosen by name")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -109,10 +109,10 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _canonical(refs: Sequence[str]) -> list[str]:
-    """Return references in their canonical form, without ``base``, which is served whoever is named.
+    """Return references in their canonical form, without ``base``, which is always served.
 
     Raises:
-        AdapterReferenceError: one of them is none, a folder for instance.
+        AdapterReferenceError: one of them is no reference, such as a folder.
     """
     return list(dict.fromkeys(str(AdapterRef.parse(ref)) for ref in refs if ref != "base"))
 

@@ -1,4 +1,4 @@
-"""How many connections are open, and how long one may take to say what it wants."""
+"""The limits on open connections, and on the time that one may take to send a request's head."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Connections:
     """The open connections of one server.
 
     Args:
-        settings: how many there may be, in all and of one address, the seconds for a request's head, and those for
-            which a client may read nothing of its answer.
+        settings: the limits, in all and for one address, the seconds for a request's head, and those for which a
+            client may read nothing of its answer.
     """
 
     def __init__(self, settings: Settings):
@@ -39,14 +39,14 @@ class Connections:
         self._open: Counter[str] = Counter()
 
     def enter(self, address: str) -> bool:
-        """Count one more, and tell whether there is room for it."""
+        """Count one more connection; return False where there is no room for it."""
         if self._open.total() >= self.most or self._open[address] >= self.most_of_one:
             return False
         self._open[address] += 1
         return True
 
     def leave(self, address: str) -> None:
-        """Count one less."""
+        """Count one connection less."""
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
@@ -70,7 +70,7 @@ class _Protocol(H11Protocol):
         self._unread = bytearray()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a head."""
+        """Begin to wait for a head, or refuse the connection where there is no room for it."""
         super().connection_made(transport)
         address = self.client[0] if self.client else ""
         if not self._shared.enter(address):
@@ -81,7 +81,7 @@ class _Protocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Read what came in slices, and let other connections have their turn between them.
+        """Read the data in slices, and let other connections have their turn between them.
 
         A body in chunks of one byte takes half a second to parse for each 256 kB that the system hands over.
         """
@@ -108,7 +108,7 @@ class _Protocol(H11Protocol):
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Make room."""
+        """Count the connection as closed."""
         self._wait_no_more()
         self._writes()
         if self._address is not None:
@@ -117,7 +117,7 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Give a client that reads nothing some time."""
+        """Give a client that reads nothing some time, then abort."""
         super().pause_writing()
         self._writing = self.loop.call_later(self._shared.read_seconds, self.transport.abort)
 
@@ -141,7 +141,7 @@ class _Protocol(H11Protocol):
 
 
 class QuietErrors:
-    """Handles what goes wrong in an event loop; that no connection can be accepted is said once a minute."""
+    """An exception handler of an event loop that logs failures to accept connections only once a minute."""
 
     def __init__(self) -> None:
         self._said = float("-inf")
@@ -156,7 +156,7 @@ class QuietErrors:
 
 
 def _free_files() -> int:
-    """Return how many descriptors connections may take."""
+    """Return the number of file descriptors that connections may take."""
     try:
         import resource
     except ImportError:  # Windows

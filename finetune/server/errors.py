@@ -1,4 +1,4 @@
-"""What a client is told when there is no answer, in OpenAI's form."""
+"""Errors as clients get them, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOT_DONE = {
 
 
 def to_request_error(error: Exception) -> RequestError:
-    """Return an error as a client is told of it: its own fault with what to do, ours without what is inside."""
+    """Return an error for the client: its own fault with what to do, a fault of the server without internal details."""
     match error:
         case RequestError():
             return error
@@ -74,7 +74,7 @@ def to_request_error(error: Exception) -> RequestError:
 
 
 def invalid_request(error: ValidationError) -> RequestError:
-    """Return what was wrong with the body of a request: its first fault, and the field that has it."""
+    """Return the first fault in the body of a request, and the field that has it."""
     # Where a field may have several forms, each of them says what it misses: the one that was meant goes deepest, and
     # finds no other type.
     faults = error.errors(include_url=False, include_context=False)
@@ -99,7 +99,7 @@ def invalid_request(error: ValidationError) -> RequestError:
 
 
 def _fields(loc: tuple[int | str, ...]) -> list[int | str]:
-    """Return the fields that lead to a fault, without pydantic's words for which of several forms was tried."""
+    """Return the fields that lead to a fault, without the names that pydantic gives to the forms of a field."""
     fields: list[int | str] = []
     for place, part in enumerate(loc):
         names_a_form = isinstance(part, str) and (
@@ -127,11 +127,11 @@ def body_of(error: RequestError) -> ErrorBody:
 
 
 def response_of(error: RequestError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the answer that says what was wrong.
+    """Return the response for an error.
 
     Args:
-        error: what.
-        headers: more of them.
+        error: the error.
+        headers: additional headers; None for none.
     """
     headers = dict(headers or {})
     if error.retry_after is not None:

@@ -1,4 +1,4 @@
-"""API keys: who may ask. They are compared in constant time, and stand in no message."""
+"""API keys of clients. They are compared in constant time, and stand in no message."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _KEY = re.compile(r"[!-~]{16,256}")
 
 
 def read_keys(file: Path | None, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the API keys that requests may come with; none where everybody may ask.
+    """Return the API keys that are accepted; none where everybody may ask.
 
     Args:
-        file: holds one a line; empty lines and those that begin with ``#`` do not count.
-        environ: holds them in ``$FINETUNE_API_KEYS``, apart by spaces or commas, where there is no file.
+        file: the file with one key a line, without empty lines and those that begin with ``#``; None for ``environ``.
+        environ: the environment, whose ``$FINETUNE_API_KEYS`` holds keys, separated by spaces or commas, if there
+            is no file.
 
     Raises:
         LaunchError: there is no such file, no key in it, or one that is easily guessed.
@@ -63,10 +64,10 @@ def _of_file(file: Path) -> list[tuple[str, str]]:
 
 
 class Keys:
-    """Says who may ask.
+    """The check of API keys.
 
     Args:
-        keys: that are known; where there are none, everybody on this machine may.
+        keys: the known keys; where there are none, everybody on this machine may ask.
     """
 
     def __init__(self, keys: Sequence[str]):
@@ -76,10 +77,10 @@ class Keys:
         """Let a request through by its ``Authorization`` header, or where there are no keys by its ``Host``.
 
         Returns:
-            A name of the key that is none of its secrets; None where there are no keys.
+            A public name of the key, derived from its digest; None where there are no keys.
 
         Raises:
-            RequestError: it has no key, or one that is not known, or was sent here under a name of somebody else.
+            RequestError: it has no key, or an unknown one, or was sent here under the name of another host.
         """
         if not self._digests:
             if not names_loopback(host):

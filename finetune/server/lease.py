@@ -1,4 +1,4 @@
-"""An adapter that a request keeps, from being prepared to its end."""
+"""The lease of an adapter, which pins it from the preparation of a request to its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """An adapter that is kept; it may be let go of while another thread is still about to take it."""
+    """A pin of one adapter; it may be closed while another thread is still about to take it."""
 
     def __init__(self) -> None:
         self._kept = ExitStack()
@@ -20,7 +20,7 @@ class Lease:
         self._lock = threading.Lock()
 
     def take(self, switcher: Switcher, name: str | None) -> LoadedAdapter | None:
-        """Return the adapter that ``name`` means now, to be kept until ``close``."""
+        """Return the adapter that ``name`` means now, pinned until ``close``."""
         with ExitStack() as kept:
             loaded = kept.enter_context(switcher.pin(name))
             with self._lock:
@@ -29,7 +29,7 @@ class Lease:
         return loaded
 
     def close(self) -> None:
-        """Let go of it, now or as soon as it is taken."""
+        """Unpin the adapter, now or as soon as it is taken."""
         with self._lock:
             self._closed = True
         self._kept.close()

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The metrics of the server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counts of one server; any thread may call any method.
+    """The metrics of one server; any thread may call any method.
 
     Args:
-        waiting: returns how many requests wait.
-        loaded_adapters: returns how many adapters are loaded, and the bytes that they hold.
+        waiting: the function that returns the number of requests that wait.
+        loaded_adapters: the function that returns the number of loaded adapters, and the bytes that they take.
     """
 
     def __init__(self, *, waiting: Callable[[], int], loaded_adapters: Callable[[], tuple[int, int]]):
@@ -63,10 +63,10 @@ class Metrics:
         gauge.set_function(lambda: loaded_adapters()[1])
 
     def label(self, name: str | None) -> str:
-        """Return what stands for an adapter in labels.
+        """Return the label of an adapter.
 
         Args:
-            name: of one that was found; None for one that was not.
+            name: the name of an adapter that was found; None for one that was not.
         """
         if name is None:
             return "unknown"
@@ -76,5 +76,5 @@ class Metrics:
         return name
 
     def text(self) -> bytes:
-        """Return all of them in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: who asks, and how much is sent; and what no error gets past."""
+"""The middleware that every request passes first: it checks the API key and the size, and turns errors into answers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ OPEN = ("/health", "/ready", "/openapi.json")  # whoever asks: they tell nothing
 
 
 class Middleware:
-    """Lets requests with a known key and a body of bounded size through to ``app``.
+    """An ASGI middleware that lets requests with a known key and a body of bounded size through to ``app``.
 
     Args:
-        app: what answers them.
-        keys: who may ask.
-        max_body_bytes: of a request.
+        app: the application that answers them.
+        keys: the API keys.
+        max_body_bytes: the limit, in bytes, for the body of a request.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Keys, max_body_bytes: int):
         self._app, self._keys, self._max_body_bytes = app, keys, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or tell what is wrong with it."""
+        """Answer one request, or send its error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -54,7 +54,7 @@ class Middleware:
             await response_of(told)(scope, receive, send)
 
     def _counted(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Return what receives a body up to the most that one may have."""
+        """Return a ``receive`` that refuses a body of more than the limit."""
         announced = headers.get(b"content-length", b"")
         self._refuse(int(announced) if announced.isdigit() else 0)
         size = 0

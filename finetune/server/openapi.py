@@ -1,4 +1,4 @@
-"""The schema that describes the interface to programs, true in every answer."""
+"""The OpenAPI schema, which describes the interface to programs and holds for every answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EVENTS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the description of what a client may be told instead of an answer."""
+    """Return the descriptions of the errors that a client may get instead of an answer."""
     retry = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
     return {
         status: {

@@ -1,6 +1,6 @@
-"""From a request to the inputs of the model: its images decoded, its prompt rendered, tokenized and measured.
+"""Preparation of a request: its images are decoded, and its prompt is rendered, tokenized and measured.
 
-This runs in threads that no other request waits for. Everything is bounded before it is begun: the characters of the
+It runs in threads that no other request waits for. Every step has a bound before it begins: the characters of the
 messages by the context of the base, the pixels of an image by its head, the time of its decoding by a clock.
 """
 
@@ -47,7 +47,7 @@ class Collators:
     """Collators of one base, one for each thread that prepares a request, so that no thread waits for another.
 
     Args:
-        base: of the model.
+        base: the base of the model.
     """
 
     def __init__(self, base: Base):
@@ -56,7 +56,7 @@ class Collators:
 
     @contextmanager
     def one(self, section: PromptSection) -> Iterator[TaskCollator]:
-        """Yield a collator of a task that is nobody else's inside the block."""
+        """Yield a collator of a task that no other thread uses inside the block."""
         shared = self._base.collator_of(section)
         idle = self._idle[id(shared)]
         try:
@@ -88,18 +88,18 @@ def prepare(
     """Return a request as a job for the scheduler.
 
     Args:
-        request: what was asked.
-        loaded: the adapter that answers, kept by the caller; None for the plain base.
-        switcher: of the model.
-        settings: bounds of the server.
+        request: the request.
+        loaded: the adapter that answers, pinned by the caller; None for the plain base.
+        switcher: the switcher of the model.
+        settings: the bounds of the server.
         fetched: the files of images that the request names by URLs of other hosts.
-        collators: make the inputs.
-        workers: decode the images.
-        client: who asks.
-        arrived: number of the request, in the order of arrival.
-        label: of the adapter, in metrics.
-        is_over: tells whether nobody waits for the answer any more.
-        tell: is told what becomes of the job.
+        collators: the collators that make the inputs.
+        workers: the workers that decode the images.
+        client: the client that asks.
+        arrived: the number of the request, in the order of arrival.
+        label: the label of the adapter in metrics.
+        is_over: the function that returns whether nobody waits for the answer any more.
+        tell: called with each event of the job.
 
     Raises:
         RequestError: the request cannot be put to the model.
@@ -162,7 +162,7 @@ def _refuse_long_text(request: ChatRequest, positions: int | None) -> None:
 
 
 def _batch(collators: Collators, section: PromptSection, example: Example, loaded: LoadedAdapter | None) -> Batch:
-    """Return the inputs of one row; a processor raises almost anything on what its authors did not think of."""
+    """Return the inputs of one row; a processor may raise almost any error on unusual input."""
     try:
         with collators.one(section) as collator:
             batch = row_inputs(collator, [example], [loaded])

@@ -1,4 +1,4 @@
-"""Make of a request's messages the row that is put to its adapter."""
+"""The row of a request: its messages as they are put to its adapter."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 def to_example(request: ChatRequest, section: PromptSection, images: Sequence[np.ndarray]) -> Example:
     """Return the row of a request.
 
-    One user's message with one text is a question, put as the adapter was trained on questions, with its images
-    before or after it as they were then; anything else is a conversation, as it stands.
+    One user's message with one text is a question. It is put as the adapter was trained on questions, with its images
+    before or after it as in training. Anything else is a conversation, as it stands.
 
     Args:
-        request: what was asked.
-        section: how its adapter is asked.
-        images: those of the request, in order.
+        request: the request.
+        section: the task section with which its adapter is asked.
+        images: the images of the request, in order.
 
     Raises:
-        RequestError: the order of the messages is not what it must be.
+        RequestError: the order of the messages is not valid.
     """
     question = _question(request)
     try:
@@ -44,7 +44,7 @@ def to_example(request: ChatRequest, section: PromptSection, images: Sequence[np
 
 
 def _question(request: ChatRequest) -> str | None:
-    """Return the question that the messages are; None where they are more than that."""
+    """Return the question where the messages are a single one; else None."""
     if len(request.messages) != 1 or request.messages[0].role != "user":
         return None
     content = request.messages[0].content

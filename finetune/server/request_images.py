@@ -46,15 +46,15 @@ def decode_images(
     """Return the images of a request in order: [H, W, 3] uint8, or the values [H, W] of a deep grey image.
 
     Args:
-        request: what was asked.
-        settings: which images are taken.
-        fetched: what ``fetch_images`` returned.
-        workers: decode the images.
-        page: of TIFF files, as ``ImageOptions`` has it.
-        is_over: tells whether nobody waits for the answer any more; no other image is decoded then.
+        request: the request.
+        settings: the bounds of the server, which say which images are taken.
+        fetched: the files that ``fetch_images`` returned.
+        workers: the workers that decode the images.
+        page: the page of TIFF files, as in ``ImageOptions``.
+        is_over: the function that returns whether nobody waits for the answer any more; then no other image is decoded.
 
     Raises:
-        RequestError: an image is not what it must be.
+        RequestError: an image cannot be used, or there are too many.
     """
     images = []
     for where, url in _image_urls(request, settings):
@@ -69,7 +69,7 @@ def decode_images(
 
 
 def _image_urls(request: ChatRequest, settings: Settings) -> list[tuple[str, str]]:
-    """Return where each image part of a request stands, and its URL."""
+    """Return the place of each image part in a request, and its URL."""
     parts: list[tuple[str, ImagePart]] = [
         (f"messages[{number}].content[{place}].image_url.url", part)
         for number, message in enumerate(request.messages)
@@ -101,7 +101,7 @@ def _is_data(url: str) -> bool:
 
 
 def _read(url: str, where: str, *, max_bytes: int) -> bytes:
-    """Return the file that a URL holds or names."""
+    """Return the file in a data URL, or the one at any other URL."""
     try:
         return fetch_image(url, UrlPolicy(max_bytes=max_bytes))
     except DataError as error:

@@ -1,4 +1,4 @@
-"""From a base and its adapters to a server that listens, until it is asked to stop."""
+"""The server process: it loads the adapters, listens, and answers until it is asked to stop."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, listener: socket.socket) -> int:
-    """Answer requests until a signal asks to stop; those that run may end first.
+    """Answer requests until a signal asks to stop; running requests may end first.
 
     Args:
         vlm: the model.
-        refs: adapters that may be asked; they are loaded first.
-        settings: bounds.
-        listener: is bound.
+        refs: the adapters that may be asked; they are loaded first.
+        settings: the bounds of the server.
+        listener: the bound socket.
 
     Returns:
-        128 and the number of the signal.
+        128 plus the number of the signal.
 
     Raises:
         ModelError: the base is not generative.
@@ -60,11 +60,11 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, and stops as the house does: told once it lets requests end, told again it does not.
+    """A uvicorn server that prints where it listens; the first signal lets requests end, the second cuts them off.
 
     Args:
-        service: answers.
-        introduction: what people are told when it listens.
+        service: the service that answers.
+        introduction: the text to print when it listens.
     """
 
     def __init__(self, service: Service, introduction: str):
@@ -92,7 +92,7 @@ class Server(uvicorn.Server):
         print(self._introduction, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End when all requests have, or when their time is over."""
+        """Stop when all requests have ended, or when their time is over."""
         self._loop = asyncio.get_running_loop()
         seconds = self._service.settings.stop_seconds
         if running := len(self.server_state.tasks):
@@ -112,7 +112,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Note the signals that ask to stop; one that was ignored, as under nohup, stays so."""
+        """Handle the signals that ask to stop; one that was ignored, as under nohup, stays so."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
                 signal.signal(signum, handler)
 
     def stop(self, signum: int, _frame: object = None) -> None:
-        """Take no more requests and let those that run end; called again, it waits for none."""
+        """Take no more requests and let running ones end; on the second call, cut them off."""
         if self.signum is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._service.cut)
             self._loop.call_soon_threadsafe(self._loop.call_later, _LAST_SECONDS, self._abort)
@@ -152,7 +152,7 @@ def _ended(code: int) -> int:
 
 
 def _introduction(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, listener: socket.socket) -> str:
-    """Return what people are told when the server listens."""
+    """Return the text to print when the server listens."""
     host, port = listener.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host
     base = vlm.base

@@ -1,4 +1,4 @@
-"""Who is answered when: one thread owns the model, and takes what waits in batches that different adapters share."""
+"""The scheduler: one thread owns the model, and answers waiting jobs in batches that different adapters share."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ MOST_BYTES = 512 * 1024 * 1024  # of the inputs of a batch; a request that has m
 
 @dataclass(frozen=True)
 class Started:
-    """The row is in a batch now."""
+    """The event that the row is in a batch now."""
 
 
 @dataclass(frozen=True)
 class Grown:
-    """The answer has grown by ``piece``."""
+    """The event that the answer has grown by ``piece``."""
 
     piece: str
 
 
 @dataclass(frozen=True)
 class Done:
-    """The answer is complete: all of its pieces were told before. ``answer.text`` goes on behind a stop text."""
+    """The event that the answer is complete. ``answer.text`` goes on behind a stop sequence."""
 
     answer: Answer
 
 
 @dataclass(frozen=True)
 class Failed:
-    """There is no answer, or no more of it."""
+    """The event that there is no answer, or no more of it."""
 
     error: Exception
 
@@ -62,17 +62,17 @@ class Job:
     """One row that is to be answered.
 
     Attributes:
-        batch: its inputs, on the CPU.
-        loaded: the adapter, kept by whoever made the job; None for the plain base.
-        client: who asks.
-        arrived: number of the request, in the order of arrival.
-        label: of the adapter, in metrics.
-        max_new_tokens: of its answer.
-        stops: where its answer ends.
-        tell: is told what happens, in the scheduler's thread; ``Done`` or ``Failed`` is the last.
-        cancelled: whether nobody waits for the answer any more; nothing is told from then on.
-        key: equal for jobs that may share a batch.
-        told_text: whether some of the answer was told.
+        batch: the inputs, on the CPU.
+        loaded: the adapter, pinned by the caller; None for the plain base.
+        client: the client that asks.
+        arrived: the number of the request, in the order of arrival.
+        label: the label of the adapter in metrics.
+        max_new_tokens: the maximum number of tokens of its answer.
+        stops: the stop sequences that end its answer.
+        tell: called with each event in the scheduler's thread; ``Done`` or ``Failed`` is the last.
+        cancelled: whether nobody waits for the answer any more; from then on ``tell`` is not called.
+        key: a key that is equal for jobs that may share a batch.
+        told_text: whether some of the answer was sent to ``tell``.
     """
 
     batch: Batch
@@ -89,31 +89,31 @@ class Job:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of its inputs."""
+        """The number of bytes of its inputs."""
         return self.batch.num_bytes
 
     def grow(self, piece: str) -> None:
-        """Tell of what the answer has surely grown by."""
+        """Send the part of the answer that is sure to stay, now that it has grown by ``piece``."""
         if sure := self.stops.feed(piece):
             self._tell_text(sure)
 
     def finish(self, answer: Answer) -> None:
-        """Tell of the end."""
+        """Send the rest of the answer, and its end."""
         if rest := self.stops.rest():
             self._tell_text(rest)
         # A stop text may come with the last token that the answer may have.
         self._tell(Done(replace(answer, finish_reason="stop") if self.stops.found else answer))
 
     def fail(self, error: Exception) -> None:
-        """Tell that there will be no answer."""
+        """Send the error that ended the answer."""
         self._tell(Failed(error))
 
     def start(self) -> None:
-        """Tell that it is in a batch."""
+        """Send the event that it is in a batch."""
         self._tell(Started())
 
     def is_over(self) -> bool:
-        """Tell whether no more of the answer is wanted."""
+        """Return whether no more of the answer is wanted."""
         return self.cancelled or self.stops.found
 
     def _tell_text(self, text: str) -> None:
@@ -126,16 +126,16 @@ class Job:
 
 
 class Scheduler:
-    """Answers jobs in batches: one job leads, and as many more as can share its batch are answered with it.
+    """The thread that answers jobs in batches: one job leads, and others that can share its batch join it.
 
-    Nothing is waited for: an idle model takes what there is at once, and what comes while it runs makes the next batch.
-    Clients lead in turn, each with the job that has waited longest. So adapters that cannot share have their turn too,
-    and a client that asks for much delays another's question by one batch.
+    An idle model takes all waiting jobs at once, and jobs that come while it runs make the next batch. Clients lead in
+    turn, each with the job that has waited longest. So adapters that cannot share have their turn too, and a client
+    with many jobs delays another's question by one batch.
 
     Args:
-        switcher: of the model.
-        max_batch: rows of a batch.
-        metrics: is told of batches.
+        switcher: the switcher of the model.
+        max_batch: the maximum number of rows in a batch.
+        metrics: the metrics that count its batches.
     """
 
     def __init__(self, switcher: Switcher, *, max_batch: int, metrics: Metrics):
@@ -165,16 +165,16 @@ class Scheduler:
             self._changed.notify()
 
     def withdraw(self, job: Job) -> None:
-        """Take a job back, for whom nobody waits any more; one that is in a batch ends at its next step."""
+        """Withdraw a job for which nobody waits any more; one that is in a batch ends at its next step."""
         job.cancelled = True
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
 
     def close(self, seconds: float) -> None:
-        """End the thread when its batch is at its end; what still waits is not answered.
+        """End the thread after its batch; jobs that still wait are not answered.
 
         Args:
-            seconds: that this is waited for.
+            seconds: the number of seconds to wait for the end.
         """
         with self._changed:
             self._closed = True
@@ -182,7 +182,7 @@ class Scheduler:
         self._thread.join(seconds)
 
     def is_alive(self) -> bool:
-        """Tell whether jobs are answered."""
+        """Return whether jobs are answered."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -196,7 +196,7 @@ class Scheduler:
                         job.fail(error)
 
     def _next(self) -> list[Job]:
-        """Return the jobs of the next batch, when there are some; none when all is over."""
+        """Return the jobs of the next batch, as soon as there are some; none when the scheduler is closed."""
         with self._changed:
             while True:
                 if self._closed:
@@ -217,7 +217,7 @@ class Scheduler:
             return batch
 
     def _leader(self) -> Job:
-        """Return the oldest job of the client that led longest ago; new clients come before who led last alone."""
+        """Return the oldest job of the client that led longest ago; new clients come before the last leader alone."""
         first = {job.client: job for job in reversed(self._waiting)}
         new = list(dict.fromkeys(job.client for job in self._waiting if job.client not in self._leaders))
         order = [one for one in (*self._leaders[:-1], *new, *self._leaders[-1:]) if one in first]
@@ -225,7 +225,7 @@ class Scheduler:
         return first[order[0]]
 
     def _hold(self, job: Job, kept: ExitStack) -> bool:
-        """Keep a job's adapter to the end of the batch: whoever made the job may let go of it before."""
+        """Pin a job's adapter to the end of the batch: the job's own pin may end before."""
         try:
             kept.enter_context(self._switcher.pin(job.loaded))
         except AdapterError:  # it was let go of, and has gone
@@ -260,7 +260,7 @@ class Scheduler:
             job.finish(answer)
 
     def _answer_alone(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Answer each job of a batch that failed by itself: one, or all of them together, may have been too much."""
+        """Answer each job of a failed batch by itself: one of them, or all together, may have been too much."""
         if len(jobs) > 1:
             _log.warning("a batch of %d rows failed, each is answered alone: %s", len(jobs), error)
         for job in jobs:

@@ -1,6 +1,6 @@
-"""What goes over the wire, in OpenAI's words: https://platform.openai.com/docs/api-reference/chat.
+"""The bodies of requests and answers, in OpenAI's words: https://platform.openai.com/docs/api-reference/chat.
 
-A field that asks for nothing is accepted: null whatever it is called, and what ``AsksNothing`` lists, which clients
+Fields that change nothing are accepted: null under any name, and the values that ``AsksNothing`` lists, which clients
 send by themselves. Any other value would change how answers are made, and is refused.
 """
 
@@ -25,7 +25,7 @@ class AsksNothing:
     """The type of a field that is read and changes nothing, put into ``Annotated``: null or one of ``values``.
 
     Args:
-        values: of JSON.
+        values: the JSON values that are accepted besides null.
     """
 
     def __init__(self, *values: Any):
@@ -53,7 +53,7 @@ Null = Annotated[Any, AsksNothing()]
 
 
 class _Asked(BaseModel):
-    """What a client sends: exactly what is named here, of exactly these types, and null under any name."""
+    """A part of a request: exactly the fields of the class, of exactly their types, and null under any name."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, json_schema_extra={"additionalProperties": {"type": "null"}}
@@ -70,7 +70,7 @@ class _Asked(BaseModel):
 
 
 class _Told(BaseModel):
-    """What a client is sent."""
+    """A part of an answer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +83,7 @@ class TextPart(_Asked):
 
 
 class ImageUrl(_Asked):
-    """Where an image is: ``data:image/png;base64,...``, or http(s) where the server allows that."""
+    """The URL of an image: ``data:image/png;base64,...``, or http(s) where the server allows that."""
 
     url: Text
     detail: Annotated[Any, AsksNothing("auto")] = None
@@ -104,14 +104,14 @@ class SystemMessage(_Asked):
 
 
 class UserMessage(_Asked):
-    """What the user says and shows."""
+    """The user's texts and images."""
 
     role: Literal["user"]
     content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Parts]
 
 
 class AssistantMessage(_Asked):
-    """What was answered before, as it was sent; clients send its empty fields back."""
+    """An earlier answer, as it was sent; clients send its empty fields back."""
 
     role: Literal["assistant"]
     content: Text | Annotated[list[TextPart], Parts]
@@ -126,14 +126,14 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discri
 
 
 class StreamOptions(_Asked):
-    """What a stream tells beside the answer."""
+    """The options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: Annotated[Any, AsksNothing(False)] = None
 
 
 class ChatRequest(_Asked):
-    """A question or conversation, and which adapter is to answer it.
+    """A question or conversation, and the adapter that is to answer it.
 
     Answers are the most likely ones, as adapters were trained and evaluated: ``temperature`` 0 says so, and 1, which is
     OpenAI's default, is read as no wish. ``seed`` changes nothing, as answers are always the same; nor do ``user``,
@@ -178,7 +178,7 @@ class ChatRequest(_Asked):
 
 
 class Usage(_Told):
-    """Tokens: ``prompt_tokens`` hold those of images, ``completion_tokens`` one that ends the answer."""
+    """Numbers of tokens: ``prompt_tokens`` counts those of images, ``completion_tokens`` the end token too."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -215,7 +215,7 @@ class ChatCompletion(_Told):
 
 
 class Delta(_Told):
-    """What an answer grew by; its first one says the role, its last one nothing."""
+    """A piece of an answer; the first one has the role, and the last one is empty."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -252,14 +252,14 @@ class Model(_Told):
 
 
 class ModelList(_Told):
-    """What may be asked."""
+    """The models that may be asked."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class ErrorDetail(_Told):
-    """What was wrong, in which parameter, and a word that programs can tell it by."""
+    """The error: a message, the parameter that caused it, and a code for programs."""
 
     message: str
     type: str
@@ -268,12 +268,12 @@ class ErrorDetail(_Told):
 
 
 class ErrorBody(_Told):
-    """Any answer that is none."""
+    """The body of an error."""
 
     error: ErrorDetail
 
 
 class Health(_Told):
-    """That the process runs, or that it takes requests."""
+    """The state of the server: the process runs, or it takes requests."""
 
     status: Literal["ok"] = "ok"

@@ -1,4 +1,4 @@
-"""What becomes of a request: let in, read, prepared, answered in a batch, and ended, whichever way."""
+"""The life of a request: it is let in, read, prepared, answered in a batch, and ended."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ CLIENT_GONE = 499  # as a status in metrics: nobody is there to be told it
 
 
 class Service:
-    """Answers requests with one model; its methods are called in the event loop.
+    """The service that answers requests with one model; its methods are called in the event loop.
 
     Args:
         vlm: the model.
-        refs: adapters that may be asked, loaded already.
-        settings: its bounds.
+        refs: the adapters that may be asked, loaded already.
+        settings: the bounds of the server.
     """
 
     def __init__(self, vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings):
@@ -88,23 +88,23 @@ class Service:
         self.scheduler.start()
 
     async def close(self) -> None:
-        """End what runs; no request is there any more."""
+        """End all threads; no request is left by then."""
         self.is_stopping = True
         self.catalog.close()
         self.workers.close()
         await asyncio.to_thread(self.scheduler.close, 0 if self._is_cut else _LAST_BATCH_SECONDS)
 
     def cut(self) -> None:
-        """End all requests, wherever they stand; each is told so."""
+        """End all requests, wherever they stand; each gets an error."""
         self._is_cut = True
         for exchange in self._open:
             exchange.cut()
 
     def require_ready(self) -> None:
-        """Let pass while requests are taken.
+        """Check that the server takes requests.
 
         Raises:
-            RequestError: they are not.
+            RequestError: it is stopping, or its scheduler has ended.
         """
         if self.is_stopping:
             raise _stopping()
@@ -112,13 +112,13 @@ class Service:
             raise RequestError("The server answers no more; it has to be started again.", status=503, code="not_ready")
 
     def let_in(self, client: str) -> Exchange:
-        """Return a request's exchange, which has to be closed.
+        """Return the exchange of a new request; the caller has to close it.
 
         Args:
-            client: who asks.
+            client: the client that asks.
 
         Raises:
-            RequestError: as many wait as may, of this client or of all, or the server is stopping.
+            RequestError: too many requests wait, of this client or of all, or the server is stopping.
         """
         try:
             self.require_ready()
@@ -139,18 +139,18 @@ class Service:
         return exchange
 
     def forget(self, exchange: Exchange) -> None:
-        """Count an exchange as over."""
+        """Remove an exchange that is over."""
         self._open.discard(exchange)
 
 
 class Exchange:
-    """One request, from being let in to its end, and what it holds on the way.
+    """One request, from being let in to its end, and the resources that it takes.
 
     Attributes:
-        id: of the answer.
-        created: when it was let in, in seconds since 1970.
-        request: what was asked, once it is read.
-        loaded: what answers, once that is known; None for the plain base.
+        id: the id of the answer.
+        created: the time when it was let in, in seconds since 1970.
+        request: the request, once it is read.
+        loaded: the adapter that answers, once it is pinned; None for the plain base.
     """
 
     request: ChatRequest
@@ -170,10 +170,10 @@ class Exchange:
         service.waiting[client] += 1
 
     async def in_time(self, work: Awaitable[T]) -> T:
-        """Return what ``work`` does, which ends with the time that the request may take in all.
+        """Return the result of ``work``, which is cancelled when the time of the request is over.
 
         Raises:
-            RequestError: the time is over, or the server ends.
+            RequestError: the time is over, or the server stops.
         """
         seconds = self._service.settings.request_seconds
         try:
@@ -200,7 +200,7 @@ class Exchange:
         """Return the body of the request that ``work`` reads.
 
         Raises:
-            RequestError: it did not come in time, or the server ends.
+            RequestError: it did not come in time, or the server stops.
         """
         seconds = self._service.settings.body_seconds
         try:
@@ -217,7 +217,7 @@ class Exchange:
         """Read the request, and find its adapter.
 
         Raises:
-            RequestError: it is not what it must be, or has no such adapter.
+            RequestError: the request is not valid, or there is no such adapter.
         """
         service = self._service
         self.request = await service.reading.run(self._client, lambda: _parse(body, service.settings))
@@ -238,7 +238,7 @@ class Exchange:
         """Wait until the request is in a batch.
 
         Raises:
-            RequestError: that did not happen in time.
+            RequestError: its batch did not begin in time.
         """
         seconds = self._service.settings.queue_seconds
         try:
@@ -256,10 +256,10 @@ class Exchange:
         self._service.metrics.queue_seconds.observe(self._loop.time() - self._begun)
 
     async def pieces(self) -> AsyncIterator[str | Answer]:
-        """Yield what the answer grows by, and in the end how it came about.
+        """Yield the pieces of the answer, and last the answer itself.
 
         Raises:
-            RequestError: there is no more of it.
+            RequestError: the answer failed.
         """
         while True:
             match await self._events.get():
@@ -275,7 +275,7 @@ class Exchange:
         """End the request, wherever it stands; only the first call counts.
 
         Args:
-            status: that it got.
+            status: the HTTP status that the request got.
         """
         if self._closed:
             return
@@ -301,7 +301,7 @@ class Exchange:
             service.preparing.go_on()
 
     def _prepare(self, name: str | None, fetched: dict[str, bytes]) -> Job:
-        """Return the job; the adapter is held to the end of the exchange."""
+        """Return the job; its adapter is pinned to the end of the exchange."""
         service = self._service
         self.loaded = self._lease.take(service.vlm.switcher, name)
         return prepare(
@@ -325,7 +325,7 @@ class Exchange:
 
 
 def _take(counter: Counter[str], client: str, count: int) -> None:
-    """Subtract from a counter, and forget a client who has nothing left in it."""
+    """Subtract from a counter, and remove a client that has nothing left in it."""
     counter[client] -= count
     if not counter[client]:
         del counter[client]
@@ -336,7 +336,7 @@ def _stopping() -> RequestError:
 
 
 def _refuse_many_values(body: bytes) -> None:
-    """Refuse a body whose values alone take long to parse, as no other thread runs meanwhile.
+    """Refuse a body with too many values to parse, as no other thread runs meanwhile.
 
     Raises:
         RequestError: it has too many.
@@ -350,10 +350,10 @@ def _refuse_many_values(body: bytes) -> None:
 
 
 def _parse(body: bytes, settings: Settings) -> ChatRequest:
-    """Return the request.
+    """Return the request in a body.
 
     Raises:
-        RequestError: it is none, or asks for what is not done.
+        RequestError: it is not valid, or asks for something that the server does not do.
     """
     _refuse_many_values(body)
     try:

@@ -1,4 +1,4 @@
-"""What a server takes, how long it waits, and whom it answers."""
+"""The settings of a server: its limits, its times, and the clients that it answers."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Bounds of one server; every one of them is an option of ``finetune serve``.
+    """The bounds of one server; most of them are options of ``finetune serve``.
 
     Attributes:
-        allow: patterns of adapters that are loaded when they are asked for: ``*`` stands for any characters of
+        allow: the patterns of adapters that are loaded when they are asked for: ``*`` stands for any characters of
             ``ns/name`` or, where the pattern has an ``@``, of ``ns/name@version``.
         allow_urls: whether an image may be named by an http(s) URL of a public host.
-        max_batch: rows that are answered at once.
-        max_queue: requests that may wait to be answered, those being read and prepared among them; one client may
-            have three quarters of them.
-        max_connections: that may be open.
-        max_address_connections: that one address may have open.
-        max_new_tokens: that a request may ask for.
-        max_body_bytes: of a request.
-        max_images: of a request.
-        max_image_pixels: width x height of an image.
-        head_seconds: a connection may take until the head of a request has come.
-        body_seconds: the body of a request may take to come.
-        queue_seconds: a request may wait until it is answered.
-        request_seconds: a request may take in all.
-        stop_seconds: requests that run have to end, when the server is asked to stop.
-        known_seconds: for which it is remembered that an adapter could not be had, and what the registry lists.
-        api_keys: that requests may come with; none where everybody may ask.
+        max_batch: the maximum number of rows in a batch.
+        max_queue: the maximum number of requests that wait to be answered, those being read and prepared among them;
+            one client may have three quarters of them.
+        max_connections: the maximum number of open connections.
+        max_address_connections: the maximum number of open connections of one address.
+        max_new_tokens: the largest number of new tokens that a request may ask for.
+        max_body_bytes: the limit, in bytes, for the body of a request.
+        max_images: the maximum number of images in a request.
+        max_image_pixels: the limit for width x height of an image.
+        head_seconds: the number of seconds that a connection may take until the head of a request has come.
+        body_seconds: the number of seconds that the body of a request may take to come.
+        queue_seconds: the number of seconds that a request may wait until its batch begins.
+        request_seconds: the number of seconds that a request may take in all.
+        stop_seconds: the number of seconds in which running requests may end when the server is asked to stop.
+        known_seconds: the number of seconds for which a failed load of an adapter and the list of the registry are
+            reused.
+        api_keys: the API keys that are accepted; none where everybody may ask.
     """
 
     allow: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Texts at which an answer is to end: neither they nor what follows is given out."""
+"""Stop sequences: texts that end an answer; neither they nor any text after them is sent."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 class StopSequences:
-    """Lets an answer through as it grows, up to the first of some texts.
+    """A filter that lets an answer through as it grows, up to the first stop sequence.
 
-    A text may begin in one piece and end in another, so what may be its beginning is held back.
+    A stop sequence may begin in one piece and end in another, so its possible beginning is held back.
 
     Attributes:
         found: whether one of them has come.
 
     Args:
-        texts: that end the answer; none where nothing does.
+        texts: the texts that end the answer; none where nothing does.
     """
 
     def __init__(self, texts: Sequence[str] = ()):
@@ -25,12 +25,12 @@ class StopSequences:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Forget what came so far, of an answer that is made once more."""
+        """Forget the text so far, for an answer that is made once more."""
         self.found = False
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """Return what of the answer is sure to stay, now that it has grown by ``piece``."""
+        """Return the part of the answer that is sure to stay, now that it has grown by ``piece``."""
         if self.found:
             return ""
         self._held += piece
@@ -43,7 +43,7 @@ class StopSequences:
         return sure
 
     def rest(self) -> str:
-        """Return what was held back, when the answer grows no more."""
+        """Return the text that was held back, when the answer grows no more."""
         return "" if self.found else self._held
 
 

@@ -1,4 +1,4 @@
-"""Threads that work for many clients in turn: whatever one client asks for, another's work is begun soon."""
+"""Threads that work for many clients in turn, so that no client waits long because of another."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ T = TypeVar("T")
 
 
 class Turns:
-    """Runs functions in threads, a bounded number at once; its methods are called in the event loop.
+    """A pool of threads that runs functions, a bounded number at once; its methods are called in the event loop.
 
     Clients take turns: of all that wait, the client whose work was begun longest ago is next. One client never has all
     threads. A thread counts until its function has returned, also where nobody waits for that any more. Threads do not
     keep the process from ending.
 
     Args:
-        num_threads: at least 2.
-        name: of the threads.
-        may_begin: tells whether work of a client may be begun now; ``go_on`` is called when that may have changed.
+        num_threads: the number of threads, at least 2.
+        name: the name of the threads.
+        may_begin: the function that returns whether work of a client may begin now; call ``go_on`` when that may have
+            changed.
     """
 
     def __init__(self, num_threads: int, *, name: str, may_begin: Callable[[str], bool] = lambda client: True):
@@ -33,7 +34,7 @@ class Turns:
         self._waiting: dict[str, deque[tuple[asyncio.Future[Any], Callable[[], Any]]]] = {}  # by client, next one first
 
     async def run(self, client: str, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns, run in a thread when it is the client's turn."""
+        """Return the result of ``work``, run in a thread when it is the client's turn."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append((future, work))
         self.go_on()
@@ -44,7 +45,7 @@ class Turns:
             raise
 
     def go_on(self) -> None:
-        """Begin what may be begun."""
+        """Begin all work that may begin now."""
         while self._running.total() < self._num_threads and (client := self._next()) is not None:
             queue = self._waiting.pop(client)
             future, work = queue.popleft()

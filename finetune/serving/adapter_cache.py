@@ -1,4 +1,4 @@
-"""Which adapters stay ready: as many as fit, the least recently used ones go first, and none that answers."""
+"""The cache of loaded adapters: the least recently used ones go first, and never one that answers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 
 class AdapterCache:
-    """The loaded adapters of one model, and how many requests each answers; any thread may call any method.
+    """The loaded adapters of one model, and the number of requests that pin each; any thread may call any method.
 
     Attributes:
-        num_bytes: that the loaded_adapters hold beside the base.
+        num_bytes: the number of bytes that the loaded adapters take beside the base.
 
     Args:
-        hooks: where they reach into the model.
-        max_bytes: that they may hold together, beyond which those go that were not used for longest; None for any
-            number. One that answers stays to the end of its last request, also where that is more for a while.
+        hooks: the hooks by which the adapters reach into the model.
+        max_bytes: the limit, in bytes, for all loaded adapters together; None for no limit. Beyond it, the least
+            recently used adapters are removed. A pinned one stays to the end of its last request, also where the limit
+            is exceeded for a while.
     """
 
     def __init__(self, hooks: AdapterHooks, *, max_bytes: int | None = None):
@@ -41,14 +42,14 @@ class AdapterCache:
             return tuple(self._loaded_adapters.values())
 
     def get(self, digest: str) -> LoadedAdapter | None:
-        """Return the loaded adapter with this manifest, if there is one."""
+        """Return the loaded adapter whose manifest has this digest; None where there is none."""
         return self._loaded_adapters.get(digest)
 
     def put(self, loaded: LoadedAdapter) -> None:
-        """Take in an adapter whose modules are reached already; others may have to go.
+        """Add an adapter whose hooks are in place already; others may be removed to make room.
 
         Raises:
-            AdapterError: it alone holds more than may be held; its modules are left again.
+            AdapterError: it alone takes more bytes than the limit; its hooks are removed again.
         """
         if self.max_bytes is not None and loaded.num_bytes > self.max_bytes:
             self._hooks.remove(loaded.updates)
@@ -62,7 +63,7 @@ class AdapterCache:
             self._make_room(keep=loaded)
 
     def hold(self, loaded: LoadedAdapter) -> bool:
-        """Count one more request that an adapter answers; False when it is not loaded any more."""
+        """Pin an adapter for one more request; return False when it is not loaded any more."""
         with self._lock:
             if self._loaded_adapters.get(loaded.digest) is not loaded:
                 return False
@@ -71,10 +72,10 @@ class AdapterCache:
             return True
 
     def hold_again(self, loaded: LoadedAdapter) -> bool:
-        """Count one more request for an adapter that answers one, which it may do after it was removed.
+        """Pin an adapter that is pinned already once more, also after it was removed.
 
         Returns:
-            Whether it still answers any, or is loaded.
+            Whether it is pinned or loaded still.
         """
         with self._lock:
             if loaded not in self._uses and self._loaded_adapters.get(loaded.digest) is not loaded:
@@ -83,7 +84,7 @@ class AdapterCache:
             return True
 
     def let_go(self, loaded: LoadedAdapter) -> None:
-        """Count one request less."""
+        """Unpin an adapter for one request."""
         with self._lock:
             self._uses[loaded] -= 1
             if self._uses[loaded]:
@@ -94,7 +95,7 @@ class AdapterCache:
             self._make_room()
 
     def remove(self, ref: str | LoadedAdapter) -> None:
-        """Let an adapter go; requests that it answers end as they began.
+        """Remove a loaded adapter; requests that it already answers run to their end.
 
         Args:
             ref: the loaded adapter, or the reference by which it was loaded.

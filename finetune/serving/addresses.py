@@ -1,4 +1,4 @@
-"""Which network addresses are public."""
+"""The check of whether a network address is public."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def as_address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_allowed(text: str, allow_private: Sequence[IPv4Network | IPv6Network]) -> bool:
-    """Tell whether an address is public, or in one of the networks that may be reached all the same.
+    """Return whether an address is public, or in one of the networks that may be reached all the same.
 
-    Private, loopback, link-local, multicast and reserved addresses are not public; nor are those of IPv6 that carry one
-    of IPv4 (mapped, NAT64, 6to4, Teredo), whichever that is.
+    Private, loopback, link-local, multicast and reserved addresses are not public; nor are IPv6 addresses that carry an
+    IPv4 address (mapped, NAT64, 6to4, Teredo), public or not.
     """
     address = as_address(text)
     if address is None:

@@ -1,4 +1,4 @@
-"""What the names that requests come with stand for, without asking the registry at each of them."""
+"""The versions that aliases stand for, reused for some seconds so that not every request asks the registry."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class _Meaning:
 
 
 class Aliases:
-    """Versions by reference, looked up again when they were for long; any thread may call any method.
+    """Versions by reference, looked up again after some seconds; any thread may call any method.
 
-    One caller at a time looks a reference up again, the others go on with what is known. What cannot be renewed is
-    kept, with one warning for each reason: an app goes on with the version that it runs, while that is vouched for.
+    One caller at a time looks a reference up again, and the others go on with the known version. A version that cannot
+    be renewed stays, with one warning for each reason: an app goes on with it, while it is vouched for.
 
     Args:
-        renew: looks a reference up and makes the version ready.
-        check: raises TrustError where nobody vouches for a version any more.
-        seconds: for which a version is taken for what its alias stands for; one that was named by its number or digest
-            always stands for the same.
-        clock: seconds that never go back.
+        renew: the function that looks a reference up and makes the version ready.
+        check: the function that raises TrustError where nobody vouches for a version any more.
+        seconds: the number of seconds for which the version of an alias is reused. A version that was named by its
+            number or digest is always reused.
+        clock: the function that returns the time in seconds, and never goes back.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Aliases:
         """Return the version that a reference stands for.
 
         Args:
-            ref: such as ``medical/brain-mri@prod``.
-            now: whether to look it up again in any case, waiting for whoever does already.
+            ref: a reference such as ``medical/brain-mri@prod``.
+            now: whether to look it up again in any case, after any other caller who does so already.
 
         Raises:
             FinetuneError: it was never known, and cannot be made ready.
-            TrustError: it cannot be renewed, and what it stood for is not vouched for any more.
+            TrustError: it cannot be renewed, and the version that it stood for is not vouched for any more.
         """
         meaning = self._meanings.get(ref)
         if meaning is None:

@@ -1,4 +1,4 @@
-"""An app's view: load a verified adapter on its base, ask, and swap adapters by name."""
+"""The model of an app: load verified adapters on a base, ask questions, and switch adapters by name."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class VisionLanguageModel:
     the thread has the adapter of the task's own ``using`` block.
 
     Args:
-        base: from ``load_base``.
-        registry: where names are looked up.
-        max_bytes: that loaded adapters may hold together, as ``Switcher`` has it.
-        alias_seconds: for which an alias is taken to stand for what it stood for, as ``Switcher`` has it.
-        urls: what may be fetched where an image is a URL; None for nothing.
+        base: the loaded base, as ``load_base`` returns it.
+        registry: the registry in which names are looked up; None for none.
+        max_bytes: the limit, in bytes, for all loaded adapters together; None for no limit. See ``Switcher``.
+        alias_seconds: the number of seconds for which a resolved alias is reused. See ``Switcher``.
+        urls: the policy by which images are fetched from URLs; None to fetch none.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class VisionLanguageModel:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The base with its adapters, of its own transformers class."""
+        """The base model with its adapters, an object of its own transformers class."""
         return self.base.model
 
     @property
@@ -96,19 +96,19 @@ class VisionLanguageModel:
         return self.switcher.active
 
     def add(self, ref: str | Path) -> LoadedAdapter:
-        """Load an adapter beside those that are there, after every check; which one answers does not change.
+        """Load an adapter beside the others, after every check; the active adapter does not change.
 
         Args:
             ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
 
         Raises:
-            AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
+            AdapterError: it is damaged, or does not fit the base; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
         return self.switcher.add(ref)
 
     def remove(self, ref: str | Path | LoadedAdapter) -> None:
-        """Let an adapter go; where it answers now, it does so to the end.
+        """Remove a loaded adapter; requests that it already answers run to their end.
 
         Raises:
             AdapterError: it is not loaded.
@@ -125,7 +125,7 @@ class VisionLanguageModel:
             yield self
 
     def use(self, ref: str | Path | LoadedAdapter | None) -> None:
-        """Answer with another adapter from now on, wherever no ``using`` block says otherwise.
+        """Answer with another adapter from now on, outside of ``using`` blocks; None is the plain base.
 
         It is loaded first where it is not yet.
         """
@@ -145,10 +145,10 @@ class VisionLanguageModel:
         return self.answer(image, question).text
 
     def answer(self, image: Any, question: str) -> Answer:
-        """Return the answer that ``ask`` gives, with why it ended and how many tokens it took.
+        """Return the answer that ``ask`` gives, with the reason why it ended and its number of tokens.
 
         ``finish_reason`` is ``length`` where the answer was cut at the length that the adapter was trained to give.
-        Arguments and errors as for ``ask``.
+        Arguments and errors are those of ``ask``.
         """
         with self.switcher.holding():
             row = self._question("ask", image, question)
@@ -171,7 +171,7 @@ class VisionLanguageModel:
         have.
 
         Args:
-            image: as for ``ask``.
+            image: an image, as ``ask`` takes it.
 
         Raises:
             DataError: the image cannot be used.
@@ -192,13 +192,13 @@ class VisionLanguageModel:
         *,
         adapters: Sequence[str | Path | LoadedAdapter | None] | None = None,
     ) -> list[str]:
-        """Return the answers to many questions, each as ``ask`` would give it, in as few batches as that takes.
+        """Return the answers to many questions, each as ``ask`` would give it, in as few batches as possible.
 
         Args:
-            images: one a question, as for ``ask``.
-            questions: the users' words.
-            adapters: what answers each question, as ``using`` takes them, loaded where they are not yet; None for
-                what answers here and now.
+            images: the image of each question, as ``ask`` takes it.
+            questions: the users' words, one text for each question.
+            adapters: the adapter that answers each question, as ``using`` takes it; it is loaded first where it is not
+                yet. None for the active adapter.
 
         Raises:
             DataError: the lists are of different lengths, or an image cannot be used.
@@ -227,11 +227,11 @@ class VisionLanguageModel:
         """Return the assistant's next turn, prompted exactly as the active adapter was trained on conversations.
 
         Args:
-            messages: in Hugging Face's chat format, the last one the user's; images stand in their parts as
-                ``{"type": "image", "image": ...}``, as ``ask`` takes them.
+            messages: the conversation in Hugging Face's chat format, which ends with the user's turn; images stand in
+                its parts as ``{"type": "image", "image": ...}``, in the forms that ``ask`` takes.
 
         Raises:
-            DataError: this is no such conversation, or an image cannot be used.
+            DataError: ``messages`` is no such conversation, or an image cannot be used.
             ModelError: the base is a dual encoder.
         """
         with self.switcher.holding():
@@ -247,7 +247,7 @@ class VisionLanguageModel:
 
         Args:
             image: an image.
-            labels: what to choose from.
+            labels: the texts to choose from, at least one.
 
         Raises:
             ModelError: the base is no dual encoder.
@@ -265,10 +265,10 @@ class VisionLanguageModel:
             return prediction.label
 
     def predict(self, image: Any, question: str = "") -> Prediction:
-        """Return what the task of the active adapter predicts: a text, a label with scores, a number, ...
+        """Return the prediction of the active adapter's task: a text, a label with scores, a number, ...
 
         Args:
-            image: as for ``ask``.
+            image: an image, as ``ask`` takes it.
             question: the user's words, where the task has a question.
 
         Raises:
@@ -333,7 +333,7 @@ class VisionLanguageModel:
         return conversation_row(options, messages, urls=self.urls)
 
     def _generate(self, example: Example, *, max_new_tokens: int | None = None) -> str:
-        """Return what the adapter that is held says."""
+        """Return the answer of the active adapter, which the caller has pinned."""
         limits = [max_new_tokens]
         return answer_rows(self.switcher, [example], [self.adapter], max_new_tokens=limits)[0].text
 
@@ -343,11 +343,11 @@ class VisionLanguageModel:
         return TextStream(partial(answer_rows, self.switcher, [example], [loaded]), kept)
 
     def prompt_batch(self, examples: Sequence[Example], *, options: TaskSection | None = None) -> Batch:
-        """Return the inputs of rows that are to be answered, with the places that the active adapter fills.
+        """Return the inputs of rows to answer, with the placeholders that the active adapter fills.
 
         Args:
             examples: the rows.
-            options: of the task that makes the batch; the active adapter's by default.
+            options: the section of the task that makes the batch; None for that of the active adapter.
         """
         places = self.adapter.placeholders if self.adapter else None
         examples = [opened_as_trained(example, self.adapter) for example in examples]
@@ -357,5 +357,5 @@ class VisionLanguageModel:
 
     @property
     def task(self) -> Task:
-        """How the active adapter is asked; a task's defaults for the plain base."""
+        """The task of the active adapter, with its options; for the plain base, the default task."""
         return self.base.task(section_for(self.switcher, self.adapter))

@@ -1,4 +1,4 @@
-"""What an app gives to be answered, as rows: its images, from wherever they are, and its words."""
+"""Rows from the images and words that an app asks with."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def question_row(
     section: TaskSection, image: Any, question: str, *, urls: UrlPolicy | None, id: str = "question"
 ) -> Example:
-    """Return the row that puts a question.
+    """Return the row that asks a question.
 
     Args:
-        section: how.
+        section: the task section that puts the question.
         image: an image, None for a question without one, or a list for one with several.
         question: the user's words.
-        urls: what may be fetched where an image is a URL; None for nothing.
-        id: what to call the row in errors.
+        urls: the policy by which images are fetched from URLs; None to fetch none.
+        id: the name of the row in errors.
 
     Raises:
         DataError: the question is no text, or an image cannot be used.
@@ -41,7 +41,7 @@ def conversation_row(section: PromptSection, messages: list[Message], *, urls: U
     """Return the row that asks for the assistant's next turn; arguments as for ``question_row``.
 
     Raises:
-        DataError: this is no conversation that ends with the user, or an image cannot be used.
+        DataError: ``messages`` is no conversation that ends with the user, or an image cannot be used.
     """
     conversation, images = read_conversation(messages, where="chat")
     if conversation[-1]["role"] != "user":
@@ -52,7 +52,7 @@ def conversation_row(section: PromptSection, messages: list[Message], *, urls: U
 
 
 def image_row(image: Any, *, urls: UrlPolicy | None) -> Example:
-    """Return the row that shows an image and ask nothing; arguments as for ``question_row``."""
+    """Return the row that shows an image and asks nothing; arguments as for ``question_row``."""
     return _row(show(), [image], urls, "image")
 
 

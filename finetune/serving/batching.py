@@ -1,4 +1,4 @@
-"""Many questions at once, each for an adapter of its own: in as few batches as answers stay right."""
+"""Answers to many questions at once, each by an adapter of its own, in as few batches as keep the answers right."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def section_for(switcher: Switcher, loaded: LoadedAdapter | None) -> TaskSection:
-    """Return how an adapter is asked; a task's defaults for the plain base."""
+    """Return the task section with which an adapter is asked; the default task for the plain base."""
     return loaded.manifest.task if loaded else switcher.base.default_task
 
 
 def sharing_key(switcher: Switcher, loaded: LoadedAdapter | None) -> Hashable:
-    """Return what is equal for adapters whose rows may share a batch.
+    """Return a key that is equal for adapters whose rows may share a batch.
 
     Those are LoRA on the language tower, and the base, where their tasks make batches alike.
     """
@@ -52,12 +52,12 @@ def answer_rows(
     their own.
 
     Args:
-        switcher: of a model that generates text.
+        switcher: the switcher of a model that generates text.
         examples: the rows, each put as its adapter is asked.
-        loaded_adapters: the adapter of each row, kept by the caller; None for the plain base.
-        max_new_tokens: of each row; None for the longest answer that its adapter was trained to give.
-        on_text: told, in this thread, of a row's number and what its text has grown by, as ``generate_answers`` has it.
-        is_stopped: asked after each step whether a row is to end early.
+        loaded_adapters: the adapter of each row, pinned by the caller; None for the plain base.
+        max_new_tokens: the limit of each row; None for the longest answer that its adapter was trained to give.
+        on_text: called in this thread with the number of a row and its new text, as in ``generate_answers``.
+        is_stopped: called after each step with the number of a row; True ends that row early.
 
     Raises:
         DataError: an image cannot be used, or a row and its answer are longer than the base takes.
@@ -93,7 +93,7 @@ def prompt_batch(
     """Return the inputs of rows that share a batch, on the CPU.
 
     Args:
-        switcher: of the model.
+        switcher: the switcher of the model.
         examples: the rows, each put as its adapter is asked.
         loaded_adapters: the adapter of each row; equal by ``sharing_key``.
     """
@@ -109,9 +109,9 @@ def row_inputs(
     """Return the inputs of rows that share a batch, on the CPU, by a collator that no other thread uses meanwhile.
 
     Args:
-        collator: of their task.
-        examples: as ``prompt_batch`` takes them.
-        loaded_adapters: as ``prompt_batch`` takes them.
+        collator: the collator of their task.
+        examples: the rows, as ``prompt_batch`` takes them.
+        loaded_adapters: the adapter of each row, as ``prompt_batch`` takes them.
     """
     first = loaded_adapters[0]
     places = first.placeholders if first else None  # one that has a prompt shares with itself alone
@@ -133,7 +133,7 @@ def answer_batch(
     on_text: OnText | None = None,
     is_stopped: IsStopped | None = None,
 ) -> list[Answer]:
-    """Return the answers to what ``prompt_batch`` returned; the other arguments as ``answer_rows`` has them."""
+    """Return the answers to a batch of ``prompt_batch``; the other arguments are those of ``answer_rows``."""
     base = switcher.base
     batch = batch.to(base.model.device, base.model.dtype)
     task = cast("GenerativeTask", base.task(section_for(switcher, loaded_adapters[0])))
@@ -142,22 +142,22 @@ def answer_batch(
 
 
 def prompt_lengths(batch: Batch) -> list[int]:
-    """Return how many tokens each row of a batch has, those of its images and of a tuned prompt included."""
+    """Return the number of tokens of each row of a batch, those of its images and of a tuned prompt included."""
     lengths: list[int] = batch.inputs["attention_mask"].sum(dim=1).tolist()
     return lengths
 
 
 def answer_limit(switcher: Switcher, loaded: LoadedAdapter | None, wanted: int | None, *, prompt_tokens: int) -> int:
-    """Return how many tokens an answer may have.
+    """Return the maximum number of tokens of an answer.
 
-    The plain base was trained to no length of ours: where none is wanted, it gets the default one, or the room that the
-    prompt leaves.
+    The plain base was trained to no length of ours. Without ``wanted``, it gets the default length, or the room that
+    the prompt leaves.
 
     Args:
-        switcher: of the model.
-        loaded: what answers; None for the plain base.
+        switcher: the switcher of the model.
+        loaded: the adapter that answers; None for the plain base.
         wanted: the limit that was asked for; None for the longest answer that the adapter was trained to give.
-        prompt_tokens: of the row.
+        prompt_tokens: the number of tokens of the row.
     """
     if wanted is not None:
         return wanted
@@ -180,5 +180,5 @@ def refuse_too_long(base: Base, batch: Batch, max_new_tokens: Sequence[int]) -> 
 
 
 def _of_rows(rows: Sequence[int], function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """Return ``function`` for the rows of one batch, which counts them from 0."""
+    """Return ``function`` for the rows of one batch, whose numbers begin at 0."""
     return function and (lambda row, *rest: function(rows[row], *rest))

@@ -1,4 +1,4 @@
-"""Where bases were last seen on this machine, so that an adapter finds its own."""
+"""The folders in which bases were last seen on this machine, so that an adapter finds its own base."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def find_base(identity: BaseIdentity) -> str:
-    """Return where a base was last seen on this machine, or its hub id.
+    """Return the folder in which a base was last seen on this machine, or its hub id.
 
     Raises:
-        BaseMismatchError: nobody has seen it.
+        BaseMismatchError: the base was not seen on this machine, and no hub id leads to it.
     """
     if (path := read_note(_base_note(identity)) or _noted_before(identity)) and Path(path).is_dir():
         return path
@@ -31,13 +31,13 @@ def find_base(identity: BaseIdentity) -> str:
 
 
 def remember_base(identity: BaseIdentity, path: str) -> None:
-    """Note where a base is, so that ``load`` finds it without being told."""
+    """Save the folder of a base, so that ``load`` finds it without ``base=``."""
     if Path(path).is_dir():
         write_note(_base_note(identity), str(Path(path).resolve()))
 
 
 def _noted_before(identity: BaseIdentity) -> str | None:
-    """Return what an earlier version noted; None where it did not, or the note cannot be read."""
+    """Return the folder that an earlier version saved; None where it did not, or the file cannot be read."""
     try:
         note = json.loads(_base_note(identity).with_suffix(".json").read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""An adapter that is ready to answer, and what must be true before it is."""
+"""The loaded adapter, and the checks that it passes before it answers."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedAdapter(ActiveAdapter):
-    """One adapter that is ready to answer.
+    """An adapter that is ready to answer.
 
     Attributes:
-        ref: as it was first asked for.
-        digest: SHA-256 of its manifest.
-        manifest: what was true when it was saved.
-        placeholders: what rows must hold for it.
-        probe: how its effect here compares with the one recorded when it was saved.
-        num_bytes: held beside the base.
+        ref: the reference by which it was first asked for.
+        digest: the SHA-256 of its manifest.
+        manifest: the manifest that was saved with it.
+        placeholders: the placeholders that its rows must hold; None where it needs none.
+        probe: the comparison of its effect here with the effect recorded when it was saved.
+        num_bytes: the number of bytes that it takes beside the base.
     """
 
     ref: str
@@ -44,13 +44,13 @@ class LoadedAdapter(ActiveAdapter):
 
 
 def bring_in(base: Base, hooks: AdapterHooks, folder: AdapterFolder, *, ref: str) -> LoadedAdapter:
-    """Make a verified folder loaded, after every check that needs the live base; which adapter answers stays.
+    """Load an adapter from a verified folder, after every check that needs the base; the active adapter stays.
 
     Args:
-        base: what it is to answer on.
-        hooks: of the base.
-        folder: what was read and checked.
-        ref: as it was asked for.
+        base: the base on which it answers.
+        hooks: the hooks of the base.
+        folder: the folder, read and verified.
+        ref: the reference by which it was asked for.
 
     Raises:
         AdapterError: it does not fit, or does not do what it did; the base is as it was.

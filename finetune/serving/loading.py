@@ -1,4 +1,4 @@
-"""Loading an adapter by name on its base: an app's first line."""
+"""The function ``load``, which loads an adapter by name on its base."""
 
 from __future__ import annotations
 
@@ -37,34 +37,35 @@ def load(
 ) -> VisionLanguageModel:
     """Load an adapter on its base, after checking that they belong together and that it does what it did.
 
-    A base that is in this process already is not loaded again: models on it share its weights and its processor, and
+    A base that is in this process already is not loaded again. Models on it share its weights and its processor, and
     nothing else. See ``shared_base``.
 
     Args:
         ref: a registry reference such as ``medical/brain-mri@prod``, an adapter's folder, or ``base``.
         registry: a folder, a URL such as ``s3://bucket/prefix``, or a registry; ``$FINETUNE_REGISTRY`` or
             ``~/.finetune/registry`` by default.
-        base: the base's folder, hub id or embedded name; by default where this base was last seen.
-        revision: of a hub id.
+        base: the base's folder, hub id or embedded name; None for the folder where this base was last seen.
+        revision: the revision of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        dtype: what the base is held in: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for what its config says.
-        quantization: of its language tower, ``4bit`` or ``8bit``.
+        dtype: the dtype of the base's weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for that of its
+            config.
+        quantization: the quantization of its language tower, ``4bit`` or ``8bit``; None for none.
         verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
-        max_bytes: that loaded adapters may hold together; None for any number.
-        alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again.
-        allow_urls: whether an image may be a URL; a policy says what may be fetched and what it may cost.
+        max_bytes: the limit, in bytes, for all loaded adapters together; None for no limit.
+        alias_seconds: the number of seconds for which a resolved alias is reused before the registry is asked again.
+        allow_urls: True to accept URLs as images, or a policy that says which URLs are fetched and at what cost.
 
     Returns:
         The model with the adapter active.
 
     Raises:
         BaseMismatchError: the base is unknown or not the one the adapter was trained on.
-        ModelError: the base cannot be loaded, or not be held or verified so.
-        AdapterError: the adapter is not what was saved.
+        ModelError: the base cannot be loaded or verified with these arguments.
+        AdapterError: the adapter is damaged, does not fit the base, or does not do what it did.
         PluginError: the adapter needs a package that is not installed.
         NotFoundError: the registry has no such adapter.
         AdapterReferenceError: ``ref`` is neither a reference nor a folder.
-        DataError: ``allow_urls`` is no such thing.
+        DataError: ``allow_urls`` is neither a bool nor a ``UrlPolicy``.
     """
     if verify_base not in ("cached", "full"):
         raise ModelError(f"verify_base is {brief(verify_base)}; it is 'cached' or 'full'")

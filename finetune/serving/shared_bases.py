@@ -1,8 +1,8 @@
-"""One set of weights in a process for each base, however many models answer with it.
+"""One set of weights in a process for each base, which all models on it share.
 
-Each model has a tree of modules of its own over the common tensors. So whatever is kept on modules is its own: the
-adapters that reach into them, hooks, the positions that some families note between two steps of an answer. The
-processor is common, and so is the lock that stands around it.
+Each model has a tree of modules of its own over the common tensors. So everything on the modules belongs to one model:
+the hooks of its adapters, and the positions that some families note between two steps of an answer. The processor is
+common, and so is the lock that stands around it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class _Whole:
-    """A base that nobody asks: others are made of it, and it goes with the last of them."""
+    """A base that answers no request itself: other bases share its tensors, and it is freed with the last of them."""
 
     def __init__(self, base: Base):
         self.base = base
@@ -41,7 +41,7 @@ class _Whole:
 
     @property
     def is_as_loaded(self) -> bool:
-        """Whether nobody has written into the weights, moved them or begun to train them since."""
+        """Whether the weights are still as loaded: not written into, moved or trained since."""
         return self._loaded == _versions(_tensors(self.base.model))
 
     def share(self) -> Base:
@@ -70,18 +70,18 @@ def shared_base(
     quantization: Quantization | None = None,
     verify: str = "cached",
 ) -> Base:
-    """Return a base over weights that are in this process already, where they are; any thread may call it.
+    """Return a base over weights that are in this process already, where there are such; any thread may call it.
 
-    They are the same where all that they are loaded from is (see ``identify_base``), and device, dtype and quantization
-    are. Weights that somebody wrote into, moved or began to train since are not shared with anybody who comes later;
-    let those that share them be as they are.
+    Weights are shared where all files that they are loaded from are the same (see ``identify_base``), and device, dtype
+    and quantization are. Weights that somebody has since written into, moved or begun to train are not shared with
+    later callers. Do not change shared weights.
 
     Args:
         name_or_path: an embedded base by name, a folder or a hub id.
-        revision: of a hub id.
-        device: as for ``pick_device``.
-        dtype: as for ``pick_dtype``.
-        quantization: of the language tower, ``4bit`` or ``8bit``.
+        revision: the revision of a hub id.
+        device: the device, as ``pick_device`` takes it.
+        dtype: the dtype of the weights, as ``pick_dtype`` takes it.
+        quantization: the quantization of the language tower, ``4bit`` or ``8bit``; None for none.
         verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
 
     Raises:
@@ -120,5 +120,5 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
-    """Return what changes when somebody writes into a tensor, moves it, or ask for its gradient."""
+    """Return values that change when somebody writes into a tensor, moves it, or asks for its gradient."""
     return [(t._version, t.data_ptr(), t.dtype, t.device, t.requires_grad) for t in tensors]

@@ -1,4 +1,4 @@
-"""An answer that is read while it is made, by a thread of its own."""
+"""The stream of an answer, which is read while a thread of its own makes it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class Generate(Protocol):
-    """Makes an answer of one row."""
+    """A function that makes the answer of one row."""
 
     def __call__(self, *, on_text: OnText, is_stopped: IsStopped) -> object:
-        """Tell ``on_text`` what the answer grows by, and end where ``is_stopped``."""
+        """Call ``on_text`` with each new piece of the answer, and end where ``is_stopped`` returns True."""
         ...
 
 
 class _End:
-    """What comes after the last piece: nothing, or what went wrong."""
+    """The mark after the last piece, with the error that ended the answer; None for no error."""
 
     def __init__(self, error: BaseException | None):
         self.error = error
@@ -34,13 +34,13 @@ class _End:
 class TextStream(Iterator[str]):
     """The pieces of an answer, as they are made; together they are the whole answer.
 
-    Making it begins at once, in a thread of its own, with the adapter that was active then. What goes wrong there is
-    raised where the pieces are read. Leaving it before the end, by ``close``, its ``with`` block, an exception that
-    interrupts the reading, or by letting it go, ends that thread at its next step.
+    The answer begins at once, in a thread of its own, with the adapter that was active then. An error in that thread is
+    raised where the pieces are read. The thread ends at its next step when the stream is left early: by ``close``, its
+    ``with`` block, an exception that interrupts the reading, or the deletion of the stream.
 
     Args:
-        generate: makes the answer.
-        kept: what is let go when that has come to its end.
+        generate: the function that makes the answer.
+        kept: the contexts to exit when the answer has ended, such as the pin of its adapter.
     """
 
     def __init__(self, generate: Generate, kept: ExitStack):

@@ -1,4 +1,4 @@
-"""Many finished adapters loaded on one base; switching flips which one a context reads, and moves no weights."""
+"""Finished adapters loaded on one base; switching changes the active adapter of a context, and moves no weights."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 
 class Switcher:
-    """Verified adapters on one base, and which of them answers where; any thread may call any method at any time.
+    """The verified adapters on one base, and the active one of each context; any thread may call any method.
 
-    Each thread and each asyncio task has the adapter of its own ``using`` block, however many run at once. A thread
-    does not inherit the block that it is started in, unlike a task and ``asyncio.to_thread``: whoever starts one gives
-    it the context, as for streaming::
+    Each thread and each asyncio task has the adapter of its own ``using`` block, however many run at once. A task and
+    ``asyncio.to_thread`` inherit the block in which they start, and a thread does not. Give a new thread the context,
+    as for streaming::
 
         with switcher.using("medical/brain-mri@prod"):
             Thread(target=copy_context().run, args=(model.generate,), kwargs=inputs).start()
 
-    What answers stays whole to the end of its block, also when it is removed meanwhile; a context that is handed on
-    has to end inside the block.
+    The active adapter stays whole to the end of its block, also when it is removed meanwhile. A context that is handed
+    on has to end inside the block.
 
     Args:
-        base: from ``load_base``.
-        registry: where names are looked up.
-        max_bytes: that loaded adapters may hold together, beyond which those go that were not used for longest; None
-            for any number. One that answers stays to the end of its last request.
-        alias_seconds: for which an alias is taken to stand for what it stood for, before the registry is asked again;
-            where the registry, or what it now names, fails, what runs goes on, with a warning.
+        base: the loaded base, as ``load_base`` returns it.
+        registry: the registry in which names are looked up; None for none.
+        max_bytes: the limit, in bytes, for all loaded adapters together; None for no limit. Beyond it, the least
+            recently used adapters are removed; one that answers stays to the end of its last request.
+        alias_seconds: the number of seconds for which a resolved alias is reused before the registry is asked again.
+            Where the registry or the new version fails, the present version stays, with a warning.
 
     Raises:
         MethodError: an adapter trains in the base.
@@ -76,7 +76,7 @@ class Switcher:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the loaded adapters hold beside the base."""
+        """The number of bytes that the loaded adapters take beside the base."""
         return self._cache.num_bytes
 
     @property
@@ -86,13 +86,13 @@ class Switcher:
         return active if isinstance(active, LoadedAdapter) else None
 
     def add(self, ref: str | Path) -> LoadedAdapter:
-        """Load an adapter beside those that are there, after every check; which one answers does not change.
+        """Load an adapter beside the others, after every check; the active adapter does not change.
 
         Args:
             ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
 
         Raises:
-            AdapterError: it does not fit or is not what was saved; base and other adapters are untouched.
+            AdapterError: it is damaged, or does not fit the base; base and other adapters are untouched.
             NotFoundError: the registry has no such adapter.
         """
         path = as_folder(ref)
@@ -102,20 +102,20 @@ class Switcher:
         return self._bring_in(str(ref), folder.digest, lambda: folder)
 
     def refresh(self) -> None:
-        """Look up now what every alias that was asked for stands for, and make that ready.
+        """Look up every alias again that was asked for, and load the versions that they stand for now.
 
-        Requests that run meanwhile end as they began. What fails leaves what runs, with a warning.
+        Requests that run meanwhile end as they began. Where this fails, the present version stays, with a warning.
 
         Raises:
-            TrustError: that fails because nobody vouches for what runs any more; the reference is not answered again.
+            TrustError: it fails, and nobody vouches for the present version any more; its reference answers no longer.
         """
         self._aliases.renew_all()
 
     def remove(self, ref: str | Path | LoadedAdapter) -> None:
-        """Let an adapter go; where it answers now, it does so to the end.
+        """Remove a loaded adapter; requests that it already answers run to their end.
 
         Args:
-            ref: what ``add`` returned, or what it was given when the adapter was loaded.
+            ref: the loaded adapter that ``add`` returned, or the reference by which it was loaded.
 
         Raises:
             AdapterError: it is not loaded.
@@ -127,10 +127,10 @@ class Switcher:
         """Have another adapter answer inside the ``with`` block, in this context alone; None is the plain base.
 
         Args:
-            ref: as for ``add``, which loads what is not yet loaded, or what that returned.
+            ref: a reference as for ``add``, which is loaded where it is not yet, or a loaded adapter.
 
         Raises:
-            AdapterError: as for ``add``; or a loaded adapter that was given is not there any more.
+            AdapterError: as for ``add``; or the given adapter is not loaded any more.
         """
         with self.pin(ref) as loaded, self._hooks.using(loaded or PLAIN):
             yield loaded
@@ -140,7 +140,7 @@ class Switcher:
         """Have each row of a batch answered by an adapter of its own inside the block, in this context alone.
 
         Args:
-            refs: of the rows, in their order, as for ``using``.
+            refs: the adapter of each row, in their order, as for ``using``.
 
         Raises:
             AdapterError: as for ``using``; or one of them cannot share a batch, see ``can_share``.
@@ -158,7 +158,7 @@ class Switcher:
 
     @contextmanager
     def activated(self, rows: Sequence[LoadedAdapter | None]) -> Iterator[None]:
-        """Have an adapter that the caller keeps answer each row: one for all, or several that can share a batch."""
+        """Have an adapter that the caller pins answer each row: one for all, or several that can share a batch."""
         first = rows[0]
         alike = all(row is first for row in rows)
         mixed = first or PLAIN if alike else ActiveAdapter(updates=mix([row.updates if row else {} for row in rows]))
@@ -166,12 +166,12 @@ class Switcher:
             yield
 
     def can_share(self, loaded: LoadedAdapter) -> bool:
-        """Tell whether an adapter can answer some rows of a batch while others answer the rest."""
+        """Return whether an adapter can answer some rows of a batch while others answer the rest."""
         return can_mix(loaded.updates, self.base.towers)
 
     @contextmanager
     def pin(self, ref: str | Path | LoadedAdapter | None) -> Iterator[LoadedAdapter | None]:
-        """Keep an adapter ready to the end of the block; which one answers does not change. As for ``using``."""
+        """Pin an adapter to the end of the block; the active adapter does not change. ``ref`` is as for ``using``."""
         loaded = self._hold(ref)
         try:
             yield loaded
@@ -180,7 +180,7 @@ class Switcher:
 
     @contextmanager
     def pin_active(self) -> Iterator[LoadedAdapter | None]:
-        """Keep what answers here and now ready to the end of the block, which may come in another context.
+        """Pin the active adapter to the end of the block, which may end in another context.
 
         Raises:
             AdapterError: the context was handed on and outlived its block, and its adapter was removed since.
@@ -196,7 +196,7 @@ class Switcher:
 
     @contextmanager
     def holding(self) -> Iterator[LoadedAdapter | None]:
-        """Have what answers now do so to the end of the block, whatever ``use`` says meanwhile.
+        """Keep the active adapter active to the end of the block, also where ``use`` changes the default meanwhile.
 
         Raises:
             AdapterError: as for ``pin_active``.
@@ -205,10 +205,10 @@ class Switcher:
             yield loaded
 
     def use(self, ref: str | Path | LoadedAdapter | None) -> None:
-        """Have another adapter answer from now on, wherever no ``using`` block says otherwise; None is the base.
+        """Have another adapter answer from now on, outside of ``using`` blocks; None is the plain base.
 
-        A ``generate`` that runs meanwhile in a thread without a block would go on with the new one: whoever calls the
-        model itself there does it inside ``holding``, as ``ask`` does.
+        A ``generate`` that runs meanwhile in a thread without a block would go on with the new adapter. Code that calls
+        the model itself does so inside ``holding``, as ``ask`` does.
         """
         loaded = self._hold(ref)
         with self._choosing:
@@ -216,7 +216,7 @@ class Switcher:
         self._let_go(before if isinstance(before, LoadedAdapter) else None)
 
     def _hold(self, ref: str | Path | LoadedAdapter | None) -> LoadedAdapter | None:
-        """Return what ``ref`` means now, counted as used; it is loaded again where it has gone meanwhile."""
+        """Return the adapter that ``ref`` means now, pinned; it is loaded again where it was removed meanwhile."""
         while ref is not None:
             loaded = ref if isinstance(ref, LoadedAdapter) else self.add(ref)
             if self._cache.hold(loaded):

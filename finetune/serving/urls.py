@@ -1,8 +1,8 @@
-"""Fetching the image that a URL names, for whoever wrote it: from public places alone, of bounded size and time.
+"""Fetching images from URLs that are not trusted: from public addresses alone, of bounded size and time.
 
-A URL may come from someone who wants this process to reach what only it can reach. So a host's addresses are checked
-where the connection is made, and the checked address is the one connected to: a name that stands for another address a
-moment later changes nothing. That holds at every redirect.
+A URL may come from a user who wants this process to reach places that only it can reach. So a host's addresses are
+checked where the connection is made, and the connection goes to the checked address. A name that stands for another
+address a moment later changes nothing. That holds at every redirect.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ _DATA = re.compile(r"data:(?P<type>[^;,]*)(?P<more>(?:;[^;,]*)*?)(?P<base64>;bas
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses that a host's name stands for, as the operating system says.
+    """Return the addresses of a host, as the operating system resolves them.
 
     Raises:
-        OSError: for none.
+        OSError: the host has no address.
     """
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UrlPolicy:
-    """What may be fetched, and what it may cost.
+    """The URLs that may be fetched, and the bounds of each fetch.
 
     Attributes:
-        max_bytes: of an image's file.
-        timeout: seconds that one image may take in all, redirects and looking up names included.
-        max_redirects: that are followed.
-        allow_private: networks that may be reached though they are not public, such as that of an app's own store of
-            images.
-        resolve: returns the addresses of a host and port; raises OSError where there are none.
+        max_bytes: the limit, in bytes, for the file of an image.
+        timeout: the limit, in seconds, for one image in all, redirects and name lookups included.
+        max_redirects: the maximum number of redirects that are followed.
+        allow_private: the networks that may be reached though they are not public, such as that of an app's own store
+            of images.
+        resolve: the function that returns the addresses of a host and port; it raises OSError where there are none.
     """
 
     max_bytes: int = 20 * 1024 * 1024
@@ -72,22 +72,22 @@ class UrlPolicy:
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a text is a URL: ``data:``, or anything with ``://``, which is no path."""
+    """Return whether a text is a URL: ``data:``, or anything with ``://``, which is no path."""
     return re.match(r"data:|https?:|[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
 def fetch_image(url: str, policy: UrlPolicy) -> bytes:
-    """Return the file of the image that a URL names: http, https, or data in base64.
+    """Return the file of the image at a URL: http, https, or data in base64.
 
     Nothing else is read, no file of this machine in particular. Proxies of the environment are not used: they would
     look up names themselves.
 
     Args:
-        url: from whoever asks; it is not trusted.
-        policy: what it may reach and cost.
+        url: the URL, which is not trusted.
+        policy: the URLs that may be fetched, and the bounds of a fetch.
 
     Raises:
-        FetchError: it is not allowed, cannot be had, or is no image of ``TYPES``.
+        FetchError: it is not allowed, cannot be fetched, or is no image of ``TYPES``.
     """
     if url[:5].lower() == "data:":
         return _of_data(url, policy)
@@ -120,7 +120,7 @@ def _of_data(url: str, policy: UrlPolicy) -> bytes:
 
 
 def _parse(url: str) -> SplitResult:
-    """Return the parts of an http(s) URL that says one thing to every reader."""
+    """Return the parts of an http(s) URL that every reader reads alike."""
     if len(url) > _LONGEST or not re.fullmatch(r"[!-~]+", url) or "\\" in url:
         raise FetchError(
             f"{_show(url)}: a URL has at most {_LONGEST} visible ASCII characters and no backslash; write other "
@@ -148,7 +148,7 @@ def _parse(url: str) -> SplitResult:
 
 
 def _request(url: SplitResult, policy: UrlPolicy, deadline: float) -> bytes | str:
-    """Return the image's file, or where the answer says that it is instead."""
+    """Return the image's file, or the URL to which the answer redirects."""
     where = _show(url.geturl())
     target = httpcore2.URL(
         scheme=url.scheme.encode(),
@@ -204,7 +204,7 @@ def _checked(data: bytes, *, where: str) -> bytes:
 
 
 def _show(url: str) -> str:
-    """Return a URL for a message, without what may be secret in it."""
+    """Return a URL for a message, without its secret parts."""
     text = re.sub(r"(?<=//)[^/?#]*@", "", re.split(r"[?#]", url, maxsplit=1)[0], count=1)
     return plain(text, 120)
 
@@ -215,14 +215,14 @@ def _tls() -> ssl.SSLContext:
 
 
 class _Checked(httpcore2.NetworkBackend):
-    """Connects to what a name stands for where that may be reached, and gives up at the deadline."""
+    """A network backend that connects to allowed addresses only, and gives up at the deadline."""
 
     def __init__(self, policy: UrlPolicy, deadline: float, where: str):
         self._policy, self._deadline, self._where = policy, deadline, where
         self._sockets = httpcore2.SyncBackend()
 
     def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore2.NetworkStream:
-        """Connects to the first of the host's addresses that answers, after a check of them all."""
+        """Connect to the first of the host's addresses that answers, after a check of them all."""
         failed: Exception = httpcore2.ConnectError("the host has no address")
         addresses = self._addresses(host, port)
         for remaining, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
@@ -256,7 +256,7 @@ class _Checked(httpcore2.NetworkBackend):
 
 
 class _Timed(httpcore2.NetworkStream):
-    """A connection each step of which has the time that is left, so that slow drops do not add up.
+    """A connection whose every step has the time that is left until the deadline, so that slow steps do not add up.
 
     Only the limit on all of it counts: the one that a caller passes for a step is not used.
     """
@@ -283,7 +283,7 @@ class _Timed(httpcore2.NetworkStream):
 
 
 def _left(deadline: float) -> float:
-    """Return the seconds until then."""
+    """Return the seconds until the deadline."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise httpcore2.ReadTimeout

@@ -1,4 +1,4 @@
-"""What tasks share whose predictions are answers: right is what equals a reference after normalization."""
+"""The base class of tasks whose predictions are answers: an answer is right if it equals a reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class AnswerTask:
-    """Compares answers in the normalization that the task's section names."""
+    """A task that compares answers under the normalization in its section."""
 
     options: AnswerSection
     metrics: tuple[str, ...] = ANSWER_METRICS

@@ -1,4 +1,4 @@
-"""What tasks share whose base embeds images and texts: the label is predicted whose text lies closest."""
+"""The base class of tasks of a dual encoder: the prediction is the label whose text is closest to the image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class ChoosingTask(AnswerTask):
-    """A prediction is the label whose text lies closest to the image. Importing this module loads no torch.
+    """A task whose prediction is the label with the text closest to the image. Importing this module loads no torch.
 
     Args:
-        options: of the recipe, or of the adapter.
-        tokenizer: unused: a dual encoder writes no text.
+        options: the section of the task, from the recipe or the adapter.
+        tokenizer: the tokenizer of the base; unused, since a dual encoder writes no text.
     """
 
     options: LabelSection
@@ -38,7 +38,7 @@ class ChoosingTask(AnswerTask):
     def collator(
         family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> TaskCollator:
-        """Return what makes pairs of an image and a text."""
+        """Return the collator of pairs of an image and a text."""
         from finetune.data.pairs import PairCollator
 
         return PairCollator.of_base(family, model, processor, data)

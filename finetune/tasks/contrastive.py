@@ -1,4 +1,4 @@
-"""Images and texts that belong together: a dual encoder is trained on pairs, and answers with the closest label."""
+"""Contrastive training of a dual encoder on pairs of an image and a text; it answers with the closest label."""
 
 from typing import Literal
 
@@ -7,15 +7,15 @@ from finetune.tasks.choosing import ChoosingTask
 
 
 class ContrastiveConfig(LabelSection):
-    """How images and texts are brought together. The adapter carries this, and ``.classify`` repeats it exactly."""
+    """The section of the contrastive task. The adapter carries this, and ``.classify`` repeats it exactly."""
 
     objective = "contrastive"
 
     name: Literal["contrastive"]
-    """The task."""
+    """The name of the task."""
 
 
 class ContrastiveTask(ChoosingTask):
-    """Labels of images, each put into a text."""
+    """The contrastive task: labels of images, each put into a text."""
 
     Config = ContrastiveConfig

@@ -1,4 +1,4 @@
-"""Greedy answers of a whole batch, each row to its own end, told of piece by piece to whoever listens."""
+"""Greedy generation for a whole batch: each row stops at its own end, and a listener gets its text in pieces."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Answer(Text):
     """A generated answer.
 
     Attributes:
-        prompt_tokens: of the row, those of its images and of a tuned prompt included.
-        completion_tokens: that were generated, one that ends the answer included.
+        prompt_tokens: the number of tokens of the row's prompt, those of its images and of a tuned prompt included.
+        completion_tokens: the number of generated tokens, one that ends the answer included.
     """
 
     prompt_tokens: int
@@ -50,13 +50,13 @@ def generate_answers(
     """Return the greedy answer of each left-padded row; rows with different limits share the batch.
 
     Args:
-        model: in eval mode, on the batch's device.
-        tokenizer: of the model.
-        batch: rows that end where their answers begin.
-        max_new_tokens: of each row.
-        on_text: called between two steps, in this thread, with a row's number and what its text has grown by; never
-            with nothing. The pieces of a row, one after the other, are the text of its answer. What it raises ends all.
-        is_stopped: asked after each step for each row that is not at its end, whether it is to end here.
+        model: the model in eval mode, on the batch's device.
+        tokenizer: the tokenizer of the model.
+        batch: the batch of rows, each of which ends where its answer begins.
+        max_new_tokens: the largest number of new tokens of each row.
+        on_text: a function called between two steps, in this thread, with a row's number and its new text; it is never
+            called with an empty text. The pieces of a row, joined, are the text of its answer. An error in it ends all.
+        is_stopped: the function that is asked after each step whether a row that is not at its end must stop.
     """
     rows = _Rows(model, tokenizer, max_new_tokens, on_text, is_stopped)
     model.generate(  # type: ignore[operator]
@@ -70,7 +70,7 @@ def generate_answers(
 
 
 class _Rows(StoppingCriteria):
-    """What each row of a batch has said so far, and whether it is at its end."""
+    """The generated text of each row of a batch, and whether the row is at its end."""
 
     def __init__(
         self,
@@ -117,16 +117,16 @@ class _Rows(StoppingCriteria):
 
 
 class GrowingText:
-    """The text of tokens that come one by one, given out as soon as no later token can change it.
+    """The text of tokens that come one by one, returned as soon as no later token can change it.
 
     Held back are the bytes of a character that is not whole, white space that may turn out to be the end, and all of
     the text where a tokenizer mends the spaces of what it has decoded.
 
     Attributes:
-        ids: the tokens; to be appended to, one at a time.
+        ids: the ids of the tokens; the caller appends one at a time.
 
     Args:
-        tokenizer: what the tokens are of.
+        tokenizer: the tokenizer of these ids.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -144,7 +144,7 @@ class GrowingText:
         return self._decode(0, None).strip()
 
     def grown(self) -> str:
-        """Return what the text surely goes on with, since this was last asked; to be asked after each token."""
+        """Return the text that is certain since the last call; call this after each token."""
         if self._comes_whole or not self._decode(len(self.ids) - 1, None):  # a special token ends no run of bytes
             return ""
         if _ONE_BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(self.ids[-1]))):
@@ -157,7 +157,7 @@ class GrowingText:
         return self._give(self._text.strip())
 
     def rest(self) -> str:
-        """Return what was not given yet, when no more tokens come."""
+        """Return the rest of the text, when no more tokens come."""
         return self._give(str(self))
 
     def _give(self, text: str) -> str:
@@ -170,7 +170,7 @@ class GrowingText:
 
 
 def _mends_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the text of some tokens may begin otherwise than the same tokens' with more behind them."""
+    """Return whether later tokens may change the beginning of the text of the earlier ones."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     mends_bpe = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     return backend is None or type(backend.model).__name__ != "BPE" or mends_bpe

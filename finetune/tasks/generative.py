@@ -1,4 +1,4 @@
-"""What tasks share whose base generates text: the logits that are trained, and greedy answers."""
+"""The base class of tasks whose base generates text: logits for training, and greedy answers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class GenerativeTask(AnswerTask):
-    """One prediction a row, decoded greedily. Importing this module loads no torch.
+    """A task with one greedy prediction for each row. Importing this module loads no torch.
 
     Args:
-        options: of the recipe, or of the adapter.
-        tokenizer: of the base.
+        options: the section of the task, from the recipe or the adapter.
+        tokenizer: the tokenizer of the base.
     """
 
     options: PromptSection
@@ -38,7 +38,7 @@ class GenerativeTask(AnswerTask):
     def collator(
         family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> TaskCollator:
-        """Return what renders and supervises conversations."""
+        """Return the collator that renders conversations and labels their supervised turns."""
         from finetune.data.collate import Collator
 
         return Collator.of_base(family, model, processor, data)
@@ -70,11 +70,11 @@ class GenerativeTask(AnswerTask):
         """Return the greedy answer of each left-padded row, with how it came about.
 
         Args:
-            model: in eval mode, on the batch's device.
-            batch: rows that end where their answers begin.
-            max_new_tokens: of each row; the task's for all by default.
-            on_text: told of each row's text as it grows, as ``generate_answers`` has it.
-            is_stopped: asked whether a row is to end early, as ``generate_answers`` has it.
+            model: the model in eval mode, on the batch's device.
+            batch: the batch of rows, each of which ends where its answer begins.
+            max_new_tokens: the largest number of new tokens of each row; the task's for all by default.
+            on_text: the function that gets each row's text as it grows, as in ``generate_answers``.
+            is_stopped: the function that says whether a row must end early, as in ``generate_answers``.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""Only where a token is supervised: most of a row's tokens are the image's and the question's.
+"""Logits only at supervised tokens: most of a row's tokens are the image's and the question's.
 
 A token meets others in attention alone. What follows the attention of the last layer (its output projection, the
 feed-forward part, the last norm, the head) is computed token by token, so tokens that are not supervised need none
@@ -24,9 +24,9 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
     puts more than the rows' tokens through it, all its logits are computed.
 
     Args:
-        model: as the loop runs it; it may be wrapped for several processes.
-        inputs: of a batch [B, T].
-        places: [N].
+        model: the model as the loop runs it; it may be wrapped for several processes.
+        inputs: the inputs of a batch [B, T].
+        places: the places of the wanted logits in the batch's B * T, [N].
     """
     shape = inputs["input_ids"].shape
     whole: Any = model
@@ -42,7 +42,7 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
 
 
 def why_all_logits(model: Any) -> str | None:
-    """Return what is told of a model whose head cannot be given single places; None where it can."""
+    """Return the reason why a model computes all logits, for the user; None where it does not."""
     if model.get_output_embeddings() is not None:
         return None
     return f"{type(model).__name__} names no language head, so logits of every token are computed, supervised or not"
@@ -64,12 +64,12 @@ def _after_the_last_attention(model: Any) -> list[nn.Module]:
 
 @contextmanager
 def _narrowed(module: nn.Module, places: Tensor, shape: tuple[int, ...], *, widen: bool) -> Iterator[None]:
-    """Have a module compute only some of the B * T places of its input, [1, N, D]; what has other places, it is given.
+    """Have a module compute only some of the B * T places of its input, [1, N, D]; other inputs are left as they are.
 
     Args:
-        module: takes [B, T, D].
-        places: [N].
-        shape: (B, T).
+        module: the module, which takes [B, T, D].
+        places: the numbers of the places, [N].
+        shape: the shape of the batch, (B, T).
         widen: whether its output is [B, T, D] again, zero at the other places; else it stays [1, N, D].
     """
     gathered = False

@@ -7,13 +7,13 @@ from finetune.tasks.generative import GenerativeTask
 
 
 class VqaConfig(PromptSection):
-    """How questions are put and answers compared. The adapter carries this, and ``.ask`` repeats it exactly."""
+    """The section of the VQA task. The adapter carries this, and ``.ask`` repeats it exactly."""
 
     name: Literal["vqa"] = "vqa"
-    """The task."""
+    """The name of the task."""
 
 
 class VqaTask(GenerativeTask):
-    """Questions about images, with short answers."""
+    """The VQA task: questions about images, with short answers."""
 
     Config = VqaConfig

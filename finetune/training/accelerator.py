@@ -1,4 +1,4 @@
-"""The accelerator of a run, and whether the launch gave it what was asked for."""
+"""The accelerator of a run, and the check that the launch gave what the run asked for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def accelerator_of(recipe: Recipe) -> Accelerator:
 
 
 def check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Raise TrainingError where an accelerator is not what the launch and the recipe asked for."""
+    """Raise TrainingError where an accelerator differs from the request of the launch or the recipe."""
     # The second is torchrun's: processes that it started may each have become a run of their own.
     for asked in (os.environ.get("FINETUNE_NUM_PROCESSES"), os.environ.get("WORLD_SIZE")):
         if asked and int(asked) != accelerator.num_processes:

@@ -40,7 +40,7 @@ _NAME = re.compile(r"^step-(\d{8,})$")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One that was read and found whole, and of this run."""
+    """A checkpoint that was read and found whole, and that belongs to this run."""
 
     path: Path
     step: int  # optimizer steps done
@@ -53,16 +53,16 @@ class Checkpoints:
     """The checkpoints of one run's folder.
 
     Args:
-        folder: where they lie.
-        run: what makes a run this one, as plain data (recipe, base, rows, processes): all must be equal to go on.
-        keep: how many to keep, the newest.
+        folder: the folder that holds the checkpoints.
+        run: the identity of the run as plain data (recipe, base, rows, processes): all must be equal to go on.
+        keep: the number of checkpoints that are kept, the newest ones.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], *, keep: int):
         self.folder, self.run, self.keep = folder, run, keep
 
     def path(self, step: int) -> Path:
-        """Return where the checkpoint of ``step`` lies."""
+        """Return the folder of the checkpoint of ``step``."""
         return self.folder / f"step-{step:08d}"
 
     def write(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
@@ -91,8 +91,8 @@ class Checkpoints:
         """Read one checkpoint of this run.
 
         Args:
-            path: its folder.
-            extend: whether it may be of the same run with another length.
+            path: the folder of the checkpoint.
+            extend: whether a checkpoint of the same run with another length is accepted.
 
         Raises:
             IntegrityError: it is torn: not what was written.
@@ -123,8 +123,8 @@ class Checkpoints:
         one is used instead.
 
         Args:
-            log: prints a line.
-            extend: whether it may be of the same run with another length.
+            log: the function that prints a line.
+            extend: whether a checkpoint of the same run with another length is accepted.
 
         Raises:
             TrainingError: there are only checkpoints of other runs, so to go on here would lose one.
@@ -156,11 +156,11 @@ class Checkpoints:
         return found
 
     def clear(self) -> None:
-        """Remove every checkpoint, and what a process that was killed left half written."""
+        """Remove every checkpoint, and the files that a killed process left half written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what a process that was killed left half written."""
+        """Remove the files that a killed process left half written."""
         for left in self.folder.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
 

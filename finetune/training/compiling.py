@@ -1,4 +1,4 @@
-"""torch.compile for what is repeated: the layers of the language tower, each compiled by itself.
+"""torch.compile of the repeated layers: each layer of the language tower is compiled by itself.
 
 They are of one kind, so what is compiled for the first serves the others, and compiling takes as long as for one
 layer. Each keeps its place and its name in the model.
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class CompiledLayers:
-    """While entered, the layers run compiled; a block inside that is ``paused`` runs them as they are.
+    """A context in which the layers run compiled; inside a ``paused`` block they run as they are.
 
     Generating is left as it is: a cache makes every call one of another kind, and compiling each would take longer.
 
     Args:
-        model: that holds the layers.
-        paths: of the modules to look for layers in; None compiles nothing.
+        model: the model that holds the layers.
+        paths: the full names of the modules that hold the layers; None compiles nothing.
 
     Raises:
         TrainingError: there are no repeated layers.

@@ -87,7 +87,7 @@ class DeepSpeed(Replicated):
         self.model.backward(loss() * self.accelerator.num_processes)
 
     def add_up_gradients(self) -> None:
-        """Collect what the engine has added up in the backward passes."""
+        """Collect the gradients that the engine has added up in the backward passes."""
         whole = importlib.import_module("deepspeed.utils").safe_get_full_grad
         self._gradients = {parameter: whole(parameter) for parameter in self.parameters}
 
@@ -130,7 +130,7 @@ class DeepSpeed(Replicated):
         }
 
     def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what ``optimizer_tensors`` returned."""
+        """Restore the tensors that ``optimizer_tensors`` returned."""
         if not tensors:
             return
         write = importlib.import_module("deepspeed.utils").safe_set_full_optimizer_state

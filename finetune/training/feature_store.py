@@ -1,4 +1,4 @@
-"""Features of images, kept on disk: a frozen tower need run only once for each, in any run on this machine.
+"""A store of image features on disk: a frozen tower computes each image only once, for all runs on this machine.
 
 ::
 
@@ -49,7 +49,7 @@ class FeatureStore:
     """The features that one base makes of images with one processor, precision and kind of device.
 
     Args:
-        key: all that features depend on beside the pixels.
+        key: all values that the features depend on, beside the pixels.
     """
 
     def __init__(self, key: Mapping[str, Any]):
@@ -57,10 +57,10 @@ class FeatureStore:
         self.folder = _root() / name[:32]
 
     def path(self, digests: Sequence[str]) -> Path:
-        """Return where the features of a row's images are, or would be.
+        """Return the path of the features of a row's images, whether or not they are stored.
 
         Args:
-            digests: of the pixels of each, in order.
+            digests: the digest of each image's pixels, in order.
         """
         name = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}{_SUFFIX}"
@@ -84,10 +84,10 @@ class FeatureStore:
 
 
 class StoredFeatures:
-    """Features by the images of a row; it can be handed to worker processes.
+    """Stored features, found by the images of a row; worker processes can take a copy.
 
     Args:
-        paths: where each row's images are -> the file of their features.
+        paths: the images of each row -> the file of their features.
     """
 
     def __init__(self, paths: Mapping[Places, Path]):
@@ -112,12 +112,12 @@ class StoredFeatures:
 
 
 def places_of(images: Sequence[ImageSource]) -> Places:
-    """Return what stands for the images of a row within a run, whatever happens to their files meanwhile."""
+    """Return the keys of a row's images within a run; they do not depend on the state of the files."""
     return tuple(source_key(source) if isinstance(source, np.ndarray) else source for source in images)
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a file is there with every byte as it was written."""
+    """Return whether a file is there with every byte as it was written."""
     return _read_bytes(path) is not None
 
 
@@ -131,8 +131,8 @@ def make_room(wanted: int, *, max_bytes: int) -> bool:
     """Remove features that no run uses, of whatever base, the longest unused first, until there is room.
 
     Args:
-        wanted: bytes that are to be written.
-        max_bytes: that all features on this machine may take.
+        wanted: the number of bytes that are to be written.
+        max_bytes: the largest number of bytes of all features on this machine.
 
     Returns:
         Whether there is room now, on the disk too.
@@ -153,7 +153,7 @@ def make_room(wanted: int, *, max_bytes: int) -> bool:
 
 
 def _read_bytes(path: Path) -> bytes | None:
-    """Return what was stored, or None where a byte of it has changed; note that it is in use."""
+    """Return the stored bytes, or None where one of them has changed; note that the file is in use."""
     try:
         found = path.read_bytes()
         if time.time() - path.stat().st_mtime > _HOUR:

@@ -35,15 +35,15 @@ _NOTES = "pixels.sqlite"  # what an image is remembered by -> the digest of its 
 
 @dataclass(frozen=True, kw_only=True)
 class Filler:
-    """Fills a store with what the rows of a run need; which files these are depends on pixels, not on their places.
+    """A filler of a feature store for the rows of a run; the files are named by pixels, not by places.
 
     Args:
-        store: where features go.
-        open_images: returns the images of a row, decoded.
-        compute: returns what the tower makes of them.
-        max_bytes: that all features on this machine may take.
-        accelerator: of the run.
-        log: is told what was done.
+        store: the store of the features.
+        open_images: the function that returns the images of a row, decoded.
+        compute: the function that returns the features that the tower makes of them.
+        max_bytes: the largest number of bytes of all features on this machine.
+        accelerator: the accelerator of the run.
+        log: the function that is called with a line about the work.
     """
 
     store: FeatureStore
@@ -86,15 +86,15 @@ class Filler:
         return StoredFeatures({one.places: self.path(one, digests) for one in work})
 
     def path(self, work: _Work, digests: dict[str, str]) -> Path:
-        """Return where the features of a row's images are, or would be."""
+        """Return the path of the features of a row's images, whether or not they are stored."""
         return self.store.path([digests[key] for key in work.keys])
 
     def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
-        """Tell whether features are stored, without a look at their bytes."""
+        """Return whether features are stored, without a look at their bytes."""
         return all(key in digests for key in work.keys) and self.path(work, digests).exists()
 
     def _together(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:
-        """Have every process store its share, and tell all of them what was found and what went wrong."""
+        """Have every process store its share, and tell all of them the digests and the errors of the others."""
         problem, error = None, None
         try:
             problem = share.store(work[index::count], show=index == 0, sharers=count)
@@ -130,7 +130,7 @@ class _Work:
 
 
 class _Share:
-    """What one process stores."""
+    """The share of the work that one process does."""
 
     def __init__(self, filler: Filler, digests: dict[str, str]):
         self.filler, self.digests = filler, digests
@@ -138,7 +138,7 @@ class _Share:
         self.sizes: list[int] = []  # bytes of what was made
 
     def store(self, mine: Sequence[_Work], *, show: bool, sharers: int) -> str | None:
-        """Store what is not there; return what went wrong.
+        """Store the missing features; return the error, if any.
 
         Raises:
             FinetuneError: an image cannot be opened, or the model does not take features.
@@ -170,7 +170,7 @@ class _Share:
         return all(key in self.digests for key in work.keys) and is_whole(self.filler.path(work, self.digests))
 
     def _no_room(self, left: Sequence[_Work], sharers: int) -> str | None:
-        """Make room for the rest, if it is like what was stored so far; return what is in the way.
+        """Make room for the rest, if it is like the part that was stored so far; return the obstacle, if any.
 
         It is asked after 4, 8, 16, ... rows: each time with a better estimate, and seldom.
         """

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: which rows made it so."""
+"""Losses and gradients that are not finite, and the rows that cause them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def explain_not_finite(
     loss: float,
     norm: float,
 ) -> str:
-    """Return what is not finite, and the ids of the rows behind it; every process has to call it.
+    """Return a text with the term that is not finite and the ids of its rows; every process has to call it.
 
     Each row of a micro-batch whose loss is not finite is asked alone. Where no single row is to blame, all of the
     micro-batch, or where only the gradient overflowed all of the window, are named.
 
     Args:
-        model: with the weights before the step.
+        model: the model with the weights before the step.
         objective: the terms.
-        collate: makes a training batch of (example, supervised) pairs; None: no row is asked alone.
-        window: this process's micro-batches.
+        collate: the function that makes a training batch of (example, supervised) pairs; None: no row is asked alone.
+        window: the micro-batches of this process.
         sums: the sums of each one's terms.
-        loss: of the step, over all processes.
-        norm: of the step's gradient.
+        loss: the loss of the step, over all processes.
+        norm: the norm of the step's gradient.
     """
     device, dtype = model.device, model.dtype
 

@@ -1,4 +1,4 @@
-"""FSDP2: each process holds a part of every layer of the language tower, and the others' only while they compute.
+"""FSDP2: each process holds a part of every layer of the language tower, and gets the other parts to compute it.
 
 What is cut are the weight matrices of its repeated layers, which is nearly all of a large model. Everything else stays
 whole on every process. The adapter does, because it is small: so its gradients, its optimizer and its checkpoints are
@@ -38,7 +38,7 @@ class SplitBase(Replicated):
 
     @property
     def load_device(self) -> str:
-        """Where the base is loaded to."""
+        """The device that the base is loaded on."""
         return "cpu"
 
     def split(self, model: nn.Module, towers: Towers) -> None:
@@ -78,7 +78,7 @@ class SplitBase(Replicated):
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
     ) -> None:
-        """Take over what trains."""
+        """Take over the adapter and its optimizer."""
         self.model, self.attachment, self.optimizer = model, attachment, optimizer
         with torch.no_grad():
             for parameter in attachment.parameters.values():

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a layer's activations are computed once more in the backward pass instead of being kept.
+"""Gradient checkpointing: a layer's activations are computed again in the backward pass instead of being kept.
 
 Transformers' own switch asks for a module in training mode, and every frozen module here is in eval mode: it would do
 nothing. What is recomputed is what it calls a ``GradientCheckpointingLayer``, in every tower.

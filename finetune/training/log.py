@@ -1,4 +1,4 @@
-"""Progress for people and for programs: a bar on the terminal and one JSON line a step in the run's folder."""
+"""The log of a run: a bar on the terminal, and JSON lines in the run's folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _LINES = 10  # of a short run
 
 
 class RunLog:
-    """Writes ``log.jsonl``; only the main process shows anything.
+    """The log of a run, in ``log.jsonl`` and on the terminal; only the main process shows anything.
 
     Args:
         folder: the run's folder.
         every: optimizer steps between lines; None for about ten lines over the run, and one every 10 steps at least.
         main: whether this is the main process.
-        track: given each line's numbers and its step; accelerate's ``log``, for trackers.
+        track: a function that takes each line's numbers and its step, such as accelerate's ``log``; for trackers.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class RunLog:
 
     @property
     def size(self) -> int:
-        """Bytes written so far."""
+        """The number of bytes written so far."""
         return self.file.stat().st_size if self.file.exists() else 0
 
     def start(self, total_steps: int, *, done: int = 0, size: int = 0) -> None:
         """Open the bar, and drop the lines of steps that are taken again.
 
         Args:
-            total_steps: optimizer steps of the whole run.
-            done: those before this start.
-            size: bytes of the log that belong to them.
+            total_steps: the number of optimizer steps of the whole run.
+            done: the number of optimizer steps before this start.
+            size: the number of bytes of the log that belong to those steps.
         """
         if self._asked is None:
             self.every = max(1, min(_EVERY, total_steps // _LINES))

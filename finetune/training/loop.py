@@ -47,19 +47,19 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """Trains what a method attached; all that differs between tasks comes in through ``objective``.
+    """The trainer of an attached adapter; all that differs between tasks is in ``objective``.
 
     Args:
         model: the adapted model, on its device.
-        attachment: what trains.
-        objective: terms and their counts.
-        collate: makes a training batch of (example, supervised) pairs.
+        attachment: the adapter that trains.
+        objective: the objective, with its terms and their counts.
+        collate: the function that makes a training batch of (example, supervised) pairs.
         options: the recipe's train section.
-        accelerator: with gradient_accumulation_steps=1; accumulation is this loop's own.
-        log: where progress goes.
-        seed: of the order of rows.
-        strategy: how processes share the work; None: each holds the whole base.
-        checkpoints: where the state is kept; None keeps none.
+        accelerator: the accelerator, with gradient_accumulation_steps=1; this loop does accumulation itself.
+        log: the log of the run.
+        seed: the seed of the order of rows.
+        strategy: the strategy by which processes share the work; None: each holds the whole base.
+        checkpoints: the checkpoints that keep the state; None keeps none.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class Trainer:
 
         Args:
             examples: the training rows.
-            validate: returns metrics and loss; called every ``eval_steps`` and at the end. The best score chooses;
+            validate: the function that validates, called every ``eval_steps`` and at the end. The best score chooses;
                 where scores are equal the lower loss does, and where these are too, the later step.
-            on_better: called when a validation was the best so far, with its weights in ``best``.
+            on_better: the function that is called after the best validation so far, with its weights in ``best``.
 
         Raises:
             TrainingError: a dead parameter, a loss or gradient that is not finite, or too little memory for one row.
@@ -194,7 +194,7 @@ class Trainer:
             self.log.info(f"step {self.state.step + 1}: out of memory. {describe_halved(plan)}")
 
     def _update(self, window: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
-        """Make one optimizer step of the gradients; return what is logged about it."""
+        """Make one optimizer step of the gradients; return the values for its line in the log."""
         step, plan = self.state.step, self.plan
         norm = self.strategy.clip(self.options.max_grad_norm)
         terms = [name for name in totals if name != "tokens"]

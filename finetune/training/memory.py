@@ -1,4 +1,4 @@
-"""Running out of memory: what counts as that, and how a step is made smaller."""
+"""Out-of-memory errors, and smaller micro-batches after one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
+    """Return whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, Exception) and (should_reduce_batch_size(error) or "can't allocate memory" in str(error))
     )
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Tell whether ``flag`` is set on any process, the same on all of them."""
+    """Return whether ``flag`` is set on any process, the same on all of them."""
     if accelerator.num_processes == 1:
         return flag
     vector = torch.tensor([float(flag)], device=accelerator.device)
@@ -32,7 +32,7 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what is no longer referred to; call it outside the ``except`` that still holds the traceback."""
+    """Free memory that is no longer referred to; call it outside the ``except`` that still holds the traceback."""
     clear_device_cache(garbage_collection=True)
 
 
@@ -40,8 +40,8 @@ def halved(plan: Plan, step: int) -> Plan:
     """Return the plan with micro-batches of half as many rows, and as many rows a step as before.
 
     Args:
-        plan: the one that did not fit.
-        step: the number of the step it happened in, from 1.
+        plan: the plan whose micro-batches did not fit.
+        step: the number of the step that ran out of memory, from 1.
 
     Raises:
         TrainingError: a micro-batch is already a single row.
@@ -56,7 +56,7 @@ def halved(plan: Plan, step: int) -> Plan:
 
 
 def describe_halved(plan: Plan) -> str:
-    """Return what the user is told of the plan that ``halved`` returned."""
+    """Return the line about the plan that ``halved`` returned, for the user."""
     return (
         f"The step is taken again, and the run goes on, with micro-batches of {plan.batch_size} and "
         f"{plan.accumulation} of them to a step: {plan.window} rows, as before."

@@ -1,4 +1,4 @@
-"""The optimizer: how it is built, its rate, and its state by parameter name."""
+"""The optimizer of a run: its building, its learning rates, and its state by parameter name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _8BIT = ("cpu", "cuda", "xpu")  # where bitsandbytes has its AdamW
 
 
 def make_optimizer(attachment: Attachment, options: TrainSection) -> torch.optim.Optimizer:
-    """Return AdamW over what the methods attached, a group for each ratio to the recipe's learning rate.
+    """Return AdamW over the parameters of the methods, a group for each ratio to the recipe's learning rate.
 
     Raises:
         TrainingError: the recipe's optimizer does not run on this device.
@@ -70,7 +70,7 @@ def load_optimizer(
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """Put back what ``optimizer_tensors`` returned; the optimizer itself knows which slot goes to which device."""
+    """Restore the tensors that ``optimizer_tensors`` returned; the optimizer knows the device of each slot."""
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number = {parameter: i for i, parameter in enumerate(order)}
     state = {

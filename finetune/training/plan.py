@@ -1,4 +1,4 @@
-"""Which rows each optimizer step sees, and at which learning rate: pure functions of the step."""
+"""The plan of a run: the rows and the learning rate of each optimizer step, as pure functions of the step."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ GROUPED_WINDOWS = 50  # steps whose rows are sorted together: few enough that an
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The whole run's order of rows, the same for every split of a step into micro-batches and processes.
+    """The order of rows of a whole run, the same for every split of a step into micro-batches and processes.
 
     One optimizer step sees ``window`` rows over all processes, fewer in the last step of an epoch. Where ``lengths``
     are given, the rows of a step are of like length, the longest first, so each micro-batch pads little. A stream
@@ -56,12 +56,12 @@ class Plan:
         """Return the plan of a recipe's train section.
 
         Args:
-            options: the section.
-            num_rows: of an epoch; None for a stream.
-            num_processes: that share the rows of a step.
-            seed: of the order of rows.
-            batch_size: stands for the section's own where memory was short.
-            lengths: tokens of each row, by which rows are grouped; None where they are not.
+            options: the train section of the recipe.
+            num_rows: the number of rows of an epoch; None for a stream.
+            num_processes: the number of processes that share the rows of a step.
+            seed: the seed of the order of rows.
+            batch_size: the rows of a micro-batch on one process, if fewer than the section's because memory was short.
+            lengths: the number of tokens of each row, by which rows are grouped; None where they are not.
         """
         if num_rows == 0:
             raise DataError("there are no rows to train on. Look at data.train or data.rows.")
@@ -147,8 +147,8 @@ def padding(plan: Plan, lengths: Sequence[int]) -> float:
     """Return the share of padding among the tokens of a plan's first epoch.
 
     Args:
-        plan: the order.
-        lengths: tokens of each row, whether or not the plan groups by them.
+        plan: the order of the rows.
+        lengths: the number of tokens of each row, whether or not the plan groups by them.
     """
     counts, size, kept, made = np.asarray(lengths), plan.batch_size, 0, 0
     for step in range(plan.steps_per_epoch):
@@ -159,7 +159,7 @@ def padding(plan: Plan, lengths: Sequence[int]) -> float:
 
 
 def describe_padding(plan: Plan, lengths: Sequence[int]) -> str:
-    """Return what the user is told: what padding costs, and what it would cost in the other order."""
+    """Return the line about padding for the user: its share of the tokens, and its share in the other order."""
     other = replace(plan, lengths=tuple(lengths) if plan.lengths is None else None)
     here, there = padding(plan, lengths), padding(other, lengths)
     setting = f"train.group_by_length: {'true' if plan.lengths is None else 'false'}"
@@ -167,7 +167,7 @@ def describe_padding(plan: Plan, lengths: Sequence[int]) -> str:
 
 
 def learning_rate_factor(step: int, options: TrainSection, total_steps: int) -> float:
-    """Return what the learning rate of ``step`` is multiplied by: linear warm-up, then the recipe's schedule."""
+    """Return the factor on the learning rate in ``step``: linear warm-up, then the recipe's schedule."""
     warmup = math.ceil(options.warmup_ratio * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

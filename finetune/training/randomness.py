@@ -1,4 +1,4 @@
-"""The random state of this process: taken before a step, put back to redo it or to go on from a checkpoint."""
+"""The random state of this process: taken before a step, restored to repeat it or to go on from a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what ``random_state`` returned; a device's state is left out on a machine without that device."""
+    """Restore the state that ``random_state`` returned; the state of a device that is missing here is left out."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

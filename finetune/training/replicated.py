@@ -1,4 +1,4 @@
-"""The plain way to share a run: every process holds the whole base and the whole adapter."""
+"""The plain strategy of a run: every process holds the whole base and the whole adapter."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Replicated:
-    """One process, or several that each hold everything (DDP): also what the other strategies differ from.
+    """One process, or several that each hold everything (DDP); the base class of the other strategies.
 
     A process's gradients stay its own until the whole window is through; then they are added up in one vector. So no
     process waits for another before that, and one that ran out of memory can have all of them take the step again.
 
     Args:
-        accelerator: of the run.
+        accelerator: the accelerator of the run.
     """
 
     lockstep = False  # whether a forward or backward of one process waits for that of every other
@@ -41,7 +41,7 @@ class Replicated:
 
     @property
     def load_device(self) -> str:
-        """Where the base is loaded to."""
+        """The device that the base is loaded on."""
         return str(self.accelerator.device)
 
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
@@ -53,21 +53,21 @@ class Replicated:
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
     ) -> None:
-        """Take over what trains; from now on ``model`` is what is run forward and ``optimizer`` what holds rates."""
+        """Take over the adapter; from now on ``model`` runs forward, and ``optimizer`` holds the learning rates."""
         self.attachment, self.optimizer = attachment, optimizer
         self.model = self.accelerator.prepare(model)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What trains."""
+        """The parameters that train."""
         return list(self.attachment.parameters.values())
 
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
         """Run one micro-batch forward and backward.
 
         Args:
-            loss: returns this process's share of the step's loss: its sum over the items of all processes.
-            last: whether it is the window's last.
+            loss: the function that returns this process's share of the loss: its sum over the items of all processes.
+            last: whether the micro-batch is the last of its step.
         """
         with self.accelerator.no_sync(self.model):
             value = loss()
@@ -75,7 +75,7 @@ class Replicated:
                 self.accelerator.backward(value)
 
     def add_up_gradients(self) -> None:
-        """Add up the gradients of all processes, in one flat vector; what none of them has stays None."""
+        """Add up the gradients of all processes, in one flat vector; a gradient that no process has stays None."""
         if self.accelerator.num_processes == 1:
             return
         parameters = self.parameters
@@ -100,7 +100,7 @@ class Replicated:
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        """Forget what the backward passes left."""
+        """Forget the gradients of the backward passes."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class Replicated:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write what ``tensors`` returned into the adapter; every process has to call it."""
+        """Write the tensors that ``tensors`` returned into the adapter; every process has to call it."""
         for name, parameter in self.attachment.parameters.items():
             parameter.copy_(tensors[name])
 
@@ -118,7 +118,7 @@ class Replicated:
         return optimizer_tensors(self.optimizer, self.attachment.parameters)
 
     def load_optimizer(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what ``optimizer_tensors`` returned; every process has to call it."""
+        """Restore the tensors that ``optimizer_tensors`` returned; every process has to call it."""
         load_optimizer(self.optimizer, self.attachment.parameters, tensors)
 
     def finish(self) -> Attachment:

@@ -1,4 +1,4 @@
-"""From the plan to batches: the rows of each step, collated here or in worker processes."""
+"""The batches of each step: the rows of the plan, collated here or in worker processes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MOST_WORKERS = 8  # for one GPU: more seldom make batches faster, and each holds
 
 
 def worker_count(wanted: int | Literal["auto"], device: torch.device) -> int:
-    """Return how many processes prepare batches ahead.
+    """Return the number of processes that prepare batches ahead.
 
     A GPU computes while they open images and make tokens, so it gets the cores that its process has here. On a CPU
     the model itself takes every core: workers would only take turns with it.
 
     Args:
-        wanted: the recipe's number, or ``auto``.
-        device: that the model is on.
+        wanted: the number in the recipe, or ``auto``.
+        device: the device of the model.
     """
     if wanted != "auto":
         return wanted
@@ -46,7 +46,7 @@ def worker_count(wanted: int | Literal["auto"], device: torch.device) -> int:
 
 
 class _Rows(Dataset):
-    """Hands (row, supervised) pairs through a DataLoader to the collator."""
+    """The rows of a run as a dataset of (example, supervised) pairs."""
 
     def __init__(self, examples: list[Example], seed: int):
         self.examples, self.seed = examples, seed
@@ -59,7 +59,7 @@ class _Rows(Dataset):
 
 
 class _Arrivals(Dataset):
-    """Checks rows of a stream where they are collated; None stands for one that only fills up a micro-batch."""
+    """The arriving rows of a stream, checked as a dataset; None stands for a row that only fills a micro-batch."""
 
     def __init__(self, checks: Checks, filler: Example, collate: Callable[[list[tuple[Example, bool]]], Batch]):
         self.checks, self.filler, self.collate = checks, filler, collate
@@ -70,7 +70,7 @@ class _Arrivals(Dataset):
     def batch(
         self, checked: list[tuple[int, Example | DataError] | None]
     ) -> tuple[Batch, list[tuple[int, DataError | None]]]:
-        """Return the rows that can be trained on, and each position with what was wrong there."""
+        """Return the batch of the rows that can be trained on, and each position with its error or None."""
         found = [one for one in checked if one]
         good = [(row, True) for _, row in found if isinstance(row, Example)]
         faults = [(position, row if isinstance(row, DataError) else None) for position, row in found]
@@ -78,7 +78,7 @@ class _Arrivals(Dataset):
 
 
 class _Telling:
-    """Collates, and returns an error of ours as a batch: torch would put a worker's traceback into its message."""
+    """A collator that returns this package's errors; torch would put the traceback of a raised one into its message."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]):
         self._collate = collate
@@ -97,9 +97,9 @@ class Windows:
 
     Args:
         examples: the training rows; a stream is read here, and its rows are checked where they are collated.
-        collate: makes a training batch of (example, supervised) pairs.
-        accelerator: says which process this is, and where its batches go.
-        num_workers: as ``worker_count`` takes it; 0 collates here.
+        collate: the function that makes a training batch of (example, supervised) pairs.
+        accelerator: the accelerator, which numbers this process and has its device.
+        num_workers: the number of worker processes, as for ``worker_count``; 0 collates here.
     """
 
     def __init__(
@@ -118,12 +118,12 @@ class Windows:
 
     @property
     def num_rows(self) -> int | None:
-        """Rows of an epoch; None for a stream."""
+        """The number of rows of an epoch; None for a stream."""
         return None if isinstance(self.examples, Stream) else len(self.examples)
 
     @property
     def lengths(self) -> list[int] | None:
-        """Tokens of each row of an epoch; None where they are not known before it arrives, or were not counted."""
+        """The tokens of each row of an epoch; None where they are not known before it arrives, or were not counted."""
         if isinstance(self.examples, Stream):
             return None
         counted = [row.num_tokens for row in self.examples if row.num_tokens is not None]

@@ -1,4 +1,4 @@
-"""Where a run stands, as a checkpoint holds it: everything that going on exactly needs, by name."""
+"""The state of a run, as a checkpoint holds it by name: all that is needed to go on exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")  # wh
 
 @dataclass
 class TrainState:
-    """Where a run stands, the weights and generators apart."""
+    """The progress of a run, without weights and generators."""
 
     batch_size: int  # rows of a micro-batch on one process; fewer than the recipe's where memory ran out
     step: int = 0  # optimizer steps done
@@ -52,7 +52,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A whole state, as it is written and read.
+    """The whole state of a run, as it is written and read.
 
     The best weights are a copy, so a state does not depend on another file; an adapter is small.
     """
@@ -65,8 +65,8 @@ class Standing:
         """Return tensors and facts for a checkpoint; every process has to call it.
 
         Args:
-            random: this process's, as it was after the last step.
-            log_bytes: length of the log.
+            random: the random state of this process after the last step.
+            log_bytes: the length of the log in bytes.
         """
         adapter = self.strategy.tensors()
         tensors = {f"adapter/{name}": tensor for name, tensor in adapter.items()}

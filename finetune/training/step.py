@@ -29,7 +29,7 @@ class Reference:
 
     Attributes:
         model: the adapted model, not wrapped.
-        outputs: the task's.
+        outputs: the task's ``outputs``.
         placeholders: the places that a tuned prompt fills, which the base is not shown.
     """
 
@@ -56,10 +56,10 @@ class Step:
     """A micro-batch with the outputs of the adapted model and of the base alone, each computed once.
 
     Args:
-        model: as the loop runs it; it may be wrapped for several processes.
-        batch: on the model's device.
-        outputs: the task's.
-        reference: returns the base's own outputs; None where the objective did not ask for them.
+        model: the model as the loop runs it; it may be wrapped for several processes.
+        batch: the micro-batch, on the model's device.
+        outputs: the task's ``outputs``.
+        reference: the function that returns the base's own outputs; None where the objective did not ask for them.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, outputs: Outputs, reference: Callable[[Batch], Tensor] | None):
@@ -88,12 +88,12 @@ class Step:
 
 @dataclass(frozen=True)
 class TaskObjective:
-    """What a run minimises: an objective over its task.
+    """The objective of a run over its task.
 
     Attributes:
-        task: gives the outputs.
-        objective: makes losses of them.
-        reference: returns the outputs of the base alone.
+        task: the task, which gives the outputs.
+        objective: the objective, which makes losses of the outputs.
+        reference: the function that returns the outputs of the base alone.
         couples_rows: whether the loss of a row depends on the other rows of an optimizer step; if so, the objective is
             a ``CoupledObjective``.
     """
@@ -104,7 +104,7 @@ class TaskObjective:
     couples_rows: bool
 
     def count_items(self, batch: Batch) -> dict[str, int]:
-        """Return how many things each term is a sum over, before any forward."""
+        """Return the number of items that each term is a sum over, before any forward."""
         return self.objective.count_items(batch)
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, LossSum]:

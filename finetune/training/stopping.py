@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C and SIGTERM are noted, and obeyed between two steps."""
+"""Stopping a run: Ctrl-C and SIGTERM are noted, and obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SAME_SECONDS = 1.0  # a launcher passes on what the terminal has already sent: w
 
 
 class Stopping:
-    """While entered, a first signal is only noted; a second one ends the process at once.
+    """A context in which a first signal is only noted; a second one ends the process at once.
 
     A signal that was ignored (as under nohup) stays so, and outside the main thread nothing is handled.
 
     Args:
-        main: whether this process tells the user.
+        main: whether this process is the one that tells the user.
     """
 
     def __init__(self, *, main: bool = True):
@@ -65,11 +65,11 @@ class Stopping:
 
 
 def farewell(step: int, total_steps: int, kept: Path | None) -> str:
-    """Return what the user is told of a run that stopped: where it stands, and how it goes on.
+    """Return the last line of a run that stopped, for the user: the step it reached, and the way to go on.
 
     Args:
-        step: optimizer steps done.
-        total_steps: those of the whole run.
+        step: the number of optimizer steps done.
+        total_steps: the number of optimizer steps of the whole run.
         kept: the checkpoint of this step, where it could be written.
     """
     where = f"stopped after step {step} of {total_steps}"

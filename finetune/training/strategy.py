@@ -1,4 +1,4 @@
-"""How the processes of a run share its work, as the accelerate config says."""
+"""The strategy by which the processes of a run share its work, chosen by the accelerate config."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _why_not_deepspeed(accelerator: Accelerator, recipe: Recipe) -> str | None:
 
 
 def _why_not_cut(recipe: Recipe) -> str | None:
-    """Return why the base of a recipe cannot be cut over processes."""
+    """Return the reason why the base of a recipe cannot be cut over processes; None where it can."""
     if recipe.model.quantization:
         return f"a base held in {recipe.model.quantization} cannot be cut. Leave out model.quantization, or use DDP."
     if any(isinstance(section, LoraSection) and section.use_dora for section in recipe.parts):

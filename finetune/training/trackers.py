@@ -56,7 +56,7 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """Have every tracker write what it still holds."""
+    """Have every tracker write the values that it still holds."""
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []

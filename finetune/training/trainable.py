@@ -1,4 +1,4 @@
-"""What trains, in a model that is otherwise frozen: its mode, and whether it trains at all."""
+"""The trainable part of a frozen model: its mode, and the check that every parameter trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
-    """Put what trains in training mode and leave every frozen module in eval mode.
+    """Put the trainable parts in training mode and leave every frozen module in eval mode.
 
     A frozen batch norm in training mode would overwrite its running statistics, and with them the base.
     """
@@ -34,7 +34,7 @@ def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
 
 
 class GradientCheck:
-    """Counts the steps that reach each parameter of an adapter, and stops a run in which one would never train.
+    """A check that steps reach each parameter of an adapter; it stops a run in which one would never train.
 
     A step whose rows hold no image reaches no vision tower: it says nothing of what is adapted there.
     """
@@ -48,8 +48,8 @@ class GradientCheck:
         """Look at the gradients of one step.
 
         Args:
-            gradient: returns a parameter's whole gradient, or None where no row of the step reached it.
-            epoch: steps that see each row once, or all of the run where it is shorter.
+            gradient: the function that returns a parameter's whole gradient; None where no row of the step reached it.
+            epoch: the number of steps that see each row once, or of the whole run where that is shorter.
 
         Raises:
             TrainingError: a tensor that must have a gradient by now has none that is not zero, or a whole epoch has

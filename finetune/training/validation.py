@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """How the adapter did on the validation rows.
+    """The result of one validation.
 
     Attributes:
-        values: name of a metric -> its value; the first one is the score that chooses the best weights.
-        loss: of the references, in nats a supervised token, or a row for a task that couples rows; None where it is
-            not finite.
+        values: each name of a metric -> its value; the first is the score that chooses the best weights.
+        loss: the loss of the references, in nats per supervised token, or per row if the task couples rows; None if
+            it is not finite.
         higher_is_better: whether a larger score is better.
     """
 
@@ -43,5 +43,5 @@ class Validation:
         return self.loss is not None and (than_loss is None or self.loss < than_loss)
 
     def is_as_good(self, as_score: float | None, as_loss: float | None) -> bool:
-        """Return whether nothing but the step decides."""
+        """Return whether score and loss are equal to these, so that the later step is chosen."""
         return (self.score, self.loss) == (as_score, as_loss)

@@ -1,4 +1,4 @@
-"""The gradient of one optimizer step: the backward passes of its micro-batches, added up by counts."""
+"""The gradient of one optimizer step: the sum over its micro-batches, divided by counts."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def backward_window(
     """Run the window forward and backward; gradients are whole after the strategy's ``add_up_gradients``.
 
     Args:
-        strategy: runs one micro-batch, and has the model.
+        strategy: the strategy, which has the model and runs each micro-batch.
         objective: the terms.
-        window: micro-batches, not yet on the device.
-        totals: term -> items in the window over all processes; each term's sum is divided by its own.
-        dtype: of the images.
+        window: the micro-batches of the step, not yet on the device.
+        totals: each term -> its items in the step over all processes; each term's sum is divided by its own.
+        dtype: the dtype of the images.
 
     Returns:
         For each micro-batch the sum of each term.

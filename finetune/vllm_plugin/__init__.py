@@ -2,12 +2,12 @@
 
 Two entry points named ``finetune_registry``, which run in vLLM's environment:
 
-- ``vllm.general_plugins``: ``register`` gives vLLM a LoRA resolver. vLLM keeps for ever what a name was resolved to, so
-  the resolver knows names with a digest only.
+- ``vllm.general_plugins``: ``register`` gives vLLM a LoRA resolver. vLLM never resolves a name twice, so the resolver
+  knows names with a digest only.
 - ``vllm.endpoint_plugins``: ``endpoint.RegistryEndpoint`` puts a middleware before vLLM's routes, inside its
-  authentication, that replaces the reference in a request by the one with the digest that it stands for now; and closes
-  the routes by which anyone could load any folder. It says at start what the base is, which every adapter is held
-  against.
+  authentication. The middleware replaces the reference in a request by the one with the digest that it stands for now,
+  and closes the routes by which anyone could load any folder. At start, the endpoint identifies the base, to which
+  every adapter must belong.
 
 vLLM loads the second only where ``VLLM_PLUGINS`` names it, and without it the resolver refuses. Nothing here loads
 PEFT, transformers or datasets.

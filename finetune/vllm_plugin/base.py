@@ -1,4 +1,4 @@
-"""What vLLM serves, as far as files tell it: the identity of the base, and what makes tensors of images and texts."""
+"""The base that vLLM serves, as its files show it: its identity, and the digests of its processor."""
 
 import json
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from finetune.adapters.manifest import AdapterManifest, BaseIdentity, ProcessorD
 
 @dataclass(frozen=True, kw_only=True)
 class ServedBase:
-    """What every adapter is held against.
+    """The base to which every served adapter must belong.
 
     Attributes:
-        identity: of the base.
-        processor: digests of its tokenizer, processor, chat template and generation config.
+        identity: the identity of the base.
+        processor: the digests of its tokenizer, processor, chat template and generation config.
         max_lora_rank: the largest rank that vLLM has room for.
     """
 
@@ -35,11 +35,11 @@ class ServedBase:
 
 
 def identify_served(model: str, *, revision: str | None, chat_template: str | None, max_lora_rank: int) -> ServedBase:
-    """Return what is served; weights that were not seen before are hashed.
+    """Return the base that vLLM serves; weights that were not seen before are hashed.
 
     Args:
-        model: folder or hub id, as vLLM has it.
-        revision: of the hub id.
+        model: the folder or hub id, as vLLM has it.
+        revision: the revision of the hub id.
         chat_template: the text of ``--chat-template``; None where the base's own is used.
         max_lora_rank: the largest rank that vLLM has room for.
 
@@ -55,7 +55,7 @@ def identify_served(model: str, *, revision: str | None, chat_template: str | No
 
 
 def chat_template_of(folder: Path) -> str:
-    """Return the template that a processor has which transformers loads from ``folder``; empty where it has none."""
+    """Return the chat template that transformers loads from ``folder``; empty where there is none."""
     if (path := folder / "chat_template.jinja").is_file():
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):  # as older releases wrote it

@@ -1,4 +1,4 @@
-"""The part of the plugin in vLLM's API server: the middleware, and what the base is that adapters must belong to."""
+"""The part of the plugin in vLLM's API server: the middleware, and the identity of the base."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RegistryEndpoint:
             app.add_middleware(PinnedModels, served=lambda: resolver.served)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Look at the base, which is hashed where it was not before, and open the registry.
+        """Identify the base, which is hashed where it was not before, and open the registry.
 
         Raises:
             LaunchError: vLLM was started in a way in which adapters of a registry cannot be served; it ends then.
@@ -66,7 +66,7 @@ class RegistryEndpoint:
 
 
 def require_settings(config: Any) -> None:
-    """Raise LaunchError where the settings of vLLM keep adapters of a registry from being served, or served right.
+    """Raise LaunchError where vLLM's settings do not allow adapters of a registry, or would change their answers.
 
     Args:
         config: vLLM's whole config.
@@ -98,7 +98,7 @@ def require_settings(config: Any) -> None:
 
 
 def _resolver() -> RegistryResolver | None:
-    """Return the plugin's resolver; None where FINETUNE_REGISTRY was not set, which ``register`` has said."""
+    """Return the plugin's resolver; None where FINETUNE_REGISTRY was not set, which ``register`` has logged."""
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
         return None
     resolver = LoRAResolverRegistry.get_resolver(NAME)

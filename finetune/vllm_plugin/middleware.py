@@ -1,4 +1,4 @@
-"""An ASGI middleware before vLLM's routes: references to adapters in, digests out. Imports nothing of vLLM."""
+"""The ASGI middleware before vLLM's routes, which replaces references by digests. Imports nothing of vLLM."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ CLOSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters")
 
 
 class PinnedModels:
-    """Replaces a reference to an adapter in a request's ``model`` by the one with the digest it stands for now.
+    """An ASGI middleware that replaces a reference in a request's ``model`` by one with the digest it stands for now.
 
-    vLLM keeps what a name was resolved to for as long as it runs; what is named by its digest never moves, and each
-    request names the version that answers it. The answer's ``model`` says the same.
+    vLLM never resolves a name twice. A name with a digest never changes its meaning, and each request names the version
+    that answers it. So does the answer's ``model``.
 
     Args:
-        app: what is asked then.
-        served: returns the adapters of the registry; None before the server has started.
+        app: the application that handles the request next.
+        served: the function that returns the adapters of the registry; None before the server has started.
     """
 
     def __init__(self, app: App, *, served: Callable[[], ServedAdapters | None]):
@@ -72,7 +72,7 @@ class PinnedModels:
 
 
 def _reference(request: Any, scope: Scope) -> str | None:
-    """Return the adapter that a request asks for; None where it asks for the base, or says no reference."""
+    """Return the adapter that a request asks for; None where it asks for the base, or has no reference."""
     model = request.get("model") if isinstance(request, dict) else None
     models = getattr(scope["app"].state, "openai_serving_models", None)
     # The name of the base may read as a reference, as google/gemma-3-4b-it does.
@@ -119,7 +119,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return what gives ``body`` once and then goes on, since vLLM waits there for the client to go."""
+    """Return a ``receive`` that gives ``body`` once and then goes on, since vLLM waits there for the client to go."""
     given = False
 
     async def replay() -> Message:

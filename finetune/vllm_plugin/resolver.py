@@ -23,11 +23,11 @@ _log = logging.getLogger(f"vllm.{__name__}")
 
 
 class RegistryResolver(LoRAResolver):
-    """Finds adapters of a registry for vLLM, which keeps what it is told for as long as it runs.
+    """The LoRA resolver that finds adapters of a registry for vLLM, which never resolves a name twice.
 
     Attributes:
-        location: of the registry.
-        served: the adapters, once the endpoint plugin has said what the base is; until then none is found.
+        location: the location of the registry.
+        served: the adapters; None, so that none is found, until the endpoint plugin has identified the base.
     """
 
     def __init__(self, location: str):
@@ -35,11 +35,11 @@ class RegistryResolver(LoRAResolver):
         self.served: ServedAdapters | None = None
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """Return what vLLM is to load for a reference with a digest; None, which it answers with 404, for all else.
+        """Return the request by which vLLM loads a reference with a digest; None for others, which it answers with 404.
 
         Args:
-            base_model_name: vLLM's name of the base; the base itself was looked at when the server started.
-            lora_name: what a request says its model is.
+            base_model_name: vLLM's name of the base, which was identified when the server started.
+            lora_name: the model that a request names.
         """
         try:
             ref = AdapterRef.parse(lora_name)
@@ -60,7 +60,7 @@ class RegistryResolver(LoRAResolver):
 
 
 def register_resolver(location: str) -> None:
-    """Register the resolver; once more in a process where it is there changes nothing."""
+    """Register the resolver; it does nothing in a process that has it already."""
     if NAME in LoRAResolverRegistry.get_supported_resolvers():
         return
     if (found := version("vllm").partition("+")[0]) != VERSION:

@@ -1,4 +1,4 @@
-"""From a reference to a folder that vLLM may load: every check that needs no live model, and a cache by digest."""
+"""Adapter folders that vLLM may load: every check that needs no live model, and a cache by digest."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class ServedAdapters:
     """The adapters of a registry that fit a base, as folders; any thread may call any method.
 
     Args:
-        registry: where references are looked up.
-        base: what vLLM serves.
-        alias_seconds: for which an alias is taken to stand for what it stood for. Where the registry cannot be asked
-            then, or what it names now is refused, what was served goes on, with a warning.
+        registry: the registry in which references are looked up.
+        base: the base that vLLM serves.
+        alias_seconds: the number of seconds for which a resolved alias is reused. Where the registry or the new version
+            fails, the present version stays, with a warning.
     """
 
     def __init__(self, registry: AdapterRegistry, base: ServedBase, *, alias_seconds: float = ALIAS_SECONDS):
@@ -50,12 +50,12 @@ class ServedAdapters:
         self._aliases = Aliases(self._look_up, registry.guard.check_manifest, seconds=alias_seconds)
 
     def pinned(self, ref: str) -> str:
-        """Return the reference, by digest, of what ``ref`` stands for now, of which a folder is then ready.
+        """Return the reference, by digest, to the version that ``ref`` stands for now; its folder is ready then.
 
         Raises:
             AdapterReferenceError: it is no reference.
             RegistryError: there is no such adapter, or the registry cannot be read.
-            AdapterError: it is not what was saved, nobody vouches for it, or it does not belong to the base.
+            AdapterError: it is damaged, nobody vouches for it, or it does not belong to the base.
             ExportError: vLLM would not serve it.
         """
         version = self._aliases.version(ref)
@@ -63,10 +63,10 @@ class ServedAdapters:
         return str(AdapterRef(namespace=version.namespace, name=version.name, digest=version.digest))
 
     def folder(self, pinned: str) -> Path:
-        """Return the folder of an adapter that is referred to by its digest.
+        """Return the folder of an adapter whose reference has a digest.
 
         Raises:
-            FinetuneError: as ``pinned``.
+            FinetuneError: as for ``pinned``.
         """
         return self._folders[self._aliases.version(pinned).digest]
 
@@ -99,10 +99,10 @@ class ServedAdapters:
 
 
 def require_described(manifest: AdapterManifest) -> None:
-    """Check that the tensors of a LoRA are those of its modules and ranks; a live base is needed for their widths.
+    """Check that the tensors of a LoRA are those of its modules and ranks; their widths need a live base.
 
     Raises:
-        ManifestError: with the first that is not.
+        ManifestError: the first tensor that is wrong.
     """
     (part,) = manifest.adapter.parts
     table, expected = manifest.adapter.tensors, set()
@@ -121,10 +121,11 @@ def require_described(manifest: AdapterManifest) -> None:
 def put_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make ``folder`` hold exactly ``files``; any number of processes may do so at once, with the same files.
 
-    It appears whole. One that is there is compared byte by byte, and never changed: engines read it at any time.
+    The folder appears whole. A folder that is there is compared byte by byte, and never changed: engines read it at any
+    time.
 
     Raises:
-        IntegrityError: what is there is something else.
+        IntegrityError: the folder that is there has other contents.
         OSError: it cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)

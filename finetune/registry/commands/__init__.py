@@ -1,4 +1,4 @@
-"""The body of ``finetune registry``: words of the command line in, tables or JSON out; a file for each kind of verb."""
+"""The body of ``finetune registry``, which reads the command line and prints tables or JSON; a file for each kind."""
 
 import argparse
 import sys
@@ -42,14 +42,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.Argume
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what ``finetune registry ...`` asks, and print the answer.
+    """Run ``finetune registry ...``, and print the answer.
 
     Returns:
         The exit code: 0; or 1 when the answer is no: problems were found, a promotion or a copy was refused, an
         adapter could not be listed.
 
     Raises:
-        FinetuneError: it cannot be done.
+        FinetuneError: the verb fails.
     """
 
     def show(message: Warning | str, *where: object) -> None:

@@ -161,7 +161,7 @@ def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 
 def concerned(before: Commit | None, commit: Commit) -> int:
-    """Return the version that an entry is about: published, yanked, or what an alias stands for from then on.
+    """Return the version that an entry is about: the published or yanked one, or the new target of an alias.
 
     Args:
         before: the entry before; None for the first.

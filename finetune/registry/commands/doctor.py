@@ -1,4 +1,4 @@
-"""The verb on the command line that tries out a place: doctor."""
+"""The verb on the command line that tests a place: doctor."""
 
 import argparse
 from dataclasses import asdict

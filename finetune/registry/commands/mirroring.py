@@ -1,4 +1,4 @@
-"""The verbs of what is no registry of ours on the command line: mirror, fetch-oci."""
+"""The verbs on the command line for other kinds of registries: mirror, fetch-oci."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""How the answers of ``finetune registry`` are printed: tables and lines for people, JSON for programs."""
+"""The output of ``finetune registry``: tables and lines for people, JSON for programs."""
 
 import argparse
 import json
@@ -26,18 +26,18 @@ def _as_json(value: Any) -> str:
 
 
 def warn(version: Version) -> None:
-    """Print to stderr what whoever asked for this version has to know."""
+    """Print the warning of a version to stderr, where it has one."""
     if version.warning:
         print(f"warning: {safe_line(version.warning)}", file=sys.stderr)
 
 
 def version_json(version: Version) -> dict[str, Any]:
-    """Return a version as JSON shows it."""
+    """Return a version as a JSON object."""
     return {"ref": version.ref, **vars(version), "warning": version.warning}
 
 
 def one_line(version: Version) -> str:
-    """Return a version as a line of text shows it."""
+    """Return a version as a line of text."""
     return f"{version.ref} (aliases: {', '.join(version.aliases)}; sha256:{version.digest})"
 
 

@@ -1,4 +1,4 @@
-"""What a file of verbs is given to add its own to ``finetune registry``."""
+"""The interface by which a file of verbs adds its own to ``finetune registry``."""
 
 import argparse
 from collections.abc import Callable
@@ -19,16 +19,16 @@ def add_signing(parser: argparse.ArgumentParser) -> None:
 
 
 class AddVerb(Protocol):
-    """Adds a verb, with the options that all have, and returns its parser."""
+    """A function that adds a verb, with the options that all verbs have, and returns its parser."""
 
     def __call__(
         self, name: str, verb: Callable[[AdapterRegistry, argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        """Add it.
+        """Add the verb.
 
         Args:
-            name: the word on the command line.
-            verb: does it, prints the answer and returns the exit code.
-            text: what it does, for ``--help``.
+            name: the name of the verb on the command line.
+            verb: the function that runs the verb, prints the answer and returns the exit code.
+            text: the help of the verb, for ``--help``.
         """
         ...

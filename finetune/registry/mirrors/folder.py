@@ -1,4 +1,4 @@
-"""A folder that a mirror makes."""
+"""The folder that a mirror makes."""
 
 import os
 import tempfile
@@ -16,8 +16,8 @@ def new_folder(into: Path, *, elsewhere: str) -> Iterator[Path]:
     """Yield the path of a folder to make, which becomes ``into`` when nothing is raised.
 
     Args:
-        into: does not exist yet, or is an empty folder; its parents are made when needed.
-        elsewhere: how to choose another one, such as ``" (--into)"``.
+        into: the folder to make, which does not exist yet or is empty; its parents are made when needed.
+        elsewhere: a hint how to choose another one, such as ``" (--into)"``.
 
     Raises:
         StoreError: it cannot be written, holds something already, or lies in a registry.

@@ -1,7 +1,7 @@
 """A version as a repository of the Hugging Face Hub: the adapter's files, its manifest, and a model card.
 
 A downloaded repository is an adapter folder: ``finetune.load`` opens it, and ``publish`` takes it. The
-version's number is the tag ``v17``, which never moves; the default branch shows what was mirrored last.
+version's number is the tag ``v17``, which never moves; the default branch shows the version mirrored last.
 """
 
 import tempfile
@@ -31,13 +31,13 @@ _CHECKS = "That way it is checked first: every digest, the base, and its effect 
 
 
 def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Path) -> Path:
-    """Write the folder that the hub would hold; every byte of the adapter is checked.
+    """Write the folder of a repository of the hub; every byte of the adapter is checked.
 
     A card among the adapter's own files stays as it is.
 
     Args:
-        registry: holds the version.
-        version: what to write.
+        registry: the registry that holds the version.
+        version: the version to write.
         into: the folder to make, which appears whole or not at all.
 
     Returns:
@@ -69,14 +69,14 @@ def _card(version: Version, manifest: AdapterManifest) -> Card:
 
 
 def upload_to_hub(registry: AdapterRegistry, version: Version, repo_id: str, *, private: bool = True) -> str:
-    """Make a repository of the hub show a version, in one commit, and tag it; what is tagged already stays.
+    """Make a repository of the hub show a version, in one commit, and tag it; an existing tag stays.
 
     The token and the hub's address are those of ``huggingface_hub``: ``hf auth login``, HF_TOKEN, HF_ENDPOINT.
 
     Args:
-        registry: holds the version.
-        version: what to upload.
-        repo_id: ``owner/name``; made when it does not exist.
+        registry: the registry that holds the version.
+        version: the version to upload.
+        repo_id: the id of the repository, ``owner/name``; it is made when it does not exist.
         private: whether only its owner sees a repository that is made.
 
     Returns:

@@ -2,8 +2,8 @@
 
 The config is the adapter's manifest, so the config's digest is the version's. Each layer has the name of a file
 as its title, the adapter's manifest among them, so that any client that pulls the artifact gets an adapter folder.
-Equal versions give equal artifacts. Tags of OCI registries can move, and no condition on them is honoured: a
-tag is read before and after it is written, and what is told is the digest.
+Equal versions give equal artifacts. Tags of OCI registries can move, and no condition on them is honoured: a tag is
+read before and after it is written, and the digest is returned.
 """
 
 import tempfile
@@ -66,12 +66,12 @@ class _Artifact(BaseModel):
 
 
 def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> OciRef:
-    """Upload a version, every byte checked; what is there already is not sent again.
+    """Upload a version, every byte checked; blobs that are there already are not sent again.
 
     Args:
-        registry: holds the version.
-        version: what to upload.
-        ref: where to; the tag is the version's number when none is given.
+        registry: the registry that holds the version.
+        version: the version to upload.
+        ref: the repository to upload to; the tag is the version's number when none is given.
 
     Returns:
         The reference by digest, which always means these bytes.
@@ -109,10 +109,10 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
 def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
     """Download an artifact into an adapter folder, every byte checked.
 
-    Nothing says that the folder is what its publisher made but the digest: give one, or compare what is returned.
+    Only the digest proves that the folder is the one that its publisher made: give one, or compare the returned one.
 
     Args:
-        ref: with a tag or a digest.
+        ref: the reference, with a tag or a digest.
         into: the folder to make, which appears whole or not at all.
 
     Returns:
@@ -179,7 +179,7 @@ def _artifact(version: Version, manifest: AdapterManifest, files: dict[str, File
 
 
 def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
-    """Return what an artifact says of the adapter's manifest, and of the files by name."""
+    """Return the entry of the adapter's manifest in an artifact, and its files by name."""
     told: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
     try:
         artifact = _Artifact.model_validate(told)

@@ -1,7 +1,7 @@
 """A repository of an OCI registry, by the requests of the distribution specification.
 
-Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md. Only what a push and a pull of
-whole blobs need. Loopback is spoken to in plain HTTP, all else in HTTPS.
+Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md. It has only the requests for a push and
+a pull of whole blobs. Requests to loopback use plain HTTP, all others HTTPS.
 """
 
 import json
@@ -33,13 +33,13 @@ _REF = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class OciRef:
-    """Where an artifact lies.
+    """The reference to an artifact.
 
     Attributes:
-        host: of the registry, with the port where it is not the usual one.
-        repository: the path in it.
-        tag: a movable word; None for none.
-        digest: SHA-256 of the artifact's manifest; None for none.
+        host: the host of the registry, with the port where it is not the usual one.
+        repository: the path of the repository on the host.
+        tag: the tag, which may move; None for none.
+        digest: the SHA-256 of the artifact's manifest; None for none.
     """
 
     host: str
@@ -52,7 +52,7 @@ class OciRef:
         """Read ``HOST/REPOSITORY``, followed by ``:TAG``, ``@sha256:DIGEST`` or nothing.
 
         Raises:
-            StoreError: it is none.
+            StoreError: it is no such reference.
         """
         match = _REF.fullmatch(text)
         # As everywhere, what holds neither a dot nor a port is a host only when it is called localhost.
@@ -74,7 +74,7 @@ class OciRef:
 
 
 class OciRepository:
-    """One repository; keeps a connection, so use it with ``with``."""
+    """A client of one repository; it keeps a connection open, so use it with ``with``."""
 
     def __init__(self, ref: OciRef) -> None:
         self.ref = ref
@@ -93,7 +93,7 @@ class OciRepository:
         """Return SHA-256 and bytes of the manifest at a tag or ``sha256:...``; None when there is none.
 
         Raises:
-            IntegrityError: it is larger than manifests are, or not what the digest says.
+            IntegrityError: it is larger than manifests are, or does not have the digest.
         """
         headers = {"Accept": MANIFEST_TYPE}
         with self._asked("GET", f"/manifests/{reference}", headers=headers, missing_ok=True) as answer:
@@ -111,12 +111,12 @@ class OciRepository:
             pass
 
     def has_blob(self, entry: FileEntry) -> bool:
-        """Whether a blob of this digest and size is there."""
+        """Return whether a blob of this digest and size is there."""
         with self._asked("HEAD", f"/blobs/sha256:{entry.sha256}", missing_ok=True) as answer:
             return answer.status_code == 200 and answer.headers.get("Content-Length") == str(entry.size)
 
     def put_blob(self, entry: FileEntry, path: Path) -> None:
-        """Write a file as a blob, in one piece; it is checked on the way, and by the registry.
+        """Upload a file as a blob, in one piece; it is checked on the way, and by the registry.
 
         Raises:
             IntegrityError: the file is not of this digest and size.

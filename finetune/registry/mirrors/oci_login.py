@@ -1,4 +1,4 @@
-"""How an OCI registry is told who asks: a password as ``docker login`` keeps it, or a token that is got for it.
+"""The login at an OCI registry: a password from ``docker login``, or a token that is fetched with it.
 
 Source: https://distribution.github.io/distribution/spec/auth/token/. Passwords that a helper program keeps are
 not found.
@@ -20,12 +20,12 @@ _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
 
 
 def answer_challenge(client: httpx2.Client, host: str, challenge: str) -> str | None:
-    """Return what the header ``Authorization`` has to hold; None when nothing can be answered.
+    """Return the value of the header ``Authorization``; None when the challenge cannot be answered.
 
     Args:
-        client: by which a token is asked for.
-        host: of the registry.
-        challenge: what it said in ``WWW-Authenticate``.
+        client: the client that fetches a token.
+        host: the host of the registry.
+        challenge: the value of its header ``WWW-Authenticate``.
 
     Raises:
         StoreError: the password file is damaged, or the registry sends us to an unsafe place.

@@ -48,7 +48,7 @@ def _make_folder(folder: Path) -> None:
 
 
 class LocalStore:
-    """Objects are files below ``root``: written aside, synced, and given their name by a hard link.
+    """A store whose objects are files below ``root``: written aside, synced, and given their name by a hard link.
 
     The link fails when the name is taken, which is what makes ``mode="create"`` atomic between processes and
     between machines. The folder is created by the first write.

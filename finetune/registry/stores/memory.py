@@ -1,4 +1,4 @@
-"""A store in the memory of this process, for tests and for trying things out."""
+"""A store in the memory of this process, for tests and trials."""
 
 import io
 import threading
@@ -10,7 +10,7 @@ from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, ch
 
 
 class MemoryStore:
-    """Objects are bytes in a dict. Each store is one of its own, which threads may share, and ends with its process."""
+    """A store whose objects are bytes in a dict. Threads may share it, and it ends with its process."""
 
     def __init__(self) -> None:
         self._objects: dict[str, tuple[bytes, datetime]] = {}

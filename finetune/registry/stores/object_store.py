@@ -71,17 +71,17 @@ _used_by: int | None = None  # process that has used obstore
 
 
 class ObjectStore:
-    """Objects below a prefix of a bucket. Credentials and endpoint come from the environment, as obstore reads them.
+    """A store below a prefix of a bucket. Credentials and endpoint come from the environment, as obstore reads them.
 
-    A single request creates an object only where there is none (``If-None-Match``, or generation 0). What is sent
-    in parts cannot be asked for that, so ``mode="create"`` holds an object whole in memory; large ones are put with
-    ``mode="overwrite"``, under keys that say what is in them.
+    A single request creates an object only where there is none (``If-None-Match``, or generation 0). An upload in parts
+    cannot have that condition, so ``mode="create"`` holds an object whole in memory. Put large objects with
+    ``mode="overwrite"``, under keys that depend on their contents.
 
-    Not to be used in a process that was forked from one that had used it: obstore's threads are not there.
+    Do not use it in a process that was forked from one that had used it: obstore's threads are not there.
     """
 
     def __init__(self, location: str) -> None:
-        """Open a bucket; nothing is asked of it yet.
+        """Open a bucket; no request is sent yet.
 
         Args:
             location: ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise; the prefix may be left out.
@@ -157,7 +157,7 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
-        """Let obstore's errors out as ours."""
+        """Turn obstore's errors into ours."""
         _refuse_forked()
         try:
             yield
@@ -185,7 +185,7 @@ class ObjectStore:
 
 
 class _Body(io.RawIOBase):
-    """The bytes of an object as they arrive."""
+    """A file of the bytes of an object as they arrive."""
 
     def __init__(self, store: ObjectStore, key: str, pieces: Iterator[bytes]) -> None:
         self._store, self._key, self._pieces = store, key, pieces
@@ -206,7 +206,7 @@ class _Body(io.RawIOBase):
 
 
 def _first_part(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
-    """Return what fits into one request as bytes; an upload in parts takes three at least."""
+    """Return bytes where they fit into one request, else an iterator: an upload in parts takes at least three."""
     first, size = [], 0
     for piece in pieces:
         first.append(piece)
@@ -217,7 +217,7 @@ def _first_part(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
 
 
 def _in_short(error: Exception) -> str:
-    """Return what the server said, or else obstore, without its dump for programmers and the signature of a URL."""
+    """Return the server's message, or else obstore's, without its dump for programmers and the signature of a URL."""
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     status, _, body = text.partition("status code: ")[2].partition(": ")
     said = [re.search(f"<{name}>([^<]*?)(?: RequestId:|<)", body) for name in ("Code", "Message")]
