@@ -15,21 +15,21 @@
     ├── AdapterError
     │   ├── AdapterReferenceError (ValueError)  a string that names no adapter
     │   ├── ManifestError (ValueError)    a manifest or adapter config that breaks its schema
-    │   ├── IntegrityError (ValueError)   bytes that are not those that were saved
+    │   ├── IntegrityError (ValueError)   bytes that differ from those that were saved
     │   ├── BaseMismatchError (ValueError)  an adapter and a base that do not belong together
     │   ├── ProbeError (ValueError)       an adapter whose effect differs from the recorded one
-    │   └── TrustError (ValueError)       nobody whom the trust policy names vouches for it; a key or policy of no use
+    │   └── TrustError (ValueError)       an adapter without an accepted signature; a key or policy that cannot be used
     ├── RegistryError
-    │   ├── NotFoundError (LookupError)   no such adapter, version or alias
-    │   ├── YankedError (LookupError)     it stands for a version that is not to be used any more
-    │   ├── ConflictError (RuntimeError)  someone else moved what this write expected to find
-    │   ├── ConditionError (ValueError)   words that are no condition on metrics
-    │   ├── PromotionError (ValueError)   a version that does not meet what is required of it
-    │   └── StoreError (OSError)          the store cannot be read or written
+    │   ├── NotFoundError (LookupError)   an adapter, version or alias that does not exist
+    │   ├── YankedError (LookupError)     an alias that leads to a version that is not to be used any more
+    │   ├── ConflictError (RuntimeError)  a write that found another state than it expected
+    │   ├── ConditionError (ValueError)   a text that is not a condition on metrics
+    │   ├── PromotionError (ValueError)   a version that does not meet the conditions of a promotion
+    │   └── StoreError (OSError)          a store that cannot be read or written
     ├── ExportError (ValueError)          an adapter that cannot go where it was to go, or did not get there unchanged
     ├── StreamClosedError (ValueError)    an answer that was stopped before its end, and is read on
     ├── RequestError (ValueError)         a request to the server that is not answered, and the HTTP status that says so
-    ├── LaunchError (RuntimeError)        the environment cannot run what was asked for
+    ├── LaunchError (RuntimeError)        an environment that cannot run the requested work
     └── MissingExtraError (ImportError)   a library that an extra of this package brings is not installed
 
 Each has a built-in as second parent, so that callers may catch either. A message says what was
@@ -38,7 +38,7 @@ got, where, what is allowed, and what to do next.
 
 
 class FinetuneError(Exception):
-    """Root of the tree."""
+    """The root of all errors of this package."""
 
     def __str__(self) -> str:
         # LookupError subclasses of KeyError would print the repr of the message; ours print it.

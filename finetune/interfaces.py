@@ -112,7 +112,7 @@ class Attachment:
 
 
 class ModelFamily(Protocol):
-    """The parts of the code that depend on the base's ``model_type``: loading, towers, inputs and outputs."""
+    """A model family: loading, towers, inputs and outputs, which depend on the base's ``model_type``."""
 
     model_type: str
     architecture: str  # what its models do: generative, dual_encoder, or another word
@@ -168,7 +168,7 @@ class GenerativeFamily(ModelFamily, Protocol):
 
 
 class Update(Protocol):
-    """The function of a finished adapter that replaces one module's ``forward``; any thread may call it at any time."""
+    """An update: the function of a finished adapter in the place of a module's ``forward``; any thread may call it."""
 
     @property
     def module(self) -> nn.Module:

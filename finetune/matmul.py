@@ -70,7 +70,7 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
 
 
 def _is_followed() -> bool:
-    """Return whether each step is noted by what knows torch's own product only, or would take this one for constant."""
+    """Return whether a compiler, a tracer or forward-mode autograd follows: these know torch's own product only."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
 
 

@@ -268,7 +268,7 @@ def _names_a_file(cells: Array) -> bool:
 
 
 def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
-    """Yield what each row holds in a column that it may not have; what is neither text nor number as its type."""
+    """Yield the value of each row in a column that it may lack; a value that is neither text nor number as its type."""
     import pyarrow as pa
 
     for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):

@@ -80,7 +80,7 @@ def open_image(
 def read_pixels(
     source: Path | bytes, *, max_pixels: int = 50_000_000, name: str | None = None, page: int | None = None
 ) -> np.ndarray:
-    """Return the upright pixels of an image for whatever opens them: as ``open_image``, but with every bit they have.
+    """Return the upright pixels of an image: as ``open_image``, but with every bit that they have.
 
     Returns:
         [H, W, 3] uint8, or the values [H, W] of a grey image of more than 8 bits.

@@ -169,7 +169,7 @@ def warnings_of(
 
 
 def _still_better(state: TrainState, total_steps: int, *, higher_is_better: bool) -> str | None:
-    """Return in what the last two validations differ, where the run ended at its best and at its full length."""
+    """Return a warning that score or loss was still improving at the end of the full run; None where it was not."""
     if len(state.validations) < 2 or state.best_step != state.step or state.step < total_steps:
         return None
     (_, score_before, loss_before), (_, score, loss) = state.validations[-2:]

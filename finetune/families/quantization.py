@@ -63,7 +63,7 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def settle_states(model: nn.Module) -> None:
-    """Have 8-bit layers take from their weights what their first forward would take, which it does once."""
+    """Have 8-bit layers set up their states from their weights now, as their first forward would do."""
     for module in model.modules():
         if is_quantized(module) and getattr(module.weight, "CB", None) is not None:
             module.init_8bit_state()  # type: ignore[operator]

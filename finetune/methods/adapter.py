@@ -50,7 +50,7 @@ def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
 
 
 def check_methods(model: PreTrainedModel, towers: Towers, sections: Sequence[MethodSection]) -> None:
-    """Check that a model has what a recipe's methods adapt; by names alone, so that it may be on the meta device.
+    """Check by names that a model, which may be on the meta device, has the modules that a recipe's methods adapt.
 
     Raises:
         MethodError: naming the key of the recipe, with what there is.

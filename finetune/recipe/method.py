@@ -35,7 +35,7 @@ Target = Annotated[
 
 
 class TowerTargets(Section):
-    """Per tower ``all-linear``, ``none``, a list of module names, or a mapping with an ``r`` of its own.
+    """The targets of each tower: ``all-linear``, ``none``, a list of module names, or a mapping with its own ``r``.
 
     A base may have other towers than those listed, such as ``fusion``; each is a key of the same kind.
     """

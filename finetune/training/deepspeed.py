@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class DeepSpeed(Replicated):
-    """Several processes under an engine that is told which micro-batch is a step's last, and then steps once.
+    """Several processes under an engine, which must know the last micro-batch of a step, and then steps once.
 
     The base is loaded whole by every process, so that it can be evaluated; the engine shares it out afterwards.
     """
@@ -92,7 +92,7 @@ class DeepSpeed(Replicated):
         self._gradients = {parameter: whole(parameter) for parameter in self.parameters}
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return a whole gradient, or None where it is zero: the engine has one, too, of what no row reached."""
+        """Return a whole gradient, or None where it is zero: the engine also has those of parameters without a row."""
         gradient = self._gradients[parameter]
         return gradient if gradient is not None and gradient.any() else None
 
