@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from peft import PeftModel
 
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.vision_language_model import VisionLanguageModel
 
 RANKS = (4, 8, 16, 32) * 2  # of the adapters, one a row
 

@@ -34,7 +34,7 @@ from benchmarks.results import machine
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 from finetune.build import load_base
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -28,8 +28,8 @@ from benchmarks.results import machine
 from finetune.adapters.manifest import WEIGHTS_NAME
 from finetune.build import load_base
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
 from finetune.serving.receipts import keep_receipt
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
     from finetune.runs import train
-    from finetune.serving.app import VisionLanguageModel
     from finetune.serving.loading import load
+    from finetune.serving.vision_language_model import VisionLanguageModel
 
 _NAMES = {
     "AdapterRef": "finetune.adapters.reference:AdapterRef",
     "AdapterRegistry": "finetune.registry:AdapterRegistry",
     "Recipe": "finetune.recipe:Recipe",
-    "VisionLanguageModel": "finetune.serving.app:VisionLanguageModel",
+    "VisionLanguageModel": "finetune.serving.vision_language_model:VisionLanguageModel",
     "evaluate": "finetune.evaluation.compare:evaluate",
     "export_adapter": "finetune.export.exporting:export_adapter",
     "load": "finetune.serving.loading:load",

@@ -15,7 +15,7 @@ from finetune.adapters.probe import probe_conversation, probe_values
 from finetune.batch import Batch, Rendered
 from finetune.data.lengths import fitting, max_positions
 from finetune.data.open_stream import open_stream
-from finetune.data.reading import read_split, tally
+from finetune.data.splits import read_split, tally
 from finetune.data.stream import Stream
 from finetune.errors import DataError, ModelError, PluginError, RecipeError
 from finetune.families.base import embedded_path, family_of

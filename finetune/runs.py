@@ -28,7 +28,7 @@ from finetune.run_folder import open_run, run_lock, telling_of_a_full_disk, writ
 from finetune.run_rows import read_run_rows
 from finetune.saving import probe_effect, save_adapter, save_weights
 from finetune.serving.known_bases import remember_base
-from finetune.tasks.head import why_all_logits
+from finetune.tasks.supervised_logits import why_all_logits
 from finetune.training.accelerator import accelerator_of
 from finetune.training.compiling import CompiledLayers
 from finetune.training.log import RunLog

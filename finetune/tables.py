@@ -52,7 +52,7 @@ GENERIC_FAMILY = FamilyEntry("finetune.families.generic:GenericFamily")
 METHODS: dict[str, str | Entry] = {
     "lora": Entry("finetune.methods.lora:Lora", "finetune.recipe.method:LoraSection"),
     "overrides": Entry("finetune.methods.overrides:Overrides", "finetune.recipe.method:OverridesSection"),
-    "head": Entry("finetune.methods.head:Head", "finetune.recipe.method:HeadSection"),
+    "head": Entry("finetune.methods.linear_head:Head", "finetune.recipe.method:HeadSection"),
     "prompt_tuning": Entry("finetune.methods.prompt_tuning:PromptTuning", "finetune.recipe.method:PromptTuningSection"),
 }
 

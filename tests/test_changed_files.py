@@ -21,7 +21,7 @@ from finetune.data.images import image_digest
 from finetune.errors import BaseMismatchError, ModelError, StoppedError, TrainingError
 from finetune.recipe import HubData, ParquetData, SavedData
 from finetune.runs import train
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from finetune.training.loop import Trainer
 from tests.data.conftest import read_rows
 from tests.serving.adapters import make_adapter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.data.reading import read_split, tally
+from finetune.data.splits import read_split, tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -48,7 +48,7 @@ def evaluate(
     from finetune.evaluation.evaluate import Evaluation, evaluate_rows
     from finetune.evaluation.split import predictor_of
     from finetune.prompt_checks import check_answers, with_longest_answer
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.vision_language_model import VisionLanguageModel
 
     base = base_of(next((recipe for recipe in recipes if how_rows_are_put(recipe)), recipes[0]))
     vlm = VisionLanguageModel(base, registry=registry or AdapterRegistry())

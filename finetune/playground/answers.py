@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from finetune.playground.catalog import CatalogEntry
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.vision_language_model import VisionLanguageModel
 
 MAX_QUESTION = 2000  # characters
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from finetune.playground.examples import ExampleImage
     from finetune.recipe import TaskSection
     from finetune.registry import AdapterRegistry
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.vision_language_model import VisionLanguageModel
 
 
 class Playground:

@@ -25,7 +25,7 @@ from finetune.recipe.method import (
 )
 from finetune.recipe.model import AttnImplementation, ModelSection, Quantization
 from finetune.recipe.objective import ContrastiveObjectiveSection, CrossEntropySection, ObjectiveSection, objective_of
-from finetune.recipe.reading import load_recipe, parse_recipe, read_value
+from finetune.recipe.recipe_file import load_recipe, parse_recipe, read_value
 from finetune.recipe.section import Section
 from finetune.recipe.task import (
     AnswerSection,

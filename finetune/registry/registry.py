@@ -35,12 +35,12 @@ from finetune.registry.location import (
 )
 from finetune.registry.log import Log
 from finetune.registry.published_before import has_weights, published_before
-from finetune.registry.reading import nothing_missing, read_published, read_pulled
 from finetune.registry.signing import SigningKey
 from finetune.registry.store import exists
 from finetune.registry.stores.local import LocalStore
 from finetune.registry.stores.memory import MemoryStore
 from finetune.registry.trust import TrustPolicy
+from finetune.registry.version_files import nothing_missing, read_published, read_pulled
 from finetune.registry.versions import Version
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from finetune.errors import ModelError
-from finetune.server.app import make_app
 from finetune.server.catalog import BASE
 from finetune.server.connections import BACKLOG, Connections, QuietErrors, protocol_of
+from finetune.server.http_api import make_app
 from finetune.server.service import Service
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from finetune.server.settings import Settings
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.vision_language_model import VisionLanguageModel
 
 _LAST_SECONDS = 1.0  # that clients have to read how their request ended
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

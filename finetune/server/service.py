@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from finetune.server.scheduler import Event
     from finetune.server.settings import Settings
-    from finetune.serving.app import VisionLanguageModel
     from finetune.serving.loaded_adapter import LoadedAdapter
+    from finetune.serving.vision_language_model import VisionLanguageModel
     from finetune.tasks.generation import Answer
 
 T = TypeVar("T")

@@ -10,10 +10,10 @@ from finetune.adapters.requirements import require_usable
 from finetune.errors import BaseMismatchError, DataError, ModelError, brief
 from finetune.registry import AdapterRegistry
 from finetune.serving.aliases import ALIAS_SECONDS
-from finetune.serving.app import VisionLanguageModel
 from finetune.serving.known_bases import find_base
 from finetune.serving.shared_bases import shared_base
 from finetune.serving.urls import UrlPolicy
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 if TYPE_CHECKING:
     from pathlib import Path

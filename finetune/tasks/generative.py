@@ -45,7 +45,7 @@ class GenerativeTask(AnswerTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits [N, V] that predict the supervised tokens."""
-        from finetune.tasks.head import logits_at
+        from finetune.tasks.supervised_logits import logits_at
 
         assert batch.targets is not None
         return logits_at(model, batch.inputs, batch.targets.predictors)

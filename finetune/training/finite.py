@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch
     from finetune.example import Example
+    from finetune.training.accumulation import LossSums
     from finetune.training.step import TaskObjective
-    from finetune.training.window import LossSums
 
 
 def explain_not_finite(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune.errors import StoppedError, TrainingError
+from finetune.training.accumulation import backward_window, count_window
 from finetune.training.finite import explain_not_finite
 from finetune.training.gradient_checkpointing import recomputing
 from finetune.training.memory import any_process, describe_halved, free_memory, halved, is_out_of_memory, too_much
@@ -25,7 +26,6 @@ from finetune.training.rows import Windows
 from finetune.training.state import Standing, TrainState
 from finetune.training.stopping import Stopping, farewell
 from finetune.training.trainable import GradientCheck, set_train_mode
-from finetune.training.window import backward_window, count_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from finetune.example import Example
     from finetune.interfaces import Attachment
     from finetune.recipe import TrainSection
+    from finetune.training.accumulation import LossSums
     from finetune.training.checkpoint import Checkpoint, Checkpoints
     from finetune.training.log import RunLog
     from finetune.training.step import TaskObjective
     from finetune.training.validation import Validation
-    from finetune.training.window import LossSums
 
 
 class Trainer:

@@ -25,7 +25,7 @@ TINY_TEXT = {
 def test_every_row_has_the_same_number_of_supervised_tokens(name, tmp_path):
     from finetune.build import load_base
     from finetune.data.jsonl import read_jsonl
-    from finetune.data.reading import tally
+    from finetune.data.splits import tally
     from finetune.recipe import JsonlData
     from finetune.tasks.vqa import VqaConfig
 

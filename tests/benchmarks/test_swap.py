@@ -58,7 +58,7 @@ def test_two_that_do_not_compute_the_same_are_not_compared(tiny_base, tmp_path, 
     from types import SimpleNamespace
 
     from finetune.build import load_base
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.vision_language_model import VisionLanguageModel
     from tests.serving.adapters import make_adapter
 
     base = load_base(str(tiny_base), device="cpu")

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from finetune.data.reading import read_split, tally
+from finetune.data.splits import read_split, tally
 from finetune.recipe import JsonlData
 from finetune.tasks.vqa import VqaConfig
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from finetune.build import load_base
 from finetune.data.lengths import fitting
-from finetune.data.reading import read_split, tally
+from finetune.data.splits import read_split, tally
 from finetune.errors import DataError, FinetuneError
 from finetune.recipe import JsonlData
 from finetune.tasks.contrastive import ContrastiveConfig

@@ -10,7 +10,7 @@ from finetune.build import load_base
 from finetune.data.aspect_ratio import MOST_ASPECT, MOST_RESIZED_PIXELS, most_aspect, refuse_aspect
 from finetune.errors import RowError
 from finetune.example import as_images
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 
 @pytest.mark.parametrize(

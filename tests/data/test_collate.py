@@ -11,7 +11,7 @@ from finetune.data.spans import Tokenized, place_spans
 from finetune.errors import DataError, RowError
 from finetune.example import Example, answer, as_images, ask, system
 from finetune.recipe import JsonlData
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 IMAGE = {"type": "image"}
 

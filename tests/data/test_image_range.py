@@ -18,7 +18,7 @@ from finetune.example import ImageOptions
 from finetune.recipe import MixData, ParquetData
 from finetune.registry import AdapterRegistry
 from finetune.runs import train
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from finetune.training.feature_store import source_key
 from tests.data.conftest import ROW, read_rows
 

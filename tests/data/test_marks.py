@@ -9,7 +9,7 @@ from finetune.build import examples_of, load_base
 from finetune.data.marks import Marks
 from finetune.errors import DataError, RowError
 from finetune.example import Example, answer, as_images, ask, system
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 GREY = np.full((32, 32, 3), 128, np.uint8)
 # What each tiny base has as special tokens beside those that all have.

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from finetune.build import load_base
 from finetune.data.open_stream import open_stream
-from finetune.data.reading import tally
+from finetune.data.splits import tally
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.example import text_of
 from finetune.recipe import HubData, JsonlData, ParquetData, SavedData, parse_recipe

@@ -11,7 +11,7 @@ from finetune.build import examples_of, load_base
 from finetune.data.fields import require_columns
 from finetune.data.lengths import fitting
 from finetune.data.pairs import PairLengths
-from finetune.data.reading import tally
+from finetune.data.splits import tally
 from finetune.errors import DataError
 from finetune.example import Example, answer, as_images, show, text_of
 from finetune.recipe import JsonlData, parse_recipe

@@ -14,7 +14,7 @@ from finetune.data.images import open_image, read_through
 from finetune.errors import DataError, IntegrityError, ModelError, RecipeError, RowError
 from finetune.example import Example, answer, as_images, ask
 from finetune.recipe import ParquetData, SavedData
-from finetune.recipe.reading import parse_recipe
+from finetune.recipe.recipe_file import parse_recipe
 from tests.data.conftest import ROW, read_rows
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -119,7 +119,7 @@ def test_pointers_of_git_lfs_are_named(read, folder, tiny_fast_vlm, tmp_path, ma
 
 def _opened(section):
     from finetune.data.open_stream import open_stream
-    from finetune.data.reading import tally
+    from finetune.data.splits import tally
     from tests.data.conftest import TASK
 
     if section.streaming:

@@ -11,7 +11,7 @@ from finetune.build import examples_of, load_base, training_rows
 from finetune.data import stream as streams
 from finetune.data.images import open_image
 from finetune.data.open_stream import open_stream
-from finetune.data.reading import tally
+from finetune.data.splits import tally
 from finetune.errors import DataError, RecipeError
 from finetune.recipe import HubData, MixData, ParquetData
 from finetune.run_folder import rows_digest

@@ -67,7 +67,7 @@ def test_a_base_of_an_unknown_architecture_is_refused_before_its_weights(strange
 def test_a_loaded_base_of_an_unknown_architecture_is_asked_nothing(tmp_path, monkeypatch):
     from finetune.server.run import serve
     from finetune.server.settings import Settings
-    from finetune.serving.app import VisionLanguageModel
+    from finetune.serving.vision_language_model import VisionLanguageModel
 
     vlm = VisionLanguageModel(load_base(str(save_idefics3(tmp_path / "base")), device="cpu"), registry=tmp_path)
     monkeypatch.setattr(Idefics3Family, "architecture", "fusion_encoder")

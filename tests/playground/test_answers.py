@@ -9,7 +9,7 @@ from finetune.errors import DataError
 from finetune.playground.answers import MAX_QUESTION, answer_side_by_side, read_image, read_words
 from finetune.playground.catalog import read_catalog
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 IMAGE = np.full((40, 32, 3), (200, 30, 30), np.uint8)
 QUESTION = "What color is it?"

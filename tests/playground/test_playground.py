@@ -9,7 +9,7 @@ from finetune.errors import StoreError
 from finetune.playground.examples import draw_examples, right_answer
 from finetune.playground.playground import Playground
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.playground.conftest import altered
 
 QUESTION = "What color is it?"

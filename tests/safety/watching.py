@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 
 MAX_SECONDS = 2.0  # of CPU, which other processes of a busy machine do not use up
 ROOM_BYTES = 64 * 2**20  # beside twice the size of the adapter: for what Python and torch keep

@@ -2,7 +2,7 @@ import pytest
 
 from finetune.build import load_base
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.server.serving import Stage, running
 from tests.serving.adapters import make_adapter
 from tests.tiny import FAMILIES

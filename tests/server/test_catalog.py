@@ -9,7 +9,7 @@ import pytest
 
 from finetune.errors import StoreError
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.server.conftest import REFS
 from tests.server.serving import body, running, wait_for
 from tests.server.test_refusals import error_of

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from starlette.testclient import TestClient
 
 from finetune.build import load_base
-from finetune.server.app import make_app
+from finetune.server.http_api import make_app
 from finetune.server.service import Service
 from finetune.server.settings import Settings
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.server.asking import MARKS, noise, requests
 from tests.server.serving import body, image_part, text_part
 

@@ -10,7 +10,7 @@ from finetune.errors import AdapterError, NotFoundError, StoreError, TrustError
 from finetune.registry import AdapterRegistry
 from finetune.serving.adapter_cache import AdapterCache
 from finetune.serving.aliases import Aliases
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter
 

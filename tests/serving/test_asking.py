@@ -13,9 +13,9 @@ from finetune.build import load_base
 from finetune.errors import DataError, FetchError, ModelError, RowError
 from finetune.recipe.task import DEFAULT_ANSWER_TOKENS
 from finetune.runs import train
-from finetune.serving.app import CAPTION_QUESTION, CAPTION_TOKENS, VisionLanguageModel
 from finetune.serving.loading import load
 from finetune.serving.urls import UrlPolicy
+from finetune.serving.vision_language_model import CAPTION_QUESTION, CAPTION_TOKENS, VisionLanguageModel
 from tests.serving.adapters import make_adapter
 from tests.serving.test_urls import HERE, says, serving
 

@@ -7,8 +7,8 @@ from finetune.build import load_base
 from finetune.errors import AdapterError, DataError, RowError
 from finetune.example import Example, answer, as_images, ask
 from finetune.methods.hooks import reached
-from finetune.serving.app import VisionLanguageModel
 from finetune.serving.batching import answer_rows, section_for
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter
 

@@ -20,7 +20,7 @@ from finetune.build import load_base
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.retail import draw_product
 from finetune.registry import AdapterRegistry
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.serving.adapters import make_adapter
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -10,7 +10,7 @@ from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME,
 from finetune.build import Base, load_base
 from finetune.cache import cache_home
 from finetune.errors import IntegrityError, ManifestError, ProbeError
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.serving.adapters import make_adapter
 
 

@@ -11,8 +11,8 @@ import torch
 from finetune.build import load_base
 from finetune.errors import AdapterError, DataError, ModelError, StreamClosedError
 from finetune.methods.hooks import reached
-from finetune.serving.app import VisionLanguageModel
 from finetune.serving.streaming import TextStream
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter
 

@@ -16,7 +16,7 @@ from finetune.methods.copies import CopiesUpdate
 from finetune.methods.hooks import reached
 from finetune.methods.lora_update import LoraUpdate
 from finetune.methods.prompt_rows import PromptUpdate
-from finetune.serving.app import VisionLanguageModel
+from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.matrix import recipe_of, rows, state
 from tests.serving.adapters import KINDS, make_adapter
 

@@ -239,7 +239,7 @@ def test_a_task_reads_columns_of_its_own(graded, make_recipe, rows_folder, tiny_
             example = super().to_example(row)
             return replace(example, meta=example.meta | {"rings": row.own("rings")})
 
-    from finetune.data.reading import read_split, tally
+    from finetune.data.splits import read_split, tally
 
     path = rows_folder / "train.jsonl"
     lines = [json.loads(line) | {"rings": number} for number, line in enumerate(path.read_text().splitlines())]

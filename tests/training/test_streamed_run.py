@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from finetune.data import bad_rows
 from finetune.data import stream as streams
 from finetune.data.open_stream import open_stream
-from finetune.data.reading import tally
+from finetune.data.splits import tally
 from finetune.errors import DataError, RowError, StoppedError, TrainingError
 from finetune.example import Example
 from finetune.recipe import TrainSection

@@ -14,7 +14,7 @@ from transformers import (
 from finetune.batch import Batch, Targets
 from finetune.build import load_base
 from finetune.methods.adapter import attach
-from finetune.tasks.head import logits_at, why_all_logits
+from finetune.tasks.supervised_logits import logits_at, why_all_logits
 from tests.matrix import LORA, PROMPT, extended, recipe_of, rows
 
 TINY = {
