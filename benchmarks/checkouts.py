@@ -96,7 +96,7 @@ for line in sys.stdin:
     print(json.dumps(OPERATIONS[line.strip()]()), file=answers, flush=True)
 """
 # Operation -> rounds: training takes seconds.
-OPERATIONS = {"training row": 3, "question": ROUNDS, "swap": ROUNDS, "resolve": ROUNDS}
+OPERATIONS = {"training row": 4, "question": ROUNDS, "swap": ROUNDS, "resolve": ROUNDS}
 
 
 class Worker:
