@@ -207,7 +207,7 @@ class Scheduler:
             leader = self._leader()
             num_bytes, batch = leader.num_bytes, [leader]
             for job in self._waiting:
-                if job.key is leader.key and job is not leader:
+                if job.key == leader.key and job is not leader:
                     num_bytes += job.num_bytes
                     if len(batch) == self._max_batch or num_bytes > MOST_BYTES:
                         break
