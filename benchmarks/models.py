@@ -46,7 +46,7 @@ class Setup:
         images: of the pocket's world, or smooth noise.
         batch_size: rows of an optimizer step.
         steps: optimizer steps of a round.
-        images_per_image: what the vision tower sees of one image: tiles, and the whole image beside them.
+        tiles_per_image: what the vision tower sees of one image: tiles, and the whole image beside them.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Setup:
     images: Literal["world", "noise"]
     batch_size: int
     steps: int
-    images_per_image: int
+    tiles_per_image: int
 
 
 def save_pocket(folder: Path, dtype: torch.dtype) -> Path:
@@ -172,7 +172,7 @@ SETUPS = {
         images="world",
         batch_size=16,
         steps=40,
-        images_per_image=1,
+        tiles_per_image=1,
     ),
     "b": Setup(
         title="SmolVLM-256M geometry, 1 tile",
@@ -181,7 +181,7 @@ SETUPS = {
         images="noise",
         batch_size=4,
         steps=2,
-        images_per_image=1,
+        tiles_per_image=1,
     ),
     "b4": Setup(
         title="SmolVLM-256M geometry, 4 tiles",
@@ -190,7 +190,7 @@ SETUPS = {
         images="noise",
         batch_size=4,
         steps=1,
-        images_per_image=5,
+        tiles_per_image=5,
     ),
     "qwen": Setup(
         title="Qwen2.5-VL-3B geometry",
@@ -199,7 +199,7 @@ SETUPS = {
         images="noise",
         batch_size=4,
         steps=20,
-        images_per_image=1,
+        tiles_per_image=1,
     ),
     "tiny": Setup(
         title="a few layers, to try the benchmark",
@@ -208,7 +208,7 @@ SETUPS = {
         images="noise",
         batch_size=2,
         steps=2,
-        images_per_image=1,
+        tiles_per_image=1,
     ),
 }
 

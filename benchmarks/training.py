@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                     "title": titles[model],
                     "batch_size": batch_sizes[model],
                     "rows": num_rows[model],
-                    "images_per_image": SETUPS[model].images_per_image,
+                    "tiles_per_image": SETUPS[model].tiles_per_image,
                     "contestants": {name: one.to_json() for name, one in found.items()},
                 }
                 for model, found in results.items()

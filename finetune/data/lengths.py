@@ -139,11 +139,11 @@ def fitting(
     for example in examples:
         sizes = [next(found) for _ in example.images]
         try:
-            refuse_unopened(example)
             usable = _sizes(sizes)
             for size in usable:
                 refuse_aspect(size, f"row {example.id}: its image", lengths.collator.max_aspect)
             counted = count(example, usable)
+            refuse_unopened(example)
         except RowError as error:
             bad.note(error)
         else:

@@ -59,7 +59,7 @@ def test_four_tiles_are_five_passes_of_the_tower(tmp_path):
     folder = save_smolvlm(tmp_path, torch.float32, tiles=2, side=64, vision=TINY_VISION, text=TINY_TEXT)
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(text=[f"<image>{QUESTION}"], images=[[Image.new("RGB", (128, 128))]], return_tensors="pt")
-    assert inputs["pixel_values"].shape == (1, SETUPS["b4"].images_per_image, 3, 64, 64)
+    assert inputs["pixel_values"].shape == (1, SETUPS["b4"].tiles_per_image, 3, 64, 64)
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 5  # (64 / 16 / 4) ** 2 of each
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data import images
+from finetune.data import image_checks
 from finetune.data.image_checks import image_sizes
 from finetune.data.images import as_source, image_digest, open_image
 from finetune.errors import DataError, RowError
@@ -146,7 +146,7 @@ def test_a_large_image_is_refused_before_it_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.webp", "x.bmp", "x.tiff"])
-def test_a_image_whose_end_is_missing_is_found(tmp_path, name):
+def test_an_image_whose_end_is_missing_is_found(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 255, (60, 50, 3), dtype=np.uint8)
     path = saved(tmp_path, Image.fromarray(noise), name)
     assert image_sizes([path], max_pixels=CAP) == [(50, 60)]
@@ -157,10 +157,10 @@ def test_a_image_whose_end_is_missing_is_found(tmp_path, name):
         open_image(path)
 
 
-def test_a_image_is_looked_at_once_until_it_changes(tmp_path, monkeypatch, rested):
+def test_an_image_is_looked_at_once_until_it_changes(tmp_path, monkeypatch, rested):
     looked = []
-    real = images.look
-    monkeypatch.setattr(images, "look", lambda source, **k: looked.append(source) or real(source, **k))
+    real = image_checks.look
+    monkeypatch.setattr(image_checks, "look", lambda source, **k: looked.append(source) or real(source, **k))
     a, b = saved(tmp_path, Image.new("RGB", (3, 2)), "a.png"), saved(tmp_path, Image.new("RGB", (5, 4)), "b.png")
     bad = tmp_path / "bad.png"
     bad.write_text("no image")

@@ -110,7 +110,7 @@ def test_spans_and_lengths(collator):
     row = conversation()
     batch = collator.training_batch([row])
     assert runs(batch.labels[0]) == [ids(collator, words) for words in SAID]
-    assert Lengths(collator, key="k").supervised(row, SIZES).row == batch.inputs["input_ids"].shape[1]
+    assert Lengths(collator, key="k").of_training_row(row, SIZES).row == batch.inputs["input_ids"].shape[1]
 
 
 def test_a_row_without_images_beside_one_with_two(collator):

@@ -98,7 +98,7 @@ def test_splits_of_a_saved_folder(saved, tmp_path):
     assert len(read(single)) == 6 and read(single, "val") == []
 
 
-def test_a_image_is_pickled_by_its_place_and_opened_once(parquet):
+def test_an_image_is_pickled_by_its_place_and_opened_once(parquet):
     image = read(parquet)[5].images[0]
     assert isinstance(image, StoredImage) and image == pickle.loads(pickle.dumps(image))
     assert pickle.loads(pickle.dumps(image)).table is image.table
@@ -181,7 +181,7 @@ def test_labels_paths_and_bytes(tmp_path):
     ("fields", "message"),
     [
         ({"answer": "anwser"}, r"data.answer names 'anwser', which.* Did you mean 'answer'\? The columns are "),
-        ({"image": "image"}, "data.image names 'image', which.* The columns are image, question, answer"),
+        ({"image": "photo"}, "data.image names 'photo', which.* The columns are image, question, answer"),
         ({"kind": "type"}, "data.kind names 'type'"),
         ({"id": "qid"}, "data.id names 'qid'"),
     ],

@@ -60,7 +60,7 @@ def test_null_says_that_a_row_has_no_image(read):
     """A field that is absent may have another name."""
     said = []
     first, second = read({**ROW, "image": None}, ROW, said=said)
-    assert said == ["1 of 2 train rows have no image, and are supervised and asked without one"]
+    assert said == ["1 of 2 train rows have no image, and are trained on and asked without one"]
     assert first.images == [] and len(second.images) == 1
     assert [part["type"] for part in first.messages[0]["content"]] == ["text"]
     with pytest.raises(RowError, match="no field 'image'.*data.image=FIELD, write \"image\": null in a row without"):

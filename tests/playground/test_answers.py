@@ -67,7 +67,7 @@ def test_a_dual_encoder_chooses_among_labels(tiny_clip):
     assert answer.text == vlm.classify(IMAGE, ["red", "blue"])
 
 
-def test_a_image_is_read_upright_from_its_file(tmp_path):
+def test_an_image_is_read_upright_from_its_file(tmp_path):
     Image.fromarray(IMAGE).save(tmp_path / "scan.png")
     assert np.array_equal(read_image(tmp_path / "scan.png"), IMAGE)
     (tmp_path / "broken.png").write_bytes(b"no image")

@@ -77,7 +77,7 @@ def test_a_registry_that_fails_leaves_what_was_there(playground, monkeypatch):
     assert playground.entries is before
 
 
-def test_the_program_that_drew_a_image_knows_what_is_right(tmp_path):
+def test_the_program_that_drew_an_image_knows_what_is_right(tmp_path):
     examples = draw_examples(tmp_path)
     assert {example.domain for example in examples} == {"medical", "retail"}
     for example in examples:

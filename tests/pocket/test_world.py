@@ -17,7 +17,7 @@ DRAW = {"world": draw_scene, "medical": draw_phantom, "retail": draw_product}
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_a_image_is_a_function_of_its_seed(draw):
+def test_an_image_is_a_function_of_its_seed(draw):
     one, again, other = draw(0, "train", 7), draw(0, "train", 7), draw(0, "test", 7)
     assert np.array_equal(one.image, again.image) and one.questions == again.questions
     assert not np.array_equal(one.image, other.image)

@@ -172,7 +172,7 @@ def test_metrics_count_requests_tokens_and_batches(server):
     assert not [name for name in after if "testing/none" in name]
 
 
-def test_a_image_by_url_is_fetched_where_that_is_allowed(loaded, expected, monkeypatch):
+def test_an_image_by_url_is_fetched_where_that_is_allowed(loaded, expected, monkeypatch):
     from tests.server.serving import running
 
     fetched = []

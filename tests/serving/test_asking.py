@@ -63,7 +63,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_image_is_the_same_however_it_comes(vlm, image, way, monkeypatch):
+def test_an_image_is_the_same_however_it_comes(vlm, image, way, monkeypatch):
     monkeypatch.setattr(vlm, "urls", UrlPolicy())
     seen = asked(vlm, monkeypatch)
     wanted = vlm.ask(image, QUESTION)

@@ -79,7 +79,7 @@ def policy(**changes):
 
 
 @pytest.mark.parametrize("format", ["GIF", "JPEG", "PNG", "WEBP"])
-def test_a_image_is_fetched(format):
+def test_an_image_is_fetched(format):
     with serving(says(image(format), type=f"Image/{format}; charset=binary")) as (host, requests):
         assert fetch_image(f"HTTP://{host}/a/b%20c.png?size=1&x=#top", policy()) == image(format)
     (request,) = requests

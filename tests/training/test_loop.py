@@ -132,7 +132,7 @@ def without_images(examples):
     return [replace(e, media=(), messages=[*ask(e.meta["question"], num_images=0), e.messages[-1]]) for e in examples]
 
 
-def test_rows_without_a_image_tell_nothing_of_the_vision_tower(build, tmp_path):
+def test_rows_without_an_image_tell_nothing_of_the_vision_tower(build, tmp_path):
     run = build(save_idefics3(tmp_path / "base"), max_steps=6, batch_size=1, towers=VISION)
     rows = [*without_images(run.examples[:3]), *run.examples[3:6]]
     before = run.weights()
