@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from finetune.build import examples_of, load_base
+from finetune.data import images
 from finetune.data.lengths import Lengths
 from finetune.errors import DataError
 from finetune.example import Example, answer, as_images, ask

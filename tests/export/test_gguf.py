@@ -118,7 +118,11 @@ def test_a_base_whose_images_llama_cpp_cannot_see(saved, tmp_path):
             r"it changes projector too \(model.multi_modal_projector.linear_1\), and llama.cpp adapts",
         ),
         ("llava", "dora", "it is a DoRA, whose magnitudes llama.cpp's LoRA has no place for. .* --to merged"),
-        ("llava", "prompt", r"it holds a tuned prompt, and llama.cpp takes LoRA alone. Load it with finetune.load"),
+        (
+            "llava",
+            "prompt",
+            r"its tuned prompt stands before the tokens .*, and llama.cpp takes LoRA alone. Load it with finetune.load",
+        ),
         (
             "llava",
             "overrides",
