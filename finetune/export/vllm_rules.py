@@ -95,14 +95,14 @@ def _no_lora(manifest: AdapterManifest) -> str:
     if [part.method for part in adapter.parts] != ["lora"]:
         return f"LoRA is all that it serves, and this is {adapter.methods}. Load it with finetune.load(...)."
     check_options(adapter.parts[0].options, adapter.parts[0].names)
-    if not isinstance(manifest.task, PromptSection):
-        return (
-            f"it serves generated answers, and task {manifest.task.name} gives none. Load it with finetune.load(...)."
-        )
     if model_type in WITHOUT_LORA:
         return f"it has no LoRA on {model_type}. Instead, {_MERGE}"
     if model_type not in LAYERS:
         return f"LoRA on {model_type} was not tried there; it was on {', '.join(LAYERS)}. Instead, {_MERGE}"
+    if not isinstance(manifest.task, PromptSection):
+        return (
+            f"it serves generated answers, and task {manifest.task.name} gives none. Load it with finetune.load(...)."
+        )
     if adapter.parts[0].options["use_dora"]:
         return f"it has no DoRA. Train with method.use_dora: false, or {_MERGE}"
     return ""
