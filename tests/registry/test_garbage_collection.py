@@ -12,7 +12,7 @@ import pytest
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.errors import ConflictError, IntegrityError, NotFoundError, RegistryError
-from finetune.registry import AdapterRegistry, blobs, collect, collection, verify
+from finetune.registry import AdapterRegistry, blobs, collect, garbage_collection, verify
 from finetune.registry.blobs import LEAST_GRACE, blob_key, plan_bytes, plan_key
 from finetune.registry.commits import Commit
 from tests.registry.faulty import Interfering, Killed
@@ -171,7 +171,7 @@ def test_nothing_goes_when_it_cannot_be_known_what_is_needed(littered, make_adap
 def test_only_the_clock_of_the_store_counts(littered, make_adapter, monkeypatch, off):
     """A gc, and a publish, on machines whose clocks are a year off."""
     wrong = time.time() + off * DAY
-    monkeypatch.setattr(collection.time, "time", lambda: wrong)
+    monkeypatch.setattr(garbage_collection.time, "time", lambda: wrong)
     young = make_adapter("medical/young")
     _abandon(littered, young)
     assert len(collect(littered, delete=True).deleted) == 3
@@ -281,7 +281,7 @@ def test_a_publish_looks_once_more_after_its_entry(registry, make_adapter):
 
 def test_a_gc_that_slept_for_too_long_deletes_nothing_more(littered, monkeypatch):
     clock = [1e9]
-    monkeypatch.setattr(collection.time, "time", lambda: clock[0])
+    monkeypatch.setattr(garbage_collection.time, "time", lambda: clock[0])
 
     def sleep(verb, key):
         if verb == "delete" and key.startswith("blobs/"):
