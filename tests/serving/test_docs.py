@@ -239,7 +239,7 @@ def test_a_file_that_is_none(work, monkeypatch, capsys):
     assert run_job(monkeypatch, "no.parquet", "answers.parquet") == 2
     assert "no.parquet" in capsys.readouterr().err
     assert run_job(monkeypatch, "scan.png", "answers.parquet") == 2
-    pq.write_table(pa.table({"image": [b""], "question": ["?"]}), "wrong.parquet")
+    pq.write_table(pa.table({"photo": [b""], "question": ["?"]}), "wrong.parquet")
     assert run_job(monkeypatch, "wrong.parquet", "answers.parquet") == 2
     assert "the columns must be image and question, " in capsys.readouterr().err
 
