@@ -90,4 +90,4 @@ def test_the_first_token_of_a_row_is_predicted_by_nothing():
     targets = Targets.of(labels)
     assert targets.predictors.tolist() == [0, 4] and targets.tokens.tolist() == [6, 7]
     assert labels.tolist() == [[5, 6, -100], [-100, -100, 7]]
-    assert Batch({}, [], labels).targets.tokens.tolist() == [6, 7]
+    assert Batch({"input_ids": labels}, [], labels).targets.tokens.tolist() == [6, 7]
