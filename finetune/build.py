@@ -232,7 +232,7 @@ def load_base(
     check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
-    tasks_for(family.architecture)
+    first, *_ = tasks_for(family.architecture)
     identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
     model, processor = family.load(
         path,
@@ -253,7 +253,7 @@ def load_base(
         digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template or "")),
         data=data,
     )
-    assert base.collator is not None  # a base that lacks what its collator takes is refused now
+    base._collator(first)  # a base that lacks what its collator takes is refused now
     return base
 
 

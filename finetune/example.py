@@ -108,6 +108,12 @@ class Example:
         return tuple(medium.type for medium in self.media)
 
     @property
+    def columns(self) -> dict[str, Any]:
+        """The values of the columns that the row's task reads for itself; empty where it reads none."""
+        found: dict[str, Any] = self.meta.get(COLUMNS, {})
+        return found
+
+    @property
     def kind(self) -> str:
         """The question type that scores are broken down by."""
         return str(self.meta.get("kind", "all"))

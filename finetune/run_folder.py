@@ -30,7 +30,6 @@ from finetune.data.image_checks import IMAGES
 from finetune.data.stream import Stream
 from finetune.errors import FinetuneError, TrainingError
 from finetune.evaluation.report import samples_of, write_page
-from finetune.example import COLUMNS
 from finetune.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_taken, set_aside
 from finetune.folder_lock import locked
 from finetune.json_file import write_json
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from finetune.build import Base
     from finetune.data.stream import Rows
     from finetune.evaluation.evaluate import Evaluation
-    from finetune.example import Example
     from finetune.recipe import Recipe
 
 CARDS = 12  # rows on the page of samples
@@ -204,13 +202,11 @@ def rows_digest(examples: Rows) -> str:
     if isinstance(examples, Stream):
         return sha256_hex(canonical_json(examples.identity))
     return sha256_hex(
-        canonical_json([[e.id, e.messages, e.answers, e.captions, sorted(e.unsupervised), *_own(e)] for e in examples])
-    )
-
-
-def _own(example: Example) -> list[Any]:
-    """Return the columns of the task's own, where the row has any."""
-    return [example.meta[COLUMNS]] if COLUMNS in example.meta else []
+        canonical_json([
+            [e.id, e.messages, e.answers, e.captions, sorted(e.unsupervised), *([e.columns] if e.columns else [])]
+            for e in examples
+        ])
+    )  # fmt: skip
 
 
 def images_digest(examples: Rows) -> str | None:

@@ -32,7 +32,7 @@ from finetune.data.bit_depth import fixed_range
 from finetune.data.images import image_digest
 from finetune.data.stream import Stream
 from finetune.errors import DataError
-from finetune.example import COLUMNS, Image
+from finetune.example import Image
 from finetune.methods.adapter import switch
 from finetune.recipe import ReadSection
 from finetune.recipe.published import published_recipe
@@ -143,8 +143,8 @@ def data_digest(examples: Rows) -> str:
         rows.append([example.messages, example.answers, [digest(medium, example.id) for medium in example.media]])
         if example.unsupervised:
             rows[-1].append({"unsupervised": sorted(example.unsupervised)})
-        if columns := example.meta.get(COLUMNS):
-            rows[-1].append({COLUMNS: columns})
+        if example.columns:
+            rows[-1].append({"columns": example.columns})
     return sha256_hex(canonical_json(rows))
 
 

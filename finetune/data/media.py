@@ -34,8 +34,7 @@ def refuse_media(example: Example, family: ModelFamily) -> None:
         if type not in OPENED:
             raise RowError(
                 f"row {example.id}: {family.model_type} takes media of the type {type}, as medium {number} of the row "
-                f"is, and this collator opens {_listed(OPENED)} only. Leave such rows out, or take a task whose "
-                "collator opens them.",
+                f"is, and this collator opens {_listed(OPENED)} only. Leave such rows out.",
                 reason=f"{type}, which is not opened",
             )
 

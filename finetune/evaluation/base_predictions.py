@@ -19,7 +19,6 @@ from finetune.cache import cache_home, read_note, write_note
 from finetune.data.image_checks import IMAGES
 from finetune.data.images import image_digest
 from finetune.errors import DataError
-from finetune.example import COLUMNS
 from finetune.plugins import is_known, is_own, provider
 from finetune.prediction import prediction_from_json
 
@@ -108,5 +107,5 @@ def _row(example: Example) -> list[Any]:
     in_memory = any(isinstance(source, np.ndarray) for source in example.images)
     if in_memory or len(noted) != len(example.images):  # a grey image stands in the place of one that was noted
         noted = [image_digest(source) for source in example.images]
-    own = [example.meta[COLUMNS]] if COLUMNS in example.meta else []
+    own = [example.columns] if example.columns else []
     return [example.prompt, example.choices, noted, asdict(example.image_options), *own]

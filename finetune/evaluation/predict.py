@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from finetune.example import COLUMNS, Image
+from finetune.example import Image
 from finetune.training.memory import any_process
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
     places: list[int] = []
     for example in examples:
         # What a task reads for itself may be its input, so such rows are not taken for one another.
-        key = (str(example.prompt), example.kind, str(example.meta.get(COLUMNS)))
+        key = (str(example.prompt), example.kind, str(example.columns))
         if key not in unique:
             unique[key] = len(rows)
             rows.append(replace(example, media=tuple(BLANK if m.type == "image" else m for m in example.media)))
