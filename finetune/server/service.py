@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from finetune.tasks.generation import Answer
 
 T = TypeVar("T")
-_PREPARING = 4  # requests at once; each has a processor of its own
+MAX_PREPARING = 4  # requests at once; each has a processor of its own
 _FETCHING = 16  # requests at once whose images come from elsewhere
 _READING = 2  # bodies at once; no other thread runs while one is parsed
 MOST_STRINGS = 20_000  # of a body, names of fields among them; 1000 messages have some 5000
@@ -73,7 +73,7 @@ class Service:
         self.workers, self.collators = ImageWorkers(seconds=DECODE_SECONDS), Collators(vlm.base)
         self.reading = Turns(_READING, name="finetune-reading")
         self.fetching = Turns(_FETCHING, name="finetune-fetching")
-        self.preparing = Turns(_PREPARING, name="finetune-preparing", may_begin=self._may_prepare)
+        self.preparing = Turns(MAX_PREPARING, name="finetune-preparing", may_begin=self._may_prepare)
 
     @property
     def num_waiting(self) -> int:
