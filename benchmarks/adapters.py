@@ -12,7 +12,7 @@ from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
 from finetune.methods.adapter import attach, detach
 from finetune.recipe import parse_recipe
 from finetune.registry import AdapterRegistry
-from finetune.saving import probe_effect, save_adapter
+from finetune.runs.saving import probe_effect, save_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path

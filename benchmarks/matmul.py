@@ -1,4 +1,4 @@
-"""How fast torch's two libraries multiply in float32 on this CPU: why finetune/matmul.py is there, and where it helps.
+"""How fast torch's two libraries multiply in float32 on this CPU, and where finetune/core/matmul.py helps.
 
 python -m benchmarks.matmul --json FILE      takes seconds, with one thread
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import linear as by_torch
 
-from finetune.matmul import ONEDNN_IS_FASTER
+from finetune.core.matmul import ONEDNN_IS_FASTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

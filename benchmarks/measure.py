@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.gate import Gate, Ready, Round
 from finetune.errors import FinetuneError
-from finetune.hardware import find_hardware, num_cores
-from finetune.launch import training_env
+from finetune.launch.hardware import find_hardware, num_cores
+from finetune.launch.launcher import training_env
 from finetune.lookup import import_string
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import BenchmarkError
-from finetune.example import Example, answer, as_images
+from finetune.core.example import Example, answer, as_images
 from finetune.serving.batching import section_for
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finetune.plugins import register
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
-    from finetune.runs import train
+    from finetune.runs.run import train
     from finetune.serving.loading import load
     from finetune.serving.vision_language_model import VisionLanguageModel
 
@@ -27,7 +27,7 @@ _NAMES = {
     "load": "finetune.serving.loading:load",
     "load_recipe": "finetune.recipe:load_recipe",
     "register": "finetune.plugins:register",
-    "train": "finetune.runs:train",
+    "train": "finetune.runs.run:train",
 }
 
 __all__ = [
@@ -49,7 +49,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:
-    from finetune.extras import missing_extras_named
+    from finetune.core.extras import missing_extras_named
     from finetune.lookup import import_string
 
     if name not in _NAMES:

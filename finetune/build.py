@@ -12,7 +12,8 @@ import torch
 from finetune.adapters.base_check import check_base
 from finetune.adapters.base_identity import identify_base, identify_processor
 from finetune.adapters.probe import probe_conversation, probe_values
-from finetune.batch import Batch, Rendered
+from finetune.core.batch import Batch, Rendered
+from finetune.core.matmul import speed_up
 from finetune.data.lengths import fitting, max_positions
 from finetune.data.open_stream import open_stream
 from finetune.data.splits import read_split, tally
@@ -21,7 +22,6 @@ from finetune.errors import DataError, ModelError, PluginError, RecipeError
 from finetune.families.base import embedded_path, family_of
 from finetune.families.placement import pick_device, pick_dtype
 from finetune.interfaces import Host
-from finetune.matmul import speed_up
 from finetune.methods.adapter import check_methods
 from finetune.methods.modules import language_head
 from finetune.objectives.weighted import Weighted
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
-    from finetune.batch import Placeholders
+    from finetune.core.batch import Placeholders
+    from finetune.core.example import Example, Message
     from finetune.data.stream import Rows
-    from finetune.example import Example, Message
     from finetune.interfaces import ModelFamily, Objective, RowLengths, Task, TaskCollator, Towers
     from finetune.recipe import AttnImplementation, ObjectiveSection, Quantization, Recipe, TaskSection
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.base_options import add_base_options
-from finetune.command import EXIT_CODES, CommandParser, exit_code_of
+from finetune.core.base_options import add_base_options
+from finetune.core.outside_text import for_stream
 from finetune.errors import DataError
 from finetune.evaluation import command as evaluation_command
 from finetune.export import command as export_command
-from finetune.outside_text import for_stream
+from finetune.launch.command import EXIT_CODES, CommandParser, exit_code_of
 from finetune.registry import commands as registry_commands
 from finetune.server import command as server_command
 
@@ -135,14 +135,14 @@ def _train(args: argparse.Namespace) -> int:
     from finetune.preflight import check_recipe
 
     check_recipe(recipe)
-    from finetune.runs import train
+    from finetune.runs.run import train
 
     train(recipe)
     return 0
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from finetune.sweep import run_sweep
+    from finetune.runs.sweep import run_sweep
 
     return run_sweep(args.config, args.overrides)
 
@@ -155,7 +155,7 @@ def _find_lr(args: argparse.Namespace) -> int:
 
     check_rates(args.first, args.last, args.steps)
     check_recipe(recipe, splits=("train",), writes=False)
-    from finetune.find_lr import find_lr
+    from finetune.runs.find_lr import find_lr
 
     print(find_lr(recipe, first=args.first, last=args.last, steps=args.steps))
     return 0

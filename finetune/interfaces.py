@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-    from finetune.batch import Batch, ImageFeatures, Placeholders, Rendered
-    from finetune.example import Example, Message
-    from finetune.prediction import Prediction
+    from finetune.core.batch import Batch, ImageFeatures, Placeholders, Rendered
+    from finetune.core.example import Example, Message
+    from finetune.core.prediction import Prediction
     from finetune.recipe import AttnImplementation, Quantization, ReadSection, TaskSection
 
 PaddingSide = Literal["left", "right"]

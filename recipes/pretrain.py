@@ -15,7 +15,7 @@ from pathlib import Path
 
 import finetune.pocket
 from finetune.adapters.base_check import check_base
-from finetune.command import CommandParser, exit_code_of
+from finetune.launch.command import CommandParser, exit_code_of
 from finetune.preflight import check_output_folder
 from finetune.recipe import task_of
 

@@ -9,8 +9,8 @@ SIGTERM stops after the step at hand with the state saved (exit code 130 or 143)
 
 import sys
 
+from finetune.launch.processes import exit_code_of_process
 from finetune.preflight import check_recipe
-from finetune.processes import exit_code_of_process
 from finetune.recipe import load_recipe
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     recipe = load_recipe(argv[0], argv[1:])
     check_recipe(recipe)
-    from finetune.runs import train  # imports torch: not before what needs none
+    from finetune.runs.run import train  # imports torch: not before what needs none
 
     train(recipe)
     return 0

@@ -46,7 +46,7 @@ def own_places(tmp_path, monkeypatch):
 @pytest.fixture
 def rested(monkeypatch):
     """Take every file as one that has rested, so that notes are kept of files that a test has just written."""
-    monkeypatch.setattr("finetune.file_state._rest_seconds", lambda path, device: 0.0)
+    monkeypatch.setattr("finetune.core.file_state._rest_seconds", lambda path, device: 0.0)
 
 
 @pytest.fixture(autouse=True)

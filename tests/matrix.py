@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune.batch import Batch
 from finetune.build import Base, load_base
-from finetune.example import Example, answer, as_images, ask
+from finetune.core.batch import Batch
+from finetune.core.example import Example, answer, as_images, ask
 from finetune.methods.adapter import attach, detach, merge, switch
 from finetune.model_types import architecture_of
 from finetune.recipe import parse_recipe
-from finetune.saving import probe_effect, save_adapter
+from finetune.runs.saving import probe_effect, save_adapter
 from finetune.training.loop import set_train_mode
 
 LORA = {"name": "lora", "r": 4, "lora_alpha": 16}

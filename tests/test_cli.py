@@ -98,7 +98,7 @@ def test_wrong_usage_is_exit_code_2(words, capsys):
 
 
 def test_commands_pass_on_what_they_are_given(monkeypatch):
-    from finetune import sweep
+    from finetune.runs import sweep
 
     given = []
     monkeypatch.setattr(sweep, "run_sweep", lambda config, words: given.append((str(config), words)) or 7)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.batch import join_prompts
 from finetune.build import load_base
+from finetune.core.batch import join_prompts
 from finetune.serving.asking import question_row
 
 

@@ -1,4 +1,4 @@
-"""Ours, put together as ``finetune.runs`` does, without and with the frozen-feature store."""
+"""Ours, put together as ``finetune.runs.run`` does, without and with the frozen-feature store."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from accelerate.utils import set_seed
 from benchmarks.contestants.parts import recipe_of
 from benchmarks.measure import BenchmarkError
 from finetune.build import Batches, base_of, training_rows
-from finetune.frozen_features import collator_of_run
 from finetune.methods.adapter import attach
+from finetune.runs.frozen_features import collator_of_run
 from finetune.training.log import RunLog
 from finetune.training.loop import Trainer
 
 if TYPE_CHECKING:
     from benchmarks.contestants import Job
     from benchmarks.gate import Gate
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
     from finetune.interfaces import Objective
 
 

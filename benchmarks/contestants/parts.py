@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from benchmarks.contestants import Job
-    from finetune.batch import Batch
     from finetune.build import Base
+    from finetune.core.batch import Batch
 
 
 def recipe_of(job: Job, *, store: bool = False) -> Recipe:

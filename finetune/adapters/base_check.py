@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import lfs
 from finetune.adapters.base_identity import weight_files
+from finetune.core import lfs
 from finetune.errors import ModelError, brief
 from finetune.lookup import did_you_mean
 from finetune.model_types import generic_model_types

@@ -8,9 +8,9 @@ from typing import Any
 
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests, sha256_hex
 from finetune.adapters.strict_json import canonical_json
-from finetune.cache import cache_home, read_note, write_note
+from finetune.core.cache import cache_home, read_note, write_note
+from finetune.core.file_state import file_key, is_settled
 from finetune.errors import BaseMismatchError, ModelError, brief
-from finetune.file_state import file_key, is_settled
 
 # Keys of config.json that say how or by what it was saved, not what the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.adapters.manifest import AdapterManifest
+from finetune.core.outside_text import markdown, markdown_block, markdown_cell, markdown_code, safe_block
 from finetune.metrics.names import BASE, TEST, summarized
-from finetune.outside_text import markdown, markdown_block, markdown_cell, markdown_code, safe_block
 from finetune.recipe import LabelSection, PromptSection
 
 CARD_NAME = "README.md"

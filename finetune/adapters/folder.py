@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save as to_safetensors
 
-from finetune import lfs
 from finetune.adapters.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -28,8 +27,9 @@ from finetune.adapters.manifest import (
 from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.adapters.tensors import DTYPES, tensors_of
+from finetune.core import lfs
+from finetune.core.regular_file import open_regular
 from finetune.errors import IntegrityError, ManifestError, brief, plain
-from finetune.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

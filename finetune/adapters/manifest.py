@@ -21,9 +21,9 @@ from pydantic import (
 from finetune.adapters.manifest_schema_1 import from_schema_1
 from finetune.adapters.manifest_schema_2 import from_schema_2
 from finetune.adapters.strict_json import canonical_json, strict_json
+from finetune.core.example import ImageOptions
+from finetune.core.fields import FileName, HubId, ModulePath, NamePart, Sha256, Text, UtcTime, Word
 from finetune.errors import ManifestError, plain
-from finetune.example import ImageOptions
-from finetune.fields import FileName, HubId, ModulePath, NamePart, Sha256, Text, UtcTime, Word
 from finetune.metrics.names import summarized
 from finetune.plugins import is_own
 from finetune.recipe.chosen import Choice

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from finetune.adapters.manifest import Probe
+from finetune.core.example import answer, ask
 from finetune.errors import ProbeError
-from finetune.example import answer, ask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from finetune.example import Message
+    from finetune.core.example import Message
     from finetune.recipe import Quantization
 
 VERSION = 1

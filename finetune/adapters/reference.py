@@ -12,8 +12,8 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from finetune.core.fields import DEVICES, NamePart, Sha256
 from finetune.errors import AdapterReferenceError, brief
-from finetune.fields import DEVICES, NamePart, Sha256
 
 LATEST = "latest"
 FORMS = "ns/name, ns/name@17 (a version), ns/name@prod (an alias) or ns/name@sha256:<64 hex digits>"

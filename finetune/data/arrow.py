@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import lfs
-from finetune.cache import conversions_of
+from finetune.core import lfs
+from finetune.core.cache import conversions_of
+from finetune.core.file_state import file_key, is_settled
 from finetune.data.fields import RawRow, require_columns, to_example
 from finetune.data.other_fields import read_fields, refused_columns, unread_columns
 from finetune.errors import DataError, RowError
-from finetune.file_state import file_key, is_settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from datasets import ClassLabel, Dataset, Features
     from pyarrow import Array
 
+    from finetune.core.example import Example
     from finetune.data.bad_rows import BadRows
-    from finetune.example import Example
     from finetune.recipe import ColumnData, ParquetData, SavedData, TaskSection
 
 _IMAGE_KEYS = ("image", "images")

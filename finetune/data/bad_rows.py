@@ -6,8 +6,8 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from finetune.core.outside_text import safe_line
 from finetune.errors import DataError, RowError, brief
-from finetune.outside_text import safe_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

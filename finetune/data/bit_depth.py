@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from finetune.example import Example
+    from finetune.core.example import Example
     from finetune.recipe import ReadSection
 
 FULL_RANGE = (0, 65535)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 
-from finetune.batch import Batch, Rendered
+from finetune.core.batch import Batch, Rendered
 from finetune.data.aspect_ratio import most_aspect
 from finetune.data.lengths import Lengths, refused_by_processor
 from finetune.data.marks import Marks
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import ImageFeatures, OpenedMedium
-    from finetune.example import Example, ImageSource, Message
+    from finetune.core.batch import ImageFeatures, OpenedMedium
+    from finetune.core.example import Example, ImageSource, Message
     from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide
     from finetune.recipe import ReadSection
 

@@ -8,7 +8,7 @@ from finetune.data.other_fields import is_empty
 from finetune.errors import RowError, brief
 
 if TYPE_CHECKING:
-    from finetune.example import Message
+    from finetune.core.example import Message
 
 ROLES = ("system", "user", "assistant")
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.example import COLUMNS, Example, ImageHandle, answer, as_images, system, text_of
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.other_fields import FIELD_KEYS, check_other_fields
 from finetune.data.turns import image_order, unsupervised_turns
 from finetune.errors import DataError, RowError, brief, plain
-from finetune.example import COLUMNS, Example, ImageHandle, answer, as_images, system, text_of
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from finetune.core.example import ImageSource, Message
     from finetune.data.bad_rows import BadRows
-    from finetune.example import ImageSource, Message
     from finetune.recipe import ColumnData, TaskSection
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.cache import cache_home, conversions_of
+from finetune.core.cache import cache_home, conversions_of
 from finetune.data.arrow import table_examples
 from finetune.errors import DataError
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from datasets import Dataset, DatasetBuilder
 
+    from finetune.core.example import Example
     from finetune.data.bad_rows import BadRows
-    from finetune.example import Example
     from finetune.recipe import HubData, TaskSection
 
 

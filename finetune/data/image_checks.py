@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.cache import Notes
+from finetune.core.cache import Notes
+from finetune.core.example import ImageOptions
+from finetune.core.file_state import file_key, is_settled
 from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.bit_depth import COLORS, VALUES
 from finetune.data.image_workers import image_workers
 from finetune.data.images import ImageFacts, image_digest, refuse_over_cap
 from finetune.errors import RowError
-from finetune.example import ImageOptions
-from finetune.file_state import file_key, is_settled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from finetune.core.example import Example, ImageSource
     from finetune.data.bad_rows import BadRows
-    from finetune.example import Example, ImageSource
 
 Size = tuple[int, int]  # upright width and height in pixels
 IMAGES = "image_digests"  # in the meta of a row: the digest of each of its images, in order

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from finetune import lfs
+from finetune.core import lfs
+from finetune.core.example import ImageHandle, ImageOptions, ImageSource
 from finetune.data.aspect_ratio import MOST_ASPECT, refuse_aspect
 from finetune.data.bit_depth import DEEP_MODES, DEEP_TYPES, is_deep_color, to_8_bit, values_of
 from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
-from finetune.example import ImageHandle, ImageOptions, ImageSource
 
 # PIL reads more, some of it by starting other programs (EPS), some of it no images (fonts, streams).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

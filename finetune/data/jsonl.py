@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from finetune.core.example import Example
 from finetune.data.bad_rows import BadRows
 from finetune.data.fields import RawRow, to_example
 from finetune.data.rows_json import read_object, refuse_other_files
 from finetune.errors import DataError
-from finetune.example import Example
 from finetune.recipe import JsonlData, TaskSection
 
 

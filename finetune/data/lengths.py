@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from finetune.batch import Rendered
-from finetune.cache import Notes
+from finetune.core.batch import Rendered
+from finetune.core.cache import Notes
+from finetune.core.example import ask
 from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.image_checks import image_sizes
 from finetune.data.media import refuse_unopened
 from finetune.errors import DataError, FinetuneError, RowError
-from finetune.example import ask
 from finetune.interfaces import RowTokens
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from finetune.core.example import Example
     from finetune.data.bad_rows import BadRows
     from finetune.data.collate import Collator
     from finetune.data.image_checks import Size
-    from finetune.example import Example
     from finetune.interfaces import RowLengths
     from finetune.recipe import RowsSection
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-    from finetune.example import Example, Message
+    from finetune.core.example import Example, Message
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _IMAGES = (

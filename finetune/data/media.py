@@ -12,7 +12,7 @@ from finetune.errors import RowError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from finetune.example import Example, ImageSource
+    from finetune.core.example import Example, ImageSource
     from finetune.interfaces import ModelFamily
 
 OPENED = frozenset({"image"})  # the types of media that are opened here

@@ -13,8 +13,8 @@ from finetune.data.splits import read_split, tally
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from finetune.core.example import Example
     from finetune.data.bad_rows import BadRows
-    from finetune.example import Example
     from finetune.recipe import MixData, TaskSection
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import lfs
-from finetune.cache import conversions_of
+from finetune.core import lfs
+from finetune.core.cache import conversions_of
 from finetune.data.arrow import parquet_files
 from finetune.data.hub import hub_builder, hub_faults
 from finetune.data.stream import Checks, Stream

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from finetune.batch import Batch, Rendered
+from finetune.core.batch import Batch, Rendered
+from finetune.core.example import text_of, texts_to_choose_from
 from finetune.data.aspect_ratio import most_aspect
 from finetune.data.lengths import max_positions
 from finetune.data.marks import Marks
 from finetune.data.media import image_name, open_images, refuse_media
 from finetune.errors import DataError, RowError
-from finetune.example import text_of, texts_to_choose_from
 from finetune.interfaces import RowTokens
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from finetune.core.example import Example, Message
     from finetune.data.image_checks import Size
-    from finetune.example import Example, Message
     from finetune.interfaces import ModelFamily
     from finetune.recipe import ReadSection
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from finetune import lfs
+from finetune.core import lfs
 from finetune.errors import DataError, RowError, brief
 
 if TYPE_CHECKING:

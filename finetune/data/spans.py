@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from finetune.example import Example, Message
+    from finetune.core.example import Example, Message
 
 Span = tuple[int, int]  # first token, and the one after the last
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetune.core.example import ImageOptions
 from finetune.data.bad_rows import BadRows
 from finetune.data.bit_depth import decide_range
 from finetune.data.image_checks import check_images
-from finetune.example import ImageOptions
 from finetune.plugins import find
 from finetune.recipe import ColumnData, ReadSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from finetune.example import Example
+    from finetune.core.example import Example
     from finetune.recipe import RowsSection, TaskSection
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from finetune.core.example import ImageOptions
 from finetune.data.arrow import class_labels
 from finetune.data.bad_rows import BadRows, unread_report
 from finetune.data.bit_depth import COLORS, VALUES, decide_range, fixed_range
@@ -27,7 +28,6 @@ from finetune.data.image_checks import facts_of, look
 from finetune.data.other_fields import read_fields, refused_columns, unread_columns
 from finetune.data.survey import Survey, system_of
 from finetune.errors import DataError, RowError, brief
-from finetune.example import ImageOptions
 from finetune.recipe import QuestionSection
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from datasets import IterableDataset
 
-    from finetune.example import Example
+    from finetune.core.example import Example
     from finetune.interfaces import RowLengths
     from finetune.recipe import ColumnData, TaskSection
 

@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from finetune.example import text_of
+from finetune.core.example import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from finetune.example import Example, ImagePosition, Message
+    from finetune.core.example import Example, ImagePosition, Message
 
 Form = Literal["question", "caption", "conversation"]
 

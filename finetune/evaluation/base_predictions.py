@@ -15,20 +15,20 @@ import numpy as np
 import torch
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
-from finetune.cache import cache_home, read_note, write_note
+from finetune.core.cache import cache_home, read_note, write_note
+from finetune.core.prediction import prediction_from_json
 from finetune.data.image_checks import IMAGES
 from finetune.data.images import image_digest
 from finetune.errors import DataError
 from finetune.plugins import is_known, is_own, provider
-from finetune.prediction import prediction_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from finetune.build import Base
-    from finetune.example import Example
-    from finetune.prediction import Prediction
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.recipe import TaskSection
 
 # Settings of a task that say how predictions are compared, not how they are made.

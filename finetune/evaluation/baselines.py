@@ -11,10 +11,10 @@ from finetune.evaluation.predict import blanked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.evaluation.predict import Predictor
-    from finetune.example import Example
     from finetune.interfaces import Task
-    from finetune.prediction import Prediction
 
 
 def majority(task: Task, examples: Sequence[Example]) -> tuple[list[Prediction], list[Example]]:

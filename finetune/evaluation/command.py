@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.outside_text import safe_block
 from finetune.errors import RecipeError
 from finetune.evaluation.compare import evaluate, table
-from finetune.outside_text import safe_block
 from finetune.preflight import check_output_place
 from finetune.preflight.use import check_reference
 from finetune.recipe import load_recipe

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+from finetune.core.extras import require_extra
+from finetune.core.outside_text import safe_line
 from finetune.errors import RecipeError
 from finetune.evaluation.cells import cells
-from finetune.extras import require_extra
 from finetune.metrics.names import BASE
-from finetune.outside_text import safe_line
 from finetune.preflight import check_comparison
 from finetune.preflight.run import how_rows_are_put
 from finetune.registry import AdapterRegistry
@@ -46,8 +46,8 @@ def evaluate(
     from finetune.build import base_of, examples_of
     from finetune.data.survey import Survey
     from finetune.evaluation.evaluate import Evaluation, evaluate_rows
+    from finetune.evaluation.prompt_checks import check_answers, with_longest_answer
     from finetune.evaluation.split import predictor_of
-    from finetune.prompt_checks import check_answers, with_longest_answer
     from finetune.serving.vision_language_model import VisionLanguageModel
 
     base = base_of(next((recipe for recipe in recipes if how_rows_are_put(recipe)), recipes[0]))

@@ -6,21 +6,21 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.prediction import Text
 from finetune.evaluation.baselines import majority, predict_blank
 from finetune.evaluation.measured import Measured
 from finetune.evaluation.rows import Row, make_rows
 from finetune.evaluation.scores import Scores
 from finetune.metrics.building import metrics_of
 from finetune.metrics.names import BLANK_IMAGE, MAJORITY
-from finetune.prediction import Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.evaluation.predict import Predictor
-    from finetune.example import Example
     from finetune.interfaces import Task
-    from finetune.prediction import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)

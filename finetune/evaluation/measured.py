@@ -13,9 +13,9 @@ from finetune.metrics.statistics import bootstrap_interval, corpus_interval
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.example import Example
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.interfaces import Metric
-    from finetune.prediction import Prediction
 
 
 class Measured:

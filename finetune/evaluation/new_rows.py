@@ -6,9 +6,9 @@ import glob
 import re
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.outside_text import safe_line
 from finetune.errors import RecipeError
 from finetune.model_types import architecture_of
-from finetune.outside_text import safe_line
 from finetune.recipe import ColumnData, ModelSection, parse_recipe, task_of
 from finetune.recipe.compatibility import known_model_type
 

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from finetune.example import Image
+from finetune.core.example import Image
 from finetune.training.memory import any_process
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.evaluation.base_predictions import BasePredictions
-    from finetune.example import Example
     from finetune.interfaces import Task
-    from finetune.prediction import Prediction
 
 BLANK = Image(np.full((224, 224, 3), 128, np.uint8))  # mid-grey
 

@@ -7,10 +7,10 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.core.outside_text import html_text
 from finetune.data.images import open_image
 from finetune.evaluation.cells import cells
 from finetune.evaluation.rows import question_of
-from finetune.outside_text import html_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.example import ImageHandle, text_of
 from finetune.evaluation.measured import row_value
-from finetune.example import ImageHandle, text_of
 from finetune.interfaces import RowMetric
 
 if TYPE_CHECKING:
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.evaluation.measured import Measured
-    from finetune.example import Example
     from finetune.interfaces import Task
-    from finetune.prediction import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)

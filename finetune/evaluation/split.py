@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from finetune.core.json_file import write_json
+from finetune.core.outside_text import safe_line
+from finetune.core.prediction import prediction_from_json
 from finetune.errors import DataError
 from finetune.evaluation.base_predictions import BasePredictions
 from finetune.evaluation.cells import words
@@ -13,10 +16,7 @@ from finetune.evaluation.measured import Measured
 from finetune.evaluation.predict import Predictor
 from finetune.evaluation.rows import make_rows
 from finetune.evaluation.scores import Scores
-from finetune.json_file import write_json
 from finetune.metrics.building import metrics_of
-from finetune.outside_text import safe_line
-from finetune.prediction import prediction_from_json
 from finetune.training.memory import any_process
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from finetune.batch import Batch
     from finetune.build import Base
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
     from finetune.evaluation.scores import Value
-    from finetune.example import Example
     from finetune.interfaces import Task
     from finetune.recipe import Recipe
     from finetune.training.log import RunLog

@@ -20,10 +20,10 @@ from finetune.training.validation import Validation
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
     from finetune.evaluation.evaluate import Evaluation
     from finetune.evaluation.predict import Predictor
-    from finetune.example import Example
     from finetune.interfaces import LossSum
     from finetune.recipe import TrainSection
     from finetune.training.log import RunLog

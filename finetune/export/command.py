@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from finetune.base_options import add_quantization
+from finetune.core.base_options import add_quantization
+from finetune.core.outside_text import safe_block, safe_line
 from finetune.errors import ExportError
 from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
-from finetune.outside_text import safe_block, safe_line
 from finetune.plugins import names
 from finetune.preflight import check_adapter
 from finetune.tables import EXPORT_OPTIONS

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.reference import as_folder
 from finetune.build import load_base
+from finetune.core.outside_text import safe_line
 from finetune.errors import ExportError
 from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization
 from finetune.export.output import new_output, refuse_occupied
@@ -19,7 +20,6 @@ from finetune.export.parity import outputs, rows_of
 from finetune.export.target import Source
 from finetune.export.verdict import Export, describe, overall, record_of, write_record
 from finetune.methods.hooks import AdapterHooks
-from finetune.outside_text import safe_line
 from finetune.plugins import find
 from finetune.registry import AdapterRegistry
 from finetune.serving.known_bases import find_base

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
 from finetune.adapters.peft_format import peft_config
+from finetune.core.extras import require_extra
 from finetune.errors import ExportError
 from finetune.export.llama_cpp import (
     WITH_IMAGES,
@@ -22,7 +23,6 @@ from finetune.export.llama_cpp import (
 from finetune.export.parity import ROUNDING, compare, compare_tensors, outputs
 from finetune.export.scaling import bake_scaling
 from finetune.export.target import Comparison
-from finetune.extras import require_extra
 from finetune.methods.adapter import merge
 from finetune.methods.lora_update import LoraUpdate
 from finetune.methods.modules import module_at

@@ -15,12 +15,12 @@ from torch.nn.functional import normalize, pad
 
 from finetune.adapters.card import CARD_NAME, Card, model_card
 from finetune.adapters.probe import probe_conversation
+from finetune.core.extras import require_extra
 from finetune.data.lengths import max_positions
 from finetune.errors import ExportError
 from finetune.export.output import require_space
 from finetune.export.parity import compare, compare_tensors
 from finetune.export.target import Comparison
-from finetune.extras import require_extra
 from finetune.methods.adapter import merge
 from finetune.model_types import architecture_of
 from finetune.recipe import LabelSection

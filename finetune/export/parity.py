@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.adapters.probe import probe_conversation
-from finetune.example import answer, ask
+from finetune.core.example import answer, ask
 from finetune.export.target import Comparison
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.adapters.manifest import Probe
-    from finetune.batch import Batch, Placeholders
     from finetune.build import Base
+    from finetune.core.batch import Batch, Placeholders
     from finetune.export.target import Verdict
 
 # What rounding may make of an output, as a part of the largest one, where weights are held so and fp32 is computed in;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.example import text_of
+from finetune.core.example import text_of
 from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.recipe import LabelSection, PromptSection
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from finetune.adapters.folder import AdapterFolder
     from finetune.adapters.manifest import AdapterManifest
-    from finetune.batch import Batch, Placeholders
     from finetune.build import Base
+    from finetune.core.batch import Batch, Placeholders
     from finetune.interfaces import Update
 
 Verdict = Literal["passed", "inconclusive", "failed"]

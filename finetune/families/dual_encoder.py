@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import ProcessorMixin
 
-    from finetune.batch import Rendered
+    from finetune.core.batch import Rendered
     from finetune.interfaces import PaddingSide
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from finetune.batch import ImageFeatures
+from finetune.core.batch import ImageFeatures
 from finetune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import Rendered
+    from finetune.core.batch import Rendered
 
     Encode = Callable[[ProcessorMixin], dict[str, Any]]
 

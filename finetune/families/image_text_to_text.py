@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoModelForImageTextToText
 
-from finetune.batch import ImageFeatures
+from finetune.core.batch import ImageFeatures
 from finetune.errors import ModelError
 from finetune.families.base import Family
 from finetune.families.features import features_as_inputs, image_features, images_of, places, processor_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import Rendered
+    from finetune.core.batch import Rendered
     from finetune.interfaces import PaddingSide
 
 

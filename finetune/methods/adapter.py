@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.adapters.manifest import AdapterDescription
-    from finetune.batch import Placeholders
+    from finetune.core.batch import Placeholders
     from finetune.interfaces import Host, Method, Towers, Update
     from finetune.recipe import MethodSection
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.matmul import speed_up
 from finetune.errors import MethodError
-from finetune.matmul import speed_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

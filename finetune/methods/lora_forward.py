@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from finetune.matmul import linear
+from finetune.core.matmul import linear
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from finetune.batch import Placeholders
+    from finetune.core.batch import Placeholders
 
 CHILD = "tuned_prompt"  # of the input embedding, while it trains
 

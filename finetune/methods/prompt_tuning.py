@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from finetune.batch import Placeholders
+from finetune.core.batch import Placeholders
 from finetune.errors import ManifestError, MethodError, brief
 from finetune.interfaces import Part
 from finetune.methods.prompt_rows import CHILD, FrameUpdate, PromptUpdate, TrainedPrompt

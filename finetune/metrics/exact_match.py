@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from finetune.core.prediction import Label, Text
 from finetune.errors import DataError
-from finetune.prediction import Label, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from finetune.example import Example
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.metrics.normalization import Normalizer
-    from finetune.prediction import Prediction
 
 
 class _Options(Protocol):

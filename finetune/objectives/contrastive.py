@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel, gather, gather_object, pad_across_processes
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from finetune.example import texts_to_choose_from
+from finetune.core.example import texts_to_choose_from
 from finetune.interfaces import LossSum
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
     from finetune.interfaces import Outputs, StepContext
     from finetune.recipe import ContrastiveObjectiveSection
 

@@ -9,7 +9,7 @@ import torch
 from finetune.interfaces import LossSum
 
 if TYPE_CHECKING:
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
     from finetune.interfaces import StepContext
     from finetune.recipe import CrossEntropySection
 

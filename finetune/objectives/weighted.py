@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
     from finetune.interfaces import LossSum, Objective, StepContext
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finetune.core.outside_text import html_text
 from finetune.metrics.names import BASE, TEST
 from finetune.metrics.normalization import normalize_vqa
-from finetune.outside_text import html_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

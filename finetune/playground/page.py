@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from finetune.outside_text import html_text
+from finetune.core.outside_text import html_text
 from finetune.playground.markup import nothing_yet
 from finetune.playground.style import ANNOUNCE_ANSWERS, SHOW_ANSWERS
 

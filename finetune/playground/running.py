@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.extras import require_extra
 from finetune.errors import LaunchError
-from finetune.extras import require_extra
-from finetune.listening import is_loopback, listening, names_loopback
+from finetune.launch.listening import is_loopback, listening, names_loopback
 from finetune.registry import AdapterRegistry
 
 if TYPE_CHECKING:

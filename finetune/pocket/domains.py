@@ -5,7 +5,7 @@ Medical phantoms and product images are drawn by a program, and stand for no pat
 
 from typing import Any
 
-from finetune.example import Example, answer, as_images
+from finetune.core.example import Example, answer, as_images
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.questions import KINDS
 from finetune.pocket.retail import draw_product

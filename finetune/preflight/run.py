@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from finetune.adapters.base_check import check_base
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.errors import FinetuneError, RecipeError, TrainingError, brief
-from finetune.finished_runs import refuse_taken
 from finetune.preflight.data import check_heads, check_paths
+from finetune.preflight.finished_runs import refuse_taken
 from finetune.preflight.places import check_output_folder, check_registry
 from finetune.preflight.use import check_reference
 from finetune.recipe import ReadSection

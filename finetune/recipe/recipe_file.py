@@ -29,7 +29,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     import yaml  # a manifest is read without it
 
-    from finetune.strict_yaml import StrictLoader
+    from finetune.core.strict_yaml import StrictLoader
 
     path = Path(path)
     try:
@@ -117,7 +117,7 @@ def read_value(text: str, *, source: str) -> Any:
     """
     import yaml
 
-    from finetune.strict_yaml import StrictLoader
+    from finetune.core.strict_yaml import StrictLoader
 
     try:
         return yaml.load(text, StrictLoader)

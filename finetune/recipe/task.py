@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
+from finetune.core.example import Example, ImagePosition, ImageSource, Message, answer, ask, show, system, text_of
+from finetune.core.fields import NumTokens, Word
 from finetune.errors import ModelError, RowError
-from finetune.example import Example, ImagePosition, ImageSource, Message, answer, ask, show, system, text_of
-from finetune.fields import NumTokens, Word
 from finetune.metrics.normalization import DecimalSeparator, Normalization, Normalizer, normalizer
 from finetune.plugins import config_of, names
 from finetune.recipe.chosen import Choice

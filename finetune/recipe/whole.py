@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from finetune.fields import Text
+from finetune.core.fields import Text
 from finetune.recipe.data import DataSection
 from finetune.recipe.method import Methods, MethodSection
 from finetune.recipe.model import ModelSection

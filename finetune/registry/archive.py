@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune.adapters.manifest import Sha256, canonical_json, strict_json
 from finetune.adapters.reference import AdapterRef, VersionNumber
+from finetune.core.regular_file import NotRegularError, open_regular
 from finetune.errors import AdapterError, IntegrityError, StoreError
 from finetune.registry.blobs import blob_key, read_blob
 from finetune.registry.commits import Commit, first_problem, log_key
@@ -25,7 +26,6 @@ from finetune.registry.copying import blobs_of, check_has, read_history
 from finetune.registry.location import refuse_in_registry
 from finetune.registry.store import ObjectMissing, Store, explain, read_all
 from finetune.registry.tars import TarStore, TarWriter
-from finetune.regular_file import NotRegularError, open_regular
 
 ABOUT_KEY = "archive.json"
 MAX_ABOUT_BYTES = 256 * 1024**2  # for more than a million names

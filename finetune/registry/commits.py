@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from finetune.adapters.manifest import Sha256, canonical_json, sha256_hex, strict_json
 from finetune.adapters.manifest_schema_2 import summary_from_schema_2
 from finetune.adapters.reference import LATEST, Alias, VersionNumber, check_name_part
+from finetune.core.fields import UtcTime
 from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError, RegistryError, plain
-from finetune.fields import UtcTime
 from finetune.registry.signing import Signature, SigningKey, entry_message, manifest_message
 
 MAX_COMMIT_BYTES = 1024 * 1024

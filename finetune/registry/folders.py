@@ -22,11 +22,11 @@ from finetune.adapters.manifest import (
     FileEntry,
     sha256_hex,
 )
+from finetune.core.regular_file import NotRegularError, open_regular
 from finetune.errors import AdapterError, IntegrityError, ManifestError, StoreError, TrustError
 from finetune.registry.blobs import blob_key, checked, put_blobs, read_blob
 from finetune.registry.signing import MAX_SIGNATURE_BYTES, check_signature
 from finetune.registry.store import Store, chunks, exists, explain, read_all
-from finetune.regular_file import NotRegularError, open_regular
 
 # What a downloaded repository of the Hugging Face Hub holds besides the adapter: its card, and the hub's own.
 HUB_FILES = frozenset({"README.md", ".gitattributes", ".cache"})

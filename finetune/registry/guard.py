@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
+from finetune.core.outside_text import safe_line
 from finetune.errors import StoreError, TrustError
-from finetune.outside_text import safe_line
 from finetune.registry.commits import Commit
 from finetune.registry.folders import check_folder, read_manifest, read_signature
 from finetune.registry.seen import SeenEntries

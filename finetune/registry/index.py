@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.manifest_schema_2 import summary_from_schema_2
-from finetune.cache import cache_home, read_note, write_note
+from finetune.core.cache import cache_home, read_note, write_note
 from finetune.errors import FinetuneError
 from finetune.registry.commits import log_key, split_log_key
 from finetune.registry.store import HasFolders, ObjectMeta, Store, exists, spares_others

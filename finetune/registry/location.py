@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.manifest import canonical_json, sha256_hex, strict_json
+from finetune.core.extras import missing_extras_named
+from finetune.core.file_owner import user_folder
 from finetune.errors import IntegrityError, ManifestError, RegistryError, StoreError
-from finetune.extras import missing_extras_named
-from finetune.file_owner import user_folder
 from finetune.registry.store import AlreadyExists, ObjectMissing, Store, read_all
 from finetune.registry.stores.local import LocalStore
 from finetune.registry.stores.memory import MemoryStore

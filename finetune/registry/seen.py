@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from finetune.adapters.manifest import sha256_hex
+from finetune.core.file_owner import user_folder
 from finetune.errors import StoreError, TrustError
-from finetune.file_owner import user_folder
 from finetune.registry.store import explain
 
 SEEN_VARIABLE = "FINETUNE_SEEN"

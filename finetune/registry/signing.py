@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
+from finetune.core.file_owner import changeable_by_others, user_folder
+from finetune.core.regular_file import open_regular
 from finetune.errors import TrustError
-from finetune.file_owner import changeable_by_others, user_folder
 from finetune.registry.store import explain
-from finetune.regular_file import open_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

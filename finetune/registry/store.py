@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
+from finetune.core.regular_file import NotRegularError
 from finetune.errors import FinetuneError, IntegrityError, StoreError
-from finetune.regular_file import NotRegularError
 
 CHUNK_BYTES = 1 << 20
 

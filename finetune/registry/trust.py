@@ -23,13 +23,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from finetune.adapters.manifest import NamePart
+from finetune.core.file_owner import changeable_by_others
+from finetune.core.file_state import file_key
+from finetune.core.regular_file import open_regular
 from finetune.errors import TrustError
-from finetune.file_owner import changeable_by_others
-from finetune.file_state import file_key
 from finetune.lookup import did_you_mean
 from finetune.registry.signing import PublicKey, signing_key_id
 from finetune.registry.store import explain
-from finetune.regular_file import open_regular
 
 TRUST_VARIABLE = "FINETUNE_TRUST"
 NOT_SIGNED = "it is not signed"
@@ -207,7 +207,7 @@ def load_policy(path: Path) -> TrustPolicy:
     """
     import yaml
 
-    from finetune.strict_yaml import StrictLoader
+    from finetune.core.strict_yaml import StrictLoader
 
     try:
         if problem := changeable_by_others(path):

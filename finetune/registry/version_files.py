@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finetune.adapters.manifest import AdapterManifest, FileEntry
+from finetune.core.regular_file import open_regular
 from finetune.errors import IntegrityError
 from finetune.registry.blobs import blob_key, checked
 from finetune.registry.folders import load_manifest, read_manifest
 from finetune.registry.store import ObjectMissing, Store, explain, reading
 from finetune.registry.versions import Version
-from finetune.regular_file import open_regular
 
 
 def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:

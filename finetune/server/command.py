@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef
-from finetune.base_options import add_base_options
+from finetune.core.base_options import add_base_options
+from finetune.core.extras import require_extra
+from finetune.core.outside_text import LogFormatter
 from finetune.errors import LaunchError
-from finetune.extras import require_extra
-from finetune.listening import is_loopback, listening
-from finetune.outside_text import LogFormatter
+from finetune.launch.listening import is_loopback, listening
 from finetune.preflight import check_adapter
 from finetune.server.keys import VARIABLE, read_keys
 from finetune.server.settings import Settings

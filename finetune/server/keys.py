@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from finetune.errors import LaunchError, RequestError, brief
-from finetune.listening import names_loopback
+from finetune.launch.listening import names_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -27,10 +27,10 @@ from finetune.serving.batching import answer_limit, prompt_lengths, row_inputs, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from finetune.batch import Batch
     from finetune.build import Base
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
     from finetune.data.image_workers import ImageWorkers
-    from finetune.example import Example
     from finetune.interfaces import TaskCollator
     from finetune.server.scheduler import Event
     from finetune.server.schema import ChatRequest

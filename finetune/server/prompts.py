@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finetune.core.example import Example, answer, as_images
 from finetune.data.conversation import read_conversation
 from finetune.errors import DataError, RequestError
-from finetune.example import Example, answer, as_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
 
-    from finetune.example import Message
+    from finetune.core.example import Message
     from finetune.recipe import PromptSection
     from finetune.server.schema import ChatRequest, ImagePart, TextPart
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from finetune.batch import join_prompts
+from finetune.core.batch import join_prompts
 from finetune.errors import AdapterError
 from finetune.serving.batching import answer_batch, sharing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
     from finetune.server.metrics import Metrics
     from finetune.server.stop_sequences import StopSequences
     from finetune.serving.loaded_adapter import LoadedAdapter

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef
+from finetune.core.outside_text import safe_line
 from finetune.errors import FinetuneError, TrustError
-from finetune.outside_text import safe_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

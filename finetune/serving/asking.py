@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.core.example import Example, answer, as_images, show
 from finetune.data.conversation import num_image_parts, read_conversation
 from finetune.data.images import as_source
 from finetune.errors import DataError, FetchError, brief
-from finetune.example import Example, answer, as_images, show
 from finetune.serving.urls import fetch_image, is_url
 
 if TYPE_CHECKING:
-    from finetune.example import ImageSource, Message
+    from finetune.core.example import ImageSource, Message
     from finetune.recipe import PromptSection, TaskSection
     from finetune.serving.urls import UrlPolicy
 

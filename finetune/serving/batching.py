@@ -12,9 +12,9 @@ from finetune.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from finetune.batch import Batch
     from finetune.build import Base
-    from finetune.example import Example
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
     from finetune.interfaces import TaskCollator
     from finetune.recipe import PromptSection, TaskSection
     from finetune.serving.loaded_adapter import LoadedAdapter

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.cache import cache_home, read_note, write_note
+from finetune.core.cache import cache_home, read_note, write_note
 from finetune.errors import BaseMismatchError, brief
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from finetune.adapters.folder import AdapterFolder
     from finetune.adapters.manifest import AdapterManifest
     from finetune.adapters.probe import ProbeResult
-    from finetune.batch import Placeholders
     from finetune.build import Base
+    from finetune.core.batch import Placeholders
     from finetune.methods.hooks import AdapterHooks
 
 

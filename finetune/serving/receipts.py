@@ -17,7 +17,7 @@ import torch
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.adapters.probe import VERSION, ProbeResult
-from finetune.cache import cache_home, read_note, write_note
+from finetune.core.cache import cache_home, read_note, write_note
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.reference import as_folder
+from finetune.core.outside_text import safe_line
 from finetune.errors import AdapterError, NotFoundError
 from finetune.methods.adapter import refuse_attached
 from finetune.methods.hooks import PLAIN, ActiveAdapter, AdapterHooks
 from finetune.methods.mixed import can_mix, mix
-from finetune.outside_text import safe_line
 from finetune.serving.adapter_cache import AdapterCache
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
 from finetune.serving.loaded_adapter import LoadedAdapter, bring_in

@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from finetune.build import Base, Batches
+from finetune.core.prediction import Label
 from finetune.errors import DataError, ModelError, brief
-from finetune.prediction import Label
 from finetune.recipe import LabelSection, PromptSection
 from finetune.serving.aliases import ALIAS_SECONDS
 from finetune.serving.asking import conversation_row, image_row, question_row
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example, Message
+    from finetune.core.prediction import Prediction
     from finetune.data.pairs import PairCollator
-    from finetune.example import Example, Message
     from finetune.interfaces import Task
-    from finetune.prediction import Prediction
     from finetune.recipe import TaskSection
     from finetune.registry import AdapterRegistry
     from finetune.serving.loaded_adapter import LoadedAdapter

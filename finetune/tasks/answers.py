@@ -10,7 +10,7 @@ from finetune.tables import ANSWER_METRICS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.example import Example
+    from finetune.core.example import Example
     from finetune.recipe import AnswerSection
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.example import texts_to_choose_from
-from finetune.prediction import Label
+from finetune.core.example import texts_to_choose_from
+from finetune.core.prediction import Label
 from finetune.tasks.answers import AnswerTask
 
 if TYPE_CHECKING:
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-    from finetune.batch import Batch
-    from finetune.example import Example
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.interfaces import ModelFamily, TaskCollator
-    from finetune.prediction import Prediction
     from finetune.recipe import LabelSection, ReadSection
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from finetune.prediction import FinishReason, Text
+from finetune.core.prediction import FinishReason, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
 
     OnText = Callable[[int, str], object]  # row of the batch, what its text has grown by
     IsStopped = Callable[[int], bool]  # row of the batch

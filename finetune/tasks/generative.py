@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.prediction import Text
+from finetune.core.prediction import Text
 from finetune.tasks.answers import AnswerTask
 
 if TYPE_CHECKING:
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-    from finetune.batch import Batch
-    from finetune.example import Example
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
+    from finetune.core.prediction import Prediction
     from finetune.interfaces import ModelFamily, TaskCollator
-    from finetune.prediction import Prediction
     from finetune.recipe import PromptSection, ReadSection
     from finetune.tasks.generation import Answer, IsStopped, OnText
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
     from finetune.training.replicated import Replicated
     from finetune.training.step import TaskObjective
 

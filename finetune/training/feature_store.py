@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from finetune.batch import ImageFeatures
-from finetune.cache import cache_home
+from finetune.core.batch import ImageFeatures
+from finetune.core.cache import cache_home
 from finetune.data.image_checks import source_key
 from finetune.errors import TrainingError
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from finetune.example import ImageSource
+    from finetune.core.example import ImageSource
 
 Places: TypeAlias = tuple[Any, ...]  # of a row's images, each hashable
 _DIGEST = 32  # bytes of a SHA-256

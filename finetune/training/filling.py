@@ -12,7 +12,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from finetune.cache import Notes
+from finetune.core.cache import Notes
 from finetune.data.image_checks import may_be_noted, source_key
 from finetune.data.images import image_digest
 from finetune.errors import FinetuneError, TrainingError
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from finetune.batch import ImageFeatures
-    from finetune.example import Example
+    from finetune.core.batch import ImageFeatures
+    from finetune.core.example import Example
     from finetune.training.feature_store import FeatureStore, Places
 
 _NOTES = "pixels.sqlite"  # what an image is remembered by -> the digest of its pixels

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from finetune.batch import Batch
-    from finetune.example import Example
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
     from finetune.training.accumulation import LossSums
     from finetune.training.step import TaskObjective
 

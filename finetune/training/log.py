@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from finetune.outside_text import safe_block
+from finetune.core.outside_text import safe_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example
     from finetune.data.stream import Rows
-    from finetune.example import Example
     from finetune.interfaces import Attachment
     from finetune.recipe import TrainSection
     from finetune.training.accumulation import LossSums

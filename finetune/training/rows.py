@@ -9,9 +9,9 @@ import torch
 from accelerate.utils import get_int_from_env
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.core.example import Example
 from finetune.data.stream import Arrival, Checks, Stream
 from finetune.errors import DataError, FinetuneError
-from finetune.example import Example
 from finetune.training.stopping import leave_signals_to_the_parent
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
     from finetune.data.stream import Rows
     from finetune.training.plan import Draw, MicroBatch, Plan
 

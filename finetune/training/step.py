@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from finetune.batch import Batch, Placeholders
+    from finetune.core.batch import Batch, Placeholders
     from finetune.interfaces import CoupledObjective, LossSum, Objective, Outputs, Task
 
 

@@ -8,8 +8,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.reference import AdapterRef
+from finetune.core.outside_text import safe_line
 from finetune.errors import AdapterReferenceError, FinetuneError, NotFoundError, StoreError, YankedError
-from finetune.outside_text import safe_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping

@@ -11,9 +11,9 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from finetune.adapters.reference import AdapterRef
+from finetune.core.outside_text import safe_line
 from finetune.errors import AdapterReferenceError, FinetuneError
 from finetune.export.vllm_rules import VERSION
-from finetune.outside_text import safe_line
 from finetune.vllm_plugin import NAME
 
 if TYPE_CHECKING:

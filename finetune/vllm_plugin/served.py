@@ -16,10 +16,10 @@ from finetune.adapters.manifest import CONFIG_NAME, WEIGHTS_NAME, sha256_hex
 from finetune.adapters.reference import AdapterRef
 from finetune.adapters.requirements import require_usable
 from finetune.adapters.strict_json import canonical_json
-from finetune.cache import cache_home
+from finetune.core.cache import cache_home
+from finetune.core.outside_text import safe_line
 from finetune.errors import IntegrityError, ManifestError
 from finetune.export.vllm_rules import refuse_for_vllm, vllm_form
-from finetune.outside_text import safe_line
 from finetune.registry.store import explain
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
 

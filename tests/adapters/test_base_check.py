@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from finetune import lfs
 from finetune.adapters import base_check
 from finetune.adapters.base_check import check_base
+from finetune.core import lfs
 from finetune.errors import ModelError
 
 

@@ -7,9 +7,9 @@ import pytest
 from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, ViTImageProcessor
 
 from finetune.build import load_base
+from finetune.core.example import as_images
 from finetune.data.aspect_ratio import MOST_ASPECT, MOST_RESIZED_PIXELS, most_aspect, refuse_aspect
 from finetune.errors import RowError
-from finetune.example import as_images
 from finetune.serving.vision_language_model import VisionLanguageModel
 
 
@@ -52,9 +52,9 @@ def test_an_app_is_told(tiny_clip):
 def test_a_training_row_is_told_before_the_first_step(tiny_clip, tmp_path):
     from PIL import Image
 
+    from finetune.core.example import Example, answer, show
     from finetune.data.bad_rows import BadRows
     from finetune.data.lengths import fitting
-    from finetune.example import Example, answer, show
 
     base = load_base(str(tiny_clip), device="cpu")
     base.processor.image_processor.size = {"shortest_edge": 336}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from finetune.build import examples_of, load_base
+from finetune.core.example import Example, answer, as_images, ask, system
 from finetune.data.spans import Tokenized, place_spans
 from finetune.errors import DataError, RowError
-from finetune.example import Example, answer, as_images, ask, system
 from finetune.recipe import JsonlData
 from finetune.serving.vision_language_model import VisionLanguageModel
 

@@ -7,12 +7,12 @@ import time
 import numpy as np
 import pytest
 
+from finetune.core.example import ImageOptions
 from finetune.data import image_workers as room
 from finetune.data.image_checks import look_at
 from finetune.data.image_workers import ImageWorkers, image_workers
 from finetune.data.images import MOST_SCANS, open_image, read_pixels, read_through
 from finetune.errors import ImageWorkerError, RowError
-from finetune.example import ImageOptions
 from tests.server.asking import FILES, many_scans, noise
 
 CAP = 1_000_000

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from finetune.build import examples_of, load_base
+from finetune.core.example import Example, answer, as_images, ask
 from finetune.data import images
 from finetune.data.lengths import Lengths
 from finetune.errors import DataError
-from finetune.example import Example, answer, as_images, ask
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from finetune.build import examples_of, load_base
+from finetune.core.example import Example, answer, as_images, ask, system
 from finetune.data.marks import Marks
 from finetune.errors import DataError, RowError
-from finetune.example import Example, answer, as_images, ask, system
 from finetune.serving.vision_language_model import VisionLanguageModel
 
 GREY = np.full((32, 32, 3), 128, np.uint8)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image as Pixels
 
-from finetune.batch import Rendered
 from finetune.build import load_base
+from finetune.core.batch import Rendered
+from finetune.core.example import Example, Image, answer, as_images, ask, show
 from finetune.data.bad_rows import BadRows
 from finetune.data.lengths import fitting
 from finetune.errors import DataError, ModelError, RowError, TrainingError
 from finetune.evaluation.predict import blanked
-from finetune.example import Example, Image, answer, as_images, ask, show
 from finetune.families.clip import ClipFamily
 from finetune.families.idefics3 import Idefics3Family
 from finetune.recipe import JsonlData
-from finetune.saving import data_digest
+from finetune.runs.saving import data_digest
 from finetune.training.deepspeed import DeepSpeed
 from tests.tiny import save_idefics3
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from finetune.build import examples_of, load_base
+from finetune.core.example import Example, answer, as_images, show, text_of
 from finetune.data.fields import require_columns
 from finetune.data.lengths import fitting
 from finetune.data.pairs import PairLengths
 from finetune.data.splits import tally
 from finetune.errors import DataError
-from finetune.example import Example, answer, as_images, show, text_of
 from finetune.recipe import JsonlData, parse_recipe
 from finetune.tasks.contrastive import ContrastiveConfig
 from finetune.tasks.vqa import VqaConfig

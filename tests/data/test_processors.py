@@ -21,9 +21,9 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from finetune.core.example import Example, as_images
 from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths
-from finetune.example import Example, as_images
 from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.pocket.blueprint import CHAT_TEMPLATE, build_tokenizer
 from tests.data.test_collate import SAID, TURNS, ids, runs

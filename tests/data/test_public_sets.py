@@ -13,7 +13,7 @@ from finetune.build import examples_of
 from finetune.data.images import open_image
 from finetune.lookup import import_string, look_up
 from finetune.recipe import load_recipe
-from finetune.runs import train
+from finetune.runs.run import train
 from finetune.tables import FAMILIES as KNOWN
 from tests.tiny import FAMILIES
 

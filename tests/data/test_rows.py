@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from finetune.core.example import draw
 from finetune.errors import DataError
-from finetune.example import draw
 from finetune.recipe import JsonlData
 from finetune.tasks.vqa import VqaConfig
 from tests.data.conftest import ROW, read_rows

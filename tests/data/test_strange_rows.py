@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from finetune.build import base_of, load_base
+from finetune.core.example import Example, answer, as_images, ask
 from finetune.data.images import open_image, read_through
 from finetune.errors import DataError, IntegrityError, ModelError, RecipeError, RowError
-from finetune.example import Example, answer, as_images, ask
 from finetune.recipe import ParquetData, SavedData
 from finetune.recipe.recipe_file import parse_recipe
 from tests.data.conftest import ROW, read_rows

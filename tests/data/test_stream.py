@@ -14,7 +14,7 @@ from finetune.data.open_stream import open_stream
 from finetune.data.splits import tally
 from finetune.errors import DataError, RecipeError
 from finetune.recipe import HubData, MixData, ParquetData
-from finetune.run_folder import rows_digest
+from finetune.runs.run_folder import rows_digest
 from finetune.tasks.vqa import VqaConfig
 
 TASK = VqaConfig()

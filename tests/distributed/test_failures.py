@@ -8,12 +8,12 @@ import pytest
 
 from tests.distributed.conftest import ROOT, TORCHRUN, environment
 
-TWO = ("-m", "finetune.processes", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+TWO = ("-m", "finetune.launch.processes", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
 from finetune.errors import DataError
-from finetune.processes import exit_code_of_process
+from finetune.launch.processes import exit_code_of_process
 
 rank, how, folder = int(os.environ["RANK"]), sys.argv[1], Path(sys.argv[2])
 

@@ -3,8 +3,8 @@
 import sys
 from types import SimpleNamespace
 
-from finetune import runs
 from finetune.recipe import load_recipe
+from finetune.runs import run as runs
 from finetune.training.fsdp2 import SplitBase
 
 

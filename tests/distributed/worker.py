@@ -20,11 +20,11 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from transformers.integrations import HfDeepSpeedConfig
 
 from finetune.build import Batches, load_base
+from finetune.core.example import answer, ask
 from finetune.evaluation.predict import Predictor
-from finetune.example import answer, ask
 from finetune.methods.adapter import attach
 from finetune.objectives.weighted import Weighted
-from finetune.saving import probe_effect
+from finetune.runs.saving import probe_effect
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.deepspeed import DeepSpeed
 from finetune.training.fsdp2 import SplitBase

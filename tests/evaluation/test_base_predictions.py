@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
+from finetune.core.example import Example, answer, as_images, ask
+from finetune.core.prediction import Text
 from finetune.evaluation.base_predictions import BasePredictions
 from finetune.evaluation.predict import Predictor, blanked
-from finetune.example import Example, answer, as_images, ask
-from finetune.prediction import Text
 from finetune.tasks.vqa import VqaConfig
 
 ZERO, ONE = "0" * 64, "1" * 64

@@ -8,7 +8,7 @@ import yaml
 
 from finetune.cli import main
 from finetune.preflight.use import check_reference
-from finetune.runs import train
+from finetune.runs.run import train
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def test_recipes_new_rows_and_every_row(run, rows_folder, tmp_path, capsys, monk
     recipe, result = run
     checked = []
     monkeypatch.setattr(
-        "finetune.preflight.run.check_reference", lambda ref, *args: checked.append(ref) or check_reference(ref, *args)
+        "finetune.preflight.run.check_reference",
+        lambda ref, *args: checked.append(ref) or check_reference(ref, *args),
     )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from finetune.core.example import Example, answer, as_images, ask
+from finetune.core.prediction import Number, Text
 from finetune.errors import DataError
 from finetune.evaluation.cells import cells
 from finetune.evaluation.evaluate import Evaluation, evaluate_rows, score
@@ -13,12 +15,10 @@ from finetune.evaluation.measured import Measured
 from finetune.evaluation.predict import Predictor, blanked
 from finetune.evaluation.report import samples_of
 from finetune.evaluation.rows import make_rows
-from finetune.example import Example, answer, as_images, ask
 from finetune.metrics.building import metrics_of
 from finetune.metrics.exact_match import ExactMatch
 from finetune.metrics.names import named_values
 from finetune.metrics.statistics import bootstrap_interval
-from finetune.prediction import Number, Text
 from finetune.tables import METRICS
 from finetune.tasks.vqa import VqaConfig, VqaTask
 

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from finetune.core.example import Example, answer, ask
+from finetune.core.prediction import Text
 from finetune.evaluation.evaluate import Evaluation, score
 from finetune.evaluation.measured import Measured
 from finetune.evaluation.rows import make_rows
 from finetune.evaluation.split import _read, _tell, _write
-from finetune.example import Example, answer, ask
 from finetune.metrics.building import metrics_of
-from finetune.prediction import Text
 from finetune.tasks.vqa import VqaConfig, VqaTask
 
 TASK = VqaTask(VqaConfig(), None)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune import extras
 from finetune.adapters.folder import read_folder
+from finetune.core import extras
 from finetune.errors import ExportError, MissingExtraError
 from finetune.export import gguf as target
 from finetune.export.exporting import export_adapter

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import extras
+from finetune.core import extras
 from finetune.errors import ExportError, MissingExtraError
 from finetune.export import onnx as target
 from finetune.export.exporting import export_adapter

@@ -15,7 +15,7 @@ from finetune.methods.adapter import attach, detach, expected_tensors
 from finetune.model_types import architecture_of, family_entry, generic_model_types
 from finetune.playground.playground import Playground
 from finetune.recipe import LoraSection, TowerTargets, why_incompatible
-from finetune.saving import describe
+from finetune.runs.saving import describe
 from finetune.tables import FAMILIES, FamilyEntry
 from tests.matrix import recipe_of
 from tests.tiny import save_idefics3

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from finetune.build import load_base
+from finetune.core.example import Example, answer, as_images, ask
 from finetune.data.images import open_image
 from finetune.errors import ModelError
-from finetune.example import Example, answer, as_images, ask
 
 MIXED = {"one": [0], "two in a row": [1], "mixed": [0, 1, 2, 3, 4], "none": [3]}
 # A product or a convolution may take another way for a batch than for one image, and rounds otherwise then: always
-# in FastVLM's tower, on some CPUs in the others. A run holds stored features to no more (finetune/frozen_features.py);
-# those of another image are off by as much as the logits are large.
+# in FastVLM's tower, on some CPUs in the others. A run holds stored features to no more
+# (finetune/runs/frozen_features.py); those of another image are off by as much as the logits are large.
 ROUNDING = 1e-4  # of the largest logit
 
 

@@ -8,8 +8,8 @@ from finetune.errors import MethodError, RecipeError
 from finetune.families.quantization import quantized_modules
 from finetune.methods.adapter import attach, detach, merge, updates
 from finetune.pocket import model_folder
-from finetune.runs import train
-from finetune.saving import describe
+from finetune.runs.run import train
+from finetune.runs.saving import describe
 from finetune.serving.loading import load
 from tests.matrix import LORA, logits, recipe_of, reload_cell, rows, train_cell
 

@@ -8,7 +8,7 @@ from finetune.errors import ManifestError, MethodError
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
 from finetune.methods.hooks import ActiveAdapter, AdapterHooks
 from finetune.recipe import HeadSection
-from finetune.saving import describe
+from finetune.runs.saving import describe
 from tests.matrix import logits, rows, state
 from tests.tiny import FAMILIES
 

@@ -7,7 +7,7 @@ from finetune.build import load_base
 from finetune.errors import ManifestError, MethodError
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
 from finetune.methods.hooks import PLAIN, ActiveAdapter, AdapterHooks, reached
-from finetune.saving import describe
+from finetune.runs.saving import describe
 from tests.matrix import LORA, METHODS, PROMPT, extended, logits, losses, recipe_of, rows, state
 
 BOTH = {"name": "overrides", "parameters": ["projector", "norms"]}

@@ -7,12 +7,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from finetune.batch import Batch, Placeholders
 from finetune.build import load_base
+from finetune.core.batch import Batch, Placeholders
 from finetune.errors import AdapterError, ManifestError, MethodError
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
 from finetune.methods.prompt_tuning import placeholders_of
-from finetune.saving import describe, save_weights
+from finetune.runs.saving import describe, save_weights
 from finetune.tables import PEFT_PROMPTS
 from tests.matrix import PROMPT, extended, logits, recipe_of, rows
 

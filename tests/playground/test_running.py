@@ -30,7 +30,7 @@ def test_no_base_is_said_at_once(capsys):
 
 
 def test_a_missing_gradio_names_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr("finetune.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("finetune.core.extras.find_spec", lambda name: None)
     assert main(["app", "--base", "pocket"]) == 2
     assert capsys.readouterr().err == (
         "error: finetune app needs gradio, not installed here: pip install 'finetune-vlm[app]'\n"

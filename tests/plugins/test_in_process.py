@@ -12,8 +12,8 @@ import finetune
 from finetune import plugins
 from finetune.adapters.folder import read_folder
 from finetune.build import load_base
+from finetune.core.example import Example, answer, as_images
 from finetune.errors import ExportError, ManifestError, MethodError, PluginError, RecipeError
-from finetune.example import Example, answer, as_images
 from finetune.export.target import Comparison
 from finetune.interfaces import Part
 from finetune.methods.adapter import attach

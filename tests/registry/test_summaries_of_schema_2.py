@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from finetune.cache import read_note, write_note
+from finetune.core.cache import read_note, write_note
 from finetune.metrics.names import named_values
 from finetune.registry import AdapterRegistry, promote, verify
 from finetune.registry.copying import copy_adapter

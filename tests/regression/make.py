@@ -23,7 +23,7 @@ from finetune.evaluation.scores import Scores, Value
 from finetune.methods.adapter import attach, detach
 from finetune.registry import AdapterRegistry, promote
 from finetune.registry.signing import SigningKey
-from finetune.saving import probe_effect, save_adapter
+from finetune.runs.saving import probe_effect, save_adapter
 from tests.matrix import METHODS, STEPS, extended, logits, losses, recipe_of, rows
 from tests.regression.bases import WEIGHTS, build_base, store_base
 from tests.regression.outputs import RECIPES, outputs, sample, train

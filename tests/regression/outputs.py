@@ -50,7 +50,7 @@ def forward(vlm, batch: Path) -> np.ndarray:
     """Return what a model, with the adapter that is active, makes of a stored batch; shapes as in ``outputs``."""
     import torch
 
-    from finetune.batch import Batch
+    from finetune.core.batch import Batch
 
     with np.load(batch) as arrays:
         inputs = {name: torch.from_numpy(arrays[name]) for name in arrays.files}

@@ -62,7 +62,7 @@ def test_a_bound_that_is_none_is_refused(argument, capsys):
 
 
 def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys):
-    monkeypatch.setattr("finetune.extras.find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr("finetune.core.extras.find_spec", lambda name: None if name == "uvicorn" else object())
     assert main(["serve", "--base", "pocket"]) == 2
     assert "needs uvicorn, not installed here: pip install 'finetune-vlm[serve]'" in capsys.readouterr().err
 

@@ -3,7 +3,7 @@
 import torch
 
 from finetune.methods.adapter import attach, detach
-from finetune.saving import probe_effect, save_adapter
+from finetune.runs.saving import probe_effect, save_adapter
 from tests.matrix import recipe_of, rows
 
 LORA = {"name": "lora", "r": 4, "lora_alpha": 16}

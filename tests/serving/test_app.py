@@ -20,7 +20,7 @@ from finetune.errors import (
 )
 from finetune.evaluation.compare import evaluate, table
 from finetune.registry import AdapterRegistry
-from finetune.runs import train
+from finetune.runs.run import train
 from finetune.serving.known_bases import find_base
 from finetune.serving.loading import load
 

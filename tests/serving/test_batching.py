@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from finetune.build import load_base
+from finetune.core.example import Example, answer, as_images, ask
 from finetune.errors import AdapterError, DataError, RowError
-from finetune.example import Example, answer, as_images, ask
 from finetune.methods.hooks import reached
 from finetune.serving.batching import answer_rows, section_for
 from finetune.serving.vision_language_model import VisionLanguageModel

@@ -15,7 +15,7 @@ from finetune.errors import BaseMismatchError, DataError, ManifestError, ModelEr
 from finetune.evaluation.compare import evaluate
 from finetune.methods.adapter import attach
 from finetune.metrics.names import named_values
-from finetune.runs import train
+from finetune.runs.run import train
 from finetune.serving.loading import load
 from tests.serving.test_app import resave, same, state, zero_b
 
@@ -144,7 +144,7 @@ def damages(run, vlm, tmp_path):
 def test_the_temperature_stays_frozen_and_peft_opens_the_folder(recipe, tiny_clip):
     from peft import PeftModel
 
-    from finetune.saving import save_weights
+    from finetune.runs.saving import save_weights
 
     base = load_base(str(tiny_clip), device="cpu")
     attachment = attach(base.host, recipe.method)

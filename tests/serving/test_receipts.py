@@ -8,7 +8,7 @@ import torch
 from finetune.adapters.folder import file_entries, read_folder, weights_bytes
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
 from finetune.build import Base, load_base
-from finetune.cache import cache_home
+from finetune.core.cache import cache_home
 from finetune.errors import IntegrityError, ManifestError, ProbeError
 from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.serving.adapters import make_adapter

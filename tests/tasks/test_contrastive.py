@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from finetune.batch import Batch
+from finetune.core.batch import Batch
 from finetune.tasks.contrastive import ContrastiveConfig, ContrastiveTask
 
 

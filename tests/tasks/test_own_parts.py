@@ -18,8 +18,8 @@ from finetune.evaluation.compare import evaluate
 from finetune.export.exporting import export_adapter
 from finetune.recipe import HeadSection, OverridesSection
 from finetune.registry import AdapterRegistry
-from finetune.runs import train
-from finetune.saving import data_digest
+from finetune.runs.run import train
+from finetune.runs.saving import data_digest
 from finetune.serving.loading import load
 from tests.docs_code import block
 from tests.server.serving import body, running

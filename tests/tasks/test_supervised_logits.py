@@ -11,8 +11,8 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from finetune.batch import Batch, Targets
 from finetune.build import load_base
+from finetune.core.batch import Batch, Targets
 from finetune.methods.adapter import attach
 from finetune.tasks.supervised_logits import logits_at, why_all_logits
 from tests.matrix import LORA, PROMPT, extended, recipe_of, rows

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from finetune.core.example import ask
 from finetune.errors import TrainingError
-from finetune.example import ask
 from finetune.training.trainable import set_train_mode
 from finetune.training.validation import Validation
 from tests.tiny import save_idefics3

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from finetune.batch import Batch
+from finetune.core.batch import Batch
+from finetune.core.example import Example
 from finetune.errors import RowError
-from finetune.example import Example
 from finetune.recipe import TrainSection
 from finetune.training.plan import Plan
 from finetune.training.rows import Windows, worker_count

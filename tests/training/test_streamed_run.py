@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune.core.example import Example
 from finetune.data import bad_rows
 from finetune.data import stream as streams
 from finetune.data.open_stream import open_stream
 from finetune.data.splits import tally
 from finetune.errors import DataError, RowError, StoppedError, TrainingError
-from finetune.example import Example
 from finetune.recipe import TrainSection
-from finetune.runs import train
+from finetune.runs.run import train
 from finetune.tasks.vqa import VqaTask
 from finetune.training.plan import Plan
 from finetune.training.rows import _Arrivals

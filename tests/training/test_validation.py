@@ -14,7 +14,7 @@ from finetune.evaluation.predict import Predictor
 from finetune.evaluation.validation import BaseAlone, Validator, warnings_of
 from finetune.metrics.exact_match import ExactMatch
 from finetune.objectives.weighted import Weighted
-from finetune.runs import train
+from finetune.runs.run import train
 from finetune.training.state import TrainState
 from finetune.training.validation import Validation
 

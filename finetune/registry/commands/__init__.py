@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from finetune.outside_text import safe_line
+from finetune.core.outside_text import safe_line
 from finetune.registry.commands import admin, between, daily, doctor, mirroring, promotion, signing
 from finetune.registry.registry import AdapterRegistry
 

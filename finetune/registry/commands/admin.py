@@ -3,7 +3,7 @@
 import argparse
 from datetime import timedelta
 
-from finetune.outside_text import safe_line
+from finetune.core.outside_text import safe_line
 from finetune.registry.admin import reindex, verify
 from finetune.registry.blobs import LEAST_GRACE
 from finetune.registry.commands.printing import answer, table

@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import asdict
 
+from finetune.core.outside_text import safe_line
 from finetune.errors import NotFoundError
-from finetune.outside_text import safe_line
 from finetune.registry.archive import export_archive, open_archive
 from finetune.registry.commands.printing import answer
 from finetune.registry.commands.verbs import AddVerb

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from finetune.adapters.reference import LATEST
-from finetune.outside_text import safe_line
+from finetune.core.outside_text import safe_line
 from finetune.registry.commands.printing import answer, flat, one_line, table, version_json, warn
 from finetune.registry.commands.verbs import REF_HELP, AddVerb, add_signing
 from finetune.registry.commits import Commit

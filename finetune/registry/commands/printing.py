@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.outside_text import safe_block, safe_line
+from finetune.core.outside_text import safe_block, safe_line
 from finetune.registry.versions import Version
 
 _MAX_CELL = 2000  # characters, so that one cell does not widen all rows without end

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
+from finetune.core.outside_text import safe_line
 from finetune.errors import PromotionError
-from finetune.outside_text import safe_line
 from finetune.registry.commands.printing import answer, flat, one_line, table, version_json, warn
 from finetune.registry.commands.verbs import REF_HELP, AddVerb
 from finetune.registry.conditions import EXAMPLE

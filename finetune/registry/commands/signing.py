@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from finetune.adapters.reference import AdapterRef
+from finetune.core.outside_text import safe_line
 from finetune.errors import TrustError
-from finetune.outside_text import safe_line
 from finetune.registry.commands.printing import answer
 from finetune.registry.commands.verbs import AddVerb
 from finetune.registry.commits import current_actor

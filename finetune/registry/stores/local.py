@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
+from finetune.core.regular_file import open_regular
 from finetune.errors import StoreError
 from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, check_key, explain, is_key
-from finetune.regular_file import open_regular
 
 _ELSEWHERE = " (--registry or FINETUNE_REGISTRY)"
 _ASIDE = re.compile(r"\.tmp-[0-9a-f]{32}")

@@ -1,0 +1,1 @@
+"""Parts that every room uses: rows and batches, files and caches, strict readers, text from outside."""

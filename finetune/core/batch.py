@@ -1,0 +1,254 @@
+"""Batches for a model: input tensors, supervised tokens, image features and placeholders of tuned prompts.
+
+Legend of shapes: B rows, T tokens, N supervised tokens or placeholders, D values of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from finetune.errors import MethodError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from finetune.core.example import Example
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The tokens of a batch [B, T] that are supervised, N of them, as places in its B * T."""
+
+    predictors: Tensor  # [N] the place before each, whose output predicts it
+    tokens: Tensor  # [N] ids
+
+    @classmethod
+    def of(cls, labels: Tensor) -> Targets:
+        """Return the targets of ``labels`` [B, T]; the first token of a row has none before it, so it is left out."""
+        supervised = labels != -100
+        supervised[:, 0] = False
+        places = supervised.flatten().nonzero().squeeze(1)
+        return cls(places - 1, labels.flatten()[places])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready for the model.
+
+    ``inputs`` are the model's keyword arguments; ``labels`` is None for rows that are only to be answered, and -100
+    where nothing is supervised. Where tokens are supervised it is [B, T], their ids; for a dual encoder [B], 0 for a
+    supervised pair; for another task whatever its collator and its objectives agree on, with B first.
+    """
+
+    inputs: dict[str, Any]  # tensors; ``mm_encoder_outputs`` holds some
+    examples: list[Example]
+    labels: Tensor | None = None
+    # Of labels [B, T]; found when the batch is made, since a search on a GPU would wait for it.
+    targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets is None and self.labels is not None and self._is_per_token(self.labels):
+            object.__setattr__(self, "targets", Targets.of(self.labels))
+
+    def _is_per_token(self, labels: Tensor | None) -> bool:
+        """Return whether labels have one entry a token, as ``input_ids`` [B, T] have."""
+        ids = self.inputs.get("input_ids")
+        return labels is not None and ids is not None and labels.shape == ids.shape
+
+    def to(self, device: Any, dtype: torch.dtype) -> Batch:
+        """Return the batch with its tensors on ``device``, images in the model's ``dtype``."""
+        batch = replace(self, labels=None)._of_each(
+            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+        )
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(batch, labels=labels)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the batch's tensors."""
+        found: list[int] = []
+
+        def count(tensor: Tensor) -> Tensor:
+            found.append(tensor.nbytes)
+            return tensor
+
+        self._of_each(count)
+        return sum(found)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
+        return self._of_each(lambda tensor: tensor.pin_memory())
+
+    def _of_each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with each of its tensors as ``function`` returns it."""
+
+        def mapped(value: Any) -> Any:
+            match value:
+                case Mapping():
+                    return type(value)(**{name: mapped(part) for name, part in value.items()})
+                case list():
+                    return [mapped(part) for part in value]
+                case None:
+                    return None
+                case _:
+                    return function(value)
+
+        targets = self.targets and Targets(mapped(self.targets.predictors), mapped(self.targets.tokens))
+        return Batch(mapped(self.inputs), self.examples, mapped(self.labels), targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """The features of one row's images, from the processor, the frozen vision tower and the projector.
+
+    Attributes:
+        pooled: one embedding for each token of an image, [tokens, D], one image after the other.
+        deepstack: the features [tokens, D] of each layer of the language model that gets features of its own.
+        as_list: whether the model takes a list of such tensors, one for each row, or one tensor [1, tokens, D].
+        processed: the processor's outputs beside the pixels, each a list or a tensor with one entry for each image.
+        replacements: the text that replaces each image's placeholder.
+    """
+
+    pooled: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+    as_list: bool
+    processed: Mapping[str, Any]
+    replacements: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features, roughly those of the whole."""
+        return sum(part.nbytes for part in (self.pooled, *self.deepstack))
+
+
+# What a row shows, opened: an image, or what the images of the row became.
+OpenedMedium: TypeAlias = "Image | ImageFeatures"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One row as a family takes it: its text and its media.
+
+    Attributes:
+        text: the text that the chat template renders; None where only the media are used, as a dual encoder allows.
+        media: the opened media, in order; features of the row's images are one entry that replaces all of them.
+    """
+
+    text: str | None
+    media: tuple[OpenedMedium, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """The places that a tuned prompt fills, between the left padding and the first real token of a row.
+
+    The model sees ordinary ids there, so it builds its own positions and masks; only their embeddings are replaced.
+    """
+
+    num_virtual_tokens: int
+    token_id: int
+
+    def insert(self, batch: Batch) -> Batch:
+        """Return the batch with every tensor that has one entry a token made longer by ``num_virtual_tokens``."""
+        mask = batch.inputs["attention_mask"]
+        width = mask.shape[1]
+        first = mask.argmax(dim=1, keepdim=True)  # [B, 1]
+        column = mask.new_tensor(range(width + self.num_virtual_tokens))[None, :]  # [1, T + N]
+        new = (column >= first) & (column < first + self.num_virtual_tokens)  # [B, T + N]
+        source = column - (column >= first + self.num_virtual_tokens) * self.num_virtual_tokens
+        source = source.clamp(max=width - 1).expand_as(new)
+        fills = {"input_ids": self.token_id, "attention_mask": 1, **dict.fromkeys(_PER_TOKEN, 0)}
+
+        def longer(tensor: Tensor, fill: int) -> Tensor:
+            index, where = source, new
+            for size in tensor.shape[2:]:
+                index, where = (x.unsqueeze(-1).expand(*x.shape, size) for x in (index, where))
+            return tensor.gather(1, index).masked_fill(where, fill)
+
+        for name, value in batch.inputs.items():
+            if name not in fills and getattr(value, "shape", None) == mask.shape and not value.is_floating_point():
+                raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
+        inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
+        labels = batch.labels
+        labels = longer(labels, -100) if labels is not None and batch._is_per_token(labels) else labels
+        return Batch(inputs, batch.examples, labels)
+
+    def remove(self, batch: Batch) -> Batch:
+        """Return the batch that ``insert`` was given, on its present device.
+
+        Of a row whose very first token is supervised the batch without placeholders cannot know what predicts it;
+        collators make no such row.
+        """
+        mask = batch.inputs["attention_mask"]  # [B, T + N]
+        longer = mask.shape[1]
+        width = longer - self.num_virtual_tokens
+        first = mask.argmax(dim=1, keepdim=True)  # [B, 1]
+        column = torch.arange(width, device=mask.device)[None, :]  # [1, T]
+        source = column + (column >= first) * self.num_virtual_tokens  # [B, T]
+
+        def shorter(tensor: Tensor) -> Tensor:
+            index = source
+            for size in tensor.shape[2:]:
+                index = index.unsqueeze(-1).expand(*index.shape, size)
+            return tensor.gather(1, index)
+
+        per_token = {"input_ids", "attention_mask", *_PER_TOKEN}
+        inputs = {name: shorter(value) if name in per_token else value for name, value in batch.inputs.items()}
+        targets = batch.targets
+        if targets is not None:  # moved, not looked for: a search on a GPU would wait for it
+            row, place = targets.predictors // longer, targets.predictors % longer
+            place = place - (place >= first.squeeze(1)[row]) * self.num_virtual_tokens
+            targets = Targets(row * width + place.clamp(min=0), targets.tokens)
+        labels = batch.labels
+        labels = shorter(labels) if labels is not None and batch._is_per_token(labels) else labels
+        return Batch(inputs, batch.examples, labels, targets)
+
+
+def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
+    """Return the rows of several batches without labels as one batch, left-padded to the longest.
+
+    Args:
+        batches: batches from ``prompt_batch`` of one collator, each with inputs of its own length [B_i, T_i].
+        pad_id: the token id of padding.
+
+    Returns:
+        Inputs with one entry a token are [sum of B_i, max of T_i, ...]. All others belong to media: where they differ
+        in size beyond their first dimension, as image processors do it the smaller ones end in zeros.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    fills = {"input_ids": pad_id, "attention_mask": 0, **dict.fromkeys(_PER_TOKEN, 0)}
+    inputs: dict[str, Any] = {}
+    for name in dict.fromkeys(name for batch in batches for name in batch.inputs):
+        found = [batch.inputs[name] for batch in batches if name in batch.inputs]
+        if name in fills:
+            width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
+            inputs[name] = torch.cat([_grown(one, {1: width}, fills[name], left=True) for one in found])
+        elif isinstance(found[0], list):
+            inputs[name] = [entry for one in found for entry in one]
+        else:
+            sizes = dict(enumerate(map(max, zip(*(one.shape[1:] for one in found), strict=True)), 1))
+            inputs[name] = torch.cat([_grown(one, sizes, 0) for one in found])
+    return Batch(inputs, [example for batch in batches for example in batch.examples])
+
+
+def _grown(tensor: Tensor, sizes: Mapping[int, int], fill: int, *, left: bool = False) -> Tensor:
+    """Return a tensor made larger to ``sizes`` of some dimensions, at their end or at their beginning."""
+    for dim, size in sizes.items():
+        if missing := size - tensor.shape[dim]:
+            shape = [*tensor.shape]
+            shape[dim] = missing
+            padding = tensor.new_full(shape, fill)
+            tensor = torch.cat([padding, tensor] if left else [tensor, padding], dim=dim)
+    return tensor
+
+
+# Inputs with one entry a token, beside ids and mask; what a placeholder has there is 0: text, seen as text is.
+_PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")

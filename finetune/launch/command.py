@@ -1,0 +1,123 @@
+"""Shared parts of all commands: options under their own names, one line for an error, exit codes, closed pipes.
+
+Needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from finetune.core.extras import missing_extras_named
+from finetune.core.outside_text import safe_block
+from finetune.errors import FinetuneError, StoppedError
+from finetune.lookup import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CANNOT = 2  # exit code of what could not be done
+READER_LEFT = 141  # 128 + SIGPIPE, as a shell has it
+EXIT_CODES = """\
+exit codes:
+  0      done
+  1      it ran, and the answer is no: problems found, a promotion or copy refused, a run failed
+  2      it could not be done; stderr says why
+  128+n  stopped by signal n; 141: whoever read the output closed it, as `| head` does
+"""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose subcommands show their own usage for an unknown option, and suggest the option that is meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Return the parsed arguments; unknown arguments are an error of this command and not of the one above."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            unknown = next((word for word in rest if word.startswith("-")), None)
+            if unknown is None:
+                self.error(f"unexpected {' '.join(rest)}: arguments without a dash stand before the options")
+            name = unknown.partition("=")[0]
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            self.error(f"unknown option {name}.{did_you_mean(name, known)} --help lists all.")
+        return found, rest
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse drops an OSError here, and with it that the reader has left.
+        if message:
+            (file or sys.stderr).write(message)
+
+
+def exit_code_of(
+    run: Callable[[], int], *, on_keyboard: str | None = None, show: Callable[[str], object] | None = None
+) -> int:
+    """Run a command and return its exit code; an error of ours is one line on stderr.
+
+    Args:
+        run: the command, as a function that returns its exit code.
+        on_keyboard: the line to show after Ctrl-C; None for nothing.
+        show: the function that takes the line instead of stderr.
+    """
+    show = show or _print
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    try:
+        try:
+            with missing_extras_named():
+                code = run()
+        finally:
+            # Here and not when the interpreter ends, where nothing can be caught.
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not readers_left():
+            raise
+        return READER_LEFT
+    except StoppedError as stop:
+        show(safe_block(str(stop)))
+        return stop.exit_code
+    except FinetuneError as error:
+        show(safe_block(f"error: {error}"))
+        return CANNOT
+    except KeyboardInterrupt:
+        if on_keyboard:
+            show(on_keyboard)
+        return 128 + signal.SIGINT
+
+
+def _print(line: str) -> None:
+    # Whoever read stderr may have left: there is nobody to tell it to, and the exit code still tells.
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def readers_left() -> bool:
+    """Return whether the reader of stdout or stderr has closed it; later output to it is then dropped.
+
+    A pipe to a process or a socket of our own may break too: that is another error, and is not hidden.
+    """
+    gone = [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]
+    for stream in gone:
+        # The interpreter flushes at its end, and would complain then.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    return bool(gone)
+
+
+def _reader_left(stream: Any) -> bool:
+    try:
+        descriptor = stream.fileno()
+    except (AttributeError, OSError, ValueError):  # none, closed, or in memory
+        return False
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

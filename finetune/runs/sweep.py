@@ -1,0 +1,286 @@
+"""A grid of runs: every value of some keys with every value of the others, and the results over the seeds.
+
+Each run is a process of its own, started through the same door as a single run, so that none inherits memory,
+random state or a crash from the one before. A run is known by the digest of its recipe, which is in its name: a
+sweep that was stopped, or is given more values, runs only what is not finished. What the digest does not see are
+rows that change under the same path; after that, delete the sweep's folder.
+"""
+
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest, canonical_json, sha256_hex
+from finetune.launch.child import run_child
+from finetune.errors import ManifestError, RecipeError
+from finetune.preflight.finished_runs import changed_since, is_finished
+from finetune.core.folder_lock import locked
+from finetune.core.json_file import write_json
+from finetune.metrics.names import TEST, named_values
+from finetune.preflight import check_recipe
+from finetune.recipe import Recipe, load_recipe, read_value
+from finetune.tables import ANSWER_METRICS
+
+RESULT_NAME = "result.json"  # in a run's folder, once it is finished
+TABLE_NAME = "sweep.json"  # in the folder of the sweep
+MAX_RUNS = 1000
+_SPLITS = ("val", TEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a grid.
+
+    Attributes:
+        settings: the swept keys with this run's values.
+        recipe: the recipe of the run, under a name of its own.
+        overrides: the overrides that make this recipe of the config.
+        digest: the digest of all that could change the result; name and folder are left out.
+    """
+
+    settings: Mapping[str, Any]
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    digest: str
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of the run; None while it is not finished."""
+        try:
+            result = json.loads((self.recipe.run_folder / RESULT_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(result, dict) or result.get("digest") != self.digest:
+            return None
+        if "metric" not in result:  # of a release whose runs all had one metric
+            named = {f"{split}.{ANSWER_METRICS[0]}": result.get(split) for split in _SPLITS}
+            return {**result, "metric": ANSWER_METRICS[0], "higher_is_better": True, **named}
+        return result
+
+    def __str__(self) -> str:
+        """Return the settings as words of a command line."""
+        return " ".join(f"{key}={_json(value)}" for key, value in self.settings.items()) or "the recipe as it is"
+
+
+def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
+    """Return the runs of a grid, the last key changing fastest.
+
+    Args:
+        config: the path of a recipe file.
+        words: ``key=value`` overrides for all runs and ``key=a,b,c`` for the grid. Each value is YAML: one that
+            holds a comma stands in quotes or brackets. Nothing is published unless a word is ``adapter.publish``.
+
+    Raises:
+        RecipeError: a word, or one of the recipes, is wrong.
+    """
+    values: dict[str, list[Any]] = {}
+    for word in words:
+        key, found = _read_word(word)
+        if key in values:
+            raise RecipeError(f"{word!r}: {key} is given twice; put all its values in one word: {key}=a,b,c")
+        values[key] = found
+    fixed = [f"{key}={_json(found[0])}" for key, found in values.items() if len(found) == 1]
+    if "adapter.publish" not in values:
+        fixed.append("adapter.publish=null")
+    grid = {key: found for key, found in values.items() if len(found) > 1}
+    if (number := math.prod(map(len, grid.values()))) > MAX_RUNS:
+        raise RecipeError(f"this grid has {number} runs; at most {MAX_RUNS} are allowed. Give fewer values.")
+    runs: dict[str, Run] = {}
+    for combination in itertools.product(*grid.values()):
+        run = _make_run(config, fixed, dict(zip(grid, combination, strict=True)))
+        if run.digest in runs:
+            raise RecipeError(f"two runs of this grid are the same: {runs[run.digest]}, and {run}")
+        runs[run.digest] = run
+    return [*runs.values()]
+
+
+def run_sweep(config: str | Path, words: Sequence[str]) -> int:
+    """Run the unfinished runs of a grid, print the table, and keep it as ``sweep.json``.
+
+    Args:
+        config: the path of a recipe file.
+        words: the words of the command line, as for ``plan``.
+
+    Returns:
+        0; 1 when a run failed, after the others; 128 + n when signal n stopped a run, and so the sweep.
+
+    Raises:
+        FinetuneError: a word, one of the recipes, or what they name is wrong; nothing was started.
+        FolderInUseError: another sweep is in the folder; nothing was started.
+    """
+    runs = plan(config, words)
+    _check(runs)
+    folder = runs[0].recipe.run_folder.parent
+    with locked(folder, what_else="Or give the recipe another name or train.output_dir."):
+        _refuse_foreign(folder / TABLE_NAME)
+        return _run_all(runs, config, folder)
+
+
+def _refuse_foreign(table: Path) -> None:
+    """Raise RecipeError where the file that a sweep's table goes to is something else."""
+    if not os.path.lexists(table):
+        return
+    try:
+        rows = json.loads(table.read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, LookupError, TypeError):
+        rows = None
+    if not isinstance(rows, list):
+        raise RecipeError(
+            f"the table of a sweep goes to {table}, but that is no table of a sweep. Nothing was started. Move it "
+            "away, or give the recipe another name or train.output_dir."
+        )
+
+
+def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
+    failed = []
+    for number, run in enumerate(runs, start=1):
+        finished = run.result() is not None or _ended_unnoticed(run)
+        print(
+            f"[{number}/{len(runs)}] {run} {'is finished:' if finished else 'in'} {run.recipe.run_folder}", flush=True
+        )
+        if finished:
+            continue
+        signals: list[int] = []
+        command = [sys.executable, "-P", "-m", "finetune.launch", str(config), *run.overrides]
+        code = run_child(command, env=os.environ, passed_on=signals)
+        problem = f"exit code {code}" if code else _keep_result(run)
+        _keep_table(folder, runs)
+        if signals:
+            print("stopped; the same command goes on with what is not finished", flush=True)
+            return 128 + signals[0]
+        if problem:
+            failed.append(f"failed: {run} ({problem})")
+    rows = _keep_table(folder, runs)
+    print("\n".join(["", format_table(rows), *failed, "", f"kept in {folder / TABLE_NAME}"]))
+    return 1 if failed else 0
+
+
+def summarize(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Return one row for each combination of settings, over its seeds, the best first.
+
+    Scores stand under their names, such as ``val.METRIC`` and ``test.METRIC``, of the metric that chose the runs' best
+    weights. The order is that of the validation score, since a choice by the test rows would make their score too
+    good; the test score decides where there are no validation rows. Spread is the standard deviation of a sample
+    (n - 1), None for a single run.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    results = [(run, run.result()) for run in runs]
+    first = next((result for _, result in results if result is not None), None)
+    val, test = names = [f"{split}.{first['metric']}" for split in _SPLITS] if first else list(_SPLITS)
+    for run, result in results:
+        settings = {key: value for key, value in run.settings.items() if key != "seed"}
+        row = rows.setdefault(_json(settings), {"settings": settings, "runs": []})
+        scores = {name: None if result is None else result.get(name) for name in names}
+        row["runs"].append({"name": run.recipe.name, "seed": run.recipe.seed, "finished": result is not None, **scores})
+    for row in rows.values():
+        for name in names:
+            found = [one[name] for one in row["runs"] if one[name] is not None]
+            row[name] = {
+                "mean": statistics.fmean(found) if found else None,
+                "spread": statistics.stdev(found) if len(found) > 1 else None,
+            }
+    by = test if all(row[val]["mean"] is None for row in rows.values()) else val
+    sign = -1 if first is None or first["higher_is_better"] else 1
+    return sorted(rows.values(), key=lambda row: math.inf if row[by]["mean"] is None else sign * row[by]["mean"])
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of ``summarize`` as a table for people."""
+    keys = list(rows[0]["settings"])
+    names = [key for key in rows[0] if key not in ("settings", "runs")]
+    lines = [[*keys, "runs", *(head for name in names for head in (name, "spread"))]]
+    for row in rows:
+        total, finished = len(row["runs"]), sum(one["finished"] for one in row["runs"])
+        scores = [row[name][what] for name in names for what in ("mean", "spread")]
+        lines.append(
+            [
+                *(_json(row["settings"][key]).strip('"') for key in keys),
+                str(total) if finished == total else f"{finished} of {total}",
+                *("-" if score is None else f"{score:.3f}" for score in scores),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _check(runs: Sequence[Run]) -> None:
+    """Check all that is known beforehand of the runs that are to start, once for each that differs in it."""
+    different = {}
+    for run in runs:
+        if run.result() is None and not _ended_unnoticed(run):
+            parts = run.recipe.model_dump(mode="json", include={"model", "data", "task", "adapter"})
+            different[_json(parts)] = run.recipe
+    for recipe in different.values():
+        check_recipe(recipe, finished=False)
+
+
+def _read_word(word: str) -> tuple[str, list[Any]]:
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{word!r}: write key=value, or key=a,b,c for a grid, such as train.learning_rate=1e-3,3e-3")
+    if "," not in text:
+        return key, [read_value(text, source=f"{word!r}")]
+    # What stands between the brackets of a YAML list.
+    return key, read_value(f"[{text}]", source=f"{word!r} (a value that holds a comma stands in quotes or brackets)")
+
+
+def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, Any]) -> Run:
+    overrides = [*fixed, *(f"{key}={_json(value)}" for key, value in settings.items())]
+    recipe = load_recipe(config, overrides)
+    counted = recipe.model_dump(mode="json")
+    del counted["name"], counted["train"]["output_dir"]
+    digest = sha256_hex(canonical_json(counted))
+    folder = Path(recipe.train.output_dir) / f"{recipe.name}-sweep"
+    name = f"{recipe.name[:50].rstrip('-')}-{digest[:10]}"
+    overrides += [f"name={_json(name)}", f"train.output_dir={_json(str(folder))}"]
+    return Run(settings=settings, recipe=load_recipe(config, overrides), overrides=tuple(overrides), digest=digest)
+
+
+def _ended_unnoticed(run: Run) -> bool:
+    """Return whether a run ended while no sweep was there to keep its result; keep the result now."""
+    return is_finished(run.recipe.run_folder) and changed_since(run.recipe) == {} and _keep_result(run) is None
+
+
+def _keep_result(run: Run) -> str | None:
+    """Write down the results of a run that ended well, from its result, manifest and log; return the fault in these."""
+    folder = run.recipe.run_folder
+    try:
+        left = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
+        metrics = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes()).metrics
+        metric, higher_is_better = left["metric"], left["higher_is_better"]
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        val, test = (f"{split}.{metric}" for split in _SPLITS)
+        best = max if higher_is_better else min
+        result = {
+            **left,
+            "digest": run.digest,
+            val: best((float(line[val]) for line in lines if val in line), default=None),
+            test: named_values(metrics).get(test),
+            "metrics": metrics,
+        }
+    except (OSError, ValueError, LookupError, TypeError, ManifestError) as error:
+        return f"it ended well, but its result cannot be read: {error}"
+    _write(folder / RESULT_NAME, result)
+    return None
+
+
+def _keep_table(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    rows = summarize(runs)
+    _write(folder / TABLE_NAME, {"rows": rows})
+    return rows
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, value)
+
+
+def _json(value: Any) -> str:
+    # Which is YAML too, in one line and without its surprises.
+    return json.dumps(value, ensure_ascii=False, default=str)
