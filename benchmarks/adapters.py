@@ -17,7 +17,7 @@ from finetune.runs.saving import probe_effect, save_adapter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.registry import AdapterRegistry
-from finetune.registry.commits import Commit, log_key
-from finetune.registry.hint import HINT_EVERY, write_hint
-from finetune.registry.location import is_registry
-from finetune.registry.stores.memory import MemoryStore
+from finetune.registry.log.commits import Commit, log_key
+from finetune.registry.log.hint import HINT_EVERY, write_hint
+from finetune.registry.storage.location import is_registry
+from finetune.registry.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from finetune.registry.store import ObjectMeta, Store
+    from finetune.registry.storage.store import ObjectMeta, Store
 
 NAME = "team/adapter"
 LISTED_AT_ONCE = 1000  # keys that a request to S3 or Google Cloud Storage lists

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest, sha256_hex
 from finetune.registry import AdapterRegistry, Commit
-from finetune.registry.commits import log_key
-from finetune.registry.location import is_registry
-from finetune.registry.stores.local import LocalStore
+from finetune.registry.log.commits import log_key
+from finetune.registry.storage.local import LocalStore
+from finetune.registry.storage.location import is_registry
 
 WANTED = {"publish_10000_vs_1": 1.5, "alias_10000_vs_1": 1.5, "list_10000_seconds": 1.0}  # at most
 

@@ -32,7 +32,7 @@ from benchmarks.measure import BenchmarkError
 from benchmarks.models import SETUPS
 from benchmarks.results import machine
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.registry import AdapterRegistry
 from finetune.serving.vision_language_model import VisionLanguageModel
 

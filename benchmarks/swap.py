@@ -26,7 +26,7 @@ from benchmarks.mixing import RANKS, measure_mixed
 from benchmarks.models import SETUPS
 from benchmarks.results import machine
 from finetune.adapters.manifest import WEIGHTS_NAME
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.registry import AdapterRegistry
 from finetune.serving.receipts import keep_receipt
 from finetune.serving.vision_language_model import VisionLanguageModel

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finetune.plugins import register
     from finetune.recipe import Recipe, load_recipe
     from finetune.registry import AdapterRegistry
-    from finetune.runs.run import train
+    from finetune.runs.train import train
     from finetune.serving.loading import load
     from finetune.serving.vision_language_model import VisionLanguageModel
 
@@ -27,7 +27,7 @@ _NAMES = {
     "load": "finetune.serving.loading:load",
     "load_recipe": "finetune.recipe:load_recipe",
     "register": "finetune.plugins:register",
-    "train": "finetune.runs.run:train",
+    "train": "finetune.runs.train:train",
 }
 
 __all__ = [

@@ -20,7 +20,7 @@ from finetune.errors import DataError
 from finetune.evaluation import command as evaluation_command
 from finetune.export import command as export_command
 from finetune.launch.command import EXIT_CODES, CommandParser, exit_code_of
-from finetune.registry import commands as registry_commands
+from finetune.registry import cli as registry_commands
 from finetune.server import command as server_command
 
 _SWEEP_HELP = (
@@ -129,15 +129,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from finetune.recipe import load_recipe
+    from finetune.runs.command import train_config
 
-    recipe = load_recipe(args.config, args.overrides)
-    from finetune.preflight import check_recipe
-
-    check_recipe(recipe)
-    from finetune.runs.run import train
-
-    train(recipe)
+    train_config(args.config, args.overrides)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from finetune.build import examples_of
+from finetune.assemble.rows import examples_of
 from finetune.core.folder_lock import locked
 from finetune.errors import LaunchError
 from finetune.evaluation.compare import evaluate, table
@@ -18,7 +18,7 @@ from finetune.metrics.names import MAJORITY
 from finetune.preflight.finished_runs import is_finished
 from finetune.recipe import Recipe, load_recipe
 from finetune.registry import AdapterRegistry
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.loading import load
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def _pretrain() -> int:
     check_output_folder(args.output_dir, key="--output-dir")
     if args.evaluate is not None:
         check_base(str(args.evaluate))
-    from finetune.build import load_base  # imports torch: not before the arguments are checked
+    from finetune.assemble.loading import load_base  # imports torch: not before the arguments are checked
     from finetune.evaluation.evaluate import evaluate_rows
     from finetune.evaluation.predict import Predictor
     from finetune.pocket.card import shortfalls, write_card

@@ -10,26 +10,14 @@ SIGTERM stops after the step at hand with the state saved (exit code 130 or 143)
 import sys
 
 from finetune.launch.processes import exit_code_of_process
-from finetune.preflight import check_recipe
-from finetune.recipe import load_recipe
+from finetune.runs.command import train_config
 
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
-    return exit_code_of_process(
-        lambda: _train(argv), on_keyboard="stopped outside training: nothing was lost. The same command goes on."
-    )
-
-
-def _train(argv: list[str]) -> int:
-    recipe = load_recipe(argv[0], argv[1:])
-    check_recipe(recipe)
-    from finetune.runs.run import train  # imports torch: not before what needs none
-
-    train(recipe)
-    return 0
+    return exit_code_of_process(lambda: train_config(argv[0], argv[1:]))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune.build import Base, load_base
+from finetune.assemble.base import Base
+from finetune.assemble.loading import load_base
 from finetune.core.batch import Batch
 from finetune.core.example import Example, answer, as_images, ask
 from finetune.methods.adapter import attach, detach, merge, switch

@@ -1,6 +1,7 @@
 """The arrows between rooms point downward, and what must answer at once loads no torch."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ LEVELS = {
     "recipe": 4,
     "families": 5, "methods": 5, "data": 5, "adapters": 5, "pocket": 5, "objectives": 5,
     "tasks": 6, "training": 6, "registry": 6,
-    "build": 7,
+    "assemble": 7,
     "serving": 8,
     "preflight": 9,
     "export": 10, "evaluation": 10, "server": 10, "playground": 10,
@@ -26,12 +27,18 @@ LEVELS = {
     "demo": 12,
     "cli": 13,
 }  # fmt: skip
+REGISTRY_LEVELS = {
+    "trust": 0, "storage": 1, "log": 2, "registry": 3, "differences": 4, "promotion": 5,
+    "transfer": 4, "maintenance": 4, "__init__": 6, "cli": 7,
+}  # fmt: skip
+
+
 def _room(module: str) -> str:
     return module.split(".")[1]
 
 
-def _imports(path: Path):
-    """Yield the finetune modules that a file imports at run time."""
+def _imports(path: Path, *, for_types: bool = False):
+    """Yield the finetune modules that a file imports at run time, or also ``for_types``."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     type_only = {
         id(child)
@@ -40,11 +47,13 @@ def _imports(path: Path):
         for child in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if id(node) in type_only:
+        if id(node) in type_only and not for_types:
             continue
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        if names == ["finetune"]:
-            names = [f"finetune.{alias.name}" for alias in node.names]
+        if names:
+            places = {alias.name: ROOT.parent.joinpath(*names[0].split("."), alias.name) for alias in node.names}
+            inner = [name for name, place in places.items() if place.is_dir() or place.with_suffix(".py").is_file()]
+            names = [f"{names[0]}.{name}" for name in inner] + (names if len(inner) < len(places) else [])
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         yield from (name for name in names if name.startswith("finetune."))
 
@@ -61,6 +70,26 @@ def test_a_file_imports_only_from_below(path):
         if room == own:
             continue
         assert LEVELS[room] < LEVELS[own], f"{path} (level {LEVELS[own]}) imports {name} (level {LEVELS[room]})"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.is_relative_to(ROOT / "registry")], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_a_file_of_the_registry_imports_only_from_below(path):
+    own = path.relative_to(ROOT / "registry").parts[0].removesuffix(".py")
+    for name in _imports(path, for_types=True):
+        _, room, *rest = name.split(".")
+        if room != "registry":
+            continue
+        part = rest[0] if rest else "__init__"
+        assert part == own or REGISTRY_LEVELS[part] < REGISTRY_LEVELS[own], f"{path} imports {name}"
+
+
+def test_no_files_import_each_other():
+    modules = {".".join(("finetune", *p.relative_to(ROOT).with_suffix("").parts)): p for p in FILES}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    imported = {name: {*_imports(path, for_types=True)} & modules.keys() - {name} for name, path in modules.items()}
+    graphlib.TopologicalSorter(imported).prepare()  # raises CycleError, which names the files of a circle
 
 
 @pytest.mark.parametrize(

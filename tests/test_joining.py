@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.batch import join_prompts
 from finetune.serving.asking import question_row
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.evaluation.compare import evaluate
 from finetune.recipe import load_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.loading import load
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"

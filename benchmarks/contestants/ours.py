@@ -1,4 +1,4 @@
-"""Ours, put together as ``finetune.runs.run`` does, without and with the frozen-feature store."""
+"""Ours, put together as ``finetune.runs.train`` does, without and with the frozen-feature store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from accelerate.utils import set_seed
 
 from benchmarks.contestants.parts import recipe_of
 from benchmarks.measure import BenchmarkError
-from finetune.build import Batches, base_of, training_rows
+from finetune.assemble.batches import Batches
+from finetune.assemble.loading import base_of
+from finetune.assemble.rows import training_rows
 from finetune.methods.adapter import attach
 from finetune.runs.frozen_features import collator_of_run
 from finetune.training.log import RunLog

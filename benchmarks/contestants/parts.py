@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from finetune.build import base_of, training_rows
+from finetune.assemble.loading import base_of
+from finetune.assemble.rows import training_rows
 from finetune.recipe import Recipe, parse_recipe
 from finetune.training.plan import Plan
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from benchmarks.contestants import Job
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.batch import Batch
 
 

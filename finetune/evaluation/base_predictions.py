@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.example import Example
     from finetune.core.prediction import Prediction
     from finetune.recipe import TaskSection

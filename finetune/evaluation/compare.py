@@ -43,7 +43,8 @@ def evaluate(
     """
     require_extra("torch", what="evaluate")
     check_comparison(refs, recipes, registry=registry)
-    from finetune.build import base_of, examples_of
+    from finetune.assemble.loading import base_of
+    from finetune.assemble.rows import examples_of
     from finetune.data.survey import Survey
     from finetune.evaluation.evaluate import Evaluation, evaluate_rows
     from finetune.evaluation.prompt_checks import check_answers, with_longest_answer

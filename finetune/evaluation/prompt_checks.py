@@ -19,7 +19,7 @@ from finetune.serving.asking import conversation_row, question_row
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from finetune.build import Batches
+    from finetune.assemble.batches import Batches
     from finetune.core.example import Example, ImagePosition, Message
     from finetune.data.survey import PromptShape, Survey
     from finetune.recipe import TaskSection

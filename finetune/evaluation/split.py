@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.batch import Batch
     from finetune.core.example import Example
     from finetune.evaluation.scores import Value

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from finetune.adapters.folder import read_folder, verify
 from finetune.adapters.reference import as_folder
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.outside_text import safe_line
 from finetune.errors import ExportError
 from finetune.export.choosing import NO_ADAPTER, check_choice, check_quantization

@@ -17,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from finetune.adapters.base_identity import require_same_processor, snapshot_folder, weight_files
 from finetune.adapters.card import CARD_NAME, Card, model_card
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ExportError
 from finetune.export.output import require_space
 from finetune.export.parity import ROUNDING, compare, outputs, rows_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune.adapters.manifest import AdapterManifest
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.export.target import Source
     from finetune.interfaces import Update
 

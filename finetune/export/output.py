@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.core.system_errors import explain
 from finetune.errors import ExportError, StoreError
-from finetune.registry.location import refuse_in_registry
-from finetune.registry.store import explain
+from finetune.registry.storage.location import refuse_in_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

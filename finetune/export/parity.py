@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.adapters.manifest import Probe
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.batch import Batch, Placeholders
     from finetune.export.target import Verdict
 

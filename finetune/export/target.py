@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from finetune.adapters.folder import AdapterFolder
     from finetune.adapters.manifest import AdapterManifest
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.batch import Batch, Placeholders
     from finetune.interfaces import Update
 

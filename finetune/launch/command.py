@@ -54,14 +54,11 @@ class CommandParser(argparse.ArgumentParser):
             (file or sys.stderr).write(message)
 
 
-def exit_code_of(
-    run: Callable[[], int], *, on_keyboard: str | None = None, show: Callable[[str], object] | None = None
-) -> int:
+def exit_code_of(run: Callable[[], int], *, show: Callable[[str], object] | None = None) -> int:
     """Run a command and return its exit code; an error of ours is one line on stderr.
 
     Args:
         run: the command, as a function that returns its exit code.
-        on_keyboard: the line to show after Ctrl-C; None for nothing.
         show: the function that takes the line instead of stderr.
     """
     show = show or _print
@@ -86,8 +83,6 @@ def exit_code_of(
         show(safe_block(f"error: {error}"))
         return CANNOT
     except KeyboardInterrupt:
-        if on_keyboard:
-            show(on_keyboard)
         return 128 + signal.SIGINT
 
 

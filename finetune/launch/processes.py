@@ -67,21 +67,20 @@ class Failure:
         return self.code > 128 and self.code != READER_LEFT
 
 
-def exit_code_of_process(run: Callable[[], int], *, on_keyboard: str) -> int:
+def exit_code_of_process(run: Callable[[], int | None]) -> int:
     """Run the work of one process and return its exit code; a failure is left for the launcher to show.
 
     Started by another launcher, each process shows its own, with its number.
 
     Args:
-        run: the work, as a function that returns the exit code.
-        on_keyboard: the line to print after Ctrl-C.
+        run: the work, as a function that returns the exit code; None is 0.
     """
     folder = os.environ.get(VARIABLE)
     process, of = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     said: list[str] = []
     trace = ""
     try:
-        code = exit_code_of(run, on_keyboard=on_keyboard, show=said.append)
+        code = exit_code_of(lambda: run() or 0, show=said.append)
     except Exception:
         if not folder:
             raise

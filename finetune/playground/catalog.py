@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.reference import as_folder
 from finetune.metrics.names import COUNTS, TEST, named_values
-from finetune.registry.signing import manifest_message
+from finetune.registry.trust.signing import manifest_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.adapters.manifest import BaseIdentity
     from finetune.errors import FinetuneError
     from finetune.registry import AdapterRegistry, Version
-    from finetune.registry.trust import Verdict
+    from finetune.registry.trust.policy import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from finetune.pocket.scene import Question
 if TYPE_CHECKING:
     import numpy as np
 
-    from finetune.pocket.world import Thing
+    from finetune.pocket.scene import Thing
 
 KINDS = (
     "shape", "color", "pattern", "size", "count", "position", "relation",

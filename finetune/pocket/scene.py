@@ -5,6 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 
 
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object; position and radius in pixels."""
+
+    shape: str
+    color: str
+    pattern: str
+    size: str  # "small" or "large"
+    x: float
+    y: float
+    radius: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """One question about a scene; ``kind`` names the skill it needs."""

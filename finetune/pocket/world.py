@@ -3,8 +3,6 @@
 ``draw_scene(seed, split, index)`` is a pure function. Splits never share a seed.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from finetune.pocket.drawing import (
@@ -21,24 +19,11 @@ from finetune.pocket.drawing import (
     smooth_noise,
 )
 from finetune.pocket.questions import ask_everything
-from finetune.pocket.scene import Scene
+from finetune.pocket.scene import Scene, Thing
 
 CELLS = 8  # patches a side
 # Dense labels of a patch: shape, colour and pattern of the object that covers it; 0 is "no object".
 CELL_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, len(PATTERNS) + 1)
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One drawn object; position and radius in pixels."""
-
-    shape: str
-    color: str
-    pattern: str
-    size: str  # "small" or "large"
-    x: float
-    y: float
-    radius: float
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:

@@ -1,7 +1,7 @@
 """Checks before the slow part of a command, the cheapest first. Imports no torch.
 
 For a run: names, paths of the data, registry and signing key, the run's folder, files of the base, first rows. The
-targets of its method need torch. ``finetune.build.base_of`` checks them before rows and weights are read.
+targets of its method need torch. ``finetune.assemble.loading.base_of`` checks them before rows and weights are read.
 
 For an adapter in use: the reference, the base, the image.
 """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.core.folder_lock import LOCK_NAME
 from finetune.core.json_file import aside_of
 from finetune.errors import RecipeError, TrainingError, plain
+from finetune.preflight.result import RESULT, Result
 from finetune.recipe import parse_recipe
 from finetune.recipe.differing import describe, differing, is_longer_only
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from finetune.recipe import Recipe
 
-RESULT = "result.json"  # written last: a folder without it holds an unfinished run
 RECIPE = "recipe.json"
 CHECKPOINTS = "checkpoints"
 PREVIOUS = "previous"
@@ -149,11 +149,8 @@ def next_previous(folder: Path) -> Path:
 
 
 def _published(folder: Path) -> str:
-    try:
-        ref = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("ref")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return f", published as {ref}" if ref else ""
+    result = Result.read(folder)
+    return f", published as {result.ref}" if result and result.ref else ""
 
 
 def _what_trains(recipe: Recipe) -> dict[str, Any]:

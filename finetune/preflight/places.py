@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.reference import AdapterRef, check_alias
 from finetune.errors import LaunchError, RecipeError, StoreError
-from finetune.registry.location import is_registry
-from finetune.registry.stores.local import LocalStore
+from finetune.registry.storage.local import LocalStore
+from finetune.registry.storage.location import is_registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

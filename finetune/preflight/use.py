@@ -12,7 +12,7 @@ from finetune.adapters.requirements import require_usable
 from finetune.errors import BaseMismatchError, DataError
 from finetune.lookup import did_you_mean, import_string
 from finetune.registry import AdapterRegistry
-from finetune.registry.folders import read_manifest
+from finetune.registry.storage.adapter_folders import read_manifest
 from finetune.serving.known_bases import find_base
 from finetune.tables import EMBEDDED_BASES
 

@@ -3,19 +3,20 @@
 Nothing here imports torch, so that the registry commands answer at once.
 """
 
-from finetune.registry.admin import VerifyReport, reindex, verify
-from finetune.registry.archive import export_archive, open_archive
-from finetune.registry.commits import Commit
-from finetune.registry.copying import copy_adapter, copy_adapters
 from finetune.registry.differences import differences
-from finetune.registry.doctor import Finding, diagnose
-from finetune.registry.garbage_collection import Collection, Garbage, collect
-from finetune.registry.location import default_cache, default_location
+from finetune.registry.log.commits import Commit
+from finetune.registry.log.versions import Version
+from finetune.registry.maintenance.doctor import diagnose
+from finetune.registry.maintenance.garbage_collection import Collection, Garbage, collect
+from finetune.registry.maintenance.verification import VerifyReport, reindex, verify
 from finetune.registry.promotion import promote
 from finetune.registry.registry import AdapterRegistry
-from finetune.registry.signing import SigningKey
-from finetune.registry.trust import TrustPolicy
-from finetune.registry.versions import Version
+from finetune.registry.storage.location import default_cache, default_location
+from finetune.registry.storage.trial import Finding
+from finetune.registry.transfer.archive import export_archive, open_archive
+from finetune.registry.transfer.copying import copy_adapter, copy_adapters
+from finetune.registry.trust.policy import TrustPolicy
+from finetune.registry.trust.signing import SigningKey
 
 __all__ = [
     "AdapterRegistry",

@@ -7,9 +7,9 @@ from typing import Any
 
 from finetune.adapters.manifest import AdapterDescription, AdapterManifest, canonical_json, sha256_hex
 from finetune.metrics.names import named_values
-from finetune.registry.folders import load_manifest
+from finetune.registry.log.versions import Version
 from finetune.registry.registry import AdapterRegistry
-from finetune.registry.versions import Version
+from finetune.registry.storage.adapter_folders import load_manifest
 
 
 @dataclass(frozen=True, kw_only=True)

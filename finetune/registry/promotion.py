@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from finetune.adapters.reference import AdapterRef
 from finetune.errors import PromotionError, RegistryError
 from finetune.metrics.names import named_values
-from finetune.registry.commits import Gate
-from finetune.registry.conditions import Condition
 from finetune.registry.differences import read_manifest
+from finetune.registry.log.commits import Gate
+from finetune.registry.log.conditions import Condition
+from finetune.registry.log.versions import Version
 from finetune.registry.registry import AdapterRegistry
-from finetune.registry.versions import Version
 
 
 def promote(

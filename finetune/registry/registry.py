@@ -9,11 +9,17 @@ from pathlib import Path
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.adapters.reference import LATEST, AdapterRef, check_alias, check_name_part, folder_hint
 from finetune.errors import AdapterReferenceError, NotFoundError
-from finetune.registry import changes
-from finetune.registry.commits import Commit, Gate
-from finetune.registry.doctor import check_create
-from finetune.registry.finding import check_exists, find, none_of_that_name, version_before
-from finetune.registry.folders import (
+from finetune.registry.log import changes
+from finetune.registry.log.commits import Commit, Gate
+from finetune.registry.log.finding import check_exists, find, none_of_that_name, version_before
+from finetune.registry.log.guard import Guard
+from finetune.registry.log.index import ListIndex, OnError
+from finetune.registry.log.listing import every_version, wanted, warn_of_unreadable
+from finetune.registry.log.log import Log
+from finetune.registry.log.published_before import has_weights, published_before
+from finetune.registry.log.version_files import nothing_missing, read_published, read_pulled
+from finetune.registry.log.versions import Version
+from finetune.registry.storage.adapter_folders import (
     build_folder,
     check_folder,
     has_folder,
@@ -22,10 +28,8 @@ from finetune.registry.folders import (
     put_folder,
     read_manifest,
 )
-from finetune.registry.guard import Guard
-from finetune.registry.index import ListIndex, OnError
-from finetune.registry.listing import every_version, wanted, warn_of_unreadable
-from finetune.registry.location import (
+from finetune.registry.storage.local import LocalStore
+from finetune.registry.storage.location import (
     default_cache,
     default_location,
     is_registry,
@@ -33,15 +37,11 @@ from finetune.registry.location import (
     refuse_in_registry,
     registry_uuid,
 )
-from finetune.registry.log import Log
-from finetune.registry.published_before import has_weights, published_before
-from finetune.registry.signing import SigningKey
-from finetune.registry.store import exists
-from finetune.registry.stores.local import LocalStore
-from finetune.registry.stores.memory import MemoryStore
-from finetune.registry.trust import TrustPolicy
-from finetune.registry.version_files import nothing_missing, read_published, read_pulled
-from finetune.registry.versions import Version
+from finetune.registry.storage.memory import MemoryStore
+from finetune.registry.storage.store import exists
+from finetune.registry.storage.trial import check_create
+from finetune.registry.trust.policy import TrustPolicy
+from finetune.registry.trust.signing import SigningKey
 
 
 class AdapterRegistry:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from finetune.build import Batches, base_of, check_method, training_rows
+from finetune.assemble.batches import Batches
+from finetune.assemble.loading import base_of, check_method
+from finetune.assemble.rows import training_rows
 from finetune.errors import StoppedError, TrainingError
 from finetune.methods.adapter import attach
 from finetune.preflight import check_rates, check_recipe
@@ -24,7 +26,7 @@ from finetune.training.loop import Trainer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.recipe import Recipe, TrainSection
 
 GIVE_UP = 2.0  # times the loss of the first steps: what comes after trains nothing

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate.utils import gather_object
 
+from finetune.core.matmul import ONEDNN_IS_FASTER
 from finetune.data.collate import Collator
 from finetune.data.stream import Stream
 from finetune.errors import ModelError
 from finetune.evaluation.predict import blanked
-from finetune.core.matmul import ONEDNN_IS_FASTER
 from finetune.training.feature_store import FeatureStore, StoredFeatures, places_of
 from finetune.training.filling import Filler
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
+    from finetune.core.example import Example
     from finetune.data.collate import FeatureLookup
     from finetune.data.stream import Rows
-    from finetune.core.example import Example
     from finetune.interfaces import GenerativeFamily, TaskCollator
     from finetune.recipe import Recipe
 

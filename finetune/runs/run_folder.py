@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
+from finetune.core.folder_lock import locked
+from finetune.core.json_file import write_json
 from finetune.data.image_checks import IMAGES
 from finetune.data.stream import Stream
 from finetune.errors import FinetuneError, TrainingError
 from finetune.evaluation.report import samples_of, write_page
 from finetune.preflight.finished_runs import CHECKPOINTS, RECIPE, is_finished, refuse_taken, set_aside
-from finetune.core.folder_lock import locked
-from finetune.core.json_file import write_json
 from finetune.training.checkpoint import Checkpoint, Checkpoints
 from finetune.training.plan import Plan, learning_rate_factor
 from finetune.training.state import versions
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.data.stream import Rows
     from finetune.evaluation.evaluate import Evaluation
     from finetune.recipe import Recipe

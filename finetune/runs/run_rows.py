@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.build import Batches, examples_of, training_rows, with_image_range
+from finetune.assemble.batches import Batches
+from finetune.assemble.rows import examples_of, training_rows, with_image_range
 from finetune.data.lengths import max_positions
 from finetune.data.stream import Stream
 from finetune.data.survey import Survey
@@ -16,11 +17,11 @@ from finetune.runs.saving import caption_question
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from finetune.assemble.base import Base
     from finetune.core.batch import Placeholders
-    from finetune.build import Base
+    from finetune.core.example import Example
     from finetune.data.stream import Rows
     from finetune.data.survey import PromptShape
-    from finetune.core.example import Example
     from finetune.interfaces import TaskCollator
     from finetune.recipe import Recipe, TaskSection
 

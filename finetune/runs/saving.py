@@ -27,12 +27,12 @@ from finetune.adapters.manifest import (
 from finetune.adapters.peft_format import peft_config, peft_type
 from finetune.adapters.probe import record
 from finetune.adapters.requirements import plugins_of
-from finetune.build import PROBE_SEED
+from finetune.assemble.base import PROBE_SEED
+from finetune.core.example import Image
 from finetune.data.bit_depth import fixed_range
 from finetune.data.images import image_digest
 from finetune.data.stream import Stream
 from finetune.errors import DataError
-from finetune.core.example import Image
 from finetune.methods.adapter import switch
 from finetune.recipe import ReadSection
 from finetune.recipe.published import published_recipe
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
+    from finetune.core.example import Medium
     from finetune.data.stream import Rows
     from finetune.evaluation.scores import Scores
-    from finetune.core.example import Medium
     from finetune.interfaces import Attachment
     from finetune.recipe import Recipe
 

@@ -17,18 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest, canonical_json, sha256_hex
-from finetune.launch.child import run_child
-from finetune.errors import ManifestError, RecipeError
-from finetune.preflight.finished_runs import changed_since, is_finished
+from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.core.folder_lock import locked
 from finetune.core.json_file import write_json
-from finetune.metrics.names import TEST, named_values
+from finetune.errors import RecipeError
+from finetune.launch.child import run_child
+from finetune.metrics.names import TEST
 from finetune.preflight import check_recipe
+from finetune.preflight.finished_runs import changed_since, is_finished
+from finetune.preflight.result import RESULT, Result
 from finetune.recipe import Recipe, load_recipe, read_value
-from finetune.tables import ANSWER_METRICS
 
-RESULT_NAME = "result.json"  # in a run's folder, once it is finished
 TABLE_NAME = "sweep.json"  # in the folder of the sweep
 MAX_RUNS = 1000
 _SPLITS = ("val", TEST)
@@ -50,18 +49,10 @@ class Run:
     overrides: tuple[str, ...]
     digest: str
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """Return the result of the run; None while it is not finished."""
-        try:
-            result = json.loads((self.recipe.run_folder / RESULT_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if not isinstance(result, dict) or result.get("digest") != self.digest:
-            return None
-        if "metric" not in result:  # of a release whose runs all had one metric
-            named = {f"{split}.{ANSWER_METRICS[0]}": result.get(split) for split in _SPLITS}
-            return {**result, "metric": ANSWER_METRICS[0], "higher_is_better": True, **named}
-        return result
+        folder = self.recipe.run_folder
+        return Result.read(folder) if is_finished(folder) and changed_since(self.recipe) == {} else None
 
     def __str__(self) -> str:
         """Return the settings as words of a command line."""
@@ -140,7 +131,7 @@ def _refuse_foreign(table: Path) -> None:
 def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
     failed = []
     for number, run in enumerate(runs, start=1):
-        finished = run.result() is not None or _ended_unnoticed(run)
+        finished = run.result() is not None
         print(
             f"[{number}/{len(runs)}] {run} {'is finished:' if finished else 'in'} {run.recipe.run_folder}", flush=True
         )
@@ -149,7 +140,9 @@ def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
         signals: list[int] = []
         command = [sys.executable, "-P", "-m", "finetune.launch", str(config), *run.overrides]
         code = run_child(command, env=os.environ, passed_on=signals)
-        problem = f"exit code {code}" if code else _keep_result(run)
+        problem = f"exit code {code}" if code else None
+        if not code and run.result() is None:
+            problem = f"exit code 0, but {run.recipe.run_folder / RESULT} holds no result of this recipe"
         _keep_table(folder, runs)
         if signals:
             print("stopped; the same command goes on with what is not finished", flush=True)
@@ -172,11 +165,11 @@ def summarize(runs: Iterable[Run]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     results = [(run, run.result()) for run in runs]
     first = next((result for _, result in results if result is not None), None)
-    val, test = names = [f"{split}.{first['metric']}" for split in _SPLITS] if first else list(_SPLITS)
+    val, test = names = [f"{split}.{first.metric}" for split in _SPLITS] if first else list(_SPLITS)
     for run, result in results:
         settings = {key: value for key, value in run.settings.items() if key != "seed"}
         row = rows.setdefault(_json(settings), {"settings": settings, "runs": []})
-        scores = {name: None if result is None else result.get(name) for name in names}
+        scores = {val: result.val, test: result.test} if result else {val: None, test: None}
         row["runs"].append({"name": run.recipe.name, "seed": run.recipe.seed, "finished": result is not None, **scores})
     for row in rows.values():
         for name in names:
@@ -186,7 +179,7 @@ def summarize(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 "spread": statistics.stdev(found) if len(found) > 1 else None,
             }
     by = test if all(row[val]["mean"] is None for row in rows.values()) else val
-    sign = -1 if first is None or first["higher_is_better"] else 1
+    sign = -1 if first is None or first.higher_is_better else 1
     return sorted(rows.values(), key=lambda row: math.inf if row[by]["mean"] is None else sign * row[by]["mean"])
 
 
@@ -213,7 +206,7 @@ def _check(runs: Sequence[Run]) -> None:
     """Check all that is known beforehand of the runs that are to start, once for each that differs in it."""
     different = {}
     for run in runs:
-        if run.result() is None and not _ended_unnoticed(run):
+        if run.result() is None:
             parts = run.recipe.model_dump(mode="json", include={"model", "data", "task", "adapter"})
             different[_json(parts)] = run.recipe
     for recipe in different.values():
@@ -240,34 +233,6 @@ def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, A
     name = f"{recipe.name[:50].rstrip('-')}-{digest[:10]}"
     overrides += [f"name={_json(name)}", f"train.output_dir={_json(str(folder))}"]
     return Run(settings=settings, recipe=load_recipe(config, overrides), overrides=tuple(overrides), digest=digest)
-
-
-def _ended_unnoticed(run: Run) -> bool:
-    """Return whether a run ended while no sweep was there to keep its result; keep the result now."""
-    return is_finished(run.recipe.run_folder) and changed_since(run.recipe) == {} and _keep_result(run) is None
-
-
-def _keep_result(run: Run) -> str | None:
-    """Write down the results of a run that ended well, from its result, manifest and log; return the fault in these."""
-    folder = run.recipe.run_folder
-    try:
-        left = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
-        metrics = AdapterManifest.parse((folder / "adapter" / MANIFEST_NAME).read_bytes()).metrics
-        metric, higher_is_better = left["metric"], left["higher_is_better"]
-        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        val, test = (f"{split}.{metric}" for split in _SPLITS)
-        best = max if higher_is_better else min
-        result = {
-            **left,
-            "digest": run.digest,
-            val: best((float(line[val]) for line in lines if val in line), default=None),
-            test: named_values(metrics).get(test),
-            "metrics": metrics,
-        }
-    except (OSError, ValueError, LookupError, TypeError, ManifestError) as error:
-        return f"it ended well, but its result cannot be read: {error}"
-    _write(folder / RESULT_NAME, result)
-    return None
 
 
 def _keep_table(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from finetune.adapters.folder import AdapterFolder
     from finetune.adapters.manifest import AdapterDescription
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.interfaces import Attachment
     from finetune.registry import AdapterRegistry
 

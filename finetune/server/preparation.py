@@ -27,7 +27,7 @@ from finetune.serving.batching import answer_limit, prompt_lengths, row_inputs, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.batch import Batch
     from finetune.core.example import Example
     from finetune.data.image_workers import ImageWorkers

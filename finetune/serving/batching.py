@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from finetune.build import Batches
+from finetune.assemble.batches import Batches
 from finetune.data.lengths import max_positions
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.batch import Batch
     from finetune.core.example import Example
     from finetune.interfaces import TaskCollator

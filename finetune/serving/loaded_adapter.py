@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune.adapters.folder import AdapterFolder
     from finetune.adapters.manifest import AdapterManifest
     from finetune.adapters.probe import ProbeResult
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.core.batch import Placeholders
     from finetune.methods.hooks import AdapterHooks
 

@@ -22,7 +22,7 @@ from finetune.core.cache import cache_home, read_note, write_note
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune.build import Base
+    from finetune.assemble.base import Base
 
 # What computes, besides base and adapter; another version of any of them is another computation.
 _PACKAGES = ("torch", "transformers", "finetune-vlm")

@@ -17,7 +17,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from finetune.adapters.base_identity import digest_beside_weights, identify_base
-from finetune.build import Base, load_base
+from finetune.assemble.base import Base
+from finetune.assemble.loading import load_base
 from finetune.errors import ModelError
 from finetune.families.base import embedded_path, family_of
 from finetune.families.placement import pick_device, pick_dtype

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from finetune.adapters.folder import AdapterFolder
-    from finetune.build import Base
+    from finetune.assemble.base import Base
     from finetune.registry import AdapterRegistry, Version
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from finetune.build import Base, Batches
+from finetune.assemble.batches import Batches
 from finetune.core.prediction import Label
 from finetune.errors import DataError, ModelError, brief
 from finetune.recipe import LabelSection, PromptSection
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from finetune.assemble.base import Base
     from finetune.core.batch import Batch
     from finetune.core.example import Example, Message
     from finetune.core.prediction import Prediction

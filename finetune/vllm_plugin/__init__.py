@@ -16,7 +16,8 @@ PEFT, transformers or datasets.
 import logging
 import os
 
-NAME = "finetune_registry"  # of both entry points, and of the resolver in vLLM's own table
+from finetune.vllm_plugin.name import NAME
+
 _log = logging.getLogger(f"vllm.{__name__}")  # vLLM configures its own loggers, and those below them
 
 

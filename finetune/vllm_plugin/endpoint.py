@@ -12,9 +12,9 @@ from vllm.renderers.chat_utils import load_chat_template
 
 from finetune.errors import LaunchError, brief
 from finetune.registry import AdapterRegistry
-from finetune.vllm_plugin import NAME
 from finetune.vllm_plugin.base import identify_served
 from finetune.vllm_plugin.middleware import PinnedModels
+from finetune.vllm_plugin.name import NAME
 from finetune.vllm_plugin.resolver import RegistryResolver
 from finetune.vllm_plugin.served import ServedAdapters
 

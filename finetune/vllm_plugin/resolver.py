@@ -14,7 +14,7 @@ from finetune.adapters.reference import AdapterRef
 from finetune.core.outside_text import safe_line
 from finetune.errors import AdapterReferenceError, FinetuneError
 from finetune.export.vllm_rules import VERSION
-from finetune.vllm_plugin import NAME
+from finetune.vllm_plugin.name import NAME
 
 if TYPE_CHECKING:
     from finetune.vllm_plugin.served import ServedAdapters

@@ -18,9 +18,9 @@ from finetune.adapters.requirements import require_usable
 from finetune.adapters.strict_json import canonical_json
 from finetune.core.cache import cache_home
 from finetune.core.outside_text import safe_line
+from finetune.core.system_errors import explain
 from finetune.errors import IntegrityError, ManifestError
 from finetune.export.vllm_rules import refuse_for_vllm, vllm_form
-from finetune.registry.store import explain
 from finetune.serving.aliases import ALIAS_SECONDS, Aliases
 
 if TYPE_CHECKING:

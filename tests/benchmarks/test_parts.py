@@ -23,7 +23,7 @@ TINY_TEXT = {
 
 @pytest.mark.parametrize("name", ["a", "tiny"])
 def test_every_row_has_the_same_number_of_supervised_tokens(name, tmp_path):
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
     from finetune.data.jsonl import read_jsonl
     from finetune.data.splits import tally
     from finetune.recipe import JsonlData

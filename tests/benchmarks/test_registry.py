@@ -3,7 +3,7 @@
 import json
 
 from benchmarks.registry import LISTED_AT_ONCE, CountingStore, main
-from finetune.registry.stores.memory import MemoryStore
+from finetune.registry.storage.memory import MemoryStore
 
 
 def test_it_counts_what_it_measures(tmp_path, capsys):

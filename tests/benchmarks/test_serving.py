@@ -28,7 +28,7 @@ def test_a_mixed_load_is_answered_by_the_right_adapters(tmp_path, capsys):
 
 
 def test_what_is_wrong_is_seen(tiny_fast_vlm):
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
     from finetune.serving.vision_language_model import VisionLanguageModel
 
     vlm = VisionLanguageModel(load_base(str(tiny_fast_vlm), device="cpu"))
@@ -47,7 +47,7 @@ def test_what_is_wrong_is_seen(tiny_fast_vlm):
 
 
 def test_a_full_server_is_asked_again(tiny_fast_vlm):
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
     from finetune.serving.vision_language_model import VisionLanguageModel
 
     vlm = VisionLanguageModel(load_base(str(tiny_fast_vlm), device="cpu"))

@@ -57,7 +57,7 @@ def test_figures_are_ratios_of_medians_and_the_worst_counts():
 def test_two_that_do_not_compute_the_same_are_not_compared(tiny_base, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
     from finetune.serving.vision_language_model import VisionLanguageModel
     from tests.serving.adapters import make_adapter
 

@@ -13,14 +13,15 @@ from PIL import Image as PILImage
 
 from finetune.adapters import base_identity
 from finetune.adapters.base_identity import file_digest, identify_base
-from finetune.build import Base, load_base
+from finetune.assemble.base import Base
+from finetune.assemble.loading import load_base
 from finetune.core import file_state
 from finetune.core.cache import cache_home
 from finetune.data.image_checks import IMAGES, look_at
 from finetune.data.images import image_digest
 from finetune.errors import BaseMismatchError, ModelError, StoppedError, TrainingError
 from finetune.recipe import HubData, ParquetData, SavedData
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.vision_language_model import VisionLanguageModel
 from finetune.training.loop import Trainer
 from tests.data.conftest import read_rows

@@ -7,7 +7,7 @@ import pytest
 import finetune
 from finetune.core.cache import cache_home
 from finetune.registry import AdapterRegistry
-from finetune.runs.run import train
+from finetune.runs.train import train
 from tests.core.test_cache import DAMAGE
 
 pytestmark = pytest.mark.usefixtures("rested")

@@ -10,11 +10,11 @@ import pytest
 from finetune.core.cache import Notes, cache_home, write_note
 from finetune.core.file_owner import changeable_by_others
 from finetune.errors import TrustError
-from finetune.registry.location import default_location
-from finetune.registry.seen import SeenEntries
-from finetune.registry.signing import SigningKey, asks_for_passphrase, default_key_path
-from finetune.registry.stores.local import LocalStore
-from finetune.registry.trust import load_policy
+from finetune.registry.storage.local import LocalStore
+from finetune.registry.storage.location import default_location
+from finetune.registry.trust.policy import load_policy
+from finetune.registry.trust.rollback_protection import SeenEntries
+from finetune.registry.trust.signing import SigningKey, asks_for_passphrase, default_key_path
 
 NOBODY = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

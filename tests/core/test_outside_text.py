@@ -25,7 +25,7 @@ from finetune.evaluation.evaluate import Evaluation
 from finetune.evaluation.report import Sample, write_page
 from finetune.evaluation.scores import Scores
 from finetune.launch.processes import exit_code_of_process
-from finetune.runs.run import train
+from finetune.runs.train import train
 from tests.hostile_text import HOSTILE, harms_in
 from tests.scores import scores_json
 
@@ -88,7 +88,7 @@ def test_an_error_of_a_command_and_of_a_process(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "_train", refuse)
     assert cli.main(["train", "a.yaml"]) == 2
-    assert exit_code_of_process(refuse, on_keyboard="stopped") == 2
+    assert exit_code_of_process(refuse) == 2
     err = capsys.readouterr().err
     assert err.count("row ") == 2 and r"\x1b]0;title" in err and harms_in(err) == []
 
@@ -99,7 +99,7 @@ def test_a_traceback_that_a_process_leaves(monkeypatch, tmp_path):
     def fail():
         raise ValueError(HALF)
 
-    assert exit_code_of_process(fail, on_keyboard="stopped") == 1
+    assert exit_code_of_process(fail) == 1
     left = json.loads((tmp_path / "0.json").read_text())["traceback"]
     assert "ValueError" in left and harms_in(left) == []
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.data.lengths import fitting
 from finetune.data.splits import read_split, tally
 from finetune.errors import DataError, FinetuneError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, ViTImageProcessor
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.example import as_images
 from finetune.data.aspect_ratio import MOST_ASPECT, MOST_RESIZED_PIXELS, most_aspect, refuse_aspect
 from finetune.errors import RowError

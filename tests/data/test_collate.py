@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.build import examples_of, load_base
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of
 from finetune.core.example import Example, answer, as_images, ask, system
 from finetune.data.spans import Tokenized, place_spans
 from finetune.errors import DataError, RowError

@@ -10,14 +10,15 @@ from PIL import Image
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import ImageSpec
-from finetune.build import examples_of, load_base, training_rows, with_image_range
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of, training_rows, with_image_range
 from finetune.core.example import ImageOptions
 from finetune.data.images import open_image, read_pixels
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.evaluation.compare import evaluate
 from finetune.recipe import MixData, ParquetData
 from finetune.registry import AdapterRegistry
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.vision_language_model import VisionLanguageModel
 from finetune.training.feature_store import source_key
 from tests.data.conftest import ROW, read_rows

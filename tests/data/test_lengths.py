@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.build import examples_of, load_base
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of
 from finetune.core.example import Example, answer, as_images, ask
 from finetune.data import images
 from finetune.data.lengths import Lengths

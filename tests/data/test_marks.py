@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from finetune.build import examples_of, load_base
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of
 from finetune.core.example import Example, answer, as_images, ask, system
 from finetune.data.marks import Marks
 from finetune.errors import DataError, RowError

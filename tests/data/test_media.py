@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image as Pixels
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.batch import Rendered
 from finetune.core.example import Example, Image, answer, as_images, ask, show
 from finetune.data.bad_rows import BadRows

@@ -3,7 +3,7 @@
 import json
 
 from finetune.evaluation.compare import evaluate
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.loading import load
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.example import text_of
 from finetune.data.open_stream import open_stream
 from finetune.data.splits import tally
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.recipe import HubData, JsonlData, ParquetData, SavedData, parse_recipe
-from finetune.runs.run import train
 from finetune.runs.saving import data_digest
+from finetune.runs.train import train
 from finetune.tasks.contrastive import ContrastiveConfig
 from finetune.tasks.vqa import VqaConfig
 from tests.data.conftest import ROW, TASK, read_rows

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.build import examples_of, load_base
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of
 from finetune.core.example import Example, answer, as_images, show, text_of
 from finetune.data.fields import require_columns
 from finetune.data.lengths import fitting

@@ -9,11 +9,11 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor
 
-from finetune.build import examples_of
+from finetune.assemble.rows import examples_of
 from finetune.data.images import open_image
 from finetune.lookup import import_string, look_up
 from finetune.recipe import load_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.tables import FAMILIES as KNOWN
 from tests.tiny import FAMILIES
 

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
-from finetune.build import examples_of
+from finetune.assemble.rows import examples_of
 from finetune.data.arrow import StoredImage
 from finetune.data.images import as_source, image_digest, open_image
 from finetune.data.mix import shares

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.build import base_of, load_base
+from finetune.assemble.loading import base_of, load_base
 from finetune.core.example import Example, answer, as_images, ask
 from finetune.data.images import open_image, read_through
 from finetune.errors import DataError, IntegrityError, ModelError, RecipeError, RowError

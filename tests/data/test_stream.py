@@ -7,7 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
-from finetune.build import examples_of, load_base, training_rows
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of, training_rows
 from finetune.data import stream as streams
 from finetune.data.images import open_image
 from finetune.data.open_stream import open_stream

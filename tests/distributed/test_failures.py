@@ -37,7 +37,7 @@ def work():
         os.kill(os.getpid(), signal.SIGKILL)
     return {"crash": lambda: 1 / 0}[how]()
 
-sys.exit(exit_code_of_process(work, on_keyboard="stopped"))
+sys.exit(exit_code_of_process(work))
 """
 
 

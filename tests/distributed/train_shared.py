@@ -4,7 +4,7 @@ import sys
 from types import SimpleNamespace
 
 from finetune.recipe import load_recipe
-from finetune.runs import run as runs
+from finetune.runs import train as runs
 from finetune.training.fsdp2 import SplitBase
 
 

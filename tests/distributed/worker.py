@@ -19,7 +19,8 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from transformers.integrations import HfDeepSpeedConfig
 
-from finetune.build import Batches, load_base
+from finetune.assemble.batches import Batches
+from finetune.assemble.loading import load_base
 from finetune.core.example import answer, ask
 from finetune.evaluation.predict import Predictor
 from finetune.methods.adapter import attach

@@ -8,7 +8,7 @@ import yaml
 
 from finetune.cli import main
 from finetune.preflight.use import check_reference
-from finetune.runs.run import train
+from finetune.runs.train import train
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from finetune.build import Batches, load_base
+from finetune.assemble.batches import Batches
+from finetune.assemble.loading import load_base
 from finetune.core.example import Example, as_images
 from finetune.data.survey import Survey
 from finetune.errors import DataError
@@ -156,7 +157,7 @@ def test_a_prompt_that_is_not_repeated_is_an_error(tiny_fast_vlm, other):
 @pytest.mark.parametrize("method", [None, [{"name": "prompt_tuning", "num_virtual_tokens": 3}]])
 def test_a_run_on_conversations_is_asked_as_it_was_trained(tiny_fast_vlm, rows_folder, make_recipe, method, capsys):
     import finetune
-    from finetune.runs.run import train
+    from finetune.runs.train import train
     from finetune.serving.asking import question_row
 
     for split in ("train", "val", "test"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from tests.serving.adapters import make_adapter
 from tests.tiny import FAMILIES
 

@@ -7,7 +7,7 @@ import gguf
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from finetune.build import Base
+from finetune.assemble.base import Base
 from finetune.export.llama_cpp import language_of
 from tests.tiny import FAMILIES
 from tests.tiny.parts import save

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.export.exporting import export_adapter
 from finetune.serving.loading import load
 from tests.export.gguf_base import GEMMA3, GROUPED, save_tiny, write_base

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from finetune.adapters.base_identity import identify_processor
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ExportError
 from finetune.export.exporting import export_adapter
 from finetune.export.merged import own_dtype, untie

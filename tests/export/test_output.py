@@ -12,7 +12,7 @@ import pytest
 from finetune.errors import ExportError, StoreError
 from finetune.export.output import new_output, require_space
 from finetune.registry import AdapterRegistry
-from finetune.registry.location import is_registry
+from finetune.registry.storage.location import is_registry
 
 WRITER = """
 import sys, time

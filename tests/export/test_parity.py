@@ -69,7 +69,7 @@ def test_the_verdict_on_all():
 
 def test_rows_differ_in_text_and_image(saved):
     from finetune.adapters.folder import read_folder
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
 
     folder, adapter = saved()
     base = load_base(folder, device="cpu")

@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ExportError
 from finetune.export.exporting import export_adapter
 from finetune.export.parity import outputs, rows_of

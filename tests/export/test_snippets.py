@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.export.exporting import export_adapter
 from finetune.export.snippets import LABELS, QUESTION
 from finetune.serving.asking import question_row

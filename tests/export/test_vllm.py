@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import AdapterManifest
 from finetune.adapters.peft_format import peft_config
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.cli import main
 from finetune.errors import ExportError, ManifestError
 from finetune.export.exporting import export_adapter

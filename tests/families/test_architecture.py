@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.build import check_method, load_base
+from finetune.assemble.loading import check_method, load_base
 from finetune.errors import ExportError, ManifestError, MethodError, ModelError
 from finetune.export.gguf import Gguf
 from finetune.export.onnx import Onnx

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.build import base_of, load_base
+from finetune.assemble.loading import base_of, load_base
 from finetune.errors import ModelError, RecipeError
 from tests.tiny import save_idefics3
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.example import Example, answer, as_images, ask
 from finetune.data.images import open_image
 from finetune.errors import ModelError

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, Mistral3Config
 
 from finetune import plugins
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ModelError, RecipeError
 from finetune.families.base import family_of
 from finetune.families.generic import GenericFamily

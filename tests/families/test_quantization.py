@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import MethodError, RecipeError
 from finetune.families.quantization import quantized_modules
 from finetune.methods.adapter import attach, detach, merge, updates
 from finetune.pocket import model_folder
-from finetune.runs.run import train
 from finetune.runs.saving import describe
+from finetune.runs.train import train
 from finetune.serving.loading import load
 from tests.matrix import LORA, logits, recipe_of, reload_cell, rows, train_cell
 

@@ -80,25 +80,25 @@ def raising(error):
 
 def test_a_process_leaves_its_failure_for_the_launcher(second_of_two, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(processes.VARIABLE, str(tmp_path))
-    assert exit_code_of_process(raising(DataError("line 3")), on_keyboard="") == 2
+    assert exit_code_of_process(raising(DataError("line 3"))) == 2
     [failure] = processes._read(tmp_path)
     assert (failure.process, failure.of, failure.code, failure.message) == (1, 2, 2, "error: line 3")
-    assert exit_code_of_process(raising(ZeroDivisionError("x")), on_keyboard="") == 1
+    assert exit_code_of_process(raising(ZeroDivisionError("x"))) == 1
     [failure] = processes._read(tmp_path)
     assert failure.code == 1 and failure.traceback.endswith("ZeroDivisionError: x\n")
-    assert exit_code_of_process(raising(StoppedError("saved", signum=15)), on_keyboard="") == 143
+    assert exit_code_of_process(raising(StoppedError("saved", signum=15))) == 143
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_process_without_such_a_launcher_shows_its_own(second_of_two, monkeypatch, capsys):
     monkeypatch.delenv(processes.VARIABLE, raising=False)
-    assert exit_code_of_process(raising(DataError("line 3")), on_keyboard="") == 2
+    assert exit_code_of_process(raising(DataError("line 3"))) == 2
     assert capsys.readouterr().err == "process 1 of 2: error: line 3\n"
     with pytest.raises(ZeroDivisionError):
-        exit_code_of_process(raising(ZeroDivisionError("x")), on_keyboard="")
+        exit_code_of_process(raising(ZeroDivisionError("x")))
 
 
 def test_a_failure_that_cannot_be_written_is_shown_at_once(second_of_two, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(processes.VARIABLE, str(tmp_path / "gone"))
-    assert exit_code_of_process(raising(DataError("line 3")), on_keyboard="") == 2
+    assert exit_code_of_process(raising(DataError("line 3"))) == 2
     assert capsys.readouterr().err == "process 1 of 2: error: line 3\n"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ManifestError, MethodError
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates
 from finetune.methods.hooks import ActiveAdapter, AdapterHooks

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import MethodError, ModelError
 from finetune.families.base import family_of
 from finetune.methods.adapter import attach, detach

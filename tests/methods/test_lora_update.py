@@ -6,7 +6,7 @@ from peft import PeftModel
 from torch import nn
 
 from finetune.adapters.folder import read_folder
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ManifestError
 from finetune.methods.adapter import expected_tensors, updates
 from finetune.methods.hooks import ActiveAdapter, AdapterHooks, reached

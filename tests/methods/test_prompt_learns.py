@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.recipe import parse_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 
 
 @pytest.mark.slow

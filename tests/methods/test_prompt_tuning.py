@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.batch import Batch, Placeholders
 from finetune.errors import AdapterError, ManifestError, MethodError
 from finetune.methods.adapter import attach, detach, expected_tensors, merge, switch, updates

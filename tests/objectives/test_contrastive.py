@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from finetune.build import examples_of, load_base
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of
 from finetune.errors import TrainingError
 from finetune.methods.adapter import attach
 from finetune.objectives.contrastive import pair_losses

@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from finetune.adapters.manifest import MANIFEST_NAME, AdapterManifest
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.registry import AdapterRegistry
 from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.serving.adapters import make_adapter

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import DataError
 from finetune.playground.answers import MAX_QUESTION, answer_side_by_side, read_image, read_words
 from finetune.playground.catalog import read_catalog

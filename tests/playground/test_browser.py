@@ -43,7 +43,7 @@ def places(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(places, tmp_path_factory):
     """A registry with two adapters that had twenty steps, one of another base, and one that does something else."""
-    from finetune.runs.run import train
+    from finetune.runs.train import train
 
     folder = tmp_path_factory.mktemp("trained")
     registry = AdapterRegistry(folder / "runs" / "demo" / "registry")

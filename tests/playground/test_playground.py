@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import StoreError
 from finetune.playground.examples import draw_examples, right_answer
 from finetune.playground.playground import Playground

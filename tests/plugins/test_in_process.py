@@ -11,7 +11,7 @@ from torch import nn
 import finetune
 from finetune import plugins
 from finetune.adapters.folder import read_folder
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.example import Example, answer, as_images
 from finetune.errors import ExportError, ManifestError, MethodError, PluginError, RecipeError
 from finetune.export.target import Comparison

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.evaluation.evaluate import evaluate_rows
 from finetune.evaluation.predict import Predictor
 from finetune.evaluation.scores import Scores, Value

@@ -13,7 +13,7 @@ import pytest
 from finetune.errors import FolderInUseError, RecipeError, StoppedError, TrainingError
 from finetune.recipe import parse_recipe
 from finetune.runs import sweep
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.training.loop import Trainer
 from finetune.training.plan import Plan, learning_rate_factor
 
@@ -223,7 +223,7 @@ def test_a_folder_that_no_system_can_make_is_one_error(recipe, tmp_path):
 
 def test_a_run_says_which_folder_cannot_be_written(recipe, monkeypatch):
     """As where another process is faster, or a disk has gone read-only since."""
-    monkeypatch.setattr("finetune.runs.run.check_recipe", lambda *args, **options: None)
+    monkeypatch.setattr("finetune.runs.train.check_recipe", lambda *args, **options: None)
     with pytest.raises(TrainingError, match="cannot be written .*Set another train.output_dir"):
         train(recipe(train={"output_dir": "/proc/nothing"}))
 

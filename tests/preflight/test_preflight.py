@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from finetune.errors import DataError, MethodError, ModelError, RecipeError, TrustError
-from finetune.runs import run as runs
+from finetune.runs import train as runs
 from finetune.runs.find_lr import find_lr
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +220,7 @@ def nothing_slow(monkeypatch):
 
     for name in ("base_of", "read_run_rows"):
         monkeypatch.setattr(runs, name, reached)
-    monkeypatch.setattr("finetune.build.load_base", reached)
+    monkeypatch.setattr("finetune.assemble.loading.load_base", reached)
 
 
 @pytest.mark.parametrize("run", [runs.train, find_lr])
@@ -236,7 +236,7 @@ def test_a_tower_without_linear_modules_is_found_before_rows_and_weights(tiny_fa
 
 
 def test_the_skeleton_of_each_family_has_the_names_of_the_loaded_model(tiny_family):
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
     from finetune.methods.targets import named_targets
     from finetune.recipe import TowerTargets
 
@@ -249,7 +249,7 @@ def test_the_skeleton_of_each_family_has_the_names_of_the_loaded_model(tiny_fami
 
 
 def test_loading_a_base_in_python_answers_as_early(tmp_path):
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
 
     with pytest.raises(ModelError, match=r"no model at 'pockt'.* Did you mean 'pocket'\?"):
         load_base("pockt")
@@ -274,7 +274,7 @@ def test_only_the_main_process_looks_for_registry_and_key(make_recipe, rows_fold
 
 def test_a_key_that_needs_a_passphrase_is_not_opened_beforehand(make_recipe, tmp_path, monkeypatch):
     from finetune.preflight import check_recipe
-    from finetune.registry.signing import SigningKey
+    from finetune.registry.trust.signing import SigningKey
 
     path = tmp_path / "key.pem"
     SigningKey.generate().save(path, "me", passphrase="secret")

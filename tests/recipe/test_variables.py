@@ -9,7 +9,7 @@ from finetune.errors import RecipeError
 from finetune.recipe import AdapterSection, Recipe, load_recipe, parse_recipe
 from finetune.recipe.published import published_recipe
 from finetune.recipe.recipe_file import _section
-from finetune.runs.run import train
+from finetune.runs.train import train
 
 SECRET = "s3cr3t-0f-th15-m4ch1n3"
 RAW = {

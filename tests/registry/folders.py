@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from finetune.registry.commits import Commit
+from finetune.registry.log.commits import Commit
 
 
 def same(folder: Path, other: Path) -> bool:

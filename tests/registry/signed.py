@@ -3,9 +3,9 @@
 import functools
 from pathlib import Path
 
-from finetune.registry.commits import Commit, log_key
-from finetune.registry.signing import SigningKey
-from finetune.registry.trust import TrustPolicy
+from finetune.registry.log.commits import Commit, log_key
+from finetune.registry.trust.policy import TrustPolicy
+from finetune.registry.trust.signing import SigningKey
 
 NAME = "medical/brain-mri"
 

@@ -4,7 +4,7 @@ import io
 import threading
 from datetime import UTC, datetime, timedelta
 
-from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing
+from finetune.registry.storage.store import AlreadyExists, ObjectMeta, ObjectMissing
 from tests.registry.faulty import Interfering, Killed
 
 START = datetime(2031, 3, 1, tzinfo=UTC)

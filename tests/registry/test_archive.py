@@ -13,9 +13,9 @@ import pytest
 from finetune.adapters.manifest import sha256_hex
 from finetune.errors import FinetuneError, IntegrityError, NotFoundError, StoreError
 from finetune.registry import AdapterRegistry, verify
-from finetune.registry.archive import export_archive, open_archive
-from finetune.registry.copying import copy_adapters, names_in
-from finetune.registry.tars import TarStore, TarWriter
+from finetune.registry.transfer.archive import export_archive, open_archive
+from finetune.registry.transfer.copying import copy_adapters, names_in
+from finetune.registry.transfer.tars import TarStore, TarWriter
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 NAME = "medical/brain-mri"

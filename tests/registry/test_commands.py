@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import ConflictError, FinetuneError, NotFoundError
-from finetune.registry import AdapterRegistry, commands
+from finetune.registry import AdapterRegistry
+from finetune.registry import cli as commands
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 

@@ -2,7 +2,7 @@ import pytest
 
 from finetune.errors import ConditionError
 from finetune.metrics.names import named_values
-from finetune.registry.conditions import Condition
+from finetune.registry.log.conditions import Condition
 from tests.scores import scores_json
 
 VALUES = {

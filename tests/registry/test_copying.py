@@ -10,9 +10,9 @@ import pytest
 
 from finetune.errors import ConflictError, IntegrityError, NotFoundError
 from finetune.registry import AdapterRegistry, collect, verify
-from finetune.registry.copying import Copied, copy_adapter, copy_adapters, names_in
-from finetune.registry.location import is_registry
-from finetune.registry.store import AlreadyExists
+from finetune.registry.storage.location import is_registry
+from finetune.registry.storage.store import AlreadyExists
+from finetune.registry.transfer.copying import Copied, copy_adapter, copy_adapters, names_in
 from tests.registry.faulty import Interfering, Killed, OneDeath
 from tests.registry.folders import forge, same
 
@@ -257,7 +257,7 @@ def test_what_disappeared_before_it_was_named_is_copied_again(source, target):
 def test_a_copy_that_took_long_looks_again(source, tmp_path, monkeypatch):
     """Half a day for each blob that is written, so that all were written long before they are named."""
     now = [0.0]
-    monkeypatch.setattr("finetune.registry.copying.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("finetune.registry.transfer.copying.time.monotonic", lambda: now[0])
 
     def looks_at_the_first_blob(seconds):
         calls = []

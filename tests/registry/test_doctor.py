@@ -9,10 +9,13 @@ from datetime import timedelta
 import pytest
 
 from finetune.errors import StoreError
-from finetune.registry import AdapterRegistry, commands, diagnose, doctor
-from finetune.registry.store import ObjectMeta
-from finetune.registry.stores import object_store
-from finetune.registry.stores.memory import MemoryStore
+from finetune.registry import AdapterRegistry, diagnose
+from finetune.registry import cli as commands
+from finetune.registry.maintenance import doctor
+from finetune.registry.storage import object_store, trial
+from finetune.registry.storage.memory import MemoryStore
+from finetune.registry.storage.store import ObjectMeta
+from finetune.registry.storage.trial import check_create
 from tests.registry.faulty import Interfering
 from tests.servers.fake_s3 import fake_s3
 
@@ -168,7 +171,7 @@ def test_a_lost_answer_is_no_lie(monkeypatch):
         registry = AdapterRegistry("s3://bucket")
         for number in range(4):
             server.losses = number
-            doctor.check_create(registry.store)
+            check_create(registry.store)
 
 
 # What the system refuses.
@@ -243,7 +246,7 @@ def test_what_a_killed_doctor_left_is_thrown_away_after_a_day(monkeypatch):
     registry.store.put("doctor/old/write", b"")
     _verdicts(registry)
     assert [meta.key for meta in registry.store.list()] == ["doctor/old/write"], "it may be at work"
-    monkeypatch.setattr(doctor, "ABANDONED", timedelta(seconds=-1))
+    monkeypatch.setattr(trial, "ABANDONED", timedelta(seconds=-1))
     _verdicts(registry)
     assert list(registry.store.list()) == []
 

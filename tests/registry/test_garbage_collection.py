@@ -12,9 +12,11 @@ import pytest
 
 from finetune.adapters.manifest import AdapterManifest, sha256_hex
 from finetune.errors import ConflictError, IntegrityError, NotFoundError, RegistryError
-from finetune.registry import AdapterRegistry, blobs, collect, garbage_collection, verify
-from finetune.registry.blobs import LEAST_GRACE, blob_key, plan_bytes, plan_key
-from finetune.registry.commits import Commit
+from finetune.registry import AdapterRegistry, collect, verify
+from finetune.registry.log.commits import Commit
+from finetune.registry.maintenance import garbage_collection
+from finetune.registry.storage import blobs
+from finetune.registry.storage.blobs import LEAST_GRACE, blob_key, plan_bytes, plan_key
 from tests.registry.faulty import Interfering, Killed
 from tests.registry.stepping import Actor, ClockedStore
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.registry_writes import write_history
 from finetune.registry import AdapterRegistry
-from finetune.registry.stores.local import LocalStore
+from finetune.registry.storage.local import LocalStore
 from tests.registry.faulty import Interfering
 
 pytestmark = pytest.mark.usefixtures("no_sync")

@@ -12,7 +12,7 @@ import yaml
 from finetune.cli import main
 from finetune.errors import IntegrityError, ManifestError, StoreError
 from finetune.registry import AdapterRegistry
-from finetune.registry.mirrors.hub import write_hub_folder
+from finetune.registry.transfer.hub import write_hub_folder
 from tests.registry.folders import edit, same
 from tests.registry.hub_server import TOKEN, Repo, running_hub
 from tests.scores import scores_json

@@ -10,8 +10,8 @@ import pytest
 from finetune.adapters.manifest import sha256_hex
 from finetune.errors import ConditionError, NotFoundError
 from finetune.registry import AdapterRegistry, reindex
-from finetune.registry.index import ListIndex
-from finetune.registry.location import registry_uuid
+from finetune.registry.log.index import ListIndex
+from finetune.registry.storage.location import registry_uuid
 from tests.registry.faulty import Interfering
 from tests.registry.folders import edit
 from tests.registry.stepping import ClockedStore

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from finetune.errors import StoreError
-from finetune.registry.store import AlreadyExists, exists
-from finetune.registry.stores.local import LocalStore
+from finetune.registry.storage.local import LocalStore
+from finetune.registry.storage.store import AlreadyExists, exists
 from tests.registry.faulty import Killed
 
 KEY = "names/medical/brain/log/000000000001.json"

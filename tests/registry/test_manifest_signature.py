@@ -9,7 +9,7 @@ import pytest
 from finetune.adapters.manifest import AdapterManifest
 from finetune.errors import IntegrityError, ManifestError, StoreError, TrustError
 from finetune.registry import AdapterRegistry, default_cache
-from finetune.registry.signing import manifest_message
+from finetune.registry.trust.signing import manifest_message
 from tests.registry.folders import same
 from tests.registry.signed import NAME, key, policy, read_entry
 

@@ -9,9 +9,9 @@ import pytest
 
 from finetune.errors import StoreError
 from finetune.registry import AdapterRegistry, verify
-from finetune.registry.location import open_store
-from finetune.registry.store import AlreadyExists, ObjectMissing, read_all
-from finetune.registry.stores import object_store
+from finetune.registry.storage import object_store
+from finetune.registry.storage.location import open_store
+from finetune.registry.storage.store import AlreadyExists, ObjectMissing, read_all
 from tests.servers.fake_s3 import fake_s3
 
 LOCATION = "s3://bucket/team/registry"

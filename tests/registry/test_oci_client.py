@@ -9,7 +9,7 @@ import pytest
 
 from finetune.adapters.manifest import FileEntry, sha256_hex
 from finetune.errors import IntegrityError, StoreError
-from finetune.registry.mirrors.oci_client import OciRef, OciRepository
+from finetune.registry.transfer.oci_client import OciRef, OciRepository
 from tests.servers.docker_registry import free_port
 
 DIGEST = "a" * 64

@@ -11,8 +11,8 @@ from finetune.adapters.manifest import FileEntry, canonical_json, sha256_hex
 from finetune.cli import main
 from finetune.errors import ConflictError, FinetuneError, IntegrityError, NotFoundError, StoreError
 from finetune.registry import AdapterRegistry
-from finetune.registry.mirrors.oci import fetch_from_oci, push_to_oci
-from finetune.registry.mirrors.oci_client import OciRef, OciRepository
+from finetune.registry.transfer.oci import fetch_from_oci, push_to_oci
+from finetune.registry.transfer.oci_client import OciRef, OciRepository
 from tests.registry.folders import same
 from tests.servers.docker_registry import docker_registry
 

@@ -6,9 +6,9 @@ import pytest
 
 from finetune.errors import StoreError
 from finetune.registry import AdapterRegistry
-from finetune.registry.archive import export_archive
-from finetune.registry.location import refuse_in_registry
-from finetune.registry.mirrors.folder import new_folder
+from finetune.registry.storage.location import refuse_in_registry
+from finetune.registry.transfer.archive import export_archive
+from finetune.registry.transfer.mirror_folder import new_folder
 from tests.registry.folders import same
 
 pytestmark = pytest.mark.usefixtures("no_sync")

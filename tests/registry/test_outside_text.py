@@ -9,8 +9,8 @@ import pytest
 from finetune.adapters.manifest import AdapterManifest
 from finetune.cli import main
 from finetune.errors import FinetuneError
-from finetune.registry.commits import log_key
-from finetune.registry.mirrors.hub import write_hub_folder
+from finetune.registry.log.commits import log_key
+from finetune.registry.transfer.hub import write_hub_folder
 from finetune.serving.switcher import Switcher
 from tests.hostile_text import HOSTILE, LINE, harms_in
 from tests.registry.folders import edit, forge

@@ -14,8 +14,8 @@ from finetune.errors import (
     YankedError,
 )
 from finetune.registry import AdapterRegistry, verify
-from finetune.registry.commits import Gate
-from finetune.registry.conditions import Condition
+from finetune.registry.log.commits import Gate
+from finetune.registry.log.conditions import Condition
 from finetune.registry.promotion import promote
 from tests.registry.folders import edit, forge
 from tests.scores import scores_json

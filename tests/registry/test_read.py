@@ -7,7 +7,7 @@ import pytest
 from finetune.adapters.manifest import sha256_hex
 from finetune.errors import IntegrityError, NotFoundError
 from finetune.registry import AdapterRegistry, default_cache
-from finetune.registry.folders import blob_key
+from finetune.registry.storage.adapter_folders import blob_key
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 

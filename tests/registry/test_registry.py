@@ -155,7 +155,7 @@ def test_what_is_no_location_says_what_is(location, message):
 
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.delitem(sys.modules, "finetune.registry.stores.object_store", raising=False)
+    monkeypatch.delitem(sys.modules, "finetune.registry.storage.object_store", raising=False)
     with pytest.raises(MissingExtraError, match=r"needs obstore, .* pip install 'finetune-vlm\[object"):
         AdapterRegistry("s3://bucket/registry")
 
@@ -191,7 +191,7 @@ def _python(code: str, *args: str) -> str:
 def test_nothing_heavy_is_imported():
     code = """
 import sys
-import finetune.registry, finetune.registry.commands, finetune.adapters.reference
+import finetune.registry, finetune.registry.cli, finetune.adapters.reference
 print(sorted({"torch", "transformers", "datasets", "peft", "accelerate", "numpy", "obstore"} & set(sys.modules)))
 """
     assert _python(code) == "[]"

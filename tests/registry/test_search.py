@@ -4,11 +4,11 @@ import pytest
 
 from benchmarks.registry import MOST_REQUESTS, NAME, CountingStore, count_cold, fill, make_log
 from finetune.errors import IntegrityError, StoreError
-from finetune.registry.commits import Commit, hint_key, log_key
-from finetune.registry.hint import HINT_EVERY, MAX_PLACES, around, read_hint, write_hint
-from finetune.registry.log import Log
-from finetune.registry.search import find_newest
-from finetune.registry.stores.memory import MemoryStore
+from finetune.registry.log.commits import Commit, hint_key, log_key
+from finetune.registry.log.hint import HINT_EVERY, MAX_PLACES, around, read_hint, write_hint
+from finetune.registry.log.log import Log
+from finetune.registry.log.search import find_newest
+from finetune.registry.storage.memory import MemoryStore
 from tests.registry.faulty import Interfering
 from tests.registry.test_log import publishing
 

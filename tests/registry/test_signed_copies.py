@@ -4,10 +4,10 @@ import pytest
 
 from finetune.errors import TrustError
 from finetune.registry import AdapterRegistry, copy_adapter, export_archive, open_archive, promote, verify
-from finetune.registry.folders import read_signature
-from finetune.registry.mirrors.hub import write_hub_folder
-from finetune.registry.mirrors.oci import fetch_from_oci, push_to_oci
-from finetune.registry.mirrors.oci_client import OciRef
+from finetune.registry.storage.adapter_folders import read_signature
+from finetune.registry.transfer.hub import write_hub_folder
+from finetune.registry.transfer.oci import fetch_from_oci, push_to_oci
+from finetune.registry.transfer.oci_client import OciRef
 from tests.registry.signed import key, policy, read_entry
 from tests.servers.docker_registry import docker_registry
 

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.errors import StoreError, TrustError
-from finetune.registry import signing
-from finetune.registry.signing import (
+from finetune.registry.trust import signing
+from finetune.registry.trust.signing import (
     PublicKey,
     SigningKey,
     check_signature,
@@ -194,7 +194,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(tmp_path, monkeypatch):
 
 def test_whoever_signs_nothing_loads_no_cryptography():
     code = (
-        "import sys, finetune.registry, finetune.registry.commands; from finetune.registry import AdapterRegistry;"
+        "import sys, finetune.registry, finetune.registry.cli; from finetune.registry import AdapterRegistry;"
         "AdapterRegistry('nowhere').list(); print('cryptography' in sys.modules, 'yaml' in sys.modules)"
     )
     root = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 
 from finetune import cli
 from finetune.registry import AdapterRegistry
-from finetune.registry.commands import signing as verbs
-from finetune.registry.signing import PublicKey, SigningKey
+from finetune.registry.cli import signing as verbs
+from finetune.registry.trust.signing import PublicKey, SigningKey
 from tests.registry.signed import NAME, change, entry_path, read_entry
 
 pytestmark = pytest.mark.usefixtures("no_sync")

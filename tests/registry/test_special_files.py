@@ -11,8 +11,8 @@ from finetune.cli import main
 from finetune.core.regular_file import NotRegularError, open_regular
 from finetune.errors import IntegrityError, ManifestError, StoreError, TrustError
 from finetune.registry import AdapterRegistry
-from finetune.registry.commits import log_key
-from finetune.registry.signing import SigningKey
+from finetune.registry.log.commits import log_key
+from finetune.registry.trust.signing import SigningKey
 
 pytestmark = [
     pytest.mark.usefixtures("no_sync"),

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from finetune.errors import IntegrityError, StoreError
-from finetune.registry.location import open_store
-from finetune.registry.store import AlreadyExists, ObjectMeta, ObjectMissing, exists, is_key, read_all
+from finetune.registry.storage.location import open_store
+from finetune.registry.storage.store import AlreadyExists, ObjectMeta, ObjectMissing, exists, is_key, read_all
 
 KEY = "names/medical/brain/log/000000000001.json"
 

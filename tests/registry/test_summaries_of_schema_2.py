@@ -8,9 +8,9 @@ import pytest
 from finetune.core.cache import read_note, write_note
 from finetune.metrics.names import named_values
 from finetune.registry import AdapterRegistry, promote, verify
-from finetune.registry.copying import copy_adapter
-from finetune.registry.index import ListIndex
-from finetune.registry.location import registry_uuid
+from finetune.registry.log.index import ListIndex
+from finetune.registry.storage.location import registry_uuid
+from finetune.registry.transfer.copying import copy_adapter
 from tests.regression.nets import NETS
 
 pytestmark = pytest.mark.usefixtures("no_sync")

@@ -9,8 +9,9 @@ import pytest
 
 from finetune.adapters.manifest import canonical_json
 from finetune.errors import IntegrityError, RegistryError, TrustError
-from finetune.registry import AdapterRegistry, commits, verify
-from finetune.registry.commits import Commit, Gate
+from finetune.registry import AdapterRegistry, verify
+from finetune.registry.log import commits
+from finetune.registry.log.commits import Commit, Gate
 from tests.registry.signed import (
     NAME,
     change,

@@ -10,9 +10,9 @@ import pytest
 from finetune.cli import main
 from finetune.errors import IntegrityError, ManifestError, StoreError
 from finetune.registry import AdapterRegistry, reindex, verify
-from finetune.registry.commits import log_key
-from finetune.registry.copying import copy_adapters, names_in
-from finetune.registry.folders import read_manifest
+from finetune.registry.log.commits import log_key
+from finetune.registry.storage.adapter_folders import read_manifest
+from finetune.registry.transfer.copying import copy_adapters, names_in
 from tests.registry.faulty import Interfering
 from tests.registry.folders import edit, forge
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 import finetune
 from finetune.adapters.manifest import sha256_hex
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.evaluation.scores import Scores, Value
 from finetune.methods.adapter import attach, detach
 from finetune.registry import AdapterRegistry, promote
-from finetune.registry.signing import SigningKey
+from finetune.registry.trust.signing import SigningKey
 from finetune.runs.saving import probe_effect, save_adapter
 from tests.matrix import METHODS, STEPS, extended, logits, losses, recipe_of, rows
 from tests.regression.bases import WEIGHTS, build_base, store_base

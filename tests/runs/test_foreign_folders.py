@@ -5,10 +5,10 @@ import json
 import pytest
 
 from finetune import demo
-from finetune.runs import sweep
 from finetune.cli import main
 from finetune.errors import LaunchError, RecipeError, TrainingError
-from finetune.runs.run import train
+from finetune.runs import sweep
+from finetune.runs.train import train
 from tests.preflight.test_finished_runs import held
 
 TRAIN = {"max_steps": 1}
@@ -40,7 +40,7 @@ def test_a_run_does_not_begin_among_files_of_others(recipe, kind, resume, monkey
         path.write_bytes(data)
     before = held(recipe.run_folder)
     monkeypatch.setattr("finetune.runs.run.base_of", lambda *args, **options: 1 / 0)
-    for check in ("finetune.runs.run.check_recipe", None):  # by the lock too, where nobody has looked before
+    for check in ("finetune.runs.train.check_recipe", None):  # by the lock too, where nobody has looked before
         with pytest.raises(TrainingError) as caught:
             train(recipe)
         names = sorted({name.partition("/")[0] for name in FOREIGN[kind]})

@@ -10,7 +10,7 @@ from finetune.recipe import parse_recipe
 from finetune.recipe.published import published_recipe
 from finetune.registry import AdapterRegistry
 from finetune.registry.differences import differences
-from finetune.runs.run import train
+from finetune.runs.train import train
 
 RAW = {
     "name": "brain",

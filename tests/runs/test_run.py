@@ -13,7 +13,7 @@ from finetune.cli import main as command
 from finetune.errors import RecipeError, TrainingError, TrustError
 from finetune.evaluation.compare import evaluate
 from finetune.recipe import load_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.training.accelerator import check_launch
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_a_bad_name_to_publish_stops_before_training(make_recipe, tiny_fast_vlm)
 
 
 def test_a_key_that_is_missing_stops_before_training(make_recipe, tmp_path, monkeypatch):
-    from finetune.registry.signing import SigningKey
+    from finetune.registry.trust.signing import SigningKey
 
     line = SigningKey.generate().public("release").line
     (tmp_path / "trust.yaml").write_text(f"keys: [{line}]\ndefault: {{signatures: require, keys: [release]}}\n")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from finetune.runs import run as runs
 from finetune.errors import StoppedError, TrainingError
 from finetune.recipe import parse_recipe
-from finetune.runs.run import train
+from finetune.runs import fit
+from finetune.runs.train import train
 from finetune.training import trackers
 from finetune.training.loop import Trainer
 
@@ -119,17 +119,17 @@ def test_rows_that_changed_are_another_run(recipe, stop_at, rows_folder):
 def test_a_disk_that_is_full_at_the_end_loses_nothing(recipe, monkeypatch):
     """The last checkpoint stands: with room again the run only saves and evaluates."""
     whole = train(recipe("whole"))
-    writes = runs.save_weights
+    writes = fit.save_weights
 
     def full(folder, *args, **options):
         if folder.name == "last":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         writes(folder, *args, **options)
 
-    monkeypatch.setattr(runs, "save_weights", full)
+    monkeypatch.setattr(fit, "save_weights", full)
     with pytest.raises(TrainingError, match="No space left on device: .*last could not be written.* it goes on from"):
         train(recipe())
-    monkeypatch.setattr(runs, "save_weights", writes)
+    monkeypatch.setattr(fit, "save_weights", writes)
     monkeypatch.setattr(Trainer, "_update", None)  # no step is taken any more
     assert bytes_of(train(recipe())) == bytes_of(whole)
 
@@ -241,7 +241,7 @@ def test_all_processes_halve_when_memory_runs_out_on_one(recipe, tmp_path):
     driver.write_text("""
 import os, sys, torch
 from finetune.recipe import load_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.tasks.vqa import VqaTask
 outputs = VqaTask.outputs
 def full(self, model, batch):

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune.runs import sweep
-from finetune.adapters.manifest import AdapterManifest
 from finetune.cli import main
 from finetune.errors import RecipeError
+from finetune.preflight.result import Result
 from finetune.recipe import load_recipe
 from finetune.registry import AdapterRegistry
+from finetune.runs import sweep
 from finetune.runs.sweep import format_table, plan, run_sweep, summarize
-from tests.regression.nets import NETS
 from tests.scores import scores_json
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +26,6 @@ data: {source: procedural, name: medical}
 train: {epochs: 2, output_dir: OUT}
 adapter: {publish: medical/brain}
 """
-MANIFEST = AdapterManifest.parse((NETS[0] / "adapters" / "clip-lora" / "manifest.json").read_bytes()).model_dump()
 GRID = ["train.learning_rate=1e-3,3e-3", "seed=1,2,3"]
 
 
@@ -45,11 +43,12 @@ class Door:
         started: the recipes, in order.
         fail: exit code of the run with this place in ``started``.
         stop: place of the run that a signal stops.
+        die: place of the run after whose end the sweep dies.
         higher_is_better: whether a larger score is better.
     """
 
     def __init__(self):
-        self.started, self.fail, self.stop, self.higher_is_better = [], {}, None, True
+        self.started, self.fail, self.stop, self.die, self.higher_is_better = [], {}, None, None, True
 
     def __call__(self, command, *, env, passed_on):
         assert command[1:4] == ["-P", "-m", "finetune.launch"]
@@ -64,14 +63,19 @@ class Door:
         better = recipe.train.learning_rate > 2e-3
         val, test = (0.7, 0.5) if better else (0.6, 0.8)
         val, test = val + recipe.seed / 100, test + recipe.seed / 100
-        folder = recipe.run_folder
-        (folder / "adapter").mkdir(parents=True)
-        manifest = MANIFEST | {"metrics": {"base": scores_json(0.1), "test": scores_json(test)}}
-        (folder / "adapter" / "manifest.json").write_text(json.dumps(manifest))
-        chosen = {"metric": "exact_match", "higher_is_better": self.higher_is_better}
-        (folder / "result.json").write_text(json.dumps({"ref": None, "steps": 5, "warnings": []} | chosen))
-        lines = [{"step": 1, "loss": 2.0}, {"step": 5, "val.exact_match": val}, {"step": 9, "val.exact_match": 0.2}]
-        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        recipe.run_folder.mkdir(parents=True, exist_ok=True)
+        (recipe.run_folder / "recipe.json").write_text(recipe.model_dump_json())
+        Result(
+            ref=None,
+            steps=5,
+            warnings=(),
+            metric="exact_match",
+            higher_is_better=self.higher_is_better,
+            val=val,
+            metrics={"base": scores_json(0.1), "test": scores_json(test)},
+        ).write(recipe.run_folder)
+        if place == self.die:
+            raise SystemExit("the machine lost its power")
         return 0
 
 
@@ -171,16 +175,36 @@ def test_where_less_is_better_the_lowest_comes_first(config, door):
     run_sweep(config, GRID)
     rows = summarize(plan(config, GRID))
     assert [row["settings"]["train.learning_rate"] for row in rows] == [0.001, 0.003]
-    assert rows[0]["val.exact_match"]["mean"] == pytest.approx(0.2), "the lowest of a run's validations is its best"
+    assert rows[0]["val.exact_match"]["mean"] == pytest.approx(0.62)
 
 
-def test_a_result_of_the_run_stays_beside_that_of_the_sweep(config, door):
+def test_a_sweep_that_dies_after_a_run_trains_nothing_again(config, door):
+    door.die = 1
+    with pytest.raises(SystemExit):
+        run_sweep(config, GRID)
+    door.die = None
+    assert run_sweep(config, GRID) == 0
+    assert len(door.started) == 6
+
+
+def test_the_result_of_a_run(config, door):
     (run,) = plan(config, ["seed=1"])
     run_sweep(config, ["seed=1"])
-    assert run.result() | {"metrics": None} == {
-        "ref": None, "steps": 5, "warnings": [], "metric": "exact_match", "higher_is_better": True,
-        "digest": run.digest, "val.exact_match": 0.61, "test.exact_match": 0.81, "metrics": None,
-    }  # fmt: skip
+    result = run.result()
+    assert (result.steps, result.metric, result.val, result.test) == (5, "exact_match", 0.61, 0.81)
+    raw = json.loads((run.recipe.run_folder / "result.json").read_text())
+    assert raw.keys() == {"ref", "steps", "warnings", "metric", "higher_is_better", "val", "metrics"}
+
+
+@pytest.mark.parametrize("metric", [{}, {"metric": "exact_match", "higher_is_better": True}])
+def test_results_of_release_0_1_0_are_read(config, door, metric):
+    (run,) = plan(config, ["seed=1"])
+    run_sweep(config, ["seed=1"])
+    scores = {"val.exact_match": 0.61} if metric else {"val": 0.61, "test": 0.81}
+    old = {"ref": None, "steps": 5, "warnings": [], "digest": run.digest, **metric, **scores}
+    old["metrics"] = {"test": scores_json(0.81)}
+    (run.recipe.run_folder / "result.json").write_text(json.dumps(old))
+    assert (run.result().val, run.result().test, run.result().metric) == (0.61, 0.81, "exact_match")
 
 
 def test_without_validation_rows_the_test_rows_decide(config, door):
@@ -188,7 +212,7 @@ def test_without_validation_rows_the_test_rows_decide(config, door):
     runs = plan(config, GRID)
     for run in runs:
         path = run.recipe.run_folder / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"val.exact_match": None}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val": None}))
     rows = summarize(runs)
     assert [row["settings"]["train.learning_rate"] for row in rows] == [0.001, 0.003]
     assert format_table(rows).splitlines()[1].split()[1:5] == ["3", "-", "-", "0.820"]
@@ -236,7 +260,7 @@ def test_another_recipe_is_not_taken_for_finished(config, door):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"digest": "0"}'])
 def test_a_torn_or_foreign_result_is_not_taken_for_finished(config, door, content):
     (run,) = plan(config, ["seed=1"])
-    run.recipe.run_folder.mkdir(parents=True)
+    run.recipe.run_folder.mkdir(parents=True, exist_ok=True)
     (run.recipe.run_folder / "result.json").write_text(content)
     run_sweep(config, ["seed=1"])
     assert len(door.started) == 1 and run.result() is not None
@@ -257,7 +281,7 @@ def test_a_run_that_fails_does_not_keep_the_others(config, door, capsys):
 def test_a_run_that_leaves_nothing_has_failed(config, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "run_child", lambda command, **options: 0)
     assert run_sweep(config, ["seed=1"]) == 1
-    assert "failed: the recipe as it is (it ended well, but its result cannot be read" in capsys.readouterr().out
+    assert "failed: the recipe as it is (exit code 0, but " in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from finetune.adapters.folder import read_folder
 from finetune.errors import TrainingError
 from finetune.registry import AdapterRegistry
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.loading import load
 from finetune.training.loop import Trainer
 

@@ -1,6 +1,6 @@
 import pytest
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.registry import AdapterRegistry
 from finetune.serving.vision_language_model import VisionLanguageModel
 from tests.server.serving import Stage, running

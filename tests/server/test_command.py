@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, message, capsys, monkeypatch):
     monkeypatch.delenv("FINETUNE_API_KEYS", raising=False)
-    monkeypatch.setattr("finetune.build.load_base", None)
+    monkeypatch.setattr("finetune.assemble.loading.load_base", None)
     assert main(["serve", *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -129,7 +129,7 @@ def _answers(url):
 @pytest.mark.distributed
 @pytest.mark.skipif(os.name == "nt", reason="the page is written for bash")
 def test_the_commands_of_the_page(tmp_path):
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
     from finetune.registry import AdapterRegistry
     from tests.server.test_catalog import rename
     from tests.serving.adapters import make_adapter

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from starlette.testclient import TestClient
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.server.http_api import make_app
 from finetune.server.service import Service
 from finetune.server.settings import Settings

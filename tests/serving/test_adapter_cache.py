@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import AdapterError, NotFoundError, StoreError, TrustError
 from finetune.registry import AdapterRegistry
 from finetune.serving.adapter_cache import AdapterCache

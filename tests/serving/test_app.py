@@ -20,7 +20,7 @@ from finetune.errors import (
 )
 from finetune.evaluation.compare import evaluate, table
 from finetune.registry import AdapterRegistry
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.known_bases import find_base
 from finetune.serving.loading import load
 
@@ -366,9 +366,9 @@ def test_peft_opens_the_folder_too(published, tmp_path):
     """The one that a run leaves, and the one that a mirror on the hub holds."""
     from peft import PeftModel
 
-    from finetune.build import load_base
+    from finetune.assemble.loading import load_base
     from finetune.registry import AdapterRegistry
-    from finetune.registry.mirrors.hub import write_hub_folder
+    from finetune.registry.transfer.hub import write_hub_folder
 
     base, first, _ = published
     vlm = load(first.ref, base=str(base), device="cpu")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import DataError, FetchError, ModelError, RowError
 from finetune.recipe.task import DEFAULT_ANSWER_TOKENS
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.loading import load
 from finetune.serving.urls import UrlPolicy
 from finetune.serving.vision_language_model import CAPTION_QUESTION, CAPTION_TOKENS, VisionLanguageModel

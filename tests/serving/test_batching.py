@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.example import Example, answer, as_images, ask
 from finetune.errors import AdapterError, DataError, RowError
 from finetune.methods.hooks import reached

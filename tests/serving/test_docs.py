@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.pocket.medical import draw_phantom
 from finetune.pocket.retail import draw_product
 from finetune.registry import AdapterRegistry

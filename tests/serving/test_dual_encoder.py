@@ -10,12 +10,12 @@ from PIL import Image
 
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME
-from finetune.build import base_of, load_base
+from finetune.assemble.loading import base_of, load_base
 from finetune.errors import BaseMismatchError, DataError, ManifestError, ModelError, ProbeError, RecipeError
 from finetune.evaluation.compare import evaluate
 from finetune.methods.adapter import attach
 from finetune.metrics.names import named_values
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.serving.loading import load
 from tests.serving.test_app import resave, same, state, zero_b
 

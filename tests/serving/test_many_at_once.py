@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.serving.loading import load
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter

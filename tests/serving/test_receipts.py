@@ -7,7 +7,8 @@ import torch
 
 from finetune.adapters.folder import file_entries, read_folder, weights_bytes
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME, AdapterManifest
-from finetune.build import Base, load_base
+from finetune.assemble.base import Base
+from finetune.assemble.loading import load_base
 from finetune.core.cache import cache_home
 from finetune.errors import IntegrityError, ManifestError, ProbeError
 from finetune.serving.vision_language_model import VisionLanguageModel

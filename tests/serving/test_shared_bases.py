@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import finetune.serving.shared_bases as shared_bases
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ModelError, NotFoundError
 from finetune.registry import AdapterRegistry
 from finetune.serving.loading import load

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import AdapterError, DataError, ModelError, StreamClosedError
 from finetune.methods.hooks import reached
 from finetune.serving.streaming import TextStream

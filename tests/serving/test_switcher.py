@@ -9,7 +9,7 @@ import torch
 from transformers import StoppingCriteria
 
 from finetune.adapters.probe import ProbeResult
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import AdapterError, MethodError
 from finetune.methods.adapter import attach, detach
 from finetune.methods.copies import CopiesUpdate

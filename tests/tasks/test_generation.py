@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.tasks.generation import GrowingText
 from finetune.tasks.vqa import VqaConfig
 from tests.matrix import rows

@@ -12,14 +12,14 @@ from finetune import plugins
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import CONFIG_NAME
 from finetune.adapters.requirements import require_usable
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import DataError, ExportError, ManifestError, ModelError, PluginError, ProbeError, RecipeError
 from finetune.evaluation.compare import evaluate
 from finetune.export.exporting import export_adapter
 from finetune.recipe import HeadSection, OverridesSection
 from finetune.registry import AdapterRegistry
-from finetune.runs.run import train
 from finetune.runs.saving import data_digest
+from finetune.runs.train import train
 from finetune.serving.loading import load
 from tests.docs_code import block
 from tests.server.serving import body, running

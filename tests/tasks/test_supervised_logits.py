@@ -11,7 +11,7 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.core.batch import Batch, Targets
 from finetune.methods.adapter import attach
 from finetune.tasks.supervised_logits import logits_at, why_all_logits

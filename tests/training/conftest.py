@@ -7,7 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from finetune.build import examples_of, load_base
+from finetune.assemble.loading import load_base
+from finetune.assemble.rows import examples_of
 from finetune.methods.adapter import attach
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.log import RunLog

@@ -7,7 +7,7 @@ import torch
 import torch._dynamo
 
 from finetune.errors import TrainingError
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.training.compiling import CompiledLayers
 from tests.tiny import save_idefics3
 

@@ -22,7 +22,7 @@ from finetune.core.batch import ImageFeatures
 from finetune.core.example import Example, as_images
 from finetune.errors import TrainingError
 from finetune.lookup import import_string
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.tables import FAMILIES
 from finetune.training.feature_store import FeatureStore, StoredFeatures, is_whole, make_room, places_of, read
 from finetune.training.filling import Filler
@@ -297,7 +297,7 @@ FILL = """
 import sys, time
 from finetune.training import feature_store
 from finetune.recipe import load_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 put = feature_store.FeatureStore.put
 def slow(self, path, features):
     time.sleep(0.05)
@@ -343,7 +343,7 @@ root = sys.argv[2] + os.environ["RANK"]  # with images of its own, too
 shutil.copytree(sys.argv[2], root)
 os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = "0", "1"
 from finetune.recipe import load_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 train(load_recipe(sys.argv[1], [f"data.root={root}", *sys.argv[3:]]))
 """
 
@@ -384,7 +384,7 @@ BROKEN = """
 import os, sys
 from finetune.errors import RowError
 from finetune.recipe import load_recipe
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.training import filling
 if os.environ["RANK"] == "1":
     def share(self, *args, **kwargs):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import TrainingError
 from finetune.methods.adapter import attach
 from finetune.training.gradient_checkpointing import recomputing

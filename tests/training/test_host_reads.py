@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune.build import Batches
+from finetune.assemble.batches import Batches
 from finetune.objectives.contrastive import pair_losses
 from finetune.training import loop, trainable
 

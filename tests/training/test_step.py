@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune.build import Batches, load_base
+from finetune.assemble.batches import Batches
+from finetune.assemble.loading import load_base
 from finetune.errors import TrainingError
 from finetune.methods.adapter import attach
 from finetune.objectives.weighted import Weighted

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import TrainingError
 from finetune.methods.adapter import attach
 from finetune.training import deepspeed

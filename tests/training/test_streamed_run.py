@@ -15,7 +15,7 @@ from finetune.data.open_stream import open_stream
 from finetune.data.splits import tally
 from finetune.errors import DataError, RowError, StoppedError, TrainingError
 from finetune.recipe import TrainSection
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.tasks.vqa import VqaTask
 from finetune.training.plan import Plan
 from finetune.training.rows import _Arrivals

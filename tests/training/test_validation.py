@@ -8,13 +8,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from finetune.build import Batches, base_of, examples_of
+from finetune.assemble.batches import Batches
+from finetune.assemble.loading import base_of
+from finetune.assemble.rows import examples_of
 from finetune.errors import TrainingError
 from finetune.evaluation.predict import Predictor
 from finetune.evaluation.validation import BaseAlone, Validator, warnings_of
 from finetune.metrics.exact_match import ExactMatch
 from finetune.objectives.weighted import Weighted
-from finetune.runs.run import train
+from finetune.runs.train import train
 from finetune.training.state import TrainState
 from finetune.training.validation import Validation
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from finetune.export.vllm_rules import MAX_LORA_RANKS, VERSION
-from finetune.registry.trust import load_policy
-from finetune.vllm_plugin import NAME
+from finetune.registry.trust.policy import load_policy
+from finetune.vllm_plugin.name import NAME
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = list(yaml.safe_load_all((ROOT / "recipes" / "serve" / "kubernetes" / "vllm.yaml").read_text()))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from finetune.adapters.folder import read_folder
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.errors import ExportError
 from finetune.export.exporting import export_adapter
 from finetune.export.vllm_rules import LAYERS, WITHOUT_LORA, refuse_for_vllm

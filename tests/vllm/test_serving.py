@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.registry import AdapterRegistry
 from tests.serving.adapters import make_adapter
 from tests.tiny import save_fast_vlm

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from finetune.build import load_base
+from finetune.assemble.loading import load_base
 from finetune.registry import AdapterRegistry
 from finetune.vllm_plugin.base import identify_served
 from finetune.vllm_plugin.served import ServedAdapters

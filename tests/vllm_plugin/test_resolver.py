@@ -11,8 +11,8 @@ import pytest
 from starlette.applications import Starlette
 
 from finetune.errors import FinetuneError, LaunchError, TrustError
-from finetune.vllm_plugin import NAME as PLUGIN
 from finetune.vllm_plugin import register
+from finetune.vllm_plugin.name import NAME as PLUGIN
 from tests.vllm_plugin.conftest import NAME
 
 

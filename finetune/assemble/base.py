@@ -1,0 +1,168 @@
+"""A loaded base: model, processor and family, with what tasks and methods need of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.adapters.probe import probe_conversation, probe_values
+from finetune.core.batch import Batch, Rendered
+from finetune.errors import ModelError, PluginError
+from finetune.interfaces import Host
+from finetune.methods.modules import language_head
+from finetune.objectives.weighted import Weighted
+from finetune.plugins import find
+from finetune.recipe import (
+    ReadSection,
+    objective_of,
+    task_of,
+    tasks_for,
+    why_incompatible,
+)
+from finetune.training.step import Reference, TaskObjective
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from finetune.adapters.manifest import BaseIdentity, ProcessorDigests
+    from finetune.core.batch import Placeholders
+    from finetune.core.example import Message
+    from finetune.interfaces import ModelFamily, Objective, RowLengths, Task, TaskCollator, Towers
+    from finetune.recipe import ObjectiveSection, Quantization, TaskSection
+
+PROBE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model, ready to be adapted or asked."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: ModelFamily
+    path: str  # what it was loaded from
+    quantization: Quantization | None
+    identity: BaseIdentity
+    digests: ProcessorDigests
+    data: ReadSection | None  # what the recipe says of rows and images, where there is one
+    # Held while threads that share the base make inputs: a tokenizer keeps on itself, from one of its steps to the
+    # next, how it pads.
+    preparing: RLock = field(default_factory=RLock, repr=False)
+    _collators: dict[Any, TaskCollator] = field(default_factory=dict, repr=False)  # of each kind of task
+
+    @cached_property
+    def towers(self) -> Towers:
+        """The modules of each of the model's towers."""
+        return self.family.towers(self.model)
+
+    @property
+    def host(self) -> Host:
+        """The base as a method sees it."""
+        inputs = self.probe_batch(PROBE_SEED).inputs
+        outputs = partial(self.family.outputs, self.model, inputs)
+        return Host(self.model, self.towers, self.processor.tokenizer, outputs)
+
+    @property
+    def collator(self) -> TaskCollator:
+        """The collator of the first task that serves the base."""
+        return self._collator(tasks_for(self.family.architecture)[0])
+
+    def collator_of(self, options: TaskSection) -> TaskCollator:
+        """Return the collator of a task; tasks that make batches alike have the same one."""
+        return self._collator(options.name)
+
+    def _collator(self, task: str) -> TaskCollator:
+        make = getattr(_task_class(task), "collator", None)
+        if not callable(make):
+            raise PluginError(f"task {task} must have a function collator(family, model, processor, data)")
+        if make not in self._collators:
+            with self.preparing:  # building it asks the tokenizer, which other threads may use
+                if make not in self._collators:
+                    self._collators[make] = make(self.family, self.model, self.processor, self.data)
+        return self._collators[make]
+
+    def lengths(self, options: TaskSection) -> RowLengths:
+        """Return the counter of the tokens of a task's rows."""
+        return self.collator_of(options).lengths(key=self.digests.model_dump_json())
+
+    @property
+    def default_task(self) -> TaskSection:
+        """The settings of the task for the base alone, where no adapter brings its own."""
+        return task_of(self.family.architecture)
+
+    def task(self, options: TaskSection) -> Task:
+        """Return the task that ``options`` describe, for this base's tokenizer.
+
+        Raises:
+            ModelError: the base cannot do it.
+        """
+        family = self.family
+        if reason := why_incompatible(options.name, family.model_type, architecture=family.architecture):
+            raise ModelError(f"{self.path}: {reason}")
+        made: Task = _task_class(options.name)(options, self.processor.tokenizer)
+        return made
+
+    def objective(
+        self,
+        task: Task,
+        sections: Sequence[ObjectiveSection] | None = None,
+        *,
+        placeholders: Placeholders | None = None,
+    ) -> TaskObjective:
+        """Return the objective of a run over a task.
+
+        Args:
+            task: the task, from ``task``.
+            sections: the recipe's ``objectives``; by default the task's own.
+            placeholders: the places that the trained adapter's prompt fills.
+        """
+        sections = sections or [objective_of(task.options.objective)]
+        parts: dict[str, tuple[float, Objective]] = {}
+        for section in sections:
+            made = find("objectives", section.name, what="objective")(section)
+            if section.couples_rows != hasattr(made, "backward_window"):
+                raise PluginError(
+                    f"objective {section.name} must have backward_window if and only if its Config says couples_rows; "
+                    f"couples_rows is {section.couples_rows}"
+                )
+            parts[section.name] = (section.weight, made)
+        objective = Weighted(parts) if len(parts) > 1 else next(iter(parts.values()))[1]
+        return TaskObjective(
+            task,
+            objective,
+            Reference(self.model, task.outputs, placeholders),
+            couples_rows=any(section.couples_rows for section in sections),
+        )
+
+    def probe_batch(self, seed: int) -> Batch:
+        """Return the probe's one row, on the model's device."""
+        return self.one_row(*probe_conversation(seed))
+
+    def one_row(self, messages: list[Message], image: Image) -> Batch:
+        """Return a batch of one conversation about one image, on the model's device."""
+        text = self.collator.render(messages)
+        with self.preparing:
+            inputs = self.family.encode(self.processor, [Rendered(text, (image,))], padding_side="right")
+        return Batch(inputs, []).to(self.model.device, self.model.dtype)
+
+    def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:
+        """Return the probe's values of the model as it now is; ``placeholders`` are the active adapter's."""
+        batch = self.probe_batch(seed)
+        inputs = (placeholders.insert(batch) if placeholders else batch).inputs
+        with torch.inference_mode():
+            outputs = self.family.outputs(self.model, inputs)[0]
+        # A head of a task gives fewer outputs; the language head in whose place it stands knows how many the base has.
+        width = max(outputs.shape[-1], getattr(language_head(self.model), "out_features", 0))
+        return probe_values(outputs, seed=seed, width=width)
+
+
+def _task_class(name: str) -> Any:
+    return find("tasks", name, what="task", error=ModelError)

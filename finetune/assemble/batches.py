@@ -1,0 +1,35 @@
+"""The batches of one adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.core.batch import Batch, Placeholders
+    from finetune.core.example import Example
+    from finetune.interfaces import TaskCollator
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one adapter: the collator's, with the placeholders of its prompt, where it has one.
+
+    It holds nothing that lives on a device, so that worker processes can have it.
+    """
+
+    collator: TaskCollator
+    placeholders: Placeholders | None
+
+    def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
+        """Return rows with labels."""
+        return self._extend(self.collator.training_batch(rows))
+
+    def prompt_batch(self, rows: Sequence[Example]) -> Batch:
+        """Return rows that are to be answered."""
+        return self._extend(self.collator.prompt_batch(rows))
+
+    def _extend(self, batch: Batch) -> Batch:
+        return self.placeholders.insert(batch) if self.placeholders else batch

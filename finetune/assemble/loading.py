@@ -1,0 +1,132 @@
+"""Loading a base: by name, or as a recipe wants it, after what is impossible was refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.adapters.base_check import check_base
+from finetune.adapters.base_identity import identify_base, identify_processor
+from finetune.core.matmul import speed_up
+from finetune.errors import RecipeError
+from finetune.families.base import embedded_path, family_of
+from finetune.families.placement import pick_device, pick_dtype
+from finetune.methods.adapter import check_methods
+from finetune.plugins import find
+from finetune.recipe import (
+    ReadSection,
+    refuse_incompatible,
+    tasks_for,
+)
+
+if TYPE_CHECKING:
+    from finetune.recipe import AttnImplementation, Quantization, Recipe
+
+from finetune.assemble.base import Base
+
+
+def load_base(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    quantization: Quantization | None = None,
+    attn_implementation: AttnImplementation = "auto",
+    verify: str = "cached",
+    data: ReadSection | None = None,
+) -> Base:
+    """Load a base: an embedded one by name, a folder, or a hub id.
+
+    Args:
+        name_or_path: the base to load.
+        revision: the revision of a hub id.
+        dtype: the dtype of the base's weights, as for ``pick_dtype``.
+        device: the device of the base, as for ``pick_device``.
+        quantization: the quantization of the language tower, ``4bit`` or ``8bit``.
+        attn_implementation: the implementation of attention; ``auto`` leaves the choice to transformers.
+        verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
+        data: the section with the supervised turns and the largest image.
+
+    Raises:
+        ModelError: it cannot be loaded, or no family supports it.
+    """
+    check_base(name_or_path, revision=revision)
+    path = embedded_path(name_or_path)
+    family = family_of(path, revision=revision)
+    tasks_for(family.architecture)
+    identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
+    model, processor = family.load(
+        path,
+        revision=revision,
+        dtype=pick_dtype(dtype, path, revision=revision),
+        device=pick_device(device),
+        quantization=quantization,
+        attn_implementation=attn_implementation,
+    )
+    speed_up(model.modules())
+    base = Base(
+        model=model,
+        processor=processor,
+        family=family,
+        path=path,
+        quantization=quantization,
+        identity=identity,
+        digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template or "")),
+        data=data,
+    )
+    _ = base.collator  # a base that lacks what its collator takes is refused now
+    return base
+
+
+def check_method(recipe: Recipe) -> None:
+    """Check that the base has the modules which a recipe's method adapts, before its weights or a row are read.
+
+    Raises:
+        RecipeError: what the recipe wants of the base is impossible.
+        ModelError: there is no such base, or its towers cannot be found.
+        MethodError: it lacks a module.
+    """
+    section = recipe.model
+    check_base(section.name_or_path, revision=section.revision)
+    path = embedded_path(section.name_or_path)
+    family = family_of(path, revision=section.revision)
+    tasks_for(family.architecture)
+    _refuse_references(recipe)
+    refuse_incompatible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
+    try:
+        skeleton = family.skeleton(path, revision=section.revision)
+    except Exception:  # a class that needs weights to be built; ``attach`` checks the same on the loaded model
+        return
+    check_methods(skeleton, family.towers(skeleton), recipe.parts)
+
+
+def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
+    """Load the base that a recipe names.
+
+    Raises:
+        RecipeError: what the recipe wants of it is impossible.
+        ModelError: it cannot be loaded.
+    """
+    section = recipe.model
+    check_base(section.name_or_path, revision=section.revision)
+    family = family_of(embedded_path(section.name_or_path), revision=section.revision)
+    refuse_incompatible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
+    return load_base(
+        section.name_or_path,
+        revision=section.revision,
+        dtype=section.dtype,
+        device=device or section.device,
+        quantization=section.quantization,
+        attn_implementation=section.attn_implementation,
+        data=recipe.data if isinstance(recipe.data, ReadSection) else None,
+    )
+
+
+def _refuse_references(recipe: Recipe) -> None:
+    """Refuse an objective that needs the base alone, where the task predicts by parts that only an adapter has."""
+    for section in recipe.objectives if recipe.task.parts else ():
+        if find("objectives", section.name, what="objective").needs_reference:
+            raise RecipeError(
+                f"{recipe.name}: objective {section.name} needs the outputs of the base alone, and task "
+                f"{recipe.task.name} gives outputs by parts that only the adapter has. Name another objective."
+            )

@@ -1,0 +1,1 @@
+"""The bytes of a registry: stores, blobs, and adapter folders on the disk."""

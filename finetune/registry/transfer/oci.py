@@ -1,0 +1,205 @@
+"""A version as an artifact of an OCI registry: an image manifest, and the adapter's files as its layers.
+
+The config is the adapter's manifest, so the config's digest is the version's. Each layer has the name of a file
+as its title, the adapter's manifest among them, so that any client that pulls the artifact gets an adapter folder.
+Equal versions give equal artifacts. Tags of OCI registries can move, and no condition on them is honoured: a tag is
+read before and after it is written, and the digest is returned.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finetune.adapters.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    AdapterManifest,
+    FileEntry,
+    canonical_json,
+    sha256_hex,
+    strict_json,
+)
+from finetune.errors import ConflictError, IntegrityError, NotFoundError, StoreError
+from finetune.registry.log.commits import first_problem
+from finetune.registry.log.versions import Version
+from finetune.registry.registry import AdapterRegistry
+from finetune.registry.storage.adapter_folders import check_folder, read_manifest
+from finetune.registry.storage.store import is_key
+from finetune.registry.transfer import oci_client
+from finetune.registry.transfer.mirror_folder import new_folder
+from finetune.registry.transfer.oci_client import OciRef, OciRepository
+
+CONFIG_TYPE = "application/vnd.finetune-vlm.manifest.v1+json"
+LAYER_TYPE = "application/octet-stream"
+TITLE = "org.opencontainers.image.title"
+MAX_UNLISTED_BYTES = 65536  # of a file beside those that the adapter's manifest lists, which is small if any may be
+_ELSEWHERE = " (--into)"
+
+_Strict = ConfigDict(frozen=True, extra="forbid", strict=True)
+_Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class _Descriptor(BaseModel):
+    model_config = _Strict
+
+    mediaType: str
+    digest: _Digest
+    size: Annotated[int, Field(ge=0)]
+    annotations: dict[str, str] = {}
+
+    @property
+    def entry(self) -> FileEntry:
+        return FileEntry(sha256=self.digest.removeprefix("sha256:"), size=self.size)
+
+
+class _Artifact(BaseModel):
+    model_config = _Strict
+
+    schemaVersion: Literal[2]
+    mediaType: Literal["application/vnd.oci.image.manifest.v1+json"]
+    artifactType: Literal["application/vnd.finetune-vlm.adapter.v1"]
+    config: _Descriptor
+    layers: list[_Descriptor] = Field(min_length=2, max_length=66)
+    annotations: dict[str, str] = {}
+
+
+def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> OciRef:
+    """Upload a version, every byte checked; blobs that are there already are not sent again.
+
+    Args:
+        registry: the registry that holds the version.
+        version: the version to upload.
+        ref: the repository to upload to; the tag is the version's number when none is given.
+
+    Returns:
+        The reference by digest, which always means these bytes.
+
+    Raises:
+        ConflictError: the tag stands for something else; nothing was changed. Or it was moved meanwhile.
+        IntegrityError: the version is damaged.
+        StoreError: the OCI registry refused, or cannot be reached.
+    """
+    if ref.digest is not None:
+        raise StoreError(f"{ref} names a digest, which is known only afterwards; give a tag, or none.")
+    tag = ref.tag or str(version.version)
+    with tempfile.TemporaryDirectory(prefix="finetune-mirror-") as work, OciRepository(ref) as repository:
+        folder = registry.pull(version, Path(work, "adapter"))
+        manifest = read_manifest(folder)[1]
+        files = {path.name: manifest.files.get(path.name) or _entry_of(path) for path in sorted(folder.iterdir())}
+        artifact = canonical_json(_artifact(version, manifest, files).model_dump())
+        digest = sha256_hex(artifact)
+        done = OciRef(host=ref.host, repository=ref.repository, digest=digest)
+        there = repository.get_manifest(tag)
+        if there is not None and there[0] != digest:
+            raise ConflictError(
+                f"{ref.host}/{ref.repository}:{tag} stands for another artifact, sha256:{there[0]}. Nothing was "
+                "changed; choose another tag."
+            )
+        if there is None:
+            for name, entry in files.items():
+                if not repository.has_blob(entry):
+                    repository.put_blob(entry, folder / name)
+            repository.put_manifest(tag, artifact)
+            _check_tag(repository, tag, digest)
+    return done
+
+
+def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
+    """Download an artifact into an adapter folder, every byte checked.
+
+    Only the digest proves that the folder is the one that its publisher made: give one, or compare the returned one.
+
+    Args:
+        ref: the reference, with a tag or a digest.
+        into: the folder to make, which appears whole or not at all.
+
+    Returns:
+        The reference by digest.
+
+    Raises:
+        NotFoundError: there is no such artifact.
+        IntegrityError: it is no adapter, or its bytes are not those that it names.
+        StoreError: the registry cannot be reached, or the folder cannot be written, or holds something already.
+    """
+    into = Path(into)
+    reference = f"sha256:{ref.digest}" if ref.digest else ref.tag
+    if reference is None:
+        raise StoreError(f"{ref} says neither a tag nor a digest; give one, such as {ref}:17")
+    with OciRepository(ref) as repository, new_folder(into, elsewhere=_ELSEWHERE) as new:
+        found = repository.get_manifest(reference)
+        if found is None:
+            raise NotFoundError(f"there is no {ref}")
+        digest, raw = found
+        config, files = _read(raw, source=str(ref))
+        manifest_raw = b"".join(repository.get_blob(config))
+        manifest = AdapterManifest.parse(manifest_raw, source=f"{ref}, its config")
+        listed = {**manifest.files, MANIFEST_NAME: config}
+        if listed.items() - files.items() or any(
+            entry.size > MAX_UNLISTED_BYTES for _, entry in files.items() - listed.items()
+        ):
+            raise IntegrityError(f"{ref}: its layers are not the files that the adapter's manifest lists")
+        new.mkdir()
+        for name, entry in files.items():
+            with open(new / name, "xb") as file:
+                for piece in [manifest_raw] if name == MANIFEST_NAME else repository.get_blob(entry):
+                    file.write(piece)
+        try:
+            check_folder(new, manifest, besides=())
+        except IntegrityError as error:
+            raise IntegrityError(f"{ref}: {str(error).removeprefix(f'{new} ')}") from None
+    return OciRef(host=ref.host, repository=ref.repository, digest=digest)
+
+
+def _entry_of(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(sha256=sha256_hex(data), size=len(data))
+
+
+def _artifact(version: Version, manifest: AdapterManifest, files: dict[str, FileEntry]) -> _Artifact:
+    def describe(entry: FileEntry, kind: str, **annotations: str) -> _Descriptor:
+        return _Descriptor(mediaType=kind, digest=f"sha256:{entry.sha256}", size=entry.size, annotations=annotations)
+
+    licences = {"org.opencontainers.image.licenses": manifest.license} if manifest.license else {}
+    return _Artifact(
+        schemaVersion=2,
+        mediaType="application/vnd.oci.image.manifest.v1+json",
+        artifactType="application/vnd.finetune-vlm.adapter.v1",
+        config=describe(files[MANIFEST_NAME], CONFIG_TYPE),
+        layers=[describe(entry, LAYER_TYPE, **{TITLE: name}) for name, entry in files.items()],
+        annotations={
+            TITLE: version.full_name,
+            "org.opencontainers.image.version": str(version.version),
+            "org.opencontainers.image.created": manifest.created,
+            "org.finetune-vlm.digest": f"sha256:{version.digest}",
+            **licences,
+        },
+    )
+
+
+def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
+    """Return the entry of the adapter's manifest in an artifact, and its files by name."""
+    told: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
+    try:
+        artifact = _Artifact.model_validate(told)
+    except ValidationError as error:
+        raise IntegrityError(f"{source}: no adapter of finetune-vlm: {first_problem(error)}") from None
+    config = artifact.config.entry
+    if artifact.config.mediaType != CONFIG_TYPE or config.size > MAX_MANIFEST_BYTES:
+        raise IntegrityError(f"{source}: no adapter of finetune-vlm: its config is {artifact.config.mediaType}")
+    files = {layer.annotations.get(TITLE, ""): layer.entry for layer in artifact.layers}
+    if len(files) != len(artifact.layers):
+        raise IntegrityError(f"{source}: two layers have one title")
+    if bad := [title for title in files if not is_key(title) or "/" in title]:
+        raise IntegrityError(f"{source}: {bad[0]!r} is no name of a file")
+    return config, files
+
+
+def _check_tag(repository: OciRepository, tag: str, digest: str) -> None:
+    there = repository.get_manifest(tag)
+    if there is None or there[0] != digest:
+        told = "nothing" if there is None else f"sha256:{there[0]}"
+        raise ConflictError(
+            f"{repository.ref.host}/{repository.ref.repository}:{tag} was moved meanwhile, to {told}. Try again."
+        )

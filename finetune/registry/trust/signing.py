@@ -1,0 +1,321 @@
+"""Keys and signatures: Ed25519 over the manifest of an adapter and over every entry of a log.
+
+A private key is a PEM file that only its owner can read; a public key is one line of text that is pasted into a trust
+policy. A signed message begins with words that name its kind, so that a signature of one kind of thing is never one
+of another.
+"""
+
+import base64
+import getpass
+import os
+import re
+import stat
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
+
+from finetune.adapters.manifest import canonical_json, sha256_hex
+from finetune.core.file_owner import changeable_by_others, user_folder
+from finetune.core.regular_file import open_regular
+from finetune.core.system_errors import explain
+from finetune.errors import TrustError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+# cryptography takes longer to import than everything else here, and most commands sign and check nothing.
+
+KEY_VARIABLE = "FINETUNE_SIGNING_KEY"
+PASSPHRASE_VARIABLE = "FINETUNE_SIGNING_PASSPHRASE"
+PUBLIC_FORM = "finetune-ed25519 <base64 of the public key> <name>"
+MAX_KEY_BYTES = 64 * 1024
+MAX_SIGNATURE_BYTES = 1024
+
+_SIGNATURE = re.compile(r"ed25519:([0-9a-f]{64}):([A-Za-z0-9+/]{86}==)")
+_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+_PUBLIC = re.compile(rf"finetune-ed25519 ([A-Za-z0-9+/]{{43}}=) ({_KEY_NAME.pattern})")
+
+
+def _decode(text: str) -> bytes:
+    # The last character of base64 has bits that mean nothing; only one spelling may stand for some bytes.
+    raw = base64.b64decode(text, validate=True)
+    if base64.b64encode(raw).decode() != text:
+        raise ValueError("not the canonical base64 of its bytes")
+    return raw
+
+
+def check_signature(text: str) -> str:
+    """Return ``text`` when it has the one form of a signature, whoever made it.
+
+    Raises:
+        ValueError: it does not have that form.
+    """
+    match = _SIGNATURE.fullmatch(text)
+    if match is None:
+        raise ValueError("not a signature: ed25519:<sha256 of the public key>:<base64 of 64 bytes>")
+    _decode(match[2])
+    return text
+
+
+Signature = Annotated[str, AfterValidator(check_signature)]
+
+
+def signing_key_id(signature: str) -> str:
+    """Return the id of the key that a signature names."""
+    return signature.split(":")[1]
+
+
+def entry_message(namespace: str, name: str, fields: dict[str, Any]) -> bytes:
+    """Return the message that is signed for an entry of a log.
+
+    The name is part of it, so that an entry of one adapter is none of another. The registry is not, so that entries
+    may be copied to another registry as they are.
+
+    Args:
+        namespace: the namespace of the adapter.
+        name: the name of the adapter.
+        fields: all fields of the entry but its signature.
+    """
+    said = {"namespace": namespace, "name": name, "entry": fields}
+    return b"finetune: entry of a log, version 1\n" + canonical_json(said)
+
+
+def manifest_message(digest: str) -> bytes:
+    """Return the message that is signed for a manifest, given its SHA-256; it covers the adapter's name and files."""
+    return b"finetune: manifest of an adapter, version 1\n" + digest.encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicKey:
+    """A public key, which checks signatures.
+
+    Attributes:
+        raw: the 32 bytes of the key.
+        name: the name of its owner, for people; a policy refers to it.
+    """
+
+    raw: bytes
+    name: str
+
+    @classmethod
+    def parse(cls, line: str) -> "PublicKey":
+        """Read the line that ``keygen`` wrote.
+
+        Raises:
+            TrustError: it is not such a line.
+        """
+        try:
+            match = _PUBLIC.fullmatch(line)
+            if match is None:
+                raise ValueError("it is not of that form")
+            return cls(raw=_decode(match[1]), name=match[2])
+        except ValueError as error:
+            shown = line if len(line) <= 120 else f"{line[:117]}..."
+            raise TrustError(f"{shown!r} is no public key: {error}. Expected {PUBLIC_FORM}.") from None
+
+    @property
+    def line(self) -> str:
+        """The key as one line of text."""
+        return f"finetune-ed25519 {base64.b64encode(self.raw).decode()} {self.name}"
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of the 32 bytes, by which signatures name the key."""
+        return sha256_hex(self.raw)
+
+    @cached_property
+    def _key(self) -> "Ed25519PublicKey":
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        return Ed25519PublicKey.from_public_bytes(self.raw)
+
+    def verifies(self, signature: str, message: bytes) -> bool:
+        """Return whether this key made ``signature`` over ``message``."""
+        from cryptography.exceptions import InvalidSignature
+
+        match = _SIGNATURE.fullmatch(signature)
+        if match is None or match[1] != self.id:
+            return False
+        try:
+            self._key.verify(_decode(match[2]), message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+class SigningKey:
+    """A private key, held in memory."""
+
+    def __init__(self, key: "Ed25519PrivateKey") -> None:
+        self._key = key
+        self.id = sha256_hex(key.public_key().public_bytes_raw())
+
+    @classmethod
+    def generate(cls) -> "SigningKey":
+        """Return a new key."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SigningKey":
+        """Read a key from the file that ``keygen`` wrote.
+
+        The passphrase of an encrypted one is that in ``$FINETUNE_SIGNING_PASSPHRASE``; without that, the terminal is
+        asked.
+
+        Raises:
+            TrustError: others can read or change the file, it holds no such key, or the passphrase is missing or wrong.
+            StoreError: it cannot be read.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        path = Path(path).expanduser()
+        pem = _read_private(path)
+        password = None
+        if pem.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----"):
+            password = _passphrase(path)
+        elif not pem.startswith(b"-----BEGIN PRIVATE KEY-----"):
+            raise TrustError(f"{path}: no private key as PEM (PKCS#8); `finetune registry keygen` writes one")
+        try:
+            key = load_pem_private_key(pem, password)
+        except (ValueError, TypeError) as error:
+            why = "the passphrase is wrong, or the file is damaged" if password else f"damaged: {error}"
+            raise TrustError(f"{path}: {why}") from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise TrustError(f"{path}: its key is not one of Ed25519; `finetune registry keygen` writes one")
+        return cls(key)
+
+    def save(self, path: Path, name: str, *, passphrase: str | None = None) -> PublicKey:
+        """Write the private key to ``path``, readable by its owner only, and the public one beside it as ``.pub``.
+
+        Args:
+            path: the path of the private key.
+            name: the name of its owner.
+            passphrase: the passphrase that encrypts the private key; None leaves it plain.
+
+        Raises:
+            TrustError: one of the two files exists, the name is not allowed, or others can change the folder.
+            StoreError: they cannot be written.
+        """
+        from cryptography.hazmat.primitives import serialization as how
+
+        public = self.public(name)
+        lock = how.BestAvailableEncryption(passphrase.encode()) if passphrase else how.NoEncryption()
+        pem = self._key.private_bytes(how.Encoding.PEM, how.PrivateFormat.PKCS8, lock)
+        path = path.expanduser()
+        try:
+            _make_folder(path.parent, mode=0o700)
+            if problem := changeable_by_others(path.parent):
+                raise TrustError(
+                    f"{path}: others on this machine could replace a key there, so none was made: {problem} (or choose "
+                    "another folder: --out)"
+                )
+            _create(path, pem, mode=0o600)
+            try:
+                _create(public_path(path), f"{public.line}\n".encode(), mode=0o644)
+            except BaseException:
+                path.unlink()
+                raise
+        except OSError as error:
+            raise explain(error, path, verb="write", elsewhere=" (--out)") from error
+        return public
+
+    def public(self, name: str) -> PublicKey:
+        """Return the public key.
+
+        Args:
+            name: the name of its owner.
+
+        Raises:
+            TrustError: the name is not allowed.
+        """
+        if not _KEY_NAME.fullmatch(name):
+            raise TrustError(
+                f"{name[:130]!r} is no name of a key: a letter or digit, then at most 127 of those, '.', '_', '@' and "
+                "'-'. Choose another one (--name)."
+            )
+        return PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name)
+
+    def sign(self, message: bytes) -> Signature:
+        """Return the signature over ``message``."""
+        return f"ed25519:{self.id}:{base64.b64encode(self._key.sign(message)).decode()}"
+
+
+def public_path(path: Path) -> Path:
+    """Return the path of the public key that belongs to a private one."""
+    return path.with_name(f"{path.name}.pub")
+
+
+def default_key_path(name: str) -> Path:
+    """Return the default path of a new key."""
+    return user_folder() / "keys" / f"{name}.pem"
+
+
+def _make_folder(folder: Path, *, mode: int) -> None:
+    """Make a folder and its parents; whatever the umask is, nobody but their owner can write them."""
+    if not folder.is_dir():
+        _make_folder(folder.parent, mode=0o755)
+        folder.mkdir(mode=mode, exist_ok=True)
+
+
+def _create(path: Path, data: bytes, *, mode: int) -> None:
+    try:
+        file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+    except FileExistsError:
+        raise TrustError(f"{path} exists, and a key is never overwritten. Choose another file: --out PATH.") from None
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if os.name != "nt" and mode & 0o077:
+                raise TrustError(
+                    f"{path}: others on this machine can read this private key (mode {stat.S_IMODE(mode):04o}). "
+                    f"If nobody has: chmod 600 {path}. If somebody may have, make a new one and revoke this."
+                )
+            if problem := changeable_by_others(path):
+                raise TrustError(f"{path}: others on this machine can replace this private key: {problem}")
+            pem = file.read(MAX_KEY_BYTES + 1)
+    except FileNotFoundError:
+        raise TrustError(
+            f"{path}: no such signing key (--sign-with or {KEY_VARIABLE}); `finetune registry keygen` makes one"
+        ) from None
+    except OSError as error:
+        raise explain(error, path, verb="read", elsewhere=f" (--sign-with or {KEY_VARIABLE})") from error
+    if len(pem) > MAX_KEY_BYTES:
+        raise TrustError(f"{path}: more than {MAX_KEY_BYTES} bytes, which no key has")
+    return pem
+
+
+def asks_for_passphrase(path: str | Path) -> bool:
+    """Return whether a key cannot be opened without asking the terminal for its passphrase.
+
+    Raises:
+        TrustError: there is no such file, or others can read or change it.
+        StoreError: it cannot be read.
+    """
+    locked = _read_private(Path(path).expanduser()).startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    return locked and not os.environ.get(PASSPHRASE_VARIABLE) and sys.stdin.isatty()
+
+
+def _passphrase(path: Path) -> bytes:
+    if passphrase := os.environ.get(PASSPHRASE_VARIABLE):
+        return passphrase.encode()
+    if not sys.stdin.isatty():
+        raise TrustError(f"{path}: it is encrypted. Give the passphrase in {PASSPHRASE_VARIABLE}, or use a terminal.")
+    return getpass.getpass(f"passphrase of {path}: ").encode()

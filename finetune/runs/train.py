@@ -1,0 +1,93 @@
+"""Training from a recipe: evaluate the base, train an adapter, evaluate it, save it and publish it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accelerate.utils import set_seed
+
+from finetune.adapters.reference import AdapterRef
+from finetune.assemble.batches import Batches
+from finetune.assemble.loading import check_method
+from finetune.evaluation.split import evaluate_run
+from finetune.evaluation.validation import base_alone, warnings_of
+from finetune.metrics.building import metrics_of
+from finetune.metrics.names import BASE
+from finetune.preflight import check_recipe
+from finetune.registry import AdapterRegistry
+from finetune.runs.finish import ADAPTER, RunResult, finish
+from finetune.runs.fit import fit
+from finetune.runs.run import Run
+from finetune.runs.run_folder import run_lock, telling_of_a_full_disk
+from finetune.training.accelerator import accelerator_of
+from finetune.training.strategy import strategy_of
+from finetune.training.trackers import check_trackers, finish_trackers
+
+if TYPE_CHECKING:
+    from finetune.evaluation.evaluate import Evaluation
+    from finetune.recipe import Recipe
+    from finetune.training.replicated import Replicated
+
+
+def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
+    """Run a recipe: evaluate the base on the test split, train, evaluate the adapter, save and publish it.
+
+    Where the run's folder holds an unfinished run of the same recipe, that one goes on. A finished one is never
+    overwritten: it is refused, moved aside or made longer, as ``train.resume`` says. One run at a time has the folder.
+
+    Args:
+        recipe: the recipe, from ``load_recipe``.
+        registry: the registry to publish in; the default one if None.
+
+    Raises:
+        StoppedError: a signal asked to stop; the state is saved.
+        FinetuneError: anything else that stops the run, with what to do.
+    """
+    registry = registry or AdapterRegistry()
+    check_recipe(recipe, registry=registry)
+    check_trackers(recipe.train.trackers)
+    check_method(recipe)
+    accelerator = accelerator_of(recipe)
+    if recipe.adapter.publish and accelerator.is_main_process:
+        # Hours later is too late for a key that is missing, or a passphrase that nobody is there to type.
+        registry.guard.check_signer(AdapterRef.parse_name(recipe.adapter.publish).namespace)
+    strategy = strategy_of(accelerator, recipe)
+    try:
+        with telling_of_a_full_disk(recipe.run_folder), run_lock(recipe, accelerator):
+            return _train(recipe, strategy, registry)
+    finally:
+        finish_trackers(accelerator)
+
+
+def _train(recipe: Recipe, strategy: Replicated, registry: AdapterRegistry) -> RunResult:
+    set_seed(recipe.seed)
+    run = Run.load(recipe, strategy, registry)
+    recipe, log, rows = run.recipe, run.log, run.rows
+    rows.check_prompts(run.base, run.collator, when="before training")
+    run.show_rows()
+    evaluations: dict[str, Evaluation] = {}
+    predictor = run.predictor(run.collator, alone=True)
+    alone = None
+    if not recipe.task.parts:  # without these the base predicts nothing
+        if rows.test:
+            known = run.start is not None
+            evaluations[BASE] = evaluate_run(predictor, rows.test, recipe, log, BASE, known=known)
+        alone = base_alone(predictor, rows.val, evaluations.get(BASE), log)
+    set_seed(recipe.seed)
+    attachment = run.attach()
+    batches = Batches(run.collator, attachment.placeholders)
+    predictor = run.predictor(batches, alone=False)
+    fitted = fit(run, attachment, batches, predictor)
+    if rows.test:
+        evaluations[ADAPTER] = evaluate_run(predictor, rows.test, recipe, log, ADAPTER)
+    first = metrics_of(predictor.task)[0]
+    notes = warnings_of(
+        fitted.state,
+        recipe.train,
+        total_steps=fitted.total_steps,
+        base=alone,
+        higher_is_better=first.higher_is_better,
+    )
+    for note in notes:
+        log.info(f"warning: {note}.")
+    return finish(run, fitted, evaluations, first, notes)
