@@ -28,8 +28,8 @@ LEVELS = {
     "cli": 13,
 }  # fmt: skip
 REGISTRY_LEVELS = {
-    "trust": 0, "storage": 1, "log": 2, "registry": 3, "differences": 4, "promotion": 5,
-    "transfer": 4, "maintenance": 4, "__init__": 6, "cli": 7,
+    "trust": 0, "storage": 1, "log": 2, "reader": 3, "registry": 4, "differences": 5, "promotion": 6,
+    "transfer": 5, "maintenance": 5, "__init__": 7, "cli": 8,
 }  # fmt: skip
 
 

@@ -12,9 +12,10 @@ from finetune.core.file_owner import changeable_by_others
 from finetune.errors import TrustError
 from finetune.registry.storage.local import LocalStore
 from finetune.registry.storage.location import default_location
+from finetune.registry.trust.key_files import asks_for_passphrase, default_key_path
 from finetune.registry.trust.policy import load_policy
 from finetune.registry.trust.rollback_protection import SeenEntries
-from finetune.registry.trust.signing import SigningKey, asks_for_passphrase, default_key_path
+from finetune.registry.trust.signing import SigningKey
 
 NOBODY = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

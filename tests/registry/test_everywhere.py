@@ -10,8 +10,8 @@ import pytest
 from finetune.adapters.manifest import sha256_hex
 from finetune.errors import IntegrityError, NotFoundError, YankedError
 from finetune.registry import AdapterRegistry, default_cache, verify
-from finetune.registry.log.commits import check_link
 from finetune.registry.log.hint import HINT_EVERY, read_hint
+from finetune.registry.log.links import check_link
 from tests.registry.conftest import SERVERS
 from tests.registry.folders import same
 

@@ -12,7 +12,7 @@ import pytest
 from finetune.adapters.manifest import sha256_hex
 from finetune.registry import AdapterRegistry, verify
 from finetune.registry.log import commits
-from finetune.registry.log.commits import check_link
+from finetune.registry.log.links import check_link
 from finetune.registry.storage.store import AlreadyExists
 from tests.registry.faulty import Interfering, Killed, OneDeath
 from tests.registry.folders import same

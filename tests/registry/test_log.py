@@ -8,7 +8,8 @@ from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.errors import ConflictError, IntegrityError, RegistryError, StoreError
 from finetune.registry.log import commits
 from finetune.registry.log import log as log_module
-from finetune.registry.log.commits import Commit, check_link, current_actor, log_key, split_log_key
+from finetune.registry.log.commits import Commit, current_actor, log_key, split_log_key
+from finetune.registry.log.links import check_link
 from finetune.registry.log.log import Log, list_logs
 from finetune.registry.storage.local import LocalStore
 from finetune.registry.storage.store import AlreadyExists

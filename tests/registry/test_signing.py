@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from finetune.adapters.manifest import sha256_hex
 from finetune.errors import StoreError, TrustError
-from finetune.registry.trust import signing
+from finetune.registry.trust import key_files
 from finetune.registry.trust.signing import (
     PublicKey,
     SigningKey,
@@ -180,7 +180,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(tmp_path, monkeypatch):
     ):
         SigningKey.load(path)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(signing.getpass, "getpass", lambda prompt: "sesame")
+    monkeypatch.setattr(key_files.getpass, "getpass", lambda prompt: "sesame")
     assert SigningKey.load(path).id == key.id
     monkeypatch.setenv("FINETUNE_SIGNING_PASSPHRASE", "open")
     with pytest.raises(TrustError, match="the passphrase is wrong, or the file is damaged"):

@@ -7,7 +7,8 @@ import pytest
 from finetune.adapters.manifest import canonical_json
 from finetune.errors import AdapterReferenceError, IntegrityError, NotFoundError, RegistryError, YankedError
 from finetune.registry import AdapterRegistry, verify
-from finetune.registry.log.commits import Commit, check_link
+from finetune.registry.log.commits import Commit
+from finetune.registry.log.links import check_link
 from tests.registry.faulty import Interfering
 from tests.registry.folders import same
 

@@ -171,7 +171,6 @@ def test_it_loads_what_the_core_brings_and_torch():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert out[0] == "[]"
     assert out[1].split() == [
-        "adapters", "cache", "errors", "example", "export", "extras", "fields", "file_owner", "file_state", "lfs",
-        "lookup", "methods", "metrics", "model_types", "outside_text", "plugins", "recipe", "registry",
-        "regular_file", "serving", "tables", "vllm_plugin",
+        "adapters", "core", "errors", "export", "lookup", "methods", "metrics", "model_types", "plugins", "recipe",
+        "registry", "serving", "tables", "vllm_plugin",
     ]  # fmt: skip

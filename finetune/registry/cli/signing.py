@@ -14,7 +14,8 @@ from finetune.registry.cli.printing import answer
 from finetune.registry.cli.verbs import AddVerb
 from finetune.registry.log.commits import current_actor
 from finetune.registry.registry import AdapterRegistry
-from finetune.registry.trust.signing import KEY_VARIABLE, PASSPHRASE_VARIABLE, SigningKey, default_key_path, public_path
+from finetune.registry.trust.key_files import KEY_VARIABLE, PASSPHRASE_VARIABLE, default_key_path, public_path
+from finetune.registry.trust.signing import SigningKey
 
 
 def add_verbs(add: AddVerb) -> None:

@@ -20,6 +20,7 @@ from finetune.registry.log.commits import Commit
 from finetune.registry.log.versions import Version
 from finetune.registry.storage.adapter_folders import check_folder, read_manifest, read_signature
 from finetune.registry.storage.store import ObjectMissing
+from finetune.registry.trust.key_files import KEY_VARIABLE, asks_for_passphrase
 from finetune.registry.trust.policy import (
     NOT_SIGNED,
     TRUST_VARIABLE,
@@ -30,7 +31,7 @@ from finetune.registry.trust.policy import (
     default_policy_path,
 )
 from finetune.registry.trust.rollback_protection import SeenEntries
-from finetune.registry.trust.signing import KEY_VARIABLE, SigningKey, asks_for_passphrase, manifest_message
+from finetune.registry.trust.signing import SigningKey, manifest_message
 
 
 class GuardedLog(Protocol):

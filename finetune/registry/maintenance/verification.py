@@ -6,9 +6,10 @@ from pathlib import Path
 
 from finetune.adapters.manifest import AdapterManifest
 from finetune.errors import FinetuneError, NotFoundError
-from finetune.registry.log.commits import MAX_COMMIT_BYTES, Commit, check_link, log_key
+from finetune.registry.log.commits import MAX_COMMIT_BYTES, Commit, log_key
 from finetune.registry.log.guard import Guard
 from finetune.registry.log.index import ListIndex
+from finetune.registry.log.links import check_link
 from finetune.registry.log.log import Log, list_logs
 from finetune.registry.log.signature_audit import count_signers, unvouched
 from finetune.registry.registry import AdapterRegistry

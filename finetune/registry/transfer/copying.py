@@ -21,7 +21,8 @@ from finetune.errors import (
     StoreError,
 )
 from finetune.lookup import did_you_mean
-from finetune.registry.log.commits import Commit, check_link, log_key
+from finetune.registry.log.commits import Commit, log_key
+from finetune.registry.log.links import check_link
 from finetune.registry.log.log import Log, list_logs
 from finetune.registry.storage.adapter_folders import load_manifest
 from finetune.registry.storage.blobs import LONGEST, blob_key, put_blobs, read_blob

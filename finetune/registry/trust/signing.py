@@ -6,11 +6,7 @@ of another.
 """
 
 import base64
-import getpass
-import os
 import re
-import stat
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 
 from finetune.adapters.manifest import canonical_json, sha256_hex
-from finetune.core.file_owner import changeable_by_others, user_folder
-from finetune.core.regular_file import open_regular
+from finetune.core.file_owner import changeable_by_others
 from finetune.core.system_errors import explain
 from finetune.errors import TrustError
+from finetune.registry.trust.key_files import (
+    create_file,
+    make_folder,
+    public_path,
+    read_passphrase,
+    read_private,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 # cryptography takes longer to import than everything else here, and most commands sign and check nothing.
 
-KEY_VARIABLE = "FINETUNE_SIGNING_KEY"
-PASSPHRASE_VARIABLE = "FINETUNE_SIGNING_PASSPHRASE"
 PUBLIC_FORM = "finetune-ed25519 <base64 of the public key> <name>"
-MAX_KEY_BYTES = 64 * 1024
 MAX_SIGNATURE_BYTES = 1024
 
 _SIGNATURE = re.compile(r"ed25519:([0-9a-f]{64}):([A-Za-z0-9+/]{86}==)")
@@ -176,10 +175,10 @@ class SigningKey:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         path = Path(path).expanduser()
-        pem = _read_private(path)
+        pem = read_private(path)
         password = None
         if pem.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----"):
-            password = _passphrase(path)
+            password = read_passphrase(path)
         elif not pem.startswith(b"-----BEGIN PRIVATE KEY-----"):
             raise TrustError(f"{path}: no private key as PEM (PKCS#8); `finetune registry keygen` writes one")
         try:
@@ -210,15 +209,15 @@ class SigningKey:
         pem = self._key.private_bytes(how.Encoding.PEM, how.PrivateFormat.PKCS8, lock)
         path = path.expanduser()
         try:
-            _make_folder(path.parent, mode=0o700)
+            make_folder(path.parent, mode=0o700)
             if problem := changeable_by_others(path.parent):
                 raise TrustError(
                     f"{path}: others on this machine could replace a key there, so none was made: {problem} (or choose "
                     "another folder: --out)"
                 )
-            _create(path, pem, mode=0o600)
+            create_file(path, pem, mode=0o600)
             try:
-                _create(public_path(path), f"{public.line}\n".encode(), mode=0o644)
+                create_file(public_path(path), f"{public.line}\n".encode(), mode=0o644)
             except BaseException:
                 path.unlink()
                 raise
@@ -245,77 +244,3 @@ class SigningKey:
     def sign(self, message: bytes) -> Signature:
         """Return the signature over ``message``."""
         return f"ed25519:{self.id}:{base64.b64encode(self._key.sign(message)).decode()}"
-
-
-def public_path(path: Path) -> Path:
-    """Return the path of the public key that belongs to a private one."""
-    return path.with_name(f"{path.name}.pub")
-
-
-def default_key_path(name: str) -> Path:
-    """Return the default path of a new key."""
-    return user_folder() / "keys" / f"{name}.pem"
-
-
-def _make_folder(folder: Path, *, mode: int) -> None:
-    """Make a folder and its parents; whatever the umask is, nobody but their owner can write them."""
-    if not folder.is_dir():
-        _make_folder(folder.parent, mode=0o755)
-        folder.mkdir(mode=mode, exist_ok=True)
-
-
-def _create(path: Path, data: bytes, *, mode: int) -> None:
-    try:
-        file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
-    except FileExistsError:
-        raise TrustError(f"{path} exists, and a key is never overwritten. Choose another file: --out PATH.") from None
-    try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink()
-        raise
-
-
-def _read_private(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if os.name != "nt" and mode & 0o077:
-                raise TrustError(
-                    f"{path}: others on this machine can read this private key (mode {stat.S_IMODE(mode):04o}). "
-                    f"If nobody has: chmod 600 {path}. If somebody may have, make a new one and revoke this."
-                )
-            if problem := changeable_by_others(path):
-                raise TrustError(f"{path}: others on this machine can replace this private key: {problem}")
-            pem = file.read(MAX_KEY_BYTES + 1)
-    except FileNotFoundError:
-        raise TrustError(
-            f"{path}: no such signing key (--sign-with or {KEY_VARIABLE}); `finetune registry keygen` makes one"
-        ) from None
-    except OSError as error:
-        raise explain(error, path, verb="read", elsewhere=f" (--sign-with or {KEY_VARIABLE})") from error
-    if len(pem) > MAX_KEY_BYTES:
-        raise TrustError(f"{path}: more than {MAX_KEY_BYTES} bytes, which no key has")
-    return pem
-
-
-def asks_for_passphrase(path: str | Path) -> bool:
-    """Return whether a key cannot be opened without asking the terminal for its passphrase.
-
-    Raises:
-        TrustError: there is no such file, or others can read or change it.
-        StoreError: it cannot be read.
-    """
-    locked = _read_private(Path(path).expanduser()).startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
-    return locked and not os.environ.get(PASSPHRASE_VARIABLE) and sys.stdin.isatty()
-
-
-def _passphrase(path: Path) -> bytes:
-    if passphrase := os.environ.get(PASSPHRASE_VARIABLE):
-        return passphrase.encode()
-    if not sys.stdin.isatty():
-        raise TrustError(f"{path}: it is encrypted. Give the passphrase in {PASSPHRASE_VARIABLE}, or use a terminal.")
-    return getpass.getpass(f"passphrase of {path}: ").encode()

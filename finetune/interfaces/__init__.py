@@ -1,0 +1,30 @@
+"""The protocols and small records by which families, methods, data, tasks and training meet."""
+
+from finetune.interfaces.families import GenerativeFamily, ModelFamily, PaddingSide, Towers
+from finetune.interfaces.methods import Attachment, Host, Method, Part, Update
+from finetune.interfaces.objectives import CoupledObjective, LossSum, Objective, Outputs, StepContext
+from finetune.interfaces.tasks import CorpusMetric, Metric, RowLengths, RowMetric, RowTokens, Task, TaskCollator
+
+__all__ = [
+    "Attachment",
+    "CorpusMetric",
+    "CoupledObjective",
+    "GenerativeFamily",
+    "Host",
+    "LossSum",
+    "Method",
+    "Metric",
+    "ModelFamily",
+    "Objective",
+    "Outputs",
+    "PaddingSide",
+    "Part",
+    "RowLengths",
+    "RowMetric",
+    "RowTokens",
+    "StepContext",
+    "Task",
+    "TaskCollator",
+    "Towers",
+    "Update",
+]

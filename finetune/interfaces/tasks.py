@@ -1,0 +1,167 @@
+"""What a task does with rows: their lengths, their batches, its predictions, and their metrics.
+
+Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from finetune.core.batch import Batch
+    from finetune.core.example import Example, Message
+    from finetune.core.prediction import Prediction
+    from finetune.interfaces.families import ModelFamily
+    from finetune.recipe import ReadSection, TaskSection
+
+
+class RowTokens(NamedTuple):
+    """The length of a row, in tokens."""
+
+    row: int  # all of it that the model is given, the tokens of its images included
+    answer: int  # its longest answer, with the token that ends it
+
+
+class RowLengths(Protocol):
+    """A counter of the tokens of rows that opens no image and raises RowError for rows that no batch can hold."""
+
+    @property
+    def collator(self) -> TaskCollator:
+        """The collator that makes batches of the rows."""
+        ...
+
+    def of_training_row(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
+        """Return the tokens of a training row whose images have these widths and heights.
+
+        Raises:
+            RowError: it cannot be a training row of this base.
+        """
+        ...
+
+    def of_prompt(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
+        """Return the tokens of a row that is to be answered."""
+        ...
+
+
+class TaskCollator(Protocol):
+    """A collator: makes the batches of a task for one base, on the CPU; worker processes have copies of it.
+
+    Attributes:
+        processor: the base's processor.
+        max_image_pixels: the largest width x height of an image, in pixels.
+    """
+
+    processor: ProcessorMixin
+    max_image_pixels: int
+
+    @property
+    def max_aspect(self) -> int:
+        """Largest ratio of an image's longer side to its shorter side."""
+        ...
+
+    def render(self, messages: list[Message]) -> str:
+        """Return a conversation as the text of a row in a batch."""
+        ...
+
+    def training_batch(self, rows: Sequence[tuple[Example, bool]]) -> Batch:
+        """Return rows with labels; a row paired with False fills up a batch and is not supervised."""
+        ...
+
+    def prompt_batch(self, examples: Sequence[Example]) -> Batch:
+        """Return rows that are to be answered."""
+        ...
+
+    def show(self, example: Example) -> str:
+        """Return a training row as text for people, with its supervised parts between ⟦ and ⟧."""
+        ...
+
+    def copy(self) -> TaskCollator:
+        """Return a collator with a processor of its own: a processor serves one thread at a time."""
+        ...
+
+    def lengths(self, *, key: str) -> RowLengths:
+        """Return the counter of the rows' tokens; ``key`` changes when the processor does."""
+        ...
+
+
+class Metric(Protocol):
+    """A metric of predictions: a ``RowMetric``, a ``CorpusMetric``, or both.
+
+    It is built with the options of its task.
+
+    Attributes:
+        key: the name of the metric in the table of metrics.
+        unit: the unit of the values; None for a share, or a number without a unit.
+        higher_is_better: whether a larger value is better.
+    """
+
+    key: str
+    unit: str | None
+    higher_is_better: bool
+
+
+@runtime_checkable
+class RowMetric(Metric, Protocol):
+    """A metric that gives each row a value; its value for many rows is their mean."""
+
+    def row(self, prediction: Prediction, example: Example) -> float | None:
+        """Return the value of one row, or None to leave the row out of the mean."""
+        ...
+
+
+@runtime_checkable
+class CorpusMetric(Metric, Protocol):
+    """A metric whose value for many rows is not a mean over them."""
+
+    def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
+        """Return the value of all these rows together, of which there is at least one."""
+        ...
+
+
+class Task(Protocol):
+    """A task: the prediction for a row, and the metrics that evaluate it."""
+
+    options: TaskSection
+    metrics: tuple[str, ...]  # by name, where the options name none; the first chooses the best checkpoint
+
+    @staticmethod
+    def collator(
+        family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
+    ) -> TaskCollator:
+        """Return the collator of this kind of task for a base; the task's options do not change it.
+
+        Args:
+            family: the family of the base.
+            model: the base model.
+            processor: the base's processor.
+            data: the recipe's settings for rows and images; None for the defaults.
+
+        Raises:
+            ModelError: the base lacks something that it takes.
+        """
+        ...
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the outputs that objectives take, of a batch with labels; ``model`` may be wrapped for processes.
+
+        Of which kind it is, the task's section says: ``token_logits``, the logits [N, V] that predict the supervised
+        tokens; ``pair_embeddings``, the fp32 embeddings [B, 2, D] of images and texts; or another word, which names
+        what the task's own objectives take.
+        """
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Return one prediction per row."""
+        ...
+
+    def constant(self, examples: Sequence[Example]) -> Prediction:
+        """Return the best single prediction for all of these rows, of which there is at least one.
+
+        Of one row it is that row's reference.
+        """
+        ...
