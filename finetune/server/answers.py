@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from finetune.errors import RequestError
-from finetune.server.errors import body_of
+from finetune.server.errors import body_of, release_frames
 from finetune.server.schema import (
     Answered,
     ChatCompletion,
@@ -91,6 +91,7 @@ class AnswerStream(StreamingResponse):
         except RequestError as error:  # the status is sent already
             self._status = error.status
             yield _data(body_of(error).model_dump())
+            release_frames(error)
             return
         yield self._event(Delta(), finish_reason=piece.finish_reason)
         if self._tells_usage:

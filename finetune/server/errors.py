@@ -47,6 +47,19 @@ NOT_DONE = {
 }
 
 
+def release_frames(*errors: BaseException) -> None:
+    """Drop the tracebacks of errors that were answered, and of those that led to them.
+
+    A traceback holds frames, and one of their variables the error: such a circle, and with it the body and the images
+    of the request, would stay until a full garbage collection, which is rare beside a model.
+    """
+    left: list[BaseException | None] = [*errors]
+    while left:
+        if (error := left.pop()) is not None and error.__traceback__ is not None:
+            error.__traceback__ = None
+            left += [error.__cause__, error.__context__]
+
+
 def to_request_error(error: Exception) -> RequestError:
     """Return an error for the client: its own fault with what to do, a fault of the server without internal details."""
     match error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune.errors import RequestError
-from finetune.server.errors import response_of, to_request_error
+from finetune.server.errors import release_frames, response_of, to_request_error
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,6 +52,7 @@ class Middleware:
             if begun:
                 raise
             await response_of(told)(scope, receive, send)
+            release_frames(told, error)
 
     def _counted(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
         """Return a ``receive`` that refuses a body of more than the limit."""

@@ -194,6 +194,7 @@ class Scheduler:
                 except Exception as error:  # whatever it is, the jobs after these are answered
                     for job in held:
                         job.fail(error)
+            del jobs, held  # while it waits for the next ones
 
     def _next(self) -> list[Job]:
         """Return the jobs of the next batch, as soon as there are some; none when the scheduler is closed."""

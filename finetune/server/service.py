@@ -284,6 +284,7 @@ class Exchange:
         self._leave_queue()
         if self._job is not None:
             self._service.scheduler.withdraw(self._job)
+            self._job = None  # it holds this exchange, and the inputs
         self._lease.close()
         metrics = self._service.metrics
         metrics.requests.labels(self._label, str(status)).inc()

@@ -83,14 +83,17 @@ class Turns:
             finally:
                 self.go_on()
 
-        def run() -> None:
-            result, error = None, None
-            try:
-                result = work()
-            except BaseException as raised:
-                error = raised
+        def conclude(result: T | None, error: BaseException | None) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(end, result, error)
+
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:  # no other name: the error holds this frame, which would hold the error
+                conclude(None, error)
+            else:
+                conclude(result, None)
 
         try:
             threading.Thread(target=run, name=self._name, daemon=True).start()
