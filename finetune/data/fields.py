@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.conversation import num_image_parts, read_conversation
-from finetune.data.other_fields import FIELD_KEYS, check_other_fields
+from finetune.data.other_fields import check_other_fields
+from finetune.data.row_images import as_image
 from finetune.data.turns import image_order, unsupervised_turns
 from finetune.errors import DataError, RowError, brief, plain
-from finetune.example import COLUMNS, Example, ImageHandle, answer, as_images, system, text_of
-from finetune.lookup import did_you_mean
+from finetune.example import COLUMNS, Example, answer, as_images, system, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from finetune.data.bad_rows import BadRows
@@ -25,12 +22,10 @@ if TYPE_CHECKING:
     from finetune.recipe import ColumnData, TaskSection
 
 
-_URL = re.compile(r"(?:data:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 _OTHERWISE = {
     "question": ", or say what to ask of rows without a question with data.default_question",
     "image": ', write "image": null in a row without an image, or set data.image=null where no row has one',
 }
-_BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,40 +35,6 @@ class RawRow:
     id: str  # short, the same on every machine: file or split, and number
     where: str  # for errors: file and line
     fields: Mapping[str, Any]  # a field that is None is one the row does not have
-
-
-def require_columns(section: ColumnData, columns: Collection[str], task: TaskSection, *, where: str) -> None:
-    """Check, before any row is read, that a table has the columns that the recipe names and a row needs.
-
-    Raises:
-        DataError: with all columns there are.
-    """
-    there = f"The columns are {', '.join(columns)}."
-    for key in FIELD_KEYS:
-        name = getattr(section, key)
-        if key in section.model_fields_set and name is not None and name not in columns:
-            hint = did_you_mean(name, columns)
-            raise DataError(f"{where}: data.{key} names {name!r}, which is no column.{hint} {there}")
-    if strange := [name for name in section.ignore if name not in columns]:
-        hint = did_you_mean(strange[0], columns)
-        raise DataError(f"{where}: data.ignore names {strange[0]!r}, which is no column.{hint} {there}")
-    if section.messages in columns:
-        return
-    if not {section.captions, section.answer, *task.columns} & set(columns):
-        raise DataError(
-            f"{where}: none of {section.messages!r}, {section.captions!r} and {section.answer!r} is a column, so "
-            f"nothing says what is supervised. {there} Name the right one, such as data.answer=COLUMN."
-        )
-    if task.has_question and section.question not in columns and section.default_question is None:
-        raise DataError(
-            f"{where}: {section.question!r} is no column. {there} Name the right one with data.question=COLUMN, or say "
-            "what to ask of every row with data.default_question."
-        )
-    if section.image is not None and not {section.image, section.images} & set(columns):
-        raise DataError(
-            f"{where}: {section.image!r} is no column. {there} Name the right one with data.image=COLUMN, or say that "
-            "there are no images with data.image=null."
-        )
 
 
 def to_example(row: RawRow, section: ColumnData, task: TaskSection, *, root: Path, bad: BadRows) -> Example:
@@ -109,47 +70,6 @@ def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *
             "row out.",
             reason="nothing to supervise",
         )
-
-
-def as_image(value: Any, root: Path, where: str) -> ImageSource:
-    """Return the source of the image that a field holds: a path, or a place in a table."""
-    if isinstance(value, ImageHandle):
-        return value
-    if value is None:
-        raise RowError(f"{where}: the image is missing", reason="missing image")
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{where}: an image is the path of its file, not {brief(value, 80)}", reason="wrong type")
-    if _URL.match(value):
-        raise RowError(
-            f"{where}: an image is the path of its file; {brief(value, 60)} is a URL. Save the image as a file beside "
-            "the rows, or keep images in Parquet.",
-            reason="image that is no path",
-        )
-    path = _file_of(root, value)
-    if path is None:
-        raise RowError(f"{where}: {_why_no_file(root / value, value)}", reason="missing image")
-    return path
-
-
-def _file_of(root: Path, value: str) -> Path | None:
-    """Return the file of a path, also where they differ in how accents are written: in one character or in two."""
-    for name in dict.fromkeys((value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value))):
-        with suppress(OSError, ValueError):  # too long for a name, or with characters that none may have
-            if (root / name).is_file():
-                return root / name
-    return None
-
-
-def _why_no_file(path: Path, value: str) -> str:
-    if len(value) > 255 and _BASE64.fullmatch(value):
-        return (
-            f"an image is the path of its file; {brief(value, 60)} looks like base64. Save the image as a file beside "
-            "the rows, or keep images in Parquet"
-        )
-    with suppress(OSError, ValueError):
-        if path.is_dir():
-            return f"the image {plain(str(path))} does not exist: it is a folder"
-    return f"the image {plain(str(path))} does not exist"
 
 
 class _Fields:

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import get_int_from_env
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.data.stream import Arrival, Checks, Stream
+from finetune.data.stream import Checks, Stream
 from finetune.errors import DataError, FinetuneError
 from finetune.example import Example
 from finetune.training.stopping import leave_signals_to_the_parent
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from finetune.batch import Batch
     from finetune.data.stream import Rows
+    from finetune.data.stream_reader import Arrival
     from finetune.training.plan import Draw, MicroBatch, Plan
 
 

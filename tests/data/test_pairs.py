@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from finetune.build import examples_of, load_base
-from finetune.data.fields import require_columns
+from finetune.data.columns import require_columns
 from finetune.data.lengths import fitting
 from finetune.data.pairs import PairLengths
 from finetune.data.splits import tally

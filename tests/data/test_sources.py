@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from finetune.build import examples_of
-from finetune.data.arrow import StoredImage
 from finetune.data.images import as_source, image_digest, open_image
 from finetune.data.mix import shares
+from finetune.data.stored_images import StoredImage
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.recipe import HubData, JsonlData, MixData, ParquetData, SavedData, parse_recipe
 from tests.data.conftest import read_rows as read

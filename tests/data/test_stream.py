@@ -9,9 +9,11 @@ from PIL import Image as PILImage
 
 from finetune.build import examples_of, load_base, training_rows
 from finetune.data import stream as streams
+from finetune.data.fields import RawRow
 from finetune.data.images import open_image
 from finetune.data.open_stream import open_stream
 from finetune.data.splits import tally
+from finetune.data.stream_reader import Arrival
 from finetune.errors import DataError, RecipeError
 from finetune.recipe import HubData, MixData, ParquetData
 from finetune.run_folder import rows_digest
@@ -196,7 +198,7 @@ def test_rows_that_are_skipped_are_counted_once_and_may_not_be_many(root):
     section = hub(root, on_error="skip")
     stream = opened(section, said=said)
     bad = opened(hub(root)).checks.example(
-        streams.Arrival(position=9, epoch=0, row=streams.RawRow(id="x", where="row 9", fields={"question": "Q"}))
+        Arrival(position=9, epoch=0, row=RawRow(id="x", where="row 9", fields={"question": "Q"}))
     )
     for _ in range(2):  # the second time as after memory ran out
         stream.receive([(position, bad if position == 9 else None) for position in range(20)])
