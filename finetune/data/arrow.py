@@ -1,4 +1,4 @@
-"""Rows from tables: Parquet files and folders saved by ``datasets``."""
+"""Rows from tables: Parquet files, and folders that ``datasets`` saved."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ _IMAGE_KEYS = ("image", "images")
 
 
 def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read the Parquet files of one split; arguments as ``read_jsonl``.
+    """Read the Parquet files of one split; arguments as for ``read_jsonl``.
 
-    They are converted once into memory-mapped Arrow files below ``cache_home()``: single rows of a Parquet file cannot
-    be read.
+    The files are converted once into memory-mapped Arrow files below ``cache_home()``, because a single row of a
+    Parquet file cannot be read.
+
+    Raises:
+        DataError: if the files cannot be read, have no rows or differ in their columns, or a row cannot be used.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -44,15 +47,15 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
         try:
             starts.append(starts[-1] + pq.read_metadata(path).num_rows)
         except (OSError, pyarrow.ArrowException) as error:
-            fault = lfs.WAY_OUT if lfs.is_pointer_file(path) else f"not a readable Parquet file: {_first_line(error)}"
-            raise DataError(f"{path}: {fault}") from None
+            cause = f"not a readable Parquet file: {_first_line(error).rstrip('.')}. Write the file again."
+            raise DataError(f"{path}: {lfs.WAY_OUT if lfs.is_pointer_file(path) else cause}") from None
     if not starts[-1]:
-        raise DataError(f"{root}/{pattern}: no rows")
+        raise DataError(f"{root}/{pattern}: the files must have at least one row, got none. Check data.{split}.")
     try:
         dataset = Dataset.from_parquet([str(path) for path in files], cache_dir=str(conversions_of(files)))
     except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise DataError(f"{root}/{pattern}: not readable Parquet files of one layout: {_first_line(cause)}") from None
+        fault = "the files must be readable Parquet files with the same columns, but reading them failed"
+        raise DataError(f"{root}/{pattern}: {fault}: {_first_line(error.__cause__ or error)}") from None
 
     def place(row: int) -> tuple[str, str]:
         number = bisect_right(starts, row) - 1
@@ -62,17 +65,28 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
 
 
 def parquet_files(section: ParquetData, split: str) -> list[Path]:
-    """Return the files of one split, at least one."""
+    """Return the files of one split, at least one.
+
+    Raises:
+        DataError: if no file matches the pattern of the split.
+    """
     root, pattern = Path(section.root), getattr(section, split)
     files = sorted(path for path in root.glob(pattern) if path.is_file())
     if not files:
         there = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.parquet"))[:20]) or "none"
-        raise DataError(f"{root}: no file fits data.{split}={pattern}. Parquet files there: {there}.")
+        raise DataError(
+            f"{root}: data.{split} must match at least one file, got {pattern}, which matches none. Parquet files "
+            f"there: {there}."
+        )
     return files
 
 
 def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read one split of a folder that ``save_to_disk`` wrote; arguments as ``read_jsonl``."""
+    """Read one split of a folder that ``save_to_disk`` wrote; arguments as for ``read_jsonl``.
+
+    Raises:
+        DataError: if the folder holds no data set that can be loaded, or a row cannot be used.
+    """
     import pyarrow
     from datasets import load_from_disk
 
@@ -81,8 +95,8 @@ def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, 
     if not (folder / "dataset_info.json").is_file():
         there = ", ".join(sorted(str(p.parent.relative_to(root)) for p in root.glob("**/dataset_info.json"))) or "none"
         raise DataError(
-            f"{folder}: datasets saved no data set there. Data sets below {root}: {there}. Set data.{split} to one of "
-            "them, or to null."
+            f"{folder}: the folder must hold a data set that datasets saved, got no dataset_info.json. Data sets below "
+            f"{root}: {there}. Set data.{split} to one of them, or to null."
         )
     for path in folder.iterdir():
         if lfs.is_pointer_file(path):
@@ -90,7 +104,8 @@ def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, 
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+        cause = _first_line(error).rstrip(".")
+        raise DataError(f"{folder}: the data set cannot be loaded: {cause}. Save it again with save_to_disk.") from None
 
     def place(row: int) -> tuple[str, str]:
         return f"{name}:{row}", f"{folder}, row {row}"
@@ -112,19 +127,19 @@ def table_examples(
 
     Args:
         dataset: the table.
-        section: the section that names its columns.
-        place: each row number -> the row's id, and its place for errors.
+        section: the section that names the columns.
+        place: the function that returns a row's id, and its name in errors, for a row number.
         what: the name of the table in errors.
         task: the section of the task that puts the questions.
         root: the folder that paths of images are relative to.
         bad: the record of the rows that cannot be used.
 
     Raises:
-        DataError: the table has no rows, or not the columns.
+        DataError: if the table has no rows or lacks a column, or a row cannot be used.
     """
     require_columns(section, dataset.column_names, task, where=what)
     if not len(dataset):
-        raise DataError(f"{what}: no rows")
+        raise DataError(f"{what}: the table must have at least one row, got none. Name another split or file.")
     named = [getattr(section, key) for key in _IMAGE_KEYS]
     images = [name for name in named if _holds_images(dataset, name)]
     texts = [name for name in read_fields(section, task) if name in dataset.column_names and name not in images]
@@ -143,7 +158,7 @@ def table_examples(
 
 
 def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
-    """Yield the value of each row in a column that it may lack; a value that is neither text nor number as its type."""
+    """Yield the value of each row in a column; of a value that is neither text nor number, yield its type."""
     import pyarrow as pa
 
     for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
@@ -154,12 +169,12 @@ def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
         for cell in cells:
             if plain or not cell.is_valid:
                 yield cell.as_py()
-            else:  # media need not be decoded to be refused
+            else:  # a medium is refused without decoding it
                 yield [] if several and not len(cell.values) else f"a value of type {kind}"
 
 
 def _holds_images(dataset: Dataset, column: str | None) -> bool:
-    """Return whether a column holds images themselves; a column of texts holds paths."""
+    """Return whether a column holds images; a column of texts holds their paths."""
     import pyarrow as pa
 
     if column not in dataset.column_names:
@@ -179,7 +194,7 @@ def _text_rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]
 
 
 def class_labels(features: Features | None, columns: Collection[str]) -> dict[str, ClassLabel]:
-    """Return those of ``columns`` that hold numbers of names; none where a table does not know its features."""
+    """Return the columns whose numbers stand for names; none if the features of the table are not known."""
     from datasets import ClassLabel
 
     return {name: kind for name in columns if features and isinstance(kind := features[name], ClassLabel)}

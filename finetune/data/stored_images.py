@@ -20,35 +20,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image in a cell of a table: the struct {bytes, path} of ``datasets``, or its bytes."""
+    """An image in a cell of a table; the cell holds the struct {bytes, path} of ``datasets``, or bytes."""
 
     table: ImageTable
     row: int
-    item: int | None  # in a cell that holds several
-    root: Path  # folder that a path is relative to
+    item: int | None  # number of the image in a cell with several; None in a cell with one
+    root: Path  # folder that the path in a cell is relative to
     name: str
 
     def __str__(self) -> str:
         return self.name
 
     def read(self) -> Path | bytes:
-        """Return the bytes in the cell, or the file it names."""
+        """Return the bytes in the cell, or the path of the file that it names.
+
+        Raises:
+            RowError: if the cell has neither.
+        """
         cell = self.table.dataset[self.row].column(0)[0]
         value = (cell if self.item is None else cell[self.item]).as_py()
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is not None:
             return data
         if not path:
-            raise RowError(f"{self.name}: the image is missing", reason="missing image")
+            raise RowError(
+                f"{self.name}: an image must have bytes or a path, got neither. Leave the row out.",
+                reason="missing image",
+            )
         return self.root / path
 
     def key(self) -> str:
-        """Return a key that changes when the table does, or the file that the cell names."""
+        """Return a key that changes with the table, and with the file that the cell names."""
         named = "".join(f"\0{file_key(path)}" for path in self._named())
         return f"{self.table.key}\0{self.row}\0{self.item}{named}"
 
     def files(self) -> tuple[Path, ...]:
-        """Return the files of the table that may still change, and the one that the cell names."""
+        """Return the files of the table that may still change, and the file that the cell names."""
         return (*self.table.fresh, *self._named())
 
     def _named(self) -> tuple[Path, ...]:
@@ -57,7 +64,7 @@ class StoredImage:
 
 
 class ImageTable:
-    """One column of images on disk. It is pickled by its place, and opened once in a process.
+    """One column of images on disk; a pickle holds its place, and a process opens it once.
 
     Args:
         dataset: a dataset with this one column, in Arrow's own format.
@@ -69,25 +76,25 @@ class ImageTable:
 
     @cached_property
     def key(self) -> str:
-        """A key that changes when the files do, or their rows and columns."""
+        """Return a key that changes with the files, and with the rows and columns taken from them."""
         files = [file_key(Path(file["filename"])) for file in self.dataset.cache_files]
         return "\0".join([self.dataset._fingerprint, *self.dataset.column_names, *files])
 
     @cached_property
     def fresh(self) -> tuple[Path, ...]:
-        """Return the files of the table whose state said nothing when it was first asked for; see ``is_settled``."""
+        """Return the files of the table that were not settled at the first call; see ``is_settled``."""
         files = [Path(file["filename"]) for file in self.dataset.cache_files]
         return tuple(path for path in files if not is_settled(path))
 
     @cached_property
     def names_files(self) -> bool:
-        """Return whether a cell gives the path of an image and not its bytes."""
+        """Return whether any cell gives the path of an image and not its bytes."""
         chunks = (chunk for piece in self.dataset.iter(batch_size=1000) for chunk in piece.column(0).chunks)
         return any(_names_a_file(chunk) for chunk in chunks)
 
     @cached_property
     def pickled(self) -> bytes:
-        """The data set by the places of its files; bytes only where it lies in memory."""
+        """Return the pickled data set: the places of its files, or its bytes if it is in memory."""
         return pickle.dumps(self.dataset)
 
     def __eq__(self, other: object) -> bool:
@@ -100,7 +107,7 @@ class ImageTable:
         return _table, (self.key, self.pickled)
 
 
-_TABLES: dict[str, ImageTable] = {}  # those opened in this process
+_TABLES: dict[str, ImageTable] = {}  # key -> table that this process has opened
 
 
 def _table(key: str, pickled: bytes) -> ImageTable:
@@ -110,7 +117,7 @@ def _table(key: str, pickled: bytes) -> ImageTable:
 def stored_images(
     dataset: Dataset, column: str, *, root: Path, place: Callable[[int], tuple[str, str]]
 ) -> Iterator[StoredImage | list[StoredImage] | None]:
-    """Yield the images of each row in a column of images, without reading one."""
+    """Yield the images of each row in a column of images, without reading any."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -130,7 +137,7 @@ def stored_images(
 
 
 def _names_a_file(cells: Array) -> bool:
-    """Return whether one of these cells holds no bytes and is not empty."""
+    """Return whether any of the cells is not empty but holds no bytes."""
     import pyarrow as pa
 
     while pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):

@@ -1,13 +1,13 @@
-"""Streamed rows of a source too large to keep: read in a seeded order during the run, each known by its position.
+"""Streamed rows of a source that is too large to keep: the run reads them in a seeded order, by position.
 
 ::
 
     position   0 ... L-1 | L ... 2L-1 | ...      L rows are a pass; each pass has an order of its own
     checked    the first 1,000 before step 1, every other on arrival
 
-One process reads a stream forward, once, and hands rows on; whoever collates them checks them first. Nothing depends on
-where a reader began, so a run that goes on sees the rows it would have seen. To go on it reads the first pass again up
-to that place, or to its end, from which later passes are found.
+One process reads a stream forward, once, and hands the rows on; the process that collates a row checks it first. The
+order does not depend on where a reader begins, so a resumed run gets the same rows. To resume, the reader reads the
+first pass again: up to the position, or to its end, which gives the length of a pass.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000  # rows checked before the first step
 BUFFER = 1000  # rows that the shuffle chooses among
-_AT_ONCE = 100  # rows read in one piece
-_SHOWN = 3  # rows kept, for people to look at
+_AT_ONCE = 100  # rows in one table
+_SHOWN = 3  # rows kept to be shown
 _TOO_LONG = "too long"
 _LISTED = 20  # rows named in a report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """The checks that turn arriving rows into examples, in any process."""
+    """The checks that turn arriving rows into examples; every process can run them."""
 
     section: ColumnData
     task: TaskSection
     root: Path  # folder that paths of images are relative to
-    seed: int  # chooses among captions
-    lengths: RowLengths | None = None  # of the base that the rows are put to
-    limit: int | None = None  # tokens of a row
-    system: tuple[str | None] | None = None  # the system message that every row must have, where the first ones agree
+    seed: int  # seed of the choice among captions
+    lengths: RowLengths | None = None  # counter of the base that the rows are for
+    limit: int | None = None  # largest number of tokens of a row
+    system: tuple[str | None] | None = None  # the system message that every row must have, if the first rows agree
 
     def example(self, arrival: Arrival) -> Example | DataError:
-        """Return the row, or the fault that was found in it: rows of a list are checked for the same faults.
+        """Return the row as an example, or the error that refuses it.
 
-        Only that no other row has its id is not known here.
+        The checks are those of rows of a list, except that the ids of other rows are not known here.
         """
         alone = BadRows("", on_error="error", log=print)
         try:
@@ -73,13 +73,14 @@ class Checks:
             if self.lengths is not None:
                 tokens = self.lengths.of_training_row(example, [one.size for one in seen])
                 if self.limit is not None and tokens.row > self.limit:
-                    fault = f"{arrival.row.where}: {tokens.row} tokens, and a row may have {self.limit}"
+                    fault = f"{arrival.row.where}: a row must have at most {self.limit} tokens, got {tokens.row}"
                     raise RowError(fault, reason=_TOO_LONG)
                 example = replace(example, num_tokens=tokens.row, num_answer_tokens=tokens.answer)
             if self.system is not None and system_of(example) != self.system[0]:
                 raise RowError(
-                    f"{arrival.row.where}: the system message must be that of the first rows, {brief(self.system[0])}; "
-                    f"found {brief(system_of(example))}. Set task.system_prompt to what ask() is to send.",
+                    f"{arrival.row.where}: the system message must equal that of the first rows, "
+                    f"{brief(self.system[0])}, got {brief(system_of(example))}. Set task.system_prompt to the message "
+                    "that ask() must send.",
                     reason="another system message",
                 )
         except DataError as error:
@@ -95,17 +96,17 @@ class Stream:
     Args:
         dataset: the streaming dataset.
         what: the name of the rows in errors.
-        files: the name and version of each file, or other facts that tell one state of the dataset from another.
+        files: the name and version of each file, or other facts that change with the dataset.
         checks: the checks of rows that arrive.
         bad: the record of the rows that cannot be used.
 
     Attributes:
         first: the first rows that can be trained on.
         survey: the survey of the rows that were checked before the first step.
-        seen: the rows that the run has taken, over all processes.
+        seen: the number of rows that the run has taken, over all processes.
 
     Raises:
-        DataError: it cannot be read, has not the columns, or one of its first rows cannot be used.
+        DataError: if the dataset cannot be read, a column is missing, or one of its first rows cannot be used.
     """
 
     def __init__(
@@ -115,10 +116,10 @@ class Stream:
         self.first: list[Example] = []
         self.survey = Survey()
         self.seen = 0
-        self.length: int | None = None  # of a pass, once one was read to its end
+        self.length: int | None = None  # rows of a pass, known once one was read to its end
         self._long: list[str] = []
-        self._until = 0  # the positions before are counted
-        columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))  # those of JSON are not known before
+        self._until = 0  # the positions before this one are counted
+        columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))  # JSON has them in its rows only
         require_columns(checks.section, columns, checks.task, where=what)
         self.columns = [name for name in read_fields(checks.section, checks.task) if name in columns]
         self.columns += refused_columns(checks.section, checks.task, columns)
@@ -127,7 +128,7 @@ class Stream:
         self._check_sample()
 
     def keep_prompt(self, task: TaskSection) -> None:
-        """Have every row that arrives put as the first ones are.
+        """Make the prompts of all later rows as those of the first rows.
 
         Args:
             task: the section of the task, with the settings that the first rows decided.
@@ -138,7 +139,7 @@ class Stream:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The identity of rows that were not all read: their files and their order."""
+        """Return the files of the stream and the order of its rows, which identify rows that were not all read."""
         from datasets import __version__
 
         order = {"seed": self.checks.seed, "buffer": BUFFER, "datasets": __version__}
@@ -149,13 +150,16 @@ class Stream:
         return Reader(self)
 
     def receive(self, arrived: list[tuple[int, DataError | None]]) -> None:
-        """Count rows that were checked: each position with its fault or None.
+        """Count rows that were checked.
+
+        Args:
+            arrived: the position of each row, with the error that refuses the row or None.
 
         Raises:
-            DataError: a row that cannot be used, or with ``data.on_error: skip`` more than one in twenty.
+            DataError: if a row cannot be used; with ``data.on_error: skip``, if more than one row in twenty cannot.
         """
         for position, error in arrived:
-            if position < self._until:  # of the sample, or taken again where memory was short
+            if position < self._until:  # a row of the sample, or one that is taken again after memory ran out
                 continue
             self._until = position + 1
             self._count(error)
@@ -171,10 +175,13 @@ class Stream:
             log(f"{self._report_long(self.bad.tried)}They are left out (data.too_long: drop).")
 
     def passes(self, first: int) -> Iterator[tuple[int, int, int, Any]]:
-        """Yield (epoch, position of its first row, position of the table's first row, Arrow table) up to no end.
+        """Yield (epoch, position of its first row, position of the table's first row, Arrow table) without end.
 
         Args:
-            first: the first position that is needed; whole passes before it are skipped where their length is known.
+            first: the first position that is needed; whole passes before it are skipped if their length is known.
+
+        Raises:
+            DataError: if reading fails, or the stream has no rows.
         """
         import pyarrow
         from datasets.exceptions import DatasetsError
@@ -186,8 +193,8 @@ class Stream:
                 begin = epoch * self.length
             start = begin
             order = np.random.default_rng([self.checks.seed, epoch])
-            # One file at a time, in a shuffled order: several at once are read by threads, which worker processes
-            # must not be forked beside, and which datasets waits ten seconds for at the end.
+            # One file at a time, in a shuffled order. datasets reads several files by threads: forked workers do not
+            # survive beside these, and datasets waits ten seconds for them at the end.
             mixed = self.dataset.select_columns(self.columns).shuffle(
                 generator=order, buffer_size=BUFFER, max_buffer_input_shards=1
             )
@@ -197,9 +204,12 @@ class Stream:
                     start += table.num_rows
             except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
                 cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise DataError(f"{self.what}: reading stopped at row {start} of the stream: {cause}") from error
+                raise DataError(
+                    f"{self.what}: the stream must be readable to its end, but reading failed at row {start}: "
+                    f"{cause.rstrip('.')}. Check the source, and start the run again."
+                ) from error
             if start == begin:
-                raise DataError(f"{self.what}: no rows")
+                raise DataError(f"{self.what}: the stream must have at least one row, got none. Check data.train.")
             self.length = start - begin
             epoch, begin = epoch + 1, start
 
@@ -208,7 +218,7 @@ class Stream:
         deep: list[Example] = []
         for position in range(SAMPLE):
             arrival = reader.at(position)
-            if arrival.epoch:  # the whole of it was checked
+            if arrival.epoch:  # the stream is shorter than the sample
                 break
             found = self.checks.example(arrival)
             self._count(found if isinstance(found, DataError) else None)
@@ -222,7 +232,9 @@ class Stream:
             raise DataError(f"{self._report_long(self._until)}{_WAYS_OUT}")
         self.bad.refuse_too_many()
         if not self.first:
-            raise DataError(f"{self._report_long(self._until)}No row is left.")
+            raise DataError(
+                f"{self._report_long(self._until)}No row is left. Shorten the rows, or raise data.max_length."
+            )
         self._decide_range(deep)
         left = self.bad.skipped + len(self._long)
         self.bad.log(
@@ -231,7 +243,7 @@ class Stream:
         )
 
     def _decide_range(self, deep: list[Example]) -> None:
-        """Decide by the first rows how the images of all rows are scaled."""
+        """Decide from the first rows how the images of all rows are scaled."""
         section = self.checks.section
         found = decide_range(section, deep, what="train", log=self.bad.log)
         if section.image_range == "auto" and found:
@@ -261,4 +273,4 @@ _WAYS_OUT = (
 )
 
 
-Rows: TypeAlias = "list[Example] | Stream"  # that a run trains on
+Rows: TypeAlias = "list[Example] | Stream"  # the rows that a run trains on

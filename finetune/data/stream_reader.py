@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """One row as it was read, not yet looked at."""
+    """One row as it was read, before any check."""
 
     position: int
     epoch: int  # the pass, from 0
@@ -44,12 +44,12 @@ class ArrivedImage:
         return hashlib.sha256(self.data).hexdigest()
 
     def files(self) -> tuple[()]:
-        """Return no file: the key is made of the bytes."""
+        """Return no file, because the key is made of the bytes."""
         return ()
 
 
 class Reader:
-    """A reader that goes forward through a stream, and skips rows between the positions it is asked for."""
+    """A reader that goes forward through a stream, and skips the rows between the positions that are read."""
 
     def __init__(self, stream: Stream):
         self.stream = stream
@@ -58,7 +58,7 @@ class Reader:
         self._end = 0
 
     def at(self, position: int) -> Arrival:
-        """Return the row at ``position``; each is larger than the one asked for before."""
+        """Return the row at ``position``, which must be larger than that of the call before."""
         if self._tables is None:
             self._tables = self.stream.passes(position)
         while position >= self._end:
@@ -80,7 +80,7 @@ class Reader:
 
 
 def _image(value: Any, name: str) -> Any:
-    """Return the content of a cell of images: images, paths, or a value that the check of fields refuses."""
+    """Return the content of a cell of images: images, paths, or a value that the check of fields refuses later."""
     if isinstance(value, list):
         return [_image(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict):
@@ -89,5 +89,5 @@ def _image(value: Any, name: str) -> Any:
 
 
 def _brief(fields: Mapping[str, Any]) -> str:
-    """Return the texts of a row, shortened: in a shuffled stream no number leads to it."""
+    """Return the texts of a row, shortened: a shuffled stream has no row numbers by which to find the row."""
     return ", ".join(f"{name}: {value!r:.40}" for name, value in islice(fields.items(), 4))
