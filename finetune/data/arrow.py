@@ -1,26 +1,23 @@
-"""Rows from tables: Parquet files and folders saved by ``datasets``. Images stay on disk until they are opened."""
+"""Rows from tables: Parquet files, and folders that ``datasets`` saved."""
 
 from __future__ import annotations
 
-import pickle
 from bisect import bisect_right
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.core import lfs
 from finetune.core.cache import conversions_of
-from finetune.core.file_state import file_key, is_settled
-from finetune.data.fields import RawRow, require_columns, to_example
+from finetune.data.columns import require_columns
+from finetune.data.fields import RawRow, to_example
 from finetune.data.other_fields import read_fields, refused_columns, unread_columns
-from finetune.errors import DataError, RowError
+from finetune.data.stored_images import stored_images
+from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from datasets import ClassLabel, Dataset, Features
-    from pyarrow import Array
 
     from finetune.core.example import Example
     from finetune.data.bad_rows import BadRows
@@ -30,10 +27,13 @@ _IMAGE_KEYS = ("image", "images")
 
 
 def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read the Parquet files of one split; arguments as ``read_jsonl``.
+    """Read the Parquet files of one split; arguments as for ``read_jsonl``.
 
-    They are converted once into memory-mapped Arrow files below ``cache_home()``: single rows of a Parquet file cannot
-    be read.
+    The files are converted once into memory-mapped Arrow files below ``cache_home()``, because a single row of a
+    Parquet file cannot be read.
+
+    Raises:
+        DataError: if the files cannot be read, have no rows or differ in their columns, or a row cannot be used.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -47,15 +47,15 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
         try:
             starts.append(starts[-1] + pq.read_metadata(path).num_rows)
         except (OSError, pyarrow.ArrowException) as error:
-            fault = lfs.WAY_OUT if lfs.is_pointer_file(path) else f"not a readable Parquet file: {_first_line(error)}"
-            raise DataError(f"{path}: {fault}") from None
+            cause = f"not a readable Parquet file: {_first_line(error).rstrip('.')}. Write the file again."
+            raise DataError(f"{path}: {lfs.WAY_OUT if lfs.is_pointer_file(path) else cause}") from None
     if not starts[-1]:
-        raise DataError(f"{root}/{pattern}: no rows")
+        raise DataError(f"{root}/{pattern}: the files must have at least one row, got none. Check data.{split}.")
     try:
         dataset = Dataset.from_parquet([str(path) for path in files], cache_dir=str(conversions_of(files)))
     except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise DataError(f"{root}/{pattern}: not readable Parquet files of one layout: {_first_line(cause)}") from None
+        fault = "the files must be readable Parquet files with the same columns, but reading them failed"
+        raise DataError(f"{root}/{pattern}: {fault}: {_first_line(error.__cause__ or error)}") from None
 
     def place(row: int) -> tuple[str, str]:
         number = bisect_right(starts, row) - 1
@@ -65,17 +65,28 @@ def read_parquet(section: ParquetData, split: str, *, task: TaskSection, seed: i
 
 
 def parquet_files(section: ParquetData, split: str) -> list[Path]:
-    """Return the files of one split, at least one."""
+    """Return the files of one split, at least one.
+
+    Raises:
+        DataError: if no file matches the pattern of the split.
+    """
     root, pattern = Path(section.root), getattr(section, split)
     files = sorted(path for path in root.glob(pattern) if path.is_file())
     if not files:
         there = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.parquet"))[:20]) or "none"
-        raise DataError(f"{root}: no file fits data.{split}={pattern}. Parquet files there: {there}.")
+        raise DataError(
+            f"{root}: data.{split} must match at least one file, got {pattern}, which matches none. Parquet files "
+            f"there: {there}."
+        )
     return files
 
 
 def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read one split of a folder that ``save_to_disk`` wrote; arguments as ``read_jsonl``."""
+    """Read one split of a folder that ``save_to_disk`` wrote; arguments as for ``read_jsonl``.
+
+    Raises:
+        DataError: if the folder holds no data set that can be loaded, or a row cannot be used.
+    """
     import pyarrow
     from datasets import load_from_disk
 
@@ -84,8 +95,8 @@ def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, 
     if not (folder / "dataset_info.json").is_file():
         there = ", ".join(sorted(str(p.parent.relative_to(root)) for p in root.glob("**/dataset_info.json"))) or "none"
         raise DataError(
-            f"{folder}: datasets saved no data set there. Data sets below {root}: {there}. Set data.{split} to one of "
-            "them, or to null."
+            f"{folder}: the folder must hold a data set that datasets saved, got no dataset_info.json. Data sets below "
+            f"{root}: {there}. Set data.{split} to one of them, or to null."
         )
     for path in folder.iterdir():
         if lfs.is_pointer_file(path):
@@ -93,7 +104,8 @@ def read_saved(section: SavedData, split: str, *, task: TaskSection, seed: int, 
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+        cause = _first_line(error).rstrip(".")
+        raise DataError(f"{folder}: the data set cannot be loaded: {cause}. Save it again with save_to_disk.") from None
 
     def place(row: int) -> tuple[str, str]:
         return f"{name}:{row}", f"{folder}, row {row}"
@@ -115,19 +127,19 @@ def table_examples(
 
     Args:
         dataset: the table.
-        section: the section that names its columns.
-        place: each row number -> the row's id, and its place for errors.
+        section: the section that names the columns.
+        place: the function that returns a row's id, and its name in errors, for a row number.
         what: the name of the table in errors.
         task: the section of the task that puts the questions.
         root: the folder that paths of images are relative to.
         bad: the record of the rows that cannot be used.
 
     Raises:
-        DataError: the table has no rows, or not the columns.
+        DataError: if the table has no rows or lacks a column, or a row cannot be used.
     """
     require_columns(section, dataset.column_names, task, where=what)
     if not len(dataset):
-        raise DataError(f"{what}: no rows")
+        raise DataError(f"{what}: the table must have at least one row, got none. Name another split or file.")
     named = [getattr(section, key) for key in _IMAGE_KEYS]
     images = [name for name in named if _holds_images(dataset, name)]
     texts = [name for name in read_fields(section, task) if name in dataset.column_names and name not in images]
@@ -145,130 +157,8 @@ def table_examples(
     return examples
 
 
-@dataclass(frozen=True)
-class StoredImage:
-    """An image in a cell of a table: the struct {bytes, path} of ``datasets``, or its bytes."""
-
-    table: ImageTable
-    row: int
-    item: int | None  # in a cell that holds several
-    root: Path  # folder that a path is relative to
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read(self) -> Path | bytes:
-        """Return the bytes in the cell, or the file it names."""
-        cell = self.table.dataset[self.row].column(0)[0]
-        value = (cell if self.item is None else cell[self.item]).as_py()
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        if data is not None:
-            return data
-        if not path:
-            raise RowError(f"{self.name}: the image is missing", reason="missing image")
-        return self.root / path
-
-    def key(self) -> str:
-        """Return a key that changes when the table does, or the file that the cell names."""
-        named = "".join(f"\0{file_key(path)}" for path in self._named())
-        return f"{self.table.key}\0{self.row}\0{self.item}{named}"
-
-    def files(self) -> tuple[Path, ...]:
-        """Return the files of the table that may still change, and the one that the cell names."""
-        return (*self.table.fresh, *self._named())
-
-    def _named(self) -> tuple[Path, ...]:
-        value = self.read() if self.table.names_files else b""
-        return (value,) if isinstance(value, Path) else ()
-
-
-class ImageTable:
-    """One column of images on disk. It is pickled by its place, and opened once in a process.
-
-    Args:
-        dataset: a dataset with this one column, in Arrow's own format.
-    """
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-        _TABLES[self.key] = self
-
-    @cached_property
-    def key(self) -> str:
-        """A key that changes when the files do, or their rows and columns."""
-        files = [file_key(Path(file["filename"])) for file in self.dataset.cache_files]
-        return "\0".join([self.dataset._fingerprint, *self.dataset.column_names, *files])
-
-    @cached_property
-    def fresh(self) -> tuple[Path, ...]:
-        """Return the files of the table whose state said nothing when it was first asked for; see ``is_settled``."""
-        files = [Path(file["filename"]) for file in self.dataset.cache_files]
-        return tuple(path for path in files if not is_settled(path))
-
-    @cached_property
-    def names_files(self) -> bool:
-        """Return whether a cell gives the path of an image and not its bytes."""
-        chunks = (chunk for piece in self.dataset.iter(batch_size=1000) for chunk in piece.column(0).chunks)
-        return any(_names_a_file(chunk) for chunk in chunks)
-
-    @cached_property
-    def pickled(self) -> bytes:
-        """The data set by the places of its files; bytes only where it lies in memory."""
-        return pickle.dumps(self.dataset)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ImageTable) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __reduce__(self) -> Any:
-        return _table, (self.key, self.pickled)
-
-
-_TABLES: dict[str, ImageTable] = {}  # those opened in this process
-
-
-def _table(key: str, pickled: bytes) -> ImageTable:
-    return _TABLES.get(key) or ImageTable(pickle.loads(pickled))
-
-
-def stored_images(
-    dataset: Dataset, column: str, *, root: Path, place: Callable[[int], tuple[str, str]]
-) -> Iterator[StoredImage | list[StoredImage] | None]:
-    """Yield the images of each row in a column of images, without reading one."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    table = ImageTable(dataset.select_columns([column]).with_format("arrow"))
-    row = 0
-    for piece in table.dataset.iter(batch_size=1000):
-        cells = piece.column(0)
-        several = pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)
-        lengths = pc.list_value_length(cells).to_pylist() if several else pc.is_valid(cells).to_pylist()
-        for length in lengths:
-            where = place(row)[1]
-            if several and length is not None:
-                yield [StoredImage(table, row, i, root, f"{where}, {column}[{i}]") for i in range(length)]
-            else:
-                yield StoredImage(table, row, None, root, f"{where}, {column}") if length else None
-            row += 1
-
-
-def _names_a_file(cells: Array) -> bool:
-    """Return whether one of these cells holds no bytes and is not empty."""
-    import pyarrow as pa
-
-    while pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
-        cells = cells.flatten()
-    if not pa.types.is_struct(cells.type):
-        return False
-    return "bytes" not in cells.type.names or cells.field("bytes").null_count > cells.null_count
-
-
 def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
-    """Yield the value of each row in a column that it may lack; a value that is neither text nor number as its type."""
+    """Yield the value of each row in a column; of a value that is neither text nor number, yield its type."""
     import pyarrow as pa
 
     for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
@@ -279,12 +169,12 @@ def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
         for cell in cells:
             if plain or not cell.is_valid:
                 yield cell.as_py()
-            else:  # media need not be decoded to be refused
+            else:  # a medium is refused without decoding it
                 yield [] if several and not len(cell.values) else f"a value of type {kind}"
 
 
 def _holds_images(dataset: Dataset, column: str | None) -> bool:
-    """Return whether a column holds images themselves; a column of texts holds paths."""
+    """Return whether a column holds images; a column of texts holds their paths."""
     import pyarrow as pa
 
     if column not in dataset.column_names:
@@ -304,7 +194,7 @@ def _text_rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]
 
 
 def class_labels(features: Features | None, columns: Collection[str]) -> dict[str, ClassLabel]:
-    """Return those of ``columns`` that hold numbers of names; none where a table does not know its features."""
+    """Return the columns whose numbers stand for names; none if the features of the table are not known."""
     from datasets import ClassLabel
 
     return {name: kind for name in columns if features and isinstance(kind := features[name], ClassLabel)}

@@ -1,4 +1,4 @@
-"""Thin images, of which a processor makes long strips if it scales the shorter side to a fixed length."""
+"""A bound for thin images: a processor that scales the shorter side to a fixed length makes long strips of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_RESIZED_PIXELS = 4_000_000  # width x height after resizing, before most of
 def most_aspect(processor: ProcessorMixin) -> int:
     """Return the largest ratio of an image's longer side to its shorter side for the image processor of a base.
 
-    A processor with ``size: {"shortest_edge": E}`` alone, such as CLIP's, makes E x (E * aspect) pixels of an image
-    however small it is. All others bound the size of what they make.
+    A processor with ``size: {"shortest_edge": E}`` alone, such as CLIP's, scales every image to E x (E * aspect)
+    pixels, even a small one. All other processors bound the size of the scaled image.
     """
     size = getattr(processor.image_processor, "size", None)
     size = {key: value for key, value in dict(size or {}).items() if value is not None}
@@ -28,7 +28,7 @@ def most_aspect(processor: ProcessorMixin) -> int:
 
 
 def refuse_aspect(size: tuple[int, int], name: str, most: int = MOST_ASPECT) -> None:
-    """Refuse an image one side of which is far longer than the other.
+    """Refuse an image with one side that is far longer than the other.
 
     Args:
         size: the width and height of the image in pixels.
@@ -36,12 +36,12 @@ def refuse_aspect(size: tuple[int, int], name: str, most: int = MOST_ASPECT) -> 
         most: the largest ratio of the longer side to the shorter side.
 
     Raises:
-        RowError: it is.
+        RowError: if the longer side is more than ``most`` times as long as the shorter side.
     """
     width, height = size
     if max(size) > most * max(1, min(size)):
         raise RowError(
-            f"{name}: {width} x {height}: one side is over {most} times as long as the other, which the image "
-            "processor cannot use. Crop it.",
+            f"{name}: the longer side of an image must be at most {most} times as long as the shorter side, got "
+            f"{width} x {height}. Crop the image.",
             reason="extreme aspect ratio",
         )

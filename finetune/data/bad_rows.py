@@ -1,4 +1,4 @@
-"""Rows that cannot be used: the first stops the run, or all are left out, counted and listed."""
+"""Rows that cannot be used: the first one stops the run, or the run leaves out all of them, and lists them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class BadRows:
 
     def __init__(self, what: str, *, on_error: Literal["error", "skip"], log: Callable[[str], None]):
         self.what, self.on_error, self.log = what, on_error, log
-        self.is_part = False  # of a mix, which decides by all rows together what holds for all
+        self.is_part = False  # True for one source of a mix: the mix decides for the rows of all its sources
         self.tried = 0
         self.faults: dict[str, list[str]] = {}  # reason -> messages
         self.unread: Counter[str] = Counter()  # field that no key of the recipe names -> rows that have it
-        self._places: dict[str, str] = {}  # id -> where its row stands
+        self._places: dict[str, str] = {}  # id -> place of its row
 
     @contextmanager
     def row(self) -> Iterator[None]:
-        """Read one row inside the block; a RowError leaves the block early, and the row out."""
+        """Read one row inside the block; a RowError ends the block and leaves the row out."""
         self.tried += 1
         try:
             yield
@@ -43,42 +43,45 @@ class BadRows:
             self.note(error)
 
     def claim(self, row_id: str, *, where: str) -> None:
-        """Raise RowError where another row has this id."""
+        """Raise RowError if another row has this id."""
         if row_id in self._places:
-            fault = f"{where}: the id {row_id!r} is already that of {self._places[row_id]}"
-            raise RowError(fault, reason="duplicate id")
+            raise RowError(
+                f"{where}: each row must have an id of its own, got {row_id!r}, which is also the id of "
+                f"{self._places[row_id]}. Change one of them.",
+                reason="duplicate id",
+            )
         self._places[row_id] = where
 
     def note(self, error: RowError) -> None:
-        """Raise or count a fault of a row that was tried."""
+        """Raise the error of a row, or count it with ``on_error: skip``."""
         if self.on_error == "error":
             raise error
         self.faults.setdefault(error.reason, []).append(str(error))
 
     @property
     def skipped(self) -> int:
-        """The number of rows that were left out."""
+        """Return the number of rows that were left out."""
         return sum(len(messages) for messages in self.faults.values())
 
     def conclude(self) -> None:
         """Log the rows that were left out.
 
         Raises:
-            DataError: it is more than one row in twenty.
+            DataError: if more than one row in twenty was left out.
         """
         self.refuse_too_many()
         self.tell()
 
     def refuse_too_many(self) -> None:
-        """Raise DataError where more than one row in twenty was left out."""
+        """Raise DataError if more than one row in twenty was left out."""
         if self.skipped > MAX_SHARE * self.tried:
             raise DataError(
-                f"{self._report()}\nThat is more than {MAX_SHARE:.0%} of the rows: mend the data, or the names of its "
-                "fields under data."
+                f"{self._report()}\nA run may skip at most {MAX_SHARE:.0%} of the rows, and these are more. Correct "
+                "the rows, or the names of the fields under data."
             )
 
     def tell(self) -> None:
-        """Log which rows were left out and which fields are not read, if any."""
+        """Log the rows that were left out and the fields that are not read, if there are any."""
         if self.unread:
             self.log(f"{self.what} rows: {unread_report(self.unread)}")
         if self.skipped:
@@ -97,11 +100,11 @@ def unread_report(rows_of: Mapping[str, int]) -> str:
     """Return the sentence that lists fields which are not read.
 
     Args:
-        rows_of: each field -> the number of rows that have it; 0 where that is not known.
+        rows_of: each field -> the number of rows that have it; 0 if the number is not known.
     """
     listed = [f"{brief(name, 40)}{f' ({count} rows)' if count else ''}" for name, count in rows_of.items()]
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return (
-        f"fields that are not read: {', '.join(listed[:_LISTED])}{more}. They change nothing. Name a "
-        "field under data to read it, or in data.ignore to leave it unlisted."
+        f"fields that are not read: {', '.join(listed[:_LISTED])}{more}. They change nothing. To read a field, name "
+        "it under data; to remove it from this list, add it to data.ignore."
     )

@@ -1,8 +1,8 @@
 """Images of more than 8 bits, and the range of values that becomes black to white.
 
-A scanner's 12-bit values in a 16-bit file go up to 4095 of 65535: taken as 16 bits they are black. The range is decided
-once for a data set, by the highest value of its training rows, and kept in the manifest: a range for each image would
-destroy what its absolute values say.
+A scanner's 12-bit values in a 16-bit file go up to 4095 of 65535: read as 16 bits, they are black. A run decides the
+range once for a data set, from the highest value of its training rows, and the manifest keeps it. A range for each
+image would lose the meaning of absolute values.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 FULL_RANGE = (0, 65535)
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-DEEP_TYPES = (np.uint16, np.int16, np.int32)  # of values [H, W]
-_DEPTHS = (10, 12, 14, 16)  # bits that scanners and cameras give
+DEEP_TYPES = (np.uint16, np.int16, np.int32)  # types of values [H, W]
+_DEPTHS = (10, 12, 14, 16)  # bits of scanners and cameras
 VALUES = "image_values"  # in the meta of a row: (lowest, highest) value of its images of more than 8 bits
-COLORS = "image_colors"  # and: the highest value of its colour images of 16 bits a channel
+COLORS = "image_colors"  # in the meta of a row: the highest value of its colour images of 16 bits a channel
 
 
 def values_of(image: Image.Image) -> tuple[int, int] | None:
-    """Return the lowest and the highest value of a grey image of more than 8 bits; None of any other."""
+    """Return the lowest and the highest value of a grey image of more than 8 bits; None for any other image."""
     if image.mode not in DEEP_MODES:
         return None
     pixels = np.asarray(image)
@@ -38,15 +38,15 @@ def values_of(image: Image.Image) -> tuple[int, int] | None:
 
 
 def is_deep_color(image: Image.Image) -> bool:
-    """Return whether a file that was opened, and not yet loaded, has 16 bits a channel: PIL reads the upper 8 alone."""
+    """Return whether a file has 16 bits a channel, of which PIL reads the upper 8; the file must not be loaded yet."""
     return image.mode not in DEEP_MODES and ";16" in str([tile.args for tile in getattr(image, "tile", ())])
 
 
 def to_8_bit(pixels: np.ndarray, image_range: tuple[int, int] | None) -> np.ndarray:
-    """Return values [H, W] as uint8: those of the range from black to white, others as its nearest end.
+    """Return values [H, W] as uint8: the range goes from black to white, and other values are clipped to it.
 
     Raises:
-        ValueError: no range is given, and no bit depth holds the values.
+        ValueError: if no range is given, and no bit depth holds the values.
     """
     low, high = image_range or range_of(int(pixels.min()), int(pixels.max()))
     scaled = (pixels.astype(np.float64) - low) / (high - low) * 255
@@ -57,13 +57,13 @@ def range_of(lowest: int, highest: int) -> tuple[int, int]:
     """Return the range of the smallest usual bit depth that holds the values.
 
     Raises:
-        ValueError: none does.
+        ValueError: if none holds them.
     """
     bits = next((bits for bits in _DEPTHS if highest < 2**bits), None)
     if bits is None or lowest < 0:
         raise ValueError(
-            f"its values go from {lowest} to {highest}, and no bit depth from 10 to 16 holds them. Say which become "
-            "black and white with data.image_range=[LOW, HIGH]"
+            f"pixel values must fit in 10 to 16 bits (0 to 65535), got values from {lowest} to {highest}. Set the "
+            "values that become black and white with data.image_range=[LOW, HIGH]."
         )
     return 0, 2**bits - 1
 
@@ -71,16 +71,16 @@ def range_of(lowest: int, highest: int) -> tuple[int, int]:
 def decide_range(
     section: ReadSection, examples: Iterable[Example], *, what: str, log: Callable[[str], None]
 ) -> tuple[int, int] | None:
-    """Return the range by which the images of some rows are scaled; None where all have 8 bits.
+    """Return the range by which the images of some rows are scaled; None if all images have 8 bits.
 
     Args:
-        section: the section with the range, or with ``auto`` to let the rows decide.
+        section: the section with the range, or with ``auto`` to decide it from the rows.
         examples: the rows, whose images have been checked.
-        what: the name of the rows.
-        log: the function that is called with the decision, and with the number of rows that hold other values.
+        what: the name of the rows in errors and in the log.
+        log: the function that logs the decision, and the number of rows with values outside the range.
 
     Raises:
-        DataError: the rows decide, and no bit depth holds their values; or colours cannot be scaled.
+        DataError: if the rows decide and no bit depth holds their values, or if colours would have to be scaled.
     """
     metas = [example.meta for example in examples]
     found = [meta[VALUES] for meta in metas if VALUES in meta]
@@ -94,10 +94,10 @@ def decide_range(
         try:
             decided = range_of(lowest, highest)
         except ValueError as error:
-            raise DataError(f"{what} rows, 16-bit images: {error}.") from None
+            raise DataError(f"{what} rows, images of more than 8 bits: {error}") from None
     assert decided is not None
     outside = sum(low < decided[0] or high > decided[1] for low, high in found)
-    also = f" {outside} of them hold values outside, which are cut." if outside else ""
+    also = f" {outside} of them have values outside this range, which are clipped." if outside else ""
     log(
         f"image range: {len(found)} {what} rows have images of more than 8 bits, with values from {lowest} to "
         f"{highest}; {decided[0]} becomes black and {decided[1]} white (data.image_range: {_said(section)}).{also}"
@@ -106,7 +106,7 @@ def decide_range(
 
 
 def fixed_range(section: ReadSection) -> tuple[int, int] | None:
-    """Return the range that a recipe states; None where the rows decide."""
+    """Return the range that a recipe sets; None if the rows decide it."""
     if isinstance(section.image_range, str):
         return FULL_RANGE if section.image_range == "file" else None
     low, high = section.image_range
@@ -119,9 +119,9 @@ def _check_colors(section: ReadSection, colors: list[int], what: str) -> None:
     if section.image_range == "auto" and max(colors) >= 2**14:
         return
     raise DataError(
-        f"{what} rows: {len(colors)} have colour images of 16 bits a channel, values up to {max(colors)} of 65535. "
-        f"Colours are not scaled (data.image_range: {_said(section)}). Save them in 8 bit, or take them as they are "
-        "with data.image_range=file."
+        f"{what} rows: colours are not scaled (data.image_range: {_said(section)}), got {len(colors)} rows with colour "
+        f"images of 16 bits a channel and values up to {max(colors)} of 65535. Save them in 8 bit, or keep their "
+        "values with data.image_range=file."
     )
 
 

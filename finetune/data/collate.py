@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide
     from finetune.recipe import ReadSection
 
-    FeatureLookup = Callable[[Sequence[ImageSource]], ImageFeatures]  # what became of a row's images
+    FeatureLookup = Callable[[Sequence[ImageSource]], ImageFeatures]  # images of a row -> their features
 
 
-KEPT_TOKENS = 1_000_000  # of rendered rows, some 40 bytes each
+KEPT_TOKENS = 1_000_000  # tokens of rendered rows that are kept, about 40 bytes each
 
 
 class Collator:
@@ -39,14 +39,14 @@ class Collator:
 
     Args:
         family: the family of the model, which encodes its inputs.
-        processor: the model's own.
+        processor: the processor of the model.
         end_ids: the token ids that end a turn, the same as in generation.
-        supervise: whether all assistant turns of a conversation are supervised, or the last one.
+        supervise: the assistant turns of a conversation that are supervised: all of them, or the last one.
         max_image_pixels: the largest width x height of an image, in pixels.
-        num_embeddings: the number of tokens that the model knows; None for all of the tokenizer's.
+        num_embeddings: the number of tokens that the model has embeddings for; None for all tokens of the tokenizer.
 
     Raises:
-        ModelError: the processor has no token that stands for an image.
+        ModelError: if the processor has no token that stands for an image.
     """
 
     def __init__(
@@ -65,9 +65,12 @@ class Collator:
         self.num_embeddings = num_embeddings
         image_id = getattr(processor, "image_token_id", None)
         if image_id is None:
-            raise ModelError(f"{type(processor).__name__} has no image_token_id: no token stands for an image")
+            raise ModelError(
+                "the processor must have an image_token_id, the token that stands for an image, but "
+                f"{type(processor).__name__} has none. Use a base whose processor has one."
+            )
         self.image_id = int(image_id)
-        self._rendered: dict[tuple[str, tuple[str, ...], frozenset[int]], Tokenized] = {}  # by all they follow from
+        self._rendered: dict[tuple[str, tuple[str, ...], frozenset[int]], Tokenized] = {}  # by all that decides them
         self._room = KEPT_TOKENS
         bos = processor.tokenizer.bos_token_id
         begins = bos is not None and processor.tokenizer("a")["input_ids"][0] == bos
@@ -84,43 +87,44 @@ class Collator:
             family: the family of the base.
             model: the base model.
             processor: the base's processor.
-            data: the section with the supervised turns and the largest image; None: the defaults.
+            data: the section with the supervised turns and the largest image; None for the defaults.
 
         Raises:
-            ModelError: no token ends an answer, or none stands for an image.
+            ModelError: if no token ends an answer, or no token stands for an image.
         """
         ends = model.generation_config.eos_token_id
         end_ids = ends if isinstance(ends, list) else [ends]
         if not end_ids or end_ids == [None]:
             raise ModelError(
-                f"{model.name_or_path}: its generation config names no eos_token_id, so no answer would end"
+                f"{model.name_or_path}: the generation config must have an eos_token_id, the token that ends an "
+                "answer, got none. Set it in generation_config.json."
             )
         embeddings = len(cast("torch.nn.Embedding", model.get_input_embeddings()).weight)
         options = data.model_dump(include={"supervise", "max_image_pixels"}) if data else {}
         return cls(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
 
     def lengths(self, *, key: str) -> Lengths:
-        """Return the counter of the rows' tokens; ``key`` changes when the processor does."""
+        """Return the counter of the rows' tokens; ``key`` must change with the processor."""
         return Lengths(self, key=key)
 
     @cached_property
     def max_aspect(self) -> int:
-        """Longer side to shorter side of an image, at most."""
+        """Return the largest ratio of an image's longer side to its shorter side."""
         return most_aspect(self.processor)
 
     @cached_property
     def marks(self) -> Marks:
-        """The marks that no text may hold."""
+        """Return the check for marks that no text may hold."""
         return Marks(self.processor, ids={self.image_id, *self.end_ids}, render=self.render)
 
     def render(self, messages: list[Message], *, for_answer: bool = False) -> str:
         """Return the conversation as text; ``for_answer`` opens the assistant's turn."""
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
-        # LLaVA's template leaves the first token to its tokenizer, which is asked to add none: others' have it already.
+        # LLaVA's template expects the tokenizer to add the first token, but here it adds none; others render it.
         return text if text.startswith(self._bos) else self._bos + text
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
-        """Return right-padded rows with labels; a row paired with False fills up a batch and is not supervised."""
+        """Return right-padded rows with labels; a row paired with False only fills up a batch and is not supervised."""
         examples = [row[0] if isinstance(row, tuple) else row for row in rows]
         counted = [row[1] if isinstance(row, tuple) else True for row in rows]
         rendered = [self.supervise(example) for example in examples]
@@ -140,12 +144,13 @@ class Collator:
         return Batch(self._encode([self.prompt(e).text for e in examples], examples, "left"), list(examples))
 
     def supervise(self, example: Example) -> Tokenized:
-        """Return the rendered row and which of its tokens are supervised, end-of-turn tokens included.
+        """Return the rendered row with its supervised tokens, which include those that end a turn.
 
-        A row is rendered many times to find that, so the result is kept for the next epoch.
+        This renders a row many times, so the result is kept for the next epoch.
 
         Raises:
-            DataError: the base does not take a medium of it, the template does not allow it, or a text holds a mark.
+            DataError: if the base does not take a medium of the row, its supervised tokens cannot be located, or a text
+                holds a mark.
         """
         refuse_media(example, self.family)
         key = (repr(example.messages), example.media_types, example.unsupervised)
@@ -154,16 +159,17 @@ class Collator:
         self.marks.refuse(example)
         rendered = self._finder().find(example, supervise=self.supervised_turns)
         self._refuse_unknown(rendered.ids, f"row {example.id}")
-        if self._room >= len(rendered.ids):  # what is full stays: to drop the oldest helps no row of the next epoch
+        if self._room >= len(rendered.ids):  # kept rows stay: dropping the oldest helps no row of the next epoch
             self._room -= len(rendered.ids)
             self._rendered[key] = rendered
         return rendered
 
     def prompt(self, example: Example) -> Tokenized:
-        """Return the rendered row up to where its last turn begins.
+        """Return the rendered row up to the beginning of its last turn.
 
         Raises:
-            DataError: the base does not take a medium of it, the template cannot render it, or a text holds a mark.
+            DataError: if the base does not take a medium of the row, the chat template cannot render it, or a text
+                holds a mark.
         """
         refuse_media(example, self.family)
         self.marks.refuse(example)
@@ -179,20 +185,20 @@ class Collator:
         return self.family.encode(self.processor, rows, padding_side=padding_side)
 
     def copy(self) -> Collator:
-        """Return a collator with a processor of its own: a processor serves one thread at a time."""
+        """Return a collator with its own processor, because a processor serves one thread at a time."""
         other = copy.copy(self)
         other.processor = copy.deepcopy(self.processor)
-        other.__dict__.pop("marks", None)  # they are of the other processor
+        other.__dict__.pop("marks", None)  # they belong to the first processor
         return other
 
     def reading(self, features: FeatureLookup) -> Collator:
-        """Return a collator that puts ``features`` in the place of images, and open none."""
+        """Return a collator that uses ``features`` in the place of images, and opens none."""
         other = copy.copy(self)
         other._features = features
         return other
 
     def show(self, example: Example) -> str:
-        """Return the decoded row, each supervised part between ⟦ and ⟧, runs of image tokens shortened."""
+        """Return the decoded row: each supervised part is between ⟦ and ⟧, and runs of image tokens are shortened."""
         batch = self.training_batch([(example, True)])
         assert batch.labels is not None
         supervised = (batch.labels[0] != -100).tolist()
@@ -211,7 +217,7 @@ class Collator:
             return self.encode(rows, padding_side)
         except FinetuneError:
             raise
-        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # whatever a processor refuses
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # errors of processors
             for row, example in zip(rows, examples, strict=True):
                 try:
                     self.encode([row], padding_side)
@@ -220,22 +226,22 @@ class Collator:
             raise error
 
     def _opened(self, example: Example) -> tuple[OpenedMedium, ...]:
-        """Return the media of a row, which are images: other media were refused when the row was rendered."""
+        """Return the media of a row, which are images: rendering the row has refused all other media."""
         if self._features and example.images:
             return (self._features(example.images),)
         return tuple(self.open(example))
 
     def _refuse_unknown(self, ids: Sequence[int], row: str) -> None:
-        """Raise RowError where the model has no embedding for a token; those of images are replaced."""
+        """Raise RowError if the model has no embedding for a token; features replace the tokens of images."""
         if self.num_embeddings is None:
             return
         strange = next((token for token in ids if token >= self.num_embeddings and token != self.image_id), None)
         if strange is not None:
             token = self.processor.tokenizer.convert_ids_to_tokens(strange)
             raise RowError(
-                f"{row}: the tokenizer makes {token!r} token {strange}, and the base has embeddings for "
-                f"{self.num_embeddings} tokens only. Its tokenizer is larger than its embedding: use the one "
-                "that belongs to these weights, or take such texts out.",
+                f"{row}: every token must have an embedding, got {token!r} (token {strange}), and the base has "
+                f"embeddings for {self.num_embeddings} tokens only. Use the tokenizer that belongs to these weights, "
+                "or take such texts out.",
                 reason="token without an embedding",
             )
 
@@ -243,7 +249,7 @@ class Collator:
         """Return the row's images.
 
         Raises:
-            RowError: one cannot be used.
+            RowError: if an image cannot be used.
         """
         return open_images(example, max_pixels=self.max_image_pixels, max_aspect=self.max_aspect)
 

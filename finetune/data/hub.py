@@ -1,4 +1,4 @@
-"""Rows of a data set of the Hugging Face hub, or of a folder with its files."""
+"""Rows of a data set on the Hugging Face hub, or of a folder with its files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def read_hub(section: HubData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read one split through ``datasets``; arguments as ``read_jsonl``.
+    """Read one split through ``datasets``; arguments as for ``read_jsonl``.
 
     Raises:
-        DataError: there is no such data set, config or split, or it is not on this machine; with what to do.
+        DataError: if the data set, config or split does not exist, or is not on this machine.
     """
     from datasets import load_dataset
 
@@ -53,9 +53,12 @@ def _place(section: HubData) -> dict[str, Any]:
     if section.root is None:
         return {"path": section.name, "name": section.config, "revision": section.revision}
     if not Path(section.root).is_dir():
-        raise DataError(f"data.root={section.root}: no such folder. It must hold the files of {section.name}.")
+        raise DataError(
+            f"data.root must be a folder with the files of {section.name}, got {section.root}, which is no folder. "
+            "Correct data.root."
+        )
     root = Path(section.root)
-    # Hidden files, as those of git and of `hf download`, are no part of a data set, and change when it does not.
+    # Hidden files, such as those of git and of `hf download`, do not belong to a data set and change without it.
     names = (path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts))
     files = [path for path in names if path.is_file()]
     return {"path": section.root, "name": section.config, "cache_dir": str(conversions_of(files))}
@@ -69,18 +72,20 @@ def hub_faults(section: HubData, split: str) -> Iterator[None]:
     try:
         yield
     except (ConnectionError, DatasetNotFoundError) as error:
-        raise DataError(f"{section.name}: {_first_line(error)}\n{_how_to_bring(section)}") from None
+        fault = f"the data set must be on this machine or on a hub that it reaches: {_first_line(error)}"
+        raise DataError(f"{section.name}: {fault}\n{_how_to_bring(section)}") from None
     except DataError:
         raise
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
-            f"{section.root or section.name}: cannot be loaded: {_first_line(error.__cause__ or error)} Look at "
-            f"data.{split}={getattr(section, split)} and data.config={section.config}."
+            f"{section.root or section.name}: the data set cannot be loaded: "
+            f"{_first_line(error.__cause__ or error).rstrip('.')}. Check data.{split}={getattr(section, split)} and "
+            f"data.config={section.config}."
         ) from None
 
 
 def _one_split(section: HubData, name: str) -> Dataset:
-    """Bring and keep one split; the others, too large to keep, are left where they are."""
+    """Download one split and keep it; other splits, which may be too large to keep, are not downloaded."""
     from datasets import Dataset, load_dataset_builder
     from datasets.fingerprint import Hasher
 
@@ -98,9 +103,9 @@ def _one_split(section: HubData, name: str) -> Dataset:
 def _how_to_bring(section: HubData) -> str:
     revision = f" --revision {section.revision}" if section.revision else ""
     return (
-        "The data set is not on this machine and could not be fetched. Where the hub can be reached, run\n"
+        "On a machine that reaches the hub, run\n"
         f"  hf download {section.name} --repo-type dataset{revision} --local-dir FOLDER\n"
-        "(after `hf auth login` and accepting its terms, where it is gated), bring FOLDER here, and set "
+        "For a gated data set, first accept its terms and run `hf auth login`. Copy FOLDER to this machine, and set "
         "data.root=FOLDER."
     )
 

@@ -1,4 +1,4 @@
-"""Checks of every image before the first step: each is read through once, and remembered until its file changes."""
+"""Checks of every image before the first step: each is read once, and its facts are kept until its file changes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Seen:
     """The facts about an image that can be read."""
 
     size: Size
-    digest: str  # SHA-256 of its file or bytes: equal for rows about the same image
+    digest: str  # SHA-256 of its file or bytes: the same for all rows of one image
     values: tuple[int, int] | None = None  # as ``ImageFacts`` has them
     colors: int | None = None
 
@@ -63,9 +63,9 @@ def facts_of(seen: Sequence[Seen]) -> dict[str, Any]:
 def check_images(
     examples: Sequence[Example], bad: BadRows, *, max_pixels: int, page: int | None = None
 ) -> list[Example]:
-    """Return the rows all of whose images can be read; the others go to ``bad``.
+    """Return the rows whose images can all be read; note the others in ``bad``.
 
-    Rows that begin with the same image get the same ``meta["image"]``, wherever the image stands.
+    Rows that begin with the same image get the same ``meta["image"]``, wherever the image is stored.
     """
     sources = [source for example in examples for source in example.images]
     found = iter(look_at(sources, max_pixels=max_pixels, page=page))
@@ -82,7 +82,7 @@ def check_images(
 
 
 def image_sizes(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Size | RowError]:
-    """Return in order the size of each image, or why it cannot be used; pixels are measured, not looked at."""
+    """Return, in order, the size of each image, or the error that refuses it; of an array, only the shape is read."""
     files = [source for source in sources if not isinstance(source, np.ndarray)]
     found = iter(look_at(files, max_pixels=max_pixels, page=page))
     sizes: list[Size | RowError] = []
@@ -96,7 +96,7 @@ def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Se
     """Read one image through in a process that can be killed, without noting it.
 
     Raises:
-        RowError: it cannot be used.
+        RowError: if the image cannot be used.
     """
     if isinstance(source, np.ndarray):
         return Seen(source.shape[1::-1], image_digest(source))
@@ -107,7 +107,7 @@ def look(source: ImageSource, *, max_pixels: int, page: int | None = None) -> Se
 
 
 def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None = None) -> list[Seen | RowError]:
-    """Read images through, each once, and return in order the facts about each, or the reason why it cannot be used.
+    """Read images through, each once, and return in order the facts about each, or the error that refuses it.
 
     Args:
         sources: the sources of the images.
@@ -120,7 +120,7 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None
     known = notes.get({key for key in keys if key})
     found: dict[str, Seen | RowError] = {}
     left: dict[str, ImageSource] = {}
-    lasting: set[str] = set()  # keys of what can be told from what it may become
+    lasting: set[str] = set()  # keys of images whose files are settled, so that a later change changes the key
     for key, source in zip(keys, sources, strict=True):
         if not key or key in found or key in left:
             continue
@@ -146,7 +146,7 @@ def look_at(sources: Sequence[ImageSource], *, max_pixels: int, page: int | None
 
 
 def _noted(note: str | None) -> Seen | None:
-    """Return the facts that a run has noted about an image; None where there are none, or of another release."""
+    """Return the facts that a run has noted about an image; None if there are none, or only of another release."""
     try:
         (width, height), digest, values, colors = json.loads(note or "null")
         return Seen((int(width), int(height)), str(digest), values and (int(values[0]), int(values[1])), colors)
@@ -155,7 +155,7 @@ def _noted(note: str | None) -> Seen | None:
 
 
 def _capped(seen: Seen, source: ImageSource, max_pixels: int) -> Seen | RowError:
-    """Return the noted facts, or the fault that refuses the image under this run's cap."""
+    """Return the noted facts, or the error that refuses the image under the pixel cap of this run."""
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
         refuse_aspect(seen.size, name)
@@ -166,7 +166,7 @@ def _capped(seen: Seen, source: ImageSource, max_pixels: int) -> Seen | RowError
 
 
 def may_be_noted(source: ImageSource) -> bool:
-    """Return whether facts that are read of an image from now on may be noted under its key."""
+    """Return whether facts that are read from an image after this call may be noted under its key."""
     try:
         return all(is_settled(path) for path in _files(source))
     except (OSError, ValueError):
@@ -174,14 +174,14 @@ def may_be_noted(source: ImageSource) -> bool:
 
 
 def _files(source: ImageSource) -> Sequence[Path]:
-    """Return the files that an image may be read from; none where its key is made of its bytes."""
+    """Return the files that an image may be read from; none if its key is made of its bytes."""
     if isinstance(source, bytes | np.ndarray):
         return ()
     return (source,) if isinstance(source, Path) else source.files()
 
 
 def source_key(source: ImageSource, options: ImageOptions = _PLAIN) -> str:
-    """Return the key of an image's notes, which changes when the image may have changed; empty where there is no file.
+    """Return the key of an image's notes, which changes when the image may have changed; empty if there is no file.
 
     Args:
         source: the source of the image.

@@ -1,7 +1,7 @@
-"""The worker process that decodes images from outside: it can be killed when one takes too long, with bounded memory.
+"""The worker process that decodes images from outside: its memory is bounded, and it can be killed after a time.
 
-It imports numpy and PIL alone. Requests come on standard input and answers go to standard output, each a line of JSON
-and then as many bytes as that line says under ``num_bytes``.
+It imports only numpy and PIL. Requests come on standard input, answers go to standard output. Each is a line of JSON,
+and then as many bytes as that line has under ``num_bytes``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def send(stream: IO[bytes], header: dict[str, Any], payload: bytes = b"") -> Non
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """Return the next message, or None where the other side has gone."""
+    """Return the next message, or None if the other process has ended."""
     line = stream.readline()
     if not line.endswith(b"\n"):
         return None
@@ -52,8 +52,8 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
 def main() -> None:
     """Answer requests until standard input ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a decoder prints is no answer
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each asks for memory
+    os.dup2(2, 1)  # a decoder that prints must not write into the answers
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread allocates memory
     limit = _limits()
     send(answers, {"ready": True})
     with no_bomb_warnings():
@@ -75,16 +75,17 @@ def _answer(header: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], byt
     except RowError as error:
         return {"error": str(error), "reason": error.reason}, b""
     except MemoryError:
-        return {"error": f"{header['name']}: it needs too much memory to be decoded.", "reason": "too much memory"}, b""
+        fault = "the image needs too much memory to decode. Save it as PNG, or make it smaller."
+        return {"error": f"{header['name']}: {fault}", "reason": "too much memory"}, b""
 
 
 def _limits() -> Callable[[int, int], None]:
-    """Return the function that limits this process to some bytes above its present use and some seconds of CPU time."""
+    """Return a function that limits this process: bytes of memory above its present use, and seconds of CPU time."""
     try:
         import resource
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):  # Windows and macOS bound the time that is waited for alone
+    except (ImportError, OSError):  # on Windows and macOS, only the parent bounds the time
         return lambda num_bytes, seconds: None
 
     def set_limit(what: int, wanted: int) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes that decode images; they are used again, and killed when an image takes too long."""
+"""Worker processes that decode images; the pool reuses them, and kills one if an image takes too long."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from finetune.errors import ImageWorkerError, RowError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DECODE_SECONDS = 20  # of a processor, that one image may take
-WAIT_SECONDS = 300.0  # of wall-clock time, where nobody waits for an answer: a file system may be slow
-_CLOSED = "images are not decoded any more: the process ends."
+DECODE_SECONDS = 20  # CPU time that one image may take
+WAIT_SECONDS = 300.0  # wall-clock time that one image may take in a run: a file system may be slow
+_CLOSED = "images must be decoded before the process exits, and this process is exiting. Wait for running work first."
 _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from finetune.data.image_worker import main; main()"
 
 
 class ImageWorkers:
-    """A pool of processes that decode images, as many as threads ask at once.
+    """A pool of processes that decode images: one for each thread that decodes at the same time.
 
     Args:
-        seconds: the wall-clock time that one image may take.
+        seconds: the wall-clock time that one image may take, in seconds.
     """
 
     def __init__(self, *, seconds: float = WAIT_SECONDS):
@@ -46,7 +46,8 @@ class ImageWorkers:
         """Read a whole image once, and return its facts as ``read_through`` does.
 
         Raises:
-            RowError: as ``read_through``; or it takes too much time or memory, or crashes its decoder.
+            RowError: as ``read_through``; also if the image takes too much time or memory, or crashes its decoder.
+            ImageWorkerError: if no process can decode the image.
         """
         header, _ = self._ask(source, max_pixels=max_pixels, name=name, page=page, wants_pixels=False)
         size, values, colors = (header["facts"][key] for key in ("size", "values", "colors"))
@@ -57,6 +58,7 @@ class ImageWorkers:
 
         Raises:
             RowError: as ``facts``.
+            ImageWorkerError: as ``facts``.
         """
         header, payload = self._ask(source, max_pixels=max_pixels, name=name, page=page, wants_pixels=True)
         return np.frombuffer(payload, header["dtype"]).reshape(header["shape"])
@@ -81,11 +83,11 @@ class ImageWorkers:
                 raise ImageWorkerError(_CLOSED)
             if worker.is_late:
                 raise RowError(
-                    f"{name}: it takes more than {min(self.seconds, DECODE_SECONDS):g} seconds to decode. Save it as "
-                    "PNG.",
+                    f"{name}: the image takes more than {min(self.seconds, DECODE_SECONDS):g} seconds to decode. Save "
+                    "it as PNG.",
                     reason="image takes too long to decode",
                 )
-            raise RowError(f"{name}: its decoder crashes on it. Save it anew.", reason="unreadable image")
+            raise RowError(f"{name}: the image crashes its decoder. Save it again as PNG.", reason="unreadable image")
         header, payload = answer
         if "error" in header:
             raise RowError(header["error"], reason=header["reason"])
@@ -117,11 +119,11 @@ class ImageWorkers:
 
 
 class _Worker:
-    """One process; ``is_late`` is true if the process was killed because its time was over."""
+    """One process; ``is_late`` is True if the process was killed because an image took too long."""
 
     def __init__(self) -> None:
         folders = [str(Path(__file__).resolve().parents[2]), *sys.path]
-        # One thread: numpy's own would ask for memory by the number of cores.
+        # One thread: numpy would allocate memory for each core.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.is_late = False
         try:
@@ -129,25 +131,29 @@ class _Worker:
                 [sys.executable, "-P", "-c", _MAIN, *folders],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # decoders print there what they think of an image
+                stderr=subprocess.DEVNULL,  # decoders print their warnings about an image there
                 env=env,
-                start_new_session=os.name == "posix",  # signals to our group are for us to answer
+                start_new_session=os.name == "posix",  # this process alone handles the signals to its group
             )
         except OSError as error:
-            raise ImageWorkerError(f"no process can be started to decode images: {error}") from error
+            raise ImageWorkerError(
+                f"this system cannot start a process that decodes images: {error}. Check its limits of memory and "
+                "processes."
+            ) from error
         if self.ask(None, b"", 120.0) is None:
             raise ImageWorkerError(
-                f"the process that decodes images ended with code {self._process.wait()} before it began: "
-                f"{sys.executable} -c 'import finetune.data.image_worker' tells why."
+                "the process that decodes images must start, but it ended with code "
+                f"{self._process.wait()}. To see its error, run {sys.executable} -c 'import "
+                "finetune.data.image_worker'"
             )
 
     def ask(self, header: dict[str, Any] | None, payload: bytes, seconds: float) -> tuple[dict[str, Any], bytes] | None:
-        """Send a request and return its answer; None where the process ended or its time was over.
+        """Send a request and return its answer; None if the process ended or the request took too long.
 
         Args:
             header: the header of the request; None waits for the process to be ready.
             payload: the bytes of the request.
-            seconds: the time that the request may take.
+            seconds: the wall-clock time that the request may take, in seconds.
         """
         timer = threading.Timer(seconds, self._end_late)
         timer.daemon = True
@@ -167,18 +173,18 @@ class _Worker:
         return answer
 
     def is_alive(self) -> bool:
-        """Return whether it takes more requests."""
+        """Return whether the process takes more requests."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the process, in any state."""
+        """End the process in any state."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 try:
                     stream.close()
-                except OSError:  # what it was still to be sent
+                except OSError:  # closing flushes bytes that the process no longer reads
                     pass
 
     def _end_late(self) -> None:
@@ -194,5 +200,5 @@ def _workers_of(pid: int) -> ImageWorkers:
 
 
 def image_workers() -> ImageWorkers:
-    """Return the workers of this process; one that was forked has its own."""
+    """Return the workers of this process; a forked process has its own."""
     return _workers_of(os.getpid())

@@ -1,4 +1,4 @@
-"""Opening images: any mode and orientation becomes upright RGB; an image too large to decode safely is refused."""
+"""Opening images: every mode and orientation becomes upright RGB; an image that is too large is refused."""
 
 import hashlib
 import io
@@ -20,14 +20,14 @@ from finetune.data.bit_depth import DEEP_MODES, DEEP_TYPES, is_deep_color, to_8_
 from finetune.data.pixels import is_array, pixels_of
 from finetune.errors import DataError, FinetuneError, RowError
 
-# PIL reads more, some of it by starting other programs (EPS), some of it no images (fonts, streams).
+# PIL reads more formats: some start other programs (EPS), and some are not images (fonts, streams).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Image.init()  # PIL knows formats by name only once all of its readers are loaded
-OVER_CAP = "image over the pixel cap"  # the reason of a row that is refused for it
+OVER_CAP = "image over the pixel cap"  # the reason of a row whose image has too many pixels
 _PLAIN = ImageOptions()
-MOST_SCANS = 100  # of a JPEG; encoders write ten or so
+MOST_SCANS = 100  # scans of a JPEG; encoders write about ten
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
-# Inside the data of a scan 0xff is followed by 0 or by a restart mark.
+# Inside the data of a scan, 0 or a restart mark follows 0xff.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -39,7 +39,8 @@ class ImageFacts:
     Attributes:
         size: the width and height of the upright image, in pixels.
         values: the lowest and highest value of a grey image of more than 8 bits; None for any other image.
-        colors: highest value of a colour image of 16 bits a channel, of which PIL reads the upper 8; None of any other.
+        colors: the highest value of a colour image of 16 bits a channel, of which PIL reads the upper 8 bits; None for
+            any other image.
     """
 
     size: tuple[int, int]
@@ -55,10 +56,10 @@ def open_image(
     name: str | None = None,
     options: ImageOptions = _PLAIN,
 ) -> Image.Image:
-    """Return the image as upright RGB; of an animation its first frame.
+    """Return the image as upright RGB; of an animation, return the first frame.
 
-    What is transparent is seen on white, as on a page or in a shop: the colour stored under full transparency is
-    arbitrary, and mostly black. Grey of more than 8 bits is scaled to 8 bit.
+    Transparent parts become white, because the colour under full transparency is arbitrary, and mostly black. Grey of
+    more than 8 bits is scaled to 8 bits.
 
     Args:
         source: the source of the image.
@@ -68,7 +69,7 @@ def open_image(
         options: the settings by which the image is opened.
 
     Raises:
-        RowError: it is missing, unreadable, truncated or too large.
+        RowError: if the image is missing, unreadable, truncated or too large.
     """
     if isinstance(source, np.ndarray):
         refuse_aspect(source.shape[1::-1], name or "the image", max_aspect)
@@ -80,7 +81,7 @@ def open_image(
 def read_pixels(
     source: Path | bytes, *, max_pixels: int = 50_000_000, name: str | None = None, page: int | None = None
 ) -> np.ndarray:
-    """Return the upright pixels of an image: as ``open_image``, but with every bit that they have.
+    """Return the upright pixels of an image as ``open_image`` does, but with all of their bits.
 
     Returns:
         [H, W, 3] uint8, or the values [H, W] of a grey image of more than 8 bits.
@@ -97,8 +98,8 @@ def read_through(
 ) -> ImageFacts:
     """Read the whole image once; call it inside ``no_bomb_warnings``.
 
-    A header alone does not tell that the end is missing. The whole stream of a JPEG is read, but only an eighth of
-    its width and height computed, which takes a fraction of the time.
+    A header does not show whether the end of the file is missing. The whole stream of a JPEG is read, but only an
+    eighth of its width and height is computed, which is much faster.
 
     Raises:
         RowError: as ``open_image``.
@@ -106,7 +107,7 @@ def read_through(
     if isinstance(source, np.ndarray):
         return ImageFacts(size=(source.shape[1], source.shape[0]))
     with _opened(source, max_pixels, name, page) as file:
-        deep_color = is_deep_color(file)  # before anything loads it
+        deep_color = is_deep_color(file)  # must come before the file is loaded
         width, height = file.size
         if file.getexif().get(ExifTags.Base.Orientation) in _LYING:
             width, height = height, width
@@ -122,21 +123,21 @@ def read_through(
 
 
 def refuse_over_cap(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    """Raise RowError where width x height is over ``max_pixels``."""
+    """Raise RowError if width x height is over ``max_pixels``."""
     width, height = size
     if width * height > max_pixels:
         raise RowError(
-            f"{name}: {width} x {height} is over the cap of {max_pixels} pixels. Shrink it, or raise "
-            "data.max_image_pixels.",
+            f"{name}: an image must have at most {max_pixels} pixels, got {width} x {height}. Shrink the image, or "
+            "raise data.max_image_pixels.",
             reason=OVER_CAP,
         )
 
 
 @contextmanager
 def no_bomb_warnings() -> Iterator[None]:
-    """Silence PIL's warning of large images: the cap of this room is another, and an error.
+    """Silence PIL's warning of large images: this module has its own limit, which raises an error.
 
-    Warning filters belong to the whole process, so this stands around threads and never inside one.
+    Warning filters belong to the whole process. Use this around threads, never inside one.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -147,7 +148,7 @@ def no_bomb_warnings() -> Iterator[None]:
 def _opened(
     source: ImageSource, max_pixels: int, name: str | None, page: int | None = None, max_aspect: int = MOST_ASPECT
 ) -> Iterator[Image.Image]:
-    """Open an image whose size is allowed; any error of it inside the block becomes a RowError."""
+    """Open an image whose size is allowed; any error about the image inside the block becomes a RowError."""
     name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
         place = source if isinstance(source, Path | bytes) else source.read()  # type: ignore[union-attr]
@@ -160,19 +161,21 @@ def _opened(
     except (FinetuneError, MemoryError):
         raise
     except FileNotFoundError:
-        raise RowError(f"{name}: no such file", reason="missing image") from None
-    except Image.DecompressionBombError:  # at twice PIL's own cap, before the size can be asked for
+        raise RowError(f"{name}: no such file. Check the path of the image.", reason="missing image") from None
+    except Image.DecompressionBombError:  # PIL raises this before it returns the size
         raise RowError(
-            f"{name}: it is over twice PIL's own cap of {Image.MAX_IMAGE_PIXELS} pixels. Shrink it.",
+            f"{name}: an image must have at most twice PIL's own cap of {Image.MAX_IMAGE_PIXELS} pixels, got more. "
+            "Shrink the image.",
             reason=OVER_CAP,
         ) from None
     except UnidentifiedImageError:
         if lfs.is_pointer(place if isinstance(place, bytes) else place.read_bytes()):
             raise RowError(f"{name}: {lfs.WAY_OUT}", reason="git-LFS pointer") from None
         raise RowError(
-            f"{name}: not a readable image: it is none of {', '.join(FORMATS)}", reason="unreadable image"
+            f"{name}: not a readable image: its format must be one of {', '.join(FORMATS)}. Save it as PNG or JPEG.",
+            reason="unreadable image",
         ) from None
-    except Exception as error:  # PIL's readers raise almost anything on bytes that were not made by a writer
+    except Exception as error:  # PIL's readers raise almost any exception on damaged bytes
         what = str(error) or type(error).__name__
         raise RowError(f"{name}: not a readable image: {what}", reason="unreadable image") from None
 
@@ -181,15 +184,15 @@ def as_source(image: Any) -> ImageSource:
     """Return an image from an app as an ImageSource.
 
     Args:
-        image: a path, bytes, a PIL image, pixels as ``pixels_of`` takes them, or a row's own.
+        image: the path, the bytes, a PIL image, pixels as ``pixels_of`` takes them, or the image of a row.
 
     Raises:
-        DataError: it is none of these, or a PIL image whose file cannot be read to its end.
+        DataError: if it is none of these, or a PIL image whose file cannot be read to its end.
     """
     if isinstance(image, Image.Image):
         try:
             return _pixels(image)
-        except (OSError, ValueError, SyntaxError) as error:  # PIL reads a file when its pixels are asked for
+        except (OSError, ValueError, SyntaxError) as error:  # PIL reads a file when its pixels are used
             raise DataError(f"the PIL image cannot be read: {error}") from None
     if isinstance(image, np.ndarray) and image.ndim == 2 and image.dtype in DEEP_TYPES and image.size:
         return image
@@ -200,24 +203,24 @@ def as_source(image: Any) -> ImageSource:
     if isinstance(image, Path | bytes | ImageHandle):
         return image
     raise DataError(
-        "an image is a path, bytes, a PIL image, or an RGB array of numpy or torch, "
-        f"not {type(image).__module__}.{type(image).__qualname__}"
+        "an image must be a path, bytes, a PIL image, or an RGB array of numpy or torch, "
+        f"got {type(image).__module__}.{type(image).__qualname__}"
     )
 
 
 def _refuse_scans(file: Image.Image, place: Path | bytes) -> None:
-    """Refuse a JPEG of more scans than any encoder writes: each of them goes over the whole image."""
+    """Refuse a JPEG with more scans than any encoder writes: each scan decodes the whole image again."""
     if file.format not in ("JPEG", "MPO"):
         return
     num_scans = _num_scans(place if isinstance(place, bytes) else place.read_bytes())
     if num_scans > MOST_SCANS:
-        raise ValueError(f"a JPEG of over {MOST_SCANS} scans. Save it anew")
+        raise ValueError(f"a JPEG must have at most {MOST_SCANS} scans, got more. Save the image again.")
 
 
 def _num_scans(data: bytes) -> int:
-    """Return the number of scans of the first image of a JPEG, of no more than one too many.
+    """Return the number of scans of the first image of a JPEG; counting stops above ``MOST_SCANS``.
 
-    What stands in other segments, such as a preview, or behind the image, such as a film, is passed over.
+    Other segments, such as a preview, and data after the image, such as a film, do not count.
     """
     place, num_scans = 2, 0
     while num_scans <= MOST_SCANS and (found := _MARKER.search(data, place)):
@@ -230,7 +233,7 @@ def _num_scans(data: bytes) -> int:
 
 
 def _turn_to(file: Image.Image, page: int | None, name: str) -> None:
-    """Turn to the page of a TIFF; other files with several frames are animations, or hold a preview."""
+    """Go to the page of a TIFF; other files with several frames are animations, or hold a preview."""
     if file.format != "TIFF":
         return
     wanted = 2 if page is None else page
@@ -239,11 +242,15 @@ def _turn_to(file: Image.Image, page: int | None, name: str) -> None:
     except EOFError:
         if page is None:
             return
-        raise RowError(f"{name}: it has no page {page} (data.image_page)", reason="no such page") from None
+        raise RowError(
+            f"{name}: data.image_page must be a page of the TIFF, got {page}, and the TIFF has fewer pages. Choose a "
+            "smaller number.",
+            reason="no such page",
+        ) from None
     if page is None:
         raise RowError(
-            f"{name}: the TIFF has several pages. Choose one for all files with data.image_page, such as "
-            "data.image_page=1, or save each page as an image.",
+            f"{name}: a TIFF must have one page, or data.image_page must choose one, got several pages. Set "
+            "data.image_page for all files, such as data.image_page=1, or save each page as an image.",
             reason="several pages",
         )
 
@@ -252,7 +259,7 @@ def _scaled(values: np.ndarray, options: ImageOptions, name: str) -> Image.Image
     try:
         return Image.fromarray(to_8_bit(values, options.range)).convert("RGB")
     except ValueError as error:
-        raise RowError(f"{name}: {error}.", reason="values without a range") from None
+        raise RowError(f"{name}: {error}", reason="values without a range") from None
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -275,7 +282,10 @@ def _upright_rgb(image: Image.Image, image_range: tuple[int, int] | None = None)
 
 def _refuse_floats(image: Image.Image) -> None:
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, which have no fixed range; save it in 8 or 16 bit")
+        raise ValueError(
+            "pixels must be whole numbers, got floating-point numbers, which have no fixed range. Save the image in 8 "
+            "or 16 bit."
+        )
 
 
 def image_digest(source: ImageSource) -> str:

@@ -19,12 +19,12 @@ def read_jsonl(
         section: the recipe's data section.
         split: the name of the split: ``train``, ``val`` or ``test``.
         task: the section of the task that puts the questions.
-        seed: the seed of the run; unused, since the file has an order.
+        seed: the seed of the run; unused, because the file has an order.
         bad: the record of the rows that cannot be used.
-        limit: the number of rows to read from the file's beginning; None for all.
+        limit: the number of rows to read from the beginning of the file; None for all.
 
     Raises:
-        DataError: naming the file.
+        DataError: if the file cannot be read, or a row cannot be used; the message names the file and the line.
     """
     root = Path(section.root)
     path = root / getattr(section, split)
@@ -45,5 +45,5 @@ def read_jsonl(
                 row = RawRow(id=f"{path.name}:{number}", where=where, fields=read_object(line, where))
                 examples.append(to_example(row, section, task, root=root, bad=bad))
     if not bad.tried:
-        raise DataError(f"{path}: no rows")
+        raise DataError(f"{path}: the file must have at least one row, got none. Check data.root and data.{split}.")
     return examples

@@ -1,4 +1,4 @@
-"""The number of tokens of each row, known before the first step without opening an image: no row is ever cut."""
+"""The number of tokens of each row, counted before the first step without opening images: no row is ever cut."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ _LISTED = 20  # rows named in a report
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Return the number of tokens that the language model takes; None where its config sets no bound."""
+    """Return the number of tokens that the language model takes; None if its config sets no bound."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def refused_by_processor(where: str, processor: ProcessorMixin, error: Exception) -> RowError:
-    """Return the error of a row that a processor cannot make anything of."""
+    """Return the error of a row that a processor cannot encode."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return RowError(f"{where}: {type(processor).__name__} refuses it: {lines[0]}", reason="refused by the processor")
+    fault = f"{where}: {type(processor).__name__} cannot encode these texts and images. Change them: {lines[0]}"
+    return RowError(fault, reason="refused by the processor")
 
 
 class Lengths:
     """A counter of the tokens of rows for one base.
 
-    What images become depends on nothing but their sizes, so the processor is asked once for each row of sizes,
-    with blank images, and its answer is remembered. Where a processor puts line breaks around an image that merge
-    with the text beside it, a row may turn out a token or two shorter.
+    The number of tokens of images depends only on their sizes. So the processor encodes blank images once for each
+    list of sizes, and the number is kept. If a processor puts line breaks around an image that merge with the text
+    beside it, a row may be a token or two shorter than its count.
 
     Args:
         collator: the collator of the base.
-        key: a text that changes when the processor does.
+        key: a text that changes with the processor.
     """
 
     def __init__(self, collator: Collator, *, key: str):
@@ -62,7 +63,7 @@ class Lengths:
         self.tokens: dict[tuple[Size, ...], int] = {(): 0}
 
     def of_training_row(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
-        """Return the tokens of a row with its longest caption; also find every fault of supervision."""
+        """Return the tokens of a row with its longest caption; also refuse a row that cannot be supervised."""
         variants = [example.saying(caption) for caption in example.captions] or [example]
         rendered = [self.collator.supervise(variant) for variant in variants]
         longest = max(len(each.ids) for each in rendered)
@@ -70,7 +71,7 @@ class Lengths:
         return RowTokens(longest - len(sizes) + self._of_row(example, sizes), answer)
 
     def of_prompt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
-        """Return the tokens of a row up to where its answer begins, and those of its longest reference."""
+        """Return the tokens of a row up to the beginning of its answer, and those of its longest reference."""
         prompt = len(self.collator.prompt(example).ids)
         tokenizer = self.collator.processor.tokenizer
         references = tokenizer(example.answers, add_special_tokens=False)["input_ids"] if example.answers else []
@@ -80,7 +81,7 @@ class Lengths:
     def _of_row(self, example: Example, sizes: Sequence[Size]) -> int:
         try:
             return self.of_images(tuple(sizes))
-        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # whatever a processor refuses
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # errors of processors
             if isinstance(error, FinetuneError):
                 raise
             shown = ", ".join(f"{width} x {height}" for width, height in sizes)
@@ -88,7 +89,7 @@ class Lengths:
             raise refused_by_processor(where, self.collator.processor, error) from None
 
     def of_images(self, sizes: tuple[Size, ...]) -> int:
-        """Return the number of tokens that images of these sizes become in one row."""
+        """Return the number of tokens of images of these sizes in one row."""
         if sizes not in self.tokens:
             note = json.dumps([self.key, sizes])
             known = self.notes.get([note]).get(note, "")
@@ -115,19 +116,19 @@ def fitting(
     room: int,
     bad: BadRows,
 ) -> list[Example]:
-    """Return the rows that the base takes, with their lengths; find other faults that would stop a run's first step.
+    """Return the rows that the base takes, with their lengths; refuse rows that would stop the first step.
 
     Args:
         examples: the rows, whose images can be read.
         lengths: the counter of the base.
-        section: the section with the treatment of rows that are too long.
+        section: the section whose ``too_long`` decides what happens to rows that are too long.
         split: the split; ``train`` rows are counted with their answers, others up to their answers.
         limit: the largest number of tokens of a row; None for no bound.
         room: the number of tokens that are left free for the answer.
         bad: the record of the rows that this base cannot take.
 
     Raises:
-        DataError: naming rows that are too long, or one that cannot be put to this base.
+        DataError: if rows are too long, or a row cannot be used with this base; the message names the rows.
     """
     cap = lengths.collator.max_image_pixels
     page = examples[0].image_options.page if examples else None
@@ -160,7 +161,7 @@ def fitting(
                 "where the base takes more, or leave them out with data.too_long=drop."
             )
         if not fit:
-            raise DataError(f"{report}\nNo row is left.")
+            raise DataError(f"{report}\nNo row is left. Shorten the rows, or raise data.max_length.")
         bad.log(f"{report}\nThey are left out (data.too_long: drop).")
     return fit
 

@@ -1,9 +1,9 @@
 """Special marks in texts from outside: only the chat template and the processor may write them.
 
-A special token written in a text becomes that token: it would open or end a turn, or stand for an image. Every text is
-checked, of rows of all splits and of whatever an app is asked, and refused. So are the best-known marks of other
-models, which this base reads as plain text: a row that holds ``<image>`` was written for a trainer that puts the image
-there.
+A special token in a text becomes that token: it would open or end a turn, or stand for an image. So every text is
+checked, in rows of all splits and in the requests of apps, and a text with such a token is refused. The same holds for
+the best-known marks of other models, which this base reads as plain text: a row with ``<image>`` was written for a
+trainer that puts the image there.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Marks:
     """A check that refuses texts with marks.
 
     Args:
-        processor: the base's processor.
-        ids: the ids of further marks: the tokens that end a turn, and the one that stands for an image.
-        render: the chat template, as ``Collator.render`` has it; None where the base has none.
+        processor: the processor of the base.
+        ids: the token ids of further marks: the tokens that end a turn, and the one that stands for an image.
+        render: the function that applies the chat template, as ``Collator.render``; None if the base has no template.
     """
 
     def __init__(
@@ -48,23 +48,23 @@ class Marks:
         found = _special_tokens(processor, ids) | _turn_marks(tokenizer, render)
         self._own = _any_of(found)
         self._others = _any_of({*_IMAGES, *_OTHER_MEDIA, *_TURNS} - found)
-        # A token may be looked for in the text as the tokenizer normalises it, which may write it otherwise.
+        # The tokenizer may search for a token in the normalised text, where the token may be written differently.
         backend = getattr(tokenizer, "backend_tokenizer", None)
         normalized = any(token.normalized and token.content in found for token in _added(tokenizer))
         self._normalizer = backend.normalizer if backend is not None and normalized else None
 
     def refuse(self, example: Example) -> None:
-        """Raise RowError where a message of the row holds a mark."""
+        """Raise RowError if a message of the row holds a mark."""
         for number, message in enumerate(example.messages, start=1):
             where = f"row {example.id}, message {number} ({message['role']})"
             for text in _texts(message):
                 self.refuse_text(text, where=where)
 
     def refuse_text(self, text: str, *, where: str) -> None:
-        """Raise RowError where ``text`` holds a mark; ``where`` names it."""
+        """Raise RowError if ``text`` holds a mark; ``where`` is the name of the text in the error."""
         if _SURROGATE.search(text):
             raise RowError(
-                f"{where}: the text holds half of a character (a lone surrogate). Write the whole one.",
+                f"{where}: the text holds half of a character (a lone surrogate). Write the whole character.",
                 reason="not Unicode",
             )
         own = self._own.search(text) or (
@@ -72,8 +72,8 @@ class Marks:
         )
         if own:
             raise RowError(
-                f"{where}: the text holds {own[0]!r}, a special token of this base, which would be read as that token "
-                f"and not as text. {_way_out(own[0])}",
+                f"{where}: the text holds {own[0]!r}, a special token of this base. The base would read it as that "
+                f"token and not as text. {_way_out(own[0])}",
                 reason="text with a special token",
             )
         other = self._others.search(text)
@@ -86,7 +86,7 @@ class Marks:
 
 
 def _special_tokens(processor: Any, ids: Collection[int]) -> set[str]:
-    """Return the special tokens of a tokenizer, and those that its processor knows by a name of their own."""
+    """Return the special tokens of a tokenizer, and the added tokens that are attributes of its processor."""
     tokenizer = processor.tokenizer
     added = _added(tokenizer)
     known = {token.content for token in added}
@@ -97,13 +97,13 @@ def _special_tokens(processor: Any, ids: Collection[int]) -> set[str]:
 
 
 def _turn_marks(tokenizer: PreTrainedTokenizerBase, render: Callable[..., str] | None) -> set[str]:
-    """Return the added tokens with which the chat template parts the turns; they need not be special."""
+    """Return the added tokens that the chat template writes between turns; they need not be special."""
     if render is None:
         return set()
     turns = [{"role": role, "content": [{"type": "text", "text": "?"}]} for role in ("user", "assistant", "user")]
     try:
         text = render(turns, for_answer=True)
-    except (TemplateError, TypeError, KeyError, ValueError):  # it takes other conversations only
+    except (TemplateError, TypeError, KeyError, ValueError):  # the template takes only other conversations
         return set()
     return {token.content for token in _added(tokenizer) if token.content.strip() and token.content in text}
 
@@ -113,7 +113,7 @@ def _added(tokenizer: Any) -> Iterable[Any]:
 
 
 def _texts(message: Message) -> list[str]:
-    """Return the texts of a message; those that no image parts are one, as the template joins them."""
+    """Return the texts of a message; texts with no image between them are one, because the template joins them."""
     texts = [""]
     for part in message["content"]:
         if part["type"] == "text":
@@ -124,17 +124,17 @@ def _texts(message: Message) -> list[str]:
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches any of ``tokens``, and never matches where there are none."""
+    """Return a pattern that matches any of ``tokens``; it never matches if there are none."""
     longest_first = sorted(tokens, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _way_out(token: str) -> str:
     if token in _OTHER_MEDIA:
-        return "Only images are read: take it out."
+        return "Only images are read. Remove it from the text."
     if token in _IMAGES:
         return (
-            "Take it out: the images of a question stand before it, and in messages an image is a part of its own, "
-            '{"type": "image"}.'
+            "Remove it from the text. The images of a question come before it; in messages, an image is a part of its "
+            'own, {"type": "image"}.'
         )
-    return "Take it out of the text."
+    return "Remove it from the text."

@@ -1,4 +1,4 @@
-"""The media of a row: the types that a base takes, and the opening of each."""
+"""The media of a row: the types that a base takes, and the function that opens them."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ def refuse_media(example: Example, family: ModelFamily) -> None:
     """Refuse a row with a medium that a base does not take, or that this package cannot open.
 
     Raises:
-        RowError: naming the row, the type of the medium and the family.
+        RowError: if there is such a medium; the message names the row, the type of the medium and the family.
     """
     for number, type in enumerate(example.media_types, 1):
         if type not in family.media:
             raise RowError(
                 f"row {example.id}: {family.model_type} takes {_listed(family.media)}, and medium {number} of the row "
-                f"is of the type {type}. Leave such rows out, or take a base that reads them.",
+                f"is of the type {type}. Leave such rows out, or use a base that takes them.",
                 reason=f"{type} for a base that takes none",
             )
         if type not in OPENED:
             raise RowError(
-                f"row {example.id}: {family.model_type} takes media of the type {type}, as medium {number} of the row "
-                f"is, and this collator opens {_listed(OPENED)} only. Leave such rows out.",
+                f"row {example.id}: this collator opens {_listed(OPENED)} only, and medium {number} of the row is of "
+                f"the type {type}, which {family.model_type} takes. Leave such rows out.",
                 reason=f"{type}, which is not opened",
             )
 
 
 def refuse_unopened(example: Example) -> None:
-    """Refuse a row with a medium that no manifest could have a digest of, whatever opens it.
+    """Refuse a row with a medium of a type for which a manifest has no digests.
 
     Raises:
-        RowError: naming the row and the type of the medium.
+        RowError: if there is such a medium; the message names the row and the type of the medium.
     """
     for number, type in enumerate(example.media_types, 1):
         if type not in OPENED:
             raise RowError(
-                f"row {example.id}: medium {number} is of the type {type}, and a manifest has digests of "
-                f"{_listed(OPENED)} only. Leave such rows out.",
+                f"row {example.id}: a manifest has digests of {_listed(OPENED)} only, and medium {number} of the row "
+                f"is of the type {type}. Leave such rows out.",
                 reason=f"{type}, which has no digest",
             )
 
@@ -58,12 +58,12 @@ def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[I
     """Open the images of a row, in order.
 
     Args:
-        example: the row to open the media of.
+        example: the row whose images are opened.
         max_pixels: the largest width x height in pixels; a larger image is refused before it is decoded.
         max_aspect: the largest ratio of an image's longer side to its shorter side.
 
     Raises:
-        RowError: one cannot be used.
+        RowError: if an image cannot be used.
     """
     return [
         open_image(
@@ -78,7 +78,7 @@ def open_images(example: Example, *, max_pixels: int, max_aspect: int) -> list[I
 
 
 def image_name(source: ImageSource) -> str:
-    """Return the name of an image in errors."""
+    """Return the name by which errors call an image."""
     return "its image" if isinstance(source, bytes | np.ndarray) else str(source)
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read one split of every source; arguments as ``read_jsonl``, ``seed`` chooses the rows that are repeated.
+    """Read one split of every source; arguments as for ``read_jsonl``, but ``seed`` chooses the rows to repeat.
 
-    A row's id and kind begin with the name of its source, so that scores are broken down by it; the id of a repetition
-    ends with ``#2``, ``#3`` and so on.
+    A row's id and kind begin with the name of its source, so that scores are broken down by source. The id of a
+    repeated row ends with ``#2``, ``#3`` and so on.
     """
     parts: dict[str, list[Example]] = {}
     for name in section.sources:
@@ -35,7 +35,7 @@ def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad:
             replace(example, id=f"{name}/{example.id}", meta=example.meta | {"kind": f"{name}/{example.kind}"})
             for example in rows
         ]
-    bad.tried = sum(len(rows) for rows in parts.values())  # each source has told of its faults
+    bad.tried = sum(len(rows) for rows in parts.values())  # each source has logged its own faults
     if split != "train":
         return [example for rows in parts.values() for example in rows]
     weights = {name: part.weight for name, part in section.sources.items()}
@@ -55,7 +55,7 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, 
 
 
 def _repeated(rows: list[Example], wanted: int, *, seed: int) -> list[Example]:
-    """Return ``wanted`` rows: all of them as often as goes, the rest chosen by seed."""
+    """Return ``wanted`` rows: all rows as many times as they fit, then rows that the seed chooses."""
     out: list[Example] = []
     for turn in range(1, math.ceil(wanted / max(1, len(rows))) + 1):
         left = min(len(rows), wanted - len(out))

@@ -1,4 +1,4 @@
-"""Opening a stream: its files and their versions are known before a row is read."""
+"""Opening a stream: its files and their versions are known before any row is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_stream(
         limit: the largest number of tokens of a row; None for no bound.
 
     Raises:
-        DataError: it cannot be read, or one of its first rows cannot be used.
+        DataError: if the source cannot be read, or one of its first rows cannot be used.
     """
     import pyarrow
     from datasets import load_dataset_builder
@@ -60,8 +60,10 @@ def open_stream(
             builder = load_dataset_builder("parquet", data_files=data_files, cache_dir=str(conversions_of(paths)))
             dataset = builder.as_streaming_dataset(split=split)
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{what}: not readable Parquet files: {str(error).splitlines()[0]}") from None
-    # What datasets itself tells versions by: the hub's commit, a server's ETag, a file's time.
+            cause = str(error).splitlines()[0].rstrip(".")
+            fault = f"not readable Parquet files: {cause}. Write the files again, or fetch them again."
+            raise DataError(f"{what}: {fault}") from None
+    # datasets itself uses these as versions: the commit on the hub, the ETag of a server, the time of a file.
     found = (builder.config.data_files or {}).get(split)
     pairs = zip(found, found.origin_metadata, strict=True) if found is not None else ()
     files = [(Path(name).name, *version) for name, version in pairs]

@@ -1,4 +1,4 @@
-"""Fields of a row that the recipe does not name: one that would change the row is refused, the others are listed."""
+"""Fields of a row that the recipe does not name: a field that would change the row is an error, others are listed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TURNS = "write the whole conversation under messages"
 _MEDIA = "only images are read"
 _PAIRS = "a row has one supervised answer; preferences are not trained"
 _TOOLS = "tools are not rendered into the prompt"
-# What other trainers read under these names (LLaMA-Factory, ShareGPT, TRL, Axolotl, ms-swift): without it the row says
-# something else.
+# Other trainers read fields of these names (LLaMA-Factory, ShareGPT, TRL, Axolotl, ms-swift). Without such a field the
+# row would have another meaning.
 REFUSED = {
     "history": _TURNS,
     "conversations": f"{_TURNS} with role and content, or name the field with data.messages",
@@ -26,7 +26,7 @@ REFUSED = {
     "input": "join it to the question, or name the field with data.question",
     "tools": _TOOLS,
     "functions": _TOOLS,
-    "chat_template_kwargs": "the chat template gets no arguments",
+    "chat_template_kwargs": "rows pass no arguments to the chat template",
     "documents": "documents are not rendered into the prompt; put their text into the question",
     "video": _MEDIA,
     "videos": _MEDIA,
@@ -39,7 +39,7 @@ REFUSED = {
     "rejected_images": _PAIRS,
     "kto_tag": _PAIRS,
     "loss_scale": "tokens have no weights of their own",
-    # Of a whole row; those of a turn are honoured.
+    # These three are refused for a whole row; a turn may have them.
     "weight": "rows have no weights: leave the row out, or set the weights of a mix's sources",
     "loss": "leave the row out, or set loss on its turns",
     "train": "leave the row out, or set train on its turns",
@@ -48,13 +48,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {"weight": (1,), "loss": (1,), "train": (
 
 
 def read_fields(section: ColumnData, task: TaskSection) -> list[str]:
-    """Return the fields that are read: those that the recipe names, and those of its task's own."""
+    """Return the fields that are read: those that the recipe names, and those that its task adds."""
     named = [name for key in FIELD_KEYS if (name := getattr(section, key)) is not None]
     return list(dict.fromkeys([*named, *task.columns]))
 
 
 def refused_columns(section: ColumnData, task: TaskSection, columns: Collection[str]) -> list[str]:
-    """Return the columns of a table whose values are to be looked at, because a row may not have them."""
+    """Return the columns of a table whose values must be checked, because a row may not use them."""
     named = {*read_fields(section, task), *section.ignore}
     return [name for name in columns if name in REFUSED and name not in named]
 
@@ -66,19 +66,19 @@ def unread_columns(section: ColumnData, task: TaskSection, columns: Collection[s
 
 
 def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: TaskSection, *, where: str) -> list[str]:
-    """Check the fields that the recipe does not name; one that is empty is as if it were absent.
+    """Check the fields that the recipe does not name; an empty field counts as an absent one.
 
     Args:
         fields: the fields of the row.
-        section: the section that names its fields.
+        section: the section that names the fields of rows.
         task: the section of the task, which may read fields of its own.
         where: the name of the row in errors.
 
     Returns:
-        Those that are not read.
+        The names of the fields that are not read.
 
     Raises:
-        RowError: a field would change what the row says.
+        RowError: if a field that is not supported would change the meaning of the row.
     """
     named = {*read_fields(section, task), *section.ignore}
     unread = []
@@ -89,13 +89,13 @@ def check_other_fields(fields: Mapping[str, Any], section: ColumnData, task: Tas
             unread.append(name)
         elif value not in _NEUTRAL.get(name, ()):
             raise RowError(
-                f"{where}: the field {name!r} is not supported: {REFUSED[name]}. It holds {brief(value, 60)}. Take it "
-                f"out of the rows, or leave it unread with data.ignore=[{name}].",
+                f"{where}: the field {name!r} is not supported, got {brief(value, 60)}: {REFUSED[name]}. Remove the "
+                f"field from the rows, or ignore it with data.ignore=[{name}].",
                 reason="unsupported field",
             )
     return unread
 
 
 def is_empty(value: Any) -> bool:
-    """Return whether a field is empty: a table has every column in every row."""
+    """Return whether a field is empty, which counts as absent: a table has every column in every row."""
     return value is None or (isinstance(value, str | list | dict) and not value)

@@ -1,4 +1,4 @@
-"""A collator of image and text pairs, for a base that compares images with texts."""
+"""A collator of pairs of an image and a text, for a base that compares images with texts."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class PairCollator:
 
     Args:
         family: the family of the model, which encodes its inputs.
-        processor: the model's own.
-        max_length: the most tokens of a text, those that begin and end it included; None for no bound.
+        processor: the processor of the model.
+        max_length: the largest number of tokens of a text, with its first and last special token; None for no bound.
         max_image_pixels: the largest width x height of an image, in pixels.
     """
 
@@ -55,14 +55,14 @@ class PairCollator:
         cls, family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> Self:
         """Return the collator of a dual encoder; arguments as for ``Collator.of_base``."""
-        options = data.model_dump(include={"max_image_pixels"}) if data else {}  # a row has one text; all of it counts
+        options = data.model_dump(include={"max_image_pixels"}) if data else {}  # all of its text counts
         return cls(family, processor, max_length=max_positions(model), **options)
 
     def copy(self) -> PairCollator:
-        """Return a collator with a processor of its own: a processor serves one thread at a time."""
+        """Return a collator with its own processor, because a processor serves one thread at a time."""
         other = copy.copy(self)
         other.processor = copy.deepcopy(self.processor)
-        other.__dict__.pop("marks", None)  # they are of the other processor
+        other.__dict__.pop("marks", None)  # they belong to the first processor
         return other
 
     def lengths(self, *, key: str) -> PairLengths:
@@ -71,12 +71,12 @@ class PairCollator:
 
     @cached_property
     def max_aspect(self) -> int:
-        """Longer side to shorter side of an image, at most."""
+        """Return the largest ratio of an image's longer side to its shorter side."""
         return most_aspect(self.processor)
 
     @cached_property
     def marks(self) -> Marks:
-        """The marks that no text may hold."""
+        """Return the check for marks that no text may hold."""
         return Marks(self.processor)
 
     def render(self, messages: list[Message]) -> str:
@@ -84,7 +84,7 @@ class PairCollator:
         return text_of(messages[-1])
 
     def training_batch(self, rows: Sequence[Example | tuple[Example, bool]]) -> Batch:
-        """Return pairs with labels; a row paired with False fills up a batch and is not supervised."""
+        """Return pairs with labels; a row paired with False only fills up a batch and is not supervised."""
         pairs = [row if isinstance(row, tuple) else (row, True) for row in rows]
         examples = [example for example, _ in pairs]
         texts = [self.render(example.messages) for example in examples]
@@ -94,7 +94,7 @@ class PairCollator:
         return Batch(self._encode(rendered), examples, torch.tensor(labels))
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
-        """Return the images of the rows, beside all the texts that they may be answered with where there are any."""
+        """Return the images of the rows, and all texts that an answer may be chosen from, if there are any."""
         texts = texts_to_choose_from(examples)
         self._check_texts(texts, examples)
         shown = [Rendered(None, self._open(example)) for example in examples]
@@ -106,7 +106,7 @@ class PairCollator:
         return Batch(self._encode([Rendered(text) for text in texts]), [])
 
     def show(self, example: Example) -> str:
-        """Return a row as text: its image, and between ⟦ and ⟧ the text that belongs to it."""
+        """Return a row as text: its image, and the text of the pair between ⟦ and ⟧."""
         return f"<{image_name(example.images[0])}> ⟦{self.render(example.messages)}⟧"
 
     def _check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> None:
@@ -115,8 +115,8 @@ class PairCollator:
         for text, ids in zip(texts, self.processor.tokenizer(list(texts))["input_ids"] if texts else [], strict=True):
             if self.max_length and len(ids) > self.max_length:
                 raise DataError(
-                    f"{self._where(text, examples)}the text {text!r:.80} has {len(ids)} tokens, this base takes "
-                    f"{self.max_length}; a text is never cut. Shorten it, or task.text_template."
+                    f"{self._where(text, examples)}a text must have at most {self.max_length} tokens for this base, "
+                    f"got {len(ids)} in {text!r:.80}. A text is never cut: shorten it, or task.text_template."
                 )
 
     def _open(self, example: Example) -> tuple[Image, ...]:
@@ -142,12 +142,12 @@ class PairLengths:
         self.collator = collator
 
     def of_training_row(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
-        """Return the tokens of a row's longest text; also find a row that is no pair."""
+        """Return the tokens of a row's longest text; also refuse a row that is not a pair."""
         _require_one_image(example, self.collator.family)
         return self._longest([text_of(example.messages[-1]), *example.captions], example)
 
     def of_prompt(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
-        """Return the tokens of the longest text that is right for a row."""
+        """Return the tokens of a row's longest correct text; also refuse a row that is not a pair."""
         _require_one_image(example, self.collator.family)
         return self._longest([example.choices[label] for label in example.answers], example)
 
@@ -162,6 +162,7 @@ def _require_one_image(example: Example, family: ModelFamily) -> None:
     refuse_media(example, family)
     if len(example.images) != 1:
         raise RowError(
-            f"row {example.id}: {len(example.images)} images; a text is paired with exactly one",
+            f"row {example.id}: a row must have exactly one image beside its text, got {len(example.images)} images. "
+            "Leave the row out, or make one row for each image.",
             reason="not one image",
         )

@@ -1,4 +1,4 @@
-"""One JSON object a line; the error names anything else that a line, or a whole file, holds."""
+"""Reading one JSON object a line; the errors say what else a line, or a whole file, holds."""
 
 from __future__ import annotations
 
@@ -20,33 +20,49 @@ _AS_LINES = (
 def read_object(line: bytes, where: str) -> dict[str, Any]:
     """Return the object of one line.
 
+    Args:
+        line: the line as bytes.
+        where: the name of the row in errors: file and line.
+
     Raises:
-        RowError: it is none, or none that can be used.
+        RowError: if the line is not one JSON object, or its values cannot be used.
     """
     try:
         row = json.loads(line.decode(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
-        raise RowError(f"{where}: not UTF-8: {error}", reason="not UTF-8") from None
+        fault = f"{where}: a row must be UTF-8 text, got bytes that are not: {error}. Save the file as UTF-8."
+        raise RowError(fault, reason="not UTF-8") from None
     except _DuplicateError as error:
         raise RowError(f"{where}: {error}", reason="duplicate key") from None
     except (ValueError, RecursionError) as error:
-        raise RowError(f"{where}: not JSON: {error}", reason="not JSON") from None
+        fault = f"{where}: a row must be one JSON object on one line, got text that is not JSON: {error}"
+        raise RowError(f"{fault}. Correct the line.", reason="not JSON") from None
     if not isinstance(row, dict):
-        raise RowError(f"{where}: a row is a JSON object, not {type(row).__name__}", reason="not JSON")
+        raise RowError(
+            f"{where}: a row must be a JSON object, got {type(row).__name__}. Write the row as "
+            '{"FIELD": VALUE, ...} on one line.',
+            reason="not JSON",
+        )
     if line.count(b"[") + line.count(b"{") > _DEEPEST and _depth(row) > _DEEPEST:
-        raise RowError(f"{where}: values are nested in more than {_DEEPEST} levels", reason="nested too deep")
+        raise RowError(
+            f"{where}: values must be nested in at most {_DEEPEST} levels, got more. Flatten the row.",
+            reason="nested too deep",
+        )
     if b"\\ud" in line.lower():  # half of a character that JSON writes as two
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = brief(str(error.object)[error.start : error.end])
-            fault = f"{where}: the text holds {half}, half of a character (a lone surrogate). Write the whole one."
-            raise RowError(fault, reason="not Unicode") from None
+            raise RowError(
+                f"{where}: a text must hold whole characters, got {half}, half of one (a lone surrogate). Write the "
+                "whole character.",
+                reason="not Unicode",
+            ) from None
     return row
 
 
 def refuse_other_files(path: Path, data: bytes) -> None:
-    """Raise DataError where a file has no object a line, but is readable as something else."""
+    """Raise DataError if a file does not have one object a line, but is readable as another format."""
     if lfs.is_pointer(data):
         raise DataError(f"{path}: {lfs.WAY_OUT}")
     begin = data.lstrip()[:1]
@@ -67,18 +83,18 @@ def refuse_other_files(path: Path, data: bytes) -> None:
         return
     if isinstance(value, list) and not text[end:].strip() and all(isinstance(row, dict) for row in value):
         raise DataError(
-            f"{path}: this is one JSON array, and JSON Lines has one object a line. Convert it: "
+            f"{path}: a JSON Lines file must have one object a line, got one JSON array. Convert it: "
             f"{_AS_LINES.format(name=path.name)}"
         )
     if isinstance(value, dict) and not alone:
         raise DataError(
-            f"{path}: its first JSON object is spread over several lines, and JSON Lines has one object a line. "
+            f"{path}: a JSON Lines file must have one object a line, got an object that spreads over several lines. "
             f"Convert it: jq -c . {path.name} > rows.jsonl"
         )
 
 
 class _DuplicateError(Exception):
-    """The error of a key that stands twice in one object."""
+    """The error of an object that has one key twice."""
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,12 +102,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _DuplicateError(f"the key {brief(twice, 60)} stands twice, and one of its values would be lost. Keep one")
+        raise _DuplicateError(f"an object must have each key once, got the key {brief(twice, 60)} twice. Keep one.")
     return found
 
 
 def _depth(value: Any) -> int:
-    """Return in how many levels values are nested, without recursion."""
+    """Return the number of levels in which values are nested, without recursion."""
     depth, level = 0, [value]
     while level:
         depth += 1

@@ -1,4 +1,4 @@
-"""The supervised tokens of a conversation: found in the rendered text, then in the tokens of the processor."""
+"""The supervised tokens of a conversation: located in the rendered text, then among the tokens of the processor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Span = tuple[int, int]  # first token, and the one after the last
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A conversation as text, its tokens with one placeholder an image, and which of them are supervised."""
+    """A conversation as text, its tokens with one placeholder for each image, and the spans that are supervised."""
 
     text: str
     ids: list[int]
@@ -33,8 +33,8 @@ class SpanFinder:
 
     Args:
         render: the function that renders messages; ``for_answer`` opens the assistant's turn.
-        tokenizer: the processor's own.
-        image_id: the placeholder that stands for an image in rendered text.
+        tokenizer: the tokenizer of the processor.
+        image_id: the token id of the placeholder for an image in rendered text.
         end_ids: the token ids that end a turn, the same as in generation.
     """
 
@@ -52,7 +52,7 @@ class SpanFinder:
         """Return the rendered conversation with the tokens that are supervised.
 
         Raises:
-            DataError: the chat template or the tokenizer does not allow it.
+            DataError: if the supervised tokens cannot be located with this chat template and tokenizer.
         """
         row, messages = f"row {example.id}", example.messages
         text = self._ended(messages, row)
@@ -65,16 +65,22 @@ class SpanFinder:
         return Tokenized(text, ids, supervised)
 
     def render(self, messages: list[Message], row: str, *, for_answer: bool = False) -> str:
-        """Return the text of ``messages``; if the template refuses them, the error names the row."""
+        """Return the text of ``messages``.
+
+        Raises:
+            RowError: if the chat template refuses them; the message names the row.
+        """
         try:
             return self._render(messages, for_answer=for_answer)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise RowError(
-                f"{row}: the chat template cannot render the conversation: {error}", reason="not for this template"
+                f"{row}: the chat template cannot render the conversation: {str(error).rstrip('.')}. Change the "
+                "messages, or leave the row out.",
+                reason="refused by the chat template",
             ) from None
 
     def _ended(self, messages: list[Message], row: str) -> str:
-        """Return the rendered conversation, its last turn ended: LLaVA's template leaves that to its trainer."""
+        """Return the rendered conversation with its last turn ended: LLaVA's template does not end it."""
         text, prompt = self.render(messages, row), self.render(messages[:-1], row, for_answer=True)
         ends = [end for end in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)) if end]
         if not ends or not text.startswith(prompt) or any(end in text[len(prompt) :] for end in ends):
@@ -85,80 +91,93 @@ class SpanFinder:
     def _turn(
         self, messages: list[Message], turn: int, text: str, ids: list[int], offsets: list[Span], row: str
     ) -> Span:
-        """Return the tokens of one assistant turn, from the first that generation would make to the end of turn."""
+        """Return the tokens of one assistant turn, from the first generated token to the one that ends the turn."""
         number = f"turn {turn + 1}"
         prompt = self.render(messages[:turn], row, for_answer=True)
         upto = text if turn + 1 == len(messages) else self.render(messages[: turn + 1], row)
         if not (text.startswith(prompt) and text.startswith(upto) and len(prompt) < len(upto)):
             raise DataError(
-                f"{row}: the chat template renders what stands before {number} differently when more follows, so the "
-                "model would learn to answer prompts it is never given. Set data.supervise=last, or use a template "
-                "that leaves earlier turns as they are."
+                f"{row}: the chat template must render the text before {number} the same with and without later turns, "
+                "but it does not. The model would train on prompts that it never gets in use. Set data.supervise=last, "
+                "or use a template that keeps earlier turns unchanged."
             )
         first, after = _first_from(offsets, len(prompt)), _first_from(offsets, len(upto))
         if self._encode(prompt, row)[0] != ids[:first]:
             raise RowError(
-                f"{row}: {number} does not begin at a token of its own. A text that begins with a space or a line "
-                "break does that; take it away.",
+                f"{row}: {number} must begin with a token of its own, but its first token also holds the end of the "
+                "prompt. Remove a space or line break at the beginning of its text.",
                 reason="text that merges with its prompt",
             )
         stop = next((i + 1 for i in range(first, after) if ids[i] in self.end_ids), None)
         if stop is None:
             raise DataError(
-                f"{row}: the chat template ends {number} with no token that ends generation ({sorted(self.end_ids)}). "
-                "Where it ends the last turn only, set data.supervise=last."
+                f"{row}: the chat template must end {number} with a token that ends generation "
+                f"({sorted(self.end_ids)}), but it does not. If only the last turn ends with one, set "
+                "data.supervise=last."
             )
         return first, stop
 
     def _encode(self, text: str, row: str) -> tuple[list[int], list[Span]]:
         if not self.tokenizer.is_fast:
             raise DataError(
-                f"{row}: the tokenizer ({type(self.tokenizer).__name__}) tells no offsets, so the answer cannot be "
-                "found in the text. Use a base with a fast tokenizer (tokenizer.json)."
+                f"{row}: the tokenizer must return offsets, which locate the answer in the text, but "
+                f"{type(self.tokenizer).__name__} returns none. Use a base with a fast tokenizer (tokenizer.json)."
             )
         encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         starts = [start for start, _ in offsets]
         if starts != sorted(starts) or (offsets and offsets[-1][1] < len(text.rstrip())):
-            raise DataError(f"{row}: the tokenizer changes the text so far that its offsets do not fit it")
+            raise DataError(
+                f"{row}: the offsets of the tokenizer must fit the text, but the tokenizer changes the text too much. "
+                "Use a base with another tokenizer."
+            )
         return ids, offsets
 
 
 def require_placeholders(ids: Sequence[int], image_id: int, num_images: int, *, row: str) -> None:
-    """Raise DataError unless the text has one placeholder an image."""
+    """Raise DataError unless the text has one placeholder for each image."""
     places = sum(token == image_id for token in ids)
     if places != num_images:
-        raise DataError(f"{row}: the rendered text has {places} places for {num_images} images")
+        raise DataError(
+            f"{row}: the rendered text must have one placeholder for each image, got {places} placeholders for "
+            f"{num_images} images. Use a base whose chat template renders each image part once."
+        )
 
 
 def place_spans(rendered: Tokenized, encoded: Sequence[int], *, image_id: int, row: str) -> list[Span]:
-    """Find the supervised tokens among those that the processor made, where each image has become many tokens.
+    """Find the supervised tokens among those that the processor made, which has many tokens for each image.
 
-    The text between two images is looked for as a whole, once from the front as early as it can be and once from
-    the back as late as it can be: where both agree there is no other place. Tokens beside an image are left out of
-    the comparison, since a processor may put line breaks there that merge with them.
+    Two searches look for the whole text between two images: one from the front finds its earliest place, one from the
+    back its latest. If both agree, the place is unique. Tokens beside an image are not compared, because a processor
+    may put line breaks there that merge with them.
 
     Args:
         rendered: the rendered conversation, with one placeholder for each image.
-        encoded: the encoded row, with one row of input_ids without padding.
-        image_id: the id of the placeholder; the processor leaves at least one for each image.
+        encoded: the input_ids of the row from the processor, without padding.
+        image_id: the token id of the placeholder; the processor keeps at least one for each image.
         row: the name of the row in errors.
 
     Raises:
-        DataError: the processor's tokens are not those of the text.
+        DataError: if the tokens of the processor are not those of the text.
     """
     segments = _segments(rendered.ids, image_id)
     texts = [rendered.ids[start:stop] for start, stop in segments]
     early = _earliest(texts, list(encoded), image_id)
     backwards = _earliest([text[::-1] for text in texts[::-1]], list(encoded)[::-1], image_id)
     if early is None or backwards is None:
-        raise DataError(f"{row}: the processor does not encode the text as the tokenizer does")
+        raise DataError(
+            f"{row}: the processor must encode the text as its tokenizer does, but their tokens differ. Use a base "
+            "whose processor does not change the text."
+        )
     late = [len(encoded) - place - len(text) for place, text in zip(backwards[::-1], texts, strict=True)]
     spans = []
     for first, stop in rendered.supervised:
         inside = [i for i, (start, end) in enumerate(segments) if start <= first and stop <= end]
         if not inside or early[inside[0]] != late[inside[0]]:
-            raise DataError(f"{row}: it cannot be told which of the processor's tokens are the assistant's")
+            raise DataError(
+                f"{row}: the text of the assistant must fit exactly one place among the tokens of the processor, but "
+                "no single place fits. Leave the row out, or change its texts."
+            )
         shift = early[inside[0]] - segments[inside[0]][0]
         spans.append((first + shift, stop + shift))
     return spans
@@ -177,7 +196,7 @@ def _segments(ids: Sequence[int], image_id: int) -> list[Span]:
 
 
 def _earliest(texts: list[list[int]], encoded: list[int], image_id: int) -> list[int] | None:
-    """Return the first place of each text behind the one before and an image; None where one is nowhere."""
+    """Return the earliest place of each text after the previous text and an image; None if a text is not found."""
     places: list[int] = []
     at = 0
     for text in texts:
@@ -193,5 +212,5 @@ def _earliest(texts: list[list[int]], encoded: list[int], image_id: int) -> list
 
 
 def _first_from(offsets: list[Span], position: int) -> int:
-    """Return the first token that begins at a position of the text or behind it."""
+    """Return the first token that begins at or after a position of the text."""
     return next((i for i, (start, _) in enumerate(offsets) if start >= position), len(offsets))

@@ -1,4 +1,4 @@
-"""One split of any source: its rows read, capped, and every image looked at."""
+"""One split of any source: reading its rows, limiting their number, and checking every image."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 def tally(section: RowsSection, what: str, *, log: Callable[[str], None]) -> BadRows:
-    """Return the empty list of faults of some rows, such as those of one split.
+    """Return an empty record of the faults of some rows, such as those of one split.
 
     Args:
-        section: the section with the treatment of rows that cannot be used.
-        what: the name of the rows.
-        log: the function that is called with each line about rows that were left out.
+        section: the section whose ``on_error`` decides what happens to rows that cannot be used.
+        what: the name of the rows in errors and in the log.
+        log: the function that logs each line about rows that were left out.
     """
     return BadRows(what, on_error=section.on_error if isinstance(section, ReadSection) else "error", log=log)
 
 
 def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
-    """Read one split; an empty list where the recipe has none.
+    """Read one split; return an empty list if the recipe has no such split.
 
     Args:
         section: the recipe's data section.
         split: the name of the split: ``train``, ``val`` or ``test``.
         task: the section of the task that puts the questions.
-        seed: the seed of the choice of rows where ``max_rows`` caps them, and of those that a mix repeats.
+        seed: the seed that chooses the rows under ``max_rows``, and the rows that a mix repeats.
         bad: the record of the rows that cannot be used; the caller that made it also concludes it.
 
     Raises:
-        DataError: naming file and row.
+        DataError: if a file or a row cannot be used; the message names file and row.
     """
     if getattr(section, split, "") is None:
         return []
@@ -59,13 +59,13 @@ def read_split(section: RowsSection, split: str, *, task: TaskSection, seed: int
 def with_image_options(
     examples: list[Example], section: ReadSection, *, what: str, log: Callable[[str], None]
 ) -> list[Example]:
-    """Return rows whose images were looked at, with how these are opened: all alike, as ``decide_range`` has it."""
+    """Return rows whose images were checked, with the settings that open the images, by ``decide_range``."""
     options = ImageOptions(range=decide_range(section, examples, what=what, log=log), page=section.image_page)
     return [replace(example, image_options=options) for example in examples] if options != ImageOptions() else examples
 
 
 def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: int, bad: BadRows) -> list[Example]:
-    """Return the rows that are taken, of which every image can be read."""
+    """Return the rows under ``max_rows`` whose images can all be read."""
     if section.kind is None and not _few_questions(examples):
         examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
     chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
@@ -73,14 +73,14 @@ def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: i
     asked = [example for example in chosen if not example.meta.get("conversation")]
     for type in sorted({type for example in asked for type in example.media_types}):
         if without := sum(type not in example.media_types for example in asked):
-            bad.log(f"{without} of {len(asked)} {split} rows have no {type}, and are trained on and asked without one")
+            bad.log(f"{without} of {len(asked)} {split} rows have no {type}; the run uses them without one")
     return check_images(chosen, bad, max_pixels=section.max_image_pixels, page=section.image_page)
 
 
 def _few_questions(examples: list[Example]) -> bool:
-    """Return whether the questions are a few that are put again and again, so that each is a type of its own.
+    """Return whether the rows repeat a few questions, so that each question can be a question type.
 
-    Free questions are not: a majority answer among one row is always right, and a manifest would publish them.
+    Free-form questions cannot: the majority answer of a single row is always right, and a manifest would publish them.
     """
     different = {example.meta["question"] for example in examples}
     return len(different) <= 50 and 2 * len(different) <= len(examples)

@@ -1,101 +1,69 @@
-"""Streamed rows of a source too large to keep: read in a seeded order during the run, each known by its position.
+"""Streamed rows of a source that is too large to keep: the run reads them in a seeded order, by position.
 
 ::
 
     position   0 ... L-1 | L ... 2L-1 | ...      L rows are a pass; each pass has an order of its own
     checked    the first 1,000 before step 1, every other on arrival
 
-One process reads a stream forward, once, and hands rows on; whoever collates them checks them first. Nothing depends on
-where a reader began, so a run that goes on sees the rows it would have seen. To go on it reads the first pass again up
-to that place, or to its end, from which later passes are found.
+One process reads a stream forward, once, and hands the rows on; the process that collates a row checks it first. The
+order does not depend on where a reader begins, so a resumed run gets the same rows. To resume, the reader reads the
+first pass again: up to the position, or to its end, which gives the length of a pass.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from finetune.core.example import ImageOptions
-from finetune.data.arrow import class_labels
 from finetune.data.bad_rows import BadRows, unread_report
 from finetune.data.bit_depth import COLORS, VALUES, decide_range, fixed_range
-from finetune.data.fields import RawRow, require_columns, to_example
+from finetune.data.columns import require_columns
+from finetune.data.fields import to_example
 from finetune.data.image_checks import facts_of, look
 from finetune.data.other_fields import read_fields, refused_columns, unread_columns
+from finetune.data.stream_reader import Reader
 from finetune.data.survey import Survey, system_of
 from finetune.errors import DataError, RowError, brief
 from finetune.recipe import QuestionSection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from datasets import IterableDataset
 
     from finetune.core.example import Example
+    from finetune.data.stream_reader import Arrival
     from finetune.interfaces import RowLengths
     from finetune.recipe import ColumnData, TaskSection
 
 SAMPLE = 1000  # rows checked before the first step
 BUFFER = 1000  # rows that the shuffle chooses among
-_AT_ONCE = 100  # rows read in one piece
-_SHOWN = 3  # rows kept, for people to look at
+_AT_ONCE = 100  # rows in one table
+_SHOWN = 3  # rows kept to be shown
 _TOO_LONG = "too long"
 _LISTED = 20  # rows named in a report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """One row as it was read, not yet looked at."""
-
-    position: int
-    epoch: int  # the pass, from 0
-    row: RawRow
-
-
-@dataclass(frozen=True)
-class ArrivedImage:
-    """An image that came with its row."""
-
-    data: bytes = field(repr=False)
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read(self) -> bytes:
-        """Return the bytes of the image's file."""
-        return self.data
-
-    def key(self) -> str:
-        """Return a key that changes when the image does."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    def files(self) -> tuple[()]:
-        """Return no file: the key is made of the bytes."""
-        return ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Checks:
-    """The checks that turn arriving rows into examples, in any process."""
+    """The checks that turn arriving rows into examples; every process can run them."""
 
     section: ColumnData
     task: TaskSection
     root: Path  # folder that paths of images are relative to
-    seed: int  # chooses among captions
-    lengths: RowLengths | None = None  # of the base that the rows are put to
-    limit: int | None = None  # tokens of a row
-    system: tuple[str | None] | None = None  # the system message that every row must have, where the first ones agree
+    seed: int  # seed of the choice among captions
+    lengths: RowLengths | None = None  # counter of the base that the rows are for
+    limit: int | None = None  # largest number of tokens of a row
+    system: tuple[str | None] | None = None  # the system message that every row must have, if the first rows agree
 
     def example(self, arrival: Arrival) -> Example | DataError:
-        """Return the row, or the fault that was found in it: rows of a list are checked for the same faults.
+        """Return the row as an example, or the error that refuses it.
 
-        Only that no other row has its id is not known here.
+        The checks are those of rows of a list, except that the ids of other rows are not known here.
         """
         alone = BadRows("", on_error="error", log=print)
         try:
@@ -105,13 +73,14 @@ class Checks:
             if self.lengths is not None:
                 tokens = self.lengths.of_training_row(example, [one.size for one in seen])
                 if self.limit is not None and tokens.row > self.limit:
-                    fault = f"{arrival.row.where}: {tokens.row} tokens, and a row may have {self.limit}"
+                    fault = f"{arrival.row.where}: a row must have at most {self.limit} tokens, got {tokens.row}"
                     raise RowError(fault, reason=_TOO_LONG)
                 example = replace(example, num_tokens=tokens.row, num_answer_tokens=tokens.answer)
             if self.system is not None and system_of(example) != self.system[0]:
                 raise RowError(
-                    f"{arrival.row.where}: the system message must be that of the first rows, {brief(self.system[0])}; "
-                    f"found {brief(system_of(example))}. Set task.system_prompt to what ask() is to send.",
+                    f"{arrival.row.where}: the system message must equal that of the first rows, "
+                    f"{brief(self.system[0])}, got {brief(system_of(example))}. Set task.system_prompt to the message "
+                    "that ask() must send.",
                     reason="another system message",
                 )
         except DataError as error:
@@ -127,17 +96,17 @@ class Stream:
     Args:
         dataset: the streaming dataset.
         what: the name of the rows in errors.
-        files: the name and version of each file, or other facts that tell one state of the dataset from another.
+        files: the name and version of each file, or other facts that change with the dataset.
         checks: the checks of rows that arrive.
         bad: the record of the rows that cannot be used.
 
     Attributes:
         first: the first rows that can be trained on.
         survey: the survey of the rows that were checked before the first step.
-        seen: the rows that the run has taken, over all processes.
+        seen: the number of rows that the run has taken, over all processes.
 
     Raises:
-        DataError: it cannot be read, has not the columns, or one of its first rows cannot be used.
+        DataError: if the dataset cannot be read, a column is missing, or one of its first rows cannot be used.
     """
 
     def __init__(
@@ -147,10 +116,10 @@ class Stream:
         self.first: list[Example] = []
         self.survey = Survey()
         self.seen = 0
-        self.length: int | None = None  # of a pass, once one was read to its end
+        self.length: int | None = None  # rows of a pass, known once one was read to its end
         self._long: list[str] = []
-        self._until = 0  # the positions before are counted
-        columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))  # those of JSON are not known before
+        self._until = 0  # the positions before this one are counted
+        columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))  # JSON has them in its rows only
         require_columns(checks.section, columns, checks.task, where=what)
         self.columns = [name for name in read_fields(checks.section, checks.task) if name in columns]
         self.columns += refused_columns(checks.section, checks.task, columns)
@@ -159,7 +128,7 @@ class Stream:
         self._check_sample()
 
     def keep_prompt(self, task: TaskSection) -> None:
-        """Have every row that arrives put as the first ones are.
+        """Make the prompts of all later rows as those of the first rows.
 
         Args:
             task: the section of the task, with the settings that the first rows decided.
@@ -170,7 +139,7 @@ class Stream:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The identity of rows that were not all read: their files and their order."""
+        """Return the files of the stream and the order of its rows, which identify rows that were not all read."""
         from datasets import __version__
 
         order = {"seed": self.checks.seed, "buffer": BUFFER, "datasets": __version__}
@@ -181,13 +150,16 @@ class Stream:
         return Reader(self)
 
     def receive(self, arrived: list[tuple[int, DataError | None]]) -> None:
-        """Count rows that were checked: each position with its fault or None.
+        """Count rows that were checked.
+
+        Args:
+            arrived: the position of each row, with the error that refuses the row or None.
 
         Raises:
-            DataError: a row that cannot be used, or with ``data.on_error: skip`` more than one in twenty.
+            DataError: if a row cannot be used; with ``data.on_error: skip``, if more than one row in twenty cannot.
         """
         for position, error in arrived:
-            if position < self._until:  # of the sample, or taken again where memory was short
+            if position < self._until:  # a row of the sample, or one that is taken again after memory ran out
                 continue
             self._until = position + 1
             self._count(error)
@@ -203,10 +175,13 @@ class Stream:
             log(f"{self._report_long(self.bad.tried)}They are left out (data.too_long: drop).")
 
     def passes(self, first: int) -> Iterator[tuple[int, int, int, Any]]:
-        """Yield (epoch, position of its first row, position of the table's first row, Arrow table) up to no end.
+        """Yield (epoch, position of its first row, position of the table's first row, Arrow table) without end.
 
         Args:
-            first: the first position that is needed; whole passes before it are skipped where their length is known.
+            first: the first position that is needed; whole passes before it are skipped if their length is known.
+
+        Raises:
+            DataError: if reading fails, or the stream has no rows.
         """
         import pyarrow
         from datasets.exceptions import DatasetsError
@@ -218,8 +193,8 @@ class Stream:
                 begin = epoch * self.length
             start = begin
             order = np.random.default_rng([self.checks.seed, epoch])
-            # One file at a time, in a shuffled order: several at once are read by threads, which worker processes
-            # must not be forked beside, and which datasets waits ten seconds for at the end.
+            # One file at a time, in a shuffled order. datasets reads several files by threads: forked workers do not
+            # survive beside these, and datasets waits ten seconds for them at the end.
             mixed = self.dataset.select_columns(self.columns).shuffle(
                 generator=order, buffer_size=BUFFER, max_buffer_input_shards=1
             )
@@ -229,9 +204,12 @@ class Stream:
                     start += table.num_rows
             except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
                 cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise DataError(f"{self.what}: reading stopped at row {start} of the stream: {cause}") from error
+                raise DataError(
+                    f"{self.what}: the stream must be readable to its end, but reading failed at row {start}: "
+                    f"{cause.rstrip('.')}. Check the source, and start the run again."
+                ) from error
             if start == begin:
-                raise DataError(f"{self.what}: no rows")
+                raise DataError(f"{self.what}: the stream must have at least one row, got none. Check data.train.")
             self.length = start - begin
             epoch, begin = epoch + 1, start
 
@@ -240,7 +218,7 @@ class Stream:
         deep: list[Example] = []
         for position in range(SAMPLE):
             arrival = reader.at(position)
-            if arrival.epoch:  # the whole of it was checked
+            if arrival.epoch:  # the stream is shorter than the sample
                 break
             found = self.checks.example(arrival)
             self._count(found if isinstance(found, DataError) else None)
@@ -254,7 +232,9 @@ class Stream:
             raise DataError(f"{self._report_long(self._until)}{_WAYS_OUT}")
         self.bad.refuse_too_many()
         if not self.first:
-            raise DataError(f"{self._report_long(self._until)}No row is left.")
+            raise DataError(
+                f"{self._report_long(self._until)}No row is left. Shorten the rows, or raise data.max_length."
+            )
         self._decide_range(deep)
         left = self.bad.skipped + len(self._long)
         self.bad.log(
@@ -263,7 +243,7 @@ class Stream:
         )
 
     def _decide_range(self, deep: list[Example]) -> None:
-        """Decide by the first rows how the images of all rows are scaled."""
+        """Decide from the first rows how the images of all rows are scaled."""
         section = self.checks.section
         found = decide_range(section, deep, what="train", log=self.bad.log)
         if section.image_range == "auto" and found:
@@ -293,49 +273,4 @@ _WAYS_OUT = (
 )
 
 
-Rows: TypeAlias = "list[Example] | Stream"  # that a run trains on
-
-
-class Reader:
-    """A reader that goes forward through a stream, and skips rows between the positions it is asked for."""
-
-    def __init__(self, stream: Stream):
-        self.stream = stream
-        self._labels = class_labels(stream.dataset.features, stream.columns)
-        self._tables: Iterator[tuple[int, int, int, Any]] | None = None
-        self._end = 0
-
-    def at(self, position: int) -> Arrival:
-        """Return the row at ``position``; each is larger than the one asked for before."""
-        if self._tables is None:
-            self._tables = self.stream.passes(position)
-        while position >= self._end:
-            self._epoch, self._begin, self._start, self._table = next(self._tables)
-            self._end = self._start + self._table.num_rows
-        (fields,) = self._table.slice(position - self._start, 1).to_pylist()
-        number = position - self._begin
-        section = self.stream.checks.section
-        for name, label in self._labels.items():
-            if fields[name] is not None:
-                fields[name] = label.int2str(fields[name])
-        images = [name for name in (section.image, section.images) if name and name in fields]
-        said = {name: value for name, value in fields.items() if name not in images}
-        where = f"{self.stream.what}, row {number} of pass {self._epoch + 1} of the stream ({_brief(said)})"
-        for name in images:
-            fields[name] = _image(fields[name], f"{where}, {name}")
-        row = RawRow(id=f"stream:{self._epoch + 1}:{number}", where=where, fields=fields)
-        return Arrival(position=position, epoch=self._epoch, row=row)
-
-
-def _image(value: Any, name: str) -> Any:
-    """Return the content of a cell of images: images, paths, or a value that the check of fields refuses."""
-    if isinstance(value, list):
-        return [_image(item, f"{name}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    return ArrivedImage(value, name) if isinstance(value, bytes) else value
-
-
-def _brief(fields: Mapping[str, Any]) -> str:
-    """Return the texts of a row, shortened: in a shuffled stream no number leads to it."""
-    return ", ".join(f"{name}: {value!r:.40}" for name, value in islice(fields.items(), 4))
+Rows: TypeAlias = "list[Example] | Stream"  # the rows that a run trains on

@@ -1,6 +1,6 @@
-"""A survey of the rows of a split: the shapes of their prompts, their answers, and the lengths of these.
+"""A survey of the rows of a split: the shapes of their prompts, their answers, and the lengths of the answers.
 
-A survey is filled row by row, so that it can be made of rows that are not kept.
+A survey takes one row at a time, so that it can cover rows that are not kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PromptShape:
     """The parts of a row's prompt that may differ between training and use.
 
     Attributes:
-        form: a question with its answer, an image with its captions, or a conversation.
+        form: the form of the row: a question with its answer, an image with its captions, or a conversation.
         system: the text of the system message; None where there is none.
         turns: the role and the part types of each message before the answer, without the system message.
     """
@@ -56,11 +56,11 @@ class Survey:
         num_rows: the number of rows that were added.
         shapes: each shape of a prompt -> the first row that has it.
         systems: each text of a system message, or None -> the number of rows with it.
-        image_positions: each place of the images in a conversation's first question -> number of rows; None for images
-            among the text.
+        image_positions: each position of the images in a conversation's first question -> the number of rows with it;
+            None for images between texts.
         answers: each reference answer -> the id of the first row that has it.
         answer_tokens: each length of a row's longest supervised answer in tokens -> the number of rows with it.
-        longest_row: the largest number of tokens of a row; None where none was counted.
+        longest_row: the largest number of tokens of a row; None if no row was counted.
     """
 
     num_rows: int = 0
@@ -80,7 +80,7 @@ class Survey:
         return survey
 
     def add(self, example: Example) -> None:
-        """Take in one row."""
+        """Add one row."""
         self.num_rows += 1
         self.shapes.setdefault(PromptShape.of(example), example)
         self.systems[system_of(example)] += 1
@@ -97,12 +97,12 @@ class Survey:
 
     @property
     def longest_answer(self) -> int | None:
-        """The tokens of the longest answer; None where none was counted."""
+        """Return the number of tokens of the longest answer; None if no answer was counted."""
         return max(self.answer_tokens, default=None)
 
     @property
     def forms(self) -> set[Form]:
-        """The forms of all rows."""
+        """Return the forms of all rows."""
         return {shape.form for shape in self.shapes}
 
 
@@ -114,13 +114,13 @@ def form_of(example: Example) -> Form:
 
 
 def system_of(example: Example) -> str | None:
-    """Return the text of a row's system message; None where it has none."""
+    """Return the text of a row's system message; None if it has none."""
     first = example.messages[0]
     return text_of(first) if first["role"] == "system" else None
 
 
 def position_of(message: Message) -> ImagePosition | None:
-    """Return the place of a message's images, before or after its text; None where they stand among it."""
+    """Return the position of a message's images, before or after its text; None if they are between texts."""
     kinds = [part["type"] for part in message["content"]]
     images = kinds.count("image")
     if kinds[:images] == ["image"] * images:

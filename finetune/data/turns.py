@@ -9,7 +9,7 @@ from finetune.errors import RowError, brief
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Key of a message -> what supervises the turn, and what leaves it out. OpenAI, ms-swift and Axolotl name them so.
+# Keys of a message that say whether its turn is supervised. OpenAI, ms-swift and Axolotl use these names.
 SWITCHES = ("weight", "loss", "train")
 
 
@@ -21,7 +21,8 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
         where: the name of the row in errors.
 
     Raises:
-        RowError: a value is neither 0 nor 1, two of them differ, or another's turn is to be supervised.
+        RowError: if a value is neither 0 nor 1, two values of a message differ, or a value supervises a turn of
+            another role.
     """
     left_out: set[int] = set()
     turn = 0
@@ -29,26 +30,31 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
         place = f"{where}, message {number}"
         said = {key: _switch(key, message[key], place) for key in SWITCHES if message.get(key) is not None}
         if len(set(said.values())) > 1:
-            raise _wrong(place, f"{' and '.join(said)} contradict one another")
+            shown = " and ".join(f"{key}={message[key]!r}" for key in said)
+            raise _wrong(place, f"{' and '.join(said)} must agree, got {shown}. Keep one of them.")
         supervised = next(iter(said.values()), None)
         if message["role"] == "assistant":
             if supervised is False:
                 left_out.add(turn)
             turn += 1
         elif supervised:
-            raise _wrong(place, f"{next(iter(said))} is set, and only the assistant's turns can be supervised")
+            raise _wrong(
+                place,
+                f"only assistant turns can be supervised, got {next(iter(said))} set on a turn of the role "
+                f"{message['role']}. Remove the key.",
+            )
     return frozenset(left_out)
 
 
 def image_order(messages: Sequence[dict[str, Any]], *, where: str) -> list[int] | None:
-    """Return the number of the row's image for each image part; None where the parts give no ``index``.
+    """Return the number of the row's image for each image part; None if no part gives an ``index``.
 
     Args:
         messages: the messages of the row, checked by ``read_conversation``.
         where: the name of the row in errors.
 
     Raises:
-        RowError: the indices do not name each image once.
+        RowError: if the indices do not name each image once.
     """
     contents = [message["content"] for message in messages if isinstance(message["content"], list)]
     given = [part.get("index") for content in contents for part in content if part["type"] == "image"]
@@ -58,18 +64,20 @@ def image_order(messages: Sequence[dict[str, Any]], *, where: str) -> list[int] 
     if any(type(index) is not int for index in given) or sorted(given) != wanted:
         raise _wrong(
             where,
-            f"the index of {len(given)} image parts must name each image of the row once, from 0 to {len(given) - 1}; "
-            f"found {brief(given)}",
+            f"the index of {len(given)} image parts must name each image of the row once, from 0 to {len(given) - 1}, "
+            f"got {brief(given)}. Correct the index values.",
         )
     return given
 
 
 def _switch(key: str, value: Any, place: str) -> bool:
-    # A table may hold the numbers as floating-point numbers, and truth values as numbers.
+    # A table may store the numbers as floating-point numbers, and truth values as numbers.
     if isinstance(value, bool | int | float) and value in (0, 1) and not (key == "weight" and isinstance(value, bool)):
         return bool(value)
     allowed = "0 or 1" if key == "weight" else "true or false"
-    raise _wrong(place, f"{key} is {brief(value, 40)}; it must be {allowed}: a turn is supervised whole or not at all")
+    raise _wrong(
+        place, f"{key} must be {allowed}, got {brief(value, 40)}. A turn is supervised as a whole or not at all."
+    )
 
 
 def _wrong(where: str, what: str) -> RowError:

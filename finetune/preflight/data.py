@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.data.arrow import parquet_files
 from finetune.data.bad_rows import BadRows
-from finetune.data.fields import require_columns
+from finetune.data.columns import require_columns
 from finetune.data.jsonl import read_jsonl
 from finetune.errors import DataError
 from finetune.lookup import did_you_mean

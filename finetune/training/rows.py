@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from finetune.core.batch import Batch
     from finetune.data.stream import Rows
+    from finetune.data.stream_reader import Arrival
     from finetune.training.plan import Draw, MicroBatch, Plan
 
 

@@ -50,8 +50,8 @@ IMAGES = {
     "no pixels": (png_claiming(0, 5), "unreadable image", "not a readable image"),
     "fewer pixels than claimed": (png_claiming(9, 9), "unreadable image", "not a readable image"),
     "floating point": (floats(), "unreadable image", "floating-point"),
-    "over the cap": (png_claiming(8000, 8000), "image over the pixel cap", "8000 x 8000 is over the cap"),
-    "a bomb": (png_claiming(60000, 60000), "image over the pixel cap", "over twice PIL's own cap"),
+    "over the cap": (png_claiming(8000, 8000), "image over the pixel cap", "pixels, got 8000 x 8000"),
+    "a bomb": (png_claiming(60000, 60000), "image over the pixel cap", "at most twice PIL's own cap of"),
 }
 
 
@@ -73,71 +73,116 @@ def without(*fields):
 
 # The bad line, the reason it is counted under, and what is said of it behind file and line.
 LINES = {
-    "half an object": (b'{"image": "good.png", "que', "not JSON", "not JSON: "),
-    "no JSON": (b"image,question,answer", "not JSON", "not JSON: "),
-    "two objects": (b"{} {}", "not JSON", "not JSON: "),
-    "a list": ([1], "not JSON", "a row is a JSON object, not list"),
-    "a text": ("x", "not JSON", "a row is a JSON object, not str"),
-    "null": (b"null", "not JSON", "a row is a JSON object, not NoneType"),
-    "endless nesting": (b"[" * 200_000, "not JSON", "not JSON: "),
-    "Latin-1": ('{"answer": "é"}'.encode("latin-1"), "not UTF-8", "not UTF-8: "),
-    "no image": (without("image"), "missing image", "no field 'image'; the row has question, answer. .*data.image="),
-    "a number for an image": ({**ROW, "image": 3}, "wrong type", "an image is the path of its file, not 3"),
-    "an empty path": ({**ROW, "image": ""}, "wrong type", "an image is the path of its file, not ''"),
-    "a missing file": ({**ROW, "image": "no.png"}, "missing image", "the image .*no.png does not exist"),
-    "a folder": ({**ROW, "image": "."}, "missing image", "does not exist"),
-    "images that are no list": ({**ROW, "images": "good.png"}, "wrong type", "'images' must be a list of images"),
-    "a null among images": ({**ROW, "images": ["good.png", None]}, "missing image", "the image is missing"),
-    "no question": (without("question"), "missing question", "no field 'question'; the row has image, answer"),
-    "a null question": ({**ROW, "question": None}, "missing question", "'question' must be a text"),
-    "a blank question": ({**ROW, "question": " \n"}, "empty question", "'question' must be a text that is not empty"),
-    "a number for a question": ({**ROW, "question": 4}, "wrong type", "'question' must be a text .*not 4"),
-    "questions": ({**ROW, "question": ["a", "b"]}, "wrong type", "'question' must be a text"),
-    "no answer": (without("answer"), "missing answer", "no field 'answer'; the row has image, question"),
-    "a blank answer": ({**ROW, "answer": " "}, "empty answer", "'answer' must be a text that is not empty, not ' '"),
-    "no answers": ({**ROW, "answer": []}, "empty answer", "'answer' must be a text or a list of texts, none empty"),
-    "a blank among answers": ({**ROW, "answer": ["x", ""]}, "empty answer", "must be a text or a list of texts"),
-    "a number among answers": ({**ROW, "answer": ["x", 1]}, "wrong type", "must be a text or a list of texts"),
-    "a number for an answer": ({**ROW, "answer": 3}, "wrong type", "must be a text or a list of texts"),
-    "not a number": (b'{"image": "good.png", "question": "?", "answer": NaN}', "wrong type", "must be a text"),
-    "yes as a truth value": ({**ROW, "answer": True}, "wrong type", "must be a text"),
-    "an object for an answer": ({**ROW, "answer": {"en": "x"}}, "wrong type", "must be a text"),
-    "no captions": ({**without("answer"), "captions": []}, "empty captions", "'captions' must be a text or a list"),
-    "a blank caption": ({**without("answer"), "captions": ["", "x"]}, "empty captions", "none empty"),
-    "one text for captions": ({**without("answer"), "captions": "x"}, "wrong type", "'captions' must be"),
-    "captions and an answer": ({**ROW, "captions": ["x"]}, "two things to supervise", "'captions' and 'answer'"),
-    "a conversation and an answer": ({**ROW, "messages": [ASK, SAY]}, "two things to supervise", "data.messages=null"),
-    "no list of messages": (conversation() | {"messages": "hi"}, "not a conversation", "a list of messages"),
-    "no messages": (conversation(), "not a conversation", "a list of messages that is not empty"),
-    "a message that is a text": (conversation("hi"), "not a conversation", "message 1: a message has role and content"),
-    "an unknown role": (conversation({"role": "gpt", "content": "x"}), "not a conversation", "the role is 'gpt'"),
-    "the assistant first": (conversation(SAY), "not a conversation", "after the start comes user, not assistant"),
-    "the user twice": (conversation(ASK, ASK, SAY), "not a conversation", "after user comes assistant, not user"),
-    "the user last": (conversation(ASK), "nothing to supervise", "the conversation ends with the user"),
-    "a late system prompt": (
-        conversation(ASK, {"role": "system", "content": "x"}), "not a conversation", "comes assistant, not system",
+    "half an object": (
+        b'{"image": "good.png", "que', "not JSON", "must be one JSON object on one line, got text that is not JSON: ",
     ),
-    "no content": (conversation({"role": "user"}), "not a conversation", "content is a text or a list of parts"),
-    "an unknown part": (conversation(user({"type": "audio"})), "not a conversation", "a part is .*not"),
-    "a part that is a text": (conversation(user("x")), "not a conversation", "a part is .*not 'x'"),
-    "an empty question in a conversation": (conversation(user(), SAY), "not a conversation", "content is a text or"),
-    "an empty user text": (conversation(user({"type": "text", "text": ""})), "empty text", "user's text is empty"),
-    "an empty turn": (conversation(ASK, {"role": "assistant", "content": " "}), "empty text", "s text is empty"),
+    "no JSON": (
+        b"image,question,answer", "not JSON", "must be one JSON object on one line, got text that is not JSON: ",
+    ),
+    "two objects": (b"{} {}", "not JSON", "must be one JSON object on one line, got text that is not JSON: "),
+    "a list": ([1], "not JSON", "a row must be a JSON object, got list"),
+    "a text": ("x", "not JSON", "a row must be a JSON object, got str"),
+    "null": (b"null", "not JSON", "a row must be a JSON object, got NoneType"),
+    "endless nesting": (b"[" * 200_000, "not JSON", "must be one JSON object on one line, got text that is not JSON: "),
+    "Latin-1": ('{"answer": "é"}'.encode("latin-1"), "not UTF-8", "must be UTF-8 text, got bytes that are not: "),
+    "no image": (
+        without("image"), "missing image", "a row must have the field 'image', got question, answer. .*data.image=",
+    ),
+    "a number for an image": ({**ROW, "image": 3}, "wrong type", "an image must be the path of its file, got 3"),
+    "an empty path": ({**ROW, "image": ""}, "wrong type", "an image must be the path of its file, got ''"),
+    "a missing file": ({**ROW, "image": "no.png"}, "missing image", "the image .*no.png does not exist"),
+    "a folder": ({**ROW, "image": "."}, "missing image", "must be the path of its file, got the folder"),
+    "images that are no list": ({**ROW, "images": "good.png"}, "wrong type", "'images' must be a list of images, got"),
+    "a null among images": (
+        {**ROW, "images": ["good.png", None]}, "missing image", "an image must be the path of its file, got null",
+    ),
+    "no question": (without("question"), "missing question", "a row must have the field 'question', got image, answer"),
+    "a null question": ({**ROW, "question": None}, "missing question", "'question' must be a non-empty text"),
+    "a blank question": ({**ROW, "question": " \n"}, "empty question", "'question' must be a non-empty text, got"),
+    "a number for a question": ({**ROW, "question": 4}, "wrong type", "'question' must be a non-empty text, got 4"),
+    "questions": ({**ROW, "question": ["a", "b"]}, "wrong type", "'question' must be a non-empty text"),
+    "no answer": (without("answer"), "missing answer", "a row must have the field 'answer', got image, question"),
+    "a blank answer": ({**ROW, "answer": " "}, "empty answer", "'answer' must be a non-empty text, got ' '"),
+    "no answers": ({**ROW, "answer": []}, "empty answer", "a non-empty text or a list of non-empty texts, got"),
+    "a blank among answers": (
+        {**ROW, "answer": ["x", ""]}, "empty answer", "must be a non-empty text or a list of non-empty",
+    ),
+    "a number among answers": (
+        {**ROW, "answer": ["x", 1]}, "wrong type", "must be a non-empty text or a list of non-empty",
+    ),
+    "a number for an answer": ({**ROW, "answer": 3}, "wrong type", "must be a non-empty text or a list of non-empty"),
+    "not a number": (
+        b'{"image": "good.png", "question": "?", "answer": NaN}', "wrong type", "must be a non-empty text",
+    ),
+    "yes as a truth value": ({**ROW, "answer": True}, "wrong type", "must be a non-empty text"),
+    "an object for an answer": ({**ROW, "answer": {"en": "x"}}, "wrong type", "must be a non-empty text"),
+    "no captions": (
+        {**without("answer"), "captions": []}, "empty captions", "'captions' must be a non-empty text or a list",
+    ),
+    "a blank caption": (
+        {**without("answer"), "captions": ["", "x"]}, "empty captions", "a list of non-empty texts, got",
+    ),
+    "one text for captions": ({**without("answer"), "captions": "x"}, "wrong type", "'captions' must be"),
+    "captions and an answer": ({**ROW, "captions": ["x"]}, "several fields to supervise", "'captions' and 'answer'"),
+    "a conversation and an answer": (
+        {**ROW, "messages": [ASK, SAY]}, "several fields to supervise", "data.messages=null",
+    ),
+    "no list of messages": (
+        conversation() | {"messages": "hi"}, "not a conversation", "must be a non-empty list of messages",
+    ),
+    "no messages": (conversation(), "not a conversation", "must be a non-empty list of messages, got"),
+    "a message that is a text": (
+        conversation("hi"), "not a conversation", "message 1: a message must be an object with role and content",
+    ),
+    "an unknown role": (
+        conversation({"role": "gpt", "content": "x"}), "not a conversation",
+        "the role must be one of system, user, assistant, got 'gpt'",
+    ),
+    "the assistant first": (
+        conversation(SAY), "not a conversation", "at the start the role must be user, got assistant",
+    ),
+    "the user twice": (
+        conversation(ASK, ASK, SAY), "not a conversation", "after user the role must be assistant, got user",
+    ),
+    "the user last": (conversation(ASK), "nothing to supervise", "must end with a turn of the assistant, got user"),
+    "a late system prompt": (
+        conversation(ASK, {"role": "system", "content": "x"}), "not a conversation",
+        "after user the role must be assistant, got system",
+    ),
+    "no content": (
+        conversation({"role": "user"}), "not a conversation", "content must be a text or a non-empty list of parts",
+    ),
+    "an unknown part": (conversation(user({"type": "audio"})), "not a conversation", "a part must be .*, got"),
+    "a part that is a text": (conversation(user("x")), "not a conversation", "a part must be .*, got 'x'"),
+    "an empty question in a conversation": (
+        conversation(user(), SAY), "not a conversation", "content must be a text or",
+    ),
+    "an empty user text": (
+        conversation(user({"type": "text", "text": ""})), "empty text", "role user must have a non-empty text, got ''",
+    ),
+    "an empty turn": (
+        conversation(ASK, {"role": "assistant", "content": " "}), "empty text",
+        "role assistant must have a non-empty text, got ' '",
+    ),
     "an image the assistant shows": (
-        conversation(ASK, {"role": "assistant", "content": [IMAGE]}), "not a conversation", "only a user's message",
+        conversation(ASK, {"role": "assistant", "content": [IMAGE]}), "not a conversation",
+        "only messages of the user may hold images",
     ),
     "an image on the web": (
-        conversation(user({"type": "image", "url": "http://x/y.png"}, TEXT), SAY), "not a conversation", "url and base",
+        conversation(user({"type": "image", "url": "http://x/y.png"}, TEXT), SAY), "not a conversation",
+        "got url. Save the image",
     ),
     "a place without its image": (
-        conversation(ASK, SAY, images=[]), "images and their places differ", "0 images for 1",
+        conversation(ASK, SAY, images=[]), "images and image parts differ", "1 parts for 0 images",
     ),
-    "an image without a place": (conversation(user(TEXT), SAY), "images and their places differ", "1 images"),
+    "an image without a place": (
+        conversation(user(TEXT), SAY), "images and image parts differ", "0 parts for 1 images",
+    ),
     "images inside and beside": (
-        conversation(user({"type": "image", "path": "good.png"}), SAY, images=["good.png"]), "images twice", "both",
+        conversation(user({"type": "image", "path": "good.png"}), SAY, images=["good.png"]), "images twice", "got both",
     ),
     "one of two images named": (
-        conversation(user(IMAGE, {"type": "image", "path": "good.png"}), SAY), "not a conversation", "1 of 2 image",
+        conversation(user(IMAGE, {"type": "image", "path": "good.png"}), SAY), "not a conversation", "1 of 2 parts",
     ),
 }  # fmt: skip
 
@@ -176,12 +221,12 @@ def test_a_bad_image_is_named_or_skipped(read, folder, kind):
             {**ROW, "key": 3},
             {"id": "key"},
             "duplicate id",
-            "line 26: the id '3' is already that of .*train.jsonl, line 4",
+            "line 26: each row must have an id of its own, got '3', which is also the id of .*train.jsonl, line 4",
         ),
-        (ROW, {"id": "key"}, "missing id", "line 26: no field 'key'"),
-        ({**ROW, "key": 1.5}, {"id": "key"}, "wrong type", "line 26: 'key' must be a text"),
-        ({**ROW, "key": ""}, {"kind": "key"}, "empty kind", "line 26: 'key' must be a text"),
-        (ROW, {"kind": "key"}, "missing kind", "line 26: no field 'key'"),
+        (ROW, {"id": "key"}, "missing id", "line 26: a row must have the field 'key'"),
+        ({**ROW, "key": 1.5}, {"id": "key"}, "wrong type", "line 26: 'key' must be a non-empty text"),
+        ({**ROW, "key": ""}, {"kind": "key"}, "empty kind", "line 26: 'key' must be a non-empty text"),
+        (ROW, {"kind": "key"}, "missing kind", "line 26: a row must have the field 'key'"),
     ],
 )
 def test_ids_and_kinds(read, bad, options, reason, message):
@@ -194,7 +239,7 @@ def test_ids_and_kinds(read, bad, options, reason, message):
 
 
 def test_a_recipe_that_supervises_only_captions(read):
-    with pytest.raises(RowError, match="line 1: the row has none of what the recipe supervises"):
+    with pytest.raises(RowError, match="line 1: a row must have a field to supervise, got none of "):
         read(ROW, answer=None)
 
 
@@ -206,7 +251,7 @@ def test_more_than_one_row_in_twenty_is_an_error(read):
     lines = [*[ROW] * 38, b"{", {**ROW, "image": "no.png"}]
     said = []
     assert len(read(*lines, on_error="skip", said=said)) == 38 and "skipped 2 of 40 train rows" in said[0]
-    with pytest.raises(DataError, match=r"(?s)skipped 3 of 41 train rows.*not JSON: 2.*That is more than 5%"):
+    with pytest.raises(DataError, match=r"(?s)skipped 3 of 41 train rows.*not JSON: 2.*A run may skip at most 5%"):
         read(*lines, b"{", on_error="skip")
 
 

@@ -197,8 +197,8 @@ def test_chat_in_an_app_is_prompted_as_in_training(base, monkeypatch):
     [
         ([user(text("a")), answer("b")], "the conversation ends with the assistant"),
         ([user(IMAGE, text("a"))], 'lacks its image: put it under "image"'),
-        ([], "a list of messages that is not empty"),
-        ([user({"type": "image", "image": 3}, text("a"))], "an image is a path, bytes"),
+        ([], "must be a non-empty list of messages, got"),
+        ([user({"type": "image", "image": 3}, text("a"))], "an image must be a path, bytes"),
     ],
 )
 def test_a_chat_that_is_none(base, messages, message):
@@ -208,7 +208,7 @@ def test_a_chat_that_is_none(base, messages, message):
 
 def test_a_template_without_an_end_is_refused(base):
     base.collator.end_ids = frozenset({999_999})
-    with pytest.raises(DataError, match="row x: the chat template ends turn 2 with no token"):
+    with pytest.raises(DataError, match="row x: the chat template must end turn 2 with a token that ends generation"):
         base.collator.training_batch([example()])
 
 
@@ -229,7 +229,7 @@ def test_a_template_that_leaves_the_last_turn_open_is_ended(base, monkeypatch):
     ]
     prompt = base.collator.prompt_batch([example()]).inputs["input_ids"][0].tolist()
     assert batch.inputs["input_ids"][0].tolist()[: len(prompt)] == prompt
-    with pytest.raises(DataError, match="ends turn 3 with no token"):
+    with pytest.raises(DataError, match="must end turn 3 with a token that ends generation"):
         base.collator.training_batch([text_only()])
     monkeypatch.setattr(base.collator, "supervised_turns", "last")
     assert runs(base.collator.training_batch([text_only()]).labels[0]) == [ids(base, " no<|end|>")]
@@ -250,7 +250,7 @@ def test_a_template_that_does_not_end_every_turn_is_refused(base):
         "{% if m['role'] == 'assistant' and p['text'] == 'no' %}<|end|>{% endif %}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    with pytest.raises(DataError, match="ends turn 3 with no token"):
+    with pytest.raises(DataError, match="must end turn 3 with a token that ends generation"):
         base.collator.training_batch([text_only()])
 
 
@@ -263,7 +263,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_
         "{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    with pytest.raises(DataError, match="renders what stands before turn 3 differently .*data.supervise=last"):
+    with pytest.raises(DataError, match="must render the text before turn 3 the same with .*data.supervise=last"):
         base.collator.training_batch([text_only()])
     monkeypatch.setattr(base.collator, "supervised_turns", "last")
     assert runs(base.collator.training_batch([text_only()]).labels[0]) == [ids(base, "no<|end|>")]
@@ -276,7 +276,7 @@ def test_an_answer_that_merges_with_its_prompt_is_refused(base):
         "{% if add_generation_prompt %}<|assistant|> {% endif %}"
     )
     assert runs(base.collator.training_batch([example("12")]).labels[0]) == [ids(base, "12<|end|>")]
-    with pytest.raises(RowError, match="row x: turn 2 does not begin at a token of its own.*take it away"):
+    with pytest.raises(RowError, match="row x: turn 2 must begin with a token of its own.*Remove a space"):
         base.collator.training_batch([example("green")])
 
 
@@ -294,15 +294,21 @@ def test_a_text_that_holds_a_token_of_the_model_is_refused(base, marker, place):
 
 
 def test_as_many_images_as_places(base):
-    with pytest.raises(DataError, match="row x: the rendered text has 1 places for 2 images"):
+    with pytest.raises(
+        DataError,
+        match="row x: the rendered text must have one placeholder for each image, got 1 placeholders for 2 images",
+    ):
         base.collator.training_batch([replace(example(), media=as_images([image()] * 2))])
-    with pytest.raises(DataError, match="row x: the rendered text has 1 places for 0 images"):
+    with pytest.raises(
+        DataError,
+        match="row x: the rendered text must have one placeholder for each image, got 1 placeholders for 0 images",
+    ):
         base.collator.prompt_batch([replace(example(), media=())])
 
 
 def test_a_tokenizer_without_offsets_is_refused(base, monkeypatch):
     monkeypatch.setattr(type(base.processor.tokenizer), "is_fast", False)
-    with pytest.raises(DataError, match="row x: the tokenizer .* tells no offsets"):
+    with pytest.raises(DataError, match="row x: the tokenizer must return offsets, .* returns none"):
         base.collator.training_batch([example()])
 
 
@@ -327,11 +333,11 @@ def test_spans_are_found_behind_images():
 @pytest.mark.parametrize(
     ("text", "supervised", "encoded", "message"),
     [
-        ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2, 4], "does not encode the text as the tokenizer does"),
-        ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2], "does not encode"),
-        ([1, 2, 6, 9, 3, 4], [(5, 6)], [1, 6, 9, 9, 3, 4], "does not encode"),
-        ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2, 3, 2, 3], "cannot be told which"),
-        ([1, 9, 2, 3], [(2, 4)], [1, 9, 9, 2, 3], "cannot be told which"),
+        ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2, 4], "the processor must encode the text as its tokenizer does"),
+        ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2], "the processor must encode the text"),
+        ([1, 2, 6, 9, 3, 4], [(5, 6)], [1, 6, 9, 9, 3, 4], "the processor must encode the text"),
+        ([1, 9, 2, 3], [(3, 4)], [1, 9, 9, 2, 3, 2, 3], "must fit exactly one place"),
+        ([1, 9, 2, 3], [(2, 4)], [1, 9, 9, 2, 3], "must fit exactly one place"),
     ],
 )
 def test_what_cannot_be_placed_is_refused(text, supervised, encoded, message):
@@ -353,7 +359,7 @@ def test_a_row_is_rendered_once_and_what_is_kept_is_bounded(base, monkeypatch):
     first = collator.supervise(rows[0])
     count = len(rendered)
     assert count and collator.supervise(replace(rows[0], id="another")) == first and len(rendered) == count
-    with pytest.raises(DataError, match="row third: .* 1 places for 2 images"):
+    with pytest.raises(DataError, match="row third: .* got 1 placeholders for 2 images"):
         collator.supervise(replace(rows[0], id="third", media=as_images(rows[0].images * 2)))
     monkeypatch.setattr(collator, "_room", 3)
     count = len(rendered)

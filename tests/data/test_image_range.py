@@ -68,7 +68,7 @@ def test_a_range_concerns_no_image_of_8_bits(tmp_path):
 
 def test_values_that_no_bit_depth_holds_need_a_range(tmp_path):
     signed = deep([-1000, 3000], tmp_path / "x.tiff", np.int32)
-    with pytest.raises(RowError, match=r"values go from -1000 to 3000.*data.image_range=\[LOW, HIGH\]"):
+    with pytest.raises(RowError, match=r"got values from -1000 to 3000.*data.image_range=\[LOW, HIGH\]"):
         open_image(signed)
     assert greys(open_image(signed, options=ImageOptions(range=(-1000, 3000)))) == [0, 255]
 
@@ -110,7 +110,7 @@ def test_the_train_rows_decide_for_all(recipe):
     assert decided.data.image_range == [0, 4095]
     said.clear()
     assert shown(examples_of(decided, "test", log=said.append)) == [[0, 31], [0, 255]]
-    assert "1 of them hold values outside, which are cut" in said[0]
+    assert "1 of them have values outside this range, which are clipped" in said[0]
     again = training_rows(recipe(), log=said.append)  # images are noted by now
     assert [row.image_options for row in again] == [row.image_options for row in train_rows]
 
@@ -162,7 +162,10 @@ def test_tables_and_streams_decide_too(deep_folder, make_recipe, tiny_fast_vlm, 
 
 def test_values_beyond_16_bits_need_a_range(read, folder):
     deep([-5, 9], folder / "x.tiff", np.int32)
-    with pytest.raises(DataError, match=r"train rows, 16-bit images: its values go from -5 to 9.*image_range"):
+    with pytest.raises(
+        DataError,
+        match=r"train rows, images of more than 8 bits: pixel values must fit .*, got values from -5 to 9.*image_range",
+    ):
         read({**ROW, "image": "x.tiff"})
     assert read({**ROW, "image": "x.tiff"}, image_range=[-5, 9])[0].image_options.range == (-5, 9)
 
@@ -171,12 +174,14 @@ def test_colours_of_16_bits_are_refused_where_they_would_be_black(read, folder, 
     """PIL reads the upper 8 bits of each channel alone."""
     write_rgb16(folder / "dark.png", 4095)
     write_rgb16(folder / "bright.png", 65535)
-    with pytest.raises(DataError, match=r"1 have colour images of 16 bits a channel, values up to 4095 of 65535"):
+    with pytest.raises(
+        DataError, match=r"got 1 rows with colour images of 16 bits a channel and values up to 4095 of 65535"
+    ):
         read({**ROW, "image": "dark.png"})
     for rows in ([{**ROW, "image": "bright.png"}], [{**ROW, "image": f"{name}.png"} for name in ("dark", "bright")]):
         assert {row.image_options.range for row in read(*rows)} == {None}
     assert read({**ROW, "image": "dark.png"}, image_range="file")
-    with pytest.raises(DataError, match=r"Colours are not scaled \(data.image_range: \[0, 4095\]\)"):
+    with pytest.raises(DataError, match=r"colours are not scaled \(data.image_range: \[0, 4095\]\)"):
         read({**ROW, "image": "bright.png"}, image_range=[0, 4095])
 
 
@@ -197,13 +202,13 @@ def write_rgb16(path, value):
 def test_several_pages_of_a_tiff_are_refused_or_chosen(read, folder):
     pages(folder / "x.tiff")
     row = {**ROW, "image": "x.tiff"}
-    with pytest.raises(RowError, match="x.tiff: the TIFF has several pages. Choose one .* with data.image_page"):
+    with pytest.raises(RowError, match="x.tiff: a TIFF must have one page, .*, got several pages. Set data.image_page"):
         read(row)
     for number in (1, 2):
         (found, plain) = read(row, ROW, image_page=number)
         assert greys(open_image(found.images[0], options=found.image_options)) == [50 * number]
         assert open_image(plain.images[0], options=plain.image_options).size == (4, 4)
-    with pytest.raises(RowError, match=r"x.tiff: it has no page 3 \(data.image_page\)"):
+    with pytest.raises(RowError, match=r"x.tiff: data.image_page must be a page of the TIFF, got 3"):
         read(row, image_page=3)
     with pytest.raises(RowError, match="several pages"):  # what was noted of a page says nothing without one
         read(row)

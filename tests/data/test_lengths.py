@@ -131,7 +131,7 @@ def test_a_row_that_the_template_cannot_take_is_a_bad_row(base, recipe, rows_fol
     assert len(examples_of(recipe(on_error="skip"), "train", base=base, log=said.append)) == 36
     assert "text with a special token: 1" in said[0]
     path.write_text(path.read_text() + "{")  # 1 of 38 cannot be read and 1 cannot be put: together over one in twenty
-    with pytest.raises(DataError, match="(?s)skipped 2 of 38 train rows.*more than 5%"):
+    with pytest.raises(DataError, match="(?s)skipped 2 of 38 train rows.*at most 5% of the rows"):
         examples_of(recipe(on_error="skip"), "train", base=base)
 
 

@@ -44,10 +44,13 @@ def test_a_turn_of_weight_0_is_not_supervised(read, off):
     assert [row.unsupervised for row in (both, second, first)] == [frozenset(), {0}, {1}]
     assert [row.answers for row in (both, second, first)] == [["two"]] * 3, "the last turn is the one evaluated"
     assert len({data_digest([row]) for row in (both, second, first)}) == 3
-    with pytest.raises(RowError, match="line 1: every assistant turn has weight 0.*Leave the row out"):
+    with pytest.raises(
+        RowError,
+        match="line 1: a row must have a supervised turn, but every assistant turn has weight 0.*Leave the row out",
+    ):
         read(talk(user(), say(**off)), image=None)
     with pytest.raises(
-        RowError, match="line 1: the last assistant turn, the only one that is supervised, has weight 0"
+        RowError, match="line 1: .* but the last assistant turn, the only one that is supervised, has weight 0"
     ):
         read(talk(user(), say("one"), user(), say("two", **off)), image=None, supervise="last")
     assert len(read(talk(user(), say("one", **off), user(), say("two")), image=None, supervise="last")) == 1
@@ -69,14 +72,14 @@ def test_the_labels_leave_out_a_turn_of_weight_0(read, tiny_fast_vlm, supervise)
 @pytest.mark.parametrize(
     ("message", "fault"),
     [
-        (say(weight=0.5), "message 2: weight is 0.5; it must be 0 or 1"),
-        (say(weight=True), "weight is True; it must be 0 or 1"),
-        (say(weight="0"), "weight is '0'; it must be 0 or 1"),
-        (say(loss="no"), "loss is 'no'; it must be true or false"),
-        (say(train=2), "train is 2; it must be true or false"),
-        (say(train=[]), r"train is \[\]; it must be true or false"),
-        (say(weight=0, train=True), "message 2: weight and train contradict one another"),
-        (say(tool_calls=[{"id": "1"}]), "'tool_calls' is not supported: tools are not rendered"),
+        (say(weight=0.5), "message 2: weight must be 0 or 1, got 0.5"),
+        (say(weight=True), "weight must be 0 or 1, got True"),
+        (say(weight="0"), "weight must be 0 or 1, got '0'"),
+        (say(loss="no"), "loss must be true or false, got 'no'"),
+        (say(train=2), "train must be true or false, got 2"),
+        (say(train=[]), r"train must be true or false, got \[\]"),
+        (say(weight=0, train=True), "message 2: weight and train must agree, got weight=0 and train=True"),
+        (say(tool_calls=[{"id": "1"}]), "'tool_calls' is not supported, got .*: tools are not rendered"),
         (say(reasoning_content="Hm."), "'reasoning_content' is not supported"),
     ],
 )
@@ -88,12 +91,21 @@ def test_a_message_says_nothing_that_is_dropped(read, message, fault):
 @pytest.mark.parametrize(
     ("message", "fault"),
     [
-        (user(IMAGE, TEXT, loss=True), "message 1: loss is set, and only the assistant's turns"),
-        (user({"type": "image", "min_pixels": 9}, TEXT), "'min_pixels' is not supported: an image is shown as"),
-        (user({**TEXT, "image": "good.png"}), "'image' is not supported: a part is a text or an image"),
-        (user({**IMAGE, "text": "What?"}), "'text' is not supported: a part is a text or an image"),
-        (user({**IMAGE, "image": "good.png", "index": 0}, TEXT), "names its image or gives its index, not both"),
-        (user({**IMAGE, "index": 1}, TEXT), "must name each image of the row once, from 0 to 0; found .1."),
+        (
+            user(IMAGE, TEXT, loss=True),
+            "message 1: only assistant turns can be supervised, got loss set on a turn of the role user",
+        ),
+        (
+            user({"type": "image", "min_pixels": 9}, TEXT),
+            "'min_pixels' is not supported, got 9: the processor of the base sets",
+        ),
+        (
+            user({**TEXT, "image": "good.png"}),
+            "'image' is not supported, got 'good.png': a part must be a text or an image",
+        ),
+        (user({**IMAGE, "text": "What?"}), "'text' is not supported, got 'What.': a part must be a text or an image"),
+        (user({**IMAGE, "image": "good.png", "index": 0}, TEXT), "must name its image or give its index, got both"),
+        (user({**IMAGE, "index": 1}, TEXT), "must name each image of the row once, from 0 to 0, got .1."),
         (user({**IMAGE, "index": True}, TEXT), "must name each image of the row once"),
     ],
 )
@@ -128,12 +140,15 @@ def test_system_is_the_system_message_of_its_row(read):
     assert [text_of(row.messages[0]) for row in found] == ["Mine.", "All.", "Mine.", "All."]
     assert [[m["role"] for m in row.messages] for row in found] == [["system", "user", "assistant"]] * 4
     twice = talk({"role": "system", "content": "a"}, user(), say(), system="b")
-    with pytest.raises(RowError, match="line 1: system messages stand both in the messages and under 'system'"):
+    with pytest.raises(
+        RowError,
+        match="line 1: a row must have at most one system message, got one in the messages and one under 'system'",
+    ):
         read(twice)
     assert read(twice, system=None)[0].messages[0]["content"][0]["text"] == "a"
-    with pytest.raises(RowError, match="'system' must be a text"):
+    with pytest.raises(RowError, match="'system' must be a non-empty text"):
         read({**ROW, "system": 3})
-    with pytest.raises(RowError, match="a text beside an image has none"):
+    with pytest.raises(RowError, match="must be null for this task, whose texts have no system message"):
         read({**ROW, "system": "x"}, task=ContrastiveConfig(name="contrastive"))
 
 
@@ -155,7 +170,7 @@ REFUSED = {
 @pytest.mark.parametrize("field", REFUSED)
 def test_a_field_that_changes_the_row_is_refused(read, field):
     row = {**ROW, field: REFUSED[field]}
-    with pytest.raises(RowError, match=rf"line 2: the field '{field}' is not supported: .*data.ignore=\[{field}\]"):
+    with pytest.raises(RowError, match=rf"line 2: the field '{field}' is not supported, got .*data.ignore=\[{field}\]"):
         read(ROW, row)
     assert read(row, ignore=[field]) == read(ROW)
     said = []
@@ -173,8 +188,8 @@ def test_fields_that_are_not_read_are_listed_once(read):
     said = []
     read({**ROW, "source": "a", "page": 3}, {**ROW, "source": "b", "page": None}, ROW, said=said)
     assert said == [
-        "train rows: fields that are not read: 'source' (2 rows), 'page' (1 rows). They change nothing. Name a "
-        "field under data to read it, or in data.ignore to leave it unlisted."
+        "train rows: fields that are not read: 'source' (2 rows), 'page' (1 rows). They change nothing. To read a "
+        "field, name it under data; to remove it from this list, add it to data.ignore."
     ]
     said = []
     read({**ROW, "source": "a"}, ignore=["source"], said=said)
@@ -226,7 +241,7 @@ def test_tables_are_read_as_lines_are(tmp_path):
         said = []
         assert len(rows_of(kind(image=None, ignore=["source"], **fields), said)) == 2
         assert not [text for text in said if "not read" in text]
-        with pytest.raises(DataError, match="data.ignore names 'sources', which is no column. Did you mean 'source'"):
+        with pytest.raises(DataError, match="data.ignore must name columns, got 'sources'. Did you mean 'source'"):
             rows_of(kind(image=None, ignore=["sources"], **fields), said)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from finetune.assemble.loading import load_base
 from finetune.assemble.rows import examples_of
 from finetune.core.example import Example, answer, as_images, show, text_of
-from finetune.data.fields import require_columns
+from finetune.data.columns import require_columns
 from finetune.data.lengths import fitting
 from finetune.data.pairs import PairLengths
 from finetune.data.splits import tally
@@ -55,9 +55,15 @@ def test_what_is_shown_of_a_row(collator):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (pair("long " * 30), r"row r1: the text 'long .* has 122 tokens, this base takes 64; a text is never cut"),
-        (pair("red", media=as_images([PIXELS, PIXELS])), "row r1: 2 images; a text is paired with exactly one"),
-        (pair("red", media=()), "row r1: 0 images"),
+        (
+            pair("long " * 30),
+            r"row r1: a text must have at most 64 tokens for this base, got 122 in 'long .* A text is never cut",
+        ),
+        (
+            pair("red", media=as_images([PIXELS, PIXELS])),
+            "row r1: a row must have exactly one image beside its text, got 2 images",
+        ),
+        (pair("red", media=()), "row r1: a row must have exactly one image beside its text, got 0 images"),
         (pair("red", media=as_images([b"no image"])), "row r1: its image: not a readable image"),
     ],
 )
@@ -117,14 +123,14 @@ def test_answers_captions_and_conversations_become_texts_and_need_no_question(tm
     assert seen == {"a photo: a cap", "a photo: a hat"} and captioned.answers == ["a cap", "a hat"]
     assert text_of(told.messages[-1]) == "a photo: a hat" and told.answers == ["a hat"]
     assert {row.kind for row in (answered, captioned, told)} == {"all"}
-    with pytest.raises(DataError, match="no field 'question'"):
+    with pytest.raises(DataError, match="a row must have the field 'question'"):
         read(tmp_path, {"answer": "red"}, task=VqaConfig())
 
 
 def test_a_table_of_pairs_needs_no_column_of_questions():
     section = JsonlData(source="jsonl", root="x")
     require_columns(section, ["image", "answer"], PAIRS, where="t")
-    with pytest.raises(DataError, match="'question' is no column"):
+    with pytest.raises(DataError, match="the table must have the question column 'question', got none"):
         require_columns(section, ["image", "answer"], VqaConfig(), where="t")
 
 

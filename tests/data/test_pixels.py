@@ -41,23 +41,26 @@ def test_black_and_white_are_the_ends():
 
 
 BROKEN = {
-    "both ways": (np.zeros((3, 5, 3), np.uint8), r"an array \[3, 5, 3\] of uint8 can be read as \[H, W, 3\] and as"),
-    "a batch": (torch.zeros(1, 3, 4, 5), r"an array \[1, 3, 4, 5\] of float32 is not one RGB image"),
-    "grey": (np.zeros((4, 5), np.uint8), r"an array \[4, 5\] of uint8 is not one RGB image: that has the shape"),
-    "four channels": (np.zeros((4, 5, 4), np.uint8), "is not one RGB image"),
-    "three in the middle": (np.zeros((4, 3, 5), np.uint8), "is not one RGB image"),
-    "nothing": (np.zeros((0, 5, 3), np.uint8), "is not one RGB image"),
-    "0 to 255": (np.full((4, 5, 3), 200.0), r"has values from 200 to 200; floating-point pixels go from 0 to 1.*255"),
+    "both ways": (np.zeros((3, 5, 3), np.uint8), r"got an array \[3, 5, 3\] of uint8, which fits both \[H, W, 3\] and"),
+    "a batch": (torch.zeros(1, 3, 4, 5), r"shape \[H, W, 3\] or \[3, H, W\], got an array \[1, 3, 4, 5\] of float32"),
+    "grey": (np.zeros((4, 5), np.uint8), r"an RGB image must have the shape .*, got an array \[4, 5\] of uint8"),
+    "four channels": (np.zeros((4, 5, 4), np.uint8), "an RGB image must have the shape"),
+    "three in the middle": (np.zeros((4, 3, 5), np.uint8), "an RGB image must have the shape"),
+    "nothing": (np.zeros((0, 5, 3), np.uint8), "an RGB image must have the shape"),
+    "0 to 255": (
+        np.full((4, 5, 3), 200.0),
+        r"floating-point pixels must be from 0 to 1, got .* values from 200 to 200.*255",
+    ),
     "normalised": (
         torch.linspace(-2, 2, 60).view(3, 4, 5),
-        "has values from -2 to 2; .* before a processor",
+        "values from -2 to 2. .* before a processor",
     ),
-    "not a number": (np.full((4, 5, 3), np.nan), "has values from nan to nan"),
-    "one not a number": (np.where(np.arange(60).reshape(4, 5, 3) == 7, np.nan, 0.5), "has values from nan to nan"),
-    "infinite": (torch.full((3, 4, 5), torch.inf), "has values from inf to inf"),
-    "whole numbers": (np.zeros((4, 5, 3), np.int64), "of int64 is no image: pixels are uint8, or floating-point"),
-    "truth values": (torch.zeros(3, 4, 5, dtype=torch.bool), "of bool is no image"),
-    "16 bit": (np.zeros((4, 5, 3), np.uint16), "of uint16 is no image"),
+    "not a number": (np.full((4, 5, 3), np.nan), "with values from nan to nan"),
+    "one not a number": (np.where(np.arange(60).reshape(4, 5, 3) == 7, np.nan, 0.5), "with values from nan to nan"),
+    "infinite": (torch.full((3, 4, 5), torch.inf), "with values from inf to inf"),
+    "whole numbers": (np.zeros((4, 5, 3), np.int64), "pixels must be uint8, or floating-point .* of int64"),
+    "truth values": (torch.zeros(3, 4, 5, dtype=torch.bool), "pixels must be uint8, .* of bool"),
+    "16 bit": (np.zeros((4, 5, 3), np.uint16), "pixels must be uint8, .* of uint16"),
 }
 
 

@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from finetune.assemble.rows import examples_of
-from finetune.data.arrow import StoredImage
 from finetune.data.images import as_source, image_digest, open_image
 from finetune.data.mix import shares
+from finetune.data.stored_images import StoredImage
 from finetune.errors import DataError, RecipeError, RowError
 from finetune.recipe import HubData, JsonlData, MixData, ParquetData, SavedData, parse_recipe
 from tests.data.conftest import read_rows as read
@@ -90,7 +90,8 @@ def test_ids_say_where_a_row_stands(jsonl, parquet, saved, hub):
 def test_splits_of_a_saved_folder(saved, tmp_path):
     assert [e.answers[0] for e in read(saved, "val")] == ["a1", "a3"]
     with pytest.raises(
-        DataError, match=r"test: datasets saved no data set there. .*: train, validation. Set data.test"
+        DataError,
+        match=r"test: the folder must hold a data set that datasets saved, .*: train, validation. Set data.test",
     ):
         read(saved, "test")
     table().save_to_disk(tmp_path / "single")
@@ -180,10 +181,13 @@ def test_labels_paths_and_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"answer": "anwser"}, r"data.answer names 'anwser', which.* Did you mean 'answer'\? The columns are "),
-        ({"image": "photo"}, "data.image names 'photo', which.* The columns are image, question, answer"),
-        ({"kind": "type"}, "data.kind names 'type'"),
-        ({"id": "qid"}, "data.id names 'qid'"),
+        (
+            {"answer": "anwser"},
+            r"data.answer must name a column, got 'anwser'. Did you mean 'answer'\? The columns are ",
+        ),
+        ({"image": "photo"}, "data.image must name a column, got 'photo'. The columns are image, question, answer"),
+        ({"kind": "type"}, "data.kind must name a column, got 'type'"),
+        ({"id": "qid"}, "data.id must name a column, got 'qid'"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("source", ["parquet", "saved", "hub"])
@@ -196,9 +200,15 @@ def test_a_wrong_column_yields_the_columns(source, fields, message, request):
 @pytest.mark.parametrize(
     ("drop", "message"),
     [
-        ("answer", "nothing says what is supervised. The columns are image, question. .*data.answer=COLUMN"),
-        ("question", "'question' is no column. The columns are image, answer.*data.default_question"),
-        ("image", "'image' is no column. The columns are question, answer.*data.image=null"),
+        (
+            "answer",
+            "must have a column to supervise, got none of .*. The columns are image, question. .*data.answer=COLUMN",
+        ),
+        (
+            "question",
+            "must have the question column 'question', got none. The columns are image, answer.*data.default_question",
+        ),
+        ("image", "must have the image column 'image', got none. The columns are question, answer.*data.image=null"),
     ],
 )
 def test_a_column_that_is_needed(tmp_path, drop, message):
@@ -210,7 +220,7 @@ def test_a_column_that_is_needed(tmp_path, drop, message):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"bytes": None, "path": None}, "row 0, image: the image is missing"),
+        ({"bytes": None, "path": None}, "row 0, image: an image must have bytes or a path, got neither"),
         ({"bytes": b"x", "path": None}, "row 0, image: not a readable image"),
         ({"bytes": None, "path": "no.png"}, "row 0, image: no such file"),
     ],
@@ -225,7 +235,9 @@ def test_bad_cells_are_bad_rows(tmp_path, cell, message):
 
 def test_files_that_are_no_tables(tmp_path, saved, hub):
     section = ParquetData(source="parquet", root=str(tmp_path / "p"))
-    with pytest.raises(DataError, match="no file fits data.train=train.*Parquet files there: none"):
+    with pytest.raises(
+        DataError, match="data.train must match at least one file, got train.*Parquet files there: none"
+    ):
         read(section)
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "train.parquet").write_bytes(b"PAR1")
@@ -233,15 +245,15 @@ def test_files_that_are_no_tables(tmp_path, saved, hub):
         read(section)
     embedded(table(), tmp_path / "p" / "train.parquet")
     Dataset.from_dict({"other": [1]}).to_parquet(tmp_path / "p" / "train2.parquet")
-    with pytest.raises(DataError, match="not readable Parquet files of one layout"):
+    with pytest.raises(DataError, match="must be readable Parquet files with the same columns"):
         read(section)
     embedded(table().select([]), tmp_path / "p" / "none.parquet")
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="must have at least one row, got none"):
         read(ParquetData(source="parquet", root=str(tmp_path / "p"), train="none.parquet"))
     shutil.rmtree(tmp_path / "saved" / "train")
-    with pytest.raises(DataError, match="saved/train: datasets saved no data set there"):
+    with pytest.raises(DataError, match="saved/train: the folder must hold a data set that datasets saved"):
         read(saved)
-    with pytest.raises(DataError, match=r"cannot be loaded: .*Look at data.val=validation"):
+    with pytest.raises(DataError, match=r"cannot be loaded: .*Check data.val=validation"):
         read(hub, "val")
 
 
@@ -254,7 +266,9 @@ def test_offline_it_is_said_what_to_download(monkeypatch):
     message = str(caught.value)
     assert "hf download flaviagiammarino/vqa-rad --repo-type dataset --revision main --local-dir FOLDER" in message
     assert "data.root=FOLDER" in message
-    with pytest.raises(DataError, match="nowhere: no such folder. It must hold the files of a/b"):
+    with pytest.raises(
+        DataError, match="data.root must be a folder with the files of a/b, got .*nowhere, which is no folder"
+    ):
         read(HubData(source="hub", name="a/b", root="nowhere"))
 
 
@@ -297,7 +311,7 @@ def test_a_mix_says_once_what_holds_for_all(jsonl, parquet, tmp_path):
     path = tmp_path / "jsonl" / "train.jsonl"
     path.write_text(path.read_text() + "\n{")
     section = mix(jsonl, parquet)
-    with pytest.raises(RowError, match="train.jsonl, line 7: not JSON"):
+    with pytest.raises(RowError, match="train.jsonl, line 7: a row must be one JSON object .* not JSON"):
         read(section)
     with pytest.raises(DataError, match="skipped 1 of 7 lines train rows"):
         read(section.model_copy(update={"on_error": "skip"}))

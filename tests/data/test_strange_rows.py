@@ -23,24 +23,38 @@ LONG = "x" * 5000
 BASE64 = base64.b64encode(bytes(range(256)) * 8).decode()
 
 STRANGE = {
-    "a data URI": ({**ROW, "image": f"data:image/png;base64,{BASE64}"}, "an image is the path of its file.*is a URL"),
+    "a data URI": (
+        {**ROW, "image": f"data:image/png;base64,{BASE64}"}, "an image must be the path of its file, got the URL",
+    ),
     "base64": ({**ROW, "image": BASE64}, "looks like base64. Save the image as a file"),
-    "a URL": ({**ROW, "image": "https://example.org/a.png"}, "'https://example.org/a.png' is a URL. Save the image"),
+    "a URL": ({**ROW, "image": "https://example.org/a.png"}, "got the URL 'https://example.org/a.png'. Save the image"),
     "a path that is too long": ({**ROW, "image": LONG + ".png"}, "does not exist"),
     "a NUL in a path": ({**ROW, "image": "a\0.png"}, r"a\\x00.png' does not exist"),
     "a lone surrogate in a path": (b'{"image": "\\ud800.png", "question": "?", "answer": "x"}', "lone surrogate"),
-    "a folder": ({**ROW, "image": "sub"}, "sub does not exist: it is a folder"),
-    "a lone surrogate": (b'{"image": "good.png", "question": "a \\uD83D b", "answer": "x"}', "half of a char"),
+    "a folder": ({**ROW, "image": "sub"}, "must be the path of its file, got the folder .*sub"),
+    "a lone surrogate": (
+        b'{"image": "good.png", "question": "a \\uD83D b", "answer": "x"}', "half of one .a lone surrogate.",
+    ),
     "a lone surrogate in a key": (b'{"image": "good.png", "question": "?", "answer": "x", "\\udc00": 1}', "lone surr"),
-    "a key that stands twice": (b'{"image": "good.png", "question": "a", "question": "b"}', "the key 'question' st"),
-    "a key that stands twice inside": (b'{"messages": [{"role": "user", "role": "x"}]}', "the key 'role' stands twice"),
-    "values that are nested deep": (b'{"answer": ' + b"[" * 500 + b"]" * 500 + b"}", "nested in more than 32 levels"),
+    "a key that stands twice": (
+        b'{"image": "good.png", "question": "a", "question": "b"}', "each key once, got the key 'question'",
+    ),
+    "a key that stands twice inside": (
+        b'{"messages": [{"role": "user", "role": "x"}]}', "each key once, got the key 'role' twice",
+    ),
+    "values that are nested deep": (
+        b'{"answer": ' + b"[" * 500 + b"]" * 500 + b"}", "nested in at most 32 levels, got more",
+    ),
     "a huge number": (b'{"answer": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
-    "a large number": ({**ROW, "answer": 10**300}, "'answer' must be a text or a list of texts"),
-    "infinity": (b'{"image": "good.png", "question": Infinity, "answer": "x"}', "'question' must be a text .*not inf"),
-    "a truth value for an image": ({**ROW, "image": True}, "an image is the path of its file, not True"),
-    "a truth value for a conversation": ({"messages": True}, "a conversation is a list of messages"),
-    "no question": ({"image": "good.png", "answer": "x"}, "or say what to ask .*data.default_question"),
+    "a large number": ({**ROW, "answer": 10**300}, "'answer' must be a non-empty text or a list of non-empty texts"),
+    "infinity": (
+        b'{"image": "good.png", "question": Infinity, "answer": "x"}', "'question' must be a non-empty text, got inf",
+    ),
+    "a truth value for an image": ({**ROW, "image": True}, "an image must be the path of its file, got True"),
+    "a truth value for a conversation": (
+        {"messages": True}, "a conversation must be a non-empty list of messages, got True",
+    ),
+    "no question": ({"image": "good.png", "answer": "x"}, "or set the question .*data.default_question"),
 }  # fmt: skip
 
 
@@ -60,10 +74,13 @@ def test_null_says_that_a_row_has_no_image(read):
     """A field that is absent may have another name."""
     said = []
     first, second = read({**ROW, "image": None}, ROW, said=said)
-    assert said == ["1 of 2 train rows have no image, and are trained on and asked without one"]
+    assert said == ["1 of 2 train rows have no image; the run uses them without one"]
     assert first.images == [] and len(second.images) == 1
     assert [part["type"] for part in first.messages[0]["content"]] == ["text"]
-    with pytest.raises(RowError, match="no field 'image'.*data.image=FIELD, write \"image\": null in a row without"):
+    with pytest.raises(
+        RowError,
+        match="a row must have the field 'image', got .*data.image=FIELD, write \"image\": null in a row without",
+    ):
         read({"question": "?", "answer": "x"})
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]
     assert read({"messages": turns, "image": None})[0].images == []
@@ -71,12 +88,17 @@ def test_null_says_that_a_row_has_no_image(read):
 
 def test_a_file_that_is_no_json_lines_is_named(read):
     rows = [ROW, ROW]
-    with pytest.raises(DataError, match=r"train.jsonl: this is one JSON array.*Convert it: python -c"):
+    with pytest.raises(
+        DataError,
+        match=r"train.jsonl: a JSON Lines file must have one object a line, got one JSON array.*Convert it: python -c",
+    ):
         read(json.dumps(rows).encode())
-    with pytest.raises(DataError, match="this is one JSON array"):
+    with pytest.raises(DataError, match="got one JSON array"):
         read(json.dumps(rows, indent=1).encode())
     for text in (json.dumps(ROW, indent=1), json.dumps(ROW, indent=1) + "\n" + json.dumps(ROW, indent=1)):
-        with pytest.raises(DataError, match="its first JSON object is spread over several lines.*jq -c . train.jsonl"):
+        with pytest.raises(
+            DataError, match="one object a line, got an object that spreads over several lines.*jq -c . train.jsonl"
+        ):
             read(text.encode())
     assert len(read(b"", b"  ", json.dumps(ROW).encode())) == 1
 
@@ -183,7 +205,9 @@ def image(size):
 def test_an_image_far_longer_than_wide_is_refused(folder, size):
     Image.new("L", size).save(folder / "x.png")
     for call in (open_image, read_through):
-        with pytest.raises(RowError, match=f"x.png: {size[0]} x {size[1]}: one side is over 200 times as long"):
+        with pytest.raises(
+            RowError, match=f"x.png: .* must be at most 200 times as long .*, got {size[0]} x {size[1]}"
+        ):
             call(folder / "x.png")
 
 
@@ -199,9 +223,13 @@ def test_what_a_processor_refuses_names_the_row(tiny_family, monkeypatch):
     monkeypatch.setattr(base.family, "_encode", encode)
     rows = [replace(image((32, 32)), id="good"), replace(image((77, 32)), id="bad")]
     for call in (base.collator.training_batch, base.collator.prompt_batch):
-        with pytest.raises(RowError, match="row bad: .*Processor refuses it: absolute aspect ratio must be smaller$"):
+        with pytest.raises(
+            RowError,
+            match="row bad: .*Processor cannot encode these texts and images. "
+            "Change them: absolute aspect ratio must be smaller$",
+        ):
             call(rows)
-    with pytest.raises(RowError, match="row bad, images of 77 x 32: .*Processor refuses it"):
+    with pytest.raises(RowError, match="row bad, images of 77 x 32: .*Processor cannot encode these texts and images"):
         base.lengths(base.default_task).of_training_row(rows[1], [(77, 32)])
 
 
@@ -216,6 +244,6 @@ def test_a_tokenizer_larger_than_the_embedding_is_said_before_training(tiny_fast
         lambda: base.collator.prompt_batch([bad]),
     ):
         with pytest.raises(
-            RowError, match=f"'zebra' token {known}, and the base has embeddings for {known} tokens only"
+            RowError, match=rf"got 'zebra' \(token {known}\), and the base has embeddings for {known} tokens only"
         ):
             call()

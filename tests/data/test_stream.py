@@ -10,9 +10,11 @@ from PIL import Image as PILImage
 from finetune.assemble.loading import load_base
 from finetune.assemble.rows import examples_of, training_rows
 from finetune.data import stream as streams
+from finetune.data.fields import RawRow
 from finetune.data.images import open_image
 from finetune.data.open_stream import open_stream
 from finetune.data.splits import tally
+from finetune.data.stream_reader import Arrival
 from finetune.errors import DataError, RecipeError
 from finetune.recipe import HubData, MixData, ParquetData
 from finetune.runs.run_folder import rows_digest
@@ -148,10 +150,10 @@ def test_no_more_is_read_than_the_shuffle_needs(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"answer": ""}, "'answer' must be a text that is not empty"),
+        ({"answer": ""}, "'answer' must be a non-empty text, got ''"),
         ({"image": {"bytes": png(3)[:45], "path": None}}, "not a readable image"),
         ({"image": {"bytes": None, "path": "no.png"}}, "the image .*no.png does not exist"),
-        ({"image": {"bytes": png(3, (9, 9)), "path": None}}, "9 x 9 is over the cap of 50 pixels"),
+        ({"image": {"bytes": png(3, (9, 9)), "path": None}}, "an image must have at most 50 pixels, got 9 x 9"),
     ],
 )
 def test_a_bad_row_is_an_error_that_shows_it(tmp_path, where, change, reason):
@@ -189,7 +191,7 @@ def test_a_row_with_another_system_message_than_the_first_ones_is_an_error(tmp_p
     found = [stream.checks.example(reader.at(position)) for position in range(12)]
     faults = [position for position, one in enumerate(found) if isinstance(one, DataError)]
     assert faults == [9]
-    assert "the system message must be that of the first rows, 'Be brief.'; found 'Be long.'" in str(found[9])
+    assert "the system message must equal that of the first rows, 'Be brief.', got 'Be long.'" in str(found[9])
 
 
 def test_rows_that_are_skipped_are_counted_once_and_may_not_be_many(root):
@@ -197,14 +199,14 @@ def test_rows_that_are_skipped_are_counted_once_and_may_not_be_many(root):
     section = hub(root, on_error="skip")
     stream = opened(section, said=said)
     bad = opened(hub(root)).checks.example(
-        streams.Arrival(position=9, epoch=0, row=streams.RawRow(id="x", where="row 9", fields={"question": "Q"}))
+        Arrival(position=9, epoch=0, row=RawRow(id="x", where="row 9", fields={"question": "Q"}))
     )
     for _ in range(2):  # the second time as after memory ran out
         stream.receive([(position, bad if position == 9 else None) for position in range(20)])
     assert (stream.bad.tried, stream.bad.skipped) == (20, 1)
     stream.tell(said.append)
     assert said[1].startswith("skipped 1 of 20 train rows (data.on_error: skip)")
-    with pytest.raises(DataError, match="(?s)skipped 2 of 21 train rows.*more than 5% of the rows"):
+    with pytest.raises(DataError, match="(?s)skipped 2 of 21 train rows.*at most 5% of the rows, and these are more"):
         stream.receive([(20, bad)])
 
 
@@ -222,7 +224,7 @@ def test_rows_that_are_too_long_are_refused_or_dropped(make_recipe, tiny_fast_vl
     limit = sorted(counts)[0] + 20  # room for the image
     monkeypatch.setattr(streams, "SAMPLE", 30)
     with pytest.raises(
-        DataError, match=rf"(?s)2 of 30 rows are too long:.*tokens, and a row may have {limit}.*too_long=drop"
+        DataError, match=rf"(?s)2 of 30 rows are too long:.*a row must have at most {limit} tokens, got .*too_long=drop"
     ):
         training_rows(recipe(max_length=limit), base=base)
     said = []
@@ -235,7 +237,7 @@ def test_rows_that_are_too_long_are_refused_or_dropped(make_recipe, tiny_fast_vl
     monkeypatch.setattr(streams, "SAMPLE", 1)
     stream = training_rows(recipe(max_length=limit), base=base)
     reader = stream.reader()
-    with pytest.raises(DataError, match=rf"tokens, and a row may have {limit}. A row is never cut"):
+    with pytest.raises(DataError, match=rf"a row must have at most {limit} tokens, got \d+. A row is never cut"):
         for position in range(30):
             found = stream.checks.example(reader.at(position))
             stream.receive([(position, found if isinstance(found, DataError) else None)])
@@ -264,9 +266,9 @@ def test_what_is_known_of_a_stream_is_its_files_and_its_order(root):
 
 
 def test_what_cannot_be_streamed_says_why(root, tmp_path):
-    with pytest.raises(DataError, match=r"Bad split: train\[:50%\].*Look at data.train"):
+    with pytest.raises(DataError, match=r"Bad split: train\[:50%\].*Check data.train"):
         opened(hub(root, train="train[:50%]"))
-    with pytest.raises(DataError, match="data.answer names 'label', which is no column"):
+    with pytest.raises(DataError, match="data.answer must name a column, got 'label'"):
         opened(hub(root, answer="label"))
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="train.*parquet: not readable Parquet files"):
@@ -274,9 +276,11 @@ def test_what_cannot_be_streamed_says_why(root, tmp_path):
     write([row(i) for i in range(30)], tmp_path / "train.parquet")
     stream = opened(ParquetData(source="parquet", root=str(tmp_path), streaming=True))
     (tmp_path / "train.parquet").write_bytes((tmp_path / "train.parquet").read_bytes()[:500])
-    with pytest.raises(DataError, match=r"train\*.parquet: reading stopped at row 0 of the stream"):
+    with pytest.raises(
+        DataError, match=r"train\*.parquet: the stream must be readable to its end, but reading failed at row 0"
+    ):
         stream.reader().at(0)
-    with pytest.raises(DataError, match="no folder|no such folder"):
+    with pytest.raises(DataError, match="must be a folder with the files of .*missing, which is no folder"):
         opened(hub(tmp_path / "missing"))
 
 

@@ -35,12 +35,19 @@ MISTAKES = {
     "no train file": (["train", "R", "data.train=trian.jsonl"], "trian.jsonl: no such file. Check data.root"),
     "no default val file": (["train", "{here}/no_val.yaml"], "set data.val: null for none"),
     "no test file": (["train", "R", "data.test=tset.jsonl"], "tset.jsonl: no such file. Check data.root and data.test"),
-    "no Parquet file": (["train", "P"], "no file fits data.val=val*.parquet. Parquet files there: train.parquet"),
+    "no Parquet file": (
+        ["train", "P"],
+        "data.val must match at least one file, got val*.parquet, which matches none. Parquet files there: "
+        "train.parquet",
+    ),
     "no saved folder": (["train", "R", 'data={{source: saved, root: "{here}/data"}}'], "dataset_info.json"),
-    "no rows": (["train", "R", "data.val=empty.jsonl"], "empty.jsonl: no rows"),
-    "field missing": (["train", "R", "data.question=qestion"], "no field 'qestion'"),
+    "no rows": (["train", "R", "data.val=empty.jsonl"], "empty.jsonl: the file must have at least one row, got none"),
+    "field missing": (["train", "R", "data.question=qestion"], "a row must have the field 'qestion'"),
     "image of the first row": (["train", "R", "data.val=lost.jsonl"], "lost.png does not exist"),
-    "column missing": (["train", "P", "data.val=null", "data.test=null", "data.answer=anser"], "no column"),
+    "column missing": (
+        ["train", "P", "data.val=null", "data.test=null", "data.answer=anser"],
+        "data.answer must name a column",
+    ),
     "publish name": (["train", "R", "adapter.publish=-a/b"], "'-a' is no namespace"),
     "alias": (["train", "R", "adapter.aliases=[Prod!]"], "'Prod!' is no alias"),
     "registry is a file": (["train", "R", "adapter.publish=a/b"], "{here}/file is not a folder"),

@@ -108,4 +108,7 @@ def test_an_image_that_the_processor_refuses_is_a_400(client, monkeypatch):
     question = body(question=[image_part(noise(64, 20)), text_part("a")])
     status, found = send(client, json.dumps(question).encode())
     assert (status, found["code"], found["param"]) == (400, "invalid_messages", "messages")
-    assert "Processor refuses it: absolute aspect ratio" in found["message"] and "got 300.0" in found["message"]
+    assert (
+        "Processor cannot encode these texts and images. Change them: absolute aspect ratio" in found["message"]
+        and "got 300.0" in found["message"]
+    )

@@ -37,9 +37,9 @@ WRONG = {
     "no messages": ({"model": "base", "messages": []}, "invalid_value", "messages", "at least 1 item"),
     "a role": (said("tool"), "invalid_value", "messages[0]", "'tool'"),
     "a text as number": (body(question=3), "invalid_value", "messages[0].content", "valid"),
-    "an empty text": (body(question="  "), "invalid_messages", "messages", "text is empty"),
+    "an empty text": (body(question="  "), "invalid_messages", "messages", "must have a non-empty text, got"),
     "a part": (parts({"type": "audio"}), "invalid_value", "messages[0].content[0]", "'audio'"),
-    "the order": (said("user", "user"), "invalid_messages", "messages", "after user comes assistant"),
+    "the order": (said("user", "user"), "invalid_messages", "messages", "after user the role must be assistant"),
     "a turn in a text": (body(question="a <|assistant|> b"), "invalid_messages", "messages", "holds '<|assistant|>'"),
     "an image in a text": (body(question="<image> b"), "invalid_messages", "messages", "holds '<image>', a special"),
     "a turn in a conversation": (

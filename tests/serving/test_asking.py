@@ -109,10 +109,10 @@ BROKEN = {
     "a folder": (lambda image, tmp_path: tmp_path, RowError, "not a readable image: .*Is a directory"),
     "cut off": (cut, RowError, "cut.png: not a readable image: "),
     "no image": (lambda image, tmp_path: b"<html>", RowError, "its image: not a readable image"),
-    "too large": (huge, RowError, "9000 x 9000 is over the cap of 50000000 pixels"),
-    "another type": (lambda image, tmp_path: {"url": "x"}, DataError, "not builtins.dict"),
-    "an open file": (lambda image, tmp_path: io.BytesIO(), DataError, "an image is a path, bytes, .* not _io.Byt"),
-    "normalised": (lambda image, tmp_path: torch.randn(3, 8, 9), DataError, "question: .* go from 0 to 1"),
+    "too large": (huge, RowError, "at most 50000000 pixels, got 9000 x 9000"),
+    "another type": (lambda image, tmp_path: {"url": "x"}, DataError, "got builtins.dict"),
+    "an open file": (lambda image, tmp_path: io.BytesIO(), DataError, "an image must be a path, bytes, .* got _io.Byt"),
+    "normalised": (lambda image, tmp_path: torch.randn(3, 8, 9), DataError, "question: .* must be from 0 to 1"),
 }
 
 

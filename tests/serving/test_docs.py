@@ -205,7 +205,7 @@ def test_the_batch_job(work, monkeypatch, capsys):
     errors = {name: row["error"] for name, row in rows.items() if row["error"] is not None}
     assert errors.keys() == {"bad", "missing", "nobody", "mute"}
     assert all(rows[name]["answer"] is None for name in errors)
-    assert "not a readable image: it is none of AVIF, BMP" in errors["bad"]
+    assert "not a readable image: its format must be one of AVIF, BMP" in errors["bad"]
     assert "no.png: no such file" in errors["missing"]
     assert "medical/nobody" in errors["nobody"] and "a question is a text, not None" in errors["mute"]
     assert sorted(path.name for path in work.iterdir() if "answers" in path.name) == ["answers.parquet"]

@@ -190,7 +190,7 @@ def test_what_goes_wrong_reaches_the_reader(vlm, adapters, monkeypatch):
 
 
 def test_what_cannot_be_asked_is_told_at_once(vlm, tmp_path):
-    with pytest.raises(DataError, match="an image is a path, bytes, .* not builtins.int"):
+    with pytest.raises(DataError, match="an image must be a path, bytes, .* got builtins.int"):
         vlm.stream(3, QUESTION)
     with pytest.raises(DataError, match="the conversation ends with the assistant"):
         vlm.stream_chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])

@@ -109,7 +109,7 @@ def test_a_bad_row_on_arrival_stops_the_run(make, spoil, workers):
         train(make(num_workers=workers))
     said = str(caught.value)
     assert said.startswith("demo/set train, row 11 of pass 1 of the stream (question: 'Which?', answer: '')")
-    assert "Traceback" not in said and "'answer' must be a text that is not empty" in said
+    assert "Traceback" not in said and "'answer' must be a non-empty text" in said
 
 
 def test_a_run_does_not_go_on_from_other_files(make, monkeypatch, tmp_path):
