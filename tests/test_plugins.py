@@ -179,15 +179,15 @@ def without(*names):
 @pytest.mark.parametrize(
     ("name", "metric", "message"),
     [
-        ("count_error", without("unit"), "the metric count_error must have unit; Metric has none"),
+        ("count_error", without("unit"), "the metric count_error must have unit, but Metric has none"),
         ("count_error", without("row"), "the metric count_error must have row or corpus"),
-        ("other", Metric, "must have its own name as key, .*; got 'count_error'"),
+        ("other", Metric, "the key of the metric other must be its name, .*; got 'count_error'"),
         (
             "n",
             type("N", (Metric,), {"key": "n"}),
-            "its own name as key, without a dot and none of n, truncated",
+            "must be its name, without a dot and not one of n, truncated",
         ),
-        ("a.b", type("N", (Metric,), {"key": "a.b"}), "must have its own name as key, without a dot"),
+        ("a.b", type("N", (Metric,), {"key": "a.b"}), "the key of the metric a.b must be its name, without a dot"),
     ],
 )
 def test_a_metric_that_could_not_be_named_is_refused(name, metric, message, monkeypatch):

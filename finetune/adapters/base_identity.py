@@ -1,4 +1,4 @@
-"""Identify a base by the digests of its weight files and config; a digest is noted until its file changes."""
+"""Identify a base by the digests of its weight files and config; the cache keeps a digest until its file changes."""
 
 import hashlib
 import json
@@ -12,22 +12,22 @@ from finetune.core.cache import cache_home, read_note, write_note
 from finetune.core.file_state import file_key, is_settled
 from finetune.errors import BaseMismatchError, ModelError, brief
 
-# Keys of config.json that say how or by what it was saved, not what the model computes.
+# Keys of config.json about how the model was saved; its outputs do not depend on them.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 _WEIGHTS = "model.safetensors"
-# What a base is made of, among what a repository of the hub holds.
+# The files of a base in a repository of the hub.
 _NEEDED = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors"]
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def snapshot_folder(name_or_path: str, *, revision: str | None = None) -> Path:
-    """Return the local folder that holds a model's files: itself, or its snapshot in the hub's cache.
+    """Return the local folder of a model's files: the folder itself, or its snapshot in the hub's cache.
 
-    What the cache lacks is fetched, unless ``HF_HUB_OFFLINE`` is set.
+    Files that the cache lacks are downloaded, unless ``HF_HUB_OFFLINE`` is set.
 
     Raises:
-        ModelError: a hub id whose files are not on this machine and cannot be fetched.
+        ModelError: the files of a hub id are not on this machine and cannot be downloaded.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -39,7 +39,10 @@ def snapshot_folder(name_or_path: str, *, revision: str | None = None) -> Path:
         return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=_NEEDED))
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name_or_path}: neither a folder nor whole in the hub cache: {first_line}") from None
+        raise ModelError(
+            f"{name_or_path} must be a folder or a hub id whose files are all in the hub's cache: {first_line} Give a "
+            "folder, or run `hf download`."
+        ) from None
 
 
 def identify_base(name_or_path: str, *, revision: str | None = None, verify: str = "cached") -> BaseIdentity:
@@ -48,7 +51,7 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
     Args:
         name_or_path: a folder, or a hub id whose files are in the hub's cache.
         revision: the revision of the hub id.
-        verify: ``cached`` reuses digests of files that have not changed since; ``full`` reads every byte again.
+        verify: ``cached`` reuses the digests of unchanged files; ``full`` reads every byte again.
 
     Raises:
         ModelError: the folder holds no safetensors weights or no config.
@@ -56,8 +59,8 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
     folder = snapshot_folder(name_or_path, revision=revision)
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"{folder} holds an adapter_config.json: transformers would load that adapter with the base, silently. "
-            "Give the folder of the plain base."
+            f"{folder} must not hold an adapter_config.json: transformers would silently load that adapter with the "
+            "base. Give the folder of the plain base."
         )
     weights = weight_files(folder)
     config = _config(folder)
@@ -72,14 +75,14 @@ def identify_base(name_or_path: str, *, revision: str | None = None, verify: str
 
 
 def refuse_other_base(wanted: BaseIdentity, folder: Path) -> None:
-    """Refuse a base whose config or names of files are not those of ``wanted``; no weight is read.
+    """Refuse a base whose config or file names differ from those of ``wanted``; no weight is read.
 
     Raises:
-        BaseMismatchError: it is another base.
+        BaseMismatchError: the folder holds another base.
         ModelError: the folder holds no model.
     """
     config = _config(folder)
-    # The digests of the weights take long: they are taken as right here, and checked when the base is loaded.
+    # Hashing the weights takes long, so their digests are assumed here and checked when the base is loaded.
     files = {path.name: wanted.files.get(path.name, "0" * 64) for path in weight_files(folder)}
     live = BaseIdentity(model_type=str(config.get("model_type")), files=files, config=_config_digest(config))
     require_same_base(wanted, live)
@@ -88,7 +91,7 @@ def refuse_other_base(wanted: BaseIdentity, folder: Path) -> None:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise ModelError(f"{folder}: no config.json")
+        raise ModelError(f"{folder} must hold config.json, and does not. Give the folder of a model.")
     config: dict[str, Any] = json.loads(path.read_bytes())
     return config
 
@@ -98,24 +101,30 @@ def _config_digest(config: dict[str, Any]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers loads: those of the index, or the single one.
+    """Return the weight files that transformers loads: those of the index, or the single file.
 
     Raises:
-        ModelError: there are none, or one of the index is missing.
+        ModelError: the folder has no weight files, or lacks one of the index.
     """
     index = folder / f"{_WEIGHTS}.index.json"
     if index.is_file():
         weights = [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
         if missing := [path.name for path in weights if not path.is_file()]:
-            raise ModelError(f"{folder}: {len(missing)} of {len(weights)} weight files are missing: {missing[0]} ...")
+            raise ModelError(
+                f"{folder} must hold the {len(weights)} weight files of its index, but {len(missing)} are missing, "
+                f"such as {missing[0]}. Download the model again."
+            )
         return weights
     if not (folder / _WEIGHTS).is_file():
-        raise ModelError(f"{folder}: no safetensors weights ({_WEIGHTS}); other formats are not loaded")
+        raise ModelError(
+            f"{folder} must hold safetensors weights ({_WEIGHTS}), and does not. Save the model as safetensors: other "
+            "formats are not loaded."
+        )
     return [folder / _WEIGHTS]
 
 
 def digest_beside_weights(name_or_path: str, *, revision: str | None = None, verify: str = "cached") -> str:
-    """Return the SHA-256 over all files that a base and its processor are loaded from, but the weights.
+    """Return the SHA-256 over all files of a base and its processor, except the weights.
 
     Args:
         name_or_path: the same as for ``identify_base``.
@@ -139,20 +148,20 @@ def identify_processor(name_or_path: str, *, revision: str | None = None, chat_t
     """
     folder = snapshot_folder(name_or_path, revision=revision)
 
-    def together(names: tuple[str, ...]) -> str:
+    def digest_of(names: tuple[str, ...]) -> str:
         present = [folder / name for name in names if (folder / name).is_file()]
         return sha256_hex(canonical_json({path.name: sha256_hex(path.read_bytes()) for path in present}))
 
     return ProcessorDigests(
-        tokenizer=together(_TOKENIZER_FILES),
-        processor_config=together(_PROCESSOR_FILES),
+        tokenizer=digest_of(_TOKENIZER_FILES),
+        processor_config=digest_of(_PROCESSOR_FILES),
         chat_template=sha256_hex(chat_template.encode()),
-        generation_config=together(("generation_config.json",)),
+        generation_config=digest_of(("generation_config.json",)),
     )
 
 
 def require_same_base(wanted: BaseIdentity, live: BaseIdentity) -> None:
-    """Raise BaseMismatchError that names the first difference."""
+    """Raise BaseMismatchError with the first difference, if the two are different bases."""
     if wanted.digest == live.digest and wanted.model_type == live.model_type:
         return
     if wanted.model_type != live.model_type:
@@ -171,25 +180,26 @@ def require_same_base(wanted: BaseIdentity, live: BaseIdentity) -> None:
 
 
 def require_same_processor(wanted: ProcessorDigests, live: ProcessorDigests) -> None:
-    """Raise BaseMismatchError that names the part of the processor that differs."""
+    """Raise BaseMismatchError with the first part of the processor that differs."""
     for part in ProcessorDigests.model_fields:
         if getattr(wanted, part) != getattr(live, part):
             raise BaseMismatchError(
                 f"the adapter was trained with another {part.replace('_', ' ')} (digest "
-                f"{getattr(live, part)[:16]}..., not {getattr(wanted, part)[:16]}...): its answers would change"
+                f"{getattr(live, part)[:16]}..., not {getattr(wanted, part)[:16]}...): its answers would change. Load "
+                "the base with the processor files of the training."
             )
 
 
 def file_digest(path: Path, *, cached: bool = True) -> str:
-    """Return the SHA-256 of a file; with ``cached``, as it was noted where nothing has changed the file since.
+    """Return the SHA-256 of a file; with ``cached``, the digest in the cache if the file has not changed since.
 
     Raises:
-        ModelError: the file lies in the hub's cache under the digest of other bytes.
+        ModelError: the hub's cache holds the file under the digest of other bytes.
     """
     resolved = path.resolve()
     key = sha256_hex(file_key(resolved).encode(errors="surrogateescape"))
     settled = is_settled(resolved)  # after the key and before the bytes
-    # By the key, which is of this machine: others may share the folder of the cache.
+    # The key is particular to this machine, since several machines may share the cache folder.
     note = cache_home() / "digests" / key
     digest = read_note(note) if cached and settled else None
     if digest is None:

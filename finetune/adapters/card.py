@@ -1,4 +1,4 @@
-"""The model card of an adapter, or of a model made from one, for the Hugging Face Hub; it is made from the manifest."""
+"""The model card for the Hugging Face Hub, of an adapter or a merged model, made from the manifest."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from finetune.metrics.names import BASE, TEST, summarized
 from finetune.recipe import LabelSection, PromptSection
 
 CARD_NAME = "README.md"
-# Of the hub's list, those that adapters are commonly under; any other is called "other", by its name.
+# The common licenses of the hub's list; any other is "other", with its name in license_name.
 _LICENSES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
     "cc-by-sa-4.0", "cc0-1.0", "gemma", "gpl-3.0", "lgpl-3.0", "llama3.2", "mit", "mpl-2.0", "openrail", "unlicense",
@@ -20,13 +20,13 @@ _NOT_STATED = "not stated"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The facts on a card beside the manifest, about the files that it lies with.
+    """The facts on a card that are not in the manifest, about the files beside the card.
 
     Attributes:
         version: the version of the adapter, such as ``version 17``.
         digest: the SHA-256 of the adapter's manifest.
-        relation: the relation to the base, in the hub's words.
-        library_name: the library that opens the files, by the hub's name; None where the hub knows none that does.
+        relation: the relation to the base, as the hub names it.
+        library_name: the library that opens the files, by the hub's name; None if the hub lists none.
         loading: the code that opens the files.
         loading_language: the language of that code.
         checks: a sentence on the checks that this code makes.
@@ -42,7 +42,7 @@ class Card:
 
 
 def model_card(manifest: AdapterManifest, card: Card) -> str:
-    """Return the card: front matter that the hub reads, and a page for people."""
+    """Return the card: front matter for the hub, and a page for readers."""
     return f"---\n{_front_matter(manifest, card)}\n---\n\n{_page(manifest, card)}"
 
 
@@ -60,7 +60,7 @@ def _front_matter(manifest: AdapterManifest, card: Card) -> str:
         )
         for name, value in _scores(manifest, TEST).items()
     ]
-    # The licence is the adapter's: what holds the base's weights too is under the base's as well.
+    # The licence covers the adapter. A merged model is also under the licence of its base, so it gets none here.
     license = (manifest.license or "").lower() if card.relation == "adapter" else ""
     fields: dict[str, Any] = {
         "base_model": manifest.base.hub_id,
@@ -82,7 +82,7 @@ def _front_matter(manifest: AdapterManifest, card: Card) -> str:
 
 
 def _pipeline_tag(manifest: AdapterManifest) -> str:
-    """Return the hub's task name for such a model."""
+    """Return the hub's task name for the model."""
     task = manifest.task
     if isinstance(task, LabelSection):
         return "zero-shot-image-classification"
@@ -90,7 +90,7 @@ def _pipeline_tag(manifest: AdapterManifest) -> str:
 
 
 def _scores(manifest: AdapterManifest, who: str) -> dict[str, float]:
-    """Return name -> value of the metrics for all test rows; the name without ``test.`` or ``base.``."""
+    """Return name -> value of the metrics over all test rows; names have no prefix ``test.`` or ``base.``."""
     scores = summarized(manifest.metrics).get(who, {})
     return {k: v for k, v in scores.items() if not isinstance(v, bool) and k not in _NOT_SCORES}
 
@@ -103,10 +103,10 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         for split, number in record.rows.items()
     )
     methods, domain = manifest.adapter.methods, markdown(record.domain)
-    what, tie, licensed = f"An adapter ({methods}) for {where} (`{base.model_type}`)", "It fits that base only:", ""
+    what, tie, licensed = f"An adapter ({methods}) for {where} (`{base.model_type}`)", "It fits only that base:", ""
     if card.relation == "finetune":
         what = f"A whole model: {where} (`{base.model_type}`) with an adapter ({methods}) in its weights"
-        tie, licensed = "The base was that with", " of the adapter, beside that of the base"
+        tie, licensed = "The base has", " of the adapter, beside that of the base"
     lines = [
         f"# {manifest.full_name}, {card.version}",
         "",
@@ -121,12 +121,12 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
         *_images(manifest),
         *_table(manifest),
         f"Trained {record.steps} steps with seed {record.seed}; rows, with the digest of their texts and images: "
-        f"{rows or 'not told'}. Recipe `{record.recipe_digest[:16]}`.",
+        f"{rows or _NOT_STATED}. Recipe `{record.recipe_digest[:16]}`.",
         "",
         f"Intended use: {markdown(manifest.intended_use or _NOT_STATED)}",
         "",
-        f"Limits: trained and evaluated on {domain} alone; asked about anything else it tends to answer in the "
-        "words of its own domain. The scores hold for rows like those of its test split, and say nothing of others.",
+        f"Limits: trained and evaluated only on {domain}; on other inputs it tends to answer in the words of its own "
+        "domain. The scores hold only for rows like those of its test split.",
         "",
         f"Licence{licensed}: {markdown(manifest.license or _NOT_STATED)}. Manifest: `sha256:{card.digest}`.",
     ]
@@ -134,30 +134,30 @@ def _page(manifest: AdapterManifest, card: Card) -> str:
 
 
 def _asking(manifest: AdapterManifest) -> list[str]:
-    """Return the lines about the prompt of the training, since another prompt gets other answers."""
+    """Return the lines about the prompt of the training, since another prompt changes the answers."""
     task = manifest.task
     if isinstance(task, LabelSection):
-        return [f"Its texts were written so: {markdown_code(task.text_template)}.", ""]
+        return [f"Texts of the training: {markdown_code(task.text_template)}.", ""]
     if not isinstance(task, PromptSection):
         return []
     system = f", after the system prompt {markdown_code(task.system_prompt)}" if task.system_prompt else ""
     return [
-        f"It was asked so, image {task.image_position}: {markdown_code(task.question_template)}{system}; "
+        f"Prompt of the training, image {task.image_position}: {markdown_code(task.question_template)}{system}; "
         f"answers are decoded greedily, at most {task.longest_answer} tokens.",
         "",
     ]
 
 
 def _images(manifest: AdapterManifest) -> list[str]:
-    """Return the lines about the opening of images, where that is not the same for everybody."""
+    """Return the lines about the image settings, if the adapter has any."""
     images = manifest.images
-    said = []
+    settings = []
     if images.range:
         low, high = images.range
-        said.append(f"in images of more than 8 bits the value {low} is black and {high} white")
+        settings.append(f"in images of more than 8 bits, the value {low} is black and {high} is white")
     if images.page:
-        said.append(f"of a TIFF page {images.page} is shown")
-    return [f"Images are opened so: {'; '.join(said)}.", ""] if said else []
+        settings.append(f"page {images.page} of a TIFF")
+    return [f"Images of the training: {'; '.join(settings)}.", ""] if settings else []
 
 
 def _table(manifest: AdapterManifest) -> list[str]:
@@ -173,7 +173,7 @@ def _table(manifest: AdapterManifest) -> list[str]:
 
 
 def _cell(manifest: AdapterManifest, who: str, name: str, value: float | None) -> str:
-    """Return a value with its unit and, in brackets, its 95 % interval, where it has them."""
+    """Return a value with its unit, and its 95 % interval in brackets, if it has them."""
     if value is None:
         return ""
     recorded = _recorded(manifest.metrics.get(who), name)
@@ -185,7 +185,7 @@ def _cell(manifest: AdapterManifest, who: str, name: str, value: float | None) -
 
 
 def _recorded(scores: Any, name: str) -> dict[str, Any]:
-    """Return the manifest's record of a metric, or of ``BASELINE.METRIC``; empty where it is a number alone."""
+    """Return the manifest's record of a metric, or of ``BASELINE.METRIC``; empty for a plain number."""
     of, _, metric = name.partition(".")
     for path in (("values", name), ("baselines", of, metric)):
         found = scores

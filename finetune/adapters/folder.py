@@ -1,4 +1,4 @@
-"""An adapter's folder: PEFT's two files and a manifest. It is written whole or not at all, and read without trust."""
+"""An adapter's folder: PEFT's two files and a manifest. A write is atomic; a read trusts no byte."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A verified folder: the manifest and the tensors it describes, whose bytes equal their digests."""
+    """A verified folder: the manifest, and the tensors that it describes, whose bytes equal their digests."""
 
     manifest: AdapterManifest
     digest: str  # SHA-256 of the manifest's bytes
@@ -81,7 +81,7 @@ def file_entries(weights: bytes, config: bytes) -> dict[str, FileEntry]:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write ``files`` into ``folder``, replacing it; nothing half-written is ever visible under that name."""
+    """Replace ``folder`` by one with ``files``; readers never see a partial folder under that name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -118,7 +118,7 @@ def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFol
 
     Raises:
         ManifestError: manifest, config or header break their schema.
-        IntegrityError: a file is missing or not the one the manifest lists.
+        IntegrityError: a file is missing, or differs from the one that the manifest lists.
     """
     raw = _read(path / MANIFEST_NAME, MAX_MANIFEST_BYTES)
     if lfs.is_pointer(raw):
@@ -131,8 +131,8 @@ def read_folder(path: Path, *, device: torch.device | str = "cpu") -> AdapterFol
             if lfs.is_pointer(data):
                 raise IntegrityError(f"{path / name}: {lfs.WAY_OUT}")
             raise IntegrityError(
-                f"{path / name}: not the file that was saved (sha256 {found[:16]}..., {len(data)} bytes; "
-                f"the manifest lists {entry.sha256[:16]}..., {entry.size} bytes). Pull it again."
+                f"{path / name} must be the file that the manifest lists (sha256 {entry.sha256[:16]}..., {entry.size} "
+                f"bytes), got sha256 {found[:16]}..., {len(data)} bytes. Pull the adapter again."
             )
         return data
 
@@ -147,23 +147,23 @@ def verify(
     source: Path,
     device: torch.device | str = "cpu",
 ) -> AdapterFolder:
-    """Return an adapter whose files all agree with its manifest.
+    """Check that all files of an adapter agree with its manifest, and return the adapter.
 
     Args:
         manifest: the manifest of the adapter.
-        read: the function that returns the bytes of a listed file, of the size and digest that the manifest gives.
+        read: the function that returns the bytes of a listed file, with the size and digest in the manifest.
         digest: the digest of the manifest's bytes.
         source: the folder, for errors.
         device: the device of the tensors.
 
     Raises:
         ManifestError: config or header break their schema.
-        IntegrityError: a file is larger than any may be, or a tensor holds values that are not finite.
+        IntegrityError: a file is too large, or a tensor holds values that are not finite.
     """
     raw = {}
     for name, cap in _CAPS.items():
         if (size := manifest.files[name].size) > cap:
-            raise IntegrityError(f"{source / name}: {size} bytes; at most {cap} are allowed")
+            raise IntegrityError(f"{source / name} must have at most {cap} bytes, but the manifest lists {size} bytes")
         raw[name] = read(name)
     _check_config(manifest, raw[CONFIG_NAME], source / CONFIG_NAME)
     weights, where = raw[WEIGHTS_NAME], str(source / WEIGHTS_NAME)
@@ -173,26 +173,31 @@ def verify(
 
 
 def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) -> dict[str, int]:
-    """Check a safetensors header, before any tensor is made, against the manifest's table.
+    """Check a safetensors header against the manifest's table, before any tensor is made.
+
+    Args:
+        data: the bytes of the file.
+        table: the shape and dtype of each tensor, from the manifest.
+        source: the name of the file in errors.
 
     Returns:
-        Name of each tensor -> where it begins in ``data``, in the order in which they follow each other to its end.
+        Name of each tensor -> its first byte in ``data``, in the order of the file.
 
     Raises:
-        ManifestError: duplicate or strange keys, or a tensor that the table does not list just so.
+        ManifestError: the header has unknown or duplicate keys, or differs from the table.
     """
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8) or data[8:9] != b"{":
-        raise ManifestError(f"{source}: not a safetensors file (header of {length} bytes)")
+        raise ManifestError(f"{source} must be a safetensors file, got a header of {length} bytes")
     header = strict_json(data[8 : 8 + length], source=source, max_bytes=MAX_HEADER_BYTES)
-    metadata = header.pop("__metadata__", {})  # nothing here reads it, but others may
+    metadata = header.pop("__metadata__", {})  # unused here, but other readers may use it
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ManifestError(f"{source}: not a safetensors file: its __metadata__ is not texts by name")
+        raise ManifestError(f"{source}: __metadata__ must map names to texts, got {brief(metadata)}")
     missing, extra = sorted(set(table) - set(header)), sorted(set(header) - set(table))
     if missing or extra:
         raise ManifestError(
-            f"{source}: {len(missing)} of the manifest's tensors are missing ({brief(missing[:3], 300)}) and "
-            f"{len(extra)} are not in it ({brief(extra[:3], 300)})"
+            f"{source} must hold the tensors of the manifest: {len(missing)} are missing ({brief(missing[:3], 300)}) "
+            f"and {len(extra)} are not in the manifest ({brief(extra[:3], 300)})"
         )
     end, offsets = 0, {}
     for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
@@ -202,14 +207,19 @@ def check_header(data: bytes, table: Mapping[str, TensorEntry], *, source: str) 
         )
         if not fits:
             raise ManifestError(
-                f"{source}: {name} is {brief(entry)}, not {wanted.dtype} {wanted.shape} as in the manifest"
+                f"{source}: tensor {name} must be {wanted.dtype} {wanted.shape} as in the manifest, got {brief(entry)}"
             )
         begin, end = end, end + _BYTES[wanted.dtype] * prod(wanted.shape)
         if len(entry) != 3 or not _same(entry.get("data_offsets"), [begin, end]):
-            raise ManifestError(f"{source}: the bytes of {name} do not follow those before it: {brief(entry)}")
+            raise ManifestError(
+                f"{source}: tensor {name} must have dtype, shape and data_offsets {[begin, end]} only, got "
+                f"{brief(entry)}"
+            )
         offsets[name] = 8 + length + begin
     if end != len(data) - 8 - length:
-        raise ManifestError(f"{source}: {len(data) - 8 - length} bytes of data, its header accounts for {end}")
+        raise ManifestError(
+            f"{source} must hold the {end} bytes of data that its header describes, got {len(data) - 8 - length}"
+        )
     return offsets
 
 
@@ -219,42 +229,44 @@ def _begin(entry: Any) -> int:
 
 
 def _same(numbers: Any, wanted: list[int]) -> bool:
-    """Return whether these are the same numbers, and written so: Python holds True and 1.0 for 1."""
+    """Return whether these are the same integers; in Python, True and 1.0 also equal 1."""
     return isinstance(numbers, list) and numbers == wanted and all(type(number) is int for number in numbers)
 
 
 def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
-    """Check that the config that PEFT would read agrees with the manifest, field by field."""
+    """Check each field of the config that PEFT would read against the manifest."""
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
-        raise ManifestError(f"{path}: not an object")
+        raise ManifestError(f"{path} must hold a JSON object, got {brief(config)}")
     methods = [part.method for part in manifest.adapter.parts]
     if manifest.adapter.peft_type != (right := peft_type(methods, model_type=manifest.base.model_type)):
         raise ManifestError(
-            f"{path.with_name(MANIFEST_NAME)}: peft_type is {brief(manifest.adapter.peft_type)}, for "
-            f"{manifest.adapter.methods} on {manifest.base.model_type} it must be {right!r}"
+            f"{path.with_name(MANIFEST_NAME)}: peft_type must be {right!r} for {manifest.adapter.methods} on "
+            f"{manifest.base.model_type}, got {brief(manifest.adapter.peft_type)}"
         )
     try:
         wanted = peft_config(manifest.adapter)
     except (KeyError, TypeError) as error:
-        raise ManifestError(f"{path.with_name(MANIFEST_NAME)}: the options of the adapter lack {error}") from None
+        raise ManifestError(
+            f"{path.with_name(MANIFEST_NAME)}: the options of the adapter must be complete, but lack {error}"
+        ) from None
     for field, value in wanted.items():
         if canonical_json(config.get(field)) != canonical_json(value):
-            raise ManifestError(f"{path}: {field} is {brief(config.get(field))}, it must be {brief(value)}")
+            raise ManifestError(f"{path}: {field} must be {brief(value)}, got {brief(config.get(field))}")
     if unknown := sorted(set(config) - set(wanted)):
-        raise ManifestError(f"{path}: fields that are not allowed: {', '.join(map(plain, unknown[:5]))}")
+        raise ManifestError(f"{path} must not have the fields {', '.join(map(plain, unknown[:5]))}")
 
 
 def _read(path: Path, cap: int) -> bytes:
     try:
         if path.is_symlink() or not path.is_file():
             raise IntegrityError(
-                f"{path}: missing, or not a plain file. A finished training run writes {MANIFEST_NAME}, {CONFIG_NAME} "
-                f"and {WEIGHTS_NAME} into one folder; nothing else is loaded."
+                f"{path} must be a regular file, but is missing or something else. A finished training run writes "
+                f"{MANIFEST_NAME}, {CONFIG_NAME} and {WEIGHTS_NAME} into one folder; give that folder."
             )
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > cap:
-                raise IntegrityError(f"{path}: {size} bytes; at most {cap} are allowed")
-            return file.read(cap + 1)  # a file that grows meanwhile has another digest
+                raise IntegrityError(f"{path} must have at most {cap} bytes, got {size}")
+            return file.read(cap + 1)  # if the file grows meanwhile, its digest differs
     except OSError as error:
-        raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
+        raise IntegrityError(f"{path} cannot be read: {error.strerror}. Check the file.") from None

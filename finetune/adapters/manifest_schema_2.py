@@ -1,4 +1,4 @@
-"""Manifests of schema 2, with scores under `before` and `after`: they stay readable, in the form of today's schema."""
+"""Manifests of schema 2, with scores under `before` and `after`, converted into the form of schema 3."""
 
 from typing import Any
 
@@ -11,22 +11,24 @@ _FIXED = ("n", "truncated", "interval", "by_kind", *_BASELINES)
 
 
 def from_schema_2(data: dict[str, Any], *, source: str) -> dict[str, Any]:
-    """Return the fields of a manifest of schema 2 under the names of schema 3, for the check that every manifest gets.
+    """Return the fields of a manifest of schema 2 under the names of schema 3.
 
     Args:
-        data: the parsed JSON, which is not changed.
-        source: the place that the JSON came from, for errors.
+        data: the parsed JSON; this function does not change it.
+        source: the path or name of the manifest, for errors.
 
     Raises:
-        ManifestError: it holds what schema 2 does not have.
+        ManifestError: the manifest has a field of a later schema.
     """
     later = [name for name in ("task", "plugins") if name in data]
     if later:
-        raise ManifestError(f"{source}: not a manifest of schema 2: {later[0]} belongs to a later schema")
+        raise ManifestError(f"{source} is not a valid manifest of schema 2: {later[0]} belongs to a later schema")
     out = dict(data)
     if isinstance(prompt := out.pop("prompt", None), dict):
         if strange := sorted({"max_new_tokens", "metrics"} & prompt.keys()):
-            raise ManifestError(f"{source}: not a manifest of schema 2: prompt.{strange[0]} belongs to a later schema")
+            raise ManifestError(
+                f"{source} is not a valid manifest of schema 2: prompt.{strange[0]} belongs to a later schema"
+            )
         out["task"] = _task(prompt)
     if isinstance(metrics := data.get("metrics"), dict):
         out["metrics"] = metrics_from_schema_2(metrics)
@@ -34,10 +36,10 @@ def from_schema_2(data: dict[str, Any], *, source: str) -> dict[str, Any]:
 
 
 def metrics_from_schema_2(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores of schema 2 in today's form, and any others as they are.
+    """Return the scores of schema 2 in the form of schema 3, and any other scores unchanged.
 
-    Then ``before`` and ``after`` held the base's scores and the adapter's, each a flat object: one share of rows under
-    the name of its metric, with its interval, its baselines and counts. What was not recorded then is left out.
+    In schema 2, ``before`` and ``after`` hold the scores of the base and the adapter. Each is a flat object: one share
+    of rows under the name of its metric, with its interval, its baselines and counts. Missing fields stay missing.
     """
     return {
         _WHO.get(who, who): _scores(scores) if who in _WHO and isinstance(scores, dict) else scores
@@ -46,7 +48,7 @@ def metrics_from_schema_2(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary_from_schema_2(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary of a manifest under today's names; one that has these already stays as it is."""
+    """Return the summary of a manifest under the names of schema 3; a summary with these names is unchanged."""
     metrics = summary.get("metrics")
     return summary | {"metrics": summarized(metrics_from_schema_2(metrics))} if metrics else summary
 
@@ -55,7 +57,7 @@ def _scores(old: dict[str, Any]) -> dict[str, Any]:
     n, interval = old.get("n"), old.get("interval")
     names = sorted(name for name, value in old.items() if name not in _FIXED and isinstance(value, int | float))
     new: dict[str, Any] = {"values": {name: _value(old[name], n, interval) for name in names}}
-    # A baseline was of the one metric that there was.
+    # Schema 2 has one metric, so the baselines belong to it.
     baselines = {of: old[of] for of in _BASELINES if isinstance(old.get(of), int | float)}
     new["baselines"] = {of: {name: _value(value, n) for name in names[:1]} for of, value in baselines.items()}
     new |= {key: old[key] for key in ("n", "truncated") if key in old}
@@ -75,7 +77,7 @@ def _task(prompt: dict[str, Any]) -> dict[str, Any]:
         task.setdefault("image_position", "first")
     generation = task.pop("generation", None)
     if isinstance(generation, dict):
-        # Sampling and beams stood there too, always as greedy decoding has them; anything else is refused as a key.
+        # Schema 2 also lists sampling and beams, always those of greedy decoding; other values fail as unknown keys.
         greedy = {"do_sample": False, "num_beams": 1}
         task |= {key: value for key, value in generation.items() if key not in greedy or value != greedy[key]}
     return task

@@ -1,7 +1,7 @@
-"""The probe: a check that an adapter, on this base, still has the effect that it had when it was saved.
+"""The probe: a check that an adapter still has, on this base, the effect that it had when it was saved.
 
-A synthetic image and text, made from a seed, go through the base and through the adapted model. What is compared
-is the effect, the difference between the two: equal weights on a wrong base, or half an adapter, have another one.
+A synthetic image and text, made from a seed, go through the base and through the adapted model. The check compares the
+effect, the difference between the two outputs: a wrong base, or half an adapter, gives another effect.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 VERSION = 1
 _POSITIONS, _COLUMNS = 4, 64
 _TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2, torch.float16: 0.2}
-_OTHER_QUANTIZATION = 0.5  # the tolerance where the base's weights were rounded, or rounded otherwise
-# Largest effect, relative to the outputs, that rounding alone may make.
+_OTHER_QUANTIZATION = 0.5  # tolerance between two different quantizations of the base
+# Largest effect, relative to the outputs, that rounding alone may cause.
 _NOISE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
@@ -41,7 +41,7 @@ class ProbeResult:
 
 
 def probe_conversation(seed: int) -> tuple[list[Message], Image.Image]:
-    """Return the synthetic conversation and its image; a change of either needs a new ``VERSION``."""
+    """Return the synthetic conversation and its image. Raise ``VERSION`` when you change either."""
     rng = np.random.default_rng([VERSION, seed])
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(np.kron(coarse, np.ones((32, 32, 1), np.uint8)))
@@ -53,8 +53,8 @@ def probe_values(outputs: Tensor, *, seed: int, width: int | None = None) -> Ten
 
     Args:
         outputs: the outputs for the row of ``probe_conversation``: logits [T, V], or embeddings [2, D].
-        seed: the seed of the conversation, which also spreads the columns over the vocabulary or the embedding.
-        width: the width of the base's own outputs; outputs of a task's head are repeated to it.
+        seed: the seed of the conversation, which also chooses the columns of the vocabulary or the embedding.
+        width: the width of the base's own outputs; a task's head has fewer outputs, which are repeated to this width.
     """
     rng = np.random.default_rng([VERSION, seed, 1])
     width = width or outputs.shape[-1]
@@ -89,25 +89,31 @@ def compare(
 
     Args:
         probe: the recorded probe.
-        base: the live values with the adapter off, in the form of the recorded ones.
+        base: the live values with the adapter off, in the shape of the recorded values.
         adapted: the live values with the adapter on.
         dtype: the dtype in which the live model computes.
         quantization: the quantization of the live model.
-        has_head: whether a head of the task gave the adapter's values, which are then no change of the base's: they
-            are compared as they are.
+        has_head: True if a head of the task gave the adapter's values. They are then compared directly, not as a
+            change of the base's values.
 
     Returns:
-        ``passed``, or ``inconclusive`` when the recorded effect is below the noise of ``dtype``, and how far off it is.
+        ``passed``, or ``inconclusive`` if the recorded effect is below the noise of ``dtype``; and the difference.
 
     Raises:
-        ProbeError: the effect differs by more than rounding can.
+        ProbeError: the effect differs by more than rounding explains, or the probe does not fit this model.
     """
     if probe.version != VERSION:
-        raise ProbeError(f"the probe is of version {probe.version}; this release replays version {VERSION}")
-    # In fp64, where no sum of squares of what can be recorded is infinite.
+        raise ProbeError(
+            f"the probe of the adapter must have version {VERSION}, got {probe.version}. Load it with the release that "
+            "saved it, or train it again."
+        )
+    # In fp64, since squares of fp32 outputs may overflow fp32.
     saved_base, saved_adapter = (torch.tensor(values, dtype=torch.float64) for values in (probe.base, probe.adapter))
     if saved_base.shape != base.shape or saved_adapter.shape != base.shape:
-        raise ProbeError(f"the recorded probe is {list(saved_base.shape)}; this model gives {list(base.shape)}")
+        raise ProbeError(
+            f"the recorded probe must have the shape {list(base.shape)} of this model's outputs, got "
+            f"{list(saved_base.shape)}. Load the base that the adapter was trained on."
+        )
     if has_head:
         saved, live, base = saved_adapter, adapted, adapted
     else:
@@ -116,23 +122,23 @@ def compare(
     coarser = max(dtype, getattr(torch, probe.dtype), key=_TOLERANCE.__getitem__)
     other_weights = quantization != probe.quantization
     tolerance = _OTHER_QUANTIZATION if other_weights else _TOLERANCE[coarser]
-    # Of the live outputs: those that are recorded could be large enough for any effect to be noise.
+    # From the live outputs: a manifest could record outputs so large that any effect counts as noise.
     noise = max(_NOISE[coarser], _NOISE[torch.bfloat16] if other_weights else 0) * base.norm().item()
     if not (math.isfinite(off) and off <= max(tolerance * size, noise)):
         raise ProbeError(
-            f"the adapter does not do here what it did when it was saved: its effect on the probe is "
-            f"{live.norm().item():.4g}, recorded was {size:.4g}, and they differ by {off:.4g} (at most "
-            f"{tolerance:.0%} of the recorded is rounding){_held_otherwise(probe.quantization, quantization)}"
+            "the adapter must have the effect that it had when it was saved: its effect on the probe is "
+            f"{live.norm().item():.4g}, the recorded effect is {size:.4g}, and they differ by {off:.4g} (rounding "
+            f"explains at most {tolerance:.0%} of the recorded effect). {_advice(probe.quantization, quantization)}"
         )
     return ProbeResult("passed" if size > noise else "inconclusive", off / size if size else 0.0)
 
 
-def _held_otherwise(saved: Quantization | None, live: Quantization | None) -> str:
-    """Return the advice on loading an adapter as it was trained, where this base is held otherwise."""
+def _advice(saved: Quantization | None, live: Quantization | None) -> str:
+    """Return the advice on loading an adapter with the base and quantization of its training."""
     if saved == live:
-        return ""
+        return "Check the base, and the versions of torch and transformers in the manifest."
     how = "with no --quantization" if saved is None else f"with --quantization {saved} (quantization={saved!r})"
     return (
-        f". It was trained on a base held in {saved or 'full precision'}, and this one is held in "
-        f"{live or 'full precision'}: load it as it was trained, {how}"
+        f"It was trained on a base held in {saved or 'full precision'}, and this base is held in "
+        f"{live or 'full precision'}: load the base {how}."
     )

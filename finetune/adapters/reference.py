@@ -1,4 +1,4 @@
-"""References: the strings by which people and programs name one version of an adapter.
+"""References: the strings that name one version of an adapter.
 
 Nothing here imports torch.
 """
@@ -21,8 +21,8 @@ FORMS = "ns/name, ns/name@17 (a version), ns/name@prod (an alias) or ns/name@sha
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
 VersionNumber = Annotated[int, Field(ge=1, lt=10**12)]
 
-_NAME_RULE = "a name part is 1 to 64 of a-z, 0-9 and '-', and neither starts nor ends with '-'"
-_ALIAS_RULE = "an alias is a letter a-z, then at most 63 of a-z, 0-9, '.', '_' and '-'"
+_NAME_RULE = "a namespace or name must be 1 to 64 of a-z, 0-9 and '-', and must not start or end with '-'"
+_ALIAS_RULE = "an alias must be a letter a-z, then at most 63 of a-z, 0-9, '.', '_' and '-'"
 _VERSION_TEXT = re.compile(r"[1-9][0-9]{0,11}")
 _NAME_PART = TypeAdapter(NamePart)
 _ALIAS = TypeAdapter(Alias)
@@ -39,32 +39,34 @@ def _fits(kind: TypeAdapter, value: object) -> bool:
 
 
 def check_name_part(part: str) -> str:
-    """Return ``part`` when it may be a namespace or a name.
+    """Return ``part`` if it is a valid namespace or name.
 
     Raises:
-        AdapterReferenceError: it may not, with the rule.
+        AdapterReferenceError: ``part`` breaks the rule, which the message states.
     """
     if not _fits(_NAME_PART, part):
         if isinstance(part, str) and part in DEVICES:
-            raise AdapterReferenceError(f"{part!r} is a device on Windows; choose another name.")
-        raise AdapterReferenceError(f"{brief(part)} is no namespace and no name: {_NAME_RULE}.")
+            raise AdapterReferenceError(
+                f"a namespace or name must not be a device name of Windows, got {part!r}. Choose another name."
+            )
+        raise AdapterReferenceError(f"{_NAME_RULE}; got {brief(part)}.")
     return part
 
 
 def check_alias(alias: str) -> str:
-    """Return ``alias`` when versions may be called so.
+    """Return ``alias`` if it is a valid alias.
 
     Raises:
-        AdapterReferenceError: it may not, with the rule.
+        AdapterReferenceError: ``alias`` breaks the rule, which the message states.
     """
     if not _fits(_ALIAS, alias):
-        raise AdapterReferenceError(f"{brief(alias)} is no alias: {_ALIAS_RULE}.")
+        raise AdapterReferenceError(f"{_ALIAS_RULE}; got {brief(alias)}.")
     return alias
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRef:
-    """One adapter and exactly one way to choose its version; a value that exists is valid.
+    """One adapter and exactly one way to choose its version. Every instance is valid.
 
     Attributes:
         namespace: the namespace of a team or domain.
@@ -83,35 +85,39 @@ class AdapterRef:
     def __post_init__(self) -> None:
         check_name_part(self.namespace)
         check_name_part(self.name)
-        if sum(choice is not None for choice in (self.version, self.alias, self.digest)) != 1:
-            raise AdapterReferenceError("give exactly one of version, alias and digest")
+        given = [name for name in ("version", "alias", "digest") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise AdapterReferenceError(
+                f"an adapter reference must have exactly one of version, alias and digest, got "
+                f"{', '.join(given) or 'none'}"
+            )
         if self.alias is not None:
             check_alias(self.alias)
         if self.version is not None and not _fits(_VERSION, self.version):
-            raise AdapterReferenceError(f"{brief(self.version)} is no version: versions count from 1.")
+            raise AdapterReferenceError(f"a version must be a whole number from 1, got {brief(self.version)}.")
         if self.digest is not None and not _fits(_SHA256, self.digest):
-            raise AdapterReferenceError(f"{brief(self.digest)} is no digest: 64 of 0-9 and a-f.")
+            raise AdapterReferenceError(f"a digest must be 64 of 0-9 and a-f, got {brief(self.digest)}.")
 
     @classmethod
     def parse(cls, text: str) -> "AdapterRef":
         """Read a reference; without a version it means the alias ``latest``.
 
         Raises:
-            AdapterReferenceError: with what was got and the forms that are read.
+            AdapterReferenceError: ``text`` has none of the forms, which the message lists.
         """
         if not isinstance(text, str):
-            raise AdapterReferenceError(f"{brief(text)} is no adapter reference. Expected {FORMS}.")
+            raise AdapterReferenceError(f"{brief(text)} is not an adapter reference. Expected {FORMS}.")
         return _parsed(text)
 
     @classmethod
     def parse_name(cls, text: str) -> "AdapterRef":
-        """Read ``ns/name``, for matters of all versions, as the reference of its latest.
+        """Read ``ns/name``, for commands on all versions of an adapter, as the reference of its latest version.
 
         Raises:
-            AdapterReferenceError: it is something else, or says a version.
+            AdapterReferenceError: ``text`` has another form, or names a version.
         """
         if isinstance(text, str) and "@" in text:
-            raise AdapterReferenceError(f"{brief(text)} says a version; here the form is ns/name.")
+            raise AdapterReferenceError(f"{brief(text)} must have the form ns/name, without a version.")
         return cls.parse(text)
 
     @property
@@ -120,13 +126,13 @@ class AdapterRef:
         return f"{self.namespace}/{self.name}"
 
     def __str__(self) -> str:
-        """Return the canonical form, which always says the version: ``ns/name@latest`` for ``ns/name``."""
+        """Return the canonical form, which always names the version: ``ns/name@latest`` for ``ns/name``."""
         if self.digest is not None:
             return f"{self.full_name}@sha256:{self.digest}"
         return f"{self.full_name}@{self.alias if self.version is None else self.version}"
 
 
-@lru_cache(maxsize=1024)  # an app is asked for the same few all the time
+@lru_cache(maxsize=1024)  # an app gets the same few references again and again
 def _parsed(text: str) -> AdapterRef:
     path, at, choice = text.partition("@")
     namespace, slash, name = path.partition("/")
@@ -141,21 +147,24 @@ def _parsed(text: str) -> AdapterRef:
             return AdapterRef(namespace=namespace, name=name, version=int(choice))
         return AdapterRef(namespace=namespace, name=name, alias=choice)
     except AdapterReferenceError as error:
-        raise AdapterReferenceError(f"{brief(text)} is no adapter reference: {error} Expected {FORMS}.") from None
+        raise AdapterReferenceError(f"{brief(text)} is not an adapter reference: {error} Expected {FORMS}.") from None
 
 
 def folder_hint(name: str) -> str:
-    """Return the spelling that means a folder: a text such as ``runs/mine`` reads as a reference."""
+    """Return a hint on how to write a folder, since a text such as ``runs/mine`` reads as a reference."""
     for path in (Path(name), Path(name) / "adapter"):
         if (path / "manifest.json").is_file():
-            return f" {name} reads as a reference; for the folder write ./{path.as_posix()}."
+            return f" {name} reads as a reference; write ./{path.as_posix()} for the folder."
     return ""
 
 
 def as_folder(ref: str | Path) -> Path | None:
-    """Return the folder that ``ref`` means, or None where it is a registry reference.
+    """Return the folder that ``ref`` names, or None for a registry reference.
 
-    A text that reads as a reference is one, even where a folder of that name stands in the working directory.
+    A text that reads as a reference is one, even if the working directory has a folder of that name.
+
+    Raises:
+        AdapterReferenceError: ``ref`` is neither a reference nor a folder.
     """
     if isinstance(ref, str):
         try:
@@ -166,5 +175,7 @@ def as_folder(ref: str | Path) -> Path | None:
         else:
             return None
     elif not isinstance(ref, os.PathLike):
-        raise AdapterReferenceError(f"{brief(ref)} is no adapter reference and no folder. Expected {FORMS}, or a path.")
+        raise AdapterReferenceError(
+            f"{brief(ref)} is neither an adapter reference nor a folder. Expected {FORMS}, or a path."
+        )
     return Path(ref)

@@ -6,11 +6,11 @@ from typing import Any
 from finetune.errors import ManifestError, brief
 
 MAX_DEPTH = 32  # levels
-MAX_VALUES = 150_000  # objects in memory take many times the bytes that the shortest of them, ``[]``, takes in a file
+MAX_VALUES = 150_000  # in memory an object takes many times the 2 bytes of ``[]`` in a file
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the one byte string that stands for ``value``: sorted keys, no spaces, UTF-8, finite numbers."""
+    """Return the one byte string of ``value``: sorted keys, no spaces, UTF-8, finite numbers."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -19,41 +19,41 @@ def strict_json(raw: bytes, *, source: str, max_bytes: int, max_values: int = MA
 
     Args:
         raw: the bytes of the JSON.
-        source: the place that they came from, for the message.
+        source: the path or name of the JSON, for errors.
         max_bytes: the largest number of bytes.
         max_values: the largest number of values.
 
     Raises:
-        ManifestError: with ``source`` and what is wrong.
+        ManifestError: the JSON breaks one of these rules.
     """
     if len(raw) > max_bytes:
-        raise ManifestError(f"{source}: {len(raw)} bytes; at most {max_bytes} are allowed")
-    if sum(map(raw.count, (b"[", b"{", b","))) > max_values:  # no fewer than there are values
-        raise ManifestError(f"{source}: more than {max_values} values")
+        raise ManifestError(f"{source} must have at most {max_bytes} bytes, got {len(raw)}")
+    if sum(map(raw.count, (b"[", b"{", b","))) > max_values:  # at least the number of values
+        raise ManifestError(f"{source} must hold at most {max_values} values, got more")
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
         if len(out) != len(pairs):
             seen: set[str] = set()
             twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise ManifestError(f"{source}: the key {brief(twice)} stands twice")
+            raise ManifestError(f"{source}: each key must be unique, but the key {brief(twice)} appears twice")
         return out
 
     def no_constant(name: str) -> Any:
-        raise ManifestError(f"{source}: {name} is not a number that JSON allows")
+        raise ManifestError(f"{source}: numbers must be finite, got {name}")
 
     def finite(text: str) -> float:
         number = float(text)
         if number in (float("inf"), float("-inf")):
-            raise ManifestError(f"{source}: the number {brief(text)} is too large")
+            raise ManifestError(f"{source}: numbers must be finite 64-bit floats, but {brief(text)} is too large")
         return number
 
     try:
-        text = raw.decode()  # a parser that is given bytes would guess at other encodings too
+        text = raw.decode()  # from bytes, the parser would also guess other encodings
         value = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant, parse_float=finite)
         _check_depth(value, source)
         if "\\u" in text:
-            canonical_json(value)  # a lone surrogate, which only an escape can make, has no UTF-8
+            canonical_json(value)  # an escape can make a lone surrogate, which has no UTF-8
         return value
     except RecursionError:
         raise _too_deep(source) from None
@@ -78,4 +78,4 @@ def _check_depth(value: Any, source: str) -> None:
 
 
 def _too_deep(source: str) -> ManifestError:
-    return ManifestError(f"{source}: nested deeper than {MAX_DEPTH} levels")
+    return ManifestError(f"{source} must be nested at most {MAX_DEPTH} levels deep, got more")

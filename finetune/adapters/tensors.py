@@ -1,4 +1,4 @@
-"""Tensors from the bytes of a safetensors file: one copy, however many tensors it holds."""
+"""Tensors from the bytes of a safetensors file, with one copy for all tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
-# Bytes. Some matrix products give other last bits for weights that lie otherwise, and torch puts its own so.
+# Bytes, as torch aligns its own tensors. Some matrix products round differently for weights with another alignment.
 _ALIGNMENT = 64
 _PART = 2**20  # values
 
@@ -40,7 +40,7 @@ def tensors_of(
         table: the shape and dtype of each tensor.
         offsets: the first byte of each tensor, from ``check_header``.
         source: the name of the file in errors.
-        device: the device of the tensors; they move there together.
+        device: the device of the tensors; one copy moves them all there.
 
     Raises:
         IntegrityError: a value is not finite.
@@ -55,12 +55,15 @@ def tensors_of(
         begin, lengths = offsets[names[0]] - start, [prod(table[name].shape) for name in names]
         flat = _aligned(buffer[begin:], begin)[: sum(lengths) * _TORCH[dtype].itemsize].view(_TORCH[dtype])  # [N]
         pieces = flat.split(lengths)
-        # What is not finite makes the sum so too. A sum that overflows proves nothing, so each is looked at.
+        # A value that is not finite makes the sum not finite. A sum may also overflow, so each tensor is checked then.
         if not bool(flat.sum(dtype=torch.float32).isfinite()):
             for name, piece in zip(names, pieces, strict=True):
-                # A part at a time: what is compared takes twice the room of what it is made from.
+                # One part at a time: the check needs twice the memory of its input.
                 if not all(bool(part.isfinite().all()) for part in piece.split(_PART)):
-                    raise IntegrityError(f"{source}: {name} holds values that are not finite")
+                    raise IntegrityError(
+                        f"{source}: the values of tensor {name} must be finite, got NaN or infinity. Train the adapter "
+                        "again."
+                    )
         for name, piece in zip(names, pieces, strict=True):
             place = piece.storage_offset() * piece.itemsize
             tensors[name] = _aligned(piece, place).view(table[name].shape)
@@ -68,5 +71,5 @@ def tensors_of(
 
 
 def _aligned(tensor: Tensor, place: int) -> Tensor:
-    """Return ``tensor``, or a copy where it begins at a ``place`` of its buffer that is not aligned."""
+    """Return ``tensor``, or a copy if ``place``, its first byte in the buffer, is not aligned."""
     return tensor.clone() if place % _ALIGNMENT else tensor

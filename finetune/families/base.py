@@ -1,4 +1,4 @@
-"""The base class of all families, for loading and towers, and the lookup of a model's family."""
+"""The base class of all families, which loads models and finds towers, and the lookup of a model's family."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Family:
     architecture: ClassVar[str]
     media: ClassVar[frozenset[str]] = frozenset({"image"})
     tower_paths: ClassVar[Towers]
-    auto_class: ClassVar[Any]  # transformers' own that loads its models
+    auto_class: ClassVar[Any]  # class of transformers that loads the models
 
     def load(
         self,
@@ -47,7 +47,7 @@ class Family:
         """Return the frozen model in eval mode on ``device``, and its processor.
 
         Raises:
-            ModelError: it cannot be loaded, or cannot be quantized, or attend as wanted, on this device.
+            ModelError: the model cannot be loaded, quantized, or given this attention on this device.
         """
         extra: dict[str, Any] = {}
         if quantization is not None:
@@ -77,43 +77,47 @@ class Family:
         return model.eval(), processor
 
     def check_processor(self, processor: ProcessorMixin, name_or_path: str) -> None:
-        """Complete a processor, or raise ModelError where it cannot be used."""
+        """Complete a processor, or raise ModelError if it cannot be used."""
 
     def towers(self, model: nn.Module) -> Towers:
-        """Return ``tower_paths`` after checking that the model has them."""
+        """Return ``tower_paths`` after a check that the model has them.
+
+        Raises:
+            ModelError: the model lacks one of the modules.
+        """
         names = {name for name, _ in model.named_modules()}
         for tower, paths in self.tower_paths.items():
             for path in paths:
                 if path not in names:
                     raise ModelError(
-                        f"{type(model).__name__} has no module {path!r}, where {self.model_type} keeps its "
-                        f"{tower} tower.{did_you_mean(path, names)}"
+                        f"{type(model).__name__} has no module {path!r}, the {tower} tower of {self.model_type}."
+                        f"{did_you_mean(path, names)} Install a release of transformers that has it."
                     )
         return self.tower_paths
 
     def skeleton(self, name_or_path: str, *, revision: str | None = None) -> PreTrainedModel:
-        """Return the model as its config describes it, on the meta device: names and shapes, and no weights."""
+        """Return the model of a config on the meta device, with names and shapes but without weights."""
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
             return self.auto_class.from_config(config, trust_remote_code=False)
 
     def _unquantized(self, name_or_path: str, revision: str | None) -> list[str]:
-        """Return the full paths of the modules that stay in 16 or 32 bit: all but the language tower.
+        """Return the full paths of the modules that stay in 16 or 32 bit: all except the language tower.
 
         Raises:
-            ModelError: there is no language tower.
+            ModelError: the base has no language tower.
         """
         towers = self.towers(self.skeleton(name_or_path, revision=revision))
         if "language" not in towers:
             raise ModelError(
-                f"{name_or_path}: only a language tower can be quantized, and this base has {', '.join(towers)}. Set "
-                "quantization to null."
+                f"{name_or_path}: only a language tower can be quantized, but this base only has {', '.join(towers)}. "
+                "Set quantization to null."
             )
         return [path for tower, paths in towers.items() if tower != "language" for path in paths] + ["lm_head"]
 
 
 def embedded_path(name_or_path: str) -> str:
-    """Return the folder of a base that comes with the package, and any other name unchanged."""
+    """Return the folder of an embedded base, and any other name unchanged."""
     target = EMBEDDED_BASES.get(name_or_path)
     return str(import_string(target)()) if target else name_or_path
 
@@ -122,10 +126,10 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
     """Return the family of a model by its config's ``model_type``.
 
     Raises:
-        ModelError: there is no such model, or no family for it.
+        ModelError: the model does not exist, or has no family.
     """
     try:
-        # A plug-in tells transformers of its classes when it is imported.
+        # A plug-in registers its classes with transformers when it is imported.
         stated = str(PreTrainedConfig.get_config_dict(name_or_path, revision=revision)[0].get("model_type"))
         family = find("families", stated, what="model_type") if is_known("families", stated) else None
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
@@ -144,6 +148,7 @@ def family_of(name_or_path: str, *, revision: str | None = None) -> ModelFamily:
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return import_string(GENERIC_FAMILY.target)(config.model_type)
     raise ModelError(
-        f"{name_or_path}: {config.model_type} is no vision-language model that transformers knows. Supported by name: "
-        f"{', '.join(names('families'))}; and any other class of AutoModelForImageTextToText whose towers can be found."
+        f"{name_or_path}: model_type must be a vision-language model of transformers, got {config.model_type}. "
+        f"Supported by name: {', '.join(names('families'))}; and any other class of AutoModelForImageTextToText whose "
+        "towers can be found."
     )

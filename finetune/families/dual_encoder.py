@@ -1,4 +1,4 @@
-"""A family of dual encoders: one tower embeds images, one embeds texts, and matching pairs get close embeddings."""
+"""A family of dual encoders: one tower embeds images, one embeds texts, and matching pairs have close embeddings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class DualEncoderFamily(Family):
     """The base class of families that embed images and texts. Subclasses set ``model_type`` and ``tower_paths``.
 
-    Their models have a ``logit_scale``, the logarithm of what cosines are multiplied by; it stays frozen.
+    Their models have a ``logit_scale``, the logarithm of the factor on cosines; it stays frozen.
     """
 
     architecture = "dual_encoder"
@@ -34,10 +34,10 @@ class DualEncoderFamily(Family):
     ) -> dict[str, Any]:
         """Return input_ids and attention_mask [texts, T] and pixel_values [images, 3, H, W].
 
-        Texts and images need not be as many, and either may be none: each text is held against each image.
+        The numbers of texts and images may differ, and either may be zero: each text is compared with each image.
 
         Raises:
-            ModelError: a row has another medium than images.
+            ModelError: a row has a medium that is not an image.
         """
         batch = processor(
             text=[row.text for row in rows if row.text is not None] or None,

@@ -1,7 +1,7 @@
-"""Features in the place of images: the frozen tower's outputs for a row's images, put back into a batch.
+"""Precomputed image features: the frozen tower's outputs for a row's images, which replace the images in a batch.
 
-The processor does all it ever does with the text; what it would have made of the images is handed to it, so the ids
-of a row are the same, whatever a family's processor puts around an image.
+The processor handles the text as usual and gets the stored outputs of its image step. So the ids of a row stay the same
+for every family.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
     Encode = Callable[[ProcessorMixin], dict[str, Any]]
 
-_PIXELS = "pixel_"  # what the names of all inputs begin with that hold pixels, or say which are padding
-_PLACE = Image.new("RGB", (32, 32))  # stands where an image is counted and not looked at
+_PIXELS = "pixel_"  # prefix of the names of inputs with pixels or masks of pixels
+_PLACE = Image.new("RGB", (32, 32))  # an image to count, whose pixels are not read
 
 
 @dataclass
 class TowerOutput(BaseModelOutputWithPooling):
-    """The value that a model takes as ``mm_encoder_outputs["image"]``.
+    """The value that a model accepts as ``mm_encoder_outputs["image"]``.
 
-    ``pooler_output`` is a list of tensors [tokens, D], one a row, or one tensor [1, tokens, D], as the model has it.
+    ``pooler_output`` is a list of tensors [tokens, D], one for each row, or one tensor [1, tokens, D], as in the model.
     """
 
-    deepstack_features: list[list[Tensor]] | None = None  # for each layer one tensor [tokens, D] a row
+    deepstack_features: list[list[Tensor]] | None = None  # layers of rows of tensors [tokens, D]
 
 
 @torch.inference_mode()
@@ -49,18 +49,18 @@ def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: En
     Args:
         model: the base, in eval mode.
         processor: the processor of the model.
-        encode: the function that makes the model's inputs of that row with a given processor.
+        encode: the function that makes the inputs of that row with a given processor.
 
     Raises:
-        ModelError: this model does not take features in the place of images.
+        ModelError: the model or its processor does not support precomputed features.
     """
     tower: Any = getattr(model.base_model, "get_image_features", None)
     if tower is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise ModelError(f"{type(model).__name__} takes no features in the place of images")
+        raise ModelError(f"{type(model).__name__} must accept image features (mm_encoder_outputs), and does not")
     recorder = _Recorder(processor)
     inputs = encode(recorder.processor)
     if recorder.seen is None:
-        raise ModelError(f"{type(processor).__name__} does not say what text stands for an image")
+        raise ModelError(f"{type(processor).__name__} must return the text that replaces an image, and does not")
     wanted = inspect.signature(tower).parameters
     given = {
         name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
@@ -70,7 +70,10 @@ def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: En
     out = tower(**given, return_dict=True)
     deepstack = getattr(out, "deepstack_features", None) or []
     if any(isinstance(layer, tuple) and layer and isinstance(layer[0], int) for layer in deepstack):
-        raise ModelError(f"{type(model).__name__} gives features of single layers in a form that is not known here")
+        raise ModelError(
+            f"deepstack_features of {type(model).__name__} must be tensors for each layer, got pairs of index and "
+            "tensors"
+        )
     processed, replacements = recorder.seen
     return ImageFeatures(
         pooled=_flat(out.pooler_output),
@@ -82,7 +85,7 @@ def image_features(model: PreTrainedModel, processor: ProcessorMixin, encode: En
 
 
 def processor_of(processor: ProcessorMixin, rows: Sequence[ImageFeatures]) -> ProcessorMixin:
-    """Return the processor in a form that finds the images of ``rows`` processed, in order."""
+    """Return a copy of the processor whose image step returns the stored outputs of ``rows``, in order."""
     twin: Any = copy.copy(processor)
     processed = {name: _joined([row.processed[name] for row in rows]) for name in rows[0].processed}
     replacements = [text for row in rows for text in row.replacements]
@@ -94,16 +97,18 @@ def images_of(row: Rendered) -> list[Image.Image]:
     """Return the images of a row.
 
     Raises:
-        ModelError: it has another medium, or features.
+        ModelError: the row has another medium, or features.
     """
     for medium in row.media:
         if not isinstance(medium, Image.Image):
-            raise ModelError(f"this family takes images, and got {type(medium).__name__} in the row {row.text!r:.80}")
+            raise ModelError(
+                f"each medium of a row must be an image, got {type(medium).__name__} (row {row.text!r:.80})"
+            )
     return list(row.media)  # type: ignore[arg-type]
 
 
 def places(row: Rendered) -> list[Image.Image]:
-    """Return one image for each image of a row, only to be counted; the row may have features instead."""
+    """Return a placeholder for each image of a row, to count them; the row may have features instead."""
     parts = [medium.replacements if isinstance(medium, ImageFeatures) else (medium,) for medium in row.media]
     return [_PLACE for part in parts for _ in part]
 
@@ -121,7 +126,7 @@ def features_as_inputs(inputs: Mapping[str, Any], rows: Sequence[ImageFeatures])
 
 
 class _Recorder:
-    """A processor that records its outputs for images."""
+    """A processor that records the outputs of its image step."""
 
     def __init__(self, processor: Any):
         self.processor = copy.copy(processor)
@@ -136,7 +141,7 @@ class _Recorder:
 
 
 def _flat(features: Any) -> Tensor:
-    """Return features, one tensor or one an image, as [tokens, D]."""
+    """Return features, one tensor or one for each image, as [tokens, D]."""
     parts = [features] if isinstance(features, Tensor) else list(features)
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 

@@ -1,4 +1,4 @@
-"""The family of any other class of `AutoModelForImageTextToText`: towers are found by transformers' usual names."""
+"""The family of any other class of `AutoModelForImageTextToText`, with towers under transformers' usual names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from finetune.interfaces import Towers
 
-# What the towers are called in transformers' own models, the more telling name first.
+# The names of towers in transformers' own models, the more specific name first.
 _LANGUAGE = ("language_model", "text_model", "model.layers")
 _PROJECTOR = ("multi_modal_projector", "connector", "aligner", "merger", "projector", "qformer", "mm_projector")
 _VISION = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_tower", "vqmodel")
@@ -30,19 +30,19 @@ class GenericFamily(ImageTextToTextFamily):
         self.model_type = model_type  # type: ignore[misc]
 
     def towers(self, model: nn.Module) -> Towers:
-        """Return the modules that were found for each tower.
+        """Return the modules of each tower.
 
         Raises:
-            ModelError: there is no language or no vision tower under any known name; lists what there is.
+            ModelError: the model has no language or no vision tower under a known name; the message lists its parts.
         """
         names = [name for name, _ in model.named_modules() if name.count(".") <= 2]
         language, projector, vision = (_find(names, known) for known in (_LANGUAGE, _PROJECTOR, _VISION))
         if not language or not vision:
-            missing = "language" if not language else "vision"
+            missing, known = ("language", _LANGUAGE) if not language else ("vision", _VISION)
             top = sorted({".".join(name.split(".")[:2]) for name in names if name.startswith("model.")} or set(names))
             raise ModelError(
-                f"{type(model).__name__} ({self.model_type}): no {missing} tower was found under the names known for "
-                f"one. Its parts are: {', '.join(top)}. Add a file for it to finetune/families."
+                f"{type(model).__name__} ({self.model_type}) must have a {missing} tower named {', '.join(known)}. Its "
+                f"parts are: {', '.join(top)}. Add a family for it to finetune/families."
             )
         found = {"language": language, "projector": projector, "vision": _outside(model, vision, projector)}
         return {tower: paths for tower, paths in found.items() if paths}
@@ -57,7 +57,7 @@ def _find(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _outside(model: nn.Module, vision: tuple[str, ...], projector: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the vision tower without the projector, where the projector is inside it."""
+    """Return the vision tower without the projector, if the projector is inside it."""
     (tower,) = vision
     if not any(path.startswith(f"{tower}.") for path in projector):
         return vision

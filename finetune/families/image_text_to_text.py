@@ -1,4 +1,4 @@
-"""A generative family: a class of `AutoModelForImageTextToText`; the file of a family states only its differences."""
+"""Generative families: classes of `AutoModelForImageTextToText`; the file of a family holds only its differences."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ if TYPE_CHECKING:
 
 
 class ImageTextToTextFamily(Family):
-    """The base class of families that write answers about images. Subclasses set ``model_type`` and ``tower_paths``."""
+    """The base class of families that generate text. Subclasses set ``model_type`` and ``tower_paths``."""
 
     architecture = "generative"
     auto_class = AutoModelForImageTextToText
-    chat_template: ClassVar[str | None] = None  # for bases that come without one
-    processor_adds_marks: ClassVar[bool] = False  # whether it puts first token and line break around a text by itself
+    chat_template: ClassVar[str | None] = None  # for bases without a template
+    processor_adds_marks: ClassVar[bool] = False  # True if it adds the first token and a line break itself
 
     def check_processor(self, processor: ProcessorMixin, name_or_path: str) -> None:
-        """Give a processor without a chat template the family's own.
+        """Set the family's chat template on a processor without one.
 
         Raises:
-            ModelError: there is none.
+            ModelError: the family has none either.
         """
         if processor.chat_template is None:
             if self.chat_template is None:
-                raise ModelError(f"{name_or_path}: its processor has no chat template, so no question can be put")
+                raise ModelError(
+                    f"{name_or_path}: the processor must have a chat template, and has none. Add chat_template.jinja "
+                    "to the folder of the base."
+                )
             processor.chat_template = self.chat_template
 
     def encode(
@@ -48,11 +51,11 @@ class ImageTextToTextFamily(Family):
 
         Args:
             processor: the processor of the model.
-            rows: the rows, each with a text; either all rows with images have features in their place, or none has.
+            rows: the rows, each with a text; either all rows with images have features instead, or none has.
             padding_side: the side on which shorter rows are padded.
 
         Raises:
-            ModelError: a row has another medium than images.
+            ModelError: a row has a medium that is not an image.
         """
         texts = [row.text for row in rows if row.text is not None]
         assert len(texts) == len(rows), "a generative base is given conversations"
@@ -65,7 +68,7 @@ class ImageTextToTextFamily(Family):
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Have the processor make the inputs of ``texts`` and images."""
+        """Return the processor's inputs for ``texts`` and ``images``."""
         batch = processor(
             text=list(texts),
             images=images if any(images) else None,
@@ -80,7 +83,7 @@ class ImageTextToTextFamily(Family):
         """Run the frozen vision tower and projector on the images of one row.
 
         Raises:
-            ModelError: this model does not take features in the place of images.
+            ModelError: the model or its processor does not support precomputed features.
         """
         text = processor.image_token * len(images)  # type: ignore[attr-defined]
 
@@ -90,11 +93,11 @@ class ImageTextToTextFamily(Family):
         return image_features(model, processor, encode)
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Return the inputs of a training batch, with marks of the supervised tokens where the model needs them.
+        """Return the inputs of a training batch, with marks of the supervised tokens if the model needs them.
 
         Args:
             inputs: the inputs, from ``encode``.
-            labels: the labels, [B, T], -100 where nothing is supervised.
+            labels: the labels, [B, T], -100 at tokens that are not supervised.
         """
         return inputs
 

@@ -1,4 +1,4 @@
-"""PaliGemma, versions 1 and 2: a prefix that is seen in both directions, an answer that is not."""
+"""PaliGemma, versions 1 and 2, with bidirectional attention on the prefix and causal attention on the answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class PaliGemmaFamily(ImageTextToTextFamily):
     """Siglip tower, linear projector, Gemma.
 
-    The layout of a row is the one it was pretrained on: images, ``<bos>``, question, newline, answer, ``<eos>``
+    Rows have the layout of the pretraining: images, ``<bos>``, question, newline, answer, ``<eos>``
     (https://github.com/google-research/big_vision/blob/main/big_vision/configs/proj/paligemma/README.md).
     """
 
@@ -44,9 +44,9 @@ class PaliGemmaFamily(ImageTextToTextFamily):
     def _encode(
         self, processor: Any, texts: Sequence[str], images: list[list[Image]], padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Make input_ids, attention_mask and token_type_ids [B, T], all of the prefix, and the images.
+        """Return input_ids, attention_mask and token_type_ids [B, T], which mark all tokens as prefix, and the images.
 
-        The processor itself would put a second ``<bos>`` and a newline into texts that have theirs.
+        The processor itself would add a second ``<bos>`` and a newline to texts that already have them.
         """
         flat = [image for row in images for image in row]
         processed, replacements = processor._process_images(flat, return_tensors="pt") if flat else ({}, [])
@@ -62,6 +62,6 @@ class PaliGemmaFamily(ImageTextToTextFamily):
         return {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"]), **processed}
 
     def mark_supervised(self, inputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """End the prefix of each row where its first answer begins: else answers would see the text after them."""
+        """End the prefix of each row at its first answer, since tokens of the prefix attend to later ones."""
         supervised = (labels != -100).cumsum(dim=1) > 0  # [B, T]
         return inputs | {"token_type_ids": supervised.to(inputs["token_type_ids"].dtype)}

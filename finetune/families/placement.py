@@ -11,10 +11,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def pick_device(wanted: str = "auto") -> str:
-    """Return ``wanted``, with its number where there may be several, or for ``auto`` the best device of this machine.
+    """Return ``wanted`` with its index, or for ``auto`` the best device of this machine.
 
     Raises:
-        ModelError: there is no such device here.
+        ModelError: this machine has no such device.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -22,11 +22,13 @@ def pick_device(wanted: str = "auto") -> str:
         return str(torch.empty(0, device=wanted).device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).strip().splitlines()[0]
-        raise ModelError(f"device is {wanted!r}, which is not to be had here: {why}. Give auto or cpu.") from None
+        raise ModelError(
+            f"device must be available on this machine, got {wanted!r}: {why}. Give auto or cpu."
+        ) from None
 
 
 def pick_dtype(wanted: str, path: str, *, revision: str | None = None) -> str:
-    """Return ``wanted``, or for ``auto`` the dtype in a base's config, or float32 where the config has none.
+    """Return ``wanted``, or for ``auto`` the dtype in a base's config, or float32 if the config has none.
 
     Args:
         wanted: the dtype, one of ``DTYPES``, or ``auto``.
@@ -34,14 +36,14 @@ def pick_dtype(wanted: str, path: str, *, revision: str | None = None) -> str:
         revision: the revision of the hub id.
 
     Raises:
-        ModelError: a base is not held in that.
+        ModelError: the dtype is not one of ``DTYPES``.
     """
     dtype = wanted
     if wanted == "auto":
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        said = config.dtype or config.get_text_config().dtype
-        dtype = str(said or "float32").removeprefix("torch.")
+        stated = config.dtype or config.get_text_config().dtype
+        dtype = str(stated or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
-        what = f"its config says dtype {dtype!r}" if wanted == "auto" else f"dtype is {wanted!r}"
-        raise ModelError(f"{path}: {what}; a base is held in {', '.join(DTYPES)}, or auto: as its config says")
+        where = " in its config. Give another dtype" if wanted == "auto" else ""
+        raise ModelError(f"{path}: dtype must be auto, or one of {', '.join(DTYPES)}, got {dtype!r}{where}")
     return dtype

@@ -1,4 +1,4 @@
-"""A base held in 4 or 8 bit by bitsandbytes: its language tower only, by full path."""
+"""Quantization of a base by bitsandbytes, in 4 or 8 bit: its language tower only, by full path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def quantization_config(quantization: Quantization, dtype: str, kept: list[str]) -> BitsAndBytesConfig:
-    """Return the config by which transformers loads a quantized model.
+    """Return the config with which transformers loads a quantized model.
 
     Args:
         quantization: ``4bit`` is NF4 with double quantization (Dettmers et al., https://arxiv.org/abs/2305.14314),
@@ -26,10 +26,10 @@ def quantization_config(quantization: Quantization, dtype: str, kept: list[str])
         kept: the full paths of the modules that are not quantized; a bare name such as ``visual`` would match nothing.
 
     Raises:
-        ModelError: there is no such quantization.
+        ModelError: ``quantization`` is unknown.
     """
     if quantization not in ("4bit", "8bit"):
-        raise ModelError(f"quantization is {quantization!r}; it is 4bit, 8bit or None")
+        raise ModelError(f"quantization must be 4bit, 8bit or None, got {quantization!r}")
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
@@ -42,7 +42,7 @@ def quantization_config(quantization: Quantization, dtype: str, kept: list[str])
 
 
 def quantized_modules(model: nn.Module) -> list[str]:
-    """Return the full names of the modules that bitsandbytes holds."""
+    """Return the full names of the modules that bitsandbytes quantized."""
     return [name for name, module in model.named_modules() if is_quantized(module)]
 
 
@@ -53,9 +53,9 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep 4-bit layers from repacking their weights when they first run in eval mode on some CPUs (AVX512-BF16).
+    """Stop 4-bit layers from repacking their weights at their first run in eval mode on some CPUs (AVX512-BF16).
 
-    Repacked weights pass no gradient on, and would no longer be the base's bytes.
+    Repacked weights pass no gradient on, and differ from the base's bytes.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -63,20 +63,20 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def settle_states(model: nn.Module) -> None:
-    """Have 8-bit layers set up their states from their weights now, as their first forward would do."""
+    """Set up the states of 8-bit layers from their weights now, as their first forward would do."""
     for module in model.modules():
         if is_quantized(module) and getattr(module.weight, "CB", None) is not None:
             module.init_8bit_state()  # type: ignore[operator]
 
 
 def states_to_share(model: nn.Module) -> dict[int, Any]:
-    """Return the states that bitsandbytes keeps beside its weights, for a copy of the modules that shares the weights.
+    """Return copies of the states that bitsandbytes keeps beside its weights, for modules that share the weights.
 
     Args:
         model: the model, whose states are settled.
 
     Returns:
-        Id of each state -> one for the copy, of the same tensors.
+        Id of each state -> its copy, with the same tensors.
     """
     quantized = (module for module in model.modules() if is_quantized(module))
     kept = (value for module in quantized for value in vars(module).values())
@@ -84,9 +84,15 @@ def states_to_share(model: nn.Module) -> dict[int, Any]:
 
 
 def check_quantized(model: nn.Module, towers: Towers) -> None:
-    """Refuse a model of which nothing was quantized, or anything beside its language tower."""
+    """Refuse a model without quantized modules, or with any outside its language tower.
+
+    Raises:
+        ModelError: bitsandbytes quantized nothing, or other towers.
+    """
     names = quantized_modules(model)
     strays = [name for name in names if not name.startswith(tuple(f"{path}." for path in towers.get("language", ())))]
     if strays or not names:
         what = f"{', '.join(strays[:4])} outside it" if strays else "nothing"
-        raise ModelError(f"only the language tower is to be quantized, but bitsandbytes quantized {what}")
+        raise ModelError(
+            f"only the language tower must be quantized, but bitsandbytes quantized {what}. Set quantization to null."
+        )

@@ -1,4 +1,4 @@
-"""A whole adapter: one that trains in its model, or a finished one as updates of the modules it changes."""
+"""A whole adapter: in training inside its model, or finished as updates of the modules that it changes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
         sections: the recipe's methods, each at most once.
 
     Raises:
-        MethodError: the base already carries an adapter, or a method does not fit it; the base is as it was.
+        MethodError: the base already carries an adapter, or a method does not fit it; the base is unchanged then.
     """
     _refuse_adapted(host.model)
     by_name = {section.name: section for section in sections}
     try:
-        # In the order of the table, so that each method finds those before it, whatever order the recipe has.
+        # In the order of the table, so that each method sees the earlier ones, in any order of the recipe.
         parts = [_method(name).attach(host, by_name[name]) for name in names("methods") if name in by_name]
         attachment = Attachment(tuple(parts))
         _only_the_adapter_trains(host.model, attachment)
@@ -50,29 +50,31 @@ def attach(host: Host, sections: Sequence[MethodSection]) -> Attachment:
 
 
 def check_methods(model: PreTrainedModel, towers: Towers, sections: Sequence[MethodSection]) -> None:
-    """Check by names that a model, which may be on the meta device, has the modules that a recipe's methods adapt.
+    """Check by names that a model has the modules of a recipe's methods; it may be on the meta device.
 
     Raises:
-        MethodError: naming the key of the recipe, with what there is.
+        MethodError: the model lacks such a module; the message names the key of the recipe and the choices.
     """
     for section in sections:
         _method(section.name).check(model, towers, section)
 
 
 def refuse_attached(model: PreTrainedModel) -> None:
-    """Raise MethodError where an adapter trains in the model: finished ones are made for the plain base."""
+    """Raise MethodError if an adapter trains in the model, since finished adapters need the plain base."""
     if any(_method(name).is_attached(model) for name in in_use("methods")):
-        raise MethodError("an adapter trains in this model. Load a fresh base for finished ones, or detach it first.")
+        raise MethodError(
+            "finished adapters need a base without an adapter in training. Load a fresh base, or detach that adapter."
+        )
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Remove the adapter that trains, and every trace of it."""
+    """Remove the adapter in training completely."""
     for name in in_use("methods"):
         _method(name).detach(model)
 
 
 def switch(model: PreTrainedModel, on: bool) -> None:
-    """Have the adapter that trains answer, or the plain base."""
+    """Switch the adapter in training on, or off for the plain base."""
     for name in in_use("methods"):
         _method(name).switch(model, on)
 
@@ -80,7 +82,7 @@ def switch(model: PreTrainedModel, on: bool) -> None:
 def expected_tensors(
     model: PreTrainedModel, towers: Towers, description: AdapterDescription
 ) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of the tensors that an adapter described so must have on ``model``.
+    """Return name -> shape of the tensors that an adapter with this description must have on ``model``.
 
     Raises:
         ManifestError: a part does not fit this base.
@@ -92,7 +94,7 @@ def expected_tensors(
 
 
 def require_expected(model: PreTrainedModel, towers: Towers, description: AdapterDescription) -> None:
-    """Check that an adapter's tensors are exactly those its modules have on this base.
+    """Check that an adapter's tensors are exactly those of its modules on this base.
 
     Raises:
         ManifestError: a tensor is missing, unknown or of another shape, or a part does not fit this base.
@@ -103,12 +105,12 @@ def require_expected(model: PreTrainedModel, towers: Towers, description: Adapte
     if missing or extra:
         hint = did_you_mean(extra[0], missing) if extra else ""
         raise ManifestError(
-            f"the adapter's tensors are not those its modules have: {len(missing)} missing "
+            f"the adapter's tensors must be those of its modules on this base: {len(missing)} missing "
             f"({', '.join(missing[:2])}), {len(extra)} unknown ({', '.join(extra[:2])}).{hint}"
         )
     for name, shape in expected.items():
         if table[name] != shape:
-            raise ManifestError(f"{name} has shape {list(table[name])}; on this base it must be {list(shape)}")
+            raise ManifestError(f"{name} must have the shape {list(shape)} on this base, got {list(table[name])}")
 
 
 def updates(
@@ -119,7 +121,7 @@ def updates(
     Args:
         model: the base model.
         description: the description of the adapter, from the manifest.
-        tensors: the tensors, exactly those that ``expected_tensors`` names.
+        tensors: the tensors, exactly those of ``expected_tensors``.
 
     Raises:
         ManifestError: two of its methods change one module.
@@ -128,27 +130,27 @@ def updates(
     for part in description.parts:
         own = _method(part.method).updates(model, part, tensors)
         if twice := found.keys() & own.keys():
-            raise ManifestError(f"two methods of the adapter change {min(twice)!r}; a module is changed by one")
+            raise ManifestError(f"each module must be changed by one method, but two methods change {min(twice)!r}")
         found |= own
     return found
 
 
 @torch.no_grad()
 def merge(updates: Mapping[str, Update]) -> None:
-    """Write a finished adapter into the weights of its base, which is then no base for any other.
+    """Write a finished adapter into the weights of its base. No adapter fits that base afterwards.
 
     Args:
         updates: the updates, from ``updates``.
 
     Raises:
-        MethodError: a part cannot be merged, or would go into quantized weights; nothing was written.
+        MethodError: a part cannot be merged, or the weights are quantized; nothing is written then.
     """
     for write in [update.merging(name) for name, update in updates.items()]:
         write()
 
 
 def placeholders(description: AdapterDescription) -> Placeholders | None:
-    """Return the placeholders that rows must hold for a finished adapter; None where it has no prompt."""
+    """Return the placeholders that rows must hold for a finished adapter; None if it has no prompt."""
     return next((placeholders_of(p.options) for p in description.parts if p.method == "prompt_tuning"), None)
 
 
@@ -160,11 +162,13 @@ def _refuse_adapted(model: PreTrainedModel) -> None:
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             raise MethodError(
-                f"the model already carries an adapter (at {name}). Load a fresh base, or train with this one: "
-                "adapters are not stacked."
+                f"the model must not carry an adapter, but has one at {name}. Load a fresh base: adapters cannot be "
+                "stacked."
             )
     if reached(model) or any(_method(name).is_attached(model) for name in in_use("methods")):
-        raise MethodError("the model already carries an adapter. Load a fresh base: adapters are not stacked.")
+        raise MethodError(
+            "the model must not carry an adapter, but has one. Load a fresh base: adapters cannot be stacked."
+        )
 
 
 def _only_the_adapter_trains(model: PreTrainedModel, attachment: Attachment) -> None:
@@ -172,4 +176,7 @@ def _only_the_adapter_trains(model: PreTrainedModel, attachment: Attachment) -> 
     strays = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
     frozen = [name for name, p in attachment.parameters.items() if not p.requires_grad]
     if strays or frozen:
-        raise MethodError(f"base parameters would train: {strays[:5]}; adapter parameters would not: {frozen[:5]}")
+        raise MethodError(
+            f"all parameters of the adapter must train, and no others: {strays[:5]} of the base would train, and "
+            f"{frozen[:5]} of the adapter would not"
+        )

@@ -1,7 +1,7 @@
-"""Copies of whole parameters, trained and finished; the base's own parameters are never written.
+"""Copies of whole parameters, in training and finished; the base's own parameters are never written.
 
-While they train the copies stand in the places of the base's own; finished, a stand-in for each module computes with
-them, so that any number of threads may each use others.
+In training, the copies replace the base's parameters. When finished, a stand-in for each module computes with them, so
+threads may use different adapters at the same time.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
 
 
 class CopiesMethod:
-    """The base class of methods that train copies of parameters in the places of the base's own.
+    """The base class of methods that train copies in place of the base's parameters.
 
     Attributes:
-        trained: the attribute of the model that keeps the copies while they train.
+        trained: the name of the model's attribute that holds the copies in training.
     """
 
     trained: str
 
     def put(self, model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
-        """Put copies, by the full names of parameters, into their places.
+        """Replace the base's parameters, given by full names, with copies.
 
         Raises:
-            MethodError: a copy of another method stands in one of them.
+            MethodError: another method already replaces one of them.
         """
         others = [value for value in vars(model).values() if isinstance(value, TrainedCopies)]
         if twice := sorted(copies.keys() & {name for other in others for name in other.names}):
             raise MethodError(
-                f"{twice[0]} is trained by two methods of the adapter. Leave one of them out of method, or take a task "
-                "without a head."
+                f"each parameter must be trained by one method, but two methods train {twice[0]}. Remove one of them "
+                "from method, or choose a task without a head."
             )
         object.__setattr__(model, self.trained, TrainedCopies(model, copies))
         self.switch(model, True)
 
     def detach(self, model: nn.Module) -> None:
-        """Remove the copies; do nothing where there are none."""
+        """Remove the copies, if there are any."""
         if self.is_attached(model):
             self.switch(model, False)
             delattr(model, self.trained)
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Return whether copies train here."""
+        """Return whether the model has copies in training."""
         return hasattr(model, self.trained)
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Put the copies, or the base's own parameters, in their places; do nothing where there are no copies."""
+        """Switch to the copies, or back to the base's own parameters; without copies, do nothing."""
         if self.is_attached(model):
             getattr(model, self.trained).switch(on)
 
@@ -79,7 +79,7 @@ class CopiesUpdate:
         own: Any = module._parameters
         # Trained in fp32, computed with in the base's precision.
         self.copies = {leaf: copy.to(own[leaf].device, own[leaf].dtype) for leaf, copy in copies.items()}
-        # Of the same class and with the same children: only what it looks up as its parameters is another.
+        # The same class and the same children, with other parameters.
         self._stand_in: nn.Module = object.__new__(type(module))
         vars(self._stand_in).update(vars(module), _parameters={**own, **self.copies})
         vars(self._stand_in).pop("forward", None)
@@ -87,7 +87,7 @@ class CopiesUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors that the update holds beside the base."""
+        """Return the bytes of the tensors that the update holds beside the base."""
         return sum(copy.nbytes for copy in self.copies.values())
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -117,8 +117,8 @@ class _Place:
 class TrainedCopies:
     """The copies that train, and the switch between them and the base's own parameters.
 
-    What stands in the model is what ``state_dict`` shows and ``to`` moves: switch to the plain base before saving or
-    moving it.
+    ``state_dict`` shows, and ``to`` moves, the parameters that are active: switch to the plain base before you save or
+    move it.
     """
 
     def __init__(self, model: nn.Module, copies: Mapping[str, nn.Parameter]):
@@ -127,7 +127,7 @@ class TrainedCopies:
         self._handles: list[Any] = []
 
     def switch(self, on: bool) -> None:
-        """Put the copies, or the base's own parameters, in their places."""
+        """Switch to the copies, or back to the base's own parameters."""
         for place, copy in self._pairs:
             place.module._parameters[place.leaf] = copy if on else place.original
         for handle in self._handles:
@@ -136,7 +136,7 @@ class TrainedCopies:
         self._handles = list(self._casting()) if casts else []
 
     def _casting(self) -> Iterator[Any]:
-        """Yield hooks by which copies in fp32 compute in the half precision of the base, and still train in fp32."""
+        """Yield hooks that cast fp32 copies to the half precision of the base in forward; they still train in fp32."""
         of_module: dict[nn.Module, list[tuple[_Place, nn.Parameter]]] = {}
         for place, copy in self._pairs:
             of_module.setdefault(place.module, []).append((place, copy))

@@ -1,8 +1,8 @@
-"""Hooks of finished adapters in a model: a function in the place of ``forward``, for each module they change.
+"""Hooks of finished adapters in a model: a function that replaces ``forward`` of each module that they change.
 
-The function asks at every call which adapter answers in the present context, and lets that adapter's update for the
-module compute; so threads and tasks that share one model each have their own adapter, and switching moves nothing.
-The module tree, its parameters, buffers and hooks stay the base's own.
+At every call the function looks up the active adapter of the context, and runs that adapter's update for the module. So
+threads and tasks that share one model each have their own adapter, and a switch moves no tensor. The module tree, its
+parameters, buffers and hooks stay those of the base.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MARK = "is_an_adapter_hook"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActiveAdapter:
-    """The adapter that may answer, as full module name -> the update that replaces that module's ``forward``."""
+    """An adapter that can be active, as full module name -> the update that replaces that module's ``forward``."""
 
     updates: Mapping[str, Update] = field(default_factory=dict, repr=False)
 
@@ -36,32 +36,32 @@ PLAIN = ActiveAdapter()  # the base, unchanged
 
 
 class AdapterHooks:
-    """The modules of one model that finished adapters reach, and the adapter that is active in each context.
+    """The modules of one model with hooks of finished adapters, and the adapter that is active in each context.
 
-    Each context (a thread, an asyncio task) has what its innermost ``using`` block says; where there is none, the
-    ``default`` answers. A module is touched once, for the first adapter that changes it, and is as it was when the
-    last one has gone. All methods may be called by any thread at any time.
+    In a context (a thread, an asyncio task) the adapter of the innermost ``using`` block is active; outside of all
+    blocks, ``default`` is. A module gets its hook with the first adapter that changes it, and loses it with the last.
+    Any thread may call any method at any time.
 
     Attributes:
-        default: the adapter that is active where no block names another.
+        default: the adapter that is active outside of all ``using`` blocks.
     """
 
     def __init__(self) -> None:
         self.default: ActiveAdapter = PLAIN
-        # One for each model: an adapter of one must not silence that of another, asked inside its block.
+        # One for each model: a block for one model must not change the active adapter of another.
         self._active: ContextVar[ActiveAdapter] = ContextVar("finetune_active_adapter")
         self._reached: dict[str, tuple[nn.Module, Callable[..., Any], Callable[..., Any] | None]] = {}
-        self._users: Counter[str] = Counter()  # module name -> how many adapters reach it
+        self._users: Counter[str] = Counter()  # module name -> number of adapters that change it
         self._lock = threading.Lock()
 
     @property
     def active(self) -> ActiveAdapter:
-        """The adapter that is active in the present context."""
+        """Return the adapter that is active in the present context."""
         return self._active.get(self.default)
 
     @contextmanager
     def using(self, adapter: ActiveAdapter) -> Iterator[None]:
-        """Have something else answer inside the block, in this context alone; its modules must have been added."""
+        """Activate an adapter inside the block, in this context only; call ``add`` with its updates before."""
         token = self._active.set(adapter)
         try:
             yield
@@ -69,7 +69,7 @@ class AdapterHooks:
             self._active.reset(token)
 
     def add(self, updates: Mapping[str, Update]) -> None:
-        """Reach the modules of one more adapter; the active adapters do not change."""
+        """Add the hooks of one more adapter; the active adapters do not change."""
         with self._lock:
             for name, update in updates.items():
                 if not self._users[name]:
@@ -77,7 +77,7 @@ class AdapterHooks:
                 self._users[name] += 1
 
     def remove(self, updates: Mapping[str, Update]) -> None:
-        """Leave the modules of an adapter that was added and do not answer anywhere any more."""
+        """Remove the hooks of an adapter, which must not be active in any context."""
         with self._lock:
             for name in updates:
                 self._users[name] -= 1
@@ -91,7 +91,7 @@ class AdapterHooks:
         inner, before = module.forward, vars(module).get("forward")
         get = self._active.get
 
-        @wraps(inner)  # generate() reads the signature of the model's
+        @wraps(inner)  # generate() reads the signature of the model's forward
         def forward(*args: Any, **kwargs: Any) -> Any:
             update = get(self.default).updates.get(name)
             return inner(*args, **kwargs) if update is None else update(inner, *args, **kwargs)
@@ -103,7 +103,7 @@ class AdapterHooks:
     def _leave(self, name: str) -> None:
         module, forward, before = self._reached[name]
         if vars(module).get("forward") is not forward:
-            return  # something was put over it, and calls it: it stays, passes on, and is used again
+            return  # another wrapper calls the hook: it stays, calls the base, and is used again
         del self._reached[name]
         if before is None:
             del vars(module)["forward"]
@@ -112,5 +112,5 @@ class AdapterHooks:
 
 
 def reached(model: nn.Module) -> list[str]:
-    """Return the names of the modules that finished adapters reach."""
+    """Return the names of the modules with hooks of finished adapters."""
     return [name for name, module in model.named_modules() if hasattr(vars(module).get("forward"), _MARK)]

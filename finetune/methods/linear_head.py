@@ -1,4 +1,4 @@
-"""A linear head of a task's own, in the place of the base's language head: its outputs are not logits of tokens."""
+"""A linear head of a task, which replaces the base's language head; its outputs are not logits of tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from finetune.errors import ManifestError, MethodError
+from finetune.errors import ManifestError, MethodError, brief
 from finetune.interfaces import Part
 from finetune.methods.copies import CopiesMethod, CopiesUpdate, by_module
 from finetune.methods.modules import language_head, module_at
@@ -25,12 +25,12 @@ _STD = 0.02  # of fresh weights
 
 
 class Head(CopiesMethod):
-    """A head of ``num_outputs`` values per token; while it answers, the model gives them where it gives logits."""
+    """A head of ``num_outputs`` values per token; while it is active, the model returns them as its logits."""
 
     trained = "_finetune_head"
 
     def attach(self, host: Host, options: HeadSection) -> Part:
-        """Add a fresh head: normal weights, and a bias of zero where the language head has a bias.
+        """Add a fresh head: normal weights, and a bias of zero if the language head has a bias.
 
         Raises:
             MethodError: the base has no language head, or a quantized one.
@@ -53,7 +53,7 @@ class Head(CopiesMethod):
         )
 
     def check(self, model: nn.Module, towers: Towers, options: HeadSection) -> None:
-        """Raise MethodError where the base has no language head."""
+        """Raise MethodError if the base has no language head, or a quantized one."""
         _own(model)
 
     def expected_tensors(
@@ -66,13 +66,18 @@ class Head(CopiesMethod):
         """
         outputs = description.options.get("num_outputs")
         if set(description.options) != {"num_outputs"} or type(outputs) is not int or not 1 <= outputs <= 2**20:
-            raise ManifestError(f"the options of a head are num_outputs, from 1 to {2**20}, not {description.options}")
+            raise ManifestError(
+                f"the options of a head must be num_outputs, from 1 to {2**20}, got {description.options}"
+            )
         try:
             own = _own(model)
         except MethodError as error:
             raise ManifestError(str(error)) from None
         if description.places != [("language", name) for name in own]:
-            raise ManifestError(f"a head of this base is {', '.join(own)} of the language tower")
+            raise ManifestError(
+                f"a head on this base must replace {', '.join(own)} of the language tower, got "
+                f"{brief(description.places)}"
+            )
         return {name: (outputs, *parameter.shape[1:]) for name, parameter in own.items()}
 
     def updates(
@@ -88,20 +93,28 @@ class HeadUpdate(CopiesUpdate):
 
     def merging(self, name: str) -> Callable[[], None]:
         """Raise MethodError: the language head has another shape."""
-        raise MethodError(f"{name} cannot be merged: a head of the task stands for it, of another shape")
+        raise MethodError(
+            f"{name} cannot be merged: a head of the task with another shape replaces it. Use the adapter "
+            "without merging."
+        )
 
 
 def _own(model: Any) -> dict[str, nn.Parameter]:
     """Return the parameters of the base's language head, by full name.
 
     Raises:
-        MethodError: it has none, or a quantized one.
+        MethodError: the base has no language head, or a quantized one.
     """
     head = language_head(model)
     if head is None:
-        raise MethodError(f"{type(model).__name__} has no language head in whose place a head of the task could stand")
+        raise MethodError(
+            f"a head of the task needs a base with a language head, and {type(model).__name__} has none. Choose "
+            "another base."
+        )
     path = next(name for name, module in model.named_modules() if module is head)
     own = {f"{path}.{leaf}": parameter for leaf, parameter in head.named_parameters(recurse=False)}
     if quantized := next((name for name, parameter in own.items() if not parameter.is_floating_point()), None):
-        raise MethodError(f"{quantized} is quantized, so no head of the task can stand in its place")
+        raise MethodError(
+            f"a head of the task cannot replace {quantized}, which is quantized. Load the base without quantization."
+        )
     return own

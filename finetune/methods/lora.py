@@ -1,7 +1,7 @@
 """LoRA: a low-rank update beside frozen linear modules (Hu et al., https://arxiv.org/abs/2106.09685).
 
-While it trains the layers are PEFT's; which modules they wrap, and the config they are made from, is decided here, by
-full name. Finished, it is an update for each of those modules, and no layer at all.
+In training, the layers are PEFT's. This module chooses the modules that they wrap, by full name, and their config. A
+finished LoRA has no layers: it is an update for each of those modules.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from finetune.interfaces import Host, Towers, Update
     from finetune.recipe import LoraSection
 
-ADAPTER_NAME = "default"  # what PEFT's layers know the adapter by that trains
+ADAPTER_NAME = "default"  # name of the adapter in training in PEFT's layers
 _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
-_MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT saves it
+_MAGNITUDE = "lora_magnitude_vector"  # PEFT's name for it in a saved file
 
 
 class Lora:
@@ -85,7 +85,7 @@ class Lora:
         )
 
     def check(self, model: nn.Module, towers: Towers, options: LoraSection) -> None:
-        """Raise MethodError where a name given for a tower is not that of a linear module there."""
+        """Raise MethodError if a name in the recipe matches no linear module of its tower."""
         named_targets(model, towers, options.towers)
 
     def detach(self, model: nn.Module) -> None:
@@ -112,10 +112,10 @@ class Lora:
     def expected_tensors(
         self, model: nn.Module, towers: Towers, description: PartDescription
     ) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of the tensors that a part described so must hold on ``model``.
+        """Return name -> shape of the tensors that a part with this description must hold on ``model``.
 
         Raises:
-            ManifestError: a module is missing or not linear, or a rank is out of range.
+            ManifestError: a module is missing or not linear, or an option is out of range.
         """
         options = description.options
         check_options(options, description.names)
@@ -125,22 +125,22 @@ class Lora:
                 module = module_at(model, name)
             except KeyError:
                 raise ManifestError(
-                    f"this base has no module {name!r}, which the adapter changes. One that was trained with another "
-                    "release of transformers may name its modules otherwise: train it again with this one."
+                    f"this base has no module {name!r}, which the adapter changes. Another release of transformers may "
+                    "use other names: train the adapter again with this release."
                 ) from None
             inside = tuple(f"{path}{end}" for path in tower_paths(towers, tower) for end in ("", "."))
             if not name.startswith(inside):
-                raise ManifestError(f"{name!r} does not stand in the {tower} tower of this base")
+                raise ManifestError(f"{name!r} must be in the {tower} tower of this base, and is not")
             width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if width_in is None or width_out is None:
-                raise ManifestError(f"{name!r} is a {type(module).__name__} on this base, not a linear module")
+                raise ManifestError(f"{name!r} must be a linear module on this base, got a {type(module).__name__}")
             r = options["rank_pattern"].get(name, options["r"])
-            if type(r) is not int or not 1 <= r <= min(4096, max(width_in, width_out)):
-                raise ManifestError(f"rank {brief(r)} of {name!r} is not between 1 and {max(width_in, width_out)}")
+            if type(r) is not int or not 1 <= r <= (largest := min(4096, max(width_in, width_out))):
+                raise ManifestError(f"the rank of {name!r} must be from 1 to {largest}, got {brief(r)}")
             if options["use_dora"] and module.weight.dtype == torch.int8:
                 raise ManifestError(
-                    f"{name!r} is held in 8 bit, and the adapter is a DoRA, which needs the lengths of its rows. Load "
-                    "the base with quantization='4bit', or without."
+                    f"the adapter is a DoRA, which needs the row norms of {name!r}, but the base holds it in 8 bit. "
+                    "Load the base with quantization='4bit', or without quantization."
                 )
             shapes = {"lora_A.weight": (r, width_in), "lora_B.weight": (width_out, r), _MAGNITUDE: (width_out,)}
             expected |= {f"{_PREFIX}{name}.{kind}": shapes[kind] for kind in _kinds(options)}
@@ -157,7 +157,7 @@ class Lora:
             r = options["rank_pattern"].get(name, options["r"])
             alpha = options["alpha_pattern"].get(name, options["lora_alpha"])
             scaling = alpha / math.sqrt(r) if options["use_rslora"] else alpha / r
-            # As it was trained: in fp32, whatever the base is held in.
+            # In fp32, as in training, for a base of any dtype.
             down, up, *magnitude = (
                 tensors[f"{_PREFIX}{name}.{kind}"].to(module.weight.device, torch.float32) for kind in _kinds(options)
             )
@@ -166,7 +166,7 @@ class Lora:
 
 
 def _kinds(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the suffixes of each module's tensor names."""
+    """Return the suffixes of the tensor names of each module."""
     return ("lora_A.weight", "lora_B.weight", *([_MAGNITUDE] if options["use_dora"] else []))
 
 
@@ -178,7 +178,7 @@ def _inject(model: nn.Module, modules: list[str], options: Mapping[str, Any]) ->
 def _learning_rates(
     parameters: Mapping[str, nn.Parameter], modules: Mapping[str, list[str]], options: LoraSection
 ) -> dict[str, float]:
-    """Return parameter name -> the factor on the learning rate, where that is not 1."""
+    """Return parameter name -> the factor on the learning rate, without factors of 1."""
     of_tower = {name: options.towers.of(tower).lr_ratio for tower, names in modules.items() for name in names}
     rates = {}
     for name in parameters:
@@ -188,7 +188,7 @@ def _learning_rates(
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the saved name of each tensor of the adapter that trains -> the live parameter."""
+    """Return the saved name of each tensor of the adapter in training -> the live parameter."""
     parameters: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):

@@ -1,8 +1,8 @@
 """LoRA's forward and backward in training, with the additions folded into the multiplications.
 
-PEFT writes ``base(x) + B(A(x)) * scaling``: beside the five small and large products of a step that makes four passes
-over tensors as large as the layer's input and output. A multiplication can add to what is there, so they need not be.
-The gradients are written out in section 4.1 of Hu et al., https://arxiv.org/abs/2106.09685, by the chain rule.
+PEFT computes ``base(x) + B(A(x)) * scaling``. Beside the products, a step makes four passes over tensors as large as
+the layer's input and output. Here the multiplications accumulate into their outputs, which saves these passes. The
+gradients follow from section 4.1 of Hu et al., https://arxiv.org/abs/2106.09685, by the chain rule.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     ):
         return type(layer).forward(layer, x, *args, **kwargs)
     base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
-    # A quantized weight, one in half precision, and one that is gathered when its module is called, are not for this.
+    # PEFT's forward handles weights that are quantized, in half precision, or gathered at each call.
     if (
         type(base) is not nn.Linear
         or not base.weight.dtype == x.dtype == down.dtype
@@ -65,7 +65,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         out = gradient.reshape(-1, gradient.shape[-1])  # [N, O]
-        # With r rows, not r columns, of the small matrices: a BLAS takes two to four times as long for thin columns.
+        # The small matrices get r rows, not r columns: a BLAS is two to four times slower for thin columns.
         at_inner = (out @ up.T.contiguous().T).mul_(ctx.scaling)  # [N, r]
         for_x = linear(out, weight.T).addmm_(at_inner, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
         for_up = (inner.T @ out).mul_(ctx.scaling)  # [r, O]

@@ -1,4 +1,4 @@
-"""The update of a finished LoRA for a linear module, bit for bit as PEFT's layers compute it, and its merging."""
+"""The update of a finished LoRA for a linear module, equal to PEFT's layers bit for bit, and its merging."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LoraUpdate:
 
     def __init__(self, module: nn.Module, down: Tensor, up: Tensor, scaling: float):
         self.module, self.down, self.up, self.scaling = module, down, up, scaling
-        # PEFT rounds before it adds where the base is quantized, and after it elsewhere.
+        # PEFT rounds before the addition if the base is quantized, and after it otherwise.
         self.rounds_first = is_quantized(module)
 
     @property
@@ -48,11 +48,12 @@ class LoraUpdate:
         """Return the function that adds the update to the weight, in the weight's dtype.
 
         Raises:
-            MethodError: the weight is quantized: rounding the sum again would change every answer a little.
+            MethodError: the weight is quantized; another rounding of the sum would change every answer a little.
         """
         if is_quantized(self.module):
             raise MethodError(
-                f"{name} is quantized: an adapter is merged into the 16 or 32 bit base. Load it without quantization."
+                f"an adapter must be merged into a 16 or 32 bit base, but {name} is quantized. Load the base without "
+                "quantization."
             )
         weight: Any = self.module.weight
         return lambda: weight.copy_(self._merged(weight.to(self.up.dtype)))
@@ -62,12 +63,12 @@ class LoraUpdate:
 
 
 class DoraUpdate(LoraUpdate):
-    """LoRA that changes the direction of each row of the weight; the length of the row is trained by itself.
+    """LoRA that changes the direction of each row of the weight, with the length of the row trained separately.
 
     Source: section 4.3 of Liu et al., https://arxiv.org/abs/2402.09353.
 
     Args:
-        module: the base's own linear module; not one in 8 bit.
+        module: the base's own linear module, not in 8 bit.
         down: A, [r, I].
         up: B, [O, r].
         scaling: the factor of the product of A and B.
@@ -78,7 +79,7 @@ class DoraUpdate(LoraUpdate):
         super().__init__(module, down, up, scaling)
         self.magnitude = magnitude
         self.bias: Any = module.bias
-        # The base does not change, so what PEFT computes at every call is computed once, by the same operations.
+        # PEFT computes this at every call. The base does not change, so once is enough, by the same operations.
         weight = dequantize_module_weight(module).to(down.dtype)
         eye = torch.eye(down.shape[1], device=down.device, dtype=down.dtype)
         change = linear(linear(eye, down), up).T  # [O, I]

@@ -1,7 +1,7 @@
-"""One batch with another adapter for each row: the low-rank updates of all rows in two batched multiplications.
+"""One batch with a different adapter for each row: the low-rank updates of all rows in two batched multiplications.
 
-Only what is computed row by row can be mixed: LoRA on the language tower. A vision tower sees images, of which a row
-has any number; a prompt is as long as its adapter made it; an override is a parameter of all rows.
+Only an update that works row by row can be mixed: LoRA on the language tower. The vision tower gets any number of
+images for a row, prompts have different lengths, and an override is a parameter of all rows.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def can_mix(updates: Mapping[str, Update], towers: Towers) -> bool:
-    """Return whether an adapter can answer some rows of a batch while others answer the rest."""
+    """Return whether a batch can mix rows of this adapter with rows of others."""
     inside = tuple(f"{path}." for path in towers.get("language", ()))
     return all(type(update) is LoraUpdate and name.startswith(inside) for name, update in updates.items())
 
 
 def mix(by_row: Sequence[Mapping[str, Update]]) -> dict[str, Update]:
-    """Return the updates of a batch, for each module that any of its rows' adapters changes.
+    """Return the updates of a batch, for each module that the adapter of any row changes.
 
     Args:
         by_row: the updates of each row's adapter, for which ``can_mix`` holds; empty for the plain base.
@@ -40,11 +40,11 @@ def mix(by_row: Sequence[Mapping[str, Update]]) -> dict[str, Update]:
 class MixedUpdate:
     """``inner(x) + B(A(x)) * scaling``, with the A, B and scaling of each row's own adapter.
 
-    Adapters of lower rank are filled up with zeros, which add nothing.
+    Zeros pad adapters of lower rank; they add nothing.
 
     Args:
         name: the full name of the module, for messages.
-        by_row: each row's update; None where its adapter does not change the module. At least one is not None.
+        by_row: the update of each row; None if its adapter does not change the module. At least one is not None.
     """
 
     def __init__(self, name: str, by_row: Sequence[LoraUpdate | None]):
@@ -70,13 +70,13 @@ class MixedUpdate:
         """Return [B * K, T, O] for x [B * K, T, I], the K beams of a row one after the other.
 
         Raises:
-            AdapterError: the input is not made of the batch's rows.
+            AdapterError: the number of rows of the input is not a multiple of the batch's.
         """
         num_rows = len(self.down)
         if x.ndim != 3 or len(x) % num_rows:
             raise AdapterError(
-                f"{self.name} was given {list(x.shape)}, which is not {num_rows} rows of one adapter each. Answer the "
-                "rows of each adapter in a batch of their own."
+                f"{self.name} must get an input [B, T, I] for {num_rows} rows of one adapter each, got {list(x.shape)}"
+                ". Use a separate batch for each adapter."
             )
         result = inner(x, *args, **kwargs)
         rows = x.reshape(num_rows, -1, x.shape[-1])  # [B, K * T, I]
@@ -89,5 +89,5 @@ class MixedUpdate:
         return (result + added).to(result.dtype)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Raise MethodError: no one weight can hold the updates of several rows."""
-        raise MethodError(f"{name}: adapters of several rows cannot be merged into one weight")
+        """Raise MethodError, since one weight cannot hold the updates of several rows."""
+        raise MethodError(f"{name}: adapters of several rows cannot be merged into one weight. Merge one adapter.")

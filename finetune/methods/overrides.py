@@ -1,4 +1,4 @@
-"""Overrides: the whole projector, and the norms of the language tower, trained as copies of the base's own."""
+"""Overrides: full training of copies of the projector, and of the norms of the language tower."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from finetune.errors import ManifestError, MethodError
+from finetune.errors import ManifestError, MethodError, brief
 from finetune.interfaces import Part
 from finetune.methods.copies import CopiesMethod, CopiesUpdate, by_module
 from finetune.methods.modules import module_at, tower_paths
@@ -32,7 +32,7 @@ class Overrides(CopiesMethod):
         """Add copies of the named parameters; outputs do not change.
 
         Raises:
-            MethodError: a kind names no parameter, or LoRA adapts one of the modules already.
+            MethodError: a kind matches no parameter, or LoRA already adapts one of the modules.
         """
         modules: dict[str, list[str]] = {}
         notes: list[str] = []
@@ -43,7 +43,7 @@ class Overrides(CopiesMethod):
             names = [name for name in originals if name not in unused]
             _require(names, kind)
             modules["projector" if kind == "projector" else "language"] = names
-            notes += [f"left out, as the forward never uses it: {name}" for name in unused]
+            notes += [f"left out, because the forward does not use it: {name}" for name in unused]
             copies |= {name: nn.Parameter(originals[name].detach().float().clone()) for name in names}
         self.put(host.model, copies)
         return Part(
@@ -58,7 +58,7 @@ class Overrides(CopiesMethod):
         )
 
     def check(self, model: nn.Module, towers: Towers, options: OverridesSection) -> None:
-        """Raise MethodError where a kind names no parameter."""
+        """Raise MethodError if a kind matches no parameter."""
         for kind in options.parameters:
             _require(_originals(model, towers, kind), kind)
 
@@ -68,13 +68,17 @@ class Overrides(CopiesMethod):
         """Return name -> shape of each parameter.
 
         Raises:
-            ManifestError: one is missing on this base, or is neither the projector's nor a norm's.
+            ManifestError: the base lacks a parameter, or it belongs to neither the projector nor a norm.
         """
         parameters = description.options.get("parameters")
         if set(description.options) != {"parameters"} or not isinstance(parameters, list) or not parameters:
-            raise ManifestError("the options of overrides are a list of parameters")
+            raise ManifestError(
+                f"the options of overrides must be a non-empty list, parameters; got {brief(description.options)}"
+            )
         if sorted(map(str, parameters)) != sorted(description.names):
-            raise ManifestError("the parameters of overrides are not those that their modules name")
+            raise ManifestError(
+                f"the parameters of overrides must be those that their modules list, got {brief(parameters)}"
+            )
         expected = {}
         for tower, name in description.places:
             path, _, leaf = name.rpartition(".")
@@ -83,11 +87,15 @@ class Overrides(CopiesMethod):
                 original: Any = module._parameters[leaf]
                 shape = tuple(original.shape)
             except (AttributeError, KeyError):
-                raise ManifestError(f"this base has no parameter {name!r}, which the adapter replaces") from None
+                raise ManifestError(
+                    f"this base has no parameter {name!r}, which the adapter replaces. Load the base of the training."
+                ) from None
             inside = name.startswith(tuple(f"{path}." for path in tower_paths(towers, tower)))
             allowed = tower == "projector" or (tower == "language" and _is_norm(module))
             if not inside or not allowed:
-                raise ManifestError(f"{name!r} is neither the projector's nor a norm of the language tower")
+                raise ManifestError(
+                    f"overrides must be of the projector or of norms of the language tower, got {name!r}"
+                )
             expected[name] = shape
         return expected
 
@@ -101,7 +109,7 @@ class Overrides(CopiesMethod):
 
 def _require(names: Collection[str], kind: str) -> None:
     if not names:
-        raise MethodError(f"method.parameters: this base has no {kind} to train. Leave {kind!r} out.")
+        raise MethodError(f"method.parameters: this base has no {kind} to train. Remove {kind!r}.")
 
 
 def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Parameter]:
@@ -111,16 +119,19 @@ def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Para
         for name, module in model.get_submodule(path).named_modules(prefix=path):
             if isinstance(module, BaseTunerLayer) and kind == "projector":
                 raise MethodError(
-                    f"{name} is adapted by LoRA and cannot be trained as a whole too. Set "
-                    "method.towers.projector: none, or leave 'projector' out of the overrides."
+                    f"LoRA adapts {name}, so the overrides cannot also train it in full. Set "
+                    "method.towers.projector: none, or remove 'projector' from the overrides."
                 )
             if kind == "projector" and not isinstance(module, nn.modules.batchnorm._BatchNorm) or _is_norm(module):
                 originals |= {f"{name}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
     if quantized := next((name for name, p in originals.items() if not p.is_floating_point()), None):
-        raise MethodError(f"{quantized} is quantized, so it cannot be trained as a whole")
+        raise MethodError(
+            f"method.parameters: {quantized} is quantized and cannot be trained in full. Load the base without "
+            "quantization."
+        )
     return originals
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Return whether a module normalises by the values of its input alone: a batch norm's statistics are the base's."""
+    """Return whether a module normalises by its input alone, unlike a batch norm, which has statistics of its own."""
     return "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -22,20 +22,20 @@ CHILD = "tuned_prompt"  # of the input embedding, while it trains
 
 
 class Frame(NamedTuple):
-    """The facts about a forward of the whole model that its embedding needs."""
+    """The arguments of the whole model's forward that its input embedding needs."""
 
-    begins: bool = True  # whether they are read from the first token on
+    begins: bool = True  # True if the inputs begin with the first token of the rows
     mask: Any = None  # attention mask [B, T]
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any]) -> Frame:
-        """Return these facts from the arguments of a forward."""
+        """Return the frame of a forward with these arguments."""
         cache = kwargs.get("past_key_values")
         return cls(cache is None or int(cache.get_seq_length()) == 0, kwargs.get("attention_mask"))
 
 
 class TrainedPrompt(nn.Module):
-    """The prompt [N, D] that trains, kept below the input embedding, and the hooks that put it into the rows."""
+    """The prompt [N, D] in training, a child of the input embedding, and the hooks that put it into the rows."""
 
     def __init__(self, model: PreTrainedModel, embedding: nn.Module, prompt: nn.Parameter, places: Placeholders):
         super().__init__()
@@ -64,7 +64,7 @@ class TrainedPrompt(nn.Module):
     def _fill(self, embedding: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not self.on:
             return output
-        # Training makes its own rows, and waits for the device only where it must.
+        # Training builds its own rows, so it skips the check, which waits for the device.
         return fill(args[0], output, self.prompt, self.places, self._frame, check=not self.training)
 
 
@@ -73,7 +73,7 @@ _FRAME: ContextVar[Frame] = ContextVar("finetune_frame", default=Frame())  # noq
 
 
 class FrameUpdate:
-    """An update of the whole model that lets the input embedding know the arguments of the forward.
+    """An update of the whole model that passes the arguments of its forward to the input embedding.
 
     Args:
         module: the whole model.
@@ -111,7 +111,7 @@ class PromptUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors that the update holds beside the base."""
+        """Return the bytes of the tensors that the update holds beside the base."""
         return self.prompt.nbytes
 
     def __call__(self, inner: Callable[..., Tensor], ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -120,23 +120,26 @@ class PromptUpdate:
         return fill(ids, output, self.prompt, self.places, _FRAME.get(), check=True)
 
     def merging(self, name: str) -> Callable[[], None]:
-        """Raise MethodError: no weight can hold a prompt."""
-        raise MethodError("a tuned prompt cannot be merged: it stands in the rows, not in the weights")
+        """Raise MethodError, since no weight can hold a prompt."""
+        raise MethodError(
+            "a tuned prompt cannot be merged, since it is part of the rows and not of the weights. Use the adapter "
+            "without merging."
+        )
 
 
 def fill(ids: Tensor, output: Tensor, prompt: Tensor, places: Placeholders, frame: Frame, *, check: bool) -> Tensor:
-    """Replace the embeddings of each row's placeholders; later steps of a generation have none.
+    """Replace the embeddings of the placeholders of each row; later steps of a generation have none.
 
     Args:
         ids: the token ids, [B, T].
         output: the embeddings of the ids, [B, T, D].
         prompt: the prompt, [N, D].
         places: the placeholders that the prompt fills.
-        frame: the facts about the forward.
-        check: whether rows without placeholders are refused, which waits for the device.
+        frame: the arguments of the whole model's forward.
+        check: True to refuse rows without placeholders, which waits for the device.
 
     Raises:
-        AdapterError: a row has no place for the prompt.
+        AdapterError: a row does not begin with the placeholders.
     """
     if not frame.begins or ids.ndim != 2:
         return output
@@ -147,8 +150,8 @@ def fill(ids: Tensor, output: Tensor, prompt: Tensor, places: Placeholders, fram
     columns = first + torch.arange(places.num_virtual_tokens, device=ids.device)  # [B, N]
     if check and (columns.max() >= ids.shape[1] or (ids.gather(1, columns) != places.token_id).any()):
         raise AdapterError(
-            f"a row does not begin with the {places.num_virtual_tokens} placeholders of the active prompt: it "
-            "would be answered without it. Make inputs with prompt_batch(), or ask through ask()."
+            f"each row must begin with the {places.num_virtual_tokens} placeholders of the active prompt, and one does "
+            "not. Make inputs with prompt_batch(), or call ask()."
         )
     rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(columns)
     return output.index_put((rows, columns), prompt.to(output.dtype).expand(len(ids), -1, -1))

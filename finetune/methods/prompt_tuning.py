@@ -1,8 +1,8 @@
 """Prompt tuning: trained embeddings before a row's first token (Lester et al., https://arxiv.org/abs/2104.08691).
 
-A row holds placeholder ids where the prompt goes, and the input embedding has what they look up replaced. So the model
-builds positions and masks from ids as it always does, which a prompt put before ``inputs_embeds`` would break for
-multimodal rotary positions, for images seen in both directions, and under left padding.
+A row begins with placeholder ids, and a hook on the input embedding replaces their embeddings with the prompt. So the
+model builds positions and masks from ids as usual. A prompt before ``inputs_embeds`` would break this for multimodal
+rotary positions, for bidirectional attention on images, and under left padding.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class PromptTuning:
     """A prompt of ``num_virtual_tokens`` embeddings; rows must hold its placeholders."""
 
     def attach(self, host: Host, options: PromptTuningSection) -> Part:
-        """Add a fresh prompt, made of the embeddings of a text or of random tokens.
+        """Add a fresh prompt from the embeddings of a text or of random tokens.
 
         Raises:
-            MethodError: the initial text holds no token, or the model has no one sequence of tokens.
+            MethodError: the initial text holds no token, or the model has no single input embedding.
         """
         self.check(host.model, host.towers, options)
         embedding = _input_embedding(host.model)
@@ -62,9 +62,9 @@ class PromptTuning:
         )
 
     def check(self, model: PreTrainedModel, towers: Towers, options: PromptTuningSection) -> None:
-        """Raise MethodError where the model has no one sequence of tokens."""
+        """Raise MethodError if the model has no single input embedding."""
         if _input_embedding(model) is None:
-            raise MethodError(f"{type(model).__name__} has no one sequence of tokens that a prompt could begin")
+            raise MethodError(f"{_no_embedding(model)} Choose another method.")
 
     def detach(self, model: PreTrainedModel) -> None:
         """Remove the prompt and its hooks."""
@@ -72,11 +72,11 @@ class PromptTuning:
             trained.leave()
 
     def is_attached(self, model: PreTrainedModel) -> bool:
-        """Return whether a prompt trains here."""
+        """Return whether a prompt trains in the model."""
         return _trained(model) is not None
 
     def switch(self, model: PreTrainedModel, on: bool) -> None:
-        """Have the prompt fill the placeholders, or leave them."""
+        """Switch the prompt on, or off to keep the embeddings of the placeholders."""
         if (trained := _trained(model)) is not None:
             trained.on = on
 
@@ -90,18 +90,20 @@ class PromptTuning:
         """
         places = placeholders_of(description.options)
         if description.modules:
-            raise ManifestError("a tuned prompt changes no modules, but this one names some")
+            raise ManifestError(f"a tuned prompt must list no modules, got {brief(description.modules)}")
         embedding = _input_embedding(model)
         if embedding is None:
-            raise ManifestError(f"{type(model).__name__} has no one sequence of tokens that a prompt could begin")
+            raise ManifestError(f"{_no_embedding(model)} Load the base of the training.")
         rows, width = embedding.weight.shape
         if description.options["token_dim"] != width or places.token_id >= rows:
             raise ManifestError(
-                f"the prompt is for embeddings of {brief(description.options['token_dim'])} values and token id "
-                f"{brief(places.token_id)}; this base has {rows} embeddings of {width}"
+                f"the prompt must fit the {rows} embeddings of {width} values of this base, got token_dim "
+                f"{brief(description.options['token_dim'])} and placeholder_token_id {brief(places.token_id)}"
             )
         if places.token_id in _ids_with_a_meaning(model):
-            raise ManifestError(f"token id {places.token_id} has a meaning for this base: no prompt can stand there")
+            raise ManifestError(
+                f"placeholder_token_id must have no special meaning for this base, got {places.token_id}"
+            )
         return {TENSOR: (places.num_virtual_tokens, width)}
 
     def updates(
@@ -116,7 +118,7 @@ class PromptTuning:
 
 
 def placeholders_of(options: Mapping[str, Any]) -> Placeholders:
-    """Return the places that a saved prompt fills.
+    """Return the placeholders of a saved prompt.
 
     Raises:
         ManifestError: the options are not those of a prompt.
@@ -124,10 +126,10 @@ def placeholders_of(options: Mapping[str, Any]) -> Placeholders:
     names = {"num_virtual_tokens", "token_dim", "placeholder_token_id"}
     if set(options) != names or not all(type(value) is int and value >= 0 for value in options.values()):
         raise ManifestError(
-            f"the options of a tuned prompt are the numbers {', '.join(sorted(names))}, not {brief(options, 200)}"
+            f"the options of a tuned prompt must be the numbers {', '.join(sorted(names))}, got {brief(options, 200)}"
         )
     if not 1 <= options["num_virtual_tokens"] <= 1024:
-        raise ManifestError(f"num_virtual_tokens {brief(options['num_virtual_tokens'])} is not between 1 and 1024")
+        raise ManifestError(f"num_virtual_tokens must be from 1 to 1024, got {brief(options['num_virtual_tokens'])}")
     return Placeholders(options["num_virtual_tokens"], options["placeholder_token_id"])
 
 
@@ -136,8 +138,13 @@ def _trained(model: PreTrainedModel) -> TrainedPrompt | None:
     return None if embedding is None else embedding._modules.get(CHILD)
 
 
+def _no_embedding(model: PreTrainedModel) -> str:
+    """Return the message for a model without a single input embedding."""
+    return f"prompt tuning needs a model with one input embedding for all tokens, and {type(model).__name__} has none."
+
+
 def _input_embedding(model: PreTrainedModel) -> Any:
-    """Return the module that looks up tokens; None for a dual encoder, whose towers each have inputs of their own."""
+    """Return the module that embeds tokens; None for a dual encoder, whose towers have separate inputs."""
     try:
         return model.get_input_embeddings()
     except NotImplementedError:
@@ -145,18 +152,21 @@ def _input_embedding(model: PreTrainedModel) -> Any:
 
 
 def _initial_ids(options: PromptTuningSection, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> Tensor:
-    """Return [N] token ids: a text's, repeated or cut to fit, or random ones."""
+    """Return [N] token ids: those of a text, repeated or cut to fit, or random ones."""
     wanted = options.num_virtual_tokens
     if options.prompt_tuning_init_text is None:
         return torch.randint(0, min(len(tokenizer), num_embeddings), (wanted,))
     ids = tokenizer(options.prompt_tuning_init_text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise MethodError("method.prompt_tuning_init_text holds no token. Give a text, or leave it out.")
+        raise MethodError(
+            "method.prompt_tuning_init_text must hold at least one token, got "
+            f"{brief(options.prompt_tuning_init_text)}. Give another text, or leave it out."
+        )
     return torch.tensor((ids * -(-wanted // len(ids)))[:wanted])
 
 
 def _ids_with_a_meaning(model: PreTrainedModel) -> set[int]:
-    """Return the ids that fill up rows, or stand for something that is no text."""
+    """Return the ids of padding, and of tokens that stand for images or other media."""
     kinds = ("image", "video", "vision", "audio", "boi", "eoi")
     config = model.config.to_dict()
     found = {v for k, v in config.items() if k.startswith(kinds) and k.endswith(("token_id", "token_index"))}
@@ -164,7 +174,7 @@ def _ids_with_a_meaning(model: PreTrainedModel) -> set[int]:
 
 
 def _placeholder_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a legal id that no text encodes to, where there is one; else one that ends or begins a text."""
+    """Return a valid id that no text encodes to, if there is one; else one that begins or ends a text."""
     embedding: Any = model.get_input_embeddings()
     rows = int(embedding.weight.shape[0])
     if rows > len(tokenizer):
@@ -172,4 +182,7 @@ def _placeholder_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     for token_id in (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None and token_id != tokenizer.pad_token_id:
             return int(token_id)
-    raise MethodError("no token could stand where the prompt goes: unk, bos and eos are missing or the same as pad")
+    raise MethodError(
+        "prompt tuning needs a token id for its placeholders, but unk, bos and eos of the tokenizer are missing or the "
+        "same as pad. Choose another method."
+    )

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def unreached(model: nn.Module, names: Sequence[str], forward: Callable[[], Tensor]) -> list[str]:
-    """Return those of the modules ``names`` whose call adds to nothing which ``forward`` returns.
+    """Return those of the modules ``names`` whose output does not change the result of ``forward``.
 
-    Each module's output is shifted by a zero of its own that asks for a gradient; one forward and one backward tell
-    which zeros mattered. LLaVA's last vision layer is such a module: the projector reads the one before it.
+    A zero that requires a gradient is added to the output of each module; one forward and one backward find the zeros
+    without a gradient. LLaVA's last vision layer is such a module: the projector reads the layer before it.
     """
     zeros = {name: torch.zeros((), requires_grad=True) for name in names}
 
@@ -35,7 +35,7 @@ def unreached(model: nn.Module, names: Sequence[str], forward: Callable[[], Tens
 
 
 def unreached_parameters(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> list[str]:
-    """Return the names of those frozen ``parameters`` that nothing which ``forward`` returns depends on."""
+    """Return the names of those frozen ``parameters`` that do not change the result of ``forward``."""
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[str]], list[str]]:
-    """Return tower -> full names of the linear modules to adapt, in the model's order, and note for people.
+    """Return tower -> full names of the linear modules to adapt, in the model's order, and notes for the user.
 
-    Modules that the forward never uses are left out; so are experts that are not linear modules. Both are noted.
+    Modules that the forward never uses are left out, and so are experts that are not linear modules. Notes list both.
 
     Raises:
         MethodError: the base lacks a tower, or a tower, or one of the names given for it, matches nothing.
@@ -26,27 +26,32 @@ def resolve_targets(host: Host, wanted: TowerTargets) -> tuple[dict[str, list[st
     model = host.model
     resolved = named_targets(model, host.towers, wanted)
     unused = set(unreached(model, [name for names in resolved.values() for name in names], host.forward))
-    notes = [f"left out, as the forward never uses it: {name}" for name in sorted(unused)]
+    notes = [f"left out, because the forward does not use it: {name}" for name in sorted(unused)]
     notes += [
         f"no {tower} tower: this base has {', '.join(host.towers)}"
         for tower, target in wanted
         if tower not in host.towers and target.target_modules != "none"
     ]
     for tower, names in resolved.items():
-        notes += [f"stays frozen, as it is no linear module: {name}" for name in _experts(model, host.towers[tower])]
+        notes += [
+            f"stays frozen, because it is not a linear module: {name}" for name in _experts(model, host.towers[tower])
+        ]
         if names and not set(names) - unused:
-            raise MethodError(f"method.towers.{tower}: the forward uses none of its {len(names)} linear modules")
+            raise MethodError(
+                f"method.towers.{tower}: the forward uses none of its {len(names)} linear modules. Set "
+                f"method.towers.{tower}: none."
+            )
         resolved[tower] = [name for name in names if name not in unused]
     return resolved, notes
 
 
 def named_targets(model: nn.Module, towers: Towers, wanted: TowerTargets) -> dict[str, list[str]]:
-    """Return tower -> full names of the linear modules that are asked for, whether the forward uses them or not.
+    """Return tower -> full names of the linear modules in the recipe, even those that the forward does not use.
 
-    Only names are read, so that the model may be on the meta device.
+    This reads only names, so the model may be on the meta device.
 
     Raises:
-        MethodError: as ``resolve_targets``.
+        MethodError: the base lacks a tower, or a tower, or one of the names given for it, matches nothing.
     """
     if reason := wanted.why_not(towers):
         raise MethodError(f"method.towers{reason}")
@@ -79,14 +84,14 @@ def _in_tower(model: nn.Module, tower: str, paths: tuple[str, ...], target: Towe
         if not matches:
             raise MethodError(
                 f"method.towers.{tower}: {wanted!r} matches no linear module of the {tower} tower."
-                f"{did_you_mean(wanted, endings)} There are: {', '.join(endings)}."
+                f"{did_you_mean(wanted, endings)} Its modules are: {', '.join(endings)}."
             )
         chosen.update(matches)
     return [name for name in linears if name in chosen]
 
 
 def _experts(model: nn.Module, paths: tuple[str, ...]) -> list[str]:
-    """Return the weights of mixture-of-experts layers, which are held as one tensor [experts, in, out]."""
+    """Return the weights of mixture-of-experts layers that are one tensor [experts, in, out]."""
     return [
         f"{path}.{name}"
         for path in paths

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def metrics_of(task: Task) -> tuple[Metric, ...]:
-    """Return the metrics that a task is evaluated by: those that its options name, else its own."""
+    """Return the metrics of a task: those in its options, else its own."""
     return tuple(_metric(name, task) for name in task.options.metrics or task.metrics)
 
 
@@ -23,10 +23,10 @@ def _metric(name: str, task: Task) -> Metric:
     if not hasattr(metric, "row") and not hasattr(metric, "corpus"):
         missing.append("row or corpus")
     if missing:
-        raise PluginError(f"the metric {name} must have {missing[0]}; {type(metric).__name__} has none")
+        raise PluginError(f"the metric {name} must have {missing[0]}, but {type(metric).__name__} has none")
     if metric.key != name or name in RESERVED or "." in name:
         raise PluginError(
-            f"the metric {name} must have its own name as key, without a dot and none of {', '.join(RESERVED)}; got "
+            f"the key of the metric {name} must be its name, without a dot and not one of {', '.join(RESERVED)}; got "
             f"{metric.key!r}"
         )
     return metric

@@ -1,4 +1,4 @@
-"""The metric exact match: 1 where an answer equals one of its references after normalization, else 0."""
+"""The metric exact match: 1 if an answer equals one of its references after normalization, else 0."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class _Options(Protocol):
     @property
     def normalize(self) -> Normalizer:
-        """The function that brings answers into the form in which they are compared."""
+        """Return the function that normalizes answers before they are compared."""
         ...
 
 
@@ -37,15 +37,15 @@ class ExactMatch:
         self._normalize = options.normalize
 
     def row(self, prediction: Prediction, example: Example) -> float:
-        """Return 1 where the text or label equals any reference, else 0.
+        """Return 1 if the text or label equals any reference, else 0.
 
         Raises:
             DataError: the prediction is neither a text nor a label.
         """
         if not isinstance(prediction, Text | Label):
             raise DataError(
-                f"{self.key} compares texts and labels, got a prediction of type {prediction.type} (row {example.id}). "
-                "Name other metrics in task.metrics."
+                f"{self.key} needs a text or a label, got a prediction of type {prediction.type} (row {example.id}). "
+                "Set other metrics in task.metrics."
             )
         return float(exact_match(str(prediction), example.answers, normalize=self._normalize))
 

@@ -17,15 +17,15 @@ from typing import Any
 TEST, BASE = "test", "base"  # of the adapter on the test rows, and of the base alone on the same rows
 COUNTS = ("n", "truncated")
 MAJORITY, BLANK_IMAGE = "majority", "blank_image"  # baselines, on the same rows
-RESERVED = (*COUNTS, MAJORITY, BLANK_IMAGE)  # no metric is called so
+RESERVED = (*COUNTS, MAJORITY, BLANK_IMAGE)  # no metric has such a name
 
 
 def named_values(metrics: Any) -> dict[str, float]:
     """Return every finite number of ``metrics`` by its name.
 
     Args:
-        metrics: a manifest's, ``test`` and ``base`` -> the JSON of ``Scores``; or a summary's, as ``summarized`` has
-            them. What has another form holds no numbers.
+        metrics: the metrics of a manifest, ``test`` and ``base`` -> the JSON of ``Scores``; or those of a summary, from
+            ``summarized``. Other forms yield no numbers.
     """
     named: dict[str, float] = {}
     for who, scores in _items(metrics):
@@ -33,13 +33,13 @@ def named_values(metrics: Any) -> dict[str, float]:
             if not isinstance(value, bool):
                 with suppress(OverflowError):
                     if math.isfinite(value):
-                        # A question type may have the name of a baseline, which comes first.
+                        # The name of a question type may equal that of a baseline, which comes first.
                         named.setdefault(f"{who}.{name}", float(value))
     return named
 
 
 def summarized(metrics: Any) -> dict[str, dict[str, float]]:
-    """Return the numbers of a manifest's ``metrics`` that are of all rows, which a registry's log keeps."""
+    """Return the numbers over all rows in a manifest's ``metrics``, for a registry's log."""
     return {who: dict(_whole(scores)) for who, scores in _items(metrics)}
 
 

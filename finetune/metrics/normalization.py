@@ -1,9 +1,9 @@
-"""Normalization of answers, for their comparison.
+"""Normalization of answers before they are compared.
 
 =========  =====================================================================================================
-exact      Unicode's NFC form, lower case, without white space around it; every sign and every word counts
-vqa        the VQA evaluation script's rules, for benchmarks that are scored by it; many signs do not count
-number     the value of a text that is a number, with its sign; any other text as under ``exact``
+exact      Unicode's NFC form, lower case, without outer white space; every character counts
+vqa        the rules of the VQA evaluation script, for its benchmarks; much punctuation does not count
+number     the value of a number, with its sign; any other text as with ``exact``
 =========  =====================================================================================================
 """
 
@@ -26,7 +26,7 @@ _PUNCTUATION = r";/[]\"{}()=+\_-><@`,?!"
 
 
 def normalizer(normalization: Normalization, *, decimal_separator: DecimalSeparator = ".") -> Normalizer:
-    """Return the function that brings answers into the form in which they are compared.
+    """Return the function that normalizes answers before they are compared.
 
     Args:
         normalization: the name of the rules.
@@ -88,12 +88,12 @@ def normalize_vqa(text: str) -> str:
         text = text.replace(mark, "" if glued else " ")
     text = re.sub(r"(?<!\d)\.(?!\d)|\.$|\.(?=\s)", "", text).rstrip(":")
     words = [_NUMBERS.get(word, word) for word in text.split()]
-    # An answer that is nothing but an article, such as A of A, B, C and D, stays.
+    # An answer of one article, such as A among A, B, C and D, stays.
     return " ".join(word for word in words if word not in _ARTICLES) or " ".join(words)
 
 
 def equal_answers(answers: Iterable[str], *, normalize: Normalizer) -> list[Sequence[str]]:
-    """Return the groups of different answers that ``normalize`` makes equal, each in the order of the answers."""
+    """Return the groups of different answers that ``normalize`` maps to one text, each in the order of the answers."""
     groups: dict[str, dict[str, None]] = {}
     for answer in answers:
         groups.setdefault(normalize(answer), {})[answer] = None

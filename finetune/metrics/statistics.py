@@ -11,11 +11,11 @@ _BOUNDS = (0.025, 0.975)  # of a 95 % interval
 def bootstrap_interval(
     values: Sequence[float | None], groups: Sequence[str], *, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float]:
-    """Return the 95 % interval of the mean by drawing whole groups with replacement.
+    """Return the 95 % interval of the mean, from draws of whole groups with replacement.
 
     Args:
         values: one value for each row; a row without a value is left out.
-        groups: the group of each row; rows of one group (the questions about one image) are drawn together.
+        groups: the group of each row, such as its image; each draw takes whole groups.
         seed: the seed of the draws.
         draws: the number of draws.
     """
@@ -35,10 +35,10 @@ def bootstrap_interval(
 def corpus_interval(
     measure: Callable[[list[int]], float], groups: Sequence[str], *, seed: int = 0, draws: int = 200
 ) -> tuple[float, float]:
-    """Return the 95 % interval of a value that is not a mean over rows, by measuring it on each draw.
+    """Return the 95 % interval of a value that is not a mean over rows, measured on each draw.
 
     Args:
-        measure: the function that returns the value of some rows; a row that was drawn twice is in them twice.
+        measure: the function that returns the value of some rows; a row that is drawn twice appears twice.
         groups: the group of each row, as for ``bootstrap_interval``.
         seed: the seed of the draws.
         draws: the number of draws; fewer than for a mean, since each one measures all rows.
@@ -56,6 +56,6 @@ def corpus_interval(
 
 
 def _draw(groups: int, seed: int, draws: int) -> np.ndarray:
-    """Return the number of times that each draw has each group [draws, groups]."""
+    """Return how often each draw contains each group, [draws, groups]."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)

@@ -1,9 +1,9 @@
-"""Contrastive learning of images and texts: each must be closer to its own partner than to any other.
+"""Contrastive learning of images and texts: each image must be closer to its own text than to any other.
 
 The loss is symmetric InfoNCE over all micro-batches of an optimizer step (Radford et al.,
-https://arxiv.org/abs/2103.00020). Where rows have equal texts, these have equal embeddings, and the sum over rows is
-the one in which such rows are each other's partners (Yang et al., https://arxiv.org/abs/2204.03610): nothing is pushed
-apart, the least loss is above zero.
+https://arxiv.org/abs/2103.00020). Equal texts have equal embeddings, so the sum over rows treats rows with equal texts
+as positives of each other (Yang et al., https://arxiv.org/abs/2204.03610). No such row is pushed away, and the smallest
+loss is then above zero.
 Gradients are cached at the embeddings (Gao et al., https://arxiv.org/abs/2101.06983): the memory is that of one
 micro-batch, the loss that of all.
 """
@@ -51,7 +51,7 @@ class Contrastive:
         return {"pairs": int((batch.labels != _NOT_SUPERVISED).sum())}
 
     def terms(self, step: StepContext) -> dict[str, LossSum]:
-        """Return the summed loss, in nats, of a micro-batch that is held against no other."""
+        """Return the summed loss, in nats, of a micro-batch without negatives from others."""
         labels = step.batch.labels
         assert labels is not None
         losses = pair_losses(step.forward(), labels, _scale(step.model))
@@ -64,7 +64,7 @@ class Contrastive:
         batches: Sequence[Batch],
         backward: Callable[[Callable[[], Tensor]], None],
     ) -> list[dict[str, Tensor]]:
-        """Run all micro-batches forward without a graph, then each again with one, from the cached gradient.
+        """Run all micro-batches forward without a graph, then each again with a graph, from the cached gradient.
 
         Returns:
             For each micro-batch the sum of its rows' losses.
@@ -74,14 +74,14 @@ class Contrastive:
         embeddings, every_label, first = _gather(torch.cat(parts), labels)
         embeddings.requires_grad_()
         losses = pair_losses(embeddings, every_label, _scale(model))
-        num_pairs = (every_label != _NOT_SUPERVISED).sum().clamp(min=1)  # not read back: the device is not waited for
+        num_pairs = (every_label != _NOT_SUPERVISED).sum().clamp(min=1)  # stays on the device, so the CPU does not wait
         (gradient,) = torch.autograd.grad(losses.sum() / num_pairs, embeddings)
         mine, sizes = slice(first, first + len(labels)), [len(part) for part in parts]
         for batch, state, cached in zip(batches, random, gradient[mine].split(sizes), strict=True):
 
             def surrogate(batch: Batch = batch, state: _RandomState = state, cached: Tensor = cached) -> Tensor:
                 with state.replayed():
-                    return (outputs(model, batch) * cached).sum()  # its gradient is the cached one's
+                    return (outputs(model, batch) * cached).sum()  # its gradient equals the cached gradient
 
             backward(surrogate)
         return [{"pairs": part.sum()} for part in losses.detach()[mine].split(sizes)]
@@ -89,8 +89,8 @@ class Contrastive:
     def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
         """Return the summed cross entropy, in nats, of each row's right labels among its choices.
 
-        Unlike the training loss it depends neither on the other rows of a batch nor on how many there are. It is at
-        most the logarithm of the number of choices and twice the scale of the cosines.
+        Unlike the training loss, it does not depend on the other rows of a batch or their number. It is at most the
+        logarithm of the number of choices plus twice the scale of the cosines.
         """
         similarity = model(**batch.inputs).logits_per_image.float()  # [B, texts]
         column = {text: i for i, text in enumerate(texts_to_choose_from(batch.examples))}
@@ -109,13 +109,13 @@ def pair_losses(embeddings: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         embeddings: the embeddings of images and texts, of length 1, fp32 [N, 2, D].
-        labels: -100 for rows that take no part [N].
+        labels: -100 for rows that are not supervised [N].
         scale: the factor on cosines.
     """
     supervised = labels != _NOT_SUPERVISED  # [N]
     images, texts = embeddings.unbind(dim=1)  # [N, D]
     similarity = scale * images @ texts.T  # [N, N], a row for each image
-    # A row that takes no part is held against nothing but itself, so that no sum is empty.
+    # A row that is not supervised is compared only with itself, so that no sum is empty.
     strange = ~(supervised[:, None] & supervised) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     similarity = similarity.masked_fill(strange, -torch.inf)
     to_text, to_image = similarity.log_softmax(dim=1).diagonal(), similarity.log_softmax(dim=0).diagonal()
@@ -123,7 +123,7 @@ def pair_losses(embeddings: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
 
 
 class _RandomState:
-    """The state of the generators before a micro-batch was embedded, so that its dropout can be drawn once more."""
+    """The state of the random generators before a micro-batch was embedded, to repeat its dropout."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -132,7 +132,7 @@ class _RandomState:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Run a block from this state, and leave the generators as they were before the block."""
+        """Run a block from this state, and restore the generators after the block."""
         before = _RandomState(self.batch)
         self._put_back()
         try:
@@ -148,10 +148,10 @@ class _RandomState:
 def _embed_without_graph(
     model: nn.Module, outputs: Outputs, batches: Sequence[Batch]
 ) -> tuple[list[_RandomState], list[Tensor]]:
-    """Return for each micro-batch the state before it and its embeddings [B, 2, D].
+    """Return for each micro-batch the state before it, and its embeddings [B, 2, D].
 
     Raises:
-        RuntimeError: on every process where it is raised on one: the others would wait for its embeddings.
+        RuntimeError: a process failed; it is raised on all, which would otherwise wait for its embeddings.
     """
     random: list[_RandomState] = []
     parts: list[Tensor] = []
@@ -177,7 +177,7 @@ def _scale(model: nn.Module) -> Tensor:
 
 
 def _gather(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return the rows of all processes, and the first of this process's; rows that only fill up take no part."""
+    """Return the rows of all processes, and the index of this process's first row; padding rows are not supervised."""
     state = PartialState()
     if state.num_processes == 1:
         return embeddings, labels, 0

@@ -1,4 +1,4 @@
-"""Cross entropy of the supervised tokens, each given the tokens before it."""
+"""Cross entropy of the supervised tokens, each predicted from the tokens before it."""
 
 from __future__ import annotations
 

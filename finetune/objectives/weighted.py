@@ -1,4 +1,4 @@
-"""Several objectives as one: the run minimises the weighted sum of the means of all their terms."""
+"""Several objectives as one; a run minimises the weighted sum of the means of all their terms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Weighted:
     """The terms of several objectives, each named ``<objective>.<term>``. All share one forward of a micro-batch.
 
     Args:
-        parts: each name of an objective -> its weight, and the objective. None of them couples rows.
+        parts: name of each objective -> its weight, and the objective. No objective couples rows.
     """
 
     def __init__(self, parts: Mapping[str, tuple[float, Objective]]):
@@ -24,7 +24,7 @@ class Weighted:
         self.needs_reference = any(objective.needs_reference for _, objective in parts.values())
 
     def count_items(self, batch: Batch) -> dict[str, int]:
-        """Return the number of items that each term is a sum over."""
+        """Return the number of items that each term sums over."""
         return {
             f"{name}.{term}": count
             for name, (_, objective) in self.parts.items()

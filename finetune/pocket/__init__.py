@@ -6,11 +6,15 @@ from finetune.errors import ModelError
 
 
 def model_folder() -> Path:
-    """Return the folder that holds the pocket model's weights, tokenizer and processor."""
+    """Return the folder that holds the pocket model's weights, tokenizer and processor.
+
+    Raises:
+        ModelError: the installed package lacks the weights.
+    """
     folder = Path(__file__).parent / "model"
     if not (folder / "model.safetensors").exists():
         raise ModelError(
-            f"the pocket model is missing from {folder}. Rebuild it with `python recipes/pretrain.py`, or "
-            "install the package again."
+            f"{folder} must hold the pocket model, and does not. Install the package again, or rebuild the model with "
+            "`python recipes/pretrain.py`."
         )
     return folder

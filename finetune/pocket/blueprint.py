@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on ``texts``: all 256 bytes are tokens, so any text encodes; digits stand alone."""
+    """Train a byte-level BPE on ``texts``: all 256 bytes are tokens, so any text encodes; each digit is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -87,7 +87,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> FastVlmForConditionalGene
         image_size=SIDE,
         layer_scale_init_value=0.1,
     )
-    vision.hidden_size = CHANNELS[-1]  # what the projector takes
+    vision.hidden_size = CHANNELS[-1]  # width of the projector's input
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=192,

@@ -10,7 +10,7 @@ BLANK_COST = 0.25  # what a blank image must cost over all
 
 @dataclass(frozen=True)
 class _Part:
-    """The scores of all questions, or of one type: those of the model, and those of two ways without the image."""
+    """The scores of all questions, or of one type, by the model and by two baselines without the image."""
 
     value: float
     blank_image: float
@@ -26,12 +26,12 @@ class _Part:
 
     @property
     def text_only(self) -> float:
-        """The better of two ways to answer without the image: the model on grey, and the majority answer."""
+        """Return the better of two baselines without the image: the model on grey, and the majority answer."""
         return max(self.blank_image, self.majority)
 
 
 def shortfalls(scores: dict[str, Any]) -> list[str]:
-    """Return the promises of the card that ``scores`` (of the held-out world, as JSON) do not keep."""
+    """Return the thresholds of the card that ``scores`` (of the held-out world, as JSON) do not reach."""
     whole, out = _Part.of(scores), []
     if whole.value < THRESHOLD:
         out.append(f"overall {whole.value:.3f} is below {THRESHOLD}")

@@ -1,6 +1,6 @@
 """Rows of procedural worlds: two domains the pocket model has not seen, and the world it was trained on.
 
-Medical phantoms and product images are drawn by a program, and stand for no patient and no product.
+A program draws the medical phantoms and product images; they show no real patient or product.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ _DRAW = {"medical": draw_phantom, "retail": draw_product}
 
 
 def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed: int, bad: Any) -> list[Example]:
-    """Return the rows of one split: a question an image, kinds in turn; pure functions of the data's seed.
+    """Return the rows of one split, a pure function of the data's seed: one question for each image, types in turn.
 
     Args:
         section: the recipe's data section.
         split: the name of the split: ``train``, ``val`` or ``test``; no two share an image.
-        task: the section of the task that puts the questions.
+        task: the section of the task.
         seed: the seed of the run; unused, since the rows depend on the data's own seed.
-        bad: the record of rows that cannot be used; unused, since a program makes no such rows.
+        bad: the record of unusable rows; unused, since the program draws none.
     """
     rows = section.rows.get(split, 0)  # type: ignore[call-overload]
     examples = []
@@ -36,7 +36,7 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
 
 
 def read_world(seed: int, split: str, *, rows_per_kind: int, task: TaskSection) -> list[Example]:
-    """Return rows of the pretraining world, as many of each question kind; splits share no image."""
+    """Return rows of the pretraining world, ``rows_per_kind`` of each question type; splits share no image."""
     left = dict.fromkeys(KINDS, rows_per_kind)
     examples: list[Example] = []
     index = 0

@@ -1,6 +1,6 @@
 """Drawing from a seed: masks of shapes, fills, noise. Images are uint8 arrays [SIDE, SIDE, 3].
 
-Every function takes the random generator it draws from, so an image is a pure function of its seed.
+Every function gets its random generator as an argument, so an image is a pure function of its seed.
 """
 
 import math
@@ -30,7 +30,7 @@ PATTERNS = ("plain", "striped", "dotted", "checked")
 
 
 def random_for(*key: int | str) -> np.random.Generator:
-    """Return the generator that belongs to ``key``; equal keys give equal images on every machine."""
+    """Return the generator of ``key``; equal keys give equal images on every machine."""
     words: list[int] = []
     for part in key:
         words += [part] if isinstance(part, int) else [len(part), *part.encode()]
@@ -98,7 +98,7 @@ def polygon_mask(points: list[tuple[float, float]]) -> np.ndarray:
 
 
 def shrink(canvas: Image.Image) -> np.ndarray:
-    """Bring an oversampled grey canvas down to a mask [SIDE, SIDE] in 0..1."""
+    """Reduce an oversampled grey canvas to a mask [SIDE, SIDE] in 0..1."""
     return np.asarray(canvas.reduce(_OVERSAMPLE), dtype=np.float32) / 255
 
 
@@ -128,7 +128,7 @@ def fill_pattern(
 
 
 def paint(image: np.ndarray, mask: np.ndarray, fill: np.ndarray) -> None:
-    """Lay ``fill`` ([3] or [SIDE, SIDE, 3]) over ``image`` in place, through ``mask``."""
+    """Blend ``fill`` ([3] or [SIDE, SIDE, 3]) into ``image`` in place, weighted by ``mask``."""
     image += mask[..., None] * (fill - image)
 
 

@@ -11,9 +11,9 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
 def draw_phantom(seed: int, split: str, index: int) -> Scene:
-    """Return one phantom: two in three show tissue, the others a smear with cells to count."""
+    """Return one phantom: three in four show tissue, the others a smear with cells to count."""
     rng = random_for(seed, "medical", split, index)
-    # The index also chooses the question asked (see domains.py), so the drawing must not follow its parity.
+    # The index also chooses the question (see domains.py), so the style must not depend on its parity.
     style = rng.choice(["ultrasound", "x-ray", "smear"], p=[0.4, 0.35, 0.25])
     return _smear(rng) if style == "smear" else _tissue(rng, style)
 

@@ -1,9 +1,9 @@
 """Pretraining of the pocket model on the procedural world.
 
-First the vision tower alone learns to tell, patch by patch, the shape, colour and pattern of what covers it, and its
-outline. Then the whole model learns rows of one image with several questions as turns, by next-token loss on the
-answers, the dense loss going on beside it. The dense head is thrown away at the end; without it a tower this small
-needs many times the images to learn to see.
+First the vision tower alone learns to predict, for each patch, the shape, colour, pattern and outline of the object
+that covers it. Then the whole model learns rows of one image with several questions as turns, by next-token loss on the
+answers plus the dense loss. The dense head is removed at the end; without it, a tower of this size needs many times
+more images.
 """
 
 import json
@@ -40,13 +40,13 @@ from finetune.pocket.world import CELL_CLASSES, CELLS, draw_scene
 class PretrainOptions:
     """The options of the pretraining run."""
 
-    folder: Path  # where checkpoints and the finished model go
+    folder: Path  # for checkpoints and the finished model
     seed: int = 0
     vision_steps: int = 1000  # optimizer steps of the tower alone
     steps: int = 2600  # optimizer steps in all
     batch_size: int = 64  # images
-    images: int = 40_000  # different ones; each is seen again with other questions
-    turns: int = 6  # questions an image, at most
+    images: int = 40_000  # number of different images; each repeats with other questions
+    turns: int = 6  # largest number of questions for an image
     peak_lr: float = 2e-3  # AdamW
     peak_muon_lr: float = 0.02  # Muon, for the matrices
     warmup: int = 100  # steps, of each stage
@@ -91,11 +91,11 @@ class WorldRows(torch.utils.data.IterableDataset):
             word = str(rng.choice(WORDS))
             turns.insert(int(rng.integers(len(turns) + 1)), (f"Say {word}.", word))
         for i, (question, answer) in enumerate(turns):
-            asked = encode(("<|user|>" if i else "") + question + END + "<|assistant|>")
-            said = encode(" " + answer + END)
-            ids += asked + said
+            prompt = encode(("<|user|>" if i else "") + question + END + "<|assistant|>")
+            reply = encode(" " + answer + END)
+            ids += prompt + reply
             # Long answers count more than short ones, but not in proportion to their tokens.
-            weights += [0.0] * len(asked) + [len(said) ** -0.5] * len(said)
+            weights += [0.0] * len(prompt) + [len(reply) ** -0.5] * len(reply)
         return ids, weights
 
     def _texts(self, rows: list[tuple[list[int], list[float]]]) -> dict[str, Tensor]:
@@ -118,14 +118,14 @@ def _images(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 class DenseHead(nn.Module):
-    """Linear read-out, from each place of the tower's map, of the patches it covers: their classes and outlines."""
+    """A linear layer that maps each place of the tower's output to classes and outlines of the patches it covers."""
 
     def __init__(self, width: int):
         super().__init__()
         self.outputs = sum(CELL_CLASSES) + (SIDE // CELLS) ** 2
-        self.fold = CELLS * STRIDE // SIDE  # patches a side that one place covers
+        self.fold = CELLS * STRIDE // SIDE  # patches on a side of one place
         self.read = nn.Linear(width, self.fold**2 * self.outputs)
-        # Most patches are empty: without less weight they drown the rest.
+        # Most patches are empty, so the class "no object" gets less weight.
         for name, classes in zip(("shape", "color", "pattern"), CELL_CLASSES, strict=True):
             self.register_buffer(name, torch.tensor([0.15] + [1.0] * (classes - 1)), persistent=False)
 
@@ -151,15 +151,15 @@ def losses(model: FastVlmForConditionalGeneration, head: DenseHead, batch: dict[
             input_ids=batch["input_ids"], mm_encoder_outputs={"image": features}, use_cache=False
         ).last_hidden_state
         target, weight = batch["input_ids"][:, 1:], batch["weights"][:, 1:]
-        said = weight > 0
-        logits = model.lm_head(hidden[:, :-1][said])  # [supervised, V]
-        token_loss = nn.functional.cross_entropy(logits.float(), target[said], reduction="none")
-        out["answer"] = (token_loss * weight[said]).sum() / weight.sum()
+        supervised = weight > 0
+        logits = model.lm_head(hidden[:, :-1][supervised])  # [supervised, V]
+        token_loss = nn.functional.cross_entropy(logits.float(), target[supervised], reduction="none")
+        out["answer"] = (token_loss * weight[supervised]).sum() / weight.sum()
     return out
 
 
 def optimizers(model: nn.Module, head: nn.Module, options: PretrainOptions) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the model, AdamW for everything else."""
+    """Return Muon for the matrices inside the model, and AdamW for all other parameters."""
     matrices = [
         p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
     ]
@@ -172,7 +172,7 @@ def optimizers(model: nn.Module, head: nn.Module, options: PretrainOptions) -> l
 
 
 def pretrain(options: PretrainOptions) -> FastVlmForConditionalGeneration:
-    """Train the pocket model from nothing, or from the newest checkpoint in ``options.folder``.
+    """Train the pocket model from random weights, or from the newest checkpoint in ``options.folder``.
 
     Returns:
         The trained model in fp32; it and its processor are also saved in ``options.folder / "model"``.
@@ -204,7 +204,7 @@ def pretrain(options: PretrainOptions) -> FastVlmForConditionalGeneration:
                 stepper.param_groups[0]["lr"] = peak * schedule(step, options)
             with torch.autocast(torch.device(options.device).type, dtype=torch.bfloat16):
                 terms = losses(model, head, batch)
-            # A dense head of that weight would rule the tower for ever; the answers are what counts.
+            # A full weight would let the dense loss dominate the tower; the answers matter more.
             loss = terms["dense"] if "answer" not in terms else terms["answer"] + 0.3 * terms["dense"]
             loss.backward()
             nn.utils.clip_grad_norm_([*model.parameters(), *head.parameters()], 1.0)
@@ -224,7 +224,7 @@ def pretrain(options: PretrainOptions) -> FastVlmForConditionalGeneration:
     folder = options.folder / "model"
     model.half().save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)
-    config = folder / "config.json"  # stored in half precision, computed in full
+    config = folder / "config.json"  # weights are stored in half precision, and compute in full precision
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
     (folder / "model.safetensors").chmod(0o644)
     return model.float()

@@ -1,4 +1,4 @@
-"""Questions about a scene of the procedural world: only those with one clear answer, yes and no in balance."""
+"""Questions about a scene of the procedural world, each with one clear answer, with yes and no in balance."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _word(rng: np.random.Generator, kind: str, *parts: str) -> str:
 
 
 def region(x: float, y: float) -> str | None:
-    """Return the name of the ninth of the image that (x, y), in pixels, lies in; None near a border."""
+    """Return the name of the ninth of the image with the point (x, y), in pixels; None near a border."""
     third, margin = SIDE / 3, 2.5
     for value in (x, y):
         if any(abs(value - line) < margin for line in (third, 2 * third)):
@@ -57,8 +57,8 @@ def ask_everything(
         rng: the generator of the scene.
         scene_kind: the kind of the scene: ``things``, ``group`` or ``single``.
         things: the objects drawn.
-        ground: the name of the background colour; None when the image is grey.
-        colored: whether questions may ask for colours.
+        ground: the name of the background colour; None if the image is grey.
+        colored: True if questions may ask for colours.
     """
     out: list[Question] = []
     if ground is not None:
@@ -76,7 +76,7 @@ def ask_everything(
 
 
 def _unique_names(things: list[Thing], colored: bool) -> list[tuple[Thing, str]]:
-    """Return each thing that has a name of its own, with the shortest one."""
+    """Return each thing with a unique name, and its shortest unique name."""
     named = []
     for thing in things:
         if sum(t.shape == thing.shape for t in things) == 1:

@@ -15,7 +15,7 @@ from finetune.pocket.drawing import (
 )
 from finetune.pocket.scene import Question, Scene
 
-# Outlines in a unit square, x to the right and y down; the left half of a garment that is its own mirror image.
+# Left halves of symmetric garments in a unit square, x to the right and y down.
 _HALVES: dict[str, list[tuple[float, float]]] = {
     "shirt": [(0.42, 0.12), (0.28, 0.16), (0.04, 0.34), (0.13, 0.48), (0.26, 0.38), (0.26, 0.9)],
     "dress": [(0.42, 0.06), (0.34, 0.08), (0.32, 0.24), (0.38, 0.42), (0.14, 0.94)],

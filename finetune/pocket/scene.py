@@ -20,7 +20,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about a scene; ``kind`` names the skill it needs."""
+    """One question about a scene; ``kind`` is the question type."""
 
     kind: str
     text: str
@@ -31,8 +31,8 @@ class Question:
 class Scene:
     """An image [64, 64, 3] uint8, and the questions about it.
 
-    Worlds that train a vision tower also give ``cells``, the classes [8, 8, 3] of what covers each patch, and
-    ``mask``, [64, 64] bool, true where an object is.
+    Worlds that train a vision tower also give ``cells``, the classes [8, 8, 3] of the object on each patch, and
+    ``mask``, [64, 64] bool, true on objects.
     """
 
     image: np.ndarray

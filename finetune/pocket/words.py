@@ -1,4 +1,4 @@
-"""Words the pocket tokenizer knows beside those of its world, so that new domains do not start from single letters."""
+"""Words of the pocket tokenizer beside those of its world, so that new domains do not start from single letters."""
 
 WORDS = tuple(
     """

@@ -1,4 +1,4 @@
-"""The procedural world the pocket model is pretrained on: coloured, patterned shapes on cluttered grounds.
+"""The procedural world of the pocket model's pretraining: coloured, patterned shapes on cluttered grounds.
 
 ``draw_scene(seed, split, index)`` is a pure function. Splits never share a seed.
 """
@@ -62,7 +62,7 @@ def _other_color(rng: np.random.Generator, *taken: str) -> str:
 
 
 def _tint(rng: np.random.Generator, ink: str) -> str:
-    """Return the ground of a pattern: black or white, so that the colour of a patterned object is not in doubt."""
+    """Return the ground of a pattern, black or white, so that the colour of a patterned object is clear."""
     return {"black": "white", "white": "black", "brown": "white", "yellow": "black"}.get(
         ink, str(rng.choice(["black", "white"]))
     )
@@ -131,7 +131,7 @@ def _a_single_thing(rng: np.random.Generator, ground: str) -> list[Thing]:
 def _cells(owner: np.ndarray, things: list[Thing], grey: bool) -> np.ndarray:
     """Return [CELLS, CELLS, 3]: the classes of the object that covers most of each patch, 0 for none.
 
-    A colour that was painted grey is -100, which a cross entropy ignores.
+    The colour of a grey object is -100, which cross entropy ignores.
     """
     step = SIDE // CELLS
     cells = np.zeros((CELLS, CELLS, 3), np.int8)

@@ -1,4 +1,4 @@
-"""The base class of tasks whose predictions are answers: an answer is right if it equals a reference."""
+"""The base class of tasks whose predictions are answers; an answer is correct if it equals a reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AnswerTask:
     metrics: tuple[str, ...] = ANSWER_METRICS
 
     def most_common_answer(self, examples: Sequence[Example]) -> str:
-        """Return the first reference that most rows have, as one of them writes it."""
+        """Return the most frequent first reference of the rows, as the first row with it writes it."""
         written: dict[str, str] = {}
         counts: Counter[str] = Counter()
         for example in examples:

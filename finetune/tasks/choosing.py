@@ -51,7 +51,7 @@ class ChoosingTask(AnswerTask):
         return torch.stack([out.image_embeds, out.text_embeds], dim=1).float()
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """Return for each image the label, of those its row may be answered with, whose text lies closest.
+        """Return for each image the label of its row's choices whose text is closest.
 
         The scores are the softmax over the row's own labels.
         """

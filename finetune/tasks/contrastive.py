@@ -7,7 +7,7 @@ from finetune.tasks.choosing import ChoosingTask
 
 
 class ContrastiveConfig(LabelSection):
-    """The section of the contrastive task. The adapter carries this, and ``.classify`` repeats it exactly."""
+    """The section of the contrastive task. The adapter keeps it, and ``.classify`` uses it unchanged."""
 
     objective = "contrastive"
 
@@ -16,6 +16,6 @@ class ContrastiveConfig(LabelSection):
 
 
 class ContrastiveTask(ChoosingTask):
-    """The contrastive task: labels of images, each put into a text."""
+    """The contrastive task: images with labels, each label written as a text."""
 
     Config = ContrastiveConfig

@@ -1,4 +1,4 @@
-"""Greedy generation for a whole batch: each row stops at its own end, and a listener gets its text in pieces."""
+"""Greedy generation for a batch: each row stops at its own end, and a callback gets its text in pieces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from finetune.core.batch import Batch
 
-    OnText = Callable[[int, str], object]  # row of the batch, what its text has grown by
+    OnText = Callable[[int, str], object]  # row of the batch, new piece of its text
     IsStopped = Callable[[int], bool]  # row of the batch
 
 _ONE_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece's byte fallback
@@ -30,8 +30,8 @@ class Answer(Text):
     """A generated answer.
 
     Attributes:
-        prompt_tokens: the number of tokens of the row's prompt, those of its images and of a tuned prompt included.
-        completion_tokens: the number of generated tokens, one that ends the answer included.
+        prompt_tokens: the number of tokens of the row's prompt, with those of its images and of a tuned prompt.
+        completion_tokens: the number of generated tokens, with the one that ends the answer.
     """
 
     prompt_tokens: int
@@ -52,11 +52,11 @@ def generate_answers(
     Args:
         model: the model in eval mode, on the batch's device.
         tokenizer: the tokenizer of the model.
-        batch: the batch of rows, each of which ends where its answer begins.
+        batch: the batch of rows, each of which ends before its answer.
         max_new_tokens: the largest number of new tokens of each row.
-        on_text: a function called between two steps, in this thread, with a row's number and its new text; it is never
-            called with an empty text. The pieces of a row, joined, are the text of its answer. An error in it ends all.
-        is_stopped: the function that is asked after each step whether a row that is not at its end must stop.
+        on_text: the function that gets a row's index and its new, non-empty text, between two steps and in this thread.
+            The joined pieces of a row are the text of its answer. An error in it ends the generation of all rows.
+        is_stopped: the function that returns, after each step, whether a row that is not at its end must stop.
     """
     rows = _Rows(model, tokenizer, max_new_tokens, on_text, is_stopped)
     model.generate(  # type: ignore[operator]
@@ -70,7 +70,7 @@ def generate_answers(
 
 
 class _Rows(StoppingCriteria):
-    """The generated text of each row of a batch, and whether the row is at its end."""
+    """The generated text of each row of a batch, and the reason for its end."""
 
     def __init__(
         self,
@@ -87,14 +87,14 @@ class _Rows(StoppingCriteria):
         self._reasons: list[FinishReason | None] = [None] * len(max_new_tokens)
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
-        """Take in the newest token of each row; return which rows are at their end [B]."""
+        """Add the newest token of each row; return the mask of rows at their end, [B]."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if self._reasons[row] is None:
                 self._take(row, token)
         return torch.tensor([reason is not None for reason in self._reasons], device=input_ids.device)
 
     def answers(self, prompt_tokens: Sequence[int]) -> list[Answer]:
-        """Return the answers, when all rows are at their ends."""
+        """Return the answers. All rows must be at their end."""
         return [
             Answer(text=str(text), prompt_tokens=prompted, completion_tokens=len(text.ids), finish_reason=reason)
             for text, prompted, reason in zip(self._texts, prompt_tokens, self._reasons, strict=True)
@@ -119,8 +119,8 @@ class _Rows(StoppingCriteria):
 class GrowingText:
     """The text of tokens that come one by one, returned as soon as no later token can change it.
 
-    Held back are the bytes of a character that is not whole, white space that may turn out to be the end, and all of
-    the text where a tokenizer mends the spaces of what it has decoded.
+    Three things are held back: the bytes of an incomplete character, white space at the end, and the whole text if the
+    tokenizer cleans up spaces after decoding.
 
     Attributes:
         ids: the ids of the tokens; the caller appends one at a time.
@@ -133,22 +133,24 @@ class GrowingText:
         self.ids: list[int] = []
         self._tokenizer = tokenizer
         self._comes_whole = _mends_spaces(tokenizer)
-        # Only the newest tokens are decoded again: those from the first of the two places on, which came before those
-        # from the second on. Alone these might lose a space that a tokenizer drops at the beginning of a text.
+        # Only tokens from the first of these two indices on are decoded again. From the second index on, a tokenizer
+        # that drops a space at the beginning of a text would lose one.
         self._before = self._settled = 0
-        self._text = ""  # of all tokens before the second place
-        self._num_given = 0  # characters of it, without white space around
+        self._text = ""  # of all tokens before the second index
+        self._num_given = 0  # returned characters, without outer white space
 
     def __str__(self) -> str:
-        """Return the text of all tokens, without special ones, and without white space around it."""
+        """Return the text of all tokens, without special tokens and outer white space."""
         return self._decode(0, None).strip()
 
     def grown(self) -> str:
-        """Return the text that is certain since the last call; call this after each token."""
-        if self._comes_whole or not self._decode(len(self.ids) - 1, None):  # a special token ends no run of bytes
+        """Return the text that became certain since the last call; call this after each token."""
+        if self._comes_whole or not self._decode(
+            len(self.ids) - 1, None
+        ):  # a special token does not end a run of bytes
             return ""
         if _ONE_BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(self.ids[-1]))):
-            return ""  # a byte that follows may spoil the characters before it as well
+            return ""  # a later byte may also change the characters before it
         before, new = (self._decode(self._before, end) for end in (self._settled, None))
         if new.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
@@ -157,7 +159,7 @@ class GrowingText:
         return self._give(self._text.strip())
 
     def rest(self) -> str:
-        """Return the rest of the text, when no more tokens come."""
+        """Return the rest of the text, after the last token."""
         return self._give(str(self))
 
     def _give(self, text: str) -> str:

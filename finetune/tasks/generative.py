@@ -67,14 +67,14 @@ class GenerativeTask(AnswerTask):
         on_text: OnText | None = None,
         is_stopped: IsStopped | None = None,
     ) -> list[Answer]:
-        """Return the greedy answer of each left-padded row, with how it came about.
+        """Return the greedy answer of each left-padded row, with its token counts and finish reason.
 
         Args:
             model: the model in eval mode, on the batch's device.
-            batch: the batch of rows, each of which ends where its answer begins.
+            batch: the batch of rows, each of which ends before its answer.
             max_new_tokens: the largest number of new tokens of each row; the task's for all by default.
-            on_text: the function that gets each row's text as it grows, as in ``generate_answers``.
-            is_stopped: the function that says whether a row must end early, as in ``generate_answers``.
+            on_text: the function that gets each new piece of a row's text, as in ``generate_answers``.
+            is_stopped: the function that returns whether a row must end early, as in ``generate_answers``.
         """
         import torch
 

@@ -1,8 +1,8 @@
-"""Logits only at supervised tokens: most of a row's tokens are the image's and the question's.
+"""Logits only at supervised tokens, since most tokens of a row belong to the image and the question.
 
-A token meets others in attention alone. What follows the attention of the last layer (its output projection, the
-feed-forward part, the last norm, the head) is computed token by token, so tokens that are not supervised need none
-of it: their values reach no loss, and their gradients are zero.
+Tokens depend on each other only in attention. The parts after the attention of the last layer (its output projection,
+the feed-forward part, the last norm, the head) work token by token. Tokens that are not supervised do not need them:
+their values reach no loss, and their gradients are zero.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tensor:
     """Return the logits [N, V] that a forward gives at some of the B * T places of a batch.
 
-    The head and what comes before it, back to the last attention, are given these places alone, inside of the model's
-    own forward: what comes after it (soft caps, scales) is computed as ever. Where a model has no head of its own, or
-    puts more than the rows' tokens through it, all its logits are computed.
+    Inside the model's own forward, the head and the parts between the last attention and the head compute only these
+    places. Later operations (soft caps, scales) run as usual. A model without a head, or with other tokens in its
+    head, computes all logits.
 
     Args:
-        model: the model as the loop runs it; it may be wrapped for several processes.
+        model: the model of the training loop; it may be wrapped for several processes.
         inputs: the inputs of a batch [B, T].
         places: the places of the wanted logits in the batch's B * T, [N].
     """
     shape = inputs["input_ids"].shape
     whole: Any = model
     while not hasattr(whole, "get_output_embeddings"):
-        whole = whole.module  # it is wrapped
+        whole = whole.module  # unwrap
     with ExitStack() as narrowed:
         if (head := whole.get_output_embeddings()) is not None:
             narrowed.enter_context(_narrowed(head, places, shape, widen=False))
@@ -42,35 +42,35 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], places: Tensor) -> Tenso
 
 
 def why_all_logits(model: Any) -> str | None:
-    """Return the reason why a model computes all logits, for the user; None where it does not."""
+    """Return the reason why a model computes all logits, for the user; None if it does not."""
     if model.get_output_embeddings() is not None:
         return None
-    return f"{type(model).__name__} names no language head, so logits of every token are computed, supervised or not"
+    return f"{type(model).__name__} names no language head, so it computes the logits of all tokens"
 
 
 def _after_the_last_attention(model: Any) -> list[nn.Module]:
-    """Return the parts of the last layer that take one token at a time, where they have the usual names."""
+    """Return the parts of the last layer that work token by token, if they have the usual names."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not layers:
         return []
     last = layers[-1]
     if last._compiled_call_impl is not None:
-        return []  # hooks that come and go would have it compiled anew
+        return []  # hooks that come and go would compile it again
     projection = getattr(getattr(last, "self_attn", None), "o_proj", None)
     forward = getattr(last, "mlp", None)
-    # A mixture of experts also returns where it sent its tokens, so its output is not only the tokens' own.
+    # A mixture of experts also returns the routing of its tokens, so its output is not one tensor.
     return [*([projection] if projection else []), *([forward] if hasattr(forward, "down_proj") else [])]
 
 
 @contextmanager
 def _narrowed(module: nn.Module, places: Tensor, shape: tuple[int, ...], *, widen: bool) -> Iterator[None]:
-    """Have a module compute only some of the B * T places of its input, [1, N, D]; other inputs are left as they are.
+    """Let a module compute only some of the B * T places of its input, [1, N, D]; other inputs stay unchanged.
 
     Args:
         module: the module, which takes [B, T, D].
         places: the numbers of the places, [N].
         shape: the shape of the batch, (B, T).
-        widen: whether its output is [B, T, D] again, zero at the other places; else it stays [1, N, D].
+        widen: True to return [B, T, D], zero at the other places; False to return [1, N, D].
     """
     gathered = False
 

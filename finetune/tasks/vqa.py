@@ -1,4 +1,4 @@
-"""Visual question answering: answers are generated, and compared by exact match after normalization."""
+"""Visual question answering: generated answers, compared by exact match after normalization."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from finetune.tasks.generative import GenerativeTask
 
 
 class VqaConfig(PromptSection):
-    """The section of the VQA task. The adapter carries this, and ``.ask`` repeats it exactly."""
+    """The section of the VQA task. The adapter keeps it, and ``.ask`` uses it unchanged."""
 
     name: Literal["vqa"] = "vqa"
     """The name of the task."""

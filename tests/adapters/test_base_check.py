@@ -41,26 +41,26 @@ def test_weights_that_are_cut_short_or_none_are_named(base):
     weights = base / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
-    assert f"{len(whole) - 1} bytes, but its header describes {len(whole)}" in refused(base)
+    assert f"must have the {len(whole)} bytes that its header describes, got {len(whole) - 1}" in refused(base)
     weights.write_bytes(whole[:20])
-    assert "not a safetensors file, or cut short" in refused(base)
+    assert "must be a complete safetensors file, but its header cannot be read" in refused(base)
     weights.write_bytes(b"PK")
-    assert "not a safetensors file, or cut short" in refused(base)
+    assert "must be a complete safetensors file, but its header cannot be read" in refused(base)
     weights.unlink()
-    assert "no safetensors weights" in refused(base)
+    assert "must hold safetensors weights (model.safetensors), and does not" in refused(base)
 
 
 def test_a_weight_file_of_the_index_that_is_missing_is_named(base):
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-    assert "1 of 1 weight files are missing: model-1.safetensors" in refused(base)
+    assert "must hold the 1 weight files of its index, but 1 are missing, such as model-1.safetensors" in refused(base)
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
         ("{", "config.json: not JSON"),
-        ("[1]", "a JSON object is expected"),
-        ("{}", "names no model_type"),
+        ("[1]", "must hold a JSON object"),
+        ("{}", "config.json must have a model_type, got None"),
         ('{"model_type": "lava"}', "Did you mean 'llava'?"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_path_with_a_typo_is_answered_without_the_hub(base, monkeypatch):
     monkeypatch.setattr(base_check, "_check_hub", None)
     assert f"Did you mean '{base}'?" in refused(base.with_name("bsae"))
     assert "no such folder below" in refused("models/vlm/here")
-    assert "a base is a folder" in refused(base / "config.json")
+    assert "a base must be a folder" in refused(base / "config.json")
 
 
 # The hub
@@ -116,7 +116,7 @@ def response(status):
         (httpx2.ConnectError("Name or service not known"), "the hub could not be reached within 5 s"),
         (httpx2.ConnectTimeout("timed out"), "the hub could not be reached within 5 s"),
         (RepositoryNotFoundError("404: no such repository", response=response(404)), "the hub answers: 404"),
-        (GatedRepoError("403", response=response(403)), "access is gated"),
+        (GatedRepoError("403", response=response(403)), "is gated on the hub, and this account has no access"),
     ],
 )
 def test_a_hub_id_is_asked_for_once_and_shortly(error, said, hub):

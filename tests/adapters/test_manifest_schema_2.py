@@ -50,14 +50,14 @@ def test_what_is_read_can_be_written_as_todays():
         ({"prompt": PROMPT | {"generation": {"max_new_tokens": 4, "do_sample": True}}}, "task.do_sample: Extra"),
         ({"prompt": PROMPT | {"generation": {"max_new_tokens": 4, "num_beams": 5}}}, "task.num_beams: Extra"),
         ({"prompt": PROMPT | {"generation": {"max_new_tokens": 4, "code": "x"}}}, "task.code: Extra"),
-        ({"prompt": PROMPT | {"name": "os.system"}}, "the task 'os.system' is not one of this package"),
+        ({"prompt": PROMPT | {"name": "os.system"}}, "plugins must name the package of the task 'os.system'"),
         ({"prompt": None}, "schema 2: task: "),
         ({"prompt": PROMPT | {"max_new_tokens": 4}}, "prompt.max_new_tokens belongs to a later schema"),
         (
             {"prompt": {k: v for k, v in PROMPT.items() if k != "answer_normalization"}},
-            "answer_normalization is missing",
+            "must have the field answer_normalization",
         ),
-        ({"prompt": {k: v for k, v in PROMPT.items() if k != "generation"}}, "max_new_tokens is missing"),
+        ({"prompt": {k: v for k, v in PROMPT.items() if k != "generation"}}, "must have the field max_new_tokens"),
     ],
 )
 def test_what_schema_2_does_not_have_is_refused(changes, message):

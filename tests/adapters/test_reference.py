@@ -73,18 +73,18 @@ def test_what_is_no_reference_is_shown_with_the_four_forms(text):
 
 @pytest.mark.parametrize("ref", [3, b"medical/brain", ["medical/brain"]])
 def test_what_is_neither_a_reference_nor_a_path_is_refused_as_such(ref):
-    with pytest.raises(AdapterReferenceError, match="is no adapter reference and no folder"):
+    with pytest.raises(AdapterReferenceError, match="is neither an adapter reference nor a folder"):
         as_folder(ref)
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(AdapterReferenceError, match="'Brain' is no namespace and no name: a name part is 1 to 64"):
+    with pytest.raises(AdapterReferenceError, match="a namespace or name must be 1 to 64 .*; got 'Brain'"):
         AdapterRef.parse("medical/Brain")
     with pytest.raises(AdapterReferenceError, match="'/' between namespace and name is missing"):
         AdapterRef.parse("medical")
-    with pytest.raises(AdapterReferenceError, match="'Prod' is no alias: an alias is a letter"):
+    with pytest.raises(AdapterReferenceError, match="an alias must be a letter .*; got 'Prod'"):
         AdapterRef.parse("medical/brain@Prod")
-    with pytest.raises(AdapterReferenceError, match="'12' is no digest"):
+    with pytest.raises(AdapterReferenceError, match="a digest must be 64 of 0-9 and a-f, got '12'"):
         AdapterRef.parse("medical/brain@sha256:12")
 
 
@@ -96,9 +96,9 @@ def test_a_long_string_is_cut_in_the_message():
 
 @pytest.mark.parametrize("part", ["con", "nul", "aux", "prn", "com1", "com9", "lpt1", "com0"])
 def test_windows_devices_are_no_names(part):
-    with pytest.raises(AdapterReferenceError, match=f"'{part}' is a device on Windows"):
+    with pytest.raises(AdapterReferenceError, match=f"must not be a device name of Windows, got '{part}'"):
         AdapterRef.parse(f"medical/{part}")
-    with pytest.raises(AdapterReferenceError, match="device on Windows"):
+    with pytest.raises(AdapterReferenceError, match="device name of Windows"):
         AdapterRef.parse(f"{part}/brain")
 
 
@@ -108,23 +108,23 @@ def test_parts_at_their_limits():
     assert check_name_part("com10") == "com10"
     assert check_alias("a" * 64) == "a" * 64
     for number in ("1", "007"):
-        with pytest.raises(AdapterReferenceError, match="is no alias"):
+        with pytest.raises(AdapterReferenceError, match="an alias must be a letter"):
             check_alias(number)
 
 
 def test_a_reference_that_exists_is_valid():
-    with pytest.raises(AdapterReferenceError, match="no namespace and no name"):
+    with pytest.raises(AdapterReferenceError, match="a namespace or name must be"):
         AdapterRef(namespace="..", name="brain", version=1)
     with pytest.raises(AdapterReferenceError, match="exactly one of version, alias and digest"):
         AdapterRef(namespace="medical", name="brain")
     with pytest.raises(AdapterReferenceError, match="exactly one of version, alias and digest"):
         AdapterRef(namespace="medical", name="brain", version=1, alias="prod")
     for version in (0, -1, True, "1", 10**12):
-        with pytest.raises(AdapterReferenceError, match="is no version: versions count from 1"):
+        with pytest.raises(AdapterReferenceError, match="a version must be a whole number from 1, got"):
             AdapterRef(namespace="medical", name="brain", version=version)
 
 
 def test_a_name_says_no_version():
     assert AdapterRef.parse_name("medical/brain").full_name == "medical/brain"
-    with pytest.raises(AdapterReferenceError, match="'medical/brain@1' says a version; here the form is ns/name"):
+    with pytest.raises(AdapterReferenceError, match="'medical/brain@1' must have the form ns/name, without a version"):
         AdapterRef.parse_name("medical/brain@1")

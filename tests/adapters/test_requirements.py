@@ -3,8 +3,9 @@
 import pytest
 
 from finetune import plugins
-from finetune.adapters.manifest import AdapterManifest, ForeignTask, canonical_json
+from finetune.adapters.manifest import AdapterManifest, canonical_json
 from finetune.adapters.requirements import plugins_of, require_usable
+from finetune.adapters.task_settings import ForeignTask
 from finetune.errors import ManifestError, PluginError
 from tests.adapters.test_manifest_schema_2 import read
 from tests.test_plugins import Count
@@ -31,7 +32,7 @@ def test_an_adapter_is_read_whatever_is_installed():
 
 
 def test_one_that_a_script_registered_says_so():
-    with pytest.raises(PluginError, match="which a script registered when it was trained"):
+    with pytest.raises(PluginError, match="which the training script registered"):
         require_usable(manifest(plugins=[NEEDED | {"package": None, "version": None}]))
 
 
@@ -39,7 +40,9 @@ def test_settings_that_another_version_does_not_take_are_told(monkeypatch):
     monkeypatch.setattr(plugins, "_REGISTERED", {**plugins._REGISTERED, "tasks": {"count": Count}})
     found = manifest(task=TASK | {"gone": 1})
     assert isinstance(found.task, ForeignTask)
-    with pytest.raises(PluginError, match="the installed version of finetune-count does not take .* version 1.2"):
+    with pytest.raises(
+        PluginError, match="the installed version of finetune-count does not accept .* trained the adapter: 1.2"
+    ):
         require_usable(found)
 
 
@@ -51,10 +54,10 @@ def test_what_a_manifest_does_not_use_is_not_asked_for():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"plugins": []}, "the task 'count' is not one of this package"),
+        ({"plugins": []}, "plugins must name the package of the task 'count'"),
         ({"plugins": [NEEDED | {"group": "files"}]}, "plugins.0.group: String should match"),
         ({"task": TASK | {"name": "../x"}}, "task.name: String should match"),
-        ({"task": {"name": "vqa"}}, "task: .*answer_normalization is missing"),
+        ({"task": {"name": "vqa"}}, "task: .*must have the field answer_normalization"),
     ],
 )
 def test_a_manifest_that_names_none_is_refused(changes, message):

@@ -130,9 +130,9 @@ def test_a_medium_that_a_family_takes_and_nothing_opens_is_refused(base, dual, m
 
 def test_a_family_refuses_what_is_no_image(base, dual):
     text = base.collator.render(ask("What?"), for_answer=True)
-    with pytest.raises(ModelError, match="this family takes images, and got Sound in the row"):
+    with pytest.raises(ModelError, match="each medium of a row must be an image, got Sound .row "):
         base.family.encode(base.processor, [Rendered(text, (Sound(),))], padding_side="right")
-    with pytest.raises(ModelError, match="this family takes images, and got Sound in the row 'red'"):
+    with pytest.raises(ModelError, match="each medium of a row must be an image, got Sound .row 'red'"):
         dual.family.encode(dual.processor, [Rendered("red", (Sound(),))], padding_side="right")
 
 

@@ -233,7 +233,7 @@ def test_the_metrics_of_a_task_are_its_own_or_those_that_its_options_name(toys):
 
 
 def test_exact_match_of_a_prediction_that_is_no_answer_is_refused():
-    with pytest.raises(DataError, match=r"compares texts and labels, got a prediction of type number \(row 7"):
+    with pytest.raises(DataError, match=r"needs a text or a label, got a prediction of type number \(row 7"):
         ExactMatch(VqaConfig()).row(Number(value=1.0), row(7, "1"))
 
 

@@ -172,8 +172,8 @@ def test_refused_before_anything_is_done(fake, saved, tmp_path, monkeypatch):
     refused(ExportError, "full holds something already", output=tmp_path / "full")
     refused(ExportError, "it cannot go there", reason="it cannot go there")
     refused(NotFoundError, "testing/nobody", ref="testing/nobody")
-    refused(AdapterReferenceError, "no adapter reference", ref="nowhere")
-    refused(IntegrityError, "manifest.json: missing", ref=tmp_path / "no adapter")
+    refused(AdapterReferenceError, "not an adapter reference", ref="nowhere")
+    refused(IntegrityError, "manifest.json must be a regular file, but is missing", ref=tmp_path / "no adapter")
     assert not list(tmp_path.glob("*out*")) and os.listdir(tmp_path / "full") == ["file"]
 
 

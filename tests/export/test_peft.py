@@ -69,7 +69,7 @@ def test_a_dual_encoder(saved, tmp_path):
     base, adapter = saved("clip", "lora")
     export_adapter(adapter, to="peft", output=tmp_path / "out", base=base)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "base = AutoModel.from_pretrained" in card and "Its texts were written so: `{label}`" in card
+    assert "base = AutoModel.from_pretrained" in card and "Texts of the training: `{label}`" in card
 
 
 def test_the_card(saved, tmp_path):
@@ -91,8 +91,9 @@ def test_the_card(saved, tmp_path):
     assert front["model-index"][0]["results"][0]["metrics"][0] == {"type": "exact_match", "value": 0.25}
     assert 'AutoModelForImageTextToText.from_pretrained("toy/llava", revision="abc")' in page
     assert "| exact_match |  | 0.25 (0.125 to 0.5) |" in page and "| majority.exact_match |  | 0.5 |" in page
-    assert "It was asked so, image first: `Look: {question}`, after the system prompt `` Be `short`. ``" in page
-    assert "Intended use: `` to tell `red` from blue ``" in page and "Limits: trained and evaluated on testing" in page
+    assert "Prompt of the training, image first: `Look: {question}`, after the system prompt `` Be `short`. ``" in page
+    assert "Intended use: `` to tell `red` from blue ``" in page
+    assert "Limits: trained and evaluated only on testing" in page
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("toy/llava", "abc")
 

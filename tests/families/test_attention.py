@@ -29,7 +29,9 @@ def test_a_tower_that_cannot_keeps_what_it_can(tiny_fast_vlm):
 
 
 def test_what_is_not_available_is_said(tiny_fast_vlm, make_recipe):
-    with pytest.raises(ModelError, match="flash_attention_2, which needs the package flash-attn and a CUDA device"):
+    with pytest.raises(
+        ModelError, match="flash_attention_2 needs the package flash-attn and a CUDA device, got device cpu"
+    ):
         load_base(str(tiny_fast_vlm), device="cpu", dtype="bfloat16", attn_implementation="flash_attention_2")
     with pytest.raises(RecipeError, match="flash_attention_2 computes in 16 bit only; set dtype: bfloat16"):
         make_recipe(tiny_fast_vlm, model={"attn_implementation": "flash_attention_2"})
@@ -39,5 +41,7 @@ def test_a_language_tower_that_cannot_is_said(tiny_fast_vlm, monkeypatch):
     from transformers import Qwen2Model
 
     monkeypatch.setattr(Qwen2Model, "_supports_sdpa", False)
-    with pytest.raises(ModelError, match="model.attn_implementation is sdpa: .*Set auto"):
+    with pytest.raises(
+        ModelError, match="model.attn_implementation must be one that the model supports, got sdpa: .*Set auto"
+    ):
         load_base(str(tiny_fast_vlm), device="cpu", attn_implementation="sdpa")

@@ -38,7 +38,9 @@ def test_a_model_whose_towers_cannot_be_found_lists_what_it_has():
             super().__init__()
             self.model = torch.nn.ModuleDict({"eye": torch.nn.Linear(1, 1), "tongue": torch.nn.Linear(1, 1)})
 
-    with pytest.raises(ModelError, match="no language tower was found .* Its parts are: model.eye, model.tongue"):
+    with pytest.raises(
+        ModelError, match="must have a language tower named language_model, .* Its parts are: model.eye, model.tongue"
+    ):
         GenericFamily("strange").towers(Strange())
 
 

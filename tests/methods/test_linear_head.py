@@ -47,7 +47,7 @@ def test_it_stands_for_the_language_head_while_it_answers(family, tmp_path):
     assert torch.equal(logits(base, batch), plain)
     hooks.remove(found)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(base.model).items())
-    with pytest.raises(MethodError, match="cannot be merged: a head of the task stands for it"):
+    with pytest.raises(MethodError, match="cannot be merged: a head of the task with another shape replaces it"):
         merge(found)
 
 
@@ -70,7 +70,9 @@ def test_it_trains_in_fp32_on_a_base_in_bfloat16(tiny_fast_vlm):
 
 def test_a_base_without_a_language_head_is_refused(tiny_clip):
     base = load_base(str(tiny_clip), device="cpu")
-    with pytest.raises(MethodError, match="CLIPModel has no language head"):
+    with pytest.raises(
+        MethodError, match="a head of the task needs a base with a language head, and CLIPModel has none"
+    ):
         attach(base.host, [HEAD])
 
 
@@ -80,8 +82,14 @@ def test_a_base_without_a_language_head_is_refused(tiny_clip):
         ({"options": {"num_outputs": 0}}, "num_outputs, from 1 to"),
         ({"options": {"num_outputs": True}}, "num_outputs, from 1 to"),
         ({"options": {"num_outputs": 3, "more": 1}}, "num_outputs, from 1 to"),
-        ({"modules": {"language": ["model.embed_tokens.weight"]}}, "a head of this base is lm_head.weight of the"),
-        ({"modules": {"vision": ["lm_head.weight"]}}, "a head of this base is lm_head.weight of the language tower"),
+        (
+            {"modules": {"language": ["model.embed_tokens.weight"]}},
+            "a head on this base must replace lm_head.weight of the",
+        ),
+        (
+            {"modules": {"vision": ["lm_head.weight"]}},
+            "a head on this base must replace lm_head.weight of the language tower",
+        ),
     ],
 )
 def test_a_head_from_elsewhere_replaces_nothing_else(tiny_fast_vlm, change, message):

@@ -81,7 +81,7 @@ def test_copies_train_in_fp32_on_a_base_in_bfloat16(tiny_fast_vlm, tmp_path):
 
 def test_lora_and_full_training_of_one_projector_are_refused(base, tmp_path):
     both = [METHODS["lora-projector"], {"name": "overrides", "parameters": ["projector"]}]
-    with pytest.raises(MethodError, match="adapted by LoRA and cannot be trained as a whole too"):
+    with pytest.raises(MethodError, match="LoRA adapts .*, so the overrides cannot also train it in full"):
         attach(base.host, methods(base, both, tmp_path))
     assert not hasattr(base.model, "peft_config")  # what was attached before the refusal is gone
 
@@ -89,9 +89,12 @@ def test_lora_and_full_training_of_one_projector_are_refused(base, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.vision_tower.conv_stem.first_conv.convolution.weight", "neither the projector's nor a norm"),
-        ("model.language_model.embed_tokens.weight", "neither the projector's nor a norm"),
-        ("lm_head.weight", "neither the projector's nor a norm"),
+        (
+            "model.vision_tower.conv_stem.first_conv.convolution.weight",
+            "overrides must be of the projector or of norms",
+        ),
+        ("model.language_model.embed_tokens.weight", "overrides must be of the projector or of norms"),
+        ("lm_head.weight", "overrides must be of the projector or of norms"),
         ("model.nowhere.weight", "no parameter 'model.nowhere.weight'"),
     ],
 )

@@ -130,7 +130,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(prompted):
 def test_a_batch_without_its_places_is_refused_and_the_plain_base_is_untouched(prompted):
     base, attachment = prompted
     batch = base.collator.prompt_batch(rows(2))
-    with pytest.raises(AdapterError, match="does not begin with the 5 placeholders"):
+    with pytest.raises(AdapterError, match="must begin with the 5 placeholders"):
         logits(base, batch)
     switch(base.model, on=False)
     off = logits(base, batch)
@@ -283,5 +283,7 @@ def test_a_prompt_from_elsewhere_stands_at_no_id_that_has_a_meaning(tiny_fast_vl
     detach(base.model)
     token_id = {"image": base.collator.image_id, "pad": base.model.generation_config.pad_token_id}[role]
     description.parts[0].options["placeholder_token_id"] = token_id
-    with pytest.raises(ManifestError, match=f"token id {token_id} has a meaning"):
+    with pytest.raises(
+        ManifestError, match=f"placeholder_token_id must have no special meaning for this base, got {token_id}"
+    ):
         expected_tensors(base.model, base.towers, description)

@@ -141,14 +141,14 @@ def test_a_recipe_trains_publishes_swaps_and_exports_by_names_from_a_script(reci
     (line,) = (done.folder / "norms.txt").read_text().splitlines()
     assert line.startswith("lm_head.weight ") and len(line.rpartition(".")[2]) == 1
     plugins.unregister("methods", "tuned_head")
-    with pytest.raises(PluginError, match="needs the method 'tuned_head', which a script registered"):
+    with pytest.raises(PluginError, match="needs the method 'tuned_head', which the training script registered"):
         finetune.load("testing/colors", base=recipe["model"]["name_or_path"], device="cpu")
 
 
 def test_a_copy_of_a_copy_is_refused(recipe, registered):
     base = load_base(recipe["model"]["name_or_path"], device="cpu")
     sections = [TunedHeadSection(name="tuned_head"), HeadSection(num_outputs=2)]
-    with pytest.raises(MethodError, match="lm_head.weight is trained by two methods"):
+    with pytest.raises(MethodError, match="two methods train lm_head.weight"):
         attach(base.host, sections)
     assert not vars(base.model).get("_finetune_head") and not vars(base.model).get("_tuned_head")
 

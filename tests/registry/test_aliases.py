@@ -60,9 +60,9 @@ def test_alias_targets(registry, make_adapter):
         AdapterReferenceError, match="the alias 'latest' always stands for the newest version that is not yanked"
     ):
         registry.alias(name, "latest", 1)
-    with pytest.raises(AdapterReferenceError, match="is no adapter reference"):
+    with pytest.raises(AdapterReferenceError, match="is not an adapter reference"):
         registry.alias(name, "prod", -1)
-    with pytest.raises(AdapterReferenceError, match="says a version; here the form is ns/name"):
+    with pytest.raises(AdapterReferenceError, match="must have the form ns/name, without a version"):
         registry.alias(f"{name}@1", "prod", 1)
 
 

@@ -254,10 +254,10 @@ def test_a_log_cut_at_its_end_is_found(archive, target, tmp_path):
         (b'"format":1', b'"format":2', "format: Input should be 1"),
         (b'"format":1', b'"format":1,"more":0', "more: Extra inputs"),
         (b'"format":1', b'"format": 1', "not in the form in which it is written"),
-        (b'"format":1', b'"format":1,"format":1', "the key 'format' stands twice"),
+        (b'"format":1', b'"format":1,"format":1', "the key 'format' appears twice"),
         (b'"heads":{', b'"heads":{"a/b":{"seq":1,"digest":""},', "heads.a/b.digest"),
-        (b'"medical/', b'"../medical/', "is no adapter reference"),
-        (b'{"f', b"[" * 100_000 + b'{"f', "nested deeper"),
+        (b'"medical/', b'"../medical/', "is not an adapter reference"),
+        (b'{"f', b"[" * 100_000 + b'{"f', "must be nested at most"),
     ],
 )
 def test_what_the_archive_says_of_itself_is_strict(archive, target, tmp_path, old, new, message):

@@ -284,11 +284,11 @@ def test_only_one_spelling_stands_for_an_entry():
         _parse(lambda raw: raw.replace(b",", b", ", 1))
     with pytest.raises(IntegrityError, match="not in the canonical form"):
         _parse(lambda raw: raw.replace(b',"schema_version":3', b""))
-    with pytest.raises(IntegrityError, match="the key 'seq' stands twice"):
+    with pytest.raises(IntegrityError, match="the key 'seq' appears twice"):
         _parse(lambda raw: raw.replace(b'"seq":1', b'"seq":1,"seq":1'))
     with pytest.raises(IntegrityError, match="000000000001.json: not JSON"):
         _parse(lambda raw: raw[:-1])
-    with pytest.raises(IntegrityError, match="at most 1048576 are allowed"):
+    with pytest.raises(IntegrityError, match="must have at most 1048576 bytes"):
         _parse(summary={"x": "y" * commits.MAX_COMMIT_BYTES})
 
 
@@ -302,7 +302,7 @@ def test_a_newer_schema_asks_for_an_upgrade():
     [
         ({"summary": {"x": float("nan")}}, "Out of range float values"),
         ({"summary": {"x": "\ud800"}}, "surrogates not allowed"),
-        ({"summary": {"x": "y" * commits.MAX_COMMIT_BYTES}}, "the new entry: .* at most 1048576 are allowed"),
+        ({"summary": {"x": "y" * commits.MAX_COMMIT_BYTES}}, "the new entry must have at most 1048576 bytes"),
         ({"txn": ""}, "txn: String should match pattern"),
         (
             {"aliases": {"latest": 1} | {f"a{n}": 1 for n in range(1000)}},

@@ -178,7 +178,7 @@ def _retitle(artifact, title):
         (lambda a: a["config"].update(size=2**40), "its config is application"),
         (lambda a: a.update(artifactType="application/vnd.other"), "no adapter of finetune-vlm: artifactType"),
         (lambda a: a.pop("artifactType") and None, "no adapter of finetune-vlm: artifactType: Field required"),
-        (lambda a: canonical_json(a).replace(b'"layers":', b'"layers":[],"layers":'), "the key 'layers' stands twice"),
+        (lambda a: canonical_json(a).replace(b'"layers":', b'"layers":[],"layers":'), "the key 'layers' appears twice"),
     ],
 )
 def test_what_is_no_adapter_is_refused(pushed, tmp_path, change, message):

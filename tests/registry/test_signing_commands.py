@@ -136,7 +136,7 @@ def test_forget(finetune, release, make_adapter):
     assert finetune("resolve", NAME)[0] == 0
     assert json.loads(finetune("forget", NAME, "--json")[1]) == {"name": NAME, "forgotten": True}
     assert finetune("forget", NAME)[1] == f"nothing was seen: {NAME} in {location}\n"
-    assert "says a version; here the form is ns/name" in finetune("forget", f"{NAME}@1")[2]
+    assert "must have the form ns/name, without a version" in finetune("forget", f"{NAME}@1")[2]
 
 
 def test_keygen(finetune, tmp_path, monkeypatch):

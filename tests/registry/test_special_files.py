@@ -57,7 +57,7 @@ def test_in_an_adapter_folder(registry, make_adapter, name, capsys):
 def test_a_folder_that_is_loaded(make_adapter, name):
     folder = make_adapter()
     _fifo(folder / name)
-    with pytest.raises(IntegrityError, match=f"{name}: missing, or not a plain file"):
+    with pytest.raises(IntegrityError, match=f"{name} must be a regular file, but is missing"):
         read_folder(folder)
 
 

@@ -157,7 +157,7 @@ def test_the_whole_ones_are_copied(damaged, tmp_path):
 def test_a_manifest_of_an_impossible_time_is_refused(registry, make_adapter, created):
     folder = make_adapter()
     edit(folder, created=created)
-    with pytest.raises(ManifestError, match="manifest.json: not a manifest of schema 3: created: "):
+    with pytest.raises(ManifestError, match="manifest.json is not a valid manifest of schema 3: created: "):
         registry.publish(folder)
     assert not os.path.exists(registry.location)
 

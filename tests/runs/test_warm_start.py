@@ -90,10 +90,10 @@ def test_what_is_not_there_or_was_changed_is_one_error_before_the_base_is_loaded
     monkeypatch.setattr("finetune.runs.run.base_of", None)
     with pytest.raises(TrainingError, match="adapter.init_from: testing/nothing: "):
         train(recipe(adapter={"init_from": "testing/nothing"}))
-    with pytest.raises(TrainingError, match="adapter.init_from: no folder: 'no folder' is no adapter reference"):
+    with pytest.raises(TrainingError, match="adapter.init_from: no folder: 'no folder' is not an adapter reference"):
         train(recipe(adapter={"init_from": "no folder"}))
     (parent.adapter / WEIGHTS).write_bytes(b"x")
-    with pytest.raises(TrainingError, match="adapter.init_from: .*not the file that was saved"):
+    with pytest.raises(TrainingError, match="adapter.init_from: .*must be the file that the manifest lists"):
         train(recipe(adapter={"init_from": str(parent.adapter)}))
 
 

@@ -112,18 +112,26 @@ def case(name, after, error, message):
 
 
 NOT_PLAIN = [
-    case(f"{how.__name__} for {name}", partial(how, name=name), IntegrityError, f"{name}: missing, or not a plain file")
+    case(
+        f"{how.__name__} for {name}",
+        partial(how, name=name),
+        IntegrityError,
+        f"{name} must be a regular file, but is missing",
+    )
     for how in (symlink, fifo, device, folder, missing)
     for name in _FILES
 ]
 PICKLES = [
-    Case("a pickle renamed", in_place_of_weights(pickled), ManifestError, "not a safetensors file"),
-    Case("torch.save renamed", in_place_of_weights(torch_save), ManifestError, "not a safetensors file"),
-    Case("a zip renamed", in_place_of_weights(archive), ManifestError, "not a safetensors file"),
+    Case("a pickle renamed", in_place_of_weights(pickled), ManifestError, "must be a safetensors file"),
+    Case("torch.save renamed", in_place_of_weights(torch_save), ManifestError, "must be a safetensors file"),
+    Case("a zip renamed", in_place_of_weights(archive), ManifestError, "must be a safetensors file"),
     case(
-        "only a .bin", only_a_bin, IntegrityError, "safetensors: missing, or not a plain file.*nothing else is loaded"
+        "only a .bin",
+        only_a_bin,
+        IntegrityError,
+        "safetensors must be a regular file, but is missing .*into one folder; give that folder",
     ),
-    Case("lists a .bin", lists_a_bin, ManifestError, "adapter_model.safetensors is missing"),
+    Case("lists a .bin", lists_a_bin, ManifestError, "must list adapter_model.safetensors"),
 ]
 LISTED = [
     Case(f"lists {kind}", lists(name), ManifestError, message)
@@ -132,27 +140,37 @@ LISTED = [
         ("an absolute path", "/etc/passwd", "String should match pattern"),
         ("a folder", ".git/config", "String should match pattern"),
         ("a device", "NUL.txt", "'NUL.txt' is a device on Windows"),
-        ("itself", "manifest.json", "manifest.json is no file that a manifest can list"),
-        ("itself in capitals", "Manifest.JSON", "manifest.json is no file that a manifest can list"),
-        ("a case twin", "Adapter_Model.safetensors", "two names differ only in capitals"),
+        ("itself", "manifest.json", "must not list manifest.json"),
+        ("itself in capitals", "Manifest.JSON", "must not list manifest.json"),
+        ("a case twin", "Adapter_Model.safetensors", "names must not differ only in capitals"),
         ("a dot that Windows drops", "manifest.json.", "String should match pattern"),
         ("right to left", "x\u202egpj.exe", "String should match pattern"),
         ("300 characters", "x" * 300, "String should match pattern"),
     )
 ]
 OTHER_BYTES = [
-    case("empty weights", partial(empty, name=WEIGHTS_NAME), IntegrityError, "not the file that was saved"),
-    case("empty config", partial(empty, name=CONFIG_NAME), IntegrityError, "not the file that was saved"),
-    case("empty manifest", partial(empty, name=MANIFEST_NAME), ManifestError, "not JSON"),
     case(
-        "9 GB of weights", partial(sparse, name=WEIGHTS_NAME), IntegrityError, "bytes; at most 8589934592 are allowed"
+        "empty weights", partial(empty, name=WEIGHTS_NAME), IntegrityError, "must be the file that the manifest lists"
     ),
-    case("9 GB of config", partial(sparse, name=CONFIG_NAME), IntegrityError, "bytes; at most 4194304 are allowed"),
-    case("9 GB of manifest", partial(sparse, name=MANIFEST_NAME), IntegrityError, "bytes; at most 8388608 are allowed"),
-    case("a bit of the weights", partial(flip_a_bit, name=WEIGHTS_NAME), IntegrityError, "not the file that was saved"),
-    case("a bit of the config", partial(flip_a_bit, name=CONFIG_NAME), IntegrityError, "not the file that was saved"),
-    case("another digest", claims(sha256="0" * 64), IntegrityError, "manifest lists 0000000000000000"),
-    case("another size", claims(size=2**62), IntegrityError, "4611686018427387904 bytes"),
+    case("empty config", partial(empty, name=CONFIG_NAME), IntegrityError, "must be the file that the manifest lists"),
+    case("empty manifest", partial(empty, name=MANIFEST_NAME), ManifestError, "not JSON"),
+    case("9 GB of weights", partial(sparse, name=WEIGHTS_NAME), IntegrityError, "must have at most 8589934592 bytes"),
+    case("9 GB of config", partial(sparse, name=CONFIG_NAME), IntegrityError, "must have at most 4194304 bytes"),
+    case("9 GB of manifest", partial(sparse, name=MANIFEST_NAME), IntegrityError, "must have at most 8388608 bytes"),
+    case(
+        "a bit of the weights",
+        partial(flip_a_bit, name=WEIGHTS_NAME),
+        IntegrityError,
+        "must be the file that the manifest lists",
+    ),
+    case(
+        "a bit of the config",
+        partial(flip_a_bit, name=CONFIG_NAME),
+        IntegrityError,
+        "must be the file that the manifest lists",
+    ),
+    case("another digest", claims(sha256="0" * 64), IntegrityError, "manifest lists .sha256 0000000000000000"),
+    case("another size", claims(size=2**62), IntegrityError, "the manifest lists 4611686018427387904 bytes"),
     case("a size below zero", claims(size=-1), ManifestError, "greater than or equal to 0"),
 ]
 

@@ -78,12 +78,12 @@ PROMPTS = [
         prompt(answer_normalization="os.system"),
         "answer_normalization: Input should be 'exact', 'vqa' or",
     ),
-    ("a task nobody has", prompt(name="os.system"), "task 'os.system' is not one of this package"),
+    ("a task nobody has", prompt(name="os.system"), "plugins must name the package of the task 'os.system'"),
     ("a task for a terminal", prompt(name="\x1b[2J" * 100), "task.name: String should match pattern"),
     (
         "a task of dual encoders",
         prompt_spec(name="contrastive", text_template="{label}", answer_normalization="vqa"),
-        "task is for another architecture",
+        "the task must fit the architecture of the base",
     ),
 ]
 PROBES = [
@@ -102,17 +102,22 @@ PROBES = [
     ),
     ("a long probe", probe(base=[[0.0]] * 20_000), ManifestError, "probe.base: List should have at most 4 items"),
     ("an empty probe", probe(base=[[]] * 4), ManifestError, "at least 1 item"),
-    ("a ragged probe", probe(base=[[0.0], [0.0, 1.0]]), ManifestError, "its rows differ in length"),
+    ("a ragged probe", probe(base=[[0.0], [0.0, 1.0]]), ManifestError, "rows must have equal lengths, got 1, 2"),
     (
         "a smaller probe",
         probe(base=[[0.0]] * 4, adapter=[[1.0]] * 4),
         ProbeError,
-        r"recorded probe is \[4, 1\]; this mod",
+        r"of this model's outputs, got \[4, 1\]",
     ),
-    ("a probe of other versions", probe(version=99), ProbeError, "the probe is of version 99; this release replays"),
+    (
+        "a probe of other versions",
+        probe(version=99),
+        ProbeError,
+        "the probe of the adapter must have version 1, got 99",
+    ),
     ("a seed below zero", probe(seed=-1), ManifestError, "probe.seed: Input should be greater than or equal to 0"),
     ("a seed beyond 32 bits", probe(seed=2**40), ManifestError, "probe.seed: Input should be less than"),
-    ("a seed of chance", probe(seed=2**32 - 1), ProbeError, "does not do here what it did when it was saved"),
+    ("a seed of chance", probe(seed=2**32 - 1), ProbeError, "must have the effect that it had when it was saved"),
     ("a dtype nobody has", probe(dtype="float8"), ManifestError, "probe.dtype: Input should be 'float32'"),
     (
         "a quantization nobody has",
@@ -120,17 +125,37 @@ PROBES = [
         ManifestError,
         "probe.quantization: Input should be '4bit'",
     ),
-    ("a probe without effect", probe_values(lambda value: 0.0), ProbeError, "recorded was 0, and they differ by"),
-    ("a probe whose squares overflow", probe_values(lambda value: 1e30, "adapter"), ProbeError, "recorded was 1.6e.31"),
+    (
+        "a probe without effect",
+        probe_values(lambda value: 0.0),
+        ProbeError,
+        "the recorded effect is 0, and they differ by",
+    ),
+    (
+        "a probe whose squares overflow",
+        probe_values(lambda value: 1e30, "adapter"),
+        ProbeError,
+        "the recorded effect is 1.6e.31",
+    ),
     (
         "a probe whose squares overflow fp64",
         probe_values(lambda value: 1e300, "adapter"),
         ProbeError,
-        "recorded was inf",
+        "the recorded effect is inf",
     ),
-    ("a probe beyond fp32", probe_values(lambda value: 1e39, "base"), ProbeError, "does not do here what it did"),
-    ("a base beside which all is noise", all_noise, ProbeError, "recorded was 0, and they differ by"),
-    ("a probe turned round", probe_values(lambda value: -value), ProbeError, "does not do here what it did"),
+    (
+        "a probe beyond fp32",
+        probe_values(lambda value: 1e39, "base"),
+        ProbeError,
+        "must have the effect that it had when it was saved",
+    ),
+    ("a base beside which all is noise", all_noise, ProbeError, "the recorded effect is 0, and they differ by"),
+    (
+        "a probe turned round",
+        probe_values(lambda value: -value),
+        ProbeError,
+        "must have the effect that it had when it was saved",
+    ),
 ]
 CASES = [
     *(Case(name, forge, BaseMismatchError, message) for name, forge, message in BASES),
@@ -244,9 +269,15 @@ def processor_code(stage, folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (adapter_in_base, "holds an adapter_config.json: transformers would load that adapter with the base, silently"),
-        (only_pickled, "no safetensors weights .model.safetensors.; other formats are not loaded"),
-        (pickled_weights, "not a safetensors file, or cut short"),
+        (
+            adapter_in_base,
+            "must not hold an adapter_config.json: transformers would silently load that adapter with the base",
+        ),
+        (
+            only_pickled,
+            "must hold safetensors weights .model.safetensors., and does not.* other formats are not loaded",
+        ),
+        (pickled_weights, "must be a complete safetensors file"),
         (config_code, "contains custom code which must be executed"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -124,7 +124,7 @@ def test_no_mutation_gets_in(stage, tmp_path, canary, name):
         mutate(random.Random(f"{name} {seed}"), Forgery(stage.good[of], folder))
         with bounded(folder, canary):
             outcome = offer(stage, folder, of, where=f"{name}, seed {seed}")
-        seen[outcome.replace(str(folder), "")[:50]] += 1
+        seen[outcome.replace(str(folder), "")[:60]] += 1
         if outcome == "loaded" or "the probe" in outcome:  # all others end before the model is touched: see below
             stage.check_untouched()
         shutil.rmtree(folder)

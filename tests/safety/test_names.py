@@ -46,7 +46,7 @@ def test_as_a_reference(stage, tmp_path, canary, monkeypatch, name):
     refs = (f"{name}/cell", f"testing/{name}", name, f"testing/cell@{name}/")
     with stage.unharmed(tmp_path, canary):
         for ref in (ref for ref in refs if not os.path.isdir(ref)):  # such as "..": a folder that its user names
-            with pytest.raises(AdapterReferenceError, match="is no adapter reference: ") as caught:
+            with pytest.raises(AdapterReferenceError, match="is not an adapter reference: ") as caught:
                 stage.vlm.add(ref)
             text = str(caught.value)
             assert text.isprintable() and len(text) < 1000 and "ns/name@prod (an alias)" in text
@@ -60,7 +60,7 @@ def in_manifest(key, name):
 
 
 IN_MANIFEST = [
-    Case(f"{kind} as {key}", in_manifest(key, name), ManifestError, f"not a manifest of schema 3: {key}: ")
+    Case(f"{kind} as {key}", in_manifest(key, name), ManifestError, f"is not a valid manifest of schema 3: {key}: ")
     for kind, name in NAMES.items()
     for key in ("name", "namespace")
 ]
@@ -83,7 +83,7 @@ def test_published(refused, tmp_path, case):
 )
 def test_as_an_alias(refused, tmp_path, name):
     registry = AdapterRegistry(tmp_path / "registry")
-    case = Case("alias", nothing, AdapterReferenceError, "is no alias: an alias is a letter a-z")
+    case = Case("alias", nothing, AdapterReferenceError, "an alias must be a letter a-z")
     refused(case, lambda folder: registry.publish(folder, aliases=[name]))
     assert not (tmp_path / "registry").exists(), "nothing was written"
 

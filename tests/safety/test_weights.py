@@ -9,8 +9,9 @@ import torch
 from finetune.errors import IntegrityError, ManifestError, ProbeError
 from tests.safety.forging import Case, Forgery, names
 
-_NO_FILE = "not a safetensors file"
-_NEXT = "do not follow those before it"
+_NOT_FINITE = "the values of tensor .* must be finite, got NaN or infinity"
+_NO_FILE = "must be a safetensors file"
+_NEXT = "must have dtype, shape and data_offsets"
 
 
 def raw(data: bytes):
@@ -141,21 +142,33 @@ HEADERS = [
     ("a header of 5 MB", header_bytes(lambda text: text + b" " * 5 * 2**20), _NO_FILE),
     ("50 MB of metadata", metadata({"x": "y" * 50 * 2**20}), _NO_FILE),
     ("200,000 tensors", header(many), _NO_FILE),
-    ("20,000 empty tensors", header_bytes(lambda text: b'{"a":' + b"[]," * 300_000 + b"1}"), "more than 150000 values"),
-    ("cut", whole(lambda data: data[:-100]), "bytes of data, its header accounts for"),
-    ("one byte more", whole(lambda data: data + b"\0"), "bytes of data, its header accounts for"),
-    ("a pickle behind it", whole(lambda data: data + b"cos\nsystem\n(S'touch canary'\ntR."), "its header accounts for"),
+    (
+        "20,000 empty tensors",
+        header_bytes(lambda text: b'{"a":' + b"[]," * 300_000 + b"1}"),
+        "must hold at most 150000 values",
+    ),
+    ("cut", whole(lambda data: data[:-100]), "bytes of data that its header describes, got"),
+    ("one byte more", whole(lambda data: data + b"\0"), "bytes of data that its header describes, got"),
+    (
+        "a pickle behind it",
+        whole(lambda data: data + b"cos\nsystem\n(S'touch canary'\ntR."),
+        "that its header describes, got",
+    ),
     ("no JSON", header_bytes(lambda text: b"{" + text), "not JSON"),
     ("a list", header_bytes(lambda text: b"[" + text + b"]"), _NO_FILE),
-    ("10,000 levels", header_bytes(lambda text: b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}"), "nested deeper than"),
+    (
+        "10,000 levels",
+        header_bytes(lambda text: b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}"),
+        "must be nested at most 32 levels",
+    ),
     ("no UTF-8", header_bytes(lambda text: text.replace(b"lora_A", b"lora_\xff", 1)), "not JSON"),
     ("UTF-16", header_bytes(lambda text: text.decode().encode("utf-16")), _NO_FILE),
     ("a byte order mark", header_bytes(lambda text: b"\xef\xbb\xbf" + text), _NO_FILE),
     ("a blank before it", header_bytes(lambda text: b" " + text), _NO_FILE),
-    ("a key twice", header_bytes(twice), "the key 'base_model.model.*' stands twice"),
-    ("metadata twice", header_bytes(lambda text: text.rstrip()[:-1] + b',"__metadata__":{}}'), "stands twice"),
-    ("metadata that is no text", metadata({"x": 1}), _NO_FILE),
-    ("metadata that is no object", metadata([1]), _NO_FILE),
+    ("a key twice", header_bytes(twice), "the key 'base_model.model.*' appears twice"),
+    ("metadata twice", header_bytes(lambda text: text.rstrip()[:-1] + b',"__metadata__":{}}'), "appears twice"),
+    ("metadata that is no text", metadata({"x": 1}), "__metadata__ must map names to texts, got .'x': 1."),
+    ("metadata that is no object", metadata([1]), "__metadata__ must map names to texts, got .1."),
     ("overlap", header(overlap), _NEXT),
     ("a hole", hole, _NEXT),
     ("offsets below zero", first(data_offsets=[-256, 0]), _NEXT),
@@ -178,11 +191,11 @@ HEADERS = [
     ("a dtype in small letters", first(dtype="f32"), "as in the manifest"),
     ("a dtype that is a list", first(dtype=["F32"]), "as in the manifest"),
     ("an entry that is no object", header(lambda parsed: parsed.update({_names(parsed)[0]: 7})), "as in the manifest"),
-    ("a name that leads up", add("../../x"), "1 are not in it .*'../../x'"),
-    ("an absolute name", add("/etc/passwd"), "1 are not in it .*'/etc/passwd'"),
-    ("a name of a megabyte", add("x" * 2**20), "1 are not in it .*'xxx"),
-    ("a name for a terminal", add("\x1b[2J\u202e"), "1 are not in it"),
-    ("an empty tensor more", add("empty", shape=[0], data_offsets=[0, 0]), "1 are not in it .*'empty'"),
+    ("a name that leads up", add("../../x"), "1 are not in the manifest .*'../../x'"),
+    ("an absolute name", add("/etc/passwd"), "1 are not in the manifest .*'/etc/passwd'"),
+    ("a name of a megabyte", add("x" * 2**20), "1 are not in the manifest .*'xxx"),
+    ("a name for a terminal", add("\x1b[2J\u202e"), "1 are not in the manifest"),
+    ("an empty tensor more", add("empty", shape=[0], data_offsets=[0, 0]), "1 are not in the manifest .*'empty'"),
 ]
 TABLES = [
     ("a shape that overflows", table(shape=[2**31] * 8), "as in the manifest"),
@@ -203,42 +216,67 @@ TABLES = [
         lambda forgery: forgery.adapter["tensors"].update(
             {f"t{i}": {"shape": [], "dtype": "F32"} for i in range(100_000)}
         ),
-        "more than 150000 values|at most 20000 items",
+        "must hold at most 150000 values|at most 20000 items",
     ),
 ]
 VALUES = [
-    ("half of the tensors", half, ManifestError, "of the manifest's tensors are missing"),
-    ("half of the tensors and of the table", listed(half), ManifestError, "tensors are not those its modules have"),
+    ("half of the tensors", half, ManifestError, "must hold the tensors of the manifest: .* are missing"),
+    (
+        "half of the tensors and of the table",
+        listed(half),
+        ManifestError,
+        "tensors must be those of its modules on this base",
+    ),
     ("one tensor more", listed(one_more), ManifestError, "1 unknown .lm_head.weight"),
     ("96 MB more", listed(large), ManifestError, "1 unknown .lm_head.weight"),
     (
         "renamed",
         lambda f: f.rename("lora_A", "lora_Z", everywhere=False),
         ManifestError,
-        "tensors are missing .*lora_A",
+        "are missing .*lora_A",
     ),
     ("renamed in the table too", lambda f: f.rename("lora_A", "lora_Z"), ManifestError, "28 unknown|unknown .*lora_Z"),
-    ("NaN", one_value(float("nan")), IntegrityError, "holds values that are not finite"),
-    ("infinite", one_value(float("inf")), IntegrityError, "holds values that are not finite"),
-    ("below all numbers", one_value(float("-inf")), IntegrityError, "holds values that are not finite"),
+    ("NaN", one_value(float("nan")), IntegrityError, _NOT_FINITE),
+    ("infinite", one_value(float("inf")), IntegrityError, _NOT_FINITE),
+    ("below all numbers", one_value(float("-inf")), IntegrityError, _NOT_FINITE),
     (
         "infinite in half precision",
         listed(all_tensors(lambda name, tensor: torch.full_like(tensor, float("inf")).half())),
         IntegrityError,
-        "holds values that are not finite",
+        _NOT_FINITE,
     ),
-    ("the largest numbers", all_tensors(lambda n, t: torch.full_like(t, 3e38)), ProbeError, "does not do here what it"),
+    (
+        "the largest numbers",
+        all_tensors(lambda n, t: torch.full_like(t, 3e38)),
+        ProbeError,
+        "must have the effect that it had",
+    ),
     ("no effect", all_tensors(lambda name, tensor: torch.zeros_like(tensor)), ProbeError, "effect on the probe is 0"),
-    ("signs turned", all_tensors(lambda n, t: -t if "lora_A" in n else t), ProbeError, "does not do here what it did"),
-    ("the layers swapped", lambda f: swap_layers(f), ProbeError, "does not do here what it did"),
-    ("transposed", listed(all_tensors(lambda n, t: t.T.contiguous())), ManifestError, "has shape .* it must be"),
+    (
+        "signs turned",
+        all_tensors(lambda n, t: -t if "lora_A" in n else t),
+        ProbeError,
+        "must have the effect that it had",
+    ),
+    ("the layers swapped", lambda f: swap_layers(f), ProbeError, "must have the effect that it had"),
+    (
+        "transposed",
+        listed(all_tensors(lambda n, t: t.T.contiguous())),
+        ManifestError,
+        "must have the shape .* on this base, got",
+    ),
     (
         "of a narrower base",
         listed(all_tensors(lambda n, t: (t[:, :8] if "lora_A" in n else t[:8]).contiguous())),
         ManifestError,
-        "has shape .*on this base it must be",
+        "must have the shape .* on this base, got",
     ),
-    ("of a wider base", listed(all_tensors(lambda n, t: torch.cat([t, t]))), ManifestError, "on this base it must be"),
+    (
+        "of a wider base",
+        listed(all_tensors(lambda n, t: torch.cat([t, t]))),
+        ManifestError,
+        "must have the shape .* on this base, got",
+    ),
 ]
 
 

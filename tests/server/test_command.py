@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
     [
         ([], "takes an adapter, or --base"),
         (["base"], "takes an adapter, or --base"),
-        (["nothing"], "'nothing' is no adapter reference"),
-        (["/tmp", "--base", "pocket"], "is no adapter reference"),
+        (["nothing"], "'nothing' is not an adapter reference"),
+        (["/tmp", "--base", "pocket"], "is not an adapter reference"),
         (["--base", "pocket", "--host", "0.0.0.0"], "can be reached from other machines"),
         (["--base", "pocket", "--host", "nowhere.invalid"], "Give an address of this machine"),
         (["--base", "pocket", "--api-key-file", "/nowhere"], "cannot be read"),

@@ -184,7 +184,9 @@ def test_an_input_of_other_rows_is_refused(every_kind):
     vlm, adapters = every_kind
     batch = vlm.prompt_batch(rows(3))
     with vlm.switcher.mixing([adapters[0], None]):
-        with pytest.raises(AdapterError, match=r"was given \[3, \d+, \d+\], which is not 2 rows of one adapter each"):
+        with pytest.raises(
+            AdapterError, match=r"must get an input \[B, T, I\] for 2 rows of one adapter each, got \[3, \d+, \d+\]"
+        ):
             logits(vlm, batch)
 
 

@@ -114,11 +114,11 @@ def fewer_rows(folder, tensors, config, manifest):
 
 
 REFUSALS = [
-    (zero_b, ProbeError, "its effect on the probe is 0, recorded was"),
-    (a_question, ManifestError, "task is for another architecture: task vqa does not go with clip"),
-    (a_prompt, ManifestError, "CLIPModel has no one sequence of tokens"),
+    (zero_b, ProbeError, "its effect on the probe is 0, the recorded effect is"),
+    (a_question, ManifestError, "the task must fit the architecture of the base: task vqa does not go with clip"),
+    (a_prompt, ManifestError, "a model with one input embedding for all tokens, and CLIPModel has none"),
     (other_tokenizer, BaseMismatchError, "trained with another tokenizer"),
-    (fewer_rows, ProbeError, r"the recorded probe is \[4, 32\]; this model gives \[2, 32\]"),
+    (fewer_rows, ProbeError, r"must have the shape \[2, 32\] of this model's outputs, got \[4, 32\]"),
 ]
 
 

@@ -105,5 +105,5 @@ def test_a_receipt_lets_no_other_bytes_pass(saved, tmp_path, damage):
     else:
         data[-5] ^= 1
     (bad / name).write_bytes(data)
-    with pytest.raises((IntegrityError, ManifestError), match="not the file that was saved"):
+    with pytest.raises((IntegrityError, ManifestError), match="must be the file that the manifest lists"):
         VisionLanguageModel(base).add(bad)

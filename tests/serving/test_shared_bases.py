@@ -269,10 +269,10 @@ def test_weights_that_somebody_wrote_into_are_shared_with_nobody_else(tiny_fast_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float8"}, "dtype is 'float8'; a base is held in float32, bfloat16, float16, or auto"),
-        ({"device": "gpu"}, "device is 'gpu', which is not to be had here: Expected one of cpu, cuda"),
-        ({"device": "cuda:77"}, "device is 'cuda:77', which is not to be had here: "),
-        ({"quantization": "3bit"}, "quantization is '3bit'; it is 4bit, 8bit or None"),
+        ({"dtype": "float8"}, "dtype must be auto, or one of float32, bfloat16, float16, got 'float8'"),
+        ({"device": "gpu"}, "device must be available on this machine, got 'gpu': Expected one of cpu, cuda"),
+        ({"device": "cuda:77"}, "device must be available on this machine, got 'cuda:77': "),
+        ({"quantization": "3bit"}, "quantization must be 4bit, 8bit or None, got '3bit'"),
         ({"base": "nowhere"}, "no model at 'nowhere'"),
     ],
 )
@@ -283,5 +283,5 @@ def test_what_a_base_cannot_be_held_in(tiny_fast_vlm, options, message):
 
 def test_a_config_that_says_another_dtype(own_copy):
     edit(own_copy / "config.json", dtype="float64")
-    with pytest.raises(ModelError, match="its config says dtype 'float64'; a base is held in"):
+    with pytest.raises(ModelError, match="dtype must be auto, or one of .*, got 'float64' in its config"):
         plain(own_copy, dtype="auto")

@@ -314,12 +314,17 @@ def test_inputs_are_made_by_one_thread_at_a_time(vlm, monkeypatch):
 
 def test_training_and_serving_do_not_share_a_model(vlm, adapters, tmp_path):
     method = recipe_of(KINDS["lora"], vlm.base.path, tmp_path).method
-    with vlm.using(adapters["lora", 0]), pytest.raises(MethodError, match="already carries an adapter"):
+    with (
+        vlm.using(adapters["lora", 0]),
+        pytest.raises(MethodError, match="must not carry an adapter, but has one. Load a fresh base"),
+    ):
         attach(vlm.base.host, method)
     vlm.remove(adapters["lora", 0])
     attach(vlm.base.host, method)
     try:
-        with pytest.raises(MethodError, match="an adapter trains in this model. Load a fresh base"):
+        with pytest.raises(
+            MethodError, match="finished adapters need a base without an adapter in training. Load a fresh base"
+        ):
             VisionLanguageModel(vlm.base)
     finally:
         detach(vlm.model)

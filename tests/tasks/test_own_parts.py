@@ -144,7 +144,7 @@ def test_a_head_alone_trains_and_one_of_zeros_is_not_what_was_saved(make_grade, 
     tensors = {name: tensor * 0.5 for name, tensor in folder.tensors.items()}
     config = json.loads((run.adapter / CONFIG_NAME).read_text())
     resave(run.adapter, tensors, config, folder.manifest)
-    with pytest.raises(ProbeError, match="does not do here what it did when it was saved"):
+    with pytest.raises(ProbeError, match="must have the effect that it had when it was saved"):
         load(run.adapter, base=str(tiny_fast_vlm), device="cpu")
 
 
@@ -219,12 +219,12 @@ def test_a_manifest_whose_parts_are_not_those_of_its_task_is_refused(make_grade,
     for manifest, message in (
         (
             grade.model_copy(update={"task": plain.task}),
-            "task vqa does not bring the part head, and the adapter has it",
+            "task vqa must not have the part head, but this one has one",
         ),
-        (plain.model_copy(update={"task": grade.task}), "task grade brings the part head, and the adapter lacks it"),
+        (plain.model_copy(update={"task": grade.task}), "task grade must have the part head, but this one has none"),
         (
             grade.model_copy(update={"task": grade.task.model_copy(update={"classes": ["a"]})}),
-            "takes the part head with {'num_outputs': 1}, and the adapter has it with {'num_outputs': 2}",
+            "the part head must have the options {'num_outputs': 1} of the task grade, got {'num_outputs': 2}",
         ),
     ):
         with pytest.raises(ManifestError, match=message.replace("{", r"\{").replace("}", r"\}")):

@@ -255,7 +255,7 @@ def test_a_contract_for_another_kind_of_base(served, monkeypatch):
     prompt_spec = ContrastiveConfig(name="contrastive", text_template="a {label}", answer_normalization="vqa")
     other = manifest.model_copy(update={"task": prompt_spec})
     monkeypatch.setattr(served.registry, "read", lambda version: (other, read))
-    with pytest.raises(ManifestError, match="task is for another architecture: task contrastive"):
+    with pytest.raises(ManifestError, match="the task must fit the architecture of the base: task contrastive"):
         served.pinned(f"{NAME}@1")
 
 
