@@ -10,7 +10,7 @@ from accelerate.utils import get_int_from_env
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.core.example import Example
-from finetune.data.stream import Arrival, Checks, Stream
+from finetune.data.stream import Checks, Stream
 from finetune.errors import DataError, FinetuneError
 from finetune.training.stopping import leave_signals_to_the_parent
 
