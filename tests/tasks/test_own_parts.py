@@ -121,7 +121,7 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
         found = server.post(body(model=grade.ref))
         assert found.status_code == 400, found.text
         assert (
-            "is of task grade, whose answers are not generated, so it cannot chat" in found.json()["error"]["message"]
+            "of task grade. Use it in Python by predict" in found.json()["error"]["message"]
         )
         assert server.post(body(model=other.ref)).status_code == 200
     with pytest.raises(
