@@ -182,7 +182,7 @@ def test_the_base_has_to_be_the_adapters(fake, saved, tmp_path):
     other, _ = saved("fast_vlm")
     with pytest.raises(BaseMismatchError, match="model_type is fast_vlm, not llava"):
         export_adapter(adapter, to="fake", output=tmp_path / "out", base=other)
-    with pytest.raises(BaseMismatchError, match="has not been used on this machine. Give its folder: base=PATH"):
+    with pytest.raises(BaseMismatchError, match="this machine knows no folder of it. Give its folder: base=PATH"):
         export_adapter(adapter, to="fake", output=tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 

@@ -90,7 +90,7 @@ WRONG = {
     "a file": (parts(at("file:///etc/passwd")), "invalid_image_url", URL, "fetches no images"),
     "a path": (parts(at("/etc/passwd")), "invalid_image_url", URL, "fetches no images"),
     "base64": (parts(at("data:image/png;base64,!!")), "invalid_image", URL, "not base64"),
-    "no image": (parts(at(data_url(b"nothing"))), "invalid_image", URL, "do not begin as an image"),
+    "no image": (parts(at(data_url(b"nothing"))), "invalid_image", URL, "do not begin like one"),
     "half an image": (parts(image_part(png()[:200])), "invalid_image", URL, "not a readable image"),
     "a large image": (parts(image_part(png(side=101))), "invalid_image", URL, "must be at most 10000 pixels"),
     "many images": (parts(*[image_part(png())] * 3), "too_many_images", "messages", "at most 2 images, got 3"),

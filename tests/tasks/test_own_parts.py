@@ -108,11 +108,11 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
     other = train(make_recipe(tiny_fast_vlm))
     vlm = load(grade.ref, base=str(tiny_fast_vlm), device="cpu")
     model_type = vlm.base.family.model_type
-    refusal = rf"ask\(image, question\) does not go with task grade on a {model_type} base: use predict"
+    refusal = rf"ask\(image, question\) does not support task grade on a {model_type} base. Use predict"
     with pytest.raises(ModelError, match=refusal):
         vlm.ask(image(), "What color is it?")
     vlm.add(other.ref)
-    with vlm.using(None), pytest.raises(ModelError, match=r"ask_batch\(.*\) does not go with task grade"):
+    with vlm.using(None), pytest.raises(ModelError, match=r"ask_batch\(.*\) does not support task grade"):
         vlm.ask_batch([image()], ["What color is it?"], adapters=[grade.ref])
     (said,) = vlm.ask_batch([image()], ["What color is it?"], adapters=[other.ref])
     with vlm.using(other.ref):
