@@ -73,7 +73,7 @@ def test_an_alias_is_looked_up_again_after_its_seconds_only(registry, base):
 
 
 @pytest.mark.parametrize(
-    "version, why", [(3, "it has no DoRA"), (4, "another base"), (5, "over --max-lora-rank 8")]
+    "version, why", [(3, "it supports no DoRA"), (4, "another base"), (5, "at most --max-lora-rank 8")]
 )
 def test_an_alias_that_moves_to_what_cannot_be_served_stays(served, registry, version, why):
     served.pinned(f"{NAME}@prod")
@@ -85,9 +85,9 @@ def test_an_alias_that_moves_to_what_cannot_be_served_stays(served, registry, ve
 @pytest.mark.parametrize(
     "version, error, why",
     [
-        (3, ExportError, "it has no DoRA"),
+        (3, ExportError, "it supports no DoRA"),
         (4, BaseMismatchError, "trained on another base"),
-        (5, ExportError, "over --max-lora-rank 8"),
+        (5, ExportError, "at most --max-lora-rank 8"),
         (99, NotFoundError, "@99 does not exist"),
     ],
 )
