@@ -8,14 +8,14 @@ from finetune.lookup import did_you_mean
 from finetune.plugins import find, is_own, require_known
 from finetune.tables import EXPORT_OPTIONS, TARGETS_BESIDE_THE_BASE
 
-NO_ADAPTER = "ref 'base' is the plain base, and an export is of an adapter: name one"
+NO_ADAPTER = "An export needs an adapter, got ref 'base', which is the plain base. Name an adapter."
 
 
 def check_choice(target: str, options: Iterable[str]) -> None:
-    """Check that there is such a target, and that it takes these options.
+    """Check that a target exists, and that it takes these options.
 
     Raises:
-        ExportError: there is no such target, or it takes no such option.
+        ExportError: the target does not exist, or it does not take an option.
     """
     require_known("exports", target, what="target", error=ExportError)
     allowed = sorted(option for option, targets in EXPORT_OPTIONS.items() if target in targets)
@@ -30,13 +30,13 @@ def check_choice(target: str, options: Iterable[str]) -> None:
 
 
 def check_quantization(target: str, quantization: str | None) -> None:
-    """Refuse a quantized base where a target computes with the base's own weights.
+    """Refuse a quantized base for a target that computes with the base's own weights.
 
     Raises:
-        ExportError: ``quantization`` is set, and the target computes so.
+        ExportError: ``quantization`` is set, and the target needs the base's own weights.
     """
     if quantization is not None and target not in TARGETS_BESIDE_THE_BASE:
         raise ExportError(
-            f"--quantization {quantization} goes with --to {' and '.join(TARGETS_BESIDE_THE_BASE)}, which write no "
-            f"weight of the base; {target} takes its weights as they are in its files: leave it out"
+            f"--quantization {quantization} needs --to {' or '.join(TARGETS_BESIDE_THE_BASE)}, which write no weights "
+            f"of the base, got --to {target}. Leave it out."
         )

@@ -16,29 +16,33 @@ from finetune.preflight import check_adapter
 from finetune.tables import EXPORT_OPTIONS
 
 _ABOUT = """\
-Write an adapter in the form of another program, and check that it does there what it does here: what was written is
-read back, and its answers to the probe of the manifest are held against those of the adapter on its base, which is
-loaded in float32 for that (4 bytes a parameter). The folder appears whole, with the verdict in export.json, or not at
-all."""
+Write an adapter in the format of another program, and check that it has the same effect there. The command reads the
+files back, and compares their outputs on the probe of the manifest with those of the adapter on its base. For that it
+loads the base in float32 (4 bytes per parameter). The folder appears complete, with the verdict in export.json, or not
+at all."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add the parser of ``export``."""
     parser = subparsers.add_parser(
         "export",
-        help="write an adapter in the form of another program, and check it there",
+        help="write an adapter in the format of another program, and check it there",
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("ref", metavar="REF", help="registry reference, such as medical/brain-mri@prod, or a folder")
-    parser.add_argument("--to", required=True, metavar="TARGET", help=" | ".join(sorted(names("exports"))))
+    parser.add_argument(
+        "--to", required=True, metavar="TARGET", help=f"target of the export: {' | '.join(sorted(names('exports')))}"
+    )
     parser.add_argument("--output", metavar="FOLDER", help="folder to make (default: exports/NS-NAME-TARGET)")
-    parser.add_argument("--registry", metavar="LOCATION", help="as for `finetune registry`")
-    parser.add_argument("--base", help="folder, hub id or embedded name of the base (default: where it was last seen)")
-    parser.add_argument("--revision", help="of the base's hub id")
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps: where the base is loaded (cpu)")
+    parser.add_argument(
+        "--registry", metavar="LOCATION", help="folder or URL of the registry (default: $FINETUNE_REGISTRY)"
+    )
+    parser.add_argument("--base", help="folder, hub id or embedded name of the base (default: its last folder)")
+    parser.add_argument("--revision", help="revision of the base's hub id")
+    parser.add_argument("--device", default="cpu", help="device of the base: auto, cpu, cuda or mps (cpu)")
     add_quantization(parser)
-    parser.add_argument("--json", action="store_true", help="print what export.json says instead of text")
+    parser.add_argument("--json", action="store_true", help="print the contents of export.json instead of text")
     parser.set_defaults(run=run)
     own = parser.add_argument_group("options of single targets")
 
@@ -50,12 +54,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     add("bake_scaling", "multiply LoRA's scaling into B: lora_alpha == r, no rslora, no patterns", action="store_true")
     add(
         "dtype",
-        "of the weights: float32 or float16; merged also bfloat16, or auto (its default) for what the base is loaded "
-        "in: as its config says, else as its files are",
+        "dtype of the weights: float32 or float16; merged also takes bfloat16, or auto (its default) for the dtype of "
+        "the base's config, else of its files",
         metavar="DTYPE",
     )
-    add("max_shard_size", "of a file of weights, such as 500MB (5GB)", metavar="SIZE")
-    add("max_lora_rank", "what vLLM is started with (16)", type=int, metavar="R")
+    add("max_shard_size", "maximum size of a file of weights, such as 500MB (5GB)", metavar="SIZE")
+    add("max_lora_rank", "--max-lora-rank of vLLM (16)", type=int, metavar="R")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "adapter.gguf"
 _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
-# What rounding may make of a module's update, as a part of its largest value.
+# The tolerance for the rounding of a module's update, as a part of its largest value.
 _UPDATE_ROUNDING: dict[Dtype, float] = {"float32": 1e-5, "float16": 2e-3}
 _LOADING = """\
 # base.gguf: the language model of the base, as llama.cpp's convert_hf_to_gguf.py writes it
@@ -59,17 +59,21 @@ class Gguf:
 
     def __post_init__(self) -> None:
         if self.dtype not in _UPDATE_ROUNDING:
-            raise ExportError(f"dtype {self.dtype!r} cannot be written. Allowed: {', '.join(_UPDATE_ROUNDING)}.")
+            raise ExportError(f"dtype must be one of {', '.join(_UPDATE_ROUNDING)}, got {self.dtype!r}")
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where llama.cpp's LoRA has no place for a part of the adapter."""
+        """Check that llama.cpp's LoRA format can hold the adapter.
+
+        Raises:
+            ExportError: the format cannot hold a part of the adapter.
+        """
         require_extra("gguf", what="--to gguf")
         model_type = manifest.base.model_type
         if (architecture := architecture_of(model_type)) != "generative":
             raise ExportError(
-                f"{manifest.full_name} cannot be written as GGUF: llama.cpp adapts a language model that writes text, "
-                f"and the architecture of its base, {model_type}, is {architecture or 'not known here'}. Export it "
-                f"with --to {'onnx' if architecture == 'dual_encoder' else 'merged'}."
+                f"{manifest.full_name} cannot be written as GGUF: the architecture of its base must be generative, got "
+                f"{architecture or 'an unknown one'} ({model_type}). Export it with --to "
+                f"{'onnx' if architecture == 'dual_encoder' else 'merged'}."
             )
         refuse_model_type(model_type)
         for part in manifest.adapter.parts:
@@ -77,7 +81,7 @@ class Gguf:
                 raise ExportError(f"{manifest.full_name} cannot be written as GGUF: {reason}")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Write the file and its card, and have the base compute with the tensors that are read back."""
+        """Write the file and its card, and compare the base with the tensors that are read back."""
         language = language_of(source.base.model.config, source.base.towers)
         names = {language.weight_name(module): module for module in source.manifest.adapter.parts[0].names}
         lora = _to_llama_cpp(source, language, names)
@@ -85,7 +89,10 @@ class Gguf:
         (folder / CARD_NAME).write_text(model_card(source.manifest, _card(source, lora)), encoding="utf-8")
         held = read_lora(folder / FILE_NAME)
         if (held.architecture, held.alpha, held.pairs.keys()) != (lora.architecture, lora.alpha, lora.pairs.keys()):
-            raise ExportError(f"{FILE_NAME} does not say what was to be written: {held.architecture}, {held.alpha}")
+            raise ExportError(
+                f"{FILE_NAME} must hold {lora.architecture}, alpha {lora.alpha} and {len(lora.pairs)} weights, got "
+                f"{held.architecture}, alpha {held.alpha} and {len(held.pairs)}. Export it again."
+            )
         wanted = [rounded(tensor, self.dtype, name=name) for name, pair in lora.pairs.items() for tensor in pair]
         got = [tensor for name in lora.pairs for tensor in held.pairs[name]]
         equal = compare_tensors(
@@ -116,20 +123,20 @@ class Gguf:
 
 
 def _why_not(part: PartDescription) -> str | None:
-    """Return the reason why llama.cpp's LoRA cannot hold a part, with what else can be done; None where it can."""
+    """Return the reason why llama.cpp's LoRA cannot hold a part, with another way; None if it can."""
     if part.method in UNMERGEABLE:
-        return f"{UNMERGEABLE[part.method]}, and llama.cpp takes LoRA alone. Load it with finetune.load(...)."
+        return f"{UNMERGEABLE[part.method]}, and llama.cpp takes only LoRA. Load it with finetune.load(...)."
     instead = "Export it as a whole model, whose language model llama.cpp can convert: --to merged."
     if part.method != "lora":
-        return f"it holds {part.method} (whole parameters), and llama.cpp takes LoRA alone. {instead}"
+        return f"it holds {part.method} (whole parameters), and llama.cpp takes only LoRA. {instead}"
     if part.options["use_dora"]:
-        return f"it is a DoRA, whose magnitudes llama.cpp's LoRA has no place for. {instead}"
+        return f"it is a DoRA, and llama.cpp's LoRA has no magnitudes. {instead}"
     others = {tower: names for tower, names in part.modules.items() if names and tower != "language"}
     if others:
         first = next(iter(others.values()))[0]
         return (
-            f"it changes {' and '.join(others)} too ({first}), and llama.cpp adapts the language model alone. Without "
-            f"that part it would be another adapter. {instead}"
+            f"it also changes {' and '.join(others)} ({first}), and llama.cpp adapts only the language model. Without "
+            f"that part the adapter would be another one. {instead}"
         )
     return None
 
@@ -155,7 +162,7 @@ def replay(source: Source, held: LoraFile, language: Language, names: Mapping[st
 
 
 def _to_llama_cpp(source: Source, language: Language, names: Mapping[str, str]) -> LoraFile:
-    """Return the adapter in llama.cpp's order, its scaling in B."""
+    """Return the adapter in llama.cpp's order, with its scaling in B."""
     tensors, config = bake_scaling(source.adapter.tensors, peft_config(source.manifest.adapter))
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in names.items():

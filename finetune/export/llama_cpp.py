@@ -1,4 +1,4 @@
-"""The language model inside a base as llama.cpp knows it, and llama.cpp's file of a LoRA.
+"""The language model of a base in llama.cpp, and llama.cpp's file of a LoRA.
 
 Sources, at https://github.com/ggml-org/llama.cpp: ``convert_lora_to_gguf.py`` and ``conversion/llama.py`` for writing,
 ``src/llama-adapter.cpp`` for reading.
@@ -38,10 +38,10 @@ ARCHITECTURES = {
     "qwen3": "qwen3",
     "qwen3_vl_text": "qwen3vl",
 }
-# `model_type` of a base whose language model llama.cpp knows, but not inside it -> why
+# `model_type` of a base whose language model llama.cpp supports, but not in this base -> why
 _OTHERWISE = {
     "mistral3": "llama.cpp reads its language model as one of two architectures, depending on its release",
-    "paligemma": "llama.cpp does not let a prompt be seen in both directions, as this base reads it",
+    "paligemma": "llama.cpp has no bidirectional attention over the prompt, which this base needs",
 }
 # Bases whose vision tower and projector llama.cpp reads from a file of their own (docs/multimodal.md there).
 WITH_IMAGES = ("gemma3", "idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
@@ -56,7 +56,7 @@ class Language:
     Attributes:
         architecture: its ``general.architecture``.
         num_layers: the number of layers of the decoder.
-        num_heads: last part of a module's name -> number of heads in its rows, where llama.cpp orders them differently.
+        num_heads: last part of a module's name -> number of heads in its rows, if llama.cpp orders them differently.
         paths: the paths of the language tower in the base.
     """
 
@@ -78,8 +78,8 @@ class Language:
         inside = next((module.removeprefix(f"{path}.") for path in self.paths if module.startswith(f"{path}.")), module)
         if (name := names.get_name(f"model.{inside}")) is None:
             raise ExportError(
-                f"{module}: llama.cpp's architecture {self.architecture!r} has no weight that this is, so it could not "
-                "be adapted there. Train without this module (method.towers.language)."
+                f"{module}: llama.cpp's architecture {self.architecture!r} has no weight for this module. Train "
+                "without it (method.towers.language)."
             )
         return f"{name}.weight"
 
@@ -116,7 +116,11 @@ class LoraFile:
 
 
 def refuse_model_type(model_type: str) -> None:
-    """Raise ExportError where llama.cpp runs the language model of such a base, but not as the base does."""
+    """Check that llama.cpp computes the language model of such a base as the base does.
+
+    Raises:
+        ExportError: llama.cpp computes it differently.
+    """
     if (reason := _OTHERWISE.get(model_type)) is not None:
         raise ExportError(f"a LoRA for a {model_type} base cannot be written as GGUF: {reason}. {_INSTEAD}")
 
@@ -125,18 +129,18 @@ def language_of(config: PreTrainedConfig, towers: Towers) -> Language:
     """Return the language model of a base.
 
     Raises:
-        ExportError: llama.cpp does not run it, or not as this base does.
+        ExportError: llama.cpp does not support it, or computes it differently.
     """
     text: Any = config.get_text_config()
     refuse_model_type(config.model_type)
     if (architecture := ARCHITECTURES.get(text.model_type)) is None:
         raise ExportError(
-            f"a LoRA for a {config.model_type} base cannot be written as GGUF: its language model is "
-            f"{text.model_type!r}; known of llama.cpp here are {', '.join(sorted(ARCHITECTURES))}. {_INSTEAD}"
+            f"a LoRA for a {config.model_type} base cannot be written as GGUF: its language model must be one of "
+            f"{', '.join(sorted(ARCHITECTURES))}, got {text.model_type!r}. {_INSTEAD}"
         )
     if "language" not in towers:
         raise ExportError(
-            f"a {config.model_type} base has no language tower, which is all that llama.cpp adapts. {_INSTEAD}"
+            f"llama.cpp adapts only a language tower, and a {config.model_type} base has none. {_INSTEAD}"
         )
     heads = {"q_proj": text.num_attention_heads, "k_proj": text.num_key_value_heads or text.num_attention_heads}
     return Language(
@@ -187,11 +191,11 @@ def rounded(tensor: Tensor, dtype: Dtype, *, name: str) -> Tensor:
     """Return a tensor as a file of ``dtype`` holds it, on the CPU.
 
     Raises:
-        ExportError: a value is too large for it.
+        ExportError: a value is too large for ``dtype``.
     """
     held = tensor.to("cpu", getattr(torch, dtype)).contiguous()
     if not held.isfinite().all():
-        raise ExportError(f"{name}: a value of {tensor.abs().max():.4g} is too large for {dtype}: leave --dtype out")
+        raise ExportError(f"{name}: a value of {tensor.abs().max():.4g} is too large for {dtype}. Leave out --dtype.")
     return held
 
 
@@ -207,15 +211,17 @@ def read_lora(path: Path) -> LoraFile:
     fields = {name: field.contents() for name, field in reader.fields.items()}
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         if (found := fields.get(key)) != wanted:
-            raise ExportError(f"{path}: {key} is {found!r}, llama.cpp takes {wanted!r}")
+            raise ExportError(f"{path}: {key} must be {wanted!r} for llama.cpp, got {found!r}")
     tensors = {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in reader.tensors}
     weights = {name.removesuffix(_A).removesuffix(_B) for name in tensors}
     if lone := sorted({w + end for w in weights for end in (_A, _B)} ^ set(tensors)):
-        raise ExportError(f"{path}: no LoRA is made of {lone[0]}: each weight has one {_A} and one {_B}")
+        raise ExportError(f"{path}: each weight must have one {_A} and one {_B}, but {lone[0]} is missing or alone")
     pairs = {weight: (tensors[weight + _A], tensors[weight + _B]) for weight in sorted(weights)}
     for weight, (down, up) in pairs.items():
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise ExportError(f"{path}: {weight}: {list(down.shape)} and {list(up.shape)} are no A [r, I] and B [O, r]")
+            raise ExportError(
+                f"{path}: {weight} must have A [r, I] and B [O, r], got {list(down.shape)} and {list(up.shape)}"
+            )
     return LoraFile(architecture=fields["general.architecture"], alpha=fields["adapter.lora.alpha"], pairs=pairs)
 
 

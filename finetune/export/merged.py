@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> torch's
 _SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")
-# What a processor and generation are made from, copied as it is: saved anew, older loaders would not find it.
+# Files of the processor and of generation. They are copied, because older loaders do not find newly saved ones.
 _PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "image_processor_config.json",
     "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -74,12 +74,16 @@ class Merged:
     def __post_init__(self) -> None:
         if self.dtype not in (allowed := ("auto", *ROUNDING)):
             hint = did_you_mean(self.dtype, allowed)
-            raise ExportError(f"dtype {self.dtype!r} cannot be written.{hint} Allowed: {', '.join(allowed)}.")
+            raise ExportError(f"dtype must be one of {', '.join(allowed)}, got {self.dtype!r}.{hint}")
         if not _SIZE.fullmatch(self.max_shard_size):
-            raise ExportError(f"max_shard_size {self.max_shard_size!r} is no size, such as 5GB or 500MB")
+            raise ExportError(f"max_shard_size must be a size such as 5GB or 500MB, got {self.max_shard_size!r}")
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where no weight of the base could hold a part of the adapter."""
+        """Check that the weights of the base can hold the adapter.
+
+        Raises:
+            ExportError: no weight can hold a part of the adapter.
+        """
         for part in manifest.adapter.parts:
             if part.method in UNMERGEABLE:
                 raise ExportError(
@@ -88,7 +92,7 @@ class Merged:
                 )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Merge and cast, write model, processor and card, and load them as any base is loaded."""
+        """Merge and cast, write model, processor and card, and load them like any base."""
         base, model, device = source.base, cast("Any", source.base.model), str(source.base.model.device)
         home = snapshot_folder(base.path, revision=base.identity.revision)
         dtype = own_dtype(home) if self.dtype == "auto" else self.dtype
@@ -100,8 +104,8 @@ class Merged:
         changed = [name for name in after if after[name] != before[name]]
         if not changed:
             raise ExportError(
-                f"{source.ref} changes no weight of its base that {dtype} could tell apart, so the merged model would "
-                "be the base. Choose --dtype float32, or see whether training changed the adapter."
+                f"{source.ref} changes no weight of its base in {dtype}, so the merged model would equal the base. "
+                "Choose --dtype float32, or check that training changed the adapter."
             )
         merged = compare(
             "outputs of the model merged in float32 with those of the adapter on the base",
@@ -112,13 +116,13 @@ class Merged:
         if merged.verdict == "failed":
             return [merged]
         self._write(source, home, folder, dtype)
-        model.to("meta")  # lets its memory go
+        model.to("meta")  # frees its memory
         written = load_base(str(folder), device=device)
         return [merged, _compare_weights(written.model, after, len(changed), dtype), _compare(source, written, dtype)]
 
     def _write(self, source: Source, home: Path, folder: Path, dtype: str) -> None:
         model: Any = source.base.model.to(getattr(torch, dtype))
-        # It is copied with the processor, and one that transformers itself would not save any more is the base's too.
+        # The base's own is copied with the processor, and transformers may refuse to save it.
         model.generation_config = GenerationConfig()
         try:
             model.save_pretrained(folder, max_shard_size=self.max_shard_size)
@@ -129,7 +133,7 @@ class Merged:
         for name in _PROCESSOR_FILES:
             if (home / name).is_file():
                 shutil.copyfile(home / name, folder / name)
-        template = source.base.processor.chat_template  # the family's own, where the base came without one
+        template = source.base.processor.chat_template  # that of the family, if the base has none
         if template and not any((folder / name).exists() for name in (_TEMPLATE_NAME, "chat_template.json")):
             (folder / _TEMPLATE_NAME).write_text(str(template), encoding="utf-8")
         (folder / CARD_NAME).write_text(model_card(source.manifest, _card(source, dtype)), encoding="utf-8")
@@ -148,9 +152,9 @@ def _card(source: Source, dtype: str) -> Card:
 
 
 def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
-    """Give each module that changes a weight of its own, where another module has the same one.
+    """Give each changed module a weight of its own, if another module shares it.
 
-    The config then says that they are not tied, as a model that is loaded would tie them again.
+    The config then has no tied weights, because a load would tie them again.
     """
     owners: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -167,7 +171,7 @@ def untie(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
 def own_dtype(home: Path) -> str:
     """Return the dtype in which transformers loads a base: that of its config, else that of most values in its files.
 
-    The two differ where files were made small for the download: a user who loads such a base gets that of the config.
+    The two differ if the files were made smaller for the download: a load of such a base uses that of the config.
     """
     config = AutoConfig.from_pretrained(home, trust_remote_code=False)
     stated = str(config.dtype or config.get_text_config().dtype or "").removeprefix("torch.")
@@ -183,7 +187,7 @@ def own_dtype(home: Path) -> str:
 
 
 def _digests(model: nn.Module, dtype: str) -> dict[str, str]:
-    """Return the digest of each weight and buffer as ``dtype`` holds it, read as fp32."""
+    """Return the digest of each weight and buffer in ``dtype``, read as fp32."""
     return {name: _digest(tensor, name, getattr(torch, dtype)) for name, tensor in model.state_dict().items()}
 
 
@@ -192,7 +196,7 @@ def _digest(tensor: Tensor, name: str, dtype: torch.dtype) -> str:
         tensor = tensor.to(dtype).float()
         if not tensor.isfinite().all():
             raise ExportError(
-                f"{name} holds values that are not finite as {dtype}. Choose --dtype bfloat16 or float32."
+                f"{name}: every value must be finite in {dtype}, and some are not. Choose --dtype bfloat16 or float32."
             )
     return hashlib.sha256(tensor.cpu().contiguous().numpy().data).hexdigest()
 
@@ -217,7 +221,7 @@ def _compare(source: Source, written: Base, dtype: str) -> Comparison:
     found = compare(what, got, wanted=source.adapted, plain=source.plain, rounding=ROUNDING[dtype])
     if dtype != "float32" and found.verdict == "inconclusive":
         raise ExportError(
-            f"rounding to {dtype} moves outputs by {found.largest_difference:.3g}, {source.ref} by no more than "
-            f"{found.effect:.3g}: no output could show that such a model is not the base. Choose --dtype float32."
+            f"Rounding to {dtype} changes outputs by {found.largest_difference:.3g}, and {source.ref} by at most "
+            f"{found.effect:.3g}, so outputs cannot show its effect. Choose --dtype float32."
         )
     return found

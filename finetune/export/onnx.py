@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 EXAMPLE_NAME = "classify.py"
 _EXAMPLE = Path(__file__).with_name("onnx_example.py")
-_LEVELS = 3  # of 256, by which pillow and torchvision may shrink an image to other values
+_LEVELS = 3  # of 256: the tolerance between pillow and torchvision when they shrink an image
 _LOADING = """\
 from classify import Classifier  # classify.py, of this folder
 
@@ -50,23 +50,27 @@ class Onnx:
     """A target that writes ``image.onnx`` and ``text.onnx``, which give embeddings of length 1 for any batch size."""
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where the base is no dual encoder, MissingExtraError without the packages."""
+        """Check that ONNX can hold the adapter, and that its packages are installed.
+
+        Raises:
+            ExportError: the base is not a dual encoder, or the task does not choose among labels.
+            MissingExtraError: a package is not installed.
+        """
         model_type = manifest.base.model_type
         if (architecture := architecture_of(model_type)) != "dual_encoder":
             raise ExportError(
-                f"{manifest.full_name} cannot be written as ONNX: two files of embeddings are made of dual encoders "
-                f"alone, and the architecture of its base, {model_type}, is {architecture or 'not known here'}. Export "
-                "it with --to merged."
+                f"{manifest.full_name} cannot be written as ONNX: the architecture of its base must be dual_encoder, "
+                f"got {architecture or 'an unknown one'} ({model_type}). Export it with --to merged."
             )
         if not isinstance(manifest.task, LabelSection):
             raise ExportError(
-                f"--to onnx takes tasks that choose among labels, and task {manifest.task.name} does not. Use "
-                "--to peft."
+                f"--to onnx needs a task that chooses among labels, got task {manifest.task.name} "
+                f"({manifest.full_name}). Use --to peft."
             )
         require_extra("onnx", what="--to onnx")
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Write both towers and the files that prepare images and texts, and have onnxruntime compute with them."""
+        """Write both towers and the files that prepare images and texts, and compare onnxruntime's outputs."""
         merge(source.updates)
         model: Any = source.base.model
         model.to("cpu")
@@ -122,10 +126,10 @@ def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
         "text": (_TextTower(model), {name: {0: batch, 1: tokens} for name in ("input_ids", "attention_mask")}),
     }
     for name, (tower, shapes) in towers.items():
-        # Two of each: a size of 1 would be taken for one that never changes.
+        # Two of each, because the exporter treats a size of 1 as constant.
         example = tuple(row[key].repeat(2, *[1] * (row[key].ndim - 1)) for key in shapes)
         with torch.no_grad(), warnings.catch_warnings():
-            # Both inputs of the text tower have the same axes, of which torch names the first one's.
+            # Both inputs of the text tower have the same axes, and torch uses the names of the first.
             warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
             program = torch.onnx.export(
                 tower.eval(),
@@ -137,7 +141,7 @@ def write_towers(folder: Path, model: Any, row: Mapping[str, Tensor]) -> None:
             )
         assert program is not None
         _forget_sources(program.model)
-        program.save(folder / f"{name}.onnx")  # weights over 2 GB in a file of their own beside it
+        program.save(folder / f"{name}.onnx")  # weights over 2 GB go into a separate file
 
 
 def _forget_sources(model: Any) -> None:
@@ -189,7 +193,7 @@ def _embed(classifier: Classifier, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _compare_inputs(source: Source, classifier: Classifier) -> list[Comparison]:
-    """Compare the inputs that the example makes of images and texts, without torch, with those of the processor."""
+    """Compare the example's inputs for images and texts, made without torch, with those of the processor."""
     processor: Any = source.base.processor
     _, image = probe_conversation(source.manifest.probe.seed)
     images = [image, image.crop((0, 0, 150, 96)), image.crop((0, 0, 96, 150))]

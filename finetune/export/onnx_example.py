@@ -2,7 +2,7 @@
 
     python classify.py IMAGE LABEL LABEL ...
 
-This file stands beside ``image.onnx`` and ``text.onnx`` and needs numpy, onnxruntime, pillow and tokenizers.
+This file belongs beside ``image.onnx`` and ``text.onnx``, and needs numpy, onnxruntime, pillow and tokenizers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Classifier:
         self.text = onnxruntime.InferenceSession(folder / "text.onnx", providers=list(providers))
 
     def classify(self, image: str | Path | Image.Image, labels: Sequence[str]) -> dict[str, float]:
-        """Return the probability of each label, given that one of them is right; each is put into the text template."""
+        """Return the probability of each label in the text template, given that one of them is right."""
         texts = [self.settings["text_template"].replace("{label}", label) for label in labels]
         cosines = self.embed_texts(texts) @ self.embed_images([image])[0]  # [labels]
         weights = np.exp(self.settings["logit_scale"] * (cosines - cosines.max()))
@@ -55,7 +55,7 @@ class Classifier:
         return self.image.run(None, {"pixel_values": np.stack([self.pixels(image) for image in images])})[0]
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return embeddings [N, D] of length 1, of texts as they stand."""
+        """Return embeddings [N, D] of length 1, of texts without the text template."""
         ids, mask = self.tokens(texts)
         return self.text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
@@ -64,7 +64,7 @@ class Classifier:
         rows = [self.tokenizer.encode(text).ids for text in texts]
         longest, most = max(map(len, rows)), self.settings["max_tokens"]
         if longest > most:
-            raise ValueError(f"a text has {longest} tokens, the model takes {most}")
+            raise ValueError(f"a text may have at most {most} tokens, got {longest}. Shorten it.")
         ids = np.full((len(rows), longest), self.settings["pad_token_id"], np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(rows):
@@ -72,7 +72,7 @@ class Classifier:
         return ids, mask
 
     def pixels(self, image: str | Path | Image.Image) -> NDArray[np.float32]:
-        """Return the pixels of an image as the image tower takes them, [3, H, W]."""
+        """Return the pixels [3, H, W] of an image for the image tower."""
         how = self.preprocessing
         if not isinstance(image, Image.Image):
             image = Image.open(image)
@@ -101,9 +101,9 @@ def _new_size(image: Image.Image, size: dict[str, Any]) -> tuple[int, int]:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as a viewer shows it on white."""
+    """Return an image in RGB, upright and on a white background."""
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bit, which pillow itself would cut off at 255
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bits; pillow would clip the values at 255
         eight_bit = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255)
         image = Image.fromarray(eight_bit.astype(np.uint8))
     if image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""An output folder that appears whole or not at all, and the clean-up after a writer that was killed."""
+"""An output folder that appears complete or not at all, and the clean-up after a killed writer."""
 
 from __future__ import annotations
 
@@ -23,20 +23,26 @@ if TYPE_CHECKING:
 ELSEWHERE = " (--output)"
 _LOCK, _NEW = "lock", "new"
 _CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NOT_OURS = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR}  # a link, or a file and a folder in the place of each other
+_NOT_OURS = {
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}  # a link, or a file instead of a folder, or a folder instead of a file
 
 
 def refuse_occupied(output: Path) -> None:
-    """Refuse an output that is there already, but for an empty folder, or that would lie in a registry.
+    """Check that an output is new or an empty folder, and that it is not in a registry.
 
     Raises:
         ExportError: ``output`` holds something.
-        StoreError: it lies in the folder of a registry, or cannot be read.
+        StoreError: ``output`` is in the folder of a registry, or cannot be read.
     """
     refuse_in_registry(output, elsewhere=ELSEWHERE)
     try:
         if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-            raise ExportError(f"{output} holds something already. Choose a folder that does not exist yet{ELSEWHERE}.")
+            raise ExportError(
+                f"The output must be new, and {output} holds something already. Choose another{ELSEWHERE}."
+            )
     except OSError as error:
         raise explain(error, output, verb="read", elsewhere=ELSEWHERE) from error
 
@@ -45,14 +51,14 @@ def refuse_occupied(output: Path) -> None:
 def new_output(output: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``output`` when the block ends without an error, written to the disk.
 
-    It lies in a hidden folder beside ``output``, which is removed on any error, Ctrl-C and SIGTERM included. A killed
-    process leaves the hidden folder behind, and the next one for the same ``output`` clears it. The writer holds a
-    lock, which the system releases whenever the process ends.
+    It is in a hidden folder beside ``output``, which is removed on any error, also on Ctrl-C and SIGTERM. A killed
+    process leaves the hidden folder, and the next export to the same ``output`` clears it. The writer holds a lock,
+    which the system releases when the process ends.
 
     Raises:
-        ExportError: ``output`` holds something, another process is writing it, or something that no export left
-            stands in the place of the hidden folder.
-        StoreError: it cannot be written, or lies in a registry, or a file that the block reads cannot be read.
+        ExportError: ``output`` holds something, another process writes it, or the hidden folder was not left by an
+            export.
+        StoreError: ``output`` cannot be written or is in a registry, or the block cannot read a file.
     """
     refuse_occupied(output)
     hidden = output.with_name(f".{output.name}.exporting")
@@ -66,36 +72,40 @@ def new_output(output: Path) -> Iterator[Path]:
             refuse_occupied(output)
             os.rename(new, output)
             _sync(output.parent)
-    except StoreError:  # an OSError too, and already explained
+    except StoreError:  # it is an OSError too, with its explanation
         raise
     except OSError as error:
         place = Path(os.fsdecode(error.filename or hidden))
-        if output.parent not in (place, *place.parents):  # of what is exported, or of its base
+        if output.parent not in (place, *place.parents):  # a file of the adapter or its base
             raise explain(error, place, verb="read") from error
         raise explain(error, output, verb="write", elsewhere=ELSEWHERE) from error
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
-    """Raise ExportError unless the disk of ``folder`` has room for ``num_bytes``."""
+    """Check that the disk of ``folder`` has room for ``num_bytes``.
+
+    Raises:
+        ExportError: the disk has less room.
+    """
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ExportError(
-            f"{_size(num_bytes)} are to be written, and the disk has {_size(free)} free. Make room, or choose a folder "
+            f"The export needs {_size(num_bytes)}, and the disk has {_size(free)} free. Make room, or choose a folder "
             f"on another disk{ELSEWHERE}."
         )
 
 
 @contextmanager
 def _locked(aside: Path, output: Path) -> Iterator[Path]:
-    """Yield ``aside``, empty but for the lock that this process holds on it, and remove it afterwards."""
+    """Yield ``aside``, which holds only the lock of this process, and remove it afterwards."""
     with ExitStack() as held:
         folder = _lock(aside, output, held)
-        # By the folder's descriptor, so that no link which is put in its place leads elsewhere.
-        shutil.rmtree(_NEW, ignore_errors=True, dir_fd=folder)  # of a process that was killed
+        # By the folder's descriptor, so that a link in its place cannot lead to another folder.
+        shutil.rmtree(_NEW, ignore_errors=True, dir_fd=folder)  # of a killed process
         try:
             yield aside
         finally:
-            # The lock goes last: whoever then makes another finds nothing here that is still being removed.
+            # The lock goes last, so that the next export finds a folder that is already clear.
             shutil.rmtree(_NEW, ignore_errors=True, dir_fd=folder)
             with suppress(OSError):
                 os.unlink(_LOCK, dir_fd=folder)
@@ -103,12 +113,16 @@ def _locked(aside: Path, output: Path) -> Iterator[Path]:
 
 
 def _lock(aside: Path, output: Path, held: ExitStack) -> int:
-    """Return the descriptor of ``aside``, whose lock is held until ``held`` is closed."""
+    """Return the descriptor of ``aside``, and hold its lock until ``held`` is closed.
+
+    Raises:
+        ExportError: another process holds the lock, or ``aside`` is not the folder of an export.
+    """
     while True:
-        is_new = _make(aside)  # that it cannot be found is no race: there is no folder to make it in
+        is_new = _make(aside)  # FileNotFoundError here is no race: the parent folder is missing
         with ExitStack() as opened:
             try:
-                # Whatever stands there: a link is not followed, and a FIFO not waited for.
+                # Anything may be there: do not follow a link, and do not wait for a FIFO.
                 folder = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | _CAREFULLY)
                 opened.callback(os.close, folder)
                 if not is_new and os.fstat(folder).st_uid != os.geteuid():
@@ -133,13 +147,13 @@ def _lock(aside: Path, output: Path, held: ExitStack) -> int:
 
 def _foreign(aside: Path) -> ExportError:
     return ExportError(
-        f"{aside} is not the folder that an export of this user leaves when it is killed, so it is not cleared. Remove "
-        f"it, or choose another folder{ELSEWHERE}."
+        f"{aside} is not a folder of a killed export of this user, so the export does not clear it. Remove it, or "
+        f"choose another folder{ELSEWHERE}."
     )
 
 
 def _make(folder: Path) -> bool:
-    """Make a folder; return whether it was not there."""
+    """Make a folder; return True if it is new."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -149,10 +163,10 @@ def _make(folder: Path) -> bool:
 
 @contextmanager
 def _stopping() -> Iterator[None]:
-    """Have SIGTERM end the block as an exception does, where nothing else handles it and this is the main thread."""
+    """Let SIGTERM end the block by an exception, if nothing else handles it and this is the main thread."""
 
     def stop(signum: int, _frame: object) -> None:
-        raise SystemExit(128 + signum)  # as a shell has it
+        raise SystemExit(128 + signum)  # the exit code of shells
 
     handles = threading.current_thread() is threading.main_thread()
     if not handles or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -168,7 +182,7 @@ def _stopping() -> Iterator[None]:
 def _to_disk(folder: Path, *, mode: int) -> None:
     """Wait until every file below ``folder``, and every folder, is on the disk.
 
-    Files get the ``mode`` of any other file of this process: safetensors makes files that only their owner can read.
+    Files get ``mode``, because safetensors makes files that only their owner can read.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_file():

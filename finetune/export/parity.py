@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from finetune.core.batch import Batch, Placeholders
     from finetune.export.target import Verdict
 
-# What rounding may make of an output, as a part of the largest one, where weights are held so and fp32 is computed in;
-# it adds up over the layers.
+# The tolerance for the rounding of weights, as a part of the largest output; the error adds up over the layers.
 ROUNDING = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 _TEXTS = (
     ("Describe it.", "a small image with many squares of different colors"),
@@ -30,7 +29,7 @@ _TEXTS = (
 
 
 def rows_of(base: Base, probe: Probe) -> dict[str, Batch]:
-    """Return the rows on which outputs are compared: the probe's, and some with other images and texts."""
+    """Return the rows for comparisons of outputs: the probe's, and some with other images and texts."""
     rows = {"probe": base.probe_batch(probe.seed)}
     for number, (question, said) in enumerate(_TEXTS, start=1):
         _, image = probe_conversation(probe.seed + number)
@@ -42,9 +41,9 @@ def outputs(base: Base, rows: Mapping[str, Batch], placeholders: Placeholders | 
     """Return the outputs of a model for each row, fp32 on the CPU.
 
     Args:
-        base: the model as it now is.
+        base: the model in its present state.
         rows: name -> one row.
-        placeholders: the placeholders of the adapter that answers; None where it has none.
+        placeholders: the placeholders of the active adapter; None if it has none.
     """
     found = {}
     with torch.inference_mode():
@@ -65,17 +64,17 @@ def compare(
     """Compare outputs of an export with those of the adapter.
 
     Args:
-        what: the text that says what is compared with what.
-        got: name of a row -> outputs of the export. Where lengths differ, as with a prompt before one row, the last
+        what: the text that names the two sides of the comparison.
+        got: name of a row -> outputs of the export. If the lengths differ, as with a prompt before one row, the last
             positions are compared.
         wanted: name of a row -> outputs of the adapter.
         plain: name of a row -> outputs of the base alone.
         rounding: the tolerance, as a part of the largest output.
 
     Returns:
-        The comparison. It is ``failed`` where a difference is above the tolerance, or is not a number. It is
-        ``inconclusive`` where the adapter's own effect is not above the precision of fp32, or not above twice the
-        largest difference. So the base alone never passes.
+        The comparison. It is ``failed`` if a difference is above the tolerance, or is not a number. It is
+        ``inconclusive`` if the adapter's own effect is not above the precision of fp32, or not above twice the largest
+        difference. So the base alone never passes.
     """
     off = max((_largest(got[name], wanted[name]) for name in got), key=_worst)
     effect = max(_largest(plain[name], wanted[name]) for name in got)
@@ -88,7 +87,7 @@ def compare(
 
 
 def compare_tensors(what: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
-    """Compare tensors that were read back with the originals: ``passed`` where they are equal."""
+    """Compare tensors that were read back with the originals: ``passed`` if they are equal."""
     off = 0.0
     for got, wanted in pairs:
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
@@ -106,4 +105,4 @@ def _largest(got: Tensor, wanted: Tensor) -> float:
 
 
 def _worst(off: float) -> float:
-    return float("inf") if off != off else off  # NaN compares with nothing
+    return float("inf") if off != off else off  # NaN is not comparable

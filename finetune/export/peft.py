@@ -37,22 +37,26 @@ class Peft:
     """PEFT's format, which transformers and other engines read too.
 
     Attributes:
-        bake_scaling: whether LoRA's scaling is multiplied into B, so that ``lora_alpha == r``, without rslora and
+        bake_scaling: True to multiply LoRA's scaling into B, so that ``lora_alpha == r``, without rslora and
             patterns.
     """
 
     bake_scaling: bool = False
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where PEFT has no method that computes the same."""
+        """Check that PEFT has a method that computes the same.
+
+        Raises:
+            ExportError: PEFT has no such method, or the adapter has no scaling to bake.
+        """
         refuse_ours(manifest)
         if self.bake_scaling and manifest.adapter.peft_type != "LORA":
             raise ExportError(
-                f"{manifest.full_name} is a {manifest.adapter.methods}, which has no scaling: leave bake_scaling out."
+                f"bake_scaling needs a LoRA, got {manifest.adapter.methods} ({manifest.full_name}). Leave it out."
             )
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
-        """Write config, weights and card, and have PEFT open them on the base."""
+        """Write config, weights and card, and let PEFT load them on the base."""
         description = source.manifest.adapter
         tensors, config = dict(source.adapter.tensors), peft_config(description)
         if self.bake_scaling:
@@ -66,7 +70,7 @@ class Peft:
         written = load_file(folder / WEIGHTS_NAME)
         pairs = [(written[name], tensor.cpu()) for name, tensor in tensors.items() if name in written]
         if len(pairs) != len(tensors) or len(written) != len(tensors):
-            raise ExportError(f"{WEIGHTS_NAME} holds {len(written)} tensors, written were {len(tensors)}")
+            raise ExportError(f"{WEIGHTS_NAME} must hold {len(tensors)} tensors, got {len(written)}. Export it again.")
         return [
             compare_tensors(f"the {len(pairs)} tensors of {WEIGHTS_NAME} with those of the adapter", pairs),
             compare_with_peft(source, folder),
@@ -74,12 +78,16 @@ class Peft:
 
 
 def _name(tensor: str) -> str:
-    """Return the name by which transformers finds a DoRA's magnitudes too; PEFT finds them by either."""
+    """Return the name of a tensor that transformers finds too; for a DoRA's magnitudes it differs from PEFT's."""
     return f"{tensor}.weight" if tensor.endswith(".lora_magnitude_vector") else tensor
 
 
 def refuse_ours(manifest: AdapterManifest) -> None:
-    """Raise ExportError where an adapter is in no format of PEFT's."""
+    """Check that a format of PEFT holds the adapter.
+
+    Raises:
+        ExportError: PEFT has no format for it.
+    """
     if manifest.adapter.peft_type != OURS:
         return
     methods = [part.method for part in manifest.adapter.parts]
@@ -87,8 +95,8 @@ def refuse_ours(manifest: AdapterManifest) -> None:
         reason = f"it holds {manifest.adapter.methods}, and PEFT's format holds one method"
     elif methods == ["prompt_tuning"]:
         reason = (
-            "PEFT puts a prompt before the embeddings and drops the token ids, from which a "
-            f"{manifest.base.model_type} makes its positions or masks: it would answer otherwise"
+            "PEFT puts a prompt before the embeddings and drops the token ids, and a "
+            f"{manifest.base.model_type} needs them for its positions or masks, so its answers would differ"
         )
     else:
         reason = f"PEFT's format holds no {manifest.adapter.methods}"
@@ -99,13 +107,17 @@ def refuse_ours(manifest: AdapterManifest) -> None:
 
 
 def compare_with_peft(source: Source, folder: Path) -> Comparison:
-    """Have PEFT load ``folder`` on the base, which it then wraps, and compare its outputs with the adapter's."""
+    """Let PEFT load ``folder`` on the base, which it wraps, and compare its outputs with the adapter's.
+
+    Raises:
+        ExportError: PEFT cannot load the folder.
+    """
     from peft import PeftModel
 
     try:
         model: Any = PeftModel.from_pretrained(cast("Any", source.base.model), folder)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ExportError(f"PEFT cannot open what was written: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"PEFT cannot load the written files: {str(error).strip().splitlines()[0]}") from error
     got = outputs(replace(source.base, model=model.eval()), source.rows)
     return compare("PEFT on the same base with the adapter", got, wanted=source.adapted, plain=source.plain)
 

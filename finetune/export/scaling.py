@@ -18,9 +18,9 @@ _PREFIX = "base_model.model."  # of every tensor name in a PEFT folder
 def bake_scaling(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the same LoRA with ``lora_alpha == r`` for every module: no rslora, no patterns.
 
-    B is multiplied by the scaling. Modules of a smaller rank are padded with zeros to the largest rank, since some
-    engines read one rank only; their outputs stay the same. Those of a DoRA stay the same too: it uses only the scaled
-    product and a magnitude of its own.
+    B is multiplied by the scaling. Modules of a smaller rank are padded with zeros to the largest rank, because some
+    engines read one rank only; their outputs do not change. Those of a DoRA do not change either: it uses only the
+    scaled product and its own magnitude.
 
     Args:
         tensors: the tensors under PEFT's names: A [r, I], B [O, r], and the magnitudes of a DoRA [O].

@@ -1,4 +1,4 @@
-"""The code of an export's model card, which a reader runs from an image and a question to the answer."""
+"""The code of an export's model card: it reads an image and a question, and prints the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGE_NAME = "image.jpg"
 QUESTION = "What does the image show?"
 LABELS = ("shirt", "hat")
 _OPEN = 'image = ImageOps.exif_transpose(Image.open("{image}")).convert("RGB")'
-# Pixels are made in float32: they are cast to what the weights are in, which may be half precision.
+# The processor makes pixels in float32; the code casts them to the dtype of the weights.
 _ASK = """\
 {open}
 question = {question}
@@ -35,7 +35,7 @@ print(labels[scores.argmax()], dict(zip(labels, scores.tolist())))"""
 
 
 def transformers_code(source: Source, loading: str) -> str:
-    """Return code for plain transformers that asks as the adapter was trained, and prints the answer.
+    """Return code for plain transformers that makes the prompt of the adapter's training, and prints the answer.
 
     Args:
         source: the adapter and base to export.
@@ -46,10 +46,10 @@ def transformers_code(source: Source, loading: str) -> str:
 
 
 def messages_code(task: PromptSection, *, image: str) -> str:
-    """Return the lines that define ``messages``, as the adapter was trained on them.
+    """Return the lines that define ``messages``, in the form of the adapter's training.
 
     Args:
-        task: the task section of the manifest; in the code, ``question`` holds the user's words.
+        task: the task section of the manifest; in the code, ``question`` is the text of the user.
         image: the code of the part that shows the image.
     """
     lines = ["messages = ["]
@@ -100,7 +100,7 @@ def _prompt(source: Source, task: PromptSection) -> str:
 
 
 def _bare_prompt(source: Source, task: PromptSection) -> str:
-    """Return the line that defines ``text`` where the processor itself puts marks around it."""
+    """Return the line that defines ``text`` for a processor that adds its own special tokens."""
     before = "".join(f"{text_of(message)}\n" for message in task.ask("")[:-1])
     token: str = source.base.processor.image_token  # type: ignore[attr-defined]
     return f"text = {token + before!r} + {_filled(task.question_template, 'question')}"

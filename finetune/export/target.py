@@ -26,12 +26,12 @@ class Source:
 
     Attributes:
         ref: the name of the version: ``ns/name@17``, or ``ns/name@sha256:<digest>`` of an adapter's folder.
-        adapter: the adapter's manifest and tensors, every byte checked; on the base's device.
-        base: the plain base in fp32, unquantized, with nothing attached; the target may change it or use it up.
-        updates: full module name -> the update that the adapter computes in the place of that module, as
-            ``methods.adapter.merge`` takes it.
-        placeholders: the placeholders that rows must hold for the adapter's prompt; None where it has none.
-        rows: name -> one row on the base's device, as the plain base takes it; ``probe`` is the manifest's.
+        adapter: the adapter's manifest and tensors, with every byte verified; on the base's device.
+        base: the plain base in fp32, unquantized, with nothing attached; the target may change it.
+        updates: full module name -> the update of the adapter for that module, as ``methods.adapter.merge``
+            takes it.
+        placeholders: the placeholders that rows must hold for the adapter's prompt; None if it has none.
+        rows: name -> one row on the base's device, for the plain base; ``probe`` is the manifest's.
         plain: name -> the base's output for the row, fp32 on the CPU: logits [T, V], or embeddings [2, D].
         adapted: name -> the adapter's output for the row; a prompt of N tokens gives [N + T, V].
     """
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def version(self) -> str:
-        """The version as a card names it: ``version 17``, or the beginning of its manifest's digest."""
+        """The version for a card: ``version 17``, or the beginning of its manifest's digest."""
         number = self.ref.rpartition("@")[2]
         return f"version {number}" if number.isdigit() else f"manifest {self.adapter.digest[:16]}"
 
@@ -62,11 +62,11 @@ class Comparison:
     """One comparison of an export with the adapter or its tensors.
 
     Attributes:
-        what: the text that says what was compared with what.
-        verdict: ``inconclusive`` where the base without the adapter would not have failed either.
+        what: the text that names the two sides of the comparison.
+        verdict: ``inconclusive`` if the base without the adapter would not fail either.
         largest_difference: the largest difference between two values.
         tolerance: the largest difference that passes.
-        effect: the largest difference that the adapter itself makes; None where it was not measured.
+        effect: the largest difference that the adapter itself makes; None if it was not measured.
     """
 
     what: str
@@ -80,16 +80,20 @@ class Target(Protocol):
     """A program to which an adapter can be exported; a frozen dataclass, whose fields are the options."""
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError, with the reason and what else can be done, where such an adapter cannot go there."""
+        """Check that the target can hold an adapter.
+
+        Raises:
+            ExportError: the target cannot hold it; with the reason and another way.
+        """
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:
         """Write the files, read them back, and return the comparisons, at least that of the probe.
 
         Args:
             source: the adapter and base to export.
-            folder: an empty folder; its contents are delivered afterwards, unless a comparison failed.
+            folder: an empty folder; it becomes the output afterwards, unless a comparison failed.
 
         Raises:
-            ExportError: the adapter cannot be written there, with the reason.
+            ExportError: the target cannot hold the adapter; with the reason.
         """
         ...

@@ -26,8 +26,8 @@ class Export:
 
     Attributes:
         folder: the folder of its files.
-        verdict: ``passed``; ``inconclusive`` where the adapter's effect on the rows compared is below the effect of
-            rounding, and only equal tensors confirm the export.
+        verdict: ``passed``; ``inconclusive`` if the adapter's effect on the compared rows is below the rounding error,
+            so that only equal tensors confirm the export.
         record: the contents of ``export.json``.
     """
 
@@ -37,7 +37,7 @@ class Export:
 
 
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
-    """Return the verdict on an export: ``failed`` by any that failed, or where none passed."""
+    """Return the verdict on an export: ``failed`` if any comparison failed, or if none passed."""
     verdicts = {comparison.verdict for comparison in comparisons}
     if "failed" in verdicts or "passed" not in verdicts:
         return "failed"
@@ -83,7 +83,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def describe(comparison: Comparison) -> str:
-    """Return a comparison as one line for people."""
+    """Return a comparison as one line of text."""
     effect = "" if comparison.effect is None else f"; the adapter's own effect is {comparison.effect:.3g}"
     return (
         f"{comparison.verdict}: {comparison.what}: largest difference {comparison.largest_difference:.3g}, at most "

@@ -1,4 +1,4 @@
-"""The target ``vllm``: LoRA on the language model, as ``vllm serve --lora-modules NAME=FOLDER`` takes it."""
+"""The target ``vllm``: LoRA on the language model, for ``vllm serve --lora-modules NAME=FOLDER``."""
 
 from __future__ import annotations
 
@@ -38,16 +38,20 @@ _IMAGE_PART = '{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base
 
 @dataclass(frozen=True, kw_only=True)
 class Vllm:
-    """A target that writes PEFT's format within the limits of vLLM; vLLM itself, which needs its GPU, is not run.
+    """A target that writes PEFT's format within the limits of vLLM. It does not run vLLM, which needs a GPU.
 
     Attributes:
-        max_lora_rank: the ``--max-lora-rank`` with which vLLM is started.
+        max_lora_rank: the ``--max-lora-rank`` of vLLM.
     """
 
     max_lora_rank: int = DEFAULT_MAX_LORA_RANK
 
     def refuse(self, manifest: AdapterManifest) -> None:
-        """Raise ExportError where vLLM would refuse the adapter, or serve only a part of it."""
+        """Check that vLLM serves the whole adapter.
+
+        Raises:
+            ExportError: vLLM would refuse the adapter, or serve only a part of it.
+        """
         refuse_for_vllm(manifest, max_lora_rank=self.max_lora_rank)
 
     def make(self, source: Source, folder: Path) -> list[Comparison]:

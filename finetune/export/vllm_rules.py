@@ -1,7 +1,7 @@
-"""The rules by which vLLM serves an adapter, from its own sources, and the form in which it gets one.
+"""The rules of vLLM for adapters, from its own sources, and the format of an adapter for it.
 
-The rules are those of vLLM 0.33.0; each names the file that it comes from, and ``tests/vllm`` compares them with the
-real code. Nothing here loads PEFT or transformers: the plugin, which checks every served adapter so, runs in vLLM's
+The rules are those of vLLM 0.33.0; each names its source file, and ``tests/vllm`` compares them with the real code.
+Nothing here imports PEFT or transformers, because the plugin checks every served adapter by these rules in vLLM's
 environment.
 """
 
@@ -25,9 +25,9 @@ VERSION = "0.33.0"
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of --max-lora-rank: config/lora.py, MaxLoRARanks
 DEFAULT_MAX_LORA_RANK = 16
 
-# model_type -> where the layers of its decoder stand in transformers. vLLM calls them otherwise, and its class for each
+# model_type -> the path of its decoder's layers in transformers. vLLM has other names, and its class for each
 # model_type takes these names too (hf_to_vllm_mapper in model_executor/models/*.py; fast_vlm runs on transformers' own
-# modules, models/transformers/base.py). So no name is changed on the way.
+# modules, models/transformers/base.py). So the export changes no name.
 LAYERS = {
     "fast_vlm": "model.language_model.layers.",
     "gemma3": "model.language_model.layers.",
@@ -43,22 +43,22 @@ LAYERS = {
 # verify_with_model_config).
 WITHOUT_LORA = ("clip", "llava_onevision")
 # What vLLM packs into qkv_proj, o_proj, gate_up_proj and down_proj of a decoder's layer (packed_modules_mapping). An
-# ending that no module has is an error there (lora/lora_model.py, check_unexpected_modules); one that only a tower has,
-# or that stands outside the layers, is dropped without a word (lora/model_manager.py, activate_adapter).
+# ending that no module has is an error there (lora/lora_model.py, check_unexpected_modules). vLLM drops an ending that
+# only a tower has, or one outside the layers, without an error (lora/model_manager.py, activate_adapter).
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _MERGE = "merge the adapter into its base: finetune export --to merged."
 
 
 def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
-    """Check that vLLM serves an adapter whole, just as it is.
+    """Check that vLLM serves a whole adapter, unchanged.
 
     Args:
         manifest: the manifest of the adapter.
-        max_lora_rank: the ``--max-lora-rank`` with which vLLM is started.
+        max_lora_rank: the ``--max-lora-rank`` of vLLM.
 
     Raises:
-        ExportError: vLLM does not serve it; with the reason, and what else can be done.
+        ExportError: vLLM does not serve the adapter; with the reason and another way.
         ManifestError: the options of the adapter are not valid.
     """
     reason = (
@@ -72,9 +72,9 @@ def refuse_for_vllm(manifest: AdapterManifest, *, max_lora_rank: int) -> None:
 
 
 def vllm_form(adapter: AdapterFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and config, in PEFT's format, of an adapter that vLLM serves.
+    """Return tensors and config, in PEFT's format, of an adapter for vLLM.
 
-    The scaling stands in B, and all modules have one rank: the factor that is left to vLLM is one.
+    B contains the scaling, and all modules have one rank, so the factor of vLLM is one.
     """
     return bake_scaling(adapter.tensors, peft_config(adapter.manifest.adapter))
 
@@ -82,29 +82,27 @@ def vllm_form(adapter: AdapterFolder) -> tuple[dict[str, Tensor], dict[str, Any]
 def _no_limit(max_lora_rank: int) -> str:
     if max_lora_rank in MAX_LORA_RANKS:
         return ""
-    return f"it does not start with --max-lora-rank {max_lora_rank}; it takes {', '.join(map(str, MAX_LORA_RANKS))}."
+    return f"--max-lora-rank must be one of {', '.join(map(str, MAX_LORA_RANKS))}, got {max_lora_rank}."
 
 
 def _no_lora(manifest: AdapterManifest) -> str:
-    """Return the reason where the adapter is a prompt, override or DoRA, or its base takes no LoRA; else an empty text.
+    """Return the reason if the adapter is no plain LoRA, or its base takes no LoRA; else an empty text.
 
-    See lora/peft_helper.py, ``_validate_features``. Biases and ``modules_to_save`` are in no manifest, see
+    See lora/peft_helper.py, ``_validate_features``. No manifest has biases or ``modules_to_save``, see
     ``tables.FIXED_PEFT_CONFIG``.
     """
     adapter, model_type = manifest.adapter, manifest.base.model_type
     if [part.method for part in adapter.parts] != ["lora"]:
-        return f"LoRA is all that it serves, and this is {adapter.methods}. Load it with finetune.load(...)."
+        return f"it serves only LoRA, got {adapter.methods}. Load it with finetune.load(...)."
     check_options(adapter.parts[0].options, adapter.parts[0].names)
     if model_type in WITHOUT_LORA:
-        return f"it has no LoRA on {model_type}. Instead, {_MERGE}"
+        return f"it supports no LoRA on {model_type}. Instead, {_MERGE}"
     if model_type not in LAYERS:
-        return f"LoRA on {model_type} was not tried there; it was on {', '.join(LAYERS)}. Instead, {_MERGE}"
+        return f"LoRA was tested there on {', '.join(LAYERS)}, got {model_type}. Instead, {_MERGE}"
     if not isinstance(manifest.task, PromptSection):
-        return (
-            f"it serves generated answers, and task {manifest.task.name} gives none. Load it with finetune.load(...)."
-        )
+        return f"it serves only tasks that generate text, got {manifest.task.name}. Load it with finetune.load(...)."
     if adapter.parts[0].options["use_dora"]:
-        return f"it has no DoRA. Train with method.use_dora: false, or {_MERGE}"
+        return f"it supports no DoRA. Train with method.use_dora: false, or {_MERGE}"
     return ""
 
 
@@ -116,18 +114,20 @@ def _other_modules(manifest: AdapterManifest) -> str:
         return ""
     return (
         f"it would refuse or ignore {len(other)} of the {len(part.names)} modules that the adapter changes, such as "
-        f"{brief(other[0])}: what it serves are {', '.join(PROJECTIONS)} below {layers.removesuffix('.')}. Train with "
+        f"{brief(other[0])}. It serves {', '.join(PROJECTIONS)} below {layers.removesuffix('.')}. Train with "
         f"method.towers: {{projector: none, vision: none}}, or {_MERGE}"
     )
 
 
 def _rank_over(part: PartDescription, limit: int) -> str:
-    """Return the reason where a rank is over the limit (lora/peft_helper.py, validate_legal), else an empty text."""
+    """Return the reason if a rank is over the limit (lora/peft_helper.py, validate_legal), else an empty text."""
     rank = max((part.options["rank_pattern"].get(name, part.options["r"]) for name in part.names), default=0)
     if rank <= limit:
         return ""
     enough = [allowed for allowed in MAX_LORA_RANKS if allowed >= rank]
     instead = (
-        f"Say --max-lora-rank {enough[0]}, there and here." if enough else f"It has no larger one. Instead, {_MERGE}"
+        f"Set --max-lora-rank {enough[0]}, in vLLM and here."
+        if enough
+        else f"vLLM has no larger one. Instead, {_MERGE}"
     )
-    return f"the adapter's largest rank is {rank}, over --max-lora-rank {limit}. {instead}"
+    return f"the adapter's ranks must be at most --max-lora-rank {limit}, got {rank}. {instead}"

@@ -1,4 +1,4 @@
-"""Answers of the base and its adapters to the same image and question, one after the other, each as it was trained."""
+"""Answers of the base and its adapters to the same image and question, one after the other."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Answer:
     Attributes:
         entry: the adapter; None for the plain base.
         text: the text of the answer.
-        error: the reason why there is none, in words for people; None for no error.
-        was_loaded: whether it had to be read and checked first.
-        ready_ms: milliseconds until it could answer: reading and checking it, or switching to it.
+        error: the message of the error; None for no error.
+        was_loaded: True if the adapter was loaded for this answer.
+        ready_ms: milliseconds to load and check the adapter, or to switch to it.
         answer_ms: milliseconds that the answer took.
     """
 
@@ -52,29 +52,29 @@ def read_image(path: Path | None) -> np.ndarray:
         DataError: there is no image, or it cannot be read.
     """
     if path is None:
-        raise DataError("There is no image yet: choose a file, paste one, or take one of the examples.")
+        raise DataError("There is no image yet. Choose a file, paste one, or take one of the examples.")
     try:
         return read_pixels(path, name=path.name)
-    except RowError as error:  # PIL says where this machine keeps the file
+    except RowError as error:  # without the path: PIL names the folder of the upload
         raise DataError(str(error).replace(str(path), path.name)) from None
 
 
 def read_words(text: str, *, labels: bool) -> str | list[str]:
-    """Return the question; or labels, one a line or separated by commas.
+    """Return the question; or the labels, one per line or separated by commas.
 
     Raises:
-        DataError: it is empty or too long.
+        DataError: the text is empty or too long, or has fewer than two labels.
     """
     if len(text) > MAX_QUESTION:
-        raise DataError(f"That are {len(text)} characters; at most {MAX_QUESTION} can be asked at once.")
+        raise DataError(f"A question may have at most {MAX_QUESTION} characters, got {len(text)}. Shorten it.")
     if labels:
         parts = list(dict.fromkeys(label.strip() for line in text.splitlines() for label in line.split(",")))
         found = [label for label in parts if label]
         if len(found) < 2:
-            raise DataError("Write at least two labels to choose from, one a line or parted by commas.")
+            raise DataError(f"Write at least two labels, one per line or separated by commas, got {len(found)}.")
         return found
     if not text.strip():
-        raise DataError("The question is empty: write what you want to know about the image.")
+        raise DataError("The question is empty. Write a question about the image.")
     return text.strip()
 
 
@@ -89,7 +89,7 @@ def answer_side_by_side(
         words: the question; for a dual encoder the labels.
         chosen: the adapters.
     """
-    # Nothing is yielded inside a `using` block: whoever takes the next answer may do so in another thread or context.
+    # Never yield inside a `using` block: the caller may take the next answer in another thread or context.
     for entry in (None, *chosen):
         yield _answer(vlm, image, words, entry)
 

@@ -1,4 +1,4 @@
-"""The catalog of the page: each adapter with its scores, and the reason where the loaded base cannot use it."""
+"""The catalog of the page: each adapter with its scores, and the reason if the loaded base cannot use it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class CatalogEntry:
     """One adapter as the page shows it.
 
     Attributes:
-        ref: the reference to load when it is chosen: an exact version, or a folder.
-        name: its name on the page; no two entries have the same.
-        version: the number of the version; None for a folder, and where nothing can be read.
-        aliases: the aliases that stand for this version.
-        summary: the summary of its manifest; see ``AdapterManifest.summary``. Empty where that cannot be read.
-        signature: its signer, in words.
-        refusal: the reason why it cannot be chosen; None when it can.
+        ref: the reference to load: an exact version, or a folder.
+        name: its unique name on the page.
+        version: the number of the version; None for a folder, or if the adapter cannot be read.
+        aliases: the aliases of this version.
+        summary: the summary of its manifest; see ``AdapterManifest.summary``. Empty if it cannot be read.
+        signature: a text about its signer.
+        refusal: the reason why it cannot be chosen; None if it can.
     """
 
     ref: str
@@ -43,12 +43,12 @@ class CatalogEntry:
 
     @property
     def synthetic(self) -> bool:
-        """Whether it was trained on images drawn by a program."""
+        """True if it was trained on images drawn by a program."""
         return bool(self.summary.get("synthetic"))
 
     @property
     def values(self) -> dict[str, float]:
-        """Name -> value of each metric on its test split; see ``finetune.metrics.names``. Empty where there is none."""
+        """Name -> value of each metric on its test split; see ``finetune.metrics.names``. Empty if it has none."""
         return named_values(self.summary.get("metrics"))
 
     @property
@@ -63,12 +63,12 @@ def read_catalog(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdent
 
     Args:
         registry: the registry in which names are looked up.
-        refs: references and adapter folders; empty for the latest version of every adapter, those that cannot be read
-            last. ``base`` has no entry.
+        refs: references and adapter folders; empty for the latest version of every adapter, with the unreadable
+            adapters last. ``base`` has no entry.
         base: the identity of the loaded base.
 
     Raises:
-        FinetuneError: a reference leads to nothing, or the registry or its trust policy cannot be read.
+        FinetuneError: a reference does not exist, or the registry or its trust policy cannot be read.
     """
     if not refs:
         unreadable: list[CatalogEntry] = []
@@ -76,7 +76,7 @@ def read_catalog(registry: AdapterRegistry, refs: Sequence[str], base: BaseIdent
         return [*(_of_version(registry, version, version.full_name, base) for version in versions), *unreadable]
     entries = []
     for ref in dict.fromkeys(refs):
-        if ref == "base":  # it is shown beside whatever is chosen
+        if ref == "base":  # the page always shows it
             continue
         folder = as_folder(ref)
         if folder is None:
@@ -114,7 +114,7 @@ def _of_folder(registry: AdapterRegistry, folder: Path, name: str, base: BaseIde
     demand = registry.guard.policy.of(manifest.namespace).signatures
     summary = manifest.summary()
     return CatalogEntry(
-        ref=str(folder.absolute()),  # "./medical/mri" reads as a reference once its "./" is gone
+        ref=str(folder.absolute()),  # "./medical/mri" would be a reference without its "./"
         name=name,
         version=None,
         aliases=(),

@@ -14,8 +14,8 @@ from finetune.pocket.retail import draw_product
 if TYPE_CHECKING:
     from pathlib import Path
 
-SPLIT = "example"  # no run trains or is evaluated on it
-# Each image's domain, index, and the kind of question that is suggested.
+SPLIT = "example"  # a split that no run trains or evaluates on
+# Each image's domain, its index, and the kind of the suggested question.
 _CHOSEN = (
     ("medical", 7, "lesion"),
     ("medical", 2, "side"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.playground.answers import Answer
     from finetune.playground.catalog import CatalogEntry
 
-_LONG = 48  # characters, above which an answer is set as text and not as a headline
+_LONG = 48  # characters; a longer answer is shown as text and not as a headline
 MAX_ROWS = 200  # of the table; a registry may hold thousands
 
 
@@ -24,7 +24,7 @@ def alert(message: str) -> str:
 
 
 def nothing_yet(hint: str) -> str:
-    """Return the HTML in the place of answers that are not there yet."""
+    """Return the HTML to show before the first answers."""
     return f"<div class='pg-empty'>{html_text(hint)}</div>"
 
 
@@ -36,8 +36,8 @@ def cards(
     Args:
         asked: the question, or the labels.
         answers: the answers so far.
-        waiting: the entries that are still to answer; None for the base.
-        right: the right answer; None where it is not known.
+        waiting: the entries without an answer yet; None for the base.
+        right: the right answer; None if unknown.
     """
     known = ""
     if right is not None:
@@ -91,21 +91,21 @@ def _times(answer: Answer) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Return a duration for people: ``0.08 ms``, ``43 ms``, ``2.1 s``."""
+    """Return a duration with its unit: ``0.08 ms``, ``43 ms``, ``2.1 s``."""
     if value >= 1000:
         return f"{value / 1000:.1f} s"
     return f"{value:.0f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
 def table(entries: Sequence[CatalogEntry], *, where: str) -> str:
-    """Return the adapters with their scores; those that do not fit the base are struck out, with the reason."""
+    """Return the adapters with their scores; refused ones are struck out, with the reason."""
     title = "<h2 class='pg-h2'>Adapters in the registry</h2>"
     if not entries:
         return title + nothing_yet(f"There are no adapters in {where}. `finetune demo` trains and publishes two.")
-    head = ("Adapter", "Trained for", "Exact match, base → adapter", "Judged on", "Signature", "On this base")
+    head = ("Adapter", "Trained for", "Exact match, base → adapter", "Evaluated on", "Signature", "On this base")
     rows = "".join(_row(entry, head) for entry in entries[:MAX_ROWS])
     more = len(entries) - MAX_ROWS
-    rest = f"<p>{more} more are not shown: name those you want, finetune app NAMESPACE/NAME ...</p>" if more > 0 else ""
+    rest = f"<p>{more} more are not shown. Name some: finetune app NAMESPACE/NAME ...</p>" if more > 0 else ""
     headings = "".join(f"<th scope='col'>{html_text(cell)}</th>" for cell in head)
     return f"{title}<table class='pg-table'><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>{rest}"
 
@@ -125,7 +125,7 @@ def _row(entry: CatalogEntry, head: Sequence[str]) -> str:
         html_text(entry.signature),
         fits,
     )
-    # Each in one box, which stays one where a phone sets label and value side by side.
+    # One box for each cell, because a phone shows label and value side by side.
     shown = "".join(f"<td data-label='{html_text(h)}'><div>{c}</div></td>" for h, c in zip(head, cells, strict=True))
     return f"<tr class='{'offered' if entry.refusal is None else 'refused'}'>{shown}</tr>"
 
@@ -142,7 +142,7 @@ def _scores(entry: CatalogEntry) -> str:
 
 def _score(base: float | None, test: float, name: str) -> str:
     first = "" if base is None else f"{base:.3f} → "
-    # A bar is drawn of shares alone.
+    # Only shares have a bar.
     shares = [share for share in (test, base) if share is not None and 0 <= share <= 1]
     marks = "".join(f"<i style='width: {share:.0%}'></i>" for share in shares)
     label = f"<small>{html_text(name)}</small> " if name else ""

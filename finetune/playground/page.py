@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from finetune.playground.examples import ExampleImage
     from finetune.playground.playground import Playground
 
-AT_FIRST = 2  # adapters that are chosen before anybody chooses
+AT_FIRST = 2  # adapters that are chosen at the start
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of every event
 _WAITING = 32  # questions that may wait for their turn
 
 
 def build_page(p: Playground) -> gr.Blocks:
-    """Return the page; it loads nothing from elsewhere, and reports nothing anywhere."""
+    """Return the page; it loads nothing from other hosts, and sends no reports."""
     with gr.Blocks(title="finetune: base and adapters", fill_width=True, analytics_enabled=False) as page:
         gr.HTML(_head(p))
         with gr.Row():
@@ -37,7 +37,7 @@ def build_page(p: Playground) -> gr.Blocks:
                     p.choices,
                     value=p.choices[:AT_FIRST],
                     label="Adapters beside the base",
-                    info=None if p.choices else "None fits this base: see the table below.",
+                    info=None if p.choices else "No adapter fits this base: see the table below.",
                     elem_id="adapters",
                 )
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
@@ -68,17 +68,17 @@ def _image() -> gr.Image:
         height=270,
         sources=["upload", "clipboard"],
         buttons=[],
-        alt_text="The image that is asked about",
+        alt_text="The image of the question",
     )
-    # The file is handed on as it was given, so that one door opens images, bounds them and says what is wrong; and
-    # Gradio would fetch an address that a browser sends in its place. Set on the object, since Gradio writes a stub
-    # file beside the source of every class that is derived from one of its own.
+    # Gradio must not open the file, so that `read_image` alone opens images and checks them. Gradio must not fetch a
+    # URL that a browser sends in its place either. Both are set on the object, because Gradio writes a stub file beside
+    # the source of every class that is derived from one of its own.
     image.preprocess = _given_file  # type: ignore[method-assign]
     keep = image.async_move_resource_to_block_cache
 
     async def keep_file(url_or_file_path: str | Path | None) -> str | None:
         if str(url_or_file_path).lower().startswith(("http:", "https:")):
-            raise gr.Error("Give a file: this page fetches no address.")
+            raise gr.Error("Choose a file. This page fetches no images from URLs.")
         return await keep(url_or_file_path)
 
     image.async_move_resource_to_block_cache = keep_file  # type: ignore[method-assign]
@@ -91,7 +91,7 @@ def _given_file(payload: Any) -> Any:
 
 def _words(p: Playground) -> gr.Textbox:
     if p.takes_labels:
-        hint = "one a line, or parted by commas"
+        hint = "one per line, or separated by commas"
         return gr.Textbox(label="Labels to choose from", placeholder=hint, lines=3, elem_id="question")
     return gr.Textbox(
         label="Question", placeholder="What do you want to know about the image?", lines=1, elem_id="question"
@@ -99,7 +99,7 @@ def _words(p: Playground) -> gr.Textbox:
 
 
 def _examples(p: Playground, image: gr.Image, words: gr.Textbox) -> None:
-    """Put a button for each example: its image, and the question that comes with it."""
+    """Add a button for each example, which sets its image and its question."""
     gr.HTML("<p>Or one of these: synthetic, drawn by a program</p>")
     with gr.Row():
         for example in p.examples:
@@ -126,11 +126,11 @@ def _foot(p: Playground) -> str:
     synthetic = ""
     if p.examples or any(entry.synthetic for entry in p.entries):
         synthetic = (
-            "<p>What is called synthetic was drawn by a program: it shows no patient and no product, and a score on "
-            "such images says nothing about real ones.</p>"
+            "<p>A program drew the synthetic images. They show no patient and no product, and a score on them says "
+            "nothing about real images.</p>"
         )
     return (
-        "<div class='pg-foot'><p><b>Not for diagnosis.</b> An adapter asked outside its domain answers in the words of "
-        f"its own.</p>{synthetic}<p>Images stay on the machine that runs this page, and are deleted when it stops."
+        "<div class='pg-foot'><p><b>Not for diagnosis.</b> Outside its domain, an adapter still answers as in its "
+        f"own.</p>{synthetic}<p>Images stay on the machine that runs this page, and are deleted when it stops."
         "</p></div>"
     )

@@ -1,4 +1,4 @@
-"""The functions of the page, whatever shows it: the catalog and the answers so far, as HTML."""
+"""The functions of the page: they return the catalog and the answers so far, as HTML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Playground:
 
     Args:
         vlm: the base.
-        base: the name by which the base was asked for.
+        base: the name of the base that the user gave.
         registry: the registry in which adapters are looked up.
         refs: the adapters to offer; empty for the latest version of each.
         examples: the images to try; empty for none.
@@ -60,7 +60,7 @@ class Playground:
         return table(self.entries, where=self.registry.location)
 
     def look_again(self) -> str:
-        """Read the registry again, and return its table; where that fails, return the error and the old table."""
+        """Read the registry again, and return its table; on an error, return the error and the old table."""
         try:
             self.entries = self._read_catalog()
         except FinetuneError as error:
@@ -68,7 +68,7 @@ class Playground:
         return self.table()
 
     def ask(self, image: Path | None, text: str | None, chosen: list[str]) -> Iterator[str]:
-        """Yield the answers so far, as HTML; an error is one message."""
+        """Yield the answers so far, as HTML, or one error message."""
         try:
             pixels = read_image(image)
             words = read_words(text or "", labels=self.takes_labels)
@@ -88,18 +88,22 @@ class Playground:
         return read_catalog(self.registry, self.refs, self.vlm.base.identity)
 
     def _entry(self, name: str) -> CatalogEntry:
-        # Only what is offered: whatever a browser sends could else be a folder anywhere on this machine.
+        # Only entries of the catalog: a browser could send the path of any folder of this machine.
         for entry in self.entries:
             if entry.name == name:
                 return entry
-        raise DataError(f"{name} is not offered any more. Press 'Look at the registry again' and choose anew.")
+        raise DataError(f"{name} is not in the catalog any more. Press 'Look at the registry again' and choose again.")
 
 
 def _takes_labels(section: TaskSection) -> bool:
-    """Return whether a base chooses among labels, and is asked no question."""
+    """Return True if the task of a base chooses among labels, and False if it answers questions.
+
+    Raises:
+        ModelError: the task does neither.
+    """
     if not isinstance(section, PromptSection | LabelSection):
         raise ModelError(
-            f"the page asks questions, or has a label chosen; task {section.name} of this base does neither. In Python "
-            f"use {section.call}."
+            f"The page needs a base whose task answers questions or chooses labels, got task {section.name}. Use it in "
+            f"Python by {section.call}."
         )
     return isinstance(section, LabelSection)

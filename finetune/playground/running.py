@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from finetune.playground.playground import Playground
 
-GRACE_SECONDS = 3  # that open requests have to end when the page stops
+GRACE_SECONDS = 3  # for open requests to end when the page stops
 MAX_UPLOAD = "25mb"
-# The browser is told to speak with this server alone, whatever a component of the page would like to load.
+# The browser may load from this server only, also for the components of the page.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -42,13 +42,13 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
     """Serve the page until a signal stops it.
 
     Args:
-        refs: the references or adapter folders to offer; empty for the latest version of every adapter. The plain
-            base, ``base``, is there without being named; alone it offers no adapter.
-        base: the base's folder, hub id or embedded name; None for the folder where that of the first reference was last
-            seen.
+        refs: the references or adapter folders to offer; empty for the latest version of every adapter. The page
+            always shows the plain base; ``base`` alone offers no adapter.
+        base: the base's folder, hub id or embedded name; None for the folder where this machine last used that of the
+            first reference.
         registry: a folder or a URL; None for the default one.
         host: the address to listen on.
-        port: the port; 0 for any that is free.
+        port: the port; 0 for a free one.
         **held: the device, dtype and quantization of the base, as ``finetune.load`` takes them.
 
     Returns:
@@ -61,14 +61,14 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
     """
     require_extra("app", what="finetune app")
     if base is None and not set(refs) - {"base"}:
-        raise LaunchError("which base is to be asked? Give --base (such as --base pocket), or an adapter of it.")
+        raise LaunchError("finetune app needs a base or an adapter, got neither. Add --base (such as --base pocket).")
     from finetune.preflight import check_adapter
 
     for ref in dict.fromkeys(ref for ref in refs if ref != "base") or ["base"]:
         check_adapter(ref, base=base, registry=registry)
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="finetune-app-") as folder:
         playground = _load(refs, base, AdapterRegistry(registry), Path(folder), held)
-        # Read when Gradio is imported: where uploads are kept, and that it reports nothing and asks for no news.
+        # Gradio reads them at import: the folder of uploads, no reports, and no check for new versions.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         from finetune.playground.page import build_page
 
@@ -76,7 +76,7 @@ def run_app(refs: Sequence[str], *, base: str | None, registry: str | None, host
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         print(f"{address}  (Ctrl-C stops it)", flush=True)
         if not is_loopback(host):
-            print("anybody who reaches this address can ask: there is no password", flush=True)
+            print("the page has no password: every machine that reaches this address can use it", flush=True)
         return _serve(app, listener)
 
 
@@ -97,11 +97,11 @@ def _load(
 
 
 def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
-    """Return the page as an app that shares nothing, and tells the browser to load nothing from elsewhere.
+    """Return the page as an app that reports nothing, and lets the browser load from this server only.
 
     Args:
         page: the page.
-        for_all: whether it is shown under any name of this machine; else under localhost alone.
+        for_all: True to serve requests to any host name of this machine; False for localhost only.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -109,8 +109,7 @@ def make_server(page: Blocks, *, for_all: bool = False) -> FastAPI:
     from finetune.playground.style import SCRIPT, STYLE
 
     fonts = ("system-ui", "sans-serif")
-    # Without it Gradio takes whatever path a browser sends for that of an upload: it looks for that only in pages that
-    # it serves itself.
+    # Gradio checks that a path from a browser is an upload only for pages that it has launched itself.
     page.has_launched = True
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_HostCheck, for_all=for_all)
@@ -144,7 +143,7 @@ class _HostCheck:
             if not names_loopback(host):
                 from starlette.responses import PlainTextResponse
 
-                await PlainTextResponse("The page is shown on this machine alone: open localhost.", 403)(
+                await PlainTextResponse("This page answers for Host localhost only. Open http://localhost.", 403)(
                     scope, receive, send
                 )
                 return
@@ -169,7 +168,7 @@ def _serve(app: FastAPI, listener: socket.socket) -> int:
         stopped.append(signum)
         server.should_exit = True
 
-    # uvicorn puts its own in their place while it runs, and gives the signal on to these when it has stopped.
+    # uvicorn replaces these handlers while it runs, and passes the signal to them after it has stopped.
     before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])

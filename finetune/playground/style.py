@@ -1,7 +1,7 @@
 """The look of the page: system fonts, two columns that stack on a phone, light and dark.
 
-Gradio sends every rule through the browser and back, which loses a ``border`` of a variable colour whose sides differ.
-So width, style and colour are separate rules.
+Gradio sends every rule through the browser and back, which loses a ``border`` with a variable color and different
+sides. So width, style and color are separate rules.
 """
 
 STYLE = """
@@ -84,13 +84,13 @@ STYLE = """
 }
 """
 
-# On a phone the answers stand below what was pressed.
+# On a phone the answers are below the button.
 SHOW_ANSWERS = """() => {
   if (matchMedia("(max-width: 46rem)").matches) document.getElementById("answers").scrollIntoView();
 }"""
-# A screen reader says what arrives there.
+# A screen reader announces new answers.
 ANNOUNCE_ANSWERS = """() => { document.getElementById("answers").setAttribute("aria-live", "polite"); }"""
-# An image of few pixels is shown as it is, pixel by pixel, and not as a blur.
+# An image of few pixels is shown without smoothing.
 SCRIPT = """<script>
 document.addEventListener("load", (event) => {
   const seen = event.target;

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from finetune.errors import RequestError
 from finetune.server.errors import body_of, release_frames
+from finetune.server.exchange import CLIENT_GONE
 from finetune.server.schema import (
     Answered,
     ChatCompletion,
@@ -19,14 +20,13 @@ from finetune.server.schema import (
     Delta,
     Usage,
 )
-from finetune.server.service import CLIENT_GONE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.types import Receive, Scope, Send
 
-    from finetune.server.service import Exchange
+    from finetune.server.exchange import Exchange
     from finetune.tasks.generation import Answer
 
 
@@ -34,7 +34,7 @@ async def whole(exchange: Exchange, fingerprint: str) -> ChatCompletion:
     """Return the answer, when it is complete.
 
     Raises:
-        RequestError: the answer failed.
+        RequestError: the model could not finish the answer.
     """
     text = ""
     async for piece in exchange.pieces():
@@ -49,13 +49,13 @@ async def whole(exchange: Exchange, fingerprint: str) -> ChatCompletion:
             choices=[Choice(message=Answered(content=text), finish_reason=piece.finish_reason)],
             usage=_usage(piece),
         )
-    raise AssertionError("an answer ends with how it came about")
+    raise AssertionError("the last piece of an answer must be an Answer")
 
 
 class AnswerStream(StreamingResponse):
     """An answer as server-sent events, each a ``ChatCompletionChunk``, the last one ``[DONE]``.
 
-    It closes its exchange when it ends, also where the client has gone before.
+    It closes its exchange when it ends, also if the client went away first.
 
     Args:
         exchange: the exchange of the request.
@@ -76,7 +76,7 @@ class AnswerStream(StreamingResponse):
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
-        except ClientDisconnect:  # no error of ours: the status that is counted tells of it
+        except ClientDisconnect:  # not an error of the server: the metrics count it by its status
             return
         finally:
             self._exchange.close(self._status)

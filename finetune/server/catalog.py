@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BASE = "base"
-_MOST_LOADING = 8  # adapters that are loaded, or looked for, at once
-_MOST_REFUSED = 1024  # names that are remembered because they could not be had
+_MOST_LOADING = 8  # adapters that are loaded or resolved at once
+_MOST_REFUSED = 1024  # names whose failed load is remembered
 
 
 class Catalog:
@@ -34,8 +34,8 @@ class Catalog:
 
     Args:
         switcher: the switcher of the model.
-        refs: the adapters that may be asked.
-        allow: the patterns of others, as in ``Settings``.
+        refs: the references of the adapters that clients may always ask.
+        allow: the patterns of further adapters that clients may ask, as in ``Settings``.
         known_seconds: the number of seconds for which a failed load and the list of the registry are reused.
         clock: the function that returns the time in seconds, and never goes back.
     """
@@ -55,28 +55,28 @@ class Catalog:
         self._loading: dict[str, asyncio.Future[None]] = {}
         self._refused: OrderedDict[str, tuple[float, RequestError]] = OrderedDict()
         self._listed: tuple[float, list[Model]] | None = None
-        self._unreadable: dict[str, str] = {}  # what is not listed, and why; each is logged once
-        # Loading takes long: it has threads of its own, so that nobody waits for it who asks what is ready.
+        self._unreadable: dict[str, str] = {}  # why an adapter is not listed, by name; logged once for each reason
+        # Loading takes long, so it has threads of its own: requests for ready adapters do not wait for it.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="finetune-loading")
 
     def name_of(self, model: str) -> str | None:
         """Return the canonical reference in a request's ``model``; None for the plain base.
 
-        The registry is not asked.
+        This does not ask the registry.
 
         Raises:
-            RequestError: it is no reference, or one that may not be asked.
+            RequestError: ``model`` is not a reference, or this server does not serve that adapter.
         """
         if model == BASE:
             return None
         try:
             ref = AdapterRef.parse(model)
         except AdapterReferenceError as error:
-            raise _no_such(f"{error} The plain model is called {BASE!r}.") from None
+            raise _no_such(f"{error} The name of the plain base is {BASE!r}.") from None
         if str(ref) not in self._refs and not self._is_allowed(ref):
             raise _no_such(
-                f"There is no {brief(model)} here, or it may not be asked: /v1/models lists what may. A server's "
-                "adapters are those that it was started with, and what --allow says."
+                f"`model` must name an adapter that this server serves, got {brief(model)}. GET /v1/models lists them. "
+                "The operator adds adapters on the command line or with --allow."
             )
         return str(ref)
 
@@ -89,7 +89,7 @@ class Catalog:
             name: a name that ``name_of`` returned.
 
         Raises:
-            RequestError: it cannot be loaded.
+            RequestError: the adapter cannot be loaded.
         """
         if name in self._ready:
             return
@@ -101,15 +101,16 @@ class Catalog:
         if name not in self._loading:
             if len(self._loading) >= _MOST_LOADING:
                 raise RequestError(
-                    f"{_MOST_LOADING} adapters are being loaded, and {name} is not ready. Try again.",
+                    f"The server already loads {_MOST_LOADING} adapters, so {name} must wait. Try again in 2 seconds.",
                     status=429,
                     code="loading",
                     param="model",
                     retry_after=2,
                 )
             loading = self._loading[name] = asyncio.ensure_future(self._load(name))
-            loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask
-        await asyncio.shield(self._loading[name])  # others may wait for it too
+            # It reads the error, because perhaps no request still waits for it.
+            loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._loading[name])  # other requests may wait for it too
 
     async def models(self) -> list[Model]:
         """Return the catalog: the base, the adapters that are ready, and others of the registry that are allowed."""
@@ -119,7 +120,7 @@ class Catalog:
         return self._listed[1]
 
     def is_ready(self, name: str) -> bool:
-        """Return whether an adapter has been loaded once."""
+        """Return True if an adapter has been loaded once."""
         return name in self._ready
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from finetune.adapters.reference import AdapterRef
 from finetune.core.base_options import add_base_options
 from finetune.core.extras import require_extra
 from finetune.core.outside_text import LogFormatter
-from finetune.errors import LaunchError
+from finetune.errors import LaunchError, brief
 from finetune.launch.listening import is_loopback, listening
 from finetune.preflight import check_adapter
 from finetune.server.keys import VARIABLE, read_keys
@@ -48,18 +49,18 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--registry", metavar="WHERE", help="folder or URL (default: $FINETUNE_REGISTRY)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 takes a free port (8000)")
     add_base_options(parser)
-    parser.add_argument("--max-bytes", type=_count, metavar="N", help="that loaded adapters may hold together")
+    parser.add_argument("--max-bytes", type=_count, metavar="N", help="limit, in bytes, for all loaded adapters")
     parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help=f"API keys, one a line (default: ${VARIABLE})"
+        "--api-key-file", type=Path, metavar="FILE", help=f"file of API keys, one per line (default: ${VARIABLE})"
     )
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="adapters that are loaded when they are asked for, such as 'medical/*' or '*@prod'; repeatable",
+        help="pattern of adapters to load on the first request, such as 'medical/*' or '*@prod'; repeatable",
     )
     parser.add_argument("--allow-urls", action="store_true", help="fetch images from public http(s) URLs")
     for name, (kind, text) in _BOUNDS.items():
@@ -73,7 +74,7 @@ def add_parser(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 def _serve(args: argparse.Namespace) -> int:
     refs = _canonical(args.refs)
     if not refs and args.base is None:
-        raise LaunchError("finetune serve takes an adapter, or --base: give one of them. finetune serve --help")
+        raise LaunchError("finetune serve needs an adapter or --base, got neither. Add one; see finetune serve --help.")
     settings = Settings(
         allow=tuple(args.allow),
         allow_urls=args.allow_urls,
@@ -86,8 +87,8 @@ def _serve(args: argparse.Namespace) -> int:
     logging.basicConfig(handlers=[handler])
     if not settings.api_keys and not is_loopback(args.host):
         raise LaunchError(
-            f"--host {args.host} can be reached from other machines, and anybody there could ask. Give API keys: "
-            f"--api-key-file FILE, or ${VARIABLE}."
+            f"A server that other machines can reach needs API keys, and none is set (--host {args.host}). Set them "
+            f"with --api-key-file FILE or ${VARIABLE}."
         )
     with listening(args.host, args.port) as listener:
         for ref in refs or ["base"]:
@@ -112,44 +113,44 @@ def _canonical(refs: Sequence[str]) -> list[str]:
     """Return references in their canonical form, without ``base``, which is always served.
 
     Raises:
-        AdapterReferenceError: one of them is no reference, such as a folder.
+        AdapterReferenceError: one of ``refs`` is not a registry reference, for example a folder.
     """
     return list(dict.fromkeys(str(AdapterRef.parse(ref)) for ref in refs if ref != "base"))
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {brief(text)}")
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {brief(text)}")
 
 
 def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := int(text)) <= 65535:
+            return value
+    raise argparse.ArgumentTypeError(f"must be an integer from 0 to 65535, got {brief(text)}")
 
 
 _BOUNDS: dict[str, tuple[Callable[[str], float], str]] = {
-    "max_batch": (_count, "rows that are answered at once"),
-    "max_queue": (_count, "requests that may wait"),
-    "max_connections": (_count, "connections that may be open"),
-    "max_address_connections": (_count, "connections that one address may have open"),
-    "max_new_tokens": (_count, "tokens that an answer may be asked to have"),
-    "max_body_bytes": (_count, "bytes of a request"),
-    "max_images": (_count, "images of a request"),
-    "max_image_pixels": (_count, "width x height of an image"),
-    "head_seconds": (_seconds, "seconds that a connection may take until the head of a request has come"),
-    "body_seconds": (_seconds, "seconds that the body of a request may take to come"),
-    "queue_seconds": (_seconds, "seconds that a request may wait to be answered"),
+    "max_batch": (_count, "maximum number of requests in a batch"),
+    "max_queue": (_count, "maximum number of requests that wait"),
+    "max_connections": (_count, "maximum number of open connections"),
+    "max_address_connections": (_count, "maximum number of open connections of one address"),
+    "max_new_tokens": (_count, "largest max_completion_tokens of a request"),
+    "max_body_bytes": (_count, "maximum size of a request body, in bytes"),
+    "max_images": (_count, "maximum number of images in a request"),
+    "max_image_pixels": (_count, "maximum width x height of an image"),
+    "head_seconds": (_seconds, "seconds that a connection may take to send the head of a request"),
+    "body_seconds": (_seconds, "seconds that a connection may take to send the body of a request"),
+    "queue_seconds": (_seconds, "seconds that a request may wait for its batch"),
     "request_seconds": (_seconds, "seconds that a request may take in all"),
-    "stop_seconds": (_seconds, "seconds that running requests have, when the server is stopped"),
+    "stop_seconds": (_seconds, "seconds that running requests have to end when the server stops"),
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune.server.settings import Settings
 
 _log = logging.getLogger(__name__)
-BACKLOG = 32  # connections that the system keeps until they are accepted, all of them at once
+BACKLOG = 32  # connections that the system queues before the server accepts them
 SPARE_FILES = BACKLOG + 64  # descriptors that connections leave for images, adapters and the registry
 _SLICE = 16 * 1024  # bytes that are parsed at once
 _QUIET_SECONDS = 60.0  # between two lines of the log about connections that cannot be accepted
@@ -39,7 +39,7 @@ class Connections:
         self._open: Counter[str] = Counter()
 
     def enter(self, address: str) -> bool:
-        """Count one more connection; return False where there is no room for it."""
+        """Count one more connection; return False if there is no room for it."""
         if self._open.total() >= self.most or self._open[address] >= self.most_of_one:
             return False
         self._open[address] += 1
@@ -58,7 +58,7 @@ def protocol_of(connections: Connections) -> type[asyncio.Protocol]:
 
 
 class _Protocol(H11Protocol):
-    """A connection that is closed when its next head takes too long, or where there is no room for it."""
+    """A connection that the server closes if its next head takes too long, or if there is no room for it."""
 
     _shared: Connections
     _address: str | None = None  # once it is counted
@@ -70,7 +70,7 @@ class _Protocol(H11Protocol):
         self._unread = bytearray()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a head, or refuse the connection where there is no room for it."""
+        """Begin to wait for a head, or refuse the connection if there is no room for it."""
         super().connection_made(transport)
         address = self.client[0] if self.client else ""
         if not self._shared.enter(address):
@@ -117,12 +117,12 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Give a client that reads nothing some time, then abort."""
+        """Abort the connection later if the client still reads nothing."""
         super().pause_writing()
         self._writing = self.loop.call_later(self._shared.read_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on with a client that reads."""
+        """Continue with a client that reads again."""
         self._writes()
         super().resume_writing()
 
@@ -152,7 +152,7 @@ class QuietErrors:
             loop.default_exception_handler(context)
         elif time.monotonic() - self._said > _QUIET_SECONDS:
             self._said = time.monotonic()
-            _log.warning("connections cannot be accepted: %s", context.get("exception"))
+            _log.warning("the server cannot accept connections: %s", context.get("exception"))
 
 
 def _free_files() -> int:

@@ -17,33 +17,34 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What clients ask for and this server does not do, with what to do instead.
+# Fields that the server does not support: the values that it accepts, and why no other.
+_OMITTED = "null or omitted"
 NOT_DONE = {
-    "temperature": "answers are the most likely ones, as adapters were trained and evaluated: send 0, or leave it out",
-    "top_p": "nothing is drawn by chance: send 1, or leave it out",
-    "n": "there is one answer: send 1, or leave it out",
-    "presence_penalty": "answers are the model's own: send 0, or leave it out",
-    "frequency_penalty": "answers are the model's own: send 0, or leave it out",
-    "logit_bias": "answers are the model's own: leave it out",
-    "logprobs": "probabilities are not told: send false, or leave it out",
-    "top_logprobs": "probabilities are not told: leave it out",
-    "tools": "there are no tools: leave it out",
-    "tool_choice": "there are no tools: send none, or leave it out",
-    "tool_calls": "there are no tools: leave it out",
-    "functions": "there are no functions: leave it out",
-    "function_call": "there are no functions: send none, or leave it out",
-    "response_format": "answers are plain text: leave it out",
-    "modalities": "answers are plain text: leave it out",
-    "audio": "answers are plain text: leave it out",
-    "refusal": "no answer here is a refusal: leave it out",
-    "annotations": "answers are plain text: leave it out",
-    "prediction": "answers are not predicted: leave it out",
-    "reasoning_effort": "answers come without reasoning: send none, or leave it out",
-    "verbosity": "answers are as long as the adapter was trained to give them: send medium, or leave it out",
-    "web_search_options": "nothing is searched for: leave it out",
-    "store": "nothing is stored: send false, or leave it out",
-    "include_obfuscation": "events are sent as they are: send false, or leave it out",
-    "detail": "images are shown as the adapter was trained: send auto, or leave it out",
+    "temperature": (f"0, 1, {_OMITTED}", "the server decodes greedily, as adapters are evaluated"),
+    "top_p": (f"1, {_OMITTED}", "the server decodes greedily and samples nothing"),
+    "n": (f"1, {_OMITTED}", "a request has one answer"),
+    "presence_penalty": (f"0, {_OMITTED}", "the server changes no probabilities of the model"),
+    "frequency_penalty": (f"0, {_OMITTED}", "the server changes no probabilities of the model"),
+    "logit_bias": (_OMITTED, "the server changes no probabilities of the model"),
+    "logprobs": (f"false, {_OMITTED}", "the server returns no probabilities"),
+    "top_logprobs": (_OMITTED, "the server returns no probabilities"),
+    "tools": (_OMITTED, "the server has no tools"),
+    "tool_choice": (f"none, {_OMITTED}", "the server has no tools"),
+    "tool_calls": (_OMITTED, "the server has no tools"),
+    "functions": (_OMITTED, "the server has no functions"),
+    "function_call": (f"none, {_OMITTED}", "the server has no functions"),
+    "response_format": (_OMITTED, "answers are plain text"),
+    "modalities": (_OMITTED, "answers are plain text"),
+    "audio": (_OMITTED, "answers are plain text"),
+    "refusal": (_OMITTED, "no answer of the server is a refusal"),
+    "annotations": (_OMITTED, "answers are plain text"),
+    "prediction": (_OMITTED, "the server does not use a predicted answer"),
+    "reasoning_effort": (f"none, {_OMITTED}", "answers have no reasoning"),
+    "verbosity": (f"medium, {_OMITTED}", "the adapter's training decides the length of answers"),
+    "web_search_options": (_OMITTED, "the server does not search the web"),
+    "store": (f"false, {_OMITTED}", "the server stores no answers"),
+    "include_obfuscation": (f"false, {_OMITTED}", "the server sends events without padding"),
+    "detail": (f"auto, {_OMITTED}", "the adapter's training decides the size of images"),
 }
 
 
@@ -61,47 +62,52 @@ def release_frames(*errors: BaseException) -> None:
 
 
 def to_request_error(error: Exception) -> RequestError:
-    """Return an error for the client: its own fault with what to do, a fault of the server without internal details."""
+    """Return an error for the client: for its own mistakes what to do, for others no internal details."""
     match error:
         case RequestError():
             return error
         case DataError():
-            message = str(error).removeprefix("row request: ")  # there is one, so nothing has to say which
+            message = str(error).removeprefix("row request: ")  # a request has one row, so its id says nothing
             return RequestError(message, status=400, code="invalid_messages", param="messages")
         case NotFoundError() | YankedError():
-            _log.info("%s", error)  # it names other adapters, and where the registry is
-            message = "There is no such adapter or version, or it is withdrawn: /v1/models lists what may be asked."
+            _log.info("%s", error)  # not for the client: it names other adapters, and the place of the registry
+            message = "The adapter or version in `model` does not exist, or is yanked. GET /v1/models lists others."
             return RequestError(message, status=404, code="model_not_found", param="model")
         case StoreError():
-            _log.error("the registry cannot be read: %s", error)
-            message = "The registry of adapters cannot be read now. Try again later."
+            _log.error("the server cannot read the registry: %s", error)
+            message = "The server cannot read the registry of adapters now. Try again later."
             return RequestError(message, status=503, code="registry_unavailable", param="model", retry_after=5)
         case AdapterError():
-            _log.error("an adapter cannot be loaded: %s", error)
-            message = f"The adapter cannot be loaded here ({type(error).__name__}). Whoever runs the server sees why."
+            _log.error("the server cannot load an adapter: %s", error)
+            message = f"The server cannot load the adapter ({type(error).__name__}). The reason is in the server's log."
             return RequestError(message, status=503, code="adapter_unavailable", param="model", retry_after=60)
     id = uuid4().hex
     _log.error("internal error %s", id, exc_info=error)
-    message = f"Internal error. Whoever runs the server finds it in its log under {id}."
+    message = f"The server failed. The operator finds the reason in the server's log under the id {id}."
     return RequestError(message, status=500, code="internal_error")
 
 
 def invalid_request(error: ValidationError) -> RequestError:
-    """Return the first fault in the body of a request, and the field that has it."""
-    # Where a field may have several forms, each of them says what it misses: the one that was meant goes deepest, and
-    # finds no other type.
+    """Return the error for the first fault in the body of a request, with the field that has it."""
+    # A field of several forms has a fault for each form. The client meant the form whose fault lies deepest, and
+    # whose type fits.
     faults = error.errors(include_url=False, include_context=False)
     fault = max(faults, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     if fault["type"] == "json_invalid":
-        return RequestError(f"The body is not JSON: {fault['msg']}.", status=400, code="invalid_json")
+        return RequestError(f"The body must be JSON. {fault['msg']}.", status=400, code="invalid_json")
     fields = _fields(fault["loc"])
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fields).lstrip(".") or None
     name = str(fields[-1]) if fields else "body"
     if name in NOT_DONE:
-        return RequestError(f"{param}: {NOT_DONE[name]}.", status=400, code="unsupported_value", param=param)
+        allowed, reason = NOT_DONE[name]
+        message = f"{param} must be {allowed}, got {brief(fault['input'])}: {reason}."
+        return RequestError(message, status=400, code="unsupported_value", param=param)
     if fault["type"] == "extra_forbidden":
         return RequestError(
-            f"Unrecognized request argument: {brief(param)}.", status=400, code="unknown_parameter", param=param
+            f"Unrecognized request argument: {brief(param)}. Remove it.",
+            status=400,
+            code="unknown_parameter",
+            param=param,
         )
     return RequestError(
         f"{param or 'The body'}: {fault['msg']}; got {brief(fault['input'])}.",
@@ -121,6 +127,11 @@ def _fields(loc: tuple[int | str, ...]) -> list[int | str]:
         if not names_a_form:
             fields.append(part)
     return fields
+
+
+def stopping() -> RequestError:
+    """Return the error for a request that the server cannot finish before it stops."""
+    return RequestError("The server is stopping. Try again in 5 seconds.", status=503, code="stopping", retry_after=5)
 
 
 def body_of(error: RequestError) -> ErrorBody:

@@ -14,16 +14,17 @@ from starlette.requests import ClientDisconnect
 from finetune.errors import RequestError, brief
 from finetune.server.answers import AnswerStream, whole
 from finetune.server.errors import response_of, to_request_error
+from finetune.server.exchange import CLIENT_GONE
 from finetune.server.keys import Keys
 from finetune.server.middleware import Middleware
 from finetune.server.openapi import BODY, EVENTS, describe, errors
 from finetune.server.schema import ChatCompletion, Health, Model, ModelList
-from finetune.server.service import CLIENT_GONE, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
-    from finetune.server.service import Exchange
+    from finetune.server.exchange import Exchange
+    from finetune.server.service import Service
 
 T = TypeVar("T")
 
@@ -46,6 +47,16 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
 
+    _add_chat(app, service)
+    _add_models(app, service)
+    _add_state(app, service)
+    describe(app)
+    return app
+
+
+def _add_chat(app: FastAPI, service: Service) -> None:
+    """Add the route of chat completions."""
+
     @app.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
@@ -60,7 +71,7 @@ def make_app(service: Service) -> FastAPI:
             response = await _answer(service, exchange, request)
             status = response.status_code
         except ClientDisconnect:
-            response = Response(status_code=CLIENT_GONE)  # which nobody reads
+            response = Response(status_code=CLIENT_GONE)  # no client reads it
         except Exception as error:
             told = to_request_error(error)
             status = told.status
@@ -68,9 +79,13 @@ def make_app(service: Service) -> FastAPI:
         finally:
             if status != 200:
                 exchange.close(status)
-        if not isinstance(response, AnswerStream):  # which closes it at its own end
+        if not isinstance(response, AnswerStream):  # a stream closes the exchange at its end
             exchange.close(status)
         return response
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    """Add the routes that list the models."""
 
     @app.get("/v1/models", responses=errors(401, 403, 500, 503))
     async def list_models() -> ModelList:
@@ -86,6 +101,10 @@ def make_app(service: Service) -> FastAPI:
         listed = {one.id: one for one in await service.catalog.models()}
         found = listed.get(name or model)
         return Model(id=model, created=found.created if found else 0, owned_by=model.partition("/")[0])
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    """Add the routes that show the state of the server."""
 
     @app.get("/health")
     async def health() -> Health:
@@ -103,15 +122,12 @@ def make_app(service: Service) -> FastAPI:
         """Return the metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    describe(app)
-    return app
-
 
 async def _answer(service: Service, exchange: Exchange, request: Request) -> Response:
     """Return the answer to a request, or a stream whose first piece is known."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        message = f"The body is JSON, so its Content-Type is application/json, not {brief(kind)}."
+        message = f"Content-Type must be application/json, got {brief(kind)}. Send the body as JSON."
         raise RequestError(message, status=415, code="unsupported_media_type")
     body = await exchange.body(request.body())
 
@@ -158,11 +174,13 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """Answer a request for a path that does not exist, or with a method that it does not take."""
+    """Answer a request for a path that does not exist, or with a method that the path does not allow."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}"
     told = RequestError(
-        f"There is no {brief(what)} here." if error.status_code == 404 else f"{brief(what)}: {error.detail}.",
+        f"This server has no route {brief(what)}. GET /openapi.json lists its routes."
+        if error.status_code == 404
+        else f"{brief(what)}: {error.detail}. GET /openapi.json lists the allowed methods.",
         status=error.status_code,
         code="unknown_url" if error.status_code == 404 else "method_not_allowed",
     )

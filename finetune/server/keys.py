@@ -1,4 +1,4 @@
-"""API keys of clients. They are compared in constant time, and stand in no message."""
+"""API keys of clients. They are compared in constant time, and no message contains them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ _KEY = re.compile(r"[!-~]{16,256}")
 
 
 def read_keys(file: Path | None, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the API keys that are accepted; none where everybody may ask.
+    """Return the accepted API keys; an empty tuple if clients need none.
 
     Args:
-        file: the file with one key a line, without empty lines and those that begin with ``#``; None for ``environ``.
+        file: the file with one key per line; empty lines and lines that begin with ``#`` are ignored. None to read
+            ``environ``.
         environ: the environment, whose ``$FINETUNE_API_KEYS`` holds keys, separated by spaces or commas, if there
             is no file.
 
     Raises:
-        LaunchError: there is no such file, no key in it, or one that is easily guessed.
+        LaunchError: the file cannot be read, it holds no key, or a key is too short or has other characters.
     """
     if file is None:
         keys = [(f"${VARIABLE}, key {number}", key) for number, key in enumerate(_split(environ.get(VARIABLE, "")), 1)]
         if not keys and VARIABLE in environ:
-            raise LaunchError(f"${VARIABLE} holds no key. Put one in, or unset it to let everybody ask.")
+            raise LaunchError(f"${VARIABLE} must hold at least one API key, got none. Add a key, or unset it.")
     else:
         keys = _of_file(file)
     for where, key in keys:
         if not _KEY.fullmatch(key):
             raise LaunchError(
-                f"{where}: an API key has 16 to 256 visible ASCII characters. Make one with: openssl rand -hex 32"
+                f"{where}: an API key must have 16 to 256 visible ASCII characters. Make one with: openssl rand -hex 32"
             )
     return tuple(key for _, key in keys)
 
@@ -59,7 +60,7 @@ def _of_file(file: Path) -> list[tuple[str, str]]:
         if (key := line.strip()) and not key.startswith("#")
     ]
     if not keys:
-        raise LaunchError(f"--api-key-file {file} holds no key: write one a line.")
+        raise LaunchError(f"--api-key-file {file} must hold at least one API key, got none. Write one key per line.")
     return keys
 
 
@@ -67,34 +68,38 @@ class Keys:
     """The check of API keys.
 
     Args:
-        keys: the known keys; where there are none, everybody on this machine may ask.
+        keys: the accepted keys; if there are none, any client of this machine may ask.
     """
 
     def __init__(self, keys: Sequence[str]):
         self._digests = [_digest(key.encode()) for key in keys]
 
     def check(self, authorization: bytes | None, *, host: str) -> str | None:
-        """Let a request through by its ``Authorization`` header, or where there are no keys by its ``Host``.
+        """Check the ``Authorization`` header of a request or, if there are no keys, its ``Host``.
 
         Returns:
-            A public name of the key, derived from its digest; None where there are no keys.
+            A public name of the key, derived from its digest; None if there are no keys.
 
         Raises:
-            RequestError: it has no key, or an unknown one, or was sent here under the name of another host.
+            RequestError: the request has no key or an unknown key, or its ``Host`` is not this machine.
         """
         if not self._digests:
             if not names_loopback(host):
-                message = f"Without API keys, requests are answered for localhost, not for {brief(host, 60)}."
+                message = (
+                    f"A server without API keys answers for Host localhost only, got {brief(host, 60)}. Use localhost, "
+                    "or start the server with API keys."
+                )
                 raise RequestError(message, status=403, code="unknown_host")
             return None
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key:
-            message = "There is no API key. Send it in a header: Authorization: Bearer KEY"
+            message = "The request must have an API key, got none. Send it in a header: Authorization: Bearer KEY"
             raise RequestError(message, status=401, code="missing_api_key")
         given = _digest(key.strip())
-        # All of them are compared, whichever fits.
+        # Compare with all keys, so that the time does not depend on which one fits.
         if not sum([hmac.compare_digest(given, known) for known in self._digests]):
-            raise RequestError("This API key is not known here.", status=401, code="invalid_api_key")
+            message = "The server does not know this API key. Check it, or ask the operator for a key."
+            raise RequestError(message, status=401, code="invalid_api_key")
         return given.hex()[:16]
 
 

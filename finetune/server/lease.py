@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """A pin of one adapter; it may be closed while another thread is still about to take it."""
+    """A pin of one adapter. ``close`` may come before another thread calls ``take``."""
 
     def __init__(self) -> None:
         self._kept = ExitStack()
@@ -29,7 +29,7 @@ class Lease:
         return loaded
 
     def close(self) -> None:
-        """Unpin the adapter, now or as soon as it is taken."""
+        """Unpin the adapter, now or as soon as ``take`` pins it."""
         with self._lock:
             self._closed = True
         self._kept.close()

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST_ADAPTERS = 100  # that have labels of their own: each is a series of its own, kept for ever
+MOST_ADAPTERS = 100  # with a label of their own: each label is a time series that Prometheus keeps
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 

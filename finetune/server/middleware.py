@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from finetune.server.keys import Keys
 
-OPEN = ("/health", "/ready", "/openapi.json")  # whoever asks: they tell nothing of anybody's adapters
+OPEN = ("/health", "/ready", "/openapi.json")  # for any client: they say nothing about adapters
 
 
 class Middleware:
@@ -55,7 +55,7 @@ class Middleware:
             release_frames(told, error)
 
     def _counted(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Return a ``receive`` that refuses a body of more than the limit."""
+        """Return a ``receive`` that refuses a body above the limit."""
         announced = headers.get(b"content-length", b"")
         self._refuse(int(announced) if announced.isdigit() else 0)
         size = 0
@@ -72,7 +72,8 @@ class Middleware:
     def _refuse(self, size: int) -> None:
         if size > self._max_body_bytes:
             raise RequestError(
-                f"A request has at most {self._max_body_bytes} bytes. Make its images smaller.",
+                f"The body of a request may have at most {self._max_body_bytes} bytes, got at least {size}. Make its "
+                "images smaller.",
                 status=413,
                 code="request_too_large",
             )

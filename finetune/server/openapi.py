@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _SCHEMAS = "#/components/schemas/{model}"
-# The body is read by hand, in another thread than the one that all requests share, so it is described by hand.
+# The server parses the body in a thread of its own, so FastAPI does not know its schema: it is given here.
 BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": _SCHEMAS.format(model="ChatRequest")}}},
@@ -45,7 +45,7 @@ EVENTS = {
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the descriptions of the errors that a client may get instead of an answer."""
-    retry = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
+    retry = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."}}
     return {
         status: {
             "model": ErrorBody,
@@ -68,7 +68,7 @@ def describe(app: FastAPI) -> None:
         for operation in operations.values():
             operation["responses"].pop("422", None)  # a path may be any text
             if "401" in operation["responses"]:
-                operation["security"] = [{"key": []}, {}]  # none where the server was started without keys
+                operation["security"] = [{"key": []}, {}]  # {}: the server may run without keys
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     app.openapi = lambda: schema  # type: ignore[method-assign]  # FastAPI's own way to another schema

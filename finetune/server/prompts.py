@@ -1,4 +1,4 @@
-"""The row of a request: its messages as they are put to its adapter."""
+"""The row of a request: its messages in the form that its adapter was trained on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def to_example(request: ChatRequest, section: PromptSection, images: Sequence[np.ndarray]) -> Example:
     """Return the row of a request.
 
-    One user's message with one text is a question. It is put as the adapter was trained on questions, with its images
-    before or after it as in training. Anything else is a conversation, as it stands.
+    A single user message with one text is a question. Its prompt has the form of the adapter's training, with the
+    images before or after the question as in training. Any other request is a conversation, and stays as it is.
 
     Args:
         request: the request.
-        section: the task section with which its adapter is asked.
+        section: the task section of its adapter, which makes the prompt.
         images: the images of the request, in order.
 
     Raises:
@@ -44,7 +44,7 @@ def to_example(request: ChatRequest, section: PromptSection, images: Sequence[np
 
 
 def _question(request: ChatRequest) -> str | None:
-    """Return the question where the messages are a single one; else None."""
+    """Return the question if the messages are a single question; else None."""
     if len(request.messages) != 1 or request.messages[0].role != "user":
         return None
     content = request.messages[0].content
@@ -59,7 +59,7 @@ def _conversation(request: ChatRequest) -> list[Message]:
         messages.append({"role": role, "content": _parts(message.content)})
     conversation, _ = read_conversation(messages, where="messages")
     if conversation[-1]["role"] != "user":
-        raise DataError("messages: the last message is the one that is answered, so it is the user's")
+        raise DataError(f"messages: the last message must have role user, got {conversation[-1]['role']}")
     return conversation
 
 

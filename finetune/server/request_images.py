@@ -1,4 +1,4 @@
-"""The images of a request: fetched where it names them by URLs of other hosts, and decoded."""
+"""The images of a request: fetched if they are URLs of other hosts, and decoded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fetch_images(request: ChatRequest, settings: Settings, *, is_over: Callable[
     """Return the files of the images that a request names by the URLs of other hosts, by URL.
 
     Raises:
-        RequestError: one cannot be fetched, or all together are larger than a request that brings them itself.
+        RequestError: an image cannot be fetched, or all images together exceed the limit for the body of a request.
     """
     files: dict[str, bytes] = {}
     left = settings.max_body_bytes
@@ -47,11 +47,11 @@ def decode_images(
 
     Args:
         request: the request.
-        settings: the bounds of the server, which say which images are taken.
+        settings: the bounds of the server, which limit the number and size of images.
         fetched: the files that ``fetch_images`` returned.
         workers: the workers that decode the images.
         page: the page of TIFF files, as in ``ImageOptions``.
-        is_over: the function that returns whether nobody waits for the answer any more; then no other image is decoded.
+        is_over: the function that returns True once the client has gone; then the remaining images are not decoded.
 
     Raises:
         RequestError: an image cannot be used, or there are too many.
@@ -63,7 +63,7 @@ def decode_images(
         try:
             images.append(workers.pixels(data, max_pixels=settings.max_image_pixels, name=where, page=page))
         except RowError as error:
-            over_cap = f"width x height is over {settings.max_image_pixels} pixels. Make the image smaller."
+            over_cap = f"width x height must be at most {settings.max_image_pixels} pixels. Make the image smaller."
             raise _unusable(over_cap if error.reason == OVER_CAP else str(error), where) from None
     return images
 
@@ -79,7 +79,7 @@ def _image_urls(request: ChatRequest, settings: Settings) -> list[tuple[str, str
     ]
     if len(parts) > settings.max_images:
         raise RequestError(
-            f"A request has at most {settings.max_images} images, and this one {len(parts)}.",
+            f"A request may have at most {settings.max_images} images, got {len(parts)}. Send fewer images.",
             status=400,
             code="too_many_images",
             param="messages",
@@ -88,7 +88,7 @@ def _image_urls(request: ChatRequest, settings: Settings) -> list[tuple[str, str
     for where, url in urls:
         if not settings.allow_urls and not _is_data(url):
             raise RequestError(
-                f"{where}: this server fetches no images. Send the image itself: data:image/png;base64,...",
+                f"{where} must be a data URL: this server fetches no images. Send data:image/png;base64,...",
                 status=400,
                 code="invalid_image_url",
                 param=where,
@@ -101,7 +101,7 @@ def _is_data(url: str) -> bool:
 
 
 def _read(url: str, where: str, *, max_bytes: int) -> bytes:
-    """Return the file in a data URL, or the one at any other URL."""
+    """Return the file in a data URL, or the file at any other URL."""
     try:
         return fetch_image(url, UrlPolicy(max_bytes=max_bytes))
     except DataError as error:
@@ -110,7 +110,7 @@ def _read(url: str, where: str, *, max_bytes: int) -> bytes:
 
 def _refuse_over(is_over: Callable[[], bool]) -> None:
     if is_over():
-        raise RequestError("Nobody waits for the answer any more.", status=499, code="cancelled")
+        raise RequestError("The client closed the request before its answer.", status=499, code="cancelled")
 
 
 def _unusable(problem: str, where: str) -> RequestError:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from finetune.server.settings import Settings
     from finetune.serving.vision_language_model import VisionLanguageModel
 
-_LAST_SECONDS = 1.0  # that clients have to read how their request ended
+_LAST_SECONDS = 1.0  # that clients have to read the end of their answer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,7 +35,7 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
 
     Args:
         vlm: the model.
-        refs: the adapters that may be asked; they are loaded first.
+        refs: the references of the adapters that clients may always ask; they are loaded first.
         settings: the bounds of the server.
         listener: the bound socket.
 
@@ -48,8 +48,8 @@ def serve(vlm: VisionLanguageModel, refs: Sequence[str], settings: Settings, lis
     """
     if (architecture := vlm.base.family.architecture) != "generative":
         raise ModelError(
-            f"the architecture of a base that answers chats must be generative, and that of {vlm.base.path} is "
-            f"{architecture}. Serve a base that writes text."
+            f"The architecture of the served base must be generative, got {architecture} ({vlm.base.path}). Choose a "
+            "base that generates text."
         )
     for ref in refs:
         vlm.add(ref)
@@ -74,16 +74,16 @@ class Server(uvicorn.Server):
                 http=protocol_of(Connections(service.settings)),
                 ws="none",
                 log_config=None,
-                log_level="error",  # what is no HTTP would fill the log
+                log_level="error",  # warnings about invalid HTTP would fill the log
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,  # whoever asks could say any address
+                proxy_headers=False,  # a client could write any address there
                 backlog=BACKLOG,
             )
         )
         self.signum: int | None = None
         self._service, self._introduction = service, introduction
-        self._loop: asyncio.AbstractEventLoop | None = None  # since it is stopping
+        self._loop: asyncio.AbstractEventLoop | None = None  # set once the server stops
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         seconds = self._service.settings.stop_seconds
         if running := len(self.server_state.tasks):
-            told = f"stopping: {running} requests may end within {seconds:g} s; once more stops at once"
+            told = f"stopping: {running} requests may end within {seconds:g} s; a second signal stops at once"
             print(told, file=sys.stderr, flush=True)
         late = self._loop.call_later(seconds, self._service.cut)
         later = self._loop.call_later(seconds + _LAST_SECONDS, self._abort)
@@ -106,13 +106,13 @@ class Server(uvicorn.Server):
         print("stopped", file=sys.stderr)
 
     def _abort(self) -> None:
-        """Close the connections of clients who do not read that their answer has ended."""
+        """Close the connections of clients that do not read the end of their answer."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle the signals that ask to stop; one that was ignored, as under nohup, stays so."""
+        """Handle the signals that ask to stop; an ignored signal, as under nohup, stays ignored."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
@@ -135,7 +135,7 @@ class Server(uvicorn.Server):
 
 
 def _ended(code: int) -> int:
-    """Return the exit code; end the process here where a thread still prepares a request or loads an adapter.
+    """Return the exit code; end the process here if a thread still prepares a request or loads an adapter.
 
     The interpreter would wait for some of these threads, and stop others inside a library, which may abort.
     """

@@ -1,4 +1,4 @@
-"""The scheduler: one thread owns the model, and answers waiting jobs in batches that different adapters share."""
+"""The scheduler: one thread owns the model, and answers waiting jobs in batches of one or more adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from finetune.tasks.generation import Answer
 
 _log = logging.getLogger(__name__)
-MOST_BYTES = 512 * 1024 * 1024  # of the inputs of a batch; a request that has more is a batch of its own
+MOST_BYTES = 512 * 1024 * 1024  # of the inputs of a batch; a larger request has a batch of its own
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ Event = Started | Grown | Done | Failed
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """One row that is to be answered.
+    """One row to answer.
 
     Attributes:
         batch: the inputs, on the CPU.
@@ -70,9 +70,9 @@ class Job:
         max_new_tokens: the maximum number of tokens of its answer.
         stops: the stop sequences that end its answer.
         tell: called with each event in the scheduler's thread; ``Done`` or ``Failed`` is the last.
-        cancelled: whether nobody waits for the answer any more; from then on ``tell`` is not called.
-        key: a key that is equal for jobs that may share a batch.
-        told_text: whether some of the answer was sent to ``tell``.
+        cancelled: True once the client has gone; from then on ``tell`` is not called.
+        key: the key of the batch; jobs with equal keys may share one.
+        told_text: True once ``tell`` got some text of the answer.
     """
 
     batch: Batch
@@ -101,7 +101,7 @@ class Job:
         """Send the rest of the answer, and its end."""
         if rest := self.stops.rest():
             self._tell_text(rest)
-        # A stop text may come with the last token that the answer may have.
+        # A stop sequence may come with the last token that the limit allows.
         self._tell(Done(replace(answer, finish_reason="stop") if self.stops.found else answer))
 
     def fail(self, error: Exception) -> None:
@@ -113,7 +113,7 @@ class Job:
         self._tell(Started())
 
     def is_over(self) -> bool:
-        """Return whether no more of the answer is wanted."""
+        """Return True if the client needs no more of the answer."""
         return self.cancelled or self.stops.found
 
     def _tell_text(self, text: str) -> None:
@@ -165,7 +165,7 @@ class Scheduler:
             self._changed.notify()
 
     def withdraw(self, job: Job) -> None:
-        """Withdraw a job for which nobody waits any more; one that is in a batch ends at its next step."""
+        """Withdraw a job whose client has gone; a job in a batch ends at its next step."""
         job.cancelled = True
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
@@ -182,7 +182,7 @@ class Scheduler:
         self._thread.join(seconds)
 
     def is_alive(self) -> bool:
-        """Return whether jobs are answered."""
+        """Return True while the thread answers jobs."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -191,13 +191,13 @@ class Scheduler:
                 held = [job for job in jobs if self._hold(job, kept)]
                 try:
                     self._answer(held)
-                except Exception as error:  # whatever it is, the jobs after these are answered
+                except Exception as error:  # of any class: the thread must go on with the next jobs
                     for job in held:
                         job.fail(error)
             del jobs, held  # while it waits for the next ones
 
     def _next(self) -> list[Job]:
-        """Return the jobs of the next batch, as soon as there are some; none when the scheduler is closed."""
+        """Wait for jobs and return those of the next batch; an empty list once the scheduler is closed."""
         with self._changed:
             while True:
                 if self._closed:
@@ -218,7 +218,7 @@ class Scheduler:
             return batch
 
     def _leader(self) -> Job:
-        """Return the oldest job of the client that led longest ago; new clients come before the last leader alone."""
+        """Return the oldest job of the client that led longest ago; new clients come just before the last leader."""
         first = {job.client: job for job in reversed(self._waiting)}
         new = list(dict.fromkeys(job.client for job in self._waiting if job.client not in self._leaders))
         order = [one for one in (*self._leaders[:-1], *new, *self._leaders[-1:]) if one in first]
@@ -229,7 +229,7 @@ class Scheduler:
         """Pin a job's adapter to the end of the batch: the job's own pin may end before."""
         try:
             kept.enter_context(self._switcher.pin(job.loaded))
-        except AdapterError:  # it was let go of, and has gone
+        except AdapterError:  # the client has gone, and the adapter was removed
             assert job.cancelled
             return False
         job.start()
@@ -261,9 +261,9 @@ class Scheduler:
             job.finish(answer)
 
     def _answer_alone(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Answer each job of a failed batch by itself: one of them, or all together, may have been too much."""
+        """Answer each job of a failed batch alone: one row may be the cause, or the batch was too large."""
         if len(jobs) > 1:
-            _log.warning("a batch of %d rows failed, each is answered alone: %s", len(jobs), error)
+            _log.warning("a batch of %d rows failed, so each row is answered alone: %s", len(jobs), error)
         for job in jobs:
             if len(jobs) == 1 or job.told_text:
                 job.fail(error)

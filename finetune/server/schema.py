@@ -1,17 +1,18 @@
-"""The bodies of requests and answers, in OpenAI's words: https://platform.openai.com/docs/api-reference/chat.
+"""The bodies of requests and answers, with OpenAI's names: https://platform.openai.com/docs/api-reference/chat.
 
-Fields that change nothing are accepted: null under any name, and the values that ``AsksNothing`` lists, which clients
-send by themselves. Any other value would change how answers are made, and is refused.
+The server accepts fields that change nothing: null under any name, and the values that ``AsksNothing`` lists, because
+clients send them by default. It refuses any other value, because that value asks for another answer.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import core_schema
 
-MOST_FIELDS = 100  # of one object; each that is unknown costs a message of its own
+MOST_FIELDS = 100  # of one object; pydantic makes a message for each unknown field
 Text = Annotated[str, Field(min_length=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Parts = Field(min_length=1, max_length=1000)
@@ -38,10 +39,10 @@ class AsksNothing:
         return {"enum": list(self.allowed)}
 
     def _check(self, value: Any) -> Any:
-        # In Python 0 is False, and in JSON it is not.
+        # 0 == False in Python, but not in JSON.
         if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.allowed):
             return value
-        raise ValueError(f"allowed is {' or '.join(map(repr, self.allowed))}")
+        raise ValueError(f"must be {' or '.join(map(json.dumps, self.allowed))}")
 
 
 _WHOLE = BeforeValidator(_whole)  # 1.0 is an integer in JSON
@@ -65,7 +66,7 @@ class _Asked(BaseModel):
         if not isinstance(given, dict):
             return given
         if len(given) > MOST_FIELDS:
-            raise ValueError(f"an object has at most {MOST_FIELDS} fields, and this one {len(given)}")
+            raise ValueError(f"an object may have at most {MOST_FIELDS} fields, got {len(given)}")
         return {name: value for name, value in given.items() if value is not None or name in cls.model_fields}
 
 

@@ -10,26 +10,26 @@ class Settings:
     """The bounds of one server; most of them are options of ``finetune serve``.
 
     Attributes:
-        allow: the patterns of adapters that are loaded when they are asked for: ``*`` stands for any characters of
+        allow: the patterns of adapters that are loaded on the first request: ``*`` stands for any characters of
             ``ns/name`` or, where the pattern has an ``@``, of ``ns/name@version``.
-        allow_urls: whether an image may be named by an http(s) URL of a public host.
+        allow_urls: True if an image may be an http(s) URL of a public host.
         max_batch: the maximum number of rows in a batch.
-        max_queue: the maximum number of requests that wait to be answered, those being read and prepared among them;
-            one client may have three quarters of them.
+        max_queue: the maximum number of requests that wait for an answer, including those that the server reads and
+            prepares; one client may have three quarters of them.
         max_connections: the maximum number of open connections.
         max_address_connections: the maximum number of open connections of one address.
         max_new_tokens: the largest number of new tokens that a request may ask for.
         max_body_bytes: the limit, in bytes, for the body of a request.
         max_images: the maximum number of images in a request.
         max_image_pixels: the limit for width x height of an image.
-        head_seconds: the number of seconds that a connection may take until the head of a request has come.
-        body_seconds: the number of seconds that the body of a request may take to come.
+        head_seconds: the number of seconds that a connection may take to send the head of a request.
+        body_seconds: the number of seconds that a connection may take to send the body of a request.
         queue_seconds: the number of seconds that a request may wait until its batch begins.
         request_seconds: the number of seconds that a request may take in all.
-        stop_seconds: the number of seconds in which running requests may end when the server is asked to stop.
+        stop_seconds: the number of seconds that running requests have to end when the server stops.
         known_seconds: the number of seconds for which a failed load of an adapter and the list of the registry are
             reused.
-        api_keys: the API keys that are accepted; none where everybody may ask.
+        api_keys: the accepted API keys; empty if clients need none.
     """
 
     allow: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Stop sequences: texts that end an answer; neither they nor any text after them is sent."""
+"""Stop sequences: texts that end an answer. The client gets neither them nor the text after them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class StopSequences:
     A stop sequence may begin in one piece and end in another, so its possible beginning is held back.
 
     Attributes:
-        found: whether one of them has come.
+        found: True once a stop sequence has come.
 
     Args:
-        texts: the texts that end the answer; none where nothing does.
+        texts: the texts that end the answer; empty for none.
     """
 
     def __init__(self, texts: Sequence[str] = ()):
@@ -25,12 +25,12 @@ class StopSequences:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Forget the text so far, for an answer that is made once more."""
+        """Forget the text so far, for an answer that is generated again."""
         self.found = False
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """Return the part of the answer that is sure to stay, now that it has grown by ``piece``."""
+        """Add ``piece``, and return the part of the answer that is certain now."""
         if self.found:
             return ""
         self._held += piece
@@ -43,7 +43,7 @@ class StopSequences:
         return sure
 
     def rest(self) -> str:
-        """Return the text that was held back, when the answer grows no more."""
+        """Return the text that was held back, at the end of the answer."""
         return "" if self.found else self._held
 
 

@@ -1,4 +1,4 @@
-"""Threads that work for many clients in turn, so that no client waits long because of another."""
+"""Threads that work for many clients in turn, so that one client does not delay the others for long."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ T = TypeVar("T")
 class Turns:
     """A pool of threads that runs functions, a bounded number at once; its methods are called in the event loop.
 
-    Clients take turns: of all that wait, the client whose work was begun longest ago is next. One client never has all
-    threads. A thread counts until its function has returned, also where nobody waits for that any more. Threads do not
-    keep the process from ending.
+    Clients take turns: the next client is the one whose last work began longest ago. One client never has all threads.
+    A thread counts until its function has returned, also if its client has gone. The threads do not keep the process
+    from ending.
 
     Args:
         num_threads: the number of threads, at least 2.
         name: the name of the threads.
-        may_begin: the function that returns whether work of a client may begin now; call ``go_on`` when that may have
-            changed.
+        may_begin: the function that returns True if work of a client may begin now; call ``go_on`` when its result may
+            change.
     """
 
     def __init__(self, num_threads: int, *, name: str, may_begin: Callable[[str], bool] = lambda client: True):
@@ -51,7 +51,7 @@ class Turns:
             future, work = queue.popleft()
             if queue:
                 self._waiting[client] = queue  # behind all other clients
-            if not future.done():  # nobody waits for it any more
+            if not future.done():  # done: its request was cancelled
                 self._begin(client, future, work)
 
     def _forget(self, client: str, future: asyncio.Future[Any]) -> None:
@@ -97,5 +97,5 @@ class Turns:
 
         try:
             threading.Thread(target=run, name=self._name, daemon=True).start()
-        except RuntimeError as error:  # the system gives no more threads
+        except RuntimeError as error:  # the system has no more threads
             loop.call_soon(end, None, error)

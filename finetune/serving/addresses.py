@@ -1,4 +1,4 @@
-"""The check of whether a network address is public."""
+"""The check that a network address is public."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Whatever else IPv6 has is local, reserved, or stands for an IPv4 address; by which 3.13 decides about a mapped one.
+# All other IPv6 addresses are local, reserved, or carry an IPv4 address, by which Python 3.13 judges a mapped one.
 _UNICAST = IPv6Network("2000::/3")
-# Public by the letter, or to older releases of Python, yet leading elsewhere: tunnels and translators that carry an
-# IPv4 address within, and hosts that a cloud's virtual machines reach on their own physical one.
+# Public for some releases of Python, yet they lead elsewhere: tunnels and translators that carry an IPv4 address, and
+# services that a cloud's virtual machines reach on their own host.
 _NOT_PUBLIC = tuple(
     ip_network(text)
     for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "2002::/16", "3fff::/20")
@@ -19,15 +19,15 @@ _NOT_PUBLIC = tuple(
 
 
 def as_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return an address in its usual writing: four decimal numbers, or IPv6; None for anything else."""
+    """Return the address in a text of four decimal numbers or IPv6; None for any other text."""
     try:
-        return None if "%" in text else ip_address(text)  # a zone is this machine's own
+        return None if "%" in text else ip_address(text)  # a zone names an interface of this machine
     except ValueError:
         return None
 
 
 def is_allowed(text: str, allow_private: Sequence[IPv4Network | IPv6Network]) -> bool:
-    """Return whether an address is public, or in one of the networks that may be reached all the same.
+    """Return True if an address is public, or in a network of ``allow_private``.
 
     Private, loopback, link-local, multicast and reserved addresses are not public; nor are IPv6 addresses that carry an
     IPv4 address (mapped, NAT64, 6to4, Teredo), public or not.

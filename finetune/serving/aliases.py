@@ -1,4 +1,4 @@
-"""The versions that aliases stand for, reused for some seconds so that not every request asks the registry."""
+"""The versions of aliases, reused for some seconds so that not every request asks the registry."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ ALIAS_SECONDS = 10.0
 @dataclass
 class _Meaning:
     version: Version
-    asked_at: float  # seconds, of a clock that never goes back
-    failed: str = ""  # why it could not be renewed, when last tried
+    asked_at: float  # seconds of a monotonic clock
+    failed: str = ""  # the error of the last renewal
 
 
 class Aliases:
     """Versions by reference, looked up again after some seconds; any thread may call any method.
 
-    One caller at a time looks a reference up again, and the others go on with the known version. A version that cannot
-    be renewed stays, with one warning for each reason: an app goes on with it, while it is vouched for.
+    One caller at a time looks a reference up again, and the others use the known version. If the lookup fails, the
+    known version stays, with one warning for each reason, as long as the trust policy accepts it.
 
     Args:
         renew: the function that looks a reference up and makes the version ready.
-        check: the function that raises TrustError where nobody vouches for a version any more.
-        seconds: the number of seconds for which the version of an alias is reused. A version that was named by its
-            number or digest is always reused.
-        clock: the function that returns the time in seconds, and never goes back.
+        check: the function that raises TrustError if the trust policy does not accept a version any more.
+        seconds: the number of seconds for which the version of an alias is reused. A reference with a version number
+            or digest is looked up once.
+        clock: the function that returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Aliases:
         self._renewing = threading.Lock()
 
     def version(self, ref: str, *, now: bool = False) -> Version:
-        """Return the version that a reference stands for.
+        """Return the version of a reference.
 
         Args:
             ref: a reference such as ``medical/brain-mri@prod``.
-            now: whether to look it up again in any case, after any other caller who does so already.
+            now: True to look it up again in any case, after any other caller that does so already.
 
         Raises:
-            FinetuneError: it was never known, and cannot be made ready.
-            TrustError: it cannot be renewed, and the version that it stood for is not vouched for any more.
+            FinetuneError: the reference is new, and its version cannot be loaded.
+            TrustError: the lookup fails, and the trust policy does not accept the known version any more.
         """
         meaning = self._meanings.get(ref)
         if meaning is None:
@@ -82,7 +82,7 @@ class Aliases:
         """Look up every reference that was ever asked for.
 
         Raises:
-            TrustError: one of them is not vouched for any more; the others were looked up.
+            TrustError: the trust policy does not accept one of the versions any more; the others were looked up.
         """
         refused = None
         for ref in list(self._meanings):
@@ -94,19 +94,19 @@ class Aliases:
             raise refused
 
     def _renew(self, ref: str, meaning: _Meaning) -> None:
-        meaning.asked_at = self._clock()  # a registry that is down is not asked at every request either
+        meaning.asked_at = self._clock()  # set before, so that not every request asks a registry that is down
         try:
             meaning.version, meaning.failed = self._find(ref), ""
         except FinetuneError as error:
             try:
                 self._check(meaning.version)
             except TrustError:
-                self._meanings.pop(ref, None)  # so that nobody is given it who does not look it up
+                self._meanings.pop(ref, None)  # so that no later request gets it without a lookup
                 raise
             if str(error) != meaning.failed:
                 meaning.failed = str(error)
                 warnings.warn(
-                    f"{ref} still answers with version {meaning.version.version}: what it stands for now could not be "
-                    f"made ready: {safe_line(str(error))}",
+                    f"{ref} still answers with version {meaning.version.version}: its present version could not be "
+                    f"loaded: {safe_line(str(error))}",
                     stacklevel=2,
                 )

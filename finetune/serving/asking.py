@@ -1,4 +1,4 @@
-"""Rows from the images and words that an app asks with."""
+"""Rows from the images and texts of an app."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def question_row(
     """Return the row that asks a question.
 
     Args:
-        section: the task section that puts the question.
+        section: the task section that makes the prompt.
         image: an image, None for a question without one, or a list for one with several.
-        question: the user's words.
+        question: the text of the user.
         urls: the policy by which images are fetched from URLs; None to fetch none.
         id: the name of the row in errors.
 
     Raises:
-        DataError: the question is no text, or an image cannot be used.
+        DataError: the question is not a text, or an image cannot be used.
     """
     if not isinstance(question, str):
-        raise DataError(f"{id}: a question is a text, not {brief(question)}")
+        raise DataError(f"{id}: a question must be a str, got {brief(question)}")
     images = image if isinstance(image, list) else [] if image is None else [image]
     return _row(section.ask(question, num_images=len(images)), images, urls, id)
 
@@ -41,11 +41,12 @@ def conversation_row(section: PromptSection, messages: list[Message], *, urls: U
     """Return the row that asks for the assistant's next turn; arguments as for ``question_row``.
 
     Raises:
-        DataError: ``messages`` is no conversation that ends with the user, or an image cannot be used.
+        DataError: ``messages`` is not a conversation that ends with the user, or an image cannot be used.
     """
     conversation, images = read_conversation(messages, where="chat")
     if conversation[-1]["role"] != "user":
-        raise DataError("chat: the conversation ends with the assistant; the last message is the one to answer")
+        role = conversation[-1]["role"]
+        raise DataError(f"chat: the last message must have role user, got {role}. Add the user's next message.")
     if len(images) != num_image_parts(conversation):
         raise DataError('chat: a part {"type": "image"} lacks its image: put it under "image"')
     return _row(section.converse(conversation), images, urls, "chat")
@@ -69,7 +70,7 @@ def _source(image: Any, urls: UrlPolicy | None) -> ImageSource:
         return as_source(image)
     if urls is None:
         raise FetchError(
-            f"{brief(image, 60)}: images are not fetched from URLs unless that is allowed, as by "
-            "finetune.load(..., allow_urls=True)"
+            f"{brief(image, 60)}: this model fetches no images from URLs. Allow it with "
+            "finetune.load(..., allow_urls=True)."
         )
     return fetch_image(image, urls)

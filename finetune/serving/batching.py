@@ -1,4 +1,4 @@
-"""Answers to many questions at once, each by an adapter of its own, in as few batches as keep the answers right."""
+"""Answers to many questions at once, each by its own adapter, in as few batches as possible."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def section_for(switcher: Switcher, loaded: LoadedAdapter | None) -> TaskSection:
-    """Return the task section with which an adapter is asked; the default task for the plain base."""
+    """Return the task section of an adapter; the default one for the plain base."""
     return loaded.manifest.task if loaded else switcher.base.default_task
 
 
 def sharing_key(switcher: Switcher, loaded: LoadedAdapter | None) -> Hashable:
     """Return a key that is equal for adapters whose rows may share a batch.
 
-    Those are LoRA on the language tower, and the base, where their tasks make batches alike.
+    LoRA on the language tower and the base may share one, if their tasks make equal batches.
     """
     alone = None if loaded is None or switcher.can_share(loaded) else loaded
     return id(switcher.base.collator_of(section_for(switcher, loaded))), alone
@@ -46,21 +46,20 @@ def answer_rows(
     on_text: OnText | None = None,
     is_stopped: IsStopped | None = None,
 ) -> list[Answer]:
-    """Return the answer of each row's adapter, as if it had been asked alone.
+    """Return the answer of each row's adapter, the same as for this row alone.
 
-    Adapters of LoRA on the language tower, and the plain base, share a batch; rows of any other adapter have a batch of
-    their own.
+    Adapters of LoRA on the language tower, and the plain base, share a batch; any other adapter has its own batch.
 
     Args:
         switcher: the switcher of a model that generates text.
-        examples: the rows, each put as its adapter is asked.
+        examples: the rows, each with the prompt of its adapter's task.
         loaded_adapters: the adapter of each row, pinned by the caller; None for the plain base.
-        max_new_tokens: the limit of each row; None for the longest answer that its adapter was trained to give.
+        max_new_tokens: the limit of each row; None for the longest answer in the training of its adapter.
         on_text: called in this thread with the number of a row and its new text, as in ``generate_answers``.
         is_stopped: called after each step with the number of a row; True ends that row early.
 
     Raises:
-        DataError: an image cannot be used, or a row and its answer are longer than the base takes.
+        DataError: an image cannot be used, or a row and its answer have more tokens than the base takes.
     """
     limits = max_new_tokens or [None] * len(examples)
     groups: dict[Hashable, list[int]] = {}
@@ -94,8 +93,8 @@ def prompt_batch(
 
     Args:
         switcher: the switcher of the model.
-        examples: the rows, each put as its adapter is asked.
-        loaded_adapters: the adapter of each row; equal by ``sharing_key``.
+        examples: the rows, each with the prompt of its adapter's task.
+        loaded_adapters: the adapter of each row; all have the same ``sharing_key``.
     """
     with switcher.base.preparing:
         return row_inputs(
@@ -106,7 +105,7 @@ def prompt_batch(
 def row_inputs(
     collator: TaskCollator, examples: Sequence[Example], loaded_adapters: Sequence[LoadedAdapter | None]
 ) -> Batch:
-    """Return the inputs of rows that share a batch, on the CPU, by a collator that no other thread uses meanwhile.
+    """Return the inputs of rows that share a batch, on the CPU; no other thread may use the collator meanwhile.
 
     Args:
         collator: the collator of their task.
@@ -114,13 +113,13 @@ def row_inputs(
         loaded_adapters: the adapter of each row, as ``prompt_batch`` takes them.
     """
     first = loaded_adapters[0]
-    places = first.placeholders if first else None  # one that has a prompt shares with itself alone
+    places = first.placeholders if first else None  # an adapter with a tuned prompt has its own batch
     examples = [opened_as_trained(row, loaded) for row, loaded in zip(examples, loaded_adapters, strict=True)]
     return Batches(collator, places).prompt_batch(examples)
 
 
 def opened_as_trained(example: Example, loaded: LoadedAdapter | None) -> Example:
-    """Return a row whose images are opened as those that an adapter was trained on."""
+    """Return a row whose images are opened with the options of an adapter's training."""
     return replace(example, image_options=loaded.manifest.images.options) if loaded else example
 
 
@@ -150,13 +149,13 @@ def prompt_lengths(batch: Batch) -> list[int]:
 def answer_limit(switcher: Switcher, loaded: LoadedAdapter | None, wanted: int | None, *, prompt_tokens: int) -> int:
     """Return the maximum number of tokens of an answer.
 
-    The plain base was trained to no length of ours. Without ``wanted``, it gets the default length, or the room that
-    the prompt leaves.
+    The plain base has no trained length. Without ``wanted``, its limit is the default length, or the room that the
+    prompt leaves.
 
     Args:
         switcher: the switcher of the model.
         loaded: the adapter that answers; None for the plain base.
-        wanted: the limit that was asked for; None for the longest answer that the adapter was trained to give.
+        wanted: the requested limit; None for the longest answer in the training of the adapter.
         prompt_tokens: the number of tokens of the row.
     """
     if wanted is not None:
@@ -167,15 +166,19 @@ def answer_limit(switcher: Switcher, loaded: LoadedAdapter | None, wanted: int |
 
 
 def refuse_too_long(base: Base, batch: Batch, max_new_tokens: Sequence[int]) -> None:
-    """Raise DataError where a row and its answer are longer than the base takes."""
+    """Check that each row and its answer fit the base.
+
+    Raises:
+        DataError: a row and its answer have more tokens than the base takes.
+    """
     room = max_positions(base.model)
     if room is None or "attention_mask" not in batch.inputs:  # a batch of images alone has no tokens
         return
     for example, length, longest in zip(batch.examples, prompt_lengths(batch), max_new_tokens, strict=True):
         if length + longest > room:
             raise DataError(
-                f"{example.id}: the base takes {room} tokens; this has {length} in its words and images, and up to "
-                f"{longest} in its answer. Ask in fewer words, or show smaller images."
+                f"{example.id}: the base takes {room} tokens; the row has {length} in its text and images, and up to "
+                f"{longest} in its answer. Shorten the text, or use smaller images."
             )
 
 

@@ -1,4 +1,4 @@
-"""The folders in which bases were last seen on this machine, so that an adapter finds its own base."""
+"""The folders of bases that this machine used, so that an adapter finds its own base."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def find_base(identity: BaseIdentity) -> str:
-    """Return the folder in which a base was last seen on this machine, or its hub id.
+    """Return the folder in which this machine last used a base, or its hub id.
 
     Raises:
-        BaseMismatchError: the base was not seen on this machine, and no hub id leads to it.
+        BaseMismatchError: this machine has not used the base, and the base has no hub id.
     """
     if (path := read_note(_base_note(identity)) or _noted_before(identity)) and Path(path).is_dir():
         return path
-    if identity.hub_id and not Path(identity.hub_id).exists():  # a folder of that name is not what was meant
+    if identity.hub_id and not Path(identity.hub_id).exists():  # a folder of that name is another base
         return identity.hub_id
     raise BaseMismatchError(
-        f"this adapter needs the {identity.model_type} base with identity {identity.digest[:16]} "
-        f"({brief(sorted(identity.files), 300)}), which has not been used on this machine. Give its folder: "
+        f"The adapter needs the {identity.model_type} base with identity {identity.digest[:16]} "
+        f"({brief(sorted(identity.files), 300)}), and this machine knows no folder of it. Give its folder: "
         "base=PATH (--base)."
     )
 
@@ -37,7 +37,7 @@ def remember_base(identity: BaseIdentity, path: str) -> None:
 
 
 def _noted_before(identity: BaseIdentity) -> str | None:
-    """Return the folder that an earlier version saved; None where it did not, or the file cannot be read."""
+    """Return the folder that an earlier version saved; None if there is none, or its file cannot be read."""
     try:
         note = json.loads(_base_note(identity).with_suffix(".json").read_bytes())
     except (OSError, ValueError, RecursionError):

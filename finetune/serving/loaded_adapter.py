@@ -1,4 +1,4 @@
-"""The loaded adapter, and the checks that it passes before it answers."""
+"""The loaded adapter, and the checks before it answers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class LoadedAdapter(ActiveAdapter):
     """An adapter that is ready to answer.
 
     Attributes:
-        ref: the reference by which it was first asked for.
+        ref: the reference of the first request for it.
         digest: the SHA-256 of its manifest.
         manifest: the manifest that was saved with it.
-        placeholders: the placeholders that its rows must hold; None where it needs none.
+        placeholders: the placeholders that its rows must hold; None if it needs none.
         probe: the comparison of its effect here with the effect recorded when it was saved.
         num_bytes: the number of bytes that it takes beside the base.
     """
@@ -47,13 +47,13 @@ def bring_in(base: Base, hooks: AdapterHooks, folder: AdapterFolder, *, ref: str
     """Load an adapter from a verified folder, after every check that needs the base; the active adapter stays.
 
     Args:
-        base: the base on which it answers.
+        base: the base that the adapter changes.
         hooks: the hooks of the base.
         folder: the folder, read and verified.
-        ref: the reference by which it was asked for.
+        ref: the reference of the request.
 
     Raises:
-        AdapterError: it does not fit, or does not do what it did; the base is as it was.
+        AdapterError: the adapter does not fit the base, or has another effect than when saved; the base is unchanged.
     """
     manifest = folder.manifest
     require_same_base(manifest.base, base.identity)
@@ -69,8 +69,8 @@ def bring_in(base: Base, hooks: AdapterHooks, folder: AdapterFolder, *, ref: str
             keep_receipt(base, folder.digest, probe)
         if probe.verdict == "inconclusive":
             warnings.warn(
-                f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so it could not be verified "
-                "that it does what it did when it was saved",
+                f"{ref}: its effect on the probe is below the noise of {base.model.dtype}, so the load could not "
+                "verify that the effect equals the saved one",
                 stacklevel=2,
             )
     except BaseException:

@@ -18,6 +18,7 @@ from finetune.serving.vision_language_model import VisionLanguageModel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from finetune.adapters.manifest import BaseIdentity
     from finetune.recipe import Quantization
 
 
@@ -35,52 +36,43 @@ def load(
     alias_seconds: float = ALIAS_SECONDS,
     allow_urls: bool | UrlPolicy = False,
 ) -> VisionLanguageModel:
-    """Load an adapter on its base, after checking that they belong together and that it does what it did.
+    """Load an adapter on its base, and check that they belong together and that its effect equals the saved one.
 
-    A base that is in this process already is not loaded again. Models on it share its weights and its processor, and
+    A base that this process has already is not loaded again. Models on it share its weights and its processor, and
     nothing else. See ``shared_base``.
 
     Args:
         ref: a registry reference such as ``medical/brain-mri@prod``, an adapter's folder, or ``base``.
         registry: a folder, a URL such as ``s3://bucket/prefix``, or a registry; ``$FINETUNE_REGISTRY`` or
             ``~/.finetune/registry`` by default.
-        base: the base's folder, hub id or embedded name; None for the folder where this base was last seen.
+        base: the base's folder, hub id or embedded name; None for the folder where this machine last used it.
         revision: the revision of a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        dtype: the dtype of the base's weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for that of its
-            config.
+        dtype: the dtype of the base's weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for its config's.
         quantization: the quantization of its language tower, ``4bit`` or ``8bit``; None for none.
         verify_base: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
         max_bytes: the limit, in bytes, for all loaded adapters together; None for no limit.
         alias_seconds: the number of seconds for which a resolved alias is reused before the registry is asked again.
-        allow_urls: True to accept URLs as images, or a policy that says which URLs are fetched and at what cost.
+        allow_urls: True to accept URLs as images, or a policy with the allowed URLs and the limits of a fetch.
 
     Returns:
         The model with the adapter active.
 
     Raises:
-        BaseMismatchError: the base is unknown or not the one the adapter was trained on.
+        BaseMismatchError: the base is unknown, or is not the base that the adapter was trained on.
         ModelError: the base cannot be loaded or verified with these arguments.
-        AdapterError: the adapter is damaged, does not fit the base, or does not do what it did.
+        AdapterError: the adapter is damaged, does not fit the base, or has another effect than when it was saved.
         PluginError: the adapter needs a package that is not installed.
         NotFoundError: the registry has no such adapter.
         AdapterReferenceError: ``ref`` is neither a reference nor a folder.
         DataError: ``allow_urls`` is neither a bool nor a ``UrlPolicy``.
     """
-    if verify_base not in ("cached", "full"):
-        raise ModelError(f"verify_base is {brief(verify_base)}; it is 'cached' or 'full'")
-    if not isinstance(allow_urls, bool | UrlPolicy):
-        raise DataError(f"allow_urls is {brief(allow_urls)}; it is True, False or a UrlPolicy")
+    _refuse_options(verify_base, allow_urls)
     if not isinstance(registry, AdapterRegistry):
         registry = AdapterRegistry(registry)
     if base is None:
-        if str(ref) == "base":
-            raise BaseMismatchError("ref 'base' is the plain base model: say which with base= (--base)")
-        folder = as_folder(ref)
-        manifest = read_folder(folder).manifest if folder else registry.read(str(ref))[0]
-        require_usable(manifest)
-        base = find_base(manifest.base)
-        revision = revision or manifest.base.revision
+        identity = _needed_base(ref, registry)
+        base, revision = find_base(identity), revision or identity.revision
     vlm = VisionLanguageModel(
         shared_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
         registry=registry,
@@ -90,3 +82,31 @@ def load(
     )
     vlm.use(None if str(ref) == "base" else ref)
     return vlm
+
+
+def _refuse_options(verify_base: object, allow_urls: object) -> None:
+    """Check the options of ``load`` that nothing later checks.
+
+    Raises:
+        ModelError: ``verify_base`` is neither ``cached`` nor ``full``.
+        DataError: ``allow_urls`` is neither a bool nor a ``UrlPolicy``.
+    """
+    if verify_base not in ("cached", "full"):
+        raise ModelError(f"verify_base must be 'cached' or 'full', got {brief(verify_base)}")
+    if not isinstance(allow_urls, bool | UrlPolicy):
+        raise DataError(f"allow_urls must be True, False or a UrlPolicy, got {brief(allow_urls)}")
+
+
+def _needed_base(ref: str | Path, registry: AdapterRegistry) -> BaseIdentity:
+    """Return the identity of the base that an adapter needs.
+
+    Raises:
+        BaseMismatchError: ``ref`` is the plain base.
+        AdapterError: this version cannot use the adapter.
+    """
+    if str(ref) == "base":
+        raise BaseMismatchError("The ref 'base' needs a base model, got none. Name it with base= (--base).")
+    folder = as_folder(ref)
+    manifest = read_folder(folder).manifest if folder else registry.read(str(ref))[0]
+    require_usable(manifest)
+    return manifest.base

@@ -1,8 +1,8 @@
 """Receipts of probes that passed on this machine, so that an adapter is not probed again at every load.
 
-A receipt is worth as much as this machine's cache folder: a user who can write there can write the base too. It holds
-for a base with these very bytes, which ``finetune.adapters.base_identity`` has hashed since the machine was started and
-no write has changed since. Without one, or with one that cannot be read, the probe runs.
+A receipt is as trusted as this machine's cache folder: a user who can write there can write the base too. It is valid
+for a base with exactly these bytes, which ``finetune.adapters.base_identity`` has hashed since the machine started, and
+which no write has changed since. If a receipt is missing or cannot be read, the probe runs.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from finetune.assemble.base import Base
 
-# What computes, besides base and adapter; another version of any of them is another computation.
+# Packages whose version changes the result of the probe.
 _PACKAGES = ("torch", "transformers", "finetune-vlm")
 
 
 def find_receipt(base: Base, digest: str) -> ProbeResult | None:
-    """Return the result of the probe of the adapter with this manifest ``digest`` here; None where it has not run."""
+    """Return the result of the probe of the adapter with this manifest ``digest`` here; None if it has not run."""
     try:
         found = json.loads(read_note(_path(base, digest)) or "{}")
         verdict, difference = found["verdict"], found["difference"]
@@ -40,7 +40,7 @@ def find_receipt(base: Base, digest: str) -> ProbeResult | None:
 
 
 def keep_receipt(base: Base, digest: str, result: ProbeResult) -> None:
-    """Save the result of a probe; a cache that cannot be written is no error."""
+    """Save the result of a probe; a cache that cannot be written is not an error."""
     write_note(_path(base, digest), json.dumps(asdict(result)))
 
 

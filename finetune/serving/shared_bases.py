@@ -1,8 +1,8 @@
 """One set of weights in a process for each base, which all models on it share.
 
-Each model has a tree of modules of its own over the common tensors. So everything on the modules belongs to one model:
-the hooks of its adapters, and the positions that some families note between two steps of an answer. The processor is
-common, and so is the lock that stands around it.
+Each model has its own modules over the shared tensors. So the state of the modules belongs to one model: the hooks of
+its adapters, and the positions that some families store between two steps of an answer. The models share the processor
+and its lock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _Whole:
-    """A base that answers no request itself: other bases share its tensors, and it is freed with the last of them."""
+    """A base that answers no requests itself: other bases share its tensors, and the last of them frees it."""
 
     def __init__(self, base: Base):
         self.base = base
@@ -42,7 +42,7 @@ class _Whole:
 
     @property
     def is_as_loaded(self) -> bool:
-        """Whether the weights are still as loaded: not written into, moved or trained since."""
+        """True if the weights are as loaded: not written, moved or trained since."""
         return self._loaded == _versions(_tensors(self.base.model))
 
     def share(self) -> Base:
@@ -55,11 +55,11 @@ class _Whole:
 
 @dataclass(frozen=True)
 class _Shared(Base):
-    whole: _Whole = field(kw_only=True, repr=False)  # which others can share as long as this is there
+    whole: _Whole = field(kw_only=True, repr=False)  # alive while a base shares it
 
 
 _WHOLES: WeakValueDictionary[Hashable, _Whole] = WeakValueDictionary()
-_LOADING = threading.Lock()  # one base at a time: while transformers loads, it changes what torch makes by default
+_LOADING = threading.Lock()  # one base at a time, because transformers changes torch's default dtype while it loads
 
 
 def shared_base(
@@ -71,11 +71,11 @@ def shared_base(
     quantization: Quantization | None = None,
     verify: str = "cached",
 ) -> Base:
-    """Return a base over weights that are in this process already, where there are such; any thread may call it.
+    """Return a base over weights that this process has already, or load them; any thread may call it.
 
-    Weights are shared where all files that they are loaded from are the same (see ``identify_base``), and device, dtype
-    and quantization are. Weights that somebody has since written into, moved or begun to train are not shared with
-    later callers. Do not change shared weights.
+    Callers share weights if the files of the base (see ``identify_base``), the device, the dtype and the quantization
+    are the same. Weights that were written, moved or trained since are not shared with later callers. Do not change
+    shared weights.
 
     Args:
         name_or_path: an embedded base by name, a folder or a hub id.
@@ -86,11 +86,11 @@ def shared_base(
         verify: ``cached`` trusts digests of files that have not changed; ``full`` hashes every byte.
 
     Raises:
-        ModelError: it cannot be loaded, or its files change meanwhile.
+        ModelError: the base cannot be loaded, or its files change meanwhile.
     """
     path = embedded_path(name_or_path)
     path = str(Path(path).resolve()) if Path(path).is_dir() else path
-    family_of(path, revision=revision)  # what is no base at all is told so first
+    family_of(path, revision=revision)  # first, to refuse a folder that is not a base
     dtype, device = pick_dtype(dtype, path, revision=revision), pick_device(device)
 
     def key(verify: str) -> Hashable:
@@ -101,12 +101,12 @@ def shared_base(
     wanted = key(verify)
     whole = _find(wanted)
     if whole is None:
-        with _LOADING, torch.inference_mode(False):  # where writes are not counted
+        with _LOADING, torch.inference_mode(False):  # inference tensors do not count writes
             whole = _find(wanted)
             if whole is None:
                 loaded = load_base(path, revision=revision, device=device, dtype=dtype, quantization=quantization)
                 if key("cached") != wanted:
-                    raise ModelError(f"{path}: its files changed while they were read. Load it again.")
+                    raise ModelError(f"{path}: the files of the base changed while it was loaded. Load it again.")
                 whole = _WHOLES[wanted] = _Whole(loaded)
     return whole.share()
 
@@ -121,5 +121,5 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
-    """Return values that change when somebody writes into a tensor, moves it, or asks for its gradient."""
+    """Return values that change when a tensor is written or moved, or requires a gradient."""
     return [(t._version, t.data_ptr(), t.dtype, t.device, t.requires_grad) for t in tensors]

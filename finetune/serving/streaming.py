@@ -1,4 +1,4 @@
-"""The stream of an answer, which is read while a thread of its own makes it."""
+"""The stream of an answer, which a thread of its own generates while the caller reads."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Generate(Protocol):
-    """A function that makes the answer of one row."""
+    """A function that generates the answer of one row."""
 
     def __call__(self, *, on_text: OnText, is_stopped: IsStopped) -> object:
-        """Call ``on_text`` with each new piece of the answer, and end where ``is_stopped`` returns True."""
+        """Call ``on_text`` with each new piece of the answer, and end when ``is_stopped`` returns True."""
         ...
 
 
@@ -32,14 +32,14 @@ class _End:
 
 
 class TextStream(Iterator[str]):
-    """The pieces of an answer, as they are made; together they are the whole answer.
+    """The pieces of an answer, as they are generated; together they are the whole answer.
 
     The answer begins at once, in a thread of its own, with the adapter that was active then. An error in that thread is
-    raised where the pieces are read. The thread ends at its next step when the stream is left early: by ``close``, its
-    ``with`` block, an exception that interrupts the reading, or the deletion of the stream.
+    raised where the pieces are read. The thread ends at its next step when the caller leaves the stream early: by
+    ``close``, its ``with`` block, an exception that interrupts the reading, or the deletion of the stream.
 
     Args:
-        generate: the function that makes the answer.
+        generate: the function that generates the answer.
         kept: the contexts to exit when the answer has ended, such as the pin of its adapter.
     """
 
@@ -47,12 +47,12 @@ class TextStream(Iterator[str]):
         self._said: SimpleQueue[str | _End] = SimpleQueue()
         self._stopped = Event()
         self._end: _End | None = None  # once it was read
-        # The thread knows nothing of this object, so that it can be let go meanwhile.
+        # The thread does not refer to this object, so that the object can be deleted meanwhile.
         self._thread = Thread(target=_make, args=(generate, kept, self._said, self._stopped), name="finetune-stream")
         finalize(self, self._stopped.set)
         try:
             self._thread.start()
-        except RuntimeError:  # no more threads are to be had
+        except RuntimeError:  # the system has no more threads
             kept.close()
             raise
 
@@ -60,7 +60,7 @@ class TextStream(Iterator[str]):
         """Return the next piece of text, never an empty one; wait for it.
 
         Raises:
-            StreamClosedError: it was closed before its end.
+            StreamClosedError: the stream was closed before its end.
         """
         if self._end is None and not self._stopped.is_set():
             try:
@@ -69,18 +69,18 @@ class TextStream(Iterator[str]):
                 self._stopped.set()
                 raise
             if isinstance(piece, _End):
-                self._said.put(piece)  # for whoever else waits
+                self._said.put(piece)  # for other threads that wait
                 self._end = piece
-                self._thread.join()  # which has nothing left to do
+                self._thread.join()  # the thread ends now
             elif not self._stopped.is_set():
                 return piece
         if self._stopped.is_set():
-            raise StreamClosedError("this answer was closed before its end, so its text is not whole; ask again")
+            raise StreamClosedError("The stream was closed before its end, so the answer is incomplete. Ask again.")
         assert self._end is not None
         raise self._end.error or StopIteration
 
     def close(self) -> None:
-        """End the answer where it is; return when nothing runs for it any more."""
+        """End the answer now, and wait for its thread."""
         if self._end is None:
             self._stopped.set()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""Finished adapters loaded on one base; switching changes the active adapter of a context, and moves no weights."""
+"""Trained adapters loaded on one base. A switch changes the active adapter of a context, and moves no weights."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class Switcher:
         with switcher.using("medical/brain-mri@prod"):
             Thread(target=copy_context().run, args=(model.generate,), kwargs=inputs).start()
 
-    The active adapter stays whole to the end of its block, also when it is removed meanwhile. A context that is handed
-    on has to end inside the block.
+    The active adapter stays loaded to the end of its block, even if it is removed meanwhile. A context that another
+    thread gets must end inside the block.
 
     Args:
         base: the loaded base, as ``load_base`` returns it.
         registry: the registry in which names are looked up; None for none.
         max_bytes: the limit, in bytes, for all loaded adapters together; None for no limit. Beyond it, the least
-            recently used adapters are removed; one that answers stays to the end of its last request.
+            recently used adapters are removed; a pinned one stays to the end of its last request.
         alias_seconds: the number of seconds for which a resolved alias is reused before the registry is asked again.
-            Where the registry or the new version fails, the present version stays, with a warning.
+            If the registry or the new version fails, the present version stays, with a warning.
 
     Raises:
-        MethodError: an adapter trains in the base.
+        MethodError: the base has an adapter in training.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Switcher:
         self._hooks = AdapterHooks()
         self._cache = AdapterCache(self._hooks, max_bytes=max_bytes)
         self._aliases = Aliases(self._look_up, self._check_trust, seconds=alias_seconds)
-        self._loading = threading.Lock()  # one adapter at a time, which nobody who has a loaded one waits for
+        self._loading = threading.Lock()  # one adapter at a time; requests for loaded ones do not wait
         self._choosing = threading.Lock()  # of the default
 
     @property
     def loaded_adapters(self) -> tuple[LoadedAdapter, ...]:
-        """The adapters that are ready, the least recently used first."""
+        """The loaded adapters, the least recently used first."""
         return self._cache.loaded_adapters
 
     @property
@@ -81,7 +81,7 @@ class Switcher:
 
     @property
     def active(self) -> LoadedAdapter | None:
-        """The adapter that answers here and now; None for the plain base."""
+        """The active adapter of this context; None for the plain base."""
         active = self._hooks.active
         return active if isinstance(active, LoadedAdapter) else None
 
@@ -92,7 +92,7 @@ class Switcher:
             ref: a registry reference such as ``medical/brain-mri@prod``, or an adapter's folder.
 
         Raises:
-            AdapterError: it is damaged, or does not fit the base; base and other adapters are untouched.
+            AdapterError: the adapter is damaged, or does not fit the base; the base and other adapters are unchanged.
             NotFoundError: the registry has no such adapter.
         """
         path = as_folder(ref)
@@ -102,32 +102,33 @@ class Switcher:
         return self._bring_in(str(ref), folder.digest, lambda: folder)
 
     def refresh(self) -> None:
-        """Look up every alias again that was asked for, and load the versions that they stand for now.
+        """Look up every requested alias again, and load its present version.
 
-        Requests that run meanwhile end as they began. Where this fails, the present version stays, with a warning.
+        Running requests keep their version. If the lookup fails, the known version stays, with a warning.
 
         Raises:
-            TrustError: it fails, and nobody vouches for the present version any more; its reference answers no longer.
+            TrustError: a lookup fails, and the trust policy does not accept the known version any more; then its
+                reference does not answer.
         """
         self._aliases.renew_all()
 
     def remove(self, ref: str | Path | LoadedAdapter) -> None:
-        """Remove a loaded adapter; requests that it already answers run to their end.
+        """Remove a loaded adapter; it still answers its running requests to their end.
 
         Args:
             ref: the loaded adapter that ``add`` returned, or the reference by which it was loaded.
 
         Raises:
-            AdapterError: it is not loaded.
+            AdapterError: the adapter is not loaded.
         """
         self._cache.remove(str(ref) if isinstance(ref, Path) else ref)
 
     @contextmanager
     def using(self, ref: str | Path | LoadedAdapter | None) -> Iterator[LoadedAdapter | None]:
-        """Have another adapter answer inside the ``with`` block, in this context alone; None is the plain base.
+        """Activate another adapter inside the ``with`` block, in this context alone; None is the plain base.
 
         Args:
-            ref: a reference as for ``add``, which is loaded where it is not yet, or a loaded adapter.
+            ref: a reference as for ``add``, which is loaded if necessary, or a loaded adapter.
 
         Raises:
             AdapterError: as for ``add``; or the given adapter is not loaded any more.
@@ -137,13 +138,13 @@ class Switcher:
 
     @contextmanager
     def mixing(self, refs: Sequence[str | Path | LoadedAdapter | None]) -> Iterator[None]:
-        """Have each row of a batch answered by an adapter of its own inside the block, in this context alone.
+        """Activate one adapter for each row of a batch inside the block, in this context alone.
 
         Args:
             refs: the adapter of each row, in their order, as for ``using``.
 
         Raises:
-            AdapterError: as for ``using``; or one of them cannot share a batch, see ``can_share``.
+            AdapterError: as for ``using``; or an adapter cannot share a batch, see ``can_share``.
         """
         with ExitStack() as kept:
             rows = [kept.enter_context(self.pin(ref)) for ref in refs]
@@ -158,7 +159,7 @@ class Switcher:
 
     @contextmanager
     def activated(self, rows: Sequence[LoadedAdapter | None]) -> Iterator[None]:
-        """Have an adapter that the caller pins answer each row: one for all, or several that can share a batch."""
+        """Activate the pinned adapter of each row: one for all rows, or several that can share a batch."""
         first = rows[0]
         alike = all(row is first for row in rows)
         mixed = first or PLAIN if alike else ActiveAdapter(updates=mix([row.updates if row else {} for row in rows]))
@@ -166,7 +167,7 @@ class Switcher:
             yield
 
     def can_share(self, loaded: LoadedAdapter) -> bool:
-        """Return whether an adapter can answer some rows of a batch while others answer the rest."""
+        """Return True if an adapter can answer some rows of a batch while others answer the rest."""
         return can_mix(loaded.updates, self.base.towers)
 
     @contextmanager
@@ -183,12 +184,12 @@ class Switcher:
         """Pin the active adapter to the end of the block, which may end in another context.
 
         Raises:
-            AdapterError: the context was handed on and outlived its block, and its adapter was removed since.
+            AdapterError: the context outlived its ``using`` block in another thread, and its adapter was removed since.
         """
-        with self._choosing:  # the default stays what it is until it is counted
+        with self._choosing:  # the default must not change before it is pinned
             loaded = self.active
             if loaded is not None and not self._cache.hold_again(loaded):
-                raise AdapterError(f"{loaded.ref} has gone, so it cannot answer any more. Add it again.")
+                raise AdapterError(f"{loaded.ref} must be loaded to answer, but it was removed. Add it again.")
         try:
             yield loaded
         finally:
@@ -196,7 +197,7 @@ class Switcher:
 
     @contextmanager
     def holding(self) -> Iterator[LoadedAdapter | None]:
-        """Keep the active adapter active to the end of the block, also where ``use`` changes the default meanwhile.
+        """Keep the active adapter active to the end of the block, even if ``use`` changes the default meanwhile.
 
         Raises:
             AdapterError: as for ``pin_active``.
@@ -205,10 +206,10 @@ class Switcher:
             yield loaded
 
     def use(self, ref: str | Path | LoadedAdapter | None) -> None:
-        """Have another adapter answer from now on, outside of ``using`` blocks; None is the plain base.
+        """Activate another adapter from now on, outside of ``using`` blocks; None is the plain base.
 
-        A ``generate`` that runs meanwhile in a thread without a block would go on with the new adapter. Code that calls
-        the model itself does so inside ``holding``, as ``ask`` does.
+        A ``generate`` that runs in a thread without a block would continue with the new adapter. Call the model inside
+        ``holding``, as ``ask`` does.
         """
         loaded = self._hold(ref)
         with self._choosing:
@@ -216,13 +217,13 @@ class Switcher:
         self._let_go(before if isinstance(before, LoadedAdapter) else None)
 
     def _hold(self, ref: str | Path | LoadedAdapter | None) -> LoadedAdapter | None:
-        """Return the adapter that ``ref`` means now, pinned; it is loaded again where it was removed meanwhile."""
+        """Return the present adapter of ``ref``, pinned; load it again if it was removed meanwhile."""
         while ref is not None:
             loaded = ref if isinstance(ref, LoadedAdapter) else self.add(ref)
             if self._cache.hold(loaded):
                 return loaded
             if loaded is ref:
-                raise AdapterError(f"{loaded.ref} has gone, so it cannot answer any more. Add it again.")
+                raise AdapterError(f"{loaded.ref} must be loaded to answer, but it was removed. Add it again.")
         return None
 
     def _let_go(self, loaded: LoadedAdapter | None) -> None:
@@ -259,5 +260,7 @@ class Switcher:
 
     def _registry(self) -> AdapterRegistry:
         if self.registry is None:
-            raise NotFoundError("names are looked up in a registry, and this model was given none")
+            raise NotFoundError(
+                "To load an adapter by name, the model needs a registry, got none. Give registry= or a folder."
+            )
         return self.registry

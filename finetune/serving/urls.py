@@ -1,8 +1,8 @@
-"""Fetching images from URLs that are not trusted: from public addresses alone, of bounded size and time.
+"""Fetching of images from untrusted URLs: from public addresses only, with limits on size and time.
 
-A URL may come from a user who wants this process to reach places that only it can reach. So a host's addresses are
-checked where the connection is made, and the connection goes to the checked address. A name that stands for another
-address a moment later changes nothing. That holds at every redirect.
+A URL may come from a user who wants this process to reach places that only it can reach. So each
+connection checks the addresses of its host, and goes to a checked address. A name that resolves to another address a
+moment later changes nothing. The same applies to every redirect.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from ipaddress import IPv4Network, IPv6Network
 
-# What an image may be, by how its server calls it, with what its bytes begin.
+# The allowed media types, with the first bytes of their files.
 TYPES = {
     "image/gif": re.compile(rb"GIF8[79]a"),
     "image/jpeg": re.compile(rb"\xff\xd8\xff"),
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
 }
-_ALLOWED = f"An image's type is one of {', '.join(TYPES)}."
+_ALLOWED = f"one of {', '.join(TYPES)}"
 _LONGEST = 8192  # characters of an http(s) URL
 _REDIRECTS = (301, 302, 303, 307, 308)
 _DATA = re.compile(r"data:(?P<type>[^;,]*)(?P<more>(?:;[^;,]*)*?)(?P<base64>;base64)?,", re.IGNORECASE)
@@ -59,9 +59,8 @@ class UrlPolicy:
         max_bytes: the limit, in bytes, for the file of an image.
         timeout: the limit, in seconds, for one image in all, redirects and name lookups included.
         max_redirects: the maximum number of redirects that are followed.
-        allow_private: the networks that may be reached though they are not public, such as that of an app's own store
-            of images.
-        resolve: the function that returns the addresses of a host and port; it raises OSError where there are none.
+        allow_private: the private networks that may be reached, such as that of an app's own image store.
+        resolve: the function that returns the addresses of a host and port; it raises OSError if there are none.
     """
 
     max_bytes: int = 20 * 1024 * 1024
@@ -72,22 +71,22 @@ class UrlPolicy:
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is a URL: ``data:``, or anything with ``://``, which is no path."""
+    """Return True if a text is a URL and not a path: it begins with ``data:`` or a scheme and ``://``."""
     return re.match(r"data:|https?:|[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
 def fetch_image(url: str, policy: UrlPolicy) -> bytes:
     """Return the file of the image at a URL: http, https, or data in base64.
 
-    Nothing else is read, no file of this machine in particular. Proxies of the environment are not used: they would
-    look up names themselves.
+    The function reads no other URL, and no file of this machine. It does not use the proxies of the environment,
+    because a proxy would resolve names itself.
 
     Args:
         url: the URL, which is not trusted.
         policy: the URLs that may be fetched, and the bounds of a fetch.
 
     Raises:
-        FetchError: it is not allowed, cannot be fetched, or is no image of ``TYPES``.
+        FetchError: the URL is not allowed, cannot be fetched, or is not an image of ``TYPES``.
     """
     if url[:5].lower() == "data:":
         return _of_data(url, policy)
@@ -99,31 +98,37 @@ def fetch_image(url: str, policy: UrlPolicy) -> bytes:
         try:
             url = urljoin(url, found)
         except ValueError:
-            raise FetchError(f"{_show(url)}: redirected to {brief(found)}, which is no URL") from None
-    raise FetchError(f"{_show(url)}: redirected more than {policy.max_redirects} times")
+            raise FetchError(f"{_show(url)}: the target of its redirect must be a URL, got {brief(found)}") from None
+    raise FetchError(f"{_show(url)}: it may redirect at most {policy.max_redirects} times. Give the final URL.")
 
 
 def _of_data(url: str, policy: UrlPolicy) -> bytes:
     head = _DATA.match(url[:1024])
     if head is None or not head["base64"]:
-        raise FetchError(f"{brief(url, 60)}: a data URL that holds an image is written data:image/png;base64,...")
+        raise FetchError(f"{brief(url, 60)}: a data URL of an image must have the form data:image/png;base64,...")
     _require_type(head["type"], where="data URL")
     if len(url) - head.end() > (policy.max_bytes + 2) // 3 * 4:
-        raise FetchError(f"data URL: an image has at most {policy.max_bytes} bytes")
+        raise FetchError(f"data URL: an image may have at most {policy.max_bytes} bytes, got more. Make it smaller.")
     try:
         data = base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FetchError(f"data URL: this is not base64: {error}") from None
+        raise FetchError(f"data URL: the data after the comma is not base64: {error}") from None
     if len(data) > policy.max_bytes:
-        raise FetchError(f"data URL: an image has at most {policy.max_bytes} bytes, and this {len(data)}")
+        raise FetchError(
+            f"data URL: an image may have at most {policy.max_bytes} bytes, got {len(data)}. Make it smaller."
+        )
     return _checked(data, where="data URL")
 
 
 def _parse(url: str) -> SplitResult:
-    """Return the parts of an http(s) URL that every reader reads alike."""
+    """Return the parts of an http(s) URL that every parser reads in the same way.
+
+    Raises:
+        FetchError: parsers may differ, or the URL is not allowed.
+    """
     if len(url) > _LONGEST or not re.fullmatch(r"[!-~]+", url) or "\\" in url:
         raise FetchError(
-            f"{_show(url)}: a URL has at most {_LONGEST} visible ASCII characters and no backslash; write other "
+            f"{_show(url)}: a URL must have at most {_LONGEST} visible ASCII characters and no backslash. Write other "
             "letters of a path as %XX, and those of a host as xn--..."
         )
     try:
@@ -132,18 +137,18 @@ def _parse(url: str) -> SplitResult:
     except ValueError as error:
         raise FetchError(f"{_show(url)}: not a URL: {error}") from None
     if parts.scheme not in ("http", "https"):
-        raise FetchError(f"{_show(url)}: images are fetched by http and https, not {brief(parts.scheme, 20)}")
+        raise FetchError(f"{_show(url)}: the scheme must be http or https, got {brief(parts.scheme, 20)}")
     if "@" in parts.netloc:
-        raise FetchError(f"{_show(url)}: a URL that holds a user's name or password is not fetched")
+        raise FetchError(f"{_show(url)}: a URL must not contain a user name or password. Remove it.")
     host = parts.hostname or ""
     last = host.rstrip(".").rpartition(".")[2]
     looks_numeric = ":" in host or re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last)
     if not host or port == 0 or (looks_numeric and as_address(host) is None):
         raise FetchError(
-            f"{_show(url)}: {brief(host)} names no host; write an address as four decimal numbers or as IPv6 in []"
+            f"{_show(url)}: {brief(host)} is not a host. Write an address as four decimal numbers or as IPv6 in []."
         )
     if not looks_numeric and not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", host):
-        raise FetchError(f"{_show(url)}: {brief(host)} names no host")
+        raise FetchError(f"{_show(url)}: {brief(host)} is not a host. Check its spelling.")
     return parts
 
 
@@ -167,16 +172,16 @@ def _request(url: SplitResult, policy: UrlPolicy, deadline: float) -> bytes | st
             if response.status in _REDIRECTS and "location" in said:
                 return said["location"]
             if response.status != 200:
-                raise FetchError(f"{where}: the server answered with status {response.status}")
+                raise FetchError(f"{where}: the server must answer with status 200, got {response.status}")
             _require_type(said.get("content-type", "").partition(";")[0], where=where)
             if (coding := said.get("content-encoding", "identity").strip().lower()) != "identity":
-                raise FetchError(f"{where}: it is sent packed ({brief(coding, 30)}), and images are not unpacked")
-            announced = int(said.get("content-length", "0"))  # checked by what reads the headers
+                raise FetchError(f"{where}: Content-Encoding must be identity, got {brief(coding, 30)}")
+            announced = int(said.get("content-length", "0"))  # h11 has checked that it is a number
             return _read(response.iter_stream(), announced, policy.max_bytes, where)
     except httpcore2.TimeoutException:
-        raise FetchError(f"{where}: it took more than {policy.timeout:g} seconds") from None
+        raise FetchError(f"{where}: the fetch took more than {policy.timeout:g} seconds") from None
     except (httpcore2.NetworkError, httpcore2.ProtocolError, UnicodeError) as error:
-        raise FetchError(f"{where}: cannot be fetched: {brief(str(error) or type(error).__name__)}") from None
+        raise FetchError(f"{where}: the image cannot be fetched: {brief(str(error) or type(error).__name__)}") from None
 
 
 def _read(pieces: Iterator[bytes], announced: int, most: int, where: str) -> bytes:
@@ -188,18 +193,18 @@ def _read(pieces: Iterator[bytes], announced: int, most: int, where: str) -> byt
         if size > most:
             break
     if size > most:
-        raise FetchError(f"{where}: an image has at most {most} bytes, and this at least {size}")
+        raise FetchError(f"{where}: an image may have at most {most} bytes, got at least {size}")
     return _checked(bytes(data), where=where)
 
 
 def _require_type(said: str, *, where: str) -> None:
     if said.strip().lower() not in TYPES:
-        raise FetchError(f"{where}: its type is said to be {brief(said.strip(), 60)}. {_ALLOWED}")
+        raise FetchError(f"{where}: the media type must be {_ALLOWED}, got {brief(said.strip(), 60)}")
 
 
 def _checked(data: bytes, *, where: str) -> bytes:
     if not any(begin.match(data) for begin in TYPES.values()):
-        raise FetchError(f"{where}: its {len(data)} bytes do not begin as an image does. {_ALLOWED}")
+        raise FetchError(f"{where}: the file must be {_ALLOWED}, but its {len(data)} bytes do not begin like one")
     return data
 
 
@@ -226,7 +231,7 @@ class _Checked(httpcore2.NetworkBackend):
         failed: Exception = httpcore2.ConnectError("the host has no address")
         addresses = self._addresses(host, port)
         for remaining, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-            try:  # one that is never answered leaves time for the others
+            try:  # an address that does not answer leaves time for the others
                 stream = self._sockets.connect_tcp(address, port, timeout=_left(self._deadline) / remaining)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failed = error
@@ -243,22 +248,22 @@ class _Checked(httpcore2.NetworkBackend):
             except (OSError, UnicodeError) as error:
                 found.put(OSError(str(error)))
 
-        Thread(target=look_up, daemon=True).start()  # the operating system's own has no time limit
+        Thread(target=look_up, daemon=True).start()  # in a thread, as the system's lookup has no time limit
         try:
             addresses = found.get(timeout=_left(self._deadline))
         except Empty:
             raise httpcore2.ConnectTimeout from None
         if isinstance(addresses, OSError):
-            raise FetchError(f"{self._where}: no such host")
+            raise FetchError(f"{self._where}: the host has no address. Check its spelling.")
         if not all(is_allowed(address, self._policy.allow_private) for address in addresses):
-            raise FetchError(f"{self._where}: the host is not a public one, and images are fetched from public ones")
+            raise FetchError(f"{self._where}: every address of the host must be public, and one is not")
         return addresses
 
 
 class _Timed(httpcore2.NetworkStream):
-    """A connection whose every step has the time that is left until the deadline, so that slow steps do not add up.
+    """A connection with one deadline for all of its steps, so that slow steps do not add up.
 
-    Only the limit on all of it counts: the one that a caller passes for a step is not used.
+    It ignores the timeouts that a caller passes for single steps.
     """
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float):

@@ -1,15 +1,15 @@
-"""A plugin of vLLM: ``"model": "medical/brain-mri@prod"`` in a request, answered by an adapter of the registry.
+"""A plugin of vLLM: a request with ``"model": "medical/brain-mri@prod"`` is answered by an adapter of the registry.
 
 Two entry points named ``finetune_registry``, which run in vLLM's environment:
 
 - ``vllm.general_plugins``: ``register`` gives vLLM a LoRA resolver. vLLM never resolves a name twice, so the resolver
-  knows names with a digest only.
+  accepts names with a digest only.
 - ``vllm.endpoint_plugins``: ``endpoint.RegistryEndpoint`` puts a middleware before vLLM's routes, inside its
-  authentication. The middleware replaces the reference in a request by the one with the digest that it stands for now,
-  and closes the routes by which anyone could load any folder. At start, the endpoint identifies the base, to which
-  every adapter must belong.
+  authentication. The middleware replaces the reference in a request by one with its present digest, and closes the
+  routes by which a client could load any folder. At start, the endpoint identifies the base, which every adapter must
+  match.
 
-vLLM loads the second only where ``VLLM_PLUGINS`` names it, and without it the resolver refuses. Nothing here loads
+vLLM loads the second only if ``VLLM_PLUGINS`` names it, and without it the resolver refuses. Nothing here imports
 PEFT, transformers or datasets.
 """
 
@@ -18,14 +18,14 @@ import os
 
 from finetune.vllm_plugin.name import NAME
 
-_log = logging.getLogger(f"vllm.{__name__}")  # vLLM configures its own loggers, and those below them
+_log = logging.getLogger(f"vllm.{__name__}")  # vLLM configures loggers below its own name
 
 
 def register() -> None:
-    """Register the resolver, where ``FINETUNE_REGISTRY`` names a registry; vLLM calls it in each of its processes."""
+    """Register the resolver if ``FINETUNE_REGISTRY`` names a registry; vLLM calls this in each of its processes."""
     location = os.environ.get("FINETUNE_REGISTRY")
     if not location:
-        _log.info("%s: FINETUNE_REGISTRY is not set, so no adapter comes from a registry", NAME)
+        _log.info("%s: FINETUNE_REGISTRY is not set, so vLLM loads no adapters from a registry", NAME)
         return
     from finetune.vllm_plugin.resolver import register_resolver
 

@@ -1,4 +1,4 @@
-"""The base that vLLM serves, as its files show it: its identity, and the digests of its processor."""
+"""The base that vLLM serves: the digests of its files and of its processor."""
 
 import json
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from finetune.adapters.manifest import AdapterManifest, BaseIdentity, ProcessorD
 
 @dataclass(frozen=True, kw_only=True)
 class ServedBase:
-    """The base to which every served adapter must belong.
+    """The base that every served adapter must match.
 
     Attributes:
         identity: the identity of the base.
         processor: the digests of its tokenizer, processor, chat template and generation config.
-        max_lora_rank: the largest rank that vLLM has room for.
+        max_lora_rank: the largest rank that vLLM accepts.
     """
 
     identity: BaseIdentity
@@ -29,22 +29,26 @@ class ServedBase:
     max_lora_rank: int
 
     def require_same(self, manifest: AdapterManifest) -> None:
-        """Raise BaseMismatchError, with the first difference, unless an adapter was trained on this base."""
+        """Check that an adapter was trained on this base.
+
+        Raises:
+            BaseMismatchError: the adapter was trained on another base; it names the first difference.
+        """
         require_same_base(manifest.base, self.identity)
         require_same_processor(manifest.processor, self.processor)
 
 
 def identify_served(model: str, *, revision: str | None, chat_template: str | None, max_lora_rank: int) -> ServedBase:
-    """Return the base that vLLM serves; weights that were not seen before are hashed.
+    """Return the base that vLLM serves; this hashes weights that are new on this machine.
 
     Args:
-        model: the folder or hub id, as vLLM has it.
+        model: the folder or hub id in vLLM's config.
         revision: the revision of the hub id.
-        chat_template: the text of ``--chat-template``; None where the base's own is used.
-        max_lora_rank: the largest rank that vLLM has room for.
+        chat_template: the text of ``--chat-template``; None to use the base's own.
+        max_lora_rank: the largest rank that vLLM accepts.
 
     Raises:
-        ModelError: the base's files are not there, or not in safetensors.
+        ModelError: the files of the base are missing, or are not in safetensors.
     """
     template = chat_template_of(snapshot_folder(model, revision=revision)) if chat_template is None else chat_template
     return ServedBase(
@@ -55,10 +59,10 @@ def identify_served(model: str, *, revision: str | None, chat_template: str | No
 
 
 def chat_template_of(folder: Path) -> str:
-    """Return the chat template that transformers loads from ``folder``; empty where there is none."""
+    """Return the chat template that transformers loads from ``folder``; empty if there is none."""
     if (path := folder / "chat_template.jinja").is_file():
         return path.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):  # as older releases wrote it
+    for name in ("chat_template.json", "tokenizer_config.json"):  # files of older releases
         if (path := folder / name).is_file():
             template = json.loads(path.read_bytes()).get("chat_template")
             if isinstance(template, str):

@@ -33,16 +33,16 @@ class RegistryEndpoint:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Put the middleware before the routes; vLLM's own, authentication among them, then go around it."""
+        """Add the middleware before the routes; vLLM adds its own later, such as authentication, around it."""
         if (resolver := _resolver()) is not None:
             app.add_middleware(PinnedModels, served=lambda: resolver.served)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Identify the base, which is hashed where it was not before, and open the registry.
+        """Identify the base, and open the registry.
 
         Raises:
-            LaunchError: vLLM was started in a way in which adapters of a registry cannot be served; it ends then.
-            FinetuneError: the base cannot be identified, or the registry not be opened.
+            LaunchError: the settings of vLLM do not allow adapters of a registry; vLLM ends.
+            FinetuneError: the base cannot be identified, or the registry cannot be opened.
         """
         if (resolver := _resolver()) is None:
             return
@@ -57,31 +57,41 @@ class RegistryEndpoint:
                 max_lora_rank=engine_client.vllm_config.lora_config.max_lora_rank,
             )
             registry = AdapterRegistry(resolver.location)
-            num_keys = len(registry.guard.policy.keys)  # a policy that cannot be used ends the start, here
-            _log.info("%s: adapters of %s, whose policy has %d keys", NAME, resolver.location, num_keys)
-            _log.info("%s: on the base %s", NAME, base.identity.digest[:16])
+            num_keys = len(registry.guard.policy.keys)  # an invalid policy must end the start
+            _log.info(
+                "%s: adapters of %s, with a policy of %d keys",
+                NAME,
+                resolver.location,
+                num_keys,
+            )
+            _log.info("%s: the identity of the base is %s", NAME, base.identity.digest[:16])
             return ServedAdapters(registry, base)
 
         resolver.served = await asyncio.to_thread(start)
 
 
 def require_settings(config: Any) -> None:
-    """Raise LaunchError where vLLM's settings do not allow adapters of a registry, or would change their answers.
+    """Check that the settings of vLLM allow adapters of a registry, and do not change their answers.
 
     Args:
         config: vLLM's whole config.
+
+    Raises:
+        LaunchError: a setting does not fit; the message names it.
     """
     if config.lora_config is None:
-        raise LaunchError(f"{NAME} serves LoRA adapters: start vLLM with --enable-lora, or unset FINETUNE_REGISTRY.")
+        raise LaunchError(
+            f"{NAME} needs LoRA, and vLLM runs without it. Start vLLM with --enable-lora, or unset FINETUNE_REGISTRY."
+        )
     if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
         raise LaunchError(
-            f"{NAME}: vLLM asks no resolver unless VLLM_ALLOW_RUNTIME_LORA_UPDATING=1. Set it; the routes that it "
-            "opens are closed by this plugin."
+            f"{NAME} needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and it is not set. Set it: otherwise vLLM asks no "
+            "resolver. The plugin closes the routes that the setting opens."
         )
     if envs.VLLM_SKIP_MODEL_NAME_VALIDATION:
         raise LaunchError(
-            f"{NAME}: with VLLM_SKIP_MODEL_NAME_VALIDATION the plain base answers in the place of every adapter. Unset "
-            "it."
+            f"{NAME} does not allow VLLM_SKIP_MODEL_NAME_VALIDATION, and it is set. Unset it: otherwise the plain base "
+            "answers instead of every adapter."
         )
     model = config.model_config
     images = model.multimodal_config
@@ -92,13 +102,13 @@ def require_settings(config: Any) -> None:
     ):
         if said:
             raise LaunchError(
-                f"{NAME}: adapters were trained on their base as its files are; {flag} says {brief(said)}. Leave it "
-                "out."
+                f"{NAME} serves the base with its own files, got {flag} {brief(said)}. Remove the option: adapters "
+                "were trained without it."
             )
 
 
 def _resolver() -> RegistryResolver | None:
-    """Return the plugin's resolver; None where FINETUNE_REGISTRY was not set, which ``register`` has logged."""
+    """Return the plugin's resolver; None if FINETUNE_REGISTRY is not set, which ``register`` has logged."""
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
         return None
     resolver = LoRAResolverRegistry.get_resolver(NAME)

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(f"vllm.{__name__}")
 
-# Open where VLLM_ALLOW_RUNTIME_LORA_UPDATING is set, the last of them without an API key: each loads any folder that
-# the server can read, unchecked.
+# Routes that VLLM_ALLOW_RUNTIME_LORA_UPDATING opens, the last of them without an API key. Each loads any folder that
+# the server can read, without a check.
 CLOSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters")
 
 
 class PinnedModels:
-    """An ASGI middleware that replaces a reference in a request's ``model`` by one with the digest it stands for now.
+    """An ASGI middleware that replaces a reference in a request's ``model`` by one with its present digest.
 
     vLLM never resolves a name twice. A name with a digest never changes its meaning, and each request names the version
     that answers it. So does the answer's ``model``.
@@ -48,7 +48,9 @@ class PinnedModels:
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
             if any(path == closed or path.startswith(f"{closed}/") for closed in CLOSED):
-                return await _answer(send, 403, "adapters come from the registry alone; publish it there")
+                return await _answer(
+                    send, 403, "This server loads adapters from its registry only. Publish the adapter there."
+                )
             if scope["method"] == "POST" and _is_json(scope):
                 return await self._pin(scope, receive, send)
         await self.app(scope, receive, send)
@@ -72,27 +74,27 @@ class PinnedModels:
 
 
 def _reference(request: Any, scope: Scope) -> str | None:
-    """Return the adapter that a request asks for; None where it asks for the base, or has no reference."""
+    """Return the adapter in a request's ``model``; None for the base, or if it is not a reference."""
     model = request.get("model") if isinstance(request, dict) else None
     models = getattr(scope["app"].state, "openai_serving_models", None)
-    # The name of the base may read as a reference, as google/gemma-3-4b-it does.
+    # The name of the base may look like a reference, such as google/gemma-3-4b-it.
     if not isinstance(model, str) or models is None or models.is_base_model(model):
         return None
     try:
         ref = AdapterRef.parse(model)
     except AdapterReferenceError:
-        return None  # vLLM says what it says of any name that it does not know
-    # So may that of a --lora-modules. What was loaded from the registry is known by its digest.
+        return None  # vLLM answers with its error for unknown names
+    # A name of --lora-modules may look like one too. An adapter of the registry has a name with a digest.
     return None if ref.digest is None and model in models.lora_requests else str(ref)
 
 
 def _refusal(ref: str, error: FinetuneError) -> tuple[int, str]:
-    """Return status and message for the client, who learns neither other names nor paths of the server."""
+    """Return the status and the message for the client, without other names or paths of the server."""
     if isinstance(error, NotFoundError | YankedError):
-        return 404, f"The model `{ref}` does not exist in the registry, or is withdrawn."
+        return 404, f"The model `{ref}` does not exist in the registry, or is yanked. Check its name."
     if isinstance(error, StoreError):
-        return 503, f"The model `{ref}` cannot be looked up now. Try again."
-    return 400, f"The model `{ref}` is there, and refused: the server's log says why."
+        return 503, f"The server cannot look up the model `{ref}` now. Try again later."
+    return 400, f"The server refuses the model `{ref}`. The reason is in the server's log."
 
 
 def _is_json(scope: Scope) -> bool:
@@ -104,7 +106,7 @@ def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        return None  # vLLM says what is wrong with it
+        return None  # vLLM answers with its own error
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -119,7 +121,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that gives ``body`` once and then goes on, since vLLM waits there for the client to go."""
+    """Return a ``receive`` that gives ``body`` once, and then the rest, because vLLM waits there for a disconnect."""
     given = False
 
     async def replay() -> Message:

@@ -27,7 +27,7 @@ class RegistryResolver(LoRAResolver):
 
     Attributes:
         location: the location of the registry.
-        served: the adapters; None, so that none is found, until the endpoint plugin has identified the base.
+        served: the adapters; None, so that no adapter is found, until the endpoint plugin has identified the base.
     """
 
     def __init__(self, location: str):
@@ -35,21 +35,24 @@ class RegistryResolver(LoRAResolver):
         self.served: ServedAdapters | None = None
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """Return the request by which vLLM loads a reference with a digest; None for others, which it answers with 404.
+        """Return vLLM's request to load a reference with a digest; None for other names, which vLLM answers with 404.
 
         Args:
-            base_model_name: vLLM's name of the base, which was identified when the server started.
-            lora_name: the model that a request names.
+            base_model_name: vLLM's name of the base, which the endpoint identified at the start.
+            lora_name: the ``model`` of a request.
         """
         try:
             ref = AdapterRef.parse(lora_name)
         except AdapterReferenceError:
             return None
         if self.served is None:
-            _log.warning("%s is not served: VLLM_PLUGINS does not name %s, as it must", ref, NAME)
+            _log.warning("%s is not served: VLLM_PLUGINS must name %s, and does not", ref, NAME)
             return None
         if ref.digest is None:
-            _log.warning("%s is not served: vLLM would never see it move; only requests in JSON may say so", ref)
+            _log.warning(
+                "%s is not served: vLLM would not notice when the alias moves. Send JSON, or a digest",
+                ref,
+            )
             return None
         try:
             folder = await asyncio.to_thread(self.served.folder, str(ref))
@@ -60,9 +63,9 @@ class RegistryResolver(LoRAResolver):
 
 
 def register_resolver(location: str) -> None:
-    """Register the resolver; it does nothing in a process that has it already."""
+    """Register the resolver, unless this process has it already."""
     if NAME in LoRAResolverRegistry.get_supported_resolvers():
         return
     if (found := version("vllm").partition("+")[0]) != VERSION:
-        _log.warning("%s was tested with vLLM %s, and this is %s: try it before you rely on it", NAME, VERSION, found)
+        _log.warning("%s was tested with vLLM %s, got %s: test it before you rely on it", NAME, VERSION, found)
     LoRAResolverRegistry.register_resolver(NAME, RegistryResolver(location))

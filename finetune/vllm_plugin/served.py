@@ -39,27 +39,27 @@ class ServedAdapters:
     Args:
         registry: the registry in which references are looked up.
         base: the base that vLLM serves.
-        alias_seconds: the number of seconds for which a resolved alias is reused. Where the registry or the new version
+        alias_seconds: the number of seconds for which a resolved alias is reused. If the registry or the new version
             fails, the present version stays, with a warning.
     """
 
     def __init__(self, registry: AdapterRegistry, base: ServedBase, *, alias_seconds: float = ALIAS_SECONDS):
         self.registry, self.base = registry, base
-        self._folders: dict[str, Path] = {}  # digest -> folder that was made or checked by this process
+        self._folders: dict[str, Path] = {}  # digest -> folder that this process made or checked
         self._making = threading.Lock()
         self._aliases = Aliases(self._look_up, registry.guard.check_manifest, seconds=alias_seconds)
 
     def pinned(self, ref: str) -> str:
-        """Return the reference, by digest, to the version that ``ref`` stands for now; its folder is ready then.
+        """Return the reference with the present digest of ``ref``, and make the folder of its version.
 
         Raises:
-            AdapterReferenceError: it is no reference.
-            RegistryError: there is no such adapter, or the registry cannot be read.
-            AdapterError: it is damaged, nobody vouches for it, or it does not belong to the base.
-            ExportError: vLLM would not serve it.
+            AdapterReferenceError: ``ref`` is not a reference.
+            RegistryError: the adapter does not exist, or the registry cannot be read.
+            AdapterError: the adapter is damaged, is not trusted, or does not match the base.
+            ExportError: vLLM cannot serve the adapter.
         """
         version = self._aliases.version(ref)
-        self.registry.guard.check_manifest(version)  # a key may have been revoked since
+        self.registry.guard.check_manifest(version)  # its key may be revoked since
         return str(AdapterRef(namespace=version.namespace, name=version.name, digest=version.digest))
 
     def folder(self, pinned: str) -> Path:
@@ -88,7 +88,7 @@ class ServedAdapters:
         adapter = verify(manifest, read, digest=version.digest, source=Path(version.ref))
         tensors, config = vllm_form(adapter)
         files = {CONFIG_NAME: config_bytes(config), WEIGHTS_NAME: weights_bytes(tensors)}
-        # By what is in it too: another release of this package may write the same adapter otherwise.
+        # The name has the digest of the files too, because another release may write the same adapter differently.
         made = sha256_hex(canonical_json({name: sha256_hex(data) for name, data in files.items()}))
         folder = cache_home() / "vllm" / f"{version.digest}-{made[:16]}"
         try:
@@ -99,10 +99,10 @@ class ServedAdapters:
 
 
 def require_described(manifest: AdapterManifest) -> None:
-    """Check that the tensors of a LoRA are those of its modules and ranks; their widths need a live base.
+    """Check that the tensors of a LoRA match its modules and ranks; their widths need a live base.
 
     Raises:
-        ManifestError: the first tensor that is wrong.
+        ManifestError: a tensor does not match; the message names the first.
     """
     (part,) = manifest.adapter.parts
     table, expected = manifest.adapter.tensors, set()
@@ -113,20 +113,24 @@ def require_described(manifest: AdapterManifest) -> None:
             expected.add(tensor)
             shape = table[tensor].shape if tensor in table else []
             if len(shape) != 2 or shape[axis] != r:
-                raise ManifestError(f"{manifest.full_name}: {tensor} is {shape}, of a LoRA of rank {r}")
+                raise ManifestError(
+                    f"{manifest.full_name}: {tensor} must have rank {r} as in its config, got shape {shape}"
+                )
     if extra := sorted(set(table) - expected):
-        raise ManifestError(f"{manifest.full_name}: {extra[0]} belongs to no module of the adapter")
+        raise ManifestError(
+            f"{manifest.full_name}: every tensor must belong to a module of the adapter, got {extra[0]}"
+        )
 
 
 def put_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make ``folder`` hold exactly ``files``; any number of processes may do so at once, with the same files.
+    """Create ``folder`` with exactly ``files``; several processes may do so at once, with the same files.
 
-    The folder appears whole. A folder that is there is compared byte by byte, and never changed: engines read it at any
-    time.
+    The folder appears with all of its files. An existing folder is compared byte by byte, and never changed, because
+    engines read it at any time.
 
     Raises:
-        IntegrityError: the folder that is there has other contents.
-        OSError: it cannot be written.
+        IntegrityError: the existing folder has other contents.
+        OSError: the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.exists():
@@ -146,4 +150,7 @@ def put_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
     there = {path.name for path in folder.iterdir()}
     if there != set(files) or any((folder / name).read_bytes() != data for name, data in files.items()):
-        raise IntegrityError(f"{folder} is not what was written there. Delete it, and it is made again.")
+        raise IntegrityError(
+            f"{folder} must hold the files of its adapter, but they have changed. Delete it; the server then makes it "
+            "again."
+        )

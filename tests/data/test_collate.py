@@ -195,7 +195,7 @@ def test_chat_in_an_app_is_prompted_as_in_training(base, monkeypatch):
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([user(text("a")), answer("b")], "the conversation ends with the assistant"),
+        ([user(text("a")), answer("b")], "the last message must have role user, got assistant"),
         ([user(IMAGE, text("a"))], 'lacks its image: put it under "image"'),
         ([], "must be a non-empty list of messages, got"),
         ([user({"type": "image", "image": 3}, text("a"))], "an image must be a path, bytes"),

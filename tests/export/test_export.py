@@ -72,7 +72,9 @@ def test_the_verdict_beside_the_files(fake, saved, tmp_path):
 
 def test_an_inconclusive_export_is_kept_with_a_warning(fake, saved, tmp_path):
     base, adapter = saved()
-    with pytest.warns(UserWarning, match="could not show that .*out has it; its tensors are equal to those"):
+    with pytest.warns(
+        UserWarning, match="outputs cannot confirm the export .*out. Its tensors equal those of the adapter"
+    ):
         done = export_adapter(
             adapter, to="fake", output=tmp_path / "out", base=base, verdicts=("passed", "inconclusive")
         )
@@ -83,7 +85,7 @@ def test_an_inconclusive_export_is_kept_with_a_warning(fake, saved, tmp_path):
 def test_an_effect_that_no_output_shows_is_inconclusive_or_nothing(saved, tmp_path):
     base, adapter = saved("llava", "lora", strength=1e-7)
     for target in ("peft", "merged"):
-        with pytest.warns(UserWarning, match="its effect on the rows compared is below what rounding makes"):
+        with pytest.warns(UserWarning, match="its effect on the compared rows is below the rounding error"):
             done = export_adapter(adapter, to=target, output=tmp_path / target, base=base)
         verdicts = {
             comparison["what"].partition(" ")[0]: comparison["verdict"] for comparison in done.record["comparisons"]
@@ -91,7 +93,7 @@ def test_an_effect_that_no_output_shows_is_inconclusive_or_nothing(saved, tmp_pa
         assert done.verdict == "inconclusive" and verdicts["the"] == "passed", "equal tensors"
         assert {verdict for what, verdict in verdicts.items() if what != "the"} == {"inconclusive"}
     with pytest.raises(
-        ExportError, match="rounding to bfloat16 moves outputs by .* no output could show that such a model is not"
+        ExportError, match="Rounding to bfloat16 changes outputs by .* so outputs cannot show its effect"
     ):
         export_adapter(adapter, to="merged", output=tmp_path / "out", base=base, dtype="bfloat16")
 
@@ -99,7 +101,9 @@ def test_an_effect_that_no_output_shows_is_inconclusive_or_nothing(saved, tmp_pa
 @pytest.mark.parametrize("verdicts", [("passed", "failed"), ("inconclusive",), ()], ids=lambda v: "+".join(v) or "none")
 def test_what_is_not_shown_to_be_right_is_not_kept(fake, saved, tmp_path, verdicts):
     base, adapter = saved()
-    with pytest.raises(ExportError, match=r"testing/cell@sha256:\w+ does not do as fake what it does here, so nothing"):
+    with pytest.raises(
+        ExportError, match=r"The fake export of testing/cell@sha256:\w+ must have .* effect, but differs, so no files"
+    ):
         export_adapter(adapter, to="fake", output=tmp_path / "out", base=base, verdicts=verdicts)
     assert not list(tmp_path.glob("*out*"))
 
@@ -182,7 +186,7 @@ def test_the_base_has_to_be_the_adapters(fake, saved, tmp_path):
     other, _ = saved("fast_vlm")
     with pytest.raises(BaseMismatchError, match="model_type is fast_vlm, not llava"):
         export_adapter(adapter, to="fake", output=tmp_path / "out", base=other)
-    with pytest.raises(BaseMismatchError, match="has not been used on this machine. Give its folder: base=PATH"):
+    with pytest.raises(BaseMismatchError, match="this machine knows no folder of it. Give its folder: base=PATH"):
         export_adapter(adapter, to="fake", output=tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
@@ -212,7 +216,7 @@ def test_what_the_command_refuses(saved, capsys):
     assert main(["export", str(adapter), "--to", "merged", "--base", base]) == 2
     assert "error: testing/cell cannot be merged: its tuned prompt" in capsys.readouterr().err
     assert main(["export", "base", "--to", "merged"]) == 2
-    assert "ref 'base' is the plain base, and an export is of an adapter" in capsys.readouterr().err
+    assert "An export needs an adapter, got ref 'base', which is the plain base" in capsys.readouterr().err
     assert main(["export", "a/b", "--to", "merged", "--bake-scaling"]) == 2
     assert "takes no option 'bake_scaling'. It takes: dtype, max_shard_size." in capsys.readouterr().err
 

@@ -105,7 +105,7 @@ def test_names(text_config, architecture):
     ["lm_head.decoder", "model.language_model.layers.99.mlp.up_proj", "model.language_model.layers.0.self_attn.mixer"],
 )
 def test_a_module_that_llama_cpp_has_not_is_named(module):
-    with pytest.raises(ExportError, match=f"{module}: llama.cpp's architecture 'llama' has no weight that this is"):
+    with pytest.raises(ExportError, match=f"{module}: llama.cpp's architecture 'llama' has no weight for this module"):
         language(LLAMA).weight_name(module)
 
 
@@ -114,11 +114,11 @@ def test_a_module_that_llama_cpp_has_not_is_named(module):
     [
         (
             LlavaConfig(text_config=CohereConfig()),
-            "its language model is 'cohere'; known of llama.cpp here are gem",
+            "its language model must be one of gemma3_text, .*, got 'cohere'",
         ),
         (
             PaliGemmaConfig(),
-            "a paligemma base cannot be written as GGUF: llama.cpp does not let a prompt",
+            "a paligemma base cannot be written as GGUF: llama.cpp has no bidirectional attention",
         ),
         (Mistral3Config(), "reads its language model as one of two architectures, depending on its release"),
     ],
@@ -175,11 +175,11 @@ GOOD = {"x.weight.lora_a": (4, 16), "x.weight.lora_b": (8, 4)}
 @pytest.mark.parametrize(
     ("tensors", "changes", "message"),
     [
-        (GOOD, {"kind": "model"}, "general.type is 'model', llama.cpp takes 'adapter'"),
-        (GOOD, {"adapter": "dora"}, "adapter.type is 'dora', llama.cpp takes 'lora'"),
-        ({"x.weight.lora_a": (4, 16)}, {}, "no LoRA is made of x.weight.lora_b"),
-        ({**GOOD, "x.bias": (8,)}, {}, "no LoRA is made of x.bias"),
-        ({**GOOD, "x.weight.lora_b": (4, 8)}, {}, r"\[4, 16\] and \[4, 8\] are no A \[r, I\] and B \[O, r\]"),
+        (GOOD, {"kind": "model"}, "general.type must be 'adapter' for llama.cpp, got 'model'"),
+        (GOOD, {"adapter": "dora"}, "adapter.type must be 'lora' for llama.cpp, got 'dora'"),
+        ({"x.weight.lora_a": (4, 16)}, {}, "one .lora_a and one .lora_b, but x.weight.lora_b is missing"),
+        ({**GOOD, "x.bias": (8,)}, {}, "one .lora_a and one .lora_b, but x.bias"),
+        ({**GOOD, "x.weight.lora_b": (4, 8)}, {}, r"must have A \[r, I\] and B \[O, r\], got \[4, 16\] and \[4, 8\]"),
     ],
     ids=["model", "dora", "lone", "bias", "transposed"],
 )

@@ -121,7 +121,7 @@ def test_a_link_in_the_place_of_the_hidden_folder_is_not_followed(tmp_path):
     hidden.symlink_to(tmp_path / "mine")
     before = everything(tmp_path)
     for _ in range(2):
-        with pytest.raises(ExportError, match=r"\.out\.exporting is not the folder that an export .* \(--output\)"):
+        with pytest.raises(ExportError, match=r"\.out\.exporting is not a folder of a killed export .* \(--output\)"):
             with new_output(tmp_path / "out"):
                 pytest.fail("entered")
         assert everything(tmp_path) == before
@@ -133,7 +133,7 @@ def test_a_link_in_the_place_of_the_hidden_folder_is_not_followed(tmp_path):
     with pytest.raises(StoreError, match="cannot write .*out: File exists"), new_output(tmp_path / "out"):
         pytest.fail("entered")
     (hidden / "lock").symlink_to(tmp_path / "mine" / "lock")
-    with pytest.raises(ExportError, match="is not the folder that an export of this user leaves"):
+    with pytest.raises(ExportError, match="is not a folder of a killed export of this user"):
         with new_output(tmp_path / "out"):
             pytest.fail("entered")
     assert everything(tmp_path / "mine") == ["new", "new/file"]
@@ -143,7 +143,7 @@ def test_a_link_in_the_place_of_the_hidden_folder_is_not_followed(tmp_path):
 def test_what_another_user_left_is_not_cleared(tmp_path):
     (tmp_path / ".out.exporting" / "new").mkdir(parents=True)
     os.chown(tmp_path / ".out.exporting", 65534, -1)
-    with pytest.raises(ExportError, match="is not the folder that an export of this user leaves"):
+    with pytest.raises(ExportError, match="is not a folder of a killed export of this user"):
         with new_output(tmp_path / "out"):
             pytest.fail("entered")
     assert everything(tmp_path) == [".out.exporting", ".out.exporting/new"]
@@ -166,7 +166,7 @@ def test_nothing_is_exported_into_a_registry(tmp_path):
 
 def test_room_on_the_disk(tmp_path):
     require_space(tmp_path, 1)
-    with pytest.raises(ExportError, match="1000000000.0 GB are to be written, and the disk has .* free. Make room"):
+    with pytest.raises(ExportError, match="The export needs 1000000000.0 GB, and the disk has .* free. Make room"):
         require_space(tmp_path, 10**18)
 
 

@@ -107,7 +107,7 @@ def test_the_card(saved, tmp_path):
             r"holds lora\+overrides\+prompt_tuning, and PEFT's .* Load it with finetune.load\(...\)\.",
         ),
         ("llava", "overrides", "PEFT's format holds no overrides. .* or export it as a whole model: --to merged"),
-        ("qwen3_vl", "prompt", "drops the token ids, from which a qwen3_vl makes its positions or masks"),
+        ("qwen3_vl", "prompt", "drops the token ids, and a qwen3_vl needs them for its positions or masks"),
     ],
 )
 def test_what_peft_cannot_say_is_refused_before_the_base_is_loaded(saved, tmp_path, family, kind, message):
@@ -119,7 +119,7 @@ def test_what_peft_cannot_say_is_refused_before_the_base_is_loaded(saved, tmp_pa
 
 def test_a_prompt_has_no_scaling(saved, tmp_path):
     base, adapter = saved("llava", "prompt")
-    with pytest.raises(ExportError, match="is a prompt_tuning, which has no scaling: leave bake_scaling out"):
+    with pytest.raises(ExportError, match="bake_scaling needs a LoRA, got prompt_tuning .*. Leave it out"):
         export_adapter(adapter, to="peft", output=tmp_path / "out", base=base, bake_scaling=True)
 
 
@@ -133,7 +133,7 @@ def test_a_weight_that_is_not_written_as_it_was_is_found(saved, tmp_path, monkey
         return tensors
 
     monkeypatch.setattr("finetune.export.peft.load_file", flip)
-    with pytest.raises(ExportError, match="does not do as peft what it does here, so nothing was kept. failed: the 28"):
+    with pytest.raises(ExportError, match="must have .* effect, but differs, so no files were kept. failed: the 28"):
         export_adapter(adapter, to="peft", output=tmp_path / "out", base=base)
     assert not list(tmp_path.glob("*out*"))
 
@@ -143,7 +143,7 @@ def test_what_peft_cannot_open_is_an_error_of_ours(saved, tmp_path, monkeypatch)
     monkeypatch.setattr(
         "finetune.export.peft.config_bytes", lambda c: json.dumps(c | {"target_modules": ["x"]}).encode()
     )
-    with pytest.raises(ExportError, match="PEFT cannot open what was written: Target modules {'x'} not found"):
+    with pytest.raises(ExportError, match="PEFT cannot load the written files: Target modules {'x'} not found"):
         export_adapter(adapter, to="peft", output=tmp_path / "out", base=base)
 
 

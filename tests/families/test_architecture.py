@@ -73,22 +73,26 @@ def test_a_loaded_base_of_an_unknown_architecture_is_asked_nothing(tmp_path, mon
     monkeypatch.setattr(Idefics3Family, "architecture", "fusion_encoder")
     with pytest.raises(ModelError, match="no task serves a base of the architecture 'fusion_encoder'"):
         vlm.base.default_task  # noqa: B018
-    with pytest.raises(ModelError, match="that answers chats must be generative, and that of .* is fusion_encoder"):
+    with pytest.raises(ModelError, match="architecture of the served base must be generative, got fusion_encoder"):
         serve(vlm, [], Settings(), listener=None)
     with pytest.raises(ModelError, match=UNKNOWN):
         Playground(vlm, base="x", registry=vlm.switcher, refs=[], examples=[])
 
 
 @pytest.mark.parametrize(
-    ("target", "named"), [(Onnx(), "is fusion_encoder. .* --to merged"), (Gguf(), "is fusion_encoder. .* --to merged")]
+    ("target", "named"),
+    [
+        (Onnx(), r"must be dual_encoder, got fusion_encoder \(idefics3\). .* --to merged"),
+        (Gguf(), r"must be generative, got fusion_encoder \(idefics3\). .* --to merged"),
+    ],
 )
 def test_an_adapter_of_an_unknown_architecture_goes_nowhere(target, named, monkeypatch, adapter_manifest):
     monkeypatch.setitem(FAMILIES, "idefics3", FamilyEntry("somewhere:Else", architecture="fusion_encoder"))
-    with pytest.raises(ExportError, match=f"the architecture of its base, idefics3, {named}"):
+    with pytest.raises(ExportError, match=f"the architecture of its base {named}"):
         target.refuse(adapter_manifest)
     monkeypatch.delitem(FAMILIES, "idefics3")
     monkeypatch.setattr("finetune.model_types.generic_model_types", lambda: None)
-    with pytest.raises(ExportError, match="the architecture of its base, idefics3, is not known here"):
+    with pytest.raises(ExportError, match=r"the architecture of its base must be .*, got an unknown one \(idefics3\)"):
         target.refuse(adapter_manifest)
 
 

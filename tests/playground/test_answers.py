@@ -73,15 +73,15 @@ def test_an_image_is_read_upright_from_its_file(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"^broken\.png: not a readable image"):
         read_image(tmp_path / "broken.png")
-    with pytest.raises(DataError, match="There is no image yet"):
+    with pytest.raises(DataError, match="There is no image yet. Choose a file"):
         read_image(None)
 
 
 def test_a_question_is_asked_as_it_stands():
     assert read_words("  Is it red, or blue? \n", labels=False) == "Is it red, or blue?"
-    with pytest.raises(DataError, match="The question is empty"):
+    with pytest.raises(DataError, match="The question is empty. Write a question"):
         read_words(" \n", labels=False)
-    with pytest.raises(DataError, match=f"at most {MAX_QUESTION} can be asked"):
+    with pytest.raises(DataError, match=f"at most {MAX_QUESTION} characters, got {MAX_QUESTION + 1}"):
         read_words("x" * (MAX_QUESTION + 1), labels=False)
 
 

@@ -80,7 +80,7 @@ def test_every_metric_is_shown_by_its_name():
 def test_a_large_registry_is_not_one_large_page():
     shown = table([entry(f"a/b{i}") for i in range(MAX_ROWS + 3)], where="here")
     assert shown.count("<tr ") == MAX_ROWS
-    assert "3 more are not shown" in shown
+    assert "3 more are not shown. Name some: finetune app" in shown
 
 
 def test_nothing_that_others_wrote_becomes_markup():

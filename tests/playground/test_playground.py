@@ -41,8 +41,8 @@ def test_answers_come_one_by_one(playground, image):
         ("red.png", None, [], "The question is empty"),
         ("broken.png", QUESTION, [], "broken.png: not a readable image"),
         ("gone.png", QUESTION, [], "gone.png: no such file"),
-        ("red.png", QUESTION, ["testing/foreign@9"], "testing/foreign@9 is not offered any more"),
-        ("red.png", QUESTION, ["/tmp"], "/tmp is not offered any more"),
+        ("red.png", QUESTION, ["testing/foreign@9"], "testing/foreign@9 is not in the catalog any more"),
+        ("red.png", QUESTION, ["/tmp"], "/tmp is not in the catalog any more"),
     ],
 )
 def test_what_is_wrong_is_one_message(playground, image, given, question, chosen, message):

@@ -26,7 +26,9 @@ def test_the_command_passes_on_what_it_is_given(monkeypatch):
 
 def test_no_base_is_said_at_once(capsys):
     assert main(["app"]) == 2
-    assert capsys.readouterr().err.startswith("error: which base is to be asked? Give --base (such as --base pocket)")
+    assert capsys.readouterr().err.startswith(
+        "error: finetune app needs a base or an adapter, got neither. Add --base (such as --base pocket)"
+    )
 
 
 def test_a_missing_gradio_names_the_extra(monkeypatch, capsys):

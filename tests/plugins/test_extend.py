@@ -153,7 +153,7 @@ except FinetuneError as error:
     print(error)
 """
     done = run([sys.executable, "-c", code], work, env)
-    assert "ask(image, question) does not go with task grade on a counter base: use predict" in done.stdout
+    assert "ask(image, question) does not support task grade on a counter base. Use predict" in done.stdout
 
 
 def test_it_is_served(walked):

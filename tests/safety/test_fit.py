@@ -177,7 +177,7 @@ def test_an_effect_too_small_to_verify_leaves_no_ghost_where_warnings_are_errors
     folder = Case("quiet", quiet, ProbeError, "").make(stage.good["lora"], tmp_path / "adapter")
     with stage.unharmed(folder, canary), warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="below the noise of torch.float32, so it could not be verified"):
+        with pytest.raises(UserWarning, match="below the noise of torch.float32, so the load could not verify"):
             stage.vlm.add(folder)
 
 
@@ -305,8 +305,8 @@ def test_code_beside_a_base_is_never_run(stage, tmp_path, canary, change):
     ("hub_id", "error", "message"),
     [
         ("nobody/evil", ModelError, "no model at 'nobody/evil'"),
-        ("evil", BaseMismatchError, "has not been used on this machine. Give its folder: base=PATH"),
-        (None, BaseMismatchError, "has not been used on this machine. Give its folder: base=PATH"),
+        ("evil", BaseMismatchError, "this machine knows no folder of it. Give its folder: base=PATH"),
+        (None, BaseMismatchError, "this machine knows no folder of it. Give its folder: base=PATH"),
     ],
 )
 def test_a_manifest_does_not_choose_the_folder_of_its_base(

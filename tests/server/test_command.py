@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "takes an adapter, or --base"),
-        (["base"], "takes an adapter, or --base"),
+        ([], "needs an adapter or --base, got neither"),
+        (["base"], "needs an adapter or --base, got neither"),
         (["nothing"], "'nothing' is not an adapter reference"),
         (["/tmp", "--base", "pocket"], "is not an adapter reference"),
-        (["--base", "pocket", "--host", "0.0.0.0"], "can be reached from other machines"),
+        (["--base", "pocket", "--host", "0.0.0.0"], "needs API keys, and none is set (--host 0.0.0.0)"),
         (["--base", "pocket", "--host", "nowhere.invalid"], "Give an address of this machine"),
         (["--base", "pocket", "--api-key-file", "/nowhere"], "cannot be read"),
     ],
@@ -70,7 +70,7 @@ def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys):
 def test_a_base_that_writes_no_text_is_refused(tiny_clip, capsys):
     assert main(["serve", "--base", str(tiny_clip), "--port", "0"]) == 2
     err = capsys.readouterr().err
-    assert f"that of {tiny_clip} is dual_encoder. Serve a base that writes text." in err
+    assert f"must be generative, got dual_encoder ({tiny_clip}). Choose a base that generates text." in err
 
 
 @contextlib.contextmanager

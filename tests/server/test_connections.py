@@ -79,7 +79,7 @@ def test_a_body_that_does_not_come_is_told(vlm):
         told = b""
         while b"}" not in told:
             told += slow.recv(65536)
-        assert told.startswith(b"HTTP/1.1 408") and b"did not come within 0.3 seconds" in told
+        assert told.startswith(b"HTTP/1.1 408") and b"did not arrive within 0.3 seconds" in told
         wait_for(lambda: server.service.num_waiting == 0)
 
 
@@ -156,7 +156,7 @@ def test_one_client_leaves_room_in_the_queue(loaded, stage):
             thread.start()
             wait_for(lambda count=count: stage.batches and server.service.num_waiting == count)
         error = server.post(body(), headers=first)
-        assert error_of(error)[:2] == (429, "queue_full") and "3 requests of yours wait already" in error.text
+        assert error_of(error)[:2] == (429, "queue_full") and "3 of your requests wait already" in error.text
         threads.append(threading.Thread(target=ask, args=(second,)))
         threads[-1].start()
         wait_for(lambda: server.service.num_waiting == 4 == server.service.scheduler.num_waiting)
@@ -176,7 +176,9 @@ def test_what_cannot_be_accepted_is_said_once(caplog):
 
     for _ in range(100):
         quiet(Loop(), {"message": "socket.accept() out of system resource", "exception": OSError("too many files")})
-    assert [record.getMessage() for record in caplog.records] == ["connections cannot be accepted: too many files"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the server cannot accept connections: too many files"
+    ]
     quiet(Loop(), {"message": "something else"})
     assert told == [{"message": "something else"}]
 

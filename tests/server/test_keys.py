@@ -20,7 +20,8 @@ def test_keys_are_read_from_a_file_or_the_environment(tmp_path):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("", "holds no key"), ("# none\n", "holds no key"), (f"{KEY}\nshort\n", "line 2: an API key has 16"),
+    [("", "at least one API key, got none"), ("# none\n", "at least one API key, got none"),
+     (f"{KEY}\nshort\n", "line 2: an API key must have 16"),
      (f"{KEY}é\n", "line 1"), (f"{KEY} {KEY}\n", "line 1")],
     ids=["empty", "comment", "short", "letters", "space"],
 )  # fmt: skip
@@ -35,7 +36,7 @@ def test_a_file_without_good_keys_is_refused_and_no_key_told(tmp_path, text, mes
 def test_other_mistakes_are_refused(tmp_path):
     with pytest.raises(LaunchError, match="cannot be read"):
         read_keys(tmp_path / "none", {})
-    with pytest.raises(LaunchError, match=r"\$FINETUNE_API_KEYS holds no key"):
+    with pytest.raises(LaunchError, match=r"\$FINETUNE_API_KEYS must hold at least one API key"):
         read_keys(None, {"FINETUNE_API_KEYS": " "})
     with pytest.raises(LaunchError, match=r"\$FINETUNE_API_KEYS, key 2"):
         read_keys(None, {"FINETUNE_API_KEYS": f"{KEY} b"})
@@ -51,7 +52,7 @@ def test_a_key_is_compared_in_constant_time_with_all(monkeypatch):
         if given in (KEY, OTHER):
             keys.check(f"Bearer {given}".encode(), host="a.example")
         else:
-            with pytest.raises(RequestError, match="not known"):
+            with pytest.raises(RequestError, match="does not know this API key"):
                 keys.check(f"bearer {given}".encode(), host="localhost")
         assert compared == [(32, 32)] * 2
 
@@ -65,6 +66,6 @@ def test_without_keys_whoever_asks_this_machine_by_its_name_may(host):
     "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", ""]
 )
 def test_without_keys_no_other_name_leads_here(host):
-    with pytest.raises(RequestError, match="answered for localhost, not for") as caught:
+    with pytest.raises(RequestError, match="answers for Host localhost only, got") as caught:
         Keys([]).check(None, host=host)
     assert caught.value.status == 403

@@ -95,7 +95,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(loaded, stage):
         waits(server, 2)
         response = server.post(body(FIRST, question="a" * 1_000_000))
         assert error_of(response)[:2] == (429, "queue_full") and response.headers["retry-after"] == "1"
-        with server.client() as client, pytest.raises(openai.RateLimitError, match="2 requests wait already"):
+        with server.client() as client, pytest.raises(openai.RateLimitError, match="full: 2 requests wait already"):
             client.chat.completions.create(**body(SECOND), stream=True)
         stage.go_on(3)
         assert len({one.result() for one in asked}) == 1
@@ -268,7 +268,7 @@ def test_a_batch_that_is_too_much_is_answered_row_by_row(loaded, stage, caplog):
         stage.go_on(4)
         assert [one.result() for one in asked] == [wanted] * 4
     assert [len(rows) for rows in stage.batches] == [1, 1, 3, 1, 1, 1]
-    assert "a batch of 3 rows failed, each is answered alone: out of memory" in caplog.text
+    assert "a batch of 3 rows failed, so each row is answered alone: out of memory" in caplog.text
 
 
 @pytest.mark.parametrize("stop", ["first", "held"])

@@ -49,19 +49,29 @@ WRONG = {
         "message 1 (user): the text holds '<|end|>'",
     ),
     "another model's image": (body(question="<|image_pad|> b"), "invalid_messages", "messages", "a mark of other"),
-    "the last": (said("user", "assistant"), "invalid_messages", "messages", "the last message is the one"),
-    "temperature": (body(temperature=0.7), "unsupported_value", "temperature", "most likely"),
-    "top_p": (body(top_p=0.9), "unsupported_value", "top_p", "send 1"),
-    "n": (body(n=2), "unsupported_value", "n", "one answer"),
-    "logprobs": (body(logprobs=True), "unsupported_value", "logprobs", "not told"),
+    "the last": (
+        said("user", "assistant"),
+        "invalid_messages",
+        "messages",
+        "role user, got assistant",
+    ),
+    "temperature": (
+        body(temperature=0.7),
+        "unsupported_value",
+        "temperature",
+        "must be 0, 1, null or omitted, got 0.7: the server decodes greedily",
+    ),
+    "top_p": (body(top_p=0.9), "unsupported_value", "top_p", "must be 1, null or omitted, got 0.9"),
+    "n": (body(n=2), "unsupported_value", "n", "got 2: a request has one answer"),
+    "logprobs": (body(logprobs=True), "unsupported_value", "logprobs", "returns no probabilities"),
     "tools": (body(tools=[{"type": "function"}]), "unsupported_value", "tools", "no tools"),
     "response_format": (body(response_format={"type": "json_object"}), "unsupported_value", "response_format", "plain"),
-    "penalty": (body(presence_penalty=1), "unsupported_value", "presence_penalty", "model's own"),
-    "unknown": (body(foo=1), "unknown_parameter", "foo", "Unrecognized request argument: 'foo'"),
+    "penalty": (body(presence_penalty=1), "unsupported_value", "presence_penalty", "got 1: the server changes no prob"),
+    "unknown": (body(foo=1), "unknown_parameter", "foo", "Unrecognized request argument: 'foo'. Remove it."),
     "a text for a flag": (body(stream="yes"), "invalid_value", "stream", "'yes'"),
     "no tokens": (body(max_tokens=0), "invalid_value", "max_tokens", "greater than or equal to 1"),
-    "many tokens": (body(max_tokens=513), "invalid_value", "max_tokens", "at most 512"),
-    "two limits": (body(max_tokens=1, max_completion_tokens=1), "invalid_value", "max_tokens", "two names"),
+    "many tokens": (body(max_tokens=513), "invalid_value", "max_tokens", "must be at most 512, got 513"),
+    "two limits": (body(max_tokens=1, max_completion_tokens=1), "invalid_value", "max_tokens", "got both"),
     "an empty stop": (body(stop=""), "invalid_value", "stop", "at least 1 character"),
     "five stops": (body(stop=list("abcde")), "invalid_value", "stop", "at most 4"),
     "usage of no stream": (
@@ -74,16 +84,16 @@ WRONG = {
         parts({"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}}),
         "unsupported_value",
         "messages[0].content[0].image_url.detail",
-        "as the adapter was trained",
+        "must be auto, null or omitted, got 'low': the adapter's training decides",
     ),
     "a URL": (parts(at("https://example.org/a.png")), "invalid_image_url", URL, "fetches no images"),
     "a file": (parts(at("file:///etc/passwd")), "invalid_image_url", URL, "fetches no images"),
     "a path": (parts(at("/etc/passwd")), "invalid_image_url", URL, "fetches no images"),
     "base64": (parts(at("data:image/png;base64,!!")), "invalid_image", URL, "not base64"),
-    "no image": (parts(at(data_url(b"nothing"))), "invalid_image", URL, "do not begin as an image"),
+    "no image": (parts(at(data_url(b"nothing"))), "invalid_image", URL, "do not begin like one"),
     "half an image": (parts(image_part(png()[:200])), "invalid_image", URL, "not a readable image"),
-    "a large image": (parts(image_part(png(side=101))), "invalid_image", URL, "over 10000 pixels"),
-    "many images": (parts(*[image_part(png())] * 3), "too_many_images", "messages", "at most 2 images"),
+    "a large image": (parts(image_part(png(side=101))), "invalid_image", URL, "must be at most 10000 pixels"),
+    "many images": (parts(*[image_part(png())] * 3), "too_many_images", "messages", "at most 2 images, got 3"),
     "a NUL": (parts(at("data:image/png;base64,\0")), "invalid_image", URL, "not base64"),
     "bare base64": (parts(at("iVBOR" * 9000)), "invalid_image_url", URL, "fetches no images"),
     "10,000 messages": (said(*["user"] * 1001), "invalid_value", "messages", "at most 1000 items"),
@@ -192,7 +202,10 @@ def test_who_has_a_key_is_answered_and_health_needs_none(strict):
             assert client.chat.completions.create(**body()).choices
     for path in ("/health", "/ready"):
         assert strict.get(path).json() == {"status": "ok"}
-    with strict.client(api_key="wrong") as client, pytest.raises(openai.AuthenticationError, match="not known here"):
+    with (
+        strict.client(api_key="wrong") as client,
+        pytest.raises(openai.AuthenticationError, match="does not know this"),
+    ):
         client.models.list()
 
 

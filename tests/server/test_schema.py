@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from finetune.server.errors import NOT_DONE
+from finetune.server.request_body import parse_request
 from finetune.server.schema import AsksNothing, AssistantMessage, ChatRequest, ErrorBody, ImageUrl, StreamOptions
-from finetune.server.service import _parse
 from finetune.server.settings import Settings
 from tests.server.conftest import REFS
 from tests.server.serving import body, running
@@ -150,7 +150,7 @@ NOTHING = [
 
 @pytest.mark.parametrize("field", [*NOTHING, *({name: None} for name in ChatRequest.model_fields if name not in ASKED)])
 def test_a_field_that_asks_for_nothing_is_accepted(field):
-    assert _parse(json.dumps(body() | field).encode(), Settings())
+    assert parse_request(json.dumps(body() | field).encode(), Settings())
 
 
 def test_null_and_empty_fields_of_a_message_are_accepted(guarded):

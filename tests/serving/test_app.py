@@ -289,14 +289,14 @@ def test_a_name_nobody_published(published):
     base, *_ = published
     with pytest.raises(NotFoundError, match="squares"):
         load("testing/sqares", base=str(base), device="cpu")
-    with pytest.raises(BaseMismatchError, match="say which with base="):
+    with pytest.raises(BaseMismatchError, match="got none. Name it with base="):
         load("base")
 
 
 def test_an_unknown_base_is_asked_for(published, tmp_path, monkeypatch):
     _, first, _ = published
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "elsewhere"))
-    with pytest.raises(BaseMismatchError, match="has not been used on this machine. Give its folder: base=PATH"):
+    with pytest.raises(BaseMismatchError, match="this machine knows no folder of it. Give its folder: base=PATH"):
         load(first.ref, registry=AdapterRegistry(), device="cpu")
 
 
@@ -310,7 +310,7 @@ def test_a_base_that_an_earlier_version_noted_is_found(published, tmp_path, monk
     assert find_base(identity) == str(base)
     for damaged in ("", "[]", '{"path": 3}', '{"path": "\\u0000"}'):
         note.write_text(damaged)
-        with pytest.raises(BaseMismatchError, match="has not been used on this machine"):
+        with pytest.raises(BaseMismatchError, match="this machine knows no folder of it"):
             find_base(identity)
 
 

@@ -192,7 +192,7 @@ def test_an_input_of_other_rows_is_refused(every_kind):
 
 def test_lists_of_different_lengths_are_refused(every_kind):
     vlm, adapters = every_kind
-    with pytest.raises(DataError, match="given 1 images, 2 questions and 2 adapters; it takes one of each"):
+    with pytest.raises(DataError, match="needs one image, .*, got 1 images, 2 questions and 2 adapters"):
         vlm.ask_batch([None], ["a", "b"], adapters=[None, None])
 
 

@@ -74,10 +74,10 @@ def test_train_publish_classify_and_refuse(recipe, tiny_clip, tmp_path, capsys):
     assert row.scores.first.value == 1.0 and row.scores.n == 8
     assert all(row.right and abs(sum(row.prediction.scores.values()) - 1) < 1e-5 for row in row.rows)
     with pytest.raises(
-        ModelError, match=r"ask\(image, question\) does not go with task contrastive on a clip base: use classify"
+        ModelError, match=r"ask\(image, question\) does not support task contrastive on a clip base. Use classify"
     ):
         vlm.ask(square(0), "What color is it?")
-    with pytest.raises(DataError, match="a list of at least one text, not 'red'"):
+    with pytest.raises(DataError, match="must be a list of at least one text, got 'red'"):
         vlm.classify(square(0), "red")
     with pytest.raises(DataError, match="at most 64 tokens for this base, got 248 in .* A text is never cut"):
         vlm.embed_text("red " * 82)
@@ -165,9 +165,9 @@ def test_the_temperature_stays_frozen_and_peft_opens_the_folder(recipe, tiny_cli
 
 def test_a_base_that_writes_text_does_not_classify(tiny_fast_vlm):
     vlm = load("base", base=str(tiny_fast_vlm), device="cpu")
-    with pytest.raises(ModelError, match="does not go with task vqa on a fast_vlm base: use ask"):
+    with pytest.raises(ModelError, match="does not support task vqa on a fast_vlm base. Use ask"):
         vlm.classify(square(0), LABELS)
-    with pytest.raises(ModelError, match=r"embed\(image\) does not go with task vqa on a fast_vlm base"):
+    with pytest.raises(ModelError, match=r"embed\(image\) does not support task vqa on a fast_vlm base"):
         vlm.embed(square(0))
 
 

@@ -239,7 +239,7 @@ def test_files_that_change_while_they_are_read_are_refused(own_copy, monkeypatch
         return base
 
     monkeypatch.setattr(shared_bases, "load_base", change)
-    with pytest.raises(ModelError, match=f"{own_copy}: its files changed while they were read. Load it again"):
+    with pytest.raises(ModelError, match=f"{own_copy}: the files of the base changed while it was loaded. Load"):
         plain(own_copy)
 
 

@@ -131,7 +131,7 @@ def test_a_stream_that_is_closed_ends_its_thread(vlm, adapters, slow):
     threading.Timer(0.05, steps.release, [50]).start()
     stream.close()
     assert not stream._thread.is_alive() and len(taken) < 16  # steps of a whole answer
-    with pytest.raises(StreamClosedError, match="closed before its end, so its text is not whole; ask again"):
+    with pytest.raises(StreamClosedError, match="closed before its end, so the answer is incomplete. Ask again"):
         next(stream)
     stream.close()
     vlm.remove(adapters["lora"])
@@ -192,7 +192,7 @@ def test_what_goes_wrong_reaches_the_reader(vlm, adapters, monkeypatch):
 def test_what_cannot_be_asked_is_told_at_once(vlm, tmp_path):
     with pytest.raises(DataError, match="an image must be a path, bytes, .* got builtins.int"):
         vlm.stream(3, QUESTION)
-    with pytest.raises(DataError, match="the conversation ends with the assistant"):
+    with pytest.raises(DataError, match="the last message must have role user, got assistant"):
         vlm.stream_chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     stream = vlm.stream(tmp_path / "no.png", QUESTION)
     with pytest.raises(DataError, match="no.png: no such file"):
@@ -205,14 +205,14 @@ def test_an_adapter_that_is_gone_cannot_begin(vlm, adapters):
     with vlm.using(adapters["lora"]):
         context = copy_context()
     vlm.remove(adapters["lora"])
-    with pytest.raises(AdapterError, match="has gone, so it cannot answer any more"):
+    with pytest.raises(AdapterError, match="must be loaded to answer, but it was removed"):
         context.run(vlm.stream, image(), QUESTION)
 
 
 def test_a_dual_encoder_streams_nothing(tiny_clip):
     vlm = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
     with pytest.raises(
-        ModelError, match=r"stream\(image, question\) does not go with task contrastive on a clip base: use classify"
+        ModelError, match=r"stream\(image, question\) does not support task contrastive on a clip base. Use classify"
     ):
         vlm.stream(image(), QUESTION)
 

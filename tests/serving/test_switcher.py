@@ -209,12 +209,12 @@ def test_what_is_removed_answers_to_the_end_of_its_blocks(vlm, adapters):
         vlm.remove(folder)
         assert vlm.switcher.loaded_adapters == () and vlm.adapter is loaded
         assert same(generate(vlm), wanted)
-        with pytest.raises(AdapterError, match="lora-0 has gone, so it cannot answer any more. Add it again"):
+        with pytest.raises(AdapterError, match="lora-0 must be loaded to answer, but it was removed. Add it again"):
             vlm.use(loaded)
         with vlm.switcher.holding():
             assert same(generate(vlm), wanted)
     assert not reached(vlm.model)
-    with pytest.raises(AdapterError, match="lora-0 is not loaded, so it cannot be removed; there are: none"):
+    with pytest.raises(AdapterError, match="lora-0 cannot be removed, because it is not loaded. Loaded adapters: none"):
         vlm.remove(folder)
     with vlm.using(folder):
         assert vlm.adapter is not loaded and same(generate(vlm), wanted)
@@ -226,7 +226,7 @@ def test_a_context_that_outlives_its_block_is_not_answered_by_the_plain_base(vlm
         wanted = vlm.ask(None, "What color is it?")
     assert context.run(vlm.ask, None, "What color is it?") == wanted
     vlm.remove(adapters["lora", 0])
-    with pytest.raises(AdapterError, match="lora-0 has gone, so it cannot answer any more"):
+    with pytest.raises(AdapterError, match="lora-0 must be loaded to answer, but it was removed"):
         context.run(vlm.ask, None, "What color is it?")
 
 

@@ -113,20 +113,23 @@ def test_in_pieces_of_any_size():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (says(status="404 Not Found"), "answered with status 404"),
-        (says(status="304 Not Modified"), "answered with status 304"),
-        (says(b"", status="302 Found"), "answered with status 302"),
-        (says(type="text/html"), "type is said to be 'text/html'. An image's type is one of image/gif, image/jpeg"),
-        (says(type=None), "type is said to be ''"),
-        (says(type="image/svg+xml"), "said to be 'image/svg"),
-        (says(b"<svg></svg>"), "its 11 bytes do not begin as an image does"),
-        (says(b"%!PS-Adobe-3.0 EPSF-3.0"), "do not begin as an image does"),
+        (says(status="404 Not Found"), "must answer with status 200, got 404"),
+        (says(status="304 Not Modified"), "must answer with status 200, got 304"),
+        (says(b"", status="302 Found"), "must answer with status 200, got 302"),
+        (says(type="text/html"), "media type must be one of image/gif, image/jpeg.*, got 'text/html'"),
+        (says(type=None), "media type must be .*, got ''"),
+        (says(type="image/svg+xml"), "media type must be .*, got 'image/svg"),
+        (says(b"<svg></svg>"), "its 11 bytes do not begin like one"),
+        (says(b"%!PS-Adobe-3.0 EPSF-3.0"), "bytes do not begin like one"),
         (says(b""), "its 0 bytes do not begin"),
-        (says(gzip.compress(bytes(1_000_000)), content_encoding="gzip"), "sent packed .'gzip'., and images are not"),
-        (says(content_length=10**15), "at most 1000 bytes, and this at least 1000000000000000"),
+        (
+            says(gzip.compress(bytes(1_000_000)), content_encoding="gzip"),
+            "Content-Encoding must be identity, got 'gzip'",
+        ),
+        (says(content_length=10**15), "at most 1000 bytes, got at least 1000000000000000"),
         (says(content_length=10**30), "cannot be fetched: 'bad Content-Length"),
         (says(content_length=-5), "cannot be fetched: 'bad Content-Length"),
-        (says(PNG + bytes(5000), content_length=None), "at most 1000 bytes, and this at least"),
+        (says(PNG + bytes(5000), content_length=None), "at most 1000 bytes, got at least"),
         (says(content_length=len(PNG) + 1), "cannot be fetched: 'peer closed connection"),
         (lambda request, connection: connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n"), "cannot be fetched: "),
         (says(x=b"a" * 300_000), "cannot be fetched: "),
@@ -143,24 +146,24 @@ def test_nothing_is_waited_for_that_is_announced_too_large():
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 1001\r\n\r\n")
         keep_silent(request, connection)
 
-    with serving(answer) as (host, _), pytest.raises(FetchError, match="at most 1000 bytes, and this at least 1001"):
+    with serving(answer) as (host, _), pytest.raises(FetchError, match="at most 1000 bytes, got at least 1001"):
         fetch_image(f"http://{host}/p", policy(max_bytes=1000))
 
 
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("http://127.0.0.2/", "http://127.0.0.2/: the host is not a public one"),
-        ("//127.0.0.2:80/", "http://127.0.0.2:80/: the host is not a public one"),
-        ("http://169.254.169.254/latest/meta-data/", "not a public one"),
-        ("http://[::1]:80/", "not a public one"),
-        ("http://2130706433/", "'2130706433' names no host"),
-        ("file:///etc/passwd", "by http and https, not 'file'"),
-        ("data:image/png;base64,iVBORw0KGgo=", "by http and https, not 'data'"),
-        ("ftp://127.0.0.1/x.png", "by http and https, not 'ftp'"),
-        ("http://user:pw@127.0.0.1/", "http://127.0.0.1/: a URL that holds a user's name or password"),
-        ("http://[", "redirected to 'http://.', which is no URL"),
-        ("/again", "http://127.0.0.1:[0-9]+/again: redirected more than 3 times"),
+        ("http://127.0.0.2/", "http://127.0.0.2/: every address of the host must be public"),
+        ("//127.0.0.2:80/", "http://127.0.0.2:80/: every address of the host must be public"),
+        ("http://169.254.169.254/latest/meta-data/", "address of the host must be public"),
+        ("http://[::1]:80/", "address of the host must be public"),
+        ("http://2130706433/", "'2130706433' is not a host"),
+        ("file:///etc/passwd", "the scheme must be http or https, got 'file'"),
+        ("data:image/png;base64,iVBORw0KGgo=", "the scheme must be http or https, got 'data'"),
+        ("ftp://127.0.0.1/x.png", "the scheme must be http or https, got 'ftp'"),
+        ("http://user:pw@127.0.0.1/", "http://127.0.0.1/: a URL must not contain a user name or password"),
+        ("http://[", "target of its redirect must be a URL, got 'http://.'"),
+        ("/again", "http://127.0.0.1:[0-9]+/again: it may redirect at most 3 times"),
     ],
 )
 def test_a_redirect_is_checked_as_the_first_url_is(location, message):
@@ -198,7 +201,7 @@ def test_a_redirect_is_checked_as_the_first_url_is(location, message):
 )
 def test_what_is_not_public_is_not_reached(url, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", None)
-    with pytest.raises(FetchError, match="the host is not a public one, and images are fetched from public ones"):
+    with pytest.raises(FetchError, match="every address of the host must be public, and one is not"):
         fetch_image(url, UrlPolicy())
 
 
@@ -210,26 +213,26 @@ def test_what_is_public_is_allowed(address):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("http://0x7f000001/", "names no host; write an address as four decimal numbers"),
-        ("http://0x7f.1/", "names no host; write an address as"),
-        ("http://0177.0.0.1/", "names no host; write an address as"),
-        ("http://127.1/", "names no host; write an address as"),
-        ("http://127.0.0.1./", "names no host; write an address as"),
-        ("http://[fe80::1%25eth0]/", "names no host; write an address as"),
-        ("http://127.0.0.1:0/", "names no host"),
-        ("http:///x.png", "'' names no host"),
-        ("http://a..b/", "'a..b' names no host"),
-        ("http://a%00b/", "names no host"),
+        ("http://0x7f000001/", "is not a host. Write an address as four decimal numbers"),
+        ("http://0x7f.1/", "is not a host. Write an address as"),
+        ("http://0177.0.0.1/", "is not a host. Write an address as"),
+        ("http://127.1/", "is not a host. Write an address as"),
+        ("http://127.0.0.1./", "is not a host. Write an address as"),
+        ("http://[fe80::1%25eth0]/", "is not a host. Write an address as"),
+        ("http://127.0.0.1:0/", "is not a host"),
+        ("http:///x.png", "'' is not a host"),
+        ("http://a..b/", "'a..b' is not a host"),
+        ("http://a%00b/", "is not a host"),
         ("http://[1::2/", "not a URL: Invalid IPv6 URL"),
         ("http://a:99999/", "not a URL: Port out of range"),
         ("http://a:b/", "not a URL: Port could not be cast"),
         ("http://a/\r\nX-Evil: 1", "visible ASCII characters and no backslash"),
         ("http://a\\@127.0.0.1/", "visible ASCII characters and no backslash"),
         ("http://ⓛocalhost/", "those of a host as xn--"),
-        (f"http://a/{'b' * 9000}", "a URL has at most 8192"),
-        ("file:///etc/passwd", "by http and https, not 'file'"),
-        ("/etc/passwd", "by http and https, not ''"),
-        ("http://me@example.com/", "^http://example.com/: a URL that holds a user's name or password"),
+        (f"http://a/{'b' * 9000}", "a URL must have at most 8192"),
+        ("file:///etc/passwd", "the scheme must be http or https, got 'file'"),
+        ("/etc/passwd", "the scheme must be http or https, got ''"),
+        ("http://me@example.com/", "^http://example.com/: a URL must not contain a user name or password"),
     ],
 )
 def test_what_says_two_things_or_nothing_is_no_url(url, message):
@@ -251,13 +254,13 @@ def test_the_address_that_was_checked_is_the_one_connected_to():
         assert fetch_image(url, policy(resolve=resolve)) == PNG
         assert asked == ["images.example"], "one look-up for each connection, and none behind it"
         assert f"Host: images.example:{port}\r\n" in requests[0]
-        with pytest.raises(FetchError, match="not a public one"):
+        with pytest.raises(FetchError, match="address of the host must be public"):
             fetch_image(url, policy(resolve=resolve))
         assert len(requests) == 1
 
 
 def test_one_private_address_among_public_ones_is_enough_to_refuse():
-    with pytest.raises(FetchError, match="not a public one"):
+    with pytest.raises(FetchError, match="address of the host must be public"):
         fetch_image("http://a.example/", UrlPolicy(resolve=lambda host, port: ["8.8.8.8", "10.0.0.1"]))
 
 
@@ -265,7 +268,7 @@ def test_a_name_that_stands_for_nothing():
     def resolve(host, port):
         raise socket.gaierror(-2, "Name or service not known")
 
-    with pytest.raises(FetchError, match="^http://a.example/x: no such host$"):
+    with pytest.raises(FetchError, match="^http://a.example/x: the host has no address. Check its spelling.$"):
         fetch_image("http://a.example/x?y", UrlPolicy(resolve=resolve))
     with pytest.raises(FetchError, match="cannot be fetched: 'the host has no address"):
         fetch_image("http://a.example/x", UrlPolicy(resolve=lambda host, port: []))
@@ -299,7 +302,7 @@ def keep_silent(request, connection):
 
 @pytest.mark.parametrize("answer", [drip, drip_body, keep_silent])
 def test_what_dawdles_is_given_up(answer):
-    with serving(answer) as (host, _), pytest.raises(FetchError, match=r"it took more than 0.3 seconds$"):
+    with serving(answer) as (host, _), pytest.raises(FetchError, match=r"the fetch took more than 0.3 seconds$"):
         fetch_image(f"http://{host}/", policy(timeout=0.3))
 
 
@@ -363,16 +366,16 @@ def test_data():
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        (data_url(PNG + bytes(1000)), "data URL: an image has at most 100 bytes"),
-        (data_url(PNG[:50] + bytes(51)), "data URL: an image has at most 100 bytes, and this 101"),
-        (data_url(PNG, "data:text/html;base64,"), "data URL: its type is said to be 'text/html'"),
-        (data_url(PNG, "data:;base64,"), "data URL: its type is said to be ''"),
-        (data_url(b"<html>"), "data URL: its 6 bytes do not begin as an image does"),
-        ("data:image/png;base64,iVBO Rw0K", "data URL: this is not base64"),
-        ("data:image/png;base64,iVBORw0KG", "data URL: this is not base64"),
-        ("data:image/png;base64,é", "data URL: this is not base64"),
-        ("data:image/png,%89PNG", "a data URL that holds an image is written data:image/png;base64,"),
-        (f"data:{';a=b' * 5000};base64,", "a data URL that holds an image is written"),
+        (data_url(PNG + bytes(1000)), "data URL: an image may have at most 100 bytes, got more"),
+        (data_url(PNG[:50] + bytes(51)), "data URL: an image may have at most 100 bytes, got 101"),
+        (data_url(PNG, "data:text/html;base64,"), "data URL: the media type must be .*, got 'text/html'"),
+        (data_url(PNG, "data:;base64,"), "data URL: the media type must be .*, got ''"),
+        (data_url(b"<html>"), "data URL: the file must be one of .*, but its 6 bytes do not begin like one"),
+        ("data:image/png;base64,iVBO Rw0K", "data URL: the data after the comma is not base64"),
+        ("data:image/png;base64,iVBORw0KG", "data URL: the data after the comma is not base64"),
+        ("data:image/png;base64,é", "data URL: the data after the comma is not base64"),
+        ("data:image/png,%89PNG", "a data URL of an image must have the form data:image/png;base64,"),
+        (f"data:{';a=b' * 5000};base64,", "a data URL of an image must have the form"),
     ],
 )
 def test_data_that_is_no_image(url, message):

@@ -108,11 +108,11 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
     other = train(make_recipe(tiny_fast_vlm))
     vlm = load(grade.ref, base=str(tiny_fast_vlm), device="cpu")
     model_type = vlm.base.family.model_type
-    refusal = rf"ask\(image, question\) does not go with task grade on a {model_type} base: use predict"
+    refusal = rf"ask\(image, question\) does not support task grade on a {model_type} base. Use predict"
     with pytest.raises(ModelError, match=refusal):
         vlm.ask(image(), "What color is it?")
     vlm.add(other.ref)
-    with vlm.using(None), pytest.raises(ModelError, match=r"ask_batch\(.*\) does not go with task grade"):
+    with vlm.using(None), pytest.raises(ModelError, match=r"ask_batch\(.*\) does not support task grade"):
         vlm.ask_batch([image()], ["What color is it?"], adapters=[grade.ref])
     (said,) = vlm.ask_batch([image()], ["What color is it?"], adapters=[other.ref])
     with vlm.using(other.ref):
@@ -120,9 +120,7 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
     with running(vlm, [grade.ref, other.ref]) as server:
         found = server.post(body(model=grade.ref))
         assert found.status_code == 400, found.text
-        assert (
-            "is of task grade, whose answers are not generated, so it cannot chat" in found.json()["error"]["message"]
-        )
+        assert "of task grade. Use it in Python by predict" in found.json()["error"]["message"]
         assert server.post(body(model=other.ref)).status_code == 200
     with pytest.raises(
         RecipeError, match=r"the base alone cannot be evaluated: task grade predicts by parts of its own"
@@ -203,7 +201,7 @@ def test_what_cannot_hold_a_head_refuses_it(make_grade, tiny_fast_vlm, tmp_path)
     for target, message in (
         ("merged", "cannot be merged: the head of its task stands in the place of the language head"),
         ("peft", "PEFT's format holds one method. Load it with finetune.load"),
-        ("vllm", r"LoRA is all that it serves, and this is lora\+head"),
+        ("vllm", r"it serves only LoRA, got lora\+head"),
     ):
         with pytest.raises(ExportError, match=message):
             export_adapter(

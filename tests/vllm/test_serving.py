@@ -93,7 +93,7 @@ def test_the_base_answers_by_its_name(walk):
 @pytest.mark.parametrize("name", ["dora", "other base"])
 def test_what_is_refused(walk, name):
     assert walk[name]["status"] == 400
-    assert "is there, and refused: the server's log says why" in walk[name]["json"]["error"]["message"]
+    assert "The reason is in the server's log" in walk[name]["json"]["error"]["message"]
 
 
 @pytest.mark.parametrize("name", ["no version", "no adapter", "no digest"])

@@ -168,11 +168,19 @@ def test_what_is_not_read(client, more):
 @pytest.mark.parametrize(
     "error, status, text",
     [
-        (NotFoundError("It holds: secret/other"), 404, "does not exist in the registry, or is withdrawn"),
-        (YankedError("because"), 404, "does not exist in the registry, or is withdrawn"),
-        (StoreError("/srv/registry"), 503, "cannot be looked up now. Try again"),
-        (TrustError("nobody signed /srv/x"), 400, "is there, and refused: the server's log says why"),
-        (ExportError("it has no DoRA"), 400, "is there, and refused: the server's log says why"),
+        (
+            NotFoundError("It holds: secret/other"),
+            404,
+            "The model `{}` does not exist in the registry, or is yanked. Check its name.",
+        ),
+        (YankedError("because"), 404, "The model `{}` does not exist in the registry, or is yanked. Check its name."),
+        (StoreError("/srv/registry"), 503, "The server cannot look up the model `{}` now. Try again later."),
+        (
+            TrustError("nobody signed /srv/x"),
+            400,
+            "The server refuses the model `{}`. The reason is in the server's log.",
+        ),
+        (ExportError("it has no DoRA"), 400, "The server refuses the model `{}`. The reason is in the server's log."),
     ],
 )
 def test_what_is_refused(error, status, text, caplog):
@@ -180,7 +188,7 @@ def test_what_is_refused(error, status, text, caplog):
     with caplog.at_level("WARNING"):
         got, told = client.chat("testing/cell@prod")
     assert (got, told["error"]["code"]) == (status, status) and client.reached is None
-    assert told["error"]["message"] == f"The model `testing/cell@prod` {text}."
+    assert told["error"]["message"] == text.format("testing/cell@prod")
     assert str(error) in caplog.text  # which the client is not told
 
 
@@ -199,7 +207,7 @@ def test_what_is_refused(error, status, text, caplog):
 @pytest.mark.parametrize("root", ["", "/api"])
 def test_closed_routes(client, path, method, root):
     status, told = client.send(b"{}", path=root + path, method=method, root_path=root)
-    assert status == 403 and "adapters come from the registry alone" in told["error"]["message"]
+    assert status == 403 and "This server loads adapters from its registry only" in told["error"]["message"]
     assert client.reached is None
 
 

@@ -59,7 +59,7 @@ def test_a_digest_becomes_a_request_of_vllm(resolver, served):
 def test_what_could_move_is_not_told_to_vllm(resolver, served, name, caplog):
     resolver.served = served
     assert resolve(resolver, name) is None
-    assert "vLLM would never see it move" in caplog.text
+    assert "vLLM would not notice when the alias moves" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["gpt-4", "../../etc/passwd", "/etc", ""])
@@ -77,7 +77,7 @@ def test_a_refusal_is_logged_and_no_crash(resolver, served, caplog):
 
 def test_nothing_is_served_before_the_base_is_known(resolver, registry, caplog):
     assert resolve(resolver, f"{NAME}@sha256:{registry.resolve(NAME).digest}") is None
-    assert f"VLLM_PLUGINS does not name {PLUGIN}" in caplog.text
+    assert f"VLLM_PLUGINS must name {PLUGIN}, and does not" in caplog.text
 
 
 def test_without_a_registry_nothing_is_registered(stand_in, monkeypatch, caplog):
@@ -96,7 +96,7 @@ def test_registering_twice_keeps_the_first(resolver, stand_in):
 def test_another_version_of_vllm_is_said(stand_in, monkeypatch, tmp_path, caplog):
     stand_in.versions["vllm"] = "0.34.0+cpu"
     register()
-    assert "was tested with vLLM 0.33.0, and this is 0.34.0" in caplog.text
+    assert "was tested with vLLM 0.33.0, got 0.34.0" in caplog.text
 
 
 def test_the_same_version_for_another_device_is_the_same(stand_in, caplog):
@@ -120,14 +120,14 @@ def test_a_template_that_was_not_trained_with(resolver, published, tmp_path):
 
 
 def test_settings_that_do_not_go_together(resolver, published, stand_in, monkeypatch):
-    with pytest.raises(LaunchError, match="--enable-lora"):
+    with pytest.raises(LaunchError, match="vLLM runs without it. Start vLLM with --enable-lora"):
         start(published.base, lora=None)
     monkeypatch.setattr(stand_in.envs, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", False)
-    with pytest.raises(LaunchError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+    with pytest.raises(LaunchError, match="needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and it is not set"):
         start(published.base)
     monkeypatch.setattr(stand_in.envs, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", True)
     monkeypatch.setattr(stand_in.envs, "VLLM_SKIP_MODEL_NAME_VALIDATION", True)
-    with pytest.raises(LaunchError, match="VLLM_SKIP_MODEL_NAME_VALIDATION"):
+    with pytest.raises(LaunchError, match="does not allow VLLM_SKIP_MODEL_NAME_VALIDATION"):
         start(published.base)
 
 
@@ -138,7 +138,7 @@ def test_settings_that_do_not_go_together(resolver, published, stand_in, monkeyp
 )
 def test_settings_that_make_another_base_of_it(resolver, published, more):
     (name,) = more
-    with pytest.raises(LaunchError, match=f"--{name.replace('_', '-')} says .*. Leave it out"):
+    with pytest.raises(LaunchError, match=f"got --{name.replace('_', '-')} .*. Remove the option"):
         start(published.base, **more)
     assert resolver.served is None
 

@@ -72,7 +72,9 @@ def test_an_alias_is_looked_up_again_after_its_seconds_only(registry, base):
     assert served.pinned(f"{NAME}@prod").endswith(digest(registry, 1))
 
 
-@pytest.mark.parametrize("version, why", [(3, "it has no DoRA"), (4, "another base"), (5, "over --max-lora-rank 8")])
+@pytest.mark.parametrize(
+    "version, why", [(3, "it supports no DoRA"), (4, "another base"), (5, "at most --max-lora-rank 8")]
+)
 def test_an_alias_that_moves_to_what_cannot_be_served_stays(served, registry, version, why):
     served.pinned(f"{NAME}@prod")
     registry.alias(NAME, "prod", version)
@@ -83,9 +85,9 @@ def test_an_alias_that_moves_to_what_cannot_be_served_stays(served, registry, ve
 @pytest.mark.parametrize(
     "version, error, why",
     [
-        (3, ExportError, "it has no DoRA"),
+        (3, ExportError, "it supports no DoRA"),
         (4, BaseMismatchError, "trained on another base"),
-        (5, ExportError, "over --max-lora-rank 8"),
+        (5, ExportError, "at most --max-lora-rank 8"),
         (99, NotFoundError, "@99 does not exist"),
     ],
 )
@@ -168,7 +170,7 @@ def test_a_kept_folder_is_compared(served, registry, base):
     weights = folder / "adapter_model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(IntegrityError, match="is not what was written there. Delete it"):
+    with pytest.raises(IntegrityError, match="must hold the files of its adapter, but they have changed. Delete it"):
         ServedAdapters(registry, base).pinned(f"{NAME}@1")
     weights.write_bytes(data)
     assert ServedAdapters(registry, base).folder(served.pinned(f"{NAME}@1")) == folder
@@ -239,9 +241,12 @@ def test_tensors_that_are_not_those_of_the_modules(registry):
     name = next(iter(manifest.adapter.tensors))
     raw = manifest.model_dump()
     for change, why in (
-        (lambda table: table.pop(name), r"is \[\], of a LoRA of rank 4"),
-        (lambda table: table[name].update(shape=[3, 64]), r"is \[3, 64\], of a LoRA of rank 4"),
-        (lambda table: table.update({"base_model.model.lm_head.weight": table[name]}), "belongs to no module"),
+        (lambda table: table.pop(name), r"must have rank 4 as in its config, got shape \[\]"),
+        (lambda table: table[name].update(shape=[3, 64]), r"must have rank 4 as in its config, got shape \[3, 64\]"),
+        (
+            lambda table: table.update({"base_model.model.lm_head.weight": table[name]}),
+            "must belong to a module of the adapter, got .*lm_head",
+        ),
     ):
         table = {key: dict(entry) for key, entry in raw["adapter"]["tensors"].items()}
         change(table)
@@ -265,7 +270,7 @@ def test_an_adapter_of_no_module(served, monkeypatch):
     empty = manifest.adapter.model_copy(update={"parts": [part.model_copy(update={"modules": {}})]})
     other = manifest.model_copy(update={"adapter": empty})
     monkeypatch.setattr(served.registry, "read", lambda version: (other, read))
-    with pytest.raises(ManifestError, match="belongs to no module of the adapter"):
+    with pytest.raises(ManifestError, match="every tensor must belong to a module of the adapter"):
         served.pinned(f"{NAME}@1")
 
 
