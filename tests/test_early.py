@@ -24,13 +24,13 @@ CPU_SECONDS = 2.0  # of one answer, imports included; about half a second on a m
 
 # name -> (words of the command line, what the one line on stderr says). {here} is the folder of the test.
 MISTAKES = {
-    "no recipe file": (["train", "{here}/none.yaml"], "none.yaml: cannot be read: No such file"),
-    "not YAML": (["train", "{here}/broken.yaml"], "broken.yaml: not YAML"),
+    "no recipe file": (["train", "{here}/none.yaml"], "none.yaml: the recipe cannot be read: No such file"),
+    "not YAML": (["train", "{here}/broken.yaml"], "broken.yaml: the recipe must be valid YAML"),
     "unknown key": (["train", "R", "train.epoch=3"], "train.epoch: unknown key. Did you mean 'epochs'?"),
     "unknown method": (["train", "R", "method.name=lorra"], "unknown method.name"),
     "unknown task": (["train", "R", "task.name=vqaa"], "unknown task.name"),
-    "unknown source": (["train", "R", "data.source=jsnol"], "unknown data.source"),
-    "no tower": (["train", "R", "method.towers.language=none"], "method.towers: none for every tower"),
+    "unknown source": (["train", "R", "data.source=jsnol"], "unknown data.source 'jsnol'"),
+    "no tower": (["train", "R", "method.towers.language=none"], "method.towers: at least one tower must be adapted"),
     "no data root": (["train", "R", "data.root={here}/dta"], "no such folder. Did you mean '{here}/data'?"),
     "no train file": (["train", "R", "data.train=trian.jsonl"], "trian.jsonl: no such file. Check data.root"),
     "no default val file": (["train", "{here}/no_val.yaml"], "set data.val: null for none"),

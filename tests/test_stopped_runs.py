@@ -97,7 +97,7 @@ def test_an_unfinished_run_of_another_recipe_is_refused(recipe, stop_at):
     with pytest.raises(StoppedError):
         train(recipe())
     before = sorted((recipe().run_folder / "checkpoints").iterdir())
-    with pytest.raises(TrainingError, match="recipe.train.learning_rate is 0.01 there and 0.02 here"):
+    with pytest.raises(TrainingError, match="recipe.train.learning_rate was 0.01 and is now 0.02"):
         train(recipe(train={"learning_rate": 0.02}))
     assert sorted((recipe().run_folder / "checkpoints").iterdir()) == before
     assert json.loads((recipe().run_folder / "recipe.json").read_text())["train"]["learning_rate"] == 0.01

@@ -153,7 +153,7 @@ def _why_no_file(path: Path, value: str) -> str:
 
 
 class _Fields:
-    """The fields of a row under the names of the recipe; it is the ``finetune.recipe.task.Row`` that tasks read."""
+    """The fields of a row under the names of the recipe; it is the ``finetune.recipe.row.Row`` that tasks read."""
 
     def __init__(self, row: RawRow, section: ColumnData, root: Path):
         self.row, self.section, self.root = row, section, root

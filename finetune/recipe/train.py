@@ -8,11 +8,11 @@ from finetune.recipe.section import Fraction, Place, PositiveInt, Section
 
 
 def _off(value: Any) -> Any:
-    return "off" if value is False else value  # YAML reads a bare off so
+    return "off" if value is False else value  # YAML reads a bare off as False
 
 
 def _resume(value: Any) -> Any:
-    return {False: "never", True: "auto"}[value] if isinstance(value, bool) else value  # as other tools have it
+    return {False: "never", True: "auto"}[value] if isinstance(value, bool) else value  # as in other tools
 
 
 class TrainSection(Section):
@@ -74,5 +74,6 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSection":
         if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError("give exactly one of epochs and max_steps")
+            got = "neither" if self.epochs is None else f"epochs {self.epochs:g} and max_steps {self.max_steps}"
+            raise ValueError(f"exactly one of epochs and max_steps must be set, got {got}. Set one, and only one")
         return self

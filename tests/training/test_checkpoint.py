@@ -85,7 +85,7 @@ def test_one_of_another_run_is_refused_with_the_difference(made):
     other = {**RUN, "recipe": {"seed": 0, "train": {"learning_rate": 5e-3}}}
     with pytest.raises(TrainingError) as caught:
         Checkpoints(made.folder, other, keep=2).newest(print)
-    assert "recipe.train.learning_rate is 0.001 there and 0.005 here" in str(caught.value)
+    assert "recipe.train.learning_rate was 0.001 and is now 0.005" in str(caught.value)
     assert "train.output_dir" in str(caught.value) and "train.resume: never" in str(caught.value)
     assert names(made) == ["step-00000020", "step-00000030"], "they are as they were"
     mixed = Checkpoints(made.folder, other, keep=3)
@@ -129,7 +129,7 @@ def test_one_of_a_version_that_recorded_less_is_refused_with_the_way_on(made):
     assert names(made) == ["step-00000020", "step-00000030"]
     # A version that records no init_from starts every adapter afresh.
     assert Checkpoints(made.folder, {**RUN, "init_from": None}, keep=2).newest(print).step == 30
-    with pytest.raises(TrainingError, match="init_from is None there and 'ns/a@1' here"):
+    with pytest.raises(TrainingError, match="init_from was None and is now 'ns/a@1'"):
         Checkpoints(made.folder, {**RUN, "init_from": "ns/a@1"}, keep=2).newest(print)
 
 
