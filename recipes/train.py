@@ -4,7 +4,7 @@
     ./launch.sh CONFIG.yaml [key=value ...]        (sets the environment up first)
 
 Prints the scores of the frozen base and of the adapter on the test rows, and the published reference. Ctrl-C or
-SIGTERM stops after the step at hand with the state saved (exit code 130 or 143); the same command then goes on.
+SIGTERM stops after the present step and saves the state (exit code 130 or 143); the same command then continues.
 """
 
 import sys
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     return exit_code_of_process(
-        lambda: _train(argv), on_keyboard="stopped outside training: nothing was lost. The same command goes on."
+        lambda: _train(argv),
+        on_keyboard="stopped outside training: nothing is lost. Run the same command again to continue.",
     )
 
 
