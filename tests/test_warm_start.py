@@ -68,7 +68,7 @@ def test_without_it_an_adapter_has_no_parents(parent):
         ({"lora_alpha": 16}, r"lora.options.lora_alpha was 8.0 and is now 16.0"),
         ({"towers": {"projector": "none"}}, r"lora.modules.projector was \['.* and is now "),
         ([{"name": "lora", "r": 4, "lora_alpha": 8, "towers": {"projector": "all-linear"}},
-          {"name": "prompt_tuning", "num_virtual_tokens": 2}], "prompt_tuning is None there and"),
+          {"name": "prompt_tuning", "num_virtual_tokens": 2}], "prompt_tuning was None and is now"),
     ],
 )  # fmt: skip
 def test_another_method_is_one_error_before_training(recipe, parent, monkeypatch, method, message):

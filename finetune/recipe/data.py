@@ -37,8 +37,8 @@ class ReadSection(RowsSection):
     max_image_pixels: PositiveInt = 50_000_000
     """Largest width x height of an image, in pixels."""
     image_range: Literal["auto", "file"] | Annotated[list[int], Field(min_length=2, max_length=2)] = "auto"
-    """Values of images of more than 8 bits that become black and white: auto takes the smallest of 10, 12, 14 and 16
-    bit that holds those of the train rows, file all 16 bits. The manifest keeps them."""
+    """Values that become black and white in images of more than 8 bits. auto takes the smallest range of 10, 12, 14 and
+    16 bits that holds all values of the train rows; file takes all 16 bits. The manifest keeps the range."""
     image_page: PositiveInt | None = None
     """Page of TIFF files that have several, from 1. Of an animation the first frame is taken."""
 
@@ -54,7 +54,7 @@ _COMMON = ReadSection.model_fields.keys() - {"source"}  # settings of a mix that
 
 
 class ColumnData(ReadSection):
-    """The names of a row's fields; a field that is null here is not looked for.
+    """The names of a row's fields; a field that is null here is not read.
 
     A row is a conversation (``messages``), a choice of captions (``captions``), or a question with its answer.
     """
@@ -62,7 +62,7 @@ class ColumnData(ReadSection):
     image: str | None = "image"
     """Field that holds the image."""
     images: str | None = "images"
-    """Field that holds a list of images; where a row has it, it replaces ``image``."""
+    """Field that holds a list of images; if a row has it, it replaces ``image``."""
     question: str | None = "question"
     """Field that holds the question."""
     answer: str | None = "answer"
@@ -74,7 +74,7 @@ class ColumnData(ReadSection):
     system: str | None = "system"
     """Field that holds the system message; it replaces ``task.system_prompt`` in its row."""
     kind: str | None = None
-    """Field that holds the question type; null: the question itself, where there are a few."""
+    """Field that holds the question type; null: the question itself, if there are only a few questions."""
     id: str | None = None
     """Field that holds the row's id; null: an id made of the row's place in the source."""
     default_question: Prompt | None = None
@@ -150,7 +150,7 @@ class SavedData(ColumnData):
     root: Place
     """The folder that was saved."""
     train: Place = "train"
-    """The training rows: a folder below root, as a DatasetDict has; ``.`` where root is a single Dataset."""
+    """The training rows: a folder below root, as in a DatasetDict; ``.`` if root is a single Dataset."""
     val: Place | None = "validation"
     """The folder of the rows that choose the best weights; null: none."""
     test: Place | None = "test"
@@ -169,7 +169,7 @@ class HubData(StreamableData):
     config: str | None = None
     """Name of the configuration, for a data set that has several."""
     root: Place | None = None
-    """A folder with the files of the data set, where the hub cannot be reached."""
+    """A folder with the files of the data set, if the hub cannot be reached."""
     train: str = "train"
     """The split of the training rows, or a slice such as train[:90%]."""
     val: str | None = "validation"

@@ -18,7 +18,7 @@ class ObjectiveSection(Section):
     name: str
     """The name of the objective."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Weight of the objective's mean in the sum that is minimised, where there are several objectives."""
+    """Weight of the objective's mean in the sum that is minimised, if there are several objectives."""
 
 
 class CrossEntropySection(ObjectiveSection):

@@ -110,7 +110,7 @@ class QuestionSection(AnswerSection):
     has_question = True
 
     system_prompt: Prompt | None = None
-    """The system message of every question; by default the rows' own, where all have the same. An empty text: none."""
+    """The system message of every question; by default that of the rows, if all have the same. An empty text: none."""
     question_template: Prompt = "{question}"
     """The text of the prompt, with ``{question}`` once for the row's question. Conversations are not changed."""
     image_position: ImagePosition | None = None
@@ -132,7 +132,7 @@ class QuestionSection(AnswerSection):
         )
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation unchanged, with the system prompt first where it has no system message."""
+        """Return a conversation unchanged, with the system prompt first if it has no system message."""
         if not self.system_prompt or messages[0]["role"] == "system":
             return messages
         return [system(self.system_prompt), *messages]

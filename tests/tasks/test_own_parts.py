@@ -125,7 +125,7 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
         )
         assert server.post(body(model=other.ref)).status_code == 200
     with pytest.raises(
-        RecipeError, match=r"the base alone cannot be evaluated: task grade predicts by parts of its own"
+        RecipeError, match=r"the base alone cannot be evaluated with task grade: the task predicts with parts of"
     ):
         evaluate(["base"], [make_grade(tiny_fast_vlm)])
     with pytest.raises(RecipeError, match=r"testing/squares\S* cannot be evaluated with task grade"):
