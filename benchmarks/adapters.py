@@ -25,9 +25,9 @@ class Adapters:
     """One adapter under many names, each with a manifest of its own.
 
     Attributes:
-        folder: its folder, which PEFT opens.
-        refs: where they stand in the registry, those that become loaded.
-        cold: as many others, which nothing knows before they are loaded.
+        folder: the folder of the adapter, which PEFT opens.
+        refs: the references of the adapters that become loaded.
+        cold: the references of others, which are unknown before they are loaded.
     """
 
     folder: Path
@@ -41,12 +41,12 @@ def make_adapter(
     """Save a LoRA on all linear modules of the language model, with random weights; return its folder.
 
     Args:
-        base: what it belongs to; it is as it was afterwards.
-        folder: where it is saved.
+        base: the base of the adapter; it is unchanged afterwards.
+        folder: the folder in which the adapter is saved.
         r: its rank.
-        seed: of its weights.
-        max_new_tokens: of its answers.
-        std: of its weights.
+        seed: the seed of the weights.
+        max_new_tokens: the largest number of tokens of an answer.
+        std: the standard deviation of the weights.
     """
     recipe = parse_recipe(
         {
@@ -76,10 +76,10 @@ def make_adapters(base: Base, folder: Path, *, count: int, num_cold: int, r: int
     """Publish one adapter under many names.
 
     Args:
-        base: what it belongs to.
-        folder: for what is saved.
-        count: names of those that become loaded.
-        num_cold: names of others.
+        base: the base of the adapter.
+        folder: the folder for all that is saved.
+        count: the number of names that become loaded.
+        num_cold: the number of other names.
         r: its rank.
     """
     saved = make_adapter(base, folder / "adapter", r=r)

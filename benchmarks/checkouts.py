@@ -151,17 +151,17 @@ def interval(ratios: list[float], *, seed: int = 0) -> tuple[float, float]:
 
 
 def verdict(low: float, high: float) -> str:
-    """Return what an interval says of the bound."""
+    """Return the verdict of an interval on the bound."""
     if high < BOUND:
         return "held"
     return "MISSED" if low > BOUND else "inconclusive"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print the table, and return 0 where all of it is held."""
+    """Measure, print the table, and return 0 if all bounds hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, metavar="OLD_CHECKOUT")
-    parser.add_argument("--pairs", type=int, default=10, metavar="N", help="of processes (10)")
+    parser.add_argument("--pairs", type=int, default=10, metavar="N", help="pairs of processes (10)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     new = Path(__file__).resolve().parents[1]

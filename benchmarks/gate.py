@@ -1,4 +1,4 @@
-"""Where a contestant waits for its turn, and what it is asked there: one continuous run, stopped between rounds."""
+"""The gate at which a contestant waits for its turn: one continuous run, stopped between rounds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What a contestant says before its first step.
+    """The message of a contestant before its first step.
 
     Attributes:
-        trainable: parameters that train.
-        fill_seconds: what it computed once for all of its epochs; 0 for most.
+        trainable: the number of trainable parameters.
+        fill_seconds: the wall time of the work done once for all epochs; 0 for most contestants.
     """
 
     trainable: int
@@ -34,12 +34,12 @@ class Round:
     """Some steps in a row.
 
     Attributes:
-        seconds: wall time.
-        cpu_seconds: user and system time of the process and of its children that have ended.
-        losses: before each step's update, mean over its tokens.
-        supervised: supervised tokens of each step.
-        cuda_bytes: most that torch had allocated on the GPU; 0 without one.
-        flops: floating-point operations of its matrix products and attention, where they were counted; else 0.
+        seconds: the wall time.
+        cpu_seconds: the user and system time of the process and of its ended children.
+        losses: the loss of each step before its update, as the mean over tokens.
+        supervised: the number of supervised tokens of each step.
+        cuda_bytes: the largest number of bytes that torch had allocated on the GPU; 0 without a GPU.
+        flops: the floating-point operations of matrix products and attention, if they were counted; else 0.
     """
 
     seconds: float
@@ -52,12 +52,12 @@ class Round:
 
 @dataclass
 class Gate:
-    """Stands between a contestant and the one who measures.
+    """The gate between a contestant and the measuring process.
 
     Args:
-        connection: to the one who measures.
-        steps: of a round.
-        counts_flops: in the first round, which warms up: counting takes time.
+        connection: the connection to the measuring process.
+        steps: the number of optimizer steps of a round.
+        counts_flops: whether to count operations in the first round, which warms up: counting takes time.
     """
 
     connection: Connection
@@ -69,7 +69,7 @@ class Gate:
     _counter: FlopCounterMode | None = None
 
     def ready(self, model: nn.Module, *, fill_seconds: float = 0.0) -> None:
-        """Say that everything is loaded, and wait for the first round."""
+        """Report that everything is loaded, and wait for the first round."""
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.connection.send(Ready(trainable=trainable, fill_seconds=fill_seconds))
         self._wait()
@@ -77,7 +77,7 @@ class Gate:
             self._counter = FlopCounterMode(display=False).__enter__()
 
     def step(self, loss: float | Tensor, supervised: int | Tensor) -> None:
-        """Note a step; at the end of a round reports it, and waits for the next."""
+        """Record a step; at the end of a round report it, and wait for the next."""
         self._losses.append(loss)
         self._supervised.append(supervised)
         if len(self._losses) < self.steps:

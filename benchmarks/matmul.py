@@ -1,4 +1,4 @@
-"""How fast torch's two libraries multiply in float32 on this CPU, and where finetune/core/matmul.py helps.
+"""The speed of torch's two libraries for float32 products on this CPU: the reason for finetune/core/matmul.py.
 
 python -m benchmarks.matmul --json FILE      takes seconds, with one thread
 """
@@ -24,9 +24,9 @@ SHAPES = [(784, 192, 192), (784, 192, 512), (784, 512, 192), (256, 576, 1536), (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints the figures and writes them."""
+    """Measure, print the figures and write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.matmul", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     figures = {}
@@ -54,7 +54,7 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _seconds(call: Callable[[], object], rounds: int = 50) -> float:
-    """Return the least CPU time of a call: what others do on the machine makes it longer."""
+    """Return the least CPU time of a call: other processes on the machine only make it longer."""
     call()
     times = []
     for _ in range(rounds):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from benchmarks.contestants import Job
 
-SAMPLE_SECONDS = 0.005  # between two looks at a process's memory
+SAMPLE_SECONDS = 0.005  # between two samples of a process's memory
 
 
 class BenchmarkError(FinetuneError):
@@ -36,16 +36,16 @@ class BenchmarkError(FinetuneError):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one contestant needed.
+    """The figures of one contestant.
 
     Attributes:
-        rounds: without the first, which warms up.
-        losses: of every step, the warm-up's included.
-        trainable: parameters that train.
-        supervised: supervised tokens of each step.
-        fill_seconds: wall time spent once before the first step.
-        peak_bytes: most anonymous memory of its process, from its start to its end.
-        training_peak_bytes: the same from its first step on.
+        rounds: the rounds, without the first one, which warms up.
+        losses: the loss of every step, the warm-up included.
+        trainable: the number of trainable parameters.
+        supervised: the number of supervised tokens of each step.
+        fill_seconds: the wall time of the work done once before the first step.
+        peak_bytes: the largest anonymous memory of its process, from its start to its end.
+        training_peak_bytes: the same, from its first step on.
         cuda_bytes: most that torch had allocated on the GPU.
         flops: floating-point operations of a step; 0 where they were not counted.
     """
@@ -71,7 +71,7 @@ class Measured:
         return statistics.median(one.cpu_seconds / len(one.losses) for one in self.rounds)
 
     def mfu(self, peak_tflops: float) -> float:
-        """Return the share of a device's ``peak_tflops`` that the operations it really ran make up."""
+        """Return the share of a device's ``peak_tflops`` that the executed operations make up."""
         return self.flops / self.seconds / (peak_tflops * 1e12)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,15 +93,15 @@ class Measured:
 
 
 def measure(jobs: Mapping[str, Job], *, steps: int, rounds: int) -> dict[str, Measured]:
-    """Return what each contestant needed, after a round that is not counted.
+    """Return the figures of each contestant, after a round that is not counted.
 
     Args:
-        jobs: contestant -> what it does; all of them for ``(rounds + 1) * steps`` steps.
+        jobs: each contestant -> its job; all run for ``(rounds + 1) * steps`` steps.
         steps: of a round.
-        rounds: that count.
+        rounds: the number of rounds that count.
 
     Raises:
-        BenchmarkError: a contestant failed, with what it wrote last.
+        BenchmarkError: a contestant failed; the message has its last output.
     """
     workers: dict[str, Worker] = {}
     found: dict[str, list[Round]] = {name: [] for name in jobs}
@@ -111,7 +111,7 @@ def measure(jobs: Mapping[str, Job], *, steps: int, rounds: int) -> dict[str, Me
             workers[name].load()
         names = [*workers]
         for number in range(rounds + 1):
-            first = number % len(names)  # nobody always follows the same one
+            first = number % len(names)  # no contestant always follows the same one
             for name in names[first:] + names[:first]:
                 found[name].append(workers[name].round())
             print(f"  round {number} of {rounds}" if number else "  warmed up", flush=True)
@@ -124,11 +124,11 @@ def measure(jobs: Mapping[str, Job], *, steps: int, rounds: int) -> dict[str, Me
 
 
 class Worker:
-    """A contestant's process, as the one who measures sees it.
+    """The process of a contestant, for the measuring process.
 
     Args:
-        name: the contestant's.
-        job: what it does.
+        name: the name of the contestant.
+        job: the job of the contestant.
         steps: of a round.
     """
 
@@ -145,21 +145,21 @@ class Worker:
         self._ready: Ready | None = None
 
     def load(self) -> None:
-        """Wait until it has loaded everything."""
+        """Wait until the contestant has loaded everything."""
         self._ready = self._receive(Ready)
 
     def round(self) -> Round:
-        """Let it run for a round."""
+        """Run the contestant for a round."""
         self._connection.send("go")
         return self._receive(Round)
 
     def finish(self) -> None:
-        """Let it end its run."""
+        """Run the contestant to its end."""
         self._connection.send("go")
         self._process.join()
 
     def close(self) -> None:
-        """End the process, wherever it stands."""
+        """End the process at any point of its run."""
         self._memory.stop()
         if self._process.is_alive():
             self._process.terminate()
@@ -167,7 +167,7 @@ class Worker:
         self._connection.close()
 
     def measured(self, rounds: list[Round]) -> Measured:
-        """Return what ``rounds`` say together, the first of them being the warm-up."""
+        """Return the figures of all ``rounds``, the first of which is the warm-up."""
         assert self._ready is not None
         return Measured(
             rounds=rounds[1:],
@@ -199,7 +199,7 @@ class Worker:
 
 @contextmanager
 def _environment(job: Job) -> Iterator[None]:
-    """Set what a process reads when it starts; all compute with as many threads."""
+    """Set the variables that a process reads when it starts; all compute with the same number of threads."""
     before = dict(os.environ)
     new = {"OMP_NUM_THREADS": str(num_cores())} | before
     if job.device == "cpu":
@@ -213,7 +213,7 @@ def _environment(job: Job) -> Iterator[None]:
 
 
 class _Memory:
-    """Looks at a process's anonymous memory while that is watched, from outside, so that it costs the process nothing.
+    """Read a process's anonymous memory from outside, while it is watched, so that it costs the process nothing.
 
     The kernel keeps a high-water mark of all loaded memory only, files that are mapped included.
     """
@@ -246,7 +246,7 @@ class _Memory:
             time.sleep(SAMPLE_SECONDS)
 
     def _anonymous(self) -> int:
-        """Return bytes; 0 where the process has ended, or the system has no /proc."""
+        """Return bytes; 0 if the process has ended, or the system has no /proc."""
         try:
             lines = self._status.read_text().splitlines()
         except OSError:
@@ -255,7 +255,7 @@ class _Memory:
 
 
 def _work(name: str, job: Job, steps: int, connection: Connection, log: Path) -> None:
-    """Run a contestant in a process of its own; what it writes goes into ``log``."""
+    """Run a contestant in a process of its own; its output goes into ``log``."""
     with log.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

@@ -1,4 +1,4 @@
-"""What is measured on: real classes and processors in the geometry of real models, with weights from a seed."""
+"""The models of the benchmarks: real classes and processors in the geometry of real models, weights from a seed."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A model and how it is measured.
+    """A model and the settings of its measurement.
 
     Attributes:
-        title: what people call it.
-        save: writes model and processor into a folder; returns the folder to load. Takes folder and dtype.
-        side: width and height of an image, in pixels.
-        images: of the pocket's world, or smooth noise.
-        batch_size: rows of an optimizer step.
-        steps: optimizer steps of a round.
-        tiles_per_image: what the vision tower sees of one image: tiles, and the whole image beside them.
+        title: the title for people.
+        save: the function that writes model and processor into a folder of a dtype, and returns the folder to load.
+        side: the width and height of an image, in pixels.
+        images: the images: of the pocket's world, or smooth noise.
+        batch_size: the number of rows of an optimizer step.
+        steps: the number of optimizer steps of a round.
+        tiles_per_image: the inputs of the vision tower for one image: its tiles, and the whole image.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Setup:
 
 
 def save_pocket(folder: Path, dtype: torch.dtype) -> Path:
-    """Return the folder of the embedded base, as it comes: the one model here that is trained."""
+    """Return the folder of the embedded base: the only model here with trained weights."""
     return model_folder()
 
 
@@ -75,12 +75,12 @@ def save_smolvlm(
     """Write a SmolVLM-256M with random weights.
 
     Args:
-        folder: where to.
-        dtype: of the weights.
-        tiles: of an image along each side; above 1 the tower also sees the whole image.
-        side: of a tile, in pixels.
-        vision: sizes of the tower that are not the real ones.
-        text: sizes of the language model that are not the real ones.
+        folder: the folder to write to.
+        dtype: the dtype of the weights.
+        tiles: the number of tiles along each side of an image; above 1 the tower also gets the whole image.
+        side: the side of a tile, in pixels.
+        vision: the sizes of the tower that differ from the real ones.
+        text: the sizes of the language model that differ from the real ones.
     """
     tokens = _tokenizer(*_IDEFICS_TOKENS)
     config = SmolVLMConfig(

@@ -1,4 +1,4 @@
-"""How many requests a registry makes of its store, and how long they take where each has its latency.
+"""The number of requests that a registry makes to its store, and their time at a given latency.
 
 python -m benchmarks.registry --json registry.json      takes about a minute on an idle CPU core
 """
@@ -35,7 +35,7 @@ SUMMARY = {"base": {"model_type": "toy"}, "task": "vqa", "metrics": {"test": {"e
 
 
 class CountingStore:
-    """Counts requests to a store, each of which takes ``latency`` seconds more than the store itself does."""
+    """A store that counts its requests, each of which takes ``latency`` seconds more than the store itself."""
 
     def __init__(self, store: Store, *, latency: float = 0.0) -> None:
         self.store, self.latency, self.requests = store, latency, 0
@@ -78,16 +78,16 @@ class CountingStore:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolve:
-    """What it took a registry that was just opened to resolve a reference.
+    """The cost of resolving a reference, for a registry that was just opened.
 
     Attributes:
-        names: in the registry.
-        commits: in the log of each name.
-        log: of what entries it is made: ``publish``, or also of moved aliases, ``mixed``.
-        hint: whether the writers' hint is there.
-        ref: what was asked for.
-        requests: to the store.
-        seconds: median of some tries.
+        names: the number of names in the registry.
+        commits: the number of entries in the log of each name.
+        log: the type of its entries: ``publish``, or ``mixed`` with moves of aliases too.
+        hint: whether the writers' hint exists.
+        ref: the reference that is resolved.
+        requests: the number of requests to the store.
+        seconds: the median of several tries.
     """
 
     names: int
@@ -103,8 +103,8 @@ def make_log(num_commits: int, *, mixed: bool = False) -> list[bytes]:
     """Return the entries of a log, from the first, made as the registry makes them.
 
     Args:
-        num_commits: how many.
-        mixed: every entry after the first is a publish or a move of ``prod`` back, as a coin falls.
+        num_commits: the number of entries.
+        mixed: whether each entry after the first is, at random, a publish or a move of ``prod`` back.
     """
     rng, head, raw = random.Random(0), None, []
     for number in range(1, num_commits + 1):
@@ -147,7 +147,7 @@ def count_cold(store: Store, ref: str, *, latency: float = 0.0) -> tuple[int, fl
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints a table and writes the figures."""
+    """Measure, print a table and write the figures."""
     options = _parse(arguments)
     found: list[Resolve] = []
     for what in ("publish", "mixed"):
@@ -195,11 +195,11 @@ def _measure(
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.registry", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--latency", type=float, default=20.0, help="milliseconds of a request (20)")
-    parser.add_argument("--commits", type=int, default=10_000, help="of the longest log (10000)")
-    parser.add_argument("--names", type=int, default=100_000, help="of the largest registry (100000)")
-    parser.add_argument("--tries", type=int, default=5, help="of each resolve; the median counts (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
+    parser.add_argument("--latency", type=float, default=20.0, help="latency of a request, in milliseconds (20)")
+    parser.add_argument("--commits", type=int, default=10_000, help="entries of the longest log (10000)")
+    parser.add_argument("--names", type=int, default=100_000, help="names in the largest registry (100000)")
+    parser.add_argument("--tries", type=int, default=5, help="tries of each resolve; the median counts (5)")
     return parser.parse_args(arguments)
 
 

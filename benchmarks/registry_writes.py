@@ -1,4 +1,4 @@
-"""What writing to a registry in a folder costs, and listing a large one.
+"""The cost of writing to a registry in a folder, and of listing a large one.
 
 python -m benchmarks.registry_writes --json FILE      takes about a minute on two idle CPU cores
 
@@ -31,10 +31,10 @@ WANTED = {"publish_10000_vs_1": 1.5, "alias_10000_vs_1": 1.5, "list_10000_second
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints the figures and writes them."""
+    """Measure, print the figures and write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.registry_writes", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write (the system's temporary folder)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
+    parser.add_argument("--folder", type=Path, default=None, help="folder to write in (the system's temporary folder)")
     parser.add_argument("--history", type=int, default=10_000, help="commits of the long log (10000)")
     parser.add_argument("--names", type=int, default=10_000, help="adapters to list (10000)")
     parser.add_argument("--rounds", type=int, default=200, help="publishes timed on each log (200)")
@@ -101,7 +101,7 @@ def write_adapter(folder: Path, full_name: str, seed: int = 0) -> Path:
 
 
 def write_history(store: LocalStore, full_name: str, length: int) -> None:
-    """Write a log of so many publishes without syncing; its manifests are not there, which no commit looks at."""
+    """Write a log of publishes without syncing; its manifests are missing, as no commit reads them."""
     namespace, name = full_name.split("/")
     is_registry(store, create=True)
     fields = {"manifest": "1" * 64, "aliases": {}, "summary": {"task": "vqa", "base": "2" * 64}}
@@ -115,7 +115,7 @@ def write_history(store: LocalStore, full_name: str, length: int) -> None:
 
 
 def commits(folder: Path, length: int, rounds: int) -> dict[str, float]:
-    """Times publishing, and moving an alias to the newest version, upon a log of one entry and upon a long one."""
+    """Measure a publish, and a move of an alias to the newest version, with a log of one entry and a long log."""
     registry = AdapterRegistry(folder / "commits")
     logs = {"team/short": 1, "team/long": length}
     adapters = {name: write_adapter(folder / "adapters" / name, name) for name in logs}
@@ -147,7 +147,7 @@ def _publish(location: str, folder: str, rounds: int) -> None:
 
 
 def publishes(folder: Path, *, processes: int, rounds: int) -> dict[str, float]:
-    """Times publishes of one name, of files that are there already but for the entry, by some processes at once."""
+    """Measure the times of publishes of one name by several processes, of files that all exist already."""
     location = str(folder / f"by-{processes}")
     adapter = str(write_adapter(folder / f"adapter-{processes}", "team/adapter"))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -159,7 +159,7 @@ def publishes(folder: Path, *, processes: int, rounds: int) -> dict[str, float]:
 
 
 def listing(folder: Path, number: int) -> dict[str, float]:
-    """Times ``list`` of so many adapters: first, again, and again by the command as a process of its own."""
+    """Measure the times of ``list``: the first call, the second, and the command in a process of its own."""
     registry = AdapterRegistry(folder / "many")
     for n in range(number):
         write_history(LocalStore(registry.location), f"team-{n % 20}/adapter-{n}", 1)

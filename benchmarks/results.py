@@ -1,4 +1,4 @@
-"""What the figures say together: checks that all did the same work, ratios, and a table for people."""
+"""The figures of all contestants: checks that all did the same work, ratios, and a table for people."""
 
 from __future__ import annotations
 
@@ -44,35 +44,33 @@ def check_same_work(model: str, found: Mapping[str, Measured], *, batch_size: in
     other tokens would give another.
 
     Args:
-        model: what was measured on.
-        found: contestant -> what it did.
-        batch_size: rows of a step.
-        tolerance: of the first loss, in nats.
+        model: the name of the model.
+        found: each contestant -> its figures.
+        batch_size: the number of rows of a step.
+        tolerance: the largest difference of the first losses, in nats.
 
     Raises:
-        BenchmarkError: they did not.
+        BenchmarkError: the contestants did not do the same work.
     """
     trainable = {name: one.trainable for name, one in found.items()}
     if len(set(trainable.values())) > 1:
-        raise BenchmarkError(f"model {model}: the contestants do not train as many parameters: {trainable}")
+        raise BenchmarkError(f"model {model}: all contestants must train as many parameters, got {trainable}")
     wanted = batch_size * LEARNT
     wrong = {name: sorted(set(one.supervised)) for name, one in found.items() if set(one.supervised) != {wanted}}
     if wrong:
-        raise BenchmarkError(
-            f"model {model}: {wanted} tokens of a step are to be supervised, but some supervise: {wrong}"
-        )
+        raise BenchmarkError(f"model {model}: each step of a contestant must supervise {wanted} tokens, got {wrong}")
     first = {name: one.losses[0] for name, one in found.items()}
     if max(first.values()) - min(first.values()) > tolerance:
-        raise BenchmarkError(f"model {model}: the first losses differ, so the work does: {first}")
+        raise BenchmarkError(f"model {model}: the first losses must differ by at most {tolerance} nats, got {first}")
 
 
 def figures(results: Results, *, num_rows: Mapping[str, int], batch_sizes: Mapping[str, int]) -> dict[str, float]:
     """Return the ratios of all pairs that were measured; of times, theirs over ours.
 
     Args:
-        results: model -> contestant -> what it needed.
-        num_rows: of an epoch, by model: what the store was filled with.
-        batch_sizes: rows of a step, by model.
+        results: each model -> each contestant -> its figures.
+        num_rows: each model -> the number of rows of an epoch, which fill the store.
+        batch_sizes: each model -> the number of rows of a step.
     """
     out: dict[str, float] = {}
 
@@ -110,7 +108,7 @@ def figures(results: Results, *, num_rows: Mapping[str, int], batch_sizes: Mappi
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return on what, with what and when it was measured."""
+    """Return the machine, the versions and the date of a measurement."""
     import torch
 
     names = ("torch", "transformers", "peft", "accelerate", "trl")
@@ -150,7 +148,7 @@ def table(
 
 
 def cpu_name() -> str:
-    """Return what the processor is called."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

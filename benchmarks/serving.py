@@ -49,7 +49,7 @@ REFUSED = {"large": 413, "bad": 400, "unknown": 404}
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: what it asks, and what must be answered."""
+    """One request: its question, and the expected answer."""
 
     kind: str
     model: str
@@ -59,7 +59,7 @@ class Asked:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints a table and writes the figures."""
+    """Measure, print a table and write the figures."""
     options = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def publish(path: str, folder: Path, *, new_tokens: int) -> list[str]:
-    """Publish adapters of several ranks, each of which says something else; return their references."""
+    """Publish adapters of several ranks, each with other answers; return their references."""
     base, registry, refs = load_base(path, device="cpu"), AdapterRegistry(), []
     for number, rank in enumerate(RANKS):
         made = make_adapter(base, folder / f"adapter-{number}", r=rank, seed=number, max_new_tokens=new_tokens, std=0.3)
@@ -117,13 +117,13 @@ def plan(path: str, refs: Sequence[str], count: int, *, side: int) -> list[Asked
     Answers are those that each adapter gives when it is asked alone, in this process.
 
     Args:
-        path: the base.
-        refs: the adapters.
-        count: of requests.
-        side: of images, in pixels.
+        path: the folder of the base.
+        refs: the references of the adapters.
+        count: the number of requests.
+        side: the side of an image, in pixels.
 
     Raises:
-        BenchmarkError: two adapters give the same answers, so nobody could tell them apart.
+        BenchmarkError: two adapters give the same answers, so the benchmark could not distinguish them.
     """
     vlm = VisionLanguageModel(load_base(path, device="cpu"), registry=AdapterRegistry())
     images = [_png(color, side) for color in ("red", "teal")]
@@ -137,7 +137,7 @@ def plan(path: str, refs: Sequence[str], count: int, *, side: int) -> list[Asked
         for image in (None, *images):
             said = {answers[ref, question, image] for ref in refs}
             if len(said) < len(refs):
-                raise BenchmarkError(f"two adapters say the same to {question!r}: nobody could tell them apart")
+                raise BenchmarkError(f"all adapters must give different answers to {question!r}, got {sorted(said)}")
     draw = random.Random(0)
     kinds = draw.choices(list(SHARES), list(SHARES.values()), k=count)
     return [_request(kind, draw.choice(refs), draw, images, answers) for kind in kinds]
@@ -167,9 +167,9 @@ async def ask_all(url: str, requests: Sequence[Asked], *, at_once: int) -> dict[
     """Send requests, so many at once, each again while the server is full.
 
     Args:
-        url: of the server.
-        requests: in their order.
-        at_once: of them.
+        url: the address of the server.
+        requests: the requests, in their order.
+        at_once: the number of requests at the same time.
 
     Returns:
         ``seconds``, how many answers were ``wrong``, how many requests ``failed`` that should not, or were answered
@@ -222,7 +222,7 @@ def serving(path: str, refs: Sequence[str], *, max_batch: int) -> Iterator[str]:
     """Start the command as a user does, and yield its address.
 
     Raises:
-        BenchmarkError: it does not start.
+        BenchmarkError: the server does not start.
     """
     command = [sys.executable, "-m", "finetune.cli", "serve", *refs, "--base", path, "--port", "0", "--device", "cpu"]
     command += ["--max-body-bytes", str(BODY_BYTES), "--max-batch", str(max_batch), "--allow", "bench/*"]
@@ -231,7 +231,7 @@ def serving(path: str, refs: Sequence[str], *, max_batch: int) -> Iterator[str]:
     try:
         line = server.stdout.readline()
         if not line.startswith("serving on "):
-            raise BenchmarkError(f"the server did not start: {line!r}")
+            raise BenchmarkError(f"the server must print its address when it starts, got {line!r}")
         yield line.removeprefix("serving on ").strip().removesuffix("/v1")
     finally:
         server.terminate()
@@ -240,7 +240,7 @@ def serving(path: str, refs: Sequence[str], *, max_batch: int) -> Iterator[str]:
 
 
 def table(figures: dict[str, Any], together: dict[str, Any]) -> str:
-    """Return what people read."""
+    """Return the table for people."""
     return "\n".join(
         [
             f"{figures['requests_per_second']:.1f} requests/s, one by one {figures['one_by_one_per_second']:.1f}: "
@@ -275,11 +275,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--model", choices=sorted(SETUPS), default="a", help="base: a, the pocket model (default)")
     parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--one-by-one", type=int, metavar="N", help="of them that are sent one by one (default: all)")
-    parser.add_argument("--at-once", type=int, default=96, help="requests that are under way together (96)")
+    parser.add_argument("--one-by-one", type=int, metavar="N", help="requests that are sent one by one (default: all)")
+    parser.add_argument("--at-once", type=int, default=96, help="requests at the same time (96)")
     parser.add_argument("--max-batch", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, default=16, help="longest answer")
-    parser.add_argument("--side", type=int, default=64, help="of images, in pixels")
+    parser.add_argument("--new-tokens", type=int, default=16, help="largest number of tokens of an answer")
+    parser.add_argument("--side", type=int, default=64, help="side of an image, in pixels")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(arguments)
 

@@ -52,7 +52,7 @@ Times = dict[str, list[float]]  # who -> seconds of each round
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints a table and writes the figures."""
+    """Measure, print a table and write the figures."""
     options = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
@@ -102,12 +102,14 @@ def check_equal(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters
     """Check that both compute the same, bit for bit, with the same adapter.
 
     Raises:
-        BenchmarkError: they do not.
+        BenchmarkError: the outputs differ, or the adapter changes nothing.
     """
     with ours.using(adapters.refs[0]):
         mine = _forward(ours.model)
     if not torch.equal(mine, _forward(theirs)) or torch.equal(mine, _forward(ours.model)):
-        raise BenchmarkError("the adapter does not do the same here and in PEFT, so there is nothing to compare")
+        raise BenchmarkError(
+            "the adapter must have an effect, and the same one as in PEFT: the outputs are unchanged or others"
+        )
 
 
 def make_loaded(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int) -> None:
@@ -124,7 +126,7 @@ def make_loaded(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters
 def measure_switch(
     ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, count: int, *, rounds: int
 ) -> Times:
-    """Times switches to one loaded adapter of ``count`` after the other, in alternating rounds.
+    """Measure the times of switches to one loaded adapter of ``count`` after the other, in alternating rounds.
 
     Ours is a whole ``with using(ref)`` by name, from looking up the alias to leaving the block. ``ours_loaded`` is
     the same where the adapter is given and not looked up. Each has a forward of one token after it, timed apart, which
@@ -154,7 +156,7 @@ def measure_switch(
 
 
 def measure_cold(ours: VisionLanguageModel, theirs: PeftModel, adapters: Adapters, *, rounds: int) -> Times:
-    """Times loading one more adapter, another in each of alternating rounds; it is removed again, untimed.
+    """Measure the loading of one more adapter, another in each of alternating rounds; it is removed again, untimed.
 
     Ours is ``add`` of a name that is looked up in the local registry for the first time, its probe's receipt present.
     The floor reads the weights' file, hashes it and copies it once.
@@ -207,7 +209,7 @@ def figures(
 def table(
     reached: dict[str, float], switching: dict[int, Times], loading: dict[int, Times], mixing: dict[str, Times]
 ) -> str:
-    """Return everything as text."""
+    """Return all figures as text."""
     lines = []
     for title, found in (("switching", switching), ("loading one more", loading)):
         who = list(next(iter(found.values())))
@@ -252,13 +254,17 @@ def _forward(model: Any) -> torch.Tensor:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swap", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--model", choices=SETUPS, default="b", help="(b)")
-    parser.add_argument("--loaded", default="1,8,64", help="how many adapters there are to switch between (1,8,64)")
-    parser.add_argument("--r", type=int, default=16, help="rank (16)")
-    parser.add_argument("--rounds", type=int, default=15, help="that count, of everything; one more warms up (15)")
-    parser.add_argument("--mixed-rounds", type=int, default=3, help="of mixed batches; one more warms up (3)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of the answers of mixed batches (64)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
+    parser.add_argument("--model", choices=SETUPS, default="b", help="base (b)")
+    parser.add_argument("--loaded", default="1,8,64", help="numbers of loaded adapters to switch between (1,8,64)")
+    parser.add_argument("--r", type=int, default=16, help="rank of the adapters (16)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds that count, of everything; one more warms up (15)"
+    )
+    parser.add_argument(
+        "--mixed-rounds", type=int, default=3, help="rounds of mixed batches that count; one more warms up (3)"
+    )
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens of the answers of mixed batches (64)")
     parser.add_argument("--probes", type=int, default=3, help="loads without a receipt (3)")
     options = parser.parse_args(arguments)
     options.loaded = [int(number) for number in options.loaded.split(",")]

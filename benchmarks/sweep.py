@@ -35,11 +35,11 @@ WANTED = 2.5  # times the cost of one run, at most
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a command took, its child processes included.
+    """The cost of a command, with its child processes.
 
     Attributes:
-        seconds: wall time.
-        cpu_seconds: user and system time.
+        seconds: the wall time.
+        cpu_seconds: the user and system time.
     """
 
     seconds: float
@@ -47,7 +47,7 @@ class Cost:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints both costs and writes the figure."""
+    """Measure, print both costs and write the figure."""
     options = _parse(arguments)
     costs: dict[str, list[Cost]] = {"run": [], "sweep": []}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
@@ -122,10 +122,10 @@ def _run(what: str, config: Path, folder: Path) -> Cost:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figure there")
-    parser.add_argument("--model", choices=SETUPS, default="b", help="(b)")
-    parser.add_argument("--rows", type=int, default=32, help="of an epoch (32)")
-    parser.add_argument("--rounds", type=int, default=1, help="of both; the median counts (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figure to")
+    parser.add_argument("--model", choices=SETUPS, default="b", help="base (b)")
+    parser.add_argument("--rows", type=int, default=32, help="rows of an epoch (32)")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of both; the median counts (1)")
     return parser.parse_args(arguments)
 
 

@@ -26,7 +26,7 @@ from benchmarks.rows import write_rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints a table and writes the figures."""
+    """Measure, print a table and write the figures."""
     options = _parse(arguments)
     results: dict[str, dict[str, Measured]] = {}
     num_rows = {name: _num_rows(SETUPS[name], options) for name in options.models}
@@ -63,13 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_model(name: str, folder: Path, options: argparse.Namespace, *, num_rows: int) -> dict[str, Measured]:
-    """Measures all contestants on one model.
+    """Measure all contestants on one model.
 
     Args:
-        name: of the model.
-        folder: for its weights, its rows and what contestants write.
-        options: of the command.
-        num_rows: of an epoch.
+        name: the name of the model.
+        folder: the folder for its weights, its rows and the files of the contestants.
+        options: the options of the command.
+        num_rows: the number of rows of an epoch.
 
     Raises:
         BenchmarkError: a contestant failed, or did not do the work of the others.
@@ -108,18 +108,24 @@ def _num_rows(setup: Setup, options: argparse.Namespace) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--models", default="a,b,b4", help=f"of {', '.join(SETUPS)} (a,b,b4)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
+    parser.add_argument("--models", default="a,b,b4", help=f"models to measure, of {', '.join(SETUPS)} (a,b,b4)")
     parser.add_argument("--only", help=f"contestants, of {', '.join(CONTESTANTS)} (all)")
-    parser.add_argument("--rounds", type=int, default=5, help="that count; one more warms up (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up (5)")
     parser.add_argument("--steps", type=int, help="optimizer steps of a round (each model's own)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32; bfloat16 on cuda)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device (cpu)")
     parser.add_argument(
-        "--peak-tflops", type=float, default=989.0, help="of the GPU in this dtype, for MFU (989: H200)"
+        "--dtype", choices=("float32", "bfloat16"), help="dtype of the frozen weights (float32; bfloat16 on cuda)"
     )
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that prepare batches, for each (0)")
-    parser.add_argument("--same-environment", action="store_true", help="gives everybody the environment of launch.sh")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=989.0, help="peak of the GPU in this dtype, for MFU (989: H200)"
+    )
+    parser.add_argument(
+        "--num-workers", type=int, default=0, help="worker processes of each contestant that prepare batches (0)"
+    )
+    parser.add_argument(
+        "--same-environment", action="store_true", help="give all contestants the environment of launch.sh"
+    )
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     options.models = _names(options.models, SETUPS, parser)

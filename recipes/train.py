@@ -4,7 +4,7 @@
     ./launch.sh CONFIG.yaml [key=value ...]        (sets the environment up first)
 
 Prints the scores of the frozen base and of the adapter on the test rows, and the published reference. Ctrl-C or
-SIGTERM stops after the step at hand with the state saved (exit code 130 or 143); the same command then goes on.
+SIGTERM stops after the present step and saves the state (exit code 130 or 143); the same command then continues.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Who is measured. A contestant is a function that trains as its kind does, and calls the gate after every step."""
+"""The contestants. A contestant is a function that trains as its kind does, and calls the gate after every step."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LAUNCHED = ("ours", "stored", "floor")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every contestant does.
+    """The work of every contestant.
 
     Attributes:
-        base: folder of the model.
-        rows: folder of ``train.jsonl``.
-        scratch: folder to write in, the contestant's own.
-        order: the row of each place, step after step; ``batch_size`` of them are a step.
-        batch_size: rows of an optimizer step.
+        base: the folder of the model.
+        rows: the folder of ``train.jsonl``.
+        scratch: the contestant's own folder to write in.
+        order: the index of each row, step after step; ``batch_size`` of them are a step.
+        batch_size: the number of rows of an optimizer step.
         device: ``cpu`` or ``cuda``.
-        dtype: of the frozen weights, as torch names it.
+        dtype: the dtype of the frozen weights, by torch's name.
         num_workers: processes that prepare batches on the side.
         launched: whether it runs in the environment that ``launch.sh`` makes.
         r: rank of LoRA, on every linear module of the language model.
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """The number of optimizer steps of the whole run."""
         return len(self.order) // self.batch_size
 
     def step_rows(self, step: int) -> tuple[int, ...]:

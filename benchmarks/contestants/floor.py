@@ -57,6 +57,6 @@ def run(job: Job, gate: Gate) -> None:
 
 @torch.no_grad()
 def _features(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """Return what the vision tower and the projector make of a batch's images."""
+    """Return the outputs of vision tower and projector for a batch's images."""
     given = {name: inputs[name] for name in _OF_IMAGES if name in inputs}
     return model.model.get_image_features(**given, return_dict=True).pooler_output

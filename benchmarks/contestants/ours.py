@@ -40,9 +40,9 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
     """Train through our own loop.
 
     Args:
-        job: what to do.
-        gate: is told of every step.
-        store: whether what the frozen tower makes of an image is computed once.
+        job: the work to do.
+        gate: the gate that is called after every step.
+        store: whether the frozen tower's features of an image are computed only once.
     """
     recipe = recipe_of(job, store=store)
     accelerator = Accelerator(gradient_accumulation_steps=1, cpu=job.device == "cpu")
@@ -53,7 +53,8 @@ def ours(job: Job, gate: Gate, *, store: bool) -> None:
     collator = collator_of_run(recipe, base, rows, [], accelerator, print)
     fill_seconds = time.perf_counter() - started if store else 0.0
     if (collator is not base.collator) != store:
-        raise BenchmarkError(f"the feature store is {'off' if store else 'on'}")
+        wanted, got = ("on", "off") if store else ("off", "on")
+        raise BenchmarkError(f"the feature store must be {wanted}, got {got}")
     attachment = attach(base.host, recipe.method)
     batches = Batches(collator, attachment.placeholders)
     objective = base.objective(base.task(recipe.task), recipe.objectives, placeholders=attachment.placeholders)
@@ -91,7 +92,7 @@ class _Counted:
 
 
 class _GatedLog(RunLog):
-    """The run's log, which tells the gate of every step."""
+    """The run's log, which calls the gate after every step."""
 
     def __init__(self, *args: Any, gate: Gate, counted: _Counted, **options: Any):
         super().__init__(*args, **options)

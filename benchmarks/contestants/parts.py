@@ -1,4 +1,4 @@
-"""What several contestants are made of: the recipe, PEFT's model, batches that are ready in memory."""
+"""The common parts of several contestants: the recipe, PEFT's model, batches that are ready in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def recipe_of(job: Job, *, store: bool = False) -> Recipe:
-    """Return what ours runs; the others take from it what they have in common with ours."""
+    """Return the recipe of ours; the others take the common settings from it."""
     return parse_recipe(raw_recipe(job, store=store), source="benchmark")
 
 
@@ -53,7 +53,7 @@ def raw_recipe(job: Job, *, store: bool) -> dict[str, Any]:
 
 
 def order_of(recipe: Recipe, *, num_rows: int) -> tuple[int, ...]:
-    """Return the rows that ours trains on, in order: what the others are given."""
+    """Return the rows that ours trains on, in order, for the others too."""
     plan = Plan.of(recipe.train, num_rows=num_rows, num_processes=1, seed=recipe.seed)
     return tuple(int(row) for step in range(plan.total_steps) for row in plan.rows(step))
 
@@ -71,7 +71,7 @@ def peft_model(job: Job, base: PreTrainedModel) -> PeftModel:
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Return what trains."""
+    """Return the parameters that train."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, gate: Gate) -> None:
-    """Train with trl's defaults but for what the others do too."""
+    """Train with trl's defaults, except for the settings that all contestants share."""
     model = AutoModelForImageTextToText.from_pretrained(job.base, dtype=getattr(torch, job.dtype)).to(job.device)
     options = SFTConfig(
         output_dir=str(job.scratch),
@@ -70,7 +70,7 @@ def _dataset(job: Job) -> Dataset:
 
 
 class _Seen(TrainerCallback):
-    """Tells the gate of every step."""
+    """A callback that calls the gate after every step."""
 
     def __init__(self, gate: Gate):
         self.gate = gate
@@ -82,7 +82,7 @@ class _Seen(TrainerCallback):
 
 
 class _SeenTrainer(SFTTrainer):
-    """trl's trainer, keeping a look at the last step's loss and labels."""
+    """The trainer of trl, with the last step's loss and labels."""
 
     seen: _Seen
 

@@ -73,7 +73,7 @@ def _require_supervised(messages: list[Message], unsupervised: frozenset[int], *
 
 
 class _Fields:
-    """The fields of a row under the names of the recipe: the ``finetune.recipe.task.Row`` that tasks read."""
+    """The fields of a row under the names of the recipe; it is the ``finetune.recipe.row.Row`` that tasks read."""
 
     def __init__(self, row: RawRow, section: ColumnData, root: Path):
         self.row, self.section, self.root = row, section, root

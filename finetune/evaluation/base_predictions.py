@@ -1,7 +1,7 @@
-"""Predictions of a base alone, kept on this machine: no adapter changes them, so they are made once.
+"""Predictions of a base alone, kept on this machine: no adapter changes them, so a base makes them once.
 
-They are known by everything that could change them: base, processor and how it is held, versions, the rows with their
-images, how the task asks, and the rows of a batch.
+Their key holds all values that could change them: base, processor, dtype, device, versions, the rows with their
+images, the prompts of the task, and the rows of a batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from finetune.core.prediction import Prediction
     from finetune.recipe import TaskSection
 
-# Settings of a task that say how predictions are compared, not how they are made.
+# Settings of a task that only compare predictions, and do not change them.
 _COMPARISON = ("metrics", "answer_normalization", "decimal_separator")
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "finetune-vlm")
 
@@ -42,7 +42,7 @@ class BasePredictions:
 
     Attributes:
         base: the base, without an adapter.
-        task: the section of the task that puts the rows.
+        task: the section of the task, which makes the prompts.
         batch_size: the number of rows of a batch; another number changes the order of sums.
         processes: the number of processes that share the rows, which decides the rows of a batch.
     """
@@ -53,7 +53,7 @@ class BasePredictions:
     processes: int = 1
 
     def read(self, examples: Sequence[Example]) -> list[Prediction] | None:
-        """Return one prediction a row; None where they are not kept whole."""
+        """Return one prediction a row; None if not all of them are stored."""
         place = self._place(examples)
         note = None if place is None else read_note(place)
         try:
@@ -63,13 +63,13 @@ class BasePredictions:
         return found if found is not None and len(found) == len(examples) else None
 
     def keep(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
-        """Keep one prediction a row. A cache that cannot be written is no error."""
+        """Store one prediction a row. A cache that cannot be written is no error."""
         text = json.dumps([prediction.to_json() for prediction in predictions], ensure_ascii=False)
         if place := self._place(examples):
             write_note(place, text)
 
     def _place(self, examples: Sequence[Example]) -> Path | None:
-        """Return the path of the predictions of these rows; None where a package has no known version."""
+        """Return the path of the predictions of these rows; None if a package has no known version."""
         base = self.base
         versions = _versions(("tasks", self.task.name), ("families", base.identity.model_type))
         if versions is None:
@@ -89,7 +89,7 @@ class BasePredictions:
 
 
 def _versions(*names: tuple[str, str]) -> dict[str, str] | None:
-    """Return the versions of all packages that make predictions; None where one of them has none."""
+    """Return the versions of all packages that make predictions; None if one of them has none."""
     try:
         found = {name: version(name) for name in _PACKAGES}
     except PackageNotFoundError:
@@ -105,7 +105,7 @@ def _versions(*names: tuple[str, str]) -> dict[str, str] | None:
 def _row(example: Example) -> list[Any]:
     noted = example.meta.get(IMAGES, [])
     in_memory = any(isinstance(source, np.ndarray) for source in example.images)
-    if in_memory or len(noted) != len(example.images):  # a grey image stands in the place of one that was noted
+    if in_memory or len(noted) != len(example.images):  # a grey image may have replaced one with a digest
         noted = [image_digest(source) for source in example.images]
     own = [example.columns] if example.columns else []
     return [example.prompt, example.choices, noted, asdict(example.image_options), *own]

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def majority(task: Task, examples: Sequence[Example]) -> tuple[list[Prediction], list[Example]]:
-    """Return the task's constant prediction of each row's question type, and the rows that it is measured on.
+    """Return the task's constant prediction for each row's question type, and the rows that it is measured on.
 
-    The constant is found on these very rows, so it is the best that a model could say that ignores them. Of a row
-    with several references the first one counts alone: the constant was chosen by these.
+    The constant is chosen on these very rows, so it is the best score of a model that ignores the images. Only the
+    first of several references counts, because the constant was chosen by first references.
     """
     rows_of: dict[str, list[Example]] = defaultdict(list)
     for example in examples:

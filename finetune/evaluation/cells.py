@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def cells(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return the heads of the columns, and one line for each evaluation."""
+    """Return the headings of the columns, and one line for each evaluation."""
     metrics = dict.fromkeys(name for one in evaluations for name in one.scores.values)
     head = ["adapter", "config"]
     for name in metrics:
@@ -32,7 +32,7 @@ def cells(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, ...], list[tupl
 
 
 def words(name: str) -> str:
-    """Return the name of a metric or a baseline as people read it."""
+    """Return the name of a metric or a baseline in words, for people."""
     return name.replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""The body of ``finetune evaluate``: words of the command line in, a table out. Loads no torch by itself."""
+"""The command ``finetune evaluate``, which prints a table. Importing this module loads no torch."""
 
 import argparse
 import json
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe
 
 _ABOUT = """\
-Evaluate adapters side by side on one base: on the test rows of recipes, or on rows that no recipe names. What the base
-alone predicts is kept on this machine, and used again."""
+Evaluate adapters side by side on one base: on the test rows of recipes, or on rows that no recipe names. This machine
+stores the predictions of the base alone, and uses them again."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -39,19 +39,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
         metavar="REF",
         help="registry reference, such as medical/brain-mri@prod, an adapter's folder, or `base`",
     )
-    parser.add_argument("--on", nargs="+", default=[], metavar="CONFIG", help="recipes whose test rows are taken")
+    parser.add_argument("--on", nargs="+", default=[], metavar="CONFIG", help="recipes whose test rows are used")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every CONFIG")
     parser.add_argument(
         "--data",
         type=Path,
         metavar="FILE",
-        help="rows (JSON Lines or Parquet) in the place of a recipe's; without --on they are put as the first adapter "
-        "was trained",
+        help="rows (JSON Lines or Parquet) instead of a recipe's; without --on the prompts are those of the first "
+        "adapter's training",
     )
     parser.add_argument(
         "--base", help="with --data alone: folder, hub id or embedded name (default: where it was last seen)"
     )
-    parser.add_argument("--registry", metavar="LOCATION", help="as for `finetune registry`")
+    parser.add_argument("--registry", metavar="LOCATION", help="location of the registry, as for `finetune registry`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
     parser.add_argument(
         "--rows",
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         The exit code: 0.
 
     Raises:
-        FinetuneError: it cannot be done.
+        FinetuneError: the evaluation cannot be done.
     """
     registry = AdapterRegistry(args.registry)
     for option, path in (("--json", args.json), ("--rows", args.rows)):
@@ -88,11 +88,16 @@ def _recipes(args: argparse.Namespace, registry: AdapterRegistry) -> "list[Recip
     from finetune.evaluation.new_rows import recipe_for, with_rows
 
     if args.data is None and not args.on:
-        raise RecipeError("say which rows: --on CONFIG for the test rows of a recipe, or --data FILE for others")
+        raise RecipeError(
+            "evaluate needs rows, got neither --on nor --data. Give --on CONFIG for the test rows of a recipe, or "
+            "--data FILE for other rows."
+        )
     if args.base is not None and (args.on or args.data is None):
-        raise RecipeError("--base goes with --data alone: a CONFIG names its base. Use --set model.name_or_path=BASE")
+        raise RecipeError(
+            "--base must not be used with --on: a CONFIG names its own base. Use --set model.name_or_path=BASE instead."
+        )
     if args.set and not args.on:
-        raise RecipeError("--set changes a CONFIG, and there is none. Give one by --on")
+        raise RecipeError("--set needs a CONFIG to change, got none. Give one with --on CONFIG.")
     recipes = [load_recipe(path, args.set) for path in args.on]
     if args.data is None:
         return recipes
@@ -101,7 +106,9 @@ def _recipes(args: argparse.Namespace, registry: AdapterRegistry) -> "list[Recip
     adapter = next((ref for ref in args.refs if ref != "base"), None)
     manifest = check_reference(adapter, registry) if adapter is not None else None
     if args.base is None and manifest is None:
-        raise RecipeError("ref 'base' is the plain base model: say which by --base, or by --on CONFIG")
+        raise RecipeError(
+            "ref 'base' is the base alone, so it needs a base model, got none. Give --base BASE, or --on CONFIG."
+        )
     return [recipe_for(manifest, base=args.base or find_base(manifest.base), file=args.data)]  # type: ignore[union-attr]
 
 

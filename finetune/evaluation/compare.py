@@ -39,7 +39,7 @@ def evaluate(
         One evaluation for each adapter and recipe, those of one recipe together.
 
     Raises:
-        FinetuneError: it cannot be done. What can be known before torch is imported is checked first.
+        FinetuneError: the evaluation cannot be done. All checks that need no torch come first.
     """
     require_extra("torch", what="evaluate")
     check_comparison(refs, recipes, registry=registry)
@@ -57,7 +57,9 @@ def evaluate(
     for recipe in recipes:
         examples = examples_of(recipe, "test", base=base)
         if not examples:
-            raise RecipeError(f"{recipe.name}: the recipe has no test split to evaluate on")
+            raise RecipeError(
+                f"{recipe.name}: an evaluation needs test rows, got none. Set data.test, or data.rows, in the recipe."
+            )
         survey = Survey.of(examples)
         check_answers(recipe.task, {"test": survey}, print)
         recipe = recipe.model_copy(update={"task": with_longest_answer(recipe.task, survey)})
@@ -74,8 +76,8 @@ def evaluate(
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Return evaluations as a table for people, with every metric of their tasks.
 
-    Below it, where the base computes otherwise than the one an adapter was saved on (quantized, in half precision):
-    by how much that changes the adapter's effect.
+    The lines below it show how much an adapter's effect changes, if the base computes in another way than the base it
+    was saved on (quantized, or in half precision).
     """
     head, lines = cells(evaluations)
     shown = [tuple(map(safe_line, line)) for line in (head, *lines)]

@@ -32,8 +32,8 @@ class Evaluation:
         config: the name of the recipe whose rows these are.
         scores: the scores of all rows.
         rows: each row with its prediction and the values of the metrics.
-        probe: the verdict on the adapter's effect on this base, and how far it is from the recorded one, relative to
-            it; None where it was not measured.
+        probe: the verdict on the adapter's effect on this base, and the effect's distance from the recorded one,
+            relative to the recorded one; None if it was not measured.
     """
 
     adapter: str
@@ -48,7 +48,7 @@ class Evaluation:
         return [row.prediction for row in self.rows]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data: all but the rows."""
+        """Return plain data, without the rows."""
         return {"adapter": self.adapter, "config": self.config, "scores": self.scores.to_json(), "probe": self.probe}
 
 
@@ -98,7 +98,7 @@ def score(task: Task, measured: Measured, *, blank_predictions: Sequence[Predict
             truncated=sum(_is_truncated(measured.predictions[i]) for i in rows),
         )
 
-    # An interval of a corpus metric measures the rows some hundred times, so single question types have none.
+    # An interval of a corpus metric measures the rows some hundred times, so question types get none.
     kinds = {kind: part(rows, {}, whole=False) for kind, rows in sorted(rows_of.items())}
     return part(range(len(examples)), kinds, whole=True)
 

@@ -27,12 +27,12 @@ class Measured:
         predictions: one prediction for each row.
 
     Raises:
-        DataError: a metric gives a value that is no finite number.
+        DataError: a metric returns a value that is not a finite number.
     """
 
     def __init__(self, metrics: Sequence[Metric], examples: Sequence[Example], predictions: Sequence[Prediction]):
         self.metrics, self.examples, self.predictions = metrics, examples, predictions
-        # Name of a metric -> one value a row; None where the metric says nothing of it.
+        # Name of a metric -> one value a row; None if the metric has no value for the row.
         self.of_rows: dict[str, list[float | None]] = {
             metric.key: [row_value(metric, *pair) for pair in zip(predictions, examples, strict=True)]
             if isinstance(metric, RowMetric)
@@ -47,11 +47,11 @@ class Measured:
 
         Args:
             rows: the numbers of the rows; all rows if None.
-            interval: whether the values have an interval.
-            of_corpus: whether those of a corpus metric have one too, which measures the rows some hundred times.
+            interval: whether to compute intervals of the values.
+            of_corpus: whether to compute intervals of corpus metrics too, which measures the rows some hundred times.
 
         Raises:
-            DataError: a metric gives a value that is no finite number.
+            DataError: a metric returns a value that is not a finite number.
         """
         places = range(len(self.examples)) if rows is None else rows
         found = {
@@ -84,10 +84,10 @@ class Measured:
 
 
 def row_value(metric: RowMetric, prediction: Prediction, example: Example) -> float | None:
-    """Return the value of a metric for one prediction; None where it has none.
+    """Return the value of a metric for one prediction; None if it has none.
 
     Raises:
-        DataError: the metric gives a value that is no finite number.
+        DataError: the metric returns a value that is not a finite number.
     """
     found = metric.row(prediction, example)
     return None if found is None else _finite(found, metric=metric, where=f"row {example.id}")
@@ -97,8 +97,8 @@ def _finite(value: float, *, metric: Metric, where: str) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise DataError(
-            f"the metric {metric.key} must give a finite number, got {number} ({where}). A row of which it says "
-            "nothing gets None."
+            f"the metric {metric.key} must return a finite number, got {number} ({where}). Return None for a row "
+            "without a value."
         )
     return number
 

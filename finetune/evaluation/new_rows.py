@@ -1,4 +1,4 @@
-"""Rows that no recipe names: this makes a recipe that puts them as in an adapter's training. Imports no torch."""
+"""Recipes for rows of a file that no recipe names, with the prompts of an adapter's training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe
 
 _SOURCES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-# What a published recipe says of its rows, beside where they lie and which are taken.
+# The settings of rows in a published recipe, except their place, their number and their length.
 _FIELDS = ColumnData.model_fields.keys() - {"source", "max_rows", "max_length", "too_long"}
-_METHOD = {"name": "lora"}  # a recipe must name one; nothing is attached
+_METHOD = {"name": "lora"}  # a recipe must name a method; an evaluation attaches none
 
 
 def with_rows(recipe: Recipe, file: Path) -> Recipe:
-    """Return a recipe whose test rows are those of a file, with the fields that it names for its own.
+    """Return a recipe whose test rows are those of a file, with the names of fields of its own rows.
 
     Args:
-        recipe: the recipe to take everything else from.
-        file: JSON Lines or Parquet; paths of images are relative to its folder.
+        recipe: the recipe with all other settings.
+        file: a file of JSON Lines or Parquet; paths of images are relative to its folder.
 
     Raises:
-        RecipeError: the file is of no kind that is read here, or its name cannot be that of a recipe.
+        RecipeError: the file has another format, or the recipe mixes several sources.
     """
     return _recipe(recipe.model_dump(mode="json"), file)
 
 
 def recipe_for(manifest: AdapterManifest | None, *, base: str, file: Path) -> Recipe:
-    """Return a recipe that asks rows of a file as an adapter was trained.
+    """Return a recipe that evaluates rows of a file with the prompts of an adapter's training.
 
     Args:
         manifest: the manifest of the adapter; None for the base alone, with the defaults of its task.
@@ -68,15 +68,18 @@ def _recipe(raw: dict[str, Any], file: Path) -> Recipe:
     source = _SOURCES.get(file.suffix.lower())
     if source is None:
         allowed = ", ".join(_SOURCES)
-        raise RecipeError(f"--data {file}: rows must be in a file that ends in one of {allowed}. Convert it first.")
+        raise RecipeError(
+            f"--data {file}: the name of the file must end in one of {allowed}, got {file.suffix or 'no ending'}. "
+            "Convert the file first."
+        )
     data = raw.get("data", {})
     if data.get("source") == "mix":
         raise RecipeError(
-            f"--data {file}: the recipe mixes several sources, so it does not say what the fields of other rows are "
-            "called. Give a recipe of one source by --on."
+            f"--data {file}: the recipe must have one source of rows, which names their fields, got a mix. Give a "
+            "recipe with one source with --on."
         )
     fields = {key: value for key, value in data.items() if key in _FIELDS}
-    test = glob.escape(file.name) if source == "parquet" else file.name  # a pattern there
+    test = glob.escape(file.name) if source == "parquet" else file.name  # data.test is a pattern for Parquet
     place = {"source": source, "root": str(file.absolute().parent), "test": test, "val": None}
     name = re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")[:64].strip("-") or "rows"
     changed = {"name": name, "data": fields | place, "train": raw.get("train", {"epochs": 1})}

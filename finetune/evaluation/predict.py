@@ -30,15 +30,15 @@ BLANK = Image(np.full((224, 224, 3), 128, np.uint8))  # mid-grey
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """Predict rows with one model; with an accelerator, each process predicts its share.
+    """A predictor of rows with one model; with an accelerator, each process predicts its share.
 
     Attributes:
         model: the model in eval mode, on its device.
         task: the task, which makes the predictions.
-        prompt_batch: the function that makes the inputs of rows that are to be answered.
+        prompt_batch: the function that makes the inputs of rows without their answers.
         batch_size: the number of rows of a batch.
         accelerator: the accelerator of a distributed run; None for one process.
-        kept: the stored predictions of the base alone, which are used where they exist; None for an adapted model.
+        kept: the stored predictions of the base alone, which are used if they exist; None for an adapted model.
     """
 
     model: PreTrainedModel
@@ -50,7 +50,7 @@ class Predictor:
 
     @property
     def process(self) -> tuple[int, int]:
-        """Return the index of this process, and how many share the rows."""
+        """The index of this process, and the number of processes that share the rows."""
         return (self.accelerator.process_index, self.accelerator.num_processes) if self.accelerator else (0, 1)
 
     def __call__(self, examples: Sequence[Example], *, title: str) -> list[Prediction]:
@@ -67,11 +67,11 @@ class Predictor:
             return known
         process, processes = self.process
         mine = range(process, len(examples), processes)
-        # Rows of like length in one batch waste less padding; the order of predictions is put right below.
+        # Rows of similar length in one batch need less padding; the order of predictions is restored below.
         order = sorted(mine, key=lambda i: (len(str(examples[i].prompt)), i))
         found: dict[int, Prediction] = {}
         with tqdm(total=len(order), unit="row", desc=title, disable=process != 0, leave=False, mininterval=1.0) as bar:
-            # As many batches on every process: where they share one base, one would wait for the others' forwards.
+            # Every process runs the same number of batches: with a sharded base, each waits for the others' forwards.
             most = math.ceil(len(examples) / processes)
             for start in range(0, most, self.batch_size):
                 rows = order[start : start + self.batch_size]
@@ -92,7 +92,7 @@ def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
     rows: list[Example] = []
     places: list[int] = []
     for example in examples:
-        # What a task reads for itself may be its input, so such rows are not taken for one another.
+        # The task's own columns may be part of its input, so rows that differ in them are different.
         key = (str(example.prompt), example.kind, str(example.columns))
         if key not in unique:
             unique[key] = len(rows)

@@ -49,7 +49,7 @@ class Sample:
         image: the first one of the row.
         question: the text of the question.
         reference: the first answer that counts as right.
-        predictions: each model -> its prediction, and whether that is right; None where this is not known.
+        predictions: each model -> its prediction, and whether it is right; None for the latter if that is unknown.
     """
 
     image: Image
@@ -75,8 +75,8 @@ def samples_of(evaluations: Sequence[Evaluation], *, most: int, wrong_first: Seq
     Args:
         evaluations: the evaluations, each of another model on the same rows.
         most: the largest number of cards.
-        wrong_first: models, by name: rows that the first of them got wrong come first, then those of the next one, then
-            all others. Rows that are alike in this keep their order.
+        wrong_first: the names of models. Rows that the first model got wrong come first, then those of the next one,
+            then all others. Within each group, rows keep their order.
     """
     rows = [
         {one.adapter: row for one, row in zip(evaluations, of_row, strict=True)}
@@ -102,8 +102,8 @@ def write_page(
     Args:
         path: the HTML file.
         title: the heading of the page.
-        intro: a paragraph below it.
-        evaluations: the lines of the table.
+        intro: the paragraph below the heading.
+        evaluations: the evaluations, one for each line of the table.
         own: each adapter -> the recipe that it was trained on, whose line is marked.
         samples: each heading of a section -> its cards.
         footer: the last line of the page.

@@ -24,9 +24,9 @@ class Row:
     Attributes:
         example: the row itself.
         prediction: the prediction of the model.
-        values: each name of a metric -> the row's value; None where it has none.
-        right: whether the prediction is worth at least as much as the row's own reference, by the first metric; None
-            where that gives rows no value.
+        values: each name of a metric -> the row's value; None if it has none.
+        right: whether the prediction scores at least as high as the row's own reference, by the first metric; None if
+            that metric has no value for single rows.
     """
 
     example: Example
@@ -75,6 +75,6 @@ def question_of(example: Example) -> str:
 
 
 def _names(example: Example) -> list[str] | None:
-    """Return the names of a row's images; None where one of them is held in memory and has no name."""
+    """Return the names of a row's images; None if one of them is in memory and has no name."""
     named = [str(source) for source in example.images if isinstance(source, Path | ImageHandle)]
     return named if len(named) == len(example.images) else None

@@ -1,4 +1,4 @@
-"""The scores of one model on one set of rows: values by metric, with interval and count, as they are kept."""
+"""The scores of one model on one set of rows: values by metric, with interval and count, and their JSON form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Value:
     """The value of one metric.
 
     Attributes:
-        value: the value of all rows that have one.
+        value: the value over all rows that have one.
         interval: the 95 % interval, by the bootstrap over images; None for a baseline.
         n: the number of rows that have a value.
         unit: the unit of the value; None for a share, or a number without a unit.
@@ -38,10 +38,10 @@ class Scores:
     Attributes:
         values: each name of a metric -> its value; the metric that chooses the best checkpoint comes first.
         baselines: ``majority`` (the best constant prediction for each question type, on these very rows) and
-            ``blank_image`` (the same model given grey images) -> name of a metric -> what it measured.
+            ``blank_image`` (the same model given grey images) -> name of a metric -> its value.
         by_kind: each question type -> the scores of its rows, without ``by_kind``.
         n: the number of rows.
-        truncated: the number of rows whose text was ended by its limit of tokens, not by the model.
+        truncated: the number of rows whose text ended at the limit of tokens, and not where the model ended it.
     """
 
     values: dict[str, Value]

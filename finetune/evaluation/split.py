@@ -1,4 +1,4 @@
-"""Evaluation of rows as a recipe puts them, in a run or afterwards; a run keeps every prediction."""
+"""Evaluation of rows with the prompts of a recipe, in a run or afterwards; a run keeps every prediction."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def predictor_of(
     alone: bool,
     accelerator: Accelerator | None = None,
 ) -> Predictor:
-    """Return the predictor of rows as a recipe puts them, with the model in its present state.
+    """Return the predictor of rows with the prompts of a recipe, and the model in its present state.
 
     Args:
-        base: the base, with an adapter in it or without.
-        recipe: the recipe, which says how rows are put.
-        prompt_batch: the function that makes the inputs of rows that are to be answered.
-        alone: whether the base predicts without an adapter; this machine keeps such predictions for the next run.
+        base: the base, with or without an adapter.
+        recipe: the recipe, whose task makes the prompts.
+        prompt_batch: the function that makes the inputs of rows without their answers.
+        alone: whether the base predicts without an adapter; this machine stores such predictions for the next run.
         accelerator: the accelerator of the run.
     """
     batch_size, processes = recipe.train.eval_batch_size, accelerator.num_processes if accelerator else 1
@@ -65,7 +65,7 @@ def predictor_of(
 def evaluate_run(
     predictor: Predictor, examples: list[Example], recipe: Recipe, log: RunLog, who: str, *, known: bool = False
 ) -> Evaluation:
-    """Evaluate the model as it is on the test rows of a run, and keep every prediction in the run's folder.
+    """Evaluate the model in its present state on the test rows of a run, and write all predictions to the run's folder.
 
     Args:
         predictor: the predictor of the rows, on all processes of the run.
@@ -73,7 +73,7 @@ def evaluate_run(
         recipe: the recipe of the run.
         log: the log of the run.
         who: the name of the model: ``base`` or ``adapter``.
-        known: whether to take stored predictions, where they are of these rows.
+        known: whether to use stored predictions, if they are of these rows.
     """
     accelerator = predictor.accelerator
     assert accelerator is not None, "a run has one"
@@ -84,11 +84,11 @@ def evaluate_run(
         if accelerator.is_main_process:
             _write(recipe.run_folder, found)
     assert found is not None
-    _tell(found, log.info)
+    _log(found, log.info)
     return found
 
 
-def _tell(found: Evaluation, log: Callable[[str], None]) -> None:
+def _log(found: Evaluation, log: Callable[[str], None]) -> None:
     scores = found.scores
     for name, value in scores.values.items():
         within = f" ({value.interval[0]:.3f} to {value.interval[1]:.3f})" if value.interval else ""
@@ -97,8 +97,8 @@ def _tell(found: Evaluation, log: Callable[[str], None]) -> None:
     if scores.truncated:
         log(f"  {scores.truncated} of {scores.n} answers were cut at task.max_new_tokens")
     for kind, part in scores.by_kind.items():
-        told = [_of_kind(name, value, part) for name, value in part.values.items()]
-        log(f"  {'; '.join(told)}, {part.n} rows  {safe_line(kind)}")
+        texts = [_of_kind(name, value, part) for name, value in part.values.items()]
+        log(f"  {'; '.join(texts)}, {part.n} rows  {safe_line(kind)}")
 
 
 def _of_kind(name: str, value: Value, part: Scores) -> str:
@@ -115,7 +115,7 @@ def _write(folder: Path, found: Evaluation) -> None:
 
 
 def _read(recipe: Recipe, who: str, task: Task, examples: Sequence[Example]) -> Evaluation | None:
-    """Return the evaluation that ``_write`` wrote about these rows; None where it is not whole."""
+    """Return the evaluation that ``_write`` wrote for these rows; None if a file is missing or incomplete."""
     folder = recipe.run_folder
     try:
         lines = (folder / f"predictions-{who}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetune.training.state import TrainState
     from finetune.training.step import TaskObjective
 
-_DIGITS = 6  # of a loss: sums over other processes differ in the last bits, and must not decide which weights are best
+_DIGITS = 6  # digits of a loss: sums over other numbers of processes differ in the last bits, which must not decide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class Validator:
     """A validator of a model on rows; every process has to call it.
 
     Attributes:
-        predictor: the predictor of the adapted model, which is in eval mode when this is called.
+        predictor: the predictor of the adapted model, which must be in eval mode during a call.
         objective: the objective, with the terms of the loss.
         examples: the rows.
-        training_batch: the function that makes a batch with labels of (example, supervised) pairs.
-        seed: the seed of the choice of a caption for a row with several, as in the first epoch.
+        training_batch: the function that makes a batch with labels from (example, supervised) pairs.
+        seed: the seed that chooses one of several captions of a row, as in the first epoch.
     """
 
     predictor: Predictor
@@ -55,7 +55,7 @@ class Validator:
         """Return the metrics and the loss.
 
         Args:
-            batch_size: the number of rows of a batch with labels, such as the size that fits in training.
+            batch_size: the number of rows of a batch with labels, such as the size that fits into memory in training.
 
         Raises:
             TrainingError: no row has a value of the metric that chooses the best weights.
@@ -66,18 +66,18 @@ class Validator:
         first = metrics[0]
         if first.key not in values:
             raise TrainingError(
-                f"the metric {first.key} chooses the best weights, but it has no value for any of {len(self.examples)} "
-                "validation rows. Name another metric first in task.metrics."
+                f"the metric {first.key} must have a value for a validation row, because it chooses the best weights, "
+                f"but it has none for {len(self.examples)} rows. Name another metric first in task.metrics."
             )
         return Validation(values=values, loss=self.loss(batch_size), higher_is_better=first.higher_is_better)
 
     @torch.no_grad()
     def loss(self, batch_size: int) -> float | None:
-        """Return the weighted sum of the means of all terms; each mean is over the items of all rows and processes."""
+        """Return the weighted sum of all terms' means, each over the items of all rows and processes."""
         process, processes = self.predictor.process
         mine = range(process, len(self.examples), processes)
-        order = sorted(mine, key=lambda i: (self.examples[i].num_tokens or 0, i))  # rows of like length pad little
-        most = math.ceil(len(self.examples) / processes)  # as many batches on every process, as in ``Predictor``
+        order = sorted(mine, key=lambda i: (self.examples[i].num_tokens or 0, i))  # similar lengths need less padding
+        most = math.ceil(len(self.examples) / processes)  # the same number on every process, as in ``Predictor``
         sums: dict[str, list[float]] = {}
         weights: dict[str, float] = {}
         with tqdm(total=most, unit="row", desc="validation loss", disable=process != 0, leave=False) as bar:
@@ -123,12 +123,12 @@ class BaseAlone:
 def base_alone(
     predictor: Predictor, val: Sequence[Example], evaluated: Evaluation | None, log: RunLog
 ) -> BaseAlone | None:
-    """Return the result of the base before training: on validation rows where it was not evaluated on test rows.
+    """Return the result of the base before training: on validation rows if it was not evaluated on test rows.
 
     Args:
         predictor: the predictor of the base alone.
-        val: the validation rows; if they are used, the base's scores on them are logged.
-        evaluated: the evaluation of the base on the test rows; None where there are none.
+        val: the validation rows; the base's scores on them are logged if they are used.
+        evaluated: the evaluation of the base on the test rows; None if there are none.
         log: the log of the run.
     """
     if evaluated is not None:
@@ -150,26 +150,29 @@ def warnings_of(
         state: the state at the end of the run.
         options: the train section of the recipe.
         total_steps: the number of steps that the run would have taken without early stopping.
-        base: the result of the base alone; None where it was not evaluated.
+        base: the result of the base alone; None if it was not evaluated.
         higher_is_better: whether a larger score is better.
     """
     found = []
     if base is not None and base.all_right:
-        found.append(f"the base alone answers every {base.split} row right, so these rows cannot show what was gained")
+        found.append(
+            f"the base alone answers every {base.split} row correctly, so these rows cannot show an improvement. Use "
+            "harder rows"
+        )
     if state.validations and higher_is_better and all(score == 0 for _, score, _ in state.validations):
         loss = "" if state.best_loss is None else f" for their validation loss, {state.best_loss:.4f}, the lowest"
         found.append(
-            f"every validation scored 0: no answer was right at any step. The weights of step {state.best_step} were "
+            f"every validation scored 0: no answer was correct at any step. The weights of step {state.best_step} were "
             f"chosen{loss}. Compare some answers with their references before you use this adapter"
         )
     if better := _still_better(state, total_steps, higher_is_better=higher_is_better):
         key = "train.epochs" if options.epochs is not None else "train.max_steps"
-        found.append(f"{better}. To go on from here: the same recipe with a larger {key} and train.resume=extend")
+        found.append(f"{better}. To continue from here, run the recipe with a larger {key} and train.resume=extend")
     return found
 
 
 def _still_better(state: TrainState, total_steps: int, *, higher_is_better: bool) -> str | None:
-    """Return a warning that score or loss was still improving at the end of the full run; None where it was not."""
+    """Return a warning that score or loss was still improving at the end of the full run; None if it was not."""
     if len(state.validations) < 2 or state.best_step != state.step or state.step < total_steps:
         return None
     (_, score_before, loss_before), (_, score, loss) = state.validations[-2:]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from finetune.recipe import RowsSection, TaskSection
 
-HEAD_ROWS = 3  # rows of each split that are read beforehand
+HEAD_ROWS = 3  # the number of rows of each split that are checked
 
 
 def check_paths(data: RowsSection, splits: Sequence[str]) -> None:
@@ -42,8 +42,8 @@ def check_paths(data: RowsSection, splits: Sequence[str]) -> None:
                 raise DataError(f"{root / name}: no such file. {_what_to_do(section, split, root)}")
             if isinstance(section, SavedData) and not (root / name / "dataset_info.json").is_file():
                 raise DataError(
-                    f"{root / name}: no folder that datasets saved (with dataset_info.json). "
-                    f"{_what_to_do(section, split, root)}"
+                    f"{root / name}: it must be a folder that datasets' save_to_disk wrote, but dataset_info.json is "
+                    f"missing. {_what_to_do(section, split, root)}"
                 )
             if isinstance(section, ParquetData) and not any(path.is_file() for path in root.glob(name)):
                 _refuse_pattern(section, split, root)
@@ -52,12 +52,12 @@ def check_paths(data: RowsSection, splits: Sequence[str]) -> None:
 def check_heads(data: RowsSection, splits: Sequence[str], *, task: TaskSection) -> None:
     """Check that the first rows of every split have the fields that the recipe names.
 
-    For tables, the columns are checked. Data sets of the hub are not fetched. Image files must exist; none is opened.
+    For tables, it checks the columns. It fetches no data set of the hub. Image files must exist, but it opens none.
 
     Args:
         data: the recipe's data section.
         splits: the splits that the command reads.
-        task: the task section, which says which fields a row needs.
+        task: the task section, which defines the fields that a row needs.
 
     Raises:
         DataError: a field is missing; the message names file and row.
@@ -89,7 +89,7 @@ def _check_root(section: RowsSection) -> None:
     where = "" if Path(root).is_absolute() else f" below {Path.cwd()}"
     parent = Path(root).parent
     folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    what = "is a file, not a folder" if Path(root).exists() else f"no such folder{where}"
+    what = "it must be a folder, got a file" if Path(root).exists() else f"no such folder{where}"
     files = f" It must hold the files of {section.name}." if isinstance(section, HubData) else ""
     raise DataError(f"data.root={root}: {what}.{did_you_mean(root, folders)}{files}")
 
@@ -99,10 +99,10 @@ def _what_to_do(section: ColumnData, split: str, root: Path) -> str:
         return "Check data.root and data.train."
     if split not in section.model_fields_set:
         name = getattr(section, split)
-        use = "validates" if split == "val" else "evaluates"
+        use = "validation" if split == "val" else "evaluation"
         return (
-            f"data.{split} is {name} unless the recipe says otherwise. Name the file that the run {use} on with "
-            f"data.{split}, or set data.{split}: null for none."
+            f"data.{split} is {name} by default. Set data.{split} to the file for {use}, or set data.{split}: null for "
+            "none."
         )
     return f"Check data.root and data.{split}, or set data.{split}: null."
 
@@ -127,7 +127,8 @@ def _check_columns(section: ParquetData, split: str, task: TaskSection) -> None:
     try:
         columns = pq.read_schema(path).names
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {str(error).strip().splitlines()[0]}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{path}: not a readable Parquet file: {reason}. Check data.root and data.{split}.") from None
     require_columns(section, columns, task, where=str(path))
 
 
@@ -136,6 +137,6 @@ def _check_features(section: SavedData, split: str, task: TaskSection) -> None:
     try:
         features = json.loads((folder / "dataset_info.json").read_bytes())["features"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # datasets says what is wrong with it
+        return  # datasets raises an error with the cause
     if isinstance(features, dict):
         require_columns(section, list(features), task, where=str(folder))

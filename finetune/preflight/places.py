@@ -18,43 +18,47 @@ if TYPE_CHECKING:
 
 
 def check_output_folder(folder: Path, *, key: str) -> None:
-    """Check that a folder exists and can be written, or can be made; nothing is created.
+    """Check that a folder exists and can be written, or can be created; this creates nothing.
 
     Args:
         folder: the folder that a command writes to.
-        key: the recipe's key or the option that names it.
+        key: the recipe's key or the option that names the folder.
 
     Raises:
-        RecipeError: it cannot be written.
+        RecipeError: the folder cannot be written.
     """
     if problem := _why_not_writable(folder):
-        raise RecipeError(f"{key}: {folder} cannot be written: {problem}. Name another folder.")
+        raise RecipeError(f"{key}: {folder} cannot be written: {problem}. Set another folder.")
 
 
 def check_output_place(path: Path, *, option: str) -> None:
-    """Check that a file can be written where an option of the command line says.
+    """Check that the file of an option of the command line can be written.
+
+    Args:
+        path: the path of the file.
+        option: the option, such as ``--json``.
 
     Raises:
-        LaunchError: it cannot be written.
+        LaunchError: the file cannot be written.
     """
     problem = "it is a folder" if path.is_dir() else _why_not_writable(path.absolute().parent)
     if problem:
-        raise LaunchError(f"{option} {path}: the file cannot be written: {problem}.")
+        raise LaunchError(f"{option} {path}: the file cannot be written: {problem}. Give another path.")
 
 
 def check_registry(registry: AdapterRegistry, name: str, aliases: Sequence[str]) -> None:
-    """Check that a version of ``name`` can be published, as far as that is known without writing.
+    """Check that a version of ``name`` can be published, as far as possible without writing.
 
-    A signing key that needs a passphrase is not opened.
+    It does not open a signing key that needs a passphrase.
 
     Args:
         registry: the registry to publish to.
-        name: the adapter, ``ns/name``.
-        aliases: the aliases that will stand for the new version.
+        name: the name of the adapter, ``ns/name``.
+        aliases: the aliases that will point to the new version.
 
     Raises:
         AdapterReferenceError: a name or alias is not allowed.
-        RegistryError: the registry cannot be read, or its folder not be written.
+        RegistryError: the registry cannot be read, or its folder cannot be written.
         TrustError: the namespace requires signatures, and there is no key that may sign.
     """
     ref = AdapterRef.parse_name(name)
@@ -63,25 +67,25 @@ def check_registry(registry: AdapterRegistry, name: str, aliases: Sequence[str])
     if isinstance(registry.store, LocalStore) and (problem := _why_not_writable(registry.store.root)):
         raise StoreError(
             f"the registry {registry.store.root} cannot be written: {problem}. Set FINETUNE_REGISTRY to another "
-            "place, or adapter.publish: null."
+            "location, or adapter.publish: null."
         )
     is_registry(registry.store)
     registry.guard.check_signer(ref.namespace, unlock=False)
 
 
 def _why_not_writable(folder: Path) -> str | None:
-    """Return the reason why nothing can be written below ``folder``; None where it can."""
+    """Return the reason why nothing can be written below ``folder``; None if it can."""
     place = folder.absolute()
     try:
         os.stat(place)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except OSError as error:  # too long a name, links in a circle
+    except OSError as error:  # such as a name that is too long, or a loop of links
         return error.strerror
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
         return f"{place} is not a folder"
     if not os.access(place, os.W_OK | os.X_OK):
-        return f"this user may not write into {place}"
+        return f"this user has no permission to write to {place}"
     return None

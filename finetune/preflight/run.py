@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe, TaskSection
 
 SPLITS = ("train", "val", "test")
-FEWEST_STEPS = 20  # of a learning-rate range test
+FEWEST_STEPS = 20  # the smallest number of steps of a learning-rate range test
 
-
-_OF_COMPARISON = {"metrics", "answer_normalization", "decimal_separator"}  # of answers, whatever predicts them
+# Settings that only compare answers, so an adapter may be evaluated with others than its own.
+_OF_COMPARISON = {"metrics", "answer_normalization", "decimal_separator"}
 
 
 def check_recipe(
@@ -35,17 +35,17 @@ def check_recipe(
     writes: bool = True,
     finished: bool = True,
 ) -> None:
-    """Check everything of a run that its files show, the cheapest first.
+    """Check the recipe, the data, the places and the base of a run without torch, the cheapest first.
 
-    Of several processes only the main one writes and publishes, so only it checks these places: another machine may
-    have neither the registry nor the key.
+    Only the main process writes and publishes, so only it checks the run's folder and the registry: another machine
+    may have neither the registry nor the key.
 
     Args:
         recipe: the recipe, as ``load_recipe`` returns it.
         splits: the splits that the run reads.
         registry: the registry to publish to; the default one if None.
-        writes: whether the run leaves a folder and publishes.
-        finished: whether to check the folder for earlier runs, as ``train.resume`` says; a sweep knows its own runs.
+        writes: whether the run writes a folder and publishes.
+        finished: whether to check the folder for earlier runs, by ``train.resume``; a sweep knows its own runs.
 
     Raises:
         FinetuneError: the first problem that would stop the run, with what to do.
@@ -91,19 +91,24 @@ def check_comparison(
     places = {(r.model.name_or_path, r.model.revision, r.model.dtype, r.model.quantization) for r in recipes}
     if len(places) != 1:
         raise RecipeError(
-            f"the configs name {len(places)} bases ({', '.join(sorted(str(p[0]) for p in places))}); adapters are "
-            "compared on one"
+            f"all recipes must name the same base, with the same settings of model, got {len(places)} "
+            f"({', '.join(sorted(str(p[0]) for p in places))}). Evaluate the recipes of each base separately."
         )
-    if len({how_rows_are_put(recipe) for recipe in recipes} - {None}) > 1:
-        raise RecipeError("the configs differ in data.supervise or data.max_image_pixels; evaluate them one by one")
+    if len(settings := {how_rows_are_put(recipe) for recipe in recipes} - {None}) > 1:
+        raise RecipeError(
+            "all recipes must have the same data.supervise and data.max_image_pixels, got "
+            f"{', '.join(sorted(map(str, settings)))}. Evaluate them one by one."
+        )
     for recipe in recipes:
         if getattr(recipe.data, "test", "") is None:
-            raise RecipeError(f"{recipe.name}: the recipe has no test split to evaluate on")
+            raise RecipeError(
+                f"{recipe.name}: an evaluation needs test rows, but data.test is null. Set data.test in the recipe."
+            )
         if "base" in refs and recipe.task.parts:
             parts = ", ".join(part.name for part in recipe.task.parts)
             raise RecipeError(
-                f"{recipe.name}: the base alone cannot be evaluated: task {recipe.task.name} predicts by parts of its "
-                f"own ({parts}), which only adapters have. Leave base out."
+                f"{recipe.name}: the base alone cannot be evaluated with task {recipe.task.name}: the task predicts "
+                f"with parts of its own ({parts}), which only adapters have. Remove base from the references."
             )
     registry = registry or AdapterRegistry()
     for ref in refs:
@@ -121,30 +126,40 @@ def _require_parts(ref: str, own: TaskSection, recipe: Recipe) -> None:
     has, wanted = ({part.name: part.model_dump(exclude={"lr_ratio"}) for part in each.parts} for each in (own, task))
     if has != wanted:
         raise RecipeError(
-            f"{recipe.name}: {ref} cannot be evaluated with task {task.name}: the task's own parts must be "
-            f"{brief(wanted)}, and those of its task {own.name} are {brief(has)}."
+            f"{recipe.name}: {ref} cannot be evaluated with task {task.name}: its own parts must be {brief(wanted)}, "
+            f"got {brief(has)} (task {own.name}). Use a recipe with the task that the adapter was trained for."
         )
     settings = task.model_fields_set - _OF_COMPARISON if wanted else set()
     if different := sorted(key for key in settings if getattr(own, key, None) != getattr(task, key)):
         key = different[0]
         raise RecipeError(
             f"{recipe.name}: {ref} cannot be evaluated with task.{key} {brief(getattr(task, key))}: its part was "
-            f"trained with {brief(getattr(own, key, None))}. Set the recipe's to that."
+            f"trained with {brief(getattr(own, key, None))}. Set task.{key} of the recipe to this value."
         )
 
 
 def check_rates(first: float, last: float, steps: int) -> None:
     """Check the range of a learning-rate range test.
 
+    Args:
+        first: the learning rate of the first step.
+        last: the learning rate of the last step.
+        steps: the number of optimizer steps.
+
     Raises:
         RecipeError: the range is empty, or there are too few steps.
     """
     if not 0 < first < last:
-        raise RecipeError(f"the learning rate must grow from above 0, not from {first} to {last}")
+        raise RecipeError(
+            f"the first learning rate must be above 0, and the last one above the first, got {first} and {last}. Set "
+            "other rates."
+        )
     if steps < FEWEST_STEPS:
-        raise RecipeError(f"{steps} steps are too few to see a curve; give at least {FEWEST_STEPS}")
+        raise RecipeError(
+            f"a learning-rate range test must have at least {FEWEST_STEPS} steps, got {steps}. Set more steps."
+        )
 
 
 def how_rows_are_put(recipe: Recipe) -> tuple[str, int] | None:
-    """Return the data settings with which the base's processor is made; None where rows are drawn."""
+    """Return the data settings that the base's processor needs; None if a program draws the rows."""
     return (recipe.data.supervise, recipe.data.max_image_pixels) if isinstance(recipe.data, ReadSection) else None

@@ -35,13 +35,15 @@ def check_adapter(
         registry: the registry in which names are looked up; the default one if None.
 
     Raises:
-        FinetuneError: something is missing; the message says what to do.
+        FinetuneError: something is missing; the message has what to do.
     """
-    if base is not None:  # costs less than a registry that lies elsewhere
+    if base is not None:  # this check is cheaper than one of a remote registry
         check_base(base, revision=revision)
     if ref == _PLAIN_BASE:
         if base is None:
-            raise BaseMismatchError("ref 'base' is the plain base model: say which with base= (--base)")
+            raise BaseMismatchError(
+                "ref 'base' is the base alone, so it needs a base model, got none. Set base= (--base)."
+            )
         return
     manifest = check_reference(ref, registry if isinstance(registry, AdapterRegistry) else AdapterRegistry(registry))
     if base is None:
@@ -51,13 +53,17 @@ def check_adapter(
 
 
 def check_reference(ref: str, registry: AdapterRegistry) -> AdapterManifest:
-    """Return the manifest that a reference leads to; weights are not read.
+    """Return the manifest that a reference leads to, without reading weights.
+
+    Args:
+        ref: a registry reference, or an adapter's folder.
+        registry: the registry in which names are looked up.
 
     Raises:
-        AdapterReferenceError: it is neither a reference nor a folder.
+        AdapterReferenceError: the text is neither a reference nor a folder.
         ManifestError: the folder holds no adapter.
         RegistryError: the registry has no such adapter, or cannot be read.
-        PluginError: it needs a package that is not installed.
+        PluginError: the adapter needs a package that is not installed.
     """
     folder = as_folder(ref)
     manifest = registry.read(ref)[0] if folder is None else read_manifest(folder)[1]
@@ -69,16 +75,18 @@ def check_image(image: str | Path) -> None:
     """Check that a file is an image that can be read.
 
     Raises:
-        DataError: it is missing, or not a readable image.
+        DataError: the file is missing, or not a readable image.
     """
     path = Path(image)
     if str(image).startswith(_URL_SCHEMES):
-        raise DataError(f"{str(image)[:60]}: an image is a file here; save it and give its path")
+        raise DataError(
+            f"an image must be a local file, got the URL {str(image)[:60]}. Save the image, and give its path."
+        )
     if not path.exists():
         where = "" if path.is_absolute() else f" below {Path.cwd()}"
         raise DataError(f"no image at {path}: there is no such file{where}.{_alike(path)}")
     if not path.is_file():
-        raise DataError(f"{path}: an image is a file, and this is a folder")
+        raise DataError(f"an image must be a file, got the folder {path}. Give the path of one image.")
     from finetune.data.images import open_image
 
     open_image(path)
@@ -87,10 +95,16 @@ def check_image(image: str | Path) -> None:
 def check_question(
     ref: str, image: str | Path, *, base: str | None = None, registry: str | AdapterRegistry | None = None
 ) -> None:
-    """Check everything for ``finetune ask`` before a model is loaded; arguments as for ``check_adapter``.
+    """Check the arguments of ``finetune ask`` before a model is loaded.
+
+    Args:
+        ref: as for ``check_adapter``.
+        image: the path of the image.
+        base: as for ``check_adapter``.
+        registry: as for ``check_adapter``.
 
     Raises:
-        FinetuneError: something is missing; the message says what to do.
+        FinetuneError: something is missing; the message has what to do.
     """
     check_adapter(ref, base=base, registry=registry)
     check_image(image)

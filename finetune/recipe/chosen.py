@@ -9,7 +9,8 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdap
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from finetune.plugins import config_of, own_configs
+from finetune.errors import brief
+from finetune.plugins import config_of, names, own_configs
 from finetune.recipe.section import Section
 
 
@@ -20,7 +21,7 @@ class Choice:
     Attributes:
         group: the group of plug-ins, such as ``"tasks"``.
         key: the field of the section that holds its name.
-        default: the name of a section that gives none; None where it must give one.
+        default: the name of a section that has no such field; None if the field is required.
         without: the names of the package's own sections that are not allowed here.
     """
 
@@ -33,13 +34,14 @@ class Choice:
         """Return the class of the section that plain data asks for.
 
         Raises:
-            ValueError: it has no name, or one that is not known here.
+            ValueError: the section has no name, or a name that is unknown or not allowed here.
         """
         name = value.get(self.key, self.default)
         if not isinstance(name, str):
-            raise ValueError(f"{self.key} must say which of {self.group} it is, a text")
+            got = brief(name) if self.key in value else "nothing"
+            raise ValueError(f"{self.key} must be one of {self._allowed()}, got {got}")
         if name in self.without:
-            raise ValueError(f"{self.key} {name!r} cannot stand here")
+            raise ValueError(f"{self.key} must be one of {self._allowed()}, got {name!r}")
         return config_of(self.group, name, what=self.key)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -51,6 +53,9 @@ class Choice:
         allowed = [config for config in own_configs(self.group) if _name(config, self.key) not in self.without]
         union: Any = Annotated[reduce(or_, allowed), Field(discriminator=self.key)]
         return handler(TypeAdapter(union).core_schema)
+
+    def _allowed(self) -> str:
+        return ", ".join(sorted(name for name in names(self.group) if name not in self.without))
 
     def _validate(self, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, dict):

@@ -34,19 +34,19 @@ def refuse_incompatible(
         architecture: the architecture of the base; by default the known one of its ``model_type``.
 
     Raises:
-        RecipeError: with the reason and the nearest choice that works.
+        RecipeError: a combination does not work; the message has the reason and the nearest choice that works.
     """
     if isinstance(recipe.data, StreamableData) and recipe.data.streaming and recipe.train.max_steps is None:
         raise RecipeError(
-            f"{source}: data.streaming does not go with train.epochs: nobody knows how many rows a stream has. Set "
-            "train.max_steps, and train.epochs to null."
+            f"{source}: data.streaming needs train.max_steps, got train.epochs {recipe.train.epochs:g}: the number of "
+            "rows of a stream is unknown. Set train.max_steps, and train.epochs to null."
         )
     for objective in recipe.objectives:
         if objective.takes != (outputs := recipe.task.outputs):
             allowed = ", ".join(taking(outputs)) or "none"
             raise RecipeError(
-                f"{source}: objective {objective.name} does not go with task {recipe.task.name}: it takes "
-                f"{objective.takes}, and the task gives {outputs}. Allowed with this task: {allowed}."
+                f"{source}: objective {objective.name} cannot be used with task {recipe.task.name}: the objective "
+                f"takes {objective.takes}, but the task returns {outputs}. Allowed with this task: {allowed}."
             )
     model_type = model_type or known_model_type(recipe.model)
     entry = family_entry(model_type) if model_type else None
@@ -63,13 +63,13 @@ def refuse_incompatible(
 
 
 def why_incompatible(task: str, model_type: str, *, architecture: str | None = None) -> str | None:
-    """Return the reason why a task does not serve a family's bases, and those that do; None where it serves them.
+    """Return the reason why a task cannot be used with a family's bases, with the tasks that can; None if it can.
 
     Args:
         task: the name of the task.
         model_type: the ``model_type`` of the family.
-        architecture: the architecture of the family; by default the known one of its ``model_type``. If unknown too,
-            the function returns None: loading the base will tell.
+        architecture: the architecture of the family; by default the known one of its ``model_type``. If that is
+            unknown too, the function returns None, and loading the base makes the check.
     """
     architecture = architecture or architecture_of(model_type)
     wanted = config_of("tasks", task, what="task", error=RecipeError).architectures
@@ -77,10 +77,10 @@ def why_incompatible(task: str, model_type: str, *, architecture: str | None = N
         return None
     others = {name: config_of("tasks", name, what="task").architectures for name in names("tasks")}
     fitting = sorted(name for name, architectures in others.items() if architecture in architectures)
-    instead = f"Set task.name to {' or '.join(fitting)}" if fitting else "No task serves it yet"
+    instead = f"Set task.name to {' or '.join(fitting)}, or use" if fitting else "No task supports it yet. Use"
     return (
-        f"task {task} does not go with {model_type}: the task is for bases of the architecture "
-        f"{' or '.join(sorted(wanted))}, and {model_type} is {architecture}. {instead}, or take another base."
+        f"task {task} cannot be used with {model_type}: the task needs a base of the architecture "
+        f"{' or '.join(sorted(wanted))}, but {model_type} is {architecture}. {instead} another base."
     )
 
 
@@ -91,11 +91,11 @@ def _holds(case: Incompatible, model_type: str | None, architecture: str | None)
 def _explain(case: Incompatible, model_type: str | None) -> str:
     with_model = model_type if case.model_type or case.architecture else None
     where = " with ".join(part for part in (with_model, case.quantization) if part)
-    return f"{case.option} does not go with {where}: {case.reason}. {case.instead}"
+    return f"{case.option} cannot be used with {where}: {case.reason}. {case.instead}"
 
 
 def known_model_type(model: ModelSection) -> str | None:
-    """Return the ``model_type`` of a base whose config is on this machine; None where it is not."""
+    """Return the ``model_type`` of a base whose config is on this machine; None if it is not."""
     folder = Path(import_string(target)()) if (target := EMBEDDED_BASES.get(model.name_or_path)) else None
     path: Path | None = (folder or Path(model.name_or_path)) / "config.json"
     if path is not None and not path.is_file():
@@ -103,7 +103,7 @@ def known_model_type(model: ModelSection) -> str | None:
     try:
         return str(json.loads(path.read_bytes())["model_type"]) if path else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # loading the model says what is wrong with it
+        return None  # loading the model raises an error with the cause
 
 
 def _in_hub_cache(model: ModelSection) -> Path | None:

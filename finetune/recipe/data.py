@@ -1,4 +1,4 @@
-"""Sections of the recipe that say where rows come from, how their fields are named and which rows are used."""
+"""Sections of the recipe for data: the source of the rows, the names of their fields, and the rows that are used."""
 
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ class RowsSection(Section):
 
     @property
     def synthetic(self) -> bool:
-        """Whether all rows are made up and stand for nothing real."""
+        """True if all rows are synthetic, so that scores on them say nothing about real images."""
         return False
 
 
@@ -37,8 +37,8 @@ class ReadSection(RowsSection):
     max_image_pixels: PositiveInt = 50_000_000
     """Largest width x height of an image, in pixels."""
     image_range: Literal["auto", "file"] | Annotated[list[int], Field(min_length=2, max_length=2)] = "auto"
-    """Values of images of more than 8 bits that become black and white: auto takes the smallest of 10, 12, 14 and 16
-    bit that holds those of the train rows, file all 16 bits. The manifest keeps them."""
+    """Values that become black and white in images of more than 8 bits. auto takes the smallest range of 10, 12, 14 and
+    16 bits that holds all values of the train rows; file takes all 16 bits. The manifest keeps the range."""
     image_page: PositiveInt | None = None
     """Page of TIFF files that have several, from 1. Of an animation the first frame is taken."""
 
@@ -46,15 +46,15 @@ class ReadSection(RowsSection):
     @classmethod
     def _grows(cls, value: str | list[int]) -> str | list[int]:
         if not isinstance(value, str) and value[0] >= value[1]:
-            raise ValueError("image_range must be auto, file or [LOW, HIGH] with LOW below HIGH")
+            raise ValueError(f"image_range must be auto, file or [LOW, HIGH] with LOW below HIGH, got {value}")
         return value
 
 
-_COMMON = ReadSection.model_fields.keys() - {"source"}  # what a mix says once for all of its sources
+_COMMON = ReadSection.model_fields.keys() - {"source"}  # settings of a mix that hold for all of its sources
 
 
 class ColumnData(ReadSection):
-    """The names of a row's fields; a field that is null here is not looked for.
+    """The names of a row's fields; a field that is null here is not read.
 
     A row is a conversation (``messages``), a choice of captions (``captions``), or a question with its answer.
     """
@@ -62,7 +62,7 @@ class ColumnData(ReadSection):
     image: str | None = "image"
     """Field that holds the image."""
     images: str | None = "images"
-    """Field that holds a list of images; where a row has it, it replaces ``image``."""
+    """Field that holds a list of images; if a row has it, it replaces ``image``."""
     question: str | None = "question"
     """Field that holds the question."""
     answer: str | None = "answer"
@@ -74,7 +74,7 @@ class ColumnData(ReadSection):
     system: str | None = "system"
     """Field that holds the system message; it replaces ``task.system_prompt`` in its row."""
     kind: str | None = None
-    """Field that holds the question type; null: the question itself, where there are a few."""
+    """Field that holds the question type; null: the question itself, if there are only a few questions."""
     id: str | None = None
     """Field that holds the row's id; null: an id made of the row's place in the source."""
     default_question: Prompt | None = None
@@ -89,7 +89,10 @@ class ColumnData(ReadSection):
         keys = ("image", "images", "question", "answer", "captions", "messages", "system", "kind", "id")
         for key in keys:
             if getattr(self, key) in self.ignore:
-                raise ValueError(f"ignore holds {getattr(self, key)!r}, which data.{key} reads: set data.{key} to null")
+                raise ValueError(
+                    f"ignore must not list {getattr(self, key)!r}, because data.{key} reads this field. Set data.{key} "
+                    "to null, or remove the field from ignore"
+                )
         return self
 
 
@@ -102,7 +105,10 @@ class StreamableData(ColumnData):
     @model_validator(mode="after")
     def _streams_whole(self) -> "StreamableData":
         if self.streaming and "train" in self.max_rows:
-            raise ValueError("max_rows.train does not go with streaming: train.max_steps says how many rows are read")
+            raise ValueError(
+                f"max_rows.train must not be set with streaming, got {self.max_rows['train']}: train.max_steps sets "
+                "how many rows are read. Remove max_rows.train"
+            )
         return self
 
 
@@ -144,7 +150,7 @@ class SavedData(ColumnData):
     root: Place
     """The folder that was saved."""
     train: Place = "train"
-    """The training rows: a folder below root, as a DatasetDict has; ``.`` where root is a single Dataset."""
+    """The training rows: a folder below root, as in a DatasetDict; ``.`` if root is a single Dataset."""
     val: Place | None = "validation"
     """The folder of the rows that choose the best weights; null: none."""
     test: Place | None = "test"
@@ -163,7 +169,7 @@ class HubData(StreamableData):
     config: str | None = None
     """Name of the configuration, for a data set that has several."""
     root: Place | None = None
-    """A folder with the files of the data set, where the hub cannot be reached."""
+    """A folder with the files of the data set, if the hub cannot be reached."""
     train: str = "train"
     """The split of the training rows, or a slice such as train[:90%]."""
     val: str | None = "validation"
@@ -186,7 +192,7 @@ class ProceduralData(RowsSection):
 
     @property
     def synthetic(self) -> bool:
-        """Whether all rows are made up and stand for nothing real."""
+        """True if all rows are synthetic, so that scores on them say nothing about real images."""
         return True
 
 
@@ -214,18 +220,23 @@ class MixData(ReadSection):
     """The sources by name, each with its weight and its section."""
 
     @model_validator(mode="after")
-    def _says_it_once(self) -> "MixData":
+    def _check_sources(self) -> "MixData":
         for name, part in self.sources.items():
             if isinstance(part.data, StreamableData) and part.data.streaming:
-                raise ValueError(f"{name} cannot be a stream: a mix repeats rows by their number. Set streaming: false")
-            twice = sorted(part.data.model_fields_set & _COMMON)
-            if twice:
-                raise ValueError(f"{', '.join(twice)} of {name} holds for the whole mix: set data.{twice[0]}")
+                raise ValueError(
+                    f"sources.{name} must not be a stream: a mix repeats rows by their number. Set streaming: false"
+                )
+            common = sorted(part.data.model_fields_set & _COMMON)
+            if common:
+                raise ValueError(
+                    f"sources.{name} must not set {', '.join(common)}: one value holds for the whole mix. Set "
+                    f"data.{common[0]} instead"
+                )
         return self
 
     @property
     def synthetic(self) -> bool:
-        """Whether all rows are made up and stand for nothing real."""
+        """True if all rows are synthetic, so that scores on them say nothing about real images."""
         return all(part.data.synthetic for part in self.sources.values())
 
     def part(self, name: str) -> Any:

@@ -53,7 +53,7 @@ class TowerTargets(Section):
     @model_validator(mode="after")
     def _adapts_one(self) -> "TowerTargets":
         if all(target.target_modules == "none" for _, target in self):
-            raise ValueError("none for every tower, so nothing would be adapted. Set at least one to all-linear")
+            raise ValueError("at least one tower must be adapted, got none for every tower. Set one to all-linear")
         return self
 
     def of(self, tower: str) -> TowerTarget:
@@ -63,7 +63,7 @@ class TowerTargets(Section):
     def why_not(self, towers: Collection[str]) -> str | None:
         """Return the reason why a base with these towers cannot be adapted, after the section's name; None if it can.
 
-        The default of a tower is not demanded of a base that lacks the tower.
+        A base may lack a tower whose target is the default.
         """
         fields = type(self).model_fields
         for tower, target in self:
@@ -71,8 +71,8 @@ class TowerTargets(Section):
                 return f".{tower}: the base has no such tower.{did_you_mean(tower, towers)} It has {', '.join(towers)}."
         if all(self.of(tower).target_modules == "none" for tower in towers):
             return (
-                f": none for every tower of the base ({', '.join(towers)}), so nothing would be adapted. Set at least "
-                "one to all-linear."
+                f": at least one tower of the base must be adapted, got none for every tower ({', '.join(towers)}). "
+                "Set one to all-linear."
             )
         return None
 
@@ -80,7 +80,7 @@ class TowerTargets(Section):
 class MethodSection(Section):
     """A method and its options; the base of every method's own section."""
 
-    replaces_parameters: ClassVar[bool] = False  # whether it puts whole parameters in the places of the base's own
+    replaces_parameters: ClassVar[bool] = False  # True if it replaces whole parameters of the base
 
     name: str
     """The name of the method."""
@@ -176,12 +176,12 @@ _Part = Annotated[SerializeAsAny[MethodSection], Choice("methods", without=METHO
 
 def _each_once(sections: list[MethodSection]) -> list[MethodSection]:
     names = [section.name for section in sections]
-    if len(set(names)) < len(names):
-        raise ValueError("a method stands twice; one adapter has each at most once")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"each method may occur only once, got {twice!r} twice. Remove one of them")
     return sections
 
 
-# One method, or a list of several that make up one adapter; none where the task brings all that trains.
+# One method, or a list of several that make up one adapter; none if the task adds all parts that train.
 Methods = Annotated[
     list[_Part],
     BeforeValidator(as_list, json_schema_input_type=_Part | list[_Part]),

@@ -29,5 +29,7 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _flash_attention_in_half_precision(self) -> "ModelSection":
         if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
-            raise ValueError("attn_implementation: flash_attention_2 computes in 16 bit only; set dtype: bfloat16")
+            raise ValueError(
+                "attn_implementation flash_attention_2 needs 16 bit, got dtype float32. Set dtype: bfloat16"
+            )
         return self

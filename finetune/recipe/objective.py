@@ -12,13 +12,13 @@ from finetune.recipe.section import Section
 class ObjectiveSection(Section):
     """An objective; the base of every objective's own section."""
 
-    takes: ClassVar[str]  # the outputs of a task that it is computed from
-    couples_rows: ClassVar[bool] = False  # whether the loss of a row depends on the other rows of an optimizer step
+    takes: ClassVar[str]  # the outputs of a task from which the loss is computed
+    couples_rows: ClassVar[bool] = False  # True if the loss of a row depends on the other rows of an optimizer step
 
     name: str
     """The name of the objective."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Weight of the objective's mean in the sum that is minimised, where there are several objectives."""
+    """Weight of the objective's mean in the sum that is minimised, if there are several objectives."""
 
 
 class CrossEntropySection(ObjectiveSection):
@@ -56,20 +56,21 @@ def taking(outputs: str) -> list[str]:
     ]
 
 
-def _go_together(sections: list[ObjectiveSection]) -> list[ObjectiveSection]:
+def _can_be_combined(sections: list[ObjectiveSection]) -> list[ObjectiveSection]:
     named = [section.name for section in sections]
     if len(set(named)) < len(named):
-        raise ValueError("an objective stands twice; one run has each at most once")
+        twice = next(name for name in named if named.count(name) > 1)
+        raise ValueError(f"each objective may occur only once, got {twice!r} twice. Remove one of them")
     coupled = next((section.name for section in sections if section.couples_rows), None)
     if coupled and len(sections) > 1:
         raise ValueError(
-            f"{coupled} goes with no other objective: the loss of one of its rows depends on all rows of an optimizer "
-            "step, so there is no loss of a micro-batch that another could be added to. Leave the others out, or it"
+            f"{coupled} must be the only objective, got {', '.join(named)}: its loss depends on all rows of an "
+            "optimizer step, so it cannot be added to the loss of a micro-batch. Remove it or the others"
         )
     if len(sections) == 1 and sections[0].weight != 1:
         raise ValueError(
-            f"weight weighs an objective against others, and {named[0]} is the only one, got {sections[0].weight:g}. "
-            "Leave it out, and set train.learning_rate for larger or smaller steps"
+            f"the weight of a single objective must be 1, got {sections[0].weight:g} for {named[0]}. Remove weight, "
+            "and set train.learning_rate for larger or smaller steps"
         )
     return sections
 
@@ -79,5 +80,5 @@ Objectives = Annotated[
     list[_Part],
     Field(min_length=1),
     BeforeValidator(as_list, json_schema_input_type=_Part | list[_Part]),
-    AfterValidator(_go_together),
+    AfterValidator(_can_be_combined),
 ]

@@ -7,11 +7,11 @@ from typing import Any
 
 from finetune.recipe.whole import Recipe
 
-_PLACES = ("train.output_dir", "data.root")  # where things lie, whatever stands there
+_PLACES = ("train.output_dir", "data.root")  # local paths: never published, for any value
 _SECRET_KEY = re.compile(r"(^|_)(token|password|passphrase|secret|credentials?|api_?key)$", re.IGNORECASE)
 _SECRET = re.compile(
     r"://[^/\s]*@"  # a URL with a user in it
-    r"|://\S*[?#]"  # or with a signature after its path
+    r"|://\S*[?#]"  # a URL with a signature after its path
     r"|\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AKIA|ASIA|eyJ)[A-Za-z0-9_.-]{8,}"
     r"|-----BEGIN "
 )
@@ -23,7 +23,7 @@ _NOTHING = object()
 def published_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain data, without local paths, secrets and values from the environment.
 
-    What is left out is left out with its key. The task's texts stay as they are: whoever asks the adapter needs them.
+    A value that is left out is left out with its key. The task's texts stay unchanged: the adapter's users need them.
     """
     raw = recipe.model_dump(mode="json")
     task = raw.pop("task")

@@ -1,7 +1,7 @@
 """Reading a recipe: strict YAML, overrides, environment variables, and one error that names file and key."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -25,7 +25,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             values are YAML.
 
     Raises:
-        RecipeError: naming the file and the key, with what is allowed.
+        RecipeError: the recipe cannot be read or used; the message names the file, the key and the allowed values.
     """
     import yaml  # a manifest is read without it
 
@@ -35,25 +35,36 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror}. Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from None
+        raise RecipeError(f"{path}: the recipe must be valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+        keys = ", ".join(Recipe.model_fields)
+        raise RecipeError(f"{path}: a recipe must be a mapping with the keys {keys}, got {brief(raw)}")
     for override in overrides:
         _apply_override(raw, override)
     return parse_recipe(raw, source=str(path))
 
 
 def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
-    """Build a recipe from plain data; ``source`` names it in errors."""
-    variables: set[str] = set()  # the texts that hold the value of one
+    """Build a recipe from plain data.
+
+    Args:
+        raw: the recipe as plain data.
+        source: the name of the recipe in errors.
+
+    Raises:
+        RecipeError: the recipe cannot be used; the message names the source, the key and the allowed values.
+    """
+    variables: set[str] = set()  # the texts that hold the value of an environment variable
     for section, group in (("method", "methods"), ("task", "tasks"), ("objective", "objectives")):
         parts = raw.get(section)
         for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, dict) and isinstance(name := part.get("name"), str):
-                config_of(group, name, what=f"{section}.name in {source}", error=RecipeError)
-    _check_sources(raw.get("data"), source)
+                with _in_source(source):
+                    config_of(group, name, what=f"{section}.name", error=RecipeError)
+    with _in_source(source):
+        _check_sources(raw.get("data"))
     try:
         recipe = Recipe.model_validate(raw, context=variables)
     except ValidationError as error:
@@ -61,17 +72,27 @@ def parse_recipe(raw: dict[str, Any], *, source: str) -> Recipe:
         raise RecipeError(f"{source}: " + f"\n{source}: ".join(problems)) from None
     for key, text in stray_variables(recipe):
         raise RecipeError(
-            f"{source}: {key}: environment variables are put only into paths and model.name_or_path, got "
-            f"{brief(text)}. What stands here may be published with the adapter: write the value itself, or give it on "
-            f"the command line as {key}=VALUE"
+            f"{source}: {key}: environment variables are allowed only in paths and in model.name_or_path, got "
+            f"{brief(text)}. This value may be published with the adapter. Write the value itself, or set it on the "
+            f"command line as {key}=VALUE."
         )
-    for name in recipe.task.metrics or ():
-        require_known("metrics", name, what=f"metric (task.metrics in {source})", error=RecipeError)
+    with _in_source(source):
+        for name in recipe.task.metrics or ():
+            require_known("metrics", name, what="metric (task.metrics)", error=RecipeError)
     refuse_incompatible(recipe, source=source)
     return recipe.holding(frozenset(variables)) if variables else recipe
 
 
-_SAID_AS = {
+@contextmanager
+def _in_source(source: str) -> Iterator[None]:
+    """Put the name of the recipe before the message of a RecipeError."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+_COMMON_NAMES = {  # of sources, as other tools call them -> what to do
     "csv": "convert it to JSON Lines (one object a line), and set data.source=jsonl",
     "tsv": "convert it to JSON Lines (one object a line), and set data.source=jsonl",
     "json": "use data.source=jsonl, with one JSON object a line",
@@ -93,8 +114,8 @@ _SAID_AS = {
 }
 
 
-def _check_sources(data: Any, source: str) -> None:
-    """Raise RecipeError where a source of rows is unknown, with the one that is meant by a common name."""
+def _check_sources(data: Any) -> None:
+    """Raise RecipeError for an unknown source of rows, with the one that a common name means."""
     if not isinstance(data, dict):
         return
     parts = data.get("sources")
@@ -102,18 +123,22 @@ def _check_sources(data: Any, source: str) -> None:
     for part in (data, *inner):
         if isinstance(part, dict) and isinstance(name := part.get("source"), str):
             if not is_known("sources", name) and (
-                known := _SAID_AS.get(name.strip().lower().replace("-", "_").removeprefix("."))
+                advice := _COMMON_NAMES.get(name.strip().lower().replace("-", "_").removeprefix("."))
             ):
                 allowed = ", ".join(sorted(names("sources")))
-                raise RecipeError(f"unknown data.source in {source} {name!r}: {known}. Allowed: {allowed}.")
-            config_of("sources", name, what=f"data.source in {source}", error=RecipeError)
+                raise RecipeError(f"unknown data.source {name!r}: {advice}. Allowed: {allowed}.")
+            config_of("sources", name, what="data.source", error=RecipeError)
 
 
 def read_value(text: str, *, source: str) -> Any:
-    """Return the YAML value that ``text`` is; ``source`` names it in errors.
+    """Return the value of a YAML text.
+
+    Args:
+        text: the YAML text.
+        source: the name of the text in errors.
 
     Raises:
-        RecipeError: it is not YAML.
+        RecipeError: the text is not valid YAML.
     """
     import yaml
 
@@ -122,20 +147,27 @@ def read_value(text: str, *, source: str) -> Any:
     try:
         return yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{source}: the value is not YAML: {error}") from None
+        raise RecipeError(f"{source}: the value must be valid YAML: {error}") from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
-        raise RecipeError(f"override {override!r}: write key.subkey=value, such as train.learning_rate=5e-4")
+        raise RecipeError(
+            f"an override must have the form key.subkey=value, got {override!r}. Write it like "
+            "train.learning_rate=5e-4."
+        )
     value = read_value(text, source=f"override {override!r}")
     place = raw
-    for part in parts[:-1]:
+    for depth, part in enumerate(parts[:-1], start=1):
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            raise RecipeError(f"override {override!r}: {part} is not a section: set it whole, {part}={{...}}")
+            section = ".".join(parts[:depth])
+            raise RecipeError(
+                f"override {override!r}: {section} must be a section, got {brief(place)}. Set all of it, as in "
+                f"{section}={{...}}."
+            )
     place[parts[-1]] = value
 
 
@@ -147,7 +179,7 @@ def _explain(error: Any, raw: dict[str, Any]) -> str:
         allowed = list(section.model_fields) if section else []
         return f"{key}: unknown key.{did_you_mean(location[-1], allowed)} Allowed here: {', '.join(allowed)}."
     if error["type"] == "missing":
-        return f"{key}: missing; it has no default."
+        return f"{key}: this key is missing and has no default. Set it."
     message = error["msg"].removeprefix("Value error, ")
     got = "" if error["type"] == "value_error" else f" Got {error['input']!r}."
     return f"{key}: {message}.{got}"
@@ -156,7 +188,7 @@ def _explain(error: Any, raw: dict[str, Any]) -> str:
 def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Section] | None]:
     """Return the keys of a pydantic location as they are in the file, and the section that holds the last one.
 
-    Where one section may stand for a list of one, pydantic puts its number into the location; the file has none.
+    The file may have one section in the place of a list of one. Pydantic's location then has an index, the file none.
     """
     keys: list[str] = []
     section: type[Section] | None = None
@@ -175,11 +207,11 @@ def _walk(location: Sequence[int | str], raw: Any) -> tuple[list[str], type[Sect
 
 
 def _section(annotation: Any, raw: Any) -> type[Section] | None:
-    """Return the section that ``raw`` was read as; None where its annotation allows none."""
+    """Return the class of the section that ``raw`` was read as; None if its annotation allows no section."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is dict:  # its keys are names that the file's author gave
+    if origin is dict:  # the file's author chose its keys
         return None
     if origin is Annotated:
         choice = next((mark for mark in arguments[1:] if isinstance(mark, Choice)), None)
@@ -191,7 +223,7 @@ def _section(annotation: Any, raw: Any) -> type[Section] | None:
 
 
 def _annotation(annotation: Any, section: type[Section] | None, key: str) -> Any:
-    """Return the annotation of the value under ``key``; None where that is unknown."""
+    """Return the annotation of the value under ``key``; None if it is unknown."""
     if section is not None:
         if field := section.model_fields.get(key):
             return Annotated[field.annotation, *field.metadata, ...]

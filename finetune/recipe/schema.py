@@ -1,6 +1,6 @@
 """The JSON schema of a recipe, by which editors complete and check the YAML.
 
-A file says where it is in its first line: ``# yaml-language-server: $schema=../../../docs/recipe.schema.json``.
+A recipe names the schema in its first line: ``# yaml-language-server: $schema=../../../docs/recipe.schema.json``.
 """
 
 import json
@@ -19,7 +19,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) that a recipe's YAML fulfils before its variables are put in."""
+    """Return the JSON schema (draft 2020-12) of a recipe's YAML before its environment variables are replaced."""
     schema = Recipe.model_json_schema(schema_generator=_Untitled)
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema}
 

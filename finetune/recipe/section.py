@@ -9,10 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic.fields import FieldInfo
 
 from finetune.core.fields import Text
+from finetune.errors import brief
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-# What numpy and torch take, and still do with the number of a process added.
+# The seeds that numpy and torch accept, with room for the index of a process that is added.
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -20,38 +21,38 @@ _PLACE, _PROMPT = "a place", "a prompt"  # marks in annotations
 
 
 def _put_in(value: Any, info: ValidationInfo) -> Any:
-    """Return a text with the values of the environment variables in it; ``info.context`` collects the result."""
+    """Return a text with each ``${NAME}`` replaced by its value; ``info.context`` collects the changed texts."""
     if not isinstance(value, str):
         return value
     if info.context is None:
-        return _possible(value)
+        return _without_nul(value)
     if missing := [name for name in _VARIABLE.findall(value) if name not in os.environ]:
         raise ValueError(
-            f"the environment variable {missing[0]} is not set. Set it, or give the value on the command line as "
+            f"the environment variable {missing[0]} is not set. Set it, or set the value on the command line as "
             "KEY=VALUE"
         )
     text = _VARIABLE.sub(lambda match: os.environ[match[1]], value)
     if text != value:
         info.context.add(text)
-    return _possible(text)
+    return _without_nul(text)
 
 
-def _possible(path: str) -> str:
+def _without_nul(path: str) -> str:
     if "\0" in path:
-        raise ValueError("no file can have a name with a NUL character in it")
+        raise ValueError(f"a path must not contain a NUL character, got {brief(path)}. Remove it")
     return path
 
 
-# Where something lies on one machine. Environment variables are put in here, as ${NAME}, and nowhere else.
+# A path or a hub id. An environment variable (${NAME}) is replaced here, and nowhere else.
 Place = Annotated[str, BeforeValidator(_put_in), _PLACE]
-# What a model is given: ${NAME} is a text like any other, and stays.
+# A text that a model reads. ${NAME} is a text like any other here, and is not replaced.
 Prompt = Annotated[Text, _PROMPT]
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, typed strictly, unknown keys refused.
 
-    The text under a field says in an editor what it is.
+    An editor shows the text under a field as its description.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

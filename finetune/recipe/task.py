@@ -1,86 +1,38 @@
 """Sections of the recipe for tasks: the base class, and those for questions, generated text and labels.
 
-A task's own section stands in the task's file, as ``Config``. One class serves the recipe and the manifest.
+The file of a task defines the task's own section as ``Config``. One class serves the recipe and the manifest.
 """
 
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
-from finetune.core.example import Example, ImagePosition, ImageSource, Message, answer, ask, show, system, text_of
+from finetune.core.example import Example, ImagePosition, Message, answer, ask, show, system, text_of
 from finetune.core.fields import NumTokens, Word
-from finetune.errors import ModelError, RowError
+from finetune.errors import ModelError, brief
 from finetune.metrics.normalization import DecimalSeparator, Normalization, Normalizer, normalizer
 from finetune.plugins import config_of, names
 from finetune.recipe.chosen import Choice
 from finetune.recipe.method import MethodSection
+from finetune.recipe.row import Row
 from finetune.recipe.section import Prompt, Section
 from finetune.tables import DEFAULT_TASK
 
-DEFAULT_ANSWER_TOKENS = 128  # of an answer at most, where neither a recipe nor its data says more
-
-
-class Row(Protocol):
-    """A row of data as a task reads it.
-
-    Attributes:
-        id: the id of the row, the same on every machine.
-    """
-
-    id: str
-
-    @property
-    def said(self) -> str:
-        """The field that the row has: ``messages``, ``captions`` or ``answer``.
-
-        Raises:
-            RowError: it has several, or none.
-        """
-        ...
-
-    def conversation(self, task: "TaskSection") -> Example:
-        """Return the example of a row that has ``messages``."""
-        ...
-
-    def question_and_answer(self, task: "TaskSection") -> Example:
-        """Return the example of a row that has ``captions`` or ``answer``, with its question where the task has one."""
-        ...
-
-    def own(self, name: str) -> Any:
-        """Return the value of one of the task's own ``columns``; None where the row has none."""
-        ...
-
-    def question(self) -> str:
-        """Return the question of the row; the recipe's default question where the row has none."""
-        ...
-
-    def images(self) -> list[ImageSource]:
-        """Return the sources of the images, in order."""
-        ...
-
-    def fault(self, key: str, what: str, *, reason: str) -> RowError:
-        """Return the error that names file, line and column.
-
-        Args:
-            key: a key of the recipe's data section that names the column, or the name of a column of the task's own.
-            what: the rule that does not hold, and the value that was found; it follows the name of the column.
-            reason: the kind of fault in a few words, under which such rows are counted.
-        """
-        ...
+DEFAULT_ANSWER_TOKENS = 128  # the limit of an answer if neither the recipe nor its data sets one
 
 
 class TaskSection(Section):
     """A task and its settings; the base of every task's own section. An adapter's manifest keeps it."""
 
-    architectures: ClassVar[frozenset[str]]  # of the bases that the task serves
-    has_question: ClassVar[bool]  # whether a row must have one
-    outputs: ClassVar[str]  # what objectives are computed from
-    objective: ClassVar[str]  # of a recipe that names none
-    call: ClassVar[str] = "predict(image, question)"  # how an app asks for what the task predicts
-    columns: ClassVar[tuple[str, ...]] = ()  # of its own that it reads from rows
+    architectures: ClassVar[frozenset[str]]  # the architectures of the bases that the task supports
+    has_question: ClassVar[bool]  # True if each row must have a question
+    outputs: ClassVar[str]  # the outputs from which objectives are computed
+    objective: ClassVar[str]  # the objective of a recipe that names none
+    call: ClassVar[str] = "predict(image, question)"  # the call with which an app asks for a prediction
+    columns: ClassVar[tuple[str, ...]] = ()  # the columns that only this task reads from rows
 
     name: str
     """The name of the task."""
@@ -90,16 +42,16 @@ class TaskSection(Section):
     @field_validator("metrics")
     @classmethod
     def _each_once(cls, named: list[str] | None) -> list[str] | None:
-        if named is not None and len(set(named)) < len(named):
-            raise ValueError("a metric stands twice")
+        if twice := next((name for name in named or () if (named or []).count(name) > 1), None):
+            raise ValueError(f"each metric may occur only once, got {twice!r} twice. Remove one of them")
         return named
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
-        """Return the messages that show the images and put ``question``, where there is one."""
+        """Return the messages that show the images and ask ``question``, if there is one."""
         return ask(question, num_images=num_images) if question else show(num_images=num_images)
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation as the task puts it: as it stands."""
+        """Return a conversation as the model reads it: unchanged."""
         return messages
 
     def text_of(self, label: str) -> str:
@@ -113,11 +65,11 @@ class TaskSection(Section):
 
     @property
     def answer_room(self) -> int:
-        """The tokens that an evaluated row must leave free for its answer."""
+        """The number of tokens that an evaluated row must leave free for its answer."""
         return 0
 
     def to_example(self, row: Row) -> Example:
-        """Return the example that a row of data is; a task whose rows have fields of their own reads them here.
+        """Return the example of a row of data; a task whose rows have fields of their own reads them here.
 
         Raises:
             RowError: the row cannot be used.
@@ -125,14 +77,14 @@ class TaskSection(Section):
         return row.conversation(self) if row.said == "messages" else row.question_and_answer(self)
 
     def to_evaluate(self, examples: list[Example]) -> list[Example]:
-        """Return the examples of a split as they are evaluated; what it returns may be given to it again."""
+        """Return the examples of a split as they are evaluated; a second call changes nothing more."""
         return examples
 
     def as_trained(self, *, caption_question: str | None = None) -> Self:
         """Return the section for a manifest, with no setting left to a default of the code.
 
         Args:
-            caption_question: the question that most rows with captions ask; None where there are none.
+            caption_question: the question that most rows with captions ask; None if no row has captions.
         """
         return self
 
@@ -147,7 +99,7 @@ class AnswerSection(TaskSection):
 
     @property
     def normalize(self) -> Normalizer:
-        """The function that brings answers into the form in which they are compared."""
+        """The function that returns an answer in the form in which answers are compared."""
         return normalizer(self.answer_normalization, decimal_separator=self.decimal_separator)
 
 
@@ -158,7 +110,7 @@ class QuestionSection(AnswerSection):
     has_question = True
 
     system_prompt: Prompt | None = None
-    """The system message of every question; by default the rows' own, where all have the same. An empty text: none."""
+    """The system message of every question; by default that of the rows, if all have the same. An empty text: none."""
     question_template: Prompt = "{question}"
     """The text of the prompt, with ``{question}`` once for the row's question. Conversations are not changed."""
     image_position: ImagePosition | None = None
@@ -170,7 +122,7 @@ class QuestionSection(AnswerSection):
         return _once("question_template", "{question}", template)
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
-        """Return the messages that put ``question``, with its images."""
+        """Return the messages that ask ``question``, with its images."""
         text = self.question_template.replace("{question}", question)
         return ask(
             text,
@@ -180,7 +132,7 @@ class QuestionSection(AnswerSection):
         )
 
     def converse(self, messages: list[Message]) -> list[Message]:
-        """Return a conversation unchanged, with the system prompt first where it has no system message."""
+        """Return a conversation unchanged, with the system prompt first if it has no system message."""
         if not self.system_prompt or messages[0]["role"] == "system":
             return messages
         return [system(self.system_prompt), *messages]
@@ -209,12 +161,12 @@ class PromptSection(QuestionSection):
 
     @property
     def longest_answer(self) -> int:
-        """The most tokens of an answer."""
+        """The largest number of tokens of an answer."""
         return self.max_new_tokens or DEFAULT_ANSWER_TOKENS
 
     @property
     def answer_room(self) -> int:
-        """The tokens of the longest answer, where it is known."""
+        """The number of tokens of the longest answer; 0 if it is unknown."""
         return self.max_new_tokens or 0
 
     def as_trained(self, *, caption_question: str | None = None) -> Self:
@@ -243,7 +195,7 @@ class LabelSection(AnswerSection):
         return _once("text_template", "{label}", template)
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
-        """Return the message that shows the images; a dual encoder is put no question."""
+        """Return the message that shows the images; a dual encoder reads no question."""
         return show(num_images=num_images)
 
     def converse(self, messages: list[Message]) -> list[Message]:
@@ -255,7 +207,7 @@ class LabelSection(AnswerSection):
         return self.text_template.replace("{label}", label)
 
     def to_evaluate(self, examples: list[Example]) -> list[Example]:
-        """Return the examples, each to be answered with one of the labels of its question type."""
+        """Return the examples, each with the labels of its question type as choices."""
         choices: dict[str, dict[str, str]] = defaultdict(dict)
         for example in examples:
             choices[example.kind] |= {label: self.text_of(label) for label in example.answers}
@@ -266,42 +218,42 @@ AnyTask = Annotated[SerializeAsAny[TaskSection], Choice("tasks", default=DEFAULT
 
 
 def task_of(architecture: str | None = None) -> TaskSection:
-    """Return the settings of the task that is meant where none is named.
+    """Return the settings of the default task of an architecture.
 
     Args:
         architecture: the architecture of the base; None for the task of a recipe that names none.
 
     Raises:
-        ModelError: no task serves such a base, or each that does needs a setting.
+        ModelError: no task supports such a base, or every such task has a required setting.
     """
     if architecture is None:
         return config_of("tasks", DEFAULT_TASK, what="task")(name=DEFAULT_TASK)
-    for name in (serving := tasks_for(architecture)):
-        with suppress(ValidationError):  # it needs a setting that only a recipe knows
+    for name in (supporting := tasks_for(architecture)):
+        with suppress(ValidationError):  # the task has a required setting, which only a recipe knows
             return config_of("tasks", name, what="task")(name=name)
     raise ModelError(
-        f"a base of the architecture {architecture!r} must be asked with a task that is named: {', '.join(serving)} "
-        "cannot do without settings. Load an adapter, whose manifest has them."
+        f"no default task for a base of the architecture {architecture!r}: {', '.join(supporting)} must have settings, "
+        "got none. Load an adapter: its manifest has them."
     )
 
 
 def tasks_for(architecture: str) -> list[str]:
-    """Return the names of the tasks that serve bases of an architecture, the default task first.
+    """Return the names of the tasks that support bases of an architecture, the default task first.
 
     Raises:
-        ModelError: there is none.
+        ModelError: no task supports such a base.
     """
     known = [DEFAULT_TASK, *(name for name in names("tasks") if name != DEFAULT_TASK)]
     found = [name for name in known if architecture in config_of("tasks", name, what="task").architectures]
     if not found:
         raise ModelError(
-            f"no task serves a base of the architecture {architecture!r}. There are {', '.join(known)}. Take another "
-            "base, or install a package with a task for it."
+            f"no task supports a base of the architecture {architecture!r}. Known tasks: {', '.join(known)}. Use "
+            "another base, or install a package with a task for it."
         )
     return found
 
 
 def _once(key: str, mark: str, template: str) -> str:
     if template.count(mark) != 1:
-        raise ValueError(f"{key} must hold {mark} exactly once")
+        raise ValueError(f"{key} must hold {mark} exactly once, got {brief(template)}")
     return template

@@ -8,18 +8,18 @@ from finetune.recipe.section import Fraction, Place, PositiveInt, Section
 
 
 def _off(value: Any) -> Any:
-    return "off" if value is False else value  # YAML reads a bare off so
+    return "off" if value is False else value  # YAML reads a bare off as False
 
 
 def _resume(value: Any) -> Any:
-    return {False: "never", True: "auto"}[value] if isinstance(value, bool) else value  # as other tools have it
+    return {False: "never", True: "auto"}[value] if isinstance(value, bool) else value  # as in other tools
 
 
 class TrainSection(Section):
-    """The settings of training. An optimizer step sees batch_size x gradient_accumulation_steps x processes rows."""
+    """The settings of training. An optimizer step reads batch_size x gradient_accumulation_steps x processes rows."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Number of times that each row is seen; give exactly one of epochs and max_steps."""
+    """Number of times that training reads each row; set exactly one of epochs and max_steps."""
     max_steps: PositiveInt | None = None
     """Number of optimizer steps of the run."""
     batch_size: PositiveInt = 16
@@ -27,7 +27,7 @@ class TrainSection(Section):
     gradient_accumulation_steps: PositiveInt = 1
     """Number of micro-batches of an optimizer step on one process."""
     optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
-    """The optimizer: torch's AdamW, fused where it can be, or bitsandbytes' with its state in 8 bit."""
+    """The optimizer: torch's AdamW, fused if the device supports it, or bitsandbytes' with its state in 8 bit."""
     gradient_checkpointing: bool = False
     """Whether layers are computed again in the backward pass, which takes more time and less memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -41,8 +41,8 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient, which is clipped to it; null: no clipping."""
     eval_steps: PositiveInt | None = None
-    """Optimizer steps between validations; by default once an epoch. The best one's weights become the adapter: that of
-    the highest score, among equal ones that of the lowest loss, among these the latest."""
+    """Number of optimizer steps between validations; by default those of an epoch. The weights of the best validation
+    become the adapter: of the best score, of equal scores the lowest loss, of equal losses the latest."""
     eval_batch_size: PositiveInt = 32
     """Number of rows of a batch when answers are generated."""
     early_stopping_patience: PositiveInt | None = None
@@ -56,10 +56,10 @@ class TrainSection(Section):
     save_total_limit: PositiveInt = 2
     """Number of checkpoints that are kept, the newest ones."""
     resume: Annotated[Literal["auto", "never", "extend"], BeforeValidator(_resume)] = "auto"
-    """auto (or true): an unfinished run in the run's folder goes on, a finished one is refused; never (or false): it
-    starts again, and a finished one is kept in the folder's ``previous``; extend: it goes on to a greater length."""
+    """auto (or true): continue an unfinished run in the run's folder, refuse a finished one; never (or false): start
+    again, keep a finished run in the folder's ``previous``; extend: continue a run to a greater length."""
     group_by_length: bool = False
-    """Whether rows of like length share an optimizer step: less padding, but a step's rows are more alike."""
+    """Whether rows of similar length share an optimizer step: less padding, but less variety within a step."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
@@ -74,5 +74,6 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSection":
         if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError("give exactly one of epochs and max_steps")
+            got = "neither" if self.epochs is None else f"epochs {self.epochs:g} and max_steps {self.max_steps}"
+            raise ValueError(f"exactly one of epochs and max_steps must be set, got {got}. Set one, and only one")
         return self

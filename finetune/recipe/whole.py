@@ -62,18 +62,23 @@ class Recipe(Section):
 
     @property
     def parts(self) -> list[MethodSection]:
-        """The methods that are trained: the recipe's, and those that the task brings."""
+        """The methods that are trained: the recipe's, and those that the task adds."""
         return [*self.method, *self.task.parts]
 
     @model_validator(mode="after")
     def _trains_each_part_once(self) -> Self:
         brought = [part.name for part in self.task.parts]
         if len(set(brought)) < len(brought):
-            raise ValueError(f"task {self.task.name} brings a part twice: {', '.join(brought)}. Name each once")
+            raise ValueError(
+                f"task {self.task.name} must add each of its parts once, got {', '.join(brought)}. Remove one from the "
+                "task's parts"
+            )
         if twice := {part.name for part in self.method} & {*brought}:
-            raise ValueError(f"task {self.task.name} brings the method {min(twice)} itself: leave it out of method")
+            raise ValueError(
+                f"method must not name {min(twice)}, because task {self.task.name} adds it. Remove it from method"
+            )
         if not self.parts:
-            raise ValueError("method must name at least one method, such as {name: lora}")
+            raise ValueError("method must name at least one method, got none. Set one, such as {name: lora}")
         return self
 
     @property
@@ -83,7 +88,7 @@ class Recipe(Section):
 
     @model_serializer(mode="wrap")
     def _without_the_tasks_own(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The task's own objective is the same recipe, with the same digest, whether it is named or not.
+        # A recipe that names the task's own objective must have the same digest as one that names none.
         data: dict[str, Any] = write(self)
         if self.objectives == [objective_of(self.task.objective)]:
             data.pop("objective", None)
@@ -95,7 +100,7 @@ class Recipe(Section):
         return Path(self.train.output_dir).expanduser().absolute() / self.name
 
     def identity(self) -> dict[str, Any]:
-        """Return the recipe without keys that only name places, or the way a run is watched and kept."""
+        """Return the recipe without the keys that only name places, or set how a run is logged and saved."""
         data = self.model_dump(mode="json")
         del data["model"]["name_or_path"], data["model"]["device"], data["adapter"]["init_from"]
         for key in (

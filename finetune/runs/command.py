@@ -27,5 +27,5 @@ def train_config(config: str | Path, overrides: Sequence[str]) -> None:
 
         train(recipe)
     except KeyboardInterrupt:
-        message = "stopped outside training: nothing was lost. The same command goes on."
+        message = "stopped outside training: nothing is lost. Run the same command again to continue."
         raise StoppedError(message, signum=signal.SIGINT) from None

@@ -23,7 +23,7 @@ LossSums = dict[str, LossSum]  # term -> its sum, detached
 
 
 def count_window(objective: TaskObjective, window: Sequence[Batch], accelerator: Accelerator) -> dict[str, int]:
-    """Add up each term's items, and ``tokens``, over the window and all processes."""
+    """Count each term's items, and ``tokens``, over the window and all processes."""
     masks = [batch.inputs["attention_mask"] for batch in window if "attention_mask" in batch.inputs]  # images have none
     counts = {"tokens": sum(int(mask.sum()) for mask in masks)}
     for batch in window:
@@ -46,13 +46,13 @@ def backward_window(
 
     Args:
         strategy: the strategy, which has the model and runs each micro-batch.
-        objective: the terms.
+        objective: the objective with the terms.
         window: the micro-batches of the step, not yet on the device.
-        totals: each term -> its items in the step over all processes; each term's sum is divided by its own.
+        totals: each term -> the number of its items in the step over all processes, by which its sum is divided.
         dtype: the dtype of the images.
 
     Returns:
-        For each micro-batch the sum of each term.
+        The sum of each term, for each micro-batch.
     """
     device, left = strategy.accelerator.device, len(window)
 
@@ -62,7 +62,7 @@ def backward_window(
         strategy.backward(loss, last=left == 0)
 
     if objective.couples_rows:
-        counts = [objective.count_items(batch) for batch in window]  # where counting does not wait for the device
+        counts = [objective.count_items(batch) for batch in window]  # on the CPU, so it does not wait for the device
         batches = [batch.to(device, dtype) for batch in window]
         parts = objective.backward_window(strategy.model, batches, backward)
         return [{n: LossSum(part[n], count[n]) for n in part} for part, count in zip(parts, counts, strict=True)]

@@ -1,11 +1,11 @@
-"""Checkpoints: folders of one safetensors and one JSON file, written whole or not at all, and read without trust.
+"""Checkpoints: folders of one safetensors and one JSON file, written whole or not at all, and checked when read.
 
 ::
 
     checkpoints/step-00000040/state.safetensors   every tensor
     checkpoints/step-00000040/checkpoint.json     everything else, with the digests of both
 
-They hold the adapter and what training it goes on from, never the base.
+They hold the adapter and the state of its training, never the base.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ SCHEMA = 1
 TENSORS_NAME = "state.safetensors"
 FACTS_NAME = "checkpoint.json"
 MAX_FACTS_BYTES = 256 * 1024**2
-_FACTS = {"step": int, "run": dict, "files": dict}  # those that are read here
+_FACTS = {"step": int, "run": dict, "files": dict}  # the facts that this file reads
 _NAME = re.compile(r"^step-(\d{8,})$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that was read and found whole, and that belongs to this run."""
+    """A checkpoint of this run that was read and is undamaged."""
 
     path: Path
     step: int  # optimizer steps done
     facts: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    extended: bool = False  # whether it is of a run of another length, which goes on
+    extended: bool = False  # True if it is of a run of another length, which continues
 
 
 class Checkpoints:
@@ -54,7 +54,8 @@ class Checkpoints:
 
     Args:
         folder: the folder that holds the checkpoints.
-        run: the identity of the run as plain data (recipe, base, rows, processes): all must be equal to go on.
+        run: the identity of the run as plain data (recipe, base, rows, processes); a checkpoint of another identity
+            is refused.
         keep: the number of checkpoints that are kept, the newest ones.
     """
 
@@ -69,7 +70,7 @@ class Checkpoints:
         """Write a checkpoint, and then remove the oldest beyond ``keep``.
 
         Raises:
-            OSError: it could not be written, as on a full disk; those before it are as they were.
+            OSError: the checkpoint could not be written, as on a full disk; earlier checkpoints are unchanged.
         """
         path, raw = self.path(step), weights_bytes(tensors)
         whole = {
@@ -95,39 +96,41 @@ class Checkpoints:
             extend: whether a checkpoint of the same run with another length is accepted.
 
         Raises:
-            IntegrityError: it is torn: not what was written.
-            TrainingError: it is of another run; the message names what differs.
+            IntegrityError: the checkpoint is damaged: its bytes differ from those that were written.
+            TrainingError: the checkpoint is of another run; the message names the differences.
         """
         facts = _facts(path)
         entry = facts["files"][TENSORS_NAME]
         raw = _bytes(path / TENSORS_NAME)
         if [len(raw), sha256_hex(raw)] != [entry.get("size"), entry.get("sha256")]:
-            raise IntegrityError(f"{TENSORS_NAME} is not the one written ({len(raw)} bytes of {entry.get('size')})")
+            raise IntegrityError(
+                f"{TENSORS_NAME} differs from the file that was written ({len(raw)} bytes, {entry.get('size')} written)"
+            )
         if "images" in self.run and "images" not in facts["run"]:
             raise TrainingError(
-                "it was written by another version of this package, which did not record images. Only that version "
-                "can go on with it"
+                "another version of this package wrote it, without a record of the images. Continue the run with that "
+                "version"
             )
         different = differing(facts["run"], self.run)
         other_length = is_longer_only(different.keys(), prefix="recipe.")
         extended = extend and other_length
         if different and not extended:
-            hint = "; train.resume: extend goes on to the new length" if other_length else ""
+            hint = ". Set train.resume: extend to continue to the new length" if other_length else ""
             raise TrainingError(f"{describe(different)}{hint}")
         return Checkpoint(path=path, step=facts["step"], facts=facts, tensors=parse_safetensors(raw), extended=extended)
 
     def newest(self, log: Callable[[str], None], *, extend: bool = False) -> Checkpoint | None:
-        """Return the newest checkpoint that can be gone on from, or None where there is none at all.
+        """Return the newest checkpoint from which the run can continue, or None if there is no checkpoint.
 
-        One that is torn or of another run is passed over with a line that says why, and set aside once an older
-        one is used instead.
+        A checkpoint that is damaged or of another run is skipped, with a line about the reason. It is set aside once
+        an older one is used.
 
         Args:
             log: the function that prints a line.
             extend: whether a checkpoint of the same run with another length is accepted.
 
         Raises:
-            TrainingError: there are only checkpoints of other runs, so to go on here would lose one.
+            TrainingError: there are only checkpoints of other runs, and this run would overwrite one.
         """
         refused: list[Path] = []
         foreign: tuple[Path, str] | None = None
@@ -137,7 +140,7 @@ class Checkpoints:
                 found = self.read(path, extend=extend)
                 break
             except IntegrityError as error:
-                log(f"{path} is torn and is not used: {error}")
+                log(f"{path} is damaged and is not used: {error}")
             except TrainingError as error:
                 foreign = foreign or (path, str(error))
                 log(f"{path} is of another run and is not used: {error}")
@@ -145,9 +148,9 @@ class Checkpoints:
         if found is None and foreign:
             path, why = foreign
             raise TrainingError(
-                f"{self.folder.parent} holds an unfinished run that is not this one ({path.name}): {why}. To finish "
-                "that run, start it as it was; to keep both, give this one another train.output_dir or name; to drop "
-                "that one, set train.resume: never."
+                f"{self.folder.parent} holds another unfinished run ({path.name}): {why}. To finish that run, start it "
+                "with its own settings. To keep both runs, set another train.output_dir or name. To drop that run, set "
+                "train.resume: never."
             )
         for path in refused:
             aside = path.with_name(f"{path.name}.refused")
@@ -156,11 +159,11 @@ class Checkpoints:
         return found
 
     def clear(self) -> None:
-        """Remove every checkpoint, and the files that a killed process left half written."""
+        """Remove every checkpoint, and the unfinished files of a killed process."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove the files that a killed process left half written."""
+        """Remove the unfinished files of a killed process."""
         for left in self.folder.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -179,17 +182,19 @@ def _facts(path: Path) -> dict[str, Any]:
     except ManifestError as error:
         raise IntegrityError(str(error)) from None
     if not isinstance(facts, dict):
-        raise IntegrityError(f"{FACTS_NAME} is not an object")
+        raise IntegrityError(f"{FACTS_NAME} must be a JSON object, got {brief(facts)}")
     digest = facts.pop("digest", None)
     if digest != sha256_hex(canonical_json(facts)):
-        raise IntegrityError(f"{FACTS_NAME} does not have the digest it was written with")
+        raise IntegrityError(f"{FACTS_NAME} does not match the digest in it")
     if facts.get("schema") != SCHEMA:
-        raise IntegrityError(f"its schema is {brief(facts.get('schema'))}, this version reads {SCHEMA}")
+        raise IntegrityError(
+            f"{FACTS_NAME}: schema must be {SCHEMA} for this version, got {brief(facts.get('schema'))}"
+        )
     for key, kind in _FACTS.items():
         if type(facts.get(key)) is not kind:
             raise IntegrityError(f"{FACTS_NAME}: {key} must be of type {kind.__name__}, got {brief(facts.get(key))}")
     if not isinstance(facts["files"].get(TENSORS_NAME), dict):
-        raise IntegrityError(f"{FACTS_NAME}: files does not list {TENSORS_NAME}")
+        raise IntegrityError(f"{FACTS_NAME}: files must list {TENSORS_NAME}, got {brief(facts['files'])}")
     return facts
 
 
@@ -201,7 +206,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _sync(folder: Path) -> None:
-    """Make the names in ``folder`` outlast a power cut; where a folder cannot be opened there is nothing to do."""
+    """Write the names in ``folder`` to the disk, so that they survive a power cut; only POSIX can open a folder."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

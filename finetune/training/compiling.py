@@ -1,7 +1,7 @@
 """torch.compile of the repeated layers: each layer of the language tower is compiled by itself.
 
-They are of one kind, so what is compiled for the first serves the others, and compiling takes as long as for one
-layer. Each keeps its place and its name in the model.
+The layers have one class, so all use the code that is compiled for the first one. Compiling takes as long as for one
+layer. Each layer keeps its place and its name in the model.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 class CompiledLayers:
     """A context in which the layers run compiled; inside a ``paused`` block they run as they are.
 
-    Generating is left as it is: a cache makes every call one of another kind, and compiling each would take longer.
+    Generation is not compiled: with a cache every call has another shape, and compiling each would take longer.
 
     Args:
         model: the model that holds the layers.
         paths: the full names of the modules that hold the layers; None compiles nothing.
 
     Raises:
-        TrainingError: there are no repeated layers.
+        TrainingError: the model has no repeated layers.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str] | None):
@@ -44,7 +44,9 @@ class CompiledLayers:
         inner = {id(child) for blocks in lists for child in blocks.modules() if child is not blocks}
         self.layers: list[Any] = [layer for blocks in lists if id(blocks) not in inner for layer in blocks.children()]
         if paths is not None and not self.layers:
-            raise TrainingError("train.torch_compile: this base has no repeated layers to compile. Set it to false.")
+            raise TrainingError(
+                "train.torch_compile needs a base with repeated layers, and this base has none. Set it to false."
+            )
 
     def __enter__(self) -> CompiledLayers:
         for layer in self.layers:
@@ -53,11 +55,11 @@ class CompiledLayers:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         for layer in self.layers:
-            layer._compiled_call_impl = None  # what Module.compile has set; torch has no word for the opposite
+            layer._compiled_call_impl = None  # Module.compile sets it, and torch has no method that undoes this
         if self.layers and isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise TrainingError(
-                f"train.torch_compile: the layers cannot be compiled here: {str(error).strip().splitlines()[0]} "
-                "Set it to false."
+                "train.torch_compile: torch cannot compile the layers on this machine: "
+                f"{str(error).strip().splitlines()[0].rstrip('.')}. Set it to false."
             ) from error
 
     @contextmanager

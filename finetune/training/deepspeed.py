@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO: an engine owns the optimizer, and shares out its state, gradients and, at stage 3, the base.
+"""DeepSpeed's ZeRO: an engine owns the optimizer, and shards its state, the gradients and, at stage 3, the base.
 
-The engine's own calls are made here rather than through accelerate's wrapper, which steps inside of the last backward
-pass: before a step the gradients have to be looked at. https://deepspeed.readthedocs.io/en/latest/zero3.html
+This file calls the engine itself. accelerate's wrapper steps inside the last backward pass, but the gradients must be
+checked before a step. https://deepspeed.readthedocs.io/en/latest/zero3.html
 """
 
 from __future__ import annotations
@@ -46,15 +46,18 @@ class DeepSpeed(Replicated):
 
     @property
     def cuts_base(self) -> bool:
-        """Whether each process holds only a part of every parameter."""
+        """True if each process holds only a part of every parameter."""
         return self._plugin.zero_stage == 3
 
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
         """Refuse rows of which only some have an image, or another type of media.
 
-        The engine adds gradients up in buckets, in the order in which they come: a process whose rows have no image
-        has those of the vision tower in another place, and they would be added to others. Where the base is cut,
-        the other processes would wait for its vision tower for ever, when they answer as well.
+        The engine sums gradients in buckets, in the order in which they arrive. On a process whose rows have no image,
+        the gradients of the vision tower would take another place, and would be added to wrong ones. With a sharded
+        base, the other processes would wait forever for its vision tower, in an evaluation too.
+
+        Raises:
+            TrainingError: only some rows of a split have a medium of one type.
         """
         for split, rows in splits.items():
             if split != "train" and not self.cuts_base:
@@ -63,8 +66,8 @@ class DeepSpeed(Replicated):
             for type in sorted({type for row in rows for type in row.media_types}):
                 if without := [row.id for row in rows if type not in row.media_types]:
                     raise TrainingError(
-                        f"data.{split}: under DeepSpeed either every row has a medium of the type {type} or none has; "
-                        f"{len(without)} of {len(rows)} have none, such as {without[0]}. Use "
+                        f"data.{split}: with DeepSpeed, all rows or none must have a medium of the type {type}, but "
+                        f"{len(without)} of {len(rows)} rows have none, such as {without[0]}. Use "
                         "recipes/accelerate/ddp.yaml or fsdp2.yaml."
                     )
 
@@ -78,7 +81,7 @@ class DeepSpeed(Replicated):
             "gradient_clipping": options.max_grad_norm or 0.0,
         }
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        set_hf_deepspeed_config(self._plugin.dschf)  # generation asks it whether processes have to stay together
+        set_hf_deepspeed_config(self._plugin.dschf)  # generation reads from it whether processes must keep in step
 
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
         """Run one micro-batch forward and backward."""
@@ -87,12 +90,12 @@ class DeepSpeed(Replicated):
         self.model.backward(loss() * self.accelerator.num_processes)
 
     def add_up_gradients(self) -> None:
-        """Collect the gradients that the engine has added up in the backward passes."""
+        """Collect the gradients that the engine has summed in the backward passes."""
         whole = importlib.import_module("deepspeed.utils").safe_get_full_grad
         self._gradients = {parameter: whole(parameter) for parameter in self.parameters}
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return a whole gradient, or None where it is zero: the engine also has those of parameters without a row."""
+        """Return a whole gradient, or None if it is zero: the engine has one for parameters that no row reached too."""
         gradient = self._gradients[parameter]
         return gradient if gradient is not None and gradient.any() else None
 
@@ -137,11 +140,11 @@ class DeepSpeed(Replicated):
         engine = self._engine_optimizer
         flat = engine.fp32_partitioned_groups_flat if self.cuts_base else engine.single_partition_of_fp32_groups
         slots = next(iter(tensors.values()))
-        for vector in flat:  # before its first step an optimizer has no state that could be written to
+        for vector in flat:  # an optimizer has no state to write to before its first step
             state = {slot: torch.zeros_like(vector) if t.ndim else t.clone() for slot, t in slots.items()}
             engine.optimizer.state[vector] = state
         if not self.cuts_base:
-            engine._lazy_init_hp_params_optimizer_state()  # tells parameters where in the vectors theirs is
+            engine._lazy_init_hp_params_optimizer_state()  # maps parameters to their places in the vectors
         for name, parameter in self.attachment.parameters.items():
             for slot, tensor in tensors[name].items():
                 if tensor.ndim:
@@ -156,7 +159,7 @@ class DeepSpeed(Replicated):
 
     @property
     def _engine_optimizer(self) -> Any:
-        """The engine's, below accelerate's wrapper; below it in turn is the recipe's, which steps on flat vectors."""
+        """The engine's optimizer in accelerate's wrapper; it wraps the recipe's, which steps on flat vectors."""
         return self.optimizer.optimizer
 
     def _whole(self, *, for_writing: bool) -> Any:

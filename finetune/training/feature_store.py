@@ -4,10 +4,10 @@
 
     <cache>/features/<base, processor, precision, device kind, versions>/<2>/<pixels>.features
 
-A file is its own SHA-256 and then safetensors; it is written aside and renamed, so it is whole or not there, and two
-that write the same one write the same bytes. What the images of one row became stands in one file, since some
-processors treat an image beside others otherwise than alone. A file's modification time says when it was last used,
-to the hour; what no run has used for a week makes room where room is wanted.
+A file holds its own SHA-256 and then safetensors. It is written aside and renamed, so it is whole or missing, and two
+processes that write the same file write the same bytes. One file holds the features of all images of a row, since some
+processors treat an image beside others in another way than alone. A file's modification time is the time of its last
+use, to the hour. Features that no run has used for a week may be removed to make room.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
     from finetune.core.example import ImageSource
 
-Places: TypeAlias = tuple[Any, ...]  # of a row's images, each hashable
+Places: TypeAlias = tuple[Any, ...]  # the keys of a row's images, each hashable
 _DIGEST = 32  # bytes of a SHA-256
-_META = "features"  # safetensors' metadata are texts: ours is one, JSON
+_META = "features"  # the key of our JSON text in safetensors' metadata
 _SUFFIX = ".features"
 _HOUR = 3600  # seconds
-_UNUSED = 7 * 24 * _HOUR  # a run reads all of its features when it starts, and some again at its very end
+_UNUSED = 7 * 24 * _HOUR  # a run reads all of its features when it starts, and some again at its end
 
 
 class FeatureStore:
-    """The features that one base makes of images with one processor, precision and kind of device.
+    """The features that one base computes from images with one processor, precision and type of device.
 
     Args:
-        key: all values that the features depend on, beside the pixels.
+        key: all values except the pixels on which the features depend.
     """
 
     def __init__(self, key: Mapping[str, Any]):
@@ -66,10 +66,10 @@ class FeatureStore:
         return self.folder / name[:2] / f"{name}{_SUFFIX}"
 
     def put(self, path: Path, features: ImageFeatures) -> int:
-        """Store features, and return the bytes that they take.
+        """Store features, and return their size in bytes.
 
         Raises:
-            OSError: they cannot be written; nothing is left of them.
+            OSError: the features cannot be written; no part of them stays on the disk.
         """
         data = _pack(features)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,16 +97,19 @@ class StoredFeatures:
         """Return the features of a row's images.
 
         Raises:
-            TrainingError: they are not among those of this run, or have been changed or removed since.
+            TrainingError: the run has not stored these features, or they were changed or removed since.
         """
         path = self._paths.get(places_of(images))
         if path is None:
-            raise TrainingError(f"the features of {', '.join(map(str, images))} were not stored when the run began")
+            raise TrainingError(
+                f"the run has stored no features of {', '.join(map(str, images))}. Start the run again: it stores them "
+                "before the first step."
+            )
         features = read(path)
         if features is None:
             raise TrainingError(
-                f"{path}: the stored features of an image have changed on disk or are gone. Start the run again: it "
-                "makes them anew and goes on from its last checkpoint."
+                f"{path}: the stored features of an image were changed or removed on the disk. Start the run again: it "
+                "computes them again and continues from its last checkpoint."
             )
         return features
 
@@ -117,29 +120,29 @@ def places_of(images: Sequence[ImageSource]) -> Places:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file is there with every byte as it was written."""
+    """Return whether a file exists with every byte as it was written."""
     return _read_bytes(path) is not None
 
 
 def read(path: Path) -> ImageFeatures | None:
-    """Return stored features; None where they are not there, or a byte of them has changed."""
+    """Return stored features; None if the file is missing, or a byte of it has changed."""
     data = _read_bytes(path)
     return None if data is None else _unpack(data)
 
 
 def make_room(wanted: int, *, max_bytes: int) -> bool:
-    """Remove features that no run uses, of whatever base, the longest unused first, until there is room.
+    """Remove features of any base that no run uses, the longest unused first, until there is room.
 
     Args:
-        wanted: the number of bytes that are to be written.
+        wanted: the number of bytes to write.
         max_bytes: the largest number of bytes of all features on this machine.
 
     Returns:
-        Whether there is room now, on the disk too.
+        True if there is room now, within ``max_bytes`` and on the disk.
     """
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
-    for aside in root.glob(f"*/*/.*{_SUFFIX}.*"):  # of a process that was killed
+    for aside in root.glob(f"*/*/.*{_SUFFIX}.*"):  # left by a process that was killed
         if (stat := _stat(aside)) and time.time() - stat.st_mtime > _HOUR:
             aside.unlink(missing_ok=True)
     found = {path: stat for path in root.glob(f"*/*/*{_SUFFIX}") if (stat := _stat(path))}
@@ -153,7 +156,7 @@ def make_room(wanted: int, *, max_bytes: int) -> bool:
 
 
 def _read_bytes(path: Path) -> bytes | None:
-    """Return the stored bytes, or None where one of them has changed; note that the file is in use."""
+    """Return the stored bytes, or None if one of them has changed; set the time of the file's last use."""
     try:
         found = path.read_bytes()
         if time.time() - path.stat().st_mtime > _HOUR:

@@ -1,4 +1,4 @@
-"""Filling a feature store before the first step, by all processes of a run together."""
+"""Precomputing the features of a run before its first step, on all of its processes."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from finetune.core.example import Example
     from finetune.training.feature_store import FeatureStore, Places
 
-_NOTES = "pixels.sqlite"  # what an image is remembered by -> the digest of its pixels
+_NOTES = "pixels.sqlite"  # key of an image -> digest of its pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filler:
-    """A filler of a feature store for the rows of a run; the files are named by pixels, not by places.
+    """A filler of a feature store for the rows of a run; the name of a file depends on pixels, not on paths.
 
     Args:
         store: the store of the features.
-        open_images: the function that returns the images of a row, decoded.
-        compute: the function that returns the features that the tower makes of them.
+        open_images: the function that returns the decoded images of a row.
+        compute: the function that returns the tower's features of these images.
         max_bytes: the largest number of bytes of all features on this machine.
         accelerator: the accelerator of the run.
-        log: the function that is called with a line about the work.
+        log: the function that prints a line about the work.
     """
 
     store: FeatureStore
@@ -54,15 +54,15 @@ class Filler:
     log: Callable[[str], None]
 
     def fill(self, rows: Iterable[Example]) -> StoredFeatures | str:
-        """Make sure that the features of all rows' images are stored; every process has to call it.
+        """Store the features of all rows' images, unless they are stored; every process has to call it.
 
-        Features that are there are read through once: one of which a byte has changed is made anew.
+        Stored features are read once, and those with a changed byte are computed again.
 
         Returns:
-            The features, or why they cannot be stored, the same on all processes.
+            The features, or the reason why they cannot be stored, the same on all processes.
 
         Raises:
-            FinetuneError: on every process, where one of them cannot open an image.
+            FinetuneError: one process cannot open an image; every process raises.
         """
         work = [_Work.of(row) for row in {places_of(row.images): row for row in rows if row.images}.values()]
         digests = Notes(_NOTES).get({key for one in work for key in one.keys})
@@ -70,9 +70,9 @@ class Filler:
         shares = [_Share(self, digests) for _ in range(2)]
         problem = self._together(shares[0], work, self.accelerator.process_index, self.accelerator.num_processes)
         if problem is None:
-            # What processes on another host have made may lie on a disk of theirs, from images with other keys.
+            # Processes on another host may have stored features on a disk of their own, from images with other keys.
             missing = [one for one in work if not self.is_there(one, digests)]
-            self.accelerator.wait_for_everyone()  # with looking, before any of them changes what is there
+            self.accelerator.wait_for_everyone()  # no process may write before all have listed what is missing
             local = self.accelerator.local_process_index
             problem = self._together(shares[1], missing, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         if problem is not None:
@@ -90,37 +90,37 @@ class Filler:
         return self.store.path([digests[key] for key in work.keys])
 
     def is_there(self, work: _Work, digests: dict[str, str]) -> bool:
-        """Return whether features are stored, without a look at their bytes."""
+        """Return whether features are stored, without a check of their bytes."""
         return all(key in digests for key in work.keys) and self.path(work, digests).exists()
 
     def _together(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:
-        """Have every process store its share, and tell all of them the digests and the errors of the others."""
+        """Store one share on every process, and gather the digests and the errors of all of them."""
         problem, error = None, None
         try:
             problem = share.store(work[index::count], show=index == 0, sharers=count)
         except FinetuneError as raised:
             error = raised
-        told = gather_object([(share.found, problem, str(error) if error else None)])
-        for found, _, _ in told:
+        results = gather_object([(share.found, problem, str(error) if error else None)])
+        for found, _, _ in results:
             share.digests.update(found)
         lasting = {key for one in work for key in one.lasting}
         Notes(_NOTES).put({key: digest for key, digest in share.found.items() if key in lasting})
         if error:
             raise error
-        for process, (_, _, message) in enumerate(told):
+        for process, (_, _, message) in enumerate(results):
             if message:
                 raise TrainingError(f"process {process}: {message}")
-        return next((text for _, text, _ in told if text), None)
+        return next((text for _, text, _ in results if text), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """A row whose images are to be stored."""
+    """A row whose features are stored."""
 
     row: Example
     places: Places
-    keys: tuple[str, ...]  # what each image is remembered by
-    lasting: tuple[str, ...]  # those that may be noted
+    keys: tuple[str, ...]  # the key of each image in the notes
+    lasting: tuple[str, ...]  # the keys that may be kept in the notes after the run
 
     @classmethod
     def of(cls, row: Example) -> _Work:
@@ -134,14 +134,19 @@ class _Share:
 
     def __init__(self, filler: Filler, digests: dict[str, str]):
         self.filler, self.digests = filler, digests
-        self.found: dict[str, str] = {}  # digests of images that were not known
-        self.sizes: list[int] = []  # bytes of what was made
+        self.found: dict[str, str] = {}  # digests of images that were unknown before
+        self.sizes: list[int] = []  # bytes of each row's new features
 
     def store(self, mine: Sequence[_Work], *, show: bool, sharers: int) -> str | None:
-        """Store the missing features; return the error, if any.
+        """Store the missing features, and return the obstacle, if any.
+
+        Args:
+            mine: the rows of this process.
+            show: whether to show a progress bar.
+            sharers: the number of processes that share the disk.
 
         Raises:
-            FinetuneError: an image cannot be opened, or the model does not take features.
+            FinetuneError: an image cannot be opened, or the model takes no features.
         """
         filler, digests = self.filler, self.digests
         try:
@@ -152,7 +157,7 @@ class _Share:
                         fresh = [image_digest(np.asarray(image)) for image in images]
                         self.found.update(zip(work.keys, fresh, strict=True))
                         digests.update(zip(work.keys, fresh, strict=True))
-                        if not self._is_whole(work):  # nor under another name
+                        if not self._is_whole(work):  # a file of the same pixels may exist under another key
                             features = filler.compute(images)
                             self.sizes.append(filler.store.put(filler.path(work, digests), features))
                             if problem := self._no_room(mine[number + 1 :], sharers):
@@ -170,9 +175,9 @@ class _Share:
         return all(key in self.digests for key in work.keys) and is_whole(self.filler.path(work, self.digests))
 
     def _no_room(self, left: Sequence[_Work], sharers: int) -> str | None:
-        """Make room for the rest, if it is like the part that was stored so far; return the obstacle, if any.
+        """Make room for the rows that are left, by the median size so far; return the obstacle, if any.
 
-        It is asked after 4, 8, 16, ... rows: each time with a better estimate, and seldom.
+        The check runs only after 4, 8, 16, ... rows, each time with a better estimate.
         """
         made = len(self.sizes)
         if made < 4 or made & (made - 1):
@@ -183,6 +188,6 @@ class _Share:
         if make_room(wanted, max_bytes=filler.max_bytes):
             return None
         return (
-            f"{wanted / 1e9:.1f} GB are wanted, more than the disk of {filler.store.folder} or "
-            f"train.feature_store_max_bytes ({filler.max_bytes:,}, with what is kept there) leaves"
+            f"{wanted / 1e9:.1f} GB are needed, but the disk of {filler.store.folder} or "
+            f"train.feature_store_max_bytes ({filler.max_bytes:,}, stored features included) leaves less"
         )

@@ -31,15 +31,16 @@ def explain_not_finite(
 ) -> str:
     """Return a text with the term that is not finite and the ids of its rows; every process has to call it.
 
-    Each row of a micro-batch whose loss is not finite is asked alone. Where no single row is to blame, all of the
-    micro-batch, or where only the gradient overflowed all of the window, are named.
+    The loss of each row is computed alone, for every micro-batch whose loss is not finite. The text names the rows
+    whose own loss is not finite. If there are none, it names the rows of these micro-batches; if only the gradient is
+    not finite, all rows of the step.
 
     Args:
         model: the model with the weights before the step.
         objective: the terms.
-        collate: the function that makes a training batch of (example, supervised) pairs; None: no row is asked alone.
+        collate: the function that makes a training batch of (example, supervised) pairs; None computes no row alone.
         window: the micro-batches of this process.
-        sums: the sums of each one's terms.
+        sums: the sums of the terms of each micro-batch.
         loss: the loss of the step, over all processes.
         norm: the norm of the step's gradient.
     """

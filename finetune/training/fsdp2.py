@@ -1,9 +1,9 @@
 """FSDP2: each process holds a part of every layer of the language tower, and gets the other parts to compute it.
 
-What is cut are the weight matrices of its repeated layers, which is nearly all of a large model. Everything else stays
-whole on every process. The adapter does, because it is small: so its gradients, its optimizer and its checkpoints are
-those of the plain strategy. The vision tower and the projector do, because a process whose rows hold no image never
-calls them, and would have the others wait for it for ever.
+The weight matrices of its repeated layers are sharded, which is nearly all of a large model. Everything else stays
+whole on every process. The adapter stays whole because it is small, so the plain strategy's gradients, optimizer and
+checkpoints work unchanged. The vision tower and the projector stay whole because a process whose rows hold no image
+never calls them, and the others would wait for it forever.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class SplitBase(Replicated):
     """Several processes that share one frozen base; every one has to run as many forwards and backwards as the others.
 
-    The base is loaded to the CPU and cut there, so that a device never holds all of it.
+    The base is loaded to the CPU and sharded there, so that a device never holds all of it.
     """
 
     lockstep = True
@@ -42,7 +42,7 @@ class SplitBase(Replicated):
         return "cpu"
 
     def split(self, model: nn.Module, towers: Towers) -> None:
-        """Cut the layers of the language tower over the processes, and move the rest to the device.
+        """Shard the layers of the language tower over the processes, and move the rest to the device.
 
         Raises:
             TrainingError: the language tower has no repeated layers.
@@ -56,22 +56,22 @@ class SplitBase(Replicated):
         ]
         if not layers:
             raise TrainingError(
-                f"FSDP2: {type(model).__name__} has no repeated layers that could be cut. Use "
+                f"FSDP2 needs a base with repeated layers to shard, and {type(model).__name__} has none. Use "
                 "recipes/accelerate/ddp.yaml, where each process holds the whole base."
             )
         self._first_layer = layers[0]
-        # Norms and biases stay whole: they are small, and methods read them outside of a forward.
+        # Norms and biases stay whole: they are small, and methods read them outside a forward.
         whole = set(model.parameters()) - {p for layer in layers for p in layer.parameters() if p.ndim > 1}
         mesh = init_device_mesh(device.type, (self.accelerator.num_processes,))
         reshard = self.accelerator.state.fsdp_plugin.reshard_after_forward
         for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, ignored_params=whole)
-        # The model itself has nothing left to cut; as their common root it has one layer gathered ahead of the other.
+        # The model itself has nothing left to shard. As the common root it gathers one layer ahead of the other.
         fully_shard(model, mesh=mesh, ignored_params=whole)
         model.to(device)
         for layer in layers:
-            # The first gathering makes the tensors that every later one fills. Made by a generation, which runs in
-            # inference mode, they could not be trained with.
+            # The first gathering creates the tensors that every later one fills. A generation would create them in
+            # inference mode, and training could not use them.
             layer.unshard()
             layer.reshard()
 
@@ -82,9 +82,9 @@ class SplitBase(Replicated):
         self.model, self.attachment, self.optimizer = model, attachment, optimizer
         with torch.no_grad():
             for parameter in attachment.parameters.values():
-                parameter.copy_(broadcast(parameter.detach().clone()))  # every process draws its own
-        # Rows without an image may reach nothing that trains, and their process still has to go backward with the
-        # others, through every layer.
+                parameter.copy_(broadcast(parameter.detach().clone()))  # every process has drawn its own weights
+        # Rows without an image may reach no parameter that trains. Their process still has to run backward through
+        # every layer, together with the others.
         self._anchor = torch.ones((), device=self.accelerator.device, requires_grad=True)
         self._first_layer.register_forward_pre_hook(self._ask_for_gradient, with_kwargs=True)
 
@@ -98,6 +98,6 @@ class SplitBase(Replicated):
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     def backward(self, loss: Callable[[], Tensor], *, last: bool) -> None:
-        """Run one micro-batch forward and backward; the base has no gradient, so nothing is to be synchronised."""
+        """Run one micro-batch forward and backward; the base has no gradient, so there is nothing to synchronise."""
         loss().backward()
         self._anchor.grad = None

@@ -1,7 +1,7 @@
 """Gradient checkpointing: a layer's activations are computed again in the backward pass instead of being kept.
 
-Transformers' own switch asks for a module in training mode, and every frozen module here is in eval mode: it would do
-nothing. What is recomputed is what it calls a ``GradientCheckpointingLayer``, in every tower.
+Transformers' own switch needs modules in training mode. Every frozen module here is in eval mode, so the switch would
+do nothing. This file recomputes every ``GradientCheckpointingLayer`` of transformers, in all towers.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
 @contextmanager
 def recomputing(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
-    """Have every layer of ``model`` recomputed in the backward pass, while entered.
+    """Recompute every layer of ``model`` in the backward pass, inside the ``with`` block.
 
-    Forwards without a graph, as of generation, run as ever. The generators are as they were in the first forward, so
-    dropout draws the same.
+    A forward without a graph, as in generation, runs unchanged. The recomputation starts from the first forward's
+    random state, so dropout draws the same values.
 
     Args:
-        model: the plain model; it may be wrapped for several processes.
+        model: the plain model; the loop may run it wrapped for several processes.
         enabled: False changes nothing.
 
     Raises:
-        TrainingError: the model has no such layer.
+        TrainingError: the model has no layer that can be recomputed.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
     if enabled and not layers:
         raise TrainingError(
-            f"train.gradient_checkpointing: {type(model).__name__} has no layer that transformers could recompute. "
-            "Set it to false."
+            "train.gradient_checkpointing needs a layer that transformers can recompute, and "
+            f"{type(model).__name__} has none. Set it to false."
         )
     for layer in layers:
-        # The forward of the instance, not its call: hooks, as those that gather a layer's weights, stay outside.
+        # Replace the forward, not the call: hooks, such as those that gather a layer's weights, stay outside.
         layer.forward = partial(_recomputed, layer, layer.forward)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the class's own is there again
+            del layer.forward  # the forward of the class is used again
 
 
 def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
 
 @contextmanager
 def _hooked(hooks: Sequence[tuple[nn.Module, Any, Any]]) -> Iterator[None]:
-    """Have modules run with the hooks that they had in the first forward, some of which were for that one alone."""
+    """Run modules with the hooks of the first forward, some of which existed only during that forward."""
     now = [(module, module._forward_pre_hooks, module._forward_hooks) for module, _, _ in hooks]
     try:
         _set_hooks(hooks)

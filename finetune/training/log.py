@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from finetune.training.validation import Validation
 
-_EVERY = 10  # steps, at most, where the recipe does not say
-_LINES = 10  # of a short run
+_EVERY = 10  # the largest default number of steps between lines
+_LINES = 10  # the number of lines of a short run
 
 
 class RunLog:
@@ -26,9 +26,11 @@ class RunLog:
 
     Args:
         folder: the run's folder.
-        every: optimizer steps between lines; None for about ten lines over the run, and one every 10 steps at least.
+        every: the number of optimizer steps between lines; None for about ten lines over the run, and at least one
+            every 10 steps.
         main: whether this is the main process.
-        track: a function that takes each line's numbers and its step, such as accelerate's ``log``; for trackers.
+        track: the function that takes each line's numbers and its step, such as accelerate's ``log``; None without
+            trackers.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class RunLog:
         return self.file.stat().st_size if self.file.exists() else 0
 
     def start(self, total_steps: int, *, done: int = 0, size: int = 0) -> None:
-        """Open the bar, and drop the lines of steps that are taken again.
+        """Open the bar, and drop the lines of steps that are repeated.
 
         Args:
             total_steps: the number of optimizer steps of the whole run.
@@ -76,7 +78,7 @@ class RunLog:
         )
 
     def step(self, step: int, *, samples: int, tokens: int, seconds: float, **values: float) -> None:
-        """Note one optimizer step; rates are over the time since the last line, validation left out."""
+        """Log one optimizer step; rates are over the time since the last line, without validation."""
         self._samples += samples
         self._tokens += tokens
         self._busy += seconds
@@ -93,13 +95,13 @@ class RunLog:
         self._busy = 0.0
 
     def validation(self, step: int, validation: Validation, *, best: bool) -> None:
-        """Note a validation: a line with ``val.<metric>`` for each metric, and ``val.loss`` where that is finite."""
+        """Log a validation: a line with ``val.<metric>`` for each metric, and ``val.loss`` if it is finite."""
         values = {f"val.{name}": round(value, 6) for name, value in validation.values.items()}
         losses = {} if validation.loss is None else {"val.loss": validation.loss}
         self._write({"step": step, **values, **losses, "best": best})
         scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in validation.values.items())
-        told = "not finite" if validation.loss is None else f"{validation.loss:.4f}"
-        self.info(f"step {step}: validation {scores}, loss {told}{' (best so far)' if best else ''}")
+        loss = "not finite" if validation.loss is None else f"{validation.loss:.4f}"
+        self.info(f"step {step}: validation {scores}, loss {loss}{' (best so far)' if best else ''}")
 
     def info(self, text: str) -> None:
         """Print a line above the bar."""
@@ -124,6 +126,7 @@ class RunLog:
             os.truncate(self.file, size)  # no half line
             if not self.full:
                 self.info(
-                    f"{self.file}: {error.strerror}. The run goes on; lines are missing from step {line['step']}."
+                    f"{self.file}: the log cannot be written ({error.strerror}). The run continues; lines are missing "
+                    f"from step {line['step']}."
                 )
             self.full = True

@@ -1,7 +1,7 @@
 """The one training loop, for every task and method.
 
 Accumulation is by counts: each term's sum is divided by the number of its items in the whole window, over all
-micro-batches and processes, so batch 8 x 1 and 1 x 8 give the same gradient whatever the rows' lengths.
+micro-batches and processes. So batch 8 x 1 and 1 x 8 give the same gradient for rows of any length.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """The trainer of an attached adapter; all that differs between tasks is in ``objective``.
+    """The trainer of an attached adapter; ``objective`` holds all differences between tasks.
 
     Args:
         model: the adapted model, on its device.
@@ -58,8 +58,8 @@ class Trainer:
         accelerator: the accelerator, with gradient_accumulation_steps=1; this loop does accumulation itself.
         log: the log of the run.
         seed: the seed of the order of rows.
-        strategy: the strategy by which processes share the work; None: each holds the whole base.
-        checkpoints: the checkpoints that keep the state; None keeps none.
+        strategy: the strategy by which processes share the work; None for processes that each hold the whole base.
+        checkpoints: the checkpoints that keep the state; None keeps no state.
     """
 
     def __init__(
@@ -86,17 +86,17 @@ class Trainer:
         self.best = self._standing.best  # weights of the best validation
         self.random = random_state()  # as it was after the last whole step
         self._log_bytes = 0
-        self._kept: Path | None = None  # the checkpoint of the present step, where there is one
+        self._kept: Path | None = None  # the checkpoint of the present step, if there is one
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put the run where ``checkpoint`` was taken; the model has been prepared by then.
+        """Restore the state of ``checkpoint``; the model must be prepared before.
 
         Raises:
             TrainingError: what trains now is not what trained then.
         """
         self.random = self._standing.unpack(checkpoint, process=self.accelerator.process_index)
         self._log_bytes, self._kept = checkpoint.facts["log_bytes"], checkpoint.path
-        if checkpoint.extended:  # it may have ended for lack of a better score; a longer run waits anew
+        if checkpoint.extended:  # early stopping may have ended it; a longer run counts from 0 again
             self.state.validations_without_better = 0
 
     def train(
@@ -110,12 +110,13 @@ class Trainer:
 
         Args:
             examples: the training rows.
-            validate: the function that validates, called every ``eval_steps`` and at the end. The best score chooses;
-                where scores are equal the lower loss does, and where these are too, the later step.
+            validate: the function that validates, called every ``eval_steps`` and at the end. The best score chooses
+                the weights; of equal scores the lower loss does, and of equal losses the later step.
             on_better: the function that is called after the best validation so far, with its weights in ``best``.
 
         Raises:
-            TrainingError: a dead parameter, a loss or gradient that is not finite, or too little memory for one row.
+            TrainingError: a parameter gets no gradient, a loss or gradient is not finite, or memory is too small for
+                one row.
             StoppedError: a signal asked to stop; the state is saved.
         """
         options, state = self.options, self.state
@@ -151,7 +152,7 @@ class Trainer:
                 if validate and (state.step % eval_every == 0 or state.step == plan.total_steps):
                     self._note(validate(), on_better)
                     set_train_mode(self.plain_model, self.attachment)
-                    set_random_state(self.random)  # validating changes nothing that trains
+                    set_random_state(self.random)  # validation must not change training
                 stop = stopping.agreed(self.accelerator)
                 if stop or state.step % (options.save_steps or eval_every) == 0 or self._is_finished:
                     self._save()
@@ -165,9 +166,10 @@ class Trainer:
         return self.state.validations_without_better >= patience or self.state.step >= self.plan.total_steps
 
     def _gradients(self, windows: Windows) -> tuple[list[Batch], list[LossSums], dict[str, int]]:
-        """Fill the gradients of the next step, with smaller micro-batches where memory runs out.
+        """Compute the gradients of the next step, with smaller micro-batches if memory runs out.
 
-        Returns this process's window, the sums of its terms by micro-batch, and each term's items over all processes.
+        Returns:
+            This process's window, the sums of its terms by micro-batch, and each term's items over all processes.
         """
         while True:
             window = windows.window(self.plan, self.state.step)
@@ -200,7 +202,7 @@ class Trainer:
         terms = [name for name in totals if name != "tokens"]
         added = torch.stack([torch.stack([part[name].loss_sum for part in sums]).sum().float() for name in terms])
         added = self.accelerator.reduce(added, "sum")
-        *numbers, norm = torch.cat([added, norm.reshape(1).to(added)]).tolist()  # what one process waits for a step
+        *numbers, norm = torch.cat([added, norm.reshape(1).to(added)]).tolist()  # the only wait for the device
         means = {name: number / max(1, totals[name]) for name, number in zip(terms, numbers, strict=True)}
         loss = sum(sums[0][name].weight * mean for name, mean in means.items())
         if not all(map(math.isfinite, (*means.values(), norm))):
@@ -220,13 +222,17 @@ class Trainer:
         }
 
     def _refuse_not_finite(self, window: list[Batch], sums: list[LossSums], *, loss: float, norm: float) -> None:
-        """Keep the state before the step, and stop the run with the rows that did it."""
+        """Save the state before the step, and stop the run with an error that names the rows.
+
+        Raises:
+            TrainingError: always.
+        """
         alone = None if self.strategy.lockstep else self.collate
         why = explain_not_finite(self.plain_model, self.objective, alone, window, sums, loss=loss, norm=norm)
         kept = self._save()
         raise TrainingError(
-            f"step {self.state.step + 1}: {why} Lower train.learning_rate, or look at these rows."
-            + (f" The state before this step is kept in {kept}." if kept else "")
+            f"step {self.state.step + 1}: {why} Lower train.learning_rate, or check these rows."
+            + (f" The state before this step is saved in {kept}." if kept else "")
         )
 
     def _note(self, validation: Validation, on_better: Callable[[], None] | None) -> None:
@@ -236,10 +242,10 @@ class Trainer:
                 on_better()
         self.log.validation(self.state.step, validation, best=chosen)
         if (waited := self.state.validations_without_better) == self.options.early_stopping_patience:
-            self.log.info(f"stopped early: no better validation in {waited} of them")
+            self.log.info(f"stopped early: no better score in {waited} validations in a row")
 
     def _save(self) -> Path | None:
-        """Write a checkpoint; where that fails, log it and return None: those before it stand, and the run goes on."""
+        """Write a checkpoint; if that fails, log it and return None: earlier checkpoints stay, the run continues."""
         if self.checkpoints is None or self._kept:
             return self._kept
         held = self._standing.pack(self.random, log_bytes=self.log.size)
@@ -249,8 +255,8 @@ class Trainer:
                 self.checkpoints.write(self.state.step, *held)
             except OSError as error:
                 self.log.info(
-                    f"step {self.state.step}: the checkpoint could not be written ({error.strerror}); those before it "
-                    "are as they were. Make room: the next one is tried all the same."
+                    f"step {self.state.step}: the checkpoint could not be written ({error.strerror}). Earlier "
+                    "checkpoints are unchanged, and the run continues. Free disk space before the next checkpoint."
                 )
                 self._kept = None
         self.accelerator.wait_for_everyone()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` says that a device, or the CPU's allocator, had no memory left."""
+    """Return whether ``error`` means that a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, Exception) and (should_reduce_batch_size(error) or "can't allocate memory" in str(error))
     )
@@ -32,7 +32,7 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def free_memory() -> None:
-    """Free memory that is no longer referred to; call it outside the ``except`` that still holds the traceback."""
+    """Free unreferenced memory; call it outside the ``except`` block, whose traceback still holds tensors."""
     clear_device_cache(garbage_collection=True)
 
 
@@ -49,24 +49,23 @@ def halved(plan: Plan, step: int) -> Plan:
     if plan.batch_size == 1:
         raise TrainingError(
             f"step {step}: out of memory with a micro-batch of one row. Use smaller images or shorter rows, adapt "
-            "fewer modules (method.towers), hold the base in less memory (model.dtype: bfloat16), or take a larger "
-            "device."
+            "fewer modules (method.towers), set model.dtype: bfloat16, or use a device with more memory."
         )
     return replace(plan, batch_size=plan.batch_size // 2)
 
 
 def describe_halved(plan: Plan) -> str:
-    """Return the line about the plan that ``halved`` returned, for the user."""
+    """Return the line for the user about the plan that ``halved`` returned."""
     return (
-        f"The step is taken again, and the run goes on, with micro-batches of {plan.batch_size} and "
-        f"{plan.accumulation} of them to a step: {plan.window} rows, as before."
+        f"The step is repeated with micro-batches of {plan.batch_size}, {plan.accumulation} to a step: {plan.window} "
+        "rows, as before. The run continues with these."
     )
 
 
 def too_much(plan: Plan, step: int) -> TrainingError:
-    """Return the error of a step that cannot be taken again, as processes wait for one another within it."""
+    """Return the error of a step that cannot be repeated, because processes wait for one another within it."""
     return TrainingError(
         f"step {step}: out of memory with micro-batches of {plan.batch_size}. Processes that share one base cannot "
-        "take a step again: start the run with a smaller train.batch_size and as much more "
-        "gradient_accumulation_steps, or with train.gradient_checkpointing: true."
+        "repeat a step. Start the run with a smaller train.batch_size and more train.gradient_accumulation_steps, or "
+        "with train.gradient_checkpointing: true."
     )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from finetune.recipe import TrainSection
 
 
-_FUSED = ("cpu", "cuda", "mps", "xpu")  # where torch's AdamW is one kernel for all tensors
-_8BIT = ("cpu", "cuda", "xpu")  # where bitsandbytes has its AdamW
+_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices on which torch's AdamW is one kernel for all tensors
+_8BIT = ("cpu", "cuda", "xpu")  # devices on which bitsandbytes has its AdamW
 
 
 def make_optimizer(attachment: Attachment, options: TrainSection) -> torch.optim.Optimizer:
@@ -37,10 +37,10 @@ def make_optimizer(attachment: Attachment, options: TrainSection) -> torch.optim
         return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
     if strange := devices - set(_8BIT):
         raise TrainingError(
-            f"train.optim is {options.optim}, which bitsandbytes does not have on {', '.join(sorted(strange))}. Set "
+            f"train.optim {options.optim} runs only on {', '.join(_8BIT)}, got {', '.join(sorted(strange))}. Set "
             "train.optim: adamw_torch."
         )
-    from bitsandbytes.optim import AdamW8bit  # seconds to import, for one who asks for it
+    from bitsandbytes.optim import AdamW8bit  # the import takes seconds, so only runs that need it pay
 
     return AdamW8bit(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
 
@@ -56,7 +56,7 @@ def optimizer_tensors(
 ) -> dict[str, dict[str, Tensor]]:
     """Return parameter name -> slot (``exp_avg``, ``step``, ...) -> tensor; empty before the first step.
 
-    A slot that holds a plain number, as bitsandbytes counts its steps, is given as a whole-number scalar.
+    A slot with a plain number, as bitsandbytes' count of steps, becomes a scalar tensor of whole numbers.
     """
     return {
         name: {slot: torch.as_tensor(value) for slot, value in optimizer.state[p].items()}

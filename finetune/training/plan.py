@@ -13,11 +13,11 @@ from finetune.recipe import TrainSection
 
 
 class Draw(NamedTuple):
-    """One row as one epoch sees it."""
+    """One row in one epoch."""
 
     row: int
     epoch: int  # from 0
-    supervised: bool  # False only fills up an empty micro-batch
+    supervised: bool  # False for a row that only fills an empty micro-batch
 
 
 MicroBatch = list[Draw]
@@ -28,13 +28,13 @@ GROUPED_WINDOWS = 50  # steps whose rows are sorted together: few enough that an
 class Plan:
     """The order of rows of a whole run, the same for every split of a step into micro-batches and processes.
 
-    One optimizer step sees ``window`` rows over all processes, fewer in the last step of an epoch. Where ``lengths``
-    are given, the rows of a step are of like length, the longest first, so each micro-batch pads little. A stream
-    comes in an order of its own, and the whole run is one epoch of it.
+    One optimizer step reads ``window`` rows over all processes, fewer in the last step of an epoch. If ``lengths`` are
+    given, the rows of a step have similar lengths, the longest first, so each micro-batch needs little padding. A
+    stream has an order of its own, and the whole run is one epoch of it.
     """
 
-    num_rows: int  # of an epoch
-    shuffled: bool  # whether each epoch has an order that is drawn here
+    num_rows: int  # rows of an epoch
+    shuffled: bool  # True if this plan draws the order of each epoch
     window: int  # rows of a full step over all processes
     batch_size: int  # rows of a micro-batch on one process
     num_processes: int
@@ -60,11 +60,14 @@ class Plan:
             num_rows: the number of rows of an epoch; None for a stream.
             num_processes: the number of processes that share the rows of a step.
             seed: the seed of the order of rows.
-            batch_size: the rows of a micro-batch on one process, if fewer than the section's because memory was short.
-            lengths: the number of tokens of each row, by which rows are grouped; None where they are not.
+            batch_size: the number of rows of a micro-batch on one process, if memory was too small for the section's.
+            lengths: the number of tokens of each row, by which rows are grouped; None groups no rows.
+
+        Raises:
+            DataError: there are no rows.
         """
         if num_rows == 0:
-            raise DataError("there are no rows to train on. Look at data.train or data.rows.")
+            raise DataError("training needs at least one row, got none. Check data.train or data.rows.")
         window = options.batch_size * options.gradient_accumulation_steps * num_processes
         steps = options.max_steps
         if steps is None:
@@ -83,12 +86,12 @@ class Plan:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a full step on one process."""
+        """The number of micro-batches of a full step on one process."""
         return math.ceil(self.window / (self.batch_size * self.num_processes))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that see each row once."""
+        """The number of optimizer steps in which each row occurs once."""
         return math.ceil(self.num_rows / self.window)
 
     def rows(self, step: int) -> np.ndarray:
@@ -118,7 +121,7 @@ class Plan:
 
     @cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
-        """Return an epoch's rows in their order; two are kept, as batches are prepared across an epoch's end."""
+        """Return an epoch's rows in their order; two are cached, as batches are prepared across an epoch's end."""
         return lru_cache(maxsize=2)(self._draw)
 
     def _draw(self, epoch: int) -> np.ndarray:
@@ -131,7 +134,7 @@ class Plan:
         def longest_first(rows: np.ndarray) -> np.ndarray:
             return rows[np.argsort(-lengths[rows], kind="stable")]
 
-        # Any rows may be left for the last step: were they the end of a sorted stretch, they would be the shortest.
+        # The rows of the last step are taken before sorting: at the end of a sorted stretch they would be the shortest.
         full = self.num_rows // self.window
         rows, left = np.split(order, [full * self.window])
         stretches = np.split(rows, range(GROUPED_WINDOWS * self.window, len(rows), GROUPED_WINDOWS * self.window))
@@ -148,7 +151,7 @@ def padding(plan: Plan, lengths: Sequence[int]) -> float:
 
     Args:
         plan: the order of the rows.
-        lengths: the number of tokens of each row, whether or not the plan groups by them.
+        lengths: the number of tokens of each row; the plan need not group by them.
     """
     counts, size, kept, made = np.asarray(lengths), plan.batch_size, 0, 0
     for step in range(plan.steps_per_epoch):

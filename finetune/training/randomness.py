@@ -1,4 +1,4 @@
-"""The random state of this process: taken before a step, restored to repeat it or to go on from a checkpoint."""
+"""The random state of this process: read before a step, restored to repeat it or to continue from a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore the state that ``random_state`` returned; the state of a device that is missing here is left out."""
+    """Restore the state that ``random_state`` returned, without the state of devices that this machine lacks."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 class Replicated:
     """One process, or several that each hold everything (DDP); the base class of the other strategies.
 
-    A process's gradients stay its own until the whole window is through; then they are added up in one vector. So no
-    process waits for another before that, and one that ran out of memory can have all of them take the step again.
+    Each process keeps its own gradients until the whole window is done; then they are summed in one vector. No process
+    waits for another before that, so all of them can repeat the step if one runs out of memory.
 
     Args:
         accelerator: the accelerator of the run.
     """
 
-    lockstep = False  # whether a forward or backward of one process waits for that of every other
+    lockstep = False  # True if a forward or backward of one process waits for that of every other
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -45,15 +45,15 @@ class Replicated:
         return str(self.accelerator.device)
 
     def check_rows(self, splits: Mapping[str, Rows]) -> None:
-        """Refuse rows that the processes could not go through together."""
+        """Refuse rows that the processes cannot train on together."""
 
     def split(self, model: nn.Module, towers: Towers) -> None:
-        """Share out a base that was just loaded, before anything is attached to it."""
+        """Shard a base that was just loaded, before anything is attached to it."""
 
     def prepare(
         self, model: nn.Module, attachment: Attachment, optimizer: torch.optim.Optimizer, options: TrainSection
     ) -> None:
-        """Take over the adapter; from now on ``model`` runs forward, and ``optimizer`` holds the learning rates."""
+        """Take the adapter and its optimizer; afterwards ``model`` runs forward, and ``optimizer`` makes the steps."""
         self.attachment, self.optimizer = attachment, optimizer
         self.model = self.accelerator.prepare(model)
 
@@ -71,11 +71,11 @@ class Replicated:
         """
         with self.accelerator.no_sync(self.model):
             value = loss()
-            if value.requires_grad:  # rows without an image reach nothing that trains in a vision tower
+            if value.requires_grad:  # rows without an image reach no parameter of an adapted vision tower
                 self.accelerator.backward(value)
 
     def add_up_gradients(self) -> None:
-        """Add up the gradients of all processes, in one flat vector; a gradient that no process has stays None."""
+        """Sum the gradients of all processes in one flat vector; a gradient that no process has stays None."""
         if self.accelerator.num_processes == 1:
             return
         parameters = self.parameters
@@ -87,11 +87,11 @@ class Replicated:
             parameter.grad = piece.view_as(parameter).clone() if count else None
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return a whole gradient, of all processes; None where no row of the step reached the parameter."""
+        """Return a whole gradient, of all processes; None if no row of the step reached the parameter."""
         return parameter.grad
 
     def clip(self, max_norm: float | None) -> Tensor:
-        """Clip the gradients to ``max_norm``, and return the norm they had."""
+        """Clip the gradients to ``max_norm``, and return their norm before."""
         return nn.utils.clip_grad_norm_(self.parameters, max_norm or math.inf)
 
     def step(self) -> None:
@@ -100,7 +100,7 @@ class Replicated:
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        """Forget the gradients of the backward passes."""
+        """Drop the gradients of the backward passes."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:

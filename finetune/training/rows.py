@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from finetune.training.plan import Draw, MicroBatch, Plan
 
 
-MOST_WORKERS = 8  # for one GPU: more seldom make batches faster, and each holds memory of its own
+MOST_WORKERS = 8  # for one GPU: more are rarely faster, and each needs memory of its own
 
 
 def worker_count(wanted: int | Literal["auto"], device: torch.device) -> int:
     """Return the number of processes that prepare batches ahead.
 
-    A GPU computes while they open images and make tokens, so it gets the cores that its process has here. On a CPU
-    the model itself takes every core: workers would only take turns with it.
+    A GPU computes while workers open images and make tokens, so it gets the cores of its process. On a CPU the model
+    itself uses every core, and workers would only slow it down.
 
     Args:
         wanted: the number in the recipe, or ``auto``.
@@ -60,7 +60,7 @@ class _Rows(Dataset):
 
 
 class _Arrivals(Dataset):
-    """The arriving rows of a stream, checked as a dataset; None stands for a row that only fills a micro-batch."""
+    """The rows of a stream as a dataset that checks them; None is a row that only fills a micro-batch."""
 
     def __init__(self, checks: Checks, filler: Example, collate: Callable[[list[tuple[Example, bool]]], Batch]):
         self.checks, self.filler, self.collate = checks, filler, collate
@@ -71,7 +71,7 @@ class _Arrivals(Dataset):
     def batch(
         self, checked: list[tuple[int, Example | DataError] | None]
     ) -> tuple[Batch, list[tuple[int, DataError | None]]]:
-        """Return the batch of the rows that can be trained on, and each position with its error or None."""
+        """Return the batch of the usable rows, and each position with its error or None."""
         found = [one for one in checked if one]
         good = [(row, True) for _, row in found if isinstance(row, Example)]
         faults = [(position, row if isinstance(row, DataError) else None) for position, row in found]
@@ -79,7 +79,7 @@ class _Arrivals(Dataset):
 
 
 class _Telling:
-    """A collator that returns this package's errors; torch would put the traceback of a raised one into its message."""
+    """A collator that returns this package's errors: torch adds a traceback to the message of a raised error."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]):
         self._collate = collate
@@ -92,15 +92,15 @@ class _Telling:
 
 
 class Windows:
-    """The micro-batches of one process, a step's at a time.
+    """The micro-batches of one process, for one step at a time.
 
-    Workers last as long as the plan does, the whole run but for a lack of memory, and are two batches each ahead.
+    Workers live as long as the plan, which is the whole run unless memory runs out. Each prepares two batches ahead.
 
     Args:
-        examples: the training rows; a stream is read here, and its rows are checked where they are collated.
+        examples: the training rows; the rows of a stream are checked when they are collated.
         collate: the function that makes a training batch of (example, supervised) pairs.
-        accelerator: the accelerator, which numbers this process and has its device.
-        num_workers: the number of worker processes, as for ``worker_count``; 0 collates here.
+        accelerator: the accelerator of the run, with the index and the device of this process.
+        num_workers: the number of worker processes, as for ``worker_count``; 0 collates in this process.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Windows:
     ):
         self.examples, self.collate, self.process = examples, collate, accelerator.process_index
         self.num_workers = worker_count(num_workers, accelerator.device)
-        self.pin_memory = accelerator.device.type == "cuda"  # so that copies there need not be waited for
+        self.pin_memory = accelerator.device.type == "cuda"  # copies to the device are then asynchronous
         self._stream: Iterator[Batch] | None = None
         self._plan: Plan | None = None
 
@@ -124,20 +124,20 @@ class Windows:
 
     @property
     def lengths(self) -> list[int] | None:
-        """The tokens of each row of an epoch; None where they are not known before it arrives, or were not counted."""
+        """The number of tokens of each row of an epoch; None for a stream, or if a row was not counted."""
         if isinstance(self.examples, Stream):
             return None
         counted = [row.num_tokens for row in self.examples if row.num_tokens is not None]
         return counted if len(counted) == len(self.examples) else None
 
     def window(self, plan: Plan, step: int) -> list[Batch]:
-        """Return the micro-batches of ``step``; steps follow one another, and a new plan starts anew at its step."""
+        """Return the micro-batches of ``step``. Steps must follow one another; a new plan restarts the workers."""
         if self._stream is None or plan is not self._plan:
             self._plan, self._stream = plan, self._batches(plan, step)
         return [next(self._stream) for _ in plan.micro_batches(step, self.process)]
 
     def close(self) -> None:
-        """End the workers: they ignore SIGTERM, so an interpreter that exits before them would wait for ever."""
+        """End the workers: they ignore SIGTERM, so an interpreter that exits before them would wait forever."""
         self._stream = None
 
     def _batches(self, plan: Plan, step: int) -> Iterator[Batch]:
@@ -156,12 +156,12 @@ class Windows:
     def _loader(self, rows: Dataset, drawn: Iterable[list[Any]], collate: Callable[[list[Any]], Any]) -> DataLoader:
         return DataLoader(
             rows,
-            batch_sampler=drawn,  # any iterable of lists
+            batch_sampler=drawn,  # torch accepts any iterable of lists
             collate_fn=_Telling(collate),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             worker_init_fn=leave_signals_to_the_parent,
-            # A generator of its own: starting a loader would otherwise draw from the one that dropout uses.
+            # Without a generator of its own, the start of a loader would draw from the one that dropout uses.
             generator=torch.Generator(),
         )
 

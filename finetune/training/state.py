@@ -1,4 +1,4 @@
-"""The state of a run, as a checkpoint holds it by name: all that is needed to go on exactly."""
+"""The state of a run, as a checkpoint holds it by name: all values that are needed to continue exactly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from finetune.training.replicated import Replicated
     from finetune.training.validation import Validation
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")  # whose version may change the numbers
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")  # their versions may change the numbers
 
 
 @dataclass
 class TrainState:
     """The progress of a run, without weights and generators."""
 
-    batch_size: int  # rows of a micro-batch on one process; fewer than the recipe's where memory ran out
+    batch_size: int  # rows of a micro-batch on one process; fewer than the recipe's after memory ran out
     step: int = 0  # optimizer steps done
     best_score: float | None = None
     best_loss: float | None = None  # of the validation that had the best score
@@ -36,9 +36,10 @@ class TrainState:
     validations: list[list[Any]] = field(default_factory=list)  # [step, score, loss or None], the oldest first
 
     def note(self, validation: Validation) -> bool:
-        """Take in the validation of this step, and return whether its weights are the best so far.
+        """Record the validation of this step, and return whether its weights are the best so far.
 
-        Of two that are as good the later one is chosen, which has seen more rows; waiting for a better one goes on.
+        Of two equal validations the later one is chosen, which has trained on more rows. It does not reset the count
+        of validations without a better one.
         """
         best = (self.best_score, self.best_loss)
         better = validation.is_better(*best)
@@ -88,25 +89,30 @@ class Standing:
         return tensors, facts
 
     def unpack(self, checkpoint: Checkpoint, *, process: int) -> dict[str, Any]:
-        """Put everything back, and return the random state of ``process``; every process has to call it.
+        """Restore the state, and return the random state of ``process``; every process has to call it.
+
+        Args:
+            checkpoint: the checkpoint that was read.
+            process: the index of this process.
 
         Raises:
-            TrainingError: what trains now is not what trained then.
+            TrainingError: the checkpoint lacks a value, or its trainable tensors are not those of this run.
         """
         kinds = {"trainable": dict, "state": dict, "random": list, "log_bytes": int, "versions": dict}
         if wrong := [name for name, kind in kinds.items() if type(checkpoint.facts.get(name)) is not kind]:
             raise TrainingError(
                 f"{checkpoint.path}: a checkpoint must hold {', '.join(kinds)}, but {wrong[0]} is missing or of "
-                "another type. Delete this checkpoint to go on from the one before, or set train.resume: never."
+                "another type. Delete this checkpoint to continue from the one before, or set train.resume: never."
             )
-        there = checkpoint.facts["trainable"]
-        here = {name: list(tensor.shape) for name, tensor in self.strategy.tensors().items()}
-        if there != here:
-            names = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
+        saved = checkpoint.facts["trainable"]
+        own = {name: list(tensor.shape) for name, tensor in self.strategy.tensors().items()}
+        if saved != own:
+            names = [name for name in dict.fromkeys([*saved, *own]) if saved.get(name) != own.get(name)]
             raise TrainingError(
-                f"{checkpoint.path}: what trains is not what trained then: {len(names)} tensors differ, such as "
-                f"{names[0]} ({there.get(names[0])} there, {here.get(names[0])} here). Go on with the versions that "
-                f"wrote it ({checkpoint.facts['versions']}), or set train.resume: never."
+                f"{checkpoint.path}: the trainable tensors must be those of this run, but {len(names)} differ, such as "
+                f"{names[0]} (shape {saved.get(names[0])} in the checkpoint, {own.get(names[0])} in this run). "
+                f"Continue with the versions that wrote it ({checkpoint.facts['versions']}), or set train.resume: "
+                "never."
             )
         parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "best": {}, "optimizer": {}, "random": {}}
         for key, tensor in checkpoint.tensors.items():
@@ -120,8 +126,8 @@ class Standing:
         self.strategy.load_optimizer(slots)
         self.strategy.load(parts["adapter"])
         vars(self.state).update(checkpoint.facts["state"])
-        own = {key.partition("/")[2]: t for key, t in parts["random"].items() if key.startswith(f"{process}/")}
-        return {**checkpoint.facts["random"][process], **own}
+        mine = {key.partition("/")[2]: t for key, t in parts["random"].items() if key.startswith(f"{process}/")}
+        return {**checkpoint.facts["random"][process], **mine}
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One micro-batch as an objective sees it, and the objective of a run over its task."""
+"""One micro-batch as an objective reads it, and the objective of a run over its task."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """The outputs of the base alone: the model that trains, with its adapter switched off for one forward.
+    """The outputs of the base alone: of the model that trains, with its adapter switched off for one forward.
 
-    It is the plain model also where the loop runs a wrapped one: the forward has no gradient, so no process waits for
-    the gradients of another.
+    It runs the plain model even if the loop runs a wrapped one: the forward has no gradient, so no process has to wait
+    for the gradients of another.
 
     Attributes:
         model: the adapted model, not wrapped.
         outputs: the task's ``outputs``.
-        placeholders: the places that a tuned prompt fills, which the base is not shown.
+        placeholders: the places of a tuned prompt, which the base does not read; None without such a prompt.
     """
 
     model: PreTrainedModel
@@ -39,7 +39,7 @@ class Reference:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the outputs for a batch of the adapter; the model is afterwards as it was, also after an error."""
+        """Return the outputs for a batch of the adapter; the model is unchanged afterwards, also after an error."""
         plain = self.placeholders.remove(batch) if self.placeholders else batch
         in_training: list[Any] = [module for module in self.model.modules() if module.training]
         self.model.eval()
@@ -59,13 +59,13 @@ class Step:
         model: the model as the loop runs it; it may be wrapped for several processes.
         batch: the micro-batch, on the model's device.
         outputs: the task's ``outputs``.
-        reference: the function that returns the base's own outputs; None where the objective did not ask for them.
+        reference: the function that returns the base's own outputs; None if the objective does not need them.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, outputs: Outputs, reference: Callable[[Batch], Tensor] | None):
         self.model, self.batch = model, batch
         self._outputs = outputs
-        # Before the forward, whose graph takes memory, and whose backward pass must find the adapter switched on.
+        # Before the forward: its graph takes memory, and its backward pass needs the adapter switched on.
         self._reference = reference(batch) if reference else None
         self._forward: Tensor | None = None
 
@@ -79,7 +79,7 @@ class Step:
         """Return the outputs of the base alone, without gradient.
 
         Raises:
-            TrainingError: the objective does not say that it needs them.
+            TrainingError: the objective has not set ``needs_reference``.
         """
         if self._reference is None:
             raise TrainingError("an objective must set needs_reference to True to use step.reference(); it is False")
@@ -92,7 +92,7 @@ class TaskObjective:
 
     Attributes:
         task: the task, which gives the outputs.
-        objective: the objective, which makes losses of the outputs.
+        objective: the objective, which computes losses from the outputs.
         reference: the function that returns the outputs of the base alone.
         couples_rows: whether the loss of a row depends on the other rows of an optimizer step; if so, the objective is
             a ``CoupledObjective``.
@@ -115,9 +115,9 @@ class TaskObjective:
     def backward_window(
         self, model: nn.Module, batches: Sequence[Batch], backward: Callable[[Callable[[], Tensor]], None]
     ) -> list[dict[str, Tensor]]:
-        """Run the micro-batches of an optimizer step whose rows are coupled; arguments as ``CoupledObjective`` says."""
+        """Run the micro-batches of an optimizer step with coupled rows; arguments as for ``CoupledObjective``."""
         return cast("CoupledObjective", self.objective).backward_window(model, self.task.outputs, batches, backward)
 
     def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        """Return the loss of coupled rows that are to be answered, each held against its own choices alone."""
+        """Return the loss of coupled rows, each compared with its own choices alone."""
         return cast("CoupledObjective", self.objective).choice_loss(model, batch)

@@ -1,4 +1,4 @@
-"""Stopping a run: Ctrl-C and SIGTERM are noted, and obeyed between two steps."""
+"""Stopping a run: Ctrl-C and SIGTERM are recorded, and the run stops between two steps."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SAME_SECONDS = 1.0  # a launcher passes on what the terminal has already sent: within this time it is one request
+SAME_SECONDS = 1.0  # a launcher repeats the terminal's signal: within this time both are one request
 
 
 class Stopping:
-    """A context in which a first signal is only noted; a second one ends the process at once.
+    """A context in which the first signal is only recorded; the second one ends the process at once.
 
-    A signal that was ignored (as under nohup) stays so, and outside the main thread nothing is handled.
+    A signal that was ignored before (as under nohup) stays ignored. Outside the main thread no signal is handled.
 
     Args:
-        main: whether this process is the one that tells the user.
+        main: whether this process prints the line for the user.
     """
 
     def __init__(self, *, main: bool = True):
         self.main = main
-        self.signum: int | None = None  # of the first signal
+        self.signum: int | None = None  # the number of the first signal
         self._at = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -46,7 +46,7 @@ class Stopping:
             signal.signal(signum, handler)
 
     def agreed(self, accelerator: Accelerator) -> int | None:
-        """Return the signal that any process has had, the same on all of them, or None."""
+        """Return the signal that any process has received, the same on all of them, or None."""
         if accelerator.num_processes == 1:
             return self.signum
         mine = torch.tensor([float(self.signum == s) for s in SIGNALS], device=accelerator.device)
@@ -58,30 +58,30 @@ class Stopping:
         if self.signum is None:
             self.signum, self._at = signum, now
             if self.main:
-                os.write(2, b"\nstopping after this step, with its state saved; once more stops at once\n")
+                os.write(2, b"\nstopping after this step, and saving its state; a second signal stops at once\n")
         elif now - self._at > SAME_SECONDS:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
 
 def farewell(step: int, total_steps: int, kept: Path | None) -> str:
-    """Return the last line of a run that stopped, for the user: the step it reached, and the way to go on.
+    """Return the last line of a run that stopped, for the user: the step it reached, and how to continue.
 
     Args:
         step: the number of optimizer steps done.
         total_steps: the number of optimizer steps of the whole run.
-        kept: the checkpoint of this step, where it could be written.
+        kept: the checkpoint of this step; None if it could not be written.
     """
     where = f"stopped after step {step} of {total_steps}"
     if kept is None:
-        return f"{where}; this state is not saved. Started again, the run goes on from its last checkpoint, if any."
-    return f"{where}; the state is saved in {kept}. Start the run again as before, and it goes on from there."
+        return f"{where}; this state is not saved. Start the run again to continue from its last checkpoint, if any."
+    return f"{where}; the state is saved in {kept}. Start the run again to continue from there."
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """Have a DataLoader's worker ignore the signals: it is needed for the step that is being finished.
+    """Ignore the signals in a DataLoader's worker, which the present step still needs.
 
-    The terminal sends Ctrl-C to every process of the run. A worker ends when the loader that started it does.
+    The terminal sends Ctrl-C to every process of the run. A worker ends together with its loader.
     """
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

@@ -30,40 +30,45 @@ _AVAILABLE = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise TrainingError for a tracker whose package is not installed; accelerate would leave it out silently."""
+    """Check that the packages of all trackers are installed; accelerate would leave out the others silently.
+
+    Raises:
+        TrainingError: a package is not installed.
+    """
     missing = [name for name in names if not _AVAILABLE[name]()]
     if missing:
         there = [name for name, is_available in _AVAILABLE.items() if is_available()]
         raise TrainingError(
-            f"train.trackers names {', '.join(missing)}, not installed here (installed: {', '.join(there) or 'none'}). "
-            f"Install it (pip install {' '.join(missing)}), or leave it out of train.trackers."
+            f"train.trackers must name installed packages, got {', '.join(missing)} (installed: "
+            f"{', '.join(there) or 'none'}). Install it (pip install {' '.join(missing)}), or remove it from "
+            "train.trackers."
         )
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Start the trackers the accelerator was made with, as a project of the run's name, with the published recipe.
+    """Start the accelerator's trackers as a project of the run's name, with the published recipe.
 
     Raises:
-        TrainingError: one does not start, as without a login.
+        TrainingError: a tracker does not start, as without a login.
     """
     try:
         accelerator.init_trackers(recipe.name, config=_flat(published_recipe(recipe)))
     except Exception as error:
         raise TrainingError(
             f"a tracker of train.trackers ({', '.join(recipe.train.trackers)}) does not start: {error}. Set it up, or "
-            "leave it out."
+            "remove it from train.trackers."
         ) from error
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """Have every tracker write the values that it still holds."""
+    """Finish every tracker, so that it writes the values that it still holds."""
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Return nested data as dotted keys; a list, and nothing at all, become text, which every tracker takes."""
+    """Return nested data as dotted keys; a list and None become text, which every tracker takes."""
     if isinstance(value, dict):
         return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
     return {key: value if isinstance(value, bool | int | float | str) else str(value)}

@@ -34,9 +34,12 @@ def set_train_mode(model: nn.Module, attachment: Attachment) -> None:
 
 
 class GradientCheck:
-    """A check that steps reach each parameter of an adapter; it stops a run in which one would never train.
+    """A check that each parameter of an adapter gets a gradient; it stops a run in which one would never train.
 
-    A step whose rows hold no image reaches no vision tower: it says nothing of what is adapted there.
+    A step whose rows hold no image does not count for the parameters in a vision tower.
+
+    Args:
+        attachment: the adapter that trains.
     """
 
     def __init__(self, attachment: Attachment):
@@ -45,15 +48,14 @@ class GradientCheck:
         self._steps = 0
 
     def check(self, gradient: Callable[[nn.Parameter], Tensor | None], epoch: int) -> None:
-        """Look at the gradients of one step.
+        """Check the gradients of one step.
 
         Args:
-            gradient: the function that returns a parameter's whole gradient; None where no row of the step reached it.
-            epoch: the number of steps that see each row once, or of the whole run where that is shorter.
+            gradient: the function that returns a parameter's whole gradient; None if no row of the step reached it.
+            epoch: the number of steps of an epoch, or of the whole run if that is shorter.
 
         Raises:
-            TrainingError: a tensor that must have a gradient by now has none that is not zero, or a whole epoch has
-                not reached it.
+            TrainingError: a tensor that must have a gradient by now has only zeros, or no row of an epoch reached it.
         """
         self._steps += 1
         due: dict[str, Tensor] = {}
@@ -64,19 +66,19 @@ class GradientCheck:
             self._reached[name] += 1
             if self._reached[name] == alive_after.get(name):
                 due[name] = (found != 0).any()
-        # One wait for the device for all of them, in the first steps alone.
+        # One wait for the device for all tensors, and only in the first steps.
         alive = torch.stack([*due.values()]).tolist() if due else []
         dead = [name for name, lives in zip(due, alive, strict=True) if not lives]
         if dead:
             raise TrainingError(
-                f"{len(dead)} adapter tensors get no gradient that is not zero, so they would never train: "
-                f"{_first(dead)}. Leave their modules out of method."
+                f"every adapter tensor must get a gradient that is not zero, but {len(dead)} of them have none and "
+                f"would never train: {_first(dead)}. Remove their modules from method."
             )
         never = [n for n, count in self._reached.items() if count == 0 and alive_after.get(n, 1) <= self._steps]
         if never and self._steps == epoch:
             raise TrainingError(
-                f"{len(never)} adapter tensors were reached by no row of {self._steps} steps, so they do not train: "
-                f"{_first(never)}. Do rows hold images? Leave what they do not reach out of method."
+                f"every adapter tensor must get a gradient, but no row of {self._steps} steps reached {len(never)} of "
+                f"them: {_first(never)}. Check that rows have images, or remove these modules from method."
             )
 
 

@@ -1,4 +1,4 @@
-"""The result of one validation, and which of two is better."""
+"""The result of one validation, and the comparison of two results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Validation:
         return self.values[self.metric]
 
     def is_better(self, than_score: float | None, than_loss: float | None) -> bool:
-        """Return whether this beats the best so far: by its score, or by its loss where the scores are equal."""
+        """Return whether this is better than the best so far: by its score, or by its loss if scores are equal."""
         if than_score is None:
             return True
         if self.score != than_score:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Several machines under SLURM: sbatch --nodes 2 recipes/accelerate/slurm.sh CONFIG.yaml [key=value ...]
 #
-# Starts torchrun once on each machine, which starts one process on each of its GPUs; they meet on the first machine.
-# Submit it from the checkout, which has to be on a disk that all machines see, as has train.output_dir.
+# Starts torchrun once on each machine, which starts one process on each of its GPUs; all connect to the first machine.
+# Submit it from the checkout. The checkout and train.output_dir must be on a disk that all machines can read.
 # Set up the environment first: ./launch.sh setup. Not run on a SLURM cluster; the tests run its torchrun line on a
 # stand-in for srun.
 #SBATCH --job-name=finetune

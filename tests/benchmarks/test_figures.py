@@ -68,9 +68,9 @@ def test_what_was_not_measured_has_no_figure():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"trainable": 101}, "do not train as many parameters"),
-        ({"supervised": [48, 47, 48]}, "48 tokens of a step are to be supervised"),
-        ({"losses": [4.1, 3.0, 2.0]}, "the first losses differ"),
+        ({"trainable": 101}, "must train as many parameters, got"),
+        ({"supervised": [48, 47, 48]}, "each step of a contestant must supervise 48 tokens"),
+        ({"losses": [4.1, 3.0, 2.0]}, "the first losses must differ by at most"),
     ],
 )
 def test_other_work_is_refused(changes, message):

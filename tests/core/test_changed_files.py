@@ -225,7 +225,7 @@ def test_a_run_does_not_go_on_with_other_images(stopped, rows_folder, name, spli
     path = rows_folder / "images" / name
     before = path.read_bytes()
     repaint(path, 7)
-    with pytest.raises(TrainingError, match=f"unfinished run that is not this one .*images.{split} is .* there and"):
+    with pytest.raises(TrainingError, match=f"another unfinished run .*images.{split} was .* and is now"):
         train(stopped)
     path.write_bytes(before)
     assert train(stopped).adapter.exists()

@@ -159,7 +159,9 @@ def test_rows_with_and_without_a_type_do_not_go_together_under_deepspeed():
     engine.check_rows({"train": [image, image]})
     engine.check_rows({"train": [both, both]})
     engine.check_rows({"train": [row(), row()]})
-    with pytest.raises(TrainingError, match="a medium of the type sound or none has; 1 of 2 have none, such as 1"):
+    with pytest.raises(
+        TrainingError, match="must have a medium of the type sound, but 1 of 2 rows have none, such as 1"
+    ):
         engine.check_rows({"train": [image, both]})
 
 

@@ -329,7 +329,7 @@ def raw(data):
     [
         (
             {"source": "jsonl", "root": "a", "on_error": "skip"},
-            "on_error of one holds for the whole mix: set data.on_error",
+            "sources.one must not set on_error: one value holds for the whole mix. Set data.on_error",
         ),
         ({"source": "jsonl", "rot": "a"}, r"data.sources.one.data.rot: unknown key. Did you mean 'root'\?"),
         ({"source": "mix", "sources": {}}, "data.sources.one.data"),

@@ -186,9 +186,7 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_source_by_another_name_is_answered(source):
     for data in ({"source": source}, {"source": "mix", "sources": {"a": {"data": {"source": source}}}}):
-        with pytest.raises(
-            RecipeError, match=rf"unknown data.source in x '{source}'.*{SOURCES[source]}.*Allowed: hub, "
-        ):
+        with pytest.raises(RecipeError, match=rf"x: unknown data.source '{source}'.*{SOURCES[source]}.*Allowed: hub, "):
             parse_recipe({"data": data}, source="x")
 
 

@@ -292,9 +292,9 @@ STREAM = {"source": "parquet", "streaming": True}
     [
         (
             {"data": STREAM, "train": {"max_steps": None, "epochs": 1.0}},
-            "data.streaming does not go with train.epochs.*train.max_steps",
+            "data.streaming needs train.max_steps, got train.epochs .*Set train.max_steps",
         ),
-        ({"data": STREAM | {"max_rows": {"train": 9}}}, "max_rows.train does not go with streaming"),
+        ({"data": STREAM | {"max_rows": {"train": 9}}}, "max_rows.train must not be set with streaming, got 9"),
         ({"data": {"source": "saved", "streaming": True}}, "data.streaming: unknown key"),
     ],
 )
@@ -304,7 +304,7 @@ def test_a_recipe_that_cannot_stream_is_refused(make_recipe, changes, message):
 
 
 def test_a_mix_does_not_stream():
-    with pytest.raises(ValueError, match="one cannot be a stream"):
+    with pytest.raises(ValueError, match="sources.one must not be a stream"):
         MixData.model_validate({"source": "mix", "sources": {"one": {"data": STREAM | {"root": "."}}}})
 
 

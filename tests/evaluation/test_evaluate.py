@@ -274,8 +274,8 @@ class NoSum(Vocabulary):
 @pytest.mark.parametrize(
     ("name", "metric", "message"),
     [
-        ("length", "NotANumber", r"the metric length must give a finite number, got nan \(row 0\)"),
-        ("vocabulary", "NoSum", r"the metric vocabulary must give a finite number, got inf \(3 rows\)"),
+        ("length", "NotANumber", r"the metric length must return a finite number, got nan \(row 0\)"),
+        ("vocabulary", "NoSum", r"the metric vocabulary must return a finite number, got inf \(3 rows\)"),
     ],
 )
 def test_a_value_that_is_no_finite_number_is_refused(name, metric, message, monkeypatch):

@@ -10,7 +10,7 @@ from finetune.core.prediction import Text
 from finetune.evaluation.evaluate import Evaluation, score
 from finetune.evaluation.measured import Measured
 from finetune.evaluation.rows import make_rows
-from finetune.evaluation.split import _read, _tell, _write
+from finetune.evaluation.split import _log, _read, _write
 from finetune.metrics.building import metrics_of
 from finetune.tasks.vqa import VqaConfig, VqaTask
 
@@ -66,7 +66,7 @@ def test_what_is_not_there_whole_or_of_another_release_is_evaluated_again(kept, 
 
 def test_what_is_told_of_it(kept):
     lines = []
-    _tell(kept[1], lines.append)
+    _log(kept[1], lines.append)
     assert lines[0].startswith("base on test: exact match 0.667 (") and lines[0].endswith(
         "), majority 1.000, blank image 0.667, 3 rows"
     )

@@ -49,10 +49,10 @@ def test_types_that_cannot_be_found_out_are_not_known(monkeypatch):
 
 def test_a_class_says_its_architecture_where_the_type_is_not_known():
     assert why_incompatible("vqa", "new_vlm") is None
-    assert "and new_vlm is dual_encoder" in why_incompatible("vqa", "new_vlm", architecture="dual_encoder")
+    assert "but new_vlm is dual_encoder" in why_incompatible("vqa", "new_vlm", architecture="dual_encoder")
 
 
-UNKNOWN = "no task serves a base of the architecture 'fusion_encoder'"
+UNKNOWN = "no task supports a base of the architecture 'fusion_encoder'"
 
 
 def test_a_base_of_an_unknown_architecture_is_refused_before_its_weights(strange, tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_loaded_base_of_an_unknown_architecture_is_asked_nothing(tmp_path, mon
 
     vlm = VisionLanguageModel(load_base(str(save_idefics3(tmp_path / "base")), device="cpu"), registry=tmp_path)
     monkeypatch.setattr(Idefics3Family, "architecture", "fusion_encoder")
-    with pytest.raises(ModelError, match="no task serves a base of the architecture 'fusion_encoder'"):
+    with pytest.raises(ModelError, match="no task supports a base of the architecture 'fusion_encoder'"):
         vlm.base.default_task  # noqa: B018
     with pytest.raises(ModelError, match="architecture of the served base must be generative, got fusion_encoder"):
         serve(vlm, [], Settings(), listener=None)
@@ -156,7 +156,10 @@ def test_lora_on_a_tower_of_another_name():
     [
         ({"fusoin": "all-linear"}, r"method\.towers\.fusoin: the base has no such tower\. Did you mean 'fusion'\?"),
         ({"projector": "all-linear"}, r"towers\.projector: the base has no such tower\. It has vision, fusion\."),
-        ({}, r"method\.towers: none for every tower of the base \(vision, fusion\), so nothing would be adapted"),
+        (
+            {},
+            r"method\.towers: at least one tower of the base must be adapted, got none for every tower \(vision, fu",
+        ),
     ],
 )
 def test_a_tower_that_the_base_lacks(towers, message):

@@ -33,7 +33,7 @@ def test_what_is_not_available_is_said(tiny_fast_vlm, make_recipe):
         ModelError, match="flash_attention_2 needs the package flash-attn and a CUDA device, got device cpu"
     ):
         load_base(str(tiny_fast_vlm), device="cpu", dtype="bfloat16", attn_implementation="flash_attention_2")
-    with pytest.raises(RecipeError, match="flash_attention_2 computes in 16 bit only; set dtype: bfloat16"):
+    with pytest.raises(RecipeError, match="flash_attention_2 needs 16 bit, got dtype float32. Set dtype: bfloat16"):
         make_recipe(tiny_fast_vlm, model={"attn_implementation": "flash_attention_2"})
 
 

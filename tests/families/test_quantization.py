@@ -49,7 +49,7 @@ def test_merging_into_quantized_weights_is_refused(tiny_fast_vlm, tmp_path):
 
 
 def test_dora_on_8_bit_is_refused_when_the_recipe_is_read(tiny_fast_vlm, tmp_path):
-    with pytest.raises(RecipeError, match="lora.use_dora does not go with 8bit: .* Use model.quantization: 4bit"):
+    with pytest.raises(RecipeError, match="lora.use_dora cannot be used with 8bit: .* Use model.quantization: 4bit"):
         recipe_of({**LORA, "use_dora": True}, tiny_fast_vlm, tmp_path, quantization="8bit")
 
 

@@ -187,4 +187,4 @@ def test_without_the_package_it_is_listed_and_refused_by_its_name(walked):
     done = subprocess.run(
         ["finetune", "train", "count.yaml"], cwd=work, env=without, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 2 and "unknown task.name in count.yaml 'count'" in done.stderr
+    assert done.returncode == 2 and "count.yaml: unknown task.name 'count'" in done.stderr

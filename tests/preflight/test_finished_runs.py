@@ -62,9 +62,9 @@ def test_it_is_not_overwritten_but_named_with_the_way_on(recipe, nothing_is_load
     with pytest.raises(TrainingError) as caught:
         train(recipe(train={"epochs": 3.0}))
     assert str(caught.value).startswith(
-        f"{start}Its recipe is another one: train.epochs is 2.0 there and 3.0 here. train.resume=extend goes on from"
+        f"{start}Its recipe is another one: train.epochs was 2.0 and is now 3.0. train.resume=extend goes on from"
     )
-    with pytest.raises(TrainingError, match="train.learning_rate is 0.01 there and 0.02 here. train.resume=never"):
+    with pytest.raises(TrainingError, match="train.learning_rate was 0.01 and is now 0.02. train.resume=never"):
         train(recipe(train={"learning_rate": 0.02}))
     of_another_release = {**json.loads(before[Path("recipe.json")]), "unknown": 1}
     (folder / "recipe.json").write_text(json.dumps(of_another_release))
@@ -179,7 +179,7 @@ def test_a_run_that_ended_early_waits_anew(recipe):
 
 def test_only_its_length_may_change(recipe):
     train(recipe())
-    with pytest.raises(TrainingError, match="train.learning_rate is 0.01 there and 0.02 here"):
+    with pytest.raises(TrainingError, match="train.learning_rate was 0.01 and is now 0.02"):
         train(recipe(train={"epochs": 4.0, "learning_rate": 0.02, "resume": "extend"}))
     with pytest.raises(TrainingError, match="holds no checkpoint to go on from"):
         train(recipe(name="other", train={"resume": "extend"}))

@@ -24,13 +24,13 @@ CPU_SECONDS = 2.0  # of one answer, imports included; about half a second on a m
 
 # name -> (words of the command line, what the one line on stderr says). {here} is the folder of the test.
 MISTAKES = {
-    "no recipe file": (["train", "{here}/none.yaml"], "none.yaml: cannot be read: No such file"),
-    "not YAML": (["train", "{here}/broken.yaml"], "broken.yaml: not YAML"),
+    "no recipe file": (["train", "{here}/none.yaml"], "none.yaml: the recipe cannot be read: No such file"),
+    "not YAML": (["train", "{here}/broken.yaml"], "broken.yaml: the recipe must be valid YAML"),
     "unknown key": (["train", "R", "train.epoch=3"], "train.epoch: unknown key. Did you mean 'epochs'?"),
     "unknown method": (["train", "R", "method.name=lorra"], "unknown method.name"),
     "unknown task": (["train", "R", "task.name=vqaa"], "unknown task.name"),
-    "unknown source": (["train", "R", "data.source=jsnol"], "unknown data.source"),
-    "no tower": (["train", "R", "method.towers.language=none"], "method.towers: none for every tower"),
+    "unknown source": (["train", "R", "data.source=jsnol"], "unknown data.source 'jsnol'"),
+    "no tower": (["train", "R", "method.towers.language=none"], "method.towers: at least one tower must be adapted"),
     "no data root": (["train", "R", "data.root={here}/dta"], "no such folder. Did you mean '{here}/data'?"),
     "no train file": (["train", "R", "data.train=trian.jsonl"], "trian.jsonl: no such file. Check data.root"),
     "no default val file": (["train", "{here}/no_val.yaml"], "set data.val: null for none"),
@@ -73,11 +73,17 @@ MISTAKES = {
     "base not on this machine": (["train", "R", "model.name_or_path=acme/vlm"], "hf download acme/vlm"),
     "sweep": (["sweep", "R", "train.learning_rate=1e-3,1e-2", "data.val=vla.jsonl"], "vla.jsonl: no such file"),
     "sweep, bad key": (["sweep", "R", "train.learning=1,2"], "train.learning: unknown key"),
-    "find-lr, range": (["find-lr", "R", "--first", "1", "--last", "0.1"], "the learning rate must grow"),
+    "find-lr, range": (
+        ["find-lr", "R", "--first", "1", "--last", "0.1"],
+        "the last one above the first, got 1.0 and 0.1",
+    ),
     "find-lr, data": (["find-lr", "R", "data.train=trian.jsonl"], "trian.jsonl: no such file"),
     "ask, no image": (["ask", "base", "{here}/data/a.pgn", "?", "--base", "pocket"], "mean '{here}/data/a.png'?"),
     "ask, no image file": (["ask", "base", "{here}/file", "?", "--base", "pocket"], "not a readable image"),
-    "ask, a folder": (["ask", "base", "{here}", "?", "--base", "pocket"], "this is a folder"),
+    "ask, a folder": (
+        ["ask", "base", "{here}", "?", "--base", "pocket"],
+        "an image must be a file, got the folder {here}",
+    ),
     "ask, no adapter": (["ask", "retail/none", "{here}/data/a.png", "?"], "no adapter 'retail/none'"),
     "ask, base": (["ask", "base", "{here}/data/a.png", "?", "--base", "{here}/bsae"], "no model at '{here}/bsae'"),
     "ask, another base": (
@@ -273,7 +279,7 @@ def test_loading_a_base_in_python_answers_as_early(tmp_path):
 
 def test_a_run_in_python_checks_all_splits_before_the_base(make_recipe, rows_folder, nothing_slow):
     (rows_folder / "val.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"val\.jsonl: no such file\. data\.val is val\.jsonl unless"):
+    with pytest.raises(ValueError, match=r"val\.jsonl: no such file\. data\.val is val\.jsonl by default"):
         runs.train(make_recipe("pocket"))
 
 

@@ -43,22 +43,22 @@ def test_the_tasks_own_is_the_same_recipe_whether_it_is_named_or_not(named):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"name": "cross_entrop"}, "unknown objective.name in mine.yaml 'cross_entrop'. "
+        ({"name": "cross_entrop"}, "mine.yaml: unknown objective.name 'cross_entrop'. "
          r"Did you mean 'cross_entropy'\? Allowed: contrastive, cross_entropy."),
-        ([{"name": "cross_entropy"}, {"name": "kl"}], "unknown objective.name in mine.yaml 'kl'"),
+        ([{"name": "cross_entropy"}, {"name": "kl"}], "mine.yaml: unknown objective.name 'kl'"),
         ({"name": "cross_entropy", "weigth": 2.0}, r"objective.weigth: unknown key. Did you mean 'weight'\? Allowed "
          "here: name, weight."),
         ({"name": "cross_entropy", "weight": 0.0}, "objective.weight: Input should be greater than 0. Got 0.0."),
         ({"name": "cross_entropy", "weight": float("inf")}, "objective.weight: Input should be a finite number"),
-        ({"name": "cross_entropy", "weight": 2.0}, "objective: weight weighs an objective against others, and "
-         "cross_entropy is the only one, got 2. Leave it out, and set train.learning_rate"),
+        ({"name": "cross_entropy", "weight": 2.0}, "objective: the weight of a single objective must be "
+         "1, got 2 for cross_entropy. Remove weight, and set train.learning_rate"),
         ([], "objective: .* at least 1 item"),
-        ({"weight": 1.0}, "objective"),
-        ([{"name": "cross_entropy"}] * 2, "objective: an objective stands twice"),
-        ([{"name": "contrastive"}, {"name": "cross_entropy"}], "objective: contrastive goes with no other objective: "
-         "the loss of one of its rows depends on all rows of an optimizer step, .* Leave the others out, or it"),
-        ({"name": "contrastive"}, "mine.yaml: objective contrastive does not go with task vqa: it takes "
-         "pair_embeddings, and the task gives token_logits. Allowed with this task: cross_entropy."),
+        ({"weight": 1.0}, "objective: name must be one of contrastive, cross_entropy, got nothing"),
+        ([{"name": "cross_entropy"}] * 2, "objective: each objective may occur only once, got 'cross_entropy' twice"),
+        ([{"name": "contrastive"}, {"name": "cross_entropy"}], "objective: contrastive must be the only objective, "
+         "got contrastive, cross_entropy: its loss depends on all rows of an optimizer step, .* Remove it or the o"),
+        ({"name": "contrastive"}, "mine.yaml: objective contrastive cannot be used with task vqa: the objective "
+         "takes pair_embeddings, but the task returns token_logits. Allowed with this task: cross_entropy."),
     ],
 )  # fmt: skip
 def test_what_does_not_go_is_refused_with_the_reason(objective, message):
@@ -67,5 +67,5 @@ def test_what_does_not_go_is_refused_with_the_reason(objective, message):
 
 
 def test_cross_entropy_does_not_go_with_a_dual_encoders_task():
-    with pytest.raises(RecipeError, match="cross_entropy does not go with task contrastive: .* task: contrastive"):
+    with pytest.raises(RecipeError, match="cross_entropy cannot be used with task contrastive: .* task: contrastive"):
         recipe({"name": "cross_entropy"}, task={"name": "contrastive"})

@@ -85,7 +85,7 @@ def test_elsewhere_it_is_one_error_that_names_the_key(key, value, monkeypatch, t
     path.write_text(json.dumps(RAW))
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, [f"{key}={json.dumps(value)}"])
-    assert f"{path}: {key}: environment variables are put only into paths and model.name_or_path, got " in str(
+    assert f"{path}: {key}: environment variables are allowed only in paths and in model.name_or_path, got " in str(
         caught.value
     )
     assert SECRET not in str(caught.value) and f"as {key}=VALUE" in str(caught.value)
@@ -109,7 +109,7 @@ def test_a_seed_is_one_that_every_library_takes(seed):
 
 
 def test_a_place_has_no_nul():
-    with pytest.raises(RecipeError, match="train.output_dir: no file can have a name with a NUL"):
+    with pytest.raises(RecipeError, match="train.output_dir: a path must not contain a NUL character"):
         parse_recipe({**RAW, "train": {"epochs": 1, "output_dir": "a\0b"}}, source="test")
 
 

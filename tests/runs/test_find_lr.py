@@ -88,9 +88,12 @@ def test_what_stops_a_run_at_once_stops_the_test(make_recipe, tiny_fast_vlm, mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--first", "0"], "must grow from above 0, not from 0.0 to 1.0"),
-        (["--first", "1e-3", "--last", "1e-4"], "not from 0.001 to 0.0001"),
-        (["--steps", "5"], "5 steps are too few to see a curve; give at least 20"),
+        (
+            ["--first", "0"],
+            "the first learning rate must be above 0, and the last one above the first, got 0.0 and 1.0",
+        ),
+        (["--first", "1e-3", "--last", "1e-4"], "the last one above the first, got 0.001 and 0.0001"),
+        (["--steps", "5"], "a learning-rate range test must have at least 20 steps, got 5"),
     ],
 )
 def test_impossible_ranges(options, message, tmp_path, capsys):
@@ -104,5 +107,5 @@ def test_impossible_ranges(options, message, tmp_path, capsys):
 
 
 def test_the_recipe_is_checked_first():
-    with pytest.raises(RecipeError, match="must grow"):
+    with pytest.raises(RecipeError, match="the last one above the first, got 1.0 and 0.1"):
         find_lr(None, first=1.0, last=0.1)

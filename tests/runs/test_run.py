@@ -66,7 +66,7 @@ def test_the_scripts_and_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["none.yaml"], "error: none.yaml: cannot be read"),
+        (["none.yaml"], "error: none.yaml: the recipe cannot be read: No such file"),
         ([str(PROCEDURAL[0]), "train.epoch=1"], "train.epoch: unknown key. Did you mean 'epochs'?"),
         ([str(PROCEDURAL[0]), "model.name_or_path=pockt"], "error: no model at 'pockt'"),
     ],
@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line(args, message):
 
 
 def test_evaluate_refuses_two_bases(make_recipe):
-    with pytest.raises(RecipeError, match="the configs name 2 bases"):
+    with pytest.raises(RecipeError, match="all recipes must name the same base, .* got 2"):
         evaluate(["base"], [make_recipe("a"), make_recipe("b")])
 
 
@@ -100,7 +100,7 @@ def test_a_key_that_is_missing_stops_before_training(make_recipe, tmp_path, monk
 
 def test_the_number_of_processes_asked_for_is_checked(make_recipe, tiny_fast_vlm, monkeypatch):
     monkeypatch.setenv("FINETUNE_NUM_PROCESSES", "2")
-    with pytest.raises(TrainingError, match="2 processes were asked for, but this run has 1"):
+    with pytest.raises(TrainingError, match="the launch must start 2 processes, but this run has 1"):
         train(make_recipe(tiny_fast_vlm))
 
 
@@ -108,7 +108,7 @@ def test_processes_that_are_each_a_run_of_their_own_are_refused(make_recipe, tin
     """torchrun says how many it started, whatever the user said."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     alone = SimpleNamespace(num_processes=1)
-    with pytest.raises(TrainingError, match="2 processes were asked for, but this run has 1"):
+    with pytest.raises(TrainingError, match="the launch must start 2 processes, but this run has 1"):
         check_launch(alone, make_recipe(tiny_fast_vlm))
 
 

@@ -97,7 +97,7 @@ def test_an_unfinished_run_of_another_recipe_is_refused(recipe, stop_at):
     with pytest.raises(StoppedError):
         train(recipe())
     before = sorted((recipe().run_folder / "checkpoints").iterdir())
-    with pytest.raises(TrainingError, match="recipe.train.learning_rate is 0.01 there and 0.02 here"):
+    with pytest.raises(TrainingError, match="recipe.train.learning_rate was 0.01 and is now 0.02"):
         train(recipe(train={"learning_rate": 0.02}))
     assert sorted((recipe().run_folder / "checkpoints").iterdir()) == before
     assert json.loads((recipe().run_folder / "recipe.json").read_text())["train"]["learning_rate"] == 0.01
@@ -112,7 +112,7 @@ def test_rows_that_changed_are_another_run(recipe, stop_at, rows_folder):
         train(recipe())
     path = rows_folder / "train.jsonl"
     path.write_text(path.read_text().replace('"answer": "red"', '"answer": "rose"', 1))
-    with pytest.raises(TrainingError, match="rows.train is"):
+    with pytest.raises(TrainingError, match="rows.train was .* and is now"):
         train(recipe())
 
 
@@ -148,7 +148,7 @@ def test_trackers_are_told_what_the_log_is(recipe):
 
 def test_a_tracker_that_is_not_installed_stops_before_anything(recipe, monkeypatch):
     monkeypatch.setitem(trackers._AVAILABLE, "wandb", lambda: False)
-    with pytest.raises(TrainingError, match=r"train.trackers names wandb, not installed here .*pip install wandb"):
+    with pytest.raises(TrainingError, match="train.trackers must name installed packages, got wandb .*pip install wan"):
         train(recipe(train={"trackers": ["tensorboard", "wandb"]}))
     assert not recipe().run_folder.exists()
 

@@ -138,7 +138,7 @@ def test_values_are_yaml(config, word, values):
         (["seed=1,2", "seed=3"], "'seed=3': seed is given twice; put all its values in one word"),
         (["seed=1,2,1"], "two runs of this grid are the same: seed=1, and seed=1"),
         (["name=a,b"], 'two runs of this grid are the same: name="a", and name="b"'),
-        (["seed=1,[2"], r"stands in quotes or brackets\): the value is not YAML"),
+        (["seed=1,[2"], r"stands in quotes or brackets\): the value must be valid YAML"),
         (["seed=1,two"], "seed: .*integer.*Got 'two'"),
         (["train.learningrate=1,2"], "learningrate: unknown key. Did you mean 'learning_rate'?"),
         (["seed=" + ",".join(map(str, range(40))), "train.batch_size=" + ",".join(map(str, range(1, 30)))],

@@ -64,11 +64,11 @@ def test_without_it_an_adapter_has_no_parents(parent):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"r": 8}, r"lora.options.r is 4 there and 8 here"),
-        ({"lora_alpha": 16}, r"lora.options.lora_alpha is 8.0 there and 16.0 here"),
-        ({"towers": {"projector": "none"}}, r"lora.modules.projector is \['.* there and "),
+        ({"r": 8}, r"lora.options.r was 4 and is now 8"),
+        ({"lora_alpha": 16}, r"lora.options.lora_alpha was 8.0 and is now 16.0"),
+        ({"towers": {"projector": "none"}}, r"lora.modules.projector was \['.* and is now "),
         ([{"name": "lora", "r": 4, "lora_alpha": 8, "towers": {"projector": "all-linear"}},
-          {"name": "prompt_tuning", "num_virtual_tokens": 2}], "prompt_tuning is None there and"),
+          {"name": "prompt_tuning", "num_virtual_tokens": 2}], "prompt_tuning was None and is now"),
     ],
 )  # fmt: skip
 def test_another_method_is_one_error_before_training(recipe, parent, monkeypatch, method, message):
@@ -100,7 +100,7 @@ def test_what_is_not_there_or_was_changed_is_one_error_before_the_base_is_loaded
 def test_a_run_that_began_afresh_does_not_go_on_from_an_adapter(recipe, parent):
     options = {"adapter": {"publish": None}, "train": {"save_steps": 1}}
     (train(recipe(**options)).folder / "result.json").unlink()  # as if it had not come to its end
-    with pytest.raises(TrainingError, match="init_from is None there and 'testing/squares@sha256:.*' here"):
+    with pytest.raises(TrainingError, match="init_from was None and is now 'testing/squares@sha256:.*'"):
         train(recipe(**{**options, "adapter": {"publish": None, "init_from": parent.ref}}))
 
 
@@ -109,11 +109,9 @@ def test_another_parent_is_another_run(recipe, parent, monkeypatch):
     folder = train(child).folder
     (folder / "result.json").unlink()  # as if it had not come to its end
     with pytest.raises(
-        TrainingError, match="init_from is 'testing/squares@sha256:.* there and 'testing/squares@sha256"
+        TrainingError, match="init_from was 'testing/squares@sha256:.* and is now 'testing/squares@sha256"
     ):
         train(child)
     (folder / "result.json").write_text("{}")
-    with pytest.raises(
-        TrainingError, match="adapter.init_from is 'testing/squares' there and 'testing/squares@1' here"
-    ):
+    with pytest.raises(TrainingError, match="adapter.init_from was 'testing/squares' and is now 'testing/squares@1'"):
         train(recipe(adapter={"init_from": parent.ref}, train={"save_steps": 1}))

@@ -115,7 +115,7 @@ def fewer_rows(folder, tensors, config, manifest):
 
 REFUSALS = [
     (zero_b, ProbeError, "its effect on the probe is 0, the recorded effect is"),
-    (a_question, ManifestError, "the task must fit the architecture of the base: task vqa does not go with clip"),
+    (a_question, ManifestError, "the task must fit the architecture of the base: task vqa cannot be used with clip"),
     (a_prompt, ManifestError, "a model with one input embedding for all tokens, and CLIPModel has none"),
     (other_tokenizer, BaseMismatchError, "trained with another tokenizer"),
     (fewer_rows, ProbeError, r"must have the shape \[2, 32\] of this model's outputs, got \[4, 32\]"),
@@ -175,9 +175,9 @@ def test_what_was_not_known_when_the_recipe_was_read_is_refused_before_the_base_
     """As for a hub id whose config was not on this machine."""
     unknown = make_recipe("somewhere/else")
     recipe = unknown.model_copy(update={"model": unknown.model.model_copy(update={"name_or_path": str(tiny_clip)})})
-    with pytest.raises(RecipeError, match="squares: task vqa does not go with clip"):
+    with pytest.raises(RecipeError, match="squares: task vqa cannot be used with clip"):
         base_of(recipe)
-    with pytest.raises(ModelError, match="task vqa does not go with clip"):
+    with pytest.raises(ModelError, match="task vqa cannot be used with clip"):
         load_base(str(tiny_clip), device="cpu").task(recipe.task)
 
 

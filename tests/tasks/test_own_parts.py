@@ -123,7 +123,7 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
         assert "of task grade. Use it in Python by predict" in found.json()["error"]["message"]
         assert server.post(body(model=other.ref)).status_code == 200
     with pytest.raises(
-        RecipeError, match=r"the base alone cannot be evaluated: task grade predicts by parts of its own"
+        RecipeError, match=r"the base alone cannot be evaluated with task grade: the task predicts with parts of"
     ):
         evaluate(["base"], [make_grade(tiny_fast_vlm)])
     with pytest.raises(RecipeError, match=r"testing/squares\S* cannot be evaluated with task grade"):
@@ -164,16 +164,16 @@ def test_prompts_that_an_app_cannot_repeat_are_refused(make_grade, rows_folder, 
 
 
 def test_parts_are_trained_once(graded, make_recipe, make_grade, tiny_fast_vlm, monkeypatch):
-    with pytest.raises(RecipeError, match="method must name at least one method"):
+    with pytest.raises(RecipeError, match="method must name at least one method, got none"):
         make_recipe(tiny_fast_vlm, method=[])
     part = HeadSection(num_outputs=2)
     monkeypatch.setattr(graded.GradeConfig, "parts", property(lambda self: [part, part]))
-    with pytest.raises(RecipeError, match="task grade brings a part twice: head, head"):
+    with pytest.raises(RecipeError, match="task grade must add each of its parts once, got head, head"):
         make_grade(tiny_fast_vlm)
     monkeypatch.setattr(
         graded.GradeConfig, "parts", property(lambda self: [OverridesSection.model_construct(name="lora")])
     )
-    with pytest.raises(RecipeError, match="task grade brings the method lora itself"):
+    with pytest.raises(RecipeError, match="method must not name lora, because task grade adds it"):
         make_grade(tiny_fast_vlm)
 
 
@@ -192,7 +192,7 @@ def test_an_objective_must_be_able_to_couple_rows_where_it_says_so(make_grade, g
 def test_a_row_of_no_class_and_a_recipe_that_names_the_head_are_refused(make_grade, make_recipe, tiny_fast_vlm):
     with pytest.raises(DataError, match=r"train.jsonl, line \d+: 'answer' must be one of green, got '(red|blue)'"):
         train(make_grade(tiny_fast_vlm, classes=["green"]))
-    with pytest.raises(RecipeError, match="name 'head' cannot stand here"):
+    with pytest.raises(RecipeError, match="method: name must be one of lora, overrides, prompt_tuning, got 'head'"):
         make_recipe(tiny_fast_vlm, method={"name": "head", "num_outputs": 2})
 
 

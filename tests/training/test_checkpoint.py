@@ -53,14 +53,18 @@ def another_step(path):
 @pytest.mark.parametrize(
     ("file", "harm", "why"),
     [
-        ("state.safetensors", cut, "state.safetensors is not the one written"),
-        ("state.safetensors", flip, "state.safetensors is not the one written"),
+        ("state.safetensors", cut, "state.safetensors differs from the file that was written"),
+        ("state.safetensors", flip, "state.safetensors differs from the file that was written"),
         ("state.safetensors", os.remove, "state.safetensors cannot be read"),
         ("checkpoint.json", cut, "not JSON"),
-        ("checkpoint.json", another_step, "not have the digest"),
+        ("checkpoint.json", another_step, "checkpoint.json does not match the digest in it"),
         ("checkpoint.json", os.remove, "checkpoint.json cannot be read"),
-        ("checkpoint.json", lambda path: path.write_text("[]"), "not an object"),
-        ("checkpoint.json", lambda path: path.write_text('{"step": 30}'), "not have the digest"),
+        ("checkpoint.json", lambda path: path.write_text("[]"), "checkpoint.json must be a JSON object"),
+        (
+            "checkpoint.json",
+            lambda path: path.write_text('{"step": 30}'),
+            "checkpoint.json does not match the digest in it",
+        ),
     ],
 )
 def test_a_torn_one_is_refused_and_the_one_before_used(made, file, harm, why):
@@ -69,7 +73,7 @@ def test_a_torn_one_is_refused_and_the_one_before_used(made, file, harm, why):
         made.read(made.path(30))
     said = []
     assert made.newest(said.append).step == 20
-    assert len(said) == 1 and "step-00000030 is torn and is not used" in said[0] and why in said[0]
+    assert len(said) == 1 and "step-00000030 is damaged and is not used" in said[0] and why in said[0]
     assert names(made) == ["step-00000020", "step-00000030.refused"], "nothing is lost, and it is not in the way"
     made.write(25, {"adapter/a": torch.zeros(1)}, {})
     assert made.newest(print).step == 25
@@ -85,7 +89,7 @@ def test_one_of_another_run_is_refused_with_the_difference(made):
     other = {**RUN, "recipe": {"seed": 0, "train": {"learning_rate": 5e-3}}}
     with pytest.raises(TrainingError) as caught:
         Checkpoints(made.folder, other, keep=2).newest(print)
-    assert "recipe.train.learning_rate is 0.001 there and 0.005 here" in str(caught.value)
+    assert "recipe.train.learning_rate was 0.001 and is now 0.005" in str(caught.value)
     assert "train.output_dir" in str(caught.value) and "train.resume: never" in str(caught.value)
     assert names(made) == ["step-00000020", "step-00000030"], "they are as they were"
     mixed = Checkpoints(made.folder, other, keep=3)
@@ -105,14 +109,14 @@ def rewritten(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"schema": None}, "its schema is None, this version reads 1"),
+        ({"schema": None}, "schema must be 1 for this version, got None"),
         ({"run": None}, "run must be of type dict, got None"),
         ({"run": []}, r"run must be of type dict, got \[\]"),
         ({"step": "30"}, "step must be of type int, got '30'"),
         ({"files": None}, "files must be of type dict"),
-        ({"files": {}}, "files does not list state.safetensors"),
-        ({"files": {"state.safetensors": {}}}, "state.safetensors is not the one written"),
-        ({"files": {"state.safetensors": 1}}, "files does not list state.safetensors"),
+        ({"files": {}}, "files must list state.safetensors"),
+        ({"files": {"state.safetensors": {}}}, "state.safetensors differs from the file that was written"),
+        ({"files": {"state.safetensors": 1}}, "files must list state.safetensors"),
     ],
 )
 def test_one_that_lacks_what_is_read_is_torn(made, changes, why):
@@ -124,12 +128,14 @@ def test_one_that_lacks_what_is_read_is_torn(made, changes, why):
 
 def test_one_of_a_version_that_recorded_less_is_refused_with_the_way_on(made):
     later = Checkpoints(made.folder, {**RUN, "images": {"train": "ab"}}, keep=2)
-    with pytest.raises(TrainingError, match="another version of this package, which did not record images. Only that"):
+    with pytest.raises(
+        TrainingError, match="another version of this package wrote it, without a record of the images. Co"
+    ):
         later.newest(print)
     assert names(made) == ["step-00000020", "step-00000030"]
     # A version that records no init_from starts every adapter afresh.
     assert Checkpoints(made.folder, {**RUN, "init_from": None}, keep=2).newest(print).step == 30
-    with pytest.raises(TrainingError, match="init_from is None there and 'ns/a@1' here"):
+    with pytest.raises(TrainingError, match="init_from was None and is now 'ns/a@1'"):
         Checkpoints(made.folder, {**RUN, "init_from": "ns/a@1"}, keep=2).newest(print)
 
 

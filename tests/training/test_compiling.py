@@ -70,12 +70,12 @@ def test_a_whole_run_is_the_same(make_recipe, tmp_path):
 
 def test_what_cannot_be_compiled_is_said(monkeypatch):
     model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]))
-    with pytest.raises(TrainingError, match="train.torch_compile: this base has no repeated layers"):
+    with pytest.raises(TrainingError, match="train.torch_compile needs a base with repeated layers"):
         CompiledLayers(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), ["a"])
-    with pytest.raises(TrainingError, match="train.torch_compile: this base has no repeated layers"):
+    with pytest.raises(TrainingError, match="train.torch_compile needs a base with repeated layers"):
         CompiledLayers(model, [])
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
-    with pytest.raises(TrainingError, match="the layers cannot be compiled here: no compiler Set it to false"):
+    with pytest.raises(TrainingError, match="torch cannot compile the layers on this machine: no compiler. Set it"):
         with CompiledLayers(model, ["0"]):
             raise torch._dynamo.exc.InternalTorchDynamoError("no compiler\nand a trace")
 

@@ -130,10 +130,10 @@ def test_damage_during_a_run_stops_it(tmp_path):
     Image.new("RGB", (4, 4)).save(image)
     stored = StoredFeatures({places_of([image]): path})
     assert stored([image]).replacements == features().replacements
-    with pytest.raises(TrainingError, match="the features of b'another' were not stored when the run began"):
+    with pytest.raises(TrainingError, match="the run has stored no features of b'another'. Start the run again"):
         stored([b"another"])
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(TrainingError, match="have changed on disk or are gone. Start the run again"):
+    with pytest.raises(TrainingError, match="of an image were changed or removed on the disk. Start the run again"):
         stored([image])
 
 
@@ -189,7 +189,7 @@ def test_it_is_off_where_it_must_be(run, changes, why):
 
 def test_it_is_off_where_there_is_no_room(run):
     found = run(train={"feature_store_max_bytes": 5000})
-    assert re.search("off: .* are wanted, more than the disk of .* or train.feature_store_max_bytes", found.said)
+    assert re.search("off: .* are needed, but the disk of .* or train.feature_store_max_bytes .* less", found.said)
     assert len(found.files) == 4 and len(found.losses) == 3
 
 
@@ -225,7 +225,7 @@ def test_room_is_made_of_what_no_run_has_used_for_a_week():
 def test_the_cap_is_held_where_rows_grow(make_filler):
     filler, made = make_filler(sizes=[1, 1, 1, 1] + [400] * 60, max_bytes=60_000)
     reason = filler.fill([row(i) for i in range(64)])
-    assert isinstance(reason, str) and "are wanted, more than" in reason
+    assert isinstance(reason, str) and "are needed, but the disk of" in reason
     written = sum(path.stat().st_size for path in filler.store.folder.rglob("*.features"))
     assert 4 < len(made) < 20 and written < 2 * 60_000
 

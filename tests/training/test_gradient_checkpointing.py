@@ -75,7 +75,7 @@ def test_generation_and_what_comes_after_are_as_ever(tiny_fast_vlm):
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(TrainingError, match="Linear has no layer that transformers could recompute. Set it to false"):
+    with pytest.raises(TrainingError, match="a layer that transformers can recompute, and Linear has none. Set"):
         with recomputing(nn.Linear(2, 2)):
             pass
 

@@ -42,7 +42,7 @@ def test_half_the_micro_batch_gives_the_adapter_of_the_smaller_one(
     assert worst < 1e-5
     assert seen[:3] == [8, 4, 2] and state.batch_size == 2
     said = capsys.readouterr().out
-    assert f"step {first + 1}: out of memory." in said and "micro-batches of 2 and 4 of them to a step: 8 rows" in said
+    assert f"step {first + 1}: out of memory." in said and "micro-batches of 2, 4 to a step: 8 rows" in said
     assert [line["step"] for line in run.lines()] == list(range(1, 7)), "no step is logged twice"
 
 

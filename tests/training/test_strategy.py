@@ -53,23 +53,28 @@ OVERRIDES = {"method": [LORA, {"name": "overrides", "parameters": ["norms"]}]}
 @pytest.mark.parametrize(
     ("kind", "plugin", "changes", "message"),
     [
-        ("MEGATRON_LM", {}, {}, r"MEGATRON_LM: only NO, MULTI_CPU, MULTI_GPU, FSDP \(version 2\) and DEEPSPEED"),
-        ("FSDP", {"fsdp": {"fsdp_version": 1}}, {}, "would flatten adapter and base .* Set fsdp_version: 2"),
+        ("MEGATRON_LM", {}, {}, r"MEGATRON_LM: it must be NO, MULTI_CPU, MULTI_GPU, FSDP \(version 2\) or DEEPSPEED"),
+        ("FSDP", {"fsdp": {"fsdp_version": 1}}, {}, "fsdp_version must be 2, got 1, .* Set fsdp_version: 2"),
         ("FSDP", {"fsdp": {"cpu_ram_efficient_loading": True}}, {}, "Set fsdp_cpu_ram_efficient_loading: false"),
-        ("FSDP", {"fsdp": {"activation_checkpointing": True}}, {}, "set train.gradient_checkpointing: true"),
+        ("FSDP", {"fsdp": {"activation_checkpointing": True}}, {}, "and train.gradient_checkpointing: true"),
         ("FSDP", {"fsdp": {"cpu_offload": CPUOffloadPolicy()}}, {}, "Set fsdp_offload_params: false"),
-        ("FSDP", {}, QUANTIZED, "a base held in 4bit cannot be cut"),
-        ("FSDP", {}, DORA, "DoRA reads whole weights"),
-        ("DEEPSPEED", {"zero": {"zero_stage": 0}}, {}, "zero_stage 0 shares nothing out"),
-        ("DEEPSPEED", {"zero": {"deepspeed_config": {"optimizer": {}}}}, {}, "Take 'optimizer' out of the DeepSpeed"),
-        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, QUANTIZED, "a base held in 4bit cannot be cut"),
+        ("FSDP", {}, QUANTIZED, "a 4bit base cannot be sharded. Remove model.quantization"),
+        ("FSDP", {}, DORA, "DoRA needs whole weights"),
+        ("DEEPSPEED", {"zero": {"zero_stage": 0}}, {}, "zero_stage must be 1, 2 or 3, got 0, which shards nothing"),
+        ("DEEPSPEED", {"zero": {"deepspeed_config": {"optimizer": {}}}}, {}, "config must not set 'optimizer'"),
+        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, QUANTIZED, "a 4bit base cannot be sharded. Remove model.quant"),
         (
             "DEEPSPEED",
             {"zero": {"zero_stage": 3}},
             OVERRIDES,
-            "overrides put whole parameters in the places of the base's own, which ZeRO-3 has cut",
+            "zero_stage 3 cannot be used with overrides, which replaces whole parameters of the base",
         ),
-        ("DEEPSPEED", {"zero": {"zero_stage": 3}}, {"task": {"name": "contrastive"}}, "the contrastive loss reads"),
+        (
+            "DEEPSPEED",
+            {"zero": {"zero_stage": 3}},
+            {"task": {"name": "contrastive"}},
+            "1 or 2 for the contrastive loss, got 3",
+        ),
         ("DEEPSPEED", {}, STREAM, "Set data.streaming: false"),
     ],
 )
@@ -212,7 +217,7 @@ def test_rows_of_which_some_have_no_image_are_refused(zero):
     zero(stage=2).check_rows({"train": rows(3), "val": mixed})
     zero(stage=3).check_rows({"train": rows(3), "val": []})
     for stage, splits in ((2, {"train": mixed}), (3, {"train": rows(3), "val": mixed})):
-        with pytest.raises(TrainingError, match="medium of the type image or none has; 1 of 3 .*, such as 1. Use"):
+        with pytest.raises(TrainingError, match="must have a medium of the type image, but 1 of 3 .*, such as 1. Use"):
             zero(stage).check_rows(splits)
 
 

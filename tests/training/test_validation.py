@@ -171,14 +171,15 @@ def ended(*validations, best, step=None):
     ("state", "base", "expected"),
     [
         (ended((5, 0.5, 2.0), (10, 0.7, 1.0), best=10), None, ["the validation score was still rising at the end, from "
-         "0.500 to 0.700. To go on from here: the same recipe with a larger train.max_steps and train.resume=extend"]),
+         "0.500 to 0.700. To continue from here, run the recipe with a larger train.max_steps and "
+         "train.resume=extend"]),
         (ended((5, 0.5, 2.0), (10, 0.5, 1.0), best=10), None, []),
         (ended((5, 0.7, 2.0), (10, 0.5, 1.0), best=5), None, []),
         (ended((5, 0.5, 2.0), (8, 0.7, 1.0), best=8), None, []),  # it ended early
         (ended((10, 0.5, 2.0), best=10), None, []),
         (ended((10, 0.5, 2.0), best=10), BASE_BEATEN, []),
-        (ended((10, 1.0, 2.0), best=10), BASE_RIGHT, ["the base alone answers every test row right, so these rows "
-         "cannot show what was gained"]),
+        (ended((10, 1.0, 2.0), best=10), BASE_RIGHT, ["the base alone answers every test row correctly, so these "
+         "rows cannot show an improvement. Use harder rows"]),
         (TrainState(batch_size=4, step=10), None, []),
     ],
 )  # fmt: skip
@@ -191,7 +192,7 @@ def test_an_error_that_still_falls_is_told_and_a_perfect_one_is_no_failure(make_
     options = make_recipe("no-base").train
     falling = ended((5, 0.7, 2.0), (10, 0.5, 1.0), best=10)
     (told,) = warnings_of(falling, options, total_steps=10, base=None, higher_is_better=False)
-    assert told.startswith("the validation score was still falling at the end, from 0.700 to 0.500. To go on")
+    assert told.startswith("the validation score was still falling at the end, from 0.700 to 0.500. To con")
     perfect = ended((5, 0.0, 2.0), (10, 0.0, 1.0), best=10)
     assert warnings_of(perfect, options, total_steps=10, base=None, higher_is_better=False) == []
 
@@ -199,7 +200,7 @@ def test_an_error_that_still_falls_is_told_and_a_perfect_one_is_no_failure(make_
 def test_a_metric_without_a_value_chooses_nothing(validator, monkeypatch):
     monkeypatch.setattr(ExactMatch, "row", lambda self, prediction, example: None)
     with pytest.raises(
-        TrainingError, match=r"exact_match chooses the best weights, but it has no value for any of \d+"
+        TrainingError, match=r"exact_match must have a value for a validation row, .*, but it has none for \d+ rows"
     ):
         validator(batch_size=4)
 
@@ -208,7 +209,7 @@ def test_a_run_in_which_nothing_is_ever_right_says_so_before_it_publishes(make_r
     result = train(make_recipe(tiny_fast_vlm, train={"max_steps": 4, "eval_steps": 2, "learning_rate": 1e-4}))
     assert result.metrics["test"].first.value == 0, "this recipe learns too little"
     zero, falling = result.warnings
-    assert zero.startswith("every validation scored 0: no answer was right at any step. The weights of step 4 were ")
+    assert zero.startswith("every validation scored 0: no answer was correct at any step. The weights of step 4 were ")
     assert falling.startswith("the validation loss was still falling at the end, from ")
     out, err = capfd.readouterr()
     assert out.index(f"warning: {zero}.") < out.index(f"published {result.ref}")
@@ -226,4 +227,6 @@ def test_a_base_that_is_right_already_is_named(make_recipe, tiny_fast_vlm, monke
     recipe = make_recipe(tiny_fast_vlm, **({} if split == "test" else {"data": {"test": None}}))
     (warning,) = train(recipe).warnings
     name = {"test": "test", "val": "validation"}[split]
-    assert warning == f"the base alone answers every {name} row right, so these rows cannot show what was gained"
+    assert warning == (
+        f"the base alone answers every {name} row correctly, so these rows cannot show an improvement. Use harder rows"
+    )
