@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
@@ -16,18 +16,18 @@ from finetune.data.aspect_ratio import refuse_aspect
 from finetune.data.image_checks import image_sizes
 from finetune.data.media import refuse_unopened
 from finetune.errors import DataError, FinetuneError, RowError
-from finetune.interfaces import RowTokens
+from finetune.interfaces import RowTokens, TaskCollator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.core.example import Example
+    from finetune.core.example import Example, Message
     from finetune.data.bad_rows import BadRows
-    from finetune.data.collate import Collator
     from finetune.data.image_checks import Size
-    from finetune.interfaces import RowLengths
+    from finetune.data.spans import Tokenized
+    from finetune.interfaces import PaddingSide, RowLengths
     from finetune.recipe import RowsSection
 
 _LISTED = 20  # rows named in a report
@@ -45,6 +45,22 @@ def refused_by_processor(where: str, processor: ProcessorMixin, error: Exception
     return RowError(fault, reason="refused by the processor")
 
 
+class RowTokenizer(TaskCollator, Protocol):
+    """A collator that makes text and tokens of single rows."""
+
+    def supervise(self, example: Example) -> Tokenized:
+        """Return the rendered row and which of its tokens are supervised."""
+
+    def prompt(self, example: Example) -> Tokenized:
+        """Return the rendered row up to where its last turn begins."""
+
+    def render(self, messages: list[Message], *, for_answer: bool = False) -> str:
+        """Return the conversation as text; ``for_answer`` opens the assistant's turn."""
+
+    def encode(self, rows: Sequence[Rendered], padding_side: PaddingSide) -> dict[str, Any]:
+        """Return the model's inputs of rendered rows."""
+
+
 class Lengths:
     """A counter of the tokens of rows for one base.
 
@@ -57,7 +73,7 @@ class Lengths:
         key: a text that changes with the processor.
     """
 
-    def __init__(self, collator: Collator, *, key: str):
+    def __init__(self, collator: RowTokenizer, *, key: str):
         self.collator, self.key = collator, f"{version('transformers')} {key}"
         self.notes = Notes("image_tokens.sqlite")
         self.tokens: dict[tuple[Size, ...], int] = {(): 0}

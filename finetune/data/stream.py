@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from finetune.core.example import ImageOptions
+from finetune.data.arrow import class_labels
 from finetune.data.bad_rows import BadRows, unread_report
 from finetune.data.bit_depth import COLORS, VALUES, decide_range, fixed_range
 from finetune.data.columns import require_columns
@@ -147,7 +148,8 @@ class Stream:
 
     def reader(self) -> Reader:
         """Return a reader that has not begun."""
-        return Reader(self)
+        labels = class_labels(self.dataset.features, self.columns)
+        return Reader(self.checks.section, labels, self.passes, what=self.what)
 
     def receive(self, arrived: list[tuple[int, DataError | None]]) -> None:
         """Count rows that were checked.

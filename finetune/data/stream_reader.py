@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.arrow import class_labels
 from finetune.data.fields import RawRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from finetune.data.stream import Stream
+    from datasets import ClassLabel
+
+    from finetune.recipe import ColumnData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,30 +50,43 @@ class ArrivedImage:
 
 
 class Reader:
-    """A reader that goes forward through a stream, and skips the rows between the positions that are read."""
+    """A reader that goes forward through a stream, and skips the rows between the positions that are read.
 
-    def __init__(self, stream: Stream):
-        self.stream = stream
-        self._labels = class_labels(stream.dataset.features, stream.columns)
+    Args:
+        section: the section of the recipe that names the columns of images.
+        labels: the class labels by column.
+        passes: the function that yields the tables of the stream from a position on, as ``Stream.passes`` does.
+        what: the name of the stream in messages.
+    """
+
+    def __init__(
+        self,
+        section: ColumnData,
+        labels: Mapping[str, ClassLabel],
+        passes: Callable[[int], Iterator[tuple[int, int, int, Any]]],
+        *,
+        what: str,
+    ):
+        self._section, self._labels, self._passes, self._what = section, labels, passes, what
         self._tables: Iterator[tuple[int, int, int, Any]] | None = None
         self._end = 0
 
     def at(self, position: int) -> Arrival:
         """Return the row at ``position``, which must be larger than that of the call before."""
         if self._tables is None:
-            self._tables = self.stream.passes(position)
+            self._tables = self._passes(position)
         while position >= self._end:
             self._epoch, self._begin, self._start, self._table = next(self._tables)
             self._end = self._start + self._table.num_rows
         (fields,) = self._table.slice(position - self._start, 1).to_pylist()
         number = position - self._begin
-        section = self.stream.checks.section
+        section = self._section
         for name, label in self._labels.items():
             if fields[name] is not None:
                 fields[name] = label.int2str(fields[name])
         images = [name for name in (section.image, section.images) if name and name in fields]
         said = {name: value for name, value in fields.items() if name not in images}
-        where = f"{self.stream.what}, row {number} of pass {self._epoch + 1} of the stream ({_brief(said)})"
+        where = f"{self._what}, row {number} of pass {self._epoch + 1} of the stream ({_brief(said)})"
         for name in images:
             fields[name] = _image(fields[name], f"{where}, {name}")
         row = RawRow(id=f"stream:{self._epoch + 1}:{number}", where=where, fields=fields)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from finetune.core.example import Example, ImageSource
     from finetune.errors import RowError
-    from finetune.recipe.task import TaskSection
 
 
 class Row(Protocol):
-    """A row of data as a task reads it.
+    """A row of data as a task reads it; its methods are given the section of that task.
 
     Attributes:
         id: the id of the row, the same on every machine.
@@ -28,11 +27,11 @@ class Row(Protocol):
         """
         ...
 
-    def conversation(self, task: TaskSection) -> Example:
+    def conversation(self, task: Any) -> Example:
         """Return the example of a row that has ``messages``."""
         ...
 
-    def question_and_answer(self, task: TaskSection) -> Example:
+    def question_and_answer(self, task: Any) -> Example:
         """Return the example of a row that has ``captions`` or ``answer``, with its question if the task has one."""
         ...
 

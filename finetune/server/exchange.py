@@ -29,6 +29,22 @@ T = TypeVar("T")
 CLIENT_GONE = 499  # a status for metrics alone, as no client gets it
 
 
+def admit(service: Service, client: str) -> Exchange:
+    """Admit a new request and return its exchange; the caller must close it.
+
+    Args:
+        service: the service that answers it.
+        client: the client that asks.
+
+    Raises:
+        RequestError: too many requests wait, of this client or of all, or the server is stopping.
+    """
+    service.require_room(client)
+    exchange = Exchange(service, client)
+    service.open.add(exchange)
+    return exchange
+
+
 class Exchange:
     """One request, from its admission to its end, and the resources that it takes.
 
@@ -166,7 +182,7 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        self._service.forget(self)
+        self._service.open.discard(self)
         self._leave_queue()
         if self._job is not None:
             self._service.scheduler.withdraw(self._job)

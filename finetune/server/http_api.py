@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from finetune.errors import RequestError, brief
 from finetune.server.answers import AnswerStream, whole
 from finetune.server.errors import response_of, to_request_error
-from finetune.server.exchange import CLIENT_GONE
+from finetune.server.exchange import CLIENT_GONE, admit
 from finetune.server.keys import Keys
 from finetune.server.middleware import Middleware
 from finetune.server.openapi import BODY, EVENTS, describe, errors
@@ -65,7 +65,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
     )
     async def create_chat_completion(request: Request) -> Response:
         """Answer a question or go on with a conversation, by the adapter that ``model`` names."""
-        exchange = service.let_in(request.state.client)
+        exchange = admit(service, request.state.client)
         status = CLIENT_GONE
         try:
             response = await _answer(service, exchange, request)

@@ -6,13 +6,12 @@ import asyncio
 from collections import Counter
 from itertools import count
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from finetune.data.image_workers import DECODE_SECONDS, ImageWorkers
 from finetune.errors import RequestError
 from finetune.server.catalog import Catalog
 from finetune.server.errors import stopping
-from finetune.server.exchange import Exchange
 from finetune.server.metrics import Metrics
 from finetune.server.preparation import Collators
 from finetune.server.scheduler import Scheduler
@@ -33,6 +32,13 @@ _CLIENT_SHARE = 0.75  # of the queue, for one client
 _LAST_BATCH_SECONDS = 10.0  # to wait for the end of a batch whose rows have all ended
 
 
+class OpenRequest(Protocol):
+    """A request that was admitted and is not over."""
+
+    def cut(self) -> None:
+        """End the time that the request has."""
+
+
 class Service:
     """The service that answers requests with one model; its methods are called in the event loop.
 
@@ -49,7 +55,7 @@ class Service:
         self.prepared_bytes: Counter[str] = Counter()  # of the inputs of prepared requests, by client
         self.arrivals = count()
         self.is_stopping = False
-        self._open: set[Exchange] = set()
+        self.open: set[OpenRequest] = set()
         self._is_cut = False
         self.metrics = Metrics(
             waiting=lambda: self.num_waiting,
@@ -84,7 +90,7 @@ class Service:
     def cut(self) -> None:
         """End all requests now; each gets an error."""
         self._is_cut = True
-        for exchange in self._open:
+        for exchange in self.open:
             exchange.cut()
 
     def require_ready(self) -> None:
@@ -99,8 +105,8 @@ class Service:
             message = "The server cannot answer, because its scheduler has ended. The operator must restart it."
             raise RequestError(message, status=503, code="not_ready")
 
-    def let_in(self, client: str) -> Exchange:
-        """Admit a new request and return its exchange; the caller must close it.
+    def require_room(self, client: str) -> None:
+        """Check that a new request of a client may wait.
 
         Args:
             client: the client that asks.
@@ -122,10 +128,3 @@ class Service:
         except RequestError as error:
             self.metrics.requests.labels(self.metrics.label(None), str(error.status)).inc()
             raise
-        exchange = Exchange(self, client)
-        self._open.add(exchange)
-        return exchange
-
-    def forget(self, exchange: Exchange) -> None:
-        """Remove an exchange that is over."""
-        self._open.discard(exchange)

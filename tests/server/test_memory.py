@@ -7,8 +7,7 @@ import weakref
 
 import pytest
 
-from finetune.server import middleware
-from finetune.server.service import Service
+from finetune.server import http_api, middleware
 from tests.server.serving import body, http_client, image_part, png
 from tests.server.test_isolation import parts
 
@@ -28,13 +27,13 @@ SENT = {
 def born(monkeypatch):
     """Weak references to the exchanges and errors of requests, in the order in which they were made."""
     found = []
-    let_in, to_request_error = Service.let_in, middleware.to_request_error
+    admit, to_request_error = http_api.admit, middleware.to_request_error
 
     def keep(made):
         found.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(Service, "let_in", lambda self, client: keep(let_in(self, client)))
+    monkeypatch.setattr(http_api, "admit", lambda service, client: keep(admit(service, client)))
     monkeypatch.setattr(middleware, "to_request_error", lambda error: keep(to_request_error(error)))
     gc.collect()
     gc.disable()
