@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from finetune.core.batch import ImageFeatures, OpenedMedium
     from finetune.core.example import Example, ImageSource, Message
-    from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide
+    from finetune.interfaces import GenerativeFamily, ModelFamily, PaddingSide, RowLengths
     from finetune.recipe import ReadSection
 
     FeatureLookup = Callable[[Sequence[ImageSource]], ImageFeatures]  # images of a row -> their features
@@ -103,7 +103,7 @@ class Collator:
         options = data.model_dump(include={"supervise", "max_image_pixels"}) if data else {}
         return cls(cast("GenerativeFamily", family), processor, end_ids, num_embeddings=embeddings, **options)
 
-    def lengths(self, *, key: str) -> Lengths:
+    def lengths(self, *, key: str) -> RowLengths:
         """Return the counter of the rows' tokens; ``key`` must change with the processor."""
         return Lengths(self, key=key)
 
