@@ -173,7 +173,7 @@ def test_environment_variables(write, monkeypatch):
     [
         ("- 1", "a recipe is a mapping"),
         ("a: [", "not YAML"),
-        (GOOD + "seed: 1\nseed: 2\n", "the key 'seed' stands twice"),
+        (GOOD + "seed: 1\nseed: 2\n", "a key must be unique, but 'seed' is given twice"),
         (GOOD.replace("domain: medical", ""), "domain: missing"),
     ],
 )

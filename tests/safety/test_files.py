@@ -131,7 +131,7 @@ LISTED = [
         ("a parent", "../../x", "String should match pattern"),
         ("an absolute path", "/etc/passwd", "String should match pattern"),
         ("a folder", ".git/config", "String should match pattern"),
-        ("a device", "NUL.txt", "'NUL.txt' is a device on Windows"),
+        ("a device", "NUL.txt", "must not be a device of Windows, got 'NUL.txt'"),
         ("itself", "manifest.json", "manifest.json is no file that a manifest can list"),
         ("itself in capitals", "Manifest.JSON", "manifest.json is no file that a manifest can list"),
         ("a case twin", "Adapter_Model.safetensors", "two names differ only in capitals"),
