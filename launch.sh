@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The one door: builds the Python environment if it is missing or out of date, then runs what was
-# asked for in it. Kept to bash 3.2, the version that macOS ships.
+# Builds the Python environment if it is missing or out of date, then runs the command in it. Needs only
+# bash 3.2, the version that macOS ships.
 set -euo pipefail
 
 usage() {
@@ -8,22 +8,22 @@ usage() {
 usage: ./launch.sh COMMAND
 
   setup                          build the environment, then show versions and hardware
-  demo [--json FILE] [options]   show the whole way on this machine, with the built-in model
+  demo [--json FILE] [options]   train, publish and swap two adapters of the built-in model
   test [--all] [pytest args]     run the tests; --all adds the slow ones
   CONFIG.yaml [key=value ...]    train this recipe on the hardware found
 
-Each command first builds the environment where that is needed. Variables:
+Each command first builds the environment if needed. Variables:
 
   PYTHON                 the Python (3.11 or later) to build the environment from
   NPROC                  number of processes to train with, or to test with
-  STRATEGY               how GPUs share a run: ddp (each has the whole base; the default), fsdp2 (each has a part),
+  STRATEGY               how GPUs share a run: ddp (each has the whole base; the default), fsdp2 (each has a shard),
                          deepspeed_zero2, deepspeed_zero3
   FINETUNE_VENV          folder of the environment; default: .venv beside this script
-  FINETUNE_SKIP_INSTALL  1: use the environment as it stands (needs no network)
-  FINETUNE_MIN_FREE_GB   disk space to ask for before an install; default: 7 on Linux, 3 elsewhere
+  FINETUNE_SKIP_INSTALL  1: use the environment unchanged (needs no network)
+  FINETUNE_MIN_FREE_GB   free disk space that an install needs; default: 7 on Linux, 3 elsewhere
   ACCELERATE_USE_CPU     true: train on the CPU even where there is a GPU
   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CERT, HTTPS_PROXY, ...
-                         read by pip: where packages come from, CPU-only builds of torch included
+                         read by pip: the index of packages, also for CPU-only builds of torch
 USAGE
 }
 
@@ -47,9 +47,9 @@ die() {
   exit 2
 }
 
-# --- what stands already -------------------------------------------------------------------------
+# --- the present environment ---------------------------------------------------------------------
 
-find_venv_python() { # Sets venv_python; Windows keeps it elsewhere.
+find_venv_python() { # Sets venv_python; Windows has another path.
   for venv_python in "$venv/bin/python" "$venv/Scripts/python.exe"; do
     [ -x "$venv_python" ] && return 0
   done
@@ -58,7 +58,7 @@ find_venv_python() { # Sets venv_python; Windows keeps it elsewhere.
 
 fingerprint() {
   # The folder is part of it because an editable install points into that folder: a copied or moved
-  # checkout must not run the code of the one it came from. -I -S keeps this to some 20 ms.
+  # checkout must not run the code of its original. -I -S limits this to some 20 ms.
   "$venv_python" -I -S -c 'import hashlib, sys
 root, index = sys.argv[1:]
 wanted = hashlib.sha256(repr((root, sys.version)).encode())
@@ -71,7 +71,7 @@ print(wanted.hexdigest(), hashlib.sha256(index.encode()).hexdigest())' "$root" "
 environment_stands() {
   local now saved
   [ -f "$stamp" ] && find_venv_python && now=$(fingerprint) && saved=$(cat "$stamp") || return 1
-  # Index variables that are not set ask for nothing: whoever set them for the first install need
+  # Index variables that are not set do not count: a user who set them for the first install need
   # not set them in every shell.
   if [ "$index" = '|||' ]; then
     [ "${now% *}" = "${saved% *}" ]
@@ -107,9 +107,9 @@ take_lock() {
   until mkdir "$lock" 2>/dev/null; do
     [ -d "$lock" ] || [ -w "$venv" ] || die "cannot write to $venv." \
       "Make it writable, or set FINETUNE_VENV to a folder that is."
-    # Between another's mkdir and its first line the lock has no holder; for longer only if it died there.
+    # The lock has no holder between a process's mkdir and its first line; for longer only if it died there.
     if [ -f "$lock/holder" ]; then nameless=0; else nameless=$((nameless + 1)); fi
-    # Only one of several that wait may remove a stale lock, or one could remove the other's new one.
+    # Only one of several waiting processes may remove a stale lock, or one could remove another's new lock.
     if { lock_is_stale || [ "$nameless" -gt 50 ]; } && mkdir "$lock.steal" 2>/dev/null; then
       if lock_is_stale || [ ! -f "$lock/holder" ]; then rm -rf "$lock"; fi
       rmdir "$lock.steal"
@@ -131,7 +131,7 @@ drop_lock() {
   locked=
 }
 
-stop() { # On a signal: end the step that runs, so that no install goes on behind the user's back.
+stop() { # On a signal: end the running step, so that no install goes on unnoticed.
   trap '' INT TERM HUP
   if [ -n "$child" ]; then
     kill -INT -- "-$child" 2>/dev/null || kill -INT "$child" 2>/dev/null || true
@@ -143,7 +143,7 @@ stop() { # On a signal: end the step that runs, so that no install goes on behin
     kill -TERM -- "-$child" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
     wait "$child" 2>/dev/null || true
   fi
-  say "interrupted. Nothing is half done for good: the next call finishes the install."
+  say "interrupted; the next call finishes the install."
   exit "$1"
 }
 
@@ -159,11 +159,11 @@ if sys.version_info < (3, 11):
     state = "old"
 print("%s %d.%d.%d" % ((state,) + tuple(sys.version_info[:3])))'
 
-ask() { # Prints state and version of a Python. A name on PATH may be a mere placeholder that does not run.
+ask() { # Prints state and version of a Python. A name on PATH may be a placeholder that does not run.
   "$1" -E -S -c "$probe" 2>/dev/null </dev/null || echo 'dead'
 }
 
-find_python() { # Sets python to the first one that will do.
+find_python() { # Sets python to the first suitable one.
   local candidate answer seen='' without=''
   set -- python3.13 python3.12 python3.11 python3 python
   [ -z "${PYTHON-}" ] || set -- "$PYTHON"
@@ -186,7 +186,7 @@ find_python() { # Sets python to the first one that will do.
     "or from python.org, or name one that is not on PATH: PYTHON=/path/to/python ./launch.sh ..."
 }
 
-check_arguments() { # Says now, not after a long install, that a word or a path is wrong.
+check_arguments() { # Reports a wrong word or path now, not after a long install.
   local said code=0
   said=$(PYTHONPATH=$root "$python" -P -m finetune.launch --check "$@" 2>&1) || code=$?
   [ "$code" -ne 2 ] || { printf '%s\n' "$said" >&2 && exit 2; }
@@ -194,13 +194,13 @@ check_arguments() { # Says now, not after a long install, that a word or a path 
 
 check_disk() {
   local need=${FINETUNE_MIN_FREE_GB-} used free
-  # CUDA builds of torch, which Linux gets unless told otherwise, are the larger part.
+  # CUDA builds of torch, the default on Linux, are the larger part.
   [ -n "$need" ] || case $(uname -s) in Linux) need=7 ;; *) need=3 ;; esac
   case $need in *[!0-9]*) die "FINETUNE_MIN_FREE_GB=$need is not a whole number of gigabytes." ;; esac
   used=$(du -sk "$venv" 2>/dev/null | awk '{print $1}') || true
   free=$(df -Pk "$venv" | awk 'NR == 2 {for (i = 2; i <= NF; i++) if ($i ~ /%$/) {print $(i - 1); exit}}') || true
   if [ -z "$free" ] || [ "$((free + ${used:-0}))" -ge "$((need * 1048576))" ]; then return 0; fi
-  die "the disk of $venv has $((free / 1048576)) GB free; the install asks for $need GB." \
+  die "the install needs $need GB, but the disk of $venv has $((free / 1048576)) GB free." \
     "Free some space, or set FINETUNE_VENV to a folder on another disk. A build of torch for the CPU" \
     "only needs about 2 GB: choose it with pip's PIP_INDEX_URL or PIP_EXTRA_INDEX_URL, and set" \
     "FINETUNE_MIN_FREE_GB=3. FINETUNE_MIN_FREE_GB=0 skips this check."
@@ -211,21 +211,21 @@ start() {
   if [ "$1" = shown ]; then exec "${@:2}" >&2; else exec "${@:2}" >>"$log" 2>&1; fi
 }
 
-step() { # step TEXT shown|logged COMMAND...: runs it and says how long it took.
+step() { # step TEXT shown|logged COMMAND...: runs the command and prints its time.
   local text=$1 began=$SECONDS told=$SECONDS code=0
   say "$text ..."
-  # Job control gives the command a process group and the usual answer to SIGINT, so that stop()
-  # reaches all of it; it runs in the background because bash acts on a signal only between commands.
+  # Job control gives the command a process group and the usual handling of SIGINT, so that stop()
+  # reaches all of it. It runs in the background because bash acts on a signal only between commands.
   set -m
   start "${@:2}" </dev/null &
   child=$!
   set +m
-  # Should this script be killed outright, the lock holds as long as the install goes on.
+  # If this script is killed, the lock stays as long as the install goes on.
   echo "$child" >>"$lock/holder"
   while kill -0 "$child" 2>/dev/null; do
     if [ "$2" = logged ] && [ $((SECONDS - told)) -ge 30 ]; then
       told=$SECONDS
-      say "  still at it after $((SECONDS - began)) s ($(du -sh "$venv" 2>/dev/null | cut -f1) so far)"
+      say "  still running after $((SECONDS - began)) s ($(du -sh "$venv" 2>/dev/null | cut -f1) so far)"
     fi
     sleep 0.2
   done
@@ -238,35 +238,35 @@ step() { # step TEXT shown|logged COMMAND...: runs it and says how long it took.
 logged() { grep -qiE "$1" "$log"; }
 
 explain_failure() {
-  if [ ! -t 2 ]; then # A terminal has seen them.
+  if [ ! -t 2 ]; then # A terminal has shown them.
     printf '%s\n' "--- the last lines of $log" >&2
     tail -n 15 "$log" >&2
     printf '%s\n' "---" >&2
   fi
   if logged 'no space left on device|disk quota exceeded'; then
     die "the disk is full." "Free some space; pip also writes to TMPDIR (now ${TMPDIR:-/tmp}) and to its cache" \
-      "(pip cache purge empties it). Then start again: what is downloaded stays."
+      "(pip cache purge empties it). Then start again: finished downloads are kept."
   elif logged 'connection (broken|refused|reset|aborted)|connectionerror|timed out|name resolution|proxyerror|sslerror|certificate_verify|[45][0-9][0-9] (client|server) error'; then
     die "pip could not reach the package index." \
       "Check the network; behind a firewall set HTTPS_PROXY, or PIP_INDEX_URL to an index that you can" \
       "reach (PIP_CERT for its certificate). With no network at all, FINETUNE_SKIP_INSTALL=1 uses an" \
-      "environment that was installed before, as it stands."
+      "existing environment unchanged."
   elif logged 'no matching distribution found|could not find a version'; then
     die "the package index has no build of that package for this Python and system." \
       "Try Python 3.11, 3.12 or 3.13 (PYTHON=python3.12), or an index that has it (PIP_INDEX_URL)."
   elif logged 'permission denied|read-only file system'; then
     die "cannot write to $venv." "Make it writable, or set FINETUNE_VENV to a folder that is."
   fi
-  die "the install failed; the lines above say where." "All of it is in $log. Deleting $venv makes the next try a fresh one."
+  die "the install failed; the lines above show where." "The full log is $log. Delete $venv to install from scratch."
 }
 
-check_folder() { # A folder that was named by mistake, and holds something else, is not ours to fill.
+check_folder() { # Refuses a folder that holds something else.
   local file
   mkdir -p "$venv" 2>/dev/null || die "cannot make the folder $venv." \
     "Make its parent folder writable, or set FINETUNE_VENV to a folder that can be made."
   [ ! -f "$venv/pyvenv.cfg" ] && [ ! -f "$unfinished" ] || return 0
   for file in "$venv"/*; do
-    case $file in "$log" | "$venv/*") ;; *) die "$venv holds files but is no Python environment." \
+    case $file in "$log" | "$venv/*") ;; *) die "$venv must be empty or a Python environment, but it holds other files." \
       "Set FINETUNE_VENV to a new or an empty folder." ;; esac
   done
 }
@@ -280,14 +280,14 @@ make_venv() {
   if [ -f "$venv/pyvenv.cfg" ] && [ ! -f "$unfinished" ]; then
     if find_venv_python; then answer=$(ask "$venv_python"); fi
     case $answer in
-      old*) die "the environment in $venv has Python ${answer#* }; 3.11 or later is needed." \
+      old*) die "the environment in $venv must have Python 3.11 or later, but it has ${answer#* }." \
         "Delete it, or set FINETUNE_VENV to another folder." ;;
       ok* | no-venv*)
         "$venv_python" -m pip --version >/dev/null 2>&1 ||
           step 'adding pip' logged "$venv_python" -m ensurepip || explain_failure
         return 0 ;;
     esac
-    say "the environment in $venv no longer runs; making it anew."
+    say "the environment in $venv no longer runs; making it again."
     empty_venv
   elif [ -f "$unfinished" ]; then
     empty_venv
@@ -300,8 +300,8 @@ make_venv() {
 }
 
 drop_torn_packages() {
-  # pip writes a package's RECORD last: without it an install was cut short, yet pip would take the
-  # package for installed.
+  # pip writes a package's RECORD last. Without it the install was incomplete, but pip would treat the
+  # package as installed.
   local folder
   for folder in "$venv"/lib/python*/site-packages/*.dist-info "$venv"/Lib/site-packages/*.dist-info; do
     [ ! -d "$folder" ] || [ -f "$folder/RECORD" ] || rm -rf "$folder"
@@ -320,7 +320,7 @@ install() {
   step "installing the pinned packages (the first time: some minutes; log: $log)" "$how" \
     "$venv_python" -m pip install --no-input --disable-pip-version-check "$option" \
     -c constraints.txt -e '.[dev]' || explain_failure
-  # In one move: a stamp is there whole or not at all.
+  # A rename: the stamp is complete or missing.
   fingerprint >"$stamp.new" && mv -f "$stamp.new" "$stamp"
 }
 
@@ -349,5 +349,5 @@ case ${1-} in
   '') usage >&2 && exit 2 ;;
 esac
 ensure_environment "$@"
-# -P: a file in the user's current folder must not shadow a package.
+# -P: a file in the current folder must not shadow a package.
 exec "$venv_python" -P -m finetune.launch "$@"

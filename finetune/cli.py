@@ -1,10 +1,11 @@
-"""The ``finetune`` command: one short function a verb.
+"""The ``finetune`` command: one short function for each verb.
 
-Exit codes: 0, done. 1, it ran, and the answer is no: ``registry verify`` found problems, ``registry promote`` or a
-copy between registries was refused, a run of ``sweep`` failed, the demo did not hold. 2, it could not be done, with
-the reason in one line on stderr. 128 + n, signal n stopped it; 141 where the reader of the output left (``| head``).
+Exit codes: 0, done. 1, the command ran, and the answer is no: ``registry verify`` found problems, ``registry promote``
+or a copy between registries was refused, a run of ``sweep`` failed, a claim of the demo did not hold. 2, the command
+could not run, with the reason in one line on stderr. 128 + n, signal n stopped it; 141, the reader of the output left
+(``| head``).
 
-What can be known of a command is checked before torch is imported: see ``finetune.preflight``.
+``finetune.preflight`` checks as much of a command as possible before torch is imported.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from finetune.registry import cli as registry_commands
 from finetune.server import command as server_command
 
 _SWEEP_HELP = (
-    "such as seed=1,2,3; a single value holds for all runs, one with a comma in it stands in quotes or brackets. "
-    "Nothing is published unless adapter.publish is among them. Runs that are finished are not run again."
+    "such as seed=1,2,3; a single value applies to all runs; put a value with a comma in quotes or brackets. "
+    "A sweep publishes nothing unless adapter.publish is among the keys. It skips finished runs."
 )
 _SHOWN_PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; an error of ours is one line on stderr."""
+    """Run one command and return its exit code; print an error of this package as one line on stderr."""
 
     def run() -> int:
         args = _parser().parse_args(argv)
@@ -80,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep = add("sweep", "run a recipe with every combination of some values, and compare over the seeds")
     sweep.set_defaults(run=_sweep)
     find_lr = add("find-lr", "show the loss over a growing learning rate, and suggest one; nothing is saved")
-    find_lr.add_argument("--first", type=float, default=1e-6, metavar="RATE", help="of the first step (1e-6)")
-    find_lr.add_argument("--last", type=float, default=1.0, metavar="RATE", help="of the last step (1)")
-    find_lr.add_argument("--steps", type=int, default=100, metavar="N", help="optimizer steps (100)")
+    find_lr.add_argument("--first", type=float, default=1e-6, metavar="RATE", help="rate of the first step (1e-6)")
+    find_lr.add_argument("--last", type=float, default=1.0, metavar="RATE", help="rate of the last step (1)")
+    find_lr.add_argument("--steps", type=int, default=100, metavar="N", help="number of optimizer steps (100)")
     find_lr.set_defaults(run=_find_lr)
     for verb in (train, find_lr, sweep):
         verb.add_argument("config", type=Path, metavar="CONFIG", help="a recipe: a YAML file")
@@ -91,24 +92,24 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("overrides", nargs="*", metavar="key=a,b,c", help=_SWEEP_HELP)
     ask = add("ask", "ask one question about an image")
     ask.add_argument("ref", help="registry reference, adapter folder, or `base`")
-    ask.add_argument("image", type=Path)
-    ask.add_argument("question")
+    ask.add_argument("image", type=Path, help="image file")
+    ask.add_argument("question", help="question about the image")
     ask.add_argument("--base", help="folder, hub id or embedded name of the base")
     ask.add_argument("--registry", metavar="LOCATION", help="folder or URL (default: as of `finetune registry`)")
     add_base_options(ask)
     ask.set_defaults(run=_ask)
-    app = add("app", "show a page on which a base and its adapters answer side by side")
+    app = add("app", "show a web page on which a base and its adapters answer side by side")
     app.add_argument(
         "refs", nargs="*", metavar="REF", help="references or adapter folders (default: all of the registry)"
     )
     app.add_argument("--base", help="folder, hub id or embedded name of the base (default: that of the first REF)")
     app.add_argument("--registry", metavar="LOCATION", help="folder or URL (default: as of `finetune registry`)")
     app.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    app.add_argument("--port", type=int, default=7860, metavar="N", help="0 for any that is free (7860)")
+    app.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on, 0 for a free one (7860)")
     add_base_options(app)
     app.set_defaults(run=_app)
-    schema = add("schema", "print the JSON schema of recipes, by which editors complete and check them")
-    schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it there instead")
+    schema = add("schema", "print the JSON schema of recipes, with which editors complete and check them")
+    schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write the schema to this file instead")
     schema.set_defaults(run=_schema)
     evaluation_command.add_parser(verbs)
     export_command.add_parser(verbs)
@@ -165,11 +166,11 @@ def _ask(args: argparse.Namespace) -> int:
     vlm = load(args.ref, base=args.base, registry=args.registry, **held)
     try:
         found = vlm.answer(args.image, args.question)
-    except DataError as error:  # there is one question, so nothing has to say which
+    except DataError as error:  # there is only one question, so its name adds nothing
         raise DataError(str(error).removeprefix("row ").removeprefix("question: ")) from error
     print(for_stream(found.text, sys.stdout))
     if found.finish_reason == "length":
-        print(f"note: the answer was cut after {found.completion_tokens} tokens", file=sys.stderr)
+        print(f"note: the answer stops at the limit of {found.completion_tokens} tokens", file=sys.stderr)
     return 0
 
 

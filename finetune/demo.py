@@ -30,17 +30,17 @@ SAMPLES = 8  # images a domain on the page
 
 
 def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
-    """Run the main job from end to end.
+    """Run the demo from end to end.
 
     Args:
         folder: the folder of runs, registry and page.
-        json_file: the file of the table as JSON; None writes none.
+        json_file: the file for the table as JSON; None for no file.
 
     Returns:
-        0 when everything that must hold did, else 1.
+        0 if every claim held, else 1.
 
     Raises:
-        FolderInUseError: another demo is in the folder.
+        FolderInUseError: another demo holds the folder.
     """
     with locked(folder, what_else="Or choose another folder (--output-dir)."):
         _refuse_foreign(folder / PAGE)
@@ -48,11 +48,11 @@ def run_demo(folder: Path, *, json_file: Path | None = None) -> int:
 
 
 def _refuse_foreign(page: Path) -> None:
-    """Raise LaunchError where the file that the demo's page goes to is something else."""
+    """Raise LaunchError if the file of the demo's page holds something else."""
     if page.exists() and not (page.is_file() and TITLE in page.read_text(encoding="utf-8", errors="replace")):
         raise LaunchError(
-            f"the page of the demo goes to {page}, but that is no page of a demo. Nothing was started. Move it away, "
-            "or choose another folder (--output-dir)."
+            f"the file {page} must hold the page of a demo, but it holds something else. Nothing was started. Move it "
+            "away, or choose another folder (--output-dir)."
         )
 
 
@@ -87,19 +87,22 @@ def _run(folder: Path, json_file: Path | None) -> int:
 def _recipe(name: str, folder: Path) -> Recipe:
     overrides = [f"train.output_dir={json.dumps(str(folder))}"]
     if is_finished(load_recipe(_config(name), overrides).run_folder):
-        overrides.append("train.resume=never")  # a demo that is run again trains again, and keeps what was there
+        overrides.append("train.resume=never")  # a repeated demo trains again, and keeps the earlier runs
     return load_recipe(_config(name), overrides)
 
 
 def _config(name: str) -> Path:
     path = Path(__file__).parents[1] / "recipes" / "configs" / name
     if not path.is_file():
-        raise LaunchError(f"{path} is missing: the demo runs in a checkout of the project, with ./launch.sh demo")
+        raise LaunchError(
+            f"the demo needs a checkout of the project with its recipes, but {path} is missing. "
+            "Run ./launch.sh demo in a checkout."
+        )
     return path
 
 
 def _swap(recipes: list[Recipe], refs: list[str], registry: AdapterRegistry) -> bool:
-    """Ask through each adapter and through none; tell whether the base's logits come back bit for bit."""
+    """Ask with each adapter and without one; return whether the base's logits are bit-equal afterwards."""
     vlm = load("base", base=recipes[0].model.name_or_path, registry=registry)
     before = vlm.base.probe(0)
     for recipe, ref in zip(recipes, refs, strict=True):

@@ -18,22 +18,24 @@
     │   ├── IntegrityError (ValueError)   bytes that differ from those that were saved
     │   ├── BaseMismatchError (ValueError)  an adapter and a base that do not belong together
     │   ├── ProbeError (ValueError)       an adapter whose effect differs from the recorded one
-    │   └── TrustError (ValueError)       an adapter without an accepted signature; a key or policy that cannot be used
+    │   └── TrustError (ValueError)       an adapter without an accepted signature; an unusable key or policy
     ├── RegistryError
     │   ├── NotFoundError (LookupError)   an adapter, version or alias that does not exist
-    │   ├── YankedError (LookupError)     an alias that leads to a version that is not to be used any more
+    │   ├── YankedError (LookupError)     an alias of a yanked version
     │   ├── ConflictError (RuntimeError)  a write that found another state than it expected
     │   ├── ConditionError (ValueError)   a text that is not a condition on metrics
     │   ├── PromotionError (ValueError)   a version that does not meet the conditions of a promotion
     │   └── StoreError (OSError)          a store that cannot be read or written
-    ├── ExportError (ValueError)          an adapter that cannot go where it was to go, or did not get there unchanged
-    ├── StreamClosedError (ValueError)    an answer that was stopped before its end, and is read on
-    ├── RequestError (ValueError)         a request to the server that is not answered, and the HTTP status that says so
+    ├── ExportError (ValueError)          an adapter that a target cannot take, or that an export would change
+    ├── StreamClosedError (ValueError)    a stopped answer that a program reads further
+    ├── RequestError (ValueError)         a request that the server refuses, with the HTTP status
+    ├── ImageWorkerError (RuntimeError)   processes that cannot decode any image
     ├── LaunchError (RuntimeError)        an environment that cannot run the requested work
-    └── MissingExtraError (ImportError)   a library that an extra of this package brings is not installed
+    ├── PluginError (ValueError)          a plug-in that cannot be used
+    └── MissingExtraError (ImportError)   a library of an extra of this package that is not installed
 
-Each has a built-in as second parent, so that callers may catch either. A message says what was
-got, where, what is allowed, and what to do next.
+Each has a built-in as second parent, so that callers may catch either. A message gives the rule, the value that broke
+it, its place, and the next step.
 """
 
 
@@ -41,7 +43,7 @@ class FinetuneError(Exception):
     """The root of all errors of this package."""
 
     def __str__(self) -> str:
-        # LookupError subclasses of KeyError would print the repr of the message; ours print it.
+        # A KeyError would print the repr of the message; these errors print the message.
         return str(self.args[0]) if self.args else ""
 
 
@@ -66,7 +68,7 @@ class RowError(DataError):
 
     Args:
         message: the text of the error: the fault and its place.
-        reason: the kind of fault in a few words, under which such rows are counted.
+        reason: the kind of fault in a few words, by which such rows are counted.
     """
 
     def __init__(self, message: str, *, reason: str = "unusable row"):
@@ -75,7 +77,7 @@ class RowError(DataError):
 
 
 class ImageWorkerError(FinetuneError, RuntimeError):
-    """The processes that decode images cannot do it, whatever the image."""
+    """Processes that cannot decode any image."""
 
 
 class FetchError(DataError):
@@ -90,13 +92,13 @@ class StoppedError(TrainingError):
     """A run that was asked to stop by a signal, with its state saved.
 
     Args:
-        message: the text of the error: the step it reached, and the way to go on.
+        message: the text of the error: the last step, and the way to go on.
         signum: the number of the signal.
     """
 
     def __init__(self, message: str, *, signum: int):
         super().__init__(message)
-        self.exit_code = 128 + signum  # as a shell has it
+        self.exit_code = 128 + signum  # as in a shell
 
 
 class FolderInUseError(TrainingError):
@@ -140,7 +142,7 @@ class NotFoundError(RegistryError, LookupError):
 
 
 class YankedError(RegistryError, LookupError):
-    """An alias, or a move of one, that leads to a version that is not to be used any more."""
+    """An alias, or a move of one, that leads to a yanked version."""
 
 
 class ConflictError(RegistryError, RuntimeError):
@@ -160,22 +162,22 @@ class StoreError(RegistryError, OSError):
 
 
 class ExportError(FinetuneError, ValueError):
-    """An adapter that cannot go where it was to go, or that did not get there unchanged."""
+    """An adapter that a target cannot take, or that an export would change."""
 
 
 class StreamClosedError(FinetuneError, ValueError):
-    """An answer that was stopped before its end, and is read on."""
+    """A stopped answer that a program reads further."""
 
 
 class RequestError(FinetuneError, ValueError):
-    """A request to the server that is not answered.
+    """A request that the server refuses.
 
     Args:
-        message: the text of the error: the fault, and the way out.
+        message: the text of the error: the fault, and the next step.
         status: the HTTP status of the response.
-        code: a short code by which programs recognise the error.
+        code: the short code by which programs recognise the error.
         param: the field of the request with the fault.
-        retry_after: the seconds after which the same request may be answered.
+        retry_after: the seconds after which the same request may succeed.
     """
 
     def __init__(
@@ -196,16 +198,16 @@ class LaunchError(FinetuneError, RuntimeError):
 
 
 class PluginError(FinetuneError, ValueError):
-    """A plug-in cannot be used: its name is taken, or its package is missing or damaged."""
+    """A plug-in that cannot be used: its name is taken, or its package is missing or damaged."""
 
 
 class MissingExtraError(FinetuneError, ImportError):
-    """A library that an extra of this package brings is not installed."""
+    """A library of an extra of this package that is not installed."""
 
 
 def brief(value: object, limit: int = 120) -> str:
     """Return ``value`` for a message: as Python writes it, on one line, cut to ``limit`` characters."""
-    # What came from elsewhere may be long, and hold what a terminal obeys.
+    # A value from elsewhere may be long, and hold control sequences of a terminal.
     try:
         text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
     except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
@@ -214,5 +216,5 @@ def brief(value: object, limit: int = 120) -> str:
 
 
 def plain(text: str, limit: int = 200) -> str:
-    """Return ``text`` for a message: as it stands, or as ``brief`` where it is long or not for a terminal."""
+    """Return ``text`` for a message: unchanged, or as ``brief`` if it is long or not printable."""
     return text if text.isprintable() and len(text) <= limit else brief(text, limit)

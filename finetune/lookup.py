@@ -1,4 +1,4 @@
-"""Names: import the object behind a ``"module:attribute"`` string, and suggest the name that was meant."""
+"""Names: the import of a ``"module:attribute"`` string, and suggestions for an unknown name."""
 
 import difflib
 import importlib
@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 def import_string(target: str) -> Any:
-    """Import the object that ``target``, a ``"package.module:attribute"`` string from one of our tables, names."""
+    """Import and return the object of ``target``, a ``"package.module:attribute"`` string from a table."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def did_you_mean(name: object, allowed: Iterable[object]) -> str:
-    """Return ``" Did you mean 'x'?"``, or an empty string when nothing allowed is close."""
+    """Return ``" Did you mean 'x'?"``, or an empty string if no allowed name is close."""
     close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 

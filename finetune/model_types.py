@@ -14,7 +14,7 @@ _GENERIC_TABLE = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"  # of transformers
 
 
 def family_entry(model_type: str) -> FamilyEntry | None:
-    """Return the entry of the family that takes models of a type; None where none is known here."""
+    """Return the entry of the family for models of a type; None for an unknown type."""
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     if is_known("families", model_type):
@@ -28,16 +28,16 @@ def family_entry(model_type: str) -> FamilyEntry | None:
 
 
 def architecture_of(model_type: str) -> str | None:
-    """Return the architecture of models of a type; None where it is not known here."""
+    """Return the architecture of models of a type; None for an unknown type."""
     entry = family_entry(model_type)
     return entry.architecture if entry else None
 
 
 @cache
 def generic_model_types() -> frozenset[str] | None:
-    """Return the types that AutoModelForImageTextToText loads; None where they cannot be found out.
+    """Return the types that AutoModelForImageTextToText loads; None if they cannot be read.
 
-    The table is read from the source file: importing it would import torch, which takes seconds.
+    It reads the table from the source file: an import would import torch, which takes seconds.
     """
     spec = find_spec("transformers")
     places = spec.submodule_search_locations if spec else None
@@ -48,4 +48,4 @@ def generic_model_types() -> frozenset[str] | None:
         call = table.value  # type: ignore[attr-defined]
         return frozenset(str(key) for key, _ in ast.literal_eval(call.args[0]))
     except (OSError, IndexError, ValueError, SyntaxError, AttributeError, TypeError):
-        return None  # the family is looked up again before the weights are read
+        return None  # the loader looks the family up again before it reads weights

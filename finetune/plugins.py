@@ -1,7 +1,7 @@
 """The names of plug-ins: the package's own tables, entry points of other packages, and names that a script registers.
 
 An entry point ``finetune.tasks``, ``finetune.metrics``, ... of an installed package adds a name; ``register`` adds one
-in a running process. A name that stands in a recipe or a manifest is looked up here, and never imported from there.
+in a running process. Recipes and manifests give names, which this module looks up; they never give a module to import.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TABLES: dict[str, Mapping[str, str | Entry | FamilyEntry]] = {
     "tasks": TASKS,
 }
 GROUPS = tuple(_TABLES)
-_FOUND: set[tuple[str, str]] = set()  # names of plug-ins that were looked up
+_FOUND: set[tuple[str, str]] = set()  # names of plug-ins that this process has looked up
 _REGISTERED: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
 
 
@@ -38,8 +38,8 @@ class Provider:
     """The package that a plug-in comes from.
 
     Attributes:
-        package: the name that pip installs; None where a module of no package registered it.
-        version: the version of the package; None where it is not known.
+        package: the name that pip installs; None if no package holds the registered module.
+        version: the version of the package; None if unknown.
     """
 
     package: str | None
@@ -49,7 +49,7 @@ class Provider:
 def register(group: str, name: str, target: Any) -> None:
     """Add a name in this process, as an entry point of an installed package would.
 
-    Registering a class again, as a notebook does whose cell runs twice, puts the new one in its place.
+    Registering a class again, as in a notebook cell that runs twice, replaces the earlier one.
 
     Args:
         group: one of ``GROUPS``, such as ``"tasks"``.
@@ -61,22 +61,26 @@ def register(group: str, name: str, target: Any) -> None:
     """
     _require_group(group)
     if name in _TABLES[group] or name in _entry_points(group):
-        raise PluginError(f"register({group!r}, {name!r}, ...): the name is taken by {_owner(group, name)}")
+        raise PluginError(
+            f"register({group!r}, {name!r}, ...): the name must be new, but {_owner(group, name)} has it. "
+            "Choose another."
+        )
     if _whose(_REGISTERED[group].get(name, target)) != _whose(target):
         raise PluginError(
-            f"register({group!r}, {name!r}, ...): the name is taken by {_REGISTERED[group][name]!r}. Choose another."
+            f"register({group!r}, {name!r}, ...): the name must be new, but {_REGISTERED[group][name]!r} has it. "
+            "Choose another."
         )
     _REGISTERED[group][name] = target
 
 
 def unregister(group: str, name: str) -> None:
-    """Remove the name that ``register`` added; do nothing where there is no such name."""
+    """Remove the name that ``register`` added; do nothing if there is no such name."""
     _require_group(group)
     _REGISTERED[group].pop(name, None)
 
 
 def names(group: str) -> list[str]:
-    """Return every name of a group: first the package's own in their order, then those of plug-ins, sorted."""
+    """Return every name of a group: first the package's own in their order, then the names of plug-ins, sorted."""
     _require_group(group)
     own = list(_TABLES[group])
     return own + sorted({*_entry_points(group), *_REGISTERED[group]} - {*own})
@@ -103,7 +107,7 @@ def is_known(group: str, name: str) -> bool:
 
 
 def require_known(group: str, name: str, *, what: str, error: type[Exception] = ValueError) -> None:
-    """Raise ``error`` with the allowed names where ``find`` would not find a name; arguments as for ``find``."""
+    """Raise ``error`` with the allowed names if ``find`` would not find a name; arguments as for ``find``."""
     if not is_known(group, name):
         allowed = names(group)
         hint = did_you_mean(name, allowed)
@@ -120,7 +124,7 @@ def find(group: str, name: str, *, what: str, error: type[Exception] = ValueErro
         error: the class of the error to raise.
 
     Raises:
-        PluginError: the plug-in is there and cannot be imported.
+        PluginError: the plug-in exists but cannot be imported.
     """
     require_known(group, name, what=what, error=error)
     entry = _TABLES[group].get(name)
@@ -132,10 +136,10 @@ def find(group: str, name: str, *, what: str, error: type[Exception] = ValueErro
         return target
     try:
         return _entry_points(group)[name].load() if target is None else import_string(target)
-    except Exception as problem:  # whatever a module of somebody else does when it is imported
+    except Exception as problem:  # a module of another package may raise anything
         raise PluginError(
             f"{what} {name!r} of {_owner(group, name)} cannot be imported: {type(problem).__name__}: {problem}. "
-            "Install that package anew."
+            "Install that package again."
         ) from problem
 
 
@@ -151,7 +155,10 @@ def config_of(group: str, name: str, *, what: str, error: type[Exception] = Valu
     found = find(group, name, what=what, error=error)
     config = getattr(found, "Config", None)
     if config is None:
-        raise PluginError(f"{what} {name!r} of {_owner(group, name)} must have an attribute Config, a Section")
+        raise PluginError(
+            f"{what} {name!r} of {_owner(group, name)} must have an attribute Config, a subclass of Section, "
+            "but it has none"
+        )
     return config
 
 
@@ -193,25 +200,28 @@ def _entry_points(group: str) -> Mapping[str, EntryPoint]:
     """Return the entry points of a group by name.
 
     Raises:
-        PluginError: two packages give one name, or one gives a name of the package's own.
+        PluginError: two packages give the same name, or a package gives a name of finetune itself.
     """
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"finetune.{group}"):
         package = point.dist.name if point.dist else point.value
         if point.name in _TABLES[group]:
             raise PluginError(
-                f"the package {package} gives finetune.{group} the name {point.name!r}, which finetune itself has. "
-                f"Uninstall {package}, or take a version that names it otherwise."
+                f"a plug-in's name must be new, but the package {package} gives finetune.{group} the name "
+                f"{point.name!r}, which finetune itself has. Uninstall {package}, or install a version with another "
+                "name."
             )
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise PluginError(
-                f"two packages give finetune.{group} the name {point.name!r}: {package} and "
-                f"{other.dist.name if other.dist else other.value}. Uninstall one of them."
+                f"a plug-in's name must be new, but two packages give finetune.{group} the name {point.name!r}: "
+                f"{package} and {other.dist.name if other.dist else other.value}. Uninstall one of them."
             )
     return found
 
 
 def _require_group(group: str) -> None:
     if group not in _TABLES:
-        raise PluginError(f"no group {group!r} of plug-ins.{did_you_mean(group, GROUPS)} Groups: {', '.join(GROUPS)}.")
+        raise PluginError(
+            f"unknown group of plug-ins {group!r}.{did_you_mean(group, GROUPS)} Allowed: {', '.join(GROUPS)}."
+        )

@@ -1,4 +1,4 @@
-"""The names that a recipe may use, and the places of their code. Nothing is imported until it is looked up."""
+"""The names that a recipe may use, and the places of their code. A lookup imports the code."""
 
 from dataclasses import dataclass
 
@@ -24,8 +24,8 @@ class Entry:
 
     Attributes:
         target: the place of the code, ``"module:attribute"``.
-        config: ``"module:attribute"`` of the section, where it is not the attribute ``Config`` of the target. A module
-            that imports torch needs one: a recipe is read without torch.
+        config: ``"module:attribute"`` of the section; None for the attribute ``Config`` of the target. A target that
+            imports torch needs one, because recipes are read without torch.
     """
 
     target: str
@@ -56,16 +56,16 @@ METHODS: dict[str, str | Entry] = {
     "prompt_tuning": Entry("finetune.methods.prompt_tuning:PromptTuning", "finetune.recipe.method:PromptTuningSection"),
 }
 
-# Those that a task brings, and no recipe names.
+# Methods that a task adds, and no recipe names.
 METHODS_OF_TASKS = ("head",)
-# Method -> why no weight of the base can hold it.
+# Method -> the reason why it cannot be merged into the base.
 UNMERGEABLE: dict[str, str] = {
-    "head": "the head of its task stands in the place of the language head, and has another shape",
-    "prompt_tuning": "its tuned prompt stands before the tokens of each row, and no weight of the base could hold it",
+    "head": "the head of its task replaces the language head, and has another shape",
+    "prompt_tuning": "its tuned prompt stands before the tokens of each row, and no weight of the base can hold it",
 }
 
-# Families whose positions and masks do not change when PEFT puts a prompt before inputs_embeds: PEFT opens a tuned
-# prompt of theirs and gives the same logits.
+# Families whose positions and masks do not change when PEFT puts a prompt before inputs_embeds: PEFT opens their tuned
+# prompts and gives the same logits.
 PEFT_PROMPTS = ("idefics3", "internvl", "llava", "smolvlm")
 
 # Importing these modules loads no torch.
@@ -80,7 +80,7 @@ DEFAULT_TASK = "vqa"
 METRICS: dict[str, str | Entry] = {
     "exact_match": "finetune.metrics.exact_match:ExactMatch",
 }
-# Of a task whose predictions are answers, where its recipe names none.
+# The metrics of a task with answers, if its recipe names none.
 ANSWER_METRICS = ("exact_match",)
 
 # `data.source` -> function(section, split, task=, seed=, bad=) -> list of Example
@@ -93,7 +93,7 @@ SOURCES: dict[str, str | Entry] = {
     "procedural": Entry("finetune.pocket.domains:read_domain", "finetune.recipe.data:ProceduralData"),
 }
 
-# What a run minimises over a task.
+# Objectives, which a run minimises over the outputs of a task.
 OBJECTIVES: dict[str, str | Entry] = {
     "contrastive": Entry(
         "finetune.objectives.contrastive:Contrastive", "finetune.recipe.objective:ContrastiveObjectiveSection"
@@ -131,7 +131,7 @@ INCOMPATIBLE = (
     Incompatible(
         option="lora.towers.projector",
         model_type="gemma3",
-        reason="its projector is one matrix that is no linear module",
+        reason="its projector is a single matrix and no linear module",
         instead="Train it as a whole: add {name: overrides, parameters: [projector]} to method.",
     ),
     Incompatible(
@@ -142,11 +142,11 @@ INCOMPATIBLE = (
     ),
 )
 
-# What a LoRA adapter may choose, in PEFT's names.
+# The options of a LoRA adapter, in PEFT's names.
 LORA_OPTIONS = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
 
-# Fields of PEFT's adapter_config.json that no adapter of ours may set otherwise: each other value would change the
-# base, train or replace a part of it, or mean something else in another engine.
+# Fields of PEFT's adapter_config.json with the only value that this package accepts: any other value would change the
+# base, train or replace a part of it, or have another meaning in another engine.
 FIXED_PEFT_CONFIG: dict[str, object] = {
     "task_type": None,
     "base_model_name_or_path": None,
@@ -155,7 +155,7 @@ FIXED_PEFT_CONFIG: dict[str, object] = {
     "inference_mode": True,
 }
 
-# Where an adapter can go: `--to` -> a frozen dataclass with the methods of finetune.export.target:Target.
+# The targets of an export: `--to` -> a frozen dataclass with the methods of finetune.export.target:Target.
 EXPORT_TARGETS: dict[str, str] = {
     "gguf": "finetune.export.gguf:Gguf",
     "merged": "finetune.export.merged:Merged",
@@ -164,7 +164,7 @@ EXPORT_TARGETS: dict[str, str] = {
     "vllm": "finetune.export.vllm:Vllm",
 }
 
-# Those that hold nothing of the base, which may be quantized while they are compared.
+# Targets that contain nothing of the base, which may be quantized while they are compared.
 TARGETS_BESIDE_THE_BASE = ("peft", "vllm")
 
 # Option -> the targets that have a field of this name.

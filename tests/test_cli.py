@@ -48,7 +48,7 @@ print(json.dumps([said, sorted(heavy)]))
         assert text.startswith(" ".join(["usage: finetune", *words])), words
     verbs = {words[0] for words in VERBS[1:]}
     assert all(f"\n    {verb} " in said[0] for verb in verbs)
-    assert "exit codes:\n  0      done\n  1      it ran, and the answer is no" in said[0]
+    assert "exit codes:\n  0      done\n  1      the command ran, and the answer is no" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,9 @@ def test_what_is_wrong_with_the_one_question_is_said_without_a_row(tmp_path, cap
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'half.png'}: not a readable")
 
 
-@pytest.mark.parametrize(("reason", "note"), [("length", "note: the answer was cut after 16 tokens\n"), ("stop", "")])
+@pytest.mark.parametrize(
+    ("reason", "note"), [("length", "note: the answer stops at the limit of 16 tokens\n"), ("stop", "")]
+)
 def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, tmp_path, reason, note):
     from PIL import Image
 

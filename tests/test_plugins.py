@@ -75,11 +75,11 @@ def test_what_is_taken_back_is_unknown_again(registered):
 
 def test_the_same_again_changes_nothing_and_another_is_refused(registered):
     plugins.register("tasks", "count", Count)
-    with pytest.raises(PluginError, match="the name is taken by .*Count"):
+    with pytest.raises(PluginError, match="the name must be new, but .*Count.* has it. Choose another"):
         plugins.register("tasks", "count", VqaTask)
-    with pytest.raises(PluginError, match="the name is taken by finetune itself"):
+    with pytest.raises(PluginError, match="the name must be new, but finetune itself has it"):
         plugins.register("tasks", "vqa", Count)
-    with pytest.raises(PluginError, match="no group 'task' of plug-ins. Did you mean 'tasks'"):
+    with pytest.raises(PluginError, match="unknown group of plug-ins 'task'. Did you mean 'tasks'"):
         plugins.register("task", "count", Count)
 
 
@@ -90,7 +90,7 @@ def test_an_entry_point_is_looked_up_when_it_is_named(installed):
     assert plugins.provider("tasks", "count") == plugins.Provider(package="finetune-count", version="1.2")
     assert plugins.provider("tasks", "vqa") is None
     assert plugins.names("tasks") == ["contrastive", "vqa", "count"]
-    with pytest.raises(PluginError, match="the name is taken by the package finetune-count"):
+    with pytest.raises(PluginError, match="the name must be new, but the package finetune-count has it"):
         plugins.register("tasks", "count", Count)
 
 

@@ -1,4 +1,4 @@
-"""A loaded base: model, processor and family, with what tasks and methods need of them."""
+"""A loaded base: model, processor and family, with the objects that tasks and methods need."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ PROBE_SEED = 0
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base model, ready to be adapted or asked."""
+    """A frozen base model, ready for an adapter or for questions."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
     family: ModelFamily
-    path: str  # what it was loaded from
+    path: str  # folder or hub id of the base
     quantization: Quantization | None
     identity: BaseIdentity
     digests: ProcessorDigests
-    data: ReadSection | None  # what the recipe says of rows and images, where there is one
-    # Held while threads that share the base make inputs: a tokenizer keeps on itself, from one of its steps to the
-    # next, how it pads.
+    data: ReadSection | None  # the recipe's settings for rows and images; None without a recipe
+    # Threads that share the base hold this lock while they make inputs: a tokenizer keeps its padding as its own state
+    # from one of its steps to the next.
     preparing: RLock = field(default_factory=RLock, repr=False)
-    _collators: dict[Any, TaskCollator] = field(default_factory=dict, repr=False)  # of each kind of task
+    _collators: dict[Any, TaskCollator] = field(default_factory=dict, repr=False)  # function of a task -> its collator
 
     @cached_property
     def towers(self) -> Towers:
-        """The modules of each of the model's towers."""
+        """Each tower -> the paths of its modules."""
         return self.family.towers(self.model)
 
     @property
@@ -76,15 +76,18 @@ class Base:
         return self._collator(tasks_for(self.family.architecture)[0])
 
     def collator_of(self, options: TaskSection) -> TaskCollator:
-        """Return the collator of a task; tasks that make batches alike have the same one."""
+        """Return the collator of a task; tasks with the same function for it share one."""
         return self._collator(options.name)
 
     def _collator(self, task: str) -> TaskCollator:
         make = getattr(_task_class(task), "collator", None)
         if not callable(make):
-            raise PluginError(f"task {task} must have a function collator(family, model, processor, data)")
+            raise PluginError(
+                f"task {task} must have a function collator(family, model, processor, data), got "
+                f"{'none' if make is None else type(make).__name__}"
+            )
         if make not in self._collators:
-            with self.preparing:  # building it asks the tokenizer, which other threads may use
+            with self.preparing:  # making it uses the tokenizer, as other threads may
                 if make not in self._collators:
                     self._collators[make] = make(self.family, self.model, self.processor, self.data)
         return self._collators[make]
@@ -95,14 +98,14 @@ class Base:
 
     @property
     def default_task(self) -> TaskSection:
-        """The settings of the task for the base alone, where no adapter brings its own."""
+        """The settings of the task for the base alone, without those of an adapter."""
         return task_of(self.family.architecture)
 
     def task(self, options: TaskSection) -> Task:
         """Return the task that ``options`` describe, for this base's tokenizer.
 
         Raises:
-            ModelError: the base cannot do it.
+            ModelError: the base does not support the task.
         """
         family = self.family
         if reason := why_incompatible(options.name, family.model_type, architecture=family.architecture):
@@ -122,7 +125,7 @@ class Base:
         Args:
             task: the task, from ``task``.
             sections: the recipe's ``objectives``; by default the task's own.
-            placeholders: the places that the trained adapter's prompt fills.
+            placeholders: the placeholders of the trained adapter's prompt.
         """
         sections = sections or [objective_of(task.options.objective)]
         parts: dict[str, tuple[float, Objective]] = {}
@@ -130,8 +133,8 @@ class Base:
             made = find("objectives", section.name, what="objective")(section)
             if section.couples_rows != hasattr(made, "backward_window"):
                 raise PluginError(
-                    f"objective {section.name} must have backward_window if and only if its Config says couples_rows; "
-                    f"couples_rows is {section.couples_rows}"
+                    f"objective {section.name} must have a method backward_window if and only if its Config sets "
+                    f"couples_rows; couples_rows is {section.couples_rows}"
                 )
             parts[section.name] = (section.weight, made)
         objective = Weighted(parts) if len(parts) > 1 else next(iter(parts.values()))[1]
@@ -143,7 +146,7 @@ class Base:
         )
 
     def probe_batch(self, seed: int) -> Batch:
-        """Return the probe's one row, on the model's device."""
+        """Return the batch with the one row of the probe, on the model's device."""
         return self.one_row(*probe_conversation(seed))
 
     def one_row(self, messages: list[Message], image: Image) -> Batch:
@@ -154,12 +157,12 @@ class Base:
         return Batch(inputs, []).to(self.model.device, self.model.dtype)
 
     def probe(self, seed: int, placeholders: Placeholders | None = None) -> Tensor:
-        """Return the probe's values of the model as it now is; ``placeholders`` are the active adapter's."""
+        """Return the probe's values of the model in its present state; ``placeholders`` are the active adapter's."""
         batch = self.probe_batch(seed)
         inputs = (placeholders.insert(batch) if placeholders else batch).inputs
         with torch.inference_mode():
             outputs = self.family.outputs(self.model, inputs)[0]
-        # A head of a task gives fewer outputs; the language head in whose place it stands knows how many the base has.
+        # The head of a task gives fewer outputs than the base; the language head that it replaces knows their number.
         width = max(outputs.shape[-1], getattr(language_head(self.model), "out_features", 0))
         return probe_values(outputs, seed=seed, width=width)
 

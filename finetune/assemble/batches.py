@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one adapter: the collator's, with the placeholders of its prompt, where it has one.
+    """The batches of one adapter: those of the collator, with the placeholders of the adapter's prompt if it has one.
 
-    It holds nothing that lives on a device, so that worker processes can have it.
+    It holds nothing on a device, so that worker processes can have a copy.
     """
 
     collator: TaskCollator
     placeholders: Placeholders | None
 
     def training_batch(self, rows: list[tuple[Example, bool]]) -> Batch:
-        """Return rows with labels."""
+        """Return a batch of rows with labels."""
         return self._extend(self.collator.training_batch(rows))
 
     def prompt_batch(self, rows: Sequence[Example]) -> Batch:
-        """Return rows that are to be answered."""
+        """Return a batch of rows to answer."""
         return self._extend(self.collator.prompt_batch(rows))
 
     def _extend(self, batch: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""Loading a base: by name, or as a recipe wants it, after what is impossible was refused."""
+"""Loading a base, by name or by recipe, after the checks that it supports the recipe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetune.adapters.base_check import check_base
 from finetune.adapters.base_identity import identify_base, identify_processor
+from finetune.assemble.base import Base
 from finetune.core.matmul import speed_up
 from finetune.errors import RecipeError
 from finetune.families.base import embedded_path, family_of
@@ -20,8 +21,6 @@ from finetune.recipe import (
 
 if TYPE_CHECKING:
     from finetune.recipe import AttnImplementation, Quantization, Recipe
-
-from finetune.assemble.base import Base
 
 
 def load_base(
@@ -48,13 +47,13 @@ def load_base(
         data: the section with the supervised turns and the largest image.
 
     Raises:
-        ModelError: it cannot be loaded, or no family supports it.
+        ModelError: the base cannot be loaded, or no family supports it.
     """
     check_base(name_or_path, revision=revision)
     path = embedded_path(name_or_path)
     family = family_of(path, revision=revision)
     tasks_for(family.architecture)
-    identity = identify_base(path, revision=revision, verify=verify)  # before a byte of it is loaded
+    identity = identify_base(path, revision=revision, verify=verify)  # before any byte is loaded
     model, processor = family.load(
         path,
         revision=revision,
@@ -74,7 +73,7 @@ def load_base(
         digests=identify_processor(path, revision=revision, chat_template=str(processor.chat_template or "")),
         data=data,
     )
-    _ = base.collator  # a base that lacks what its collator takes is refused now
+    _ = base.collator  # fails now if the base lacks something that its collator needs
     return base
 
 
@@ -82,9 +81,9 @@ def check_method(recipe: Recipe) -> None:
     """Check that the base has the modules which a recipe's method adapts, before its weights or a row are read.
 
     Raises:
-        RecipeError: what the recipe wants of the base is impossible.
+        RecipeError: the base does not support a setting of the recipe.
         ModelError: there is no such base, or its towers cannot be found.
-        MethodError: it lacks a module.
+        MethodError: the base lacks a module.
     """
     section = recipe.model
     check_base(section.name_or_path, revision=section.revision)
@@ -95,7 +94,7 @@ def check_method(recipe: Recipe) -> None:
     refuse_incompatible(recipe, source=recipe.name, model_type=family.model_type, architecture=family.architecture)
     try:
         skeleton = family.skeleton(path, revision=section.revision)
-    except Exception:  # a class that needs weights to be built; ``attach`` checks the same on the loaded model
+    except Exception:  # the class needs weights to be built; ``attach`` checks the same on the loaded model
         return
     check_methods(skeleton, family.towers(skeleton), recipe.parts)
 
@@ -104,8 +103,8 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
     """Load the base that a recipe names.
 
     Raises:
-        RecipeError: what the recipe wants of it is impossible.
-        ModelError: it cannot be loaded.
+        RecipeError: the base does not support a setting of the recipe.
+        ModelError: the base cannot be loaded.
     """
     section = recipe.model
     check_base(section.name_or_path, revision=section.revision)
@@ -123,10 +122,10 @@ def base_of(recipe: Recipe, *, device: str | None = None) -> Base:
 
 
 def _refuse_references(recipe: Recipe) -> None:
-    """Refuse an objective that needs the base alone, where the task predicts by parts that only an adapter has."""
+    """Refuse an objective that needs the base alone for a task whose outputs need parts of an adapter."""
     for section in recipe.objectives if recipe.task.parts else ():
         if find("objectives", section.name, what="objective").needs_reference:
             raise RecipeError(
-                f"{recipe.name}: objective {section.name} needs the outputs of the base alone, and task "
-                f"{recipe.task.name} gives outputs by parts that only the adapter has. Name another objective."
+                f"{recipe.name}: objective {section.name} needs the outputs of the base alone, but task "
+                f"{recipe.task.name} has outputs only with the adapter's own parts. Name another objective."
             )

@@ -1,4 +1,4 @@
-"""The rows of a recipe, checked against the base that they must fit."""
+"""The rows of a recipe, with the check that they fit the base."""
 
 from __future__ import annotations
 
@@ -21,27 +21,25 @@ from finetune.recipe import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from finetune.assemble.base import Base
     from finetune.core.example import Example
     from finetune.data.stream import Rows
     from finetune.recipe import Recipe
-
-if TYPE_CHECKING:
-    from finetune.assemble.base import Base
 
 
 def examples_of(
     recipe: Recipe, split: str, *, base: Base | None = None, log: Callable[[str], None] = print
 ) -> list[Example]:
-    """Read one split of a recipe's data; the list is empty where the recipe has no such split.
+    """Read one split of a recipe's data; return an empty list if the recipe has no such split.
 
     Args:
         recipe: the whole recipe.
         split: ``train``, ``val`` or ``test``.
-        base: the base that every row must fit, if given.
-        log: the function that is called with each line about rows that were left out.
+        base: the base that every row must fit; None for no check.
+        log: the function that is called with each line about omitted rows.
 
     Raises:
-        DataError: a row that cannot be used.
+        DataError: a row cannot be used.
     """
     bad = tally(recipe.data, split, log=log)
     examples = read_split(recipe.data, split, task=recipe.task, seed=recipe.seed, bad=bad)
@@ -52,17 +50,17 @@ def examples_of(
         room = _prompt_length(recipe) + (recipe.task.answer_room if split != "train" else 0)
         examples = fitting(examples, base.lengths(recipe.task), recipe.data, split, limit=limit, room=room, bad=bad)
     bad.conclude()
-    return prepare(examples)  # again: nothing may come from a row that was left out
+    return prepare(examples)  # again: nothing may come from an omitted row
 
 
 def check_rows(recipe: Recipe) -> None:
     """Read every row and image once, before the weights of a base are loaded.
 
-    What is found of an image is noted on disk, so that the rows are read again at little cost. A stream, and rows that
-    a program draws, are left out.
+    It keeps notes about the images on disk, so that reading the rows again costs little. It skips a stream, and rows
+    that a program draws.
 
     Raises:
-        DataError: a row or an image that cannot be used.
+        DataError: a row or an image cannot be used.
     """
     data = recipe.data
     for section in map(data.part, data.sources) if isinstance(data, MixData) else [data]:
@@ -70,14 +68,14 @@ def check_rows(recipe: Recipe) -> None:
             streams = split == "train" and isinstance(section, StreamableData) and section.streaming
             if isinstance(section, ReadSection) and not streams:
                 bad = tally(section, split, log=lambda _: None)
-                # The train rows decide how images are scaled; those of a mix decide it together.
+                # The train rows determine the scale of images; in a mix, the train rows of all sources do.
                 bad.is_part = split != "train" or isinstance(data, MixData)
                 read_split(section, split, task=recipe.task, seed=recipe.seed, bad=bad)
                 bad.conclude()
 
 
 def training_rows(recipe: Recipe, *, base: Base | None = None, log: Callable[[str], None] = print) -> Rows:
-    """Read the train rows of a recipe's data, or open them where they stream; arguments as ``examples_of``."""
+    """Read the train rows of a recipe's data, or open their stream; arguments as for ``examples_of``."""
     if not isinstance(recipe.data, HubData | ParquetData) or not recipe.data.streaming:
         return examples_of(recipe, "train", base=base, log=log)
     limit = _max_length(recipe, base) if base else None
@@ -92,7 +90,7 @@ def training_rows(recipe: Recipe, *, base: Base | None = None, log: Callable[[st
 
 
 def with_image_range(recipe: Recipe, rows: Rows) -> Recipe:
-    """Return the recipe with the range of its images, where its train rows have decided it."""
+    """Return the recipe with the range of its images, if its train rows determine one."""
     if not isinstance(recipe.data, ReadSection) or recipe.data.image_range != "auto":
         return recipe
     first = rows.first if isinstance(rows, Stream) else rows
@@ -112,5 +110,8 @@ def _max_length(recipe: Recipe, base: Base) -> int | None:
     most = max_positions(base.model)
     limit = recipe.data.max_length or most
     if limit and most and limit > most:
-        raise DataError(f"data.max_length is {limit}, but the base takes {most} tokens")
+        raise DataError(
+            f"data.max_length must be at most {most}, the number of tokens that the base takes, got {limit}. "
+            "Lower it, or leave it out."
+        )
     return limit

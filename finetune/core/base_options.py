@@ -3,13 +3,13 @@
 import argparse
 
 QUANTIZATIONS = ("4bit", "8bit")
-_QUANTIZATION = "of the base's language tower, whatever an adapter was trained on (default: none)"
+_QUANTIZATION = "quantization of the base's language tower, independent of the adapter's training (default: none)"
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, ``--dtype`` and ``--quantization``, as ``finetune.load`` takes them."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", default="float32", help="what the base is held in, or auto: as its config says")
+    parser.add_argument("--device", default="auto", help="device of the base: auto, cpu, cuda or mps")
+    parser.add_argument("--dtype", default="float32", help="dtype of the base's weights; auto takes it from the config")
     add_quantization(parser)
 
 

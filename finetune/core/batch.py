@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Targets:
-    """The tokens of a batch [B, T] that are supervised, N of them, as places in its B * T."""
+    """The N supervised tokens of a batch [B, T], as positions among its B * T tokens."""
 
-    predictors: Tensor  # [N] the place before each, whose output predicts it
+    predictors: Tensor  # [N] the position before each token; its output predicts the token
     tokens: Tensor  # [N] ids
 
     @classmethod
     def of(cls, labels: Tensor) -> Targets:
-        """Return the targets of ``labels`` [B, T]; the first token of a row has none before it, so it is left out."""
+        """Return the targets of ``labels`` [B, T], without the first token of a row: no output predicts it."""
         supervised = labels != -100
         supervised[:, 0] = False
         places = supervised.flatten().nonzero().squeeze(1)
@@ -42,15 +42,15 @@ class Targets:
 class Batch:
     """Rows ready for the model.
 
-    ``inputs`` are the model's keyword arguments; ``labels`` is None for rows that are only to be answered, and -100
-    where nothing is supervised. Where tokens are supervised it is [B, T], their ids; for a dual encoder [B], 0 for a
-    supervised pair; for another task whatever its collator and its objectives agree on, with B first.
+    ``inputs`` are the model's keyword arguments. ``labels`` is None for rows without supervision, and -100 where
+    nothing is supervised. For tokens it holds their ids, [B, T]; for a dual encoder 0 for a supervised pair, [B]. The
+    collator and the objectives of another task choose its form, with B first.
     """
 
     inputs: dict[str, Any]  # tensors; ``mm_encoder_outputs`` holds some
     examples: list[Example]
     labels: Tensor | None = None
-    # Of labels [B, T]; found when the batch is made, since a search on a GPU would wait for it.
+    # Found in the labels [B, T] when the batch is made: a search on a GPU would wait for the device.
     targets: Targets | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Batch:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the batch's tensors."""
+        """The number of bytes of the batch's tensors."""
         found: list[int] = []
 
         def count(tensor: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class Batch:
         return sum(found)
 
     def pin_memory(self) -> Batch:
-        """Return the batch in memory that a GPU can copy from by itself; a DataLoader asks for it by this name."""
+        """Return the batch in pinned memory; a DataLoader calls this method by its name."""
         return self._of_each(lambda tensor: tensor.pin_memory())
 
     def _of_each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with each of its tensors as ``function`` returns it."""
+        """Return the batch with ``function`` applied to each of its tensors."""
 
         def mapped(value: Any) -> Any:
             match value:
@@ -111,7 +111,7 @@ class ImageFeatures:
     Attributes:
         pooled: one embedding for each token of an image, [tokens, D], one image after the other.
         deepstack: the features [tokens, D] of each layer of the language model that gets features of its own.
-        as_list: whether the model takes a list of such tensors, one for each row, or one tensor [1, tokens, D].
+        as_list: True if the model takes a list of such tensors, one for each row; False for one tensor [1, tokens, D].
         processed: the processor's outputs beside the pixels, each a list or a tensor with one entry for each image.
         replacements: the text that replaces each image's placeholder.
     """
@@ -124,11 +124,11 @@ class ImageFeatures:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the features, roughly those of the whole."""
+        """The number of bytes of the features, which are nearly all of this object."""
         return sum(part.nbytes for part in (self.pooled, *self.deepstack))
 
 
-# What a row shows, opened: an image, or what the images of the row became.
+# An opened medium of a row: an image, or the features that replace the row's images.
 OpenedMedium: TypeAlias = "Image | ImageFeatures"
 
 
@@ -174,7 +174,10 @@ class Placeholders:
 
         for name, value in batch.inputs.items():
             if name not in fills and getattr(value, "shape", None) == mask.shape and not value.is_floating_point():
-                raise MethodError(f"it is not known what a placeholder has in this model's input {name!r} [B, T]")
+                raise MethodError(
+                    "a tuned prompt must know the value of its placeholders in each input with one entry a token, but "
+                    f"this model takes the unknown input {name!r} [B, T]. Use another method, such as lora."
+                )
         inputs = {name: longer(t, fills[name]) if name in fills else t for name, t in batch.inputs.items()}
         labels = batch.labels
         labels = longer(labels, -100) if labels is not None and batch._is_per_token(labels) else labels
@@ -183,8 +186,8 @@ class Placeholders:
     def remove(self, batch: Batch) -> Batch:
         """Return the batch that ``insert`` was given, on its present device.
 
-        Of a row whose very first token is supervised the batch without placeholders cannot know what predicts it;
-        collators make no such row.
+        The first token of a row must not be supervised: without placeholders no output predicts it. Collators make no
+        such row.
         """
         mask = batch.inputs["attention_mask"]  # [B, T + N]
         longer = mask.shape[1]
@@ -202,7 +205,7 @@ class Placeholders:
         per_token = {"input_ids", "attention_mask", *_PER_TOKEN}
         inputs = {name: shorter(value) if name in per_token else value for name, value in batch.inputs.items()}
         targets = batch.targets
-        if targets is not None:  # moved, not looked for: a search on a GPU would wait for it
+        if targets is not None:  # moved and not searched: a search on a GPU would wait for the device
             row, place = targets.predictors // longer, targets.predictors % longer
             place = place - (place >= first.squeeze(1)[row]) * self.num_virtual_tokens
             targets = Targets(row * width + place.clamp(min=0), targets.tokens)
@@ -219,8 +222,8 @@ def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
         pad_id: the token id of padding.
 
     Returns:
-        Inputs with one entry a token are [sum of B_i, max of T_i, ...]. All others belong to media: where they differ
-        in size beyond their first dimension, as image processors do it the smaller ones end in zeros.
+        Inputs with one entry a token are [sum of B_i, max of T_i, ...]. All others belong to media. Where they differ
+        in size beyond their first dimension, zeros fill the end of the smaller ones, as image processors do it.
     """
     if len(batches) == 1:
         return batches[0]
@@ -240,7 +243,7 @@ def join_prompts(batches: Sequence[Batch], *, pad_id: int) -> Batch:
 
 
 def _grown(tensor: Tensor, sizes: Mapping[int, int], fill: int, *, left: bool = False) -> Tensor:
-    """Return a tensor made larger to ``sizes`` of some dimensions, at their end or at their beginning."""
+    """Return a tensor padded to ``sizes`` of some dimensions, at their end or at their beginning."""
     for dim, size in sizes.items():
         if missing := size - tensor.shape[dim]:
             shape = [*tensor.shape]
@@ -250,5 +253,5 @@ def _grown(tensor: Tensor, sizes: Mapping[int, int], fill: int, *, left: bool = 
     return tensor
 
 
-# Inputs with one entry a token, beside ids and mask; what a placeholder has there is 0: text, seen as text is.
+# Inputs with one entry a token, beside ids and mask. A placeholder has 0 there, the value of a text token.
 _PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")

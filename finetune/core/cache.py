@@ -1,6 +1,6 @@
-"""A cache of small notes that save reading large files twice. A cache that fails is no error.
+"""A cache of small notes about large files, so that these are read once. A cache that fails raises no error.
 
-Notes about files are kept by ``file_key``. A note that is not, byte for byte, what was written is no note.
+The key of a note about a file is its ``file_key``. A note whose bytes have changed counts as missing.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ def cache_home() -> Path:
 
 
 def conversions_of(files: Iterable[Path]) -> Path:
-    """Return the folder for conversions of files by ``datasets``, which knows files by the time of their last write."""
+    """Return the folder for conversions of files by ``datasets``, whose own key is the time of the last write."""
     states = "\n".join(sorted(map(file_state, files)))
     return cache_home() / "datasets" / _sha256(_bytes(states))[:32]
 
 
 def write_note(path: Path, text: str) -> None:
-    """Write a small cache file aside and rename it; a cache that cannot be written is no error."""
+    """Write a small cache file aside and rename it; do nothing where the cache cannot be written."""
     body = _bytes(text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Threads and other machines may write the same note, so the name is nobody else's.
+        # Threads and other machines may write the same note, so each writer has a name of its own.
         aside = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
         try:
             with open(aside, "xb") as file:
@@ -47,7 +47,7 @@ def write_note(path: Path, text: str) -> None:
 
 
 def read_note(path: Path) -> str | None:
-    """Return the text that ``write_note`` wrote; None where there is no note, or a byte of it has changed."""
+    """Return the text that ``write_note`` wrote; None if there is no note, or a byte of it has changed."""
     try:
         digest, _, body = path.read_bytes().partition(b"\n")
         return body.decode(errors="surrogatepass") if digest == _sha256(body).encode() else None
@@ -66,7 +66,7 @@ class Notes:
         self.path = cache_home() / name
 
     def get(self, keys: Iterable[str]) -> dict[str, str]:
-        """Return the notes that are there."""
+        """Return each key that has a note, with the note."""
         digests = {_sha256(_bytes(key)): key for key in keys}
         wanted = list(digests)
         found: dict[str, str] = {}
@@ -103,7 +103,7 @@ class Notes:
                     connection.execute("CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, note TEXT NOT NULL)")
                     return work(connection)
             except (sqlite3.Error, OSError) as error:
-                # A damaged database would keep no note ever again; one in use is as it should be.
+                # A damaged database would never keep a note again, so remove it. Leave a locked one alone.
                 if type(error) is not sqlite3.DatabaseError:
                     return None
                 self._remove()

@@ -1,4 +1,4 @@
-"""A row of data as an example: its messages, media and answers, whatever file it came from."""
+"""A row of data as an example: its messages, media and answers, independent of its source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ImageHandle(Protocol):
         ...
 
     def files(self) -> Sequence[Path]:
-        """Return the files whose state the key holds; none where it is made of the image's bytes."""
+        """Return the files whose state the key holds; none if the key is made of the image's bytes."""
         ...
 
 
@@ -41,7 +41,7 @@ ImagePosition = Literal["first", "last"]  # of a question's images: before its t
 class Medium(Protocol):
     """A medium that a row shows beside its texts.
 
-    A kind of medium is a frozen dataclass with a ``type`` of its own, the word that stands in the parts of a message.
+    A kind of medium is a frozen dataclass with a ``type`` of its own, which the parts of a message use.
     """
 
     type: ClassVar[str]
@@ -65,16 +65,16 @@ class ImageOptions:
     """The settings by which the images of a row are opened.
 
     Attributes:
-        range: the values that become black and white in images of more than 8 bits; None: those of the smallest usual
-            bit depth that holds an image's own values.
-        page: the number of the TIFF page, from 1; None: the file must have one page.
+        range: the values that become black and white in images of more than 8 bits; None for the range of the smallest
+            usual bit depth that holds an image's own values.
+        page: the number of the TIFF page, from 1; None for a file that must have one page.
     """
 
     range: tuple[int, int] | None = None
     page: int | None = None
 
 
-COLUMNS = "columns"  # in ``meta``: column -> value, of those that the row's task reads for itself
+COLUMNS = "columns"  # key of ``meta``: each column that the row's task reads -> its value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +82,20 @@ class Example:
     """One conversation, about some media or none.
 
     ``messages`` is in Hugging Face's chat format and ends with an assistant turn; each ``{"type": "image"}`` part
-    stands for the next image of ``media``, and so for each other type of media.
+    stands for the next image of ``media``. Other types of media work the same way.
     """
 
     id: str
     messages: list[Message]
     media: tuple[Medium, ...]  # in the order in which the row shows them
     image_options: ImageOptions = ImageOptions()
-    answers: list[str]  # all that count as right for the last turn
-    captions: list[str] = field(default_factory=list)  # where given, each epoch trains on one of them as the last turn
-    choices: dict[str, str] = field(default_factory=dict)  # where only these may be answered: label -> its text
+    answers: list[str]  # each answer that counts as right for the last turn
+    captions: list[str] = field(default_factory=list)  # if given, each epoch trains on one of them as the last turn
+    choices: dict[str, str] = field(default_factory=dict)  # if given, the only answers allowed: label -> its text
     meta: dict[str, Any] = field(default_factory=dict)
     unsupervised: frozenset[int] = frozenset()  # assistant turns, counted from 0, that are not supervised
-    num_tokens: int | None = None  # those of its images included; None until they are counted for a base
-    num_answer_tokens: int | None = None  # of its longest answer, the end included; None until they are counted
+    num_tokens: int | None = None  # with those of its images; None before they are counted for a base
+    num_answer_tokens: int | None = None  # of its longest answer, with its end; None before they are counted
 
     @property
     def images(self) -> list[ImageSource]:
@@ -109,7 +109,7 @@ class Example:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The values of the columns that the row's task reads for itself; empty where it reads none."""
+        """The values of the columns that the row's task reads; empty if it reads none."""
         found: dict[str, Any] = self.meta.get(COLUMNS, {})
         return found
 
@@ -124,11 +124,11 @@ class Example:
         return self.messages[:-1]
 
     def in_epoch(self, epoch: int, *, seed: int) -> Example:
-        """Return the row as an epoch trains on it: with one of its captions, and itself where it has none.
+        """Return the row that an epoch trains on: with one of its captions, or unchanged if it has none.
 
         Args:
             epoch: the number of the epoch, from 0.
-            seed: the seed of the run; the choice depends on it, the epoch and the row's id, and on nothing else.
+            seed: the seed of the run; the choice depends on it, the epoch and the row's id alone.
         """
         if not self.captions:
             return self
@@ -140,7 +140,7 @@ class Example:
 
 
 def draw(count: int, *key: int | str) -> int:
-    """Return a number from 0 to ``count`` - 1, as likely as any other: a function of ``key`` alone."""
+    """Return a number from 0 to ``count`` - 1, uniformly distributed and determined by ``key`` alone."""
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") % count
 

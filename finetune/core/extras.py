@@ -1,5 +1,6 @@
 """The optional extras of this package, and the libraries that each of them brings."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ def require_extra(extra: str, *, what: str) -> None:
         what: the name of the part that needs them, for the message.
 
     Raises:
-        MissingExtraError: one of them is not.
+        MissingExtraError: one of them is not installed.
     """
     if missing := [name for name in LIBRARIES[extra] if find_spec(name) is None]:
         raise _error(what, missing, extra)
@@ -32,7 +33,7 @@ def require_extra(extra: str, *, what: str) -> None:
 
 @contextmanager
 def missing_extras_named() -> Iterator[None]:
-    """Raise an error that names the extra, where a library is missing inside the ``with`` block.
+    """Name the extra in the error where a library is missing inside the ``with`` block.
 
     Raises:
         MissingExtraError: a library of an extra is not installed.
@@ -43,11 +44,12 @@ def missing_extras_named() -> Iterator[None]:
         library = (error.name or "").partition(".")[0]
         for extra, libraries in LIBRARIES.items():
             if library in libraries:
-                raise _error("this", [library], extra) from error
+                raise _error("this part of finetune", [library], extra) from error
         raise
 
 
 def _error(what: str, missing: list[str], extra: str) -> MissingExtraError:
     return MissingExtraError(
-        f"{what} needs {', '.join(missing)}, not installed here: pip install 'finetune-vlm[{extra}]'"
+        f"{what} needs {', '.join(missing)}, not installed for {sys.executable}. "
+        f"Run: pip install 'finetune-vlm[{extra}]'"
     )

@@ -1,4 +1,4 @@
-"""The users who can change a file: its owner, and everybody who may write it or a folder on the way to it."""
+"""The users who can change a file: its owner, and everybody who may write it or a folder of its path."""
 
 import errno
 import os
@@ -14,12 +14,12 @@ _WRITE_BITS = {"g": stat.S_IWGRP, "o": stat.S_IWOTH}
 
 
 def user_folder() -> Path:
-    """Return ``~/.finetune``, and make it where it is missing: with mode 0755 at most, whatever the umask is.
+    """Return ``~/.finetune``, and make it where it is missing: with mode 0755 at most, for any umask.
 
-    The first command of any kind makes it, and keys and the trust policy lie in it.
+    The first command of any kind makes it. It holds the keys and the trust policy.
     """
     folder = Path.home() / ".finetune"
-    with suppress(OSError):  # whoever writes below it says so
+    with suppress(OSError):  # the code that writes below it reports the error
         folder.mkdir(mode=0o755)
     return folder
 
@@ -27,17 +27,17 @@ def user_folder() -> Path:
 def changeable_by_others(path: Path) -> str | None:
     """Return the ways in which another user could change a file, with the commands against them; None if none could.
 
-    The way to the file is walked as the system walks it, from the root, through links to their targets. The user and
-    root must own all of it, and nobody else may write any of it. A group counts as somebody else, also a user's own:
-    whoever administers the machine can add members. A sticky folder, such as ``/tmp``, may be written by everybody,
-    because nobody can replace what others own there. On a read-only mount modes say nothing: Kubernetes mounts what
-    everybody could write. On Windows, which has no such modes, nothing is checked.
+    The check follows the path as the system does, from the root, through links to their targets. The user or root must
+    own each part, and nobody else may write it. A group counts as another user, even the user's own group: an
+    administrator can add members. Everybody may write a sticky folder, such as ``/tmp``, because nobody can replace
+    the files of others there. Modes on a read-only mount do not count: Kubernetes mounts files that everybody could
+    write. Windows has no such modes, so the check passes there.
 
     Args:
         path: the path of the file or folder.
 
     Raises:
-        OSError: something on the way is missing, or cannot be looked at.
+        OSError: a part of the path is missing or cannot be read.
     """
     if os.name == "nt":
         return None
@@ -46,13 +46,13 @@ def changeable_by_others(path: Path) -> str | None:
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield every folder, link and file on the way to a path, the path itself last."""
+    """Yield every folder, link and file of a path, the path itself last."""
     place = Path("/")
     yield place, os.lstat(place)
     links, left = 0, [*reversed(path.absolute().parts[1:])]
     while left:
         if (name := left.pop()) == "..":
-            place = place.parent  # no link is ever a place, so this is the folder that holds it
+            place = place.parent  # ``place`` is never a link, so its parent is the folder that holds it
             continue
         found = os.lstat(place / name)
         yield place / name, found
@@ -84,7 +84,7 @@ def _problem(place: Path, found: os.stat_result) -> str | None:
 
 
 def _user(uid: int) -> str:
-    import pwd  # which Windows does not have
+    import pwd  # not on Windows
 
     try:
         return pwd.getpwuid(uid).pw_name

@@ -1,11 +1,10 @@
 """The state of a file as a key, by which a program knows that it need not read the file again.
 
-The time of the last change of an inode (ctime) is the kernel's own: no copy that keeps times, as ``cp -p`` and
-``rsync --times`` do, can set it. What no running system saw is a disk that was changed while the machine was off, so
-a state holds only for one boot of it.
+The kernel sets the time of the last change of an inode (ctime). A copy that keeps times, as of ``cp -p`` and
+``rsync --times``, cannot set it. A disk may change while the machine is off, so a state is valid for one boot only.
 
-Two writes within one tick of a clock have the same times. So a state says nothing while it is fresh: what is read
-then must be read again ("racily clean" in git's index).
+Two writes within one tick of a clock have the same times. So a fresh state proves nothing: a file that is read then
+must be read again ("racily clean" in git's index).
 """
 
 import os
@@ -17,16 +16,16 @@ from pathlib import Path
 _LOCAL = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
 _SHARED = ("beegfs", "ceph", "gfs2", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "virtiofs")
 _LOCAL_SECONDS = 2.0
-# Type of file system -> seconds that a file must have rested before its state says anything. A server's clock may be
-# another, and a client may hold what it was told for a minute. Of other types (FAT, FUSE, SMB) nothing is known:
-# what they give as the time of the last change may be what a copy set.
+# Type of file system -> seconds without a write after which the state of a file is reliable. A server's clock may
+# differ, and a client may cache times for a minute. Other types (FAT, FUSE, SMB) are never reliable: a copy may set
+# what they report as the time of the last change.
 _RESTS = {**dict.fromkeys(_LOCAL, _LOCAL_SECONDS), **dict.fromkeys(_SHARED, 600.0)}
 _MOUNTS = Path("/proc/self/mountinfo")
 _RESTS_BY_DEVICE: dict[int, float | None] = {}
 
 
 def file_key(path: Path) -> str:
-    """Return a key that changes when a file does, and with every boot; facts about the file are kept by it.
+    """Return a key that changes when a file does, and with every boot; caches keep facts about the file by it.
 
     Raises:
         OSError: there is no such file.
@@ -56,7 +55,7 @@ def _state(resolved: Path, stat: os.stat_result) -> str:
 
 
 def is_settled(path: Path) -> bool:
-    """Return whether any write from now on changes the key of a file: call it between ``file_key`` and reading.
+    """Return whether each later write changes the key of a file: call it between ``file_key`` and reading.
 
     Raises:
         OSError: there is no such file.
@@ -77,8 +76,8 @@ def boot_id() -> str:
 
 
 def _rest_seconds(path: Path, device: int) -> float | None:
-    """Return the seconds that a file must have rested; None where its state is never reliable."""
-    if sys.platform == "win32":  # where ctime is the time of creation
+    """Return the seconds without a write that a file needs; None if its state is never reliable."""
+    if sys.platform == "win32":  # ctime is the time of creation there
         return None
     if device not in _RESTS_BY_DEVICE:
         kind = _file_system(path.resolve())
@@ -87,7 +86,7 @@ def _rest_seconds(path: Path, device: int) -> float | None:
 
 
 def _file_system(path: Path) -> str | None:
-    """Return the type of the file system that holds ``path``; None where the system does not list them."""
+    """Return the type of the file system that holds ``path``; None if the system does not list it."""
     try:
         lines = _MOUNTS.read_bytes().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""A lock for one process at a time in a folder: a lock of the system held open, and a file with the name of its owner.
+"""A lock for one process at a time in a folder: a lock of the system, and a file with the name of its owner.
 
-The system takes its lock back when a process ends, however it does, so a killed process blocks nobody: the next one
-finds the file that names it, says so, and goes ahead. Where the file system gives no locks, the file alone decides: it
-stands for a process as long as one with that id and start time runs on its host.
+The system drops its lock when a process ends for any reason, so a killed process blocks nobody. The next process finds
+the file that names the killed one, logs that, and goes on. Where the file system has no locks, the file alone decides:
+it counts as long as a process with that id and start time runs on its host.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LOCK_NAME = ".lock"
-_HELD: set[Path] = set()  # of this process: a record lock does not keep a process from itself
+_HELD: set[Path] = set()  # locks of this process, which a record lock does not keep out
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _NOT_OURS = {errno.ELOOP, errno.EISDIR, errno.ENXIO}  # a link, a folder or a socket
-# A link is not followed, and a FIFO not waited for. Windows knows neither flag.
+# Do not follow a link, and do not wait for a FIFO. Windows has neither flag.
 _CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_SETTLE = 0.5  # seconds after which of two that wrote their names at once the last one stands there for both
+_SETTLE = 0.5  # seconds after which two processes that wrote at once both read the name of the last one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class Owner:
     user: str
     host: str
     pid: int
-    started: str | None  # when the process began, in a form that only has to be equal; None where it cannot be told
-    since: str  # when it took the folder
+    started: str | None  # start of the process, as a text that is only compared; None if unknown
+    since: str  # time of the lock, in UTC
 
     @classmethod
     def here(cls) -> Owner:
@@ -63,7 +63,7 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Return whether the process still runs; None where that cannot be told from here."""
+        """True if the process still runs; None if this host cannot check it."""
         if self.host != socket.gethostname():
             return None
         return _is_running(self.pid) and self.started in (None, _started(self.pid))
@@ -75,22 +75,22 @@ class Owner:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, log: Callable[[str], object] = print, what_else: str) -> Iterator[None]:
-    """Hold ``folder`` inside the block; it is made where it does not exist.
+    """Lock ``folder`` inside the block, and make it where it does not exist.
 
     Args:
         folder: the folder that one process at a time may write.
-        log: the function that is called when the lock of a process that ended is taken over.
-        what_else: the user's other ways than to wait, as the end of a sentence.
+        log: the function that is called with a line when this process takes over the lock of one that has ended.
+        what_else: a sentence with the user's alternatives to waiting, for errors.
 
     Raises:
-        FolderInUseError: another process holds it, or may hold it.
-        TrainingError: something that is no lock stands in the place of the lock.
-        OSError: nothing can be written there.
+        FolderInUseError: another process holds the lock, or may hold it.
+        TrainingError: the path of the lock holds something else.
+        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK_NAME
     if path in _HELD:
-        raise FolderInUseError(f"{folder} is in use by this very process. {what_else}")
+        raise FolderInUseError(f"{folder} is in use: this process has already locked it. {what_else}")
     file, has_system_lock = _open(path, folder, what_else)
     try:
         _take(file, path, folder, log=log, what_else=what_else, has_system_lock=has_system_lock)
@@ -102,17 +102,17 @@ def locked(folder: Path, *, log: Callable[[str], object] = print, what_else: str
         yield
     finally:
         _HELD.discard(path)
-        # The name goes while the lock is held: whoever waits for it finds another file, or none.
+        # Remove the file while the lock is held: a process that waits for it then finds another file, or none.
         with contextlib.suppress(OSError):
             path.unlink()
         file.close()
 
 
 def _open(path: Path, folder: Path, what_else: str) -> tuple[IO[str], bool]:
-    """Return the file with the system's lock on it, and whether there is such a lock here.
+    """Return the file with the system's lock on it, and whether the file system has such locks.
 
-    Of the two kinds of locks it is the one of a process, not of an open file: a worker process that outlives the run
-    for a moment would inherit the other.
+    The lock belongs to the process and not to the open file: a worker process that outlives the run for a moment would
+    inherit a lock of the file.
     """
     while True:
         file = open(path, "a+", encoding="utf-8", opener=partial(_open_own, what_else=what_else))
@@ -132,11 +132,11 @@ def _open(path: Path, folder: Path, what_else: str) -> tuple[IO[str], bool]:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise _in_use(folder, owner, what_else) from None
-        file.close()  # its owner has just let it go
+        file.close()  # its owner has just unlocked it
 
 
 def _open_own(path: str, flags: int, *, what_else: str) -> int:
-    """Return the descriptor of a lock: its text must not go into a file of somebody else."""
+    """Open a lock and return its descriptor; refuse links, which would lead the text into another file."""
     try:
         descriptor = os.open(path, flags | _CAREFULLY, 0o666)
     except OSError as error:
@@ -148,7 +148,7 @@ def _open_own(path: str, flags: int, *, what_else: str) -> int:
             return descriptor
         os.close(descriptor)
     raise TrainingError(
-        f"a run's lock must be a plain file, but {path} is a link or another kind of thing. Nothing was written. "
+        f"a lock must be a regular file, but {path} is a link, a folder or a special file. Nothing was written. "
         f"Remove it and start again. {what_else}"
     )
 
@@ -156,19 +156,19 @@ def _open_own(path: str, flags: int, *, what_else: str) -> int:
 def _take(
     file: IO[str], path: Path, folder: Path, *, log: Callable[[str], object], what_else: str, has_system_lock: bool
 ) -> None:
-    """Write this process's name into the file, where no other process's name may stand."""
+    """Write the name of this process into the file, unless it names another process that may run."""
     found = _read(file)
     if found is not None:
         alive = found.is_alive
         if alive is None:
             raise FolderInUseError(
-                f"{folder} may be in use: {found} took it, and whether that still runs cannot be told from "
-                f"{socket.gethostname()}. If it has ended, delete {path} and start again. {what_else}"
+                f"{folder} may be in use: {found} locked it, and {socket.gethostname()} cannot check whether that "
+                f"process still runs. If it has ended, delete {path} and start again. {what_else}"
             )
-        # With the lock of the system in hand, a process of this host cannot have it.
+        # This process holds the lock of the system, so no other process of this host does.
         if alive and not has_system_lock:
             raise _in_use(folder, found, what_else)
-        log(f"{folder} was held by {found}, which ended without letting it go. It is taken over.")
+        log(f"{folder} was locked by {found}, which ended without unlocking it. This process takes the lock over.")
     mine = Owner.here()
     file.seek(0)
     file.truncate()
@@ -181,12 +181,12 @@ def _take(
 
 
 def _in_use(folder: Path, owner: Owner | None, what_else: str) -> FolderInUseError:
-    who = str(owner) if owner else "another process, which has not yet said which"
+    who = str(owner) if owner else "another process, which has not written its name yet"
     return FolderInUseError(f"{folder} is in use: {who}. Wait for it, or stop it. {what_else}")
 
 
 def _read(file: IO[str]) -> Owner | None:
-    """Return the owner in the file; None where there is none, or the file is not whole."""
+    """Return the owner in the file; None if there is none, or the file is incomplete."""
     file.seek(0)
     try:
         return Owner(**json.loads(file.read()))
@@ -210,7 +210,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process began: on Linux in ticks since the boot, which no change of the clock moves."""
+    """Return the start of a process: on Linux in ticks since the boot, which no change of the clock moves."""
     stat = _linux_stat(pid)
     if stat is not None:
         return f"{boot_id()} {stat[19]}"

@@ -1,4 +1,4 @@
-"""Plain data in a JSON file for people; the file is written whole or not at all."""
+"""Plain data in a JSON file for people; a write is complete or leaves the file unchanged."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 def aside_of(path: Path) -> Path:
-    """Return the path that ``write_json`` writes before it renames; a process that is killed leaves it there."""
+    """Return the path that ``write_json`` writes before it renames; a killed process leaves this file."""
     return path.with_name(f".{path.name}.new")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data, whole or not at all.
+    """Write plain data, completely or not at all.
 
     Raises:
-        OSError: it cannot be written; what was there is as it was.
+        OSError: the file cannot be written; its earlier content stays.
     """
     aside = aside_of(path)
-    # What stands there may be a link: it is removed, and the file that it leads to is left alone.
+    # A link may stand there: remove it, and leave its target alone.
     aside.unlink(missing_ok=True)
     with aside.open("x", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")

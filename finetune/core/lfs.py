@@ -1,4 +1,4 @@
-"""Pointers of Git LFS, which take the place of files that were not fetched."""
+"""Pointers of Git LFS, which replace files that were not downloaded."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BEGINNING = b"version https://git-lfs.github.com/spec/"
-WAY_OUT = "a Git LFS pointer and not the file itself. Run `git lfs pull` in its repository, or fetch the file anew."
+WAY_OUT = "a Git LFS pointer and not the file itself. Run `git lfs pull` in its repository, or download the file again."
 
 
 def is_pointer(data: bytes) -> bool:
-    """Return whether a file that begins so is a pointer."""
+    """Return whether a file that begins with ``data`` is a pointer."""
     return data.startswith(BEGINNING)
 
 
 def is_pointer_file(path: Path) -> bool:
-    """Return whether a file is a pointer; not where it cannot be read."""
+    """Return whether a file is a pointer; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             return is_pointer(file.read(len(BEGINNING)))

@@ -19,11 +19,11 @@ from torch.autograd import forward_ad
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MIN_ROWS = 2  # one row is another kind of product, which rounds otherwise; from two on a row comes out the same
+MIN_ROWS = 2  # one row runs another kernel, which rounds differently; from two rows on each row is the same
 
 
 def onednn_is_faster() -> bool:
-    """Return whether this is a CPU on which MKL leaves AVX-512 unused, and torch was built with oneDNN."""
+    """Return whether MKL leaves AVX-512 unused on this CPU, and torch was built with oneDNN."""
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -39,11 +39,11 @@ def _vendor() -> str:
         return platform.processor()  # names the vendor on Windows
 
 
-ONEDNN_IS_FASTER = onednn_is_faster()  # a constant, since it is asked at every product
+ONEDNN_IS_FASTER = onednn_is_faster()  # a constant, because every product reads it
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``rows`` [N, I] times the transposed ``weight`` [O, I], plus ``bias`` [O]; it has no gradient."""
+    """Return ``rows`` [N, I] times the transposed ``weight`` [O, I], plus ``bias`` [O]; the product has no gradient."""
     if not _by_onednn(rows, weight):
         return nn.functional.linear(rows, weight, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
@@ -51,7 +51,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def speed_up(modules: Iterable[nn.Module]) -> None:
-    """Have the linear ones among a base's modules computed so where that is faster; those in training stay."""
+    """Let oneDNN compute the linear modules of a base where that is faster; modules that train keep their forward."""
     if not ONEDNN_IS_FASTER:
         return
     for module in modules:
@@ -70,7 +70,7 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
 
 
 def _is_followed() -> bool:
-    """Return whether a compiler, a tracer or forward-mode autograd follows: these know torch's own product only."""
+    """Return whether a compiler, a tracer or forward-mode autograd records: these support torch's product only."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
 
 
@@ -80,7 +80,7 @@ def _forward(module: nn.Linear, x: Tensor) -> Tensor:
         _is_followed()
         or x.numel() < MIN_ROWS * x.shape[-1]
         or (torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)))
-        or type(weight) not in (nn.Parameter, Tensor)  # one that is cut over processes
+        or type(weight) not in (nn.Parameter, Tensor)  # a weight that is sharded over processes
         or torch.is_autocast_enabled("cpu")
     ):
         return nn.functional.linear(x, weight, bias)

@@ -1,8 +1,8 @@
 """The display of text from outside: rows, answers, manifests and registry entries, on terminals, in logs and on pages.
 
-Such text may hold what a terminal obeys, what reorders or splits a line, or markup. It is kept as it is where programs
-read it, and is made harmless where it is written for people, by one of these functions. ``errors.brief`` quotes a value
-inside a message; what prints the message calls one of these.
+Such text may hold control sequences of a terminal, characters that reorder or split a line, or markup. Programs get it
+unchanged. These functions make it harmless for people. ``errors.brief`` quotes a value inside a message; the code that
+prints the message calls one of these functions.
 """
 
 import html
@@ -46,7 +46,7 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return ``text`` as inline code of Markdown, in which no markup is read."""
+    """Return ``text`` as inline code of Markdown, in which markup has no effect."""
     shown = safe_line(" ".join(text.split()))
     if "`" not in shown:
         return f"`{shown or ' '}`"
@@ -56,14 +56,14 @@ def markdown_code(text: str) -> str:
 
 def markdown_cell(text: str) -> str:
     """Return ``text`` as ``markdown`` does, for the cell of a table."""
-    # Tables are split before code is read, at each | that no backslash precedes. Renderers differ on two backslashes,
-    # so none of the text's own is left beside a |: a wide one stands in its place.
+    # A renderer splits a table at each | without a backslash before it, and reads code later. Renderers differ on two
+    # backslashes, so a wide backslash replaces each one of the text.
     shown = markdown(text)
     return shown.replace("\\", "\uff3c").replace("|", "\\|") if "|" in shown else shown
 
 
 def markdown_block(code: str, language: str) -> str:
-    """Return code as a fenced block of Markdown, which nothing in the code ends."""
+    """Return code as a fenced block of Markdown that the code cannot end."""
     code = safe_block(code)
     fence = "`" * max(3, _longest_run(code) + 1)
     return f"{fence}{language}\n{code}\n{fence}"

@@ -29,7 +29,7 @@ class _Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data with the type and every field of the prediction's own kind."""
-        own = fields(_KINDS[self.type])  # a subclass may know more, which is not kept
+        own = fields(_KINDS[self.type])  # a subclass may have more fields, which JSON leaves out
         return {"type": self.type, **{each.name: _plain(getattr(self, each.name)) for each in own}}
 
 
@@ -39,7 +39,7 @@ class Text(_Prediction):
 
     Attributes:
         text: the text without special tokens and without outer white space.
-        finish_reason: ``stop`` where the model ended its text, or was told to; ``length`` where the row's limit did.
+        finish_reason: ``stop`` if the model or a stop sequence ended the text; ``length`` if the row's limit did.
     """
 
     type: ClassVar[str] = "text"
@@ -56,7 +56,7 @@ class Label(_Prediction):
 
     Attributes:
         label: the label with the highest score.
-        scores: each label that could be chosen -> its score.
+        scores: each allowed label -> its score.
     """
 
     type: ClassVar[str] = "label"
@@ -112,7 +112,7 @@ class Image(_Prediction):
 
     Attributes:
         path: the path of the image file.
-        sha256: of the file.
+        sha256: the SHA-256 digest of the file.
     """
 
     type: ClassVar[str] = "image"
@@ -165,7 +165,9 @@ def prediction_from_json(value: Any) -> Prediction:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = plain(".".join(map(str, first["loc"])))
-        raise DataError(f"a prediction of type {value['type']}: {where}: {plain(first['msg'])}") from None
+        raise DataError(
+            f"a prediction of type {value['type']} must have valid fields, but `{where}` is not: {plain(first['msg'])}"
+        ) from None
     if isinstance(found, Ranking) and len(found.items) != len(found.scores):
         raise DataError(
             f"a prediction of type ranking must have one score an item, got {len(found.items)} items and "

@@ -1,4 +1,4 @@
-"""YAML without its traps: a key given twice is refused, and 1e-3 is a number."""
+"""YAML without its traps: a repeated key is an error, and 1e-3 is a number."""
 
 import re
 from typing import Any
@@ -13,16 +13,16 @@ class StrictLoader(yaml.SafeLoader):
         """Return the mapping of a node.
 
         Raises:
-            yaml.YAMLError: a key stands twice, or is no word.
+            yaml.YAMLError: a key is repeated, or is no plain value.
         """
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str | int | float | bool | None):
-                raise yaml.YAMLError(f"line {line}: a key is a word, not {key!r}")
+                raise yaml.YAMLError(f"line {line}: a key must be a word, got {key!r}")
             if key in seen:
-                raise yaml.YAMLError(f"line {line}: the key {key!r} stands twice")
+                raise yaml.YAMLError(f"line {line}: a key must be unique, but {key!r} is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 

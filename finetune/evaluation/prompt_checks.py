@@ -1,9 +1,9 @@
 """The prompt spec of a recipe: completed from the data, and compared with the prompts of an app.
 
-An adapter answers well where it is asked as it was trained. So what rows bring beside the recipe (a system message, the
-place of their images, the length of their answers) goes into the prompt spec of the manifest, or is refused. For every
-shape of prompt in the data one row is put through an app's own path, before training starts and again from the
-saved manifest. Its token ids must be those of the training batch.
+An adapter answers well if an app asks it in the form of its training. So the prompt spec of the manifest holds the
+settings that come from the rows: a system message, the place of images, the length of answers. Rows without a common
+setting are an error. For every shape of prompt in the data, the check passes one row through an app's own path, before
+training and again from the saved manifest. Its token ids must be those of the training batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHOWN_IDS = 12  # tokens shown around the first difference
 
 
 def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = None) -> TaskSection:
-    """Return a recipe's task with the settings that it leaves to the data.
+    """Return a recipe's task, with the settings that it leaves open taken from the data.
 
     Args:
         section: the section of the task in the recipe.
@@ -37,7 +37,7 @@ def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = N
         limit: the largest number of tokens that the base takes; None for no bound.
 
     Raises:
-        DataError: the rows do not agree, so that no one prompt repeats them.
+        DataError: the rows differ, so that no single prompt repeats them.
     """
     if not isinstance(section, QuestionSection):
         return section
@@ -49,17 +49,17 @@ def complete_task(section: TaskSection, survey: Survey, *, limit: int | None = N
     if section.question_template != "{question}" and survey.forms == {"conversation"}:
         shape = next(iter(survey.shapes))
         raise DataError(
-            f"task.question_template is {section.question_template!r}, but all rows are conversations, which are "
-            f"trained as they stand; ask() would put another prompt than {shape}. Write the template's words into the "
-            'messages, or set task.question_template="{question}".'
+            'task.question_template must be "{question}" if all rows are conversations, which train unchanged, got '
+            f"{section.question_template!r}. ask() would make another prompt than {shape}. Write the template's words "
+            'into the messages, or set task.question_template="{question}".'
         )
     return with_longest_answer(section.model_copy(update=update), survey, limit=limit)
 
 
 def with_longest_answer(section: TaskSection, survey: Survey, *, limit: int | None = None) -> TaskSection:
-    """Return a task that answers as long as the references are, and some room, where the recipe names no length.
+    """Return a task with room for the longest reference answer and some more, if the recipe sets no length.
 
-    Arguments as for ``complete_task``; the survey may also be that of the rows that are evaluated.
+    Arguments as for ``complete_task``; the survey may also be that of the rows to evaluate.
     """
     longest = survey.longest_answer
     if not isinstance(section, PromptSection) or section.max_new_tokens is not None or longest is None:
@@ -71,29 +71,30 @@ def with_longest_answer(section: TaskSection, survey: Survey, *, limit: int | No
 
 
 def _common_system(survey: Survey) -> str | None:
-    """Return the system message that all rows have; None where none has one."""
+    """Return the common system message of all rows; None if no row has one."""
     if len(survey.systems) > 1:
         named = ", ".join(
             f"{'none' if text is None else repr(text)[:60]} ({rows} rows)"
             for text, rows in survey.systems.most_common(_LISTED)
         )
         raise DataError(
-            f"the rows have {len(survey.systems)} different system messages: {named}. ask() sends one. Set "
-            'task.system_prompt to that one, or to "" for none: rows without a system message are then trained with '
-            "it, other rows keep theirs, and an app sends theirs by chat()."
+            "all rows must have the same system message, because ask() sends one, got "
+            f"{len(survey.systems)} different system messages: {named}. Set task.system_prompt to one of them, or to "
+            '"" for none. Rows without a system message then train with it, other rows keep theirs, and an app sends '
+            "theirs by chat()."
         )
     return next(iter(survey.systems), None)
 
 
 def _common_position(survey: Survey) -> ImagePosition:
-    """Return the place of images in ask(): that of all conversations, unless rows of questions put them first."""
+    """Return the place of images in ask(): that of all conversations, or ``first`` if rows are questions too."""
     if survey.forms == {"conversation"} and len(survey.image_positions) == 1:
         return next(iter(survey.image_positions)) or "first"
     return "first"
 
 
 def report_lengths(section: TaskSection, surveys: Mapping[str, Survey], log: Callable[[str], None]) -> None:
-    """Log how many answers of each split are longer than an answer may become."""
+    """Log the number of answers in each split that are longer than a generated answer may be."""
     if not isinstance(section, PromptSection):
         return
     most = section.longest_answer
@@ -102,16 +103,16 @@ def report_lengths(section: TaskSection, surveys: Mapping[str, Survey], log: Cal
         if rows:
             log(
                 f"warning: {rows} of {survey.num_rows} {split} rows have answers of more than {most} tokens, up to "
-                f"{survey.longest_answer}; generated answers are cut there. Set task.max_new_tokens to "
+                f"{survey.longest_answer}; generated answers end at {most}. Set task.max_new_tokens to "
                 f"{survey.longest_answer} or more."
             )
 
 
 def check_answers(section: TaskSection, surveys: Mapping[str, Survey], log: Callable[[str], None]) -> None:
-    """Log which different reference answers count as equal.
+    """Log the groups of different reference answers that count as equal.
 
     Raises:
-        DataError: a reference answer normalizes to nothing.
+        DataError: a reference answer is empty after normalization.
     """
     if not isinstance(section, AnswerSection):
         return
@@ -120,8 +121,8 @@ def check_answers(section: TaskSection, surveys: Mapping[str, Survey], log: Call
     for answer, row in answers.items():
         if not section.normalize(answer):
             raise DataError(
-                f"row {row}: the answer {answer!r:.80} is nothing under task.answer_normalization={name}, so any other "
-                "such answer would count as right. Set task.answer_normalization=exact."
+                f"row {row}: an answer must not be empty after task.answer_normalization={name}, got {answer!r:.80}. "
+                "Any other such answer would count as right. Set task.answer_normalization=exact."
             )
     if groups := equal_answers(answers, normalize=section.normalize):
         named = "; ".join(" = ".join(repr(answer)[:40] for answer in group[:4]) for group in groups[:_LISTED])
@@ -132,7 +133,7 @@ def check_answers(section: TaskSection, surveys: Mapping[str, Survey], log: Call
 def check_prompts(
     section: TaskSection, shapes: Mapping[PromptShape, Example], *, trained: Batches, asked: Batches, when: str
 ) -> None:
-    """Put one row of every shape through an app's path, and compare its token ids with the training batch's.
+    """Pass one row of every shape through an app's path, and compare its token ids with the training batch.
 
     Args:
         section: the section of the task in the manifest.
@@ -142,15 +143,15 @@ def check_prompts(
         when: the stage of the run, for errors.
 
     Raises:
-        DataError: they differ, with the shape, the row and the first difference.
+        DataError: the token ids differ; the message gives the shape, the row and the first difference.
     """
     if not isinstance(section, QuestionSection):
         return
     for shape, example in shapes.items():
         if isinstance(section, PromptSection):
             if shape.form == "caption" and example.meta["question"] != section.caption_question:
-                continue  # caption() asks what most rows ask
-            # A last turn that is not supervised is asked all the same.
+                continue  # caption() asks the question of most rows
+            # An app asks for a last turn that is not supervised, too.
             wanted = _trained_ids(trained, replace(example, unsupervised=frozenset()))
             call, row = _as_an_app(section, shape, example)
         else:
@@ -161,8 +162,8 @@ def check_prompts(
         found = asked.prompt_batch([row]).inputs["input_ids"][0].tolist()
         if found != wanted:
             raise DataError(
-                f"{when}: {call} does not repeat the prompt that row {example.id} is trained with, nor those of the "
-                f"same shape, {shape}. {_difference(asked, wanted, found)}"
+                f"{when}: {call} must repeat the prompt that row {example.id} trains with, and those of the same "
+                f"shape, {shape}, but it does not. {_difference(asked, wanted, found)}"
             )
 
 
@@ -180,8 +181,8 @@ def _trained_ids(batches: Batches, example: Example) -> list[int]:
 
 
 def _as_an_app(section: PromptSection, shape: PromptShape, example: Example) -> tuple[str, Example]:
-    """Return the call by which an app asks the row's question, and the row that it makes."""
-    has_own_system = shape.system != (section.system_prompt or None)  # ask() sends that of the prompt spec alone
+    """Return the call with which an app asks the row's question, and the row that this call makes."""
+    has_own_system = shape.system != (section.system_prompt or None)  # ask() sends only the one of the prompt spec
     if shape.form == "conversation" or has_own_system:
         messages = _with_images(example.prompt, example.images)
         return "chat(messages)", conversation_row(section, messages, urls=None)
@@ -207,4 +208,4 @@ def _difference(batches: Batches, wanted: list[int], found: list[int]) -> str:
     shared = min(len(wanted), len(found))
     first = next((i for i in range(shared) if wanted[i] != found[i]), shared)
     one, other = (decode(ids[first : first + _SHOWN_IDS]) for ids in (wanted, found))
-    return f"From token {first + 1} of {len(wanted)} on, training has {one!r}, the app {other!r}."
+    return f"From token {first + 1} of {len(wanted)} on, training has {one!r}, and the app {other!r}."

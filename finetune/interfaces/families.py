@@ -1,4 +1,4 @@
-"""What a family gives of its models.
+"""The protocols of families of models.
 
 Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PaddingSide = Literal["left", "right"]
 
 
-# Tower -> full paths of the modules that make it up. Most models have "language", "projector" and "vision"; a model may
-# have others, such as "fusion", and lacks the key of a tower that it does not have.
+# Tower -> full paths of its modules. Most models have "language", "projector" and "vision"; a model may have others,
+# such as "fusion". A tower that it does not have has no key.
 Towers = Mapping[str, tuple[str, ...]]
 
 
@@ -30,9 +30,9 @@ class ModelFamily(Protocol):
     """A model family: loading, towers, inputs and outputs, which depend on the base's ``model_type``."""
 
     model_type: str
-    architecture: str  # what its models do: generative, dual_encoder, or another word
+    architecture: str  # of its models: generative, dual_encoder, or another word
     media: frozenset[str]  # the types of media that its models take, such as image
-    auto_class: Any  # transformers' own that loads its models
+    auto_class: Any  # the class of transformers that loads its models
 
     def load(
         self,
@@ -58,7 +58,7 @@ class ModelFamily(Protocol):
     def encode(
         self, processor: ProcessorMixin, rows: Sequence[Rendered], *, padding_side: PaddingSide
     ) -> dict[str, Any]:
-        """Return the model's inputs of rendered rows, whose media are of types that it takes."""
+        """Return the model's inputs for rendered rows, whose media have types that the model takes."""
         ...
 
     def outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -77,6 +77,6 @@ class GenerativeFamily(ModelFamily, Protocol):
         """Run the frozen vision tower and projector on the images of one row.
 
         Raises:
-            ModelError: this model does not take features in the place of images.
+            ModelError: this model takes no features in place of images.
         """
         ...

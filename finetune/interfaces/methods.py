@@ -1,4 +1,4 @@
-"""What a method makes of a frozen base, and the adapter that stays.
+"""The protocols of methods, which adapt a frozen base, and the records of their adapters.
 
 Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 """
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Host:
-    """A frozen base as a method sees it."""
+    """A frozen base with the objects that a method needs."""
 
     model: PreTrainedModel
     towers: Towers
     tokenizer: PreTrainedTokenizerBase
-    forward: Callable[[], Tensor]  # outputs for one synthetic row with an image, to find out what the forward uses
+    forward: Callable[[], Tensor]  # returns outputs for one synthetic row with an image, to find the modules in use
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """The part of an adapter that one method attached.
 
-    ``modules`` maps each tower to the full names of what is adapted in it; ``parameters`` maps the name a tensor has
-    in the saved file to the live parameter.
+    ``modules`` maps each tower to the full names of its adapted modules. ``parameters`` maps the name of a tensor in
+    the saved file to the live parameter.
     """
 
     method: str
-    options: Mapping[str, Any]  # what is needed to attach it again, in PEFT's names
+    options: Mapping[str, Any]  # the options to attach it again, in PEFT's names
     modules: Mapping[str, list[str]]
     parameters: Mapping[str, nn.Parameter]
     # parameter name -> the backward pass, from 1, after which it must have had a gradient that is not zero
     alive_after: Mapping[str, int]
-    learning_rates: Mapping[str, float] = field(default_factory=dict)  # parameter name -> factor, where it is not 1
+    learning_rates: Mapping[str, float] = field(default_factory=dict)  # parameter name -> factor; without an entry 1
     placeholders: Placeholders | None = None
-    unit: str = "modules"  # what ``modules`` names: modules, or single parameters of them
-    notes: tuple[str, ...] = ()  # what people should know: modules that were left out, and why
+    unit: str = "modules"  # the things that ``modules`` names: modules or parameters
+    notes: tuple[str, ...] = ()  # for users, such as omitted modules with the reason
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Attachment:
 
     @property
     def alive_after(self) -> dict[str, int]:
-        """Parameter name -> the backward pass after which it must have had a gradient."""
+        """Parameter name -> the backward pass after which it must have had a gradient that is not zero."""
         return {name: backward for part in self.parts for name, backward in part.alive_after.items()}
 
     @property
@@ -71,19 +71,19 @@ class Attachment:
 
     @property
     def placeholders(self) -> Placeholders | None:
-        """The placeholders of the adapter's tuned prompt, which rows must hold; None without a prompt."""
+        """The placeholders of the adapter's tuned prompt, which batches must contain; None without a prompt."""
         return next((part.placeholders for part in self.parts if part.placeholders), None)
 
     def freeze(self) -> None:
-        """End training: a frozen adapter computes bit for bit the same as after it is loaded.
+        """End training, so that the adapter computes bit for bit the same as after it is loaded.
 
-        torch chooses another way to multiply where a weight asks for a gradient, even where none is taken.
+        torch uses another kernel where a weight requires a gradient, even if none is computed.
         """
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
 
     def describe(self) -> str:
-        """Return one line per method and tower: how many modules and parameters are adapted."""
+        """Return one line per method, with the number of adapted modules in each tower and of parameters."""
         lines = []
         for part in self.parts:
             size = sum(p.numel() for p in part.parameters.values())
@@ -94,16 +94,16 @@ class Attachment:
 
 
 class Update(Protocol):
-    """An update: the function of a finished adapter in the place of a module's ``forward``; any thread may call it."""
+    """An update: a finished adapter's function that replaces a module's ``forward``; any thread may call it."""
 
     @property
     def module(self) -> nn.Module:
-        """The module whose ``forward`` is replaced."""
+        """The module whose ``forward`` it replaces."""
         ...
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors that the update holds beside the base."""
+        """The number of bytes of the update's own tensors."""
         ...
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -111,31 +111,33 @@ class Update(Protocol):
         ...
 
     def merging(self, name: str) -> Callable[[], object]:
-        """Return the function that writes the update into the module's own parameters, for good.
+        """Return the function that merges the update into the module's own parameters, which cannot be undone.
+
+        Args:
+            name: the full name of the module, for errors.
 
         Raises:
-            MethodError: that cannot be; ``name`` is the module's full name.
+            MethodError: the update cannot be merged.
         """
         ...
 
 
 class Method(Protocol):
-    """A way to adapt a frozen model; an adapter has one part for each of its methods.
+    """A method: a way to adapt a frozen model. An adapter has one part for each of its methods.
 
-    A part that trains is attached to the model, and is the only one there. A finished part stands beside any number of
-    others, as updates.
+    A model has at most one attached part of a method, which trains. Finished parts are updates, any number at a time.
     """
 
     def attach(self, host: Host, options: Any) -> Part:
-        """Add fresh trainable parameters, as ``options`` of a recipe say; if possible, outputs do not change."""
+        """Add fresh trainable parameters by the ``options`` of a recipe, if possible without a change of outputs."""
         ...
 
     def check(self, model: nn.Module, towers: Towers, options: Any) -> None:
-        """Raise MethodError where ``model``, which may be on the meta device, lacks a module that ``options`` adapt."""
+        """Raise MethodError if ``model``, which may be on the meta device, lacks a module that ``options`` adapt."""
         ...
 
     def detach(self, model: nn.Module) -> None:
-        """Remove the part that trains and every trace of it; do nothing where there is none."""
+        """Remove the part that trains, completely; do nothing if there is none."""
         ...
 
     def is_attached(self, model: nn.Module) -> bool:
@@ -143,7 +145,7 @@ class Method(Protocol):
         ...
 
     def switch(self, model: nn.Module, on: bool) -> None:
-        """Make the part that trains active, or the plain base; do nothing where there is none."""
+        """Turn the part that trains on or off; do nothing if there is none."""
         ...
 
     def expected_tensors(self, model: nn.Module, towers: Towers, description: Any) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What is minimised over a task.
+"""The protocols of objectives, which a run minimises over the outputs of a task.
 
 Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss that is a sum over ``num_items`` items, so that micro-batches and processes add up exactly."""
+    """A loss as a sum over ``num_items`` items, so that micro-batches and processes add up exactly."""
 
     loss_sum: Tensor  # scalar, with gradient
     num_items: int
-    weight: float = 1.0  # of its mean in what is minimised
+    weight: float = 1.0  # of its mean in the minimised loss
 
 
 # A task's ``outputs``.
@@ -30,11 +30,11 @@ Outputs: TypeAlias = "Callable[[nn.Module, Batch], Tensor]"
 
 
 class StepContext(Protocol):
-    """One micro-batch as an objective sees it, the same for every strategy that shares work over processes."""
+    """One micro-batch for an objective, the same for every strategy that shares work over processes."""
 
     @property
     def model(self) -> nn.Module:
-        """The adapted model as the loop runs it; an objective reads frozen values from it, such as a temperature."""
+        """The adapted model of the loop; an objective reads frozen values from it, such as a temperature."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class StepContext(Protocol):
     def reference(self) -> Tensor:
         """Return the same outputs by the base alone, without gradient; the shape is that of ``forward``.
 
-        An objective that calls it says so by ``needs_reference``.
+        An objective that calls it sets ``needs_reference``.
         """
         ...
 
@@ -57,18 +57,18 @@ class StepContext(Protocol):
 class Objective(Protocol):
     """An objective that a run minimises over the outputs of a task.
 
-    Its section says by ``couples_rows`` whether the loss of a row depends on the other rows of an optimizer step. If it
-    does, the objective is a ``CoupledObjective``.
+    Its section sets ``couples_rows`` if the loss of a row depends on the other rows of an optimizer step. Such an
+    objective is a ``CoupledObjective``.
     """
 
-    needs_reference: bool  # whether ``terms`` asks for the outputs of the base alone
+    needs_reference: bool  # True if ``terms`` uses the outputs of the base alone
 
     def count_items(self, batch: Batch) -> dict[str, int]:
-        """Return the number of items that each term is a sum over, before any forward."""
+        """Return each term -> the number of items that it sums over, before any forward."""
         ...
 
     def terms(self, step: StepContext) -> dict[str, LossSum]:
-        """Return the loss terms of one micro-batch, by itself."""
+        """Return the loss terms of one micro-batch alone."""
         ...
 
 
@@ -85,11 +85,11 @@ class CoupledObjective(Objective, Protocol):
         """Run the micro-batches of an optimizer step forward and backward.
 
         Args:
-            model: the model as the loop runs it; it may be wrapped for several processes.
+            model: the model of the loop; it may be wrapped for several processes.
             outputs: the task's ``outputs``.
             batches: this process's micro-batches, on the model's device; every process has the same number.
             backward: the function that runs a given function, and the backward pass of its scalar result; call it once
-                for each micro-batch, in order. Gradients are added up over micro-batches and processes.
+                for each micro-batch, in order. It adds up gradients over micro-batches and processes.
 
         Returns:
             For each micro-batch the sum of each term, detached.
@@ -97,5 +97,5 @@ class CoupledObjective(Objective, Protocol):
         ...
 
     def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        """Return the loss of rows that are to be answered, each held against its own choices and no other row."""
+        """Return the loss of rows to answer, each compared with its own choices and with no other row."""
         ...

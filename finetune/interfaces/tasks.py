@@ -1,4 +1,4 @@
-"""What a task does with rows: their lengths, their batches, its predictions, and their metrics.
+"""The protocols of tasks: the lengths of rows, their batches, predictions and metrics.
 
 Legend of shapes: B rows, T tokens, V vocabulary, D values of an embedding.
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class RowTokens(NamedTuple):
     """The length of a row, in tokens."""
 
-    row: int  # all of it that the model is given, the tokens of its images included
-    answer: int  # its longest answer, with the token that ends it
+    row: int  # of the whole input, with the tokens of its images
+    answer: int  # of its longest answer, with the end token
 
 
 class RowLengths(Protocol):
-    """A counter of the tokens of rows that opens no image and raises RowError for rows that no batch can hold."""
+    """A counter of the tokens of rows that opens no image, and raises RowError for rows that fit no batch."""
 
     @property
     def collator(self) -> TaskCollator:
@@ -39,17 +39,17 @@ class RowLengths(Protocol):
         """Return the tokens of a training row whose images have these widths and heights.
 
         Raises:
-            RowError: it cannot be a training row of this base.
+            RowError: the row cannot be a training row of this base.
         """
         ...
 
     def of_prompt(self, example: Example, sizes: Sequence[tuple[int, int]]) -> RowTokens:
-        """Return the tokens of a row that is to be answered."""
+        """Return the tokens of a row to answer."""
         ...
 
 
 class TaskCollator(Protocol):
-    """A collator: makes the batches of a task for one base, on the CPU; worker processes have copies of it.
+    """A collator, which makes the batches of a task for one base, on the CPU; worker processes have copies of it.
 
     Attributes:
         processor: the base's processor.
@@ -61,7 +61,7 @@ class TaskCollator(Protocol):
 
     @property
     def max_aspect(self) -> int:
-        """Largest ratio of an image's longer side to its shorter side."""
+        """The largest ratio of an image's longer side to its shorter side."""
         ...
 
     def render(self, messages: list[Message]) -> str:
@@ -69,11 +69,11 @@ class TaskCollator(Protocol):
         ...
 
     def training_batch(self, rows: Sequence[tuple[Example, bool]]) -> Batch:
-        """Return rows with labels; a row paired with False fills up a batch and is not supervised."""
+        """Return a batch of rows with labels; a row paired with False only completes a batch, without supervision."""
         ...
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
-        """Return rows that are to be answered."""
+        """Return a batch of rows to answer."""
         ...
 
     def show(self, example: Example) -> str:
@@ -97,7 +97,7 @@ class Metric(Protocol):
     Attributes:
         key: the name of the metric in the table of metrics.
         unit: the unit of the values; None for a share, or a number without a unit.
-        higher_is_better: whether a larger value is better.
+        higher_is_better: True if a larger value is better.
     """
 
     key: str
@@ -119,7 +119,7 @@ class CorpusMetric(Metric, Protocol):
     """A metric whose value for many rows is not a mean over them."""
 
     def corpus(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
-        """Return the value of all these rows together, of which there is at least one."""
+        """Return the value of all these rows together; there is at least one row."""
         ...
 
 
@@ -127,13 +127,13 @@ class Task(Protocol):
     """A task: the prediction for a row, and the metrics that evaluate it."""
 
     options: TaskSection
-    metrics: tuple[str, ...]  # by name, where the options name none; the first chooses the best checkpoint
+    metrics: tuple[str, ...]  # names, if the options give none; the first metric chooses the best checkpoint
 
     @staticmethod
     def collator(
         family: ModelFamily, model: PreTrainedModel, processor: ProcessorMixin, data: ReadSection | None
     ) -> TaskCollator:
-        """Return the collator of this kind of task for a base; the task's options do not change it.
+        """Return the collator of this task for a base; the task's options do not change it.
 
         Args:
             family: the family of the base.
@@ -142,16 +142,16 @@ class Task(Protocol):
             data: the recipe's settings for rows and images; None for the defaults.
 
         Raises:
-            ModelError: the base lacks something that it takes.
+            ModelError: the base lacks something that the collator needs.
         """
         ...
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the outputs that objectives take, of a batch with labels; ``model`` may be wrapped for processes.
+        """Return the outputs for objectives, of a batch with labels; ``model`` may be wrapped for several processes.
 
-        Of which kind it is, the task's section says: ``token_logits``, the logits [N, V] that predict the supervised
-        tokens; ``pair_embeddings``, the fp32 embeddings [B, 2, D] of images and texts; or another word, which names
-        what the task's own objectives take.
+        The task's section names the kind of outputs: ``token_logits``, the logits [N, V] that predict the supervised
+        tokens; ``pair_embeddings``, the fp32 embeddings [B, 2, D] of images and texts; or another word, for the task's
+        own objectives.
         """
         ...
 
@@ -160,8 +160,8 @@ class Task(Protocol):
         ...
 
     def constant(self, examples: Sequence[Example]) -> Prediction:
-        """Return the best single prediction for all of these rows, of which there is at least one.
+        """Return the best single prediction for all of these rows; for one row, its reference.
 
-        Of one row it is that row's reference.
+        There is at least one row.
         """
         ...

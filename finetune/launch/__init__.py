@@ -1,4 +1,4 @@
-"""What stands around a process of ours: the launcher, its children, the hardware, ports, and the shape of a command.
+"""The processes of commands: the launcher, child processes, hardware, ports, and what all commands share.
 
 ``python -m finetune.launch`` is the body of ``launch.sh``.
 """

@@ -1,4 +1,4 @@
-"""A child process that gets this process's signals; the caller waits for it and for all that it started."""
+"""A child process that gets this process's signals; the caller waits for it and for its own children."""
 
 import contextlib
 import os
@@ -23,18 +23,19 @@ def run_child(
 ) -> int:
     """Run ``command``, passing signals on to it, and return its exit code (128 + n for signal n).
 
-    On POSIX the child has a session of its own and a signal goes to its whole group, each process
-    once: a Ctrl-C at the terminal reaches only us, and a SIGTERM sent to us alone still ends the
-    processes that the child started. On Windows the console itself gives Ctrl-C to all of them.
+    On POSIX the child has a session of its own and a signal goes to its whole group, each process once. So a Ctrl-C at
+    the terminal reaches only this process, and a SIGTERM to this process alone still ends the processes that the child
+    started. On Windows the console gives Ctrl-C to all of them.
 
-    A launcher dies of the signal at once, while the training that it started still saves its state: that is waited
-    for. And it tells 1 whatever its processes told, so after a signal 1 stands for that signal.
+    A launcher ends on the signal at once, while the training that it started still saves its state, so this function
+    waits for the whole group. A launcher's exit code is 1 for each exit code of its processes, so after a signal n this
+    function returns 128 + n for 1.
 
     Args:
         command: the program and its arguments.
         env: the environment of the child.
-        cwd: the folder of the child; None for that of this process.
-        passed_on: a list that gets each signal that was passed on: a caller with several children stops then.
+        cwd: the current folder of the child; None for that of this process.
+        passed_on: a list that gets each signal that was passed on, so that a caller with several children can stop.
     """
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []
@@ -64,7 +65,7 @@ def run_child(
 
 
 def _wait_for_group(group: int) -> None:
-    """Wait until no process of ``group`` runs; one that only its parent has not yet asked about does not count."""
+    """Wait until no process of ``group`` runs; a zombie does not count."""
     process_iter, status = import_string("psutil:process_iter"), import_string("psutil:STATUS_ZOMBIE")
 
     def is_running(process: Any) -> bool:
@@ -79,7 +80,7 @@ def _wait_for_group(group: int) -> None:
 
 @contextlib.contextmanager
 def _handling(handler: Any) -> Iterator[None]:
-    """Handle the signals that ask to stop with ``handler``; one that was ignored (nohup) stays so."""
+    """Handle the signals that ask to stop with ``handler``; an ignored signal (nohup) stays ignored."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

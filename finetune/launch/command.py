@@ -1,4 +1,4 @@
-"""Shared parts of all commands: options under their own names, one line for an error, exit codes, closed pipes.
+"""Shared parts of all commands: the parser, one line for an error, exit codes, closed pipes.
 
 Needs only the standard library.
 """
@@ -22,44 +22,44 @@ from finetune.lookup import did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CANNOT = 2  # exit code of what could not be done
-READER_LEFT = 141  # 128 + SIGPIPE, as a shell has it
+CANNOT = 2  # exit code of a command that could not run
+READER_LEFT = 141  # 128 + SIGPIPE, as in a shell
 EXIT_CODES = """\
 exit codes:
   0      done
-  1      it ran, and the answer is no: problems found, a promotion or copy refused, a run failed
-  2      it could not be done; stderr says why
-  128+n  stopped by signal n; 141: whoever read the output closed it, as `| head` does
+  1      the command ran, and the answer is no: problems found, a promotion or copy refused, a run failed
+  2      the command could not run; stderr gives the reason
+  128+n  signal n stopped the command; 141: the reader of the output closed it, as `| head` does
 """
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose subcommands show their own usage for an unknown option, and suggest the option that is meant."""
+    """A parser whose subcommands show their own usage for an unknown option, and suggest the closest one."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Return the parsed arguments; unknown arguments are an error of this command and not of the one above."""
+        """Return the parsed arguments; for unknown ones, end with the usage of this command and not of its parent."""
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             unknown = next((word for word in rest if word.startswith("-")), None)
             if unknown is None:
-                self.error(f"unexpected {' '.join(rest)}: arguments without a dash stand before the options")
+                self.error(f"unexpected {' '.join(rest)}: put arguments without a dash before the options")
             name = unknown.partition("=")[0]
             known = [option for option in self._option_string_actions if option.startswith("--")]
-            self.error(f"unknown option {name}.{did_you_mean(name, known)} --help lists all.")
+            self.error(f"unknown option {name}.{did_you_mean(name, known)} --help lists all options.")
         return found, rest
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse drops an OSError here, and with it that the reader has left.
+        # argparse would drop an OSError here, and so hide that the reader has left.
         if message:
             (file or sys.stderr).write(message)
 
 
 def exit_code_of(run: Callable[[], int], *, show: Callable[[str], object] | None = None) -> int:
-    """Run a command and return its exit code; an error of ours is one line on stderr.
+    """Run a command and return its exit code; print an error of this package as one line on stderr.
 
     Args:
         run: the command, as a function that returns its exit code.
-        show: the function that takes the line instead of stderr.
+        show: the function that gets the line; by default it goes to stderr.
     """
     show = show or _print
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -69,7 +69,7 @@ def exit_code_of(run: Callable[[], int], *, show: Callable[[str], object] | None
             with missing_extras_named():
                 code = run()
         finally:
-            # Here and not when the interpreter ends, where nothing can be caught.
+            # Flush here: nothing can catch an error at the end of the interpreter.
             sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -87,19 +87,19 @@ def exit_code_of(run: Callable[[], int], *, show: Callable[[str], object] | None
 
 
 def _print(line: str) -> None:
-    # Whoever read stderr may have left: there is nobody to tell it to, and the exit code still tells.
+    # The reader of stderr may have left; the exit code still reports the failure.
     with contextlib.suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
 
 
 def readers_left() -> bool:
-    """Return whether the reader of stdout or stderr has closed it; later output to it is then dropped.
+    """Return whether the reader of stdout or stderr has closed it, and drop later output to it.
 
-    A pipe to a process or a socket of our own may break too: that is another error, and is not hidden.
+    A pipe to another process or a socket may break too: that is another error, which this function does not hide.
     """
     gone = [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]
     for stream in gone:
-        # The interpreter flushes at its end, and would complain then.
+        # The interpreter flushes at its end, and would report an error then.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
@@ -109,7 +109,7 @@ def readers_left() -> bool:
 def _reader_left(stream: Any) -> bool:
     try:
         descriptor = stream.fileno()
-    except (AttributeError, OSError, ValueError):  # none, closed, or in memory
+    except (AttributeError, OSError, ValueError):  # no stream, a closed one, or one in memory
         return False
     if not hasattr(select, "poll"):  # Windows
         return True

@@ -1,4 +1,4 @@
-"""The hardware of this machine, found without importing torch where that can be avoided."""
+"""The hardware of this machine, found without importing torch where possible."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ class Hardware:
 
 
 def find_hardware(env: Mapping[str, str]) -> Hardware:
-    """Find the GPUs that torch will see, without importing torch where that can be avoided."""
+    """Find the GPUs that torch will see, without importing torch where possible."""
     if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return Hardware(kind="cpu", num_devices=1, why="ACCELERATE_USE_CPU asks for it")
     build = _torch_build()
@@ -50,7 +50,7 @@ def _torch_build() -> str:
     """Return ``"cuda"``, ``"hip"`` or ``"cpu"``, read from torch's version file: importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        raise LaunchError(f"torch is not installed for {sys.executable}. Run ./launch.sh setup.")
+        raise LaunchError(f"torch must be installed for {sys.executable}, but it is not. Run ./launch.sh setup.")
     text = (Path(spec.submodule_search_locations[0]) / "version.py").read_text(encoding="utf-8")
     for build in ("hip", "cuda"):
         if re.search(rf"^{build}\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
@@ -64,7 +64,7 @@ def _nvidia_gpus(env: Mapping[str, str]) -> Hardware:
         if any(os.path.exists(f"/dev/{name}") for name in NVIDIA_DEVICE_FILES):
             return _gpus_by_torch(env)  # a driver without its tool: Jetson, some containers
         return Hardware(kind="cpu", num_devices=1, why="no NVIDIA driver")
-    if "MIG " in listing:  # which slices a process sees is CUDA's own business
+    if "MIG " in listing:  # only CUDA knows which slices a process sees
         return _gpus_by_torch(env)
     count = _count_visible(listing, env.get("CUDA_VISIBLE_DEVICES"))
     if count == 0:
@@ -74,7 +74,7 @@ def _nvidia_gpus(env: Mapping[str, str]) -> Hardware:
 
 
 def _nvidia_smi() -> str | None:
-    """Return the output of ``nvidia-smi -L``; None where there is none or it fails."""
+    """Return the output of ``nvidia-smi -L``; None if the tool is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -86,7 +86,7 @@ def _nvidia_smi() -> str | None:
 
 
 def _count_visible(listing: str, visible: str | None) -> int:
-    """Return the number of listed GPUs that ``CUDA_VISIBLE_DEVICES`` leaves; like CUDA, stop at the first bad one."""
+    """Return how many listed GPUs ``CUDA_VISIBLE_DEVICES`` leaves; like CUDA, stop at the first invalid entry."""
     uuids = re.findall(r"^GPU \d+:.*\(UUID: (\S+)\)", listing, re.MULTILINE)
     if visible is None:
         return len(uuids)
@@ -106,7 +106,10 @@ def _gpus_by_torch(env: Mapping[str, str]) -> Hardware:
     done = subprocess.run([sys.executable, "-c", code], env=dict(env), capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LaunchError(f"torch does not import: {last}. Delete the environment and run ./launch.sh setup.")
+        raise LaunchError(
+            f"torch must import in {sys.executable}, but it does not: {last}. "
+            "Delete the environment and run ./launch.sh setup."
+        )
     count = int(done.stdout.split()[-1])
     if count == 0:
         return Hardware(kind="cpu", num_devices=1, why="torch finds no GPU")

@@ -1,4 +1,4 @@
-"""The commands of ``launch.sh``, which runs this once the environment is ready.
+"""The commands of ``launch.sh``, which runs this module when the environment is ready.
 
 ::
 
@@ -9,8 +9,8 @@
 
 ``NPROC`` sets the number of processes, ``STRATEGY`` how they share the work on GPUs, and ``ACCELERATE_USE_CPU=true``
 keeps a recipe off the GPU.
-Needs only the standard library to start, so that ``launch.sh`` can ask it about a command line
-(``--check``) before anything is installed.
+The module needs only the standard library to start, so that ``launch.sh`` can check a command line (``--check``)
+before anything is installed.
 """
 
 import difflib
@@ -43,7 +43,7 @@ SHOWN_PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; an error of ours is printed, not raised."""
+    """Run one command line and return its exit code; print an error of this package instead of raising it."""
     return exit_code_of(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -68,14 +68,14 @@ def _dispatch(args: list[str]) -> int:
     return run_tests(rest) if word == "test" else show_setup()
 
 
-# What was asked for ---------------------------------------------------------------------------------
+# The command line -----------------------------------------------------------------------------------
 
 
 def find_config(text: str) -> Path:
     """Return the recipe file that ``text`` names, from the current folder or from the project's.
 
     Raises:
-        LaunchError: no such file, or a word that is no command, with what was probably meant.
+        LaunchError: there is no such file, or the word is no command; the message suggests a close name.
     """
     for path in (Path(text), ROOT / text):
         if path.is_file():
@@ -95,7 +95,7 @@ def find_config(text: str) -> Path:
 
 
 def _check_recipe(config: Path, args: Sequence[str]) -> None:
-    """Refuse a recipe that cannot be run, or names something missing, before the seconds that a launch takes."""
+    """Refuse a recipe that cannot run before the launch, which takes seconds."""
     load_recipe = import_string("finetune.recipe:load_recipe")
     check_recipe = import_string("finetune.preflight:check_recipe")
     check_recipe(load_recipe(config, [arg for arg in args if not arg.startswith("-")]))
@@ -116,48 +116,48 @@ def _nproc(env: Mapping[str, str]) -> int | None:
     if not text:
         return None
     if not text.isdigit() or int(text) < 1:
-        raise LaunchError(f"NPROC={text!r} is not a number of processes: a whole number of at least 1.")
+        raise LaunchError(f"NPROC, the number of processes, must be a whole number of at least 1, got {text!r}.")
     return int(text)
 
 
 def num_processes(hardware: Hardware, asked: int | None) -> int:
-    """Return the number of processes to start: ``asked``, or one for each GPU, or one.
+    """Return the number of processes to start: ``asked``, else one for each GPU, else one.
 
     Raises:
-        LaunchError: more processes than GPUs.
+        LaunchError: ``asked`` is more than the number of GPUs.
     """
     if asked is None:
         return hardware.num_devices
     if hardware.kind != "cpu" and asked > hardware.num_devices:
         raise LaunchError(
-            f"NPROC={asked}, but there is one process to a GPU and {hardware.num_devices} can be seen "
-            f"({hardware.why}). Use NPROC={hardware.num_devices} or less, "
+            f"NPROC must be at most {hardware.num_devices}, one process for each visible GPU ({hardware.why}), got "
+            f"{asked}. Use NPROC={hardware.num_devices} or less, "
             "or ACCELERATE_USE_CPU=true for processes on the CPU."
         )
     return asked
 
 
 def _strategy(env: Mapping[str, str], hardware: Hardware) -> str | None:
-    """Return the accelerate config that was asked for, or None.
+    """Return the name of the accelerate config in ``STRATEGY``; None if it is not set.
 
     Raises:
-        LaunchError: there is no such one, or it needs GPUs and there are none.
+        LaunchError: there is no such config, or there are no GPUs for it.
     """
     name = env.get("STRATEGY", "").strip()
     if not name:
         return None
     if name not in STRATEGIES:
         hint = did_you_mean(name, STRATEGIES)
-        raise LaunchError(f"STRATEGY={name!r} is not known.{hint} Allowed: {', '.join(STRATEGIES)}.")
+        raise LaunchError(f"unknown STRATEGY {name!r}.{hint} Allowed: {', '.join(STRATEGIES)}.")
     if hardware.kind != "cuda":
         raise LaunchError(
-            f"STRATEGY={name} shares a run out over NVIDIA GPUs; here is {hardware.kind} ({hardware.why}). Leave "
-            "STRATEGY out."
+            f"STRATEGY={name} needs NVIDIA GPUs, but the hardware found is {hardware.kind} ({hardware.why}). "
+            "Leave STRATEGY out."
         )
     return name
 
 
-# Running it -----------------------------------------------------------------------------------------
+# Running a command ----------------------------------------------------------------------------------
 
 
 def training_command(
@@ -165,36 +165,35 @@ def training_command(
 ) -> list[str]:
     """Return the command that trains ``config`` with ``nproc`` processes, sharing the work by ``strategy``.
 
-    Accelerate starts a single process on a CPU whatever number it is told, so several are started
-    by torch.distributed.run.
+    Accelerate starts a single process on a CPU for any number, so torch.distributed.run starts several.
     """
-    # -P: no module from the current folder. The processes' errors are shown by finetune.launch.processes, once.
+    # -P: import no module from the current folder. finetune.launch.processes shows each error of the processes once.
     python = [sys.executable, "-P", "-m", "finetune.launch.processes"]
     if hardware.kind == "cpu" and nproc > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
     else:
         name = strategy or ("cpu" if hardware.kind == "cpu" else "ddp" if nproc > 1 else "single_gpu")
         file = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
-        # --quiet: without it a failed recipe's own message is followed by the launcher's traceback.
+        # --quiet: without it the launcher's traceback follows the message of a failed recipe.
         launcher = ["accelerate.commands.launch", "--quiet", "--config_file", str(file)]
         launcher += ["--num_processes", str(nproc)]
         if nproc > 1:
-            launcher += ["--main_process_port", "0"]  # any free port: two runs may share a machine
+            launcher += ["--main_process_port", "0"]  # a free port: two runs may share a machine
     return [*python, *launcher, str(script), str(config), *args]
 
 
 def training_env(env: Mapping[str, str], *, hardware: Hardware, nproc: int) -> dict[str, str]:
     """Return the environment for :func:`training_command`.
 
-    ``FINETUNE_NUM_PROCESSES`` tells the training code how many processes were asked for: each of
-    several that failed to find the others would train alone, and nothing else would show it.
+    ``FINETUNE_NUM_PROCESSES`` gives the training code the number of processes that the user asked for. Without it,
+    processes that fail to find each other would each train alone, unnoticed.
     """
     new = dict(env)
     new["FINETUNE_NUM_PROCESSES"] = str(nproc)
     new.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // nproc)))
     if hardware.kind == "cpu":
-        # glibc gives large buffers back to the system after every operation and asks for them again: keeping them
-        # saves most of the time a training step spends in the kernel. Ignored where the C library is another.
+        # glibc returns large buffers to the system after every operation and allocates them again. Keeping them saves
+        # most of the time that a training step spends in the kernel. Other C libraries ignore these variables.
         for name, value in KEEP_MEMORY.items():
             new.setdefault(name, value)
     if hardware.kind == "cpu":
@@ -208,8 +207,8 @@ def train(config: Path, args: Sequence[str], *, script: Path) -> int:
     nproc = num_processes(hardware, _nproc(os.environ))
     strategy = _strategy(os.environ, hardware)
     command = training_command(config, args, script=script, hardware=hardware, nproc=nproc, strategy=strategy)
-    _say(f"on {hardware.kind} ({hardware.why}), processes: {nproc}")
-    _say(shlex.join(command))
+    _log(f"on {hardware.kind} ({hardware.why}), processes: {nproc}")
+    _log(shlex.join(command))
     return run_child(command, env=training_env(os.environ, hardware=hardware, nproc=nproc))
 
 
@@ -219,12 +218,12 @@ def run_tests(args: Sequence[str]) -> int:
     nproc = _nproc(env) or min(2, num_cores())
     options: list[str] = []
     if not _chooses_workers(args):
-        # Each worker begins with a run of neighbours, so that few fixtures are made by both.
+        # Each worker begins with a run of neighbours, so that few fixtures are made twice.
         options = ["-n", str(nproc), "--dist", "worksteal"] if nproc > 1 else ["-n", "0"]
     if "--all" in args:
         args = [arg for arg in args if arg != "--all"]
         env["FINETUNE_TEST_ALL"] = "1"
-        # A -m here replaces the one of pyproject.toml, which leaves the slow tests out.
+        # This -m replaces the one of pyproject.toml, which excludes the slow tests.
         options += ["-m", "" if find_hardware(env).kind == "cuda" else "not gpu"]
     env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // nproc)))
     return run_child([sys.executable, "-m", "pytest", *options, *args], env=env, cwd=ROOT)
@@ -235,7 +234,7 @@ def _chooses_workers(args: Sequence[str]) -> bool:
 
 
 def show_setup() -> int:
-    """Print versions, the hardware and where things are; return 0 if torch imports."""
+    """Print versions, the hardware and the folders; return 0 if torch imports."""
     hardware = find_hardware(os.environ)
     print(f"Python {platform.python_version()} in {sys.prefix}")
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in SHOWN_PACKAGES))
@@ -259,9 +258,9 @@ def _describe(hardware: Hardware, torch: Any) -> str:
     if hardware.kind == "cuda":
         if not torch.cuda.is_available():
             return (
-                f"{hardware.num_devices} GPU {hardware.why}, but torch cannot use it: "
-                f"is the driver new enough for CUDA {torch.version.cuda}? "
-                "ACCELERATE_USE_CPU=true trains on the CPU meanwhile."
+                f"{hardware.num_devices} GPU {hardware.why}, but torch cannot use it. "
+                f"Check that the driver supports CUDA {torch.version.cuda}. "
+                "ACCELERATE_USE_CPU=true trains on the CPU until then."
             )
         names = [torch.cuda.get_device_name(i) for i in range(hardware.num_devices)]
         return f"{hardware.num_devices} GPU: {', '.join(names)}"
@@ -270,5 +269,5 @@ def _describe(hardware: Hardware, torch: Any) -> str:
     return f"CPU, {num_cores()} cores ({hardware.why})"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"launch: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The socket of a server, bound before anything is loaded, and the check of who can reach it."""
+"""The socket of a server, bound before a model is loaded, and checks of the machines that can reach it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a bound socket; no request is answered yet.
+    """Yield a bound socket; nothing answers requests yet.
 
     Args:
         host: the name or address of this machine.
-        port: the number of the port; 0 takes a free one.
+        port: the number of the port; 0 for a free one.
 
     Raises:
-        LaunchError: it cannot be bound.
+        LaunchError: the socket cannot be bound.
     """
     if not 0 <= port < 2**16:
-        raise LaunchError(f"--port is a number from 0 to {2**16 - 1}, not {port}")
+        raise LaunchError(f"--port must be a number from 0 to {2**16 - 1}, got {port}")
     family, kind, protocol, _, address = _resolve(host, port)
     with socket.socket(family, kind, protocol) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -42,15 +42,15 @@ def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach a server that listens on ``host``.
 
     Raises:
-        LaunchError: it is no address of this machine.
+        LaunchError: ``host`` is no address of this machine.
     """
     return ip_address(str(_resolve(host, 0)[4][0])).is_loopback
 
 
 def names_loopback(header: str) -> bool:
-    """Return whether a request's ``Host`` header says localhost or a loopback address.
+    """Return whether a request's ``Host`` header is localhost or a loopback address.
 
-    Another name that leads here is somebody's who wants a browser on this machine to ask for him (DNS rebinding).
+    An attacker can point another name at this machine, so that a browser here sends his requests (DNS rebinding).
     """
     name = header.strip().rpartition("]")[0].lstrip("[") if header.strip().startswith("[") else header.partition(":")[0]
     if name.strip().lower() == "localhost":
@@ -65,4 +65,7 @@ def _resolve(host: str, port: int) -> tuple[Any, ...]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        raise LaunchError(f"--host {host}: {error.strerror}. Give an address of this machine.") from None
+        raise LaunchError(
+            f"--host must be an address of this machine, got {host} ({error.strerror}). "
+            "Use 127.0.0.1 for this machine alone."
+        ) from None

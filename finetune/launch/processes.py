@@ -1,13 +1,13 @@
-"""Several training processes as one command: a failure is shown once, and its exit code is that of the command.
+"""Several training processes as one command, which shows a failure once and returns its exit code.
 
 ::
 
     python -m finetune.launch.processes LAUNCHER [ARGUMENT ...]
 
 runs the module of a launcher (``torch.distributed.run``, ``accelerate.commands.launch``) in this process. A launcher
-ends with 1 whatever its processes ended with, and says so in 40 lines. So each process leaves its failure as a file in
-a folder of this run, and what stopped the run is read from there: the earliest failure. The others are its
-consequences, such as a connection that was closed. Until there is such a file, nothing is hidden.
+ends with exit code 1 for any exit code of its processes, and prints 40 lines about it. So each process writes its
+failure to a file in a folder of this run. The earliest failure there stopped the run. The others are its consequences,
+such as a closed connection. Without such a file, all output stays visible.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 VARIABLE = "FINETUNE_FAILURES"  # the folder, for the processes
-_KILLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT)  # what a launcher sends to the others of a process that failed
+_KILLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT)  # a launcher sends these to the others when one process fails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +63,32 @@ class Failure:
 
     @property
     def is_stop(self) -> bool:
-        """Whether a signal asked the process to stop; a launcher sends it to the others where one process failed."""
+        """True if a signal asked the process to stop; a launcher sends one to the others when one process fails."""
         return self.code > 128 and self.code != READER_LEFT
 
 
 def exit_code_of_process(run: Callable[[], int | None]) -> int:
-    """Run the work of one process and return its exit code; a failure is left for the launcher to show.
+    """Run the work of one process and return its exit code; leave a failure for the launcher to show.
 
-    Started by another launcher, each process shows its own, with its number.
+    Under another launcher, each process shows its own failure, with its number.
 
     Args:
-        run: the work, as a function that returns the exit code; None is 0.
+        run: the work, as a function that returns the exit code; None stands for 0.
     """
     folder = os.environ.get(VARIABLE)
     process, of = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    said: list[str] = []
+    lines: list[str] = []
     trace = ""
     try:
-        code = exit_code_of(lambda: run() or 0, show=said.append)
+        code = exit_code_of(lambda: run() or 0, show=lines.append)
     except Exception:
         if not folder:
             raise
         code, trace = 1, safe_block(traceback.format_exc())
-    failure = Failure(process=process, of=of, time=time.time(), code=code, message="\n".join(said), traceback=trace)
+    failure = Failure(process=process, of=of, time=time.time(), code=code, message="\n".join(lines), traceback=trace)
     if code and not (folder and _leave(failure, Path(folder))):
         where = f"{failure.where}: " if of > 1 else ""
-        for text in (*said, *filter(None, [trace])):
+        for text in (*lines, *filter(None, [trace])):
             print(f"{where}{text}", file=sys.stderr)
     return code
 
@@ -115,7 +115,7 @@ def conclude(failures: Sequence[Failure], code: int, signals: Mapping[int, int])
     Args:
         failures: the failures of the processes, the earliest first.
         code: the exit code of the launcher.
-        signals: each process that a signal ended -> that signal, without those that the launcher sent.
+        signals: each process that a signal ended -> the signal, without the signals of the launcher.
     """
     if code == 0:
         return "", 0
@@ -129,13 +129,13 @@ def conclude(failures: Sequence[Failure], code: int, signals: Mapping[int, int])
         title = f"{first.where} failed:\n" if first.of > 1 else ""
         others = [_briefly(other) for other in failures if other is not first and other.traceback != first.traceback]
         return "\n".join([f"{title}{first.traceback.rstrip()}", *others]), first.code
-    if first.code != CANNOT:  # all were stopped and say the same, or there is nobody to read it
+    if first.code != CANNOT:  # all stopped with the same message, or the reader has left
         return first.message, first.code
-    told: dict[str, list[Failure]] = {}
+    by_message: dict[str, list[Failure]] = {}
     for failure in failures:
         if failure.code == CANNOT:
-            told.setdefault(failure.message, []).append(failure)
-    return "\n".join(_with_processes(message, by) for message, by in told.items()), CANNOT
+            by_message.setdefault(failure.message, []).append(failure)
+    return "\n".join(_with_processes(message, by) for message, by in by_message.items()), CANNOT
 
 
 def _with_processes(message: str, by: Sequence[Failure]) -> str:
@@ -148,8 +148,8 @@ def _with_processes(message: str, by: Sequence[Failure]) -> str:
 
 def _killed(process: int, signum: int) -> str:
     name = signal.Signals(signum).name
-    why = " The system sends it where memory runs out: look at its log (dmesg)." if name == "SIGKILL" else ""
-    return f"process {process} was ended by {name}.{why}"
+    why = " The system sends it when memory runs out; check its log (dmesg)." if name == "SIGKILL" else ""
+    return f"the signal {name} ended process {process}.{why}"
 
 
 def _briefly(failure: Failure) -> str:
@@ -158,7 +158,7 @@ def _briefly(failure: Failure) -> str:
 
 
 def _leave(failure: Failure, folder: Path) -> bool:
-    """Write a failure down; return whether it could be written."""
+    """Write a failure to its file; return whether that was possible."""
     try:
         aside = folder / f".{failure.process}"
         aside.write_text(json.dumps(asdict(failure)), encoding="utf-8")
@@ -174,7 +174,7 @@ def _read(folder: Path) -> Iterator[Failure]:
 
 
 def _launch(module: str, args: Sequence[str]) -> tuple[int, dict[int, int]]:
-    """Run a launcher's module; return its exit code, and the signals that ended processes of themselves."""
+    """Run a launcher's module; return its exit code, and the signals that ended processes first."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -197,7 +197,7 @@ def _launch(module: str, args: Sequence[str]) -> tuple[int, dict[int, int]]:
 
 @contextlib.contextmanager
 def _outliving_signals() -> Iterator[None]:
-    """Wait for processes that save their state, which get every signal themselves, where the launcher would die."""
+    """Keep this process alive on a signal, which its processes get too, until these have saved their state."""
     previous: dict[int, Any] = {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signum = getattr(signal, name, None)

@@ -50,10 +50,10 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> Result | None:
-        """Return the result in the folder of a run; None where there is none that can be read."""
+        """Return the result in the folder of a run; None if there is none, or it cannot be read."""
         try:
             raw = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-            metric = raw.get("metric", ANSWER_METRICS[0])  # runs of release 0.1.0 all had this one
+            metric = raw.get("metric", ANSWER_METRICS[0])  # each run of release 0.1.0 had this metric
             return cls(
                 ref=raw["ref"],
                 steps=raw["steps"],

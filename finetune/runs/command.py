@@ -10,15 +10,15 @@ from finetune.recipe import load_recipe
 
 
 def train_config(config: str | Path, overrides: Sequence[str]) -> None:
-    """Run the recipe in a file; all that needs no torch is checked before torch is imported.
+    """Run the recipe in a file, after all checks that need no torch.
 
     Args:
         config: the path of the recipe.
         overrides: the words ``key=value`` of the command line.
 
     Raises:
-        StoppedError: a signal asked to stop; the same command goes on.
-        FinetuneError: anything else that stops the run, with what to do.
+        StoppedError: a signal asked to stop; the same command resumes the run.
+        FinetuneError: any other error that stops the run, with advice.
     """
     try:
         recipe = load_recipe(config, overrides)
@@ -27,5 +27,5 @@ def train_config(config: str | Path, overrides: Sequence[str]) -> None:
 
         train(recipe)
     except KeyboardInterrupt:
-        message = "stopped outside training: nothing is lost. Run the same command again to continue."
+        message = "stopped before or after training, so no step was lost. Run the same command again to go on."
         raise StoppedError(message, signum=signal.SIGINT) from None

@@ -1,9 +1,9 @@
 """The learning-rate range test (Smith 2015, https://arxiv.org/abs/1506.01186): rates at which the loss falls.
 
-A fresh adapter is trained for a few steps while the learning rate grows exponentially. The loss stands still while
-the rate is too small, falls, and rises when it is too large. Suggested is a tenth of the rate at which the smoothed
-loss, after its lowest, has come half-way back to where it began: that rise is steep, and so its place is certain,
-while the lowest point lies anywhere on a flat and noisy ground. Nothing is saved.
+The test trains a fresh adapter for a few steps while the learning rate grows exponentially. The loss does not change
+while the rate is too small, then falls, and rises when the rate is too large. After its lowest point, the smoothed loss
+rises half-way back to its start at some rate; the test suggests a tenth of that rate. This rise is steep, so its rate
+is certain. The lowest point is not: the curve is flat and noisy there. The test saves nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from finetune.assemble.base import Base
     from finetune.recipe import Recipe, TrainSection
 
-GIVE_UP = 2.0  # times the loss of the first steps: what comes after trains nothing
+GIVE_UP = 2.0  # times the loss of the first steps; above it the test ends
 LEAST_FALL = 0.1  # of the first loss; less is noise
 WIDTH = 40  # characters of the longest bar
 
@@ -42,8 +42,8 @@ class Curve:
         rates: the learning rates, ascending.
         losses: the loss before the step with each rate.
         smoothed: the mean over the tenth of all steps around each step.
-        suggestion: a rate to train with; None where the curve does not say.
-        why: the way in which it was found, or the reason why there is none.
+        suggestion: a rate to train with; None if the curve shows none.
+        why: the source of the suggestion, or the reason why there is none.
     """
 
     rates: tuple[float, ...]
@@ -53,7 +53,7 @@ class Curve:
     why: str
 
     def __str__(self) -> str:
-        """Return the curve as text: a line a rate, a bar as long as the loss is high."""
+        """Return the curve as text: one line for each rate, with a bar in proportion to the loss."""
         low, high = min(self.smoothed), max(self.smoothed)
         step = max(1, math.ceil(len(self.rates) / 30))
         lines = [f"{'learning rate':>13}  {'loss':>8}"]
@@ -70,12 +70,12 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     Args:
         recipe: the recipe, from ``load_recipe``; its learning rate, schedule and length are not used.
         first: the rate of the first step.
-        last: the rate of the last step; the test ends earlier when the loss has become hopeless.
+        last: the rate of the last step; the test ends earlier if the loss rises too far.
         steps: the number of optimizer steps.
 
     Raises:
-        RecipeError: a range that holds nothing, or too few steps.
-        FinetuneError: whatever would stop a run of this recipe at its start.
+        RecipeError: the range is empty, or there are too few steps.
+        FinetuneError: an error that would stop a run of this recipe at its start.
     """
     check_rates(first, last, steps)
     check_recipe(recipe, splits=("train",), writes=False)
@@ -98,7 +98,7 @@ def find_lr(recipe: Recipe, *, first: float = 1e-6, last: float = 1.0, steps: in
     rates = [first * (last / first) ** (step / (steps - 1)) for step in range(steps)]
     losses, stopped = _losses(trainer, recorder, recipe, base, rates)
     curve = curve_of(rates[: len(losses)], losses) if losses else None
-    # A rate that breaks everything ends a good curve; an error that comes before a step was good is another one.
+    # A rate that is far too large ends a good curve; an error before any good step is a real one.
     if curve is None or (stopped is not None and curve.suggestion is None):
         assert stopped is not None
         raise stopped
@@ -113,19 +113,19 @@ def curve_of(rates: Sequence[float], losses: Sequence[float]) -> Curve:
     risen = next((i for i in range(lowest, len(smoothed)) if smoothed[i] > half_way), None)
     suggestion = None
     if smoothed[0] - smoothed[lowest] < LEAST_FALL * smoothed[0]:
-        why = "the loss never fell: try a higher last rate or more steps, or look at the rows"
+        why = "the loss never fell: try a higher last rate or more steps, or check the rows"
     elif risen is None:
-        why = "the loss had not risen again at the end: try a higher last rate"
+        why = "the loss did not rise again before the end: try a higher last rate"
     else:
         suggestion = rates[risen] / 10
-        why = f"a tenth of {rates[risen]:.1e}, where the loss has come half-way back to where it began"
+        why = f"a tenth of {rates[risen]:.1e}, at which the loss is half-way back to its start"
     return Curve(rates=tuple(rates), losses=tuple(losses), smoothed=tuple(smoothed), suggestion=suggestion, why=why)
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Return the mean over the tenth of all values around each, fewer at the ends.
+    """Return for each value the mean over the tenth of all values around it, fewer at the ends.
 
-    Centred, because a running mean would shift the lowest point towards higher rates.
+    The mean is centred: a running mean would shift the lowest point towards higher rates.
     """
     reach = len(losses) // 20
     windows = [losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses))]
@@ -146,7 +146,7 @@ def _without_schedule(options: TrainSection, steps: int) -> TrainSection:
 
 
 class _Recorder:
-    """A recorder in the place of the run's log: it keeps the losses, and ends the run when they are hopeless."""
+    """A recorder that replaces the run's log: it keeps the losses, and ends the run when they rise too far."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -167,7 +167,7 @@ class _Recorder:
 
 
 class _Hopeless(Exception):
-    """The signal that the loss will not come down again."""
+    """The signal that the loss has risen too far."""
 
 
 def _losses(

@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from finetune.runs.fit import Fitted
     from finetune.runs.run import Run
 
-ADAPTER = "adapter"  # as an evaluation of a run names it, beside ``base``
+ADAPTER = "adapter"  # the name of its evaluation in a run, beside ``base``
 
 
 @dataclass(frozen=True)
 class RunResult:
     """The result of a training run."""
 
-    folder: Path  # the run's
-    adapter: Path  # the best adapter, complete with its manifest
-    ref: str | None  # in the registry, when the recipe publishes
-    metrics: dict[str, Scores]  # ``test``: of the adapter, ``base``: of the base alone on the same rows; as a manifest
-    warnings: tuple[str, ...] = ()  # what should be known before the adapter is used
+    folder: Path  # the folder of the run
+    adapter: Path  # the folder of the best adapter, with its manifest
+    ref: str | None  # the reference in the registry; None if the recipe publishes nothing
+    metrics: dict[str, Scores]  # ``test`` -> scores of the adapter, ``base`` -> of the base alone, on the same rows
+    warnings: tuple[str, ...] = ()  # notes to read before the adapter is used
 
 
 def finish(
     run: Run, fitted: Fitted, evaluations: dict[str, Evaluation], chosen_by: Metric, notes: list[str]
 ) -> RunResult:
-    """Save and publish the adapter, and write down that the run is finished.
+    """Save and publish the adapter, and write the result of the run.
 
     Args:
         run: the run.
@@ -75,7 +75,7 @@ def finish(
 
 
 def _save(run: Run, attachment: Attachment, metrics: dict[str, Scores], probe: Probe, *, steps: int) -> None:
-    """Save the adapter with its manifest, and check that its prompts are those of the training."""
+    """Save the adapter with its manifest, and check that its prompts match those of the training."""
     base, rows, folder = run.base, run.rows, run.folder / "adapter"
     save_adapter(
         folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from accelerate.utils import set_seed
@@ -15,20 +16,16 @@ from finetune.training.compiling import CompiledLayers
 from finetune.training.loop import Trainer
 
 if TYPE_CHECKING:
-    from finetune.assemble.batches import Batches
-    from finetune.evaluation.predict import Predictor
-    from finetune.interfaces import Attachment
-    from finetune.training.state import TrainState
-    from finetune.training.validation import Validation
-
-from functools import partial
-
-if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
+    from finetune.assemble.batches import Batches
+    from finetune.evaluation.predict import Predictor
+    from finetune.interfaces import Attachment
     from finetune.runs.run import Run
+    from finetune.training.state import TrainState
+    from finetune.training.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ def fit(run: Run, attachment: Attachment, batches: Batches, predictor: Predictor
     Args:
         run: the run.
         attachment: the adapter to train.
-        batches: the batches with the places of the adapter's prompt.
+        batches: the batches, with the placeholders of the adapter's prompt.
         predictor: the predictor of rows by the base with the adapter.
     """
     recipe, base, train_rows = run.recipe, run.base, run.rows.train
@@ -103,7 +100,7 @@ def fit(run: Run, attachment: Attachment, batches: Batches, predictor: Predictor
 def _validation(
     model: PreTrainedModel, trainer: Trainer, validator: Validator, compiled: CompiledLayers
 ) -> Callable[[], Validation]:
-    """Return the function that validates the adapter as it now is."""
+    """Return the function that validates the adapter with its present weights."""
 
     def validate() -> Validation:
         model.eval()
@@ -120,12 +117,15 @@ def _keep_best(run: Run, attachment: Attachment, trainer: Trainer) -> None:
     folder = run.folder / "best"
     try:
         save_weights(folder, attachment, trainer.best, model_type=run.base.identity.model_type)
-    except OSError as error:  # the checkpoints hold these weights too
-        run.log.info(f"{folder} could not be written ({error.strerror}). The run goes on.")
+    except OSError as error:
+        run.log.info(
+            f"the best weights could not be written to {folder} ({error.strerror}). The run goes on; its "
+            "checkpoints hold these weights too."
+        )
 
 
 def _report_stream(run: Run) -> None:
-    """Log the rows that a stream left out; each process has met rows of its own."""
+    """Log the rows that a stream left out; each process reads rows of its own."""
     if not isinstance(run.rows.train, Stream):
         return
     who = f"process {run.accelerator.process_index}: "

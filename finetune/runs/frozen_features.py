@@ -1,4 +1,4 @@
-"""The collator of a run that puts stored features in the place of images, and the checks that it may."""
+"""The collator of a run that replaces images with stored features, and the checks that results stay the same."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from finetune.recipe import Recipe
 
 _VERSIONS = ("finetune-vlm", "torch", "torchvision", "transformers", "pillow")
-# By how much logits may differ, as a share of the largest: what rounding does where a convolution takes another way
-# for a batch than for one image.
+# The largest difference of logits, as a share of the largest one. A convolution may round differently for a batch than
+# for one image.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
@@ -44,7 +44,7 @@ def collator_of_run(
 ) -> TaskCollator:
     """Return the collator of a run: one that reads stored features where they change no result.
 
-    Every process has to call it. One line says what was stored, or why nothing is.
+    Every process has to call it. It logs one line: the features that it stores, or the reason why it stores none.
 
     Args:
         recipe: the recipe of the run.
@@ -72,13 +72,13 @@ def _stored(
     accelerator: Accelerator,
     log: Callable[[str], None],
 ) -> StoredFeatures | str:
-    """Return the features of all rows, tried on a few before they are stored and after; or why there are none."""
+    """Return the features of all rows, checked on a few before and after storing; or the reason why there are none."""
     collator = base.collator_of(recipe.task)
     assert isinstance(collator, Collator) and not isinstance(train_rows, Stream)
     few = [row for row in train_rows if row.images][:2]
     if reason := _agreed(_why_not_exact(base, collator, few, _fresh(base, collator, few))):
         return reason
-    with_blanks = [*train_rows, *asked, *blanked(asked)[0]]  # each is evaluated with grey images too
+    with_blanks = [*train_rows, *asked, *blanked(asked)[0]]  # evaluation uses grey images too
     filled = _filler(recipe, base, collator, accelerator, log).fill(with_blanks)
     if isinstance(filled, str):
         return filled
@@ -91,21 +91,21 @@ def _agreed(reason: str | None) -> str | None:
 
 
 def _why_off(recipe: Recipe, base: Base, train_rows: Rows) -> str | None:
-    """Return the reason why features are not stored; None where they may be."""
+    """Return the reason why the run stores no features; None if it may."""
     if recipe.train.feature_store == "off":
-        return "train.feature_store says so"
+        return "train.feature_store is off"
     towers = {tower for section in recipe.parts for tower in section.adapted_towers} - {"language"}
     if towers:
-        return f"the adapter changes what comes out of the {' and the '.join(sorted(towers))} tower"
+        return f"the adapter changes the outputs of the {' and the '.join(sorted(towers))} tower"
     if isinstance(train_rows, Stream):
-        return "the train rows stream"
+        return "the train rows are a stream"
     if not isinstance(base.collator_of(recipe.task), Collator):
-        return f"task {recipe.task.name} batches no features in the place of images"
+        return f"task {recipe.task.name} takes no features in place of images"
     return None if any(row.images for row in train_rows) else "no train row has an image"
 
 
 def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLookup | str:
-    """Return the features of a few rows, computed now; or why there are none."""
+    """Return the features of a few rows, computed now; or the reason why there are none."""
     family = cast("GenerativeFamily", base.family)
     try:
         known = {
@@ -119,7 +119,7 @@ def _fresh(base: Base, collator: Collator, rows: Sequence[Example]) -> FeatureLo
 def _why_not_exact(
     base: Base, collator: Collator, rows: Sequence[Example], features: FeatureLookup | str
 ) -> str | None:
-    """Try features on a few rows: their inputs and logits must be those they have with their images."""
+    """Return how a few rows with features differ in inputs or logits from those with images; None if they agree."""
     if isinstance(features, str):
         return features
     device, dtype = base.model.device, base.model.dtype
@@ -129,12 +129,12 @@ def _why_not_exact(
     for name, value in plain.inputs.items():
         other = stored.inputs.get(name)
         if not name.startswith("pixel_") and not (isinstance(other, torch.Tensor) and torch.equal(value, other)):
-            return f"the processor of {base.identity.model_type} makes another {name} without pixels"
+            return f"the processor of {base.identity.model_type} makes a different {name} without pixels"
     with torch.inference_mode():
         wanted, got = (base.family.outputs(base.model, batch.inputs).float() for batch in (plain, stored))
     difference, largest = float((wanted - got).abs().max()), float(wanted.abs().max())
     if difference > _TOLERANCE.get(dtype, 0.0) * largest:
-        return f"on row {rows[0].id} logits would differ by {difference:.2g} (the largest is {largest:.2g})"
+        return f"the logits of row {rows[0].id} would differ by {difference:.2g} (the largest is {largest:.2g})"
     return None
 
 
@@ -153,7 +153,7 @@ def _filler(
 
 
 def _key(base: Base) -> dict[str, Any]:
-    """Return all that features depend on beside the pixels."""
+    """Return everything that features depend on beside the pixels."""
     config, device = base.model.config, base.model.device
     return {
         "base": base.identity.digest,

@@ -1,4 +1,4 @@
-"""A training run: the objects that its steps share, and how they are made."""
+"""A training run: the objects that its steps share, and the code that makes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
     """The objects that the steps of a run share.
 
     Attributes:
-        recipe: the recipe, with the settings that its rows decided.
+        recipe: the recipe, with the settings that its rows determine.
         registry: the registry to publish in.
         strategy: the strategy by which the processes share the work.
         log: the log of the run.
@@ -78,12 +78,12 @@ class Run:
         main = accelerator.is_main_process
         log = RunLog(recipe.run_folder, every=recipe.train.logging_steps, main=main, track=track)
         parent = Parent.read(recipe.adapter.init_from, registry) if recipe.adapter.init_from else None
-        with accelerator.main_process_first():  # the other processes use what it notes of images
+        with accelerator.main_process_first():  # the other processes use its notes about images
             check_rows(recipe)
         base = base_of(recipe, device=strategy.load_device)
         if parent:
             parent.require_base(base)
-        with accelerator.main_process_first():  # the other processes find in the cache what it looked up
+        with accelerator.main_process_first():  # the other processes use its cache
             rows = read_run_rows(recipe, base, log.info)
         recipe = rows.recipe
         strategy.check_rows(rows.splits)
@@ -121,7 +121,7 @@ class Run:
         return predictor_of(self.base, self.recipe, batches.prompt_batch, alone=alone, accelerator=self.accelerator)
 
     def show_rows(self) -> None:
-        """Log a few training rows as the model gets them, and keep them in the folder of the run."""
+        """Log a few training rows in the form that the model gets, and keep them in the folder of the run."""
         shown = [safe_line(self.collator.show(row)) for row in self.rows.first]
         for row in shown:
             self.log.info(f"  {row}")
@@ -134,7 +134,7 @@ class Run:
         self.log.info(f"adapter\n{attachment.describe()}")
         if self.parent:
             self.parent.write_into(attachment, self.base)
-            self.log.info(f"  its weights are those of {self.parent.ref} to begin with")
+            self.log.info(f"  its weights start from {self.parent.ref}")
         if isinstance(self.recipe.task, PromptSection) and (note := why_all_logits(self.base.model)):
             self.log.info(note)
         return attachment
@@ -144,5 +144,5 @@ def _log_base(log: RunLog, recipe: Recipe, base: Base, rows: RunRows) -> None:
     log.info(f"base {recipe.model.name_or_path} ({base.identity.model_type}, {base.identity.digest[:12]})")
     if base.quantization:
         names = quantized_modules(base.model)
-        log.info(f"held in {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
+        log.info(f"quantized to {base.quantization}: {len(names)} linear modules, {names[0]} to {names[-1]}")
     log.info(f"rows {rows.counts}")

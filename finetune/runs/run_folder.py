@@ -1,16 +1,16 @@
-"""The folder of a run: its files, and the decision whether an unfinished run in it goes on.
+"""The folder of a run: its files, and the choice between a new run and an unfinished one.
 
 ::
 
-    recipe.json  environment.json            the recipe as resolved; versions, machine, state of the checkout
-    samples.txt  samples.html                rows as the model sees them; images with questions and answers
-    log.jsonl  trackers/                     one line every few steps; what trackers keep here
-    checkpoints/                             what a stopped run goes on from
+    recipe.json  environment.json            the complete recipe; versions, machine, state of the checkout
+    samples.txt  samples.html                rows as the model gets them; images with questions and answers
+    log.jsonl  trackers/                     one line every few steps; the files of trackers
+    checkpoints/                             the states from which a stopped run resumes
     predictions-*.jsonl  scores-*.json       on the test split, of the base and of the adapter
-    best/  last/  adapter/                   weights; ``adapter`` is complete with its manifest
+    best/  last/  adapter/                   weights; ``adapter`` has a manifest too
     result.json                              written last: a folder without it holds an unfinished run
-    previous/1, ...                          finished runs that were moved aside
-    .lock                                    who writes here now
+    previous/1, ...                          finished runs that a later run moved aside
+    .lock                                    the process that writes here now
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ CARDS = 12  # rows on the page of samples
 
 @contextlib.contextmanager
 def run_lock(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the run's folder inside the block, for all processes of this run; nothing has been loaded yet.
+    """Lock the run's folder inside the block, for all processes of this run; call it before anything is loaded.
 
     Raises:
-        TrainingError: on every process. Another run holds the folder, it cannot be written, or it holds a finished
-            run and the recipe does not say what is to become of that.
+        TrainingError: another run holds the folder, it cannot be written, or it holds a finished run that the recipe
+            does not move aside or extend. Every process raises it.
     """
     folder = recipe.run_folder
     with contextlib.ExitStack() as stack:
@@ -70,7 +70,10 @@ def run_lock(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
             except FinetuneError as found:
                 error = found
             except OSError as found:
-                error = TrainingError(f"{folder} cannot be written ({found.strerror}). Set another train.output_dir.")
+                error = TrainingError(
+                    f"the folder of a run must be writable, but {folder} is not ({found.strerror}). "
+                    "Set another train.output_dir."
+                )
             problem = [str(error) if error else None]
         if accelerator.num_processes > 1:
             broadcast_object_list(problem)
@@ -88,7 +91,7 @@ def open_run(
     *,
     init_from: str | None = None,
 ) -> tuple[Checkpoints, Checkpoint | None]:
-    """Decide whether the run goes on or starts, and write the record of the run.
+    """Choose the checkpoint that the run goes on from, and write the record of the run.
 
     Args:
         recipe: the recipe of the run.
@@ -99,14 +102,14 @@ def open_run(
         init_from: the reference by digest of the adapter that the run starts from; None for a fresh one.
 
     Returns:
-        Where checkpoints go, and the one to go on from, if any; the same one on every process.
+        The checkpoints of the run, and the one to go on from, the same on every process; None for a new run.
 
     Raises:
-        TrainingError: the folder holds an unfinished run of something else, or there is nothing to make longer.
+        TrainingError: the folder holds an unfinished run of another recipe, or no run that can be extended.
     """
     folder = recipe.run_folder
     run = {
-        # Where the adapter goes may be put right before a run goes on.
+        # The place of the adapter may change before a run goes on.
         "recipe": {key: value for key, value in recipe.identity().items() if key != "adapter"},
         "base": base.identity.digest,
         "rows": {split: rows_digest(rows) for split, rows in splits.items()},
@@ -142,13 +145,13 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, log: Callable[[str], None]
         start = checkpoints.newest(log)
     if start is None:
         folder = recipe.run_folder
-        # An adapter that is whole is never overwritten by a run that begins.
+        # A new run never overwrites a complete adapter.
         if is_finished(folder) or (folder / "adapter").exists():
             log(f"the run that was in {folder} is kept in {set_aside(folder)}")
         checkpoints.clear()
         return None
-    log(f"going on from {start.path}, {start.step} steps done (train.resume: never starts again)")
-    _tell_versions(start, log)
+    log(f"going on from {start.path}, {start.step} steps done (train.resume=never starts again)")
+    _log_versions(start, log)
     return start
 
 
@@ -158,17 +161,21 @@ def _extend(
     """Return the checkpoint from which the run goes on to its new length; keep the finished run's adapter beside it.
 
     Raises:
-        TrainingError: there is none, or the run is as long already.
+        TrainingError: there is no checkpoint, or the run already has that length.
     """
     folder, options = recipe.run_folder, recipe.train
     checkpoints.sweep()
     start = checkpoints.newest(log, extend=True)
     if start is None:
-        raise TrainingError(f"train.resume is extend, but {folder} holds no checkpoint that can be gone on from.")
+        raise TrainingError(
+            f"train.resume=extend needs a checkpoint to go on from, but {folder} holds none that can be used. "
+            "Set train.resume=never to run the recipe again from its beginning."
+        )
     finished, total = is_finished(folder), plan_of(options).total_steps
     if (finished or start.extended) and start.step >= total:
         raise TrainingError(
-            f"train.resume is extend, but {folder} has taken {start.step} steps, and this recipe ends after {total}. "
+            f"train.resume=extend needs a longer recipe, but the run in {folder} has taken {start.step} steps and this "
+            f"recipe ends after {total}. "
             "Set a larger train.epochs or train.max_steps."
         )
     log(f"going on from {start.path}, {start.step} steps done, to step {total}")
@@ -180,24 +187,24 @@ def _extend(
             for step, length in ((start.step - 1, old), (start.step, options))
         )
         log(
-            f"  the learning rate goes on as the schedule of {total} steps has it: {before:.2e} in step {start.step}, "
-            f"{after:.2e} in step {start.step + 1}. A run of this length from its beginning would end otherwise."
+            f"  the learning rate now follows the schedule of {total} steps: {before:.2e} in step {start.step}, "
+            f"{after:.2e} in step {start.step + 1}. A single run of this length would give another result."
         )
     if finished:
         log(f"  the adapter of the shorter run is kept in {set_aside(folder, going_on=True)}")
-    _tell_versions(start, log)
+    _log_versions(start, log)
     return start
 
 
-def _tell_versions(start: Checkpoint, log: Callable[[str], None]) -> None:
+def _log_versions(start: Checkpoint, log: Callable[[str], None]) -> None:
     if (then := start.facts.get("versions")) != (now := versions()):
-        log(f"  other versions than then, so other rounding: {then} then, {now} now")
+        log(f"  the versions of libraries changed, so rounding may differ: {then} before, {now} now")
 
 
 def rows_digest(examples: Rows) -> str:
     """Return the digest of rows in their order: ids, messages, answers, captions and unsupervised turns.
 
-    Of a stream, whose rows are not kept, it is that of its files' names and versions, and of its order.
+    A stream keeps no rows: its digest is that of the names and versions of its files, and of its order.
     """
     if isinstance(examples, Stream):
         return sha256_hex(canonical_json(examples.identity))
@@ -212,8 +219,8 @@ def rows_digest(examples: Rows) -> str:
 def images_digest(examples: Rows) -> str | None:
     """Return the digest of the bytes of all images of rows, in their order; None for a stream.
 
-    The bytes were read when the rows were checked, and are not read again. Images that a program draws count for
-    nothing: recipe and version say what they are.
+    The check of the rows has read the bytes, so this function does not read them again. Images that a program draws do
+    not count: recipe and version determine them.
     """
     if isinstance(examples, Stream):
         return None
@@ -233,7 +240,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def git_state(checkout: Path) -> dict[str, Any] | None:
-    """Return the commit of ``checkout``, and whether files differ from it; None where there is no git."""
+    """Return the commit of ``checkout``, and whether files differ from it; None if there is no git."""
     if not (checkout / ".git").exists():
         return None
 
@@ -250,7 +257,7 @@ def git_state(checkout: Path) -> dict[str, Any] | None:
 
 
 def write_samples(path: Path, recipe: Recipe, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write a page of test rows with an image; rows that the adapter or the base got wrong come first.
+    """Write a page of test rows with an image, first those that the adapter or the base answered wrongly.
 
     Args:
         path: the path of the HTML file.
@@ -272,8 +279,8 @@ def write_samples(path: Path, recipe: Recipe, evaluations: Mapping[str, Evaluati
 
 
 @contextlib.contextmanager
-def telling_of_a_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk into one error of this package that names the files that are complete."""
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into an error of this package that names the complete files."""
     try:
         yield
     except OSError as error:
@@ -281,5 +288,5 @@ def telling_of_a_full_disk(folder: Path) -> Iterator[None]:
             raise
         raise TrainingError(
             f"{error.strerror}: {error.filename or folder} could not be written. The checkpoints in "
-            f"{folder / 'checkpoints'} are as they were: make room and start the run again, and it goes on from there."
+            f"{folder / 'checkpoints'} are complete: make room and start the run again, and it goes on from them."
         ) from error

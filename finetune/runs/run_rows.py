@@ -1,4 +1,4 @@
-"""The rows of a run: read, surveyed, and the recipe's task filled in from them."""
+"""The rows of a run: reading, the survey, and the settings of the task that follow from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RunRows:
     """The rows of all splits of a run.
 
     Attributes:
-        recipe: the recipe, with the settings of task and image range that the data decided.
+        recipe: the recipe, with the settings of task and image range that the data determines.
         train: the training rows.
         val: the rows that choose the best weights; empty where the recipe has no such split.
         test: the rows on which base and adapter are evaluated; empty where the recipe has no such split.
@@ -75,7 +75,7 @@ class RunRows:
             base: the base that an app uses.
             collator: the collator that makes the training batches.
             task: the task section of the saved manifest; by default the section that the recipe will save.
-            placeholders: the places of a tuned prompt.
+            placeholders: the placeholders of a tuned prompt.
             when: the stage of the run, for errors.
         """
         task = task or self.recipe.task.as_trained(caption_question=caption_question(self.train))
@@ -84,10 +84,10 @@ class RunRows:
 
 
 def read_run_rows(recipe: Recipe, base: Base, log: Callable[[str], None]) -> RunRows:
-    """Read all splits of a recipe's data, and log the facts that a person should look at.
+    """Read all splits of a recipe's data, and log the facts that a user should check.
 
     Raises:
-        DataError: a row cannot be used, or the rows do not agree on one prompt.
+        DataError: a row cannot be used, or the rows have no common prompt.
     """
     train = training_rows(recipe, base=base, log=log)
     recipe = with_image_range(recipe, train)

@@ -1,4 +1,4 @@
-"""Saving a trained adapter: weights as PEFT keeps them, and the manifest that ties them to base, data and scores."""
+"""Saving a trained adapter: weights in PEFT's format, and a manifest with their base, data and scores."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def save_adapter(
         metrics: ``test`` -> the adapter's scores on the test split, ``base`` -> those of the base alone.
         probe: the probe, from ``probe_effect``.
         steps: the number of optimizer steps behind the weights.
-        parents: the references by digest of the adapters whose weights it started from.
+        parents: the references by digest of the adapters whose weights the run started from.
     """
     manifest = _manifest(recipe, base, attachment, splits, metrics, probe=probe, steps=steps, parents=list(parents))
     write_folder(
@@ -115,9 +115,9 @@ def save_adapter(
 
 
 def data_digest(examples: Rows) -> str:
-    """Return the digest of rows: their messages, answers and images, not where they lie.
+    """Return the digest of rows: their messages, answers and images, without the paths of these.
 
-    Of a stream, whose rows are not kept, it is that of its files' names and versions, and of its order.
+    A stream keeps no rows: its digest is that of the names and versions of its files, and of its order.
 
     Raises:
         DataError: a row has another medium than images.
@@ -129,7 +129,8 @@ def data_digest(examples: Rows) -> str:
     def digest(medium: Medium, row: str) -> str:
         if not isinstance(medium, Image):
             raise DataError(
-                f"row {row}: a manifest has digests of images only, and the row has a medium of the type {medium.type}"
+                f"row {row}: the media of a row must be images, of which a manifest keeps digests, got a medium of the "
+                f"type {medium.type}. Leave it out."
             )
         source = medium.source
         if not isinstance(source, Path):
@@ -151,7 +152,7 @@ def data_digest(examples: Rows) -> str:
 def caption_question(rows: Rows) -> str | None:
     """Return the question of most rows whose captions are supervised; None where no row has captions.
 
-    Of a stream, whose rows are not kept, the first ones tell.
+    A stream keeps no rows: its first ones count.
     """
     kept = rows.first if isinstance(rows, Stream) else rows
     asked = Counter(str(example.meta["question"]) for example in kept if example.captions)
@@ -159,7 +160,7 @@ def caption_question(rows: Rows) -> str | None:
 
 
 def _image_spec(recipe: Recipe) -> ImageSpec:
-    """Return the recipe's opening of images, with its range where images of more than 8 bits were seen."""
+    """Return the recipe's settings for opening images, with the range if it read images of more than 8 bits."""
     if not isinstance(recipe.data, ReadSection):
         return ImageSpec()
     found = fixed_range(recipe.data)
@@ -167,7 +168,7 @@ def _image_spec(recipe: Recipe) -> ImageSpec:
 
 
 def _plugins(recipe: Recipe, base: Base) -> list[PluginEntry]:
-    """Return the packages outside of this one without which the adapter is of no use."""
+    """Return the other packages that the adapter needs."""
     named = [("tasks", recipe.task.name), *(("methods", part.name) for part in recipe.parts)]
     return plugins_of([*named, ("families", base.identity.model_type)])
 

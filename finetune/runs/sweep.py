@@ -1,9 +1,9 @@
 """A grid of runs: every value of some keys with every value of the others, and the results over the seeds.
 
-Each run is a process of its own, started through the same door as a single run, so that none inherits memory,
-random state or a crash from the one before. A run is known by the digest of its recipe, which is in its name: a
-sweep that was stopped, or is given more values, runs only what is not finished. What the digest does not see are
-rows that change under the same path; after that, delete the sweep's folder.
+Each run is a process of its own, started by the same launcher as a single run, so that none inherits memory, random
+state or a crash from the one before. The digest of its recipe identifies a run and is in its name. So a sweep that was
+stopped, or gets more values, runs only the unfinished runs. The digest does not cover rows that change under the same
+path: delete the sweep's folder after such a change.
 """
 
 import itertools
@@ -40,8 +40,8 @@ class Run:
     Attributes:
         settings: the swept keys with this run's values.
         recipe: the recipe of the run, under a name of its own.
-        overrides: the overrides that make this recipe of the config.
-        digest: the digest of all that could change the result; name and folder are left out.
+        overrides: the overrides that turn the config into this recipe.
+        digest: the digest of all settings that could change the result, without name and folder.
     """
 
     settings: Mapping[str, Any]
@@ -64,8 +64,8 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
 
     Args:
         config: the path of a recipe file.
-        words: ``key=value`` overrides for all runs and ``key=a,b,c`` for the grid. Each value is YAML: one that
-            holds a comma stands in quotes or brackets. Nothing is published unless a word is ``adapter.publish``.
+        words: ``key=value`` overrides for all runs and ``key=a,b,c`` for the grid. Each value is YAML; one with a
+            comma needs quotes or brackets. A sweep publishes only if a word sets ``adapter.publish``.
 
     Raises:
         RecipeError: a word, or one of the recipes, is wrong.
@@ -74,19 +74,25 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
     for word in words:
         key, found = _read_word(word)
         if key in values:
-            raise RecipeError(f"{word!r}: {key} is given twice; put all its values in one word: {key}=a,b,c")
+            raise RecipeError(
+                f"each key must be given once, but {word!r} gives {key} again. "
+                f"Put all its values in one word: {key}=a,b,c"
+            )
         values[key] = found
     fixed = [f"{key}={_json(found[0])}" for key, found in values.items() if len(found) == 1]
     if "adapter.publish" not in values:
         fixed.append("adapter.publish=null")
     grid = {key: found for key, found in values.items() if len(found) > 1}
     if (number := math.prod(map(len, grid.values()))) > MAX_RUNS:
-        raise RecipeError(f"this grid has {number} runs; at most {MAX_RUNS} are allowed. Give fewer values.")
+        raise RecipeError(f"a grid must have at most {MAX_RUNS} runs, got {number}. Give fewer values.")
     runs: dict[str, Run] = {}
     for combination in itertools.product(*grid.values()):
         run = _make_run(config, fixed, dict(zip(grid, combination, strict=True)))
         if run.digest in runs:
-            raise RecipeError(f"two runs of this grid are the same: {runs[run.digest]}, and {run}")
+            raise RecipeError(
+                f"the runs of a grid must differ, but two are the same: {runs[run.digest]}, and {run}. "
+                "Give each value once."
+            )
         runs[run.digest] = run
     return [*runs.values()]
 
@@ -99,11 +105,11 @@ def run_sweep(config: str | Path, words: Sequence[str]) -> int:
         words: the words of the command line, as for ``plan``.
 
     Returns:
-        0; 1 when a run failed, after the others; 128 + n when signal n stopped a run, and so the sweep.
+        0; 1 if a run failed, after the others; 128 + n if signal n stopped a run, and so the sweep.
 
     Raises:
-        FinetuneError: a word, one of the recipes, or what they name is wrong; nothing was started.
-        FolderInUseError: another sweep is in the folder; nothing was started.
+        FinetuneError: a word, one of the recipes, or a file that they name is wrong; no run has started.
+        FolderInUseError: another sweep holds the folder; no run has started.
     """
     runs = plan(config, words)
     _check(runs)
@@ -114,7 +120,7 @@ def run_sweep(config: str | Path, words: Sequence[str]) -> int:
 
 
 def _refuse_foreign(table: Path) -> None:
-    """Raise RecipeError where the file that a sweep's table goes to is something else."""
+    """Raise RecipeError if the file of the sweep's table holds something else."""
     if not os.path.lexists(table):
         return
     try:
@@ -123,8 +129,8 @@ def _refuse_foreign(table: Path) -> None:
         rows = None
     if not isinstance(rows, list):
         raise RecipeError(
-            f"the table of a sweep goes to {table}, but that is no table of a sweep. Nothing was started. Move it "
-            "away, or give the recipe another name or train.output_dir."
+            f"the file {table} must hold the table of a sweep, but it holds something else. No run was started. Move "
+            "it away, or give the recipe another name or train.output_dir."
         )
 
 
@@ -145,7 +151,7 @@ def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
             problem = f"exit code 0, but {run.recipe.run_folder / RESULT} holds no result of this recipe"
         _keep_table(folder, runs)
         if signals:
-            print("stopped; the same command goes on with what is not finished", flush=True)
+            print("stopped; run the same command again for the unfinished runs", flush=True)
             return 128 + signals[0]
         if problem:
             failed.append(f"failed: {run} ({problem})")
@@ -157,10 +163,10 @@ def _run_all(runs: Sequence[Run], config: str | Path, folder: Path) -> int:
 def summarize(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return one row for each combination of settings, over its seeds, the best first.
 
-    Scores stand under their names, such as ``val.METRIC`` and ``test.METRIC``, of the metric that chose the runs' best
-    weights. The order is that of the validation score, since a choice by the test rows would make their score too
-    good; the test score decides where there are no validation rows. Spread is the standard deviation of a sample
-    (n - 1), None for a single run.
+    Scores have their names as keys, such as ``val.METRIC`` and ``test.METRIC``, of the metric that chose the runs' best
+    weights. The validation score gives the order, because a choice by the test rows would make their score too good;
+    without validation rows the test score does. Spread is the standard deviation of a sample (n - 1), None for a single
+    run.
     """
     rows: dict[str, dict[str, Any]] = {}
     results = [(run, run.result()) for run in runs]
@@ -203,7 +209,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _check(runs: Sequence[Run]) -> None:
-    """Check all that is known beforehand of the runs that are to start, once for each that differs in it."""
+    """Check the runs that are to start, once for each different set of checked settings."""
     different = {}
     for run in runs:
         if run.result() is None:
@@ -216,11 +222,14 @@ def _check(runs: Sequence[Run]) -> None:
 def _read_word(word: str) -> tuple[str, list[Any]]:
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise RecipeError(f"{word!r}: write key=value, or key=a,b,c for a grid, such as train.learning_rate=1e-3,3e-3")
+        raise RecipeError(
+            f"each word must be key=value, or key=a,b,c for a grid, got {word!r}; "
+            "for example train.learning_rate=1e-3,3e-3"
+        )
     if "," not in text:
         return key, [read_value(text, source=f"{word!r}")]
-    # What stands between the brackets of a YAML list.
-    return key, read_value(f"[{text}]", source=f"{word!r} (a value that holds a comma stands in quotes or brackets)")
+    # The text between the brackets of a YAML list.
+    return key, read_value(f"[{text}]", source=f"{word!r} (put a value with a comma in quotes or brackets)")
 
 
 def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, Any]) -> Run:
@@ -247,5 +256,5 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _json(value: Any) -> str:
-    # Which is YAML too, in one line and without its surprises.
+    # JSON is YAML too, in one line and without its surprises.
     return json.dumps(value, ensure_ascii=False, default=str)

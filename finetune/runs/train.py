@@ -18,7 +18,7 @@ from finetune.registry import AdapterRegistry
 from finetune.runs.finish import ADAPTER, RunResult, finish
 from finetune.runs.fit import fit
 from finetune.runs.run import Run
-from finetune.runs.run_folder import run_lock, telling_of_a_full_disk
+from finetune.runs.run_folder import full_disk_explained, run_lock
 from finetune.training.accelerator import accelerator_of
 from finetune.training.strategy import strategy_of
 from finetune.training.trackers import check_trackers, finish_trackers
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
 def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResult:
     """Run a recipe: evaluate the base on the test split, train, evaluate the adapter, save and publish it.
 
-    Where the run's folder holds an unfinished run of the same recipe, that one goes on. A finished one is never
-    overwritten: it is refused, moved aside or made longer, as ``train.resume`` says. One run at a time has the folder.
+    If the run's folder holds an unfinished run of the same recipe, that run goes on. It never overwrites a finished
+    run: ``train.resume`` chooses between an error, moving that run aside, and extending it. One run at a time has the
+    folder.
 
     Args:
         recipe: the recipe, from ``load_recipe``.
-        registry: the registry to publish in; the default one if None.
+        registry: the registry to publish in; None for the default one.
 
     Raises:
         StoppedError: a signal asked to stop; the state is saved.
-        FinetuneError: anything else that stops the run, with what to do.
+        FinetuneError: any other error that stops the run, with advice.
     """
     registry = registry or AdapterRegistry()
     check_recipe(recipe, registry=registry)
@@ -49,11 +50,11 @@ def train(recipe: Recipe, *, registry: AdapterRegistry | None = None) -> RunResu
     check_method(recipe)
     accelerator = accelerator_of(recipe)
     if recipe.adapter.publish and accelerator.is_main_process:
-        # Hours later is too late for a key that is missing, or a passphrase that nobody is there to type.
+        # Check the key before hours of training: later nobody may be there to type its passphrase.
         registry.guard.check_signer(AdapterRef.parse_name(recipe.adapter.publish).namespace)
     strategy = strategy_of(accelerator, recipe)
     try:
-        with telling_of_a_full_disk(recipe.run_folder), run_lock(recipe, accelerator):
+        with full_disk_explained(recipe.run_folder), run_lock(recipe, accelerator):
             return _train(recipe, strategy, registry)
     finally:
         finish_trackers(accelerator)

@@ -48,7 +48,7 @@ class Parent:
         """Read and verify an adapter, before a base is loaded.
 
         Raises:
-            TrainingError: there is none, or it is not what was saved.
+            TrainingError: there is no such adapter, or its files have changed.
         """
         with _named(asked):
             path = as_folder(asked)
@@ -67,7 +67,7 @@ class Parent:
         """Check that the adapter belongs to ``base``.
 
         Raises:
-            TrainingError: it does not.
+            TrainingError: the adapter belongs to another base.
         """
         with _named(self.asked):
             require_same_base(self.folder.manifest.base, base.identity)
@@ -78,14 +78,14 @@ class Parent:
         """Give a fresh adapter the parent's weights, and check its effect; every process has to call it.
 
         Raises:
-            TrainingError: the two are not of the same methods and shapes, or the effect is not the one recorded.
+            TrainingError: the two differ in methods or shapes, or the effect differs from the recorded one.
         """
         manifest = self.folder.manifest
         here, there = describe(attachment, base.identity.model_type), manifest.adapter
         if different := differing(_parts(there), _parts(here)) or differing(_table(there), _table(here)):
             raise TrainingError(
-                f"{KEY}: {self.asked} is not an adapter of this recipe's method: {describe_differences(different, 4)}. "
-                "Give the recipe the method that the adapter was made with, or another adapter."
+                f"{KEY}: the adapter must have this recipe's method, but {self.asked} differs: "
+                f"{describe_differences(different, 4)}. Give the recipe the adapter's method, or name another adapter."
             )
         for name, parameter in attachment.parameters.items():
             parameter.copy_(self.folder.tensors[name])
@@ -109,7 +109,7 @@ class Parent:
 def _parts(adapter: AdapterDescription) -> dict[str, Any]:
     parts = {part.method: part.model_dump() for part in adapter.parts}
     for part in parts.values():
-        part["options"].pop("lora_dropout", None)  # of the training, not of what was trained
+        part["options"].pop("lora_dropout", None)  # a setting of the training, not of the adapter
     return parts
 
 

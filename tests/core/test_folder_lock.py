@@ -70,7 +70,7 @@ def test_a_process_that_is_killed_keeps_nobody_out(tmp_path, holder, signum):
     with locked(tmp_path, log=logged.append, what_else=ELSE):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
     (line,) = logged
-    assert f"was held by process {holder.pid} of " in line and line.endswith("It is taken over.")
+    assert f"was locked by process {holder.pid} of " in line and line.endswith("This process takes the lock over.")
 
 
 @posix
@@ -101,7 +101,10 @@ def test_it_is_let_go_at_the_end_and_on_an_error(tmp_path):
 
 def test_the_same_process_cannot_hold_it_twice(tmp_path):
     with locked(tmp_path, what_else=ELSE):
-        with pytest.raises(FolderInUseError, match="in use by this very process"), locked(tmp_path, what_else=ELSE):
+        with (
+            pytest.raises(FolderInUseError, match="in use: this process has already locked it"),
+            locked(tmp_path, what_else=ELSE),
+        ):
             pass
         assert (tmp_path / LOCK_NAME).exists(), "and the first still does"
 
@@ -140,7 +143,7 @@ def test_what_stands_in_the_place_of_a_lock_is_not_written_to(tmp_path, put):
     make.get(put, lambda: lock.symlink_to(theirs))()
     with pytest.raises(TrainingError) as caught, locked(folder, what_else=ELSE):
         pass
-    assert str(caught.value).startswith(f"a run's lock must be a plain file, but {lock} is a link or another kind")
+    assert str(caught.value).startswith(f"a lock must be a regular file, but {lock} is a link, a folder or")
     assert str(caught.value).endswith(f"Remove it and start again. {ELSE}")
     assert os.path.lexists(lock)
     assert not theirs.exists() if put == "dangling" else theirs.read_bytes() == b"precious"

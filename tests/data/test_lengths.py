@@ -107,7 +107,7 @@ def test_the_base_sets_the_limit(base, recipe, monkeypatch):
     monkeypatch.setattr(base.model.config.get_text_config(), "max_position_embeddings", 12)
     with pytest.raises(DataError, match="longer than 12 tokens"):
         examples_of(recipe(), "train", base=base)
-    with pytest.raises(DataError, match="data.max_length is 13, but the base takes 12 tokens"):
+    with pytest.raises(DataError, match="data.max_length must be at most 12, .* the base takes, got 13"):
         examples_of(recipe(max_length=13), "train", base=base)
 
 

@@ -173,5 +173,5 @@ def test_a_blank_image_stands_for_images_only():
 
 def test_rows_of_a_manifest_show_images():
     assert data_digest([row(Image(PIXELS))]) != data_digest([row(Image(PIXELS + 1))])
-    with pytest.raises(DataError, match="row 7: a manifest has digests of images only, and .* of the type sound"):
+    with pytest.raises(DataError, match="row 7: the media of a row must be images, .* got a medium of the type sound"):
         data_digest([row(Image(PIXELS), Sound())])

@@ -80,7 +80,7 @@ def test_a_crash_is_shown_whole_and_once(fail):
 @pytest.mark.distributed
 def test_a_process_that_the_system_killed_is_named(fail):
     code, said = fail("killed")
-    assert code == 128 + 9 and said.startswith("process 1 was ended by SIGKILL.") and "Traceback" not in said, said
+    assert code == 128 + 9 and said.startswith("the signal SIGKILL ended process 1.") and "Traceback" not in said, said
 
 
 @pytest.mark.distributed

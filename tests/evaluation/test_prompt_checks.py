@@ -75,7 +75,7 @@ def test_the_place_of_images_follows_the_conversations():
 
 def test_a_template_that_no_row_is_put_in_is_refused():
     template = {"question_template": "Q: {question}"}
-    with pytest.raises(DataError, match="all rows are conversations, which are trained as they stand"):
+    with pytest.raises(DataError, match="if all rows are conversations, which train unchanged, got 'Q: {question}'"):
         completed([conversation([PART, TEXT])], **template)
     completed([conversation([PART, TEXT]), question(VqaConfig(**template))], **template)
 
@@ -106,7 +106,7 @@ def test_answers_that_become_equal_are_logged_and_those_that_become_nothing_refu
         "answers that count as equal (task.answer_normalization: vqa): 'Yes' = 'yes'; '1,5' = '15'",
     ]
     check_answers(VqaConfig(), {"train": Survey.of([question(VqaConfig(), "+")])}, lines.append)
-    with pytest.raises(DataError, match=r"row q: the answer '\+' is nothing under .*vqa.* Set .*exact"):
+    with pytest.raises(DataError, match=r"row q: an answer must not be empty after .*vqa, got '\+'\. .* Set .*exact"):
         check_answers(VqaConfig(answer_normalization="vqa"), {"test": Survey.of([question(VqaConfig(), "+")])}, print)
 
 
@@ -149,7 +149,10 @@ def test_a_prompt_that_is_not_repeated_is_an_error(tiny_fast_vlm, other):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     batches = Batches(base.collator, None)
     shapes = Survey.of([question(VqaConfig())]).shapes
-    wanted = r"after saving: (ask|chat)\(.*\) does not repeat the prompt that row q .* question \(user: image, text\)"
+    wanted = (
+        r"after saving: (ask|chat)\(.*\) must repeat the prompt that row q .* question \(user: image, text\), "
+        "but it does not"
+    )
     with pytest.raises(DataError, match=wanted):
         check_prompts(VqaConfig(**other).as_trained(), shapes, trained=batches, asked=batches, when="after saving")
 

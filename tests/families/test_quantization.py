@@ -55,4 +55,4 @@ def test_dora_on_8_bit_is_refused_when_the_recipe_is_read(tiny_fast_vlm, tmp_pat
 
 def test_a_run_says_what_is_quantized(tiny_fast_vlm, make_recipe, capsys):
     train(make_recipe(tiny_fast_vlm, model={"quantization": "4bit"}, train={"max_steps": 1}))
-    assert "held in 4bit: 14 linear modules, model.language_model.layers.0" in capsys.readouterr().out
+    assert "quantized to 4bit: 14 linear modules, model.language_model.layers.0" in capsys.readouterr().out

@@ -116,8 +116,12 @@ def test_strategy_chooses_the_file(strategy):
 @pytest.mark.parametrize(
     ("strategy", "hardware", "message"),
     [
-        ("fspd2", GPUS, "STRATEGY='fspd2' is not known. Did you mean 'fsdp2'. Allowed: ddp, fsdp2, deepspeed_zero2"),
-        ("fsdp2", Hardware(kind="cpu", num_devices=1, why="no NVIDIA driver"), "here is cpu .no NVIDIA driver."),
+        ("fspd2", GPUS, "unknown STRATEGY 'fspd2'. Did you mean 'fsdp2'. Allowed: ddp, fsdp2, deepspeed_zero2"),
+        (
+            "fsdp2",
+            Hardware(kind="cpu", num_devices=1, why="no NVIDIA driver"),
+            "but the hardware found is cpu .no NVIDIA driver.",
+        ),
     ],
 )
 def test_a_strategy_that_cannot_be_is_refused(strategy, hardware, message):

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
         (["serve", "--bass", "pocket"], "finetune serve", "Did you mean '--base'?"),
         (["registry", "list", "--jsn"], "finetune registry list", "Did you mean '--json'?"),
         (["registry", "resolve", "a/b", "c/d"], "finetune registry resolve", "unexpected c/d"),
-        (["find-lr", "a.yaml", "--steps", "30", "seed=1"], "finetune find-lr", "arguments without a dash stand before"),
+        (["find-lr", "a.yaml", "--steps", "30", "seed=1"], "finetune find-lr", "put arguments without a dash before"),
     ],
 )
 def test_an_unknown_option_shows_the_usage_of_its_own_command(words, usage, said, capsys):

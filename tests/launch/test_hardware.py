@@ -107,5 +107,5 @@ def test_build_of_torch_is_read_from_its_version_file(line, build, tmp_path, mon
 
 def test_missing_torch_says_what_to_do(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LaunchError, match=r"torch is not installed for .* Run \./launch\.sh setup"):
+    with pytest.raises(LaunchError, match=r"torch must be installed for .*, but it is not. Run \./launch\.sh setup"):
         hardware.find_hardware({})

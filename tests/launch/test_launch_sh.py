@@ -202,7 +202,7 @@ def test_no_venv_module(checkout):
 
 def test_full_disk(checkout):
     _, err = checkout.run("setup", code=2, FINETUNE_MIN_FREE_GB="999999")
-    assert "GB free; the install asks for 999999 GB." in err
+    assert "the install needs 999999 GB, but the disk of" in err and " GB free." in err
     assert "torch for the CPU" in err
     assert not checkout.lock.exists()
 
@@ -229,7 +229,7 @@ def test_folder_of_something_else_is_left_alone(checkout, tmp_path):
     mine.mkdir()
     (mine / "thesis.txt").touch()
     _, err = checkout.run("setup", code=2, FINETUNE_VENV=str(mine))
-    assert "holds files but is no Python environment" in err
+    assert f"{mine} must be empty or a Python environment, but it holds other files" in err
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
 
@@ -244,7 +244,7 @@ def test_folder_of_something_else_is_left_alone(checkout, tmp_path):
         ("ERROR: [Errno 28] No space left on device", "the disk is full"),
         ("ERROR: No matching distribution found for torch==2.14.1", "has no build of that package"),
         ("ERROR: [Errno 13] Permission denied", "cannot write to"),
-        ("ERROR: something new", "the install failed; the lines above say where"),
+        ("ERROR: something new", "the install failed; the lines above show where"),
     ],
 )
 def test_failed_install_says_why_and_leaves_no_stamp(line, said, checkout):

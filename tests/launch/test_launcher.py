@@ -119,13 +119,16 @@ def test_a_number_of_threads_that_is_set_stays(project, ran, monkeypatch):
 def test_nproc_has_to_be_a_number(nproc, project, ran, monkeypatch, capsys):
     monkeypatch.setenv("NPROC", nproc)
     assert launch.main(["recipes/configs/retail/clothing.yaml"]) == 2
-    assert f"NPROC={nproc!r} is not a number of processes" in capsys.readouterr().err
+    assert (
+        f"NPROC, the number of processes, must be a whole number of at least 1, got {nproc!r}"
+        in capsys.readouterr().err
+    )
     assert not ran
 
 
 @pytest.mark.parametrize("hardware", [FOUR_GPUS, APPLE], ids=lambda hardware: hardware.kind)
 def test_more_processes_than_gpus_are_refused(hardware):
-    with pytest.raises(LaunchError, match=r"NPROC=5, but .* ACCELERATE_USE_CPU=true"):
+    with pytest.raises(LaunchError, match=r"NPROC must be at most .*, got 5. .* ACCELERATE_USE_CPU=true"):
         launch.num_processes(hardware, 5)
 
 

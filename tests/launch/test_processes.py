@@ -55,7 +55,7 @@ CRASH = "Traceback (most recent call last):\n  ...\nRuntimeError: "
             [left(0, 1, traceback=f"{CRASH}closed")],
             1,
             {1: signal.SIGKILL},
-            "process 1 was ended by SIGKILL. The system sends it where memory runs out: look at its log (dmesg).\n"
+            "the signal SIGKILL ended process 1. The system sends it when memory runs out; check its log (dmesg).\n"
             "process 0 of 2 then ended, too: RuntimeError: closed",
             137,
         ),

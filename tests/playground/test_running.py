@@ -2,6 +2,7 @@
 
 import re
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_missing_gradio_names_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("finetune.core.extras.find_spec", lambda name: None)
     assert main(["app", "--base", "pocket"]) == 2
     assert capsys.readouterr().err == (
-        "error: finetune app needs gradio, not installed here: pip install 'finetune-vlm[app]'\n"
+        f"error: finetune app needs gradio, not installed for {sys.executable}. Run: pip install 'finetune-vlm[app]'\n"
     )
 
 
@@ -46,7 +47,7 @@ def test_a_port_that_is_taken_is_said_before_the_base_is_loaded(monkeypatch, cap
         assert main(["app", "--base", "pocket", "--port", str(port)]) == 2
     assert capsys.readouterr().err.startswith(f"error: cannot listen on 127.0.0.1, port {port}: ")
     assert main(["app", "--base", "pocket", "--port", "70000"]) == 2
-    assert capsys.readouterr().err == "error: --port is a number from 0 to 65535, not 70000\n"
+    assert capsys.readouterr().err == "error: --port must be a number from 0 to 65535, got 70000\n"
 
 
 def test_a_reference_that_stands_for_nothing(capsys):

@@ -54,21 +54,21 @@ def test_it_is_not_overwritten_but_named_with_the_way_on(recipe, nothing_is_load
     with pytest.raises(TrainingError) as caught:
         train(recipe())
     start = f"{folder} holds a finished run, published as testing/squares@1, its adapter in {folder / 'adapter'}. "
-    assert str(caught.value).startswith(f"{start}It is this very recipe, so there is nothing to do. ")
+    assert str(caught.value).startswith(f"{start}It has the same recipe, so there is nothing to do. ")
     assert (
-        f"train.resume=never runs it again from its beginning, with all that is there kept in {folder}/previous/1"
+        f"train.resume=never runs it again from its beginning, and keeps the present files in {folder}/previous/1"
         in (str(caught.value))
     )
     with pytest.raises(TrainingError) as caught:
         train(recipe(train={"epochs": 3.0}))
     assert str(caught.value).startswith(
-        f"{start}Its recipe is another one: train.epochs was 2.0 and is now 3.0. train.resume=extend goes on from"
+        f"{start}Its recipe differs: train.epochs was 2.0 and is now 3.0. train.resume=extend goes on from"
     )
     with pytest.raises(TrainingError, match="train.learning_rate was 0.01 and is now 0.02. train.resume=never"):
         train(recipe(train={"learning_rate": 0.02}))
     of_another_release = {**json.loads(before[Path("recipe.json")]), "unknown": 1}
     (folder / "recipe.json").write_text(json.dumps(of_another_release))
-    with pytest.raises(TrainingError, match="its recipe.json cannot be read, so nothing tells what was run"):
+    with pytest.raises(TrainingError, match="its recipe.json cannot be read, so the recipe of that run is unknown"):
         train(recipe())
     (folder / "recipe.json").write_bytes(before[Path("recipe.json")])
     assert held(folder) == before
@@ -128,7 +128,7 @@ def test_it_goes_on_to_a_greater_length(recipe, capsys, monkeypatch):
     rates = [line["learning_rate"] for line in lines_of(folder) if "loss" in line]
     expected = [0.01 * learning_rate_factor(step, longer.train, 12) for step in range(6, 12)]
     assert rates[6:] == pytest.approx(expected, abs=1e-6) and len(rates) == 12
-    assert "step-00000006, 6 steps done, to step 12\n  the learning rate goes on as the schedule of 12 steps" in said
+    assert "step-00000006, 6 steps done, to step 12\n  the learning rate now follows the schedule of 12 steps" in said
     assert f"{rates[5]:.2e} in step 6, {rates[6]:.2e} in step 7" in said
     assert {step for step, _ in seen} == set(range(6, 12))
     kept = held(folder / "previous" / "1")
@@ -138,7 +138,7 @@ def test_it_goes_on_to_a_greater_length(recipe, capsys, monkeypatch):
     assert (
         result.ref == "testing/squares@2" and json.loads((folder / "recipe.json").read_text())["train"]["epochs"] == 4
     )
-    with pytest.raises(TrainingError, match="has taken 12 steps, and this recipe ends after 12. Set a larger"):
+    with pytest.raises(TrainingError, match="has taken 12 steps and this recipe ends after 12. Set a larger"):
         train(longer)
     assert result.adapter.exists(), "and nothing was moved"
 
@@ -181,7 +181,7 @@ def test_only_its_length_may_change(recipe):
     train(recipe())
     with pytest.raises(TrainingError, match="train.learning_rate was 0.01 and is now 0.02"):
         train(recipe(train={"epochs": 4.0, "learning_rate": 0.02, "resume": "extend"}))
-    with pytest.raises(TrainingError, match="holds no checkpoint to go on from"):
+    with pytest.raises(TrainingError, match="needs a checkpoint to go on from, but .* holds none. Leave"):
         train(recipe(name="other", train={"resume": "extend"}))
 
 
@@ -224,7 +224,7 @@ def test_a_folder_that_no_system_can_make_is_one_error(recipe, tmp_path):
 def test_a_run_says_which_folder_cannot_be_written(recipe, monkeypatch):
     """As where another process is faster, or a disk has gone read-only since."""
     monkeypatch.setattr("finetune.runs.train.check_recipe", lambda *args, **options: None)
-    with pytest.raises(TrainingError, match="cannot be written .*Set another train.output_dir"):
+    with pytest.raises(TrainingError, match="must be writable, but .* is not .*Set another train.output_dir"):
         train(recipe(train={"output_dir": "/proc/nothing"}))
 
 

@@ -177,7 +177,7 @@ def test_environment_variables(write, monkeypatch):
     [
         ("- 1", r"a recipe must be a mapping with the keys .*, got \[1\]"),
         ("a: [", "the recipe must be valid YAML"),
-        (GOOD + "seed: 1\nseed: 2\n", "the key 'seed' stands twice"),
+        (GOOD + "seed: 1\nseed: 2\n", "a key must be unique, but 'seed' is given twice"),
         (GOOD.replace("domain: medical", ""), "domain: this key is missing and has no default"),
     ],
 )

@@ -205,7 +205,7 @@ def test_a_place_that_is_no_folder(tmp_path):
     verdicts = _verdicts(registry)
     assert verdicts == {"write": "failed", "hard links": "failed", "free space": "ok", "leftovers": "ok"}
     for probe in ("write", "hard links"):
-        assert "A file stands where a folder is needed" in _text(registry, probe)
+        assert "A folder is needed, but a file has its path" in _text(registry, probe)
     assert (tmp_path / "file").read_text() == "x"
 
 

@@ -103,7 +103,7 @@ def test_a_file_system_without_hard_links_is_refused(monkeypatch, local, number)
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "file").write_text("x")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StoreError, match="A file stands where a folder is needed"):
+        with pytest.raises(StoreError, match="A folder is needed, but a file has its path"):
             LocalStore(root).put(KEY, b"data")
 
 

@@ -82,7 +82,7 @@ def test_a_policy(file):
             "'ssh-ed25519 AAAA bob' is no public key: it is not of that form. Expected finetune",
         ),
         ("medical:", "Medical*:", "namespaces.Medical.*: String should match pattern"),
-        ("  retail:", "  medical:", "not YAML: line 6: the key 'medical' stands twice"),
+        ("  retail:", "  medical:", "not YAML: line 6: a key must be unique, but 'medical' is given twice"),
         ("keys:", "keys: [", "not YAML"),
         (": left the team", ": ''", "revoked.bob: String should have at least 1 character"),
     ],

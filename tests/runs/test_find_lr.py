@@ -23,7 +23,7 @@ def test_suggested_is_a_tenth_of_the_rate_where_half_the_fall_is_lost():
     found = curve_of(RATES, losses)
     # The mean over seven is lowest at 47: 8.8 / 7. Half-way to 3 is 2.13; it is 1.9 at 52 and 2.2 at 53.
     assert found.suggestion == RATES[53] / 10
-    assert found.why == "a tenth of 2.0e-01, where the loss has come half-way back to where it began"
+    assert found.why == "a tenth of 2.0e-01, at which the loss is half-way back to its start"
     text = str(found)
     assert text.splitlines()[0].split() == ["learning", "rate", "loss"]
     assert text.endswith(f"suggested: train.learning_rate={found.suggestion:.1e} ({found.why})")
@@ -34,7 +34,7 @@ def test_suggested_is_a_tenth_of_the_rate_where_half_the_fall_is_lost():
     [
         ([3.0] * 61, "the loss never fell"),
         (curve(60, 20), "the loss never fell"),
-        (curve(40, 61), "the loss had not risen again at the end: try a higher last rate"),
+        (curve(40, 61), "the loss did not rise again before the end: try a higher last rate"),
     ],
 )
 def test_a_curve_that_says_nothing_suggests_nothing(losses, why):

@@ -112,7 +112,9 @@ def test_a_sweep_does_not_write_over_a_file_that_is_no_table(recipe, tmp_path, d
     table.parent.mkdir(parents=True)
     table.write_bytes(data)
     monkeypatch.setattr(sweep, "run_child", lambda *args, **options: 1 / 0)
-    with pytest.raises(RecipeError, match="sweep.json, but that is no table of a sweep. Nothing was started"):
+    with pytest.raises(
+        RecipeError, match="sweep.json must hold the table of a sweep, but it holds something else. No run was started"
+    ):
         sweep.run_sweep(path, [])
     assert table.read_bytes() == data
 
@@ -120,6 +122,8 @@ def test_a_sweep_does_not_write_over_a_file_that_is_no_table(recipe, tmp_path, d
 def test_a_demo_does_not_write_over_a_page_that_is_not_its_own(tmp_path):
     page = tmp_path / "demo.html"
     page.write_bytes(b"<h1>mine</h1>\xff")
-    with pytest.raises(LaunchError, match="demo.html, but that is no page of a demo. Nothing was started"):
+    with pytest.raises(
+        LaunchError, match="demo.html must hold the page of a demo, but it holds something else. Nothing was started"
+    ):
         demo.run_demo(tmp_path)
     assert held(tmp_path).keys() == {page.relative_to(tmp_path)}

@@ -133,16 +133,16 @@ def test_values_are_yaml(config, word, values):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seed"], "'seed': write key=value, or key=a,b,c"),
-        (["=1,2"], "'=1,2': write key=value"),
-        (["seed=1,2", "seed=3"], "'seed=3': seed is given twice; put all its values in one word"),
-        (["seed=1,2,1"], "two runs of this grid are the same: seed=1, and seed=1"),
-        (["name=a,b"], 'two runs of this grid are the same: name="a", and name="b"'),
-        (["seed=1,[2"], r"stands in quotes or brackets\): the value must be valid YAML"),
+        (["seed"], "each word must be key=value, or key=a,b,c for a grid, got 'seed'"),
+        (["=1,2"], "each word must be key=value, .*, got '=1,2'"),
+        (["seed=1,2", "seed=3"], "once, but 'seed=3' gives seed again. Put all its values in one word"),
+        (["seed=1,2,1"], "runs of a grid must differ, but two are the same: seed=1, and seed=1"),
+        (["name=a,b"], 'runs of a grid must differ, but two are the same: name="a", and name="b"'),
+        (["seed=1,[2"], r"put a value with a comma in quotes or brackets\): the value must be valid YAML"),
         (["seed=1,two"], "seed: .*integer.*Got 'two'"),
         (["train.learningrate=1,2"], "learningrate: unknown key. Did you mean 'learning_rate'?"),
         (["seed=" + ",".join(map(str, range(40))), "train.batch_size=" + ",".join(map(str, range(1, 30)))],
-         "this grid has 1160 runs; at most 1000 are allowed"),
+         "a grid must have at most 1000 runs, got 1160"),
     ],
 )  # fmt: skip
 def test_a_mistake_starts_nothing(config, door, words, message):
@@ -237,7 +237,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(config, door, capsys):
     door.stop = 2
     assert run_sweep(config, GRID) == 128 + signal.SIGINT
     assert len(door.started) == 3
-    assert "stopped; the same command goes on" in capsys.readouterr().out
+    assert "stopped; run the same command again for the unfinished runs" in capsys.readouterr().out
     door.stop = None
     assert run_sweep(config, GRID) == 0
     assert [(r.train.learning_rate, r.seed) for r in door.started[3:]] == [(1e-3, 3), (3e-3, 1), (3e-3, 2), (3e-3, 3)]

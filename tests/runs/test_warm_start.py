@@ -51,7 +51,7 @@ def test_it_starts_from_the_weights_and_says_so_in_its_manifest(recipe, parent, 
     result = train(child)
     digest = read_folder(parent.adapter).digest
     assert read_folder(result.adapter).manifest.parents == [f"testing/squares@sha256:{digest}"]
-    assert f"its weights are those of testing/squares@sha256:{digest} to begin with" in capsys.readouterr().out
+    assert f"its weights start from testing/squares@sha256:{digest}" in capsys.readouterr().out
     assert (result.adapter / WEIGHTS).read_bytes() != (parent.adapter / WEIGHTS).read_bytes()
     assert AdapterRegistry().resolve(result.ref).version == 2
     load(result.ref, base=child.model.name_or_path, device="cpu")
@@ -73,7 +73,9 @@ def test_without_it_an_adapter_has_no_parents(parent):
 )  # fmt: skip
 def test_another_method_is_one_error_before_training(recipe, parent, monkeypatch, method, message):
     monkeypatch.setattr(Trainer, "train", None)
-    with pytest.raises(TrainingError, match=f"adapter.init_from: testing/squares is not an adapter.*{message}"):
+    with pytest.raises(
+        TrainingError, match=f"adapter.init_from: the adapter must have .* but testing/squares differs: .*{message}"
+    ):
         train(recipe(method=method, adapter={"init_from": "testing/squares"}))
 
 

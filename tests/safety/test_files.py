@@ -139,7 +139,7 @@ LISTED = [
         ("a parent", "../../x", "String should match pattern"),
         ("an absolute path", "/etc/passwd", "String should match pattern"),
         ("a folder", ".git/config", "String should match pattern"),
-        ("a device", "NUL.txt", "'NUL.txt' is a device on Windows"),
+        ("a device", "NUL.txt", "must not be a device of Windows, got 'NUL.txt'"),
         ("itself", "manifest.json", "must not list manifest.json"),
         ("itself in capitals", "Manifest.JSON", "must not list manifest.json"),
         ("a case twin", "Adapter_Model.safetensors", "names must not differ only in capitals"),

@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[2]
         (["nothing"], "'nothing' is not an adapter reference"),
         (["/tmp", "--base", "pocket"], "is not an adapter reference"),
         (["--base", "pocket", "--host", "0.0.0.0"], "needs API keys, and none is set (--host 0.0.0.0)"),
-        (["--base", "pocket", "--host", "nowhere.invalid"], "Give an address of this machine"),
+        (
+            ["--base", "pocket", "--host", "nowhere.invalid"],
+            "--host must be an address of this machine, got nowhere.invalid",
+        ),
         (["--base", "pocket", "--api-key-file", "/nowhere"], "cannot be read"),
     ],
     ids=["nothing", "which base", "no reference", "folder", "open to all", "host", "keys"],
@@ -64,7 +67,8 @@ def test_a_bound_that_is_none_is_refused(argument, capsys):
 def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr("finetune.core.extras.find_spec", lambda name: None if name == "uvicorn" else object())
     assert main(["serve", "--base", "pocket"]) == 2
-    assert "needs uvicorn, not installed here: pip install 'finetune-vlm[serve]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"needs uvicorn, not installed for {sys.executable}. Run: pip install 'finetune-vlm[serve]'" in said
 
 
 def test_a_base_that_writes_no_text_is_refused(tiny_clip, capsys):

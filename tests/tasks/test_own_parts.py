@@ -159,7 +159,9 @@ def test_prompts_that_an_app_cannot_repeat_are_refused(make_grade, rows_folder, 
         row["messages"] = [{"role": role, "content": text} for role, text in turns]
         row["messages"][0]["content"] = [{"type": "image"}, {"type": "text", "text": "Hello"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"predict\(image, question\) does not repeat the prompt that row"):
+    with pytest.raises(
+        DataError, match=r"predict\(image, question\) must repeat the prompt that row .*, but it does not"
+    ):
         train(make_grade(tiny_fast_vlm))
 
 
@@ -185,7 +187,9 @@ def test_an_objective_that_needs_the_base_alone_is_refused(make_grade, graded, t
 
 def test_an_objective_must_be_able_to_couple_rows_where_it_says_so(make_grade, graded, tiny_fast_vlm, monkeypatch):
     monkeypatch.setattr(graded.ClassCrossEntropyConfig, "couples_rows", True)
-    with pytest.raises(PluginError, match="must have backward_window if and only if its Config says couples_rows"):
+    with pytest.raises(
+        PluginError, match="must have a method backward_window if and only if its Config sets couples_rows"
+    ):
         train(make_grade(tiny_fast_vlm))
 
 
@@ -199,7 +203,7 @@ def test_a_row_of_no_class_and_a_recipe_that_names_the_head_are_refused(make_gra
 def test_what_cannot_hold_a_head_refuses_it(make_grade, tiny_fast_vlm, tmp_path):
     run = train(make_grade(tiny_fast_vlm))
     for target, message in (
-        ("merged", "cannot be merged: the head of its task stands in the place of the language head"),
+        ("merged", "cannot be merged: the head of its task replaces the language head"),
         ("peft", "PEFT's format holds one method. Load it with finetune.load"),
         ("vllm", r"it serves only LoRA, got lora\+head"),
     ):

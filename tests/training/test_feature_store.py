@@ -97,7 +97,7 @@ def test_the_seal_holds(run, sealed):
 
 def test_losses_and_answers_are_those_without(tiny_base, run):
     stored, plain = run(tiny_base, name="one"), run(tiny_base, name="two", train={"feature_store": "off"})
-    assert plain.said == "feature store off: train.feature_store says so"
+    assert plain.said == "feature store off: train.feature_store is off"
     assert stored.losses == pytest.approx(plain.losses, abs=1e-5) and len(stored.losses) == 3
     assert stored.predictions == plain.predictions
 
@@ -177,8 +177,11 @@ def test_a_changed_image_has_features_of_its_own(run, rows_folder):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"method": {"towers": {"projector": "all-linear"}}}, "the adapter changes what comes out of the projector"),
-        ({"method": [{"name": "overrides", "parameters": ["projector"]}]}, "comes out of the projector tower"),
+        ({"method": {"towers": {"projector": "all-linear"}}}, "the adapter changes the outputs of the projector"),
+        (
+            {"method": [{"name": "overrides", "parameters": ["projector"]}]},
+            "changes the outputs of the projector tower",
+        ),
     ],
 )
 def test_it_is_off_where_it_must_be(run, changes, why):
@@ -197,7 +200,7 @@ def test_it_is_off_where_logits_would_differ(run, monkeypatch):
     monkeypatch.setattr(
         "finetune.families.features._flat", lambda out: torch.cat([x.reshape(-1, x.shape[-1]) for x in out]) * 1.01
     )
-    assert "logits would differ by" in run().said
+    assert re.search(r"feature store off: the logits of row \S+ would differ by ", run().said)
 
 
 def test_it_is_off_where_nothing_can_be_written(run, monkeypatch):
