@@ -134,7 +134,8 @@ class Base:
             if section.couples_rows != hasattr(made, "backward_window"):
                 raise PluginError(
                     f"objective {section.name} must have a method backward_window if and only if its Config sets "
-                    f"couples_rows; couples_rows is {section.couples_rows}"
+                    f"couples_rows; couples_rows is {section.couples_rows}, and the method is "
+                    f"{'missing' if section.couples_rows else 'there'}"
                 )
             parts[section.name] = (section.weight, made)
         objective = Weighted(parts) if len(parts) > 1 else next(iter(parts.values()))[1]

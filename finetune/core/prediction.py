@@ -166,7 +166,8 @@ def prediction_from_json(value: Any) -> Prediction:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = plain(".".join(map(str, first["loc"])))
         raise DataError(
-            f"a prediction of type {value['type']} must have valid fields, but `{where}` is not: {plain(first['msg'])}"
+            f"a prediction of type {value['type']} must have valid fields, but `{where}` is invalid: "
+            f"{plain(first['msg'])}"
         ) from None
     if isinstance(found, Ranking) and len(found.items) != len(found.scores):
         raise DataError(

@@ -56,17 +56,35 @@ def test_what_a_generated_answer_knows_more_is_not_kept():
         (None, "must be an object with a type, got None"),
         ({"text": "x"}, "must be an object with a type"),
         ({"type": "txet", "text": "x"}, "unknown type of a prediction 'txet'. Did you mean 'text'?"),
-        ({"type": "text"}, "of type text: text: Field required"),
-        ({"type": "text", "text": "x", "tokens": 1}, "of type text: tokens: Unexpected"),
-        ({"type": "text", "text": 5}, "of type text: text: Input should be a valid string"),
-        ({"type": "text", "text": "x", "finish_reason": "end"}, "of type text: finish_reason: Input should be 'stop'"),
-        ({"type": "number", "value": float("nan")}, "of type number: value: Input should be a finite number"),
-        ({"type": "number", "value": "1"}, "of type number: value: Input should be a valid number"),
+        ({"type": "text"}, "of type text must have valid fields, but `text` is invalid: Field required"),
+        (
+            {"type": "text", "text": "x", "tokens": 1},
+            "of type text must have valid fields, but `tokens` is invalid: Unexpected",
+        ),
+        (
+            {"type": "text", "text": 5},
+            "of type text must have valid fields, but `text` is invalid: Input should be a valid string",
+        ),
+        (
+            {"type": "text", "text": "x", "finish_reason": "end"},
+            "of type text must have valid fields, but `finish_reason` is invalid: Input should be 'stop'",
+        ),
+        (
+            {"type": "number", "value": float("nan")},
+            "of type number must have valid fields, but `value` is invalid: Input should be a finite number",
+        ),
+        (
+            {"type": "number", "value": "1"},
+            "of type number must have valid fields, but `value` is invalid: Input should be a valid number",
+        ),
         (
             {"type": "label", "label": "a", "scores": {"a": float("inf")}},
-            "of type label: scores.a: Input should be",
+            "of type label must have valid fields, but `scores.a` is invalid: Input should be",
         ),
-        ({"type": "boxes", "boxes": [{"x1": 0}]}, "of type boxes: boxes.0.y1: Field required"),
+        (
+            {"type": "boxes", "boxes": [{"x1": 0}]},
+            "of type boxes must have valid fields, but `boxes.0.y1` is invalid: Field required",
+        ),
         ({"type": "ranking", "items": ["a"], "scores": []}, "one score an item, got 1 items and 0 scores"),
     ],
 )
