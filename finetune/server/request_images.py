@@ -64,7 +64,10 @@ def decode_images(
             images.append(workers.pixels(data, max_pixels=settings.max_image_pixels, name=where, page=page))
         except RowError as error:
             over_cap = f"width x height must be at most {settings.max_image_pixels} pixels. Make the image smaller."
-            raise _unusable(over_cap if error.reason == OVER_CAP else str(error), where) from None
+            refusal = _unusable(over_cap if error.reason == OVER_CAP else str(error), where)
+        else:
+            continue
+        raise refusal  # outside of the handler, in which the frames of the first error would stay
     return images
 
 
