@@ -340,7 +340,7 @@ def test_a_signal_stops_it_while_somebody_looks(signum, trained, browser, produc
 def check_stop(app, signum):
     began = time.monotonic()
     assert app.stop(signum) == 128 + signum
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60  # a browser ends beside it
     said = app.log.read_text()
     assert "Traceback" not in said and "rror" not in said.partition("http://")[2], said
     assert list((app.log.parent / "tmp").iterdir()) == [], "images are left behind"

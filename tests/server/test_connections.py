@@ -237,7 +237,7 @@ def test_a_server_of_few_descriptors_is_not_stopped_by_half_sent_heads_and_ends_
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
     assert child.wait(30) == 128 + signal.SIGTERM
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 15  # a decoder may work for 20 seconds
     thread.join(30)
     assert statuses == [503]
     assert len(child.stderr.read()) < 10_000
