@@ -2,10 +2,9 @@
 
 import builtins
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from finetune.adapters.manifest import AdapterManifest
 from finetune.adapters.reference import LATEST, AdapterRef, check_name_part, folder_hint
 from finetune.errors import NotFoundError
 from finetune.registry.log.commits import Commit
@@ -14,7 +13,7 @@ from finetune.registry.log.guard import Guard
 from finetune.registry.log.index import ListIndex, OnError
 from finetune.registry.log.listing import every_version, wanted, warn_of_unreadable
 from finetune.registry.log.log import Log
-from finetune.registry.log.version_files import nothing_missing, read_published, read_pulled
+from finetune.registry.log.version_files import Contents, nothing_missing, read_published, read_pulled
 from finetune.registry.log.versions import Version
 from finetune.registry.storage.adapter_folders import (
     build_folder,
@@ -125,7 +124,7 @@ class RegistryReader:
         keep_signature(target, version.signature)
         return target
 
-    def read(self, ref: str | AdapterRef | Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
+    def read(self, ref: str | AdapterRef | Version) -> Contents:
         """Return the manifest of a version, and the function that reads one of its files; every byte is checked.
 
         A store on this machine is read where it is; a version in any other store is pulled.

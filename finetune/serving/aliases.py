@@ -54,6 +54,10 @@ class Aliases:
         self._meanings: dict[str, _Meaning] = {}
         self._renewing = threading.Lock()
 
+    def know(self, ref: str, version: Version) -> None:
+        """Take a version that was just looked up elsewhere for that of a reference."""
+        self._meanings[ref] = _Meaning(version, self._clock())
+
     def version(self, ref: str, *, now: bool = False) -> Version:
         """Return the version of a reference.
 

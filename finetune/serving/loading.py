@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from finetune.adapters.manifest import BaseIdentity
     from finetune.recipe import Quantization
+    from finetune.registry import Version
+    from finetune.registry.log.version_files import Contents
 
 
 def load(
@@ -70,8 +72,9 @@ def load(
     _refuse_options(verify_base, allow_urls)
     if not isinstance(registry, AdapterRegistry):
         registry = AdapterRegistry(registry)
+    found: tuple[Version, Contents] | None = None
     if base is None:
-        identity = _needed_base(ref, registry)
+        identity, found = _needed_base(ref, registry)
         base, revision = find_base(identity), revision or identity.revision
     vlm = VisionLanguageModel(
         shared_base(base, revision=revision, device=device, dtype=dtype, quantization=quantization, verify=verify_base),
@@ -80,7 +83,10 @@ def load(
         alias_seconds=alias_seconds,
         urls=UrlPolicy() if allow_urls is True else allow_urls or None,
     )
-    vlm.use(None if str(ref) == "base" else ref)
+    if found:  # the version whose base was loaded, also if an alias moved meanwhile
+        vlm.use(vlm.switcher.add_version(str(ref), *found))
+    else:
+        vlm.use(None if str(ref) == "base" else ref)
     return vlm
 
 
@@ -97,8 +103,8 @@ def _refuse_options(verify_base: object, allow_urls: object) -> None:
         raise DataError(f"allow_urls must be True, False or a UrlPolicy, got {brief(allow_urls)}")
 
 
-def _needed_base(ref: str | Path, registry: AdapterRegistry) -> BaseIdentity:
-    """Return the identity of the base that an adapter needs.
+def _needed_base(ref: str | Path, registry: AdapterRegistry) -> tuple[BaseIdentity, tuple[Version, Contents] | None]:
+    """Return the identity of the base that an adapter needs, and the version of a reference with its contents.
 
     Raises:
         BaseMismatchError: ``ref`` is the plain base.
@@ -106,7 +112,11 @@ def _needed_base(ref: str | Path, registry: AdapterRegistry) -> BaseIdentity:
     """
     if str(ref) == "base":
         raise BaseMismatchError("The ref 'base' needs a base model, got none. Name it with base= (--base).")
-    folder = as_folder(ref)
-    manifest = read_folder(folder).manifest if folder else registry.read(str(ref))[0]
+    if folder := as_folder(ref):
+        manifest, found = read_folder(folder).manifest, None
+    else:
+        version = registry.resolve(str(ref))
+        found = version, registry.read(version)
+        manifest = found[1][0]
     require_usable(manifest)
-    return manifest.base
+    return manifest.base, found

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finetune.adapters.folder import AdapterFolder
     from finetune.assemble.base import Base
     from finetune.registry import AdapterRegistry, Version
+    from finetune.registry.log.version_files import Contents
 
 
 class Switcher:
@@ -100,6 +101,21 @@ class Switcher:
             return self._ready(str(ref), self._aliases.version(str(ref)))
         folder = read_folder(path, device=self.base.model.device)
         return self._bring_in(str(ref), folder.digest, lambda: folder)
+
+    def add_version(self, ref: str, version: Version, contents: Contents) -> LoadedAdapter:
+        """Load a version that was just resolved from a reference and read; as ``add`` does.
+
+        Args:
+            ref: the reference.
+            version: its version.
+            contents: the manifest of the version and the function that reads its files, from ``AdapterRegistry.read``.
+
+        Raises:
+            AdapterError: as for ``add``.
+        """
+        loaded = self._ready(ref, version, contents)
+        self._aliases.know(ref, version)
+        return loaded
 
     def refresh(self) -> None:
         """Look up every requested alias again, and load its present version.
@@ -238,11 +254,11 @@ class Switcher:
     def _check_trust(self, version: Version) -> None:
         self._registry().guard.check_manifest(version)
 
-    def _ready(self, ref: str, version: Version) -> LoadedAdapter:
+    def _ready(self, ref: str, version: Version, contents: Contents | None = None) -> LoadedAdapter:
         def fetch() -> AdapterFolder:
             if version.warning:
                 warnings.warn(safe_line(version.warning), stacklevel=2)
-            manifest, files = self._registry().read(version)
+            manifest, files = contents or self._registry().read(version)
             source, device = Path(version.ref), self.base.model.device
             return verify(manifest, files, digest=version.digest, source=source, device=device)
 

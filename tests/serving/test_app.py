@@ -80,6 +80,18 @@ def test_the_base_is_found_again_where_it_was_last_used(published):
     assert load(first.adapter, device="cpu").adapter.probe.verdict == "passed"
 
 
+def test_a_load_resolves_and_reads_a_version_once(published, monkeypatch):
+    asked = []
+    for name in ("resolve", "read"):
+        whole = getattr(AdapterRegistry, name)
+        monkeypatch.setattr(AdapterRegistry, name, lambda self, ref, w=whole, n=name: asked.append(n) or w(self, ref))
+    vlm = load("testing/squares@latest", device="cpu")
+    assert sorted(asked) == ["read", "resolve"]
+    with vlm.using(None), vlm.using("testing/squares@latest") as again:
+        assert again is vlm.adapter
+    assert sorted(asked) == ["read", "resolve"], "the alias is known for some seconds"
+
+
 def test_evaluate_makes_one_row_an_adapter_and_config(published, make_recipe):
     base, first, second = published
     rows = evaluate(["base", first.ref, second.ref], [make_recipe(base)])

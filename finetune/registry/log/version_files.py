@@ -14,8 +14,11 @@ from finetune.registry.storage.adapter_folders import load_manifest, read_manife
 from finetune.registry.storage.blobs import blob_key, checked
 from finetune.registry.storage.store import ObjectMissing, Store, reading
 
+# The manifest of a version, and the function that reads one of its files; every byte is checked.
+Contents = tuple[AdapterManifest, Callable[[str], bytes]]
 
-def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Callable[[str], bytes]]:
+
+def read_published(store: Store, version: Version) -> Contents:
     """Return a version's manifest, and the function that reads one of its files, straight from the store's blobs.
 
     Raises:
@@ -34,7 +37,7 @@ def read_published(store: Store, version: Version) -> tuple[AdapterManifest, Cal
     return manifest, read
 
 
-def read_pulled(folder: Path) -> tuple[AdapterManifest, Callable[[str], bytes]]:
+def read_pulled(folder: Path) -> Contents:
     """Return the manifest of a pulled folder, and the function that reads one of its files, checked once more."""
     _, manifest = read_manifest(folder)
 
