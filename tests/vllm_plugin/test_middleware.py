@@ -168,7 +168,7 @@ def test_what_is_not_read(client, more):
 @pytest.mark.parametrize(
     "error, status, text",
     [
-        (NotFoundError("It holds: secret/other"), 404, "does not exist in the registry, or is withdrawn"),
+        (NotFoundError("Adapters there: secret/other"), 404, "does not exist in the registry, or is withdrawn"),
         (YankedError("because"), 404, "does not exist in the registry, or is withdrawn"),
         (StoreError("/srv/registry"), 503, "cannot be looked up now. Try again"),
         (TrustError("nobody signed /srv/x"), 400, "is there, and refused: the server's log says why"),
