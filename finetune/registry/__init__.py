@@ -1,6 +1,6 @@
 """The registry of finished adapters under versioned names: publish, find, pull and verify them.
 
-Nothing here imports torch, so that the registry commands answer at once.
+Nothing here imports torch, so the registry commands start fast.
 """
 
 from finetune.registry.differences import differences

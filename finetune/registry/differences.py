@@ -14,13 +14,13 @@ from finetune.registry.storage.adapter_folders import load_manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One thing in which two versions differ.
+    """One difference between two versions.
 
     Attributes:
         path: the path in their manifests, such as ``training.seed``; for a metric its name, see
             ``finetune.metrics.names``.
-        a: the value in the first version; None for nothing.
-        b: the value in the second version; None for nothing.
+        a: the value in the first version; None when it is missing.
+        b: the value in the second version; None when it is missing.
         change: ``b - a`` of two numbers; None for other values.
     """
 
@@ -33,15 +33,15 @@ class Difference:
 def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Difference]:
     """Return the differences between the manifests of two versions, without the name and the time of saving.
 
-    The settings of their recipes stand under ``recipe``, such as ``recipe.train.learning_rate``. Where one of them has
-    no recipe, as earlier releases saved them, only the recipes' digests can be compared.
+    The settings of their recipes have paths below ``recipe``, such as ``recipe.train.learning_rate``. When one version
+    has no recipe, because an earlier release saved it, only the digests of the recipes are compared.
 
-    The table of tensors and the values of the probe, thousands of them, are compared by a summary of each.
+    The table of tensors and the values of the probe have thousands of values, so a summary of each is compared.
 
     Args:
         registry: the registry that holds both.
-        a: the version to compare with.
-        b: the other one, of the same adapter or of another.
+        a: the first version.
+        b: the second version, of the same adapter or of another.
 
     Raises:
         IntegrityError: a manifest is damaged.
@@ -53,7 +53,7 @@ def differences(registry: AdapterRegistry, a: Version, b: Version) -> list[Diffe
     facts = [_facts(manifest, recipe) for manifest, recipe in zip(manifests, recipes, strict=True)]
     old, new = (dict(_leaves(each)) for each in facts)
     sections = list(facts[0])
-    # What only one of them has stands in its section too.
+    # A path that only one of them has is sorted into its section too.
     paths = sorted(dict.fromkeys([*old, *new]), key=lambda path: sections.index(path[0]))
     return [
         Difference(path=_name(path), a=old.get(path), b=new.get(path), change=_change(old.get(path), new.get(path)))
@@ -66,7 +66,7 @@ def read_manifest(registry: AdapterRegistry, version: Version) -> AdapterManifes
     """Return the manifest of a published version, its bytes checked.
 
     Raises:
-        IntegrityError: it is damaged.
+        IntegrityError: the manifest is damaged.
     """
     return load_manifest(registry.store, version.digest, version.full_name)[1]
 
@@ -79,7 +79,7 @@ def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str
     told["metrics"] = named_values(manifest.metrics)
     del told["training"]["recipe"]
     if recipe is not None:
-        del told["training"]["recipe_digest"]  # the keys say more
+        del told["training"]["recipe_digest"]  # the settings below ``recipe`` show more
         told["recipe"] = _by_name(recipe)
     else:
         told["recipe"] = {}
@@ -88,7 +88,7 @@ def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str
 
 
 def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe with its methods by their names, so that a difference in one stands alone."""
+    """Return a recipe with its methods by their names, so that each difference has its own path."""
     methods = recipe.get("method")
     if not isinstance(methods, list) or not all(isinstance(each, dict) and "name" in each for each in methods):
         return recipe

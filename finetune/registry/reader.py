@@ -37,11 +37,11 @@ from finetune.registry.trust.signing import SigningKey
 
 
 class RegistryReader:
-    """The verbs that change nothing in a registry; ``AdapterRegistry`` adds those that do.
+    """The methods that read a registry; ``AdapterRegistry`` adds those that write.
 
     Attributes:
         location: the folder, or the URL, of the registry.
-        store: the store that holds its bytes.
+        store: the store with the bytes of the registry.
         guard: the trust policy, the rollback protection and the signing key.
     """
 
@@ -55,20 +55,20 @@ class RegistryReader:
         """Open a registry; the first publish makes it.
 
         Args:
-            location: a folder, ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise (credentials and endpoint
-                come from the environment, as obstore reads them), or ``memory://`` for one that ends with this
-                object; None for ``default_location()``.
-            signer: the key that signs what is written, or its file, which the first write opens; None for
+            location: a folder; or ``s3://bucket/prefix``, ``gs://...`` or ``az://...``, with credentials and endpoint
+                from the environment, as obstore reads them; or ``memory://`` for a registry that ends with this object;
+                None for ``default_location()``.
+            signer: the key that signs new entries, or its file, which the first write opens; None for
                 ``$FINETUNE_SIGNING_KEY``, without which nothing is signed.
             trust: the trust policy, or its file; None for ``$FINETUNE_TRUST`` or ``~/.finetune/trust.yaml``, without
-                which no signature is asked for.
+                which no signature is required.
 
         Raises:
-            StoreError: there is no such kind of location, or something that it needs is missing.
+            StoreError: the location is not valid, or the environment lacks settings that it needs.
         """
         self.location = str(location or default_location())
         self.store = open_store(self.location)
-        # Every registry in memory is another one.
+        # Each registry in memory gets its own location, because no two share data.
         place = f"memory://{uuid.uuid4().hex}" if isinstance(self.store, MemoryStore) else self.location
         self.guard = Guard.configured(place, signer=signer, trust=trust)
         self._is_registry = False
@@ -77,42 +77,41 @@ class RegistryReader:
     def resolve(self, ref: str | AdapterRef) -> Version:
         """Return the version that a reference means now.
 
-        An alias never gives a yanked version. An exact version or digest does, with a ``warning`` in it.
+        An alias never gives a yanked version. A reference by number or digest does; the version then has a ``warning``.
 
         Raises:
-            AdapterReferenceError: it is no reference.
-            NotFoundError: there is no such adapter, version or alias; with those that there are.
-            YankedError: the alias stands for a yanked version, or every version is yanked.
-            TrustError: the namespace requires signatures, and the log does not vouch for the version, or is older than
-                one that was seen before.
+            AdapterReferenceError: ``ref`` is not a reference.
+            NotFoundError: there is no such adapter, version or alias; the message names the existing ones.
+            YankedError: the alias points to a yanked version, or every version is yanked.
+            TrustError: the namespace requires signatures, and the version has no accepted one, or the log is older than
+                it was before.
         """
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
         log = self._log(ref)
         head = self._head(log, ref)
-        # Before anything is made of what the newest entry says, be it an error.
-        vouched_for = self.guard.check_head(log, head)
+        # First of all, because even the errors below depend on the newest entry.
+        accepted = self.guard.check_head(log, head)
         entry = find(log, head, ref)
-        if vouched_for:
+        if accepted:
             self.guard.check_version(log, head, entry)
         return Version.of(ref, entry, head)
 
     def pull(self, ref: str | AdapterRef | Version, into: str | Path | None = None) -> Path:
         """Return a folder that holds exactly the manifest and the files of a version, every byte checked.
 
-        Beside them lies ``manifest.sig``, where the version was signed. The folder appears whole or not at all.
-        One that is there already, from an earlier pull, is hashed again before it is returned; in the cache it is
-        built anew when it is not right.
+        It also holds ``manifest.sig`` when the version is signed. The folder appears whole or not at all. A folder of
+        an earlier pull is hashed again before it is returned; in the cache a damaged folder is built again.
 
         Args:
-            ref: a reference, or the version that ``resolve`` returned, where its ``warning`` matters.
-            into: the folder to make; None for one in ``default_cache()``.
+            ref: a reference; or the version that ``resolve`` returned, when you need its ``warning`` too.
+            into: the folder to make; None for a folder in ``default_cache()``.
 
         Raises:
             NotFoundError: there is no such adapter, version or alias.
-            YankedError: the alias stands for a yanked version.
+            YankedError: the alias points to a yanked version.
             IntegrityError: the registry is damaged.
             StoreError: the folder cannot be written, or ``into`` holds something else or lies in a registry.
-            TrustError: the namespace requires signatures, and nobody who may sign there vouches for the version.
+            TrustError: the namespace requires signatures, and the version has no accepted one.
         """
         if into is not None:
             refuse_in_registry(Path(into), elsewhere=" (--into)")
@@ -127,10 +126,10 @@ class RegistryReader:
     def read(self, ref: str | AdapterRef | Version) -> Contents:
         """Return the manifest of a version, and the function that reads one of its files; every byte is checked.
 
-        A store on this machine is read where it is; a version in any other store is pulled.
+        A version in a folder on this machine is read directly; a version in any other store is pulled first.
 
         Args:
-            ref: a reference, or the version that ``resolve`` returned, where its ``warning`` matters.
+            ref: a reference; or the version that ``resolve`` returned, when you need its ``warning`` too.
 
         Raises:
             RegistryError: as for ``pull``; the function that reads a file raises it too.
@@ -154,19 +153,18 @@ class RegistryReader:
     ) -> builtins.list[Version]:
         """Return the latest version of every adapter, by name.
 
-        An adapter whose log cannot be read does not keep the others out of the list.
+        The list leaves out an adapter whose log cannot be read, and goes on with the others.
 
         Args:
             namespace: the namespace to list; None for all.
-            base: the base to list, by its hub id or the beginning of its digest; None for any.
-            task: the task to list; None for any.
-            metric: one condition, or several, that must hold, such as ``test.METRIC>=0.7``.
-            all_versions: True to return every version instead, the yanked ones too, the oldest of a name first.
-            onerror: called with the name of each adapter that cannot be read and is left out, and with the error;
-                None warns.
+            base: the hub id of the base, or the beginning of its digest; None for any.
+            task: the name of the task; None for any.
+            metric: one or several conditions that must all hold, such as ``test.METRIC>=0.7``.
+            all_versions: True to return every version, also yanked ones, the oldest of a name first.
+            onerror: the function that gets the name of each adapter that cannot be read, and the error; None warns.
 
         Raises:
-            ConditionError: ``metric`` is no condition.
+            ConditionError: ``metric`` is not a condition.
             StoreError: the store cannot be read.
         """
         if namespace is not None:
@@ -185,7 +183,7 @@ class RegistryReader:
     def _latest(self, namespace: str, name: str, seq: int) -> tuple[Version, int] | None:
         ref = AdapterRef(namespace=namespace, name=name, alias=LATEST)
         log = self._log(ref)
-        # Only where the search begins: a listing that is behind makes it longer, not wrong.
+        # The start of the search: after an old listing the search is longer, not wrong.
         log.known = max(log.known, seq)
         if log.known == 0 and not exists(self.store, log.key(1)):
             return None
@@ -203,9 +201,9 @@ class RegistryReader:
         return [*log.entries(self._head(log, ref))]
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Return the aliases of the adapter ``ns/name``, each with the number of the version that it stands for.
+        """Return the aliases of the adapter ``ns/name``, each with the number of its version.
 
-        Those of yanked versions are left out.
+        Aliases of yanked versions are left out.
 
         Raises:
             NotFoundError: there is no such adapter.
@@ -215,7 +213,7 @@ class RegistryReader:
         return {alias: version for alias, version in head.aliases.items() if str(version) not in head.yanked}
 
     def _to_read(self, ref: str | AdapterRef | Version) -> Version:
-        """Return the version whose bytes are asked for, once its manifest is vouched for."""
+        """Return the version to read, after the check of its manifest's signature."""
         version = ref if isinstance(ref, Version) else self.resolve(ref)
         self.guard.check_manifest(version)
         return version
@@ -223,7 +221,7 @@ class RegistryReader:
     def _open(self, *, create: bool = False) -> bool:
         self._is_registry = self._is_registry or is_registry(self.store)
         if create and not self._is_registry:
-            # Servers that take a create for a plain write are many; a folder's links cannot be anything else.
+            # Many servers treat a create as a plain write; the hard links of a folder are always atomic.
             if "://" in self.location:
                 check_create(self.store)
             self._is_registry = is_registry(self.store, create=True)

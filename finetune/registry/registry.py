@@ -1,4 +1,4 @@
-"""The registry of adapters: what a reader may do, and publish, alias, rollback, yank, unyank."""
+"""The registry of adapters: the methods of a reader, and publish, alias, rollback, yank, unyank."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -25,16 +25,16 @@ from finetune.registry.storage.adapter_folders import (
 class AdapterRegistry(RegistryReader):
     """Published adapters: numbered versions that never change, and aliases that move between them.
 
-    Any number of processes may use one registry at the same time. A version exists from the moment its entry stands in
-    the log, and then with all its files; before that nothing of it can be seen. Use one object for long: it remembers
-    how far each log went.
+    Any number of processes may use one registry at the same time. A version exists, with all its files, from the moment
+    its entry is in the log; before that nobody can see it. Keep one object for a long time: it remembers how far each
+    log went.
 
-    Writes are signed where there is a key. ``resolve`` and ``pull`` check versions against the reader's trust policy.
-    ``list`` and ``log`` show every entry, whoever wrote it.
+    Writes are signed when there is a key. ``resolve`` and ``pull`` check versions against the reader's trust policy.
+    ``list`` and ``log`` show all entries without a check of their signatures.
 
     Attributes:
         location: the folder, or the URL, of the registry.
-        store: the store that holds its bytes.
+        store: the store with the bytes of the registry.
         guard: the trust policy, the rollback protection and the signing key.
     """
 
@@ -52,24 +52,23 @@ class AdapterRegistry(RegistryReader):
             folder: the adapter folder, with ``manifest.json`` and exactly the files that it lists. Files that a
                 download from the Hugging Face Hub adds (README.md, .gitattributes, .cache) are not published.
             name: the name ``ns/name`` that the manifest must have; None for any.
-            aliases: the aliases that shall stand for the new version, besides ``latest``.
-            txn: 32 lower-case hexadecimal digits; give the same ones when this very publish is tried again, so
-                that it happens once. With those of ``new_txn`` only the entries that came since are read for
-                that; with any others, such as ``uuid.uuid4().hex``, the whole log is. None makes a new version
-                in any case.
+            aliases: the aliases to move to the new version, besides ``latest``.
+            txn: 32 lower-case hexadecimal digits; give the same ``txn`` when you try this publish again, so that it
+                happens once. For a ``txn`` of ``new_txn`` only the entries since then are searched; for any other,
+                such as ``uuid.uuid4().hex``, the whole log. None always makes a new version.
 
         Returns:
-            The new version, or the one that an earlier try with the same ``txn`` made; with the aliases that
-            it was given; without a ``txn`` also with a ``note`` where an earlier version has its bytes or weights.
+            The new version, or that of an earlier try with the same ``txn``, with its aliases. Without a ``txn`` it has
+            a ``note`` when an earlier version has the same bytes or weights.
 
         Raises:
             AdapterReferenceError: a name or alias is not allowed, or ``name`` is not that of the manifest.
-            ManifestError: there is no manifest, or it breaks its schema.
+            ManifestError: the manifest is missing, or breaks its schema.
             IntegrityError: the folder does not hold exactly the files of its manifest.
-            ConflictError: ``txn`` stands in the log for something else, or gc is deleting what is published.
+            ConflictError: an entry for another change has ``txn`` already, or gc is deleting blobs of the version.
             StoreError: the store cannot be written; try again with the same ``txn``.
-            TrustError: the namespace requires signatures, and there is no key that may sign, or the log is not
-                vouched for.
+            TrustError: the namespace requires signatures, and no key is given that may sign there, or the newest entry
+                of the log has no accepted signature.
         """
         folder = Path(folder)
         words = [check_alias(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
@@ -78,42 +77,42 @@ class AdapterRegistry(RegistryReader):
         if name is not None and AdapterRef.parse_name(name) != ref:
             raise AdapterReferenceError(
                 f"cannot publish {folder} as {name!r}: its manifest says {ref.full_name!r}. "
-                "Leave the name out, or save the adapter under the other one."
+                f"Leave the name out, or save the adapter as {name!r}."
             )
         check_folder(folder, manifest)
         self.guard.check_signer(ref.namespace)
         self._open(create=True)
-        # A try with a txn may be the second one, and reads no more than what came since the first.
+        # A publish with a txn may be a second try, and reads only the entries since the first.
         known = txn is None and has_weights(self.store, manifest)
         put_folder(self.store, folder, raw, manifest)
         log = self._log(ref)
         commit = changes.publish(log, sha256_hex(raw), manifest.summary(), words, txn=txn)
-        if not has_folder(self.store, raw, manifest):  # gc came, while this machine slept for longer than it waits
+        if not has_folder(self.store, raw, manifest):  # gc ran while this machine slept
             put_folder(self.store, folder, raw, manifest)
         note = published_before(self.store, log, commit, manifest) if known else None
         return replace(Version.of(ref, commit, commit), note=note)
 
     def new_txn(self, name: str) -> str:
-        """Return a ``txn`` for one publish of the adapter ``ns/name``, to be kept until that has succeeded."""
+        """Return a ``txn`` for one publish of the adapter ``ns/name``; keep it until the publish has succeeded."""
         return changes.new_txn(self._log(AdapterRef.parse_name(name)))
 
     def alias(
         self, name: str, alias: str, target: int | str, *, expect: int | None = None, gate: Gate | None = None
     ) -> Version:
-        """Let an alias stand for a version; when it does already, nothing is written.
+        """Move an alias to a version; when it points there already, nothing is written.
 
         Args:
             name: the adapter, ``ns/name``.
-            alias: the alias; not ``latest``, which always stands for the newest version that is not yanked.
-            target: the number of the version, or any text that may stand after the ``@`` of a reference.
-            expect: the version that the alias must stand for now, 0 for none; None to move it from anywhere.
-            gate: the conditions that ``promote`` required of the version, and those it was forced past, for the log.
+            alias: the alias; not ``latest``, which always points to the newest version that is not yanked.
+            target: the number of the version, or any text that is allowed after the ``@`` of a reference.
+            expect: the version that the alias must point to now, 0 for no such alias; None for any.
+            gate: the conditions that ``promote`` checked, and those that it ignored by ``force``, for the log.
 
         Returns:
-            The version that it stands for now.
+            The version that the alias points to now.
 
         Raises:
-            ConflictError: it stands for another version than expected, which is named.
+            ConflictError: the alias does not point to the expected version; the message names both.
             NotFoundError: there is no such adapter or target.
             YankedError: the target is yanked.
         """
@@ -125,23 +124,23 @@ class AdapterRegistry(RegistryReader):
         )
 
     def rollback(self, name: str, alias: str, to: int | str | None = None, *, expect: int | None = None) -> Version:
-        """Move an alias back to where it was before, or to a given version.
+        """Move an alias back to the version before, or to a given version.
 
-        Once more goes one step further back. Yanked versions are passed over.
+        A second rollback goes one step further back. Yanked versions are skipped.
 
         Args:
             name: the adapter, ``ns/name``.
             alias: the alias.
-            to: the number of the version, or any text that may stand after the ``@`` of a reference; None for the
+            to: the number of the version, or any text that is allowed after the ``@`` of a reference; None for the
                 version before.
-            expect: the version that the alias must stand for now; None for any.
+            expect: the version that the alias must point to now; None for any.
 
         Returns:
-            The version that it stands for now.
+            The version that the alias points to now.
 
         Raises:
-            ConflictError: it stands for another version than expected, which is named.
-            NotFoundError: there is no such adapter, alias or target, or it never stood for another version.
+            ConflictError: the alias does not point to the expected version; the message names both.
+            NotFoundError: there is no such adapter, alias or target, or the alias never pointed to another version.
             YankedError: the target is yanked.
         """
         ref = AdapterRef.parse_name(name)
@@ -155,27 +154,27 @@ class AdapterRegistry(RegistryReader):
         return changes.move(log, ref, alias, target, op="rollback", expect=expect)
 
     def yank(self, ref: str | AdapterRef, *, reason: str | None = None) -> Version:
-        """Mark a version as not to be used any more; nothing is deleted.
+        """Withdraw a version; nothing is deleted.
 
-        ``latest`` falls to the newest version that is not yanked. Another alias that stands for the version
-        stays, and asking for it is an error until it is moved.
+        ``latest`` moves to the newest version that is not yanked. Another alias of the version stays, and resolving it
+        is an error until it is moved.
 
         Args:
             ref: the version, by its number: ``ns/name@17``.
-            reason: one line for users who still ask for it; None for none.
+            reason: one line for users who still resolve the version; None for no reason.
 
         Raises:
-            AdapterReferenceError: it is no reference, or has no number: an alias may move meanwhile.
+            AdapterReferenceError: ``ref`` is not a reference, or has no number: an alias may move meanwhile.
             NotFoundError: there is no such adapter or version.
         """
         ref, log, version = self._existing_version(ref, "yank")
         return changes.yank(log, ref, version, reason=reason)
 
     def unyank(self, ref: str | AdapterRef) -> Version:
-        """Take ``yank`` back; a version that is not yanked stays as it is.
+        """Undo ``yank``; a version that is not yanked stays unchanged.
 
         Raises:
-            AdapterReferenceError: it is no reference, or has no number.
+            AdapterReferenceError: ``ref`` is not a reference, or has no number.
             NotFoundError: there is no such adapter or version.
         """
         ref, log, version = self._existing_version(ref, "unyank")
@@ -184,9 +183,7 @@ class AdapterRegistry(RegistryReader):
     def _existing_version(self, ref: str | AdapterRef, verb: str) -> tuple[AdapterRef, Log, int]:
         ref = AdapterRef.parse(ref) if isinstance(ref, str) else ref
         if ref.version is None:
-            raise AdapterReferenceError(
-                f"{ref} does not say the number of a version, such as {ref.full_name}@17; {verb} needs it."
-            )
+            raise AdapterReferenceError(f"{verb} needs the number of a version, such as {ref.full_name}@17, got {ref}.")
         log = self._log(ref)
         return ref, log, find(log, self._head(log, ref), ref).version
 

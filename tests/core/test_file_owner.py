@@ -140,7 +140,7 @@ def test_no_such_policy_and_no_such_key_is_believed(place, name, mode, message, 
     with contextlib.suppress(TrustError):  # it is no key
         assert read(file) is not None
         return
-    with pytest.raises(TrustError, match="no private key as PEM"):
+    with pytest.raises(TrustError, match="must be a private key as PEM"):
         read(file)
 
 

@@ -92,8 +92,8 @@ def test_whose_key_may_not_sign_there(made, tmp_path):
     folder = altered(made[1]["first"], tmp_path / "mine", name="mine", namespace="medical")
     AdapterRegistry(place, signer=key("bob")).publish(folder)
     (entry,) = read_catalog(AdapterRegistry(place, trust=policy()), [], made[0].identity)
-    assert entry.signature.startswith("signed by 'bob', whose key may not sign in the namespace 'medical'")
-    assert entry.refusal.startswith("the trust policy does not accept it: it is signed by 'bob'")
+    assert entry.signature.startswith("signed with the key of 'bob', which may not sign in the namespace 'medical'")
+    assert entry.refusal.startswith("the trust policy does not accept it: it is signed with the key of 'bob'")
 
 
 @pytest.mark.parametrize("metrics", [None, 0.7, [], {"test": 0.7}, {"test": {"exact_match": "high"}}])

@@ -15,12 +15,12 @@ def test_expectations(registry, make_adapter):
     name = "medical/brain-mri"
     assert registry.alias(name, "prod", 1, expect=0).version == 1
     assert registry.alias(name, "prod", "latest", expect=1).version == 3
-    message = "the alias 'prod' was expected to stand for version 1, but stands for version 3 .entry 5, by "
+    message = "the alias 'prod' must point to version 1 .`expect`., but points to version 3 .entry 5, by "
     with pytest.raises(ConflictError, match=message):
         registry.alias(name, "prod", 2, expect=1)
-    with pytest.raises(ConflictError, match="expected to stand for none, but stands for version 3"):
+    with pytest.raises(ConflictError, match="must point to no version .`expect`., but points to version 3"):
         registry.alias(name, "prod", 2, expect=0)
-    with pytest.raises(ConflictError, match="'test' was expected to stand for version 3, but stands for none"):
+    with pytest.raises(ConflictError, match="'test' must point to version 3 .`expect`., but points to no version"):
         registry.alias(name, "test", 2, expect=3)
     assert registry.log(name)[-1].expect == {"prod": 1}
     assert len(registry.log(name)) == 5
@@ -38,7 +38,7 @@ def test_an_expectation_is_looked_at_again_after_a_lost_race(registry, make_adap
 
     registry = AdapterRegistry(registry.location)
     registry.store = Interfering(registry.store, before=race)
-    with pytest.raises(ConflictError, match="expected to stand for none, but stands for version 2"):
+    with pytest.raises(ConflictError, match="must point to no version .`expect`., but points to version 2"):
         registry.alias("medical/brain-mri", "prod", 1, expect=0)
     assert registry.resolve("medical/brain-mri@prod").version == 2
 
@@ -52,12 +52,15 @@ def test_alias_targets(registry, make_adapter):
     entries = len(registry.log(name))
     assert registry.alias(name, "prod", 2).aliases == ("latest", "prod")
     assert len(registry.log(name)) == entries
-    with pytest.raises(NotFoundError, match="medical/brain-mri@9 does not exist. It has versions 1 to 2"):
+    with pytest.raises(
+        NotFoundError, match="medical/brain-mri@9 does not exist. medical/brain-mri has versions 1 to 2"
+    ):
         registry.alias(name, "prod", 9)
     with pytest.raises(NotFoundError, match=r"@prox does not exist. Did you mean 'prod'\?"):
         registry.alias(name, "new", "prox")
     with pytest.raises(
-        AdapterReferenceError, match="the alias 'latest' always stands for the newest version that is not yanked"
+        AdapterReferenceError,
+        match="`alias` must not be 'latest', which always points to the newest version that is not yanked",
     ):
         registry.alias(name, "latest", 1)
     with pytest.raises(AdapterReferenceError, match="is not an adapter reference"):
@@ -86,7 +89,7 @@ def test_rollback_undoes_moves_one_by_one(moved):
     assert moved.rollback(NAME, "prod").ref == f"{NAME}@2"
     assert moved.resolve(f"{NAME}@prod").version == 2
     assert moved.rollback(NAME, "prod").version == 1
-    with pytest.raises(NotFoundError, match="'prod' stands for version 1, and before that for no version that may"):
+    with pytest.raises(NotFoundError, match="'prod' points to version 1, and never pointed to another version that"):
         moved.rollback(NAME, "prod")
     assert [(c.op, c.aliases["prod"]) for c in moved.log(NAME)[4:]] == [
         ("alias", 1),
@@ -130,7 +133,7 @@ def test_rollback_passes_over_what_is_yanked(moved):
 
 
 def test_rollback_expects_what_it_is_told(moved):
-    with pytest.raises(ConflictError, match="expected to stand for version 1, but stands for version 4"):
+    with pytest.raises(ConflictError, match="must point to version 1 .`expect`., but points to version 4"):
         moved.rollback(NAME, "prod", expect=1)
     assert moved.rollback(NAME, "prod", expect=4).version == 2
     assert moved.log(NAME)[-1].expect == {"prod": 4}
@@ -143,9 +146,9 @@ def test_rollback_of_what_is_not_there(moved, tmp_path):
         moved.rollback(NAME, "prd")
     with pytest.raises(NotFoundError, match="has no alias 'new'"):
         moved.rollback(NAME, "new", to=1)
-    with pytest.raises(NotFoundError, match="@9 does not exist. It has versions 1 to 4"):
+    with pytest.raises(NotFoundError, match="@9 does not exist. medical/brain-mri has versions 1 to 4"):
         moved.rollback(NAME, "prod", to=9)
-    with pytest.raises(AdapterReferenceError, match="the alias 'latest' always stands for"):
+    with pytest.raises(AdapterReferenceError, match="`alias` must not be 'latest', which always points to"):
         moved.rollback(NAME, "latest")
     with pytest.raises(NotFoundError, match="no adapter 'medical/x'"):
         moved.rollback("medical/x", "prod")

@@ -52,7 +52,7 @@ def test_diff(finetune, two):
 
 
 def test_promote(finetune, two):
-    refused = f"{NAME}@1 is not promoted to prod: test.exact_match>=0.78: it is 0.75. Nothing was changed; "
+    refused = f"cannot promote {NAME}@1 to prod: test.exact_match>=0.78: it is 0.75. Nothing was changed. "
     promote = (
         "promote",
         f"{NAME}@1",
@@ -99,9 +99,12 @@ def test_push_and_fetch(finetune, two, make_adapter, tmp_path):
     two.alias(NAME, "prod", 2)
     code, out, err = finetune("fetch", NAME, "retail/shoes", "--from", other)
     assert (code, err) == (1, "")
-    assert out.startswith(f"retail/shoes: nothing new\nrefused: {NAME}: the histories part at entry 3: in the source")
+    assert out.startswith(
+        f"retail/shoes: nothing new\nrefused: {NAME}: "
+        "source and target must have the same history, but differ from entry 3 on: in the source"
+    )
     code, out, err = finetune("fetch", NAME, "--from", tmp_path / "nowhere")
-    assert (code, out, err) == (2, "", f"error: there is no registry at {tmp_path / 'nowhere'}\n")
+    assert (code, out, err) == (2, "", f"error: there is no registry at {tmp_path / 'nowhere'}. Check the location.\n")
     assert finetune("push", "medical/nothing", "--to", other)[0] == 2
     for words in (["push", "--to", other], ["push", NAME, "--all", "--to", other], ["push", NAME]):
         with pytest.raises(SystemExit):

@@ -98,9 +98,13 @@ def test_histories_that_part_are_refused(source, target, make_adapter, common):
     for seed in range(common, 6):
         target.publish(make_adapter(seed=100 + seed))
     before = _files(target)
-    with pytest.raises(ConflictError, match=rf"{NAME}: the histories part at entry {common + 1}: in the source .* by "):
+    with pytest.raises(
+        ConflictError,
+        match=rf"{NAME}: source and target must have the same history, "
+        rf"but differ from entry {common + 1} on: in the source .* by ",
+    ):
         _copy(source, target)
-    with pytest.raises(ConflictError, match=f"part at entry {common + 1}:"):
+    with pytest.raises(ConflictError, match=f"differ from entry {common + 1} on:"):
         _copy(target, source)
     assert _files(target) == before
 
@@ -142,7 +146,9 @@ def test_a_damaged_source_gives_no_version_that_is_damaged(source, tmp_path):
 
 def test_a_broken_chain_is_not_copied(source, target):
     forge(Path(source.location, "names", NAME, "log", "000000000002.json"), actor="somebody@else")
-    with pytest.raises(IntegrityError, match=r"000000000003.json: its prev is not the digest of the entry before it"):
+    with pytest.raises(
+        IntegrityError, match=r"000000000003.json: its `prev` must be the digest of the entry before it, and is not"
+    ):
         _copy(source, target)
     assert target.list() == []
 
@@ -153,7 +159,9 @@ def test_a_summary_that_lies_is_not_copied(source, target, tmp_path):
         if later != path:
             later.unlink()
     forge(path, summary={"metrics": {"test": {"exact_match": 0.99}}})
-    with pytest.raises(IntegrityError, match=r"not what names/medical/brain-mri/log/000000000001.json says of it"):
+    with pytest.raises(
+        IntegrityError, match=r"its summary must be that in names/medical/brain-mri/log/000000000001.json, and differs"
+    ):
         _copy(AdapterRegistry(source.location), target)
 
 
@@ -214,7 +222,7 @@ def test_who_writes_meanwhile_is_noticed(source, target, make_adapter):
         if verb == "put" and key.endswith("1.json"):
             other.publish(folder)
 
-    with pytest.raises(ConflictError, match="the histories part at entry 1"):
+    with pytest.raises(ConflictError, match="but differ from entry 1 on"):
         copy_adapter(source.store, Interfering(target.store, before=interfere), NAME)
     assert [v.ref for v in AdapterRegistry(target.location).list()] == [f"{NAME}@1"]
     assert verify(target).problems == []

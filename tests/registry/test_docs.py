@@ -55,7 +55,7 @@ def test_the_threat_model(make_adapter, tmp_path):
     assert "forgotten: medical/brain-mri in" in said
     assert re.search(r"^ref +medical/brain-mri@2$", said.rpartition("yanked medical/brain-mri@1")[2], re.MULTILINE)
     assert re.search(r"entries signed: 1 by release, 2 by release-2\n\d+ objects, \d+ bytes, 0 problems\n$", said), said
-    warnings = [line for line in done.stderr.splitlines() if "whose key is revoked: laptop stolen" in line]
+    warnings = [line for line in done.stderr.splitlines() if "which is revoked: laptop stolen" in line]
     assert len(warnings) == 2, done.stderr  # of the pull and the publish; the entry they leave is the new key's
 
 

@@ -118,11 +118,15 @@ class Keeping(MemoryStore):
     ("kind", "probe", "text"),
     [
         (Overwriting, "create", "a second create was not refused. Two writers could overwrite each other here"),
-        (Racy, "create at once", "of 8 creates of one object at once [2-8] succeeded, not one. Two writers"),
+        (
+            Racy,
+            "create at once",
+            "of 8 creates of one object at once exactly one must succeed, but [2-8] did. Two writers",
+        ),
         (Refusing, "create", "a second create was not refused. Two writers"),
-        (Stale, "read after write", "what was written was not what was read"),
+        (Stale, "read after write", "a new object was read with other bytes than were written"),
         (Keeping, "overwrite", "an object that was overwritten still held b'one'"),
-        (Unlisted, "list", "1 of 3 objects just written were not listed; gc and verify would miss them"),
+        (Unlisted, "list", "1 of 3 new objects were not listed, so gc and verify would miss them"),
         (Undeleted, "delete", "an object that was deleted was still there"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_downloaded_repository_is_an_adapter_folder(registry, publish, tmp_pat
         other.publish(folder)
     (folder / "manifest.json").rename(tmp_path / "manifest.json")
     (folder / "manifest.json").symlink_to(tmp_path / "manifest.json")
-    with pytest.raises(ManifestError, match="a symbolic link"):
+    with pytest.raises(ManifestError, match="must be a regular file, got a symbolic link"):
         other.publish(folder)
 
 
@@ -245,17 +245,25 @@ def test_what_would_be_lost_is_refused(hub, mirror, registry, publish):
     hub.repos[REPO] = Repo(private=False)
     hub.repos[REPO].commit({"README.md": b"# mine", "model.safetensors": b"years of work"}, "mine")
     code, _, err = mirror(NAME)
-    assert code == 2 and f"error: {REPO} holds model.safetensors, and no adapter of a registry. Choose another" in err
+    assert (
+        code == 2
+        and f"error: {REPO} must be empty or hold an adapter of a registry, but holds model.safetensors. Choose another"
+        in err
+    )
     assert len(hub.repos[REPO].commits) == 2 and not hub.repos[REPO].tags
     assert mirror("medical/other", repo="clinic/other")[0] == 0
     code, _, err = mirror(NAME, repo="clinic/other")
-    assert code == 2 and "error: clinic/other holds medical/other. Choose another repository." in err
+    assert (
+        code == 2
+        and "error: clinic/other must hold versions of medical/brain-mri, but holds medical/other. Choose another"
+        in err
+    )
     other = hub.repos["clinic/other"]
     del other.tags["v1"]
     other.commit({**other.commits[-1], "manifest.json": _manifest_of(registry, "medical/other", b"0.75", b"0.99")}, "!")
     other.tags["v1"] = other.oids[-1]
     code, _, err = mirror("medical/other", repo="clinic/other")
-    assert code == 2 and "clinic/other: the tag v1 stands for another manifest, sha256:" in err
+    assert code == 2 and "clinic/other: the tag v1 must point to the manifest sha256:" in err
 
 
 def _manifest_of(registry, name, old, new):
@@ -267,7 +275,7 @@ def test_an_upload_that_broke_off_goes_on(hub, mirror, publish):
     publish()
     hub.refuse = lambda method, path: "/tag/" in path
     code, _, err = mirror(NAME)
-    assert code == 2 and f"error: the hub did not take {REPO}:" in err
+    assert code == 2 and f"error: the hub refused {REPO}:" in err
     hub.refuse = lambda method, path: False
     assert mirror(NAME)[0] == 0
     assert hub.repos[REPO].tags == {"v1": hub.repos[REPO].oids[1]} and len(hub.repos[REPO].commits) == 2
@@ -278,9 +286,9 @@ def test_errors_are_one_line_that_says_what_to_do(hub, mirror, publish):
     for options, told in (
         (
             {"token": "hf_wrong"},
-            "Invalid username or password. Log in with `hf auth login`, and see that the token may",
+            "Invalid username or password. Log in with `hf auth login`, and check that the token may",
         ),
-        ({"repo": "no repository"}, "'no repository' is no repository of the hub:"),
+        ({"repo": "no repository"}, "'no repository' is not a valid id of a repository on the hub:"),
     ):
         code, out, err = mirror(NAME, **options)
         assert (code, out) == (2, "") and told in " ".join(err.split()) and "Traceback" not in err

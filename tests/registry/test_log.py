@@ -92,7 +92,9 @@ def test_an_entry_that_was_seen_and_is_gone_is_an_error(log):
     log.append(publishing())
     log.append(publishing())
     log.store.delete(log.key(2))
-    with pytest.raises(IntegrityError, match="000000000002.json: it was there before and is gone"):
+    with pytest.raises(
+        IntegrityError, match="000000000002.json: this log entry must exist, because it was read before, and is gone"
+    ):
         log.head()
 
 
@@ -154,7 +156,7 @@ def test_pauses_grow_and_differ(store, monkeypatch):
             Log(store, "medical", "brain").append(publishing())
 
     mine = Log(Interfering(store, before=always_first), "medical", "brain")
-    with pytest.raises(ConflictError, match="medical/brain: 12 times someone else wrote first; try again later"):
+    with pytest.raises(ConflictError, match="log of medical/brain: other writers were first 12 times. Try again later"):
         mine.append(publishing())
     assert pauses[:3] == [0.002, 0.004, 0.008] and pauses[-1] == 0.5
     assert Log(store, "medical", "brain").head().seq == 12
@@ -264,8 +266,8 @@ def _fields(**more):
         ({"prev": "abc"}, "prev: String should match"),
         ({"txn": "mine"}, "txn: String should match"),
         ({"op": "delete"}, "op: Input should be 'publish', 'alias', 'rollback'"),
-        ({"aliases": {}}, "the alias latest is missing"),
-        ({"aliases": {"latest": 1, "prod": 2}}, "the alias prod stands for 2, but 1 is the newest"),
+        ({"aliases": {}}, "aliases.latest: must be there, and is missing"),
+        ({"aliases": {"latest": 1, "prod": 2}}, "aliases.prod: must be at most the newest version, 1, got 2"),
         ({"aliases": {"latest": 1, "17": 1}}, "aliases.17.*: String should match"),
         ({"expect": {"prod": -1}}, "expect.prod: Input should be greater than or equal to 0"),
         ({"actor": "a\x1b[31m"}, "actor: String should match"),
@@ -274,7 +276,7 @@ def _fields(**more):
     ],
 )
 def test_an_entry_that_breaks_the_schema_is_refused(fields, message):
-    with pytest.raises(IntegrityError, match=f"000000000001.json: not a commit: .*{message}"):
+    with pytest.raises(IntegrityError, match=f"000000000001.json: not a valid log entry: .*{message}"):
         _parse(**fields)
 
 
@@ -293,7 +295,7 @@ def test_only_one_spelling_stands_for_an_entry():
 
 
 def test_a_newer_schema_asks_for_an_upgrade():
-    with pytest.raises(RegistryError, match="written with schema 4, this program reads up to 3: upgrade finetune"):
+    with pytest.raises(RegistryError, match="`schema_version` must be at most 3, got 4. Upgrade finetune"):
         _parse(schema_version=4, op="delete", deleted=[1])
 
 
@@ -320,7 +322,7 @@ def test_an_entry_in_the_place_of_another_is_refused(log):
     log.append(publishing())
     raw = (log.store.root / log.key(1)).read_bytes()
     log.store.put(log.key(2), raw)
-    with pytest.raises(IntegrityError, match="000000000002.json: it says that it is entry 1"):
+    with pytest.raises(IntegrityError, match="000000000002.json: its `seq` must be 2, got 1"):
         log.head()
 
 
@@ -335,14 +337,20 @@ def test_check_link_names_what_does_not_fit():
         (only,) = check_link(commit, previous)
         return only
 
-    assert "its prev is not the digest of the entry before it" in problem(second, changed)
-    assert "it is the first entry, but names one" in problem(first.model_copy(update={"prev": "0" * 64}), None)
-    assert "it says that it is entry 3" in problem(second.model_copy(update={"seq": 3}), first)
+    assert "its `prev` must be the digest of the entry before it, and is not" in problem(second, changed)
+    assert "its `prev` must be null, because it is the first" in problem(
+        first.model_copy(update={"prev": "0" * 64}), None
+    )
+    assert "its `seq` must be 2, got 3" in problem(second.model_copy(update={"seq": 3}), first)
     skipped = second.model_copy(update={"version": 3, "aliases": {"latest": 3}})
-    assert "it publishes version 3 after version 1" in problem(skipped, first)
+    assert "it must publish version 2, got 3" in problem(skipped, first)
     other = moved.model_copy(update={"manifest": "2" * 64})
-    assert "its op is alias, but its newest version differs" in problem(other, first)
-    assert "its op is alias, before anything was published" in problem(first.model_copy(update={"op": "alias"}), None)
+    assert "its op is alias, so its newest version must be that of the entry before it, and differs" in problem(
+        other, first
+    )
+    assert "the op of the first entry must be publish, got alias" in problem(
+        first.model_copy(update={"op": "alias"}), None
+    )
 
 
 def test_keys_of_entries():

@@ -115,7 +115,7 @@ def test_a_registry_bears_conflicts_and_lost_answers_at_every_write(server, make
     ("refusal", "message"),
     [
         ((403, "AccessDenied"), "403 Forbidden: AccessDenied: As the test wants it. Check AWS_ACCESS_KEY_ID and"),
-        ((404, "NoSuchBucket"), "404 Not Found: NoSuchBucket: As the test wants it. Make the bucket 'bucket', or"),
+        ((404, "NoSuchBucket"), "404 Not Found: NoSuchBucket: As the test wants it. Create the bucket 'bucket', or"),
         ((400, "Bad"), "400 Bad Request: Bad: As the test wants it. Check the network and the endpoint"),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_409_that_is_no_one_else_is_a_refusal(server, store, mode):
 
 
 def test_a_missing_bucket_is_no_empty_registry(server):
-    with pytest.raises(StoreError, match="cannot read registry.json in s3://other: .*Make the bucket 'other', or"):
+    with pytest.raises(StoreError, match="cannot read registry.json in s3://other: .*Create the bucket 'other', or"):
         AdapterRegistry("s3://other").resolve("medical/brain-mri")
 
 
@@ -156,7 +156,9 @@ def test_a_server_that_is_not_there(server, monkeypatch):
 
 def test_credentials_that_are_missing(monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
-    with pytest.raises(StoreError, match="Account must be specified. Say who you are: set AZURE_STORAGE_ACCOUNT_NAME"):
+    with pytest.raises(
+        StoreError, match="Account must be specified. Give your credentials: set AZURE_STORAGE_ACCOUNT_NAME"
+    ):
         open_store("az://box")
 
 

@@ -95,7 +95,7 @@ def test_the_artifact_says_what_it_is(registry, pushed, place):
 def test_a_tag_that_is_taken_never_moves(registry, server, pushed, make_adapter, place):
     second = registry.publish(make_adapter(seed=1))
     before = _files(server[1])
-    with pytest.raises(ConflictError, match=f"{place}:1 stands for another artifact, sha256:.{{64}}. Nothing was"):
+    with pytest.raises(ConflictError, match=f"{place}:1 points to another artifact, sha256:.{{64}}. Nothing was"):
         push_to_oci(registry, second, OciRef.parse(f"{place}:1"))
     assert _files(server[1]) == before
     done = push_to_oci(registry, second, OciRef.parse(f"{place}:stable"))
@@ -115,7 +115,9 @@ def test_a_tag_that_is_moved_meanwhile_is_noticed(registry, pushed, make_adapter
 
     monkeypatch.setattr(OciRepository, "put_manifest", overtaken)
     second = registry.publish(make_adapter(seed=1))
-    with pytest.raises(ConflictError, match=f"{place}:2 was moved meanwhile, to sha256:{pushed[0].digest}. Try again"):
+    with pytest.raises(
+        ConflictError, match=f"another client moved {place}:2 meanwhile, to sha256:{pushed[0].digest}. Try again"
+    ):
         push_to_oci(registry, second, OciRef.parse(place))
 
 
@@ -153,19 +155,19 @@ def _retitle(artifact, title):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: _retitle(a, "../../evil"), r"'\.\./\.\./evil' is no name of a file"),
-        (lambda a: _retitle(a, "/tmp/evil"), "'/tmp/evil' is no name of a file"),
-        (lambda a: _retitle(a, ".git"), "'.git' is no name of a file"),
-        (lambda a: _retitle(a, "evil.sh"), "its layers are not the files that the adapter's manifest lists"),
+        (lambda a: _retitle(a, "../../evil"), r"the title of a layer must be the name of a file, got '\.\./\.\./evil'"),
+        (lambda a: _retitle(a, "/tmp/evil"), "must be the name of a file, got '/tmp/evil'"),
+        (lambda a: _retitle(a, ".git"), "must be the name of a file, got '.git'"),
+        (lambda a: _retitle(a, "evil.sh"), "its layers must be the files that the adapter's manifest lists"),
         (lambda a: _add(a, "evil.sh"), "also holds 'evil.sh', which its manifest does not list"),
-        (lambda a: _add(a, "README.md"), "two layers have one title"),
-        (lambda a: _add(a, "large.bin", size=70_000), "its layers are not the files that the adapter's manifest lists"),
-        (lambda a: _retitle(a, "manifest.json"), "two layers have one title"),
-        (lambda a: a["layers"][0]["annotations"].clear(), "'' is no name of a file"),
-        (lambda a: a["layers"].pop() and None, "its layers are not the files"),
-        (lambda a: a["layers"].append(a["layers"][0]), "two layers have one title"),
-        (lambda a: a["layers"][0].update(digest=a["layers"][1]["digest"]), "its layers are not the files"),
-        (lambda a: a["layers"][0].update(size=1), "its layers are not the files"),
+        (lambda a: _add(a, "README.md"), "each layer must have its own title, and two have the same"),
+        (lambda a: _add(a, "large.bin", size=70_000), "its layers must be the files that the adapter's manifest lists"),
+        (lambda a: _retitle(a, "manifest.json"), "each layer must have its own title, and two have the same"),
+        (lambda a: a["layers"][0]["annotations"].clear(), "must be the name of a file, got ''"),
+        (lambda a: a["layers"].pop() and None, "its layers must be the files"),
+        (lambda a: a["layers"].append(a["layers"][0]), "each layer must have its own title, and two have the same"),
+        (lambda a: a["layers"][0].update(digest=a["layers"][1]["digest"]), "its layers must be the files"),
+        (lambda a: a["layers"][0].update(size=1), "its layers must be the files"),
         (lambda a: a["layers"][0].update(urls=["http://elsewhere.example/x"]), "layers.0.urls: Extra inputs"),
         (
             lambda a: a["config"].update(digest=a["layers"][0]["digest"], size=a["layers"][0]["size"]),
@@ -173,11 +175,11 @@ def _retitle(artifact, title):
         ),
         (
             lambda a: a["config"].update(mediaType="application/vnd.oci.image.config.v1+json"),
-            "its config is application",
+            "its config must be application.* of at most .*got application",
         ),
-        (lambda a: a["config"].update(size=2**40), "its config is application"),
-        (lambda a: a.update(artifactType="application/vnd.other"), "no adapter of finetune-vlm: artifactType"),
-        (lambda a: a.pop("artifactType") and None, "no adapter of finetune-vlm: artifactType: Field required"),
+        (lambda a: a["config"].update(size=2**40), "its config must be application.* of at most .*got application"),
+        (lambda a: a.update(artifactType="application/vnd.other"), "not an adapter of finetune-vlm: artifactType"),
+        (lambda a: a.pop("artifactType") and None, "not an adapter of finetune-vlm: artifactType: Field required"),
         (lambda a: canonical_json(a).replace(b'"layers":', b'"layers":[],"layers":'), "the key 'layers' appears twice"),
     ],
 )
@@ -198,11 +200,11 @@ def test_a_folder_is_never_replaced(pushed, tmp_path):
 
 def test_what_is_not_there_is_named(registry, pushed, place, tmp_path):
     for ref in (f"{place}:99", f"{place}-2:1", f"{place}@sha256:{'0' * 64}"):
-        with pytest.raises(NotFoundError, match=f"there is no {ref}"):
+        with pytest.raises(NotFoundError, match=f"there is no artifact {ref}"):
             fetch_from_oci(OciRef.parse(ref), tmp_path / "down")
-    with pytest.raises(StoreError, match="says neither a tag nor a digest; give one, such as"):
+    with pytest.raises(StoreError, match="must have a tag or a digest, such as"):
         fetch_from_oci(OciRef.parse(place), tmp_path / "down")
-    with pytest.raises(StoreError, match="names a digest, which is known only afterwards"):
+    with pytest.raises(StoreError, match="must not have a digest, which is known only afterwards"):
         push_to_oci(registry, registry.resolve(NAME), pushed[0])
 
 
@@ -244,7 +246,7 @@ def test_the_commands(registry, make_adapter, place, capsys, tmp_path):
     assert main(["registry", "fetch-oci", f"{place}:17", "--into", into]) == 2
     assert "holds something already" in capsys.readouterr().err
     assert main(["registry", "fetch-oci", "nonsense", "--into", into]) == 2
-    assert "'nonsense' is no reference to an OCI registry: expected HOST/REPOSITORY" in capsys.readouterr().err
+    assert "a reference to an OCI registry must be HOST/REPOSITORY" in capsys.readouterr().err
 
 
 def test_a_password_is_the_one_of_docker_login(registry, make_adapter, tmp_path, monkeypatch):
@@ -271,5 +273,5 @@ def test_a_password_is_the_one_of_docker_login(registry, make_adapter, tmp_path,
         fetch_from_oci(done, tmp_path / "down")
         assert same(tmp_path / "down", registry.pull(version))
         (tmp_path / "docker" / "config.json").write_text("{]")
-        with pytest.raises(StoreError, match=f"config.json: the password for {host} cannot be read"):
+        with pytest.raises(StoreError, match=f"config.json: cannot read the password for {host}"):
             fetch_from_oci(done, tmp_path / "again")

@@ -40,9 +40,9 @@ def test_a_policy(file):
     alice = read.verify_signature("medical", key("alice").sign(b"x"), b"x")
     assert (alice.signer, alice.problem, alice.forged) == ("alice", None, False)
     bob = read.verify_signature("retail", key("bob").sign(b"x"), b"x")
-    assert (bob.signer, bob.problem) == ("bob", "it is signed by 'bob', whose key is revoked: left the team")
+    assert (bob.signer, bob.problem) == ("bob", "it is signed with the key of 'bob', which is revoked: left the team")
     forged = read.verify_signature("medical", key("alice").sign(b"y"), b"x")
-    assert forged.forged and forged.signer == "not alice, whose signature it bears"
+    assert forged.forged and forged.signer == "not alice, whose key the signature names"
     stranger = read.verify_signature("medical", key("mallory").sign(b"x"), b"x")
     assert stranger.signer == f"unknown key {key('mallory').id[:16]}..." and not stranger.forged
     assert TrustPolicy().of("medical").signatures == "off"
@@ -69,21 +69,37 @@ def test_a_policy(file):
         (
             "keys: [alice]}",
             "keys: [alise]}",
-            "namespaces.medical.keys: 'alise' is the name of no key. Did you mean 'alice'",
+            "namespaces.medical.keys: must name keys of the policy, got 'alise'. Did you mean 'alice'",
         ),
-        ("[alice, bob]", "[alice, eve]", r"namespaces.retail.keys: 'eve' is the name of no key. Keys: alice, bob"),
-        ("  bob: left", "  carol: left", "revoked: 'carol' is the name of no key"),
-        (", keys: [alice]}", "}", "namespaces.medical: signatures: require needs the names of the keys that may sign"),
-        (BOB, f"{BOB.rsplit(' ', 1)[0]} alice", "keys: a key or a name stands twice"),
-        (BOB, f"{ALICE.rsplit(' ', 1)[0]} bob", "keys: a key or a name stands twice"),
+        (
+            "[alice, bob]",
+            "[alice, eve]",
+            r"namespaces.retail.keys: must name keys of the policy, got 'eve'. Keys: alice, bob",
+        ),
+        ("  bob: left", "  carol: left", "revoked: must name keys of the policy, got 'carol'"),
+        (
+            ", keys: [alice]}",
+            "}",
+            "namespaces.medical: keys: must name at least one key with `signatures: require`, got none",
+        ),
+        (
+            BOB,
+            f"{BOB.rsplit(' ', 1)[0]} alice",
+            "keys: each key and each name must be listed once, and one is listed twice",
+        ),
+        (
+            BOB,
+            f"{ALICE.rsplit(' ', 1)[0]} bob",
+            "keys: each key and each name must be listed once, and one is listed twice",
+        ),
         (
             BOB,
             "ssh-ed25519 AAAA bob",
-            "'ssh-ed25519 AAAA bob' is no public key: it is not of that form. Expected finetune",
+            "a public key must be finetune.*got 'ssh-ed25519 AAAA bob': it does not have that form",
         ),
         ("medical:", "Medical*:", "namespaces.Medical.*: String should match pattern"),
-        ("  retail:", "  medical:", "not YAML: line 6: a key must be unique, but 'medical' is given twice"),
-        ("keys:", "keys: [", "not YAML"),
+        ("  retail:", "  medical:", "must be valid YAML: line 6: a key must be unique, but 'medical' is given twice"),
+        ("keys:", "keys: [", "must be valid YAML"),
         (": left the team", ": ''", "revoked.bob: String should have at least 1 character"),
     ],
     ids=lambda text: "a key" if text in (ALICE, BOB) or text.startswith("finetune-ed25519") else None,
@@ -99,7 +115,7 @@ def test_a_file_that_is_none(file, tmp_path):
     for content in ("", "- 1", "require"):
         file.write_text(content)
         with pytest.raises(
-            TrustError, match="a trust policy is a mapping with the keys keys, namespaces, default, revok"
+            TrustError, match="a trust policy must be a mapping with the keys keys, namespaces, default, revok"
         ):
             load_policy(file)
     with pytest.raises(TrustError, match=r"none.yaml: there is no such trust policy \(FINETUNE_TRUST\)"):
@@ -184,8 +200,8 @@ def test_nothing_is_written_unsigned_where_signatures_are_required(registry, mak
     writer = AdapterRegistry(registry.location, trust=policy())
     with pytest.raises(
         TrustError,
-        match="the trust policy requires signatures in the namespace 'medical', and there is no key to sign with: give "
-        "its file with --sign-with or FINETUNE_SIGNING_KEY. Nothing was written",
+        match="the trust policy requires signatures in the namespace 'medical', and there is no key to sign with. Give "
+        "the file of a key with --sign-with or FINETUNE_SIGNING_KEY. Nothing was written",
     ):
         writer.publish(make_adapter(seed=1))
     assert not os.path.exists(registry.location)
@@ -206,15 +222,21 @@ def test_nothing_is_written_unsigned_where_signatures_are_required(registry, mak
         (
             "mallory",
             policy(),
-            "the signing key is that of the unknown key [0-9a-f]{16}..., which is not among the keys of",
+            "in the namespace 'medical', got the unknown key [0-9a-f]{16}..., which is not among the keys of",
         ),
-        ("bob", policy(), "the signing key is that of 'bob', whose key may not sign in the namespace 'medical'"),
-        ("alice", policy(keys=("alice", "carol"), revoked=("alice",)), "that of 'alice', whose key is revoked: stolen"),
+        ("bob", policy(), "got the key of 'bob', which may not sign in the namespace 'medical'"),
+        (
+            "alice",
+            policy(keys=("alice", "carol"), revoked=("alice",)),
+            "got the key of 'alice', which is revoked: stolen",
+        ),
     ],
 )
 def test_nothing_is_written_with_a_key_that_would_not_be_accepted(registry, make_adapter, who, trust, message):
     writer = AdapterRegistry(registry.location, trust=trust, signer=key(who))
-    with pytest.raises(TrustError, match=f"{message}.* would not accept what it signs. Nothing was written"):
+    with pytest.raises(
+        TrustError, match=f"signing key must be one that the trust policy accepts .*{message}.*Nothing was written"
+    ):
         writer.publish(make_adapter())
     assert not os.path.exists(registry.location)
 
@@ -247,7 +269,7 @@ def test_after_a_key_is_stolen(registry, make_adapter, tmp_path):
     alice.publish(make_adapter(seed=2))
     now = policy(keys=("alice", "carol"), revoked=("alice",))
     reader = AdapterRegistry(registry.location, trust=now)
-    stolen = "entry 2 of its log .publish.: it is signed by 'alice', whose key is revoked: stolen"
+    stolen = "entry 2 of its log .publish.: it is signed with the key of 'alice', which is revoked: stolen"
     with pytest.raises(TrustError, match=stolen):
         reader.resolve(f"{NAME}@prod")
     meanwhile = policy("warn", keys=("alice", "carol"), revoked=("alice",))
@@ -260,7 +282,7 @@ def test_after_a_key_is_stolen(registry, make_adapter, tmp_path):
     assert [problem.partition(": ")[0] for problem in problems] == [
         f"names/{NAME}/log/00000000000{n}.json" for n in (1, 2)
     ]
-    assert all("it is signed by 'alice', whose key is revoked: stolen" in problem for problem in problems)
+    assert all("it is signed with the key of 'alice', which is revoked: stolen" in problem for problem in problems)
     for number in (1, 2):
         repair.yank(f"{NAME}@{number}", reason="signed with a stolen key")
     assert reader.resolve(f"{NAME}@prod").version == 3
@@ -268,5 +290,5 @@ def test_after_a_key_is_stolen(registry, make_adapter, tmp_path):
     with pytest.raises(TrustError, match="entry 2 of its log .publish.: .* revoked"):
         reader.resolve(f"{NAME}@2")
     report = verify(reader)
-    assert report.problems == [], "history, for which the newest entry vouches"
+    assert report.problems == [], "history, which the digests in later entries protect"
     assert report.signed_by == {"alice": 2, "carol": 3}

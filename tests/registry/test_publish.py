@@ -48,10 +48,12 @@ def test_a_publish_tried_again_happens_once(registry, make_adapter):
     assert registry.publish(folder, txn=txn, aliases=["prod"]) == first
     assert AdapterRegistry(registry.location).publish(folder, txn=txn) == first
     assert registry.resolve("medical/brain-mri").version == 2
-    with pytest.raises(ConflictError, match=f"the txn {txn} is that of entry 1, which did something else"):
+    with pytest.raises(
+        ConflictError, match=f"`txn` must be new for a new publish, but entry 1 .publish. has {txn} already"
+    ):
         registry.publish(make_adapter(seed=3), txn=txn)
     for wrong in ("", "mine", txn.upper() + "0"):
-        with pytest.raises(RegistryError, match="this cannot be written to the log: txn: String should match"):
+        with pytest.raises(RegistryError, match="cannot write this entry to the log: txn: String should match"):
             registry.publish(folder, txn=wrong)
 
 
@@ -97,12 +99,14 @@ def test_folders_that_are_not_what_the_manifest_says_are_refused(registry, make_
     refused(IntegrityError, "lacks 'README.md', which its manifest lists", lambda f: (f / "README.md").unlink())
     refused(IntegrityError, "also holds 'x.bin', which its manifest does", lambda f: (f / "x.bin").write_text(""))
     refused(IntegrityError, "also holds 'sub', which its manifest does not", lambda f: (f / "sub").mkdir())
-    refused(IntegrityError, "README.md: 19 bytes, but 20", lambda f: (f / "README.md").write_text("x" * 19))
-    refused(IntegrityError, "README.md: longer than the 20", lambda f: (f / "README.md").write_text("x" * 2**21))
+    refused(IntegrityError, "README.md: must have 20 bytes, got 19", lambda f: (f / "README.md").write_text("x" * 19))
+    refused(
+        IntegrityError, "README.md: must have 20 bytes, got more", lambda f: (f / "README.md").write_text("x" * 2**21)
+    )
     refused(IntegrityError, "README.md: its sha256 is", lambda f: (f / "README.md").write_text("x" * 20))
     refused(
         ManifestError,
-        "is no adapter folder: it holds no manifest.json",
+        "is not an adapter folder: it has no manifest.json",
         lambda f: (f / "manifest.json").unlink(),
     )
     refused(ManifestError, "manifest.json: not JSON", lambda f: (f / "manifest.json").write_text("{"))
@@ -116,8 +120,8 @@ def test_folders_that_are_not_what_the_manifest_says_are_refused(registry, make_
         return spoil
 
     refused(IntegrityError, "'README.md' must be a plain file, not a link, a folder, a", link("README.md"))
-    refused(ManifestError, "manifest.json: a symbolic link", link("manifest.json"))
-    with pytest.raises(ManifestError, match="nowhere is no adapter folder"):
+    refused(ManifestError, "manifest.json must be a regular file, got a symbolic link", link("manifest.json"))
+    with pytest.raises(ManifestError, match="nowhere is not an adapter folder"):
         registry.publish("nowhere")
     with pytest.raises(AdapterReferenceError, match="as 'retail/x': its manifest says 'medical/brain-mri'"):
         registry.publish(make_adapter(seed=1000), "retail/x")

@@ -74,8 +74,9 @@ def test_a_log_that_was_cut_is_refused(alice):
     digest = read_entry(alice.location, 3).digest
     entry_path(alice.location, 3).unlink()
     old = (
-        f"{NAME} in {alice.location}: its newest entry is 2, but entry 3 .sha256:{digest}. was seen here before. No "
-        f"entry is ever deleted, so this is an old state. If that is right, .*: `finetune registry forget {NAME}`"
+        f"{NAME} in {alice.location}: its newest entry is 2, but entry 3 .sha256:{digest}. was seen here before. The "
+        f"registry never deletes an entry, so this is an older state of the log. If that is expected, .*"
+        f"`finetune registry forget {NAME}`"
     )
     for _ in range(2):
         with pytest.raises(TrustError, match=old):
@@ -123,7 +124,7 @@ def test_another_log_in_its_place_is_refused(alice, tmp_path, more):
     assert seen != now
     shutil.rmtree(alice.location)
     shutil.move(other, alice.location)
-    message = f"its entry 3 is sha256:{now}, but sha256:{seen} was seen in that place before: it is another log"
+    message = f"its entry 3 is sha256:{now}, but sha256:{seen} was seen here before, so this is another log"
     with pytest.raises(TrustError, match=message):
         reader(alice).resolve(f"{NAME}@prod")
     assert any(message in problem for problem in verify(reader(alice)).problems)
@@ -156,7 +157,7 @@ def test_a_log_signed_anew_is_another_one(alice):
     reader(alice).resolve(NAME)
     rechain(alice.location, signed_by("carol"))
     both = policy(keys=("alice", "carol"))
-    with pytest.raises(TrustError, match="it is another log"):
+    with pytest.raises(TrustError, match="so this is another log"):
         AdapterRegistry(alice.location, trust=both).resolve(NAME)
 
 
@@ -175,7 +176,7 @@ def test_an_entry_that_was_seen_and_is_gone_behind_others(alice):
     entry_path(alice.location, 3).unlink()
     again = reader(alice)
     again._log(AdapterRef.parse(NAME)).known = 5  # so that nobody misses entry 3 on the way to the newest
-    with pytest.raises(TrustError, match="its entry 3 is gone, which was seen here before"):
+    with pytest.raises(TrustError, match="its entry 3 was seen here before, and is gone"):
         again.resolve(NAME)
 
 
@@ -203,7 +204,9 @@ def test_two_processes_that_saw_different_entries(tmp_path):
     seen = SeenEntries(str(tmp_path))
     seen.remember(NAME, 5, A)
     seen.remember(NAME, 5, B)
-    with pytest.raises(TrustError, match=f"{NAME}: two different entries 5 were seen .*split in two. Ask who keeps"):
+    with pytest.raises(
+        TrustError, match=f"{NAME}: two different entries 5 were seen .*split it in two. Ask the administrator"
+    ):
         seen.newest(NAME)
 
 
@@ -211,7 +214,10 @@ def test_a_damaged_memory_is_no_empty_one(alice):
     reader(alice).resolve(NAME)
     (mark,) = (path for path in default_seen().rglob("*") if path.is_file())
     mark.rename(mark.with_name("notes.txt"))
-    damaged = f"holds 'notes.txt', .*the memory of {NAME} is damaged. Ask .*`finetune registry forget {NAME}` begins"
+    damaged = (
+        f"after entries, got 'notes.txt'. The memory of {NAME} is damaged. Ask .*"
+        f"`finetune registry forget {NAME}` to begin"
+    )
     with pytest.raises(TrustError, match=damaged):
         reader(alice).resolve(NAME)
     with pytest.warns(UserWarning, match=damaged):

@@ -121,7 +121,9 @@ def test_a_version_that_the_log_lost_is_an_error(logs):
     head = Log(store, *NAME.split("/")).head()
     lost = Commit.parse(logs["publish"][6], source="7").model_copy(update={"op": "alias"}).to_bytes()
     store.put(log_key(*NAME.split("/"), 7), lost, mode="overwrite")
-    with pytest.raises(IntegrityError, match="000000000007.json: version 7 should be published here or before, and is"):
+    with pytest.raises(
+        IntegrityError, match="000000000007.json: this entry or an earlier one must publish version 7, and none does"
+    ):
         Log(store, *NAME.split("/")).find_version(7, head)
 
 

@@ -73,20 +73,22 @@ GOOD = SigningKey(Ed25519PrivateKey.from_private_bytes(SECRET)).public("someone"
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (GOOD.replace("finetune-ed25519", "ssh-ed25519"), "not of that form"),
-        (GOOD.rsplit(" ", 1)[0], "not of that form"),
-        (f"{GOOD} twice", "not of that form"),
-        (f"{GOOD}\n", "not of that form"),
-        (GOOD.replace(" someone", "  someone"), "not of that form"),
-        (GOOD.replace("someone", "../x"), "not of that form"),
-        (GOOD.replace("someone", "x" * 200), "not of that form"),
-        (GOOD.replace("=", ""), "not of that form"),
-        (GOOD.replace("w= ", "x= "), "not the canonical base64"),  # two bits of the last character mean nothing
+        (GOOD.replace("finetune-ed25519", "ssh-ed25519"), "does not have that form"),
+        (GOOD.rsplit(" ", 1)[0], "does not have that form"),
+        (f"{GOOD} twice", "does not have that form"),
+        (f"{GOOD}\n", "does not have that form"),
+        (GOOD.replace(" someone", "  someone"), "does not have that form"),
+        (GOOD.replace("someone", "../x"), "does not have that form"),
+        (GOOD.replace("someone", "x" * 200), "does not have that form"),
+        (GOOD.replace("=", ""), "does not have that form"),
+        (GOOD.replace("w= ", "x= "), "must be the canonical base64"),  # two bits of the last character mean nothing
     ],
 )
 def test_lines_that_are_no_public_keys(line, why):
     assert line != GOOD
-    with pytest.raises(TrustError, match=f"is no public key: .*{why}.*Expected finetune-ed25519 <base64 of the public"):
+    with pytest.raises(
+        TrustError, match=f"a public key must be finetune-ed25519 <base64 of the public key> <name>, got .*{why}"
+    ):
         PublicKey.parse(line)
 
 
@@ -113,7 +115,7 @@ def test_a_key_that_others_can_reach_is_refused(tmp_path, mode):
     SigningKey.generate().save(path, "me")
     path.chmod(mode)
     with pytest.raises(
-        TrustError, match=rf"key.pem: others .* private key \(mode {mode:04o}\). If nobody has: chmod 600"
+        TrustError, match=rf"key.pem: others .* private key \(mode {mode:04o}\). If nobody did, run `chmod 600"
     ):
         SigningKey.load(path)
     path.chmod(0o400)
@@ -123,7 +125,7 @@ def test_a_key_that_others_can_reach_is_refused(tmp_path, mode):
 @pytest.mark.parametrize("taken", ["me.pem", "me.pem.pub"])
 def test_no_key_is_overwritten(tmp_path, taken):
     (tmp_path / taken).write_text("mine")
-    with pytest.raises(TrustError, match=f"{taken} exists, and a key is never overwritten. Choose another file: --out"):
+    with pytest.raises(TrustError, match=f"{taken} exists, and a key is never overwritten. Choose another file .--out"):
         SigningKey.generate().save(tmp_path / "me.pem", "me")
     assert os.listdir(tmp_path) == [taken] and (tmp_path / taken).read_text() == "mine"
 
@@ -134,7 +136,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         SigningKey.generate().save(tmp_path / "file" / "me.pem", "me")
     for name in ("me and you", "../me", "-me", "x" * 200, ""):
         with pytest.raises(
-            TrustError, match="is no name of a key: a letter or digit, then .*Choose another one .--name"
+            TrustError, match="the name of a key must be a letter or digit, then .* got .*Choose another one .--name"
         ):
             SigningKey.generate().save(tmp_path / "me.pem", name)
     assert os.listdir(tmp_path) == ["file"]
@@ -147,12 +149,18 @@ def _pem(key, kind=serialization.PrivateFormat.PKCS8) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no private key as PEM"),
-        (b"hello", "no private key as PEM"),
-        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "damaged: "),
-        (lambda: _pem(rsa.generate_private_key(65537, 2048)), "its key is not one of Ed25519; .*keygen. writes one"),
-        (lambda: _pem(Ed25519PrivateKey.generate(), serialization.PrivateFormat.OpenSSH), "no private key as PEM"),
-        (b"-----BEGIN PRIVATE KEY-----\n" * 5000, "more than 65536 bytes"),
+        (b"", "must be a private key as PEM"),
+        (b"hello", "must be a private key as PEM"),
+        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "the file is damaged: "),
+        (
+            lambda: _pem(rsa.generate_private_key(65537, 2048)),
+            "must be an Ed25519 key, got another type. Make one with .*keygen",
+        ),
+        (
+            lambda: _pem(Ed25519PrivateKey.generate(), serialization.PrivateFormat.OpenSSH),
+            "must be a private key as PEM",
+        ),
+        (b"-----BEGIN PRIVATE KEY-----\n" * 5000, "a signing key must have at most 65536 bytes, got more"),
     ],
 )
 def test_files_that_hold_no_key(tmp_path, content, message):
@@ -162,7 +170,8 @@ def test_files_that_hold_no_key(tmp_path, content, message):
     with pytest.raises(TrustError, match=f"key.pem: {message}"):
         SigningKey.load(path)
     with pytest.raises(
-        TrustError, match="none.pem: no such signing key .--sign-with or FINETUNE_SIGNING_KEY.; .*keygen"
+        TrustError,
+        match="none.pem: there is no such signing key .--sign-with or FINETUNE_SIGNING_KEY.. Make one with .*keygen",
     ):
         SigningKey.load(tmp_path / "none.pem")
     with pytest.raises(StoreError, match="cannot read .*: Is a directory"):
@@ -176,7 +185,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(tmp_path, monkeypatch):
     assert path.read_text().startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     with pytest.raises(
-        TrustError, match="it is encrypted. Give the passphrase in FINETUNE_SIGNING_PASSPHRASE, or use a"
+        TrustError, match="the key is encrypted. Give its passphrase in FINETUNE_SIGNING_PASSPHRASE, or use a"
     ):
         SigningKey.load(path)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)

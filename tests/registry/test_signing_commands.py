@@ -50,7 +50,10 @@ def ask(tmp_path, signatures, line):
 def test_the_walk(finetune, release, make_adapter, tmp_path, monkeypatch):
     folder = make_adapter(seed=1)
     code, out, err = finetune("publish", folder)
-    assert code == 2 and "there is no key to sign with: give its file with --sign-with or FINETUNE_SIGNING_KEY" in err
+    assert (
+        code == 2
+        and "there is no key to sign with. Give the file of a key with --sign-with or FINETUNE_SIGNING_KEY" in err
+    )
     assert finetune("publish", folder, "--sign-with", release)[0] == 0
     monkeypatch.setenv("FINETUNE_SIGNING_KEY", str(release))
     assert finetune("publish", make_adapter(seed=2), "--alias", "prod")[0] == 0
@@ -71,7 +74,7 @@ def test_the_walk(finetune, release, make_adapter, tmp_path, monkeypatch):
     code, out, err = finetune("verify-folder", tmp_path / "out")
     assert (code, out) == (
         0,
-        f"{NAME}: every byte is that of its manifest; signed by release (the policy: require)\n",
+        f"{NAME}: every byte matches its manifest; signed by release (the policy: require)\n",
     )
 
 
@@ -88,7 +91,7 @@ def test_a_refusal_is_one_line(finetune, release, make_adapter):
     code, out, err = finetune("verify")
     first, second, summary = out.splitlines()
     assert code == 1 and first.endswith("000000000001.json: it is not signed")
-    assert "was seen in that place before: it is another log" in second and summary.endswith(", 2 problems")
+    assert "was seen here before, so this is another log" in second and summary.endswith(", 2 problems")
 
 
 def test_a_warning_is_one_line(finetune, release, make_adapter, tmp_path):
@@ -107,7 +110,7 @@ def test_a_warning_is_one_line(finetune, release, make_adapter, tmp_path):
 def test_a_folder_of_nobody(finetune, release, make_adapter, tmp_path):
     folder = make_adapter()
     code, out, err = finetune("verify-folder", folder)
-    assert (code, out) == (1, f"{NAME}: every byte is that of its manifest; it is not signed (the policy: require)\n")
+    assert (code, out) == (1, f"{NAME}: every byte matches its manifest; it is not signed (the policy: require)\n")
     shown = json.loads(finetune("verify-folder", folder, "--json")[1])
     assert shown == {
         "name": NAME,
@@ -118,10 +121,10 @@ def test_a_folder_of_nobody(finetune, release, make_adapter, tmp_path):
     }
     shoes = make_adapter("retail/shoes")
     code, out, err = finetune("verify-folder", shoes)
-    assert (code, out) == (0, "retail/shoes: every byte is that of its manifest; it is not signed (the policy: off)\n")
+    assert (code, out) == (0, "retail/shoes: every byte matches its manifest; it is not signed (the policy: off)\n")
     (shoes / "manifest.sig").write_text(SigningKey.load(release).sign(b"something else"))
     code, out, err = finetune("verify-folder", shoes)
-    assert code == 1 and "its signature is not one of 'release' over these bytes" in out
+    assert code == 1 and "its signature names the key of 'release', which did not sign these bytes" in out
 
 
 def test_forget(finetune, release, make_adapter):
@@ -149,7 +152,8 @@ def test_keygen(finetune, tmp_path, monkeypatch):
     assert second.startswith(f"public key:  {path}.pub (") and line == Path(f"{path}.pub").read_text().strip()
     code, out, err = finetune("keygen")
     assert code == 2 and "exists, and a key is never overwritten" in err
-    assert "'a b' is no name of a key" in finetune("keygen", "--name", "a b", "--out", tmp_path / "k")[2]
+    err = finetune("keygen", "--name", "a b", "--out", tmp_path / "k")[2]
+    assert "the name of a key must be a letter or digit" in err and "got 'a b'." in err
     assert not (tmp_path / "k").exists()
 
 
@@ -157,12 +161,12 @@ def test_an_encrypted_key(finetune, tmp_path, monkeypatch):
     monkeypatch.setattr(verbs.sys.stdin, "isatty", lambda: False, raising=False)
     out = tmp_path / "k.pem"
     encrypted = ("keygen", "--out", out, "--encrypt", "--name", "me")
-    assert "no terminal to type a passphrase at; give it in FINETUNE_SIGNING_PASSPHRASE" in finetune(*encrypted)[2]
+    assert "no terminal to type a passphrase. Give it in FINETUNE_SIGNING_PASSPHRASE" in finetune(*encrypted)[2]
     monkeypatch.setattr(verbs.sys.stdin, "isatty", lambda: True, raising=False)
     typed = iter(["one", "two", "", ""])
     monkeypatch.setattr(verbs.getpass, "getpass", lambda prompt: next(typed))
-    assert "the two passphrases differ; no key was made" in finetune(*encrypted)[2]
-    assert "an empty passphrase encrypts nothing; no key was made" in finetune(*encrypted)[2]
+    assert "the two passphrases must be the same, and differ. No key was made" in finetune(*encrypted)[2]
+    assert "the passphrase must not be empty. No key was made" in finetune(*encrypted)[2]
     assert not out.exists()
     monkeypatch.setenv("FINETUNE_SIGNING_PASSPHRASE", "sesame")
     assert finetune(*encrypted)[0] == 0
@@ -185,7 +189,12 @@ def test_a_history_without_signatures_goes_on_as_its_refusal_says(finetune, rele
     ask(tmp_path, "require", public)
     code, _, err = finetune("resolve", f"{NAME}@prod")
     assert code == 2 and "it is not signed" in err
-    for words in ("`warn` (FINETUNE_TRUST=COPY)", "(FINETUNE_SIGNING_KEY)", "`finetune registry pull`", "`publish`"):
+    for words in (
+        "`signatures: warn` in a copy of the policy (FINETUNE_TRUST=COPY)",
+        "(FINETUNE_SIGNING_KEY)",
+        "`finetune registry pull`",
+        "`publish`",
+    ):
         assert words in err
     ask(tmp_path, "warn", public)
     assert finetune("pull", f"{NAME}@prod", "--into", tmp_path / "good")[0] == 0

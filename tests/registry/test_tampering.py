@@ -97,7 +97,8 @@ def signed_for_another_namespace(location):
 
 
 FORGED = (
-    "its signature is not one of 'alice' over these bytes: they were changed after they were signed, or signed under"
+    "its signature names the key of 'alice', which did not sign these bytes: somebody changed them "
+    "after the signing, or signed them for"
 )
 ATTACKS = {
     a_byte_of_the_signature: FORGED,
@@ -105,8 +106,9 @@ ATTACKS = {
     unsigned_head: r"entry 3 of its log \(alias\): it is not signed",
     stripped_and_rechained: r"entry 3 of its log \(alias\): it is not signed",
     an_older_schema: r"entry 3 of its log \(alias\): it is not signed",
-    signed_by_a_stranger: "it is signed by the unknown key [0-9a-f]{16}..., which is not among the keys of the policy",
-    signed_by_who_may_sign_elsewhere: "signed by 'bob', whose key may not sign in the namespace 'medical' .*may: alice",
+    signed_by_a_stranger: "it is signed with the unknown key [0-9a-f]{16}..., which is not among the keys of the",
+    signed_by_who_may_sign_elsewhere: "signed with the key of 'bob', which may not sign in the namespace "
+    "'medical' .*may: alice",
     signed_for_another_name: FORGED,
     signed_for_another_namespace: FORGED,
 }
@@ -211,13 +213,19 @@ def test_a_signature_has_one_spelling(signed):
     ):
         raw = canonical_json(head.model_dump() | {"signature": spelled})
         entry_path(signed, 3).write_bytes(raw)
-        with pytest.raises(IntegrityError, match="not a commit: signature: .*not (the canonical base64|a signature)"):
+        with pytest.raises(
+            IntegrityError,
+            match="not a valid log entry: signature: .*must (be the canonical base64|have the form ed25519:)",
+        ):
             open_as(signed).resolve(NAME)
 
 
 def test_only_a_publish_has_the_signature_of_a_manifest(signed):
     change(signed, 3, manifest_signature=read_entry(signed, 2).manifest_signature)
-    with pytest.raises(IntegrityError, match="not a commit: .*manifest_signature: the op alias publishes no manifest"):
+    with pytest.raises(
+        IntegrityError,
+        match="not a valid log entry: .*manifest_signature: must stand in an entry of the op publish, got alias",
+    ):
         open_as(signed).resolve(NAME)
 
 
@@ -225,7 +233,7 @@ def test_an_entry_that_its_signature_makes_too_long_is_not_written(signed, monke
     fits = unsigned(read_entry(signed, 3))
     monkeypatch.setattr(commits, "MAX_COMMIT_BYTES", len(fits.to_bytes()) + 40)
     with pytest.raises(
-        RegistryError, match="this cannot be written to the log: the new entry must have at most .* bytes"
+        RegistryError, match="cannot write this entry to the log: the new entry must have at most .* bytes"
     ):
         signed_by("alice")(fits.checked())
 
@@ -235,14 +243,14 @@ def test_verify_names_what_is_forged_whatever_is_asked_for(signed):
     report = verify(open_as(signed, policy("off")))
     (problem,) = report.problems
     assert re.search(f"000000000003.json: {FORGED}", problem)
-    assert report.signed_by == {"alice": 2, "not alice, whose signature it bears": 1}
+    assert report.signed_by == {"alice": 2, "not alice, whose key the signature names": 1}
     unsigned_head(signed)
     assert verify(open_as(signed, policy("off"))).problems == []
 
 
 def test_an_entry_in_the_place_of_another(signed):
     shutil.copy(entry_path(signed, 2), entry_path(signed, 3))
-    with pytest.raises(IntegrityError, match="000000000003.json: it says that it is entry 2"):
+    with pytest.raises(IntegrityError, match="000000000003.json: its `seq` must be 3, got 2"):
         open_as(signed).resolve(NAME)
 
 
@@ -315,6 +323,8 @@ def test_what_a_rollback_goes_by_is_vouched_for_by_the_newest_entry(signed):
     alice = open_as(signed, signer=key("alice"))
     alice.alias(NAME, "prod", 2)
     change(signed, 3, aliases={"latest": 2, "prod": 2})
-    with pytest.raises(IntegrityError, match="000000000004.json: its prev is not the digest of the entry before it"):
+    with pytest.raises(
+        IntegrityError, match="000000000004.json: its `prev` must be the digest of the entry before it, and is not"
+    ):
         alice.rollback(NAME, "prod")
     assert not entry_path(signed, 5).exists()

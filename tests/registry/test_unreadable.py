@@ -113,7 +113,7 @@ def test_who_gives_no_onerror_is_warned(damaged):
 
 def test_the_damaged_one_is_an_error_where_it_is_asked_for(damaged):
     registry = damaged(DAMAGES["an impossible time"])
-    with pytest.raises(IntegrityError, match="log/000000000001.json: not a commit: time: "):
+    with pytest.raises(IntegrityError, match="log/000000000001.json: not a valid log entry: time: "):
         registry.resolve(DAMAGED)
     assert registry.resolve(WHOLE[0]).version == 1
     assert [line.partition(":")[0] for line in verify(registry).problems] == ["names/medical/b/log/000000000001.json"]
@@ -144,7 +144,7 @@ def test_the_whole_ones_are_copied(damaged, tmp_path):
     source, target = damaged(_cut), AdapterRegistry(tmp_path / "target")
     copied, refused = copy_adapters(source.store, target.store, names_in(source.store))
     assert [done.name for done in copied] == WHOLE
-    assert [str(error).partition(":")[0] for error in refused] == ["medical/b cannot be copied"]
+    assert [str(error).partition(":")[0] for error in refused] == ["cannot copy medical/b"]
     assert [version.full_name for version in target.list()] == WHOLE
 
 

@@ -76,15 +76,15 @@ def test_an_entry_without_a_checksum_is_found_by_its_successor(used):
     old = Commit.parse(path.read_bytes(), source="1").model_copy(update={"schema_version": 2})
     path.write_bytes(old.model_copy(update={"time": "2031-01-01T00:00:00Z"}).to_bytes())
     (problem,) = verify(used).problems
-    assert problem.startswith("names/medical/brain-mri/log/000000000002.json: its prev is not the digest")
+    assert problem.startswith("names/medical/brain-mri/log/000000000002.json: its `prev` must be the digest")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "is not there"),
-        (lambda path: path.write_bytes(b""), "0 bytes, but"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "longer than the"),
+        (lambda path: path.write_bytes(b""), "bytes, got 0"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "bytes, got more"),
     ],
 )
 def test_missing_cut_and_longer_blobs(used, spoil, message):
@@ -107,7 +107,7 @@ def test_a_missing_manifest(used):
 def test_a_gap_in_a_log(used):
     Path(used.location, "names/medical/brain-mri/log/000000000002.json").unlink()
     assert verify(used).problems == [
-        "names/medical/brain-mri/log/000000000002.json: it is missing, but entry 3 is there"
+        "names/medical/brain-mri/log/000000000002.json: the entry is missing, but entry 3 exists"
     ]
 
 
@@ -116,7 +116,9 @@ def test_an_entry_rewritten_with_its_successors_left(used):
     commit = Commit.parse(path.read_bytes(), source="1")
     path.write_bytes(commit.model_copy(update={"actor": "someone@else"}).to_bytes())
     (problem,) = verify(used).problems
-    assert problem.startswith("names/medical/brain-mri/log/000000000002.json: its prev is not the digest of the entry")
+    assert problem.startswith(
+        "names/medical/brain-mri/log/000000000002.json: its `prev` must be the digest of the entry"
+    )
 
 
 def test_an_entry_that_praises_itself(used):
@@ -125,7 +127,9 @@ def test_an_entry_that_praises_itself(used):
     better = commit.summary | {"metrics": {"test": {"exact_match": 1.0}, "base": {"exact_match": 0.0}}}
     path.write_bytes(commit.model_copy(update={"summary": better}).to_bytes())
     (problem,) = verify(used).problems
-    assert "shoes/log/000000000001.json: its summary is not that of its manifest blobs/sha256/" in problem
+    assert (
+        "shoes/log/000000000001.json: its `summary` must be that of its manifest, and differs (blobs/sha256/" in problem
+    )
 
 
 def test_an_entry_that_names_the_manifest_of_another_adapter(used):
@@ -134,7 +138,8 @@ def test_an_entry_that_names_the_manifest_of_another_adapter(used):
     commit = Commit.parse(path.read_bytes(), source="1")
     path.write_bytes(commit.model_copy(update={"manifest": other.digest}).to_bytes())
     assert any(
-        f"{other.digest}: a manifest of medical/brain-mri, but the log of retail/shoes names it" in problem
+        f"{other.digest}: must be a manifest of retail/shoes, whose log names it, got one of medical/brain-mri"
+        in problem
         for problem in verify(used).problems
     )
 
@@ -142,9 +147,11 @@ def test_an_entry_that_names_the_manifest_of_another_adapter(used):
 def test_the_file_that_makes_it_a_registry(used):
     path = Path(used.location, "registry.json")
     path.write_bytes(canonical_json({"format": 9}))
-    assert verify(used).problems == ["registry.json: format 9, this program knows 1: upgrade finetune"]
+    assert verify(used).problems == ["registry.json: `format` must be 1, got 9. Upgrade finetune to use this registry."]
     path.unlink()
-    assert verify(used).problems == ["registry.json: it is missing, without which nothing here is found"]
+    assert verify(used).problems == [
+        "registry.json: the file is missing, and without it no command finds this registry. Restore a copy of it."
+    ]
 
 
 def test_what_is_not_part_of_a_registry_is_no_problem(used):

@@ -19,7 +19,7 @@ NAME = "medical/brain-mri"
 
 @pytest.fixture
 def three(registry, make_adapter) -> AdapterRegistry:
-    """Three versions; prod stands for the second."""
+    """Three versions; prod points to the second."""
     for seed in range(3):
         registry.publish(make_adapter(seed=seed))
     registry.alias(NAME, "prod", 2)
@@ -45,9 +45,7 @@ def test_latest_falls_to_the_newest_that_is_not_yanked(three):
 
 def test_an_alias_at_a_yanked_version_is_an_error_that_says_so(three):
     three.yank(f"{NAME}@2", reason="wrong rows")
-    message = (
-        "@prod stands for version 2, which is yanked: wrong rows. Move the alias .*rollback medical/brain-mri prod"
-    )
+    message = "@prod points to version 2, which is yanked: wrong rows. Move the alias .*rollback medical/brain-mri prod"
     for call in (three.resolve, three.pull):
         with pytest.raises(YankedError, match=message):
             call(f"{NAME}@prod")
@@ -70,7 +68,8 @@ def test_when_all_are_yanked_there_is_no_latest(three, make_adapter):
     for version in (1, 2, 3):
         three.yank(f"{NAME}@{version}", reason="recalled")
     with pytest.raises(
-        YankedError, match=f"every version of {NAME} is yanked; the newest, 3: recalled. Publish another"
+        YankedError,
+        match=f"every version of {NAME} is yanked. The reason for the newest, version 3: recalled. Publish another",
     ):
         three.resolve(NAME)
     assert [(v.ref, v.yanked) for v in three.list()] == [(f"{NAME}@3", "recalled")]
@@ -112,17 +111,17 @@ def test_list_shows_it(three, make_adapter):
 @pytest.mark.parametrize("ref", [NAME, f"{NAME}@prod", f"{NAME}@sha256:{'0' * 64}"])
 def test_the_version_is_said_by_its_number(three, ref):
     for call in (three.yank, three.unyank):
-        with pytest.raises(AdapterReferenceError, match="does not say the number of a version, such as .*@17; "):
+        with pytest.raises(AdapterReferenceError, match="needs the number of a version, such as .*@17, got "):
             call(ref)
 
 
 def test_what_cannot_be_yanked(three, tmp_path):
-    with pytest.raises(NotFoundError, match="@4 does not exist. It has versions 1 to 3"):
+    with pytest.raises(NotFoundError, match="@4 does not exist. medical/brain-mri has versions 1 to 3"):
         three.yank(f"{NAME}@4")
     with pytest.raises(NotFoundError, match="there is no registry at"):
         AdapterRegistry(tmp_path / "nowhere").yank(f"{NAME}@1")
     for reason in ("", "two\nlines", "\x1b[2J", "x" * 257):
-        with pytest.raises(RegistryError, match="cannot be written to the log: yanked.1: String should match"):
+        with pytest.raises(RegistryError, match="cannot write this entry to the log: yanked.1: String should match"):
             three.yank(f"{NAME}@1", reason=reason)
     assert len(three.log(NAME)) == 4
 
@@ -155,17 +154,20 @@ def _chain(**changes):
     ("changes", "problem"),
     [
         ({"yanked": {"2": "x"}}, None),
-        ({"yanked": {"2": "x"}, "op": "unyank"}, "its op is unyank, but it changes what is yanked: 2"),
-        ({"yanked": {"2": "x", "1": "x"}}, "its op is yank, but it changes what is yanked: 1, 2"),
-        ({"yanked": {"2": "x"}, "op": "alias"}, "its op is alias, but it changes what is yanked: 2"),
-        ({"yanked": {"2": "x"}, "op": "rollback"}, "its op is rollback, but it changes what is yanked: 2"),
-        ({"yanked": {"2": "x"}, "aliases": {"prod": 2}}, "its op is yank, but it changes aliases: prod"),
+        ({"yanked": {"2": "x"}, "op": "unyank"}, "its op is unyank, which must not change yanked versions: 2"),
+        ({"yanked": {"2": "x", "1": "x"}}, "its op is yank, which must not change yanked versions: 1, 2"),
+        ({"yanked": {"2": "x"}, "op": "alias"}, "its op is alias, which must not change yanked versions: 2"),
+        ({"yanked": {"2": "x"}, "op": "rollback"}, "its op is rollback, which must not change yanked versions: 2"),
+        ({"yanked": {"2": "x"}, "aliases": {"prod": 2}}, "its op is yank, which must not change aliases: prod"),
         ({"aliases": {"prod": 2}, "op": "rollback"}, None),
-        ({"aliases": {"prod": 2, "test": 2}, "op": "alias"}, "its op is alias, but it changes aliases: prod, test"),
-        ({"aliases": {}, "op": "rollback"}, "its op is rollback, but it changes aliases: prod"),
+        (
+            {"aliases": {"prod": 2, "test": 2}, "op": "alias"},
+            "its op is alias, which must not change aliases: prod, test",
+        ),
+        ({"aliases": {}, "op": "rollback"}, "its op is rollback, which must not change aliases: prod"),
         (
             {"aliases": {"prod": 1, "test": 1}, "op": "publish", "version": 3},
-            "its op is publish, but it changes aliases: test",
+            "its op is publish, which must not change aliases: test",
         ),
     ],
 )
@@ -177,20 +179,29 @@ def test_an_entry_does_what_its_op_says(changes, problem):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"yanked": {"2": "x"}}, "version 2 is yanked, but 1 is the newest"),
+        ({"yanked": {"2": "x"}}, "yanked: must name versions up to the newest, 1, got 2"),
         ({"yanked": {"0": "x"}}, "yanked.0.*: String should match"),
         ({"yanked": {"1": ""}}, "yanked.1: String should match"),
-        ({"aliases": {"latest": 1}, "version": 2}, "the alias latest stands for 1, but it has to stand for 2"),
-        ({"schema_version": 1, "yanked": {"1": "x"}}, "schema 1 has no yanked versions"),
-        ({"schema_version": 1, "op": "rollback"}, "schema 1 has no yanked versions, and no op but publish and alias"),
-        ({"gate": {"required": ["test.n>=1"], "forced": []}}, "only the op alias has a gate, from schema 3 on"),
+        ({"aliases": {"latest": 1}, "version": 2}, "aliases.latest: must be 2, got 1"),
+        (
+            {"schema_version": 1, "yanked": {"1": "x"}},
+            "schema 1 must be a publish or an alias, without yanked versions",
+        ),
+        (
+            {"schema_version": 1, "op": "rollback"},
+            "must be a publish or an alias, without yanked versions, got the op rollback",
+        ),
+        (
+            {"gate": {"required": ["test.n>=1"], "forced": []}},
+            "gate: must stand in an entry of the op alias and schema 3, got publish and 3",
+        ),
         ({"gate": {"required": [], "forced": []}}, "gate.required: List should have at least 1 item"),
     ],
 )
 def test_an_entry_that_cannot_be_is_refused(fields, message):
     good = Commit.after(None, op="publish", txn="0" * 32, version=1, manifest="1" * 64, aliases={}, summary={})
     raw = canonical_json(good.model_dump() | fields)
-    with pytest.raises(IntegrityError, match=f"not a commit: .*{message}"):
+    with pytest.raises(IntegrityError, match=f"not a valid log entry: .*{message}"):
         Commit.parse(raw, source="entry")
 
 

@@ -356,7 +356,7 @@ def test_a_yanked_version_warns_when_it_is_named_and_answers_to_no_alias(publish
     registry.alias("testing/squares", "prod", 1)
     registry.yank("testing/squares@1", reason="wrong rows")
     vlm = load(second.ref, base=str(base), device="cpu")
-    with pytest.raises(YankedError, match="@prod stands for version 1, which is yanked: wrong rows"):
+    with pytest.raises(YankedError, match="@prod points to version 1, which is yanked: wrong rows"):
         vlm.use("testing/squares@prod")
     assert vlm.adapter.ref == second.ref
     with pytest.warns(UserWarning, match="squares@1 is yanked: wrong rows. Use another version"):

@@ -169,7 +169,7 @@ def test_what_is_not_read(client, more):
     "error, status, text",
     [
         (
-            NotFoundError("It holds: secret/other"),
+            NotFoundError("Adapters there: secret/other"),
             404,
             "The model `{}` does not exist in the registry, or is yanked. Check its name.",
         ),

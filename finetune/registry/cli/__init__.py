@@ -1,4 +1,4 @@
-"""The body of ``finetune registry``, which reads the command line and prints tables or JSON; a file for each kind."""
+"""The command ``finetune registry``: its subcommands read the command line and print tables or JSON."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> argparse.Argume
     parser = subparsers.add_parser(
         "registry",
         help="publish, find and fetch adapters",
-        description="Publish, find and fetch adapters, and move the aliases by which they are asked for.",
+        description="Publish, find and fetch adapters, and move their aliases.",
     )
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Run ``finetune registry ...``, and print the answer.
 
     Returns:
-        The exit code: 0; or 1 when the answer is no: problems were found, a promotion or a copy was refused, an
-        adapter could not be listed.
+        The exit code: 0; or 1 when there were problems, a promotion or a copy was refused, or an adapter could not be
+        listed.
 
     Raises:
         FinetuneError: the verb fails.

@@ -15,24 +15,24 @@ from finetune.registry.trust.policy import NOBODY
 
 def add_verbs(add: AddVerb) -> None:
     """Add the parsers of these verbs."""
-    add("verify", _verify, "hash everything that is published, and check every log")
-    gc = add("gc", _gc, "show what no log names and nobody is about to name; with --delete, delete it")
-    gc.add_argument("--delete", action="store_true", help="delete it; without this nothing is deleted")
+    add("verify", _verify, "hash all published files, and check every log")
+    gc = add("gc", _gc, "show the objects that no log names; with --delete, delete them")
+    gc.add_argument("--delete", action="store_true", help="delete them; without this nothing is deleted")
     gc.add_argument(
         "--grace",
         type=_days,
         default=DEFAULT_GRACE,
         metavar="DAYS",
-        help=f"how old it must be by the store's clock (default: {DEFAULT_GRACE.days}, at least {LEAST_GRACE.days})",
+        help=f"least age by the store's clock (default: {DEFAULT_GRACE.days}, at least {LEAST_GRACE.days})",
     )
-    add("reindex", _reindex, "make the local index anew by which list answers at once")
+    add("reindex", _reindex, "rebuild the local index, which makes list fast")
 
 
 def _days(text: str) -> timedelta:
     try:
         return timedelta(days=float(text))
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days") from None
+        raise argparse.ArgumentTypeError(f"must be a number of days, got {text!r}") from None
 
 
 def _verify(registry: AdapterRegistry, args: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def _gc(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     rows = [["KEY", "BYTES", "WRITTEN", "WHY"]]
     rows += [[g.key, str(g.size), f"{g.modified:%Y-%m-%dT%H:%M:%SZ}", g.why] for g in shown]
     did = "can be deleted: add --delete" if found.deleted is None else "deleted"
-    summary = f"{len(shown)} objects, {size} bytes {did}; {found.young} more that no log names are too young to go"
+    summary = f"{len(shown)} objects, {size} bytes {did}; {found.young} more that no log names are too young to delete"
     return answer(args, value, f"{table(rows)}\n{summary}" if shown else summary)
 
 

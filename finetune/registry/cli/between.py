@@ -17,17 +17,19 @@ from finetune.registry.transfer.copying import copy_adapters, names_in
 def add_verbs(add: AddVerb) -> None:
     """Add the parsers of these verbs."""
     push = add("push", _push, "copy adapters with their whole history into another registry")
-    push.add_argument("--to", required=True, metavar="LOCATION", help="of the other registry")
+    push.add_argument("--to", required=True, metavar="LOCATION", help="location of the other registry")
     fetch = add("fetch", _fetch, "copy adapters with their whole history from another registry")
-    fetch.add_argument("--from", required=True, dest="source", metavar="LOCATION", help="of the other registry")
+    fetch.add_argument(
+        "--from", required=True, dest="source", metavar="LOCATION", help="location of the other registry"
+    )
     export = add("export-archive", _export, "write adapters with their whole history into one file, a tar")
     export.add_argument("--to", required=True, metavar="FILE", help="the file to make")
     for parser in (push, fetch, export):
         which = parser.add_mutually_exclusive_group(required=True)
         which.add_argument("names", nargs="*", default=[], metavar="NAME", help="ns/name; repeatable")
-        which.add_argument("--all", action="store_true", help="all that there are")
-    importing = add("import-archive", _import, "add what such a file holds, once all of it is checked")
-    importing.add_argument("file", metavar="FILE", help="what export-archive wrote")
+        which.add_argument("--all", action="store_true", help="all adapters of the registry")
+    importing = add("import-archive", _import, "add the adapters of such a file, after a check of the whole file")
+    importing.add_argument("file", metavar="FILE", help="file that export-archive wrote")
 
 
 def _push(registry: AdapterRegistry, args: argparse.Namespace) -> int:
@@ -58,7 +60,7 @@ def _import(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 def _names(args: argparse.Namespace, registry: AdapterRegistry) -> list[str]:
     if not is_registry(registry.store):
-        raise NotFoundError(f"there is no registry at {registry.location}")
+        raise NotFoundError(f"there is no registry at {registry.location}. Check the location.")
     return names_in(registry.store) if args.all else args.names
 
 

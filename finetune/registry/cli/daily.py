@@ -15,52 +15,54 @@ from finetune.registry.registry import AdapterRegistry
 def add_verbs(add: AddVerb) -> None:
     """Add the parsers of these verbs."""
     publish = add("publish", _publish, "publish an adapter folder as the next version of its name")
-    publish.add_argument("folder", metavar="FOLDER", help="holds manifest.json and the files that it lists")
-    publish.add_argument("--name", metavar="NS/NAME", help="refuse when the manifest says another name")
+    publish.add_argument("folder", metavar="FOLDER", help="folder with manifest.json and the files that it lists")
+    publish.add_argument("--name", metavar="NS/NAME", help="refuse when the manifest has another name")
     publish.add_argument(
         "--alias",
         action="append",
         default=[],
         metavar="ALIAS",
-        help="let it stand for this version too; repeatable",
+        help="alias to move to this version; repeatable",
     )
     add("resolve", _resolve, "show which version a reference means").add_argument("ref", metavar="REF", help=REF_HELP)
     pull = add("pull", _pull, "fetch a version into a folder, every byte checked, and print the folder")
     pull.add_argument("ref", metavar="REF", help=REF_HELP)
     pull.add_argument("--into", metavar="FOLDER", help="folder to make (default: one in the cache)")
     listing = add("list", _list, "list the latest version of every adapter")
-    listing.add_argument("namespace", nargs="?", metavar="NAMESPACE", help="only those in it")
-    listing.add_argument("--base", metavar="BASE", help="only those of it: its hub id, or the beginning of its digest")
-    listing.add_argument("--task", metavar="TASK", help="only those trained for it")
+    listing.add_argument("namespace", nargs="?", metavar="NAMESPACE", help="list only adapters in this namespace")
+    listing.add_argument(
+        "--base", metavar="BASE", help="list only adapters of this base: its hub id, or the beginning of its digest"
+    )
+    listing.add_argument("--task", metavar="TASK", help="list only adapters for this task")
     listing.add_argument(
         "--metric",
         action="append",
         default=[],
         metavar="CONDITION",
-        help=f"only those for which it holds, such as '{EXAMPLE}'; repeatable",
+        help=f"list only adapters that meet it, such as '{EXAMPLE}'; repeatable",
     )
-    listing.add_argument("--all", action="store_true", help="list every version, the yanked ones too")
-    add("log", _log, "show all that happened to an adapter").add_argument("name", metavar="NAME", help="ns/name")
-    alias = add("alias", _alias, "let an alias stand for a version")
+    listing.add_argument("--all", action="store_true", help="list every version, also yanked ones")
+    add("log", _log, "show all log entries of an adapter").add_argument("name", metavar="NAME", help="ns/name")
+    alias = add("alias", _alias, "move an alias to a version")
     alias.add_argument("name", metavar="NAME", help="ns/name")
     alias.add_argument("alias", metavar="ALIAS", help="such as prod")
     alias.add_argument("target", metavar="TARGET", help="number of a version, or another alias")
-    rollback = add("rollback", _rollback, "move an alias back to the version that it stood for before")
+    rollback = add("rollback", _rollback, "move an alias back to the version before")
     rollback.add_argument("name", metavar="NAME", help="ns/name")
     rollback.add_argument("alias", metavar="ALIAS", help="such as prod")
-    rollback.add_argument("--to", metavar="TARGET", help="number of a version, or another alias, instead")
+    rollback.add_argument("--to", metavar="TARGET", help="number of a version, or another alias, to move it to instead")
     for parser in (alias, rollback):
         parser.add_argument(
             "--expect",
             type=int,
             metavar="VERSION",
-            help="refuse unless it stands for this version now; 0: for none",
+            help="refuse unless the alias points to this version now; 0: no such alias",
         )
-    yank = add("yank", _yank, "mark a version as not to be used any more; it stays, and latest passes it over")
+    yank = add("yank", _yank, "withdraw a version; its files stay, and latest skips it")
     yank.add_argument("ref", metavar="REF", help="ns/name@17")
     how = yank.add_mutually_exclusive_group()
-    how.add_argument("--reason", metavar="TEXT", help="shown to whoever still asks for it")
-    how.add_argument("--undo", action="store_true", help="take the mark away again")
+    how.add_argument("--reason", metavar="TEXT", help="reason for users who still resolve it")
+    how.add_argument("--undo", action="store_true", help="undo the yank")
     for parser in (publish, alias, rollback, yank):
         add_signing(parser)
 
@@ -108,7 +110,7 @@ def _list(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     where = f"namespace {args.namespace!r} of {registry.location}" if args.namespace else registry.location
     nothing = f"no adapters in {where}; `finetune registry publish FOLDER` adds one"
     if args.base or args.task or args.metric:
-        nothing = f"no adapters in {where} are as asked for"
+        nothing = f"no adapters in {where} meet the conditions"
     elif unreadable:
         nothing = f"no adapters in {where} can be read"
     answer(args, [version_json(v) for v in versions], table(rows) if versions else nothing)
@@ -151,17 +153,17 @@ def _yank(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     lines = [f"yanked {version.ref}: {version.yanked}"]
     for alias in version.aliases:
         if alias == LATEST:
-            lines.append("every version is yanked now, so latest cannot be asked for until another is published")
+            lines.append("every version is yanked now, so latest cannot be resolved until you publish another version")
         else:
             lines.append(
-                f"{alias} stands for it and cannot be asked for until it is moved: "
+                f"{alias} points to it and cannot be resolved until you move it: "
                 f"finetune registry rollback {version.full_name} {alias}"
             )
     return answer(args, version_json(version), "\n".join(map(safe_line, lines)))
 
 
 def concerned(before: Commit | None, commit: Commit) -> int:
-    """Return the version that an entry is about: the published or yanked one, or the new target of an alias.
+    """Return the version that an entry changes: the published or yanked one, or the new target of an alias.
 
     Args:
         before: the entry before; None for the first.

@@ -1,4 +1,4 @@
-"""The verb on the command line that tests a place: doctor."""
+"""The verb on the command line that checks a location: doctor."""
 
 import argparse
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from finetune.registry.registry import AdapterRegistry
 
 def add_verbs(add: AddVerb) -> None:
     """Add the parser of this verb."""
-    add("doctor", _doctor, "try out whether many may publish here at the same time, and leave the place as it was")
+    add("doctor", _doctor, "check that many users can publish here at the same time, and leave the location unchanged")
 
 
 def _doctor(registry: AdapterRegistry, args: argparse.Namespace) -> int:

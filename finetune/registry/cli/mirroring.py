@@ -9,13 +9,13 @@ from finetune.registry.registry import AdapterRegistry
 
 def add_verbs(add: AddVerb) -> None:
     """Add the parsers of these verbs."""
-    mirror = add("mirror", _mirror, "show a version on the Hugging Face Hub, or in an OCI registry")
+    mirror = add("mirror", _mirror, "copy a version to the Hugging Face Hub, or to an OCI registry")
     mirror.add_argument("ref", metavar="REF", help=REF_HELP)
     where = mirror.add_mutually_exclusive_group(required=True)
     where.add_argument("--hub", metavar="OWNER/REPO", help="a repository of the Hugging Face Hub")
-    where.add_argument("--hub-folder", metavar="FOLDER", help="a new folder, with what the hub would hold")
+    where.add_argument("--hub-folder", metavar="FOLDER", help="a new folder, with the files for the hub")
     where.add_argument("--oci", metavar="HOST/REPOSITORY[:TAG]", help="an OCI registry (tag: the version's number)")
-    mirror.add_argument("--public", action="store_true", help="a repository of the hub that is made now is for all")
+    mirror.add_argument("--public", action="store_true", help="make a missing repository of the hub public")
     fetch = add("fetch-oci", _fetch_oci, "download a version from an OCI registry into an adapter folder")
     fetch.add_argument("source", metavar="HOST/REPOSITORY@sha256:DIGEST", help="or HOST/REPOSITORY:TAG")
     fetch.add_argument("--into", required=True, metavar="FOLDER", help="folder to make")

@@ -9,11 +9,11 @@ from typing import Any
 from finetune.core.outside_text import safe_block, safe_line
 from finetune.registry.log.versions import Version
 
-_MAX_CELL = 2000  # characters, so that one cell does not widen all rows without end
+_MAX_CELL = 2000  # characters; a limit on the width of all rows
 
 
 def answer(args: argparse.Namespace, value: Any, text: str) -> int:
-    """Print the answer of a verb: ``value`` as JSON where that was asked for, else ``text``. Returns exit code 0."""
+    """Print the answer of a verb, ``value`` as JSON with ``--json``, else ``text``; return the exit code 0."""
     print(_as_json(value) if args.json else safe_block(text))
     return 0
 
@@ -21,7 +21,7 @@ def answer(args: argparse.Namespace, value: Any, text: str) -> int:
 def _as_json(value: Any) -> str:
     if not isinstance(value, list) or not value:
         return json.dumps(value, indent=2)
-    # An element a line: Python indents so slowly that a list of 10,000 would take a second.
+    # One element per line: Python indents so slowly that a list of 10,000 would take a second.
     return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
 
 

@@ -17,10 +17,10 @@ from finetune.registry.registry import AdapterRegistry
 
 def add_verbs(add: AddVerb) -> None:
     """Add the parsers of these verbs."""
-    diff = add("diff", _diff, "show in what two versions differ: recipe, data, options, metrics, base, files")
+    diff = add("diff", _diff, "show the differences between two versions: recipe, data, options, metrics, base, files")
     diff.add_argument("a", metavar="REF_A", help=REF_HELP)
-    diff.add_argument("b", metavar="REF_B", help="likewise")
-    promotion = add("promote", _promote, "let an alias stand for a version if its metrics are good enough")
+    diff.add_argument("b", metavar="REF_B", help="the second version, in the same form")
+    promotion = add("promote", _promote, "move an alias to a version if its metrics meet conditions")
     promotion.add_argument("ref", metavar="REF", help=REF_HELP)
     promotion.add_argument("alias", metavar="ALIAS", help="such as prod")
     promotion.add_argument(
@@ -31,9 +31,9 @@ def add_verbs(add: AddVerb) -> None:
         help=f"such as '{EXAMPLE}'; repeatable. test: with the adapter; base: the base alone",
     )
     promotion.add_argument(
-        "--expect", type=int, metavar="VERSION", help="refuse unless it stands for this version now; 0: for none"
+        "--expect", type=int, metavar="VERSION", help="refuse unless the alias points to this version now; 0: none"
     )
-    promotion.add_argument("--force", action="store_true", help="do it all the same; the log says so")
+    promotion.add_argument("--force", action="store_true", help="move the alias anyway; the log records that")
 
 
 def _diff(registry: AdapterRegistry, args: argparse.Namespace) -> int:
@@ -57,7 +57,7 @@ def _promote(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 
 
 def _cell(value: Any) -> str:
-    """Return a value of a manifest, a long one by its beginning, or by its length and digest."""
+    """Return a value of a manifest; a long one as its beginning, or as its length and digest."""
     if isinstance(value, list):
         long = len(value) > 3
         return f"{len(value)} items ({sha256_hex(canonical_json(value))[:8]})" if long else ", ".join(map(flat, value))

@@ -1,4 +1,4 @@
-"""The verbs of trust on the command line: keygen, verify-folder, forget."""
+"""The verbs for signatures on the command line: keygen, verify-folder, forget."""
 
 import argparse
 import getpass
@@ -20,17 +20,19 @@ from finetune.registry.trust.signing import SigningKey
 
 def add_verbs(add: AddVerb) -> None:
     """Add the parsers of these verbs."""
-    keygen = add("keygen", _keygen, "make a key that signs what is published, and print the line for trust policies")
-    keygen.add_argument("--name", metavar="WHO", help="who signs with it (default: user@host)")
+    keygen = add("keygen", _keygen, "make a key that signs published versions, and print its line for trust policies")
+    keygen.add_argument("--name", metavar="WHO", help="name of its owner (default: user@host)")
     keygen.add_argument("--out", type=Path, metavar="PATH", help="private key (default: ~/.finetune/keys/WHO.pem)")
     keygen.add_argument(
         "--encrypt",
         action="store_true",
-        help=f"encrypt it with the passphrase in ${PASSPHRASE_VARIABLE}, or else the one that is typed",
+        help=f"encrypt it with the passphrase in ${PASSPHRASE_VARIABLE}, or else with one that you type",
     )
-    folder = add("verify-folder", _verify_folder, "hash a pulled folder and check its signature; asks no registry")
-    folder.add_argument("folder", type=Path, metavar="FOLDER", help="holds manifest.json, and manifest.sig if signed")
-    forget = add("forget", _forget, "forget how far a log was seen, as after a registry was restored from a backup")
+    folder = add("verify-folder", _verify_folder, "hash a pulled folder and check its signature, without a registry")
+    folder.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder with manifest.json, and manifest.sig if signed"
+    )
+    forget = add("forget", _forget, "forget the newest seen entry of a log, as after the restore of a backup")
     forget.add_argument("name", metavar="NAME", help="ns/name")
 
 
@@ -40,7 +42,7 @@ def _keygen(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     public = SigningKey.generate().save(path, name, passphrase=_new_passphrase() if args.encrypt else None)
     lines = [
         f"private key: {path} (keep it secret; sign with it: export {KEY_VARIABLE}={path})",
-        f"public key:  {public_path(path)} (for the trust policy of whoever reads what you sign)",
+        f"public key:  {public_path(path)} (for the trust policy of your readers)",
         public.line,
     ]
     value = {"private": str(path), "public": str(public_path(path)), "id": public.id, "line": public.line}
@@ -51,12 +53,12 @@ def _new_passphrase() -> str:
     passphrase = os.environ.get(PASSPHRASE_VARIABLE)
     if not passphrase:
         if not sys.stdin.isatty():
-            raise TrustError(f"there is no terminal to type a passphrase at; give it in {PASSPHRASE_VARIABLE}")
+            raise TrustError(f"there is no terminal to type a passphrase. Give it in {PASSPHRASE_VARIABLE}.")
         passphrase = getpass.getpass("new passphrase: ")
         if passphrase != getpass.getpass("once more: "):
-            raise TrustError("the two passphrases differ; no key was made")
+            raise TrustError("the two passphrases must be the same, and differ. No key was made: try again.")
     if not passphrase:
-        raise TrustError("an empty passphrase encrypts nothing; no key was made")
+        raise TrustError("the passphrase must not be empty. No key was made: try again.")
     return passphrase
 
 
@@ -72,7 +74,7 @@ def _verify_folder(registry: AdapterRegistry, args: argparse.Namespace) -> int:
         "problem": verdict.problem,
     }
     said = f"signed by {verdict.signer}" if verdict.problem is None else verdict.problem
-    text = f"{manifest.full_name}: every byte is that of its manifest; {said} (the policy: {asked})"
+    text = f"{manifest.full_name}: every byte matches its manifest; {said} (the policy: {asked})"
     answer(args, value, safe_line(text))
     return 0 if accepted else 1
 

@@ -1,4 +1,4 @@
-"""The interface by which a file of verbs adds its own to ``finetune registry``."""
+"""The interface with which a module adds its verbs to ``finetune registry``."""
 
 import argparse
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def add_signing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sign-with",
         metavar="KEY",
-        help="file of the private key that signs what is written (default: $FINETUNE_SIGNING_KEY)",
+        help="file of the private key that signs the new entry (default: $FINETUNE_SIGNING_KEY)",
     )
 
 

@@ -1,6 +1,6 @@
-"""The changes of a log: each looks at the newest entry, and adds one with the new state.
+"""The changes of a log: each reads the newest entry, and adds one with the new state.
 
-Someone else may be first at any time; then the same change is made again upon what they left.
+Another writer may add an entry first at any time. Then the same change is made again on top of that entry.
 """
 
 import re
@@ -21,14 +21,14 @@ _SEQ_DIGITS = 12  # hexadecimal, at the beginning of a txn
 
 
 def new_txn(log: Log) -> str:
-    """Return a txn that says how long the log was when it was made, so that it is looked for only after that."""
+    """Return a new txn that begins with the present length of the log, so that only later entries are searched."""
     head = log.head()
     return f"{0 if head is None else head.seq:0{_SEQ_DIGITS}x}{uuid.uuid4().hex[_SEQ_DIGITS:]}"
 
 
 def _made_at(txn: str, head: Commit) -> int:
     """Return the number of an entry up to which ``txn`` is not in the log."""
-    # Of one that is random the digits are a number far beyond any log; then none.
+    # The digits of a random txn are a number far beyond the length of any log; then the whole log is searched.
     digits = txn[:_SEQ_DIGITS]
     seq = int(digits, 16) if re.fullmatch("[0-9a-f]{12}", digits) else 0
     return seq if seq <= head.seq else 0
@@ -38,7 +38,7 @@ def publish(log: Log, digest: str, summary: dict[str, Any], aliases: Iterable[st
     """Add the next version, once for each ``txn``; return the entry that published it.
 
     Raises:
-        ConflictError: ``txn`` stands in the log for something else.
+        ConflictError: an entry for another change has ``txn`` already.
     """
     mine = uuid.uuid4().hex if txn is None else txn
     searched = 0
@@ -60,8 +60,8 @@ def publish(log: Log, digest: str, summary: dict[str, Any], aliases: Iterable[st
     commit = log.append(make)
     if (commit.op, commit.manifest) != ("publish", digest):
         raise ConflictError(
-            f"{log.namespace}/{log.name}: the txn {mine} is that of entry {commit.seq}, which did something else. "
-            "Use a new one for another publish."
+            f"{log.namespace}/{log.name}: `txn` must be new for a new publish, but entry {commit.seq} ({commit.op}) "
+            f"has {mine} already. Use a new `txn`."
         )
     return commit
 
@@ -76,7 +76,7 @@ def move(
     expect: int | None,
     gate: Gate | None = None,
 ) -> Version:
-    """Let an alias stand for a version; when it does already, nothing is written.
+    """Move an alias to a version; when it points there already, nothing is written.
 
     Args:
         log: the log of an adapter that exists.
@@ -84,17 +84,18 @@ def move(
         alias: the alias.
         target: the function that returns the version, given the newest entry.
         op: ``alias`` or ``rollback``.
-        expect: the version that the alias must stand for now, 0 for none; None for any.
-        gate: the conditions that held for the version, or were forced, for the entry; None for none.
+        expect: the version that the alias must point to now, 0 for no such alias; None for any.
+        gate: the conditions on the version, for the entry; None for none.
 
     Raises:
-        AdapterReferenceError: it is no alias, or ``latest``.
-        ConflictError: it stands for another version than expected.
+        AdapterReferenceError: ``alias`` is not an alias, or is ``latest``.
+        ConflictError: the alias does not point to the expected version.
         YankedError: the target is yanked.
     """
     if check_alias(alias) == LATEST:
         raise AdapterReferenceError(
-            f"the alias {LATEST!r} always stands for the newest version that is not yanked; choose another word."
+            f"`alias` must not be {LATEST!r}, which always points to the newest version that is not yanked. Choose "
+            "another alias."
         )
     txn = uuid.uuid4().hex
 
@@ -103,8 +104,9 @@ def move(
         now = head.aliases.get(alias, 0)
         if expect is not None and now != expect:
             raise ConflictError(
-                f"{ref.full_name}: the alias {alias!r} was expected to stand for {_show(expect)}, but "
-                f"stands for {_show(now)} (entry {head.seq}, by {head.actor}). Nothing was changed."
+                f"{ref.full_name}: the alias {alias!r} must point to {_show(expect)} (`expect`), but points to "
+                f"{_show(now)} (entry {head.seq}, by {head.actor}). Nothing was changed. Look at `finetune registry "
+                f"log {ref.full_name}`, then try again."
             )
         version = target(head)
         if (reason := head.yanked.get(str(version))) is not None:
@@ -122,7 +124,7 @@ def move(
 
 
 def yank(log: Log, ref: AdapterRef, version: int, *, reason: str | None) -> Version:
-    """Mark a version as yanked; a reason replaces that of an earlier yank."""
+    """Mark a version as yanked; a new reason replaces the reason of an earlier yank."""
     number = str(version)
     return _mark(log, ref, version, "yank", lambda yanked: {number: NO_REASON, **yanked, **_given(number, reason)})
 
@@ -151,4 +153,4 @@ def _mark(
 
 
 def _show(version: int) -> str:
-    return f"version {version}" if version else "none"
+    return f"version {version}" if version else "no version"

@@ -1,7 +1,7 @@
 """The commit: one immutable entry in the log of an adapter, with the whole state after it.
 
-Each entry holds the digest of the one before it, so that the newest vouches for all history. Each holds the
-whole state (aliases, yanked versions, newest version and its summary), so that the newest alone answers most
+Each entry holds the digest of the one before it, so the newest entry fixes the whole history. Each entry holds the
+whole state (aliases, yanked versions, newest version and its summary), so the newest entry alone answers most
 questions.
 """
 
@@ -22,7 +22,7 @@ from finetune.errors import AdapterReferenceError, IntegrityError, ManifestError
 from finetune.registry.trust.signing import Signature, SigningKey, entry_message, manifest_message
 
 MAX_COMMIT_BYTES = 1024 * 1024
-SCHEMA = 3  # written; registries that were begun with an older one go on
+SCHEMA = 3  # of new entries; a registry may hold entries of older schemas too
 _CHECKSUM = "checksum"  # a key of the bytes, since schema 3
 _SINCE = {"yanked": 2, "gate": 3, "manifest_signature": 3, "signature": 3}  # fields that older schemas do not have
 
@@ -43,7 +43,7 @@ def hint_key(namespace: str, name: str) -> str:
 
 
 def split_log_key(key: str) -> tuple[str, str, int] | None:
-    """Return namespace, name and sequence number, or None when ``key`` is no entry of a log."""
+    """Return namespace, name and sequence number, or None when ``key`` is not a log entry."""
     match = _LOG_KEY.fullmatch(key)
     if match is None:
         return None
@@ -54,14 +54,14 @@ def split_log_key(key: str) -> tuple[str, str, int] | None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the place of the first fault, and its message."""
+    """Return the field of the first error, and the message."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "top level"
     return f"{plain(where)}: {plain(first['msg'])}"
 
 
 def current_actor() -> str:
-    """Return ``user@host`` for the log: information, not proof."""
+    """Return ``user@host`` for the log; nothing proves it."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container whose user has no entry in passwd
@@ -76,7 +76,7 @@ class Gate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     required: list[Line] = Field(min_length=1, max_length=64)
-    # Those that did not hold, with what was found; the alias was moved by force.
+    # The conditions that did not hold, each with the value found; the alias was moved by force.
     forced: list[Line] = Field(max_length=64)
 
 
@@ -88,48 +88,52 @@ class Commit(BaseModel):
     schema_version: Literal[1, 2, 3] = 3
     seq: VersionNumber  # place in the log, from 1, without gaps
     prev: Sha256 | None  # of the bytes of the entry before; None for the first
-    txn: Txn  # chosen by the writer, who so knows its own entry again
+    txn: Txn  # chosen by the writer, who recognizes its own entry by it
     op: Literal["publish", "alias", "rollback", "yank", "unyank"]
     version: VersionNumber  # number of versions published so far, which is the newest version
     manifest: Sha256  # of the newest version
-    # All of them, with the version that each stands for.
+    # All aliases, each with the version that it points to.
     aliases: dict[Alias, VersionNumber] = Field(max_length=1000)
-    # All versions that are not to be used any more, each with the reason; JSON has no numbers as keys.
+    # All yanked versions, each with the reason. The keys are texts, because JSON has no numbers as keys.
     yanked: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,11}$")], Line] = Field(default={}, max_length=1000)
     summary: dict[str, Any]  # of the newest version's manifest
-    expect: dict[Alias, Annotated[int, Field(ge=0)]]  # what had to be true before; 0: no such alias
-    gate: Gate | None = None  # what had to hold for the version that the alias was moved to
+    expect: dict[Alias, Annotated[int, Field(ge=0)]]  # the version that an alias had to point to before; 0: none
+    gate: Gate | None = None  # the conditions on the version that the alias was moved to
     actor: Line
-    # Information only, for clocks differ; the order is that of seq.
+    # Information only, because clocks differ; ``seq`` gives the order.
     time: Annotated[UtcTime, Field(pattern=r"Z$")]
-    # Over the manifest that this entry publishes; it goes with the files wherever they are copied.
+    # Over the manifest that this entry publishes; it is copied together with the files.
     manifest_signature: Signature | None = None
-    # Over namespace, name and everything above. The digest in the next entry is of the signature too: so a history
-    # cannot be stripped of its signatures, or signed anew, without its successors showing it.
+    # Over namespace, name and everything above. The digest in the next entry covers the signature too, so nobody can
+    # remove or replace a signature unnoticed.
     signature: Signature | None = None
 
     @model_validator(mode="after")
     def _holds_together(self) -> "Commit":
         for alias, version in self.aliases.items():
             if version > self.version:
-                raise ValueError(f"the alias {alias} stands for {version}, but {self.version} is the newest")
+                raise ValueError(f"aliases.{alias}: must be at most the newest version, {self.version}, got {version}")
         for number in self.yanked:
             if int(number) > self.version:
-                raise ValueError(f"version {number} is yanked, but {self.version} is the newest")
+                raise ValueError(f"yanked: must name versions up to the newest, {self.version}, got {number}")
         metrics = self.summary.get("metrics", {})
         if not isinstance(metrics, dict) or not all(isinstance(scores, dict) for scores in metrics.values()):
-            raise ValueError("summary: metrics must be scores by when they were measured")
+            raise ValueError("summary.metrics: must map each measurement to a mapping of scores")
         if self.schema_version == 1 and (self.yanked or self.op not in ("publish", "alias")):
-            raise ValueError("schema 1 has no yanked versions, and no op but publish and alias")
+            raise ValueError(
+                f"an entry of schema 1 must be a publish or an alias, without yanked versions, got the op {self.op}"
+            )
         if self.gate is not None and (self.schema_version < 3 or self.op != "alias"):
-            raise ValueError("only the op alias has a gate, from schema 3 on")
+            raise ValueError(
+                f"gate: must stand in an entry of the op alias and schema 3, got {self.op} and {self.schema_version}"
+            )
         if self.op != "publish" and self.manifest_signature is not None:
-            raise ValueError(f"manifest_signature: the op {self.op} publishes no manifest")
+            raise ValueError(f"manifest_signature: must stand in an entry of the op publish, got {self.op}")
         latest = self.aliases.get(LATEST)
         if latest is None:
-            raise ValueError(f"the alias {LATEST} is missing")
+            raise ValueError(f"aliases.{LATEST}: must be there, and is missing")
         if latest != (newest := newest_usable(self.version, self.yanked)):
-            raise ValueError(f"the alias {LATEST} stands for {latest}, but it has to stand for {newest}")
+            raise ValueError(f"aliases.{LATEST}: must be {newest}, got {latest}")
         return self
 
     @classmethod
@@ -143,7 +147,7 @@ class Commit(BaseModel):
             **changes: the fields that differ from those of ``head``; ``latest`` follows from them.
 
         Raises:
-            RegistryError: its contents do not fit into a log.
+            RegistryError: a field is not valid in a log entry.
         """
         kept = ("version", "manifest", "summary", "aliases", "yanked")
         fields = {} if head is None else {name: getattr(head, name) for name in kept}
@@ -160,7 +164,7 @@ class Commit(BaseModel):
                 **fields,
             )
         except ValidationError as error:
-            raise RegistryError(f"this cannot be written to the log: {first_problem(error)}") from None
+            raise RegistryError(f"cannot write this entry to the log: {first_problem(error)}") from None
         return commit.checked()
 
     @classmethod
@@ -169,11 +173,11 @@ class Commit(BaseModel):
 
         Args:
             raw: the bytes.
-            source: the key, for messages.
+            source: the key of the entry, for messages.
 
         Raises:
-            IntegrityError: it is no entry, or not in canonical form.
-            RegistryError: it has a newer schema than this program knows.
+            IntegrityError: the bytes are not a valid entry, or not in canonical form.
+            RegistryError: the entry has a newer schema than this program can read.
         """
         try:
             data = strict_json(raw, source=source, max_bytes=MAX_COMMIT_BYTES)
@@ -182,37 +186,37 @@ class Commit(BaseModel):
         schema = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(schema, int) and schema > SCHEMA:
             raise RegistryError(
-                f"{source}: written with schema {schema}, this program reads up to {SCHEMA}: upgrade finetune"
+                f"{source}: `schema_version` must be at most {SCHEMA}, got {schema}. Upgrade finetune to read it."
             )
         checksum = data.pop(_CHECKSUM, None) if isinstance(data, dict) else None
         try:
             commit = cls.model_validate(data)
         except ValidationError as error:
-            raise IntegrityError(f"{source}: not a commit: {first_problem(error)}") from None
-        # The digest in the next entry is of these bytes; only one spelling may stand for one commit.
+            raise IntegrityError(f"{source}: not a valid log entry: {first_problem(error)}") from None
+        # The next entry holds the digest of these bytes, so a commit must have exactly one form.
         if commit.to_bytes() != raw:
-            damaged = "its checksum is not that of what it says, so it was damaged"
-            other = "not in the canonical form in which commits are written"
+            damaged = "its checksum does not match its contents, so the entry was damaged"
+            other = "not in the canonical form in which the registry writes entries"
             raise IntegrityError(f"{source}: {other if checksum == commit.checksum else damaged}")
         return commit
 
     def checked(self) -> "Commit":
-        """Return the commit as it will be read; one that nobody can read would end the log for ever.
+        """Return the commit as it is read back; an entry that cannot be read would block the log for ever.
 
         Raises:
-            RegistryError: its contents do not fit into a log.
+            RegistryError: a field is not valid in a log entry.
         """
         try:
             return Commit.parse(self.to_bytes(), source="the new entry")
         except ValueError as error:
-            raise RegistryError(f"this cannot be written to the log: {error}") from None
+            raise RegistryError(f"cannot write this entry to the log: {error}") from None
 
     def signed(self, key: SigningKey, namespace: str, name: str) -> "Commit":
-        """Return the commit with signatures: its own, and of a publish that of the manifest.
+        """Return the commit with its signature, and with that of the manifest where it publishes one.
 
         Args:
             key: the key that signs.
-            namespace: the namespace of the adapter in whose log it will stand.
+            namespace: the namespace of the adapter whose log the commit is for.
             name: the name of that adapter.
         """
         commit = self
@@ -235,16 +239,16 @@ class Commit(BaseModel):
 
     @property
     def checksum(self) -> str | None:
-        """SHA-256 of all other fields, which shows damage to the newest entry too; None before schema 3."""
+        """SHA-256 of all other fields, which reveals damage to the newest entry too; None before schema 3."""
         return sha256_hex(canonical_json(self._fields())) if self.schema_version >= 3 else None
 
     @property
     def current_summary(self) -> dict[str, Any]:
-        """The summary under today's names; an entry of an earlier release has others."""
+        """The summary with the keys of this release; entries of earlier releases have other keys."""
         return summary_from_schema_2(self.summary)
 
     def _fields(self) -> dict[str, Any]:
-        # Not mode="json", which writes null for a number that is not finite.
+        # Without mode="json", which writes null for a number that is not finite.
         return self.model_dump(exclude={name for name, since in _SINCE.items() if self.schema_version < since})
 
     @property
@@ -254,8 +258,12 @@ class Commit(BaseModel):
 
 
 def newest_usable(version: int, yanked: Container[str]) -> int:
-    """Return the version of ``latest`` when ``version`` is the newest: the newest version that is not yanked.
+    """Return the version that ``latest`` points to: the newest version that is not yanked.
 
-    Where all are yanked it is the newest, and a request for it is an error.
+    When every version is yanked, that is the newest version, and a request for ``latest`` is an error.
+
+    Args:
+        version: the newest version.
+        yanked: the numbers of the yanked versions, as texts.
     """
     return next((number for number in range(version, 0, -1) if str(number) not in yanked), version)

@@ -1,4 +1,4 @@
-"""Conditions on metrics, as people write them: ``test.METRIC>=0.7``."""
+"""Conditions on metrics, such as ``test.METRIC>=0.7``."""
 
 import math
 import operator
@@ -29,7 +29,7 @@ class Condition:
     """A number that must be among the values of an evaluation.
 
     Attributes:
-        path: its name, such as ``test.n``; see ``finetune.metrics.names``.
+        path: the name of the value, such as ``test.n``; see ``finetune.metrics.names``.
         op: ``>=``, ``<=``, ``==``, ``>`` or ``<``.
         value: the number to compare with.
     """
@@ -43,25 +43,25 @@ class Condition:
         """Read a condition such as ``test.METRIC>=0.7``.
 
         Raises:
-            ConditionError: the text is no condition.
+            ConditionError: the text is not a condition.
         """
         match = _FORM.fullmatch(text)
         value = _number(match[3]) if match else None
         if match is None or value is None:
             raise ConditionError(
-                f"{text!r} is no condition: give the name of a value, one of {', '.join(_OPERATORS)}, and a number, "
-                f"such as '{EXAMPLE}'"
+                f"a condition must be the name of a value, one of {', '.join(_OPERATORS)}, and a number, such as "
+                f"'{EXAMPLE}'; got {text!r}"
             )
         path = match[1]
         if (who := path.partition(".")[0]) in _RENAMED:
             raise ConditionError(
-                f"{text!r}: metrics are named by test and base, such as {_RENAMED[who]}.{path.rpartition('.')[2]}; "
-                f"{who} is their name in manifests of release 0.1"
+                f"the name of a metric must begin with test or base, got {text!r}. Release 0.1 wrote {who} for "
+                f"{_RENAMED[who]}: use {_RENAMED[who]}.{path.rpartition('.')[2]}."
             )
         return cls(path=path, op=match[2], value=value)
 
     def holds(self, values: Mapping[str, float]) -> bool:
-        """Return whether the number is there and meets the condition."""
+        """Return whether the value exists and meets the condition."""
         found = values.get(self.path)
         return found is not None and _OPERATORS[self.op](found, self.value)
 
@@ -69,7 +69,7 @@ class Condition:
         """Return the condition and the value found, in one line of at most 256 characters."""
         if self.path in values:
             return f"{self}: it is {values[self.path]:.6g}"
-        # The few of a whole split come before the many of its kinds, so that no cut hides them.
+        # The few values of a whole split come before the many of its question types, so that no cut hides them.
         names = sorted(values, key=lambda name: (name.count("."), not name.startswith("test."), name))
         hint = _hint(self.path, names) if len(self.path) < 40 else ""
         there = ", ".join(names) or "none"
@@ -80,7 +80,7 @@ class Condition:
 
 
 def _hint(path: str, names: Sequence[str]) -> str:
-    """Return a hint to the metric that was meant: one with the same last word, or one written alike."""
+    """Return a hint to the metric with the same last word, or else to one with a similar name."""
     last = path.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
     return f" Did you mean {same[0]!r}?" if same else did_you_mean(path, names)

@@ -13,11 +13,11 @@ from finetune.registry.storage.store import Store
 def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
     """Return the entry that published the version of ``ref``.
 
-    A version that is named exactly, by number or digest, is found although it is yanked.
+    A reference by number or digest finds a yanked version too.
 
     Raises:
-        NotFoundError: there is no such version or alias; the message names those that are.
-        YankedError: the alias stands for a yanked version.
+        NotFoundError: there is no such version or alias; the message names the existing ones.
+        YankedError: the alias points to a yanked version.
     """
     number = ref.version if ref.alias is None else head.aliases.get(ref.alias)
     if number is not None and number <= head.version:
@@ -28,24 +28,26 @@ def find(log: Log, head: Commit, ref: AdapterRef) -> Commit:
     if found is None:
         hint = "" if ref.alias is None else did_you_mean(ref.alias, head.aliases)
         versions = "version 1" if head.version == 1 else f"versions 1 to {head.version}"
-        raise NotFoundError(f"{ref} does not exist.{hint} It has {versions}, and the aliases {_aliases(head)}.")
+        raise NotFoundError(
+            f"{ref} does not exist.{hint} {ref.full_name} has {versions}, and the aliases {_aliases(head)}."
+        )
     return found
 
 
 def none_of_that_name(store: Store, location: str, ref: AdapterRef) -> NotFoundError:
-    """Return the error for a name that nobody published, with the names that exist."""
+    """Return the error for a name that was never published, with the existing names."""
     names = ["/".join(parts) for parts in list_logs(store)]
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return NotFoundError(
         f"no adapter {ref.full_name!r} in {location}.{did_you_mean(ref.full_name, names)} "
-        f"It holds: {shown or 'nothing yet'}.{folder_hint(ref.full_name)}"
+        f"Adapters there: {shown or 'none yet'}.{folder_hint(ref.full_name)}"
     )
 
 
 def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, alias: str) -> int:
-    """Return the version that an alias stood for before the one it stands for now, yanked ones left out.
+    """Return the version that an alias pointed to before its present one, without the yanked versions.
 
-    A rollback undoes moves, and is none itself: the second goes one step further back, not forward again.
+    A rollback undoes a move and does not count as one: a second rollback goes one step further back, not forward.
 
     Args:
         entries: the log, the oldest first.
@@ -54,7 +56,7 @@ def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, ali
         alias: one of its aliases.
 
     Raises:
-        NotFoundError: it never stood for another version that may be used.
+        NotFoundError: the alias never pointed to another version that is not yanked.
     """
     trail: list[int] = []
     for entry in entries:
@@ -70,8 +72,8 @@ def version_before(entries: Iterable[Commit], head: Commit, ref: AdapterRef, ali
         if str(version) not in head.yanked and version != trail[-1]:
             return version
     raise NotFoundError(
-        f"{ref.full_name}: the alias {alias!r} stands for version {head.aliases[alias]}, and before that for no "
-        "version that may be used. Name the version that it shall go to."
+        f"{ref.full_name}: the alias {alias!r} points to version {head.aliases[alias]}, and never pointed to another "
+        "version that is not yanked. Give the version to move it to (`to`)."
     )
 
 
@@ -79,7 +81,7 @@ def check_exists(head: Commit, ref: AdapterRef, alias: str) -> None:
     """Refuse an alias that does not exist.
 
     Raises:
-        NotFoundError: it does not exist; the message names those that do.
+        NotFoundError: the alias does not exist; the message names the existing ones.
     """
     if alias not in head.aliases:
         raise NotFoundError(
@@ -90,10 +92,13 @@ def check_exists(head: Commit, ref: AdapterRef, alias: str) -> None:
 
 def _why_not(ref: AdapterRef, version: int, reason: str) -> str:
     if ref.alias == LATEST:
-        return f"every version of {ref.full_name} is yanked; the newest, {version}: {reason}. Publish another one."
+        return (
+            f"every version of {ref.full_name} is yanked. The reason for the newest, version {version}: {reason}. "
+            "Publish another version."
+        )
     return (
-        f"{ref} stands for version {version}, which is yanked: {reason}. Move the alias (`finetune registry rollback "
-        f"{ref.full_name} {ref.alias}`), or name an exact version."
+        f"{ref} points to version {version}, which is yanked: {reason}. Move the alias (`finetune registry rollback "
+        f"{ref.full_name} {ref.alias}`), or give the number of a version."
     )
 
 

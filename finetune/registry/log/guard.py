@@ -1,8 +1,7 @@
 """The guard of a registry: its trust policy, its rollback protection, and its signing key.
 
-The head of a log says what every alias stands for. So it has to be signed by a key of the namespace, and must not be
-older than the newest entry seen before. The entry that published a version has to be signed likewise, and so has its
-manifest.
+The newest entry of a log holds all aliases. So a key of the namespace must have signed it, and it must not be older
+than the newest entry seen before. Such a key must also have signed the entry that published a version and its manifest.
 """
 
 import contextlib
@@ -65,7 +64,7 @@ class Guard:
     def configured(
         cls, location: str, *, signer: SigningKey | str | Path | None, trust: TrustPolicy | str | Path | None
     ) -> "Guard":
-        """Return the guard of a registry; the environment gives the arguments that are None.
+        """Return the guard of a registry; the environment replaces arguments that are None.
 
         Args:
             location: the location of the registry.
@@ -84,16 +83,16 @@ class Guard:
 
     @property
     def policy(self) -> TrustPolicy:
-        """The trust policy as it is now.
+        """The present trust policy.
 
         Raises:
-            TrustError: its file cannot be used.
+            TrustError: the file of the policy is missing, is not valid, or others can change it.
         """
         return self._trust.read() if isinstance(self._trust, PolicyFile) else self._trust
 
     @cached_property
     def seen(self) -> SeenEntries:
-        """The newest entries that were seen here."""
+        """The newest entries that this user has seen."""
         return SeenEntries(self.location)
 
     def verify_entry(self, namespace: str, name: str, entry: Commit) -> Verdict:
@@ -101,7 +100,7 @@ class Guard:
         return self.policy.verify_signature(namespace, entry.signature, entry.message(namespace, name))
 
     def verify_folder(self, folder: Path) -> tuple[AdapterManifest, Verdict]:
-        """Return the manifest of a folder, and the verdict on the signature beside it; no registry is asked.
+        """Return the manifest of a folder, and the verdict on the signature beside it, without a registry.
 
         Args:
             folder: a folder that was pulled, copied or downloaded.
@@ -109,7 +108,7 @@ class Guard:
         Raises:
             ManifestError: there is no manifest, or it breaks its schema.
             IntegrityError: the folder does not hold exactly the files of its manifest.
-            TrustError: its ``manifest.sig`` is no signature.
+            TrustError: its ``manifest.sig`` does not hold a signature.
         """
         raw, manifest = read_manifest(folder)
         check_folder(folder, manifest)
@@ -117,17 +116,17 @@ class Guard:
         return manifest, self.policy.verify_signature(manifest.namespace, read_signature(folder), message)
 
     def check_head(self, log: GuardedLog, head: Commit | None) -> bool:
-        """Refuse, or warn of, a newest entry that is not vouched for, or is older than one seen before.
+        """Refuse a newest entry without an accepted signature, or older than one seen before; ``warn`` only warns.
 
         Args:
             log: the log.
             head: its newest entry; None when it is empty.
 
         Returns:
-            False after a warning, when another one about the same log would add nothing; else True.
+            False after a warning, so that the caller gives no second one about the same log; else True.
 
         Raises:
-            TrustError: the namespace requires signatures.
+            TrustError: the namespace requires signatures, and the entry is refused.
         """
         with self._demand(log.namespace) as demand:
             if demand != "off":
@@ -136,7 +135,7 @@ class Guard:
         return False
 
     def check_version(self, log: GuardedLog, head: Commit, entry: Commit) -> None:
-        """Refuse, or warn of, a version whose entry or manifest is not vouched for.
+        """Refuse a version whose entry or manifest has no accepted signature; ``warn`` only warns.
 
         Args:
             log: the log.
@@ -144,7 +143,7 @@ class Guard:
             entry: the entry that published the version.
 
         Raises:
-            TrustError: the namespace requires signatures.
+            TrustError: the namespace requires signatures, and the version is refused.
         """
         with self._demand(log.namespace) as demand:
             if demand == "off":
@@ -154,12 +153,12 @@ class Guard:
             self._check_manifest(log.namespace, log.name, entry.manifest, entry.manifest_signature)
 
     def check_manifest(self, version: Version) -> None:
-        """Refuse a version whose manifest is not vouched for, wherever it was found: a listing checks nothing.
+        """Refuse a version whose manifest has no accepted signature, also one from a listing, which checks nothing.
 
-        Where the namespace only warns, ``check_version`` has done so.
+        Where the namespace only warns, ``check_version`` has warned already.
 
         Raises:
-            TrustError: the namespace requires signatures.
+            TrustError: the namespace requires signatures, and the version is refused.
         """
         if self.policy.of(version.namespace).signatures == "require":
             self._check_manifest(version.namespace, version.name, version.digest, version.signature)
@@ -169,17 +168,17 @@ class Guard:
 
         Args:
             namespace: the namespace of the adapter.
-            unlock: whether the terminal may be asked for a passphrase; without it such a key is only looked for.
+            unlock: True to let the user type a passphrase; False to return None for a key that needs one.
 
         Raises:
-            TrustError: the namespace requires signatures, and there is no key, or not one that may sign there.
+            TrustError: the namespace requires signatures, and no key is given, or the key may not sign there.
         """
         requires = self.policy.of(namespace).signatures == "require"
         if self._signer is None:
             if requires:
                 raise TrustError(
                     f"{self._source} requires signatures in the namespace {namespace!r}, and there is no key to sign "
-                    f"with: give its file with --sign-with or {KEY_VARIABLE}. Nothing was written."
+                    f"with. Give the file of a key with --sign-with or {KEY_VARIABLE}. Nothing was written."
                 )
             return None
         if not isinstance(self._signer, SigningKey):
@@ -188,13 +187,13 @@ class Guard:
             self._signer = SigningKey.load(self._signer)
         if requires and (refusal := self.policy.refusal(namespace, self._signer.id)):
             raise TrustError(
-                f"the signing key is that of {refusal}; {self._source} would not accept what it signs. Nothing was "
-                "written."
+                f"the signing key must be one that {self._source} accepts in the namespace {namespace!r}, got "
+                f"{refusal}. Nothing was written."
             )
         return self._signer
 
     def seal(self, log: GuardedLog, commit: Commit) -> Commit:
-        """Return an entry as it shall be written: signed, where there is a key.
+        """Return an entry ready to be written: signed, where there is a key.
 
         Raises:
             TrustError: as for ``check_signer``.
@@ -203,7 +202,7 @@ class Guard:
         return commit if key is None else commit.signed(key, log.namespace, log.name)
 
     def remember(self, log: GuardedLog, entry: Commit) -> None:
-        """Remember an entry as seen, if the namespace asks for signatures and accepts that of the entry."""
+        """Remember an entry as seen, if the policy checks signatures there and accepts that of the entry."""
         with self._demand(log.namespace) as demand:
             if demand != "off" and self.verify_entry(log.namespace, log.name, entry).problem is None:
                 self.seen.remember(f"{log.namespace}/{log.name}", entry.seq, entry.digest)
@@ -226,10 +225,10 @@ class Guard:
         seen = self.seen.newest(full_name)
         if problem := contradiction(log, head, seen):
             raise TrustError(
-                f"{full_name} in {self.location}: {problem}. If that is right, as after a restored backup: `finetune "
-                f"registry forget {full_name}`."
+                f"{full_name} in {self.location}: {problem}. If that is expected, as after a restored backup, run "
+                f"`finetune registry forget {full_name}`."
             )
-        # What nobody signed is never remembered: it would make everything genuine look old.
+        # An unsigned entry is never remembered: a forged one would make every genuine entry look old.
         if head is not None and (seen is None or seen[0] < head.seq):
             self.seen.remember(full_name, head.seq, head.digest)
 
@@ -255,14 +254,13 @@ class Guard:
 
 
 def _going_on(problem: str) -> str:
-    """Return a hint how to bring a history without signatures under a policy that requires them."""
+    """Return a hint how to sign a history that was written before the policy required signatures."""
     if problem != NOT_SIGNED:
         return ""
     return (
-        " If it was written before signatures were required and is what it should be: under a copy of the policy that "
-        f"says `warn` ({TRUST_VARIABLE}=COPY), with the key ({KEY_VARIABLE}), `finetune registry pull` the version and "
-        "`publish` the folder again with its alias; the first signed entry vouches for all aliases "
-        "(docs/threat-model.md)."
+        " If it is older than the policy and you trust it, sign it now. Set `signatures: warn` in a copy of the policy "
+        f"({TRUST_VARIABLE}=COPY) and give the key ({KEY_VARIABLE}). Then `finetune registry pull` the version, and "
+        "`publish` the folder again with its alias. The first signed entry covers all aliases (docs/threat-model.md)."
     )
 
 
@@ -270,7 +268,7 @@ UNGUARDED = Guard("", trust=TrustPolicy())
 
 
 def contradiction(log: GuardedLog, head: Commit | None, seen: tuple[int, str] | None) -> str | None:
-    """Return the contradiction between a log and its entries seen before; None when the log goes on from there.
+    """Return the contradiction between a log and the entry of it seen before; None when the log continues it.
 
     Args:
         log: the log.
@@ -283,12 +281,12 @@ def contradiction(log: GuardedLog, head: Commit | None, seen: tuple[int, str] | 
     if head is None or head.seq < number:
         return (
             f"its newest entry is {head.seq if head else 'gone'}, but entry {number} (sha256:{digest}) was seen here "
-            "before. No entry is ever deleted, so this is an old state"
+            "before. The registry never deletes an entry, so this is an older state of the log"
         )
     try:
         now = head.digest if head.seq == number else head.prev if head.seq == number + 1 else log.read(number).digest
     except ObjectMissing:
-        return f"its entry {number} is gone, which was seen here before"
+        return f"its entry {number} was seen here before, and is gone"
     if now == digest:
         return None
-    return f"its entry {number} is sha256:{now}, but sha256:{digest} was seen in that place before: it is another log"
+    return f"its entry {number} is sha256:{now}, but sha256:{digest} was seen here before, so this is another log"

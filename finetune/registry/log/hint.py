@@ -1,7 +1,7 @@
 """The hint of a log: the newest version at some of its entries.
 
-It saves requests in a search of the log. The search takes nothing from it that the entries themselves do not confirm:
-where the hint is behind, lost or wrong, the search is longer and ends the same.
+It saves requests in a search of the log. The search confirms it by the entries themselves: when the hint is old,
+missing or wrong, the search takes longer and finds the same.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from finetune.errors import FinetuneError
 from finetune.registry.log.commits import Commit, hint_key
 from finetune.registry.storage.store import Store, read_all
 
-# Whoever writes an entry whose number is a multiple of this writes the hint too; so the newest is less than this
-# after the last entry of the hint, or not much more where two wrote it at once.
+# The writer of an entry whose number is a multiple of this writes the hint too. So the newest entry is less than this
+# after the last entry of the hint, or little more when two writers wrote the hint at once.
 HINT_EVERY = 16
 MAX_PLACES = 512
 MAX_HINT_BYTES = 32 * MAX_PLACES
@@ -35,10 +35,10 @@ def read_hint(store: Store, namespace: str, name: str) -> list[Place]:
 
 
 def write_hint(store: Store, namespace: str, name: str, commit: Commit) -> None:
-    """Add an entry to the hint; every second one of many places is left out.
+    """Add an entry to the hint; a hint that is too long loses every second place.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the hint cannot be written.
     """
     places = read_hint(store, namespace, name)
     places = [place for place in places if place[0] < commit.seq and place[1] <= commit.version]

@@ -1,8 +1,8 @@
-"""The index by which ``list`` answers at once: a file in the cache that may be lost, damaged or behind at any time.
+"""The index that makes ``list`` fast: a file in the cache that may be missing, damaged or old at any time.
 
-It holds the newest entry of each adapter when the index last saw it, and its row in ``list``. The row is used only
-where the entry is the same and still the newest; otherwise the log is read. So an index never makes an answer wrong,
-and needs no care.
+It holds the newest entry that the index has seen of each adapter, and its row in ``list``. The row is used only
+when that entry is unchanged and still the newest; otherwise the log is read. So an index never makes an answer wrong,
+and needs no maintenance.
 """
 
 import json
@@ -19,16 +19,16 @@ from finetune.registry.log.commits import log_key, split_log_key
 from finetune.registry.log.versions import Version
 from finetune.registry.storage.store import HasFolders, ObjectMeta, Store, exists, spares_others
 
-# Reads a log: namespace, name and the number of an entry that is known to exist (0: none) -> what list says of the
+# Reads a log: namespace, name and the number of an existing entry (0: none known) -> the latest version of the
 # adapter, and the number of the newest entry; None when there is no such adapter.
 ReadLatest = Callable[[str, str, int], tuple[Version, int] | None]
-# Takes the name of an adapter that cannot be read, and why.
+# Takes the name of an adapter that cannot be read, and the error.
 OnError = Callable[[str, FinetuneError], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    seq: int  # of the newest entry, of which all but the version is
+    seq: int  # of the newest entry, like the three fields below
     key: str
     size: int
     modified: str
@@ -118,15 +118,15 @@ def _if_newest(store: Store, space: str, name: str, seq: int) -> ObjectMeta | No
     except FinetuneError as error:
         if not spares_others(error):
             raise
-        return None  # whoever reads the log learns why
+        return None  # the read of the log that follows reports the error
 
 
 def _load(path: Path) -> dict[str, _Known]:
-    """Return the contents of an index file; nothing when there is none, or it is damaged."""
+    """Return the contents of an index file; an empty dict when there is none, or it is damaged."""
     try:
         names: dict[str, dict[str, Any]] = json.loads(read_note(path) or "{}")
         return {name: _known(fields) for name, fields in names.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):  # of another release
+    except (ValueError, TypeError, KeyError, AttributeError):  # damaged, or of another release
         return {}
 
 

@@ -7,7 +7,7 @@ from finetune.registry.log.commits import Commit
 
 
 def check_link(commit: Commit, previous: Commit | None) -> list[str]:
-    """Return the problems between an entry and the one before it; none when they belong together.
+    """Return the problems between an entry and the one before it; an empty list when there are none.
 
     Args:
         commit: the entry.
@@ -15,28 +15,30 @@ def check_link(commit: Commit, previous: Commit | None) -> list[str]:
     """
     problems = []
     if commit.seq != (1 if previous is None else previous.seq + 1):
-        problems.append(f"it says that it is entry {commit.seq}")
+        problems.append(f"its `seq` must be {1 if previous is None else previous.seq + 1}, got {commit.seq}")
     if commit.prev != (None if previous is None else previous.digest):
         problems.append(
-            "its prev is not the digest of the entry before it, so one of the two was changed"
+            "its `prev` must be the digest of the entry before it, and is not, so one of the two was changed"
             if previous
-            else "it is the first entry, but names one before it"
+            else "its `prev` must be null, because it is the first entry"
         )
     if commit.op == "publish":
         published = 0 if previous is None else previous.version
         if commit.version != published + 1:
-            problems.append(f"it publishes version {commit.version} after version {published}")
+            problems.append(f"it must publish version {published + 1}, got {commit.version}")
     elif previous is None:
-        problems.append(f"its op is {commit.op}, before anything was published")
+        problems.append(f"the op of the first entry must be publish, got {commit.op}")
     elif any(getattr(commit, name) != getattr(previous, name) for name in ("version", "manifest", "summary")):
-        problems.append(f"its op is {commit.op}, but its newest version differs from that of the entry before it")
+        problems.append(
+            f"its op is {commit.op}, so its newest version must be that of the entry before it, and differs"
+        )
     if previous is not None:
         problems.extend(_undue_changes(commit, previous))
     return problems
 
 
 def _undue_changes(commit: Commit, previous: Commit) -> list[str]:
-    """Return the changes of an entry that its ``op`` does not allow."""
+    """Return a problem for each change of an entry that its ``op`` does not allow."""
     moved = _changed(commit.aliases, previous.aliases) - {LATEST}
     if commit.op == "publish":
         undue = {alias for alias in moved if commit.aliases.get(alias) != commit.version}
@@ -48,8 +50,8 @@ def _undue_changes(commit: Commit, previous: Commit) -> list[str]:
     if len(yanked) == 1 and commit.op == ("yank" if yanked & commit.yanked.keys() else "unyank"):
         yanked = set()
     return [
-        f"its op is {commit.op}, but it changes {what} {', '.join(sorted(names))}"
-        for what, names in (("aliases:", undue), ("what is yanked:", yanked))
+        f"its op is {commit.op}, which must not change {what} {', '.join(sorted(names))}"
+        for what, names in (("aliases:", undue), ("yanked versions:", yanked))
         if names
     ]
 

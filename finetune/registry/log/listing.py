@@ -1,4 +1,4 @@
-"""The list of all versions of adapters, and the choice of versions by base, task and metrics."""
+"""The list of all versions of adapters, and the filter by base, task and metrics."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -41,7 +41,7 @@ def every_version(
 
 
 def warn_of_unreadable(name: str, error: FinetuneError) -> None:
-    """Warn the caller of ``list`` of an adapter that is left out."""
+    """Warn the caller of ``list`` about an adapter that is left out."""
     warnings.warn(f"{name} cannot be read and is not listed: {plain(str(error), 1000)}", UserWarning, stacklevel=4)
 
 
@@ -49,13 +49,13 @@ def wanted(versions: Iterable[Version], *, base: str | None, task: str | None, m
     """Return the versions whose summary meets the conditions.
 
     Args:
-        versions: the versions to choose from.
+        versions: the versions to filter.
         base: the hub id of the base, or the beginning of its digest in hexadecimal; None for any.
         task: the name of the task; None for any.
         metrics: conditions on the metrics, which must all hold.
 
     Raises:
-        ConditionError: one of ``metrics`` is no condition.
+        ConditionError: one of ``metrics`` is not a condition.
     """
     conditions = [Condition.parse(text) for text in metrics]
     return [

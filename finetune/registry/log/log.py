@@ -1,7 +1,7 @@
 """The log of one adapter: entries numbered from 1 without gaps, each created once and never changed.
 
-The creation of entry n+1 is the only moment at which a change takes effect. It fails when someone else was first, so
-two writers can never both believe that they succeeded.
+A change takes effect when entry n+1 is created. The creation fails when another writer was first, so two writers
+never both believe that they succeeded.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Log:
         self.name = name
         self.guard = guard
         self.known = 0
-        self._places: list[Place] = []  # those of the hint, where it was read
+        self._places: list[Place] = []  # of the hint, once it was read
 
     def key(self, seq: int) -> str:
         """Return the key of an entry."""
@@ -45,8 +45,8 @@ class Log:
         """Return an entry.
 
         Raises:
-            ObjectMissing: it does not exist.
-            IntegrityError: it is damaged.
+            ObjectMissing: the entry does not exist.
+            IntegrityError: the entry is damaged.
         """
         return self._parse(seq, read_all(self.store, self.key(seq), max_bytes=MAX_COMMIT_BYTES))
 
@@ -63,7 +63,8 @@ class Log:
             commit = self.read(seq) if raw is None else self._parse(seq, raw)
         except ObjectMissing:
             raise IntegrityError(
-                f"{self.key(seq)}: it was there before and is gone; entries of a log are never deleted"
+                f"{self.key(seq)}: this log entry must exist, because it was read before, and is gone. The registry "
+                "never deletes an entry: look for more damage with `finetune registry verify`."
             ) from None
         self.known = seq
         return commit
@@ -77,7 +78,7 @@ class Log:
     def _parse(self, seq: int, raw: bytes) -> Commit:
         commit = Commit.parse(raw, source=self.key(seq))
         if commit.seq != seq:
-            raise IntegrityError(f"{self.key(seq)}: it says that it is entry {commit.seq}")
+            raise IntegrityError(f"{self.key(seq)}: its `seq` must be {seq}, got {commit.seq}")
         return commit
 
     def _read_hint(self) -> int:
@@ -90,20 +91,20 @@ class Log:
         Args:
             make: the function that gets the newest entry and returns the next one, or an entry that is in the log
                 already when there is nothing to write. It raises ConflictError when its expectations do not hold. It
-                is called again, upon a newer entry, whenever someone else was first; each entry that it builds has the
+                is called again with a newer entry when another writer was first; each entry that it builds has the
                 same ``txn``.
 
         Returns:
             The entry as it stands in the log.
 
         Raises:
-            ConflictError: others were first too many times.
+            ConflictError: other writers were first too many times.
             TrustError: the guard does not accept the newest entry, or cannot sign the new one.
-            StoreError: the store refused twice; unless it says more, the entry may be in the log.
+            StoreError: the store refused twice; unless the message says more, the entry may be in the log.
         """
         for attempt in range(MAX_ATTEMPTS):
             head = self.head()
-            # The new entry says again what the newest says, and whoever signs it vouches for that.
+            # The new entry repeats the state of the newest one, and its signature covers that state.
             self.guard.check_head(self, head)
             commit = make(head)
             if head is not None and commit.seq <= head.seq:
@@ -118,19 +119,20 @@ class Log:
                 return entry
             time.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)))
         raise ConflictError(
-            f"{self.namespace}/{self.name}: {MAX_ATTEMPTS} times someone else wrote first; try again later"
+            f"cannot write to the log of {self.namespace}/{self.name}: other writers were first {MAX_ATTEMPTS} times. "
+            "Try again later."
         )
 
     def _create(self, commit: Commit) -> Commit:
-        """Return the entry that now has the place of ``commit``: itself, or that of another writer who was first."""
+        """Return the entry that now has the number of ``commit``: itself, or that of a writer who was first."""
         key, raw = self.key(commit.seq), commit.to_bytes()
         try:
             self.store.put(key, raw, mode="create")
         except AlreadyExists:
-            # Ours all the same when the store wrote it, lost the answer, and asked itself again.
+            # It may still be ours, when the store wrote it, lost the answer and tried again by itself.
             return self.read(commit.seq)
         except StoreError as error:
-            # It may have failed after it had written. Asked again it says so, and that the entry is lasting.
+            # The store may have failed after the write. A second create reveals that, and that the entry is lasting.
             try:
                 self.store.put(key, raw, mode="create")
             except AlreadyExists:
@@ -143,16 +145,19 @@ class Log:
         """Return the entry that published ``version``, which is at most ``head.version``.
 
         Raises:
-            IntegrityError: the log does not hold it where it must be.
+            IntegrityError: the log lacks that entry.
         """
         if head.op == "publish" and head.version == version:
             return head
-        # With the places of the hint, and where it led astray, without.
+        # First with the places of the hint, then without, because the hint may be wrong.
         for places in (self._places, []):
             commit, seq = find_version(self.read, version, *around(places, version, head))
             if commit is not None:
                 return commit
-        raise IntegrityError(f"{self.key(seq)}: version {version} should be published here or before, and is not")
+        raise IntegrityError(
+            f"{self.key(seq)}: this entry or an earlier one must publish version {version}, and none does. Look for "
+            "more damage with `finetune registry verify`."
+        )
 
     def find_digest(self, digest: str, head: Commit) -> Commit | None:
         """Return the entry of the newest version with this manifest, or None; read from ``head`` back."""
@@ -164,7 +169,7 @@ class Log:
         return next((c for c in self._back_from(head, down_to=above + 1) if c.txn == txn), None)
 
     def entries(self, head: Commit) -> Iterator[Commit]:
-        """Yield every entry up to ``head``, the oldest first; so ``head`` vouches for all of them.
+        """Yield every entry up to ``head``, the oldest first, each checked by the digest in the next one.
 
         Raises:
             IntegrityError: an entry does not follow the one before it.
@@ -174,8 +179,8 @@ class Log:
             entry = head if seq == head.seq else self.read(seq)
             if entry.prev != (None if previous is None else previous.digest):
                 raise IntegrityError(
-                    f"{self.key(seq)}: its prev is not the digest of the entry before it, so one of the two was "
-                    "changed. See what else is with `finetune registry verify`."
+                    f"{self.key(seq)}: its `prev` must be the digest of the entry before it, and is not, so one of the "
+                    "two was changed. Look for more damage with `finetune registry verify`."
                 )
             yield (previous := entry)
 

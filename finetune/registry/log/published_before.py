@@ -8,16 +8,16 @@ from finetune.registry.storage.adapter_folders import load_manifest
 from finetune.registry.storage.blobs import blob_key
 from finetune.registry.storage.store import Store, exists
 
-LOOKED_AT = 20  # versions: each costs a request or two, and only where the weights are in the store already
+LOOKED_AT = 20  # versions: each costs one or two requests, only when the store has the weights already
 
 
 def has_weights(store: Store, manifest: AdapterManifest) -> bool:
-    """Return whether the weights that ``manifest`` lists are in the store, of whatever adapter."""
+    """Return whether the store has the weights that ``manifest`` lists, from any adapter."""
     return exists(store, blob_key(manifest.files[WEIGHTS_NAME].sha256))
 
 
 def published_before(store: Store, log: Log, commit: Commit, manifest: AdapterManifest) -> str | None:
-    """Return the note on a version whose bytes or weights one of the 20 versions before it has; None for none.
+    """Return a note when one of the 20 versions before has the same bytes or weights; else None.
 
     Args:
         store: the store that holds the manifests of these versions.
@@ -30,10 +30,10 @@ def published_before(store: Store, log: Log, commit: Commit, manifest: AdapterMa
         try:
             digest = log.find_version(number, commit).manifest
             if digest == commit.manifest:
-                return f"these are the bytes of version {number} again, under a new number"
+                return f"version {commit.version} has the same bytes as version {number}"
             before = load_manifest(store, digest, f"{log.namespace}/{log.name}")[1]
-        except FinetuneError:  # a damaged version says nothing of this one
+        except FinetuneError:  # an earlier version that is damaged cannot be compared
             continue
         if before.files[WEIGHTS_NAME].sha256 == weights:
-            return f"its weights are those of version {number}"
+            return f"version {commit.version} has the same weights as version {number}"
     return None

@@ -1,15 +1,15 @@
-"""The search for an entry of a log with few requests, which trusts nothing but the entries themselves."""
+"""The search for an entry of a log with few requests, which relies on the entries alone."""
 
 from collections.abc import Callable, Iterable
 
 from finetune.registry.log.commits import Commit
 from finetune.registry.log.hint import HINT_EVERY, Place
 
-# Steps of the first look ahead, short for most logs are.
+# The first steps ahead; they are short, because most logs are.
 NEARBY = (1, 3, 12)
-# Steps where no hint is of use: a log of 10,000 entries takes 19 requests then, one of a million 29.
+# The steps without a usable hint: a log of 10,000 entries takes 19 requests, a log of a million entries 29.
 FAR = tuple(1 << power for power in range(14, 40, 4))
-# Guesses of the place of a version by its share of all, before what is left is halved each time.
+# The number of guesses in proportion to the version; after them, each guess halves the rest.
 GUESSES_BY_SHARE = 3
 
 Found = tuple[int, bytes | None]  # number and bytes of an entry; no bytes when it was not fetched
@@ -27,7 +27,7 @@ def find_newest(fetch: Callable[[int], bytes | None], read_hint: Callable[[], in
     Returns:
         Its number, 0 when there is none, and its bytes, None when it is ``known``.
     """
-    # An entry exists up to the newest and none after it, so one that is there and one that is missing enclose it.
+    # All entries up to the newest exist and none after it, so an existing and a missing one enclose the newest.
     there, missing = _climb(fetch, (known, None), NEARBY)
     if missing is None:
         hint = read_hint()
@@ -48,7 +48,7 @@ def find_newest(fetch: Callable[[int], bytes | None], read_hint: Callable[[], in
 
 
 def _climb(fetch: Callable[[int], bytes | None], there: Found, steps: Iterable[int]) -> tuple[Found, int | None]:
-    """Return the last entry that was found by going on in ``steps``, and the number that was missing, if one was."""
+    """Return the last entry found on the way in ``steps``, and the first missing number; None for none."""
     for step in steps:
         number = there[0] + step
         if (raw := fetch(number)) is None:
@@ -67,11 +67,11 @@ def find_version(read: Callable[[int], Commit], version: int, before: Place, aft
         after: a place that is not before it.
 
     Returns:
-        The entry; None, and the number at which it should have stood at the latest, when the log lacks it or the
-        places are wrong.
+        The entry and its number. When the log lacks it or the places are wrong: None, and the last number that it could
+        have.
     """
     guesses = 0
-    # No entry publishes more than one version, which leaves little between the places where most entries publish.
+    # Each entry publishes at most one version, so few entries are left between the places when most are publishes.
     while (first := before[0] + version - before[1]) <= (last := after[0] - (after[1] - version)):
         share = (after[0] - before[0]) / max(1, after[1] - before[1])
         guess = before[0] + round((version - before[1]) * share) if guesses < GUESSES_BY_SHARE else (first + last) // 2

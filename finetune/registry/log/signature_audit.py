@@ -14,12 +14,12 @@ def count_signers(guard: Guard, log: Log, entries: Sequence[Commit]) -> Counter[
     return Counter(guard.verify_entry(log.namespace, log.name, entry).signer for entry in entries)
 
 
-def unvouched(guard: Guard, log: Log, entries: Sequence[Commit]) -> Iterator[tuple[int, str]]:
-    """Yield each problem that the trust policy has: the number of the entry, and the reason.
+def refused_entries(guard: Guard, log: Log, entries: Sequence[Commit]) -> Iterator[tuple[int, str]]:
+    """Yield each entry that the trust policy does not accept: its number, and the reason.
 
-    A signature that its key did not make is wrong wherever it stands. A key that is not accepted, or none, matters
-    where it could still be relied on: in the newest entry, and in those that published a version that is not yanked.
-    The rest is history, for which the newest entry vouches.
+    A forged signature is a problem in every entry. A missing signature, or a key that is not accepted, is one only in
+    entries still in use: the newest, and those that published a version that is not yanked. The digests in later
+    entries protect the rest.
 
     Args:
         guard: the guard of the registry.

@@ -22,7 +22,7 @@ def read_published(store: Store, version: Version) -> Contents:
     """Return a version's manifest, and the function that reads one of its files, straight from the store's blobs.
 
     Raises:
-        IntegrityError: a blob is missing, or has other bytes than its name says; the function raises it too.
+        IntegrityError: a blob is missing, or its bytes do not match its digest; the function raises it too.
     """
     with nothing_missing(version.ref):
         _, manifest = load_manifest(store, version.digest, version.full_name)
@@ -38,7 +38,7 @@ def read_published(store: Store, version: Version) -> Contents:
 
 
 def read_pulled(folder: Path) -> Contents:
-    """Return the manifest of a pulled folder, and the function that reads one of its files, checked once more."""
+    """Return the manifest of a pulled folder, and the function that reads one of its files and checks it again."""
     _, manifest = read_manifest(folder)
 
     def read(name: str) -> bytes:
@@ -52,14 +52,14 @@ def read_pulled(folder: Path) -> Contents:
 
 
 def _whole(file: BinaryIO, entry: FileEntry, *, what: str) -> bytes:
-    """Return the contents of a file in one piece: most of a load is reading weights."""
+    """Return the contents of a file in one piece, which is the fastest way to read weights."""
     (data,) = checked([file.read(entry.size + 1)], entry, what=what)
     return data
 
 
 @contextlib.contextmanager
 def nothing_missing(ref: str) -> Iterator[None]:
-    """Turn the error for a missing blob into one that says that the registry is damaged.
+    """Turn the error for a missing blob into an error about a damaged registry.
 
     Raises:
         IntegrityError: a blob is missing, instead of ``ObjectMissing``.
@@ -68,6 +68,6 @@ def nothing_missing(ref: str) -> Iterator[None]:
         yield
     except ObjectMissing as error:
         raise IntegrityError(
-            f"{ref} cannot be pulled, the registry is damaged: {error}. "
-            "See what else is with `finetune registry verify`."
+            f"cannot pull {ref}, because the registry is damaged: {error}. "
+            "Look for more damage with `finetune registry verify`."
         ) from None

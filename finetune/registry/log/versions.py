@@ -16,14 +16,14 @@ class Version:
         name: the adapter.
         version: the number of the version, counted from 1 without gaps.
         digest: the SHA-256 of its manifest.
-        aliases: the aliases that stand for it now, sorted.
-        yanked: the reason why it is not to be used any more; None when it may be.
-        summary: the summary of its manifest in the log, under today's names.
-        time: the time of the publish, by the clock of its writer.
-        actor: the name of its writer, which nothing proves.
+        aliases: the aliases that point to it now, sorted.
+        yanked: the reason why the version is yanked; None when it is not.
+        summary: the summary of its manifest in the log, with the keys of this release.
+        time: the time of the publish, by the clock of the writer.
+        actor: the name that the writer gave; nothing proves it.
         seq: the number of the log entry that published it.
-        signature: the signature over ``digest``, as it stands in the log; None when it was published unsigned.
-        note: the note that ``publish`` returns where an earlier version has the same bytes or weights; else None.
+        signature: the signature over ``digest`` in the log; None when the version was published unsigned.
+        note: a note from ``publish`` when an earlier version has the same bytes or weights; else None.
     """
 
     namespace: str
@@ -41,7 +41,7 @@ class Version:
 
     @classmethod
     def of(cls, ref: AdapterRef, commit: Commit, head: Commit) -> "Version":
-        """Return the version that ``commit`` published, with what ``head`` says of it."""
+        """Return the version that ``commit`` published, with its aliases and yank from ``head``."""
         return cls(
             namespace=ref.namespace,
             name=ref.name,
@@ -68,5 +68,5 @@ class Version:
 
     @property
     def warning(self) -> str | None:
-        """The warning for a user of exactly this version; None when there is none."""
+        """The warning for a user of this version; None when it is not yanked."""
         return None if self.yanked is None else f"{self.ref} is yanked: {self.yanked}. Use another version."

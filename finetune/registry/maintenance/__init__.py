@@ -1,1 +1,1 @@
-"""The upkeep of a registry: verification, garbage collection, and the trial of a place."""
+"""The maintenance of a registry: verification, garbage collection, and the check of a location."""

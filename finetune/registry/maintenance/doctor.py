@@ -1,4 +1,4 @@
-"""The check of whether a place is fit for a registry with many writers, by trials with temporary objects."""
+"""The check of a location for a registry with many writers, by trials with temporary objects."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ from finetune.registry.storage.local import LocalStore
 from finetune.registry.storage.store import Store, exists
 from finetune.registry.storage.trial import UNFIT, Finding, create, create_at_once, read_small, trial
 
-CLOCK_SECONDS = 60  # that clocks may differ before it is worth a word
+CLOCK_SECONDS = 60  # a larger difference between the clocks is a warning
 LEAST_FREE = 1 << 30  # bytes
-OLD = timedelta(hours=1)  # what is written for longer has most likely been given up
+OLD = timedelta(hours=1)  # an older temporary file was most likely left by a killed writer
 
 
 def diagnose(registry: AdapterRegistry) -> list[Finding]:
-    """Try out the store of a registry, which need not be there yet, and leave it as it was.
+    """Try out the store of a registry, which need not exist yet, and leave it unchanged.
 
-    A trial that cannot be made, as the store refuses something, is the last one.
+    The first trial that raises an error is the last one.
 
     Returns:
-        A finding for each trial; do not write there when one of them is ``failed``.
+        A finding for each trial. Do not write there when one is ``failed``.
     """
     store, findings = registry.store, []
     folder = store.root if isinstance(store, LocalStore) else None
@@ -54,8 +54,10 @@ def _read_after_write(store: Store, prefix: str) -> Finding:
         data = b"%d" % number
         store.put(f"{key}-{number}", data, mode="create")
         if read_small(store, f"{key}-{number}") != data or store.head(f"{key}-{number}").size != len(data):
-            return Finding(probe=probe, verdict="failed", text=f"what was written was not what was read. {UNFIT}")
-    return Finding(probe=probe, verdict="ok", text="what was written was read at once")
+            return Finding(
+                probe=probe, verdict="failed", text=f"a new object was read with other bytes than were written. {UNFIT}"
+            )
+    return Finding(probe=probe, verdict="ok", text="each new object could be read at once")
 
 
 def _overwrite(store: Store, prefix: str) -> Finding:
@@ -73,9 +75,9 @@ def _list(store: Store, prefix: str) -> Finding:
         store.put(key, b"", mode="create")
     missing = keys - {meta.key for meta in store.list(f"{prefix}/list")}
     if missing:
-        text = f"{len(missing)} of {len(keys)} objects just written were not listed; gc and verify would miss them"
+        text = f"{len(missing)} of {len(keys)} new objects were not listed, so gc and verify would miss them"
         return Finding(probe="list", verdict="failed", text=text)
-    return Finding(probe="list", verdict="ok", text="what was written was listed at once")
+    return Finding(probe="list", verdict="ok", text="each new object was listed at once")
 
 
 def _delete(store: Store, prefix: str) -> Finding:
@@ -97,8 +99,8 @@ def _clock(store: Store, prefix: str) -> Finding:
     ahead = min(theirs + 1 - before, 0) + max(theirs - after, 0)
     if abs(ahead) > CLOCK_SECONDS:
         text = (
-            f"the store's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's. Versions "
-            "are in order all the same, but their times mislead: set the clock that is wrong."
+            f"the store's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's. The "
+            "order of versions is right, but their times are not. Set the wrong clock right."
         )
         return Finding(probe="clock", verdict="warning", text=text)
     return Finding(
@@ -131,7 +133,9 @@ def _hard_links(folder: Path) -> Finding:
         for path in (first, second):
             with contextlib.suppress(OSError):
                 path.unlink()
-    return Finding(probe="hard links", verdict="ok", text="there are hard links, by which an object is created")
+    return Finding(
+        probe="hard links", verdict="ok", text="the file system has hard links, which the creation of an object needs"
+    )
 
 
 def _free_space(folder: Path) -> Finding:

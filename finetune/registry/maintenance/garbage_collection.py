@@ -1,8 +1,8 @@
 """Garbage collection: it deletes the objects of a registry that no log names, while others publish.
 
-A publish stores its blobs first and names them last, in the entry of a log. The blobs of a publish that was killed, or
-never got that far, are garbage. From outside they look like those of a publish that is still at work. All times below
-are by the store's clock; no two machines' clocks are compared.
+A publish stores its blobs first and names them last, in the entry of a log. The blobs of a publish that was killed
+before that are garbage. They look like those of a publish that is still running. All times below are by the store's
+clock; no two machines' clocks are compared.
 
 ::
 
@@ -26,7 +26,7 @@ Nothing that an entry names is deleted. Let X be named by P5 and deleted at G5.
 - Deleted before P4: then P4 missed it. So it is deleted after P4, hence after P3.
 - G3 before P3: the plan goes after X is deleted, so it was there at P3. Then P3 saw it and the publish waited; or
   it was older than PLAN_LIFE, and its gc no longer deletes.
-- G3 after P3: before P3, X was there and no older than FRESH when the publish began; whoever wrote it since made
+- G3 after P3: before P3, X was there and no older than FRESH when the publish began; any later write made
   it younger. G5 comes after G3, and found X older than the grace period was at G1. So G1 was
   at least the grace period less FRESH, which is LONGEST or more, after the publish began, and so after P5. Then
   G2 read its entry, and X was named.
@@ -60,13 +60,13 @@ from finetune.registry.storage.location import is_registry
 from finetune.registry.storage.store import KeepsAside, ObjectMeta, ObjectMissing, Store
 
 DEFAULT_GRACE = timedelta(days=7)
-# What a gc or a doctor leaves that was killed: plans and probes. Nothing else in these folders is ours.
+# Plans and probes that a killed gc or doctor leaves. Nothing else in these folders is ours.
 _SCRATCH = re.compile(r"gc/clock-[0-9a-f]{32}|gc/plans/[0-9a-f]{32}\.json|doctor/[0-9a-f]{32}/.+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """One object that can be deleted, or file that a killed writer left.
+    """One object that can be deleted, or a file that a killed writer left.
 
     Attributes:
         key: the key of the object.
@@ -92,8 +92,8 @@ class Collection:
 
     Attributes:
         garbage: the objects that can be deleted.
-        deleted: those that were deleted; fewer when others began to use them meanwhile. None in a dry run.
-        young: the number of blobs that nothing names either, but that are too young to be deleted.
+        deleted: the deleted objects, without those that a publish began to use meanwhile. None in a dry run.
+        young: the number of blobs that no log names either, but that are too young to be deleted.
     """
 
     garbage: list[Garbage]
@@ -102,30 +102,29 @@ class Collection:
 
 
 def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, delete: bool = False) -> Collection:
-    """Find, and with ``delete`` remove, the objects that nothing names and that are older than a grace period.
+    """Find, and with ``delete`` remove, the objects that no log names and that are older than a grace period.
 
     These are blobs that no log names, temporary files of killed writers, and plans and probes of killed gcs and
     doctors. Others may publish meanwhile.
 
     Args:
-        registry: the registry; the time is read by writing to it, in a dry run too.
+        registry: the registry; a dry run writes to it too, to read its clock.
         grace: the age from which an object may be deleted, at least ``LEAST_GRACE``.
-        delete: whether to delete the garbage.
+        delete: True to delete the garbage; False for a dry run.
 
     Raises:
         NotFoundError: there is no registry.
-        RegistryError: the grace period is too short, or a log cannot be read by this program.
-        IntegrityError: a log or a manifest is damaged, so that it cannot be known what is needed; nothing was
-            deleted.
+        RegistryError: the grace period is too short, or this program cannot read a log.
+        IntegrityError: a log or a manifest is damaged, so nobody knows which blobs are needed; nothing was deleted.
     """
     if grace < LEAST_GRACE:
         raise RegistryError(
-            f"a grace period of {_days(grace)} is too short: whoever publishes counts on what is not older than "
-            f"{_days(LEAST_GRACE)}. Give at least that."
+            f"`grace` must be at least {_days(LEAST_GRACE)}, got {_days(grace)}. A publish relies on blobs that are "
+            "younger than that."
         )
     store = registry.store
     if not is_registry(store):
-        raise NotFoundError(f"there is no registry at {registry.location}")
+        raise NotFoundError(f"there is no registry at {registry.location}. Check --registry or FINETUNE_REGISTRY.")
     before = store_time(store) - grace
     named = _Named(store)
     named.read_new_entries()
@@ -158,10 +157,10 @@ def collect(registry: AdapterRegistry, *, grace: timedelta = DEFAULT_GRACE, dele
 
 
 def store_time(store: Store) -> datetime:
-    """Return the time of the store's clock: write an object, and read when that was.
+    """Return the time of the store's clock: that of an object written now.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the store cannot be written.
     """
     key = f"gc/clock-{uuid.uuid4().hex}"
     try:
@@ -172,7 +171,7 @@ def store_time(store: Store) -> datetime:
 
 
 class _Named:
-    """The blobs that the logs name, as far as they were read; entries never change, so each is read once."""
+    """The blobs that the logs name, as far as they were read. Entries never change, so each is read once."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -180,15 +179,15 @@ class _Named:
         self.read: dict[tuple[str, str], int] = {}  # number of the last entry that was read
 
     def lacks(self, key: str) -> bool:
-        """Return whether a key is that of a blob that no entry names."""
+        """Return whether a key belongs to a blob that no entry names."""
         digest = digest_of(key)
         return digest is not None and digest not in self.digests
 
     def read_new_entries(self) -> None:
-        """Add the blobs that entries name which came since the last time.
+        """Add the blobs that new entries name.
 
         Raises:
-            IntegrityError: an entry or manifest, which the message names, cannot be read.
+            IntegrityError: an entry or manifest cannot be read; the message names it.
         """
         for (namespace, name), entries in list_logs(self.store).items():
             log, last = Log(self.store, namespace, name), self.read.get((namespace, name), 0)
@@ -204,21 +203,21 @@ class _Named:
                 self.digests |= {commit.manifest, *(entry.sha256 for entry in manifest.files.values())}
         except (IntegrityError, ObjectMissing) as error:
             raise IntegrityError(
-                f"it cannot be known which files entry {seq} of {log.namespace}/{log.name} needs, so nothing was "
-                f"deleted: {error}. See what else is damaged with `finetune registry verify`; publishing the same "
-                "folder again mends its files."
+                f"cannot tell which files entry {seq} of {log.namespace}/{log.name} needs, so nothing was deleted: "
+                f"{error}. Look for more damage with `finetune registry verify`. To repair the files of a version, "
+                "publish the same folder again."
             ) from None
 
 
 def _delete_blobs(store: Store, unnamed: Sequence[Garbage], named: _Named, before: datetime) -> list[Garbage]:
-    """Delete blobs by the steps G3 to G6; return those that it deleted."""
+    """Delete blobs by the steps G3 to G6; return the deleted ones."""
     began, deleted = time.time(), []
     plan = plan_key(uuid.uuid4().hex)
     try:
         store.put(plan, plan_bytes(blob.key for blob in unnamed), mode="overwrite")
         named.read_new_entries()
         for blob in unnamed:
-            # The machine may have slept, or its clock been set.
+            # The machine may have slept, or somebody may have set its clock.
             if abs(time.time() - began) > LONGEST.total_seconds():
                 break
             if named.lacks(blob.key) and _is_older(store, blob.key, before):

@@ -11,7 +11,7 @@ from finetune.registry.log.guard import Guard
 from finetune.registry.log.index import ListIndex
 from finetune.registry.log.links import check_link
 from finetune.registry.log.log import Log, list_logs
-from finetune.registry.log.signature_audit import count_signers, unvouched
+from finetune.registry.log.signature_audit import count_signers, refused_entries
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.storage.adapter_folders import load_manifest
 from finetune.registry.storage.blobs import blob_key, read_blob
@@ -24,11 +24,11 @@ class VerifyReport:
     """The result of a verification.
 
     Attributes:
-        signed_by: signer -> number of entries that it signed: names of keys in the trust policy, ``(nobody)``, or what
-            is known of the key.
+        signed_by: signer -> number of entries that it signed. A signer is the name of a key in the trust policy,
+            ``(nobody)``, or a description of another key.
         objects: the number of objects that were read whole.
         bytes: the number of bytes in them.
-        problems: one line for each problem, beginning with the key of the object; empty when all is well.
+        problems: one line for each problem, beginning with the key of the object; empty when there is none.
     """
 
     objects: int = 0
@@ -40,8 +40,8 @@ class VerifyReport:
 def verify(registry: AdapterRegistry) -> VerifyReport:
     """Read and hash everything that a log names, and check that every log is an unbroken chain.
 
-    The newest entry of a log has no successor to vouch for it: a change to it is found by its signature, and in one
-    that nobody signed only where it contradicts its manifest or the entry before it.
+    No later entry holds the digest of the newest one. Its checksum and its signature reveal a change to it. Without a
+    signature, a forged entry is found only where it contradicts its manifest or the entry before it.
 
     Raises:
         NotFoundError: there is no registry.
@@ -55,9 +55,9 @@ def verify(registry: AdapterRegistry) -> VerifyReport:
 
 
 def reindex(registry: AdapterRegistry) -> tuple[Path, int]:
-    """Rebuild the index by which ``list`` answers at once.
+    """Rebuild the index that makes ``list`` fast.
 
-    ``list`` never needs that: where the index does not fit, it reads the logs.
+    ``list`` never needs that: where the index is wrong, it reads the logs.
 
     Returns:
         The file of the index, and the number of adapters in it.
@@ -68,7 +68,9 @@ def reindex(registry: AdapterRegistry) -> tuple[Path, int]:
     try:
         index = ListIndex(registry_uuid(registry.store), registry.location)
     except ObjectMissing:
-        raise NotFoundError(f"there is no registry at {registry.location}") from None
+        raise NotFoundError(
+            f"there is no registry at {registry.location}. Check --registry or FINETUNE_REGISTRY."
+        ) from None
     index.forget()
     return index.path, len(registry.list())
 
@@ -78,7 +80,7 @@ class _Verification:
         self.store = store
         self.guard = guard
         self.report = VerifyReport()
-        # By digest and the name that it must have; None when it is damaged.
+        # By digest and the name that the manifest must have; None for a damaged manifest.
         self.manifests: dict[tuple[str, str], AdapterManifest | None] = {}
         self.blobs: set[tuple[str, int]] = set()  # digest and size of those looked at
 
@@ -91,8 +93,10 @@ class _Verification:
             self.problem(REGISTRY_KEY, error)
             return
         if not is_used:
-            raise NotFoundError(f"there is no registry at {location}")
-        self.problem(REGISTRY_KEY, "it is missing, without which nothing here is found")
+            raise NotFoundError(f"there is no registry at {location}. Check --registry or FINETUNE_REGISTRY.")
+        self.problem(
+            REGISTRY_KEY, "the file is missing, and without it no command finds this registry. Restore a copy of it."
+        )
 
     def check_log(self, namespace: str, name: str, entries: list[int]) -> None:
         """Check the entries with these numbers, ascending, and the objects that they name."""
@@ -101,8 +105,8 @@ class _Verification:
         for seq in entries:
             key = log_key(namespace, name, seq)
             if seq != last + 1:
-                self.problem(log_key(namespace, name, last + 1), f"it is missing, but entry {seq} is there")
-            # Entry seq - 1 when it could be read; there is nothing to compare with otherwise.
+                self.problem(log_key(namespace, name, last + 1), f"the entry is missing, but entry {seq} exists")
+            # Entry seq - 1 when it could be read; without it there is nothing to compare with.
             before = previous if previous is not None and previous.seq == seq - 1 else None
             last, previous = seq, self.read_commit(key)
             if previous is None:
@@ -115,7 +119,7 @@ class _Verification:
                 self.check_version(f"{namespace}/{name}", key, previous)
         log = Log(self.store, namespace, name, self.guard)
         self.report.signed_by.update(count_signers(self.guard, log, readable))
-        for seq, text in unvouched(self.guard, log, readable):
+        for seq, text in refused_entries(self.guard, log, readable):
             self.problem(log_key(namespace, name, seq), text)
 
     def read_commit(self, key: str) -> Commit | None:
@@ -135,7 +139,9 @@ class _Verification:
         if manifest is None:
             return
         if manifest.summary() != commit.current_summary:
-            self.problem(log_entry, f"its summary is not that of its manifest {blob_key(commit.manifest)}")
+            self.problem(
+                log_entry, f"its `summary` must be that of its manifest, and differs ({blob_key(commit.manifest)})"
+            )
         for file, entry in manifest.files.items():
             if (entry.sha256, entry.size) not in self.blobs:
                 self.blobs.add((entry.sha256, entry.size))

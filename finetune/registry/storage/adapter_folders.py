@@ -1,7 +1,6 @@
 """Adapter folders on the disk: checked against their manifest when they are read, and written whole.
 
-Every byte that passes is hashed while it passes, so that a file changed meanwhile is noticed and never stored
-under the digest of another.
+Every byte is hashed while it is copied, so that a file that changes meanwhile is never stored under a wrong digest.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ from finetune.registry.storage.blobs import blob_key, checked, put_blobs, read_b
 from finetune.registry.storage.store import Store, chunks, exists, read_all
 from finetune.registry.trust.signing import MAX_SIGNATURE_BYTES, check_signature
 
-# What a downloaded repository of the Hugging Face Hub holds besides the adapter: its card, and the hub's own.
+# The files of a downloaded repository of the Hugging Face Hub besides the adapter: its card, and the hub's own.
 HUB_FILES = frozenset({"README.md", ".gitattributes", ".cache"})
 _ELSEWHERE = " (--into or FINETUNE_CACHE)"
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -53,20 +52,22 @@ def read_manifest(folder: Path) -> tuple[bytes, AdapterManifest]:
     """Return the manifest of an adapter folder, as bytes and parsed.
 
     Raises:
-        ManifestError: there is none, or it breaks its schema.
+        ManifestError: the manifest is missing, or breaks its schema.
     """
     path = folder / MANIFEST_NAME
     try:
         if path.is_symlink():
-            raise ManifestError(f"{path}: a symbolic link; an adapter folder holds its files itself")
+            raise ManifestError(f"{path} must be a regular file, got a symbolic link. Put the file itself there.")
         with open_regular(path) as file:
             raw = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         finished = (folder / "adapter" / MANIFEST_NAME).is_file()
-        hint = f"That of this run is {folder / 'adapter'}." if finished else "A finished training run writes one."
-        raise ManifestError(f"{folder} is no adapter folder: it holds no {MANIFEST_NAME}. {hint}") from None
+        hint = (
+            f"The adapter of this run is {folder / 'adapter'}." if finished else "A finished training run writes one."
+        )
+        raise ManifestError(f"{folder} is not an adapter folder: it has no {MANIFEST_NAME}. {hint}") from None
     except NotRegularError as error:
-        raise ManifestError(f"{path}: {error.strerror}; an adapter folder holds regular files") from None
+        raise ManifestError(f"{path}: {error.strerror}. Replace it by the file itself.") from None
     except OSError as error:
         raise explain(error, path, verb="read") from error
     return raw, AdapterManifest.parse(raw, source=str(path))
@@ -78,10 +79,10 @@ def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Container[
     Args:
         folder: the folder.
         manifest: its manifest.
-        besides: the names of files that may stand there although they are no part of the adapter; they are not read.
+        besides: the names of files that may be there without being part of the adapter; they are not read.
 
     Raises:
-        IntegrityError: a file is missing, too many, no plain file, or has other bytes.
+        IntegrityError: a file is missing, is not listed, is not a plain file, or has other bytes.
     """
     try:
         with os.scandir(folder) as entries:
@@ -91,9 +92,11 @@ def check_folder(folder: Path, manifest: AdapterManifest, *, besides: Container[
     allowed = {*manifest.files, MANIFEST_NAME}
     plain = {name: is_plain for name, is_plain in plain.items() if name in allowed or name not in besides}
     if missing := _quoted(allowed - plain.keys()):
-        raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists")
+        raise IntegrityError(f"{folder} lacks {missing}, which its manifest lists. Pull it again, or save it again.")
     if extra := _quoted(plain.keys() - allowed - {SIGNATURE_NAME}):
-        raise IntegrityError(f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save anew.")
+        raise IntegrityError(
+            f"{folder} also holds {extra}, which its manifest does not list. Remove it, or save the adapter again."
+        )
     if others := _quoted(name for name, is_plain in plain.items() if not is_plain):
         raise IntegrityError(f"{folder}: {others} must be a plain file, not a link, a folder, a FIFO or a device")
     for name, entry in manifest.files.items():
@@ -106,7 +109,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def holds(folder: Path, digest: str) -> bool:
-    """Return whether a folder is, byte for byte, the adapter whose manifest has this SHA-256."""
+    """Return whether a folder holds, byte for byte, the adapter whose manifest has this SHA-256."""
     try:
         raw, manifest = read_manifest(folder)
         if sha256_hex(raw) != digest:
@@ -118,10 +121,10 @@ def holds(folder: Path, digest: str) -> bool:
 
 
 def keep_signature(folder: Path, signature: str | None) -> None:
-    """Write the signature of its manifest beside it, for users who get the folder without the registry.
+    """Write the signature beside the manifest, for users who get the folder without the registry.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the signature cannot be written.
     """
     if signature is None:
         return
@@ -129,7 +132,7 @@ def keep_signature(folder: Path, signature: str | None) -> None:
     try:
         if not path.is_symlink() and path.is_file() and path.read_bytes() == data:
             return
-        # Not in the folder itself, where somebody may just be looking whether all is right.
+        # Outside the folder at first, because another process may be checking the folder at this moment.
         with tempfile.TemporaryDirectory(prefix=".pull-", dir=folder.parent) as work:
             _write(Path(work, SIGNATURE_NAME), [data])
             os.replace(Path(work, SIGNATURE_NAME), path)
@@ -138,10 +141,10 @@ def keep_signature(folder: Path, signature: str | None) -> None:
 
 
 def read_signature(folder: Path) -> str | None:
-    """Return the signature that lies beside a manifest; None where there is none.
+    """Return the signature beside a manifest; None when there is none.
 
     Raises:
-        TrustError: it is no signature.
+        TrustError: the file does not hold a signature.
     """
     path = folder / SIGNATURE_NAME
     try:
@@ -161,7 +164,7 @@ def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest
     """Store the files of an adapter folder, and last the bytes of its manifest, so that an entry may name them.
 
     Raises:
-        ConflictError: gc is deleting one of them.
+        ConflictError: gc is deleting one of the blobs.
         IntegrityError: a file was changed meanwhile.
         StoreError: the store cannot be written.
     """
@@ -175,7 +178,7 @@ def put_folder(store: Store, folder: Path, raw: bytes, manifest: AdapterManifest
 
 
 def has_folder(store: Store, raw: bytes, manifest: AdapterManifest) -> bool:
-    """Return whether a store has the files of an adapter and its manifest; it looks for their keys and reads none."""
+    """Return whether a store has the files of an adapter and its manifest, by their keys alone."""
     return all(exists(store, blob_key(entry.sha256)) for entry in (*manifest.files.values(), _entry_of(raw)))
 
 
@@ -187,15 +190,17 @@ def load_manifest(store: Store, digest: str, full_name: str) -> tuple[bytes, Ada
     """Return a published manifest, checked, as bytes and parsed.
 
     Raises:
-        IntegrityError: it is damaged, or belongs to an adapter of another name.
+        IntegrityError: the manifest is damaged, or belongs to an adapter of another name.
     """
     key = blob_key(digest)
     raw = read_all(store, key, max_bytes=MAX_MANIFEST_BYTES)
     if sha256_hex(raw) != digest:
-        raise IntegrityError(f"{key}: its sha256 is {sha256_hex(raw)}, not the one in its name")
+        raise IntegrityError(f"{key}: its sha256 is {sha256_hex(raw)}, but must be the one in its name")
     manifest = AdapterManifest.parse(raw, source=key)
     if manifest.full_name != full_name:
-        raise IntegrityError(f"{key}: a manifest of {manifest.full_name}, but the log of {full_name} names it")
+        raise IntegrityError(
+            f"{key}: must be a manifest of {full_name}, whose log names it, got one of {manifest.full_name}"
+        )
     return raw, manifest
 
 
@@ -206,12 +211,12 @@ def build_folder(store: Store, digest: str, full_name: str, target: Path, *, rep
         store: the store that holds its bytes.
         digest: the SHA-256 of its manifest.
         full_name: the name under which it was published.
-        target: the folder to make; its parents are made when needed.
-        replace: whether anything that stands at ``target`` may be deleted.
+        target: the folder to make; missing parents are made too.
+        replace: True to delete an existing file or folder at ``target``.
 
     Raises:
-        IntegrityError: a blob is not what its name says.
-        StoreError: the folder cannot be written, or holds something and must not be replaced.
+        IntegrityError: the bytes of a blob do not match its digest.
+        StoreError: the folder cannot be written, or exists with other contents and must not be replaced.
     """
     work: Path | None = None
     try:
@@ -249,7 +254,7 @@ def _put_in_place(new: Path, target: Path, digest: str, *, trash: Path | None) -
         except OSError as error:
             if error.errno not in _OCCUPIED:
                 raise
-        if holds(target, digest):  # someone else was faster
+        if holds(target, digest):  # another process was faster
             return
         if trash is None:
             raise StoreError(f"{target} holds something else already. Choose a folder that does not exist yet.")

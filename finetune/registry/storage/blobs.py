@@ -1,7 +1,7 @@
 """Blobs: bytes under their own digest, checked when they are read, and stored so that gc does not delete them.
 
 gc and publish may run at the same time, on different machines. ``garbage_collection.py`` has the protocol between them,
-and the reason why no referenced blob is ever deleted.
+and the proof that gc never deletes a referenced blob.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from finetune.registry.storage.store import ObjectMeta, ObjectMissing, Store, ch
 BLOBS = "blobs/sha256"
 PLANS = "gc/plans"
 MAX_PLANNED = 10_000  # blobs of one plan
-MAX_PLAN_BYTES = 1024 * 1024  # about 90 a blob
+MAX_PLAN_BYTES = 1024 * 1024  # about 90 bytes per blob
 
-FRESH = timedelta(days=1)  # a blob that is older by the store's clock is written again before it is counted on
+FRESH = timedelta(days=1)  # a publish writes a blob again that is older than this by the store's clock
 LONGEST = timedelta(days=1)  # from the first blob of a publish to its entry, and from a plan to its last deletion
 LEAST_GRACE = FRESH + LONGEST
-PLAN_LIFE = 2 * LONGEST  # an older plan is that of a gc that was killed
+PLAN_LIFE = 2 * LONGEST  # an older plan was left by a killed gc
 
-MAX_ATTEMPTS = 60  # of putting blobs that gc is deleting
+MAX_ATTEMPTS = 60  # to store blobs while gc is deleting them
 LONGEST_PAUSE = 1.0  # seconds
 
 _PLAN_KEY = re.compile(rf"{PLANS}/[0-9a-f]{{32}}\.json")
 _BLOB_KEY = re.compile(rf"{BLOBS}/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})")
 
-# Gives the bytes of a blob anew each time it is called.
+# Returns the bytes of a blob from the start at each call.
 Content = Callable[[], bytes | Iterable[bytes]]
 
 
@@ -49,28 +49,33 @@ def digest_of(key: str) -> str | None:
 def checked(pieces: Iterable[bytes], entry: FileEntry, *, what: str) -> Iterator[bytes]:
     """Pass bytes on; raise at their end, or once there are too many, when they are not those of ``entry``.
 
+    Args:
+        pieces: the bytes.
+        entry: the size and digest that the bytes must have.
+        what: the name of the file or blob, for messages.
+
     Raises:
-        IntegrityError: the bytes are not those of ``entry``; the message has ``what``, and how they differ.
+        IntegrityError: the bytes are not those of ``entry``; the message begins with ``what``.
     """
     digest, seen = hashlib.sha256(), 0
     for piece in pieces:
         seen += len(piece)
         if seen > entry.size:
-            raise IntegrityError(f"{what}: longer than the {entry.size} bytes that it must have")
+            raise IntegrityError(f"{what}: must have {entry.size} bytes, got more")
         digest.update(piece)
         yield piece
     if seen != entry.size:
-        raise IntegrityError(f"{what}: {seen} bytes, but {entry.size} were expected")
+        raise IntegrityError(f"{what}: must have {entry.size} bytes, got {seen}")
     if digest.hexdigest() != entry.sha256:
-        raise IntegrityError(f"{what}: its sha256 is {digest.hexdigest()}, but {entry.sha256} was expected")
+        raise IntegrityError(f"{what}: its sha256 is {digest.hexdigest()}, but must be {entry.sha256}")
 
 
 def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
     """Yield the bytes of a blob, checked.
 
     Raises:
-        ObjectMissing: it is not there.
-        IntegrityError: it is damaged.
+        ObjectMissing: the blob does not exist.
+        IntegrityError: the blob is damaged.
     """
     key = blob_key(entry.sha256)
     with reading(store, key) as file:
@@ -80,17 +85,17 @@ def read_blob(store: Store, entry: FileEntry) -> Iterator[bytes]:
 def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
     """Store blobs, so that an entry that names them may follow.
 
-    When this returns they are all there, and gc deletes none of them before ``LONGEST`` is over since this began.
-    Write the entry that names them before then.
+    When this returns all blobs exist, and gc deletes none of them until ``LONGEST`` after the call began. Write the
+    entry that names them before then.
 
     Args:
         store: the store.
-        blobs: the blobs to store. Blobs that are there already stay when they have the right size and are fresh; but
-            the last, which should be small, is always written: its time is that of the store.
+        blobs: the blobs to store. Existing blobs stay when they have the right size and are fresh. The last blob, which
+            should be small, is always written, because its time shows the clock of the store.
 
     Raises:
-        ConflictError: gc is deleting one of them.
-        IntegrityError: there is a plan of a gc that cannot be read.
+        ConflictError: gc is deleting one of the blobs.
+        IntegrityError: the plan of a gc cannot be read.
         StoreError: the store cannot be written.
     """
     written: set[str] = set()  # by this call, and so fresh
@@ -100,43 +105,46 @@ def put_blobs(store: Store, blobs: Sequence[tuple[FileEntry, Content]]) -> None:
         now = _written_now(store, *blobs[-1])
         for entry, content in blobs[:-1]:
             if entry.sha256 not in written and not (now and _is_there(store, entry, since=now - FRESH)):
-                # Not created: a bucket would take that in one piece only, and who else writes it writes the same.
+                # Overwritten: a bucket creates an object in one piece only, and every writer writes the same bytes.
                 store.put(blob_key(entry.sha256), content(), mode="overwrite")
                 written.add(entry.sha256)
         plan = _plan_for(store, keys, now) if now else None
         if now and plan is None:
-            # Only now: what a plan that is gone has deleted is seen to be missing.
+            # After the plans: by now, every blob that a finished gc deleted is missing.
             lost = {entry.sha256 for entry, _ in blobs if not _is_there(store, entry)}
             if not lost:
                 return
             written -= lost
         time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.01 * 2**attempt)))
     if plan is None:
-        raise ConflictError(f"cannot store {', '.join(sorted(keys))}: one of them disappears again and again.")
+        raise ConflictError(
+            f"cannot store {', '.join(sorted(keys))}: one of them disappears after each write. Check whether another "
+            "program deletes files of the registry, then try again."
+        )
     raise ConflictError(
-        f"cannot store {', '.join(sorted(keys))}: a gc is deleting what {plan.key} names. Try again when it has ended, "
-        f"at the latest after {plan.modified + PLAN_LIFE:%Y-%m-%d %H:%M} UTC. If no gc runs, delete that file."
+        f"cannot store {', '.join(sorted(keys))}: a gc is deleting the blobs in {plan.key}. Try again when it has "
+        f"ended, at the latest after {plan.modified + PLAN_LIFE:%Y-%m-%d %H:%M} UTC. If no gc runs, delete that file."
     )
 
 
 def plan_key(name: str) -> str:
-    """Return the key of the plan of one gc, whose name is 32 lower-case hexadecimal digits."""
+    """Return the key of the plan of one gc, given its name of 32 lower-case hexadecimal digits."""
     return f"{PLANS}/{name}.json"
 
 
 def plan_bytes(keys: Iterable[str]) -> bytes:
-    """Return the contents of a plan: the keys of the blobs that a gc may delete while it is there."""
+    """Return the contents of a plan: the keys of the blobs that a gc may delete while the plan exists."""
     return canonical_json({"blobs": sorted(keys)})
 
 
 def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
-    """Return a plan to delete one of these blobs whose gc may still be at work, or None.
+    """Return a plan to delete one of these blobs, whose gc may still be running, or None.
 
     Raises:
         IntegrityError: a plan cannot be read.
     """
     for found in store.list(PLANS):
-        # A publish begins at ``now`` and takes less than LONGEST, so no plan that it can meet is of a later time.
+        # A publish begins at ``now`` and takes less than LONGEST, so it meets no plan with a later time than that.
         if not _PLAN_KEY.fullmatch(found.key) or not -PLAN_LIFE <= found.modified - now <= LONGEST:
             continue
         try:
@@ -145,8 +153,8 @@ def _plan_for(store: Store, keys: set[str], now: datetime) -> ObjectMeta | None:
             continue
         except (IntegrityError, ManifestError) as error:
             raise IntegrityError(
-                f"{error}. So it cannot be known which blobs a gc deletes, and nothing was published. If no gc runs, "
-                "delete that file of the registry and publish again."
+                f"{error}. Without this plan nobody knows which blobs a gc deletes, so nothing was published. If no gc "
+                "runs, delete that file of the registry and publish again."
             ) from None
         if planned & keys:
             return found
@@ -157,12 +165,14 @@ def _planned(raw: bytes, *, source: str) -> set[str]:
     plan = strict_json(raw, source=source, max_bytes=MAX_PLAN_BYTES)
     blobs = plan["blobs"] if isinstance(plan, dict) and plan.keys() == {"blobs"} else None
     if not isinstance(blobs, list) or not all(isinstance(key, str) and digest_of(key) for key in blobs):
-        raise IntegrityError(f"{source}: not a plan as gc writes it: the keys of blobs")
+        raise IntegrityError(
+            f'{source}: a plan of gc must be {{"blobs": [KEY, ...]}} with the keys of blobs, got something else'
+        )
     return set(blobs)
 
 
 def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime | None:
-    """Write a blob and return its time by the store's clock; None when it is gone already."""
+    """Write a blob and return its time by the store's clock; None when it was deleted meanwhile."""
     store.put(blob_key(entry.sha256), content(), mode="overwrite")
     try:
         return store.head(blob_key(entry.sha256)).modified
@@ -171,7 +181,7 @@ def _written_now(store: Store, entry: FileEntry, content: Content) -> datetime |
 
 
 def _is_there(store: Store, entry: FileEntry, *, since: datetime | None = None) -> bool:
-    """Return whether a blob is there with its size, and was written since a time, but not in the future."""
+    """Return whether a blob exists with its size, and was written since a time, but not in the future."""
     try:
         found = store.head(blob_key(entry.sha256))
     except ObjectMissing:

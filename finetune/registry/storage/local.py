@@ -18,7 +18,7 @@ from finetune.registry.storage.store import AlreadyExists, ObjectMeta, ObjectMis
 _ELSEWHERE = " (--registry or FINETUNE_REGISTRY)"
 _ASIDE = re.compile(r"\.tmp-[0-9a-f]{32}")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-# Some network file systems cannot sync a folder; there a link is as lasting as they make it.
+# Some network file systems cannot sync a folder; they decide themselves when a link is lasting.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
@@ -36,7 +36,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Create a folder and its parents so that a power cut cannot take them away again."""
+    """Create a folder and its parents so that a power cut cannot remove them."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -49,10 +49,10 @@ def _make_folder(folder: Path) -> None:
 
 
 class LocalStore:
-    """A store whose objects are files below ``root``: written aside, synced, and given their name by a hard link.
+    """A store whose objects are files below ``root``: written to a temporary file, synced, and hard-linked to the name.
 
-    The link fails when the name is taken, which is what makes ``mode="create"`` atomic between processes and
-    between machines. The folder is created by the first write.
+    The link fails when the name is taken. This makes ``mode="create"`` atomic between processes and between machines.
+    The first write creates the folder.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -61,7 +61,7 @@ class LocalStore:
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
         """Write an object; it is on the disk when this returns."""
         target = self._path(key)
-        # Hidden, so that what a killed writer leaves behind is no key and is not listed.
+        # Hidden, so that the file of a killed writer is not a key and is not listed.
         aside = target.with_name(f".tmp-{uuid.uuid4().hex}")
         try:
             if mode == "create" and target.exists():
@@ -120,17 +120,17 @@ class LocalStore:
             raise explain(error, path, verb="list", elsewhere=_ELSEWHERE) from error
 
     def list_aside(self) -> Iterator[ObjectMeta]:
-        """Yield the files in which objects are being written, or were when their writer was killed."""
+        """Yield the temporary files of writers, at work or killed."""
         for path in self._files(self.root):
             if _ASIDE.fullmatch(path.name):
                 with contextlib.suppress(ObjectMissing):
                     yield self._look(path, self._key(path))
 
     def delete_aside(self, key: str) -> None:
-        """Remove one of these files."""
+        """Remove a temporary file of a writer."""
         folder, _, name = key.rpartition("/")
         if not _ASIDE.fullmatch(name):
-            raise StoreError(f"{key!r} is no file in which an object was being written")
+            raise StoreError(f"a temporary file of a writer must be named .tmp-<32 hexadecimal digits>, got {key!r}")
         path = (self._path(folder) if folder else self.root) / name
         try:
             path.unlink(missing_ok=True)
@@ -172,16 +172,16 @@ class LocalStore:
             yield from (Path(folder, name) for name in names)
 
     def _sync(self, path: Path) -> None:
-        # All the way up: whoever made one of these folders may have died before it was lasting.
+        # All the way up: the process that made one of these folders may have died before it synced it.
         for folder in path.parents:
             _sync_folder(folder)
             if folder == self.root:
                 break
 
     def _refuse(self, target: Path, key: str) -> NoReturn:
-        # What is built upon it must not outlast it.
+        # Synced, because later objects that rely on this one must not outlive it in a power cut.
         self._sync(target)
-        raise AlreadyExists(f"{key} exists in {self.root}")
+        raise AlreadyExists(f"{key} exists already in {self.root}")
 
     def _link(self, aside: Path, target: Path, key: str) -> None:
         try:
@@ -193,5 +193,5 @@ class LocalStore:
                 raise
             raise StoreError(
                 f"cannot write {target}: this file system has no hard links ({error.strerror}), without "
-                f"which two writers could overwrite each other. Choose a folder on another one{_ELSEWHERE}."
+                f"which two writers could overwrite each other. Choose a folder on another file system{_ELSEWHERE}."
             ) from error

@@ -35,25 +35,29 @@ def default_cache() -> Path:
 
 
 def open_store(location: str) -> Store:
-    """Return the store at a location: a folder, or a URL of one of the kinds in ``_OPENERS``.
+    """Return the store at a location: a folder, or a URL with a scheme in ``_OPENERS``.
 
     Raises:
-        StoreError: nothing here can open such a location.
-        MissingExtraError: it needs the extra ``object-store``.
+        StoreError: the location is not valid.
+        MissingExtraError: the location needs the extra ``object-store``.
     """
     scheme, is_url, _ = location.partition("://")
     if not is_url:
         if location.partition(":/")[0] in _OPENERS:
-            raise StoreError(f"{location!r} was a URL, but lost a '/': give it as a string, not as a Path.")
+            raise StoreError(
+                f"a URL must have '//' after the colon, got {location!r}. Give it as a string: a Path drops a '/'."
+            )
         return LocalStore(location)
     if scheme not in _OPENERS:
         known = ", ".join(f"{name}://" for name in _OPENERS)
-        raise StoreError(f"{location!r} is no place for a registry: give a folder, or a URL that begins with {known}.")
+        raise StoreError(
+            f"the location of a registry must be a folder, or a URL that begins with {known}; got {location!r}."
+        )
     return _OPENERS[scheme](location)
 
 
 def _open_bucket(location: str) -> Store:
-    # Imported here, as it is an extra, and takes time that a folder does not need.
+    # Imported here, because it is an extra, and a folder needs no time for its import.
     with missing_extras_named():
         from finetune.registry.storage.object_store import ObjectStore
     return ObjectStore(location)
@@ -61,7 +65,9 @@ def _open_bucket(location: str) -> Store:
 
 def _open_memory(location: str) -> Store:
     if location != "memory://":
-        raise StoreError(f"{location!r}: a registry in memory has no name, as it cannot be opened twice: memory://")
+        raise StoreError(
+            f"a registry in memory must be memory:// without a name, got {location!r}. It cannot be opened twice."
+        )
     return MemoryStore()
 
 
@@ -78,10 +84,10 @@ def is_registry(store: Store, *, create: bool = False) -> bool:
 
     Args:
         store: the store.
-        create: whether to make it one when it is not yet.
+        create: True to make a registry there when there is none.
 
     Raises:
-        RegistryError: it holds a registry of a format that this program does not know.
+        RegistryError: the registry has a format that this program does not know.
         IntegrityError: its ``registry.json`` is damaged.
     """
     try:
@@ -97,11 +103,11 @@ def is_registry(store: Store, *, create: bool = False) -> bool:
 
 
 def registry_uuid(store: Store) -> str:
-    """Return the uuid of a registry, which stays the same wherever the registry is moved.
+    """Return the uuid of a registry, which stays the same when the registry is moved.
 
     Raises:
         ObjectMissing: there is no registry.
-        RegistryError: it has a format that this program does not know.
+        RegistryError: the registry has a format that this program does not know.
         IntegrityError: its ``registry.json`` is damaged.
     """
     raw = read_all(store, REGISTRY_KEY, max_bytes=MAX_REGISTRY_BYTES)
@@ -111,22 +117,24 @@ def registry_uuid(store: Store) -> str:
         raise IntegrityError(str(error)) from None
     found = about.get("format") if isinstance(about, dict) else None
     if type(found) is not int:
-        raise IntegrityError(f"{REGISTRY_KEY}: it does not say the format of the registry")
+        raise IntegrityError(f"{REGISTRY_KEY}: `format` must be a number, got {type(found).__name__}")
     if found != FORMAT:
-        raise RegistryError(f"{REGISTRY_KEY}: format {found}, this program knows {FORMAT}: upgrade finetune")
-    # Registries that were made before there was a checksum have none.
+        raise RegistryError(
+            f"{REGISTRY_KEY}: `format` must be {FORMAT}, got {found}. Upgrade finetune to use this registry."
+        )
+    # The first registries were written without a checksum.
     right = _checksum(about)
     if about.keys() - {"checksum"} != {"format", "uuid"} or about.get("checksum", right) != right:
-        raise IntegrityError(f"{REGISTRY_KEY}: it was damaged; put back a copy of it, which never changes")
+        raise IntegrityError(f"{REGISTRY_KEY}: the file is damaged. Restore a copy of it: it never changes.")
     return str(about["uuid"])
 
 
 def refuse_in_registry(path: Path, *, elsewhere: str) -> None:
-    """Refuse to write something into the folder of a registry, which holds nothing but objects.
+    """Refuse to write into the folder of a registry, which holds only objects.
 
     Args:
         path: the path to write to.
-        elsewhere: a hint how to choose another place, such as ``" (--into)"``.
+        elsewhere: the option that chooses another path, such as ``" (--into)"``.
 
     Raises:
         StoreError: the path lies in the folder of a registry.
@@ -135,8 +143,8 @@ def refuse_in_registry(path: Path, *, elsewhere: str) -> None:
     for folder in path.parents:
         if _is_registry_folder(folder):
             raise StoreError(
-                f"{path} lies in the registry {folder}, which holds nothing but what is published there. Choose a "
-                f"place outside of it{elsewhere}."
+                f"{path} lies in the registry {folder}, which holds only published adapters. Choose a path outside of "
+                f"it{elsewhere}."
             )
 
 
@@ -145,7 +153,7 @@ def _is_registry_folder(folder: Path) -> bool:
         return False
     try:
         return is_registry(LocalStore(folder))
-    except IntegrityError:  # a damaged registry, or a file of that name of something else
+    except IntegrityError:  # a damaged registry, or another file with that name
         return os.path.isdir(folder / "blobs" / "sha256")
     except RegistryError:  # of a newer format
         return True

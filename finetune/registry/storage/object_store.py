@@ -1,4 +1,4 @@
-"""A store in a bucket of S3, Google Cloud Storage or Azure, or of a server that speaks like one of them."""
+"""A store in a bucket of S3, Google Cloud Storage or Azure, or of a server with the API of one of them."""
 
 import contextlib
 import io
@@ -35,13 +35,13 @@ from finetune.registry.storage.store import (
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
-PART_BYTES = 8 << 20  # of an upload in parts; a bucket takes 10,000 of them
+PART_BYTES = 8 << 20  # of an upload in parts; a bucket takes 10,000 parts
 PARTS_AT_ONCE = 4
 CREATE_ATTEMPTS = 6
 FIRST_PAUSE = 0.05  # seconds; doubled at each conflict
 
-# Weights may be gigabytes on a slow line: what counts is that bytes arrive, not how long all of them take.
-# Given as configuration, for as client options they would displace those of the environment.
+# Weights may be gigabytes on a slow line, so a long transfer is fine as long as bytes arrive. These are given as
+# configuration, because client options would replace those of the environment.
 _TIMEOUTS = {"timeout": "2h", "read_timeout": "2m", "connect_timeout": "10s"}
 _RETRY: "RetryConfig" = {
     "max_retries": 6,
@@ -49,9 +49,9 @@ _RETRY: "RetryConfig" = {
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 
-# By the scheme of the URL: obstore's class, its configuration, and the variables that say who asks and whom.
+# By the scheme of the URL: obstore's class, its configuration, and the variables of credentials and endpoint.
 _KINDS: dict[str, tuple[Any, dict[str, str], str, str]] = {
-    # AWS_CONDITIONAL_PUT=disabled in the environment would take away what everything rests upon.
+    # Set here, because AWS_CONDITIONAL_PUT=disabled in the environment would make a create overwrite.
     "s3": (
         S3Store,
         _TIMEOUTS | {"conditional_put": "etag"},
@@ -75,7 +75,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google|must be specified|Missing(Account|Credential)")
 
-_used_by: int | None = None  # process that has used obstore
+_used_by: int | None = None  # id of the process that has used obstore
 
 
 class ObjectStore:
@@ -85,24 +85,24 @@ class ObjectStore:
     cannot have that condition, so ``mode="create"`` holds an object whole in memory. Put large objects with
     ``mode="overwrite"``, under keys that depend on their contents.
 
-    Do not use it in a process that was forked from one that had used it: obstore's threads are not there.
+    Do not use it in a process that was forked from one that had used it: a fork does not copy obstore's threads.
     """
 
     def __init__(self, location: str) -> None:
         """Open a bucket; no request is sent yet.
 
         Args:
-            location: ``s3://bucket/prefix``, ``gs://`` or ``az://`` likewise; the prefix may be left out.
+            location: ``s3://bucket/prefix``, or the same with ``gs://`` or ``az://``; the prefix is optional.
 
         Raises:
-            StoreError: it is no such URL, or the environment lacks what obstore needs.
+            StoreError: the URL is not valid, or the environment lacks settings that obstore needs.
         """
         scheme, _, path = location.partition("://")
         bucket, _, prefix = path.strip("/").partition("/")
         if scheme not in _KINDS or not _BUCKET.fullmatch(bucket) or (prefix and not is_key(prefix)):
             raise StoreError(
-                f"{location!r} is no place for a registry: write {scheme}://bucket, or {scheme}://bucket/team/registry "
-                "with parts of a-z, A-Z, 0-9, '.', '_' and '-'."
+                f"the location of a registry must be {scheme}://bucket or {scheme}://bucket/team/registry, with parts "
+                f"of a-z, A-Z, 0-9, '.', '_' and '-'; got {location!r}."
             )
         self.location = location
         self._bucket_name = bucket
@@ -125,14 +125,14 @@ class ObjectStore:
             with self._explained("write", key), contextlib.suppress(AlreadyExistsError, PreconditionError):
                 obstore.put(self._bucket, key, data, mode="create")
                 return
-            # obstore says the same of a 409, by which S3 asks to try again: another write of the key was under way,
-            # and may have come to nothing.
+            # obstore raises the same error for a 409, with which S3 asks to try again: another write of the key was
+            # under way, and may have failed.
             if exists(self, key):
-                raise AlreadyExists(f"{key} exists in {self.location}")
+                raise AlreadyExists(f"{key} exists already in {self.location}")
             time.sleep(random.uniform(0, FIRST_PAUSE * 2**attempt))
         raise StoreError(
             f"cannot write {key} in {self.location}: {CREATE_ATTEMPTS} times the bucket answered that another write "
-            "of it is under way, and then it was not there. Try again later."
+            "of it is under way, but the object did not appear. Try again later."
         )
 
     def get(self, key: str) -> BinaryIO:
@@ -169,7 +169,7 @@ class ObjectStore:
         _refuse_forked()
         try:
             yield
-        except FinetuneError:  # raised by the data while it was written
+        except FinetuneError:  # raised by the iterator over the data
             raise
         except (BaseError, OSError) as error:
             text = str(error)
@@ -179,11 +179,11 @@ class ObjectStore:
             raise StoreError(f"cannot {verb} {what}: {_in_short(error)}. {self._advice(error, text)}") from error
 
     def _advice(self, error: Exception, text: str) -> str:
-        # By the text too, for obstore has no class of its own for what it meets while it lists.
+        # By the text too, because obstore has no own classes for the errors of a listing.
         if isinstance(error, FileNotFoundError) or _NO_BUCKET.search(text):
-            return f"Make the bucket {self._bucket_name!r}, or correct its name (--registry or FINETUNE_REGISTRY)."
+            return f"Create the bucket {self._bucket_name!r}, or correct its name (--registry or FINETUNE_REGISTRY)."
         if isinstance(error, UnauthenticatedError) or _NO_CREDENTIALS.search(text):
-            return f"Say who you are: set {self._credentials}."
+            return f"Give your credentials: set {self._credentials}."
         if isinstance(error, PermissionDeniedError) or "403 Forbidden" in text:
             return (
                 f"Check {self._credentials}, and that they may read, write, list and delete in the bucket "
@@ -205,7 +205,7 @@ class _Body(io.RawIOBase):
     def readinto(self, into: Any) -> int:
         if not self._left:
             with self._store._explained("read", self._key):
-                # An empty piece in between would be taken for the end.
+                # Without empty pieces, because an empty read means the end of the file.
                 self._left = memoryview(next(filter(None, self._pieces), b""))
         size = min(len(into), len(self._left))
         into[:size] = self._left[:size]
@@ -214,7 +214,7 @@ class _Body(io.RawIOBase):
 
 
 def _first_part(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
-    """Return bytes where they fit into one request, else an iterator: an upload in parts takes at least three."""
+    """Return bytes when they fit into one request, else an iterator: an upload in parts needs three or more."""
     first, size = [], 0
     for piece in pieces:
         first.append(piece)
@@ -225,7 +225,7 @@ def _first_part(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
 
 
 def _in_short(error: Exception) -> str:
-    """Return the server's message, or else obstore's, without its dump for programmers and the signature of a URL."""
+    """Return the message of the server, or else of obstore, without debug output and the signature of a URL."""
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     status, _, body = text.partition("status code: ")[2].partition(": ")
     said = [re.search(f"<{name}>([^<]*?)(?: RequestId:|<)", body) for name in ("Code", "Message")]
@@ -239,5 +239,5 @@ def _refuse_forked() -> None:
     if _used_by != os.getpid():
         raise StoreError(
             "this process was forked from one that has used an object store, and would wait forever. Start it with "
-            "multiprocessing's 'spawn' instead of 'fork', or open the registry in the children alone."
+            "multiprocessing's 'spawn' instead of 'fork', or open the registry in the child processes only."
         )

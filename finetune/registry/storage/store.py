@@ -21,11 +21,11 @@ _KEY_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class AlreadyExists(StoreError):
-    """The signal of ``put(mode="create")`` for a key that is taken."""
+    """The error of ``put(mode="create")`` for a key that is taken."""
 
 
 class ObjectMissing(StoreError):
-    """The signal of ``get`` and ``head`` for a key that is not there."""
+    """The error of ``get`` and ``head`` for a key that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Store(Protocol):
 
         Raises:
             AlreadyExists: with ``mode="create"``, where an object has that key; that object is lasting.
-            StoreError: it cannot be written; unless the store says more, it may have been.
+            StoreError: the store refused; unless the message says more, the object may have been written.
         """
         ...
 
@@ -73,11 +73,11 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectMeta]:
-        """Yield, in any order, every object below ``prefix``, which is made of whole parts of keys."""
+        """Yield, in any order, every object below ``prefix``, which consists of whole parts of keys."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; a key that is not there is no error. When it raises, the object does not go later."""
+        """Remove an object; a missing key is no error. After an error, the store does not remove it later."""
         ...
 
 
@@ -95,11 +95,11 @@ class KeepsAside(Protocol):
     """A store in which a killed write of an object leaves a file behind."""
 
     def list_aside(self) -> Iterator[ObjectMeta]:
-        """Yield these files, those of writers that are at work included; none of their keys is one of an object."""
+        """Yield these files, also those of writers at work; none of their keys is the key of an object."""
         ...
 
     def delete_aside(self, key: str) -> None:
-        """Remove one of these files; its writer, when there still is one, fails."""
+        """Remove one of these files; a writer that still uses it fails."""
         ...
 
 
@@ -112,12 +112,12 @@ def check_key(key: str) -> str:
     """Return ``key`` when a store may use it.
 
     Raises:
-        StoreError: it could leave the store, or hide in it.
+        StoreError: the key could point outside of the store, or name a hidden file.
     """
     if not is_key(key):
         raise StoreError(
-            f"{key!r} is no key: parts of a-z, A-Z, 0-9, '.', '_' and '-', each beginning with a letter or "
-            "digit, with '/' between them"
+            "a key must consist of parts of a-z, A-Z, 0-9, '.', '_' and '-', each beginning with a letter or digit, "
+            f"with '/' between them; got {key!r}"
         )
     return key
 
@@ -128,12 +128,12 @@ def spares_others(error: FinetuneError) -> bool:
     Args:
         error: the error that reading one object raised.
     """
-    # A system that refuses one file says why by a number; a bucket that cannot be reached has none.
+    # The system gives an errno for one refused file; the error of a bucket that cannot be reached has none.
     return not isinstance(error, StoreError) or isinstance(error, ObjectMissing) or error.errno is not None
 
 
 def exists(store: Store, key: str) -> bool:
-    """Return whether an object has that key."""
+    """Return whether an object with that key exists."""
     try:
         store.head(key)
     except ObjectMissing:
@@ -149,11 +149,11 @@ def chunks(file: BinaryIO) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def reading(store: Store, key: str) -> Iterator[BinaryIO]:
-    """Open an object; an error of the disk while it is read is a StoreError too.
+    """Open an object; an error of the disk during the read becomes a StoreError too.
 
     Raises:
         ObjectMissing: nothing has that key.
-        StoreError: it cannot be read.
+        StoreError: the object cannot be read.
     """
     try:
         with store.get(key) as file:
@@ -169,10 +169,10 @@ def read_all(store: Store, key: str, *, max_bytes: int) -> bytes:
 
     Raises:
         ObjectMissing: nothing has that key.
-        IntegrityError: it is larger than anything that belongs there.
+        IntegrityError: the object has more than ``max_bytes`` bytes.
     """
     with reading(store, key) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise IntegrityError(f"{key}: more than {max_bytes} bytes, the most that is allowed there")
+        raise IntegrityError(f"{key}: must have at most {max_bytes} bytes, got more")
     return data

@@ -1,4 +1,4 @@
-"""Trials of a store with temporary objects: whether it creates an object once, for any number of writers."""
+"""Trials of a store with temporary objects: does it create an object once, for any number of writers?"""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from finetune.registry.storage.store import AlreadyExists, Store, read_all
 CREATORS = 8
 MAX_BYTES = 1024  # of an object of a trial
 ABANDONED = timedelta(days=1)  # trials that were killed
-UNFIT = "Two writers could overwrite each other here without knowing, so nobody should publish into it."
+UNFIT = "Two writers could overwrite each other here without an error, so do not publish here."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Finding:
 
     Attributes:
         probe: the name of the trial.
-        verdict: ``failed`` when nobody should write here, or not everybody can.
+        verdict: ``failed`` when nobody should write here, or some writers cannot.
         text: the observation, and what to do about it.
     """
 
@@ -38,7 +38,7 @@ def check_create(store: Store) -> None:
     """Refuse a store that lets two writers create the same object, one after the other or at once.
 
     Raises:
-        StoreError: it lets them, or cannot be written.
+        StoreError: the store lets them, or cannot be written.
     """
     with trial(store, None) as prefix:
         for try_out in (create, create_at_once):
@@ -49,13 +49,13 @@ def check_create(store: Store) -> None:
 
 @contextlib.contextmanager
 def trial(store: Store, folder: Path | None) -> Iterator[str]:
-    """Yield a prefix for temporary objects, which are deleted at the end, with those that killed trials left."""
+    """Yield a prefix for temporary objects; they are deleted at the end, like those that killed trials left."""
     prefix = f"doctor/{uuid.uuid4().hex}"
     new = [] if folder is None else [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         yield prefix
     finally:
-        # What cannot be listed or deleted has been reported by then.
+        # A failing list or delete has been reported by a trial before.
         with contextlib.suppress(FinetuneError):
             found = list(store.list("doctor"))
             now = max((meta.modified for meta in found), default=datetime.now(UTC))
@@ -65,7 +65,7 @@ def trial(store: Store, folder: Path | None) -> Iterator[str]:
         if folder is not None:
             below = sorted((folder / "doctor").rglob("*"), reverse=True)  # a folder after what it holds
             for path in (*below, folder / "doctor", *new):
-                with contextlib.suppress(OSError):  # it holds something, is a file, or is not there
+                with contextlib.suppress(OSError):  # not empty, a file, or missing
                     path.rmdir()
 
 
@@ -74,7 +74,7 @@ def creates(store: Store, key: str, data: bytes) -> bool:
     try:
         store.put(key, data, mode="create")
     except AlreadyExists:
-        # Ours all the same when the store wrote it, lost the answer, and was asked again.
+        # It may still be ours, when the store wrote it, lost the answer and tried again by itself.
         return read_small(store, key) == data
     return True
 
@@ -85,7 +85,7 @@ def read_small(store: Store, key: str) -> bytes:
 
 
 def create(store: Store, prefix: str) -> Finding:
-    """Try whether a second create of one object is refused."""
+    """Check that a second create of one object is refused."""
     probe, key = "create", f"{prefix}/create"
     for data in (b"first", b"second"):
         if creates(store, key, data) != (data == b"first"):
@@ -95,13 +95,13 @@ def create(store: Store, prefix: str) -> Finding:
 
 
 def create_at_once(store: Store, prefix: str) -> Finding:
-    """Try whether one of several creates of one object at once succeeds, and no more."""
+    """Check that exactly one of several creates of one object at once succeeds."""
     probe, key = "create at once", f"{prefix}/at-once"
     with ThreadPoolExecutor(CREATORS) as pool:
         creators = [b"creator %d" % number for number in range(CREATORS)]
         won = [*pool.map(lambda data: creates(store, key, data), creators)]
     if sum(won) != 1:
-        text = f"of {CREATORS} creates of one object at once {sum(won)} succeeded, not one. {UNFIT}"
+        text = f"of {CREATORS} creates of one object at once exactly one must succeed, but {sum(won)} did. {UNFIT}"
         return Finding(probe=probe, verdict="failed", text=text)
     if (found := read_small(store, key)) != creators[won.index(True)]:
         text = f"a create that was refused wrote {found!r} over the one that succeeded. {UNFIT}"

@@ -1,9 +1,9 @@
 """Adapters with their history in one file, for machines without a network.
 
-An archive is a plain tar of a registry's own keys: files and manifests, each before the entry of a log that
-names it, and last ``archive.json``, which says how far each log goes and the digest of its newest entry. Equal
-histories give equal bytes. An archive is not trusted: before the first write every digest and every chain is
-checked, and that nothing is missing or left over; ``copy_adapter`` does all writes.
+An archive is a plain tar of a registry's own keys: files and manifests, each before the entry of a log that names it.
+Its last member is ``archive.json``, which holds the number and digest of the newest entry of each log. Equal histories
+give equal bytes. An archive is not trusted: an import checks every digest and every chain, and that nothing is missing
+or left over, before the first write. ``copy_adapter`` does all writes.
 """
 
 import os
@@ -59,7 +59,7 @@ class Exported:
         names: the adapters in it.
         entries: the number of entries of their logs.
         bytes: the size of the file, in bytes.
-        sha256: the SHA-256 of the file, to compare where it arrives.
+        sha256: the SHA-256 of the file, to compare after its transport.
     """
 
     path: str
@@ -80,7 +80,7 @@ def export_archive(source: Store, names: Iterable[str], path: str | Path) -> Exp
     Raises:
         NotFoundError: the registry has no such adapter.
         IntegrityError: the registry is damaged.
-        StoreError: it cannot be read, or the file cannot be written, or exists, or would lie in a registry.
+        StoreError: the registry cannot be read, or the file cannot be written, exists, or would lie in a registry.
     """
     path = Path(path)
     refuse_in_registry(path, elsewhere=_ELSEWHERE)
@@ -116,7 +116,7 @@ def open_archive(path: str | Path) -> Iterator[Store]:
     """Open an archive, checked as a whole, as a store from which ``copy_adapter`` copies.
 
     Raises:
-        IntegrityError: anything in it is not exactly as ``export_archive`` writes it.
+        IntegrityError: the file is not exactly as ``export_archive`` writes it.
         StoreError: the file cannot be read.
     """
     path = Path(path)
@@ -132,7 +132,7 @@ def open_archive(path: str | Path) -> Iterator[Store]:
         raise
     except NotRegularError as error:
         what = f"{path}: {error.strerror}"
-        raise StoreError(f"{what}. Give one that `finetune registry export-archive` wrote.") from None
+        raise StoreError(f"{what}. Give a file that `finetune registry export-archive` wrote.") from None
     except OSError as error:
         raise explain(error, path, verb="read") from error
 
@@ -161,7 +161,7 @@ def _key(ref: AdapterRef, commit: Commit) -> str:
 
 
 def _check(store: TarStore) -> None:
-    """Read the whole archive: all that its logs name must be there, be right, and be all."""
+    """Read the whole archive: it must hold exactly the objects that its logs name, with the right bytes."""
     named = {ABOUT_KEY}
     for name, told in _read_about(store).heads.items():
         ref = AdapterRef.parse_name(name)
@@ -170,15 +170,17 @@ def _check(store: TarStore) -> None:
             named.add(_key(ref, head))
             for entry in blobs_of(store, ref, head):
                 if store.head(blob_key(entry.sha256)).size != entry.size:
-                    raise IntegrityError(f"{blob_key(entry.sha256)}: not of the {entry.size} bytes that it must have")
+                    raise IntegrityError(f"{blob_key(entry.sha256)}: must have {entry.size} bytes, got another size")
                 if blob_key(entry.sha256) not in named:
                     named.add(blob_key(entry.sha256))
                     for _ in read_blob(store, entry):
                         pass
         if head is None or (head.seq, head.digest) != (told.seq, told.digest):
-            raise IntegrityError(f"the log of {name} does not end with the entry {told.seq} that {ABOUT_KEY} names")
+            raise IntegrityError(
+                f"the log of {name} must end with the entry {told.seq} that {ABOUT_KEY} names, and does not"
+            )
     if extra := sorted(meta.key for meta in store.list() if meta.key not in named):
-        raise IntegrityError(f"it also holds {', '.join(extra[:3])}, which nothing in it names")
+        raise IntegrityError(f"it also holds {', '.join(extra[:3])}, which no entry in it names")
 
 
 def _read_about(store: TarStore) -> _About:
@@ -189,5 +191,5 @@ def _read_about(store: TarStore) -> _About:
     except ValidationError as error:
         raise IntegrityError(f"{ABOUT_KEY}: {first_problem(error)}") from None
     if told.to_bytes() != raw:
-        raise IntegrityError(f"{ABOUT_KEY}: not in the form in which it is written")
+        raise IntegrityError(f"{ABOUT_KEY}: not in the canonical form that export-archive writes")
     return told

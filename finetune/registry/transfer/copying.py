@@ -1,8 +1,8 @@
 """Copying an adapter with its whole history from one registry to another.
 
-The entries of a log are copied byte for byte, so the chain that ties each to the one before stays whole. The version
-numbers, aliases and digests are the same on both sides. The blobs that entries name are copied first. So at any moment
-the copy is a shorter history of the same adapter; one that broke off goes on where it was.
+The entries of a log are copied byte for byte, so the chain of their digests stays whole. The version numbers, aliases
+and digests are the same on both sides. The blobs that entries name are copied first. So at any moment the copy is a
+shorter history of the same adapter, and an interrupted copy continues where it stopped.
 """
 
 import time
@@ -29,7 +29,7 @@ from finetune.registry.storage.blobs import LONGEST, blob_key, put_blobs, read_b
 from finetune.registry.storage.location import is_registry
 from finetune.registry.storage.store import AlreadyExists, ObjectMissing, Store, exists
 
-MAX_COPYING = LONGEST.total_seconds() / 2  # seconds, for all blobs of an adapter, before they are looked at again
+MAX_COPYING = LONGEST.total_seconds() / 2  # seconds for all blobs of an adapter; a slower copy checks them again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class Copied:
 
     Attributes:
         name: the adapter, ``ns/name``.
-        entries: the number of entries of its log that were copied; 0 when the target had them all.
-        versions: the number of versions among them.
+        entries: the number of log entries that were copied; 0 when the target had them all.
+        versions: the number of versions that these entries publish.
         blobs: the number of files and manifests that these entries name.
-        bytes: the number of bytes in these.
+        bytes: the number of bytes in these files and manifests.
     """
 
     name: str
@@ -59,19 +59,19 @@ def names_in(store: Store) -> list[str]:
 def copy_adapter(source: Store, target: Store, name: str) -> Copied:
     """Copy an adapter with its history; every byte is checked on the way.
 
-    Entries that the target has already are left as they are. The target may be ahead; then nothing is written.
+    Existing entries of the target stay unchanged. When the target has more entries, nothing is written.
 
     Args:
         source: the store of the registry to copy from.
-        target: the store of the registry to copy to; it becomes a registry when it is none yet.
+        target: the store of the registry to copy to; it becomes a registry if it is not one.
         name: the adapter, ``ns/name``.
 
     Raises:
-        ConflictError: the target has another history under that name; the entry where they part is named, and
-            nothing was written. Or someone else wrote to it meanwhile, or gc deletes there what is copied.
+        ConflictError: the target has another history under that name; the message names the first different entry,
+            and nothing was written. Or another writer wrote to it meanwhile, or its gc deletes blobs of the copy.
         NotFoundError: the source has no such adapter.
         IntegrityError: the source, or the copy in the target, is damaged.
-        StoreError: one of the two cannot be read or written; do the same again.
+        StoreError: one of the two cannot be read or written; try again.
     """
     ref = AdapterRef.parse_name(name)
     check_has(source, ref)
@@ -83,7 +83,7 @@ def copy_adapter(source: Store, target: Store, name: str) -> Copied:
     _copy_blobs(source, target, list(needed.values()))
     for commit in missing:
         _copy_entry(target, ref, commit)
-    if not all(exists(target, blob_key(digest)) for digest in needed):  # gc came, while this machine slept
+    if not all(exists(target, blob_key(digest)) for digest in needed):  # gc ran while this machine slept
         _copy_blobs(source, target, list(needed.values()))
     return Copied(
         name=name,
@@ -98,18 +98,18 @@ def check_has(store: Store, ref: AdapterRef) -> None:
     """Refuse an adapter that a store does not hold.
 
     Raises:
-        NotFoundError: it is not there; the message names those that are.
+        NotFoundError: the adapter does not exist; the message names the existing ones.
     """
     if not exists(store, log_key(ref.namespace, ref.name, 1)):
         names = names_in(store)
         raise NotFoundError(
             f"no adapter {ref.full_name!r} to copy.{did_you_mean(ref.full_name, names)} "
-            f"There are: {', '.join(names[:20]) or 'none'}."
+            f"Adapters there: {', '.join(names[:20]) or 'none yet'}."
         )
 
 
 def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[list[Copied], list[FinetuneError]]:
-    """Copy several adapters; one that is damaged, or has another history in the target, does not stop the others.
+    """Copy several adapters; go on after one that is damaged, or has another history in the target.
 
     Returns:
         The copies, and the errors of those that were not copied.
@@ -117,7 +117,7 @@ def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[l
     Raises:
         AdapterReferenceError: a name is not ``ns/name``.
         NotFoundError: the source has no such adapter.
-        StoreError: one of the two cannot be read or written; do the same again.
+        StoreError: one of the two cannot be read or written; try again.
     """
     copied: list[Copied] = []
     refused: list[FinetuneError] = []
@@ -131,12 +131,12 @@ def copy_adapters(source: Store, target: Store, names: Iterable[str]) -> tuple[l
         except FinetuneError as error:
             if isinstance(error, StoreError) and not isinstance(error, ObjectMissing):
                 raise
-            refused.append(IntegrityError(f"{name} cannot be copied: {error}"))
+            refused.append(IntegrityError(f"cannot copy {name}: {error}"))
     return copied, refused
 
 
 def read_history(store: Store, ref: AdapterRef, *, after: int = 0) -> Iterator[Commit]:
-    """Yield the entries of an adapter's log that follow number ``after``, the chain between them checked.
+    """Yield the entries of an adapter's log after number ``after``, and check the chain between them.
 
     Raises:
         IntegrityError: an entry is damaged, or does not follow from the one before it.
@@ -147,16 +147,16 @@ def read_history(store: Store, ref: AdapterRef, *, after: int = 0) -> Iterator[C
     for seq in range(after + 1, head.seq + 1 if head else 0):
         commit = log.read(seq)
         for problem in check_link(commit, previous):
-            raise IntegrityError(f"{log.key(seq)}: {problem}. See what else is with `finetune registry verify`.")
+            raise IntegrityError(f"{log.key(seq)}: {problem}. Look for more damage with `finetune registry verify`.")
         yield commit
         previous = commit
 
 
 def blobs_of(store: Store, ref: AdapterRef, commit: Commit) -> list[FileEntry]:
-    """Return the files that an entry brings into a registry, the manifest last; none unless it publishes.
+    """Return the files that an entry publishes, the manifest last; an empty list when its op is not publish.
 
     Raises:
-        IntegrityError: its manifest is damaged or missing, or is not what the entry says of it.
+        IntegrityError: its manifest is damaged or missing, or its summary is not that of the entry.
     """
     if commit.op != "publish":
         return []
@@ -164,14 +164,16 @@ def blobs_of(store: Store, ref: AdapterRef, commit: Commit) -> list[FileEntry]:
     try:
         raw, manifest = load_manifest(store, commit.manifest, ref.full_name)
     except ObjectMissing as error:
-        raise IntegrityError(f"{key}, the manifest of {ref.full_name}@{commit.version}, is gone: {error}") from None
+        raise IntegrityError(f"{key}, the manifest of {ref.full_name}@{commit.version}, is missing: {error}") from None
     if manifest.summary() != commit.current_summary:
-        raise IntegrityError(f"{key}: not what {log_key(ref.namespace, ref.name, commit.seq)} says of it")
+        raise IntegrityError(
+            f"{key}: its summary must be that in {log_key(ref.namespace, ref.name, commit.seq)}, and differs"
+        )
     return [*manifest.files.values(), FileEntry(sha256=commit.manifest, size=len(raw))]
 
 
 def _in_common(source: Store, target: Store, ref: AdapterRef) -> int:
-    """Return the number of entries that both have; refuse to copy unless they are all that one of them has."""
+    """Return the number of entries that both have; refuse to copy when both have other entries after them."""
     ours, theirs = (Log(store, ref.namespace, ref.name) for store in (source, target))
     head, reached = ours.head(), theirs.head()
     if head is None or reached is None:
@@ -179,7 +181,7 @@ def _in_common(source: Store, target: Store, ref: AdapterRef) -> int:
     common = min(head.seq, reached.seq)
     if theirs.read(common) == ours.read(common):
         return common
-    # Each entry vouches for all before it, so the logs are equal up to some entry and differ from there on.
+    # Each entry fixes all entries before it, so the logs are equal up to some entry and differ after it.
     low, high = 1, common
     while low < high:
         middle = (low + high) // 2
@@ -193,18 +195,18 @@ def _in_common(source: Store, target: Store, ref: AdapterRef) -> int:
 def _parted(ref: AdapterRef, commit: Commit, other: Commit) -> ConflictError:
     told = [f"{entry.op} by {entry.actor} at {entry.time}" for entry in (commit, other)]
     return ConflictError(
-        f"{ref.full_name}: the histories part at entry {commit.seq}: in the source {told[0]}, in the target {told[1]}. "
-        "Nothing can follow both; publish what the target lacks as a new version there."
+        f"{ref.full_name}: source and target must have the same history, but differ from entry {commit.seq} on: in the "
+        f"source {told[0]}, in the target {told[1]}. Publish the versions that the target lacks as new ones there."
     )
 
 
 def _copy_blobs(source: Store, target: Store, entries: list[FileEntry]) -> None:
-    """Make sure that a target has whole blobs, and that its gc does not delete them until they are named."""
+    """Make sure that a target has whole blobs, and that its gc does not delete them before an entry names them."""
     for entry in entries:
-        if _is_damaged(target, entry):  # under a digest there is only one right content
+        if _is_damaged(target, entry):  # all right bytes for a digest are the same
             target.put(blob_key(entry.sha256), _read(source, entry), mode="overwrite")
     took = MAX_COPYING
-    while entries and took >= MAX_COPYING:  # what was copied first could be old by now
+    while entries and took >= MAX_COPYING:  # the first blobs could be too old by now
         began = time.monotonic()
         put_blobs(target, [(entry, partial(_read, source, entry)) for entry in entries])
         took = time.monotonic() - began
@@ -225,7 +227,7 @@ def _read(source: Store, entry: FileEntry) -> Iterator[bytes]:
     try:
         yield from read_blob(source, entry)
     except ObjectMissing as error:
-        raise IntegrityError(f"{blob_key(entry.sha256)} is gone: {error}") from None
+        raise IntegrityError(f"{blob_key(entry.sha256)} is missing: {error}") from None
 
 
 def _copy_entry(target: Store, ref: AdapterRef, commit: Commit) -> None:
@@ -233,6 +235,6 @@ def _copy_entry(target: Store, ref: AdapterRef, commit: Commit) -> None:
     try:
         target.put(log.key(commit.seq), commit.to_bytes(), mode="create")
     except AlreadyExists:
-        # Ours, when the answer to an earlier try was lost, or that of another copy of the same history.
+        # Ours, when the answer to an earlier try was lost, or from another copy of the same history.
         if (there := log.read(commit.seq)) != commit:
             raise _parted(ref, commit, there) from None

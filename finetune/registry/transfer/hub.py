@@ -1,7 +1,7 @@
 """A version as a repository of the Hugging Face Hub: the adapter's files, its manifest, and a model card.
 
-A downloaded repository is an adapter folder: ``finetune.load`` opens it, and ``publish`` takes it. The
-version's number is the tag ``v17``, which never moves; the default branch shows the version mirrored last.
+A downloaded repository is an adapter folder: ``finetune.load`` opens it, and ``publish`` takes it. The version's
+number is the tag ``v17``, which never moves. The default branch shows the last mirrored version.
 """
 
 import tempfile
@@ -45,7 +45,7 @@ def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Pa
 
     Raises:
         IntegrityError: the registry is damaged.
-        StoreError: the folder cannot be written, or holds something already.
+        StoreError: the folder cannot be written, or is not empty.
     """
     into = Path(into)
     with new_folder(into, elsewhere=_ELSEWHERE) as new:
@@ -57,7 +57,7 @@ def write_hub_folder(registry: AdapterRegistry, version: Version, into: str | Pa
 
 
 def _card(version: Version, manifest: AdapterManifest) -> Card:
-    # PEFT refuses the others by name, so the hub must not tell to open them with it.
+    # PEFT refuses our own method types, so the card must not name PEFT for them.
     is_pefts = manifest.adapter.peft_type != OURS
     return Card(
         version=f"version {version.version}",
@@ -76,14 +76,14 @@ def upload_to_hub(registry: AdapterRegistry, version: Version, repo_id: str, *, 
     Args:
         registry: the registry that holds the version.
         version: the version to upload.
-        repo_id: the id of the repository, ``owner/name``; it is made when it does not exist.
-        private: whether only its owner sees a repository that is made.
+        repo_id: the id of the repository, ``owner/name``; a missing repository is made.
+        private: True to make a missing repository visible to its owner only.
 
     Returns:
-        The id of the commit that the tag stands for.
+        The id of the commit that the tag points to.
 
     Raises:
-        ConflictError: the repository holds something else, or the version's tag is taken; nothing was changed.
+        ConflictError: the repository holds something else, or its tag points to another manifest; nothing was changed.
         StoreError: the hub refused, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -95,10 +95,13 @@ def upload_to_hub(registry: AdapterRegistry, version: Version, repo_id: str, *, 
         done = {ref.name: ref.target_commit for ref in refs.tags}.get(tag)
         theirs = set(api.list_repo_files(repo_id))
         _check_is_ours(api, repo_id, version, theirs, Path(work, "theirs"))
-        if done is not None:  # by an earlier try, or by someone else
+        if done is not None:  # by an earlier try, or by another user
             raw, _ = _manifest_at(api, repo_id, done, Path(work, "tagged"))
             if sha256_hex(raw) != version.digest:
-                raise ConflictError(f"{repo_id}: the tag {tag} stands for another manifest, sha256:{sha256_hex(raw)}")
+                raise ConflictError(
+                    f"{repo_id}: the tag {tag} must point to the manifest sha256:{version.digest}, but points to "
+                    f"sha256:{sha256_hex(raw)}. Nothing was changed. Choose another repository."
+                )
             return done
         folder = write_hub_folder(registry, version, Path(work, "new"))
         ours = {path.name: path for path in folder.iterdir()}
@@ -121,10 +124,14 @@ def _check_is_ours(api: "HfApi", repo_id: str, version: Version, theirs: set[str
     if MANIFEST_NAME in theirs:
         _, manifest = _manifest_at(api, repo_id, "main", folder)
         if manifest.full_name != version.full_name:
-            raise ConflictError(f"{repo_id} holds {manifest.full_name}. Choose another repository.")
+            raise ConflictError(
+                f"{repo_id} must hold versions of {version.full_name}, but holds {manifest.full_name}. Choose another "
+                "repository."
+            )
     elif others := sorted(theirs - HUB_FILES):
         raise ConflictError(
-            f"{repo_id} holds {', '.join(others[:3])}, and no adapter of a registry. Choose another repository."
+            f"{repo_id} must be empty or hold an adapter of a registry, but holds {', '.join(others[:3])}. Choose "
+            "another repository."
         )
 
 
@@ -143,9 +150,9 @@ def _explained(repo_id: str) -> Iterator[None]:
     except FinetuneError:  # a built-in error too, and already explained
         raise
     except HFValidationError as error:
-        raise StoreError(f"{repo_id!r} is no repository of the hub: {error}") from None
+        raise StoreError(f"{repo_id!r} is not a valid id of a repository on the hub: {error}") from None
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx2.HTTPError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise StoreError(
-            f"the hub did not take {repo_id}: {reason} Log in with `hf auth login`, and see that the token may write."
+            f"the hub refused {repo_id}: {reason} Log in with `hf auth login`, and check that the token may write."
         ) from error

@@ -1,4 +1,4 @@
-"""The folder that a mirror makes."""
+"""The folder that a mirror writes."""
 
 import os
 import tempfile
@@ -13,14 +13,14 @@ from finetune.registry.storage.location import refuse_in_registry
 
 @contextmanager
 def new_folder(into: Path, *, elsewhere: str) -> Iterator[Path]:
-    """Yield the path of a folder to make, which becomes ``into`` when nothing is raised.
+    """Yield the path of a folder to make, which is renamed to ``into`` when no error is raised.
 
     Args:
-        into: the folder to make, which does not exist yet or is empty; its parents are made when needed.
-        elsewhere: a hint how to choose another one, such as ``" (--into)"``.
+        into: the folder to make, which must not exist or must be empty; missing parents are made too.
+        elsewhere: the option that chooses another path, such as ``" (--into)"``.
 
     Raises:
-        StoreError: it cannot be written, holds something already, or lies in a registry.
+        StoreError: the folder cannot be written, is not empty, or lies in a registry.
     """
     refuse_in_registry(into, elsewhere=elsewhere)
     try:

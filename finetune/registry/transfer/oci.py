@@ -1,9 +1,9 @@
 """A version as an artifact of an OCI registry: an image manifest, and the adapter's files as its layers.
 
-The config is the adapter's manifest, so the config's digest is the version's. Each layer has the name of a file
-as its title, the adapter's manifest among them, so that any client that pulls the artifact gets an adapter folder.
-Equal versions give equal artifacts. Tags of OCI registries can move, and no condition on them is honoured: a tag is
-read before and after it is written, and the digest is returned.
+The config is the adapter's manifest, so the config's digest is that of the version. Each layer has the name of a file
+as its title, and one layer is the adapter's manifest, so any client that pulls the artifact gets an adapter folder.
+Equal versions give equal artifacts. Tags of OCI registries can move, and a write cannot have a condition. So a push
+reads the tag before and after it writes it, and returns the digest.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ from finetune.registry.transfer.oci_client import OciRef, OciRepository
 CONFIG_TYPE = "application/vnd.finetune-vlm.manifest.v1+json"
 LAYER_TYPE = "application/octet-stream"
 TITLE = "org.opencontainers.image.title"
-MAX_UNLISTED_BYTES = 65536  # of a file beside those that the adapter's manifest lists, which is small if any may be
+MAX_UNLISTED_BYTES = 65536  # of a file that the adapter's manifest does not list; only small ones are allowed
 _ELSEWHERE = " (--into)"
 
 _Strict = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -66,7 +66,7 @@ class _Artifact(BaseModel):
 
 
 def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> OciRef:
-    """Upload a version, every byte checked; blobs that are there already are not sent again.
+    """Upload a version, every byte checked; existing blobs are not sent again.
 
     Args:
         registry: the registry that holds the version.
@@ -74,15 +74,18 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
         ref: the repository to upload to; the tag is the version's number when none is given.
 
     Returns:
-        The reference by digest, which always means these bytes.
+        The reference by digest, which never changes its meaning.
 
     Raises:
-        ConflictError: the tag stands for something else; nothing was changed. Or it was moved meanwhile.
+        ConflictError: the tag points to another artifact; nothing was changed. Or another client moved it meanwhile.
         IntegrityError: the version is damaged.
         StoreError: the OCI registry refused, or cannot be reached.
     """
     if ref.digest is not None:
-        raise StoreError(f"{ref} names a digest, which is known only afterwards; give a tag, or none.")
+        raise StoreError(
+            f"the target of a push must not have a digest, which is known only afterwards, got {ref}. Give a tag, "
+            "or none."
+        )
     tag = ref.tag or str(version.version)
     with tempfile.TemporaryDirectory(prefix="finetune-mirror-") as work, OciRepository(ref) as repository:
         folder = registry.pull(version, Path(work, "adapter"))
@@ -94,8 +97,8 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
         there = repository.get_manifest(tag)
         if there is not None and there[0] != digest:
             raise ConflictError(
-                f"{ref.host}/{ref.repository}:{tag} stands for another artifact, sha256:{there[0]}. Nothing was "
-                "changed; choose another tag."
+                f"{ref.host}/{ref.repository}:{tag} points to another artifact, sha256:{there[0]}. Nothing was "
+                "changed. Choose another tag."
             )
         if there is None:
             for name, entry in files.items():
@@ -109,7 +112,7 @@ def push_to_oci(registry: AdapterRegistry, version: Version, ref: OciRef) -> Oci
 def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
     """Download an artifact into an adapter folder, every byte checked.
 
-    Only the digest proves that the folder is the one that its publisher made: give one, or compare the returned one.
+    Only the digest proves who made the folder: give a digest, or compare the returned one with that of the publisher.
 
     Args:
         ref: the reference, with a tag or a digest.
@@ -120,17 +123,17 @@ def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
 
     Raises:
         NotFoundError: there is no such artifact.
-        IntegrityError: it is no adapter, or its bytes are not those that it names.
-        StoreError: the registry cannot be reached, or the folder cannot be written, or holds something already.
+        IntegrityError: the artifact is not an adapter, or its bytes do not match its digests.
+        StoreError: the registry cannot be reached, or the folder cannot be written, or is not empty.
     """
     into = Path(into)
     reference = f"sha256:{ref.digest}" if ref.digest else ref.tag
     if reference is None:
-        raise StoreError(f"{ref} says neither a tag nor a digest; give one, such as {ref}:17")
+        raise StoreError(f"the source of a fetch must have a tag or a digest, such as {ref}:17, got {ref}.")
     with OciRepository(ref) as repository, new_folder(into, elsewhere=_ELSEWHERE) as new:
         found = repository.get_manifest(reference)
         if found is None:
-            raise NotFoundError(f"there is no {ref}")
+            raise NotFoundError(f"there is no artifact {ref}. Check the repository and the tag or digest.")
         digest, raw = found
         config, files = _read(raw, source=str(ref))
         manifest_raw = b"".join(repository.get_blob(config))
@@ -139,7 +142,7 @@ def fetch_from_oci(ref: OciRef, into: str | Path) -> OciRef:
         if listed.items() - files.items() or any(
             entry.size > MAX_UNLISTED_BYTES for _, entry in files.items() - listed.items()
         ):
-            raise IntegrityError(f"{ref}: its layers are not the files that the adapter's manifest lists")
+            raise IntegrityError(f"{ref}: its layers must be the files that the adapter's manifest lists, and are not")
         new.mkdir()
         for name, entry in files.items():
             with open(new / name, "xb") as file:
@@ -184,15 +187,18 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
     try:
         artifact = _Artifact.model_validate(told)
     except ValidationError as error:
-        raise IntegrityError(f"{source}: no adapter of finetune-vlm: {first_problem(error)}") from None
+        raise IntegrityError(f"{source}: not an adapter of finetune-vlm: {first_problem(error)}") from None
     config = artifact.config.entry
     if artifact.config.mediaType != CONFIG_TYPE or config.size > MAX_MANIFEST_BYTES:
-        raise IntegrityError(f"{source}: no adapter of finetune-vlm: its config is {artifact.config.mediaType}")
+        raise IntegrityError(
+            f"{source}: not an adapter of finetune-vlm: its config must be {CONFIG_TYPE} of at most "
+            f"{MAX_MANIFEST_BYTES} bytes, got {artifact.config.mediaType} of {config.size} bytes"
+        )
     files = {layer.annotations.get(TITLE, ""): layer.entry for layer in artifact.layers}
     if len(files) != len(artifact.layers):
-        raise IntegrityError(f"{source}: two layers have one title")
+        raise IntegrityError(f"{source}: each layer must have its own title, and two have the same")
     if bad := [title for title in files if not is_key(title) or "/" in title]:
-        raise IntegrityError(f"{source}: {bad[0]!r} is no name of a file")
+        raise IntegrityError(f"{source}: the title of a layer must be the name of a file, got {bad[0]!r}")
     return config, files
 
 
@@ -201,5 +207,6 @@ def _check_tag(repository: OciRepository, tag: str, digest: str) -> None:
     if there is None or there[0] != digest:
         told = "nothing" if there is None else f"sha256:{there[0]}"
         raise ConflictError(
-            f"{repository.ref.host}/{repository.ref.repository}:{tag} was moved meanwhile, to {told}. Try again."
+            f"another client moved {repository.ref.host}/{repository.ref.repository}:{tag} meanwhile, to {told}. "
+            "Try again."
         )

@@ -1,7 +1,7 @@
-"""A repository of an OCI registry, by the requests of the distribution specification.
+"""A client for a repository of an OCI registry, after the distribution specification.
 
-Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md. It has only the requests for a push and
-a pull of whole blobs. Requests to loopback use plain HTTP, all others HTTPS.
+Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md. The client sends only the requests for
+a push and a pull of whole blobs. Requests to loopback use plain HTTP, all others HTTPS.
 """
 
 import json
@@ -21,8 +21,8 @@ from finetune.registry.storage.store import CHUNK_BYTES
 from finetune.registry.transfer.oci_login import LOOPBACK, answer_challenge
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-MAX_MANIFEST_BYTES = 4 * 1024**2  # what registries must take, by the specification
-TIMEOUT = 60.0  # seconds, for each answer and each piece of one
+MAX_MANIFEST_BYTES = 4 * 1024**2  # by the specification, registries must accept this size
+TIMEOUT = 60.0  # seconds, for each answer and each part of it
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REF = re.compile(
@@ -36,7 +36,7 @@ class OciRef:
     """The reference to an artifact.
 
     Attributes:
-        host: the host of the registry, with the port where it is not the usual one.
+        host: the host of the registry, with the port unless it is the default port.
         repository: the path of the repository on the host.
         tag: the tag, which may move; None for none.
         digest: the SHA-256 of the artifact's manifest; None for none.
@@ -52,19 +52,19 @@ class OciRef:
         """Read ``HOST/REPOSITORY``, followed by ``:TAG``, ``@sha256:DIGEST`` or nothing.
 
         Raises:
-            StoreError: it is no such reference.
+            StoreError: the text is not such a reference.
         """
         match = _REF.fullmatch(text)
-        # As everywhere, what holds neither a dot nor a port is a host only when it is called localhost.
+        # As in other clients, a name with neither a dot nor a port is a host only when it is localhost.
         if match is None or not ({".", ":"} & set(match["host"]) or match["host"] == "localhost"):
             raise StoreError(
-                f"{text!r} is no reference to an OCI registry: expected HOST/REPOSITORY, HOST/REPOSITORY:TAG or "
-                "HOST/REPOSITORY@sha256:DIGEST, such as localhost:5000/medical/brain-mri:17"
+                "a reference to an OCI registry must be HOST/REPOSITORY, HOST/REPOSITORY:TAG or "
+                f"HOST/REPOSITORY@sha256:DIGEST, such as localhost:5000/medical/brain-mri:17; got {text!r}"
             )
         return cls(**match.groupdict())
 
     def at(self, digest: str) -> str:
-        """Return the reference that always means the same bytes."""
+        """Return the reference by digest, which never changes its meaning."""
         return f"{self.host}/{self.repository}@sha256:{digest}"
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class OciRepository:
         """Return SHA-256 and bytes of the manifest at a tag or ``sha256:...``; None when there is none.
 
         Raises:
-            IntegrityError: it is larger than manifests are, or does not have the digest.
+            IntegrityError: the answer is larger than 4 MiB, or does not have the digest.
         """
         headers = {"Accept": MANIFEST_TYPE}
         with self._asked("GET", f"/manifests/{reference}", headers=headers, missing_ok=True) as answer:
@@ -102,29 +102,31 @@ class OciRepository:
             raw = b"".join(_at_most(answer.iter_bytes(CHUNK_BYTES), MAX_MANIFEST_BYTES, what=f"{self.ref}"))
         digest = sha256_hex(raw)
         if reference.startswith("sha256:") and reference != f"sha256:{digest}":
-            raise IntegrityError(f"{self.ref}: the manifest that was sent has the sha256 {digest}")
+            raise IntegrityError(
+                f"{self.ref}: the registry must send the manifest with {reference}, but sent one with sha256:{digest}"
+            )
         return digest, raw
 
     def put_manifest(self, reference: str, raw: bytes) -> None:
-        """Write a manifest; a tag that stands for another one moves."""
+        """Write a manifest; an existing tag moves to it."""
         with self._asked("PUT", f"/manifests/{reference}", body=raw, headers={"Content-Type": MANIFEST_TYPE}):
             pass
 
     def has_blob(self, entry: FileEntry) -> bool:
-        """Return whether a blob of this digest and size is there."""
+        """Return whether a blob of this digest and size exists."""
         with self._asked("HEAD", f"/blobs/sha256:{entry.sha256}", missing_ok=True) as answer:
             return answer.status_code == 200 and answer.headers.get("Content-Length") == str(entry.size)
 
     def put_blob(self, entry: FileEntry, path: Path) -> None:
-        """Upload a file as a blob, in one piece; it is checked on the way, and by the registry.
+        """Upload a file as a blob, in one piece; both this client and the registry check it.
 
         Raises:
-            IntegrityError: the file is not of this digest and size.
+            IntegrityError: the file does not have this digest and size.
         """
         with self._asked("POST", "/blobs/uploads/", body=b"") as answer:
             place = answer.headers.get("Location")
         if not place:
-            raise StoreError(f"{self.ref.host}: it did not say where to upload to")
+            raise StoreError(f"{self.ref.host}: its answer to an upload must have the header Location, and has none")
         url = httpx2.URL(self._base).join(place).copy_add_param("digest", f"sha256:{entry.sha256}")
         headers = {"Content-Length": str(entry.size), "Content-Type": "application/octet-stream"}
         with self._asked("PUT", url, body=(path, entry), headers=headers):
@@ -134,8 +136,8 @@ class OciRepository:
         """Yield the bytes of a blob, checked.
 
         Raises:
-            NotFoundError: it is not there.
-            IntegrityError: it is not of this digest and size.
+            NotFoundError: the blob does not exist.
+            IntegrityError: the blob does not have this digest and size.
         """
         with self._asked("GET", f"/blobs/sha256:{entry.sha256}") as answer:
             what = f"{self.ref.host}/{self.ref.repository}@sha256:{entry.sha256}"
@@ -151,7 +153,7 @@ class OciRepository:
         headers: dict[str, str] | None = None,
         missing_ok: bool = False,
     ) -> Iterator[httpx2.Response]:
-        """Send a request, once more with a password or token where that is asked for; yield a good answer."""
+        """Send a request, again with a password or token if the registry requires one; yield a successful answer."""
         url = httpx2.URL(self._base + where) if isinstance(where, str) else where
         try:
             answer = self._send(method, url, body, headers or {})
@@ -176,7 +178,7 @@ class OciRepository:
         self, method: str, url: httpx2.URL, body: bytes | tuple[Path, FileEntry] | None, headers: dict[str, str]
     ) -> httpx2.Response:
         headers = {"Accept-Encoding": "identity", **headers}
-        # An upload may lead to another host, which knows us by the address that we were given.
+        # An upload may go to another host; the URL for it authorizes us, so it must not get the password.
         if self._authorization is not None and url.netloc.decode() == self.ref.host:
             headers["Authorization"] = self._authorization
         content = read_file(*body) if isinstance(body, tuple) else body
@@ -188,7 +190,7 @@ class OciRepository:
             body = b"".join(_at_most(answer.iter_bytes(), 65536, what="an error"))
             told += "".join(f"; {each['code']}: {each.get('message', '')}" for each in json.loads(body)["errors"])
         except (ValueError, KeyError, TypeError, IntegrityError):
-            pass  # not every proxy in between answers as the specification says
+            pass  # a proxy in between may answer in another form than the specification
         if answer.status_code == 404:
             return NotFoundError(f"{self.ref}: {told}")
         advice = f" Log in with `docker login {self.ref.host}`." if answer.status_code in (401, 403) else ""
@@ -200,5 +202,5 @@ def _at_most(pieces: Iterable[bytes], limit: int, *, what: str) -> Iterator[byte
     for piece in pieces:
         seen += len(piece)
         if seen > limit:
-            raise IntegrityError(f"{what}: more than {limit} bytes were sent, the most that is allowed there")
+            raise IntegrityError(f"{what}: the registry must send at most {limit} bytes, and sent more")
         yield piece

@@ -1,7 +1,6 @@
-"""The login at an OCI registry: a password from ``docker login``, or a token that is fetched with it.
+"""The login at an OCI registry: a password from ``docker login``, or a token for that password.
 
-Source: https://distribution.github.io/distribution/spec/auth/token/. Passwords that a helper program keeps are
-not found.
+Source: https://distribution.github.io/distribution/spec/auth/token/. Passwords in a credential helper are not found.
 """
 
 import base64
@@ -28,7 +27,7 @@ def answer_challenge(client: httpx2.Client, host: str, challenge: str) -> str | 
         challenge: the value of its header ``WWW-Authenticate``.
 
     Raises:
-        StoreError: the password file is damaged, or the registry sends us to an unsafe place.
+        StoreError: the password file is damaged, or the registry names an unsafe address for the token.
     """
     scheme, _, rest = challenge.partition(" ")
     password = _password(host)
@@ -39,7 +38,7 @@ def answer_challenge(client: httpx2.Client, host: str, challenge: str) -> str | 
     asked = dict(_CHALLENGE.findall(rest))
     url = httpx2.URL(asked.get("realm", ""))
     if url.scheme != "https" and not (url.scheme == "http" and LOOPBACK.fullmatch(url.netloc.decode())):
-        raise StoreError(f"{host}: it asks for a token of {str(url)!r}, which is not HTTPS")
+        raise StoreError(f"{host}: the address for a token must be HTTPS, got {str(url)!r}. The password was not sent.")
     headers = {} if password is None else {"Authorization": f"Basic {password}"}
     parameters = {name: asked[name] for name in ("service", "scope") if name in asked}
     answer = client.get(url.copy_merge_params(parameters), headers=headers, follow_redirects=False)
@@ -60,5 +59,7 @@ def _password(host: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError, KeyError):
         return None
     except (OSError, ValueError, TypeError, binascii.Error) as error:
-        raise StoreError(f"{path}: the password for {host} cannot be read: {error}") from None
+        raise StoreError(
+            f"{path}: cannot read the password for {host}: {error}. Log in again with `docker login {host}`."
+        ) from None
     return str(auth)

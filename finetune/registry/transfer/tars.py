@@ -1,9 +1,8 @@
 """A plain tar as a store: ``TarWriter`` writes it, and ``TarStore`` reads exactly that form.
 
-A member's header is a function of its key and size alone, so a header is right when it is, byte for byte, the
-one that would be written. Links, devices, folders, other owners, extension headers and sizes in another spelling
-cannot be said that way. Nothing is compressed: a member that claims bytes beyond the end of the file is refused
-before any of it is read.
+A member's header depends on its key and size alone, so a header is valid only if it equals, byte for byte, the one that
+``TarWriter`` writes. This refuses links, devices, folders, other owners, extension headers and other forms of a size.
+Nothing is compressed. A member that claims bytes beyond the end of the file is refused before any of it is read.
 """
 
 import hashlib
@@ -61,12 +60,12 @@ class TarWriter:
         """Write a member; ``pieces`` hold ``size`` bytes.
 
         Raises:
-            StoreError: it is too large for this kind of file.
+            StoreError: the member is too large for a tar.
         """
         try:
             header = _header(key, size)
         except ValueError as error:
-            raise StoreError(f"{key} of {size} bytes cannot be put into a tar: {error}") from None
+            raise StoreError(f"cannot put {key} of {size} bytes into a tar: {error}") from None
         self._write(header)
         for piece in pieces:
             self._write(piece)
@@ -89,7 +88,7 @@ class _Place:
 
 
 class TarStore:
-    """A read-only store over the members of an open tar file, all of which are checked when it is made."""
+    """A read-only store over the members of an open tar file, which are all checked when it is opened."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         """Find and check the members.
@@ -99,7 +98,7 @@ class TarStore:
             path: its path, for messages.
 
         Raises:
-            IntegrityError: it holds anything but members in the form of ``TarWriter``.
+            IntegrityError: the file is not exactly in the form of ``TarWriter``.
         """
         self._file = file
         self._path = path
@@ -109,7 +108,7 @@ class TarStore:
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, mode: Literal["create", "overwrite"] = "create") -> None:
         """Refuse: the store is read-only."""
-        raise StoreError(f"{self._path} is an archive, which is only read")
+        raise StoreError(f"cannot write to {self._path}: an archive is read-only")
 
     def get(self, key: str) -> BinaryIO:
         """Open a member."""
@@ -142,18 +141,18 @@ class TarStore:
         while (block := self._read(offset, _BLOCK)) != _END[:_BLOCK]:
             key, size = self._member(block, offset)
             if key in places:
-                raise self._wrong(f"{key} stands twice")
+                raise self._wrong(f"{key} must be there once, and is there twice")
             if len(places) == MAX_MEMBERS:
-                raise self._wrong(f"more than {MAX_MEMBERS} members")
+                raise self._wrong(f"it must have at most {MAX_MEMBERS} members, and has more")
             places[key] = _Place(offset + _BLOCK, size)
             offset += _BLOCK + size
             if offset + _padding(size) + len(_END) > self._total:
-                raise self._wrong(f"{key} has {size} bytes by its header, more than the file: it is cut off, or a trap")
+                raise self._wrong(f"{key} has {size} bytes by its header, more than the file: it is cut off or forged")
             if any(self._read(offset, _padding(size))):
-                raise self._wrong(f"something stands behind the end of {key}")
+                raise self._wrong(f"only zeros may follow the end of {key}, and other bytes do")
             offset += _padding(size)
         if self._read(offset, self._total - offset if self._total - offset <= len(_END) else 0) != _END:
-            raise self._wrong("something stands behind its end, or its end is cut off")
+            raise self._wrong("nothing may follow its end, but bytes do, or its end is cut off")
         return places
 
     def _member(self, block: bytes, offset: int) -> tuple[str, int]:
@@ -161,40 +160,42 @@ class TarStore:
         try:
             found = tarfile.TarInfo.frombuf(block, "ascii", "strict")
         except (tarfile.HeaderError, ValueError):
-            raise self._wrong(self._no_tar(block) if offset == 0 else f"no header at byte {offset}") from None
+            raise self._wrong(
+                self._no_tar(block) if offset == 0 else f"a header must stand at byte {offset}, and does not"
+            ) from None
         if found.type != tarfile.REGTYPE:
             kind = _KINDS.get(found.type, f"of the type {found.type!r}")
             raise self._wrong(f"{found.name!r} is {kind}; only plain files are allowed")
         if not is_key(found.name):
-            raise self._wrong(f"{found.name!r} is no key of a registry")
+            raise self._wrong(f"{found.name!r} is not a key of a registry")
         try:
             expected = _header(found.name, found.size)
         except ValueError:
             expected = b""
         if block != expected:
-            raise self._wrong(f"the header of {found.name} is not as it would be written here")
+            raise self._wrong(f"the header of {found.name} differs from the one that export-archive writes")
         return found.name, found.size
 
     def _no_tar(self, block: bytes) -> str:
         if block.startswith(b"PK"):
-            return "a zip file; an archive is a plain tar"
+            return "it must be a plain tar, and is a zip file"
         if block.startswith(_COMPRESSED):
-            return "a compressed file; uncompress it first"
-        return "no tar file"
+            return "it must be a plain tar, and is compressed: uncompress it"
+        return "it must be a plain tar, and is another file"
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
         data = self._file.read(size)
         if len(data) != size:
-            raise self._wrong(f"cut off at byte {offset + len(data)}")
+            raise self._wrong(f"it is cut off at byte {offset + len(data)}")
         return data
 
     def _wrong(self, what: str) -> IntegrityError:
-        return IntegrityError(f"{self._path}: {what}. Make it anew with `finetune registry export-archive`.")
+        return IntegrityError(f"{self._path}: {what}. Make it again with `finetune registry export-archive`.")
 
 
 class _Part(io.RawIOBase):
-    """A section of a file, as a file of its own."""
+    """A section of a file, as a separate file object."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         self._file = file

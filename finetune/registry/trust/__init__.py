@@ -1,1 +1,1 @@
-"""Keys, the trust policy of a reader, and what the reader remembers against a rollback."""
+"""Keys and signatures, the trust policy of a reader, and the rollback protection."""

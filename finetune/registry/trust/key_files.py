@@ -1,4 +1,4 @@
-"""The files of keys: where they lie, who may read them, and their passphrase."""
+"""The files of keys: their paths, their permissions, and their passphrase."""
 
 import getpass
 import os
@@ -27,18 +27,18 @@ def default_key_path(name: str) -> Path:
 
 
 def make_folder(folder: Path, *, mode: int) -> None:
-    """Make a folder and its parents; whatever the umask is, nobody but their owner can write them."""
+    """Make a folder and its parents that only their owner can write, with any umask."""
     if not folder.is_dir():
         make_folder(folder.parent, mode=0o755)
         folder.mkdir(mode=mode, exist_ok=True)
 
 
 def create_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Create the file of a key; one that exists is refused."""
+    """Create the file of a key; refuse to overwrite one."""
     try:
         file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
     except FileExistsError:
-        raise TrustError(f"{path} exists, and a key is never overwritten. Choose another file: --out PATH.") from None
+        raise TrustError(f"{path} exists, and a key is never overwritten. Choose another file (--out).") from None
     try:
         with file:
             file.write(data)
@@ -50,35 +50,36 @@ def create_file(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def read_private(path: Path) -> bytes:
-    """Return the bytes of a private key, which nobody but its owner may read or replace."""
+    """Return the bytes of a private key that only its owner can read or replace."""
     try:
         with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode
             if os.name != "nt" and mode & 0o077:
                 raise TrustError(
                     f"{path}: others on this machine can read this private key (mode {stat.S_IMODE(mode):04o}). "
-                    f"If nobody has: chmod 600 {path}. If somebody may have, make a new one and revoke this."
+                    f"If nobody did, run `chmod 600 {path}`. Else make a new key and revoke this one."
                 )
             if problem := changeable_by_others(path):
                 raise TrustError(f"{path}: others on this machine can replace this private key: {problem}")
             pem = file.read(MAX_KEY_BYTES + 1)
     except FileNotFoundError:
         raise TrustError(
-            f"{path}: no such signing key (--sign-with or {KEY_VARIABLE}); `finetune registry keygen` makes one"
+            f"{path}: there is no such signing key (--sign-with or {KEY_VARIABLE}). Make one with `finetune registry "
+            "keygen`."
         ) from None
     except OSError as error:
         raise explain(error, path, verb="read", elsewhere=f" (--sign-with or {KEY_VARIABLE})") from error
     if len(pem) > MAX_KEY_BYTES:
-        raise TrustError(f"{path}: more than {MAX_KEY_BYTES} bytes, which no key has")
+        raise TrustError(f"{path}: a signing key must have at most {MAX_KEY_BYTES} bytes, got more")
     return pem
 
 
 def asks_for_passphrase(path: str | Path) -> bool:
-    """Return whether a key cannot be opened without asking the terminal for its passphrase.
+    """Return whether the user must type the passphrase to open a key.
 
     Raises:
         TrustError: there is no such file, or others can read or change it.
-        StoreError: it cannot be read.
+        StoreError: the file cannot be read.
     """
     locked = read_private(Path(path).expanduser()).startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
     return locked and not os.environ.get(PASSPHRASE_VARIABLE) and sys.stdin.isatty()
@@ -89,5 +90,7 @@ def read_passphrase(path: Path) -> bytes:
     if passphrase := os.environ.get(PASSPHRASE_VARIABLE):
         return passphrase.encode()
     if not sys.stdin.isatty():
-        raise TrustError(f"{path}: it is encrypted. Give the passphrase in {PASSPHRASE_VARIABLE}, or use a terminal.")
+        raise TrustError(
+            f"{path}: the key is encrypted. Give its passphrase in {PASSPHRASE_VARIABLE}, or use a terminal."
+        )
     return getpass.getpass(f"passphrase of {path}: ").encode()

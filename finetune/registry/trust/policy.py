@@ -1,4 +1,4 @@
-"""The trust policy: the keys that a reader accepts for each namespace; a file of the reader, never of a registry.
+"""The trust policy: the keys that a reader accepts for each namespace; it is never part of a registry.
 
 ::
 
@@ -8,7 +8,7 @@
     namespaces:
       medical: {signatures: require, keys: [release]}
       retail: {signatures: warn, keys: [alice, release]}
-    default: {signatures: off}          # of every other namespace; this is also what holds without a line
+    default: {signatures: off}          # for every other namespace; also the default of this line
     revoked:
       alice: laptop stolen on 2031-03-01
 """
@@ -33,11 +33,11 @@ from finetune.registry.trust.signing import PublicKey, signing_key_id
 
 TRUST_VARIABLE = "FINETUNE_TRUST"
 NOT_SIGNED = "it is not signed"
-NOBODY = "(nobody)"  # the signer of what is not signed; no name of a key
+NOBODY = "(nobody)"  # the signer of an unsigned entry; never the name of a key
 
 
 def _off(value: Any) -> Any:
-    return "off" if value is False else value  # YAML reads a bare off so
+    return "off" if value is False else value  # YAML reads a bare off as False
 
 
 Demand = Annotated[Literal["require", "warn", "off"], BeforeValidator(_off)]
@@ -51,14 +51,16 @@ class NamespaceTrust(_Part):
     """The demand of a namespace for signatures."""
 
     signatures: Demand
-    """``require`` refuses entries and manifests that the keys do not vouch for, ``warn`` warns, ``off`` checks none."""
+    """``require`` refuses entries and manifests that no such key signed, ``warn`` only warns, ``off`` checks none."""
     keys: list[str] = []
     """Names of the keys that may sign there."""
 
     @model_validator(mode="after")
     def _somebody_may_sign(self) -> "NamespaceTrust":
         if self.signatures != "off" and not self.keys:
-            raise ValueError(f"signatures: {self.signatures} needs the names of the keys that may sign: keys: [...]")
+            raise ValueError(
+                f"keys: must name at least one key with `signatures: {self.signatures}`, got none. Write keys: [NAME]."
+            )
         return self
 
 
@@ -67,9 +69,9 @@ class Verdict:
     """The verdict of a policy on one signature.
 
     Attributes:
-        signer: the signer, for people: the name of the key, ``NOBODY``, or what is known of the key.
-        problem: the reason why the namespace does not accept it; None when it does.
-        forged: whether it names a key of the policy that did not make it over these bytes.
+        signer: the signer, for people: the name of the key, ``NOBODY``, or a description of another key.
+        problem: the reason why the namespace does not accept the signature; None when it does.
+        forged: True if the signature names a key of the policy, but that key did not sign these bytes.
     """
 
     signer: str
@@ -81,13 +83,13 @@ class TrustPolicy(_Part):
     """The keys and demands of a reader. Frozen and strict: an unknown key of the file is an error."""
 
     keys: list[str] = []
-    """Public keys, each the line that ``keygen`` wrote."""
+    """Public keys, each as the line that ``keygen`` printed."""
     namespaces: dict[NamePart, NamespaceTrust] = {}
     """The demand of each namespace."""
     default: NamespaceTrust = NamespaceTrust(signatures="off")
     """The demand of every other namespace."""
     revoked: dict[str, Annotated[str, Field(min_length=1)]] = {}
-    """Names of keys that are not accepted anywhere any more, each with the reason."""
+    """Names of keys that no namespace accepts any more, each with the reason."""
 
     @cached_property
     def _by_name(self) -> dict[str, PublicKey]:
@@ -100,7 +102,7 @@ class TrustPolicy(_Part):
     @model_validator(mode="after")
     def _names_its_keys(self) -> "TrustPolicy":
         if len(self._by_id) != len(self.keys):
-            raise ValueError("keys: a key or a name stands twice")
+            raise ValueError("keys: each key and each name must be listed once, and one is listed twice")
         for where, part in (*((f"namespaces.{n}", p) for n, p in self.namespaces.items()), ("default", self.default)):
             self._check_names(f"{where}.keys", part.keys)
         self._check_names("revoked", self.revoked)
@@ -111,14 +113,14 @@ class TrustPolicy(_Part):
             if name not in self._by_name:
                 known = ", ".join(self._by_name) or "none"
                 hint = did_you_mean(name, self._by_name)
-                raise ValueError(f"{where}: {name!r} is the name of no key.{hint} Keys: {known}")
+                raise ValueError(f"{where}: must name keys of the policy, got {name!r}.{hint} Keys: {known}")
 
     def of(self, namespace: str) -> NamespaceTrust:
         """Return the demand of a namespace."""
         return self.namespaces.get(namespace, self.default)
 
     def verify_signature(self, namespace: str, signature: str | None, message: bytes) -> Verdict:
-        """Return the signer of a signature, and the reason where the namespace does not accept it.
+        """Return the signer of a signature, and the reason if the namespace does not accept it.
 
         Args:
             namespace: the namespace of the adapter.
@@ -133,27 +135,29 @@ class TrustPolicy(_Part):
             return Verdict(signer=f"unknown key {key_id[:16]}...", problem=self._signed_by(namespace, key_id))
         if not key.verifies(signature, message):
             problem = (
-                f"its signature is not one of {key.name!r} over these bytes: they were changed after they were signed, "
-                "or signed under another name"
+                f"its signature names the key of {key.name!r}, which did not sign these bytes: somebody changed them "
+                "after the signing, or signed them for another name"
             )
-            return Verdict(signer=f"not {key.name}, whose signature it bears", problem=problem, forged=True)
+            return Verdict(signer=f"not {key.name}, whose key the signature names", problem=problem, forged=True)
         return Verdict(signer=key.name, problem=self._signed_by(namespace, key_id))
 
     def refusal(self, namespace: str, key_id: str) -> str | None:
-        """Return the owner of a key, and the reason why it may not sign in a namespace; None when it may."""
+        """Return a key in words and the reason why it may not sign in a namespace; None when it may."""
         key = self._by_id.get(key_id)
         if key is None:
             return f"the unknown key {key_id[:16]}..., which is not among the keys of the policy"
         if key.name in self.revoked:
-            return f"{key.name!r}, whose key is revoked: {self.revoked[key.name]}"
+            return f"the key of {key.name!r}, which is revoked: {self.revoked[key.name]}"
         if key.name not in (allowed := self.of(namespace).keys):
             shown = ", ".join(allowed) or "none"
-            return f"{key.name!r}, whose key may not sign in the namespace {namespace!r} (keys that may: {shown})"
+            return (
+                f"the key of {key.name!r}, which may not sign in the namespace {namespace!r} (keys that may: {shown})"
+            )
         return None
 
     def _signed_by(self, namespace: str, key_id: str) -> str | None:
         refusal = self.refusal(namespace, key_id)
-        return None if refusal is None else f"it is signed by {refusal}"
+        return None if refusal is None else f"it is signed with {refusal}"
 
 
 class PolicyFile:
@@ -161,7 +165,7 @@ class PolicyFile:
 
     Args:
         path: the path of the file.
-        optional: whether the file may be missing, in which case no namespace demands signatures; one that was there
+        optional: True if the file may be missing; then no namespace requires signatures. A file that was read once
             must stay.
     """
 
@@ -175,20 +179,20 @@ class PolicyFile:
         """Return the policy.
 
         Raises:
-            TrustError: the file is missing, is no policy, or others on this machine can change it.
-            StoreError: it cannot be read.
+            TrustError: the file is missing, is not a policy, or others on this machine can change it.
+            StoreError: the file cannot be read.
         """
         try:
             version = file_key(self.path)
         except FileNotFoundError:
-            # A link to nowhere is a policy that should be there.
+            # A broken link means that there should be a policy.
             if self.optional and self._version is None and not self.path.is_symlink():
                 return self._policy
             version = None
         except OSError:
             version = None
         if version is None or version != self._version:
-            self._policy = load_policy(self.path)  # says what is wrong, where that is the reason
+            self._policy = load_policy(self.path)  # raises when the file cannot be used
             self._version = version
         return self._policy
 
@@ -202,8 +206,8 @@ def load_policy(path: Path) -> TrustPolicy:
     """Read a trust policy.
 
     Raises:
-        TrustError: it is not there, is no policy, or others on this machine can change it.
-        StoreError: it cannot be read.
+        TrustError: the file is missing, is not a policy, or others on this machine can change it.
+        StoreError: the file cannot be read.
     """
     import yaml
 
@@ -219,9 +223,10 @@ def load_policy(path: Path) -> TrustPolicy:
     except OSError as error:
         raise explain(error, path, verb="read", elsewhere=f" ({TRUST_VARIABLE})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrustError(f"{path}: not YAML: {error}") from None
+        raise TrustError(f"{path}: the trust policy must be valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise TrustError(f"{path}: a trust policy is a mapping with the keys {', '.join(TrustPolicy.model_fields)}")
+        allowed = ", ".join(TrustPolicy.model_fields)
+        raise TrustError(f"{path}: a trust policy must be a mapping with the keys {allowed}, got {type(raw).__name__}")
     try:
         return TrustPolicy.model_validate(raw)
     except ValidationError as error:

@@ -1,8 +1,8 @@
-"""Rollback protection: a reader's memory of the newest entry of each log, by which an older state is refused.
+"""Rollback protection: a reader remembers the newest entry of each log, and refuses an older state.
 
-Whoever controls a store can cut a log, or restore an older state. Every entry in it is signed, so only a reader who
-has seen more can notice. The memory belongs to a place, not to the id in ``registry.json``, which is in those same
-hands.
+An attacker who controls a store can cut a log, or restore an older state. Every entry in it is still signed, so only a
+reader who has seen a newer entry can notice. The memory belongs to a location, not to the id in ``registry.json``,
+which the attacker controls too.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ def default_seen() -> Path:
 
 
 class SeenEntries:
-    """The newest entry of each log that was seen at one place.
+    """The newest entry of each log that was seen at one location.
 
-    An entry is an empty file whose name is its number and digest. A newer one is made before older ones are removed,
-    and the highest counts: so any number of processes may write, none takes away what another has seen, and no file is
-    ever half written.
+    An entry is an empty file whose name is its number and digest. A newer file is made before older ones are removed,
+    and the highest number counts. So any number of processes may write, none removes what another has seen, and no file
+    is ever half written.
     """
 
     def __init__(self, location: str) -> None:
         """Open the memory of a registry.
 
         Args:
-            location: the location of the registry; a folder has one memory, however it is spelled.
+            location: the location of the registry; all paths to one folder share one memory.
         """
         place = location.rstrip("/") if "://" in location else str(Path(location).expanduser().resolve())
         self._folder = default_seen() / sha256_hex(place.encode())
@@ -48,8 +48,8 @@ class SeenEntries:
         """Return number and digest of the newest entry of ``ns/name`` that was seen; None for none.
 
         Raises:
-            TrustError: the memory is damaged.
-            StoreError: it cannot be read.
+            TrustError: the memory is damaged, or two entries have the same number.
+            StoreError: the memory cannot be read.
         """
         seen = self._seen(full_name)
         if not seen:
@@ -57,8 +57,8 @@ class SeenEntries:
         number = seen[-1][0]
         if len(newest := {digest for n, digest in seen if n == number}) > 1:
             raise TrustError(
-                f"{full_name}: two different entries {number} were seen ({', '.join(sorted(newest))}), so its log was "
-                f"replaced, or split in two. {_advice(full_name)}"
+                f"{full_name}: two different entries {number} were seen ({', '.join(sorted(newest))}), so somebody "
+                f"replaced its log, or split it in two. {_advice(full_name)}"
             )
         return seen[-1]
 
@@ -66,7 +66,7 @@ class SeenEntries:
         """Remember an entry, and forget those before it.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: the memory cannot be written.
         """
         folder = self._folder / full_name
         try:
@@ -85,7 +85,7 @@ class SeenEntries:
         """Forget the entries of ``ns/name`` that were seen; return whether there were any.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: the memory cannot be written.
         """
         try:
             shutil.rmtree(self._folder / full_name)
@@ -100,7 +100,7 @@ class SeenEntries:
         folder = self._folder / full_name
         names: list[str] | None = None
         try:
-            # One listing, while another process writes, may miss both what comes and what goes.
+            # A single listing, while another process writes, may miss both the new file and the old one.
             while names != (now := sorted(os.listdir(folder))):
                 names = now
         except FileNotFoundError:
@@ -112,8 +112,8 @@ class SeenEntries:
             match = _MARK.fullmatch(name)
             if match is None:
                 raise TrustError(
-                    f"{folder} holds {name!r}, which is nothing that was seen: the memory of {full_name} is damaged. "
-                    f"{_advice(full_name)}"
+                    f"{folder}: files must be named <number>-<sha256> after entries, got {name!r}. The memory of "
+                    f"{full_name} is damaged. {_advice(full_name)}"
                 )
             seen.append((int(match[1]), match[2]))
         return sorted(seen)
@@ -121,6 +121,6 @@ class SeenEntries:
 
 def _advice(full_name: str) -> str:
     return (
-        f"Ask who keeps the registry; when all is well there, `finetune registry forget {full_name}` begins the memory "
-        "anew."
+        f"Ask the administrator of the registry. If the log is right, run `finetune registry forget {full_name}` to "
+        "begin the memory again."
     )

@@ -1,8 +1,7 @@
 """Keys and signatures: Ed25519 over the manifest of an adapter and over every entry of a log.
 
-A private key is a PEM file that only its owner can read; a public key is one line of text that is pasted into a trust
-policy. A signed message begins with words that name its kind, so that a signature of one kind of thing is never one
-of another.
+A private key is a PEM file that only its owner can read; a public key is one line of text for a trust policy. A signed
+message begins with its type, so a signature of an entry is never one of a manifest.
 """
 
 import base64
@@ -29,7 +28,7 @@ from finetune.registry.trust.key_files import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-# cryptography takes longer to import than everything else here, and most commands sign and check nothing.
+# Imported in functions: it takes longer than all other imports here, and most commands sign and check nothing.
 
 PUBLIC_FORM = "finetune-ed25519 <base64 of the public key> <name>"
 MAX_SIGNATURE_BYTES = 1024
@@ -40,22 +39,22 @@ _PUBLIC = re.compile(rf"finetune-ed25519 ([A-Za-z0-9+/]{{43}}=) ({_KEY_NAME.patt
 
 
 def _decode(text: str) -> bytes:
-    # The last character of base64 has bits that mean nothing; only one spelling may stand for some bytes.
+    # The last character of base64 has unused bits; only one text may stand for the same bytes.
     raw = base64.b64decode(text, validate=True)
     if base64.b64encode(raw).decode() != text:
-        raise ValueError("not the canonical base64 of its bytes")
+        raise ValueError("must be the canonical base64 of its bytes, got other unused bits")
     return raw
 
 
 def check_signature(text: str) -> str:
-    """Return ``text`` when it has the one form of a signature, whoever made it.
+    """Return ``text`` when it has the form of a signature, without checking who made it.
 
     Raises:
-        ValueError: it does not have that form.
+        ValueError: the text does not have that form.
     """
     match = _SIGNATURE.fullmatch(text)
     if match is None:
-        raise ValueError("not a signature: ed25519:<sha256 of the public key>:<base64 of 64 bytes>")
+        raise ValueError("a signature must have the form ed25519:<sha256 of the public key>:<base64 of 64 bytes>")
     _decode(match[2])
     return text
 
@@ -71,8 +70,8 @@ def signing_key_id(signature: str) -> str:
 def entry_message(namespace: str, name: str, fields: dict[str, Any]) -> bytes:
     """Return the message that is signed for an entry of a log.
 
-    The name is part of it, so that an entry of one adapter is none of another. The registry is not, so that entries
-    may be copied to another registry as they are.
+    The name is part of it, so an entry is valid for one adapter only. The registry is not part of it, so entries may be
+    copied to another registry unchanged.
 
     Args:
         namespace: the namespace of the adapter.
@@ -102,19 +101,19 @@ class PublicKey:
 
     @classmethod
     def parse(cls, line: str) -> "PublicKey":
-        """Read the line that ``keygen`` wrote.
+        """Read the line that ``keygen`` printed.
 
         Raises:
-            TrustError: it is not such a line.
+            TrustError: the line does not have that form.
         """
         try:
             match = _PUBLIC.fullmatch(line)
             if match is None:
-                raise ValueError("it is not of that form")
+                raise ValueError("it does not have that form")
             return cls(raw=_decode(match[1]), name=match[2])
         except ValueError as error:
             shown = line if len(line) <= 120 else f"{line[:117]}..."
-            raise TrustError(f"{shown!r} is no public key: {error}. Expected {PUBLIC_FORM}.") from None
+            raise TrustError(f"a public key must be {PUBLIC_FORM}, got {shown!r}: {error}.") from None
 
     @property
     def line(self) -> str:
@@ -123,7 +122,7 @@ class PublicKey:
 
     @cached_property
     def id(self) -> str:
-        """SHA-256 of the 32 bytes, by which signatures name the key."""
+        """SHA-256 of the 32 bytes; signatures name the key by it."""
         return sha256_hex(self.raw)
 
     @cached_property
@@ -164,12 +163,11 @@ class SigningKey:
     def load(cls, path: str | Path) -> "SigningKey":
         """Read a key from the file that ``keygen`` wrote.
 
-        The passphrase of an encrypted one is that in ``$FINETUNE_SIGNING_PASSPHRASE``; without that, the terminal is
-        asked.
+        The passphrase of an encrypted key comes from ``$FINETUNE_SIGNING_PASSPHRASE``, or else from the terminal.
 
         Raises:
             TrustError: others can read or change the file, it holds no such key, or the passphrase is missing or wrong.
-            StoreError: it cannot be read.
+            StoreError: the file cannot be read.
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -180,14 +178,18 @@ class SigningKey:
         if pem.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----"):
             password = read_passphrase(path)
         elif not pem.startswith(b"-----BEGIN PRIVATE KEY-----"):
-            raise TrustError(f"{path}: no private key as PEM (PKCS#8); `finetune registry keygen` writes one")
+            raise TrustError(
+                f"{path}: must be a private key as PEM (PKCS#8). Make one with `finetune registry keygen`."
+            )
         try:
             key = load_pem_private_key(pem, password)
         except (ValueError, TypeError) as error:
-            why = "the passphrase is wrong, or the file is damaged" if password else f"damaged: {error}"
+            why = "the passphrase is wrong, or the file is damaged" if password else f"the file is damaged: {error}"
             raise TrustError(f"{path}: {why}") from None
         if not isinstance(key, Ed25519PrivateKey):
-            raise TrustError(f"{path}: its key is not one of Ed25519; `finetune registry keygen` writes one")
+            raise TrustError(
+                f"{path}: must be an Ed25519 key, got another type. Make one with `finetune registry keygen`."
+            )
         return cls(key)
 
     def save(self, path: Path, name: str, *, passphrase: str | None = None) -> PublicKey:
@@ -196,11 +198,11 @@ class SigningKey:
         Args:
             path: the path of the private key.
             name: the name of its owner.
-            passphrase: the passphrase that encrypts the private key; None leaves it plain.
+            passphrase: the passphrase that encrypts the private key; None for no encryption.
 
         Raises:
             TrustError: one of the two files exists, the name is not allowed, or others can change the folder.
-            StoreError: they cannot be written.
+            StoreError: the files cannot be written.
         """
         from cryptography.hazmat.primitives import serialization as how
 
@@ -213,7 +215,7 @@ class SigningKey:
             if problem := changeable_by_others(path.parent):
                 raise TrustError(
                     f"{path}: others on this machine could replace a key there, so none was made: {problem} (or choose "
-                    "another folder: --out)"
+                    "another folder with --out)"
                 )
             create_file(path, pem, mode=0o600)
             try:
@@ -236,8 +238,8 @@ class SigningKey:
         """
         if not _KEY_NAME.fullmatch(name):
             raise TrustError(
-                f"{name[:130]!r} is no name of a key: a letter or digit, then at most 127 of those, '.', '_', '@' and "
-                "'-'. Choose another one (--name)."
+                "the name of a key must be a letter or digit, then at most 127 of those, '.', '_', '@' and '-'; got "
+                f"{name[:130]!r}. Choose another one (--name)."
             )
         return PublicKey(raw=self._key.public_key().public_bytes_raw(), name=name)
 
