@@ -241,7 +241,7 @@ def nothing_slow(monkeypatch):
         raise AssertionError("a slower stage has begun")
 
     for name in ("base_of", "read_run_rows"):
-        monkeypatch.setattr(runs, name, reached)
+        monkeypatch.setattr(f"finetune.runs.run.{name}", reached)
     monkeypatch.setattr("finetune.assemble.loading.load_base", reached)
 
 
