@@ -232,9 +232,7 @@ def test_only_a_publish_has_the_signature_of_a_manifest(signed):
 def test_an_entry_that_its_signature_makes_too_long_is_not_written(signed, monkeypatch):
     fits = unsigned(read_entry(signed, 3))
     monkeypatch.setattr(commits, "MAX_COMMIT_BYTES", len(fits.to_bytes()) + 40)
-    with pytest.raises(
-        RegistryError, match="cannot write this entry to the log: the new entry must have at most .* bytes"
-    ):
+    with pytest.raises(RegistryError, match="cannot write this entry to the log: the new entry must have at most"):
         signed_by("alice")(fits.checked())
 
 
