@@ -148,7 +148,7 @@ FIRST = "model.language_model.layers.0.self_attn.q_proj"
     ids=["text", "bool", "no module", "text of a module", "no bool"],
 )
 def test_options_of_another_kind(manifest, options):
-    with pytest.raises(ManifestError, match="rank|use_dora"):
+    with pytest.raises(ManifestError, match="r must be|rank|use_dora"):
         refuse_for_vllm(changed(manifest, **options), max_lora_rank=16)
 
 

@@ -305,7 +305,7 @@ def test_a_key_that_needs_a_passphrase_is_not_opened_beforehand(make_recipe, tmp
     monkeypatch.setattr("getpass.getpass", lambda prompt: pytest.fail("the terminal was asked"))
     check_recipe(make_recipe("pocket"))
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
-    with pytest.raises(TrustError, match="it is encrypted"):
+    with pytest.raises(TrustError, match="the key is encrypted"):
         check_recipe(make_recipe("pocket"))
 
 

@@ -138,7 +138,7 @@ def test_what_no_manifest_can_say_it_refuses(found, change):
 
 def test_a_rank_over_its_limit(adapters, found):
     manifest = read_folder(adapters["idefics3"]["wide lora"]).manifest
-    with pytest.raises(ExportError, match="over --max-lora-rank 8"):
+    with pytest.raises(ExportError, match="must be at most --max-lora-rank 8, got 12"):
         refuse_for_vllm(manifest, max_lora_rank=8)
     assert "LoRA rank 12 is greater than max_lora_rank 8" in found["low"]["adapters"]["exported wide lora"]["refused"]
     assert "updates" in found["low"]["adapters"]["exported lora"]
