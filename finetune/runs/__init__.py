@@ -1,1 +1,1 @@
-"""Runs: checks before the slow part, a training run and its folder, sweeps, and the search for a learning rate."""
+"""Runs: a training run and its folder, the saved adapter, sweeps, and the learning-rate range test."""
