@@ -85,10 +85,11 @@ def test_a_load_resolves_and_reads_a_version_once(published, monkeypatch):
     for name in ("resolve", "read"):
         whole = getattr(AdapterRegistry, name)
         monkeypatch.setattr(AdapterRegistry, name, lambda self, ref, w=whole, n=name: asked.append(n) or w(self, ref))
-    vlm = load("testing/squares@latest", device="cpu")
+    vlm = load("testing/squares@latest", device="cpu", alias_seconds=3600)
     assert sorted(asked) == ["read", "resolve"]
-    with vlm.using(None), vlm.using("testing/squares@latest") as again:
-        assert again is vlm.adapter
+    loaded = vlm.adapter
+    with vlm.using(None), vlm.using("testing/squares@latest"):
+        assert vlm.adapter is loaded
     assert sorted(asked) == ["read", "resolve"], "the alias is known for some seconds"
 
 
