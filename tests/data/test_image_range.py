@@ -252,7 +252,7 @@ def test_the_range_travels_with_the_adapter(adapters, deep_folder, monkeypatch, 
     for name, result in found.items():
         manifest = read_folder(result.adapter).manifest
         assert manifest.images == ImageSpec(range=expected[name])
-        assert f"the value 0 is black and {expected[name][1]} white" in (card_of(manifest))
+        assert f"the value 0 is black and {expected[name][1]} is white" in (card_of(manifest))
     opened = []
     real = open_image
     monkeypatch.setattr("finetune.data.media.open_image", lambda *a, **k: opened.append(real(*a, **k)) or opened[-1])

@@ -160,7 +160,7 @@ def test_out_of_memory_halves_the_micro_batch_and_not_what_is_contrasted(fit, ca
             raise torch.OutOfMemoryError("too many images")
 
     (losses, whole), (small_losses, split) = fit(8, 1), fit(8, 1, before=small)
-    assert "with micro-batches of 2 and 4 of them" in capsys.readouterr().out
+    assert "with micro-batches of 2, 4 to a step" in capsys.readouterr().out
     assert small_losses == pytest.approx(losses, abs=1e-5)
     assert max((whole[name] - split[name]).abs().max().item() for name in whole) < 1e-5
 
