@@ -1,4 +1,4 @@
-"""The arrows between rooms point downward, and what must answer at once loads no torch."""
+"""The arrows between rooms point downward, files are small, and what must answer at once loads no torch."""
 
 import ast
 import graphlib
@@ -141,3 +141,16 @@ def test_no_library_advises_kernels_that_nothing_here_needs():
     import logging
 
     assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 300
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    long = [node.name for node in ast.walk(ast.parse(text)) if isinstance(node, functions) and _length(node) > 60]
+    assert not long
+
+
+def _length(node):
+    return node.end_lineno - node.lineno + 1

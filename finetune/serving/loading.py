@@ -40,8 +40,7 @@ def load(
 ) -> VisionLanguageModel:
     """Load an adapter on its base, and check that they belong together and that its effect equals the saved one.
 
-    A base that this process has already is not loaded again. Models on it share its weights and its processor, and
-    nothing else. See ``shared_base``.
+    Models on one base in this process share its weights and its processor, and nothing else. See ``shared_base``.
 
     Args:
         ref: a registry reference such as ``medical/brain-mri@prod``, an adapter's folder, or ``base``.
@@ -70,8 +69,7 @@ def load(
         DataError: ``allow_urls`` is neither a bool nor a ``UrlPolicy``.
     """
     _refuse_options(verify_base, allow_urls)
-    if not isinstance(registry, AdapterRegistry):
-        registry = AdapterRegistry(registry)
+    registry = registry if isinstance(registry, AdapterRegistry) else AdapterRegistry(registry)
     found: tuple[Version, Contents] | None = None
     if base is None:
         identity, found = _needed_base(ref, registry)
@@ -83,10 +81,8 @@ def load(
         alias_seconds=alias_seconds,
         urls=UrlPolicy() if allow_urls is True else allow_urls or None,
     )
-    if found:  # the version whose base was loaded, also if an alias moved meanwhile
-        vlm.use(vlm.switcher.add_version(str(ref), *found))
-    else:
-        vlm.use(None if str(ref) == "base" else ref)
+    # The version whose base was loaded, also if an alias moved meanwhile.
+    vlm.use(vlm.switcher.add_version(str(ref), *found) if found else None if str(ref) == "base" else ref)
     return vlm
 
 
