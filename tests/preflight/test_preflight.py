@@ -91,7 +91,7 @@ MISTAKES = {
         "the adapter was trained on another base: its model_type is",
     ),
     "ask, a path": (["ask", "runs/mine", "{here}/data/a.png", "?"], "write ./runs/mine/adapter"),
-    "ask, a run": (["ask", "./runs/mine", "{here}/data/a.png", "?"], "That of this run is runs/mine/adapter"),
+    "ask, a run": (["ask", "./runs/mine", "{here}/data/a.png", "?"], "The adapter of this run is runs/mine/adapter"),
     "export, target": (["export", "retail/none", "--to", "onyx"], "Did you mean 'onnx'?"),
     "export, adapter": (["export", "retail/none", "--to", "peft"], "no adapter 'retail/none'"),
     "export, folder": (["export", "retail/none", "--to", "peft", "--output", "{here}/data"], "holds something already"),
