@@ -172,5 +172,5 @@ def test_it_loads_what_the_core_brings_and_torch():
     assert out[0] == "[]"
     assert out[1].split() == [
         "adapters", "core", "errors", "export", "lookup", "methods", "metrics", "model_types", "plugins", "recipe",
-        "registry", "serving", "tables", "vllm_plugin",
+        "serving", "tables", "vllm_plugin",
     ]  # fmt: skip
