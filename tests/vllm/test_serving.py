@@ -139,9 +139,7 @@ def test_it_does_not_start_where_vllm_would_not_ask(published, inside):
         FINETUNE_REGISTRY=published["registry"],
         **{**PLUGIN, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0"},
     )
-    assert (
-        "LaunchError: finetune_registry needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and it is" in found["start"]
-    )
+    assert "LaunchError: finetune_registry needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and it is" in found["start"]
 
 
 def test_without_a_registry_it_is_not_there(published, inside):
