@@ -100,7 +100,7 @@ class StreamableData(ColumnData):
     """The settings of a source whose rows can be read while the run trains."""
 
     streaming: bool = False
-    """Whether the train rows are read in a seeded order during training; train.max_steps then sets the length."""
+    """True to read the train rows in a seeded order during training; train.max_steps then sets the length."""
 
     @model_validator(mode="after")
     def _streams_whole(self) -> "StreamableData":

@@ -103,9 +103,9 @@ class LoraSection(MethodSection):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the inputs of the two matrices that is dropped in training."""
     use_rslora: bool = False
-    """Whether the scale is lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
+    """True for the scale lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
-    """Whether each weight's magnitude is trained apart from its direction (https://arxiv.org/abs/2402.09353)."""
+    """True to train each weight's magnitude apart from its direction (https://arxiv.org/abs/2402.09353)."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of B divided by that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
     towers: TowerTargets = TowerTargets()

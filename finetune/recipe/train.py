@@ -29,7 +29,7 @@ class TrainSection(Section):
     optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
     """The optimizer: torch's AdamW, fused if the device supports it, or bitsandbytes' with its state in 8 bit."""
     gradient_checkpointing: bool = False
-    """Whether layers are computed again in the backward pass, which takes more time and less memory."""
+    """True to compute layers again in the backward pass, which takes more time and less memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest learning rate."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
@@ -59,7 +59,7 @@ class TrainSection(Section):
     """auto (or true): continue an unfinished run in the run's folder, refuse a finished one; never (or false): start
     again, keep a finished run in the folder's ``previous``; extend: continue a run to a greater length."""
     group_by_length: bool = False
-    """Whether rows of similar length share an optimizer step: less padding, but less variety within a step."""
+    """True to let rows of similar length share an optimizer step: less padding, but less variety within a step."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of processes that prepare batches ahead; auto: up to 8 for each GPU as there are cores, none on a CPU."""
     feature_store: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
@@ -67,7 +67,7 @@ class TrainSection(Section):
     feature_store_max_bytes: PositiveInt = 50_000_000_000
     """Largest number of bytes of all kept features; those that no run used for a week may be deleted to make room."""
     torch_compile: bool = False
-    """Whether torch.compile compiles each layer of the language tower before training."""
+    """True to compile each layer of the language tower with torch.compile before training."""
     output_dir: Place = "runs"
     """The run's folder is output_dir/name."""
 

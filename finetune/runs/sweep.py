@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,17 @@ class Run:
     overrides: tuple[str, ...]
     digest: str
 
+    @cached_property
+    def _found(self) -> list[Result]:
+        return []
+
     def result(self) -> Result | None:
-        """Return the result of the run; None while it is not finished."""
+        """Return the result of the run; None while it is not finished. A found result is not read again."""
         folder = self.recipe.run_folder
-        return Result.read(folder) if is_finished(folder) and changed_since(self.recipe) == {} else None
+        if not self._found and is_finished(folder) and changed_since(self.recipe) == {}:
+            if (result := Result.read(folder)) is not None:
+                self._found.append(result)
+        return self._found[0] if self._found else None
 
     def __str__(self) -> str:
         """Return the settings as words of a command line."""

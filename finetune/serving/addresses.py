@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# All other IPv6 addresses are local, reserved, or carry an IPv4 address, by which Python 3.13 judges a mapped one.
+# All other IPv6 addresses are local, reserved, or carry an IPv4 address, by which Python 3.13 classifies a mapped one.
 _UNICAST = IPv6Network("2000::/3")
 # Public for some releases of Python, yet they lead elsewhere: tunnels and translators that carry an IPv4 address, and
 # services that a cloud's virtual machines reach on their own host.
