@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 BACKLOG = 32  # connections that the system queues before the server accepts them
+# How long a connection may stay idle between two requests. Clients and proxies close theirs after 5 to 60 s. The server
+# must wait longer: a request that arrives while it closes the connection is lost.
+IDLE_SECONDS = 75
 SPARE_FILES = BACKLOG + 64  # descriptors that connections leave for images, adapters and the registry
 _SLICE = 16 * 1024  # bytes that are parsed at once
 _QUIET_SECONDS = 60.0  # between two lines of the log about connections that cannot be accepted
@@ -104,6 +108,10 @@ class _Protocol(H11Protocol):
             self.transport.resume_reading()
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_more()
+        elif self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:  # the rest of a refused body came
+            self._wait_no_more()
+            close = self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, close)
         elif self._timer is None:
             self._wait()
 

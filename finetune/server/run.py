@@ -15,7 +15,7 @@ import uvicorn
 
 from finetune.errors import ModelError
 from finetune.server.catalog import BASE
-from finetune.server.connections import BACKLOG, Connections, QuietErrors, protocol_of
+from finetune.server.connections import BACKLOG, IDLE_SECONDS, Connections, QuietErrors, protocol_of
 from finetune.server.http_api import make_app
 from finetune.server.service import Service
 
@@ -79,6 +79,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # a client could write any address there
                 backlog=BACKLOG,
+                timeout_keep_alive=IDLE_SECONDS,
             )
         )
         self.signum: int | None = None

@@ -58,6 +58,19 @@ def test_a_head_that_drips_in_gets_no_more_time(vlm):
         assert time.monotonic() - begun < 5
 
 
+def test_an_idle_connection_outlives_the_pools_of_clients(vlm):
+    with running(vlm, head_seconds=0.3) as server, connect(server.url) as idle, connect(server.url) as refused:
+        asked, unknown = HALF + b"\r\n", b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
+        for connection, request, status in ((idle, asked, b"200"), (refused, unknown, b"404")):
+            connection.sendall(request)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 " + status)
+        refused.sendall(b"body")  # after its answer
+        time.sleep(5.5)  # httpx, and so the client of OpenAI, uses a connection again for 5 s
+        for connection in (idle, refused):
+            connection.sendall(asked)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_an_answer_takes_longer_than_a_head_may(loaded, stage):
     with running(loaded, head_seconds=0.2) as server:
         answer = []
