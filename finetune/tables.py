@@ -51,11 +51,13 @@ GENERIC_FAMILY = FamilyEntry("finetune.families.generic:GenericFamily")
 
 METHODS: dict[str, str | Entry] = {
     "lora": Entry("finetune.methods.lora:Lora", "finetune.recipe.method:LoraSection"),
-    "overrides": Entry("finetune.methods.overrides:Overrides", "finetune.recipe.method:OverridesSection"),
+    "full_modules": Entry("finetune.methods.full_modules:FullModules", "finetune.recipe.method:FullModulesSection"),
     "head": Entry("finetune.methods.linear_head:Head", "finetune.recipe.method:HeadSection"),
     "prompt_tuning": Entry("finetune.methods.prompt_tuning:PromptTuning", "finetune.recipe.method:PromptTuningSection"),
 }
 
+# Name of a method in saved files of an earlier revision -> its name now.
+RENAMED_METHODS = {"overrides": "full_modules"}
 # Methods that a task adds, and no recipe names.
 METHODS_OF_TASKS = ("head",)
 # Method -> the reason why it cannot be merged into the base.
@@ -132,7 +134,7 @@ INCOMPATIBLE = (
         option="lora.towers.projector",
         model_type="gemma3",
         reason="its projector is a single matrix and no linear module",
-        instead="Train it as a whole: add {name: overrides, parameters: [projector]} to method.",
+        instead="Train it as a whole: add {name: full_modules, parameters: [projector]} to method.",
     ),
     Incompatible(
         option="lora.use_dora",

@@ -29,10 +29,10 @@ METHODS = {
     "dora": {**LORA, "use_dora": True},
     "lora+": {**LORA, "loraplus_lr_ratio": 4.0},
     "prompt_tuning": PROMPT,
-    "projector": {"name": "overrides", "parameters": ["projector"]},
-    "norms": {"name": "overrides", "parameters": ["norms"]},
+    "projector": {"name": "full_modules", "parameters": ["projector"]},
+    "norms": {"name": "full_modules", "parameters": ["norms"]},
     "lora+prompt": [LORA, PROMPT],
-    "lora+prompt+projector": [PROMPT, {"name": "overrides", "parameters": ["projector", "norms"]}, LORA],
+    "lora+prompt+projector": [PROMPT, {"name": "full_modules", "parameters": ["projector", "norms"]}, LORA],
 }
 UNMERGED = {"prompt_tuning", "lora+prompt", "lora+prompt+projector"}  # a prompt stands in the rows, not in the weights
 STEPS = 3

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from finetune.adapters.renamed_methods import current_methods
 from finetune.errors import ManifestError
 from finetune.metrics.names import summarized
 
@@ -49,6 +50,8 @@ def metrics_from_schema_2(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def summary_from_schema_2(summary: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a manifest under the names of schema 3; a summary with these names is unchanged."""
+    if isinstance(method := summary.get("method"), str):
+        summary = summary | {"method": current_methods(method)}
     metrics = summary.get("metrics")
     return summary | {"metrics": summarized(metrics_from_schema_2(metrics))} if metrics else summary
 

@@ -15,10 +15,10 @@ from finetune.recipe.data import (
     StreamableData,
 )
 from finetune.recipe.method import (
+    FullModulesSection,
     HeadSection,
     LoraSection,
     MethodSection,
-    OverridesSection,
     PromptTuningSection,
     TowerTarget,
     TowerTargets,
@@ -56,7 +56,7 @@ __all__ = [
     "MixData",
     "ModelSection",
     "ObjectiveSection",
-    "OverridesSection",
+    "FullModulesSection",
     "ParquetData",
     "ProceduralData",
     "PromptSection",

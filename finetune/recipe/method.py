@@ -135,12 +135,12 @@ class PromptTuningSection(MethodSection):
         return {"language"}
 
 
-class OverridesSection(MethodSection):
+class FullModulesSection(MethodSection):
     """Full training of copies of the base's parameters: all of the projector, or the norms of the language tower."""
 
     replaces_parameters = True
 
-    name: Literal["overrides"]
+    name: Literal["full_modules"]
     """The name of the method."""
     parameters: Annotated[list[Literal["projector", "norms"]], Field(min_length=1)]
     """The parameters that are copied: all of the projector, or the norms of the language tower."""

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.distributed
 
 BOTH_TOWERS = {**LORA, "towers": {"language": "all-linear", "vision": "all-linear"}}
 VISION = {**LORA, "towers": {"language": "none", "projector": "none", "vision": "all-linear"}}
-EVERYTHING = [LORA, PROMPT, {"name": "overrides", "parameters": ["projector", "norms"]}]
+EVERYTHING = [LORA, PROMPT, {"name": "full_modules", "parameters": ["projector", "norms"]}]
 ROWS, WINDOW, STEPS = 11, 8, 3
 BLIND = [1, 4, 5, 8]  # rows without an image
 FSDP2 = {"strategy": "fsdp2"}
@@ -25,7 +25,7 @@ TRAINED = {
     "lora": {"method": LORA},
     "no images in some rows": {"method": BOTH_TOWERS, "blind": BLIND},
     "vision only, no images in some rows": {"method": VISION, "blind": BLIND},
-    "prompt and overrides": {"method": EVERYTHING, "answers": 9},
+    "prompt and full modules": {"method": EVERYTHING, "answers": 9},
 }
 # (what is trained, processes, rows of a micro-batch, micro-batches, more)
 SPLITS = [
@@ -40,8 +40,8 @@ SPLITS = [
     ("no images in some rows", 2, 2, 2, {**FSDP2, "checkpointing": True}),
     ("vision only, no images in some rows", 2, 1, 4, {}),
     ("vision only, no images in some rows", 2, 1, 4, FSDP2),
-    ("prompt and overrides", 2, 4, 1, {}),
-    ("prompt and overrides", 2, 2, 2, FSDP2),
+    ("prompt and full modules", 2, 4, 1, {}),
+    ("prompt and full modules", 2, 2, 2, FSDP2),
 ]
 DROPOUT = {"method": {**LORA, "lora_dropout": 0.3}, "batch_size": 2, "accumulation": 2, **FSDP2}
 
@@ -60,7 +60,9 @@ def found(processes, bases):
     (one,) = processes([*whole, *(scenario(base, TRAINED[s[0]], s[2], s[3], **s[4]) for s in alone)], 1)
     together = [split for split in SPLITS if split[1] == 2]
     resumed = [scenario(base, DROPOUT, 2, 2), scenario(base, DROPOUT, 2, 2, stop=1)]
-    halves = [scenario(base, TRAINED["prompt and overrides"], 2, 2, dtype="bfloat16", **more) for more in ({}, FSDP2)]
+    halves = [
+        scenario(base, TRAINED["prompt and full modules"], 2, 2, dtype="bfloat16", **more) for more in ({}, FSDP2)
+    ]
     others = [scenario(bases(f), {"method": LORA}, 4, **FSDP2) for f in FAMILIES]
     two = processes(
         [*(scenario(base, TRAINED[s[0]], s[2], s[3], **s[4]) for s in together), *resumed, *halves, *others], 2
@@ -102,7 +104,7 @@ def test_the_rows_make_a_process_meet_a_window_half_without_images():
     assert any(differ)
 
 
-@pytest.mark.parametrize("split", [split for split in SPLITS if split[0] == "prompt and overrides"], ids=str)
+@pytest.mark.parametrize("split", [split for split in SPLITS if split[0] == "prompt and full modules"], ids=str)
 def test_every_row_is_answered_once(found, split):
     """9 rows in batches of 2: five rows on one process and four on the other, which answers one more for company."""
     ranks = found[str(split)]

@@ -8,15 +8,15 @@ pytestmark = pytest.mark.distributed
 
 TRAINED = {
     "lora": {"method": BOTH_TOWERS},
-    "prompt and overrides": {"method": EVERYTHING},
+    "prompt and full modules": {"method": EVERYTHING},
 }
 # (what is trained, rows of a micro-batch, micro-batches, more) of two processes
 SPLITS = [
     ("lora", 4, 1, {}),
     ("lora", 1, 4, {"checkpointing": True}),
     ("lora", 2, 2, FSDP2),
-    ("prompt and overrides", 2, 2, {}),
-    ("prompt and overrides", 1, 4, FSDP2),
+    ("prompt and full modules", 2, 2, {}),
+    ("prompt and full modules", 1, 4, FSDP2),
 ]
 
 

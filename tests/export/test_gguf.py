@@ -125,8 +125,8 @@ def test_a_base_whose_images_llama_cpp_cannot_see(saved, tmp_path):
         ),
         (
             "llava",
-            "overrides",
-            r"it holds overrides \(whole parameters\), and llama.cpp takes only LoRA. .* --to merged",
+            "full_modules",
+            r"it holds full_modules \(whole parameters\), and llama.cpp takes only LoRA. .* --to merged",
         ),
         (
             "paligemma",

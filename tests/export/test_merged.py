@@ -25,15 +25,15 @@ from tests.tiny import FAMILIES
 CELLS = [
     ("llava", "patterns"),
     ("fast_vlm", "dora"),
-    ("paligemma", "overrides"),
+    ("paligemma", "full_modules"),
     ("gemma3", "lora"),
     ("qwen2_5_vl", "lora"),
     ("clip", "lora"),
     *(
         pytest.param(family, kind, marks=pytest.mark.slow)
         for family in sorted(FAMILIES)
-        for kind in ("lora", "dora", "overrides")
-        if (family, kind) != ("clip", "overrides")
+        for kind in ("lora", "dora", "full_modules")
+        if (family, kind) != ("clip", "full_modules")
     ),
 ]
 

@@ -104,9 +104,9 @@ def test_the_card(saved, tmp_path):
         (
             "llava",
             "everything",
-            r"holds lora\+overrides\+prompt_tuning, and PEFT's .* Load it with finetune.load\(...\)\.",
+            r"holds lora\+full_modules\+prompt_tuning, and PEFT's .* Load it with finetune.load\(...\)\.",
         ),
-        ("llava", "overrides", "PEFT's format holds no overrides. .* or export it as a whole model: --to merged"),
+        ("llava", "full_modules", "PEFT's format holds no full_modules. .* or export it as a whole model: --to merged"),
         ("qwen3_vl", "prompt", "drops the token ids, and a qwen3_vl needs them for its positions or masks"),
     ],
 )

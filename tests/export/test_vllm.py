@@ -96,7 +96,7 @@ def test_an_architecture_that_nobody_tried(manifest):
     assert "LoRA was tested there on fast_vlm, gemma3" in refusal(changed(manifest, model_type="mllama"))
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "overrides"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "full_modules"])
 def test_lora_is_all(manifest, method):
     assert f"it serves only LoRA, got {method}." in refusal(changed(manifest, method=method))
 

@@ -169,12 +169,12 @@ def test_a_tower_that_the_base_lacks(towers, message):
     assert [name for name, _ in host.model.named_parameters()] == ["eye.weight", "fuse.mix.weight"]
 
 
-def test_overrides_where_there_is_no_such_tower():
-    from finetune.recipe import OverridesSection
+def test_full_modules_where_there_is_no_such_tower():
+    from finetune.recipe import FullModulesSection
 
     for kind in ("projector", "norms"):
         with pytest.raises(MethodError, match=f"this base has no {kind} to train"):
-            attach(fused(), [OverridesSection(name="overrides", parameters=[kind])])
+            attach(fused(), [FullModulesSection(name="full_modules", parameters=[kind])])
 
 
 def test_without_a_language_tower_nothing_is_quantized(tmp_path, monkeypatch):

@@ -51,7 +51,9 @@ def test_transformers_classes_without_a_family_are_taken_up(tmp_path):
 
 def test_a_pair_that_cannot_work_is_refused_when_the_recipe_is_read(tmp_path):
     base = TINY["gemma3"](tmp_path / "gemma3")
-    with pytest.raises(RecipeError, match="lora.towers.projector cannot be used with gemma3: .* add {name: overrides"):
+    with pytest.raises(
+        RecipeError, match="lora.towers.projector cannot be used with gemma3: .* add {name: full_modules"
+    ):
         recipe_of(METHODS["lora-projector"], base, tmp_path)
     with pytest.raises(RecipeError, match="each method may occur only once, got '[a-z]+' twice"):
         recipe_of([METHODS["lora"], METHODS["dora"]], base, tmp_path)

@@ -22,7 +22,7 @@ from finetune.training.loop import Trainer, set_train_mode
 ROOT = Path(__file__).parents[2]
 EVERYWHERE = {"language": "all-linear", "projector": "none", "vision": "all-linear"}
 LORA = {"name": "lora", "r": 4, "lora_alpha": 8, "towers": EVERYWHERE}
-OVERRIDES = {"name": "overrides", "parameters": ["projector", "norms"]}
+FULL_MODULES = {"name": "full_modules", "parameters": ["projector", "norms"]}
 
 
 def embeddings(*pairs):
@@ -64,7 +64,7 @@ def adapted(tiny_clip, make_recipe):
 
     def build(dropout):
         task = {"name": "contrastive", "text_template": "a photo of {label}"}
-        recipe = make_recipe(tiny_clip, method=[{**LORA, "lora_dropout": dropout}, OVERRIDES], task=task)
+        recipe = make_recipe(tiny_clip, method=[{**LORA, "lora_dropout": dropout}, FULL_MODULES], task=task)
         base = load_base(str(tiny_clip), device="cpu")
         attachment = attach(base.host, recipe.method)
         with torch.no_grad():

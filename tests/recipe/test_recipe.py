@@ -97,7 +97,7 @@ PROMPT = "method={name: prompt_tuning}"
             "contrastive cannot be used with llava: .*llava is generative. Set task.name to vqa,",
         ),
         ({"model_type": "mistral3"}, ["task.name=contrastive"], "task contrastive cannot be used with mistral3"),
-        ({"model_type": "gemma3"}, [], "lora.towers.projector cannot be used with gemma3: .*overrides"),
+        ({"model_type": "gemma3"}, [], "lora.towers.projector cannot be used with gemma3: .*full_modules"),
         (LLAVA, ["model.quantization=8bit", "method.use_dora=true"], "lora.use_dora cannot be used with 8bit: "),
     ],
 )

@@ -27,7 +27,7 @@ PROMPTS = {"system_prompt", "question_template", "text_template", "default_quest
 CHOICES = {
     "data": [{"source": "jsonl", "root": "a"}, {"source": "parquet", "root": "a"}, {"source": "saved", "root": "a"},
              {"source": "hub", "name": "a/b"}, {"source": "procedural", "name": "medical"}],
-    "method": [{"name": "lora"}, {"name": "prompt_tuning"}, {"name": "overrides", "parameters": ["norms"]}],
+    "method": [{"name": "lora"}, {"name": "prompt_tuning"}, {"name": "full_modules", "parameters": ["norms"]}],
     "task": [{"name": "vqa"}, {"name": "contrastive"}],
     "model": [RAW["model"]], "train": [RAW["train"]], "adapter": [{}],
 }  # fmt: skip

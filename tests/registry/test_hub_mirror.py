@@ -115,13 +115,13 @@ def test_licences_are_those_of_the_hub(registry, publish, tmp_path, license, fie
 def test_what_peft_refuses_is_not_called_its_own(registry, publish, make_adapter, tmp_path):
     adapter = {
         "peft_type": "FINETUNE_VLM",
-        "parts": [{"method": m, "options": {}, "modules": {}} for m in ("lora", "overrides")],
+        "parts": [{"method": m, "options": {}, "modules": {}} for m in ("lora", "full_modules")],
         "tensors": {"a": {"shape": [2], "dtype": "F32"}},
     }
     task = {"name": "contrastive", "text_template": "a photo of {label}", "answer_normalization": "vqa"}
     front, page = _card(write_hub_folder(registry, publish(adapter=adapter, task=task), tmp_path / "hub"))
     assert "library_name" not in front and "PEFT" not in page
-    assert front["pipeline_tag"] == "zero-shot-image-classification" and front["tags"][1:3] == ["lora", "overrides"]
+    assert front["pipeline_tag"] == "zero-shot-image-classification" and front["tags"][1:3] == ["lora", "full_modules"]
 
 
 def test_a_card_of_the_adapters_own_stays(registry, make_adapter, tmp_path):

@@ -10,8 +10,8 @@ def folders(tmp_path_factory):
     everywhere = {**LORA, "towers": {"vision": "all-linear", "projector": "all-linear"}}
     methods = {
         "lora": everywhere,
-        "parts": [LORA, PROMPT, {"name": "overrides", "parameters": ["projector", "norms"]}],
-        "neighbour": [{**everywhere, "use_dora": True}, PROMPT, {"name": "overrides", "parameters": ["norms"]}],
+        "parts": [LORA, PROMPT, {"name": "full_modules", "parameters": ["projector", "norms"]}],
+        "neighbour": [{**everywhere, "use_dora": True}, PROMPT, {"name": "full_modules", "parameters": ["norms"]}],
     }
     root = tmp_path_factory.mktemp("safety")
     with pytest.MonkeyPatch.context() as patch:

@@ -37,9 +37,9 @@ def modules(tower: str, *more: str):
     return forge
 
 
-def overrides(tower: str, *more: str):
+def whole(tower: str, *more: str):
     def forge(forgery: Forgery) -> None:
-        part = forgery.part("overrides")
+        part = forgery.part("full_modules")
         part["modules"][tower] = [*part["modules"].get(tower, []), *more]
         part["options"]["parameters"] += more
 
@@ -189,41 +189,41 @@ MODULES = [
     ),
     ("named as transformers 4 did", renamed_for_v4, r"no module 'model.layers.0.*Another release of transformers"),
 ]
-NOT_WHOLE = "overrides must be of the projector or of norms of the language tower"
+NOT_WHOLE = "full_modules must be of the projector or of norms of the language tower"
 PARTS = [
-    ("the head as a whole", overrides("language", "lm_head.weight"), NOT_WHOLE),
-    ("the embedding as a whole", overrides("language", "model.language_model.embed_tokens.weight"), NOT_WHOLE),
-    ("a norm of the vision tower", overrides("vision", "model.visual.blocks.0.norm1.weight"), NOT_WHOLE),
-    ("vision said to be the projector", overrides("projector", "model.visual.blocks.0.norm1.weight"), NOT_WHOLE),
-    ("what LoRA has too", overrides("language", f"{LAYER}.q_proj.bias"), "q_proj.bias is changed twice"),
+    ("the head as a whole", whole("language", "lm_head.weight"), NOT_WHOLE),
+    ("the embedding as a whole", whole("language", "model.language_model.embed_tokens.weight"), NOT_WHOLE),
+    ("a norm of the vision tower", whole("vision", "model.visual.blocks.0.norm1.weight"), NOT_WHOLE),
+    ("vision said to be the projector", whole("projector", "model.visual.blocks.0.norm1.weight"), NOT_WHOLE),
+    ("what LoRA has too", whole("language", f"{LAYER}.q_proj.bias"), "q_proj.bias is changed twice"),
     ("the projector by LoRA too", a_projector_twice, "mlp.0.bias is changed twice"),
-    ("a parameter nobody has", overrides("projector", "model.nowhere.weight"), "no parameter 'model.nowhere.weight'"),
-    ("a buffer", overrides("language", "model.language_model.rotary_emb.inv_freq"), "no parameter '.*inv_freq'"),
-    ("a module", overrides("projector", "model.visual.merger"), "this base has no parameter 'model.visual.merger'"),
+    ("a parameter nobody has", whole("projector", "model.nowhere.weight"), "no parameter 'model.nowhere.weight'"),
+    ("a buffer", whole("language", "model.language_model.rotary_emb.inv_freq"), "no parameter '.*inv_freq'"),
+    ("a module", whole("projector", "model.visual.merger"), "this base has no parameter 'model.visual.merger'"),
     (
         "a parameter that is no name",
-        option("parameters", [7], method="overrides"),
-        "the parameters of overrides must be those that their modules list, got .7.",
+        option("parameters", [7], method="full_modules"),
+        "the parameters of full_modules must be those that their modules list, got .7.",
     ),
     (
         "parameters in words",
-        option("parameters", "all", method="overrides"),
-        "the options of overrides must be a non-empty list, parameters",
+        option("parameters", "all", method="full_modules"),
+        "the options of full_modules must be a non-empty list, parameters",
     ),
     (
         "no parameters",
-        option("parameters", [], method="overrides"),
-        "the options of overrides must be a non-empty list, parameters",
+        option("parameters", [], method="full_modules"),
+        "the options of full_modules must be a non-empty list, parameters",
     ),
     (
         "one parameter less",
-        lambda f: f.part("overrides")["options"]["parameters"].pop(),
+        lambda f: f.part("full_modules")["options"]["parameters"].pop(),
         "must be those that their modules list",
     ),
     (
         "an option more",
-        option("code", "x", method="overrides"),
-        "the options of overrides must be a non-empty list, parameters",
+        option("code", "x", method="full_modules"),
+        "the options of full_modules must be a non-empty list, parameters",
     ),
     *(
         (f"a prompt of {value!r} tokens", option("num_virtual_tokens", value, method="prompt_tuning"), message)

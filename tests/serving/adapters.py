@@ -8,7 +8,7 @@ from tests.matrix import recipe_of, rows
 
 LORA = {"name": "lora", "r": 4, "lora_alpha": 16}
 PROMPT = {"name": "prompt_tuning", "num_virtual_tokens": 3}
-OVERRIDES = {"name": "overrides", "parameters": ["projector", "norms"]}
+FULL_MODULES = {"name": "full_modules", "parameters": ["projector", "norms"]}
 TOWERS = {"language": "all-linear", "projector": {"target_modules": "all-linear", "r": 2, "lora_alpha": 3}}
 KINDS = {
     "lora": LORA,
@@ -17,8 +17,8 @@ KINDS = {
     "rslora": {**LORA, "use_rslora": True, "towers": TOWERS},
     "dora": {**LORA, "use_dora": True},
     "prompt": PROMPT,
-    "overrides": OVERRIDES,
-    "everything": [LORA, PROMPT, OVERRIDES],
+    "full_modules": FULL_MODULES,
+    "everything": [LORA, PROMPT, FULL_MODULES],
 }
 
 

@@ -83,7 +83,7 @@ def every_kind(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("kinds")
     base = load_base(str(FAMILIES["smolvlm"](folder / "base")), device="cpu")
-    kinds = ["lora", "wide lora", "patterns", "dora", "prompt", "overrides", "everything"]
+    kinds = ["lora", "wide lora", "patterns", "dora", "prompt", "full_modules", "everything"]
     return VisionLanguageModel(base), [make_adapter(base, kind, folder / kind, seed=1, name=kind[:4]) for kind in kinds]
 
 

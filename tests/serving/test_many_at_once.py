@@ -10,7 +10,7 @@ from finetune.serving.loading import load
 from tests.matrix import rows
 from tests.serving.adapters import make_adapter
 
-KINDS = ("lora", "wide lora", "patterns", "rslora", "dora", "prompt", "overrides", "everything")
+KINDS = ("lora", "wide lora", "patterns", "rslora", "dora", "prompt", "full_modules", "everything")
 QUESTION = "What color is it?"
 THREADS, EACH = 32, 3
 

@@ -30,7 +30,7 @@ def served(request, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("served")
     base = load_base(str(FAMILIES[request.param](folder / "base")), device="cpu")
-    kinds = ("lora", "dora", "prompt", "overrides", "everything")
+    kinds = ("lora", "dora", "prompt", "full_modules", "everything")
     adapters = {(kind, i): make_adapter(base, kind, folder / f"{kind}-{i}", seed=i) for kind in kinds for i in range(2)}
     return VisionLanguageModel(base), adapters
 
@@ -105,7 +105,7 @@ class Thread(threading.Thread):
         return self.result
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "prompt", "overrides", "everything"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "prompt", "full_modules", "everything"])
 def test_a_paused_answer_and_another_beside_it_are_what_each_is_alone(vlm, adapters, kind):
     before = state(vlm.model)
     names = [name for name, _ in vlm.model.named_modules()]
@@ -174,7 +174,7 @@ def test_a_thread_that_is_given_the_context_streams_with_the_blocks_adapter(vlm,
 
 
 def test_answers_stay_equal_while_others_come_and_go(vlm, adapters):
-    kinds = ("lora", "everything", "dora", "overrides", "prompt")
+    kinds = ("lora", "everything", "dora", "full_modules", "prompt")
     with vlm.using(adapters["everything", 0]):
         wanted = generate(vlm)
     done, count = threading.Event(), 0
@@ -258,8 +258,8 @@ def test_two_models_of_one_base_do_not_meet(vlm, adapters):
 def test_bytes_are_counted(vlm, adapters):
     from finetune.adapters.folder import read_folder
 
-    loaded_adapters = [vlm.add(adapters[kind, 0]) for kind in ("lora", "prompt", "overrides")]
-    for loaded, kind in zip(loaded_adapters, ("lora", "prompt", "overrides"), strict=True):
+    loaded_adapters = [vlm.add(adapters[kind, 0]) for kind in ("lora", "prompt", "full_modules")]
+    for loaded, kind in zip(loaded_adapters, ("lora", "prompt", "full_modules"), strict=True):
         assert loaded.num_bytes == sum(tensor.nbytes for tensor in read_folder(adapters[kind, 0]).tensors.values())
     assert vlm.switcher.num_bytes == sum(loaded.num_bytes for loaded in loaded_adapters)
     vlm.remove(loaded_adapters[0])

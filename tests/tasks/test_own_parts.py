@@ -16,7 +16,7 @@ from finetune.assemble.loading import load_base
 from finetune.errors import DataError, ExportError, ManifestError, ModelError, PluginError, ProbeError, RecipeError
 from finetune.evaluation.compare import evaluate
 from finetune.export.exporting import export_adapter
-from finetune.recipe import HeadSection, OverridesSection
+from finetune.recipe import FullModulesSection, HeadSection
 from finetune.registry import AdapterRegistry
 from finetune.runs.saving import data_digest
 from finetune.runs.train import train
@@ -173,7 +173,7 @@ def test_parts_are_trained_once(graded, make_recipe, make_grade, tiny_fast_vlm, 
     with pytest.raises(RecipeError, match="task grade must add each of its parts once, got head, head"):
         make_grade(tiny_fast_vlm)
     monkeypatch.setattr(
-        graded.GradeConfig, "parts", property(lambda self: [OverridesSection.model_construct(name="lora")])
+        graded.GradeConfig, "parts", property(lambda self: [FullModulesSection.model_construct(name="lora")])
     )
     with pytest.raises(RecipeError, match="method must not name lora, because task grade adds it"):
         make_grade(tiny_fast_vlm)
@@ -196,7 +196,7 @@ def test_an_objective_must_be_able_to_couple_rows_where_it_says_so(make_grade, g
 def test_a_row_of_no_class_and_a_recipe_that_names_the_head_are_refused(make_grade, make_recipe, tiny_fast_vlm):
     with pytest.raises(DataError, match=r"train.jsonl, line \d+: 'answer' must be one of green, got '(red|blue)'"):
         train(make_grade(tiny_fast_vlm, classes=["green"]))
-    with pytest.raises(RecipeError, match="method: name must be one of lora, overrides, prompt_tuning, got 'head'"):
+    with pytest.raises(RecipeError, match="method: name must be one of full_modules, lora, prompt_tuning, got 'head'"):
         make_recipe(tiny_fast_vlm, method={"name": "head", "num_outputs": 2})
 
 

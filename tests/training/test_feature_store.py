@@ -179,7 +179,7 @@ def test_a_changed_image_has_features_of_its_own(run, rows_folder):
     [
         ({"method": {"towers": {"projector": "all-linear"}}}, "the adapter changes the outputs of the projector"),
         (
-            {"method": [{"name": "overrides", "parameters": ["projector"]}]},
+            {"method": [{"name": "full_modules", "parameters": ["projector"]}]},
             "changes the outputs of the projector tower",
         ),
     ],

@@ -17,7 +17,7 @@ EVERYWHERE = {"language": "all-linear", "projector": "none", "vision": "all-line
 METHODS = {
     "lora in both towers, dropout": {**LORA, "lora_dropout": 0.3, "towers": EVERYWHERE},
     "prompt": PROMPT,
-    "prompt and overrides": [PROMPT, {"name": "overrides", "parameters": ["projector", "norms"]}],
+    "prompt and full modules": [PROMPT, {"name": "full_modules", "parameters": ["projector", "norms"]}],
 }
 # A dual encoder takes no prompt; the tiny FastVLM's tower has no linear module.
 CELLS = [(family, method) for family in FAMILIES for method in METHODS if family != "clip" or "prompt" not in method]

@@ -47,7 +47,7 @@ def test_the_launch_says_how_a_run_is_shared(make_recipe, kind, kind_of_strategy
 STREAM = {"data": {"source": "parquet", "root": "rows", "streaming": True}}
 QUANTIZED = {"model": {"quantization": "4bit"}}
 DORA = {"method": {"use_dora": True}}
-OVERRIDES = {"method": [LORA, {"name": "overrides", "parameters": ["norms"]}]}
+FULL_MODULES = {"method": [LORA, {"name": "full_modules", "parameters": ["norms"]}]}
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ OVERRIDES = {"method": [LORA, {"name": "overrides", "parameters": ["norms"]}]}
         (
             "DEEPSPEED",
             {"zero": {"zero_stage": 3}},
-            OVERRIDES,
-            "zero_stage 3 cannot be used with overrides, which replaces whole parameters of the base",
+            FULL_MODULES,
+            "zero_stage 3 cannot be used with full_modules, which replaces whole parameters of the base",
         ),
         (
             "DEEPSPEED",
@@ -85,8 +85,8 @@ def test_what_cannot_run_is_refused_with_its_reason(make_recipe, kind, plugin, c
 
 
 @pytest.mark.parametrize("launch", [launched("DEEPSPEED"), launched("FSDP")])
-def test_zero_2_and_fsdp2_take_overrides(make_recipe, launch):
-    assert strategy_of(launch, make_recipe("a", **OVERRIDES))
+def test_zero_2_and_fsdp2_take_full_modules(make_recipe, launch):
+    assert strategy_of(launch, make_recipe("a", **FULL_MODULES))
 
 
 class Engine:

@@ -25,7 +25,7 @@ REFUSED = {
     "vision": None,
     "patterns": None,
     "prompt": "Missing required configuration fields",
-    "overrides": "Missing required configuration fields",
+    "full_modules": "Missing required configuration fields",
 }
 # What no manifest can say: changes of the config -> what vLLM says of it.
 INCOMPATIBLE = {

@@ -10,7 +10,7 @@ from finetune.methods.hooks import PLAIN, ActiveAdapter, AdapterHooks, reached
 from finetune.runs.saving import describe
 from tests.matrix import LORA, METHODS, PROMPT, extended, logits, losses, recipe_of, rows, state
 
-BOTH = {"name": "overrides", "parameters": ["projector", "norms"]}
+BOTH = {"name": "full_modules", "parameters": ["projector", "norms"]}
 
 
 @pytest.fixture
@@ -46,7 +46,11 @@ def test_two_adapters_swap_and_leave_in_any_order(base, tmp_path):
     batch = base.collator.training_batch(rows())
     plain = logits(base, batch)
     saved = {}
-    for name, method in (("a_1", BOTH), ("a_2", [LORA, {"name": "overrides", "parameters": ["norms"]}]), ("a_3", LORA)):
+    for name, method in (
+        ("a_1", BOTH),
+        ("a_2", [LORA, {"name": "full_modules", "parameters": ["norms"]}]),
+        ("a_3", LORA),
+    ):
         attachment = attach(base.host, methods(base, method, tmp_path))
         tensors = learn(base, attachment)
         saved[name] = (describe(attachment, "fast_vlm"), tensors, logits(base, batch))
@@ -80,8 +84,8 @@ def test_copies_train_in_fp32_on_a_base_in_bfloat16(tiny_fast_vlm, tmp_path):
 
 
 def test_lora_and_full_training_of_one_projector_are_refused(base, tmp_path):
-    both = [METHODS["lora-projector"], {"name": "overrides", "parameters": ["projector"]}]
-    with pytest.raises(MethodError, match="LoRA adapts .*, so the overrides cannot also train it in full"):
+    both = [METHODS["lora-projector"], {"name": "full_modules", "parameters": ["projector"]}]
+    with pytest.raises(MethodError, match="LoRA adapts .*, so full_modules cannot train it too"):
         attach(base.host, methods(base, both, tmp_path))
     assert not hasattr(base.model, "peft_config")  # what was attached before the refusal is gone
 
@@ -91,10 +95,10 @@ def test_lora_and_full_training_of_one_projector_are_refused(base, tmp_path):
     [
         (
             "model.vision_tower.conv_stem.first_conv.convolution.weight",
-            "overrides must be of the projector or of norms",
+            "full_modules must be of the projector or of norms",
         ),
-        ("model.language_model.embed_tokens.weight", "overrides must be of the projector or of norms"),
-        ("lm_head.weight", "overrides must be of the projector or of norms"),
+        ("model.language_model.embed_tokens.weight", "full_modules must be of the projector or of norms"),
+        ("lm_head.weight", "full_modules must be of the projector or of norms"),
         ("model.nowhere.weight", "no parameter 'model.nowhere.weight'"),
     ],
 )
@@ -143,7 +147,7 @@ def test_merging_goes_into_the_base_and_not_into_another_adapters_copy(base, tmp
     saved = {}
     for name, method in (
         ("a_1", METHODS["lora-projector"]),
-        ("a_2", {"name": "overrides", "parameters": ["projector"]}),
+        ("a_2", {"name": "full_modules", "parameters": ["projector"]}),
     ):
         attachment = attach(base.host, methods(base, method, tmp_path))
         tensors = learn(base, attachment)

@@ -1,4 +1,4 @@
-"""Overrides: full training of copies of the projector, and of the norms of the language tower."""
+"""Full training of copies of the projector, and of the norms of the language tower."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 
     from finetune.adapters.manifest import PartDescription
     from finetune.interfaces import Host, Towers, Update
-    from finetune.recipe import OverridesSection
+    from finetune.recipe import FullModulesSection
 
 
-class Overrides(CopiesMethod):
-    """Full training of the projector, and of the norms of the language tower."""
+class FullModules(CopiesMethod):
+    """Full training of the projector, and of the norms of the language tower.
+
+    PEFT's ``modules_to_save`` keeps a copy of a whole module, of any kind. This method keeps a table of parameters and
+    refuses all others, so that an adapter cannot replace the head or the embeddings of a base.
+    """
 
     trained = "_finetune_copies"
 
-    def attach(self, host: Host, options: OverridesSection) -> Part:
+    def attach(self, host: Host, options: FullModulesSection) -> Part:
         """Add copies of the named parameters; outputs do not change.
 
         Raises:
@@ -47,7 +51,7 @@ class Overrides(CopiesMethod):
             copies |= {name: nn.Parameter(originals[name].detach().float().clone()) for name in names}
         self.put(host.model, copies)
         return Part(
-            method="overrides",
+            method="full_modules",
             options={"parameters": list(copies)},
             modules=modules,
             parameters=copies,
@@ -57,7 +61,7 @@ class Overrides(CopiesMethod):
             notes=tuple(notes),
         )
 
-    def check(self, model: nn.Module, towers: Towers, options: OverridesSection) -> None:
+    def check(self, model: nn.Module, towers: Towers, options: FullModulesSection) -> None:
         """Raise MethodError if a kind matches no parameter."""
         for kind in options.parameters:
             _require(_originals(model, towers, kind), kind)
@@ -73,11 +77,11 @@ class Overrides(CopiesMethod):
         parameters = description.options.get("parameters")
         if set(description.options) != {"parameters"} or not isinstance(parameters, list) or not parameters:
             raise ManifestError(
-                f"the options of overrides must be a non-empty list, parameters; got {brief(description.options)}"
+                f"the options of full_modules must be a non-empty list, parameters; got {brief(description.options)}"
             )
         if sorted(map(str, parameters)) != sorted(description.names):
             raise ManifestError(
-                f"the parameters of overrides must be those that their modules list, got {brief(parameters)}"
+                f"the parameters of full_modules must be those that their modules list, got {brief(parameters)}"
             )
         expected = {}
         for tower, name in description.places:
@@ -94,7 +98,7 @@ class Overrides(CopiesMethod):
             allowed = tower == "projector" or (tower == "language" and _is_norm(module))
             if not inside or not allowed:
                 raise ManifestError(
-                    f"overrides must be of the projector or of norms of the language tower, got {name!r}"
+                    f"full_modules must be of the projector or of norms of the language tower, got {name!r}"
                 )
             expected[name] = shape
         return expected
@@ -119,8 +123,8 @@ def _originals(model: nn.Module, towers: Towers, kind: str) -> dict[str, nn.Para
         for name, module in model.get_submodule(path).named_modules(prefix=path):
             if isinstance(module, BaseTunerLayer) and kind == "projector":
                 raise MethodError(
-                    f"LoRA adapts {name}, so the overrides cannot also train it in full. Set "
-                    "method.towers.projector: none, or remove 'projector' from the overrides."
+                    f"LoRA adapts {name}, so full_modules cannot train it too. Set "
+                    "method.towers.projector: none, or remove 'projector' from full_modules."
                 )
             if kind == "projector" and not isinstance(module, nn.modules.batchnorm._BatchNorm) or _is_norm(module):
                 originals |= {f"{name}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
