@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from finetune.adapters.manifest_schema_1 import from_schema_1
 from finetune.adapters.manifest_schema_2 import from_schema_2
+from finetune.core.old_names import MANIFEST, current_names
 from finetune.errors import ManifestError, plain
 
 CURRENT = 3
@@ -27,11 +28,12 @@ def current_fields(data: Any, schema: int, *, source: str) -> Any:
         source: the path or name of the manifest, for errors.
 
     Raises:
-        ManifestError: the manifest has a field of a later schema.
+        ManifestError: the manifest has a field of a later schema, or both names of a field that was renamed.
     """
     if schema == 1:
         data = from_schema_1(data, source=source)
-    return from_schema_2(data, source=source) if schema < CURRENT else data
+    data = from_schema_2(data, source=source) if schema < CURRENT else data
+    return current_names(data, MANIFEST, source=source, error=ManifestError)
 
 
 def schema_error(error: ValidationError, schema: int, *, source: str) -> ManifestError:

@@ -234,7 +234,7 @@ class _Fields:
         return [own, *(m for m in messages if m["role"] != "system")] if own else messages
 
     def _kind(self, question: str) -> str:
-        return (question or "all") if self.section.kind is None else self._name("kind")
+        return (question or "all") if self.section.question_type is None else self._name("question_type")
 
     def images(self, *, needed: bool = True) -> list[ImageSource]:
         """Return the sources of the row's images: those of ``images`` if the row has it, or the one of ``image``."""

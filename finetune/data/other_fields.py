@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from finetune.recipe import ColumnData, TaskSection
 
-FIELD_KEYS = ("image", "images", "question", "answer", "captions", "messages", "system", "kind", "id")
+FIELD_KEYS = ("image", "images", "question", "answer", "captions", "messages", "system", "question_type", "id")
 
 _TURNS = "write the whole conversation under messages"
 _MEDIA = "only images are read"

@@ -73,7 +73,7 @@ class ColumnData(ReadSection):
     """Field that holds a conversation in Hugging Face's chat format."""
     system: str | None = "system"
     """Field that holds the system message; it replaces ``task.system_prompt`` in its row."""
-    kind: str | None = None
+    question_type: str | None = None
     """Field that holds the question type; null: the question itself, if there are only a few questions."""
     id: str | None = None
     """Field that holds the row's id; null: an id made of the row's place in the source."""
@@ -86,7 +86,7 @@ class ColumnData(ReadSection):
 
     @model_validator(mode="after")
     def _reads_what_it_ignores(self) -> "ColumnData":
-        keys = ("image", "images", "question", "answer", "captions", "messages", "system", "kind", "id")
+        keys = ("image", "images", "question", "answer", "captions", "messages", "system", "question_type", "id")
         for key in keys:
             if getattr(self, key) in self.ignore:
                 raise ValueError(

@@ -29,6 +29,7 @@ from finetune.adapters.probe import record
 from finetune.adapters.requirements import plugins_of
 from finetune.assemble.base import PROBE_SEED
 from finetune.core.example import Image
+from finetune.core.old_names import RECIPE, earlier_names
 from finetune.data.bit_depth import fixed_range
 from finetune.data.images import image_digest
 from finetune.data.stream import Stream
@@ -202,7 +203,7 @@ def _manifest(
             **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
         },
         training=TrainingRecord(
-            recipe_digest=sha256_hex(canonical_json(recipe.identity())),
+            recipe_digest=sha256_hex(canonical_json(earlier_names(recipe.identity(), RECIPE))),
             recipe=published_recipe(recipe),
             data={split: data_digest(rows) for split, rows in splits.items() if rows},
             rows={split: rows.seen if isinstance(rows, Stream) else len(rows) for split, rows in splits.items()},

@@ -21,6 +21,7 @@ from typing import Any
 from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.core.folder_lock import locked
 from finetune.core.json_file import write_json
+from finetune.core.old_names import RECIPE, current_key, earlier_names
 from finetune.errors import RecipeError
 from finetune.launch.child import run_child
 from finetune.metrics.names import TEST
@@ -81,7 +82,7 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
     values: dict[str, list[Any]] = {}
     for word in words:
         key, found = _read_word(word)
-        if key in values:
+        if current_key(key, RECIPE) in {current_key(each, RECIPE) for each in values}:
             raise RecipeError(
                 f"each key must be given once, but {word!r} gives {key} again. "
                 f"Put all its values in one word: {key}=a,b,c"
@@ -245,7 +246,7 @@ def _make_run(config: str | Path, fixed: Sequence[str], settings: Mapping[str, A
     recipe = load_recipe(config, overrides)
     counted = recipe.model_dump(mode="json")
     del counted["name"], counted["train"]["output_dir"]
-    digest = sha256_hex(canonical_json(counted))
+    digest = sha256_hex(canonical_json(earlier_names(counted, RECIPE)))
     folder = Path(recipe.train.output_dir) / f"{recipe.name}-sweep"
     name = f"{recipe.name[:50].rstrip('-')}-{digest[:10]}"
     overrides += [f"name={_json(name)}", f"train.output_dir={_json(str(folder))}"]

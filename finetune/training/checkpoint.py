@@ -21,6 +21,7 @@ from safetensors.torch import load as parse_safetensors
 from finetune.adapters.folder import weights_bytes, write_folder
 from finetune.adapters.manifest import sha256_hex
 from finetune.adapters.strict_json import canonical_json, strict_json
+from finetune.core.old_names import RUN, current_names
 from finetune.errors import IntegrityError, ManifestError, TrainingError, brief
 from finetune.recipe.differing import describe, differing, is_longer_only
 
@@ -111,7 +112,11 @@ class Checkpoints:
                 "another version of this package wrote it, without a record of the images. Continue the run with that "
                 "version"
             )
-        different = differing(facts["run"], self.run)
+        # Both, because a plug-in's source may have a key of its own with an earlier name.
+        then, now = (
+            current_names(run, RUN, source=FACTS_NAME, error=IntegrityError) for run in (facts["run"], self.run)
+        )
+        different = differing(then, now)
         other_length = is_longer_only(different.keys(), prefix="recipe.")
         extended = extend and other_length
         if different and not extended:

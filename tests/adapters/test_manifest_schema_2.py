@@ -63,3 +63,21 @@ def test_what_is_read_can_be_written_as_todays():
 def test_what_schema_2_does_not_have_is_refused(changes, message):
     with pytest.raises(ManifestError, match=message):
         read(**changes)
+
+
+@pytest.mark.parametrize("data", [{"kind": "tumor"}, {"question_type": "tumor"}])
+def test_a_recipe_with_earlier_names_is_read_under_the_present_ones(data):
+    training = TRAINING | {"recipe": {"name": "brain", "data": {"source": "jsonl", **data}}}
+    expected = {"name": "brain", "data": {"source": "jsonl", "question_type": "tumor"}}
+    manifest = read(training=training)
+    assert manifest.training.recipe == expected
+    third = json.loads(manifest.to_bytes()) | {
+        "training": manifest.training.model_dump() | {"recipe": training["recipe"]}
+    }
+    assert AdapterManifest.parse(canonical_json(third)).training.recipe == expected
+
+
+def test_a_recipe_with_both_names_of_a_key_is_refused():
+    recipe = {"data": {"kind": "a", "question_type": "b"}}
+    with pytest.raises(ManifestError, match="manifest.json: training.recipe.data.question_type must be given once"):
+        read(training=TRAINING | {"recipe": recipe})

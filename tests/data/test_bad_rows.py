@@ -225,11 +225,16 @@ def test_a_bad_image_is_named_or_skipped(read, folder, kind):
         ),
         (ROW, {"id": "key"}, "missing id", "line 26: a row must have the field 'key'"),
         ({**ROW, "key": 1.5}, {"id": "key"}, "wrong type", "line 26: 'key' must be a non-empty text"),
-        ({**ROW, "key": ""}, {"kind": "key"}, "empty kind", "line 26: 'key' must be a non-empty text"),
-        (ROW, {"kind": "key"}, "missing kind", "line 26: a row must have the field 'key'"),
+        (
+            {**ROW, "key": ""},
+            {"question_type": "key"},
+            "empty question_type",
+            "line 26: 'key' must be a non-empty text",
+        ),
+        (ROW, {"question_type": "key"}, "missing question_type", "line 26: a row must have the field 'key'"),
     ],
 )
-def test_ids_and_kinds(read, bad, options, reason, message):
+def test_ids_and_question_types(read, bad, options, reason, message):
     lines = [*[{**ROW, "key": i} for i in range(GOOD)], bad]
     with pytest.raises(RowError, match=message):
         read(*lines, **options)

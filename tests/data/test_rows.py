@@ -14,7 +14,7 @@ from tests.data.conftest import ROW, read_rows
 
 def test_fields_are_mapped(read):
     row = {"pic": "good.png", "q": "Where?", "a": ["left", "on the left"], "type": "place", "key": 7}
-    (example,) = read(row, image="pic", question="q", answer="a", kind="type", id="key")
+    (example,) = read(row, image="pic", question="q", answer="a", question_type="type", id="key")
     assert example.answers == ["left", "on the left"]
     assert example.kind == "place" and example.id == "7"
     assert example.messages[-1]["content"][0]["text"] == "left"

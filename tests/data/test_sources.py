@@ -186,7 +186,7 @@ def test_labels_paths_and_bytes(tmp_path):
             r"data.answer must name a column, got 'anwser'. Did you mean 'answer'\? The columns are ",
         ),
         ({"image": "photo"}, "data.image must name a column, got 'photo'. The columns are image, question, answer"),
-        ({"kind": "type"}, "data.kind must name a column, got 'type'"),
+        ({"question_type": "type"}, "data.question_type must name a column, got 'type'"),
         ({"id": "qid"}, "data.id must name a column, got 'qid'"),
     ],
 )  # fmt: skip

@@ -116,7 +116,7 @@ def test_a_label_is_its_name_and_captions_change_with_the_pass(tmp_path):
     rows = [{"image": row(i)["image"], "captions": ["one", "two", "three"]} for i in range(6)]
     write(rows, tmp_path / "train.parquet", label=True)
     stream = opened(
-        ParquetData(source="parquet", root=str(tmp_path), default_question="Say.", kind="kind", streaming=True)
+        ParquetData(source="parquet", root=str(tmp_path), default_question="Say.", question_type="kind", streaming=True)
     )
     reader = stream.reader()
     examples = [stream.checks.example(reader.at(position)) for position in range(24)]

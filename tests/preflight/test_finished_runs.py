@@ -66,6 +66,11 @@ def test_it_is_not_overwritten_but_named_with_the_way_on(recipe, nothing_is_load
     )
     with pytest.raises(TrainingError, match="train.learning_rate was 0.01 and is now 0.02. train.resume=never"):
         train(recipe(train={"learning_rate": 0.02}))
+    earlier_names = json.loads(before[Path("recipe.json")])
+    earlier_names["data"]["kind"] = earlier_names["data"].pop("question_type")
+    (folder / "recipe.json").write_text(json.dumps(earlier_names))
+    with pytest.raises(TrainingError, match="It has the same recipe"):
+        train(recipe())
     of_another_release = {**json.loads(before[Path("recipe.json")]), "unknown": 1}
     (folder / "recipe.json").write_text(json.dumps(of_another_release))
     with pytest.raises(TrainingError, match="its recipe.json cannot be read, so the recipe of that run is unknown"):

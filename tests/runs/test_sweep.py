@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.preflight.result import Result
@@ -128,6 +129,21 @@ def test_values_are_yaml(config, word, values):
             raw = raw[part]
         kept = {"target_modules": value} if key.startswith("method.towers") and not isinstance(value, dict) else value
         assert raw == kept or kept.items() <= raw.items()
+
+
+def test_an_earlier_key_is_the_present_one(config):
+    rows = "data={source: jsonl, root: here}"
+    runs = plan(config, [rows, "data.kind=tumor,place"])
+    assert [run.recipe.data.question_type for run in runs] == ["tumor", "place"]
+    assert [run.digest for run in runs] == [
+        run.digest for run in plan(config, [rows, "data.question_type=tumor,place"])
+    ]
+    counted = runs[0].recipe.model_dump(mode="json")
+    del counted["name"], counted["train"]["output_dir"]
+    counted["data"]["kind"] = counted["data"].pop("question_type")
+    assert runs[0].digest == sha256_hex(canonical_json(counted)), "a sweep of an earlier release goes on"
+    with pytest.raises(RecipeError, match="given once, but 'data.kind=b' gives data.kind again"):
+        plan(config, [rows, "data.question_type=a", "data.kind=b"])
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,18 @@ def test_one_of_another_run_is_refused_with_the_difference(made):
     assert len(said) == 2 and "of another run" in said[0]
 
 
+def test_one_with_earlier_names_is_of_the_same_run(made):
+    def run(**data):
+        return {**RUN, "recipe": {**RUN["recipe"], "data": {"source": "jsonl", **data}}}
+
+    old = Checkpoints(made.folder, run(kind="tumor"), keep=2)
+    old.write(40, {"adapter/a": torch.zeros(1)}, {})
+    assert Checkpoints(made.folder, run(question_type="tumor"), keep=2).read(made.path(40)).step == 40
+    assert old.read(made.path(40)).step == 40, "a plug-in's source may have a key of that name"
+    with pytest.raises(TrainingError, match="recipe.data.question_type was 'tumor' and is now None"):
+        Checkpoints(made.folder, run(question_type=None), keep=2).read(made.path(40))
+
+
 def rewritten(path, **changes):
     """Changes what a checkpoint says, with the digest that this then has; None takes a key away."""
     facts = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}

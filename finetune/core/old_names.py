@@ -1,0 +1,117 @@
+"""Names of earlier releases in recipes and saved files, and their present names.
+
+Each reader of recipes or saved files calls ``current_names`` with a table of paths. A digest of a recipe is made of
+``earlier_names``, so that it is the same in every release. A path has keys from the top::
+
+    data.kind                the key ``kind`` of the section ``data``
+    data.sources.*.data.kind ``*`` is every key of a mapping
+    method.name=lora         the value ``lora`` of the key ``name``; a list stands for each of its items
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from finetune.errors import FinetuneError
+
+
+def _below(above: str, table: Mapping[str, str]) -> dict[str, str]:
+    return {f"{above}.{path}": new for path, new in table.items()}
+
+
+# Path -> the present name of its last key, or of the value after ``=``.
+RECIPE = {
+    "data.kind": "question_type",
+    "data.sources.*.data.kind": "question_type",
+}
+RUN = _below("recipe", RECIPE)  # the identity of a run in its checkpoints
+MANIFEST = _below("training.recipe", RECIPE)
+
+
+def current_names(
+    data: Any,
+    table: Mapping[str, str],
+    *,
+    source: str,
+    error: type[FinetuneError],
+    declares: Callable[[Mapping[str, Any], str], bool] = lambda section, key: False,
+) -> Any:
+    """Return plain data with present names in the place of earlier ones; other data is unchanged.
+
+    Args:
+        data: the plain data; this function does not change it.
+        table: each path of an earlier name -> the present name.
+        source: the path or name of the data, for errors.
+        error: the class of the error.
+        declares: the function that returns whether a section has a key of its own with an earlier name.
+
+    Raises:
+        FinetuneError: a section has both names of one key; the error has the class ``error``.
+    """
+
+    def rename(section: dict[str, Any], old: str, new: str, place: Sequence[str]) -> dict[str, Any]:
+        key, is_value, value = old.partition("=")
+        if is_value:
+            return section | {key: new} if section.get(key) == value else section
+        if key not in section or declares(section, key):
+            return section
+        if new in section:
+            names = [plain(".".join((*place, name))) for name in (new, key)]
+            raise error(
+                f"{source}: {names[0]} must be given once, but its earlier name {names[1]} is given too. Remove "
+                f"{names[1]}."
+            )
+        return {new if name == key else name: part for name, part in section.items()}
+
+    for path, new in table.items():
+        *above, old = path.split(".")
+        data = _at(data, above, lambda section, place, old=old, new=new: rename(section, old, new, place))
+    return data
+
+
+def earlier_names(data: Any, table: Mapping[str, str]) -> Any:
+    """Return plain data with earlier names in the place of present ones, as the digest of a recipe needs it.
+
+    Args:
+        data: the plain data; this function does not change it.
+        table: each path of an earlier name -> the present name.
+    """
+
+    def rename(section: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+        key, is_value, value = old.partition("=")
+        if is_value:
+            return section | {key: value} if section.get(key) == new else section
+        return section if key in section else {key if name == new else name: part for name, part in section.items()}
+
+    for path, new in table.items():
+        *above, old = path.split(".")
+        data = _at(data, above, lambda section, _, old=old, new=new: rename(section, old, new))
+    return data
+
+
+def current_key(key: str, table: Mapping[str, str]) -> str:
+    """Return the present name of a dotted key; any other key is unchanged."""
+    parts = key.split(".")
+    for path, new in table.items():
+        names = path.split(".")
+        if len(names) == len(parts) and all(name in ("*", part) for name, part in zip(names, parts, strict=True)):
+            return ".".join((*parts[:-1], new))
+    return key
+
+
+def _at(data: Any, keys: Sequence[str], change: Callable[..., Any], place: tuple[str, ...] = ()) -> Any:
+    """Return plain data with ``change`` applied to each mapping below ``keys``."""
+    if isinstance(data, list):
+        return [_at(part, keys, change, place) for part in data]
+    if not isinstance(data, dict):
+        return data
+    if not keys:
+        return change(data, place)
+    key, *rest = keys
+    names = list(data) if key == "*" else [key] if key in data else []
+    return data | {name: _at(data[name], rest, change, (*place, str(name))) for name in names}
