@@ -56,8 +56,6 @@ METHODS: dict[str, str | Entry] = {
     "prompt_tuning": Entry("finetune.methods.prompt_tuning:PromptTuning", "finetune.recipe.method:PromptTuningSection"),
 }
 
-# Name of a method in saved files of an earlier revision -> its name now.
-RENAMED_METHODS = {"overrides": "full_modules"}
 # Methods that a task adds, and no recipe names.
 METHODS_OF_TASKS = ("head",)
 # Method -> the reason why it cannot be merged into the base.

@@ -25,10 +25,10 @@ from finetune.adapters.manifest import (
     sha256_hex,
 )
 from finetune.adapters.peft_format import peft_config, peft_type
-from finetune.adapters.renamed_methods import current_config
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.adapters.tensors import DTYPES, tensors_of
 from finetune.core import lfs
+from finetune.core.old_names import ADAPTER_CONFIG, current_names
 from finetune.core.regular_file import open_regular
 from finetune.errors import IntegrityError, ManifestError, brief, plain
 
@@ -239,7 +239,7 @@ def _check_config(manifest: AdapterManifest, raw: bytes, path: Path) -> None:
     config = strict_json(raw, source=str(path), max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ManifestError(f"{path} must hold a JSON object, got {brief(config)}")
-    config = current_config(config)
+    config = current_names(config, ADAPTER_CONFIG, source=str(path), error=ManifestError)
     methods = [part.method for part in manifest.adapter.parts]
     if manifest.adapter.peft_type != (right := peft_type(methods, model_type=manifest.base.model_type)):
         raise ManifestError(

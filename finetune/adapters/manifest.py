@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from finetune.adapters.manifest_schemas import current_fields, schema_error, schema_of
-from finetune.adapters.renamed_methods import current_method
 from finetune.adapters.strict_json import canonical_json, strict_json
 from finetune.adapters.task_settings import ForeignTask, parse_task
 from finetune.core.example import ImageOptions
@@ -80,7 +79,7 @@ class TensorEntry(_Part):
 class PartDescription(_Part):
     """The part of an adapter that one method attached."""
 
-    method: Annotated[Word, BeforeValidator(current_method)]
+    method: Word
     options: dict[Word, Any]
     # tower -> full names of the adapted modules or parameters
     modules: dict[Word, Annotated[list[ModulePath], Field(max_length=20_000)]]

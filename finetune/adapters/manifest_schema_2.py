@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune.adapters.renamed_methods import current_methods
+from finetune.core.old_names import METHODS
 from finetune.errors import ManifestError
 from finetune.metrics.names import summarized
 
@@ -51,7 +51,7 @@ def metrics_from_schema_2(metrics: dict[str, Any]) -> dict[str, Any]:
 def summary_from_schema_2(summary: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a manifest under the names of schema 3; a summary with these names is unchanged."""
     if isinstance(method := summary.get("method"), str):
-        summary = summary | {"method": current_methods(method)}
+        summary = summary | {"method": "+".join(METHODS.get(name, name) for name in method.split("+"))}
     metrics = summary.get("metrics")
     return summary | {"metrics": summarized(metrics_from_schema_2(metrics))} if metrics else summary
 

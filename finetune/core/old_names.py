@@ -24,13 +24,16 @@ def _below(above: str, table: Mapping[str, str]) -> dict[str, str]:
     return {f"{above}.{path}": new for path, new in table.items()}
 
 
+METHODS = {"overrides": "full_modules"}
 # Path -> the present name of its last key, or of the value after ``=``.
 RECIPE = {
     "data.kind": "question_type",
     "data.sources.*.data.kind": "question_type",
+    **{f"method.name={old}": new for old, new in METHODS.items()},
 }
 RUN = _below("recipe", RECIPE)  # the identity of a run in its checkpoints
-MANIFEST = _below("training.recipe", RECIPE)
+ADAPTER_CONFIG = {f"parts.method={old}": new for old, new in METHODS.items()}
+MANIFEST = _below("training.recipe", RECIPE) | _below("adapter", ADAPTER_CONFIG)
 
 
 def current_names(

@@ -7,13 +7,14 @@ import pytest
 from finetune.adapters.folder import read_folder
 from finetune.adapters.manifest import CONFIG_NAME, MANIFEST_NAME
 from finetune.adapters.manifest_schema_2 import summary_from_schema_2
+from finetune.core import old_names
 from finetune.registry import AdapterRegistry
-from finetune.tables import METHODS, RENAMED_METHODS
+from finetune.tables import METHODS
 from tests.regression.nets import NETS
 
 
 def test_each_old_name_has_a_method_now():
-    assert set(RENAMED_METHODS.values()) <= set(METHODS) and not set(RENAMED_METHODS) & set(METHODS)
+    assert set(old_names.METHODS.values()) <= set(METHODS) and not set(old_names.METHODS) & set(METHODS)
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
