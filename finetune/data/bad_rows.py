@@ -70,7 +70,7 @@ class BadRows:
             DataError: if more than one row in twenty was left out.
         """
         self.refuse_too_many()
-        self.tell()
+        self.log_skipped()
 
     def refuse_too_many(self) -> None:
         """Raise DataError if more than one row in twenty was left out."""
@@ -80,7 +80,7 @@ class BadRows:
                 "the rows, or the names of the fields under data."
             )
 
-    def tell(self) -> None:
+    def log_skipped(self) -> None:
         """Log the rows that were left out and the fields that are not read, if there are any."""
         if self.unread:
             self.log(f"{self.what} rows: {unread_report(self.unread)}")

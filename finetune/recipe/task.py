@@ -74,7 +74,7 @@ class TaskSection(Section):
         Raises:
             RowError: the row cannot be used.
         """
-        return row.conversation(self) if row.said == "messages" else row.question_and_answer(self)
+        return row.conversation(self) if row.supervised_field == "messages" else row.question_and_answer(self)
 
     def to_evaluate(self, examples: list[Example]) -> list[Example]:
         """Return the examples of a split as they are evaluated; a second call changes nothing more."""

@@ -162,7 +162,7 @@ def test_the_probe_is_a_function_of_its_seed():
 
 
 @pytest.mark.parametrize(
-    ("saved", "live", "said"),
+    ("saved", "live", "message"),
     [
         (
             "4bit",
@@ -174,8 +174,8 @@ def test_the_probe_is_a_function_of_its_seed():
         ("8bit", "8bit", r"of the recorded effect\). Check the base, and the versions"),
     ],
 )
-def test_an_effect_that_is_another_on_a_base_held_otherwise_says_how_it_was_trained(saved, live, said):
+def test_an_error_of_the_effect_on_another_dtype_or_quantization_names_the_trained_one(saved, live, message):
     base, effect = torch.zeros(4, 64), torch.ones(4, 64)
     probe = record(base, base + effect, seed=1, dtype=torch.float32, quantization=saved)
-    with pytest.raises(ProbeError, match=said):
+    with pytest.raises(ProbeError, match=message):
         compare(probe, base, base - effect, dtype=torch.float32, quantization=live)

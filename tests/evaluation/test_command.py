@@ -72,7 +72,7 @@ def test_recipes_new_rows_and_every_row(run, rows_folder, tmp_path, capsys, monk
         (["no/adapter", "--data", "x.jsonl"], "no adapter 'no/adapter'"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told(words, message, capsys, tmp_path, monkeypatch):
+def test_what_cannot_be_evaluated_is_refused(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *words]) == 2
     assert message in capsys.readouterr().err

@@ -264,7 +264,7 @@ def test_a_log_cut_at_its_end_is_found(archive, target, tmp_path):
         (b'{"f', b"[" * 100_000 + b'{"f', "must be nested at most"),
     ],
 )
-def test_what_the_archive_says_of_itself_is_strict(archive, target, tmp_path, old, new, message):
+def test_the_description_of_an_archive_is_strict(archive, target, tmp_path, old, new, message):
     *members, (key, about) = _members(archive)
     path = _write(tmp_path / "a.tar", [*members, (key, about.replace(old, new, 1))])
     _refuses(path, target, message)

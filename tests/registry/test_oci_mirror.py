@@ -73,7 +73,7 @@ def test_what_is_there_is_not_sent_again(registry, server, pushed, make_adapter,
     assert push_to_oci(other, other.publish(pushed[1]), OciRef.parse(place)) == done, "equal versions, equal artifacts"
 
 
-def test_the_artifact_says_what_it_is(registry, pushed, place):
+def test_the_artifact_has_its_type(registry, pushed, place):
     done, folder = pushed
     with OciRepository(done) as repository:
         digest, raw = repository.get_manifest("1")

@@ -183,9 +183,9 @@ def _artifact(version: Version, manifest: AdapterManifest, files: dict[str, File
 
 def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
     """Return the entry of the adapter's manifest in an artifact, and its files by name."""
-    told: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
+    document: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
     try:
-        artifact = _Artifact.model_validate(told)
+        artifact = _Artifact.model_validate(document)
     except ValidationError as error:
         raise IntegrityError(f"{source}: not an adapter of finetune-vlm: {first_problem(error)}") from None
     config = artifact.config.entry
@@ -205,8 +205,8 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
 def _check_tag(repository: OciRepository, tag: str, digest: str) -> None:
     there = repository.get_manifest(tag)
     if there is None or there[0] != digest:
-        told = "nothing" if there is None else f"sha256:{there[0]}"
+        found = "nothing" if there is None else f"sha256:{there[0]}"
         raise ConflictError(
-            f"another client moved {repository.ref.host}/{repository.ref.repository}:{tag} meanwhile, to {told}. "
+            f"another client moved {repository.ref.host}/{repository.ref.repository}:{tag} meanwhile, to {found}. "
             "Try again."
         )

@@ -33,7 +33,7 @@ from finetune.registry.trust.signing import PublicKey, signing_key_id
 
 TRUST_VARIABLE = "FINETUNE_TRUST"
 NOT_SIGNED = "it is not signed"
-NOBODY = "(nobody)"  # the signer of an unsigned entry; never the name of a key
+UNSIGNED = "(nobody)"  # the signer of an unsigned entry; never the name of a key
 
 
 def _off(value: Any) -> Any:
@@ -56,7 +56,7 @@ class NamespaceTrust(_Part):
     """Names of the keys that may sign there."""
 
     @model_validator(mode="after")
-    def _somebody_may_sign(self) -> "NamespaceTrust":
+    def _require_keys(self) -> "NamespaceTrust":
         if self.signatures != "off" and not self.keys:
             raise ValueError(
                 f"keys: must name at least one key with `signatures: {self.signatures}`, got none. Write keys: [NAME]."
@@ -69,7 +69,7 @@ class Verdict:
     """The verdict of a policy on one signature.
 
     Attributes:
-        signer: the signer, for people: the name of the key, ``NOBODY``, or a description of another key.
+        signer: the signer, for people: the name of the key, ``UNSIGNED``, or a description of another key.
         problem: the reason why the namespace does not accept the signature; None when it does.
         forged: True if the signature names a key of the policy, but that key did not sign these bytes.
     """
@@ -128,7 +128,7 @@ class TrustPolicy(_Part):
             message: the message that it must sign.
         """
         if signature is None:
-            return Verdict(signer=NOBODY, problem=NOT_SIGNED)
+            return Verdict(signer=UNSIGNED, problem=NOT_SIGNED)
         key_id = signing_key_id(signature)
         key = self._by_id.get(key_id)
         if key is None:
