@@ -46,7 +46,7 @@ class BadRows:
         """Raise RowError if another row has this id."""
         if row_id in self._places:
             raise RowError(
-                f"{where}: each row must have an id of its own, got {row_id!r}, which is also the id of "
+                f"{where}: the id of a row must be unique, but {row_id!r} is given twice, first in "
                 f"{self._places[row_id]}. Change one of them.",
                 reason="duplicate id",
             )

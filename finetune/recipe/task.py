@@ -43,7 +43,7 @@ class TaskSection(Section):
     @classmethod
     def _each_once(cls, named: list[str] | None) -> list[str] | None:
         if twice := next((name for name in named or () if (named or []).count(name) > 1), None):
-            raise ValueError(f"each metric may occur only once, got {twice!r} twice. Remove one of them")
+            raise ValueError(f"a metric must be unique, but {twice!r} is given twice. Remove one of them")
         return named
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:

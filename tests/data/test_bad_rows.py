@@ -223,7 +223,7 @@ def test_a_bad_image_is_named_or_skipped(read, folder, kind):
             {**ROW, "key": 3},
             {"id": "key"},
             "duplicate id",
-            "line 26: each row must have an id of its own, got '3', which is also the id of .*train.jsonl, line 4",
+            "line 26: the id of a row must be unique, but '3' is given twice, first in .*train.jsonl, line 4",
         ),
         (ROW, {"id": "key"}, "missing id", "line 26: a row must have the field 'key'"),
         ({**ROW, "key": 1.5}, {"id": "key"}, "wrong type", "line 26: 'key' must be a non-empty text"),

@@ -37,10 +37,10 @@ STRANGE = {
     ),
     "a lone surrogate in a key": (b'{"image": "good.png", "question": "?", "answer": "x", "\\udc00": 1}', "lone surr"),
     "a key that stands twice": (
-        b'{"image": "good.png", "question": "a", "question": "b"}', "each key once, got the key 'question'",
+        b'{"image": "good.png", "question": "a", "question": "b"}', "a key must be unique, but 'question' is given",
     ),
     "a key that stands twice inside": (
-        b'{"messages": [{"role": "user", "role": "x"}]}', "each key once, got the key 'role' twice",
+        b'{"messages": [{"role": "user", "role": "x"}]}', "a key must be unique, but 'role' is given twice",
     ),
     "values that are nested deep": (
         b'{"answer": ' + b"[" * 500 + b"]" * 500 + b"}", "nested in at most 32 levels, got more",

@@ -294,7 +294,7 @@ STREAM = {"source": "parquet", "streaming": True}
             {"data": STREAM, "train": {"max_steps": None, "epochs": 1.0}},
             "data.streaming needs train.max_steps, got train.epochs .*Set train.max_steps",
         ),
-        ({"data": STREAM | {"max_rows": {"train": 9}}}, "max_rows.train must not be set with streaming, got 9"),
+        ({"data": STREAM | {"max_rows": {"train": 9}}}, "max_rows.train cannot be used with streaming, got 9"),
         ({"data": {"source": "saved", "streaming": True}}, "data.streaming: unknown key"),
     ],
 )

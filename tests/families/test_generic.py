@@ -53,7 +53,7 @@ def test_a_pair_that_cannot_work_is_refused_when_the_recipe_is_read(tmp_path):
     base = TINY["gemma3"](tmp_path / "gemma3")
     with pytest.raises(RecipeError, match="lora.towers.projector cannot be used with gemma3: .* add {name: overrides"):
         recipe_of(METHODS["lora-projector"], base, tmp_path)
-    with pytest.raises(RecipeError, match="each method may occur only once, got '[a-z]+' twice"):
+    with pytest.raises(RecipeError, match="a method must be unique, but '[a-z]+' is given twice"):
         recipe_of([METHODS["lora"], METHODS["dora"]], base, tmp_path)
 
 

@@ -218,7 +218,7 @@ def test_every_config_is_a_recipe_with_its_command(path, monkeypatch):
             "[exact_mach]",
             r"r.yaml: unknown metric \(task.metrics\) 'exact_mach'. Did you mean 'exact_match'\?",
         ),
-        ("[exact_match, exact_match]", "task.metrics: each metric may occur only once, got 'exact_match' twice"),
+        ("[exact_match, exact_match]", "task.metrics: a metric must be unique, but 'exact_match' is given twice"),
         ("[]", "metrics: .*at least 1 item"),
     ],
 )

@@ -286,7 +286,7 @@ def test_only_one_spelling_stands_for_an_entry():
         _parse(lambda raw: raw.replace(b",", b", ", 1))
     with pytest.raises(IntegrityError, match="not in the canonical form"):
         _parse(lambda raw: raw.replace(b',"schema_version":3', b""))
-    with pytest.raises(IntegrityError, match="the key 'seq' appears twice"):
+    with pytest.raises(IntegrityError, match="a key must be unique, but 'seq' is given twice"):
         _parse(lambda raw: raw.replace(b'"seq":1', b'"seq":1,"seq":1'))
     with pytest.raises(IntegrityError, match="000000000001.json: not JSON"):
         _parse(lambda raw: raw[:-1])

@@ -85,12 +85,12 @@ def test_a_policy(file):
         (
             BOB,
             f"{BOB.rsplit(' ', 1)[0]} alice",
-            "keys: each key and each name must be listed once, and one is listed twice",
+            "keys: a name must be unique, but 'alice' is given twice",
         ),
         (
             BOB,
             f"{ALICE.rsplit(' ', 1)[0]} bob",
-            "keys: each key and each name must be listed once, and one is listed twice",
+            "keys: a key must be unique, but that of 'bob' is given twice",
         ),
         (
             BOB,

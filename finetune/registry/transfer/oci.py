@@ -194,9 +194,10 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
             f"{source}: not an adapter of finetune-vlm: its config must be {CONFIG_TYPE} of at most "
             f"{MAX_MANIFEST_BYTES} bytes, got {artifact.config.mediaType} of {config.size} bytes"
         )
-    files = {layer.annotations.get(TITLE, ""): layer.entry for layer in artifact.layers}
-    if len(files) != len(artifact.layers):
-        raise IntegrityError(f"{source}: each layer must have its own title, and two have the same")
+    titles = [layer.annotations.get(TITLE, "") for layer in artifact.layers]
+    if twice := [title for title in titles if titles.count(title) > 1]:
+        raise IntegrityError(f"{source}: the title of a layer must be unique, but {twice[0]!r} is given twice")
+    files = {title: layer.entry for title, layer in zip(titles, artifact.layers, strict=True)}
     if bad := [title for title in files if not is_key(title) or "/" in title]:
         raise IntegrityError(f"{source}: the title of a layer must be the name of a file, got {bad[0]!r}")
     return config, files

@@ -101,8 +101,12 @@ class TrustPolicy(_Part):
 
     @model_validator(mode="after")
     def _names_its_keys(self) -> "TrustPolicy":
-        if len(self._by_id) != len(self.keys):
-            raise ValueError("keys: each key and each name must be listed once, and one is listed twice")
+        keys = [PublicKey.parse(key) for key in self.keys]
+        for number, key in enumerate(keys):
+            if key.name in (other.name for other in keys[:number]):
+                raise ValueError(f"keys: a name must be unique, but {key.name!r} is given twice")
+            if key.id in (other.id for other in keys[:number]):
+                raise ValueError(f"keys: a key must be unique, but that of {key.name!r} is given twice")
         for where, part in (*((f"namespaces.{n}", p) for n, p in self.namespaces.items()), ("default", self.default)):
             self._check_names(f"{where}.keys", part.keys)
         self._check_names("revoked", self.revoked)
