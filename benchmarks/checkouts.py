@@ -104,8 +104,8 @@ class Worker:
 
     def __init__(self, checkout: Path, cache: str):
         env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "FINETUNE_CACHE": cache}
-        self._said = Path(cache) / "said.txt"
-        with self._said.open("w") as file:
+        self._output = Path(cache) / "output.txt"
+        with self._output.open("w") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", WORKER],
                 cwd=checkout, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True,
@@ -118,7 +118,7 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(self._said.read_text()[-2000:])
+            raise SystemExit(self._output.read_text()[-2000:])
         return float(json.loads(line))
 
     def close(self) -> None:

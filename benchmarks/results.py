@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import BenchmarkError
-from benchmarks.rows import LEARNT
+from benchmarks.rows import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ def check_same_work(model: str, found: Mapping[str, Measured], *, batch_size: in
     trainable = {name: one.trainable for name, one in found.items()}
     if len(set(trainable.values())) > 1:
         raise BenchmarkError(f"model {model}: all contestants must train as many parameters, got {trainable}")
-    wanted = batch_size * LEARNT
+    wanted = batch_size * ANSWER_TOKENS
     wrong = {name: sorted(set(one.supervised)) for name, one in found.items() if set(one.supervised) != {wanted}}
     if wrong:
         raise BenchmarkError(f"model {model}: each step of a contestant must supervise {wanted} tokens, got {wrong}")

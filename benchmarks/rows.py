@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from benchmarks.models import Setup
 
-LEARNT = 24  # tokens of an answer, the one that ends it included
+ANSWER_TOKENS = 24  # tokens of an answer, the one that ends it included
 QUESTION = "What does the image show?"
 _CELLS = 32  # of the coarse noise that an image is, along each side
 
@@ -33,7 +33,7 @@ def write_rows(folder: Path, setup: Setup, tokenizer: PreTrainedTokenizerBase, *
         image = draw_scene(seed, "benchmark", index).image if setup.images == "world" else _noise(rng, setup.side)
         name = f"images/{index}.png"
         Image.fromarray(image).save(folder / name)
-        answer = " ".join(rng.choice(words, LEARNT - 1).tolist())
+        answer = " ".join(rng.choice(words, ANSWER_TOKENS - 1).tolist())
         lines.append(json.dumps({"image": name, "question": QUESTION, "answer": answer}))
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -70,19 +70,19 @@ def main(arguments: list[str] | None = None) -> int:
         requests = plan(path, refs, options.requests, side=options.side)
         one_by_one = requests[: options.one_by_one or len(requests)]
         with serving(path, refs, max_batch=options.max_batch) as url:
-            together = asyncio.run(ask_all(url, requests, at_once=options.at_once))
+            batched = asyncio.run(ask_all(url, requests, at_once=options.at_once))
             batches = _batch_rows(url)
-            apart = asyncio.run(ask_all(url, one_by_one, at_once=1))
+            sequential = asyncio.run(ask_all(url, one_by_one, at_once=1))
     figures = {
-        "requests_per_second": len(requests) / together["seconds"],
-        "one_by_one_per_second": len(one_by_one) / apart["seconds"],
-        "wrong": together["wrong"] + apart["wrong"],
-        "failed": together["failed"] + apart["failed"],
-        "refused_429": together["refused_429"],
+        "requests_per_second": len(requests) / batched["seconds"],
+        "one_by_one_per_second": len(one_by_one) / sequential["seconds"],
+        "wrong": batched["wrong"] + sequential["wrong"],
+        "failed": batched["failed"] + sequential["failed"],
+        "refused_429": batched["refused_429"],
         "mean_batch_rows": batches,
     }
-    figures["together_vs_one_by_one"] = figures["requests_per_second"] / figures["one_by_one_per_second"]
-    print(table(figures, together))
+    figures["batched_vs_one_by_one"] = figures["requests_per_second"] / figures["one_by_one_per_second"]
+    print(table(figures, batched))
     if options.json:
         details = {
             "machine": machine(torch.device("cpu")),
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             "max_batch": options.max_batch,
             "new_tokens": options.new_tokens,
             "adapters": len(refs),
-            "statuses": together["statuses"],
+            "statuses": batched["statuses"],
         }
         options.json.write_text(json.dumps(figures | {"details": details}, indent=1) + "\n", encoding="utf-8")
     return int(figures["wrong"] + figures["failed"] > 0)
@@ -135,9 +135,11 @@ def plan(path: str, refs: Sequence[str], count: int, *, side: int) -> list[Asked
                     answers[ref, question, image] = vlm.ask(image, question)
     for question in QUESTIONS:
         for image in (None, *images):
-            said = {answers[ref, question, image] for ref in refs}
-            if len(said) < len(refs):
-                raise BenchmarkError(f"all adapters must give different answers to {question!r}, got {sorted(said)}")
+            distinct = {answers[ref, question, image] for ref in refs}
+            if len(distinct) < len(refs):
+                raise BenchmarkError(
+                    f"all adapters must give different answers to {question!r}, got {sorted(distinct)}"
+                )
     draw = random.Random(0)
     kinds = draw.choices(list(SHARES), list(SHARES.values()), k=count)
     return [_request(kind, draw.choice(refs), draw, images, answers) for kind in kinds]
@@ -239,15 +241,15 @@ def serving(path: str, refs: Sequence[str], *, max_batch: int) -> Iterator[str]:
         server.stdout.close()
 
 
-def table(figures: dict[str, Any], together: dict[str, Any]) -> str:
+def table(figures: dict[str, Any], batched: dict[str, Any]) -> str:
     """Return the table for people."""
     return "\n".join(
         [
             f"{figures['requests_per_second']:.1f} requests/s, one by one {figures['one_by_one_per_second']:.1f}: "
-            f"{figures['together_vs_one_by_one']:.2f} times as many; {figures['mean_batch_rows']:.1f} rows a batch",
+            f"{figures['batched_vs_one_by_one']:.2f} times as many; {figures['mean_batch_rows']:.1f} rows a batch",
             f"answered by the wrong adapter: {figures['wrong']}; failed: {figures['failed']}; "
             f"sent again because the server was full: {figures['refused_429']}",
-            *(f"  {status}: {count}" for status, count in together["statuses"].items()),
+            *(f"  {status}: {count}" for status, count in batched["statuses"].items()),
         ]
     )
 

@@ -46,9 +46,9 @@ def rows(count: int = 4) -> list[Example]:
         color = ("red", "blue")[i % 2]
         pixels = rng.integers(0, 60, ((40, 32), (32, 40))[i % 2] + (3,), dtype=np.uint8)
         pixels[..., 0 if color == "red" else 2] += 180
-        said = color if i % 3 else f"it is {color}"
-        messages = [*ask("What color is it?" if i % 2 else "Is it red or blue?"), answer(said)]
-        examples.append(Example(id=str(i), messages=messages, media=as_images([pixels]), answers=[said]))
+        text = color if i % 3 else f"it is {color}"
+        messages = [*ask("What color is it?" if i % 2 else "Is it red or blue?"), answer(text)]
+        examples.append(Example(id=str(i), messages=messages, media=as_images([pixels]), answers=[text]))
     return examples
 
 

@@ -22,7 +22,7 @@ def seed() -> None:
 
 
 @contextlib.contextmanager
-def apart():
+def fresh_generators():
     """Draw inside from fresh generators, and leave them after as they were before."""
     kept, kept_numpy = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
@@ -67,7 +67,7 @@ if "torch" not in sys.modules:
 def pytest_make_collect_report(collector):
     """Seed what a test module draws while it is imported."""
     if isinstance(collector, pytest.Module):
-        with apart():
+        with fresh_generators():
             return (yield)
     return (yield)
 
@@ -76,7 +76,7 @@ def pytest_make_collect_report(collector):
 def pytest_fixture_setup(fixturedef, request):
     """Seed a fixture that several tests share: which of them sets it up must change neither it nor that test."""
     if fixturedef.scope != "function":
-        with apart():
+        with fresh_generators():
             return (yield)
     return (yield)
 

@@ -32,23 +32,23 @@ def test_every_help_is_there_and_loads_nothing_heavy():
     code = """
 import contextlib, io, json, sys
 from finetune.cli import main
-said = []
+outputs = []
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         main([*words, "--help"])
-    said.append(out.getvalue())
+    outputs.append(out.getvalue())
 heavy = {"torch", "transformers", "peft", "datasets", "accelerate", "numpy", "PIL", "huggingface_hub", "httpx2"}
 heavy &= set(sys.modules)
-print(json.dumps([said, sorted(heavy)]))
+print(json.dumps([outputs, sorted(heavy)]))
 """
     done = subprocess.run([sys.executable, "-c", code, json.dumps(VERBS)], capture_output=True, text=True, check=True)
-    said, heavy = json.loads(done.stdout)
+    outputs, heavy = json.loads(done.stdout)
     assert heavy == []
-    for words, text in zip(VERBS, said, strict=True):
+    for words, text in zip(VERBS, outputs, strict=True):
         assert text.startswith(" ".join(["usage: finetune", *words])), words
     verbs = {words[0] for words in VERBS[1:]}
-    assert all(f"\n    {verb} " in said[0] for verb in verbs)
-    assert "exit codes:\n  0      done\n  1      the command ran, and the answer is no" in said[0]
+    assert all(f"\n    {verb} " in outputs[0] for verb in verbs)
+    assert "exit codes:\n  0      done\n  1      the command ran, and the answer is no" in outputs[0]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_every_error_of_ours_is_one_line_and_exit_code_2(error, monkeypatch, cap
     assert capsys.readouterr() == ("", "error: a.yaml: train.seed: no such key. Did you mean 'seed'?\n")
 
 
-def test_a_run_that_was_stopped_tells_the_signal(monkeypatch, capsys):
+def test_the_error_of_a_stopped_run_names_the_signal(monkeypatch, capsys):
     def stop(args):
         raise errors.StoppedError("stopped after step 3", signum=15)
 
@@ -81,7 +81,7 @@ def test_an_error_of_the_program_is_not_hidden(monkeypatch):
         main(["train", "a.yaml"])
 
 
-def test_a_stop_by_the_keyboard_says_so(monkeypatch):
+def test_a_stop_by_the_keyboard_is_reported(monkeypatch):
     def stop(args):
         raise KeyboardInterrupt
 
@@ -106,18 +106,18 @@ def test_commands_pass_on_what_they_are_given(monkeypatch):
     assert given == [("a.yaml", ["seed=1,2", "train.epochs=3"])]
 
 
-def test_ask_takes_a_registry_and_says_its_own_option(tmp_path, capsys):
+def test_ask_takes_a_registry_and_errors_name_its_own_option(tmp_path, capsys):
     assert main(["ask", "retail/mine", "a.png", "What?", "--base", "pocket", "--registry", str(tmp_path / "none")]) == 2
     assert f"there is no registry at {tmp_path / 'none'}" in capsys.readouterr().err
     assert main(["ask", "base", "a.png", "What?"]) == 2
     assert "(--base)" in capsys.readouterr().err
 
 
-def test_ask_and_app_hold_the_base_as_they_are_told(monkeypatch, capsys):
+def test_ask_and_app_hold_the_base_as_given(monkeypatch, capsys):
     given = []
 
-    said = SimpleNamespace(text="yes", finish_reason="stop")
-    model = SimpleNamespace(answer=lambda image, question: said)
+    answer = SimpleNamespace(text="yes", finish_reason="stop")
+    model = SimpleNamespace(answer=lambda image, question: answer)
     monkeypatch.setattr("finetune.serving.loading.load", lambda ref, **options: given.append(options) or model)
     monkeypatch.setattr("finetune.playground.running.run_app", lambda refs, **options: given.append(options) or 0)
     how = ["--base", "pocket", "--device", "cpu", "--dtype", "bfloat16", "--quantization", "4bit"]
@@ -129,7 +129,7 @@ def test_ask_and_app_hold_the_base_as_they_are_told(monkeypatch, capsys):
         assert held == {"device": "cpu", "dtype": "bfloat16", "quantization": "4bit"}
 
 
-def test_what_is_wrong_with_the_one_question_is_said_without_a_row(tmp_path, capsys):
+def test_the_error_of_the_one_question_names_no_row(tmp_path, capsys):
     (tmp_path / "half.png").write_bytes((Path(__file__).parents[1] / "docs" / "app.png").read_bytes()[:3000])
     assert main(["ask", "base", str(tmp_path / "half.png"), "What?", "--base", "pocket"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'half.png'}: not a readable")
@@ -138,7 +138,7 @@ def test_what_is_wrong_with_the_one_question_is_said_without_a_row(tmp_path, cap
 @pytest.mark.parametrize(
     ("reason", "note"), [("length", "note: the answer stops at the limit of 16 tokens\n"), ("stop", "")]
 )
-def test_ask_says_that_an_answer_was_cut(monkeypatch, capsys, tmp_path, reason, note):
+def test_ask_reports_that_an_answer_was_cut(monkeypatch, capsys, tmp_path, reason, note):
     from PIL import Image
 
     from finetune.serving import loading

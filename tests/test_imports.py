@@ -125,7 +125,7 @@ def test_every_name_in_a_table_is_there():
         assert all(callable(import_string(place)) for place in found if place), target
 
 
-def test_the_table_of_families_says_what_their_classes_say():
+def test_the_table_of_families_matches_their_classes():
     from finetune.families.generic import GenericFamily
     from finetune.lookup import import_string
     from finetune.tables import FAMILIES, GENERIC_FAMILY

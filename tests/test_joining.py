@@ -27,15 +27,15 @@ ROWS = [
 
 
 @pytest.mark.parametrize("rows", [(0,), (0, 3), (0, 2, 3), (0, 1), (1, 0, 2, 3), (1, 1)], ids=str)
-def test_they_are_what_the_processor_makes_of_them_together(base, rows):
+def test_they_are_what_the_processor_makes_of_the_batch(base, rows):
     collator = base.collator
     examples = [question_row(base.default_task, *ROWS[row], urls=None) for row in rows]
     alone = [collator.prompt_batch([example]) for example in examples]
     pad_id = collator.processor.tokenizer.pad_token_id
-    together, joined = collator.prompt_batch(examples), join_prompts(alone, pad_id=pad_id)
+    batched, joined = collator.prompt_batch(examples), join_prompts(alone, pad_id=pad_id)
     assert joined.examples == examples and joined.labels is None
-    assert joined.inputs.keys() == together.inputs.keys()
-    for name, wanted in together.inputs.items():
+    assert joined.inputs.keys() == batched.inputs.keys()
+    for name, wanted in batched.inputs.items():
         found = joined.inputs[name]
         if isinstance(wanted, list):
             assert len(found) == len(wanted) and all(map(torch.equal, found, wanted))

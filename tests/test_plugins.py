@@ -127,7 +127,7 @@ def test_a_class_of_the_same_name_takes_the_place_of_the_one_before(registered):
     assert plugins.find("tasks", "count", what="task") is again
 
 
-def test_whatever_a_plug_in_does_when_it_is_imported_is_told_and_only_of_it(installed, tmp_path, monkeypatch):
+def test_an_error_on_import_is_reported_of_that_plug_in_alone(installed, tmp_path, monkeypatch):
     (tmp_path / "finetune_broken.py").write_text("undefined\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     installed(("finetune-broken", "broken", "finetune_broken:Task"))
@@ -156,7 +156,7 @@ def test_a_task_that_needs_a_setting_is_no_default(monkeypatch):
         tasks_for("diffusion")
 
 
-def test_methods_that_nobody_looked_up_are_not_in_use(monkeypatch):
+def test_methods_that_were_not_looked_up_are_not_in_use(monkeypatch):
     monkeypatch.setattr(plugins, "_REGISTERED", {**plugins._REGISTERED, "methods": {"other": Count}})
     assert "other" in plugins.names("methods") and "other" not in plugins.in_use("methods")
     plugins.find("methods", "other", what="method")

@@ -107,16 +107,14 @@ class AdapterDescription(_Part):
     def _each_once(cls, parts: list[PartDescription]) -> list[PartDescription]:
         methods = [part.method for part in parts]
         if twice := [method for method in methods if methods.count(method) > 1]:
-            raise ValueError(f"each method must appear once, but {twice[0]} appears twice")
+            raise ValueError(f"a method must be unique, but {twice[0]!r} is given twice")
         names: set[str] = set()
         for name in (name for part in parts for name in part.names):
             if name in names:
-                raise ValueError(f"each module must be changed once, but {name} is changed twice")
+                raise ValueError(f"a module must be unique, but {name!r} is given twice")
             names.add(name)
         if both := sorted(name for name in names if name.rpartition(".")[0] in names):
-            raise ValueError(
-                f"each module must be changed once, but {both[0]} is changed twice, alone and with its module"
-            )
+            raise ValueError(f"a module must be unique, but {both[0]!r} is given twice: alone and with its module")
         return parts
 
     @property

@@ -36,7 +36,7 @@ def strict_json(raw: bytes, *, source: str, max_bytes: int, max_values: int = MA
         if len(out) != len(pairs):
             seen: set[str] = set()
             twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise ManifestError(f"{source}: each key must be unique, but the key {brief(twice)} appears twice")
+            raise ManifestError(f"{source}: a key must be unique, but {brief(twice)} is given twice")
         return out
 
     def no_constant(name: str) -> Any:

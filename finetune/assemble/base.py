@@ -131,9 +131,9 @@ class Base:
         parts: dict[str, tuple[float, Objective]] = {}
         for section in sections:
             made = find("objectives", section.name, what="objective")(section)
-            if section.couples_rows != hasattr(made, "backward_window"):
+            if section.couples_rows != hasattr(made, "accumulate_gradients"):
                 raise PluginError(
-                    f"objective {section.name} must have a method backward_window if and only if its Config sets "
+                    f"objective {section.name} must have a method accumulate_gradients if and only if its Config sets "
                     f"couples_rows; couples_rows is {section.couples_rows}, and the method is "
                     f"{'missing' if section.couples_rows else 'there'}"
                 )

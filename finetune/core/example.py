@@ -132,9 +132,9 @@ class Example:
         """
         if not self.captions:
             return self
-        return self.saying(self.captions[draw(len(self.captions), seed, epoch, self.id, "caption")])
+        return self.with_text(self.captions[draw(len(self.captions), seed, epoch, self.id, "caption")])
 
-    def saying(self, text: str) -> Example:
+    def with_text(self, text: str) -> Example:
         """Return the row with ``text`` as its last turn."""
         return replace(self, messages=[*self.prompt, answer(text)])
 

@@ -46,7 +46,7 @@ class BadRows:
         """Raise RowError if another row has this id."""
         if row_id in self._places:
             raise RowError(
-                f"{where}: each row must have an id of its own, got {row_id!r}, which is also the id of "
+                f"{where}: the id of a row must be unique, but {row_id!r} is given twice, first in "
                 f"{self._places[row_id]}. Change one of them.",
                 reason="duplicate id",
             )
@@ -70,7 +70,7 @@ class BadRows:
             DataError: if more than one row in twenty was left out.
         """
         self.refuse_too_many()
-        self.tell()
+        self.log_skipped()
 
     def refuse_too_many(self) -> None:
         """Raise DataError if more than one row in twenty was left out."""
@@ -80,7 +80,7 @@ class BadRows:
                 "the rows, or the names of the fields under data."
             )
 
-    def tell(self) -> None:
+    def log_skipped(self) -> None:
         """Log the rows that were left out and the fields that are not read, if there are any."""
         if self.unread:
             self.log(f"{self.what} rows: {unread_report(self.unread)}")

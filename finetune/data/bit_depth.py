@@ -100,7 +100,7 @@ def decide_range(
     also = f" {outside} of them have values outside this range, which are clipped." if outside else ""
     log(
         f"image range: {len(found)} {what} rows have images of more than 8 bits, with values from {lowest} to "
-        f"{highest}; {decided[0]} becomes black and {decided[1]} white (data.image_range: {_said(section)}).{also}"
+        f"{highest}; {decided[0]} becomes black and {decided[1]} white (data.image_range: {_option(section)}).{also}"
     )
     return decided
 
@@ -119,11 +119,11 @@ def _check_colors(section: ReadSection, colors: list[int], what: str) -> None:
     if section.image_range == "auto" and max(colors) >= 2**14:
         return
     raise DataError(
-        f"{what} rows: colours are not scaled (data.image_range: {_said(section)}), got {len(colors)} rows with colour "
-        f"images of 16 bits a channel and values up to {max(colors)} of 65535. Save them in 8 bit, or keep their "
-        "values with data.image_range=file."
+        f"{what} rows: colours are not scaled (data.image_range: {_option(section)}), got {len(colors)} rows with "
+        f"colour images of 16 bits a channel and values up to {max(colors)} of 65535. Save them in 8 bit, or keep "
+        "their values with data.image_range=file."
     )
 
 
-def _said(section: ReadSection) -> Any:
+def _option(section: ReadSection) -> Any:
     return section.image_range if isinstance(section.image_range, str) else list(section.image_range)

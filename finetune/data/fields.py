@@ -80,7 +80,7 @@ class _Fields:
         self.id = row.id if section.id is None else self._name("id")
 
     @cached_property
-    def said(self) -> str:
+    def supervised_field(self) -> str:
         """Return the field that the row has: ``messages``, ``captions`` or ``answer``."""
         return self._one_of("messages", "captions", "answer")
 
@@ -88,13 +88,13 @@ class _Fields:
         """Return the example of a row that has ``captions`` or ``answer``."""
         sources = self.images()
         question = self.question() if task.has_question else ""
-        texts = self._texts(self.said)
+        texts = self._texts(self.supervised_field)
         return Example(
             id=self.id,
             messages=[*self._prompted(task, question, num_images=len(sources)), answer(task.text_of(texts[0]))],
             media=as_images(sources),
             answers=texts,
-            captions=[task.text_of(text) for text in texts] if self.said == "captions" else [],
+            captions=[task.text_of(text) for text in texts] if self.supervised_field == "captions" else [],
             meta={"kind": self._kind(question), "question": question},
         )
 

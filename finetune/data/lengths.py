@@ -80,7 +80,7 @@ class Lengths:
 
     def of_training_row(self, example: Example, sizes: Sequence[Size]) -> RowTokens:
         """Return the tokens of a row with its longest caption; also refuse a row that cannot be supervised."""
-        variants = [example.saying(caption) for caption in example.captions] or [example]
+        variants = [example.with_text(caption) for caption in example.captions] or [example]
         rendered = [self.collator.supervise(variant) for variant in variants]
         longest = max(len(each.ids) for each in rendered)
         answer = max((stop - start for each in rendered for start, stop in each.supervised), default=0)

@@ -102,7 +102,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _DuplicateError(f"an object must have each key once, got the key {brief(twice, 60)} twice. Keep one.")
+        raise _DuplicateError(f"a key must be unique, but {brief(twice, 60)} is given twice. Keep one.")
     return found
 
 

@@ -169,10 +169,10 @@ class Stream:
                 raise DataError(f"{self._long[0]}. {_WAYS_OUT}")
         self.bad.refuse_too_many()
 
-    def tell(self, log: Callable[[str], None]) -> None:
+    def log_skipped(self, log: Callable[[str], None]) -> None:
         """Log the rows that were left out."""
         self.bad.log = log
-        self.bad.tell()
+        self.bad.log_skipped()
         if self._long:
             log(f"{self._report_long(self.bad.tried)}They are left out (data.too_long: drop).")
 

@@ -85,8 +85,8 @@ class Reader:
             if fields[name] is not None:
                 fields[name] = label.int2str(fields[name])
         images = [name for name in (section.image, section.images) if name and name in fields]
-        said = {name: value for name, value in fields.items() if name not in images}
-        where = f"{self._what}, row {number} of pass {self._epoch + 1} of the stream ({_brief(said)})"
+        texts = {name: value for name, value in fields.items() if name not in images}
+        where = f"{self._what}, row {number} of pass {self._epoch + 1} of the stream ({_brief(texts)})"
         for name in images:
             fields[name] = _image(fields[name], f"{where}, {name}")
         row = RawRow(id=f"stream:{self._epoch + 1}:{number}", where=where, fields=fields)

@@ -28,11 +28,11 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
     turn = 0
     for number, message in enumerate(messages, start=1):
         place = f"{where}, message {number}"
-        said = {key: _switch(key, message[key], place) for key in SWITCHES if message.get(key) is not None}
-        if len(set(said.values())) > 1:
-            shown = " and ".join(f"{key}={message[key]!r}" for key in said)
-            raise _wrong(place, f"{' and '.join(said)} must agree, got {shown}. Keep one of them.")
-        supervised = next(iter(said.values()), None)
+        switches = {key: _switch(key, message[key], place) for key in SWITCHES if message.get(key) is not None}
+        if len(set(switches.values())) > 1:
+            shown = " and ".join(f"{key}={message[key]!r}" for key in switches)
+            raise _wrong(place, f"{' and '.join(switches)} must agree, got {shown}. Keep one of them.")
+        supervised = next(iter(switches.values()), None)
         if message["role"] == "assistant":
             if supervised is False:
                 left_out.add(turn)
@@ -40,7 +40,7 @@ def unsupervised_turns(messages: Sequence[dict[str, Any]], *, where: str) -> fro
         elif supervised:
             raise _wrong(
                 place,
-                f"only assistant turns can be supervised, got {next(iter(said))} set on a turn of the role "
+                f"only assistant turns can be supervised, got {next(iter(switches))} set on a turn of the role "
                 f"{message['role']}. Remove the key.",
             )
     return frozenset(left_out)

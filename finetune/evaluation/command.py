@@ -94,7 +94,7 @@ def _recipes(args: argparse.Namespace, registry: AdapterRegistry) -> "list[Recip
         )
     if args.base is not None and (args.on or args.data is None):
         raise RecipeError(
-            "--base must not be used with --on: a CONFIG names its own base. Use --set model.name_or_path=BASE instead."
+            "--base cannot be used with --on: a CONFIG names its own base. Use --set model.name_or_path=BASE instead."
         )
     if args.set and not args.on:
         raise RecipeError("--set needs a CONFIG to change, got none. Give one with --on CONFIG.")

@@ -137,8 +137,8 @@ _MARKS = {True: (" class='right'", " ✓"), False: (" class='wrong'", " ✗"), N
 
 def _card(sample: Sample) -> str:
     predictions = "".join(
-        f"<dt>{html_text(who)}</dt><dd{_MARKS[right][0]}>{html_text(said) or '(nothing)'}{_MARKS[right][1]}</dd>"
-        for who, (said, right) in sample.predictions.items()
+        f"<dt>{html_text(who)}</dt><dd{_MARKS[right][0]}>{html_text(text) or '(nothing)'}{_MARKS[right][1]}</dd>"
+        for who, (text, right) in sample.predictions.items()
     )
     small = " class='small'" if max(sample.image.size) <= 96 else ""
     return (

@@ -168,14 +168,14 @@ def compare_with_onnxruntime(
     singly = {name: _embed(classifier, row)[0] for name, row in rows.items()}
     longest = max(row["input_ids"].shape[1] for row in rows.values())
     filled = {"input_ids": pad_token_id, "attention_mask": 0}
-    together = {
+    batch = {
         key: torch.cat([
             pad(row[key], (0, longest - row[key].shape[1]), value=filled[key]) if key in filled else row[key]
             for row in rows.values()
         ])
         for key in ("pixel_values", *filled)
     }  # fmt: skip
-    jointly = dict(zip(rows, _embed(classifier, together), strict=True))
+    jointly = dict(zip(rows, _embed(classifier, batch), strict=True))
     what = "onnxruntime with the adapter on its base"
     return [
         compare(f"{what}, one row at a time", singly, wanted=source.adapted, plain=source.plain),

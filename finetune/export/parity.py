@@ -31,9 +31,9 @@ _TEXTS = (
 def rows_of(base: Base, probe: Probe) -> dict[str, Batch]:
     """Return the rows for comparisons of outputs: the probe's, and some with other images and texts."""
     rows = {"probe": base.probe_batch(probe.seed)}
-    for number, (question, said) in enumerate(_TEXTS, start=1):
+    for number, (question, text) in enumerate(_TEXTS, start=1):
         _, image = probe_conversation(probe.seed + number)
-        rows[f"text {number}"] = base.one_row([*ask(question), answer(said)], image)
+        rows[f"text {number}"] = base.one_row([*ask(question), answer(text)], image)
     return rows
 
 

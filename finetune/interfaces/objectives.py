@@ -75,7 +75,7 @@ class Objective(Protocol):
 class CoupledObjective(Objective, Protocol):
     """An objective that compares the rows of a whole optimizer step, over all processes, with each other."""
 
-    def backward_window(
+    def accumulate_gradients(
         self,
         model: nn.Module,
         outputs: Outputs,

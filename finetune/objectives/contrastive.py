@@ -57,7 +57,7 @@ class Contrastive:
         losses = pair_losses(step.forward(), labels, _scale(step.model))
         return {"pairs": LossSum(losses.sum(), self.count_items(step.batch)["pairs"])}
 
-    def backward_window(
+    def accumulate_gradients(
         self,
         model: nn.Module,
         outputs: Outputs,

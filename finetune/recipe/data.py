@@ -106,7 +106,7 @@ class StreamableData(ColumnData):
     def _streams_whole(self) -> "StreamableData":
         if self.streaming and "train" in self.max_rows:
             raise ValueError(
-                f"max_rows.train must not be set with streaming, got {self.max_rows['train']}: train.max_steps sets "
+                f"max_rows.train cannot be used with streaming, got {self.max_rows['train']}: train.max_steps sets "
                 "how many rows are read. Remove max_rows.train"
             )
         return self

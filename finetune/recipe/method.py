@@ -177,7 +177,7 @@ _Part = Annotated[SerializeAsAny[MethodSection], Choice("methods", without=METHO
 def _each_once(sections: list[MethodSection]) -> list[MethodSection]:
     names = [section.name for section in sections]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"each method may occur only once, got {twice!r} twice. Remove one of them")
+        raise ValueError(f"a method must be unique, but {twice!r} is given twice. Remove one of them")
     return sections
 
 

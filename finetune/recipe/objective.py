@@ -60,7 +60,7 @@ def _can_be_combined(sections: list[ObjectiveSection]) -> list[ObjectiveSection]
     named = [section.name for section in sections]
     if len(set(named)) < len(named):
         twice = next(name for name in named if named.count(name) > 1)
-        raise ValueError(f"each objective may occur only once, got {twice!r} twice. Remove one of them")
+        raise ValueError(f"an objective must be unique, but {twice!r} is given twice. Remove one of them")
     coupled = next((section.name for section in sections if section.couples_rows), None)
     if coupled and len(sections) > 1:
         raise ValueError(

@@ -19,7 +19,7 @@ class Row(Protocol):
     id: str
 
     @property
-    def said(self) -> str:
+    def supervised_field(self) -> str:
         """The field that the row has: ``messages``, ``captions`` or ``answer``.
 
         Raises:

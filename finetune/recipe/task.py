@@ -43,7 +43,7 @@ class TaskSection(Section):
     @classmethod
     def _each_once(cls, named: list[str] | None) -> list[str] | None:
         if twice := next((name for name in named or () if (named or []).count(name) > 1), None):
-            raise ValueError(f"each metric may occur only once, got {twice!r} twice. Remove one of them")
+            raise ValueError(f"a metric must be unique, but {twice!r} is given twice. Remove one of them")
         return named
 
     def ask(self, question: str, *, num_images: int = 1) -> list[Message]:
@@ -74,7 +74,7 @@ class TaskSection(Section):
         Raises:
             RowError: the row cannot be used.
         """
-        return row.conversation(self) if row.said == "messages" else row.question_and_answer(self)
+        return row.conversation(self) if row.supervised_field == "messages" else row.question_and_answer(self)
 
     def to_evaluate(self, examples: list[Example]) -> list[Example]:
         """Return the examples of a split as they are evaluated; a second call changes nothing more."""

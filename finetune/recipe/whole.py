@@ -68,14 +68,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _trains_each_part_once(self) -> Self:
         brought = [part.name for part in self.task.parts]
-        if len(set(brought)) < len(brought):
+        if twice := next((name for name in brought if brought.count(name) > 1), None):
             raise ValueError(
-                f"task {self.task.name} must add each of its parts once, got {', '.join(brought)}. Remove one from the "
+                f"a part of task {self.task.name} must be unique, but {twice!r} is given twice. Remove one from the "
                 "task's parts"
             )
-        if twice := {part.name for part in self.method} & {*brought}:
+        if both := {part.name for part in self.method} & {*brought}:
             raise ValueError(
-                f"method must not name {min(twice)}, because task {self.task.name} adds it. Remove it from method"
+                f"method must not name {min(both)}, because task {self.task.name} adds it. Remove it from method"
             )
         if not self.parts:
             raise ValueError("method must name at least one method, got none. Set one, such as {name: lora}")

@@ -72,19 +72,19 @@ def read_manifest(registry: AdapterRegistry, version: Version) -> AdapterManifes
 
 
 def _facts(manifest: AdapterManifest, recipe: dict[str, Any] | None) -> dict[str, Any]:
-    told: dict[str, Any] = manifest.model_dump(
+    sections: dict[str, Any] = manifest.model_dump(
         exclude={"schema_version", "namespace", "name", "created", "adapter", "probe"}
     )
-    told |= {"adapter": _adapter(manifest.adapter), "probe": _digest(manifest.probe.model_dump())}
-    told["metrics"] = named_values(manifest.metrics)
-    del told["training"]["recipe"]
+    sections |= {"adapter": _adapter(manifest.adapter), "probe": _digest(manifest.probe.model_dump())}
+    sections["metrics"] = named_values(manifest.metrics)
+    del sections["training"]["recipe"]
     if recipe is not None:
-        del told["training"]["recipe_digest"]  # the settings below ``recipe`` show more
-        told["recipe"] = _by_name(recipe)
+        del sections["training"]["recipe_digest"]  # the settings below ``recipe`` show more
+        sections["recipe"] = _by_name(recipe)
     else:
-        told["recipe"] = {}
+        sections["recipe"] = {}
     first = ("recipe", "training", "adapter", "task", "metrics", "base", "processor", "files", "toolchain")
-    return {section: told[section] for section in dict.fromkeys([*first, *told])}
+    return {section: sections[section] for section in dict.fromkeys([*first, *sections])}
 
 
 def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def fit(run: Run, attachment: Attachment, batches: Batches, predictor: Predictor
     finally:
         _report_stream(run)
     if isinstance(train_rows, Stream):
-        train_rows.seen = state.step * trainer.plan.window
+        train_rows.seen = state.step * trainer.plan.total_batch_size
     last = run.strategy.tensors()
     if run.accelerator.is_main_process:
         save_weights(run.folder / "last", attachment, last, model_type=base.identity.model_type)
@@ -130,4 +130,4 @@ def _report_stream(run: Run) -> None:
         return
     who = f"process {run.accelerator.process_index}: "
     main = run.accelerator.is_main_process
-    run.rows.train.tell(run.log.info if main else lambda text: print(safe_block(who + text)))
+    run.rows.train.log_skipped(run.log.info if main else lambda text: print(safe_block(who + text)))

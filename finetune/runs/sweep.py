@@ -84,7 +84,7 @@ def plan(config: str | Path, words: Sequence[str]) -> list[Run]:
         key, found = _read_word(word)
         if current_key(key, RECIPE) in {current_key(each, RECIPE) for each in values}:
             raise RecipeError(
-                f"each key must be given once, but {word!r} gives {key} again. "
+                f"a key must be unique, but {key!r} is given twice, again by {word!r}. "
                 f"Put all its values in one word: {key}=a,b,c"
             )
         values[key] = found

@@ -68,7 +68,7 @@ class AnswerStream(StreamingResponse):
         self._exchange, self._first, self._pieces, self._fingerprint = exchange, first, pieces, fingerprint
         self._status = CLIENT_GONE
         options = exchange.request.stream_options
-        self._tells_usage = bool(options and options.include_usage)
+        self._includes_usage = bool(options and options.include_usage)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy passes each event on at once
         super().__init__(self._events(), media_type="text/event-stream", headers=headers)
 
@@ -94,7 +94,7 @@ class AnswerStream(StreamingResponse):
             release_frames(error)
             return
         yield self._event(Delta(), finish_reason=piece.finish_reason)
-        if self._tells_usage:
+        if self._includes_usage:
             yield self._chunk([], _usage(piece))
         self._status = 200
         yield "data: [DONE]\n\n"
@@ -114,7 +114,7 @@ class AnswerStream(StreamingResponse):
         body = chunk.model_dump()
         for choice in body["choices"]:
             choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
-        if not self._tells_usage:
+        if not self._includes_usage:
             del body["usage"]
         return _data(body)
 

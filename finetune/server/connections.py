@@ -152,14 +152,14 @@ class QuietErrors:
     """An exception handler of an event loop that logs failures to accept connections only once a minute."""
 
     def __init__(self) -> None:
-        self._said = float("-inf")
+        self._logged_at = float("-inf")
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log one error."""
         if "accept" not in str(context.get("message")):
             loop.default_exception_handler(context)
-        elif time.monotonic() - self._said > _QUIET_SECONDS:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._logged_at > _QUIET_SECONDS:
+            self._logged_at = time.monotonic()
             _log.warning("the server cannot accept connections: %s", context.get("exception"))
 
 

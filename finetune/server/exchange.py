@@ -219,10 +219,10 @@ class Exchange:
             arrived=self._arrived,
             label=self._label,
             is_over=lambda: self._closed,
-            tell=self._tell,
+            on_event=self._send,
         )
 
-    def _tell(self, event: Event) -> None:
+    def _send(self, event: Event) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 

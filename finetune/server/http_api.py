@@ -73,9 +73,9 @@ def _add_chat(app: FastAPI, service: Service) -> None:
         except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)  # no client reads it
         except Exception as error:
-            told = to_request_error(error)
-            status = told.status
-            raise told from None
+            refusal = to_request_error(error)
+            status = refusal.status
+            raise refusal from None
         finally:
             if status != 200:
                 exchange.close(status)
@@ -177,11 +177,11 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     """Answer a request for a path that does not exist, or with a method that the path does not allow."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}"
-    told = RequestError(
+    refusal = RequestError(
         f"This server has no route {brief(what)}. GET /openapi.json lists its routes."
         if error.status_code == 404
         else f"{brief(what)}: {error.detail}. GET /openapi.json lists the allowed methods.",
         status=error.status_code,
         code="unknown_url" if error.status_code == 404 else "method_not_allowed",
     )
-    return response_of(told, dict(error.headers or {}))
+    return response_of(refusal, dict(error.headers or {}))

@@ -48,11 +48,11 @@ class Middleware:
             scope.setdefault("state", {})["client"] = client
             await self._app(scope, self._counted(headers, receive), note)
         except Exception as error:
-            told = to_request_error(error)
+            refusal = to_request_error(error)
             if begun:
                 raise
-            await response_of(told)(scope, receive, send)
-            release_frames(told, error)
+            await response_of(refusal)(scope, receive, send)
+            release_frames(refusal, error)
 
     def _counted(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
         """Return a ``receive`` that refuses a body above the limit."""

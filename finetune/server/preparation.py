@@ -84,7 +84,7 @@ def prepare(
     arrived: int,
     label: str,
     is_over: Callable[[], bool],
-    tell: Callable[[Event], None],
+    on_event: Callable[[Event], None],
 ) -> Job:
     """Return a request as a job for the scheduler.
 
@@ -100,7 +100,7 @@ def prepare(
         arrived: the number of the request, in the order of arrival.
         label: the label of the adapter in metrics.
         is_over: the function that returns True once the client has gone.
-        tell: called with each event of the job.
+        on_event: called with each event of the job.
 
     Raises:
         RequestError: the model cannot answer the request.
@@ -123,7 +123,7 @@ def prepare(
         label=label,
         max_new_tokens=limit,
         stops=StopSequences(stop or ()),
-        tell=tell,
+        on_event=on_event,
     )
 
 

@@ -97,8 +97,8 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         seconds = self._service.settings.stop_seconds
         if running := len(self.server_state.tasks):
-            told = f"stopping: {running} requests may end within {seconds:g} s; a second signal stops at once"
-            print(told, file=sys.stderr, flush=True)
+            message = f"stopping: {running} requests may end within {seconds:g} s; a second signal stops at once"
+            print(message, file=sys.stderr, flush=True)
         late = self._loop.call_later(seconds, self._service.cut)
         later = self._loop.call_later(seconds + _LAST_SECONDS, self._abort)
         await super().shutdown(sockets)

@@ -69,10 +69,10 @@ class Job:
         label: the label of the adapter in metrics.
         max_new_tokens: the maximum number of tokens of its answer.
         stops: the stop sequences that end its answer.
-        tell: called with each event in the scheduler's thread; ``Done`` or ``Failed`` is the last.
-        cancelled: True once the client has gone; from then on ``tell`` is not called.
+        on_event: called with each event in the scheduler's thread; ``Done`` or ``Failed`` is the last.
+        cancelled: True once the client has gone; from then on ``on_event`` is not called.
         key: the key of the batch; jobs with equal keys may share one.
-        told_text: True once ``tell`` got some text of the answer.
+        sent_text: True once ``on_event`` got some text of the answer.
     """
 
     batch: Batch
@@ -82,10 +82,10 @@ class Job:
     label: str
     max_new_tokens: int
     stops: StopSequences
-    tell: Callable[[Event], None]
+    on_event: Callable[[Event], None]
     cancelled: bool = False
     key: Hashable = field(default=None, init=False)
-    told_text: bool = field(default=False, init=False)
+    sent_text: bool = field(default=False, init=False)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -95,34 +95,34 @@ class Job:
     def grow(self, piece: str) -> None:
         """Send the part of the answer that is sure to stay, now that it has grown by ``piece``."""
         if sure := self.stops.feed(piece):
-            self._tell_text(sure)
+            self._send_text(sure)
 
     def finish(self, answer: Answer) -> None:
         """Send the rest of the answer, and its end."""
         if rest := self.stops.rest():
-            self._tell_text(rest)
+            self._send_text(rest)
         # A stop sequence may come with the last token that the limit allows.
-        self._tell(Done(replace(answer, finish_reason="stop") if self.stops.found else answer))
+        self._send(Done(replace(answer, finish_reason="stop") if self.stops.found else answer))
 
     def fail(self, error: Exception) -> None:
         """Send the error that ended the answer."""
-        self._tell(Failed(error))
+        self._send(Failed(error))
 
     def start(self) -> None:
         """Send the event that it is in a batch."""
-        self._tell(Started())
+        self._send(Started())
 
     def is_over(self) -> bool:
         """Return True if the client needs no more of the answer."""
         return self.cancelled or self.stops.found
 
-    def _tell_text(self, text: str) -> None:
-        self.told_text = True
-        self._tell(Grown(text))
+    def _send_text(self, text: str) -> None:
+        self.sent_text = True
+        self._send(Grown(text))
 
-    def _tell(self, event: Event) -> None:
+    def _send(self, event: Event) -> None:
         if not self.cancelled:
-            self.tell(event)
+            self.on_event(event)
 
 
 class Scheduler:
@@ -265,7 +265,7 @@ class Scheduler:
         if len(jobs) > 1:
             _log.warning("a batch of %d rows failed, so each row is answered alone: %s", len(jobs), error)
         for job in jobs:
-            if len(jobs) == 1 or job.told_text:
+            if len(jobs) == 1 or job.sent_text:
                 job.fail(error)
             else:
                 job.stops.start_anew()

@@ -70,7 +70,7 @@ class _Asked(BaseModel):
         return {name: value for name, value in given.items() if value is not None or name in cls.model_fields}
 
 
-class _Told(BaseModel):
+class _Sent(BaseModel):
     """A part of an answer."""
 
     model_config = ConfigDict(frozen=True)
@@ -178,7 +178,7 @@ class ChatRequest(_Asked):
     store: Annotated[Any, AsksNothing(False)] = None
 
 
-class Usage(_Told):
+class Usage(_Sent):
     """Numbers of tokens: ``prompt_tokens`` counts those of images, ``completion_tokens`` the end token too."""
 
     prompt_tokens: int
@@ -186,7 +186,7 @@ class Usage(_Told):
     total_tokens: int
 
 
-class Answered(_Told):
+class Answered(_Sent):
     """The assistant's turn."""
 
     role: Literal["assistant"] = "assistant"
@@ -194,7 +194,7 @@ class Answered(_Told):
     refusal: None = None
 
 
-class Choice(_Told):
+class Choice(_Sent):
     """The one answer."""
 
     index: Literal[0] = 0
@@ -203,7 +203,7 @@ class Choice(_Told):
     logprobs: None = None
 
 
-class ChatCompletion(_Told):
+class ChatCompletion(_Sent):
     """An answer; ``system_fingerprint`` is of the adapter's manifest, or of the base."""
 
     id: str
@@ -215,14 +215,14 @@ class ChatCompletion(_Told):
     usage: Usage
 
 
-class Delta(_Told):
+class Delta(_Sent):
     """A piece of an answer; the first one has the role, and the last one is empty."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
-class ChunkChoice(_Told):
+class ChunkChoice(_Sent):
     """The one answer, as it grows."""
 
     index: Literal[0] = 0
@@ -231,7 +231,7 @@ class ChunkChoice(_Told):
     logprobs: None = None
 
 
-class ChatCompletionChunk(_Told):
+class ChatCompletionChunk(_Sent):
     """One event of a stream; where usage was asked for, the last one has it and no choice, the others null."""
 
     id: str
@@ -243,7 +243,7 @@ class ChatCompletionChunk(_Told):
     usage: Usage | None = None
 
 
-class Model(_Told):
+class Model(_Sent):
     """An adapter that may be asked, or the plain base."""
 
     id: str
@@ -252,14 +252,14 @@ class Model(_Told):
     owned_by: str
 
 
-class ModelList(_Told):
+class ModelList(_Sent):
     """The models that may be asked."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class ErrorDetail(_Told):
+class ErrorDetail(_Sent):
     """The error: a message, the parameter that caused it, and a code for programs."""
 
     message: str
@@ -268,13 +268,13 @@ class ErrorDetail(_Told):
     code: str | None
 
 
-class ErrorBody(_Told):
+class ErrorBody(_Sent):
     """The body of an error."""
 
     error: ErrorDetail
 
 
-class Health(_Told):
+class Health(_Sent):
     """The state of the server: the process runs, or it takes requests."""
 
     status: Literal["ok"] = "ok"

@@ -44,11 +44,11 @@ class TextStream(Iterator[str]):
     """
 
     def __init__(self, generate: Generate, kept: ExitStack):
-        self._said: SimpleQueue[str | _End] = SimpleQueue()
+        self._pieces: SimpleQueue[str | _End] = SimpleQueue()
         self._stopped = Event()
         self._end: _End | None = None  # once it was read
         # The thread does not refer to this object, so that the object can be deleted meanwhile.
-        self._thread = Thread(target=_make, args=(generate, kept, self._said, self._stopped), name="finetune-stream")
+        self._thread = Thread(target=_make, args=(generate, kept, self._pieces, self._stopped), name="finetune-stream")
         finalize(self, self._stopped.set)
         try:
             self._thread.start()
@@ -64,12 +64,12 @@ class TextStream(Iterator[str]):
         """
         if self._end is None and not self._stopped.is_set():
             try:
-                piece = self._said.get()
+                piece = self._pieces.get()
             except BaseException:  # Ctrl-C
                 self._stopped.set()
                 raise
             if isinstance(piece, _End):
-                self._said.put(piece)  # for other threads that wait
+                self._pieces.put(piece)  # for other threads that wait
                 self._end = piece
                 self._thread.join()  # the thread ends now
             elif not self._stopped.is_set():
@@ -92,11 +92,11 @@ class TextStream(Iterator[str]):
         self.close()
 
 
-def _make(generate: Generate, kept: ExitStack, said: SimpleQueue[str | _End], stopped: Event) -> None:
+def _make(generate: Generate, kept: ExitStack, pieces: SimpleQueue[str | _End], stopped: Event) -> None:
     error = None
     try:
         with kept:
-            generate(on_text=lambda row, piece: said.put(piece), is_stopped=lambda row: stopped.is_set())
+            generate(on_text=lambda row, piece: pieces.put(piece), is_stopped=lambda row: stopped.is_set())
     except BaseException as raised:
         error = raised
-    said.put(_End(error))
+    pieces.put(_End(error))

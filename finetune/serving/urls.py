@@ -168,15 +168,15 @@ def _request(url: SplitResult, policy: UrlPolicy, deadline: float) -> bytes | st
             httpcore2.ConnectionPool(ssl_context=_tls(), network_backend=backend) as pool,
             pool.stream("GET", target, headers=list(headers.items())) as response,
         ):
-            said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-            if response.status in _REDIRECTS and "location" in said:
-                return said["location"]
+            fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status in _REDIRECTS and "location" in fields:
+                return fields["location"]
             if response.status != 200:
                 raise FetchError(f"{where}: the server must answer with status 200, got {response.status}")
-            _require_type(said.get("content-type", "").partition(";")[0], where=where)
-            if (coding := said.get("content-encoding", "identity").strip().lower()) != "identity":
+            _require_type(fields.get("content-type", "").partition(";")[0], where=where)
+            if (coding := fields.get("content-encoding", "identity").strip().lower()) != "identity":
                 raise FetchError(f"{where}: Content-Encoding must be identity, got {brief(coding, 30)}")
-            announced = int(said.get("content-length", "0"))  # h11 has checked that it is a number
+            announced = int(fields.get("content-length", "0"))  # h11 has checked that it is a number
             return _read(response.iter_stream(), announced, policy.max_bytes, where)
     except httpcore2.TimeoutException:
         raise FetchError(f"{where}: the fetch took more than {policy.timeout:g} seconds") from None
@@ -197,9 +197,9 @@ def _read(pieces: Iterator[bytes], announced: int, most: int, where: str) -> byt
     return _checked(bytes(data), where=where)
 
 
-def _require_type(said: str, *, where: str) -> None:
-    if said.strip().lower() not in TYPES:
-        raise FetchError(f"{where}: the media type must be {_ALLOWED}, got {brief(said.strip(), 60)}")
+def _require_type(media_type: str, *, where: str) -> None:
+    if media_type.strip().lower() not in TYPES:
+        raise FetchError(f"{where}: the media type must be {_ALLOWED}, got {brief(media_type.strip(), 60)}")
 
 
 def _checked(data: bytes, *, where: str) -> bytes:

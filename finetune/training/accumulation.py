@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 LossSums = dict[str, LossSum]  # term -> its sum, detached
 
 
-def count_window(objective: TaskObjective, window: Sequence[Batch], accelerator: Accelerator) -> dict[str, int]:
-    """Count each term's items, and ``tokens``, over the window and all processes."""
-    masks = [batch.inputs["attention_mask"] for batch in window if "attention_mask" in batch.inputs]  # images have none
+def count_step_items(
+    objective: TaskObjective, micro_batches: Sequence[Batch], accelerator: Accelerator
+) -> dict[str, int]:
+    """Count each term's items, and ``tokens``, over the step and all processes."""
+    inputs = [batch.inputs for batch in micro_batches]
+    masks = [tensors["attention_mask"] for tensors in inputs if "attention_mask" in tensors]  # images have none
     counts = {"tokens": sum(int(mask.sum()) for mask in masks)}
-    for batch in window:
+    for batch in micro_batches:
         for name, count in objective.count_items(batch).items():
             counts[name] = counts.get(name, 0) + count
     if accelerator.num_processes == 1:
@@ -35,26 +38,28 @@ def count_window(objective: TaskObjective, window: Sequence[Batch], accelerator:
     return dict(zip(counts, accelerator.reduce(vector, "sum").tolist(), strict=True))
 
 
-def backward_window(
+def accumulate_gradients(
     strategy: Replicated,
     objective: TaskObjective,
-    window: Sequence[Batch],
+    micro_batches: Sequence[Batch],
     totals: Mapping[str, int],
     dtype: torch.dtype,
 ) -> list[LossSums]:
-    """Run the window forward and backward; gradients are whole after the strategy's ``add_up_gradients``.
+    """Run the micro-batches of a step forward and backward.
+
+    The gradients are whole after the strategy's ``add_up_gradients``.
 
     Args:
         strategy: the strategy, which has the model and runs each micro-batch.
         objective: the objective with the terms.
-        window: the micro-batches of the step, not yet on the device.
+        micro_batches: the micro-batches of the step, not yet on the device.
         totals: each term -> the number of its items in the step over all processes, by which its sum is divided.
         dtype: the dtype of the images.
 
     Returns:
         The sum of each term, for each micro-batch.
     """
-    device, left = strategy.accelerator.device, len(window)
+    device, left = strategy.accelerator.device, len(micro_batches)
 
     def backward(loss: Callable[[], Tensor]) -> None:
         nonlocal left
@@ -62,12 +67,13 @@ def backward_window(
         strategy.backward(loss, last=left == 0)
 
     if objective.couples_rows:
-        counts = [objective.count_items(batch) for batch in window]  # on the CPU, so it does not wait for the device
-        batches = [batch.to(device, dtype) for batch in window]
-        parts = objective.backward_window(strategy.model, batches, backward)
+        # Counted on the CPU, so it does not wait for the device.
+        counts = [objective.count_items(batch) for batch in micro_batches]
+        batches = [batch.to(device, dtype) for batch in micro_batches]
+        parts = objective.accumulate_gradients(strategy.model, batches, backward)
         return [{n: LossSum(part[n], count[n]) for n in part} for part, count in zip(parts, counts, strict=True)]
     sums: list[LossSums] = []
-    for batch in window:
+    for batch in micro_batches:
 
         def loss(batch: Batch = batch) -> Tensor:
             terms = objective.terms(strategy.model, batch.to(device, dtype))

@@ -68,13 +68,13 @@ class Filler:
         digests = Notes(_NOTES).get({key for one in work for key in one.keys})
         started = time.monotonic()
         shares = [_Share(self, digests) for _ in range(2)]
-        problem = self._together(shares[0], work, self.accelerator.process_index, self.accelerator.num_processes)
+        problem = self._store_on_all(shares[0], work, self.accelerator.process_index, self.accelerator.num_processes)
         if problem is None:
             # Processes on another host may have stored features on a disk of their own, from images with other keys.
             missing = [one for one in work if not self.is_there(one, digests)]
             self.accelerator.wait_for_everyone()  # no process may write before all have listed what is missing
             local = self.accelerator.local_process_index
-            problem = self._together(shares[1], missing, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            problem = self._store_on_all(shares[1], missing, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         if problem is not None:
             return problem
         sizes = gather_object([size for share in shares for size in share.sizes])
@@ -93,7 +93,7 @@ class Filler:
         """Return whether features are stored, without a check of their bytes."""
         return all(key in digests for key in work.keys) and self.path(work, digests).exists()
 
-    def _together(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:
+    def _store_on_all(self, share: _Share, work: Sequence[_Work], index: int, count: int) -> str | None:
         """Store one share on every process, and gather the digests and the errors of all of them."""
         problem, error = None, None
         try:

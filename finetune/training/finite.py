@@ -23,7 +23,7 @@ def explain_not_finite(
     model: PreTrainedModel,
     objective: TaskObjective,
     collate: Callable[[list[tuple[Example, bool]]], Batch] | None,
-    window: Sequence[Batch],
+    micro_batches: Sequence[Batch],
     sums: Sequence[LossSums],
     *,
     loss: float,
@@ -39,7 +39,7 @@ def explain_not_finite(
         model: the model with the weights before the step.
         objective: the terms.
         collate: the function that makes a training batch of (example, supervised) pairs; None computes no row alone.
-        window: the micro-batches of this process.
+        micro_batches: the micro-batches of this process.
         sums: the sums of the terms of each micro-batch.
         loss: the loss of the step, over all processes.
         norm: the norm of the step's gradient.
@@ -50,7 +50,10 @@ def explain_not_finite(
         return all(bool(torch.isfinite(term.loss_sum)) for term in terms.values())
 
     suspects = [
-        example for batch, terms in zip(window, sums, strict=True) if not is_finite(terms) for example in batch.examples
+        example
+        for batch, terms in zip(micro_batches, sums, strict=True)
+        if not is_finite(terms)
+        for example in batch.examples
     ]
     alone = []
     with torch.no_grad():
@@ -60,7 +63,7 @@ def explain_not_finite(
             if not is_finite(terms):
                 alone.append(example.id)
     alone, suspected = gather_object(alone), gather_object([example.id for example in suspects])
-    every = gather_object([example.id for batch in window for example in batch.examples])
+    every = gather_object([example.id for batch in micro_batches for example in batch.examples])
     what = f"the gradient is not finite (norm {norm})" if math.isfinite(loss) else f"the loss is not finite ({loss})"
     ids = list(dict.fromkeys(alone or suspected or every))
     which = "Rows whose own loss is not finite" if alone else "Rows"

@@ -1,6 +1,6 @@
 """The one training loop, for every task and method.
 
-Accumulation is by counts: each term's sum is divided by the number of its items in the whole window, over all
+Accumulation is by counts: each term's sum is divided by the number of its items in the whole step, over all
 micro-batches and processes. So batch 8 x 1 and 1 x 8 give the same gradient for rows of any length.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune.errors import StoppedError, TrainingError
-from finetune.training.accumulation import backward_window, count_window
+from finetune.training.accumulation import accumulate_gradients, count_step_items
 from finetune.training.finite import explain_not_finite
 from finetune.training.gradient_checkpointing import recomputing
 from finetune.training.memory import any_process, describe_halved, free_memory, halved, is_out_of_memory, too_much
@@ -22,7 +22,7 @@ from finetune.training.optimizer import make_optimizer, set_learning_rate
 from finetune.training.plan import Plan, describe_padding, learning_rate_factor
 from finetune.training.randomness import random_state, set_random_state
 from finetune.training.replicated import Replicated
-from finetune.training.rows import Windows
+from finetune.training.rows import MicroBatchLoader
 from finetune.training.state import Standing, TrainState
 from finetune.training.stopping import Stopping, farewell
 from finetune.training.trainable import GradientCheck, set_train_mode
@@ -120,11 +120,11 @@ class Trainer:
             StoppedError: a signal asked to stop; the state is saved.
         """
         options, state = self.options, self.state
-        windows = Windows(examples, self.collate, accelerator=self.accelerator, num_workers=options.num_workers)
-        lengths = None if self.objective.couples_rows else windows.lengths
+        loader = MicroBatchLoader(examples, self.collate, accelerator=self.accelerator, num_workers=options.num_workers)
+        lengths = None if self.objective.couples_rows else loader.lengths
         self.plan = plan = Plan.of(
             options,
-            num_rows=windows.num_rows,
+            num_rows=loader.num_rows,
             num_processes=self.accelerator.num_processes,
             seed=self.seed,
             batch_size=state.batch_size,
@@ -139,13 +139,13 @@ class Trainer:
         recomputed = recomputing(self.plain_model, enabled=options.gradient_checkpointing)
         with (
             closing(self.log),
-            closing(windows),
+            closing(loader),
             recomputed,
             Stopping(main=self.accelerator.is_main_process) as stopping,
         ):
             while not self._is_finished:
                 started = time.monotonic()
-                values = self._update(*self._gradients(windows))
+                values = self._update(*self._gradients(loader))
                 state.step += 1
                 self.random, self._kept = random_state(), None
                 self.log.step(state.step, seconds=time.monotonic() - started, **values)
@@ -165,18 +165,20 @@ class Trainer:
         patience = self.options.early_stopping_patience or math.inf
         return self.state.validations_without_better >= patience or self.state.step >= self.plan.total_steps
 
-    def _gradients(self, windows: Windows) -> tuple[list[Batch], list[LossSums], dict[str, int]]:
+    def _gradients(self, loader: MicroBatchLoader) -> tuple[list[Batch], list[LossSums], dict[str, int]]:
         """Compute the gradients of the next step, with smaller micro-batches if memory runs out.
 
         Returns:
-            This process's window, the sums of its terms by micro-batch, and each term's items over all processes.
+            This process's micro-batches, the sums of the terms of each, and each term's items over all processes.
         """
         while True:
-            window = windows.window(self.plan, self.state.step)
-            totals = count_window(self.objective, window, self.accelerator)
+            micro_batches = loader.micro_batches(self.plan, self.state.step)
+            totals = count_step_items(self.objective, micro_batches, self.accelerator)
             sums, failed = None, False
             try:
-                sums = backward_window(self.strategy, self.objective, window, totals, self.plain_model.dtype)
+                sums = accumulate_gradients(
+                    self.strategy, self.objective, micro_batches, totals, self.plain_model.dtype
+                )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -186,8 +188,8 @@ class Trainer:
             if not any_process(self.accelerator, failed):
                 assert sums is not None
                 self.strategy.add_up_gradients()
-                return window, sums, totals
-            del window, sums
+                return micro_batches, sums, totals
+            del micro_batches, sums
             self.strategy.drop_gradients()
             free_memory()
             set_random_state(self.random)
@@ -195,7 +197,7 @@ class Trainer:
             self.state.batch_size = plan.batch_size
             self.log.info(f"step {self.state.step + 1}: out of memory. {describe_halved(plan)}")
 
-    def _update(self, window: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
+    def _update(self, micro_batches: list[Batch], sums: list[LossSums], totals: Mapping[str, int]) -> dict[str, Any]:
         """Make one optimizer step of the gradients; return the values for its line in the log."""
         step, plan = self.state.step, self.plan
         norm = self.strategy.clip(self.options.max_grad_norm)
@@ -206,7 +208,7 @@ class Trainer:
         means = {name: number / max(1, totals[name]) for name, number in zip(terms, numbers, strict=True)}
         loss = sum(sums[0][name].weight * mean for name, mean in means.items())
         if not all(map(math.isfinite, (*means.values(), norm))):
-            self._refuse_not_finite(window, sums, loss=loss, norm=norm)
+            self._refuse_not_finite(micro_batches, sums, loss=loss, norm=norm)
         self.gradient_check.check(self.strategy.gradient, min(plan.steps_per_epoch, plan.total_steps))
         rate = self.options.learning_rate * learning_rate_factor(step, self.options, plan.total_steps)
         set_learning_rate(self.strategy.optimizer, rate)
@@ -221,14 +223,14 @@ class Trainer:
             "tokens": totals["tokens"],
         }
 
-    def _refuse_not_finite(self, window: list[Batch], sums: list[LossSums], *, loss: float, norm: float) -> None:
+    def _refuse_not_finite(self, micro_batches: list[Batch], sums: list[LossSums], *, loss: float, norm: float) -> None:
         """Save the state before the step, and stop the run with an error that names the rows.
 
         Raises:
             TrainingError: always.
         """
         alone = None if self.strategy.lockstep else self.collate
-        why = explain_not_finite(self.plain_model, self.objective, alone, window, sums, loss=loss, norm=norm)
+        why = explain_not_finite(self.plain_model, self.objective, alone, micro_batches, sums, loss=loss, norm=norm)
         kept = self._save()
         raise TrainingError(
             f"step {self.state.step + 1}: {why} Lower train.learning_rate, or check these rows."

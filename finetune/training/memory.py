@@ -57,8 +57,8 @@ def halved(plan: Plan, step: int) -> Plan:
 def describe_halved(plan: Plan) -> str:
     """Return the line for the user about the plan that ``halved`` returned."""
     return (
-        f"The step is repeated with micro-batches of {plan.batch_size}, {plan.accumulation} to a step: {plan.window} "
-        "rows, as before. The run continues with these."
+        f"The step is repeated with micro-batches of {plan.batch_size}, {plan.accumulation} to a step: "
+        f"{plan.total_batch_size} rows, as before. The run continues with these."
     )
 
 

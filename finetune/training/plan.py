@@ -21,21 +21,21 @@ class Draw(NamedTuple):
 
 
 MicroBatch = list[Draw]
-GROUPED_WINDOWS = 50  # steps whose rows are sorted together: few enough that an epoch stays well mixed
+GROUPED_STEPS = 50  # steps whose rows are sorted together: few enough that an epoch stays well mixed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The order of rows of a whole run, the same for every split of a step into micro-batches and processes.
 
-    One optimizer step reads ``window`` rows over all processes, fewer in the last step of an epoch. If ``lengths`` are
-    given, the rows of a step have similar lengths, the longest first, so each micro-batch needs little padding. A
-    stream has an order of its own, and the whole run is one epoch of it.
+    One optimizer step reads ``total_batch_size`` rows over all processes, fewer in the last step of an epoch. If
+    ``lengths`` are given, the rows of a step have similar lengths, the longest first, so each micro-batch needs little
+    padding. A stream has an order of its own, and the whole run is one epoch of it.
     """
 
     num_rows: int  # rows of an epoch
     shuffled: bool  # True if this plan draws the order of each epoch
-    window: int  # rows of a full step over all processes
+    total_batch_size: int  # rows of a full step over all processes
     batch_size: int  # rows of a micro-batch on one process
     num_processes: int
     total_steps: int
@@ -68,15 +68,15 @@ class Plan:
         """
         if num_rows == 0:
             raise DataError("training needs at least one row, got none. Check data.train or data.rows.")
-        window = options.batch_size * options.gradient_accumulation_steps * num_processes
+        total_batch_size = options.batch_size * options.gradient_accumulation_steps * num_processes
         steps = options.max_steps
         if steps is None:
             assert options.epochs is not None and num_rows is not None
-            steps = max(1, round(options.epochs * math.ceil(num_rows / window)))
+            steps = max(1, round(options.epochs * math.ceil(num_rows / total_batch_size)))
         return cls(
-            num_rows=steps * window if num_rows is None else num_rows,
+            num_rows=steps * total_batch_size if num_rows is None else num_rows,
             shuffled=num_rows is not None,
-            window=window,
+            total_batch_size=total_batch_size,
             batch_size=batch_size or options.batch_size,
             num_processes=num_processes,
             total_steps=steps,
@@ -87,17 +87,17 @@ class Plan:
     @property
     def accumulation(self) -> int:
         """The number of micro-batches of a full step on one process."""
-        return math.ceil(self.window / (self.batch_size * self.num_processes))
+        return math.ceil(self.total_batch_size / (self.batch_size * self.num_processes))
 
     @property
     def steps_per_epoch(self) -> int:
         """The number of optimizer steps in which each row occurs once."""
-        return math.ceil(self.num_rows / self.window)
+        return math.ceil(self.num_rows / self.total_batch_size)
 
     def rows(self, step: int) -> np.ndarray:
         """Return the rows of ``step`` over all processes."""
         epoch, position = self._place(step)
-        first, last = position * self.window, min((position + 1) * self.window, self.num_rows)
+        first, last = position * self.total_batch_size, min((position + 1) * self.total_batch_size, self.num_rows)
         if not self.shuffled:
             return np.arange(first, last)
         return self._order(epoch)[first:last]
@@ -135,11 +135,12 @@ class Plan:
             return rows[np.argsort(-lengths[rows], kind="stable")]
 
         # The rows of the last step are taken before sorting: at the end of a sorted stretch they would be the shortest.
-        full = self.num_rows // self.window
-        rows, left = np.split(order, [full * self.window])
-        stretches = np.split(rows, range(GROUPED_WINDOWS * self.window, len(rows), GROUPED_WINDOWS * self.window))
-        windows = np.concatenate([longest_first(s) for s in stretches]).reshape(full, self.window)
-        return np.concatenate([*generator.permutation(windows), longest_first(left)])
+        full = self.num_rows // self.total_batch_size
+        rows, left = np.split(order, [full * self.total_batch_size])
+        group = GROUPED_STEPS * self.total_batch_size
+        stretches = np.split(rows, range(group, len(rows), group))
+        steps = np.concatenate([longest_first(s) for s in stretches]).reshape(full, self.total_batch_size)
+        return np.concatenate([*generator.permutation(steps), longest_first(left)])
 
     def _place(self, step: int) -> tuple[int, int]:
         """Return the epoch of ``step``, and which of the epoch's steps it is."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Replicated:
     """One process, or several that each hold everything (DDP); the base class of the other strategies.
 
-    Each process keeps its own gradients until the whole window is done; then they are summed in one vector. No process
-    waits for another before that, so all of them can repeat the step if one runs out of memory.
+    Each process keeps its own gradients until all micro-batches of the step are done; then they are summed in one
+    vector. No process waits for another before that, so all of them can repeat the step if one runs out of memory.
 
     Args:
         accelerator: the accelerator of the run.

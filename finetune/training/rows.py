@@ -78,7 +78,7 @@ class _Arrivals(Dataset):
         return self.collate(good or [(self.filler, False)]), faults
 
 
-class _Telling:
+class _ErrorReturningCollator:
     """A collator that returns this package's errors: torch adds a traceback to the message of a raised error."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]):
@@ -91,7 +91,7 @@ class _Telling:
             return error
 
 
-class Windows:
+class MicroBatchLoader:
     """The micro-batches of one process, for one step at a time.
 
     Workers live as long as the plan, which is the whole run unless memory runs out. Each prepares two batches ahead.
@@ -130,7 +130,7 @@ class Windows:
         counted = [row.num_tokens for row in self.examples if row.num_tokens is not None]
         return counted if len(counted) == len(self.examples) else None
 
-    def window(self, plan: Plan, step: int) -> list[Batch]:
+    def micro_batches(self, plan: Plan, step: int) -> list[Batch]:
         """Return the micro-batches of ``step``. Steps must follow one another; a new plan restarts the workers."""
         if self._stream is None or plan is not self._plan:
             self._plan, self._stream = plan, self._batches(plan, step)
@@ -157,7 +157,7 @@ class Windows:
         return DataLoader(
             rows,
             batch_sampler=drawn,  # torch accepts any iterable of lists
-            collate_fn=_Telling(collate),
+            collate_fn=_ErrorReturningCollator(collate),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             worker_init_fn=leave_signals_to_the_parent,

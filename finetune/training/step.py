@@ -112,11 +112,13 @@ class TaskObjective:
         reference = self.reference if self.objective.needs_reference else None
         return self.objective.terms(Step(model, batch, self.task.outputs, reference))
 
-    def backward_window(
+    def accumulate_gradients(
         self, model: nn.Module, batches: Sequence[Batch], backward: Callable[[Callable[[], Tensor]], None]
     ) -> list[dict[str, Tensor]]:
         """Run the micro-batches of an optimizer step with coupled rows; arguments as for ``CoupledObjective``."""
-        return cast("CoupledObjective", self.objective).backward_window(model, self.task.outputs, batches, backward)
+        return cast("CoupledObjective", self.objective).accumulate_gradients(
+            model, self.task.outputs, batches, backward
+        )
 
     def choice_loss(self, model: nn.Module, batch: Batch) -> LossSum:
         """Return the loss of coupled rows, each compared with its own choices alone."""

@@ -95,14 +95,14 @@ def require_settings(config: Any) -> None:
         )
     model = config.model_config
     images = model.multimodal_config
-    for flag, said in (
+    for flag, value in (
         ("--tokenizer", model.tokenizer != model.model and model.tokenizer),
         ("--hf-overrides", model.hf_overrides),
         ("--mm-processor-kwargs", images is not None and images.mm_processor_kwargs),
     ):
-        if said:
+        if value:
             raise LaunchError(
-                f"{NAME} serves the base with its own files, got {flag} {brief(said)}. Remove the option: adapters "
+                f"{NAME} serves the base with its own files, got {flag} {brief(value)}. Remove the option: adapters "
                 "were trained without it."
             )
 

@@ -32,7 +32,7 @@ def refused(base):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_pointer_of_git_lfs_says_what_to_run(base, name):
+def test_a_pointer_of_git_lfs_names_the_command_to_run(base, name):
     (base / name).write_bytes(lfs.BEGINNING + b"v1\noid sha256:00\nsize 12\n")
     assert f"{base / name}: a Git LFS pointer and not the file itself. Run `git lfs pull` in {base}" in refused(base)
 
@@ -56,7 +56,7 @@ def test_a_weight_file_of_the_index_that_is_missing_is_named(base):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "text"),
     [
         ("{", "config.json: not JSON"),
         ("[1]", "must hold a JSON object"),
@@ -64,9 +64,9 @@ def test_a_weight_file_of_the_index_that_is_missing_is_named(base):
         ('{"model_type": "lava"}', "Did you mean 'llava'?"),
     ],
 )
-def test_a_config_that_is_none_is_named(base, config, said):
+def test_a_config_that_is_none_is_named(base, config, text):
     (base / "config.json").write_text(config)
-    assert said in refused(base)
+    assert text in refused(base)
 
 
 def test_a_type_that_only_transformers_knows_passes(base):
@@ -111,7 +111,7 @@ def response(status):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "text"),
     [
         (httpx2.ConnectError("Name or service not known"), "the hub could not be reached within 5 s"),
         (httpx2.ConnectTimeout("timed out"), "the hub could not be reached within 5 s"),
@@ -119,10 +119,10 @@ def response(status):
         (GatedRepoError("403", response=response(403)), "is gated on the hub, and this account has no access"),
     ],
 )
-def test_a_hub_id_is_asked_for_once_and_shortly(error, said, hub):
+def test_a_hub_id_is_asked_for_once_and_shortly(error, text, hub):
     asked = hub(error)
     message = refused("acme/vlm")
-    assert said in message and "`hf download acme/vlm --local-dir FOLDER`" in message
+    assert text in message and "`hf download acme/vlm --local-dir FOLDER`" in message
     [(url, timeout)] = asked
     assert url.endswith("/acme/vlm/resolve/main/config.json") and timeout == 5
 

@@ -44,7 +44,10 @@ def test_a_good_header_passes_and_equal_tensors_give_equal_bytes():
         (b"", "must be a safetensors file"),
         (b"\x80\x04\x95pickle", "must be a safetensors file"),
         (struct.pack("<Q", 1 << 60) + b"{}", "must be a safetensors file"),
-        (with_header(lambda t: t.rstrip()[:-1] + ',"a.weight":{}}'), "the key 'a.weight' appears twice"),
+        (
+            with_header(lambda t: t.rstrip()[:-1] + ',"a.weight":{}}'),
+            "a key must be unique, but 'a.weight' is given twice",
+        ),
         (
             with_header(lambda t: t.replace("a.weight", "../a")),
             "must hold the tensors of the manifest: 1 are missing .*a.weight",
@@ -67,7 +70,7 @@ def test_a_strange_header_is_refused_before_any_tensor_is_made(data, message):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
+        (b'{"a": 1, "a": 2}', "a key must be unique, but 'a' is given twice"),
         (b'{"a": NaN}', "numbers must be finite, got NaN"),
         (b'{"a": 1e999}', "too large"),
         (b'"\\ud800"', "not JSON"),
@@ -162,7 +165,7 @@ def test_the_probe_is_a_function_of_its_seed():
 
 
 @pytest.mark.parametrize(
-    ("saved", "live", "said"),
+    ("saved", "live", "message"),
     [
         (
             "4bit",
@@ -174,8 +177,8 @@ def test_the_probe_is_a_function_of_its_seed():
         ("8bit", "8bit", r"of the recorded effect\). Check the base, and the versions"),
     ],
 )
-def test_an_effect_that_is_another_on_a_base_held_otherwise_says_how_it_was_trained(saved, live, said):
+def test_an_error_of_the_effect_on_another_dtype_or_quantization_names_the_trained_one(saved, live, message):
     base, effect = torch.zeros(4, 64), torch.ones(4, 64)
     probe = record(base, base + effect, seed=1, dtype=torch.float32, quantization=saved)
-    with pytest.raises(ProbeError, match=said):
+    with pytest.raises(ProbeError, match=message):
         compare(probe, base, base - effect, dtype=torch.float32, quantization=live)

@@ -77,7 +77,7 @@ def test_what_is_neither_a_reference_nor_a_path_is_refused_as_such(ref):
         as_folder(ref)
 
 
-def test_what_is_wrong_is_said():
+def test_errors_name_the_fault():
     with pytest.raises(AdapterReferenceError, match="a namespace or name must be 1 to 64 .*; got 'Brain'"):
         AdapterRef.parse("medical/Brain")
     with pytest.raises(AdapterReferenceError, match="'/' between namespace and name is missing"):
@@ -124,7 +124,7 @@ def test_a_reference_that_exists_is_valid():
             AdapterRef(namespace="medical", name="brain", version=version)
 
 
-def test_a_name_says_no_version():
+def test_a_name_has_no_version():
     assert AdapterRef.parse_name("medical/brain").full_name == "medical/brain"
     with pytest.raises(AdapterReferenceError, match="'medical/brain@1' must have the form ns/name, without a version"):
         AdapterRef.parse_name("medical/brain@1")

@@ -31,12 +31,12 @@ def test_an_adapter_is_read_whatever_is_installed():
         require_usable(found)
 
 
-def test_one_that_a_script_registered_says_so():
+def test_an_error_names_a_part_that_a_script_registered():
     with pytest.raises(PluginError, match="which the training script registered"):
         require_usable(manifest(plugins=[NEEDED | {"package": None, "version": None}]))
 
 
-def test_settings_that_another_version_does_not_take_are_told(monkeypatch):
+def test_settings_that_another_version_does_not_take_are_reported(monkeypatch):
     monkeypatch.setattr(plugins, "_REGISTERED", {**plugins._REGISTERED, "tasks": {"count": Count}})
     found = manifest(task=TASK | {"gone": 1})
     assert isinstance(found.task, ForeignTask)

@@ -17,7 +17,7 @@ def test_the_interval_holds_the_median_and_is_the_same_every_time():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.98, 1.049, "held"), (1.0, 1.06, "inconclusive"), (1.06, 1.1, "MISSED")]
+    ("low", "high", "expected"), [(0.98, 1.049, "held"), (1.0, 1.06, "inconclusive"), (1.06, 1.1, "MISSED")]
 )
-def test_a_bound_inside_of_the_interval_is_neither_held_nor_missed(low, high, said):
-    assert verdict(low, high) == said
+def test_a_bound_inside_of_the_interval_is_neither_held_nor_missed(low, high, expected):
+    assert verdict(low, high) == expected

@@ -8,7 +8,7 @@ from transformers import AutoProcessor
 
 from benchmarks.gate import Gate, Ready
 from benchmarks.models import SETUPS, save_smolvlm, save_tiny
-from benchmarks.rows import LEARNT, QUESTION, read_rows, write_rows
+from benchmarks.rows import ANSWER_TOKENS, QUESTION, read_rows, write_rows
 
 TINY_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 TINY_TEXT = {
@@ -36,7 +36,7 @@ def test_every_row_has_the_same_number_of_supervised_tokens(name, tmp_path):
     bad = tally(section, "train", log=print)
     examples = read_jsonl(section, "train", task=VqaConfig(), seed=0, bad=bad)
     batch = base.collator.training_batch(examples)
-    assert (batch.labels != -100).sum(dim=1).tolist() == [LEARNT] * 4
+    assert (batch.labels != -100).sum(dim=1).tolist() == [ANSWER_TOKENS] * 4
     assert batch.inputs["attention_mask"].all()
     pixels = batch.inputs["pixel_values"]
     assert all(not torch.equal(pixels[0], pixels[i]) for i in range(1, 4))
@@ -67,10 +67,10 @@ class Connection:
     """Answers at once and remembers what it was told."""
 
     def __init__(self):
-        self.told = []
+        self.sent = []
 
     def send(self, what):
-        self.told.append(what)
+        self.sent.append(what)
 
     def recv(self):
         return "go"
@@ -85,7 +85,7 @@ def test_the_gate_reports_after_each_round_and_counts_in_the_first():
     for step in range(4):
         model(torch.ones(2, 4)).sum()
         gate.step(torch.tensor(float(step)), 24)
-    ready, first, second = connection.told
+    ready, first, second = connection.sent
     assert ready == Ready(trainable=12, fill_seconds=1.5)
     assert (first.losses, second.losses) == ([0.0, 1.0], [2.0, 3.0])
     assert first.supervised == second.supervised == [24, 24]

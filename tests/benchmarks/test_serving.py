@@ -21,7 +21,7 @@ def test_a_mixed_load_is_answered_by_the_right_adapters(tmp_path, capsys):
     found = json.loads(file.read_text())
     details = found.pop("details")
     assert found["wrong"] == found["failed"] == 0 and found["mean_batch_rows"] > 1
-    assert found["requests_per_second"] > 0 and found["together_vs_one_by_one"] > 0
+    assert found["requests_per_second"] > 0 and found["batched_vs_one_by_one"] > 0
     kinds = {status.partition(" ")[0] for status in details["statuses"]}
     assert kinds == {"text", "image", *REFUSED} and details["adapters"] == 8
     assert "answered by the wrong adapter: 0; failed: 0" in capsys.readouterr().out
@@ -40,7 +40,7 @@ def test_what_is_wrong_is_seen(tiny_fast_vlm):
         found = asyncio.run(ask_all(server.url, asked, at_once=1))
     assert (found["wrong"], found["failed"]) == (2, 2)  # a refusal that had to come and did not has no right answer
     assert found["statuses"] == {"text 200": 3, "text 404": 1, "unknown 200": 1, "unknown 404": 1}
-    figures = {"requests_per_second": 2.0, "one_by_one_per_second": 1.0, "together_vs_one_by_one": 2.0}
+    figures = {"requests_per_second": 2.0, "one_by_one_per_second": 1.0, "batched_vs_one_by_one": 2.0}
     assert "2.00 times as many" in table(
         {**figures, "mean_batch_rows": 1.0, "wrong": 0, "failed": 0, "refused_429": 0}, found
     )

@@ -32,7 +32,7 @@ def test_all_contestants_do_the_same_work(tmp_path, capsys):
     assert "memory_vs_trl" in capsys.readouterr().out
 
 
-def test_a_contestant_that_fails_is_told_with_its_own_words(tmp_path, monkeypatch):
+def test_a_contestant_that_fails_is_reported_with_its_own_error(tmp_path, monkeypatch):
     from benchmarks.measure import BenchmarkError
     from benchmarks.training import main
 

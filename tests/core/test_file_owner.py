@@ -17,7 +17,7 @@ from finetune.registry.trust.policy import load_policy
 from finetune.registry.trust.rollback_protection import SeenEntries
 from finetune.registry.trust.signing import SigningKey
 
-NOBODY = 65534
+OTHER_UID = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 # What is done to a folder that holds private/file, and how the refusal ends; "{}" is the folder.
@@ -71,7 +71,7 @@ def test_what_others_can_write_is_named(place, tmp_path, name, mode, message, th
     assert changeable_by_others(path) is None
 
 
-def test_who_may_not_chmod_or_chown_is_told_what_they_can_do(place, monkeypatch):
+def test_without_rights_to_chmod_or_chown_the_error_names_a_way_out(place, monkeypatch):
     uid = os.geteuid()
     path = place / "private" / "file"
     place.chmod(0o775)
@@ -84,7 +84,7 @@ def test_who_may_not_chmod_or_chown_is_told_what_they_can_do(place, monkeypatch)
     assert changeable_by_others(path).startswith(f"/ belongs to somebody{elsewhere}; ")
 
 
-def test_modes_say_nothing_on_a_read_only_mount(place, monkeypatch):
+def test_modes_are_not_checked_on_a_read_only_mount(place, monkeypatch):
     place.chmod(0o777)
     monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
     assert changeable_by_others(place / "private" / "file") is None
@@ -102,18 +102,18 @@ def test_a_link_in_a_folder_of_others_is_no_better_than_a_file_there(place, tmp_
 
 @only_root
 @pytest.mark.parametrize("name", ["private/file", "private", ""])
-def test_what_belongs_to_somebody_else_is_named(place, name):
+def test_a_file_of_another_user_is_named(place, name):
     where = place / name if name else place
-    os.chown(where, NOBODY, -1)
+    os.chown(where, OTHER_UID, -1)
     problem = changeable_by_others(place / "private" / "file")
     assert problem.startswith(f"{where} belongs to ") and problem.endswith(f": chown root '{where}'")
 
 
 @only_root
-def test_a_link_of_somebody_else_is_named(place, tmp_path):
+def test_a_link_of_another_user_is_named(place, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(place / "private" / "file")
-    os.chown(link, NOBODY, -1, follow_symlinks=False)
+    os.chown(link, OTHER_UID, -1, follow_symlinks=False)
     assert changeable_by_others(link).endswith(f"chown -h root {link}")
 
 
@@ -145,9 +145,9 @@ def test_no_such_policy_and_no_such_key_is_believed(place, name, mode, message, 
 
 
 @only_root
-def test_a_key_of_somebody_else_is_refused(tmp_path):
+def test_a_key_of_another_user_is_refused(tmp_path):
     SigningKey.generate().save(tmp_path / "key.pem", "me")
-    os.chown(tmp_path / "key.pem", NOBODY, -1)
+    os.chown(tmp_path / "key.pem", OTHER_UID, -1)
     with pytest.raises(TrustError, match="key.pem: others on this machine can replace this private key: .*belongs to"):
         SigningKey.load(tmp_path / "key.pem")
 

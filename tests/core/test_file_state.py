@@ -60,7 +60,7 @@ def on(monkeypatch, tmp_path):
     return on
 
 
-def test_a_state_says_something_once_the_file_has_rested(on):
+def test_a_state_is_certain_once_the_file_has_rested(on):
     assert [on("xfs", seconds) for seconds in (-5, 0, 1.9, 2.1, 1000)] == [False, False, False, True, True]
     assert [on("nfs4", seconds) for seconds in (2.1, 599, 601)] == [False, False, True], "a server has its own clock"
     assert not any(on(kind, 1e6) for kind in ("vfat", "fuse.sshfs", "cifs", "9p")), "nobody knows what they keep"
@@ -75,7 +75,7 @@ def test_where_mounts_are_not_listed_a_file_system_is_taken_as_local(path, monke
     assert is_settled(path)
 
 
-def test_a_time_in_the_future_says_nothing(path, monkeypatch):
+def test_a_time_in_the_future_is_not_certain(path, monkeypatch):
     os.utime(path, (2**32, 2**32))
     monkeypatch.setattr(file_state.time, "time_ns", lambda: path.stat().st_ctime_ns + 3_000_000_000)
     assert not is_settled(path)

@@ -51,7 +51,7 @@ def holder(tmp_path):
 
 
 @posix
-def test_a_second_process_is_told_who_holds_it(tmp_path, holder):
+def test_a_second_process_learns_which_process_holds_it(tmp_path, holder):
     since = json.loads((tmp_path / LOCK_NAME).read_text())["since"]
     with pytest.raises(FolderInUseError) as caught, locked(tmp_path, what_else=ELSE):
         pass
@@ -62,7 +62,7 @@ def test_a_second_process_is_told_who_holds_it(tmp_path, holder):
 
 @posix
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_keeps_nobody_out(tmp_path, holder, signum):
+def test_a_killed_process_holds_no_lock(tmp_path, holder, signum):
     holder.send_signal(signum)
     holder.wait(timeout=30)
     assert (tmp_path / LOCK_NAME).exists(), "nobody took its name away"
@@ -74,7 +74,7 @@ def test_a_process_that_is_killed_keeps_nobody_out(tmp_path, holder, signum):
 
 
 @posix
-def test_a_worker_that_outlives_the_process_keeps_nobody_out(tmp_path):
+def test_a_worker_that_outlives_the_process_holds_no_lock(tmp_path):
     process = hold(tmp_path, "child = os.fork(); print(child, flush=True) if child else None; time.sleep(60)")
     child = int(process.stdout.readline())
     try:
@@ -125,7 +125,7 @@ def test_what_another_host_holds_is_refused_with_the_way_to_free_it(tmp_path):
 
 @posix
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"user": "x"}', "\udcff"])
-def test_a_file_that_is_not_whole_keeps_nobody_out(tmp_path, left):
+def test_an_incomplete_file_holds_no_lock(tmp_path, left):
     (tmp_path / LOCK_NAME).write_text(left, errors="surrogateescape")
     with locked(tmp_path, what_else=ELSE):
         pass

@@ -72,8 +72,8 @@ def test_answers_are_exact_where_no_terminal_reads_them():
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_ask(monkeypatch, capsys, tmp_path, terminal):
-    said = SimpleNamespace(text=HOSTILE, finish_reason="stop")
-    model = SimpleNamespace(answer=lambda image, question: said)
+    answer = SimpleNamespace(text=HOSTILE, finish_reason="stop")
+    model = SimpleNamespace(answer=lambda image, question: answer)
     monkeypatch.setattr("finetune.serving.loading.load", lambda ref, **options: model)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")

@@ -13,9 +13,9 @@ TASK = VqaConfig()
 ROW = {"image": "good.png", "question": "What?", "answer": "x"}
 
 
-def read_rows(section, split="train", *, said=None, task=TASK, seed=0):
-    """Read one split; ``said`` collects what is told."""
-    bad = tally(section, split, log=(said if said is not None else []).append)
+def read_rows(section, split="train", *, logged=None, task=TASK, seed=0):
+    """Read one split; ``logged`` collects the log messages."""
+    bad = tally(section, split, log=(logged if logged is not None else []).append)
     examples = read_split(section, split, task=task, seed=seed, bad=bad)
     bad.conclude()
     return examples
@@ -32,10 +32,10 @@ def folder(tmp_path):
 def read(folder):
     """Return a function that writes lines as JSON Lines and read them."""
 
-    def read(*lines, said=None, seed=0, task=TASK, **fields):
+    def read(*lines, logged=None, seed=0, task=TASK, **fields):
         raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (folder / "train.jsonl").write_bytes(b"\n".join(raw) + b"\n")
         section = JsonlData(source="jsonl", root=str(folder), **fields)
-        return read_rows(section, said=said, task=task, seed=seed)
+        return read_rows(section, logged=logged, task=task, seed=seed)
 
     return read

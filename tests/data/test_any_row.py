@@ -145,7 +145,7 @@ turns = st.lists(st.tuples(parts, texts), min_size=1, max_size=3).map(
     lambda pairs: [
         message
         for part, text in pairs
-        for message in ({"role": "user", "content": [part, {"type": "text", "text": "?"}]}, _said(text))
+        for message in ({"role": "user", "content": [part, {"type": "text", "text": "?"}]}, _assistant(text))
     ]
 )
 conversations = st.fixed_dictionaries(
@@ -155,7 +155,7 @@ conversations = st.fixed_dictionaries(
 rows = st.one_of(plain_rows, questions, conversations)
 
 
-def _said(text):
+def _assistant(text):
     return {"role": "assistant", "content": text}
 
 

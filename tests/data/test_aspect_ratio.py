@@ -45,14 +45,14 @@ def test_the_error_names_sizes_and_bound():
         refuse_aspect((1, 51), "x", 50)
 
 
-def test_an_app_is_told(tiny_clip):
+def test_an_app_gets_a_warning(tiny_clip):
     vlm = VisionLanguageModel(load_base(str(tiny_clip), device="cpu"))
     vlm.base.processor.image_processor.size = {"shortest_edge": 336}
     with pytest.raises(RowError, match="must be at most 35 times as long as the shorter side, got 1 x 60"):
         vlm.classify(np.zeros((60, 1, 3), np.uint8), ["a"])
 
 
-def test_a_training_row_is_told_before_the_first_step(tiny_clip, tmp_path):
+def test_a_training_row_is_reported_before_the_first_step(tiny_clip, tmp_path):
     from PIL import Image
 
     from finetune.core.example import Example, answer, show

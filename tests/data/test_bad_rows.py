@@ -60,7 +60,7 @@ def user(*parts):
 
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "What?"}
-ASK, SAY = user(IMAGE, TEXT), {"role": "assistant", "content": "x"}
+ASK, ANSWER = user(IMAGE, TEXT), {"role": "assistant", "content": "x"}
 
 
 def conversation(*messages, **fields):
@@ -125,7 +125,7 @@ LINES = {
     "one text for captions": ({**without("answer"), "captions": "x"}, "wrong type", "'captions' must be"),
     "captions and an answer": ({**ROW, "captions": ["x"]}, "several fields to supervise", "'captions' and 'answer'"),
     "a conversation and an answer": (
-        {**ROW, "messages": [ASK, SAY]}, "several fields to supervise", "data.messages=null",
+        {**ROW, "messages": [ASK, ANSWER]}, "several fields to supervise", "data.messages=null",
     ),
     "no list of messages": (
         conversation() | {"messages": "hi"}, "not a conversation", "must be a non-empty list of messages",
@@ -139,10 +139,10 @@ LINES = {
         "the role must be one of system, user, assistant, got 'gpt'",
     ),
     "the assistant first": (
-        conversation(SAY), "not a conversation", "at the start the role must be user, got assistant",
+        conversation(ANSWER), "not a conversation", "at the start the role must be user, got assistant",
     ),
     "the user twice": (
-        conversation(ASK, ASK, SAY), "not a conversation", "after user the role must be assistant, got user",
+        conversation(ASK, ASK, ANSWER), "not a conversation", "after user the role must be assistant, got user",
     ),
     "the user last": (conversation(ASK), "nothing to supervise", "must end with a turn of the assistant, got user"),
     "a late system prompt": (
@@ -155,7 +155,7 @@ LINES = {
     "an unknown part": (conversation(user({"type": "audio"})), "not a conversation", "a part must be .*, got"),
     "a part that is a text": (conversation(user("x")), "not a conversation", "a part must be .*, got 'x'"),
     "an empty question in a conversation": (
-        conversation(user(), SAY), "not a conversation", "content must be a text or",
+        conversation(user(), ANSWER), "not a conversation", "content must be a text or",
     ),
     "an empty user text": (
         conversation(user({"type": "text", "text": ""})), "empty text", "role user must have a non-empty text, got ''",
@@ -169,20 +169,22 @@ LINES = {
         "only messages of the user may hold images",
     ),
     "an image on the web": (
-        conversation(user({"type": "image", "url": "http://x/y.png"}, TEXT), SAY), "not a conversation",
+        conversation(user({"type": "image", "url": "http://x/y.png"}, TEXT), ANSWER), "not a conversation",
         "got url. Save the image",
     ),
     "a place without its image": (
-        conversation(ASK, SAY, images=[]), "images and image parts differ", "1 parts for 0 images",
+        conversation(ASK, ANSWER, images=[]), "images and image parts differ", "1 parts for 0 images",
     ),
     "an image without a place": (
-        conversation(user(TEXT), SAY), "images and image parts differ", "0 parts for 1 images",
+        conversation(user(TEXT), ANSWER), "images and image parts differ", "0 parts for 1 images",
     ),
     "images inside and beside": (
-        conversation(user({"type": "image", "path": "good.png"}), SAY, images=["good.png"]), "images twice", "got both",
+        conversation(user({"type": "image", "path": "good.png"}), ANSWER, images=["good.png"]),
+        "images twice",
+        "got both",
     ),
     "one of two images named": (
-        conversation(user(IMAGE, {"type": "image", "path": "good.png"}), SAY), "not a conversation", "1 of 2 parts",
+        conversation(user(IMAGE, {"type": "image", "path": "good.png"}), ANSWER), "not a conversation", "1 of 2 parts",
     ),
 }  # fmt: skip
 
@@ -194,9 +196,9 @@ def test_a_bad_line_is_named_or_skipped(read, folder, kind):
     where = re.escape(f"{folder / 'train.jsonl'}, line {GOOD + 1}")
     with pytest.raises(RowError, match=f"^{where}.*{message}"):
         read(*lines)
-    said = []
-    assert len(read(*lines, on_error="skip", said=said)) == GOOD
-    (report,) = said
+    logged = []
+    assert len(read(*lines, on_error="skip", logged=logged)) == GOOD
+    (report,) = logged
     assert f"skipped 1 of {GOOD + 1} train rows" in report and f"\n  {reason}: 1\n" in report
     assert re.search(f"    {where}.*{message}", report)
 
@@ -209,9 +211,9 @@ def test_a_bad_image_is_named_or_skipped(read, folder, kind):
     where = re.escape(f"row train.jsonl:{GOOD + 1}: {folder / 'bad.png'}: ")
     with pytest.raises(RowError, match=f"^{where}.*{message}"):
         read(*lines)
-    said = []
-    assert len(read(*lines, on_error="skip", said=said)) == GOOD
-    assert f"\n  {reason}: 1\n" in said[0] and re.search(f"    {where}.*{message}", said[0])
+    logged = []
+    assert len(read(*lines, on_error="skip", logged=logged)) == GOOD
+    assert f"\n  {reason}: 1\n" in logged[0] and re.search(f"    {where}.*{message}", logged[0])
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_a_bad_image_is_named_or_skipped(read, folder, kind):
             {**ROW, "key": 3},
             {"id": "key"},
             "duplicate id",
-            "line 26: each row must have an id of its own, got '3', which is also the id of .*train.jsonl, line 4",
+            "line 26: the id of a row must be unique, but '3' is given twice, first in .*train.jsonl, line 4",
         ),
         (ROW, {"id": "key"}, "missing id", "line 26: a row must have the field 'key'"),
         ({**ROW, "key": 1.5}, {"id": "key"}, "wrong type", "line 26: 'key' must be a non-empty text"),
@@ -238,9 +240,9 @@ def test_ids_and_question_types(read, bad, options, reason, message):
     lines = [*[{**ROW, "key": i} for i in range(GOOD)], bad]
     with pytest.raises(RowError, match=message):
         read(*lines, **options)
-    said = []
-    assert len(read(*lines, **options, on_error="skip", said=said)) == GOOD
-    assert f"\n  {reason}: 1\n" in said[0]
+    logged = []
+    assert len(read(*lines, **options, on_error="skip", logged=logged)) == GOOD
+    assert f"\n  {reason}: 1\n" in logged[0]
 
 
 def test_a_recipe_that_supervises_only_captions(read):
@@ -254,16 +256,16 @@ def test_there_are_at_least_forty_kinds():
 
 def test_more_than_one_row_in_twenty_is_an_error(read):
     lines = [*[ROW] * 38, b"{", {**ROW, "image": "no.png"}]
-    said = []
-    assert len(read(*lines, on_error="skip", said=said)) == 38 and "skipped 2 of 40 train rows" in said[0]
+    logged = []
+    assert len(read(*lines, on_error="skip", logged=logged)) == 38 and "skipped 2 of 40 train rows" in logged[0]
     with pytest.raises(DataError, match=r"(?s)skipped 3 of 41 train rows.*not JSON: 2.*A run may skip at most 5%"):
         read(*lines, b"{", on_error="skip")
 
 
 def test_the_report_names_twenty_rows_a_reason(read):
-    said = []
-    read(*[ROW] * 600, *[b"{"] * 30, on_error="skip", said=said)
-    assert "  not JSON: 30\n" in said[0] and said[0].count("line ") >= 20 and said[0].endswith("and 10 more")
+    logged = []
+    read(*[ROW] * 600, *[b"{"] * 30, on_error="skip", logged=logged)
+    assert "  not JSON: 30\n" in logged[0] and logged[0].count("line ") >= 20 and logged[0].endswith("and 10 more")
 
 
 def test_rows_left_out_by_a_cap_do_not_hide_bad_ones(read, folder):

@@ -60,7 +60,7 @@ TURNS = [
     user(text("And how many are in"), IMAGE, text("this one?")),
     answer("two"),
 ]
-SAID = [" red<|end|>", " yes, it is<|end|>", " two<|end|>"]
+SUPERVISED = [" red<|end|>", " yes, it is<|end|>", " two<|end|>"]
 
 
 def conversation():
@@ -96,18 +96,18 @@ def test_exactly_the_answer_and_its_end_are_supervised(base):
         assert torch.equal(batch.inputs["input_ids"][i][where], batch.labels[i][where])
 
 
-@pytest.mark.parametrize(("supervise", "said"), [("all", SAID), ("last", SAID[-1:])])
-def test_three_turns_about_two_images(loaded, supervise, said):
+@pytest.mark.parametrize(("supervise", "expected"), [("all", SUPERVISED), ("last", SUPERVISED[-1:])])
+def test_three_turns_about_two_images(loaded, supervise, expected):
     base = loaded[supervise]
     rows = [example(), conversation(), text_only()]
     batch = base.collator.training_batch(rows)
-    assert runs(batch.labels[1]) == [ids(base, words) for words in said]
+    assert runs(batch.labels[1]) == [ids(base, words) for words in expected]
     assert runs(batch.labels[2]) == [
         ids(base, w) for w in ([" one<|end|>", " no<|end|>"] if supervise == "all" else [" no<|end|>"])
     ]
     row = batch.inputs["input_ids"][1]
     supervised = batch.labels[1] != -100
-    for stretch, turn in zip(runs(batch.labels[1]), [2, 4, 6][-len(said) :], strict=True):
+    for stretch, turn in zip(runs(batch.labels[1]), [2, 4, 6][-len(expected) :], strict=True):
         first = next(i for i in range(len(row)) if supervised[i] and row[i : i + len(stretch)].tolist() == stretch)
         before = replace(
             conversation(), messages=TURNS[: turn + 1], media=as_images(conversation().images[: 1 + (turn == 6)])
@@ -124,13 +124,13 @@ def test_rows_with_and_without_images_run_in_one_batch(base, rows):
     """And each row's logits are those it has alone: no image reaches a row that is not its own."""
     batch = base.collator.training_batch(rows)
     with torch.inference_mode():
-        together = base.model(**batch.inputs).logits
+        batched = base.model(**batch.inputs).logits
         for i, row in enumerate(rows):
             alone = base.collator.training_batch([row])
             length = alone.inputs["input_ids"].shape[1]
             assert torch.equal(alone.labels[0], batch.labels[i][:length])
             logits = base.model(**alone.inputs).logits[0]
-            assert torch.allclose(together[i, :length], logits, atol=1e-4)
+            assert torch.allclose(batched[i, :length], logits, atol=1e-4)
     answers = base.task(make_task()).predict(base.model, base.collator.prompt_batch(rows))
     assert len(answers) == len(rows)
 
@@ -163,11 +163,11 @@ def test_prompts_are_padded_on_the_left_and_end_where_the_answer_begins(base):
     assert torch.equal(prompt, training.inputs["input_ids"][0, :start])
 
 
-def test_every_learnt_stretch_is_shown(base):
+def test_every_supervised_stretch_is_shown(base):
     assert base.collator.show(example()).startswith("<|user|><")
     assert "⟦ blue<|end|>⟧" in base.collator.show(example())
     shown = base.collator.show(conversation())
-    assert [part.split("⟧")[0] for part in shown.split("⟦")[1:]] == SAID
+    assert [part.split("⟧")[0] for part in shown.split("⟦")[1:]] == SUPERVISED
 
 
 def test_chat_in_an_app_is_prompted_as_in_training(base, monkeypatch):

@@ -99,19 +99,19 @@ def shown(rows):
 
 
 def test_the_train_rows_decide_for_all(recipe):
-    said = []
-    train_rows = training_rows(recipe(), log=said.append)
+    logged = []
+    train_rows = training_rows(recipe(), log=logged.append)
     assert shown(train_rows) == [[0, 56], [0, 187]], "one range for both, not one each"
-    assert said == [
+    assert logged == [
         "image range: 2 train rows have images of more than 8 bits, with values from 0 to 3000; 0 becomes black and "
         "4095 white (data.image_range: auto)."
     ]
     decided = with_image_range(recipe(), train_rows)
     assert decided.data.image_range == [0, 4095]
-    said.clear()
-    assert shown(examples_of(decided, "test", log=said.append)) == [[0, 31], [0, 255]]
-    assert "1 of them have values outside this range, which are clipped" in said[0]
-    again = training_rows(recipe(), log=said.append)  # images are noted by now
+    logged.clear()
+    assert shown(examples_of(decided, "test", log=logged.append)) == [[0, 31], [0, 255]]
+    assert "1 of them have values outside this range, which are clipped" in logged[0]
+    again = training_rows(recipe(), log=logged.append)  # images are noted by now
     assert [row.image_options for row in again] == [row.image_options for row in train_rows]
 
 
@@ -149,10 +149,10 @@ def test_tables_and_streams_decide_too(deep_folder, make_recipe, tiny_fast_vlm, 
     data = {"source": "parquet", "root": str(deep_folder), "streaming": streaming}
     made = make_recipe(tiny_fast_vlm, train={"max_steps": 1})
     made = made.model_copy(update={"data": ParquetData.model_validate(data)})
-    said = []
-    train_rows = training_rows(made, log=said.append)
+    logged = []
+    train_rows = training_rows(made, log=logged.append)
     assert with_image_range(made, train_rows).data.image_range == [0, 4095]
-    assert "0 becomes black and 4095 white" in said[0]
+    assert "0 becomes black and 4095 white" in logged[0]
     rows = train_rows.first if streaming else train_rows
     assert sorted(shown(rows)) == [[0, 56], [0, 187]]
     if streaming:
@@ -212,8 +212,8 @@ def test_several_pages_of_a_tiff_are_refused_or_chosen(read, folder):
         read(row, image_page=3)
     with pytest.raises(RowError, match="several pages"):  # what was noted of a page says nothing without one
         read(row)
-    said = []
-    assert len(read(*[ROW] * 25, row, on_error="skip", said=said)) == 25 and "several pages: 1" in said[0]
+    logged = []
+    assert len(read(*[ROW] * 25, row, on_error="skip", logged=logged)) == 25 and "several pages: 1" in logged[0]
 
 
 def test_the_first_frame_of_an_animation_is_no_page(folder):

@@ -25,7 +25,7 @@ def workers():
     made.close()
 
 
-def told(call, *args, **options):
+def outcome(call, *args, **options):
     try:
         return call(*args, **options)
     except RowError as error:
@@ -33,11 +33,11 @@ def told(call, *args, **options):
 
 
 @pytest.mark.parametrize("number", range(len(FILES)))
-def test_they_tell_what_this_process_would(workers, number):
+def test_they_return_what_this_process_would(workers, number):
     data = FILES[number]
     options = {"max_pixels": CAP, "name": "x", "page": None}
-    assert told(workers.facts, data, **options) == told(read_through, data, **options)
-    here, there = told(read_pixels, data, **options), told(workers.pixels, data, **options)
+    assert outcome(workers.facts, data, **options) == outcome(read_through, data, **options)
+    here, there = outcome(read_pixels, data, **options), outcome(workers.pixels, data, **options)
     assert type(here) is type(there)
     if isinstance(here, np.ndarray):
         assert here.dtype == there.dtype and np.array_equal(here, there)

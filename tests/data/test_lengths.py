@@ -63,7 +63,9 @@ def test_the_processor_is_asked_once_for_each_size(base, monkeypatch):
 def test_the_longest_caption_counts(base):
     row = replace(example((30, 20)), captions=["red", "red, blue and green, and one more of each"])
     lengths = Lengths(base.collator, key="k")
-    assert lengths.of_training_row(row, [(30, 20)]) == lengths.of_training_row(row.saying(row.captions[1]), [(30, 20)])
+    assert lengths.of_training_row(row, [(30, 20)]) == lengths.of_training_row(
+        row.with_text(row.captions[1]), [(30, 20)]
+    )
 
 
 @pytest.fixture
@@ -85,11 +87,11 @@ def test_rows_that_do_not_fit_are_refused_or_dropped_and_never_cut(base, recipe)
         DataError, match=f"(?s){len(long)} of 18 train rows are longer than {limit} tokens: .*{long[0]} .*too_long=drop"
     ):
         examples_of(recipe(max_length=limit), "train", base=base)
-    said = []
-    kept = examples_of(recipe(max_length=limit, too_long="drop"), "train", base=base, log=said.append)
+    logged = []
+    kept = examples_of(recipe(max_length=limit, too_long="drop"), "train", base=base, log=logged.append)
     assert [row.id for row in kept] == [row.id for row in rows if row.id not in long]
     assert [row.num_tokens for row in kept] == [count for count in counts if count <= limit]
-    assert f"{len(long)} of 18 train rows" in said[0] and all(i in said[0] for i in long)
+    assert f"{len(long)} of 18 train rows" in logged[0] and all(i in logged[0] for i in long)
     assert max(lengths_of(base, kept)) <= limit
     with pytest.raises(DataError, match="No row is left"):
         examples_of(recipe(max_length=3, too_long="drop"), "train", base=base)
@@ -127,9 +129,9 @@ def test_a_row_that_the_template_cannot_take_is_a_bad_row(base, recipe, rows_fol
     path.write_text("\n".join([*lines * 2, lines[0].replace("What color", "<|end|> color")]) + "\n")
     with pytest.raises(DataError, match="row train.jsonl:37, message 1 .user.: the text holds '<.end.>'"):
         examples_of(recipe(), "train", base=base)
-    said = []
-    assert len(examples_of(recipe(on_error="skip"), "train", base=base, log=said.append)) == 36
-    assert "text with a special token: 1" in said[0]
+    logged = []
+    assert len(examples_of(recipe(on_error="skip"), "train", base=base, log=logged.append)) == 36
+    assert "text with a special token: 1" in logged[0]
     path.write_text(path.read_text() + "{")  # 1 of 38 cannot be read and 1 cannot be put: together over one in twenty
     with pytest.raises(DataError, match="(?s)skipped 2 of 38 train rows.*at most 5% of the rows"):
         examples_of(recipe(on_error="skip"), "train", base=base)

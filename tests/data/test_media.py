@@ -79,15 +79,15 @@ def test_it_is_found_when_lengths_are_counted_before_the_first_step(base, count)
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_such_rows_may_be_left_out(base, split):
-    said = []
+    logged = []
     section = JsonlData(source="jsonl", root="rows", on_error="skip")
-    bad = BadRows(split, on_error="skip", log=said.append)
+    bad = BadRows(split, on_error="skip", log=logged.append)
     bad.tried = 40
     rows = [*(row(Image(PIXELS), number=str(i)) for i in range(2)), row(Image(PIXELS), Sound())]
     found = fitting(rows, base.lengths(base.default_task), section, split, limit=None, room=0, bad=bad)
     assert [one.id for one in found] == ["0", "1"]
     bad.conclude()
-    assert f"skipped 1 of 40 {split} rows" in said[0] and "sound for a base that takes none: 1" in said[0]
+    assert f"skipped 1 of 40 {split} rows" in logged[0] and "sound for a base that takes none: 1" in logged[0]
 
 
 def test_a_dual_encoder_refuses_it_too(dual):
@@ -100,7 +100,7 @@ def test_a_dual_encoder_refuses_it_too(dual):
             count(wrong, [])
 
 
-def test_the_family_says_what_it_takes(base, dual, monkeypatch):
+def test_the_family_decides_what_it_takes(base, dual, monkeypatch):
     plain = row(Image(PIXELS))
     base.collator.prompt_batch([plain])
     monkeypatch.setattr(Idefics3Family, "media", frozenset({"video"}))
@@ -141,18 +141,18 @@ def test_rendered_rows_become_inputs_in_order(dual):
     pairs = dual.family.encode(
         dual.processor, [Rendered("red", (white,)), Rendered("a blue square", (black,))], padding_side="right"
     )
-    apart = dual.family.encode(
+    separate = dual.family.encode(
         dual.processor,
         [Rendered(None, (white,)), Rendered(None, (black,)), Rendered("red"), Rendered("a blue square")],
         padding_side="right",
     )
-    assert pairs.keys() == apart.keys() and all(torch.equal(pairs[name], apart[name]) for name in pairs)
+    assert pairs.keys() == separate.keys() and all(torch.equal(pairs[name], separate[name]) for name in pairs)
     assert pairs["pixel_values"][0].mean() > pairs["pixel_values"][1].mean()
     assert "pixel_values" not in dual.family.encode(dual.processor, [Rendered("red")], padding_side="right")
     assert "input_ids" not in dual.family.encode(dual.processor, [Rendered(None, (white,))], padding_side="right")
 
 
-def test_rows_with_and_without_a_type_do_not_go_together_under_deepspeed():
+def test_rows_with_and_without_a_type_cannot_be_mixed_under_deepspeed():
     engine = object.__new__(DeepSpeed)
     engine._plugin = SimpleNamespace(zero_stage=2)
     image, both = row(Image(PIXELS), number="1"), row(Image(PIXELS), Sound(), number="2")

@@ -25,7 +25,7 @@ def rows(images):
     ]
 
 
-def test_rows_of_every_kind_train_together(tiny_base, make_recipe, rows_folder, capsys):
+def test_rows_of_every_kind_train_in_one_run(tiny_base, make_recipe, rows_folder, capsys):
     lines = [json.dumps(row) for row in rows(["images/0.png", "images/1.png", "images/2.png"])]
     (rows_folder / "train.jsonl").write_text("\n".join([*lines * 5, "{"]))
     for split in ("val", "test"):

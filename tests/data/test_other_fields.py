@@ -25,7 +25,7 @@ def user(*parts, **keys):
     return {"role": "user", "content": list(parts) or [TEXT], **keys}
 
 
-def say(text="x", **keys):
+def assistant(text="x", **keys):
     return {"role": "assistant", "content": text, **keys}
 
 
@@ -36,9 +36,9 @@ def talk(*messages, **fields):
 @pytest.mark.parametrize("off", [{"weight": 0}, {"weight": 0.0}, {"loss": False}, {"train": False}, {"loss": 0}])
 def test_a_turn_of_weight_0_is_not_supervised(read, off):
     both, second, first = read(
-        talk(user(), say("one", weight=1, loss=None), user(), say("two", loss=True)),
-        talk(user(), say("one", **off), user(), say("two")),
-        talk(user(), say("one", train=True), user(), say("two", **off)),
+        talk(user(), assistant("one", weight=1, loss=None), user(), assistant("two", loss=True)),
+        talk(user(), assistant("one", **off), user(), assistant("two")),
+        talk(user(), assistant("one", train=True), user(), assistant("two", **off)),
         image=None,
     )
     assert [row.unsupervised for row in (both, second, first)] == [frozenset(), {0}, {1}]
@@ -48,23 +48,23 @@ def test_a_turn_of_weight_0_is_not_supervised(read, off):
         RowError,
         match="line 1: a row must have a supervised turn, but every assistant turn has weight 0.*Leave the row out",
     ):
-        read(talk(user(), say(**off)), image=None)
+        read(talk(user(), assistant(**off)), image=None)
     with pytest.raises(
         RowError, match="line 1: .* but the last assistant turn, the only one that is supervised, has weight 0"
     ):
-        read(talk(user(), say("one"), user(), say("two", **off)), image=None, supervise="last")
-    assert len(read(talk(user(), say("one", **off), user(), say("two")), image=None, supervise="last")) == 1
+        read(talk(user(), assistant("one"), user(), assistant("two", **off)), image=None, supervise="last")
+    assert len(read(talk(user(), assistant("one", **off), user(), assistant("two")), image=None, supervise="last")) == 1
 
 
 @pytest.mark.parametrize("supervise", ["all", "last"])
 def test_the_labels_leave_out_a_turn_of_weight_0(read, tiny_fast_vlm, supervise):
-    turns = (user(), say("one", weight=0), user(), say("two"), user(), say("three"))
+    turns = (user(), assistant("one", weight=0), user(), assistant("two"), user(), assistant("three"))
     (row,) = read(talk(*turns), image=None, supervise=supervise)
     data = JsonlData(source="jsonl", root="", supervise=supervise)
     base = load_base(str(tiny_fast_vlm), device="cpu", data=data)
     shown = base.collator.show(row)
-    said = [part.split("⟧")[0] for part in shown.split("⟦")[1:]]
-    assert said == [" two<|end|>", " three<|end|>"][1 if supervise == "last" else 0 :]
+    supervised = [part.split("⟧")[0] for part in shown.split("⟦")[1:]]
+    assert supervised == [" two<|end|>", " three<|end|>"][1 if supervise == "last" else 0 :]
     # The same texts without the weight are another row.
     assert base.collator.show(replace(row, unsupervised=frozenset())).count("⟦") == (1 if supervise == "last" else 3)
 
@@ -72,18 +72,18 @@ def test_the_labels_leave_out_a_turn_of_weight_0(read, tiny_fast_vlm, supervise)
 @pytest.mark.parametrize(
     ("message", "fault"),
     [
-        (say(weight=0.5), "message 2: weight must be 0 or 1, got 0.5"),
-        (say(weight=True), "weight must be 0 or 1, got True"),
-        (say(weight="0"), "weight must be 0 or 1, got '0'"),
-        (say(loss="no"), "loss must be true or false, got 'no'"),
-        (say(train=2), "train must be true or false, got 2"),
-        (say(train=[]), r"train must be true or false, got \[\]"),
-        (say(weight=0, train=True), "message 2: weight and train must agree, got weight=0 and train=True"),
-        (say(tool_calls=[{"id": "1"}]), "'tool_calls' is not supported, got .*: tools are not rendered"),
-        (say(reasoning_content="Hm."), "'reasoning_content' is not supported"),
+        (assistant(weight=0.5), "message 2: weight must be 0 or 1, got 0.5"),
+        (assistant(weight=True), "weight must be 0 or 1, got True"),
+        (assistant(weight="0"), "weight must be 0 or 1, got '0'"),
+        (assistant(loss="no"), "loss must be true or false, got 'no'"),
+        (assistant(train=2), "train must be true or false, got 2"),
+        (assistant(train=[]), r"train must be true or false, got \[\]"),
+        (assistant(weight=0, train=True), "message 2: weight and train must agree, got weight=0 and train=True"),
+        (assistant(tool_calls=[{"id": "1"}]), "'tool_calls' is not supported, got .*: tools are not rendered"),
+        (assistant(reasoning_content="Hm."), "'reasoning_content' is not supported"),
     ],
 )
-def test_a_message_says_nothing_that_is_dropped(read, message, fault):
+def test_no_field_of_a_message_is_dropped_silently(read, message, fault):
     with pytest.raises(RowError, match=fault):
         read(talk(user(), message), image=None)
 
@@ -109,37 +109,37 @@ def test_a_message_says_nothing_that_is_dropped(read, message, fault):
         (user({**IMAGE, "index": True}, TEXT), "must name each image of the row once"),
     ],
 )
-def test_a_user_message_says_nothing_that_is_dropped(read, message, fault):
+def test_no_field_of_a_user_message_is_dropped_silently(read, message, fault):
     with pytest.raises(RowError, match=fault):
-        read(talk(message, say(), image="good.png"))
+        read(talk(message, assistant(), image="good.png"))
 
 
 def test_empty_keys_are_as_if_absent(read):
     """As a table has all columns in all rows, and others write empty texts and lists."""
     empty = {"tool_calls": [], "weight": None, "name": None}
     parts = ({**IMAGE, "text": "", "index": None}, {**TEXT, "image": None, "index": None})
-    row = talk(user(*parts, **empty), say(**empty), image="good.png", history=[], system="", input="", tools=None)
-    assert read(row) == read(talk(user(IMAGE, TEXT), say(), image="good.png"))
+    row = talk(user(*parts, **empty), assistant(**empty), image="good.png", history=[], system="", input="", tools=None)
+    assert read(row) == read(talk(user(IMAGE, TEXT), assistant(), image="good.png"))
 
 
-def test_index_says_which_image_a_part_stands_for(read, folder):
+def test_index_names_the_image_of_a_part(read, folder):
     (folder / "two.png").write_bytes((folder / "good.png").read_bytes())
     images = ["good.png", "two.png"]
-    (row,) = read(talk(user({**IMAGE, "index": 1}, TEXT, {**IMAGE, "index": 0}), say(), images=images))
+    (row,) = read(talk(user({**IMAGE, "index": 1}, TEXT, {**IMAGE, "index": 0}), assistant(), images=images))
     assert [source.name for source in row.images] == ["two.png", "good.png"]
     for indices in ([0, 0], [0, 2], [0, None], [-1, 0]):
         parts = [{**IMAGE, "index": index} for index in indices]
         with pytest.raises(RowError, match="the index of 2 image parts must name each image of the row once"):
-            read(talk(user(*parts, TEXT), say(), images=images))
+            read(talk(user(*parts, TEXT), assistant(), images=images))
 
 
 def test_system_is_the_system_message_of_its_row(read):
     task = VqaConfig(system_prompt="All.")
-    rows = [{**ROW, "system": "Mine."}, ROW, talk(user(), say(), system="Mine."), talk(user(), say())]
+    rows = [{**ROW, "system": "Mine."}, ROW, talk(user(), assistant(), system="Mine."), talk(user(), assistant())]
     found = read(*rows, task=task)
     assert [text_of(row.messages[0]) for row in found] == ["Mine.", "All.", "Mine.", "All."]
     assert [[m["role"] for m in row.messages] for row in found] == [["system", "user", "assistant"]] * 4
-    twice = talk({"role": "system", "content": "a"}, user(), say(), system="b")
+    twice = talk({"role": "system", "content": "a"}, user(), assistant(), system="b")
     with pytest.raises(
         RowError,
         match="line 1: a row must have at most one system message, got one in the messages and one under 'system'",
@@ -173,9 +173,9 @@ def test_a_field_that_changes_the_row_is_refused(read, field):
     with pytest.raises(RowError, match=rf"line 2: the field '{field}' is not supported, got .*data.ignore=\[{field}\]"):
         read(ROW, row)
     assert read(row, ignore=[field]) == read(ROW)
-    said = []
-    assert len(read(*[ROW] * 25, row, on_error="skip", said=said)) == 25
-    assert "unsupported field: 1" in said[0]
+    logged = []
+    assert len(read(*[ROW] * 25, row, on_error="skip", logged=logged)) == 25
+    assert "unsupported field: 1" in logged[0]
 
 
 def test_a_row_of_weight_1_and_a_field_that_the_recipe_names(read):
@@ -185,15 +185,15 @@ def test_a_row_of_weight_1_and_a_field_that_the_recipe_names(read):
 
 
 def test_fields_that_are_not_read_are_listed_once(read):
-    said = []
-    read({**ROW, "source": "a", "page": 3}, {**ROW, "source": "b", "page": None}, ROW, said=said)
-    assert said == [
+    logged = []
+    read({**ROW, "source": "a", "page": 3}, {**ROW, "source": "b", "page": None}, ROW, logged=logged)
+    assert logged == [
         "train rows: fields that are not read: 'source' (2 rows), 'page' (1 rows). They change nothing. To read a "
         "field, name it under data; to remove it from this list, add it to data.ignore."
     ]
-    said = []
-    read({**ROW, "source": "a"}, ignore=["source"], said=said)
-    assert said == []
+    logged = []
+    read({**ROW, "source": "a"}, ignore=["source"], logged=logged)
+    assert logged == []
 
 
 def test_a_recipe_cannot_ignore_what_it_reads(make_recipe, tiny_fast_vlm):
@@ -211,7 +211,12 @@ ROWS = [
     {"question": "What?", "answer": "b", "system": None, "history": [], "weight": None, "source": "s"},
 ]
 ONE, TWO = ([{"type": "text", "text": text}] for text in ("one", "two"))
-TALK = [{"messages": [user(weight=None), say(ONE, weight=0), user(weight=None), say(TWO, weight=1)], "system": "Mine."}]
+TALK = [
+    {
+        "messages": [user(weight=None), assistant(ONE, weight=0), user(weight=None), assistant(TWO, weight=1)],
+        "system": "Mine.",
+    }
+]
 
 
 def tables(tmp_path, rows):
@@ -227,25 +232,25 @@ def tables(tmp_path, rows):
     yield HubData, {"source": "hub", "name": "a/b", "root": str(tmp_path / "p"), "streaming": True}
 
 
-def rows_of(section, said):
+def rows_of(section, logged):
     if getattr(section, "streaming", False):
-        bad = tally(section, "train", log=said.append)
+        bad = tally(section, "train", log=logged.append)
         found = open_stream(section, task=TASK, seed=0, bad=bad).first
         return sorted(found, key=lambda row: row.answers)
-    return read_rows(section, said=said)
+    return read_rows(section, logged=logged)
 
 
 def test_tables_are_read_as_lines_are(tmp_path):
     for kind, fields in tables(tmp_path, ROWS):
-        said = []
-        found = rows_of(kind(image=None, **fields), said)
+        logged = []
+        found = rows_of(kind(image=None, **fields), logged)
         assert [[m["role"] for m in row.messages][0] for row in found] == ["system", "user"]
-        assert "fields that are not read: 'source'" in said[0] and "history" not in said[0]
-        said = []
-        assert len(rows_of(kind(image=None, ignore=["source"], **fields), said)) == 2
-        assert not [text for text in said if "not read" in text]
+        assert "fields that are not read: 'source'" in logged[0] and "history" not in logged[0]
+        logged = []
+        assert len(rows_of(kind(image=None, ignore=["source"], **fields), logged)) == 2
+        assert not [text for text in logged if "not read" in text]
         with pytest.raises(DataError, match="data.ignore must name columns, got 'sources'. Did you mean 'source'"):
-            rows_of(kind(image=None, ignore=["sources"], **fields), said)
+            rows_of(kind(image=None, ignore=["sources"], **fields), logged)
 
 
 def test_turns_of_tables_are_honoured(tmp_path):
@@ -280,7 +285,7 @@ def test_an_app_asks_as_such_rows_are_trained(tiny_fast_vlm, make_recipe, rows_f
             row["system"] = "Be brief."
         else:
             parts = user(IMAGE, TEXT)
-            row["messages"] = [parts, say("red"), user(), say(row.pop("answer"), weight=0)]
+            row["messages"] = [parts, assistant("red"), user(), assistant(row.pop("answer"), weight=0)]
             del row["question"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {"system_prompt": "", "max_new_tokens": 2}

@@ -33,7 +33,7 @@ def pair(text, **more):
     return Example(**{"id": "r1", "messages": messages, "media": as_images([PIXELS]), "answers": [text], **more})
 
 
-def test_a_training_batch_tells_what_is_supervised(collator):
+def test_a_training_batch_marks_what_is_supervised(collator):
     batch = collator.training_batch([pair("red"), (pair("blue"), True), (pair("red"), False)])
     assert batch.labels.tolist() == [0, 0, -100]
     assert batch.inputs["pixel_values"].shape == (3, 3, 32, 32) and len(batch.inputs["input_ids"]) == 3
@@ -74,11 +74,11 @@ def test_a_row_that_is_no_pair_is_refused(collator, row, message):
 
 def test_right_padding_changes_no_embedding(collator, tiny_clip):
     model = load_base(str(tiny_clip), device="cpu").model
-    together = collator.training_batch([pair("red"), pair("a much longer text")]).inputs
+    batched = collator.training_batch([pair("red"), pair("a much longer text")]).inputs
     alone = collator.training_batch([pair("red")]).inputs
     with torch.no_grad():
         # Embeddings of length 1; two rows and one are products of other sizes.
-        assert torch.allclose(model(**together).text_embeds[0], model(**alone).text_embeds[0], atol=1e-5)
+        assert torch.allclose(model(**batched).text_embeds[0], model(**alone).text_embeds[0], atol=1e-5)
 
 
 def procedural(task):
@@ -117,12 +117,14 @@ def read(folder, *rows, task=PAIRS):
 def test_answers_captions_and_conversations_become_texts_and_need_no_question(tmp_path):
     turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a hat"}]
     turns[0]["content"] = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-    answered, captioned, told = read(tmp_path, {"answer": "red"}, {"captions": ["a cap", "a hat"]}, {"messages": turns})
+    answered, captioned, conversation = read(
+        tmp_path, {"answer": "red"}, {"captions": ["a cap", "a hat"]}, {"messages": turns}
+    )
     assert text_of(answered.messages[-1]) == "a photo: red" and answered.answers == ["red"]
     seen = {text_of(captioned.in_epoch(epoch, seed=0).messages[-1]) for epoch in range(20)}
     assert seen == {"a photo: a cap", "a photo: a hat"} and captioned.answers == ["a cap", "a hat"]
-    assert text_of(told.messages[-1]) == "a photo: a hat" and told.answers == ["a hat"]
-    assert {row.kind for row in (answered, captioned, told)} == {"all"}
+    assert text_of(conversation.messages[-1]) == "a photo: a hat" and conversation.answers == ["a hat"]
+    assert {row.kind for row in (answered, captioned, conversation)} == {"all"}
     with pytest.raises(DataError, match="a row must have the field 'question'"):
         read(tmp_path, {"answer": "red"}, task=VqaConfig())
 

@@ -26,7 +26,7 @@ from finetune.data.collate import Collator
 from finetune.data.lengths import Lengths
 from finetune.families.image_text_to_text import ImageTextToTextFamily
 from finetune.pocket.blueprint import CHAT_TEMPLATE, build_tokenizer
-from tests.data.test_collate import SAID, TURNS, ids, runs
+from tests.data.test_collate import SUPERVISED, TURNS, ids, runs
 
 SIZES = [(60, 44), (300, 90)]
 
@@ -109,7 +109,7 @@ def conversation():
 def test_spans_and_lengths(collator):
     row = conversation()
     batch = collator.training_batch([row])
-    assert runs(batch.labels[0]) == [ids(collator, words) for words in SAID]
+    assert runs(batch.labels[0]) == [ids(collator, words) for words in SUPERVISED]
     assert Lengths(collator, key="k").of_training_row(row, SIZES).row == batch.inputs["input_ids"].shape[1]
 
 
@@ -118,5 +118,5 @@ def test_a_row_without_images_beside_one_with_two(collator):
         pytest.skip("this processor refuses rows without images")
     without = Example(id="text", messages=[*TURNS[:1], *TURNS[3:5]], media=(), answers=["yes, it is"])
     batch = collator.training_batch([without, conversation()])
-    assert runs(batch.labels[0]) == [ids(collator, SAID[1])]
-    assert runs(batch.labels[1]) == [ids(collator, words) for words in SAID]
+    assert runs(batch.labels[0]) == [ids(collator, SUPERVISED[1])]
+    assert runs(batch.labels[1]) == [ids(collator, words) for words in SUPERVISED]

@@ -129,7 +129,7 @@ def test_a_recipe_runs_on_a_tiny_base_of_its_family(hub, bases, config, tmp_path
     assert capsys.readouterr().out.count("⟦") == 3
 
 
-def test_each_recipe_says_how_to_bring_its_data():
+def test_each_recipe_documents_how_to_get_its_data():
     for config in RECIPES:
         header = (CONFIGS / config).read_text().split("\nname:")[0]
         recipe = load_recipe(CONFIGS / config)

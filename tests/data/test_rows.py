@@ -42,11 +42,11 @@ def test_captions_are_sampled_by_seed_epoch_and_row(read):
     row = {"image": "good.png", "captions": texts}
     one, two = read(row, row, default_question="Describe it.")
 
-    def said(example, seed=0):
+    def drawn(example, seed=0):
         return [example.in_epoch(epoch, seed=seed).messages[-1]["content"][0]["text"] for epoch in range(60)]
 
-    assert one.answers == texts and set(said(one)) == set(texts)
-    assert said(one) == said(one) and said(one) != said(two) and said(one) != said(one, seed=1)
+    assert one.answers == texts and set(drawn(one)) == set(texts)
+    assert drawn(one) == drawn(one) and drawn(one) != drawn(two) and drawn(one) != drawn(one, seed=1)
     counts = [sum(draw(3, epoch, "x") == i for epoch in range(3000)) for i in range(3)]
     assert all(900 < count < 1100 for count in counts)
     same = one.in_epoch(3, seed=0)
@@ -106,7 +106,7 @@ def test_a_conversation_row(read):
     assert example.messages[0]["content"] == [{"type": "text", "text": "Mine."}]
 
 
-def test_an_example_says_another_text(read):
+def test_an_example_with_another_text(read):
     (example,) = read(ROW)
-    assert example.saying("y") == replace(example, messages=[*example.prompt, *example.saying("y").messages[-1:]])
-    assert example.saying("y").messages[-1]["content"] == [{"type": "text", "text": "y"}]
+    assert example.with_text("y") == replace(example, messages=[*example.prompt, *example.with_text("y").messages[-1:]])
+    assert example.with_text("y").messages[-1]["content"] == [{"type": "text", "text": "y"}]

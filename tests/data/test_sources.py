@@ -80,7 +80,7 @@ def test_every_source_gives_the_same_rows(source, request):
         assert len(pickle.dumps(example)) < 20_000, "an image stays where it is"
 
 
-def test_ids_say_where_a_row_stands(jsonl, parquet, saved, hub):
+def test_ids_name_the_place_of_a_row(jsonl, parquet, saved, hub):
     assert [read(s)[5].id for s in (jsonl, saved, hub)] == ["train.jsonl:6", "train:5", "train:5"]
     names = [e.id for e in read(parquet)]
     assert names[3:5] == ["train-00000-of-00002.parquet:3", "train-00001-of-00002.parquet:0"]
@@ -119,7 +119,7 @@ def test_workers_open_images(parquet, start):
     assert [pixel for batch in loader for pixel in batch] == [0, 10, 20, 30, 40, 50]
 
 
-def test_rows_about_one_image_are_told(tmp_path):
+def test_rows_about_one_image_are_logged(tmp_path):
     """Its pixels are stored with each question about it; scores are drawn by image."""
     same = table().select([0, 0, 1])
     embedded(same, tmp_path / "train.parquet")
@@ -257,7 +257,7 @@ def test_files_that_are_no_tables(tmp_path, saved, hub):
         read(hub, "val")
 
 
-def test_offline_it_is_said_what_to_download(monkeypatch):
+def test_offline_the_error_names_the_download(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     section = HubData(source="hub", name="flaviagiammarino/vqa-rad", revision="main")
@@ -307,7 +307,7 @@ def test_a_mix_evaluates_every_row_once(saved, tmp_path):
     ]
 
 
-def test_a_mix_says_once_what_holds_for_all(jsonl, parquet, tmp_path):
+def test_a_mix_logs_once_what_holds_for_all(jsonl, parquet, tmp_path):
     path = tmp_path / "jsonl" / "train.jsonl"
     path.write_text(path.read_text() + "\n{")
     section = mix(jsonl, parquet)

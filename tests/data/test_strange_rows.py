@@ -37,10 +37,10 @@ STRANGE = {
     ),
     "a lone surrogate in a key": (b'{"image": "good.png", "question": "?", "answer": "x", "\\udc00": 1}', "lone surr"),
     "a key that stands twice": (
-        b'{"image": "good.png", "question": "a", "question": "b"}', "each key once, got the key 'question'",
+        b'{"image": "good.png", "question": "a", "question": "b"}', "a key must be unique, but 'question' is given",
     ),
     "a key that stands twice inside": (
-        b'{"messages": [{"role": "user", "role": "x"}]}', "each key once, got the key 'role' twice",
+        b'{"messages": [{"role": "user", "role": "x"}]}', "a key must be unique, but 'role' is given twice",
     ),
     "values that are nested deep": (
         b'{"answer": ' + b"[" * 500 + b"]" * 500 + b"}", "nested in at most 32 levels, got more",
@@ -66,15 +66,15 @@ def test_a_strange_row_is_named_or_skipped(read, folder, kind):
     with pytest.raises(RowError, match=rf"(?s)^.*train.jsonl, line {GOOD + 1}: .*{message}") as found:
         read(*lines)
     assert len(str(found.value)) < 1000, "what stands in the row is not printed whole"
-    said = []
-    assert len(read(*lines, on_error="skip", said=said)) == GOOD and len(said[0]) < 1500
+    logged = []
+    assert len(read(*lines, on_error="skip", logged=logged)) == GOOD and len(logged[0]) < 1500
 
 
-def test_null_says_that_a_row_has_no_image(read):
+def test_null_is_a_row_without_an_image(read):
     """A field that is absent may have another name."""
-    said = []
-    first, second = read({**ROW, "image": None}, ROW, said=said)
-    assert said == ["1 of 2 train rows have no image; the run uses them without one"]
+    logged = []
+    first, second = read({**ROW, "image": None}, ROW, logged=logged)
+    assert logged == ["1 of 2 train rows have no image; the run uses them without one"]
     assert first.images == [] and len(second.images) == 1
     assert [part["type"] for part in first.messages[0]["content"]] == ["text"]
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_what_a_processor_refuses_names_the_row(tiny_family, monkeypatch):
         base.lengths(base.default_task).of_training_row(rows[1], [(77, 32)])
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_said_before_training(tiny_fast_vlm):
+def test_a_tokenizer_larger_than_the_embedding_is_refused_before_training(tiny_fast_vlm):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     base.processor.tokenizer.add_tokens(["zebra"])
     known = len(base.processor.tokenizer) - 1

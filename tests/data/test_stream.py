@@ -68,8 +68,8 @@ def hub(root, **fields):
     return HubData(source="hub", name="demo/set", root=str(root), streaming=True, test=None, **fields)
 
 
-def opened(section, *, seed=0, said=None):
-    bad = tally(section, "train", log=(said if said is not None else []).append)
+def opened(section, *, seed=0, logged=None):
+    bad = tally(section, "train", log=(logged if logged is not None else []).append)
     return open_stream(section, task=TASK, seed=seed, bad=bad)
 
 
@@ -79,14 +79,14 @@ def answers(stream, positions):
 
 
 def test_a_pass_has_each_row_once_and_an_order_of_its_own(root):
-    said = []
-    both = answers(opened(hub(root), said=said), range(40))
+    logged = []
+    both = answers(opened(hub(root), logged=logged), range(40))
     first, second = both[:20], both[20:]
     assert sorted(first) == sorted(second) == sorted(f"a{i}" for i in range(20))
     assert first != second and first != [f"a{i}" for i in range(20)]
     assert answers(opened(hub(root)), range(40)) == both
     assert answers(opened(hub(root), seed=1), range(20)) != first
-    assert said == [
+    assert logged == [
         "demo/set train is a stream: its first 5 rows were checked, 0 of them left out; the others are checked as they "
         "arrive"
     ]
@@ -195,17 +195,17 @@ def test_a_row_with_another_system_message_than_the_first_ones_is_an_error(tmp_p
 
 
 def test_rows_that_are_skipped_are_counted_once_and_may_not_be_many(root):
-    said = []
+    logged = []
     section = hub(root, on_error="skip")
-    stream = opened(section, said=said)
+    stream = opened(section, logged=logged)
     bad = opened(hub(root)).checks.example(
         Arrival(position=9, epoch=0, row=RawRow(id="x", where="row 9", fields={"question": "Q"}))
     )
     for _ in range(2):  # the second time as after memory ran out
         stream.receive([(position, bad if position == 9 else None) for position in range(20)])
     assert (stream.bad.tried, stream.bad.skipped) == (20, 1)
-    stream.tell(said.append)
-    assert said[1].startswith("skipped 1 of 20 train rows (data.on_error: skip)")
+    stream.log_skipped(logged.append)
+    assert logged[1].startswith("skipped 1 of 20 train rows (data.on_error: skip)")
     with pytest.raises(DataError, match="(?s)skipped 2 of 21 train rows.*at most 5% of the rows, and these are more"):
         stream.receive([(20, bad)])
 
@@ -227,11 +227,11 @@ def test_rows_that_are_too_long_are_refused_or_dropped(make_recipe, tiny_fast_vl
         DataError, match=rf"(?s)2 of 30 rows are too long:.*a row must have at most {limit} tokens, got .*too_long=drop"
     ):
         training_rows(recipe(max_length=limit), base=base)
-    said = []
-    stream = training_rows(recipe(max_length=limit, too_long="drop"), base=base, log=said.append)
-    assert "its first 30 rows were checked, 2 of them left out" in said[0]
-    stream.tell(said.append)
-    assert "2 of 30 rows are too long" in said[1] and "too_long: drop" in said[1]
+    logged = []
+    stream = training_rows(recipe(max_length=limit, too_long="drop"), base=base, log=logged.append)
+    assert "its first 30 rows were checked, 2 of them left out" in logged[0]
+    stream.log_skipped(logged.append)
+    assert "2 of 30 rows are too long" in logged[1] and "too_long: drop" in logged[1]
     with pytest.raises(DataError, match=r"(?s)30 of 30 rows are too long.*and 10 more.*No row is left"):
         training_rows(recipe(max_length=3, too_long="drop"), base=base)
     monkeypatch.setattr(streams, "SAMPLE", 1)
@@ -265,7 +265,7 @@ def test_what_is_known_of_a_stream_is_its_files_and_its_order(root):
     assert str(root) not in json.dumps(opened(hub(root)).identity)
 
 
-def test_what_cannot_be_streamed_says_why(root, tmp_path):
+def test_what_cannot_be_streamed_is_refused_with_the_reason(root, tmp_path):
     with pytest.raises(DataError, match=r"Bad split: train\[:50%\].*Check data.train"):
         opened(hub(root, train="train[:50%]"))
     with pytest.raises(DataError, match="data.answer must name a column, got 'label'"):
@@ -294,7 +294,7 @@ STREAM = {"source": "parquet", "streaming": True}
             {"data": STREAM, "train": {"max_steps": None, "epochs": 1.0}},
             "data.streaming needs train.max_steps, got train.epochs .*Set train.max_steps",
         ),
-        ({"data": STREAM | {"max_rows": {"train": 9}}}, "max_rows.train must not be set with streaming, got 9"),
+        ({"data": STREAM | {"max_rows": {"train": 9}}}, "max_rows.train cannot be used with streaming, got 9"),
         ({"data": {"source": "saved", "streaming": True}}, "data.streaming: unknown key"),
     ],
 )

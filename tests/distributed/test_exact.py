@@ -1,6 +1,6 @@
 """One process or two, one micro-batch or several, a whole base or a shared one: the same gradients and adapter.
 
-Every scenario below sees windows of 8 of 11 rows, so that the second window of an epoch holds 3, with answers of very
+Every scenario below sees steps of 8 of 11 rows, so that the second step of an epoch holds 3, with answers of very
 different lengths.
 """
 
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.distributed
 BOTH_TOWERS = {**LORA, "towers": {"language": "all-linear", "vision": "all-linear"}}
 VISION = {**LORA, "towers": {"language": "none", "projector": "none", "vision": "all-linear"}}
 EVERYTHING = [LORA, PROMPT, {"name": "full_modules", "parameters": ["projector", "norms"]}]
-ROWS, WINDOW, STEPS = 11, 8, 3
+ROWS, TOTAL_BATCH_SIZE, STEPS = 11, 8, 3
 BLIND = [1, 4, 5, 8]  # rows without an image
 FSDP2 = {"strategy": "fsdp2"}
 
-# What is trained; each is run once by one process with the whole window in one batch, and compared with its splits
+# What is trained; each is run once by one process with the whole step in one batch, and compared with its splits
 TRAINED = {
     "lora": {"method": LORA},
     "no images in some rows": {"method": BOTH_TOWERS, "blind": BLIND},
@@ -55,22 +55,22 @@ def scenario(base, trained, batch_size, accumulation=1, **more):
 def found(processes, bases):
     """(what is trained, processes, batch size, accumulation, more) -> what each process came to; three launches."""
     base = bases("idefics3")
-    whole = [scenario(base, trained, WINDOW) for trained in TRAINED.values()]
+    whole = [scenario(base, trained, TOTAL_BATCH_SIZE) for trained in TRAINED.values()]
     alone = [split for split in SPLITS if split[1] == 1]
     (one,) = processes([*whole, *(scenario(base, TRAINED[s[0]], s[2], s[3], **s[4]) for s in alone)], 1)
-    together = [split for split in SPLITS if split[1] == 2]
+    on_two = [split for split in SPLITS if split[1] == 2]
     resumed = [scenario(base, DROPOUT, 2, 2), scenario(base, DROPOUT, 2, 2, stop=1)]
     halves = [
         scenario(base, TRAINED["prompt and full modules"], 2, 2, dtype="bfloat16", **more) for more in ({}, FSDP2)
     ]
     others = [scenario(bases(f), {"method": LORA}, 4, **FSDP2) for f in FAMILIES]
     two = processes(
-        [*(scenario(base, TRAINED[s[0]], s[2], s[3], **s[4]) for s in together), *resumed, *halves, *others], 2
+        [*(scenario(base, TRAINED[s[0]], s[2], s[3], **s[4]) for s in on_two), *resumed, *halves, *others], 2
     )
-    (plain,) = processes([scenario(bases(f), {"method": LORA}, WINDOW) for f in FAMILIES], 1)
+    (plain,) = processes([scenario(bases(f), {"method": LORA}, TOTAL_BATCH_SIZE) for f in FAMILIES], 1)
     by_split = {str(s): [one[len(whole) + i]] for i, s in enumerate(alone)}
-    by_split |= {str(s): [rank[i] for rank in two] for i, s in enumerate(together)}
-    rest = [rank[len(together) :] for rank in two]
+    by_split |= {str(s): [rank[i] for rank in two] for i, s in enumerate(on_two)}
+    rest = [rank[len(on_two) :] for rank in two]
     families = {f: (plain[i], [rank[4 + i] for rank in rest]) for i, f in enumerate(FAMILIES)}
     return {"whole": dict(zip(TRAINED, one, strict=False)), "others": rest, "families": families, **by_split}
 
@@ -88,7 +88,7 @@ def farthest(there, here):
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_every_split_of_a_window_gives_the_same(found, split):
+def test_every_split_of_a_step_gives_the_same(found, split):
     whole = found["whole"][split[0]]
     for rank in found[str(split)]:
         assert off(whole["gradients"], rank["gradients"]) < 1e-5, "fp32 sums in another order"
@@ -96,9 +96,17 @@ def test_every_split_of_a_window_gives_the_same(found, split):
         assert rank["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
 
-def test_the_rows_make_a_process_meet_a_window_half_without_images():
+def test_the_rows_make_a_process_meet_a_step_half_without_images():
     """Or a hang would not be looked for."""
-    plan = Plan(num_rows=ROWS, shuffled=True, window=WINDOW, batch_size=1, num_processes=2, total_steps=STEPS, seed=0)
+    plan = Plan(
+        num_rows=ROWS,
+        shuffled=True,
+        total_batch_size=TOTAL_BATCH_SIZE,
+        batch_size=1,
+        num_processes=2,
+        total_steps=STEPS,
+        seed=0,
+    )
     pairs = [zip(*(plan.micro_batches(step, process) for process in (0, 1)), strict=True) for step in range(STEPS)]
     differ = [(a[0].row in BLIND) != (b[0].row in BLIND) for pair in pairs for a, b in pair]
     assert any(differ)

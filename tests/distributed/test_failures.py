@@ -58,9 +58,9 @@ def fail(tmp_path):
 
 @pytest.mark.distributed
 def test_an_error_of_all_processes_is_shown_once(fail):
-    code, said = fail("all")
+    code, output = fail("all")
     assert code == 2
-    assert said.startswith("error: train.jsonl, line 3: not JSON") and said.count("\n") == 1, said
+    assert output.startswith("error: train.jsonl, line 3: not JSON") and output.count("\n") == 1, output
 
 
 @pytest.mark.distributed
@@ -71,22 +71,24 @@ def test_an_error_of_one_process_names_it_and_hides_what_follows_from_it(fail, h
 
 @pytest.mark.distributed
 def test_a_crash_is_shown_whole_and_once(fail):
-    code, said = fail("crash")
+    code, output = fail("crash")
     assert code == 1
-    assert said.startswith("process 1 of 2 failed:\nTraceback (most recent call last):") and "return {" in said
-    assert said.count("Traceback") == 1 and said.rstrip().endswith("ZeroDivisionError: division by zero"), said
+    assert output.startswith("process 1 of 2 failed:\nTraceback (most recent call last):") and "return {" in output
+    assert output.count("Traceback") == 1 and output.rstrip().endswith("ZeroDivisionError: division by zero"), output
 
 
 @pytest.mark.distributed
 def test_a_process_that_the_system_killed_is_named(fail):
-    code, said = fail("killed")
-    assert code == 128 + 9 and said.startswith("the signal SIGKILL ended process 1.") and "Traceback" not in said, said
+    code, output = fail("killed")
+    assert code == 128 + 9 and output.startswith("the signal SIGKILL ended process 1.") and "Traceback" not in output, (
+        output
+    )
 
 
 @pytest.mark.distributed
 def test_under_a_plain_launcher_each_process_shows_its_own(fail):
-    code, said = fail("closed", (*TORCHRUN, "--standalone", "--nproc_per_node", "2"))
-    assert code == 1 and "process 1 of 2: error: train.jsonl, line 7: not JSON\n" in said
+    code, output = fail("closed", (*TORCHRUN, "--standalone", "--nproc_per_node", "2"))
+    assert code == 1 and "process 1 of 2: error: train.jsonl, line 7: not JSON\n" in output
 
 
 @pytest.mark.distributed

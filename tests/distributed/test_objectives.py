@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.distributed.test_exact import BOTH_TOWERS, EVERYTHING, FSDP2, ROWS, STEPS, WINDOW, farthest, off
+from tests.distributed.test_exact import BOTH_TOWERS, EVERYTHING, FSDP2, ROWS, STEPS, TOTAL_BATCH_SIZE, farthest, off
 
 pytestmark = pytest.mark.distributed
 
@@ -23,7 +23,7 @@ SPLITS = [
 @pytest.fixture(scope="module")
 def found(processes, bases):
     common = {"base": bases("idefics3"), "rows": ROWS, "uneven": True, "steps": STEPS, "near": 2.0}
-    whole = [{**common, **trained, "batch_size": WINDOW} for trained in TRAINED.values()]
+    whole = [{**common, **trained, "batch_size": TOTAL_BATCH_SIZE} for trained in TRAINED.values()]
     (one,) = processes([*whole, {**whole[0], "near": 0}], 1)
     split = [{**common, **TRAINED[s[0]], "batch_size": s[1], "accumulation": s[2], **s[3]} for s in SPLITS]
     two = processes(split, 2)

@@ -42,7 +42,7 @@ def hosts():
 
 
 def test_two_hosts_train_the_same_adapter_as_one(hosts, processes, bases, tmp_path):
-    """Windows of 8 of 11 rows, and 5 rows to answer; once with the base whole on each host, and once shared."""
+    """Steps of 8 of 11 rows, and 5 rows to answer; once with the base whole on each host, and once shared."""
     common = {"base": bases("idefics3"), "method": LORA, "rows": 11, "uneven": True, "steps": 3, "answers": 5}
     ((whole,),) = processes([{**common, "batch_size": 8}], 1)
     split = {**common, "batch_size": 2, "accumulation": 2}
@@ -61,11 +61,11 @@ def test_two_hosts_train_the_same_adapter_as_one(hosts, processes, bases, tmp_pa
         for rank, (name, address) in enumerate(zip(hosts, ADDRESSES, strict=True))
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=300)[0] for process in started]
+        outputs = [process.communicate(timeout=300)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(text[-4000:] for text in said)
+    assert [process.returncode for process in started] == [0, 0], "\n".join(text[-4000:] for text in outputs)
     for rank in (0, 1):
         for found in results(tmp_path, len(scenarios), rank):
             assert found["answers"] == whole["answers"]

@@ -44,8 +44,8 @@ def examples_of(scenario):
         found[i] = replace(found[i], media=(), messages=[*ask(question, num_images=0), found[i].messages[-1]])
     if scenario.get("uneven"):
         for i, example in enumerate(found):
-            said = "it is " * (i * 3 % 7) + example.answers[0]
-            found[i] = replace(example, messages=[*example.messages[:-1], answer(said)])
+            text = "it is " * (i * 3 % 7) + example.answers[0]
+            found[i] = replace(example, messages=[*example.messages[:-1], answer(text)])
     return found
 
 

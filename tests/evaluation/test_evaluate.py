@@ -66,7 +66,7 @@ def task(**options):
     return VqaTask(VqaConfig(**options), None)
 
 
-def said(*texts):
+def predictions(*texts):
     return [Text(text=text) for text in texts]
 
 
@@ -86,11 +86,11 @@ ROWS = [
     row(0, "Red", kind="color", image="a"), row(1, "red", kind="color", image="a"), row(2, "blue", kind="color"),
     row(3, "yes", "yeah", kind="is"), row(4, "no", kind="is"),
 ]  # fmt: skip
-SAID = [*said("red", "blue", "Blue", "yeah"), Text(text="n", finish_reason="length")]
+PREDICTIONS = [*predictions("red", "blue", "Blue", "yeah"), Text(text="n", finish_reason="length")]
 
 
 def test_the_scores_of_exact_match():
-    scores = scores_of(task(), ROWS, SAID, blank_predictions=said("red", "red", "red", "no", "no"))
+    scores = scores_of(task(), ROWS, PREDICTIONS, blank_predictions=predictions("red", "red", "red", "no", "no"))
     named = named_values({"test": scores.to_json()})
     assert named == {
         "test.exact_match": 3 / 5, "test.n": 5, "test.truncated": 1,
@@ -109,39 +109,41 @@ def test_the_scores_of_exact_match():
 def test_the_majority_counts_the_first_reference_of_a_row_alone():
     """As it always did: ``no`` is also allowed for the first row, and is not counted there."""
     rows = [row(0, "yes", "no"), row(1, "no"), row(2, "no")]
-    assert scores_of(task(), rows, said("x", "x", "x")).baselines["majority"]["exact_match"].value == 2 / 3
+    assert scores_of(task(), rows, predictions("x", "x", "x")).baselines["majority"]["exact_match"].value == 2 / 3
     rows = [row(0, "Two"), row(1, "2"), row(2, "three")]
     value = (
-        scores_of(task(answer_normalization="vqa"), rows, said("x", "x", "x"))
+        scores_of(task(answer_normalization="vqa"), rows, predictions("x", "x", "x"))
         .baselines["majority"]["exact_match"]
         .value
     )
     assert value == 2 / 3, "what is equal after normalization is counted together"
 
 
-def test_a_metric_that_says_nothing_of_a_row_leaves_it_out(toys):
+def test_a_metric_without_a_value_for_a_row_leaves_it_out(toys):
     rows = [row(0, "four", kind="a"), row(1, "?", kind="a"), row(2, "??", kind="b"), row(3, "?", kind="c")]
-    scores = scores_of(task(metrics=["length", "exact_match"]), rows, said("fo", "x", "abcd", "?"))
+    scores = scores_of(task(metrics=["length", "exact_match"]), rows, predictions("fo", "x", "abcd", "?"))
     assert (scores.first.value, scores.first.n, scores.n) == (2.0, 2, 4), "2 letters off in each of two rows"
     assert list(scores.values) == ["length", "exact_match"] and scores.values["exact_match"].value == 1 / 4
     assert "length" not in scores.by_kind["c"].values and scores.by_kind["a"].values["length"].n == 1
     assert str(scores.first) == "2.000 letters"
 
 
-def test_a_metric_of_all_rows_together(toys):
+def test_a_metric_of_all_rows(toys):
     rows = [row(i, "a", kind="x" if i < 3 else "y") for i in range(4)]
-    scores = scores_of(task(metrics=["vocabulary"]), rows, said("a", "b", "b", "c"))
+    scores = scores_of(task(metrics=["vocabulary"]), rows, predictions("a", "b", "b", "c"))
     assert (scores.first.value, scores.first.n) == (3.0, 4)
     assert {kind: part.first.value for kind, part in scores.by_kind.items()} == {"x": 2.0, "y": 1.0}
     assert scores.baselines["majority"]["vocabulary"].value == 1.0
     low, high = scores.first.interval
     assert 1 <= low <= high <= 3
-    assert [one.right for one in rows_of(task(metrics=["vocabulary"]), rows, said("a", "b", "b", "c"))] == [None] * 4
+    assert [one.right for one in rows_of(task(metrics=["vocabulary"]), rows, predictions("a", "b", "b", "c"))] == [
+        None
+    ] * 4
 
 
 def test_a_row_is_right_where_it_is_worth_as_much_as_its_reference(toys):
     rows = [row(0, "four"), row(1, "four"), row(2, "?")]
-    found = rows_of(task(metrics=["length"]), rows, said("five", "six", "x"))
+    found = rows_of(task(metrics=["length"]), rows, predictions("five", "six", "x"))
     assert [(one.values, one.right) for one in found] == [
         ({"length": 0.0}, True), ({"length": 1.0}, False), ({"length": None}, None),
     ]  # fmt: skip
@@ -149,21 +151,21 @@ def test_a_row_is_right_where_it_is_worth_as_much_as_its_reference(toys):
 
 def test_a_line_of_a_file_of_predictions(tmp_path):
     example = row(3, "yes", "yeah", kind="is", images=[tmp_path / "a.png"])
-    (one,) = rows_of(task(), [example], said("yeah"))
+    (one,) = rows_of(task(), [example], predictions("yeah"))
     assert one.to_json() == {
         "id": "3", "kind": "is", "question": "q3", "images": [str(tmp_path / "a.png")],
         "prediction": {"type": "text", "text": "yeah", "finish_reason": "stop"}, "references": ["yes", "yeah"],
         "values": {"exact_match": 1.0}, "right": True,
     }  # fmt: skip
-    (one,) = rows_of(task(), [row(0, "x", images=[GREY])], said("y"))
+    (one,) = rows_of(task(), [row(0, "x", images=[GREY])], predictions("y"))
     assert one.to_json()["images"] is None and one.to_json()["right"] is False
 
 
 def test_rows_that_the_adapter_got_wrong_come_first():
     rows = [row(i, "a", images=[GREY]) for i in range(4)]
-    scores = scores_of(task(), rows, said(*"aaaa"))
+    scores = scores_of(task(), rows, predictions(*"aaaa"))
     base, adapter = (
-        Evaluation(adapter=who, config="c", scores=scores, rows=rows_of(task(), rows, said(*texts)))
+        Evaluation(adapter=who, config="c", scores=scores, rows=rows_of(task(), rows, predictions(*texts)))
         for who, texts in (("base", "axxa"), ("adapter", "aaxa"))
     )
     found = samples_of([base, adapter], most=3, wrong_first=["adapter", "base"])
@@ -174,7 +176,7 @@ def test_rows_that_the_adapter_got_wrong_come_first():
 
 def test_a_table_has_every_metric_of_its_tasks(toys):
     one, other = (
-        Evaluation(adapter="a", config=name, scores=scores_of(task(metrics=metrics), ROWS, SAID), rows=())
+        Evaluation(adapter="a", config=name, scores=scores_of(task(metrics=metrics), ROWS, PREDICTIONS), rows=())
         for name, metrics in (("x", None), ("y", ["length"]))
     )
     head, lines = cells([one, other])
@@ -194,7 +196,7 @@ class Counting(Length):
         return 1.0
 
 
-class Says(VqaTask):
+class EchoTask(VqaTask):
     def predict(self, model, batch):
         return [Text(text=f"{'grey' if (e.images[0] == 128).all() else 'seen'} {e.id}") for e in batch.examples]
 
@@ -213,7 +215,7 @@ def test_an_evaluation_measures_each_prediction_once(monkeypatch):
     rows = [row(i, text, images=[GREY]) for i, text in enumerate("abc")]
     predictor = Predictor(
         model=SimpleNamespace(device="cpu", dtype=None),
-        task=Says(VqaConfig(metrics=["length"]), None),
+        task=EchoTask(VqaConfig(metrics=["length"]), None),
         prompt_batch=Rows,
         batch_size=2,
     )
@@ -253,11 +255,11 @@ class FromNumpy(Length):
 
 def test_values_are_pythons_own_numbers(monkeypatch):
     monkeypatch.setitem(METRICS, "length", f"{__name__}:FromNumpy")
-    scores = scores_of(task(metrics=["length"]), ROWS, SAID)
+    scores = scores_of(task(metrics=["length"]), ROWS, PREDICTIONS)
     found = [scores.first.value, *scores.first.interval, *(part.first.value for part in scores.by_kind.values())]
     assert {type(number) for number in found} == {float}
     assert scores.by_kind["is"].first.interval is None, "an interval of a corpus metric is of all rows alone"
-    (first, *_) = rows_of(task(metrics=["length"]), ROWS, SAID)
+    (first, *_) = rows_of(task(metrics=["length"]), ROWS, PREDICTIONS)
     assert type(first.values["length"]) is float and first.right is True
 
 
@@ -281,12 +283,12 @@ class NoSum(Vocabulary):
 def test_a_value_that_is_no_finite_number_is_refused(name, metric, message, monkeypatch):
     monkeypatch.setitem(METRICS, name, f"{__name__}:{metric}")
     with pytest.raises(DataError, match=message):
-        scores_of(task(metrics=[name]), ROWS, SAID)
+        scores_of(task(metrics=[name]), ROWS, PREDICTIONS)
 
 
 def test_a_prediction_that_is_worth_more_than_its_first_reference_is_right(monkeypatch):
     monkeypatch.setitem(METRICS, "length", f"{__name__}:Consensus")
-    (found,) = rows_of(task(metrics=["length"]), [row(0, "a", "b", "b")], said("b"))
+    (found,) = rows_of(task(metrics=["length"]), [row(0, "a", "b", "b")], predictions("b"))
     assert found.values == {"length": 2 / 3} and found.right is True
 
 

@@ -24,13 +24,15 @@ TEXT = {"type": "text", "text": "What color is it?"}
 PART = {"type": "image"}
 
 
-def says(text):
+def assistant(text):
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 def conversation(*contents, system=None, answer="red", **more):
     """A row whose user messages have these contents, each answered."""
-    turns = [message for content in contents for message in ({"role": "user", "content": list(content)}, says(answer))]
+    turns = [
+        message for content in contents for message in ({"role": "user", "content": list(content)}, assistant(answer))
+    ]
     first = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
     images = [IMAGE for content in contents for part in content if part is PART]
     meta = {"question": "What color is it?", "conversation": True}
@@ -38,7 +40,7 @@ def conversation(*contents, system=None, answer="red", **more):
 
 
 def question(section, answer="red", images=1, **more):
-    messages = [*section.ask("What color is it?", num_images=images), says(answer)]
+    messages = [*section.ask("What color is it?", num_images=images), assistant(answer)]
     meta = {"question": "What color is it?"}
     return Example(id="q", messages=messages, media=as_images([IMAGE] * images), answers=[answer], meta=meta, **more)
 
@@ -168,7 +170,7 @@ def test_a_run_on_conversations_is_asked_as_it_was_trained(tiny_fast_vlm, rows_f
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
             user = {"role": "user", "content": [TEXT, {"type": "image", "image": row.pop("image")}]}
-            row["messages"] = [{"role": "system", "content": "Be brief."}, user, says(row.pop("answer"))]
+            row["messages"] = [{"role": "system", "content": "Be brief."}, user, assistant(row.pop("answer"))]
             del row["question"]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {} if method is None else {"method": method}

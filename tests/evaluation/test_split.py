@@ -19,13 +19,13 @@ ROWS = [
     Example(id=str(i), messages=[*ask(f"q{i}"), answer("a")], media=(), answers=["a"], meta={"kind": f"kind {i % 2}"})
     for i in range(3)
 ]
-SAID = [Text(text="a"), Text(text="b\u2028c"), Text(text="a", finish_reason="length")]
+PREDICTIONS = [Text(text="a"), Text(text="b\u2028c"), Text(text="a", finish_reason="length")]
 
 
 @pytest.fixture
 def kept(tmp_path):
-    measured = Measured(metrics_of(TASK), ROWS, SAID)
-    scores = score(TASK, measured, blank_predictions=SAID)
+    measured = Measured(metrics_of(TASK), ROWS, PREDICTIONS)
+    scores = score(TASK, measured, blank_predictions=PREDICTIONS)
     found = Evaluation(adapter="base", config="squares", scores=scores, rows=make_rows(TASK, measured))
     _write(tmp_path, found)
     return SimpleNamespace(run_folder=tmp_path, name="squares"), found
@@ -64,7 +64,7 @@ def test_what_is_not_there_whole_or_of_another_release_is_evaluated_again(kept, 
     assert _read(recipe, "base", TASK, ROWS) is None
 
 
-def test_what_is_told_of_it(kept):
+def test_its_report(kept):
     lines = []
     _log(kept[1], lines.append)
     assert lines[0].startswith("base on test: exact match 0.667 (") and lines[0].endswith(

@@ -146,7 +146,7 @@ def test_whatever_step_fails_nothing_is_left(fake, saved, tmp_path, monkeypatch,
     assert reached and not list(tmp_path.glob("*out*"))
 
 
-def test_what_the_system_refuses_is_said_in_one_line(fake, saved, tmp_path, monkeypatch):
+def test_an_error_of_the_system_is_one_line(fake, saved, tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
     base, adapter = saved()

@@ -89,7 +89,7 @@ def test_half_precision_holds_the_rounded_values(saved, tmp_path):
     assert of_outputs["verdict"] == "passed" and of_outputs["effect"] > 100 * of_outputs["largest_difference"]
 
 
-def test_what_the_file_and_the_card_say(saved, tmp_path):
+def test_the_content_of_the_file_and_the_card(saved, tmp_path):
     base, adapter = saved("llava")
     done = export_adapter(adapter, to="gguf", output=tmp_path / "out", base=base)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "adapter.gguf", "export.json"]
@@ -153,7 +153,7 @@ def test_an_unknown_dtype_is_refused(saved, tmp_path):
         export_adapter(adapter, to="gguf", output=tmp_path / "out", base="/nowhere", dtype="bfloat16")
 
 
-def test_without_the_package_it_is_said_what_to_install(saved, tmp_path, monkeypatch):
+def test_without_the_package_the_error_names_the_extra(saved, tmp_path, monkeypatch):
     _, adapter = saved("llava")
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs gguf, .* pip install 'finetune-vlm\[gguf\]'"):

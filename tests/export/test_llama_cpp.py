@@ -141,10 +141,10 @@ def test_a_file_holds_what_was_written(tmp_path, dtype):
         tmp_path / "a.gguf", wanted, dtype=dtype, about={"general.name": "ns/näme", "general.base_model.count": 1}
     )
     fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
-    said = {name: fields[name].contents() for name in fields}
-    assert said["general.type"] == "adapter" and said["adapter.type"] == "lora" and said["adapter.lora.alpha"] == 4.0
-    assert said["general.architecture"] == "llama" and said["general.file_type"] == (1 if dtype == "float16" else 0)
-    assert said["general.name"] == "ns/näme" and said["general.base_model.count"] == 1
+    meta = {name: fields[name].contents() for name in fields}
+    assert meta["general.type"] == "adapter" and meta["adapter.type"] == "lora" and meta["adapter.lora.alpha"] == 4.0
+    assert meta["general.architecture"] == "llama" and meta["general.file_type"] == (1 if dtype == "float16" else 0)
+    assert meta["general.name"] == "ns/näme" and meta["general.base_model.count"] == 1
     held = read_lora(tmp_path / "a.gguf")
     assert (held.architecture, held.alpha, held.pairs.keys()) == ("llama", 4.0, wanted.pairs.keys())
     for got, tensor in zip(held.pairs["blk.0.attn_q.weight"], wanted.pairs["blk.0.attn_q.weight"], strict=True):

@@ -226,7 +226,7 @@ def test_what_changes_on_the_way_to_the_disk_is_found(saved, tmp_path, monkeypat
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_a_full_disk_is_said_before_the_merge(saved, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_merge(saved, tmp_path, monkeypatch):
     base, adapter = saved()
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     monkeypatch.setattr("finetune.export.merged.merge", lambda updates: pytest.fail("merged"))

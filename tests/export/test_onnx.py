@@ -96,7 +96,7 @@ def test_what_lies_in_the_folder(folder, vlm):
         assert {i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input} == {"batch"}
 
 
-def test_nothing_tells_where_it_was_made(folder, vlm):
+def test_no_file_holds_the_path_where_it_was_made(folder, vlm):
     for path in folder.iterdir():
         data = path.read_bytes()
         for place in (Path(vlm.base.path).parent, Path(target.__file__).parent, Path(torch.__file__).parent):
@@ -117,8 +117,8 @@ def test_the_cards_code_runs_without_torch_and_answers_as_the_adapter_does(folde
     shown = image(3)
     shown.save(tmp_path / "image.png")
     block = block.replace('"image.jpg"', repr(str(tmp_path / "image.png"))).replace('["shirt", "hat"]', repr(LABELS))
-    said = without_torch(folder, f"{block}\nimport json; print(json.dumps(vector.tolist()))")
-    probabilities, vector = said.strip().splitlines()
+    output = without_torch(folder, f"{block}\nimport json; print(json.dumps(vector.tolist()))")
+    probabilities, vector = output.strip().splitlines()
     probabilities = ast.literal_eval(probabilities)
     assert max(probabilities, key=probabilities.get) == vlm.classify(shown, LABELS)
     np.testing.assert_allclose(json.loads(vector), vlm.embed(shown).numpy(), atol=2e-3)  # pixels are rounded otherwise
@@ -167,7 +167,7 @@ def test_what_writes_text_is_refused_before_the_base_is_loaded(saved, tmp_path, 
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_without_the_packages_it_is_said_what_to_install(saved, tmp_path, monkeypatch):
+def test_without_the_packages_the_error_names_the_extra(saved, tmp_path, monkeypatch):
     _, adapter = saved("clip", "patterns")
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(MissingExtraError, match=r"needs onnxscript, .* pip install 'finetune-vlm\[onnx\]'"):

@@ -110,7 +110,7 @@ def test_the_card(saved, tmp_path):
         ("qwen3_vl", "prompt", "drops the token ids, and a qwen3_vl needs them for its positions or masks"),
     ],
 )
-def test_what_peft_cannot_say_is_refused_before_the_base_is_loaded(saved, tmp_path, family, kind, message):
+def test_what_peft_cannot_express_is_refused_before_the_base_is_loaded(saved, tmp_path, family, kind, message):
     _, adapter = saved(family, kind)
     with pytest.raises(ExportError, match=message):
         export_adapter(adapter, to="peft", output=tmp_path / "out", base="/nowhere")

@@ -32,8 +32,8 @@ def lora(*, rslora=False):
 def test_every_product_is_what_it_was_scaled(rslora, scalings):
     tensors, config = lora(rslora=rslora)
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
-    baked, says = bake_scaling(tensors, config)
-    assert says == {
+    baked, baked_config = bake_scaling(tensors, config)
+    assert baked_config == {
         "peft_type": "LORA",
         "r": 4,
         "lora_alpha": 4,

@@ -92,7 +92,7 @@ def test_no_lora_on_this_architecture(manifest, model_type):
     assert f"it supports no LoRA on {model_type}" in refusal(changed(manifest, model_type=model_type))
 
 
-def test_an_architecture_that_nobody_tried(manifest):
+def test_an_architecture_that_was_never_tried(manifest):
     assert "LoRA was tested there on fast_vlm, gemma3" in refusal(changed(manifest, model_type="mllama"))
 
 
@@ -117,11 +117,11 @@ def test_no_dora(manifest):
         "lm_head",
     ],
 )
-@pytest.mark.parametrize("said", ["language", "vision"])
-def test_modules_that_it_would_refuse_or_drop(manifest, name, said):
+@pytest.mark.parametrize("tower", ["language", "vision"])
+def test_modules_that_it_would_refuse_or_drop(manifest, name, tower):
     (part,) = manifest.adapter.parts
     modules = {"language": list(part.names)}
-    modules.setdefault(said, []).append(name)
+    modules.setdefault(tower, []).append(name)
     text = refusal(changed(manifest, modules=modules))
     assert f"ignore 1 of the {len(part.names) + 1} modules that the adapter changes, such as '{name}'" in text
 

@@ -47,7 +47,7 @@ def test_types_that_cannot_be_found_out_are_not_known(monkeypatch):
         generic_model_types.cache_clear()
 
 
-def test_a_class_says_its_architecture_where_the_type_is_not_known():
+def test_a_class_gives_the_architecture_where_the_type_is_not_known():
     assert why_incompatible("vqa", "new_vlm") is None
     assert "but new_vlm is dual_encoder" in why_incompatible("vqa", "new_vlm", architecture="dual_encoder")
 

@@ -28,7 +28,7 @@ def test_a_tower_that_cannot_keeps_what_it_can(tiny_fast_vlm):
     assert implementations(base.model)[0] == "sdpa"
 
 
-def test_what_is_not_available_is_said(tiny_fast_vlm, make_recipe):
+def test_what_is_not_available_is_refused(tiny_fast_vlm, make_recipe):
     with pytest.raises(
         ModelError, match="flash_attention_2 needs the package flash-attn and a CUDA device, got device cpu"
     ):
@@ -37,7 +37,7 @@ def test_what_is_not_available_is_said(tiny_fast_vlm, make_recipe):
         make_recipe(tiny_fast_vlm, model={"attn_implementation": "flash_attention_2"})
 
 
-def test_a_language_tower_that_cannot_is_said(tiny_fast_vlm, monkeypatch):
+def test_a_language_tower_that_cannot_is_refused(tiny_fast_vlm, monkeypatch):
     from transformers import Qwen2Model
 
     monkeypatch.setattr(Qwen2Model, "_supports_sdpa", False)

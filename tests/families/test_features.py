@@ -91,13 +91,13 @@ def test_logits_and_answers_are_those_with_images(base, mixed_rows, collator, no
     assert found["images"][3] == found["features"][3]
 
 
-def test_a_model_that_takes_no_features_says_so(base, mixed_rows, monkeypatch):
+def test_a_model_that_takes_no_features_is_refused(base, mixed_rows, monkeypatch):
     monkeypatch.setattr(type(base.model.base_model), "get_image_features", None)
     with pytest.raises(ModelError, match="must accept image features .mm_encoder_outputs., and does not"):
         base.family.image_features(base.model, base.processor, [open_image(mixed_rows[0].images[0])])
 
 
-def test_a_processor_that_tells_no_replacements_says_so(base, mixed_rows, monkeypatch):
+def test_a_processor_without_replacements_is_refused(base, mixed_rows, monkeypatch):
     family = type(base.family)
     encode = family._encode
     monkeypatch.setattr(family, "_encode", lambda self, processor, *args: encode(self, base.processor, *args))

@@ -55,11 +55,11 @@ def test_a_pair_that_cannot_work_is_refused_when_the_recipe_is_read(tmp_path):
         RecipeError, match="lora.towers.projector cannot be used with gemma3: .* add {name: full_modules"
     ):
         recipe_of(METHODS["lora-projector"], base, tmp_path)
-    with pytest.raises(RecipeError, match="each method may occur only once, got '[a-z]+' twice"):
+    with pytest.raises(RecipeError, match="a method must be unique, but '[a-z]+' is given twice"):
         recipe_of([METHODS["lora"], METHODS["dora"]], base, tmp_path)
 
 
-def test_a_base_that_is_not_here_says_what_to_download():
+def test_the_error_of_a_missing_base_names_the_download():
     with pytest.raises(ModelError, match="run `hf download some/model --revision v1 --local-dir FOLDER`"):
         load_base("some/model", revision="v1")
     with pytest.raises(ModelError) as error:

@@ -53,6 +53,6 @@ def test_dora_on_8_bit_is_refused_when_the_recipe_is_read(tiny_fast_vlm, tmp_pat
         recipe_of({**LORA, "use_dora": True}, tiny_fast_vlm, tmp_path, quantization="8bit")
 
 
-def test_a_run_says_what_is_quantized(tiny_fast_vlm, make_recipe, capsys):
+def test_a_run_logs_what_is_quantized(tiny_fast_vlm, make_recipe, capsys):
     train(make_recipe(tiny_fast_vlm, model={"quantization": "4bit"}, train={"max_steps": 1}))
     assert "quantized to 4bit: 14 linear modules, model.language_model.layers.0" in capsys.readouterr().out

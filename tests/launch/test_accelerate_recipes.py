@@ -96,7 +96,7 @@ def test_what_accelerate_hands_on_is_accepted_by_a_run(name, monkeypatch, make_r
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
-def test_every_header_says_whether_it_was_run(path):
+def test_every_header_states_whether_it_was_run(path):
     assert re.search(r"\b[Nn]ot run\b|was not run|[Rr]un by the tests", header(path)), "say what was run, and what not"
 
 
@@ -175,10 +175,10 @@ def test_the_numbers_of_the_kubernetes_job_agree():
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(env["GPUS"])
     assert int(env["FINETUNE_NUM_PROCESSES"]) == int(env["NUM_MACHINES"]) * int(env["GPUS"])
     shell = f"echo {container['command'][2].removeprefix('exec ')}"
-    said = subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", shell], env={**env, "JOB_COMPLETION_INDEX": "1"}, capture_output=True, text=True
     )
-    args = torchrun(said.stdout.split())
+    args = torchrun(done.stdout.split())
     assert (args.nnodes, args.nproc_per_node, args.node_rank, args.rdzv_backend) == ("2", "8", 1, "c10d")
     assert args.rdzv_endpoint == f"{name}-0.{pod['subdomain']}:29500"
     assert service["spec"]["selector"] == {"job-name": name} and service["metadata"]["name"] == pod["subdomain"]

@@ -60,7 +60,7 @@ def test_signal_reaches_the_child_once(signum):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows gives Ctrl-C to every process of a console itself")
-def test_whoever_runs_several_children_learns_of_the_signal():
+def test_a_parent_of_several_children_learns_of_the_signal():
     """Also where the child takes the signal for a wish, and ends well."""
     child = """
         import signal, sys

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("words", "usage", "said"),
+    ("words", "usage", "message"),
     [
         (["ask", "base", "a.png", "?", "--registri", "x"], "finetune ask", "--registri. Did you mean '--registry'?"),
         (["train", "a.yaml", "--fast"], "finetune train", "unknown option --fast."),
@@ -25,12 +25,12 @@ ROOT = Path(__file__).parents[2]
         (["find-lr", "a.yaml", "--steps", "30", "seed=1"], "finetune find-lr", "put arguments without a dash before"),
     ],
 )
-def test_an_unknown_option_shows_the_usage_of_its_own_command(words, usage, said, capsys):
+def test_an_unknown_option_shows_the_usage_of_its_own_command(words, usage, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words)
     err = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert err.startswith(f"usage: {usage} [-h]") and f"{usage}: error: " in err and said in err
+    assert err.startswith(f"usage: {usage} [-h]") and f"{usage}: error: " in err and message in err
 
 
 def test_the_version_names_what_is_computed_with_and_imports_none_of_it():

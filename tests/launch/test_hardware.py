@@ -105,7 +105,7 @@ def test_build_of_torch_is_read_from_its_version_file(line, build, tmp_path, mon
     assert hardware._torch_build() == build
 
 
-def test_missing_torch_says_what_to_do(monkeypatch):
+def test_the_error_of_missing_torch_names_the_way_out(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaunchError, match=r"torch must be installed for .*, but it is not. Run \./launch\.sh setup"):
         hardware.find_hardware({})

@@ -234,7 +234,7 @@ def test_folder_of_something_else_is_left_alone(checkout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (
             "WARNING: Retrying after connection broken by 'NewConnectionError'",
@@ -247,9 +247,9 @@ def test_folder_of_something_else_is_left_alone(checkout, tmp_path):
         ("ERROR: something new", "the install failed; the lines above show where"),
     ],
 )
-def test_failed_install_says_why_and_leaves_no_stamp(line, said, checkout):
+def test_a_failed_install_names_the_reason_and_leaves_no_stamp(line, message, checkout):
     _, err = checkout.run("setup", code=2, FAKE_PIP=line)
-    assert line in err and said in err
+    assert line in err and message in err
     assert not checkout.stamp.exists() and not checkout.lock.exists()
     checkout.run("setup")
     assert checkout.num_installs == 2

@@ -153,9 +153,9 @@ def test_bad_override_is_refused_before_anything_starts(project, monkeypatch, ca
 
 def test_unknown_word_is_answered_with_the_near_one(capsys):
     assert launch.main(["tset"]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: unknown command 'tset'. Did you mean 'test'? Allowed: demo, setup, test, ")
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert output.err.startswith("error: unknown command 'tset'. Did you mean 'test'? Allowed: demo, setup, test, ")
+    assert output.out == ""
 
 
 def test_missing_recipe_is_answered_with_near_ones(project, capsys):
@@ -284,5 +284,5 @@ def test_as_many_processes_start_as_were_asked_for(nproc, tmp_path, monkeypatch)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("NPROC", str(nproc))
     assert launch.train(Path("a.yaml"), ["train.seed=1"], script=script) == 0
-    said = {path.name: path.read_text() for path in tmp_path.glob("rank*")}
-    assert said == {f"rank{i}": f"{nproc} cpu {nproc} {nproc} a.yaml train.seed=1" for i in range(nproc)}
+    found = {path.name: path.read_text() for path in tmp_path.glob("rank*")}
+    assert found == {f"rank{i}": f"{nproc} cpu {nproc} {nproc} a.yaml train.seed=1" for i in range(nproc)}

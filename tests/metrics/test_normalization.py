@@ -12,7 +12,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
-def test_exact_keeps_different_answers_apart(one, other):
+def test_exact_distinguishes_different_answers(one, other):
     assert not exact_match(one, [other], normalize=normalizer("exact"))
     assert exact_match(one, [other, one], normalize=normalizer("exact"))
 

@@ -35,11 +35,11 @@ def test_interval_against_the_binomial():
     assert high == pytest.approx(0.8 + 1.96 * 0.04, abs=0.015)
 
 
-def test_rows_of_one_image_are_drawn_together():
+def test_rows_of_one_image_are_drawn_as_a_group():
     right = ([True] * 4 + [False] * 4) * 10
-    apart = bootstrap_interval(right, [str(i) for i in range(80)])
-    together = bootstrap_interval(right, [str(i // 4) for i in range(80)])
-    assert together[1] - together[0] > 1.7 * (apart[1] - apart[0])
+    single = bootstrap_interval(right, [str(i) for i in range(80)])
+    grouped = bootstrap_interval(right, [str(i // 4) for i in range(80)])
+    assert grouped[1] - grouped[0] > 1.7 * (single[1] - single[0])
 
 
 def test_all_right_and_nothing():

@@ -103,22 +103,22 @@ def test_the_cached_gradient_is_the_direct_one(adapted, dropout):
     direct.mean().backward()
     wanted, after = gradients(attachment), torch.get_rng_state()
     torch.manual_seed(1)
-    sums = objective.backward_window(base.model, batches, lambda loss: loss().backward())
+    sums = objective.accumulate_gradients(base.model, batches, lambda loss: loss().backward())
     assert worst(gradients(attachment), wanted) < 1e-6
     assert torch.equal(torch.get_rng_state(), after), "the second pass draws nothing of its own"
     assert torch.allclose(torch.stack([part["pairs"] for part in sums]).sum(), direct.sum())
     assert base.model.logit_scale.grad is None
     if dropout:
         torch.manual_seed(2)
-        objective.backward_window(base.model, batches, lambda loss: loss().backward())
+        objective.accumulate_gradients(base.model, batches, lambda loss: loss().backward())
         assert worst(gradients(attachment), wanted) > 1e-2, "dropout is at work"
 
 
 @pytest.fixture
 def fit(tiny_clip, make_recipe, tmp_path):
-    """Return a function that trains LoRA in windows of 8 of 18 rows: (losses, weights).
+    """Return a function that trains LoRA in steps of 8 of 18 rows: (losses, weights).
 
-    The last window of an epoch holds 2.
+    The last step of an epoch holds 2.
     """
 
     def fit(batch_size, accumulation, *, before=lambda inputs: None):
@@ -148,7 +148,7 @@ def fit(tiny_clip, make_recipe, tmp_path):
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 2), (1, 8)])
-def test_the_window_and_not_its_parts_is_what_counts(fit, batch_size, accumulation):
+def test_the_loss_is_of_the_step_however_it_is_split(fit, batch_size, accumulation):
     (losses, whole), (split_losses, split) = fit(8, 1), fit(batch_size, accumulation)
     assert split_losses == pytest.approx(losses, abs=1e-5)
     assert max((whole[name] - split[name]).abs().max().item() for name in whole) < 1e-5, "sums in another order"
@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_micro_batch_and_not_what_is_contrasted(fit, ca
     assert max((whole[name] - split[name]).abs().max().item() for name in whole) < 1e-5
 
 
-def test_a_loss_that_is_not_finite_names_its_row_and_not_the_whole_window(fit):
+def test_a_loss_that_is_not_finite_names_its_row_and_not_the_whole_step(fit):
     marked = []
 
     def spoil(inputs):
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_names_its_row_and_not_the_whole_window(fit):
 
 @pytest.mark.distributed
 def test_two_processes_train_the_same_adapter_as_one(tiny_clip, rows_folder, tmp_path):
-    """The window is 8 rows either way, 2 in the last of an epoch: one process then has a row that takes no part."""
+    """A step has 8 rows either way, 2 in the last of an epoch: one process then has a row that takes no part."""
     from safetensors.torch import load_file
 
     config = tmp_path / "pairs.yaml"

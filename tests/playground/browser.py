@@ -150,7 +150,7 @@ def visit(browser: Browser, url: str, *, width: int = 1200, height: int = 900, s
     """Open the page as a screen of this size shows it."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     seen = Visit(context.new_page(), url)
-    seen.page.on("console", lambda said: seen.errors.append(said.text) if said.type == "error" else None)
+    seen.page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
     seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
     seen.page.on(
         "request",

@@ -22,18 +22,18 @@ def entries_of(vlm, *names):
 
 def test_each_answers_as_it_does_alone(vlm):
     chosen = entries_of(vlm, "testing/first", "testing/second")
-    told = list(answer_side_by_side(vlm, IMAGE, QUESTION, chosen))
-    assert [answer.entry for answer in told] == [None, *chosen]
+    answers = list(answer_side_by_side(vlm, IMAGE, QUESTION, chosen))
+    assert [answer.entry for answer in answers] == [None, *chosen]
     alone = []
     for ref in (None, "testing/first", "testing/second"):
         with vlm.using(ref):
             alone.append(vlm.ask(IMAGE, QUESTION))
-    assert [answer.text for answer in told] == alone
+    assert [answer.text for answer in answers] == alone
     assert len(set(alone)) == 3, "the adapters say something else than the base"
     assert vlm.adapter is None, "what answers elsewhere has not changed"
 
 
-def test_the_times_tell_loading_from_switching(vlm):
+def test_the_times_distinguish_loading_from_switching(vlm):
     chosen = entries_of(vlm, "testing/first")
     base, first = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
     _, again = answer_side_by_side(vlm, IMAGE, QUESTION, chosen)
@@ -42,7 +42,7 @@ def test_the_times_tell_loading_from_switching(vlm):
     assert min(base.answer_ms, first.answer_ms, again.answer_ms) > 0
 
 
-def test_one_that_is_damaged_says_so_and_the_others_answer(vlm, registry):
+def test_a_damaged_one_shows_an_error_and_the_others_answer(vlm, registry):
     chosen = entries_of(vlm, "testing/first", "testing/second")
     manifest, _ = registry.read("testing/first")
     digest = manifest.files["adapter_model.safetensors"].sha256

@@ -105,24 +105,26 @@ def answered(card):
 def test_upload_ask_and_switch(app, browser, trained, product, keep):
     from finetune.serving.loading import load
 
-    vlm, said = load("base", base="pocket", registry=trained[1]), {}
+    vlm, expected = load("base", base="pocket", registry=trained[1]), {}
     for ref in (None, MEDICAL, RETAIL):
         with vlm.using(ref):
-            said[ref] = vlm.ask(product, QUESTION)
-    assert said[RETAIL] not in (said[None], said[MEDICAL]), f"the few steps taught too little to tell: {said}"
+            expected[ref] = vlm.ask(product, QUESTION)
+    assert expected[RETAIL] not in (expected[None], expected[MEDICAL]), (
+        f"the few steps taught too little to tell: {expected}"
+    )
     with visit(browser, app.url) as seen:
         keep(seen, "desktop-empty")
         seen.upload(product)
         seen.choose(MEDICAL)
         first = seen.ask(QUESTION)
         assert first.keys() == {"base", MEDICAL}
-        assert f"no adapter {said[None]} answered in" in first["base"]
-        compared = "same as" if said[MEDICAL] == said[None] else "differs from"
-        assert f"version 1 {said[MEDICAL]} {compared} the base loaded and checked in" in first[MEDICAL]
+        assert f"no adapter {expected[None]} answered in" in first["base"]
+        compared = "same as" if expected[MEDICAL] == expected[None] else "differs from"
+        assert f"version 1 {expected[MEDICAL]} {compared} the base loaded and checked in" in first[MEDICAL]
         seen.choose(RETAIL)
         second = seen.ask(QUESTION)
         assert second.keys() == {"base", RETAIL}
-        assert f"version 1 {said[RETAIL]} differs from the base" in second[RETAIL]
+        assert f"version 1 {expected[RETAIL]} differs from the base" in second[RETAIL]
         seen.choose(MEDICAL, RETAIL)
         both = seen.ask(QUESTION)
         assert [answered(both[name]) for name in ("base", MEDICAL)] == [answered(first[name]) for name in first]
@@ -141,14 +143,14 @@ def test_an_example_brings_its_question_and_the_right_answer(app, browser):
         assert question.input_value() == "How many cells are there?"
         seen.page.wait_for_function("() => document.querySelector('#image img').classList.contains('small')")
         seen.choose(MEDICAL, RETAIL)
-        told = seen.ask("How many cells are there?")
+        cards = seen.ask("How many cells are there?")
         assert seen.shown("#answers .pg-right").endswith("four")
-        assert all("right" in card or "wrong" in card for card in told.values()) and len(told) == 3
+        assert all("right" in card or "wrong" in card for card in cards.values()) and len(cards) == 3
         assert "right" not in str(seen.ask("How many hats are there?")), "nobody knows what is right there"
         assert (seen.errors, seen.outside) == ([], [])
 
 
-def test_the_table_says_what_cannot_be_chosen_and_why(app, browser):
+def test_the_table_shows_what_cannot_be_chosen_and_why(app, browser):
     with visit(browser, app.url) as seen:
         assert list(seen.boxes()) == [MEDICAL, "retail/other-effect", RETAIL]
         rows = {row.locator(".pg-name").inner_text(): row for row in seen.page.locator(".pg-table tbody tr").all()}
@@ -163,7 +165,7 @@ def test_the_table_says_what_cannot_be_chosen_and_why(app, browser):
         assert "Not for diagnosis." in seen.shown(".pg-foot")
 
 
-def test_what_goes_wrong_is_said_and_the_page_goes_on(app, browser, product, tmp_path):
+def test_an_error_is_shown_and_the_page_continues(app, browser, product, tmp_path):
     (tmp_path / "broken.png").write_bytes(product.read_bytes()[:200])
     with visit(browser, app.url) as seen:
         assert seen.ask("Is it?") == {}
@@ -175,11 +177,11 @@ def test_what_goes_wrong_is_said_and_the_page_goes_on(app, browser, product, tmp
         assert seen.ask("   ") == {}
         assert "The question is empty" in seen.shown("#answers [role=alert]")
         seen.choose("retail/other-effect", RETAIL)
-        told = seen.ask(QUESTION)
+        cards = seen.ask(QUESTION)
         assert (
-            "No answer. the adapter must have the effect that it had when it was saved" in told["retail/other-effect"]
+            "No answer. the adapter must have the effect that it had when it was saved" in cards["retail/other-effect"]
         )
-        assert "answered in" in told["base"] and "answered in" in told[RETAIL]
+        assert "answered in" in cards["base"] and "answered in" in cards[RETAIL]
         assert "Traceback" not in app.log.read_text()
 
 
@@ -303,8 +305,8 @@ def test_what_was_not_uploaded_is_neither_fetched_nor_read(app, product, place):
     )
     urllib.request.urlopen(asked).close()
     with urllib.request.urlopen(f"{app.url}/gradio_api/queue/data?session_hash=crafted", timeout=30) as stream:
-        told = next(line for line in stream if b"process_completed" in line)
-    assert json.loads(told.removeprefix(b"data: "))["success"] is False
+        completed = next(line for line in stream if b"process_completed" in line)
+    assert json.loads(completed.removeprefix(b"data: "))["success"] is False
     assert app.outside() == ""
 
 
@@ -329,7 +331,7 @@ def test_a_dual_encoder_chooses_among_labels(tiny_clip, browser, product, tmp_pa
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
-def test_a_signal_stops_it_while_somebody_looks(signum, trained, browser, product, tmp_path):
+def test_a_signal_stops_it_while_a_page_is_open(signum, trained, browser, product, tmp_path):
     words = documented()[1]
     with running_app(words, tmp_path / "app", cwd=trained[0]) as app, visit(browser, app.url) as seen:
         seen.upload(product)
@@ -341,6 +343,6 @@ def check_stop(app, signum):
     began = time.monotonic()
     assert app.stop(signum) == 128 + signum
     assert time.monotonic() - began < 60  # a browser ends beside it
-    said = app.log.read_text()
-    assert "Traceback" not in said and "rror" not in said.partition("http://")[2], said
+    log = app.log.read_text()
+    assert "Traceback" not in log and "rror" not in log.partition("http://")[2], log
     assert list((app.log.parent / "tmp").iterdir()) == [], "images are left behind"

@@ -78,7 +78,7 @@ def test_what_is_yanked_cannot_be_chosen(registry, made):
         ("require", None, "not signed", "the trust policy does not accept it: it is not signed"),
     ],
 )
-def test_who_vouches_for_it(demand, signer, signature, refusal, made, tmp_path):
+def test_its_signer_is_shown(demand, signer, signature, refusal, made, tmp_path):
     place = tmp_path / "signed"
     folder = altered(made[1]["first"], tmp_path / "mine", name="mine", namespace="medical")
     AdapterRegistry(place, signer=key(signer) if signer else None).publish(folder)

@@ -43,14 +43,14 @@ def test_what_differs_from_the_base_is_marked():
 
 
 def test_right_and_wrong_where_that_is_known():
-    said = [Answer(entry=None, text="3"), Answer(entry=entry(), text="The Four")]
-    shown = text_of(cards("How many?", said, right="four"))
+    answers = [Answer(entry=None, text="3"), Answer(entry=entry(), text="The Four")]
+    shown = text_of(cards("How many?", answers, right="four"))
     assert "image: four base no adapter 3 ✗ , wrong" in shown
     assert "The Four ✓ , right" in shown
-    assert "right" not in text_of(cards("How many?", said, right=None))
+    assert "right" not in text_of(cards("How many?", answers, right=None))
 
 
-def test_no_answer_says_why_and_is_compared_with_nothing():
+def test_no_answer_shows_the_reason_and_is_not_compared():
     failed = Answer(entry=None, error="the base is gone")
     shown = text_of(cards("Q", [failed, Answer(entry=entry(), text="yes")], right=None))
     assert "No answer. the base is gone" in shown and "the base answered" not in shown

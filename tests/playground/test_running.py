@@ -25,7 +25,7 @@ def test_the_command_passes_on_what_it_is_given(monkeypatch):
     ]
 
 
-def test_no_base_is_said_at_once(capsys):
+def test_no_base_is_refused_at_once(capsys):
     assert main(["app"]) == 2
     assert capsys.readouterr().err.startswith(
         "error: finetune app needs a base or an adapter, got neither. Add --base (such as --base pocket)"
@@ -40,7 +40,7 @@ def test_a_missing_gradio_names_the_extra(monkeypatch, capsys):
     )
 
 
-def test_a_port_that_is_taken_is_said_before_the_base_is_loaded(monkeypatch, capsys):
+def test_a_port_in_use_is_refused_before_the_base_is_loaded(monkeypatch, capsys):
     monkeypatch.setattr("finetune.playground.running._load", lambda *given: pytest.fail("the base was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -101,13 +101,13 @@ def walked(place):
 
 def test_it_trains_goes_on_evaluates_publishes_and_passes_its_gate(walked):
     done, work, _, _ = walked
-    said = done.stdout
+    output = done.stdout
     assert "val.mean_absolute_error" in (work / "runs" / "count" / "log.jsonl").read_text()
     logged = [json.loads(line) for line in (work / "runs" / "count" / "log.jsonl").read_text().splitlines()]
     losses = next(line for line in logged if "loss" in line)
     assert {"cross_entropy.answer", "smoothed.smoothed"} <= losses.keys()
     assert losses["loss"] == pytest.approx(losses["cross_entropy.answer"] + 0.5 * losses["smoothed.smoothed"], abs=1e-4)
-    assert "going on from" in said and "published cells/count@2" in said
+    assert "going on from" in output and "published cells/count@2" in output
     manifest = json.loads((work / "runs" / "count" / "adapter" / "manifest.json").read_text())
     assert manifest["task"]["unit"] == "cells" and manifest["training"]["steps"] in (2, 4, 6)
     value = manifest["metrics"]["test"]["values"]["mean_absolute_error"]
@@ -120,15 +120,15 @@ def test_it_trains_goes_on_evaluates_publishes_and_passes_its_gate(walked):
     assert {row["prediction"]["type"] for row in rows} == {"number"} and len(rows) == 8
     own = [row["values"]["mean_absolute_error"] for row in rows if row["adapter"] == "cells/count"]
     assert sum(own) / 4 == pytest.approx(value["value"])
-    assert re.search(r"prod.*cells/count@2|cells/count@2.*prod", said)
+    assert re.search(r"prod.*cells/count@2|cells/count@2.*prod", output)
 
 
 def test_an_app_of_a_fresh_process_swaps_it(walked):
     _, work, env, _ = walked
     code = next(one for one in blocks(PAGE, "python") if "finetune.load" in one)
-    done = run([sys.executable, "-c", code + "\nprint(repr((said, plain)))"], work, env)
-    said, plain = eval(done.stdout.strip().splitlines()[-1])
-    assert isinstance(said, str) and isinstance(plain, str)
+    done = run([sys.executable, "-c", code + "\nprint(repr((answer, plain)))"], work, env)
+    text, plain = eval(done.stdout.strip().splitlines()[-1])
+    assert isinstance(text, str) and isinstance(plain, str)
 
 
 def test_a_head_of_a_task_is_saved_published_and_swapped(walked):

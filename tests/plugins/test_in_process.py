@@ -71,13 +71,13 @@ def read_colors(section, split, *, task, seed, bad):
     for i in range(section.rows if split != "val" else 0):
         pixels = np.zeros((32, 32, 3), np.uint8)
         pixels[..., 2 * (i % 2)] = 200
-        said = ("red", "blue")[i % 2]
+        text = ("red", "blue")[i % 2]
         rows.append(
             Example(
                 id=f"{split}:{i}",
-                messages=[*task.ask("What color is it?"), answer(task.text_of(said))],
+                messages=[*task.ask("What color is it?"), answer(task.text_of(text))],
                 media=as_images([pixels]),
-                answers=[said],
+                answers=[text],
                 meta={"question": "What color is it?"},
             )
         )

@@ -41,7 +41,7 @@ def test_the_world_asks_every_kind_and_no_answer_rules_a_yes_no_question():
         assert 0.4 < share < 0.6, kind
 
 
-def test_the_scene_tells_its_dense_labels():
+def test_the_scene_gives_its_dense_labels():
     scene = draw_scene(0, "train", 3)
     assert scene.cells.shape == (8, 8, 3) and scene.mask.shape == (64, 64)
     covered = scene.mask.reshape(8, 8, 8, 8).sum(axis=(1, 3)) >= 32

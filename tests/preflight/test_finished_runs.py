@@ -114,7 +114,7 @@ def test_an_adapter_without_the_rest_of_its_run_is_kept_too(recipe, capsys):
 
 
 @pytest.mark.parametrize(("word", "meant"), [(False, "never"), (True, "auto"), ("extend", "extend")])
-def test_resume_is_said_as_other_tools_say_it(recipe, word, meant):
+def test_resume_takes_the_words_of_other_tools(recipe, word, meant):
     assert recipe(train={"resume": word}).train.resume == meant
     with pytest.raises(RecipeError, match="train.resume"):
         recipe(train={"resume": "no"})
@@ -129,12 +129,12 @@ def test_it_goes_on_to_a_greater_length(recipe, capsys, monkeypatch):
     monkeypatch.setattr(Plan, "micro_batches", lambda self, *a: seen.append((a[0], self)) or micro_batches(self, *a))
     longer = recipe(train={"epochs": 4.0, "resume": "extend"})
     result = train(longer)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     rates = [line["learning_rate"] for line in lines_of(folder) if "loss" in line]
     expected = [0.01 * learning_rate_factor(step, longer.train, 12) for step in range(6, 12)]
     assert rates[6:] == pytest.approx(expected, abs=1e-6) and len(rates) == 12
-    assert "step-00000006, 6 steps done, to step 12\n  the learning rate now follows the schedule of 12 steps" in said
-    assert f"{rates[5]:.2e} in step 6, {rates[6]:.2e} in step 7" in said
+    assert "step-00000006, 6 steps done, to step 12\n  the learning rate now follows the schedule of 12 steps" in output
+    assert f"{rates[5]:.2e} in step 6, {rates[6]:.2e} in step 7" in output
     assert {step for step, _ in seen} == set(range(6, 12))
     kept = held(folder / "previous" / "1")
     for path in ("adapter", "last", "best", "recipe.json", "result.json", "log.jsonl", "scores-base.json"):
@@ -226,7 +226,7 @@ def test_a_folder_that_no_system_can_make_is_one_error(recipe, tmp_path):
             train(recipe(train={"output_dir": str(tmp_path / name)}))
 
 
-def test_a_run_says_which_folder_cannot_be_written(recipe, monkeypatch):
+def test_the_error_names_the_folder_that_cannot_be_written(recipe, monkeypatch):
     """As where another process is faster, or a disk has gone read-only since."""
     monkeypatch.setattr("finetune.runs.train.check_recipe", lambda *args, **options: None)
     with pytest.raises(TrainingError, match="must be writable, but .* is not .*Set another train.output_dir"):

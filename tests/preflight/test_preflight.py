@@ -201,13 +201,13 @@ def answers(tmp_path_factory):
         taken.listen()
         facts = {"here": here, "port": taken.getsockname()[1]}
 
-        def said(word):
+        def filled(word):
             return names.get(word) or (
                 str(ROOT / word) if word.startswith(("recipes/", "tests/")) else word.format(**facts)
             )
 
         made = [
-            (name, [said(word) for word in words], {k: said(v) for k, v in ENVIRONMENT.get(name, {}).items()})
+            (name, [filled(word) for word in words], {k: filled(v) for k, v in ENVIRONMENT.get(name, {}).items()})
             for name, (words, _) in MISTAKES.items()
         ]
         env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_")}
@@ -222,11 +222,11 @@ def answers(tmp_path_factory):
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_answered_before_torch_is_imported(name, answers):
     facts, found = answers
-    code, said, heavy, seconds = found[name]
+    code, output, heavy, seconds = found[name]
     wanted = MISTAKES[name][1].format(**facts)
-    assert heavy == [], said
-    assert code == 2, said
-    assert said.startswith("error: ") and wanted in said and "Traceback" not in said, said
+    assert heavy == [], output
+    assert code == 2, output
+    assert output.startswith("error: ") and wanted in output and "Traceback" not in output, output
     assert seconds < CPU_SECONDS
 
 

@@ -55,7 +55,7 @@ def test_the_tasks_own_is_the_same_recipe_whether_it_is_named_or_not(named):
          "1, got 2 for cross_entropy. Remove weight, and set train.learning_rate"),
         ([], "objective: .* at least 1 item"),
         ({"weight": 1.0}, "objective: name must be one of contrastive, cross_entropy, got nothing"),
-        ([{"name": "cross_entropy"}] * 2, "objective: each objective may occur only once, got 'cross_entropy' twice"),
+        ([{"name": "cross_entropy"}] * 2, "objective: an objective must be unique, but 'cross_entropy' is given twice"),
         ([{"name": "contrastive"}, {"name": "cross_entropy"}], "objective: contrastive must be the only objective, "
          "got contrastive, cross_entropy: its loss depends on all rows of an optimizer step, .* Remove it or the o"),
         ({"name": "contrastive"}, "mine.yaml: objective contrastive cannot be used with task vqa: the objective "

@@ -67,7 +67,7 @@ def test_a_wrong_key_or_value_is_named(write, override, message):
         load_recipe(write(GOOD), [override])
 
 
-def test_all_mistakes_are_told_at_once(write):
+def test_all_mistakes_are_reported_at_once(write):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(GOOD), ["train.epoch=1", "seed=x"])
     assert "train.epoch" in str(caught.value) and "seed" in str(caught.value)
@@ -101,13 +101,13 @@ PROMPT = "method={name: prompt_tuning}"
         (LLAVA, ["model.quantization=8bit", "method.use_dora=true"], "lora.use_dora cannot be used with 8bit: "),
     ],
 )
-def test_what_cannot_go_together_is_refused_with_the_nearest_choice(write, tmp_path, config, overrides, message):
+def test_what_cannot_be_combined_is_refused_with_the_nearest_choice(write, tmp_path, config, overrides, message):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match=message):
         load_recipe(write(GOOD), [f"model.name_or_path={tmp_path}", *overrides])
 
 
-def test_what_can_go_together(write, tmp_path):
+def test_what_can_be_combined(write, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CLIP))
     base = f"model.name_or_path={tmp_path}"
     recipe = load_recipe(write(GOOD), [base, "task={name: contrastive, text_template: 'a {label}'}"])
@@ -201,7 +201,7 @@ def test_identity_leaves_out_where_things_lie_and_how_a_run_is_kept(write):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_config_is_a_recipe_and_says_how_to_run_it(path, monkeypatch):
+def test_every_config_is_a_recipe_with_its_command(path, monkeypatch):
     monkeypatch.setenv("FINETUNE_BASE", "/base")
     monkeypatch.setenv("FINETUNE_DATA", "/data")
     recipe = load_recipe(path)
@@ -218,7 +218,7 @@ def test_every_config_is_a_recipe_and_says_how_to_run_it(path, monkeypatch):
             "[exact_mach]",
             r"r.yaml: unknown metric \(task.metrics\) 'exact_mach'. Did you mean 'exact_match'\?",
         ),
-        ("[exact_match, exact_match]", "task.metrics: each metric may occur only once, got 'exact_match' twice"),
+        ("[exact_match, exact_match]", "task.metrics: a metric must be unique, but 'exact_match' is given twice"),
         ("[]", "metrics: .*at least 1 item"),
     ],
 )
@@ -227,6 +227,6 @@ def test_a_metric_that_there_is_not_is_refused(write, metrics, message):
         load_recipe(write(GOOD), [f"task.metrics={metrics}"])
 
 
-def test_metrics_that_nobody_names_change_no_digest(write):
+def test_metrics_that_are_not_named_change_no_digest(write):
     assert "metrics" not in load_recipe(write(GOOD)).identity()["task"]
     assert load_recipe(write(GOOD), ["task.metrics=[exact_match]"]).task.metrics == ["exact_match"]

@@ -132,7 +132,7 @@ def test_rollback_passes_over_what_is_yanked(moved):
     assert moved.resolve(f"{NAME}@prod").version == 1
 
 
-def test_rollback_expects_what_it_is_told(moved):
+def test_rollback_expects_the_given_version(moved):
     with pytest.raises(ConflictError, match="must point to version 1 .`expect`., but points to version 4"):
         moved.rollback(NAME, "prod", expect=1)
     assert moved.rollback(NAME, "prod", expect=4).version == 2

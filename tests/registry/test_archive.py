@@ -242,7 +242,7 @@ def test_nothing_may_stand_twice(archive, target, tmp_path):
     _refuses(
         _write(tmp_path / "twice.tar", [*members, members[0]]),
         target,
-        f"{members[0][0]} must be there once, and is there twice",
+        f"a member must be unique, but '{members[0][0]}' is given twice",
     )
 
 
@@ -258,13 +258,13 @@ def test_a_log_cut_at_its_end_is_found(archive, target, tmp_path):
         (b'"format":1', b'"format":2', "format: Input should be 1"),
         (b'"format":1', b'"format":1,"more":0', "more: Extra inputs"),
         (b'"format":1', b'"format": 1', "not in the canonical form that export-archive writes"),
-        (b'"format":1', b'"format":1,"format":1', "the key 'format' appears twice"),
+        (b'"format":1', b'"format":1,"format":1', "a key must be unique, but 'format' is given twice"),
         (b'"heads":{', b'"heads":{"a/b":{"seq":1,"digest":""},', "heads.a/b.digest"),
         (b'"medical/', b'"../medical/', "is not an adapter reference"),
         (b'{"f', b"[" * 100_000 + b'{"f', "must be nested at most"),
     ],
 )
-def test_what_the_archive_says_of_itself_is_strict(archive, target, tmp_path, old, new, message):
+def test_the_description_of_an_archive_is_strict(archive, target, tmp_path, old, new, message):
     *members, (key, about) = _members(archive)
     path = _write(tmp_path / "a.tar", [*members, (key, about.replace(old, new, 1))])
     _refuses(path, target, message)

@@ -239,7 +239,7 @@ def test_errors_are_for_the_caller_to_print(finetune, make_adapter):
         finetune("list", location="ftp://bucket")
 
 
-def test_an_empty_registry_says_what_to_do(finetune, registry):
+def test_an_empty_registry_names_the_next_command(finetune, registry):
     assert finetune("list") == (
         0,
         f"no adapters in {registry.location}; `finetune registry publish FOLDER` adds one\n",
@@ -248,7 +248,7 @@ def test_an_empty_registry_says_what_to_do(finetune, registry):
     assert finetune("list", "--json") == (0, "[]\n")
 
 
-def test_the_environment_says_where(finetune, make_adapter, monkeypatch, tmp_path):
+def test_the_environment_gives_the_location(finetune, make_adapter, monkeypatch, tmp_path):
     monkeypatch.setenv("FINETUNE_REGISTRY", str(tmp_path / "elsewhere"))
     finetune("publish", make_adapter(), location=None)
     assert [v.ref for v in AdapterRegistry(tmp_path / "elsewhere").list()] == ["medical/brain-mri@1"]

@@ -88,8 +88,8 @@ def test_push_and_fetch(finetune, two, make_adapter, tmp_path):
     assert (code, out.split(",")[:3]) == (0, [f"{NAME}: 2 entries", " 2 versions", " 6 files"])
     assert finetune("push", NAME, "--to", other)[:2] == (0, f"{NAME}: nothing new\n")
     code, out, _ = finetune("push", "--all", "--to", other, "--json")
-    told = json.loads(out)
-    assert code == 0 and [(each["name"], each["entries"]) for each in told["copied"]] == [
+    result = json.loads(out)
+    assert code == 0 and [(each["name"], each["entries"]) for each in result["copied"]] == [
         (NAME, 0),
         ("retail/shoes", 1),
     ]
@@ -119,8 +119,8 @@ def test_archives(finetune, two, tmp_path):
     assert len(digest) == len("sha256:") + 64
     code, out, err = finetune("export-archive", "--all", "--to", file)
     assert code == 2 and err.startswith(f"error: {file} exists already")
-    told = json.loads(finetune("export-archive", "--all", "--to", tmp_path / "again.tar", "--json")[1])
-    assert f"sha256:{told['sha256']}" == digest and told["names"] == [NAME]
+    result = json.loads(finetune("export-archive", "--all", "--to", tmp_path / "again.tar", "--json")[1])
+    assert f"sha256:{result['sha256']}" == digest and result["names"] == [NAME]
     code, out, _ = finetune("import-archive", file, location=other)
     assert code == 0 and out.startswith(f"{NAME}: 2 entries, 2 versions, 6 files")
     assert json.loads(finetune("import-archive", file, "--json", location=other)[1])["refused"] == []

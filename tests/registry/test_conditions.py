@@ -48,14 +48,14 @@ def test_what_is_no_condition_is_refused_with_the_form(text):
 
 
 @pytest.mark.parametrize(("text", "name"), [("after.exact_match>=0.7", "test"), ("before.by_kind.a.f1>0", "base")])
-def test_a_name_of_release_0_1_is_told_todays(text, name):
+def test_a_name_of_release_0_1_is_refused_with_todays(text, name):
     with pytest.raises(
         ConditionError, match=f"the name of a metric must begin with test or base, got .*: use {name}[.]"
     ):
         Condition.parse(text)
 
 
-def test_what_was_found_is_said():
+def test_the_description_has_what_was_found():
     assert Condition.parse("test.exact_match >= 0.80").describe(VALUES) == "test.exact_match>=0.8: it is 0.7"
     assert Condition.parse("test.exact_mach>=0.8").describe(VALUES) == (
         "test.exact_mach>=0.8: there is no such metric. Did you mean 'test.exact_match'? There are: "
@@ -74,11 +74,12 @@ def test_a_condition_written_out_is_read_back():
 def test_the_metrics_of_the_whole_split_are_named_before_those_of_its_kinds():
     scores = scores_json(0.5, kinds={f"kind {n}": 0.1 for n in range(40)})
     values = named_values({"base": scores, "test": scores})
-    said = Condition.parse("foo>=0.7").describe(values)
+    description = Condition.parse("foo>=0.7").describe(values)
     assert (
-        "There are: test.exact_match, test.n, test.truncated, base.exact_match, base.n, base.truncated, test." in said
+        "There are: test.exact_match, test.n, test.truncated, base.exact_match, base.n, base.truncated, test."
+        in description
     )
-    assert len(said) <= 256 and said.index("base.n") < said.index("kind")
+    assert len(description) <= 256 and description.index("base.n") < description.index("kind")
     assert "Did you mean 'test.exact_match'? There are: test.exact" in Condition.parse("exact_match>=0.7").describe(
         values
     )

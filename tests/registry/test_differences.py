@@ -96,7 +96,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
     ]  # fmt: skip
 
 
-def test_numbers_tell_by_how_much(registry, publish):
+def test_numbers_show_their_difference(registry, publish):
     a, b = publish(), publish(seed=1, metrics={"test": scores_json(0.5)}, synthetic=False)
     changes = {d.path: d.change for d in differences(registry, a, b)}
     assert changes["test.exact_match"] == -0.25 and changes["training.seed"] == 1

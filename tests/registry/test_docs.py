@@ -49,12 +49,14 @@ def test_the_registry(make_adapter, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="the page is written for bash")
 def test_the_threat_model(make_adapter, tmp_path):
     done = run_page("threat-model.md", make_adapter, tmp_path)
-    said = done.stdout
-    assert "published medical/brain-mri@1 (aliases: latest, prod;" in said
-    assert "signed by release (the policy: require)" in said
-    assert "forgotten: medical/brain-mri in" in said
-    assert re.search(r"^ref +medical/brain-mri@2$", said.rpartition("yanked medical/brain-mri@1")[2], re.MULTILINE)
-    assert re.search(r"entries signed: 1 by release, 2 by release-2\n\d+ objects, \d+ bytes, 0 problems\n$", said), said
+    output = done.stdout
+    assert "published medical/brain-mri@1 (aliases: latest, prod;" in output
+    assert "signed by release (the policy: require)" in output
+    assert "forgotten: medical/brain-mri in" in output
+    assert re.search(r"^ref +medical/brain-mri@2$", output.rpartition("yanked medical/brain-mri@1")[2], re.MULTILINE)
+    assert re.search(r"entries signed: 1 by release, 2 by release-2\n\d+ objects, \d+ bytes, 0 problems\n$", output), (
+        output
+    )
     warnings = [line for line in done.stderr.splitlines() if "which is revoked: laptop stolen" in line]
     assert len(warnings) == 2, done.stderr  # of the pull and the publish; the entry they leave is the new key's
 

@@ -106,7 +106,7 @@ class Undeleted(MemoryStore):
         pass
 
 
-class Keeping(MemoryStore):
+class WriteOnceStore(MemoryStore):
     """Keeps what was first."""
 
     def put(self, key, data, *, mode="create"):
@@ -125,7 +125,7 @@ class Keeping(MemoryStore):
         ),
         (Refusing, "create", "a second create was not refused. Two writers"),
         (Stale, "read after write", "a new object was read with other bytes than were written"),
-        (Keeping, "overwrite", "an object that was overwritten still held b'one'"),
+        (WriteOnceStore, "overwrite", "an object that was overwritten still held b'one'"),
         (Unlisted, "list", "1 of 3 new objects were not listed, so gc and verify would miss them"),
         (Undeleted, "delete", "an object that was deleted was still there"),
     ],
@@ -181,7 +181,7 @@ def test_a_lost_answer_is_no_lie(monkeypatch):
 # What the system refuses.
 
 
-def test_what_cannot_be_written_is_said_once():
+def test_what_cannot_be_written_is_reported_once():
     def full(verb, key):
         if verb == "put":
             raise StoreError("cannot write: No space left on device. The disk is full")
@@ -262,7 +262,7 @@ def _command(capsys, *words):
     return args.run(args), capsys.readouterr().out
 
 
-def test_the_command_says_whether_the_place_is_fit(tmp_path, monkeypatch, capsys):
+def test_the_command_reports_whether_the_place_is_fit(tmp_path, monkeypatch, capsys):
     where = ("--registry", str(tmp_path / "registry"))
     code, out = _command(capsys, *where)
     header, *rows, conclusion = out.splitlines()

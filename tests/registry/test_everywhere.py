@@ -89,9 +89,9 @@ def test_processes_that_publish_into_a_server_at_once_lose_nothing(location, mak
     log = registry.log(NAME)
     assert [commit.seq for commit in log] == [commit.version for commit in log] == [*everyone]
     assert [check_link(later, earlier) for earlier, later in itertools.pairwise(log)] == [[]] * (len(log) - 1)
-    for share, told in zip(shares, versions, strict=True):
+    for share, published in zip(shares, versions, strict=True):
         manifests = [sha256_hex(Path(folder, "manifest.json").read_bytes()) for folder in share]
-        assert [log[version - 1].manifest for version in told] == manifests
+        assert [log[version - 1].manifest for version in published] == manifests
     hinted = [seq for seq, version in read_hint(registry.store, *NAME.split("/")) if seq == version]
     assert hinted and set(hinted) <= set(range(HINT_EVERY, len(log) + 1, HINT_EVERY))
     assert verify(registry).problems == []

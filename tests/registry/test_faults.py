@@ -126,8 +126,8 @@ def test_processes_that_publish_at_once_lose_nothing(registry, make_adapter):
     assert [c.seq for c in log] == [c.version for c in log] == list(range(1, 481))
     assert all(check_link(entry, before) == [] for entry, before in zip(log, [None, *log], strict=False))
     wanted = {folder: sha256_hex(Path(folder, "manifest.json").read_bytes()) for folder in folders}
-    for share, told in zip(shares, versions, strict=True):
-        assert [log[version - 1].manifest for version in told] == [wanted[folder] for folder in share]
+    for share, published in zip(shares, versions, strict=True):
+        assert [log[version - 1].manifest for version in published] == [wanted[folder] for folder in share]
     assert 2 <= len(log[-1].aliases) <= 9  # latest, and one of each process that came to work
     assert verify(registry).problems == []
     print(f"{len(log)} versions by {len(log[-1].aliases) - 1} processes")

@@ -35,7 +35,7 @@ def stage(registry, make_adapter, tmp_path, monkeypatch):
 
 def answers(folder, into):
     """Return what is read of the damaged adapter; each an answer, or the name of an error of ours."""
-    registry, told = AdapterRegistry(folder), []
+    registry, reported = AdapterRegistry(folder), []
     found = {}
 
     def ask(what, call):
@@ -46,9 +46,9 @@ def answers(folder, into):
             found[what] = type(error)
             assert str(error) and len(str(error)) < 3000, error
 
-    listed = registry.list("medical", onerror=lambda name, error: told.append(name))
+    listed = registry.list("medical", onerror=lambda name, error: reported.append(name))
     assert WHOLE in [version.full_name for version in listed], "another adapter is hidden"
-    assert set(told) <= {DAMAGED}
+    assert set(reported) <= {DAMAGED}
     assert registry.resolve(f"{WHOLE}@prod").full_name == WHOLE
     ask("listed", lambda: [(v.full_name, v.version, v.digest) for v in listed if v.full_name != WHOLE] or FinetuneError)
     ask("resolved", lambda: registry.resolve(f"{DAMAGED}@prod").digest)

@@ -62,7 +62,7 @@ def test_a_commit_upon_10_000_makes_the_calls_of_one_upon_the_first(counted, mak
     assert max(entries[1]) < 2000
 
 
-def test_whoever_comes_for_the_first_time_makes_few_calls_more(counted, make_adapter):
+def test_a_first_read_makes_few_calls_more(counted, make_adapter):
     made = {}
     for name in LENGTHS:
         fresh = AdapterRegistry(counted.location)

@@ -82,7 +82,7 @@ def test_the_folder_is_the_adapter_and_a_card(registry, publish, tmp_path):
     assert "drawn by a program" not in page
 
 
-def test_the_card_tells_the_unit_of_every_value(registry, publish, tmp_path):
+def test_the_card_has_the_unit_of_every_value(registry, publish, tmp_path):
     errors = {"metric": "mean_error", "interval": (0.5, 2.0), "majority": 3.0, "blank_image": 4.25, "unit": "m"}
     metrics = {"base": scores_json(2.5, **errors), "test": scores_json(1.25, **errors)}
     _, page = _card(write_hub_folder(registry, publish(metrics=metrics), tmp_path / "hub"))
@@ -91,7 +91,7 @@ def test_the_card_tells_the_unit_of_every_value(registry, publish, tmp_path):
     assert "| truncated | 0 | 0 |" in page
 
 
-def test_the_card_says_what_is_not_known(registry, publish, tmp_path):
+def test_the_card_lists_what_is_not_known(registry, publish, tmp_path):
     base = {"model_type": "toy", "files": {"model.safetensors": "0" * 64}, "config": "0" * 64}
     front, page = _card(write_hub_folder(registry, publish(base=base, metrics={}), tmp_path / "hub"))
     assert not front.keys() & {"base_model", "license", "license_name", "model-index"}
@@ -281,9 +281,9 @@ def test_an_upload_that_broke_off_goes_on(hub, mirror, publish):
     assert hub.repos[REPO].tags == {"v1": hub.repos[REPO].oids[1]} and len(hub.repos[REPO].commits) == 2
 
 
-def test_errors_are_one_line_that_says_what_to_do(hub, mirror, publish):
+def test_errors_are_one_line_with_a_way_out(hub, mirror, publish):
     publish()
-    for options, told in (
+    for options, message in (
         (
             {"token": "hf_wrong"},
             "Invalid username or password. Log in with `hf auth login`, and check that the token may",
@@ -291,7 +291,7 @@ def test_errors_are_one_line_that_says_what_to_do(hub, mirror, publish):
         ({"repo": "no repository"}, "'no repository' is not a valid id of a repository on the hub:"),
     ):
         code, out, err = mirror(NAME, **options)
-        assert (code, out) == (2, "") and told in " ".join(err.split()) and "Traceback" not in err
+        assert (code, out) == (2, "") and message in " ".join(err.split()) and "Traceback" not in err
     assert mirror(NAME, "--public")[0] == 0 and not hub.repos[REPO].private
 
 

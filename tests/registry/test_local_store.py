@@ -178,7 +178,7 @@ def test_what_a_killed_writer_leaves_is_not_listed(local):
     assert _keys(local) == ["a/b"]
 
 
-def test_files_are_readable_as_the_umask_says(local):
+def test_files_have_the_modes_of_the_umask(local):
     before = os.umask(0o027)
     try:
         local.put("a/b", b"data")

@@ -118,7 +118,7 @@ def test_versions_are_found_among_aliases(log):
     assert log.find_digest("0" * 64, head) is None
 
 
-def test_the_head_alone_tells_its_own_version(store):
+def test_the_head_alone_gives_its_own_version(store):
     Log(store, "medical", "brain").append(publishing())
     newest = Log(store, "medical", "brain").append(publishing())
     log = Log(Interfering(store, before=note), "medical", "brain")
@@ -128,7 +128,7 @@ def test_the_head_alone_tells_its_own_version(store):
     assert asked == []
 
 
-def test_whoever_is_second_goes_on_from_the_first(store, log, monkeypatch):
+def test_a_second_writer_continues_from_the_first(store, log, monkeypatch):
     monkeypatch.setattr(log_module.time, "sleep", lambda seconds: None)
     others = itertools.count()
 
@@ -185,7 +185,7 @@ def test_a_write_that_failed_after_it_was_done_is_seen_to_be_done(store, log):
     assert lost and list(log.entries(log.head())) == [entry]
 
 
-def test_a_store_that_never_says_that_it_wrote_is_not_believed(store, log):
+def test_a_store_that_never_confirms_a_write_is_not_trusted(store, log):
     def lose(verb, key):
         if verb == "put":
             raise StoreError("cannot sync the folder")
@@ -231,7 +231,7 @@ def test_an_entry_of_the_same_txn_by_someone_else_is_returned_as_it_stands(store
     assert log.head().seq == 1
 
 
-def test_nothing_is_written_when_nothing_is_to_be_said(log):
+def test_nothing_is_written_when_nothing_changes(log):
     entry = log.append(publishing())
     assert log.append(lambda head: head) == entry
     assert log.head().seq == 1
@@ -286,7 +286,7 @@ def test_only_one_spelling_stands_for_an_entry():
         _parse(lambda raw: raw.replace(b",", b", ", 1))
     with pytest.raises(IntegrityError, match="not in the canonical form"):
         _parse(lambda raw: raw.replace(b',"schema_version":3', b""))
-    with pytest.raises(IntegrityError, match="the key 'seq' appears twice"):
+    with pytest.raises(IntegrityError, match="a key must be unique, but 'seq' is given twice"):
         _parse(lambda raw: raw.replace(b'"seq":1', b'"seq":1,"seq":1'))
     with pytest.raises(IntegrityError, match="000000000001.json: not JSON"):
         _parse(lambda raw: raw[:-1])
@@ -372,8 +372,8 @@ def test_the_actor_is_printable_even_without_a_user(monkeypatch):
     monkeypatch.setattr(commits.socket, "gethostname", lambda: "host" * 200)
     assert current_actor().startswith("eve?[2J@host") and len(current_actor()) == 256
 
-    def nobody():
+    def no_user():
         raise KeyError("uid 12345")
 
-    monkeypatch.setattr(commits.getpass, "getuser", nobody)
+    monkeypatch.setattr(commits.getpass, "getuser", no_user)
     assert current_actor().startswith("unknown@host")

@@ -76,7 +76,7 @@ def test_conflicts_without_end_are_an_error_and_not_someone_else(server, store):
     assert server.objects == {}
 
 
-def test_a_lost_answer_says_that_something_is_there(server, store):
+def test_a_lost_response_reports_an_existing_object(server, store):
     server.losses = 1
     with pytest.raises(AlreadyExists):  # obstore asked again, and was refused by its own object
         store.put(KEY, b"one")
@@ -119,7 +119,7 @@ def test_a_registry_bears_conflicts_and_lost_answers_at_every_write(server, make
         ((400, "Bad"), "400 Bad Request: Bad: As the test wants it. Check the network and the endpoint"),
     ],
 )
-def test_a_refusal_says_what_to_do(server, store, refusal, message):
+def test_a_refusal_names_a_way_out(server, store, refusal, message):
     server.refusal = refusal
     calls = {
         "write": lambda: store.put(KEY, b""),
@@ -185,18 +185,18 @@ def _ask_in_child(connection, store) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_process_is_told_instead_of_waiting_forever(store):
+def test_a_forked_process_gets_an_error_and_does_not_hang(store):
     store.put(KEY, b"one")
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_ask_in_child, args=(theirs, store))
     child.start()
     try:
         assert ours.poll(30), "the child hangs"
-        said = ours.recv()
+        message = ours.recv()
         child.join(30)
         assert child.exitcode == 0
     finally:
         child.kill()
         child.join()
-    assert re.match("StoreError: this process was forked from one that has used an object store.*'spawn'", said)
+    assert re.match("StoreError: this process was forked from one that has used an object store.*'spawn'", message)
     assert store.head(KEY).size == 3

@@ -85,7 +85,7 @@ def _keep_password(tmp_path, monkeypatch, host):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
 
-def test_a_token_is_got_where_the_registry_says(answering, tmp_path, monkeypatch):
+def test_a_token_comes_from_the_address_of_the_challenge(answering, tmp_path, monkeypatch):
     asked = []
 
     def tokens(request):
@@ -152,7 +152,7 @@ def test_a_password_goes_nowhere_unsafe(answering, tmp_path, monkeypatch):
         ((200, {"Content-Length": "100"}, b"short"), "cannot reach 127.0.0.1"),
     ],
 )
-def test_what_a_registry_refuses_is_told(answering, answer, message):
+def test_the_refusal_of_a_registry_is_reported(answering, answer, message):
     host = answering(lambda request: answer)
     with OciRepository(OciRef.parse(f"{host}/a:1")) as repository, pytest.raises(StoreError, match=message):
         repository.get_manifest("1")

@@ -73,7 +73,7 @@ def test_what_is_there_is_not_sent_again(registry, server, pushed, make_adapter,
     assert push_to_oci(other, other.publish(pushed[1]), OciRef.parse(place)) == done, "equal versions, equal artifacts"
 
 
-def test_the_artifact_says_what_it_is(registry, pushed, place):
+def test_the_artifact_has_its_type(registry, pushed, place):
     done, folder = pushed
     with OciRepository(done) as repository:
         digest, raw = repository.get_manifest("1")
@@ -160,12 +160,15 @@ def _retitle(artifact, title):
         (lambda a: _retitle(a, ".git"), "must be the name of a file, got '.git'"),
         (lambda a: _retitle(a, "evil.sh"), "its layers must be the files that the adapter's manifest lists"),
         (lambda a: _add(a, "evil.sh"), "also holds 'evil.sh', which its manifest does not list"),
-        (lambda a: _add(a, "README.md"), "each layer must have its own title, and two have the same"),
+        (lambda a: _add(a, "README.md"), "the title of a layer must be unique, but 'README.md' is given twice"),
         (lambda a: _add(a, "large.bin", size=70_000), "its layers must be the files that the adapter's manifest lists"),
-        (lambda a: _retitle(a, "manifest.json"), "each layer must have its own title, and two have the same"),
+        (
+            lambda a: _retitle(a, "manifest.json"),
+            "the title of a layer must be unique, but 'manifest.json' is given twice",
+        ),
         (lambda a: a["layers"][0]["annotations"].clear(), "must be the name of a file, got ''"),
         (lambda a: a["layers"].pop() and None, "its layers must be the files"),
-        (lambda a: a["layers"].append(a["layers"][0]), "each layer must have its own title, and two have the same"),
+        (lambda a: a["layers"].append(a["layers"][0]), "the title of a layer must be unique, but '.+' is given twice"),
         (lambda a: a["layers"][0].update(digest=a["layers"][1]["digest"]), "its layers must be the files"),
         (lambda a: a["layers"][0].update(size=1), "its layers must be the files"),
         (lambda a: a["layers"][0].update(urls=["http://elsewhere.example/x"]), "layers.0.urls: Extra inputs"),
@@ -180,7 +183,10 @@ def _retitle(artifact, title):
         (lambda a: a["config"].update(size=2**40), "its config must be application.* of at most .*got application"),
         (lambda a: a.update(artifactType="application/vnd.other"), "not an adapter of finetune-vlm: artifactType"),
         (lambda a: a.pop("artifactType") and None, "not an adapter of finetune-vlm: artifactType: Field required"),
-        (lambda a: canonical_json(a).replace(b'"layers":', b'"layers":[],"layers":'), "the key 'layers' appears twice"),
+        (
+            lambda a: canonical_json(a).replace(b'"layers":', b'"layers":[],"layers":'),
+            "a key must be unique, but 'layers' is given twice",
+        ),
     ],
 )
 def test_what_is_no_adapter_is_refused(pushed, tmp_path, change, message):

@@ -85,12 +85,12 @@ def test_a_policy(file):
         (
             BOB,
             f"{BOB.rsplit(' ', 1)[0]} alice",
-            "keys: each key and each name must be listed once, and one is listed twice",
+            "keys: a name must be unique, but 'alice' is given twice",
         ),
         (
             BOB,
             f"{ALICE.rsplit(' ', 1)[0]} bob",
-            "keys: each key and each name must be listed once, and one is listed twice",
+            "keys: a key must be unique, but that of 'bob' is given twice",
         ),
         (
             BOB,
@@ -104,7 +104,7 @@ def test_a_policy(file):
     ],
     ids=lambda text: "a key" if text in (ALICE, BOB) or text.startswith("finetune-ed25519") else None,
 )
-def test_a_policy_that_says_something_else_is_refused_whole(file, old, new, message):
+def test_a_policy_with_unknown_content_is_refused_whole(file, old, new, message):
     file.write_text(GOOD.replace(old, new, 1))
     assert file.read_text() != GOOD
     with pytest.raises(TrustError, match=f"trust.yaml: .*{message}" if "trust.yaml" not in message else message):

@@ -58,7 +58,7 @@ def test_a_version_that_is_good_enough(two, require):
 
 
 @pytest.mark.parametrize(
-    ("require", "told"),
+    ("require", "message"),
     [
         (["test.exact_match>=0.70"], r"cannot promote .* to prod: test.exact_match>=0.7: it is 0.61\. Nothing was"),
         (["test.n>=100", "test.exact_match>0.61"], r"prod: test.exact_match>0.61: it is 0.61\. Nothing"),
@@ -72,9 +72,9 @@ def test_a_version_that_is_good_enough(two, require):
         (["exact_match>=0"], "there is no such metric"),
     ],
 )
-def test_a_version_that_is_not_is_refused_with_the_figures(two, require, told):
+def test_a_version_that_is_not_is_refused_with_the_figures(two, require, message):
     before = _state(two)
-    with pytest.raises(PromotionError, match=told):
+    with pytest.raises(PromotionError, match=message):
         promote(two, f"{NAME}@1", "prod", require=require)
     assert _state(two) == before
 

@@ -87,7 +87,7 @@ def test_bad_aliases_are_refused_before_anything_is_written(registry, make_adapt
     assert not Path(registry.location).exists()
 
 
-def test_folders_that_are_not_what_the_manifest_says_are_refused(registry, make_adapter):
+def test_folders_that_differ_from_their_manifest_are_refused(registry, make_adapter):
     seeds = iter(range(100))
 
     def refused(error, message, spoil):

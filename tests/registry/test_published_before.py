@@ -32,7 +32,7 @@ def test_a_version_that_cannot_be_read_is_passed_over(registry, make_adapter):
     assert registry.publish(folder).note is None
 
 
-def test_the_command_says_so(registry, make_adapter, capsys):
+def test_the_command_reports_it(registry, make_adapter, capsys):
     folder, place = str(make_adapter()), ["--registry", str(registry.location)]
     for expected in (None, "version 2 has the same bytes as version 1"):
         assert main(["registry", "publish", folder, *place]) == 0

@@ -85,7 +85,7 @@ def test_traversal_names_are_refused_everywhere(registry, make_adapter, name):
 # What is not there.
 
 
-def test_not_found_says_what_there_is(registry, make_adapter):
+def test_not_found_lists_what_exists(registry, make_adapter):
     with pytest.raises(NotFoundError, match="there is no registry at .*registry. The first publish makes one"):
         registry.resolve("medical/brain-mri")
     assert registry.list() == []
@@ -157,12 +157,12 @@ def test_locations(monkeypatch, tmp_path):
         ("az://bucket/a b", "a registry must be az://bucket"),
     ],
 )
-def test_what_is_no_location_says_what_is(location, message):
+def test_an_invalid_location_is_refused_with_the_valid_forms(location, message):
     with pytest.raises(StoreError, match=message):
         AdapterRegistry(location)
 
 
-def test_a_missing_extra_says_how_to_install_it(monkeypatch):
+def test_the_error_of_a_missing_extra_names_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.delitem(sys.modules, "finetune.registry.storage.object_store", raising=False)
     with pytest.raises(MissingExtraError, match=r"needs obstore, .* pip install 'finetune-vlm\[object"):

@@ -48,13 +48,13 @@ def test_the_newest_entry_is_remembered_and_only_that(alice):
     assert marks() == [f"000000000004-{read_entry(alice.location, 4).digest}"]
 
 
-def test_nothing_is_remembered_where_nobody_asks_for_signatures(alice):
+def test_nothing_is_remembered_where_signatures_are_off(alice):
     reader(alice, "off").pull(NAME)
     AdapterRegistry(alice.location).resolve(NAME)
     assert not default_seen().exists()
 
 
-def test_what_is_not_vouched_for_is_not_remembered(alice):
+def test_what_is_not_signed_is_not_remembered(alice):
     genuine = entry_path(alice.location, 3).read_bytes()
     write_entry(alice.location, unsigned(read_entry(alice.location, 3)))
     with pytest.warns(UserWarning, match="it is not signed"):
@@ -88,7 +88,7 @@ def test_a_log_that_was_cut_is_refused(alice):
     assert reader(alice, "off").resolve(f"{NAME}@prod").version == 1
 
 
-def test_nobody_writes_upon_a_log_that_was_cut(alice, make_adapter):
+def test_a_log_that_was_cut_takes_no_entry(alice, make_adapter):
     writer = AdapterRegistry(alice.location, signer=key("alice"), trust=policy())
     writer.alias(NAME, "test", 1)
     shutil.rmtree(entry_path(alice.location, 1).parent)

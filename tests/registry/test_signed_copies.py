@@ -40,7 +40,7 @@ def test_a_signature_is_found_at_the_end_of_every_way(make_adapter, tmp_path, no
     AdapterRegistry(tmp_path / "e").publish(tmp_path / "oci")
 
 
-def test_a_copy_of_what_nobody_signed_is_refused_by_who_asks_for_signatures(make_adapter, tmp_path, no_sync):
+def test_a_copy_of_unsigned_entries_is_refused_where_signatures_are_required(make_adapter, tmp_path, no_sync):
     unsigned = AdapterRegistry(tmp_path / "a")
     unsigned.publish(make_adapter("medical/other"))
     reader = AdapterRegistry(tmp_path / "b", trust=policy())

@@ -57,7 +57,7 @@ def test_a_second_signature_cannot_be_made_of_one():
     assert not public.verifies(other, b"\x72")
 
 
-def test_what_is_signed_says_what_it_is():
+def test_a_signed_message_names_its_type():
     digest = "0" * 64
     entry = entry_message("medical", "brain", {"seq": 1, "manifest": digest})
     assert entry == (
@@ -201,7 +201,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(tmp_path, monkeypatch):
     assert SigningKey.load(plain).id == key.id, "a passphrase that is not needed is no error"
 
 
-def test_whoever_signs_nothing_loads_no_cryptography():
+def test_without_signatures_no_cryptography_is_loaded():
     code = (
         "import sys, finetune.registry, finetune.registry.cli; from finetune.registry import AdapterRegistry;"
         "AdapterRegistry('nowhere').list(); print('cryptography' in sys.modules, 'yaml' in sys.modules)"

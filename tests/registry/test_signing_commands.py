@@ -107,7 +107,7 @@ def test_a_warning_is_one_line(finetune, release, make_adapter, tmp_path):
     assert finetune("resolve", NAME)[2] == ""
 
 
-def test_a_folder_of_nobody(finetune, release, make_adapter, tmp_path):
+def test_a_folder_without_a_signature(finetune, release, make_adapter, tmp_path):
     folder = make_adapter()
     code, out, err = finetune("verify-folder", folder)
     assert (code, out) == (1, f"{NAME}: every byte matches its manifest; it is not signed (the policy: require)\n")
@@ -174,7 +174,7 @@ def test_an_encrypted_key(finetune, tmp_path, monkeypatch):
     SigningKey.load(out)
 
 
-def test_a_broken_policy_keeps_nobody_from_making_a_key(finetune, tmp_path, make_adapter):
+def test_a_key_can_be_made_with_a_broken_policy(finetune, tmp_path, make_adapter):
     (tmp_path / "home" / ".finetune").mkdir(parents=True)
     (tmp_path / "home" / ".finetune" / "trust.yaml").write_text("default: maybe")
     assert finetune("keygen", "--name", "me")[0] == 0
@@ -182,7 +182,7 @@ def test_a_broken_policy_keeps_nobody_from_making_a_key(finetune, tmp_path, make
     assert code == 2 and "trust.yaml: default: " in err
 
 
-def test_a_history_without_signatures_goes_on_as_its_refusal_says(finetune, release, make_adapter, tmp_path):
+def test_a_history_without_signatures_continues_by_the_way_out_of_its_error(finetune, release, make_adapter, tmp_path):
     public = release.with_name("release.pem.pub").read_text().strip()
     ask(tmp_path, "off", public)
     finetune("publish", make_adapter(), "--alias", "prod")

@@ -57,7 +57,7 @@ def test_large_data_comes_back_as_it_went(store, mode):
     assert _keys(store) == ["a/large"]
 
 
-def test_an_object_says_when_it_was_written(store):
+def test_an_object_has_the_time_when_it_was_written(store):
     second = timedelta(seconds=1)  # the unit of some servers, which have the clock of this machine here
     before = datetime.now(UTC) - second
     store.put(KEY, b"one")

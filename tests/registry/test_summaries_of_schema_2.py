@@ -23,7 +23,7 @@ def old(tmp_path):
     return AdapterRegistry(tmp_path / "old")
 
 
-def test_the_log_keeps_its_words_and_says_todays(old):
+def test_the_log_keeps_its_old_words_and_shows_todays(old):
     entry = old.log(NAME)[0]
     assert entry.summary["metrics"].keys() == {"before", "after"}, "its digest is over these"
     assert named_values(entry.current_summary["metrics"]) == {

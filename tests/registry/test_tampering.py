@@ -149,20 +149,20 @@ def test_verify_names_it(signed, attack, message):
 
 
 @attacks
-def test_where_the_namespace_only_warns_it_is_said_once(signed, attack, message):
+def test_where_the_namespace_only_warns_it_warns_once(signed, attack, message):
     attack(signed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         open_as(signed, policy("warn")).resolve(f"{NAME}@prod")
-        (said,) = caught
+        (warning,) = caught
         open_as(signed, policy("warn")).pull(f"{NAME}@prod")
-        assert [str(w.message) for w in caught] == [str(said.message)] * 2
+        assert [str(w.message) for w in caught] == [str(warning.message)] * 2
     with pytest.warns(UserWarning, match=message):
         open_as(signed, policy("warn")).resolve(f"{NAME}@prod")
 
 
 @attacks
-def test_where_the_namespace_does_not_care_nothing_is_said(signed, attack, message):
+def test_where_signatures_are_off_nothing_is_logged(signed, attack, message):
     attack(signed)
     assert open_as(signed, policy("off")).pull(f"{NAME}@prod").is_dir()
     with pytest.raises(TrustError, match=message):
@@ -295,7 +295,7 @@ def test_the_entry_that_published_a_version_is_looked_at(signed, attack, message
     assert verify(open_as(signed)).problems
 
 
-def test_a_manifest_that_nobody_signed_is_refused_in_a_signed_entry(registry, make_adapter):
+def test_an_unsigned_manifest_is_refused_in_a_signed_entry(registry, make_adapter):
     AdapterRegistry(registry.location).publish(make_adapter())
     entry = read_entry(registry.location, 1)
     namespace, name = NAME.split("/")
@@ -316,7 +316,7 @@ def test_a_listing_checks_nothing_but_what_it_gave_is_not_pulled(signed):
         reader.pull(version)
 
 
-def test_what_a_rollback_goes_by_is_vouched_for_by_the_newest_entry(signed):
+def test_a_rollback_uses_what_the_newest_entry_signs(signed):
     """The version that an alias stood for before is read from the history, of which only the newest is signed for."""
     alice = open_as(signed, signer=key("alice"))
     alice.alias(NAME, "prod", 2)

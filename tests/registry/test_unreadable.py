@@ -68,25 +68,25 @@ def damaged(registry, make_adapter):
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_the_whole_ones_are_listed_and_the_damaged_one_is_named(damaged, damage, all_versions):
     registry = damaged(damage)
-    told = []
+    reported = []
     versions = registry.list(
         metric="test.exact_match>=0.7",
         all_versions=all_versions,
-        onerror=lambda name, error: told.append((name, str(error))),
+        onerror=lambda name, error: reported.append((name, str(error))),
     )
     assert [version.full_name for version in versions] == WHOLE
     if not all_versions or damage not in (_folder, _behind_a_file):  # which have no entry that could be listed
-        assert [name for name, _ in told] == [DAMAGED] and DAMAGED in told[0][1]
+        assert [name for name, _ in reported] == [DAMAGED] and DAMAGED in reported[0][1]
     assert [version.full_name for version in registry.list("retail", onerror=None)] == ["retail/c"]
 
 
 def test_a_listing_of_a_bucket_is_no_other(damaged):
     registry = damaged(_cut)
     registry.store = Interfering(registry.store)
-    told = []
+    reported = []
     for _ in range(2):  # the second by the index
-        assert [v.full_name for v in registry.list(onerror=lambda name, error: told.append(name))] == WHOLE
-    assert told == [DAMAGED] * 2
+        assert [v.full_name for v in registry.list(onerror=lambda name, error: reported.append(name))] == WHOLE
+    assert reported == [DAMAGED] * 2
 
 
 def test_a_store_that_is_away_is_an_error_and_no_damage(damaged):
@@ -133,7 +133,7 @@ def test_the_command_prints_the_whole_ones_and_ends_with_1(damaged, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_command_says_where_nothing_can_be_read(registry, make_adapter, capsys):
+def test_the_command_names_what_cannot_be_read(registry, make_adapter, capsys):
     registry.publish(make_adapter())
     _cut(Path(registry.location, log_key("medical", "brain-mri", 1)))
     assert main(["registry", "list", "--registry", registry.location]) == 1

@@ -43,7 +43,7 @@ def test_latest_falls_to_the_newest_that_is_not_yanked(three):
     assert verify(three).problems == []
 
 
-def test_an_alias_at_a_yanked_version_is_an_error_that_says_so(three):
+def test_an_alias_at_a_yanked_version_is_an_error(three):
     three.yank(f"{NAME}@2", reason="wrong rows")
     message = "@prod points to version 2, which is yanked: wrong rows. Move the alias .*rollback medical/brain-mri prod"
     for call in (three.resolve, three.pull):
@@ -109,7 +109,7 @@ def test_list_shows_it(three, make_adapter):
 
 
 @pytest.mark.parametrize("ref", [NAME, f"{NAME}@prod", f"{NAME}@sha256:{'0' * 64}"])
-def test_the_version_is_said_by_its_number(three, ref):
+def test_the_version_is_named_by_its_number(three, ref):
     for call in (three.yank, three.unyank):
         with pytest.raises(AdapterReferenceError, match="needs the number of a version, such as .*@17, got "):
             call(ref)
@@ -171,7 +171,7 @@ def _chain(**changes):
         ),
     ],
 )
-def test_an_entry_does_what_its_op_says(changes, problem):
+def test_an_entry_changes_what_its_op_names(changes, problem):
     second, third = _chain(**changes)
     assert check_link(third, second) == ([problem] if problem else [])
 

@@ -44,15 +44,15 @@ def test_a_checkout_equals_itself_and_a_changed_one_is_found(tampered, tmp_path)
     assert [line.partition(" values differ, by up to ")[0].rpartition(": ")[0] for line in found] == sorted(one)
 
 
-def test_the_command_says_what_differs_and_fails(monkeypatch, tmp_path, capsys):
+def test_the_command_reports_what_differs_and_fails(monkeypatch, tmp_path, capsys):
     outputs = {tmp_path / "old": 1.0, tmp_path / "new": 1.0}
     monkeypatch.setattr(compare, "compute", lambda checkout, *args, **more: {"x: base": np.array([outputs[checkout]])})
     command = [str(tmp_path / "old"), "--new", str(tmp_path / "new")]
     assert compare.main(command) == 0 and capsys.readouterr().out == "0 of 1 outputs differ\n"
     outputs[tmp_path / "new"] = 1.5
     assert compare.main(command) == 1
-    said = "x: base: 1 of 1 values differ, by up to 0.5, the largest is 1\n1 of 1 outputs differ\n"
-    assert capsys.readouterr().out == said
+    report = "x: base: 1 of 1 values differ, by up to 0.5, the largest is 1\n1 of 1 outputs differ\n"
+    assert capsys.readouterr().out == report
 
 
 def test_one_bit_is_a_difference():

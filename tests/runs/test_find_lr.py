@@ -37,7 +37,7 @@ def test_suggested_is_a_tenth_of_the_rate_where_half_the_fall_is_lost():
         (curve(40, 61), "the loss did not rise again before the end: try a higher last rate"),
     ],
 )
-def test_a_curve_that_says_nothing_suggests_nothing(losses, why):
+def test_a_flat_curve_gives_no_suggestion(losses, why):
     found = curve_of(RATES, losses)
     assert found.suggestion is None and why in found.why
     assert "no suggestion" in str(found)

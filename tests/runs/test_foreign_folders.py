@@ -95,7 +95,7 @@ def test_a_file_is_not_written_through_a_link(tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text()) == {"rows": []} and len(held(tmp_path)) == 2
 
 
-def test_the_command_says_it_before_torch_is_imported(recipe, tmp_path, capsys):
+def test_the_command_refuses_before_torch_is_imported(recipe, tmp_path, capsys):
     folder = recipe().run_folder
     (folder / "adapter").mkdir(parents=True)
     (tmp_path / "r.yaml").write_text(json.dumps(recipe().model_dump(mode="json")))

@@ -73,7 +73,7 @@ def test_the_same_recipe_twice_gives_the_same_bytes_and_a_stop_does_not_change_t
         assert (last.folder / name / WEIGHTS).read_bytes() == (first.folder / name / WEIGHTS).read_bytes()
 
 
-def test_the_folder_of_a_run_says_what_was_run(recipe):
+def test_the_folder_of_a_run_records_what_was_run(recipe):
     folder = train(recipe()).folder
     assert {path.name for path in folder.iterdir()} == {
         "adapter", "best", "last", "checkpoints", "log.jsonl", "recipe.json", "environment.json", "result.json",
@@ -134,7 +134,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(recipe, monkeypatch):
     assert bytes_of(train(recipe())) == bytes_of(whole)
 
 
-def test_trackers_are_told_what_the_log_is(recipe):
+def test_trackers_get_what_the_log_holds(recipe):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = train(recipe(train={"trackers": ["tensorboard"]})).folder
@@ -186,7 +186,7 @@ def write(recipe, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_script_saves_and_says_how_to_go_on(recipe, tmp_path, signum):
+def test_a_signal_to_the_script_saves_and_names_the_way_to_resume(recipe, tmp_path, signum):
     """To the whole group, as a terminal sends it: the workers get it too."""
     long = recipe(train={"epochs": 200.0, "num_workers": 2, "eval_steps": 1000})
     process = start(write(long, tmp_path / "r.yaml"))
@@ -215,7 +215,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 
 
 @pytest.mark.distributed
-def test_two_processes_stop_together_and_go_on_bit_for_bit(recipe, tmp_path):
+def test_two_processes_stop_at_one_step_and_resume_bit_for_bit(recipe, tmp_path):
     options = {"batch_size": 2, "epochs": 6.0}
     for name in ("whole", "stopped"):
         one = recipe(name, train=options)

@@ -151,7 +151,10 @@ def test_an_earlier_key_is_the_present_one(config):
     [
         (["seed"], "each word must be key=value, or key=a,b,c for a grid, got 'seed'"),
         (["=1,2"], "each word must be key=value, .*, got '=1,2'"),
-        (["seed=1,2", "seed=3"], "once, but 'seed=3' gives seed again. Put all its values in one word"),
+        (
+            ["seed=1,2", "seed=3"],
+            "a key must be unique, but 'seed' is given twice, again by 'seed=3'. Put all its values in one word",
+        ),
         (["seed=1,2,1"], "runs of a grid must differ, but two are the same: seed=1, and seed=1"),
         (["name=a,b"], 'runs of a grid must differ, but two are the same: name="a", and name="b"'),
         (["seed=1,[2"], r"put a value with a comma in quotes or brackets\): the value must be valid YAML"),

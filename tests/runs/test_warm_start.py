@@ -42,7 +42,7 @@ def begun_with(monkeypatch, recipe):
 
 
 @pytest.mark.parametrize("way", ["reference", "alias", "folder"])
-def test_it_starts_from_the_weights_and_says_so_in_its_manifest(recipe, parent, monkeypatch, capsys, way):
+def test_it_starts_from_the_weights_and_its_manifest_records_them(recipe, parent, monkeypatch, capsys, way):
     asked = {"reference": parent.ref, "alias": "testing/squares", "folder": str(parent.adapter)}[way]
     child = recipe(adapter={"init_from": asked}, method={"lora_dropout": 0.2})  # which is the training's own
     weights = load_file(parent.adapter / WEIGHTS)

@@ -211,7 +211,7 @@ EXTRA = (put_git, put_link, put_fifo, put_pickle)
 
 
 @pytest.mark.parametrize("put", EXTRA)
-def test_nobody_publishes_more_than_the_manifest_lists(refused, tmp_path, put):
+def test_only_what_the_manifest_lists_can_be_published(refused, tmp_path, put):
     registry = AdapterRegistry(tmp_path / "registry")
     message = "also holds '(.git|extra|adapter_model.bin)', which its manifest does not list"
     refused(case("extra", lambda forgery: put(forgery.folder), IntegrityError, message), registry.publish)
@@ -219,7 +219,7 @@ def test_nobody_publishes_more_than_the_manifest_lists(refused, tmp_path, put):
 
 
 @pytest.mark.parametrize("how", [symlink, fifo, device, folder])
-def test_nobody_publishes_what_is_no_plain_file(refused, tmp_path, how):
+def test_only_plain_files_can_be_published(refused, tmp_path, how):
     registry = AdapterRegistry(tmp_path / "registry")
     after = partial(how, name=WEIGHTS_NAME)
     refused(case("x", after, IntegrityError, "'adapter_model.safetensors' must be a plain file"), registry.publish)

@@ -42,11 +42,11 @@ def config_with(**fields):
 
 
 TEXTS = [
-    ("a key twice", lambda text: '{"name":"other",' + text[1:], "the key 'name' appears twice"),
+    ("a key twice", lambda text: '{"name":"other",' + text[1:], "a key must be unique, but 'name' is given twice"),
     (
         "a key twice below",
         lambda text: text.replace('"adapter": {', '"adapter": {"parts": [],'),
-        "'parts' appears twice",
+        "'parts' is given twice",
     ),
     ("10,000 levels", lambda text: f'{{"a":{_DEEP},{text[1:]}', "must be nested at most 32 levels deep"),
     ("40 levels", lambda text: f'{{"a":{"[" * 40}{"]" * 40},{text[1:]}', "must be nested at most 32 levels deep"),
@@ -168,7 +168,7 @@ CASES = [
         "config: a key twice",
         config_text(lambda text: '{"r":8,' + text[1:]),
         ManifestError,
-        "the key 'r' appears twice",
+        "a key must be unique, but 'r' is given twice",
     ),
     *(Case(f"manifest: {name}", forge, ManifestError, message) for name, forge, message in MANIFESTS),
     *(Case(f"config: {name}", forge, ManifestError, message) for name, forge, message in CONFIGS),

@@ -148,7 +148,7 @@ LORA = [
 ]
 MODULES = [
     ("a module nobody has", modules("language", "model.nowhere"), "this base has no module 'model.nowhere'"),
-    ("a module twice", modules("language", f"{LAYER}.q_proj"), "q_proj is changed twice"),
+    ("a module twice", modules("language", f"{LAYER}.q_proj"), "q_proj' is given twice"),
     ("the head", modules("language", "lm_head"), "'lm_head' must be in the language tower of this base"),
     (
         "the embedding",
@@ -180,7 +180,7 @@ MODULES = [
     ("no modules", part("lora", modules={}), "tensors must be those of its modules on this base: 0 missing"),
     ("no parts", lambda f: f.adapter.update(parts=[]), "parts: List should have at least 1 item"),
     ("nine parts", nine_parts, "parts: List should have at most 8 items"),
-    ("a part twice", a_part_twice, "each method must appear once, but lora appears twice"),
+    ("a part twice", a_part_twice, "a method must be unique, but 'lora' is given twice"),
     ("a method nobody has", another_method, "needs the method 'os.system', which no installed package provides"),
     (
         "another type",
@@ -195,8 +195,8 @@ PARTS = [
     ("the embedding as a whole", whole("language", "model.language_model.embed_tokens.weight"), NOT_WHOLE),
     ("a norm of the vision tower", whole("vision", "model.visual.blocks.0.norm1.weight"), NOT_WHOLE),
     ("vision said to be the projector", whole("projector", "model.visual.blocks.0.norm1.weight"), NOT_WHOLE),
-    ("what LoRA has too", whole("language", f"{LAYER}.q_proj.bias"), "q_proj.bias is changed twice"),
-    ("the projector by LoRA too", a_projector_twice, "mlp.0.bias is changed twice"),
+    ("what LoRA has too", whole("language", f"{LAYER}.q_proj.bias"), "q_proj.bias' is given twice"),
+    ("the projector by LoRA too", a_projector_twice, "mlp.0.bias' is given twice"),
     ("a parameter nobody has", whole("projector", "model.nowhere.weight"), "no parameter 'model.nowhere.weight'"),
     ("a buffer", whole("language", "model.language_model.rotary_emb.inv_freq"), "no parameter '.*inv_freq'"),
     ("a module", whole("projector", "model.visual.merger"), "this base has no parameter 'model.visual.merger'"),

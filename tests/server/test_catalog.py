@@ -111,7 +111,7 @@ def test_who_asks_for_what_is_not_there_learns_of_nothing_else(fresh, registry_f
     with running(model, allow=["testing/fi*"]) as server:
         for name in ("testing/fix", "testing/first@other", "testing/first@9"):
             message = error_of(server.post(body(name)))[3]
-            assert not any(told in message for told in (str(registry_folder), "second", "prod"))
+            assert not any(secret in message for secret in (str(registry_folder), "second", "prod"))
 
 
 def test_many_that_ask_for_one_wait_for_the_same(fresh):
@@ -121,7 +121,7 @@ def test_many_that_ask_for_one_wait_for_the_same(fresh):
     assert registry.asked == [SECOND]
 
 
-def test_nobody_waits_for_what_is_loaded_who_asks_for_what_is_there(fresh):
+def test_requests_for_loaded_adapters_do_not_wait_for_a_load(fresh):
     model, registry = fresh
     with running(model, [], allow=["*"]) as server, ThreadPoolExecutor(16) as pool:
         wanted = server.ask(FIRST)
@@ -149,7 +149,7 @@ def test_a_registry_that_is_down_is_no_fault_of_the_client(fresh, caplog):
         wait_for(lambda: server.post(body(SECOND)).status_code == 200)
 
 
-def test_an_adapter_that_cannot_be_loaded_is_told_without_its_inside(fresh, monkeypatch, caplog):
+def test_the_error_of_an_adapter_that_cannot_be_loaded_hides_the_details(fresh, monkeypatch, caplog):
     from finetune.errors import IntegrityError
 
     model, _ = fresh
@@ -224,9 +224,11 @@ def test_an_adapter_that_cannot_be_read_hides_no_other(vlm, registry_folder, tmp
             assert len(ids(server)) == 9
         (tmp_path / "registry" / "registry.json").write_bytes(b"garbage")
         assert ids(server) == ["base"]
-    told = [record.getMessage().split(":")[0] for record in caplog.records if record.name == "finetune.server.catalog"]
+    logged = [
+        record.getMessage().split(":")[0] for record in caplog.records if record.name == "finetune.server.catalog"
+    ]
     third = "testing/third cannot be read and is not listed"
-    assert told == [third, third, "the registry cannot be read and is not listed"]
+    assert logged == [third, third, "the registry cannot be read and is not listed"]
 
 
 def rename(folder, namespace, name):

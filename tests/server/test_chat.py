@@ -44,7 +44,7 @@ def test_an_answer_is_the_adapters_own(server, expected, ref, image):
     assert choice.finish_reason == ("length" if found.usage.completion_tokens == longest else "stop")
 
 
-def test_a_stream_grows_to_the_answer_and_tells_usage_where_it_is_asked(server, expected):
+def test_a_stream_grows_to_the_answer_and_has_usage_on_request(server, expected):
     with server.client() as client:
         for ref in REFS:
             options = {"include_usage": True} if ref != REFS[0] else openai.omit
@@ -102,9 +102,9 @@ def test_a_question_is_put_as_the_adapter_was_trained_and_a_conversation_as_it_s
     with server.client() as client:
         found = client.chat.completions.create(model=REFS[0], messages=sent)
         own = [{"role": "developer", "content": "two"}, {"role": "user", "content": QUESTION}]
-        told = client.chat.completions.create(model=REFS[0], messages=own)
+        completion = client.chat.completions.create(model=REFS[0], messages=own)
     assert found.choices[0].message.content == chatted
-    assert told.choices[0].message.content == plain
+    assert completion.choices[0].message.content == plain
     assert len({asked, chatted, plain}) == 3
 
 
@@ -112,8 +112,8 @@ def test_what_was_answered_can_be_sent_back_as_it_came(server):
     messages = [{"role": "user", "content": QUESTION}]
     with server.client() as client:
         first = client.chat.completions.create(model="base", messages=messages).choices[0].message
-        for said in (first, first.model_dump()):
-            again = [*messages, said, {"role": "user", "content": "Is it red?"}]
+        for reply in (first, first.model_dump()):
+            again = [*messages, reply, {"role": "user", "content": "Is it red?"}]
             assert client.chat.completions.create(model="base", messages=again).choices[0].message.content
 
 
@@ -190,7 +190,7 @@ def test_an_image_by_url_is_fetched_where_that_is_allowed(loaded, expected, monk
     assert data_url(IMAGE) not in str(fetched)
 
 
-def test_images_by_url_are_together_no_larger_than_a_request_may_be(loaded, monkeypatch):
+def test_all_images_by_url_share_the_limit_of_a_request(loaded, monkeypatch):
     from tests.server.serving import running
 
     left = []

@@ -64,11 +64,11 @@ def test_a_bound_that_is_none_is_refused(argument, capsys):
     assert caught.value.code == 2 and argument.partition("=")[0] in capsys.readouterr().err
 
 
-def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys):
+def test_the_error_of_a_missing_package_names_the_install_command(monkeypatch, capsys):
     monkeypatch.setattr("finetune.core.extras.find_spec", lambda name: None if name == "uvicorn" else object())
     assert main(["serve", "--base", "pocket"]) == 2
-    said = capsys.readouterr().err
-    assert f"needs uvicorn, not installed for {sys.executable}. Run: pip install 'finetune-vlm[serve]'" in said
+    error = capsys.readouterr().err
+    assert f"needs uvicorn, not installed for {sys.executable}. Run: pip install 'finetune-vlm[serve]'" in error
 
 
 def test_a_base_that_writes_no_text_is_refused(tiny_clip, capsys):
@@ -90,8 +90,8 @@ def command(base_folder, registry_folder, *more):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background, otherwise
     )
     try:
-        said = [process.stdout.readline() for _ in range(4)]
-        yield process, re.search(r"http://[\d.:]+", said[0])[0], said
+        lines = [process.stdout.readline() for _ in range(4)]
+        yield process, re.search(r"http://[\d.:]+", lines[0])[0], lines
     finally:
         process.kill()
         process.communicate()
@@ -100,9 +100,9 @@ def command(base_folder, registry_folder, *more):
 @pytest.mark.distributed
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_lets_what_runs_end_and_takes_nothing_more(base_folder, registry_folder, signum):
-    with command(base_folder, registry_folder, "--max-batch", "1") as (process, url, said), http_client() as client:
-        assert said[0].startswith("serving on http://127.0.0.1:") and str(base_folder) in said[1]
-        assert all(ref in said[2] for ref in REFS) and "no API key needed" in said[3]
+    with command(base_folder, registry_folder, "--max-batch", "1") as (process, url, lines), http_client() as client:
+        assert lines[0].startswith("serving on http://127.0.0.1:") and str(base_folder) in lines[1]
+        assert all(ref in lines[2] for ref in REFS) and "no API key needed" in lines[3]
         found = []
 
         def ask():

@@ -83,30 +83,30 @@ def test_an_answer_takes_longer_than_a_head_may(loaded, stage):
         assert answer and answer[0]
 
 
-def test_a_body_that_does_not_come_is_told(vlm):
+def test_a_body_that_does_not_arrive_gets_an_error(vlm):
     with running(vlm, body_seconds=0.3) as server, connect(server.url) as slow:
         slow.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 1000\r\n\r\n{"
         )
-        told = b""
-        while b"}" not in told:
-            told += slow.recv(65536)
-        assert told.startswith(b"HTTP/1.1 408") and b"did not arrive within 0.3 seconds" in told
+        response = b""
+        while b"}" not in response:
+            response += slow.recv(65536)
+        assert response.startswith(b"HTTP/1.1 408") and b"did not arrive within 0.3 seconds" in response
         wait_for(lambda: server.service.num_waiting == 0)
 
 
-def test_a_body_in_chunks_of_one_byte_holds_up_nobody(vlm):
+def test_a_body_in_chunks_of_one_byte_delays_no_other_request(vlm):
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     chunks = b"1\r\na\r\n" * 600_000  # some 8 s at once
     with running(vlm) as server:
-        told = []
+        responses = []
 
         def send():
             with connect(server.url) as sender:
                 sender.settimeout(60)
                 sender.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunks + b"0\r\n\r\n")
-                told.append(sender.recv(65536))
+                responses.append(sender.recv(65536))
 
         threads = [threading.Thread(target=send) for _ in range(2)]
         for thread in threads:
@@ -116,7 +116,7 @@ def test_a_body_in_chunks_of_one_byte_holds_up_nobody(vlm):
             begun = time.monotonic()
             assert server.get("/health").status_code == 200
             longest = max(longest, time.monotonic() - begun)
-        assert longest < 3 and all(one.startswith(b"HTTP/1.1 400") for one in told) and len(told) == 2
+        assert longest < 3 and all(one.startswith(b"HTTP/1.1 400") for one in responses) and len(responses) == 2
 
 
 @pytest.mark.parametrize("bound", ["max_connections", "max_address_connections"])
@@ -181,11 +181,11 @@ def test_one_client_leaves_room_in_the_queue(loaded, stage):
     assert sorted(codes) == [(False, 200)] * 4 + [(True, 200)]
 
 
-def test_what_cannot_be_accepted_is_said_once(caplog):
-    quiet, told = QuietErrors(), []
+def test_a_failure_to_accept_is_logged_once(caplog):
+    quiet, reported = QuietErrors(), []
 
     class Loop:
-        default_exception_handler = staticmethod(told.append)
+        default_exception_handler = staticmethod(reported.append)
 
     for _ in range(100):
         quiet(Loop(), {"message": "socket.accept() out of system resource", "exception": OSError("too many files")})
@@ -193,7 +193,7 @@ def test_what_cannot_be_accepted_is_said_once(caplog):
         "the server cannot accept connections: too many files"
     ]
     quiet(Loop(), {"message": "something else"})
-    assert told == [{"message": "something else"}]
+    assert reported == [{"message": "something else"}]
 
 
 def test_connections_leave_descriptors_for_all_else(monkeypatch):

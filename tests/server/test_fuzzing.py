@@ -93,7 +93,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("what", NAMED)
-def test_what_is_no_fault_of_the_server_is_never_told_as_one(client, what):
+def test_a_fault_of_the_client_is_never_a_server_error(client, what):
     send(client, json.dumps(NAMED[what] | {"max_tokens": 2}).encode())
 
 

@@ -23,7 +23,7 @@ def parts(*content):
     return of_messages([{"role": "user", "content": list(content)}])
 
 
-def said(role, text):
+def message(role, text):
     return {"role": role, "content": text}
 
 
@@ -31,8 +31,8 @@ HEAVY = {
     "one text": lambda: json.dumps(body(question="a" * SIZE)),
     "a text that just fits": lambda: json.dumps(body(question="a" * 16_000, max_tokens=4)),
     "words": lambda: json.dumps(body(question="red " * (SIZE // 4))),
-    "many messages": lambda: of_messages([said("user", "a" * 30_000), said("assistant", "a")] * 499),
-    "more messages than allowed": lambda: of_messages([said("user", "a")] * (SIZE // 40)),
+    "many messages": lambda: of_messages([message("user", "a" * 30_000), message("assistant", "a")] * 499),
+    "more messages than allowed": lambda: of_messages([message("user", "a")] * (SIZE // 40)),
     "many parts": lambda: parts(*[{"type": "text", "text": ""}] * (SIZE // 30)),
     "many images": lambda: parts(*[image_part(many_scans(2000, 20))] * 8),
     "a long model name": lambda: json.dumps(body("a/" * (SIZE // 2))),

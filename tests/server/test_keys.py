@@ -25,7 +25,7 @@ def test_keys_are_read_from_a_file_or_the_environment(tmp_path):
      (f"{KEY}é\n", "line 1"), (f"{KEY} {KEY}\n", "line 1")],
     ids=["empty", "comment", "short", "letters", "space"],
 )  # fmt: skip
-def test_a_file_without_good_keys_is_refused_and_no_key_told(tmp_path, text, message):
+def test_a_file_without_good_keys_is_refused_and_no_key_shown(tmp_path, text, message):
     file = tmp_path / "keys"
     file.write_text(text)
     with pytest.raises(LaunchError, match=message) as caught:
@@ -58,7 +58,7 @@ def test_a_key_is_compared_in_constant_time_with_all(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:80", "127.9.9.9", "[::1]:8000", "[::1]"])
-def test_without_keys_whoever_asks_this_machine_by_its_name_may(host):
+def test_without_keys_requests_to_the_name_of_this_machine_are_allowed(host):
     Keys([]).check(None, host=host)
 
 

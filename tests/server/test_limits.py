@@ -38,7 +38,7 @@ def test_what_comes_while_a_batch_runs_shares_the_next_one(loaded, stage):
     assert stage.batches[3:] == [[FIRST], [SECOND, None, FIRST, SECOND], [FIRST]]
 
 
-def test_the_inputs_of_a_batch_are_bounded_together(loaded, stage, monkeypatch):
+def test_the_inputs_of_a_batch_share_one_bound(loaded, stage, monkeypatch):
     from finetune.server import scheduler
 
     monkeypatch.setattr(scheduler, "MOST_BYTES", int(2.5 * 32 * 32 * (3 * 4 + 8)))  # of pixels and their mask
@@ -87,7 +87,7 @@ def test_no_client_is_passed_over_by_others_who_take_turns(loaded, stage):
         assert all(one.result().status_code == 200 for one in asked)
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(loaded, stage):
+def test_a_full_queue_refuses_with_a_retry_time(loaded, stage):
     with running(loaded, REFS, max_queue=2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.ask, FIRST)]
         wait_for(lambda: len(stage.batches) == 1)
@@ -114,7 +114,7 @@ def test_the_official_client_tries_again_by_itself(loaded, stage):
             assert client.chat.completions.create(**body(FIRST)).choices[0].message.content == asked[0].result()
 
 
-def test_who_waits_too_long_is_told(loaded, stage):
+def test_a_request_that_waits_too_long_gets_an_error(loaded, stage):
     with running(loaded, REFS, queue_seconds=0.2, max_batch=1) as server, ThreadPoolExecutor(8) as pool:
         asked = pool.submit(server.ask, FIRST)
         wait_for(lambda: len(stage.batches) == 1)
@@ -127,7 +127,7 @@ def test_who_waits_too_long_is_told(loaded, stage):
     assert stage.batches == [[FIRST]]  # what was given up is not answered
 
 
-def test_a_request_that_takes_too_long_is_told_and_its_row_ends(loaded, stage):
+def test_a_request_that_takes_too_long_gets_an_error_and_its_row_ends(loaded, stage):
     with running(loaded, REFS, request_seconds=0.3) as server:
         for number, stream in enumerate((False, True), start=1):
             assert error_of(server.post(body(FIRST, stream=stream)))[:2] == (504, "timeout")
@@ -135,7 +135,7 @@ def test_a_request_that_takes_too_long_is_told_and_its_row_ends(loaded, stage):
             stage.stopped = []
 
 
-def test_a_stream_that_takes_too_long_says_so_in_its_last_event(loaded, monkeypatch):
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(loaded, monkeypatch):
     from finetune.tasks import generation
 
     taken = threading.Event()
@@ -316,7 +316,7 @@ def test_a_server_that_stops_is_not_ready(loaded):
 
 
 @pytest.mark.parametrize("patience, signals", [(0.3, 1), (600, 2)], ids=["late", "again"])
-def test_what_does_not_end_in_time_is_told_and_a_second_signal_waits_for_nothing(
+def test_what_does_not_end_in_time_gets_an_error_and_a_second_signal_does_not_wait(
     loaded, stage, capfd, patience, signals
 ):
     with running(loaded, REFS, stop_seconds=patience, max_batch=1) as server, ThreadPoolExecutor(2) as pool:

@@ -23,7 +23,7 @@ def parts(*given):
     return {"model": "base", "messages": [{"role": "user", "content": list(given)}]}
 
 
-def said(*roles):
+def messages(*roles):
     return {"model": "base", "messages": [{"role": role, "content": "a"} for role in roles]}
 
 
@@ -35,11 +35,11 @@ URL = "messages[0].content[0].image_url.url"
 WRONG = {
     "no model": ({"messages": body()["messages"]}, "invalid_value", "model", "Field required"),
     "no messages": ({"model": "base", "messages": []}, "invalid_value", "messages", "at least 1 item"),
-    "a role": (said("tool"), "invalid_value", "messages[0]", "'tool'"),
+    "a role": (messages("tool"), "invalid_value", "messages[0]", "'tool'"),
     "a text as number": (body(question=3), "invalid_value", "messages[0].content", "valid"),
     "an empty text": (body(question="  "), "invalid_messages", "messages", "must have a non-empty text, got"),
     "a part": (parts({"type": "audio"}), "invalid_value", "messages[0].content[0]", "'audio'"),
-    "the order": (said("user", "user"), "invalid_messages", "messages", "after user the role must be assistant"),
+    "the order": (messages("user", "user"), "invalid_messages", "messages", "after user the role must be assistant"),
     "a turn in a text": (body(question="a <|assistant|> b"), "invalid_messages", "messages", "holds '<|assistant|>'"),
     "an image in a text": (body(question="<image> b"), "invalid_messages", "messages", "holds '<image>', a special"),
     "a turn in a conversation": (
@@ -50,7 +50,7 @@ WRONG = {
     ),
     "another model's image": (body(question="<|image_pad|> b"), "invalid_messages", "messages", "a mark of other"),
     "the last": (
-        said("user", "assistant"),
+        messages("user", "assistant"),
         "invalid_messages",
         "messages",
         "role user, got assistant",
@@ -96,7 +96,7 @@ WRONG = {
     "many images": (parts(*[image_part(png())] * 3), "too_many_images", "messages", "at most 2 images, got 3"),
     "a NUL": (parts(at("data:image/png;base64,\0")), "invalid_image", URL, "not base64"),
     "bare base64": (parts(at("iVBOR" * 9000)), "invalid_image_url", URL, "fetches no images"),
-    "10,000 messages": (said(*["user"] * 1001), "invalid_value", "messages", "at most 1000 items"),
+    "10,000 messages": (messages(*["user"] * 1001), "invalid_value", "messages", "at most 1000 items"),
     "an image of the system": (
         {"model": "base", "messages": [{"role": "system", "content": [image_part(png(side=4))]}]},
         "invalid_value",
@@ -124,7 +124,7 @@ def post(server, sent, key=KEY):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("what", WRONG)
-def test_a_wrong_request_is_told_what_is_wrong(strict, what, stream):
+def test_the_error_of_a_wrong_request_names_the_fault(strict, what, stream):
     sent, code, param, message = WRONG[what]
     if stream and what not in ("usage of no stream", "a text for a flag"):
         sent = {**sent, "stream": True}
@@ -185,7 +185,7 @@ def test_a_body_that_is_too_large_is_refused_with_its_answer_read(strict, kind):
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", f"Bearer {KEY[:-1]}", "Bearer \xff"]
 )
-def test_who_has_no_key_is_told_nothing(strict, header, caplog):
+def test_a_client_without_a_key_learns_nothing(strict, header, caplog):
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
     for path in ("/v1/models", "/v1/models/base", "/metrics", "/v1/nothing"):
         response = strict.get(path, headers=headers)
@@ -216,7 +216,7 @@ def test_other_paths_and_methods_are_refused(server):
     assert error_of(server.get("/docs"))[0] == 404
 
 
-def test_what_goes_wrong_inside_is_told_by_a_number_alone(loaded, stage, caplog):
+def test_the_response_to_an_internal_error_has_only_a_number(loaded, stage, caplog):
     with running(loaded, REFS) as server:
         stage.fails = [ZeroDivisionError("secret place"), ZeroDivisionError("secret place")]
         stage.go_on(2)

@@ -83,7 +83,7 @@ def answers(operation, mode, **fixed):
 
 
 @pytest.mark.parametrize("path", READ)
-def test_every_answer_of_what_is_read_is_as_the_schema_says(api, path):
+def test_every_response_of_a_read_matches_the_schema(api, path):
     assert 200 in answers(api[path]["GET"], GenerationMode.POSITIVE) or path == "/v1/models/{model}"
 
 
@@ -92,7 +92,7 @@ ASKED = body("base", max_tokens=None, max_completion_tokens=4, stream_options=No
 
 @pytest.mark.parametrize("fixed", [{}, {"model": "base"}], ids=["any", "base"])
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_every_answer_to_a_chat_is_as_the_schema_says(api, mode, fixed):
+def test_every_response_to_a_chat_matches_the_schema(api, mode, fixed):
     found = answers(api[CHAT[1]][CHAT[0]], mode, **fixed)
     # Turns in another order, images that are none, too many tokens: no schema can say that.
     assert set(found) <= {200, 400, 404}, found

@@ -56,7 +56,7 @@ def test_results_and_errors_come_back():
     run(scenario())
 
 
-def test_work_that_nobody_waits_for_is_let_go_at_once():
+def test_work_of_a_client_that_left_is_dropped_at_once():
     async def scenario():
         turns, gate = Turns(2, name="test"), Gate()
         first = asyncio.ensure_future(turns.run("a", gate))

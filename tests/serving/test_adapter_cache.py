@@ -127,7 +127,7 @@ def test_an_alias_is_looked_up_again_when_its_time_is_over():
     assert found("a/b@prod") == 5
 
 
-def test_a_failed_look_up_keeps_what_is_known_and_says_so_once():
+def test_a_failed_look_up_keeps_what_is_known_and_warns_once():
     clock = Clock()
     answers = {"a/b@prod": 1}
 
@@ -151,7 +151,7 @@ def test_a_failed_look_up_keeps_what_is_known_and_says_so_once():
         aliases.version("a/other")
 
 
-def test_what_nobody_vouches_for_any_more_is_not_kept():
+def test_what_is_no_longer_signed_is_not_kept():
     clock, revoked = Clock(), []
 
     def check(one):
@@ -173,7 +173,7 @@ def test_what_nobody_vouches_for_any_more_is_not_kept():
         aliases.version("a/b")
 
 
-def test_nobody_waits_for_a_look_up():
+def test_no_request_waits_for_a_look_up():
     clock, began, go = Clock(), threading.Event(), threading.Event()
 
     def renew(ref):

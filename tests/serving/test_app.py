@@ -218,7 +218,7 @@ def other_tokenizer(folder, tensors, config, manifest):
     resave(folder, tensors, config, manifest, processor__tokenizer="0" * 64)
 
 
-def a_method_nobody_has(folder, tensors, config, manifest):
+def an_unknown_method(folder, tensors, config, manifest):
     resave(folder, tensors, config, manifest, adapter__parts__0__method="os.system")
 
 
@@ -257,7 +257,7 @@ REFUSALS = [
     (huge_values, ProbeError, "must have the effect that it had"),
     (other_generation, BaseMismatchError, "trained with another generation config"),
     (other_tokenizer, BaseMismatchError, "trained with another tokenizer"),
-    (a_method_nobody_has, AdapterError, "peft_type must be .* for os.system on .*, got 'LORA'"),
+    (an_unknown_method, AdapterError, "peft_type must be .* for os.system on .*, got 'LORA'"),
 ]
 
 
@@ -298,7 +298,7 @@ def test_another_base_of_equal_shapes_is_refused(published, trained, tmp_path):
         load(first.ref, base=str(tmp_path / "tweaked"), device="cpu")
 
 
-def test_a_name_nobody_published(published):
+def test_a_name_that_was_never_published(published):
     base, *_ = published
     with pytest.raises(NotFoundError, match="squares"):
         load("testing/sqares", base=str(base), device="cpu")

@@ -17,7 +17,7 @@ from finetune.serving.loading import load
 from finetune.serving.urls import UrlPolicy
 from finetune.serving.vision_language_model import CAPTION_QUESTION, CAPTION_TOKENS, VisionLanguageModel
 from tests.serving.adapters import make_adapter
-from tests.serving.test_urls import HERE, says, serving
+from tests.serving.test_urls import HERE, responding, serving
 
 QUESTION = "What color is it?"
 
@@ -75,7 +75,7 @@ def test_a_url_where_that_is_allowed(tiny_fast_vlm, image):
     policy = UrlPolicy(allow_private=HERE)
     allowed = load("base", base=str(tiny_fast_vlm), device="cpu", allow_urls=policy)
     wanted = allowed.ask(image, QUESTION)
-    with serving(says(image.read_bytes())) as (host, requests):
+    with serving(responding(image.read_bytes())) as (host, requests):
         url = f"http://{host}/a.png"
         assert allowed.ask(url, QUESTION) == wanted and len(requests) == 1
         public = load("base", base=str(tiny_fast_vlm), device="cpu", allow_urls=True)
@@ -117,7 +117,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_no_image_is_told(vlm, image, what, tmp_path):
+def test_what_is_no_image_is_refused(vlm, image, what, tmp_path):
     make, error, message = BROKEN[what]
     with pytest.raises(error, match=message):
         vlm.ask(make(image, tmp_path), QUESTION)
@@ -168,7 +168,7 @@ def limits_of(vlm, monkeypatch):
     return limits
 
 
-def test_whoever_was_trained_on_none_is_asked_for_one(vlm, image, tmp_path, monkeypatch):
+def test_an_adapter_trained_without_an_image_takes_one(vlm, image, tmp_path, monkeypatch):
     adapter = make_adapter(vlm.base, "lora", tmp_path / "adapter")
     seen, limits = asked(vlm, monkeypatch), limits_of(vlm, monkeypatch)
     plain = vlm.caption(image)
@@ -195,14 +195,14 @@ def test_one_text_is_no_list_of_them(vlm, given):
 
 
 @pytest.mark.parametrize(
-    "wrong, error, said",
+    "wrong, error, message",
     [
         ({"allow_urls": "yes"}, DataError, "allow_urls must be True, False or a UrlPolicy, got 'yes'"),
         ({"verify_base": "ful"}, ModelError, "verify_base must be 'cached' or 'full', got 'ful'"),
     ],
 )
-def test_an_option_that_is_none_is_refused_at_once(tiny_fast_vlm, wrong, error, said):
-    with pytest.raises(error, match=said):
+def test_an_option_that_is_none_is_refused_at_once(tiny_fast_vlm, wrong, error, message):
+    with pytest.raises(error, match=message):
         load("base", base=str(tiny_fast_vlm), device="cpu", **wrong)
 
 

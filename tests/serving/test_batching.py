@@ -51,14 +51,14 @@ def test_every_row_has_the_logits_of_its_own_adapter(served):
     refs = [loaded_adapters[name] if name else None for name in MIXED]
     with vlm.switcher.mixing(refs):
         found = logits(vlm, batch)
-    said = []
+    expected = []
     for row, ref in enumerate(refs):
         with vlm.using(ref):
             wanted = logits(vlm, batch)[row]
         # Another order of sums, which each CPU rounds in its own way; another adapter is off by as much as it is large.
         assert (found[row] - wanted).abs().max() <= 1e-4 * wanted.abs().max(), row
-        said.append(wanted)
-    assert len({one[-1].sum().item() for one in said}) == len(said)  # no two rows would say the same
+        expected.append(wanted)
+    assert len({one[-1].sum().item() for one in expected}) == len(expected)  # no two rows would say the same
 
 
 def test_beams_of_a_row_have_its_adapter(served):
@@ -87,7 +87,7 @@ def every_kind(tmp_path_factory):
     return VisionLanguageModel(base), [make_adapter(base, kind, folder / kind, seed=1, name=kind[:4]) for kind in kinds]
 
 
-def test_whatever_is_asked_together_is_answered_as_if_alone(every_kind, monkeypatch):
+def test_rows_of_a_batch_are_answered_as_alone(every_kind, monkeypatch):
     vlm, adapters = every_kind
     refs = [*adapters, None, *adapters[:2]]
     images = [row.images[0] for row in rows(len(refs))]

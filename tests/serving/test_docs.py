@@ -75,11 +75,11 @@ def test_the_page(work, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 7
     exec(compile("\n".join(blocks), "apps.md", "exec"), {})
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     product, scan = answers_one_by_one()
     assert product != scan
-    assert said.startswith(f"{product}\n{scan}\n{[product, scan]}\n") and said.endswith(f"{[product, scan]}\n")
-    assert said.count(product) >= 4 and "every address of the host must be public" in said
+    assert output.startswith(f"{product}\n{scan}\n{[product, scan]}\n") and output.endswith(f"{[product, scan]}\n")
+    assert output.count(product) >= 4 and "every address of the host must be public" in output
 
 
 def test_what_the_page_names_exists():

@@ -36,10 +36,10 @@ def served(tmp_path_factory):
 
 def test_threads(served):
     models, adapters, images, alone = served
-    together, wrong = threading.Barrier(THREADS), []
+    barrier, wrong = threading.Barrier(THREADS), []
 
     def ask(number):
-        together.wait(60)
+        barrier.wait(60)
         for turn in range(EACH):
             which, shown = (number + turn) % len(KINDS), (number + turn) % 2
             vlm = models[number % 2]

@@ -56,7 +56,7 @@ def test_the_second_load_does_not_probe(saved, probes):
         "\udcff",
     ],
 )
-def test_a_receipt_that_says_nothing_is_as_none(saved, probes, text):
+def test_an_invalid_receipt_is_as_none(saved, probes, text):
     base, folder = saved
     VisionLanguageModel(base).add(folder)
     (receipt,) = receipts()

@@ -140,7 +140,7 @@ def test_the_last_one_takes_the_weights_along(own_copy):
 
 
 def test_threads_that_load_at_once_load_once(own_copy, monkeypatch):
-    loads, together = [], threading.Barrier(4)
+    loads, barrier = [], threading.Barrier(4)
 
     def slowly(*args, **options):
         loads.append(args)
@@ -151,7 +151,7 @@ def test_threads_that_load_at_once_load_once(own_copy, monkeypatch):
     found = []
 
     def one():
-        together.wait(60)
+        barrier.wait(60)
         found.append(plain(own_copy))
 
     threads = [threading.Thread(target=one) for _ in range(4)]
@@ -183,7 +183,7 @@ def test_a_load_that_fails_leaves_nothing(own_copy, monkeypatch):
     assert plain(own_copy).ask(None, "What?") is not None
 
 
-def test_dtypes_and_quantizations_stand_apart(own_copy):
+def test_dtypes_and_quantizations_are_not_shared(own_copy):
     held = [{}, {"dtype": "bfloat16"}, {"quantization": "4bit"}]
     models = [plain(own_copy, **options) for options in held]
     assert [vlm.model.dtype for vlm in models] == [torch.float32, torch.bfloat16, torch.float32]
@@ -192,9 +192,9 @@ def test_dtypes_and_quantizations_stand_apart(own_copy):
     assert share(models[0], load("base", base=str(own_copy), device="cpu:0" if torch.cuda.is_available() else "auto"))
 
 
-@pytest.mark.parametrize(("said", "dtype"), [("bfloat16", "bfloat16"), (None, "float32"), ("float32", "float32")])
-def test_auto_is_what_the_config_says(own_copy, said, dtype):
-    edit(own_copy / "config.json", dtype=said)
+@pytest.mark.parametrize(("configured", "dtype"), [("bfloat16", "bfloat16"), (None, "float32"), ("float32", "float32")])
+def test_auto_is_the_dtype_of_the_config(own_copy, configured, dtype):
+    edit(own_copy / "config.json", dtype=configured)
     named, auto = plain(own_copy, dtype=dtype), plain(own_copy, dtype="auto")
     assert str(auto.model.dtype) == f"torch.{dtype}" and share(named, auto)
 
@@ -256,7 +256,7 @@ def begin_to_train(parameter):
 
 
 @pytest.mark.parametrize("write", [add_one, replace_data, begin_to_train])
-def test_weights_that_somebody_wrote_into_are_shared_with_nobody_else(tiny_fast_vlm, write):
+def test_changed_weights_are_not_shared(tiny_fast_vlm, write):
     one = plain(tiny_fast_vlm)
     untouched = one.base.probe(0)
     with torch.no_grad():
@@ -281,7 +281,7 @@ def test_what_a_base_cannot_be_held_in(tiny_fast_vlm, options, message):
         load("base", **({"base": str(tiny_fast_vlm), "device": "cpu"} | options))
 
 
-def test_a_config_that_says_another_dtype(own_copy):
+def test_a_config_with_another_dtype(own_copy):
     edit(own_copy / "config.json", dtype="float64")
     with pytest.raises(ModelError, match="dtype must be auto, or one of .*, got 'float64' in its config"):
         plain(own_copy, dtype="auto")

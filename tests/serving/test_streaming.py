@@ -146,7 +146,7 @@ def test_leaving_the_block_closes(vlm, slow):
     assert not stream._thread.is_alive()
 
 
-def test_what_nobody_holds_any_more_ends(vlm, slow):
+def test_a_stream_without_a_reference_ends(vlm, slow):
     steps, taken = slow
     stream = vlm.stream(image(), QUESTION)
     thread = stream._thread
@@ -157,7 +157,7 @@ def test_what_nobody_holds_any_more_ends(vlm, slow):
     assert not thread.is_alive() and len(taken) < 16
 
 
-def test_a_reader_that_waits_is_told_of_the_close(vlm, slow):
+def test_a_waiting_reader_gets_an_error_on_close(vlm, slow):
     steps, _ = slow
     stream = vlm.stream(image(), QUESTION)
     found = []
@@ -189,7 +189,7 @@ def test_what_goes_wrong_reaches_the_reader(vlm, adapters, monkeypatch):
     assert not reached(vlm.model)
 
 
-def test_what_cannot_be_asked_is_told_at_once(vlm, tmp_path):
+def test_what_cannot_be_asked_is_refused_at_once(vlm, tmp_path):
     with pytest.raises(DataError, match="an image must be a path, bytes, .* got builtins.int"):
         vlm.stream(3, QUESTION)
     with pytest.raises(DataError, match="the last message must have role user, got assistant"):

@@ -67,7 +67,7 @@ def serving(answer, *, tls=None):
             assert not thread.is_alive()
 
 
-def says(body=PNG, *, status="200 OK", type="image/png", **headers):
+def responding(body=PNG, *, status="200 OK", type="image/png", **headers):
     """An answer with these headers; ``content_length`` stands for Content-Length."""
     named = {"content-type": type, "content-length": len(body)} | {k.replace("_", "-"): v for k, v in headers.items()}
     lines = [f"HTTP/1.1 {status}", *(f"{k}: {v}" for k, v in named.items() if v is not None), "", ""]
@@ -80,7 +80,7 @@ def policy(**changes):
 
 @pytest.mark.parametrize("format", ["GIF", "JPEG", "PNG", "WEBP"])
 def test_an_image_is_fetched(format):
-    with serving(says(image(format), type=f"Image/{format}; charset=binary")) as (host, requests):
+    with serving(responding(image(format), type=f"Image/{format}; charset=binary")) as (host, requests):
         assert fetch_image(f"HTTP://{host}/a/b%20c.png?size=1&x=#top", policy()) == image(format)
     (request,) = requests
     assert request.startswith("GET /a/b%20c.png?size=1&x= HTTP/1.1\r\n")
@@ -90,8 +90,8 @@ def test_an_image_is_fetched(format):
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_followed(status):
     def answer(request, connection):
-        moved = says(b"", status=f"{status} Moved", type=None, location="../c.png")
-        (moved if request.startswith("GET /a/b ") else says())(request, connection)
+        moved = responding(b"", status=f"{status} Moved", type=None, location="../c.png")
+        (moved if request.startswith("GET /a/b ") else responding())(request, connection)
 
     with serving(answer) as (host, requests):
         assert fetch_image(f"http://{host}/a/b", policy()) == PNG
@@ -113,26 +113,26 @@ def test_in_pieces_of_any_size():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (says(status="404 Not Found"), "must answer with status 200, got 404"),
-        (says(status="304 Not Modified"), "must answer with status 200, got 304"),
-        (says(b"", status="302 Found"), "must answer with status 200, got 302"),
-        (says(type="text/html"), "media type must be one of image/gif, image/jpeg.*, got 'text/html'"),
-        (says(type=None), "media type must be .*, got ''"),
-        (says(type="image/svg+xml"), "media type must be .*, got 'image/svg"),
-        (says(b"<svg></svg>"), "its 11 bytes do not begin like one"),
-        (says(b"%!PS-Adobe-3.0 EPSF-3.0"), "bytes do not begin like one"),
-        (says(b""), "its 0 bytes do not begin"),
+        (responding(status="404 Not Found"), "must answer with status 200, got 404"),
+        (responding(status="304 Not Modified"), "must answer with status 200, got 304"),
+        (responding(b"", status="302 Found"), "must answer with status 200, got 302"),
+        (responding(type="text/html"), "media type must be one of image/gif, image/jpeg.*, got 'text/html'"),
+        (responding(type=None), "media type must be .*, got ''"),
+        (responding(type="image/svg+xml"), "media type must be .*, got 'image/svg"),
+        (responding(b"<svg></svg>"), "its 11 bytes do not begin like one"),
+        (responding(b"%!PS-Adobe-3.0 EPSF-3.0"), "bytes do not begin like one"),
+        (responding(b""), "its 0 bytes do not begin"),
         (
-            says(gzip.compress(bytes(1_000_000)), content_encoding="gzip"),
+            responding(gzip.compress(bytes(1_000_000)), content_encoding="gzip"),
             "Content-Encoding must be identity, got 'gzip'",
         ),
-        (says(content_length=10**15), "at most 1000 bytes, got at least 1000000000000000"),
-        (says(content_length=10**30), "cannot be fetched: 'bad Content-Length"),
-        (says(content_length=-5), "cannot be fetched: 'bad Content-Length"),
-        (says(PNG + bytes(5000), content_length=None), "at most 1000 bytes, got at least"),
-        (says(content_length=len(PNG) + 1), "cannot be fetched: 'peer closed connection"),
+        (responding(content_length=10**15), "at most 1000 bytes, got at least 1000000000000000"),
+        (responding(content_length=10**30), "cannot be fetched: 'bad Content-Length"),
+        (responding(content_length=-5), "cannot be fetched: 'bad Content-Length"),
+        (responding(PNG + bytes(5000), content_length=None), "at most 1000 bytes, got at least"),
+        (responding(content_length=len(PNG) + 1), "cannot be fetched: 'peer closed connection"),
         (lambda request, connection: connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n"), "cannot be fetched: "),
-        (says(x=b"a" * 300_000), "cannot be fetched: "),
+        (responding(x=b"a" * 300_000), "cannot be fetched: "),
         (lambda request, connection: None, "cannot be fetched: 'Server disconnected"),
     ],
 )
@@ -167,7 +167,7 @@ def test_nothing_is_waited_for_that_is_announced_too_large():
     ],
 )
 def test_a_redirect_is_checked_as_the_first_url_is(location, message):
-    with serving(says(b"", status="302 Found", type=None, location=location)) as (host, requests):
+    with serving(responding(b"", status="302 Found", type=None, location=location)) as (host, requests):
         with pytest.raises(FetchError, match=message):
             fetch_image(f"http://{host}/", policy())
     assert len(requests) == (4 if location == "/again" else 1)
@@ -235,7 +235,7 @@ def test_what_is_public_is_allowed(address):
         ("http://me@example.com/", "^http://example.com/: a URL must not contain a user name or password"),
     ],
 )
-def test_what_says_two_things_or_nothing_is_no_url(url, message):
+def test_an_ambiguous_or_empty_text_is_no_url(url, message):
     with pytest.raises(FetchError, match=message):
         fetch_image(url, UrlPolicy(resolve=lambda host, port: pytest.fail(f"{host} was looked up")))
 
@@ -248,7 +248,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to():
         asked.append(host)
         return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
 
-    with serving(says()) as (host, requests):
+    with serving(responding()) as (host, requests):
         port = host.partition(":")[2]
         url = f"http://images.example:{port}/p.png"
         assert fetch_image(url, policy(resolve=resolve)) == PNG
@@ -275,7 +275,7 @@ def test_a_name_that_stands_for_nothing():
 
 
 def test_the_next_address_is_tried():
-    with serving(says()) as (host, _):
+    with serving(responding()) as (host, _):
         port = host.partition(":")[2]
         both = policy(resolve=lambda host, port: ["127.0.0.3", "127.0.0.1"], allow_private=(ip_network("127.0.0.0/8"),))
         assert fetch_image(f"http://a.example:{port}/", both) == PNG
@@ -309,7 +309,7 @@ def test_what_dawdles_is_given_up(answer):
 def test_redirects_and_names_count_into_the_time():
     def answer(request, connection):
         time.sleep(0.15)
-        says(b"", status="302 Found", type=None, location="/again")(request, connection)
+        responding(b"", status="302 Found", type=None, location="/again")(request, connection)
 
     with serving(answer) as (host, _), pytest.raises(FetchError, match="took more than 0.4 seconds"):
         fetch_image(f"http://{host}/", policy(timeout=0.4, max_redirects=1000))
@@ -324,7 +324,7 @@ def test_a_certificate_must_be_the_hosts(tmp_path, monkeypatch):
     context.load_cert_chain(*own_certificate(tmp_path, "images.example"))
     names, at_home = [], policy(resolve=lambda host, port: ["127.0.0.1"])
     context.sni_callback = lambda connection, name, context: names.append(name)
-    with serving(says(), tls=context) as (host, requests):
+    with serving(responding(), tls=context) as (host, requests):
         port = host.partition(":")[2]
         with pytest.raises(FetchError, match="cannot be fetched: .*self-signed certificate"):
             fetch_image(f"https://images.example:{port}/", at_home)

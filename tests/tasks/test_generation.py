@@ -47,7 +47,7 @@ def mending():
 TOKENIZERS = {"byte level": byte_level, "byte fallback": byte_fallback, "word piece": word_piece, "mending": mending}
 
 
-def told(tokenizer, ids):
+def streamed(tokenizer, ids):
     """Return the pieces that come out, and the whole text."""
     text, pieces = GrowingText(tokenizer), []
     for token in ids:
@@ -62,14 +62,14 @@ def test_pieces_are_the_text(kind):
     sequences = [tokenizer(text)["input_ids"] for text in TEXTS]
     sequences += [draw.choices(range(len(tokenizer)), k=draw.randrange(1, 12)) for _ in range(1000)]
     for ids in sequences:
-        pieces, whole = told(tokenizer, ids)
+        pieces, whole = streamed(tokenizer, ids)
         assert "".join(pieces) == whole, ids
 
 
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
 def test_a_text_grows_with_its_tokens(kind):
     tokenizer = TOKENIZERS[kind]()
-    pieces, whole = told(tokenizer, tokenizer("It is red. Is it red?")["input_ids"])
+    pieces, whole = streamed(tokenizer, tokenizer("It is red. Is it red?")["input_ids"])
     assert whole == "It is red. Is it red?" and pieces[-1] == ""
     assert max(len(piece) for piece in pieces) <= 5  # a word and its space
 
@@ -88,12 +88,12 @@ def answers(base, examples, **options):
 
 
 def test_each_row_ends_at_its_own_limit(base):
-    together = answers(base, rows(4), max_new_tokens=LIMITS)
+    batched = answers(base, rows(4), max_new_tokens=LIMITS)
     for row, (example, limit) in enumerate(zip(rows(4), LIMITS, strict=True)):
-        assert answers(base, [example], max_new_tokens=[limit]) == [together[row]]
-        assert together[row].completion_tokens == limit and together[row].finish_reason == "length"
-        assert together[row].prompt_tokens == len(base.collator.prompt(example).ids)
-    assert answers(base, rows(4))[1] == together[1]
+        assert answers(base, [example], max_new_tokens=[limit]) == [batched[row]]
+        assert batched[row].completion_tokens == limit and batched[row].finish_reason == "length"
+        assert batched[row].prompt_tokens == len(base.collator.prompt(example).ids)
+    assert answers(base, rows(4))[1] == batched[1]
 
 
 def test_all_rows_have_the_tasks_limit_where_none_is_given(base):

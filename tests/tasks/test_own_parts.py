@@ -92,7 +92,7 @@ def test_the_head_learns_is_saved_and_answers_as_it_was_evaluated(make_grade, fa
         assert found.prediction.scores == pytest.approx(row["prediction"]["scores"], abs=1e-5)
 
 
-def test_a_tuned_prompt_and_the_head_train_together(make_grade, tiny_fast_vlm):
+def test_a_tuned_prompt_and_the_head_train_in_one_run(make_grade, tiny_fast_vlm):
     method = [{"name": "prompt_tuning", "num_virtual_tokens": 3}]
     run = train(make_grade(tiny_fast_vlm, method=method))
     vlm = load(run.adapter, base=str(tiny_fast_vlm), device="cpu")
@@ -103,7 +103,7 @@ def test_a_tuned_prompt_and_the_head_train_together(make_grade, tiny_fast_vlm):
     assert vlm.predict(image(), "What color is it?") == first
 
 
-def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fast_vlm):
+def test_an_app_and_a_server_name_its_use(make_grade, make_recipe, tiny_fast_vlm):
     grade = train(make_grade(tiny_fast_vlm))
     other = train(make_recipe(tiny_fast_vlm))
     vlm = load(grade.ref, base=str(tiny_fast_vlm), device="cpu")
@@ -114,9 +114,9 @@ def test_an_app_and_a_server_say_what_it_is_for(make_grade, make_recipe, tiny_fa
     vlm.add(other.ref)
     with vlm.using(None), pytest.raises(ModelError, match=r"ask_batch\(.*\) does not support task grade"):
         vlm.ask_batch([image()], ["What color is it?"], adapters=[grade.ref])
-    (said,) = vlm.ask_batch([image()], ["What color is it?"], adapters=[other.ref])
+    (answer,) = vlm.ask_batch([image()], ["What color is it?"], adapters=[other.ref])
     with vlm.using(other.ref):
-        assert said == vlm.ask(image(), "What color is it?") == vlm.predict(image(), "What color is it?").text
+        assert answer == vlm.ask(image(), "What color is it?") == vlm.predict(image(), "What color is it?").text
     with running(vlm, [grade.ref, other.ref]) as server:
         found = server.post(body(model=grade.ref))
         assert found.status_code == 400, found.text
@@ -170,7 +170,7 @@ def test_parts_are_trained_once(graded, make_recipe, make_grade, tiny_fast_vlm, 
         make_recipe(tiny_fast_vlm, method=[])
     part = HeadSection(num_outputs=2)
     monkeypatch.setattr(graded.GradeConfig, "parts", property(lambda self: [part, part]))
-    with pytest.raises(RecipeError, match="task grade must add each of its parts once, got head, head"):
+    with pytest.raises(RecipeError, match="a part of task grade must be unique, but 'head' is given twice"):
         make_grade(tiny_fast_vlm)
     monkeypatch.setattr(
         graded.GradeConfig, "parts", property(lambda self: [FullModulesSection.model_construct(name="lora")])
@@ -185,10 +185,10 @@ def test_an_objective_that_needs_the_base_alone_is_refused(make_grade, graded, t
         train(make_grade(tiny_fast_vlm))
 
 
-def test_an_objective_must_be_able_to_couple_rows_where_it_says_so(make_grade, graded, tiny_fast_vlm, monkeypatch):
+def test_an_objective_that_couples_rows_must_have_the_method(make_grade, graded, tiny_fast_vlm, monkeypatch):
     monkeypatch.setattr(graded.ClassCrossEntropyConfig, "couples_rows", True)
     with pytest.raises(
-        PluginError, match="must have a method backward_window if and only if its Config sets couples_rows"
+        PluginError, match="must have a method accumulate_gradients if and only if its Config sets couples_rows"
     ):
         train(make_grade(tiny_fast_vlm))
 
@@ -247,15 +247,15 @@ def test_a_task_reads_columns_of_its_own(graded, make_recipe, rows_folder, tiny_
     lines = [json.loads(line) | {"rings": number} for number, line in enumerate(path.read_text().splitlines())]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     section = make_recipe(tiny_fast_vlm).data
-    said, digests = [], set()
-    for task, told in ((Boxes(name="grade", classes=CLASSES), False), (make_recipe(tiny_fast_vlm).task, True)):
-        bad = tally(section, "train", log=said.append)
+    logged, digests = [], set()
+    for task, unread in ((Boxes(name="grade", classes=CLASSES), False), (make_recipe(tiny_fast_vlm).task, True)):
+        bad = tally(section, "train", log=logged.append)
         rows = read_split(section, "train", task=task, seed=0, bad=bad)
-        assert ("rings" in bad.unread) is told
+        assert ("rings" in bad.unread) is unread
         digests.add(data_digest(rows))
-        assert ("columns" in rows[0].meta) is not told
-        assert [row.meta.get("rings") for row in rows] == ([None] * len(rows) if told else list(range(len(rows))))
+        assert ("columns" in rows[0].meta) is not unread
+        assert [row.meta.get("rings") for row in rows] == ([None] * len(rows) if unread else list(range(len(rows))))
     path.write_text("".join(json.dumps(line | {"rings": 0}) + "\n" for line in lines))
-    bad = tally(section, "train", log=said.append)
+    bad = tally(section, "train", log=logged.append)
     digests.add(data_digest(read_split(section, "train", task=Boxes(name="grade", classes=CLASSES), seed=0, bad=bad)))
     assert len(digests) == 3, "the values of a task's own columns are of the rows"

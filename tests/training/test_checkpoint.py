@@ -71,9 +71,9 @@ def test_a_torn_one_is_refused_and_the_one_before_used(made, file, harm, why):
     harm(made.folder / "step-00000030" / file)
     with pytest.raises(IntegrityError, match=why):
         made.read(made.path(30))
-    said = []
-    assert made.newest(said.append).step == 20
-    assert len(said) == 1 and "step-00000030 is damaged and is not used" in said[0] and why in said[0]
+    logged = []
+    assert made.newest(logged.append).step == 20
+    assert len(logged) == 1 and "step-00000030 is damaged and is not used" in logged[0] and why in logged[0]
     assert names(made) == ["step-00000020", "step-00000030.refused"], "nothing is lost, and it is not in the way"
     made.write(25, {"adapter/a": torch.zeros(1)}, {})
     assert made.newest(print).step == 25
@@ -94,9 +94,9 @@ def test_one_of_another_run_is_refused_with_the_difference(made):
     assert names(made) == ["step-00000020", "step-00000030"], "they are as they were"
     mixed = Checkpoints(made.folder, other, keep=3)
     mixed.write(5, {"adapter/a": torch.zeros(1)}, {})
-    said = []
-    assert mixed.newest(said.append).step == 5, "an older one of this very run is used"
-    assert len(said) == 2 and "of another run" in said[0]
+    logged = []
+    assert mixed.newest(logged.append).step == 5, "an older one of this very run is used"
+    assert len(logged) == 2 and "of another run" in logged[0]
 
 
 def test_one_with_earlier_names_is_of_the_same_run(made):

@@ -68,7 +68,7 @@ def test_a_whole_run_is_the_same(make_recipe, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_what_cannot_be_compiled_is_said(monkeypatch):
+def test_what_cannot_be_compiled_is_refused(monkeypatch):
     model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]))
     with pytest.raises(TrainingError, match="train.torch_compile needs a base with repeated layers"):
         CompiledLayers(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), ["a"])

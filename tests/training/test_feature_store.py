@@ -53,7 +53,7 @@ def run(make_recipe, tiny_fast_vlm, tmp_path, capsys):
         train(recipe)
         lines = [json.loads(line) for line in (recipe.run_folder / "log.jsonl").read_text().splitlines()]
         return SimpleNamespace(
-            said=next(line for line in capsys.readouterr().out.splitlines() if line.startswith("feature store")),
+            log_line=next(line for line in capsys.readouterr().out.splitlines() if line.startswith("feature store")),
             losses=[line["loss"] for line in lines if "loss" in line],
             predictions=(recipe.run_folder / "predictions-adapter.jsonl").read_text(),
             files=sorted((tmp_path / "cache" / "features").rglob("*.features")),
@@ -84,10 +84,10 @@ def sealed(monkeypatch):
 
 def test_a_filled_store_serves_every_adapter_and_no_tower_runs(tiny_base, run, sealed):
     stored = run(tiny_base, name="stored")
-    assert stored.said.startswith(f"feature store: the images of {ROWS} rows, {ROWS} of them new (")
+    assert stored.log_line.startswith(f"feature store: the images of {ROWS} rows, {ROWS} of them new (")
     assert len(stored.files) == ROWS
     again = run(tiny_base, name="again", method={**LANGUAGE, "r": 2})
-    assert f"{ROWS} rows, 0 of them new" in again.said
+    assert f"{ROWS} rows, 0 of them new" in again.log_line
 
 
 def test_the_seal_holds(run, sealed):
@@ -97,7 +97,7 @@ def test_the_seal_holds(run, sealed):
 
 def test_losses_and_answers_are_those_without(tiny_base, run):
     stored, plain = run(tiny_base, name="one"), run(tiny_base, name="two", train={"feature_store": "off"})
-    assert plain.said == "feature store off: train.feature_store is off"
+    assert plain.log_line == "feature store off: train.feature_store is off"
     assert stored.losses == pytest.approx(plain.losses, abs=1e-5) and len(stored.losses) == 3
     assert stored.predictions == plain.predictions
 
@@ -118,7 +118,7 @@ def test_damage_is_noticed_and_made_good(run, damage):
         victim.write_bytes(changed if damage == "a changed byte" else data[: len(data) // 2])
     assert not is_whole(victim)
     second = run(name="second")
-    assert f"{ROWS} rows, 1 of them new" in second.said
+    assert f"{ROWS} rows, 1 of them new" in second.log_line
     assert victim.read_bytes() == data and second.losses == first.losses
 
 
@@ -171,7 +171,7 @@ def test_a_file_that_is_touched_during_a_run_keeps_its_features(run, rows_folder
 def test_a_changed_image_has_features_of_its_own(run, rows_folder):
     run(name="first")
     Image.fromarray(np.full((40, 32, 3), 7, np.uint8)).save(rows_folder / "images" / "0.png")
-    assert f"{ROWS} rows, 1 of them new" in run(name="second").said
+    assert f"{ROWS} rows, 1 of them new" in run(name="second").log_line
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_a_changed_image_has_features_of_its_own(run, rows_folder):
 )
 def test_it_is_off_where_it_must_be(run, changes, why):
     found = run(**changes)
-    assert found.said.startswith("feature store off: ") and len(found.files) == 0
-    assert re.search(why, found.said)
+    assert found.log_line.startswith("feature store off: ") and len(found.files) == 0
+    assert re.search(why, found.log_line)
 
 
 def test_it_is_off_where_there_is_no_room(run):
     found = run(train={"feature_store_max_bytes": 5000})
-    assert re.search("off: .* are needed, but the disk of .* or train.feature_store_max_bytes .* less", found.said)
+    assert re.search("off: .* are needed, but the disk of .* or train.feature_store_max_bytes .* less", found.log_line)
     assert len(found.files) == 4 and len(found.losses) == 3
 
 
@@ -200,7 +200,7 @@ def test_it_is_off_where_logits_would_differ(run, monkeypatch):
     monkeypatch.setattr(
         "finetune.families.features._flat", lambda out: torch.cat([x.reshape(-1, x.shape[-1]) for x in out]) * 1.01
     )
-    assert re.search(r"feature store off: the logits of row \S+ would differ by ", run().said)
+    assert re.search(r"feature store off: the logits of row \S+ would differ by ", run().log_line)
 
 
 def test_it_is_off_where_nothing_can_be_written(run, monkeypatch):
@@ -209,7 +209,7 @@ def test_it_is_off_where_nothing_can_be_written(run, monkeypatch):
 
     monkeypatch.setattr(FeatureStore, "put", full)
     found = run()
-    assert "cannot be written (No space left on device)" in found.said and len(found.losses) == 3
+    assert "cannot be written (No space left on device)" in found.log_line and len(found.losses) == 3
 
 
 def test_room_is_made_of_what_no_run_has_used_for_a_week():
@@ -329,8 +329,8 @@ def test_two_runs_fill_one_store_and_a_killed_one_leaves_nothing_half(make_recip
     before = sorted(root.rglob("*.features"))
     assert all(map(is_whole, before)) and 5 <= len(before) < ROWS
     both = [start(name) for name in ("one", "two")]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     files = sorted(root.rglob("*.features"))
     assert len(files) == ROWS and all(map(is_whole, files))
     logs = [(recipe.run_folder.parent / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
@@ -338,7 +338,7 @@ def test_two_runs_fill_one_store_and_a_killed_one_leaves_nothing_half(make_recip
     assert losses[0] == losses[1] and any(losses[0])
 
 
-APART = """
+SEPARATE_HOSTS = """
 import os, shutil, sys
 cache = os.environ["FINETUNE_CACHE"]
 os.environ["FINETUNE_CACHE"] = cache + os.environ["RANK"]  # as if each process had a disk of its own
@@ -355,7 +355,7 @@ train(load_recipe(sys.argv[1], [f"data.root={root}", *sys.argv[3:]]))
 def test_two_processes_share_the_filling_on_one_disk_or_on_two(make_recipe, tiny_fast_vlm, tmp_path):
     changes = {"method": LANGUAGE, "train": {"batch_size": 4}, "adapter": {"publish": None}}
     recipe, config = written(make_recipe(tiny_fast_vlm, **changes), tmp_path)
-    (tmp_path / "apart.py").write_text(APART)
+    (tmp_path / "apart.py").write_text(SEPARATE_HOSTS)
     script = str(Path(ROOT) / "recipes" / "train.py")
     weights = {}
     for name, command in {

@@ -68,9 +68,9 @@ def test_generation_and_what_comes_after_are_as_ever(tiny_fast_vlm):
     base = load_base(str(tiny_fast_vlm), device="cpu")
     before = {name: vars(module).get("forward") for name, module in base.model.named_modules()}
     batch, task = base.collator.prompt_batch(rows()), base.task(base.default_task)
-    said = task.predict(base.model, batch)
+    predicted = task.predict(base.model, batch)
     with recomputing(base.model):
-        assert task.predict(base.model, batch) == said
+        assert task.predict(base.model, batch) == predicted
     assert {name: vars(module).get("forward") for name, module in base.model.named_modules()} == before
 
 

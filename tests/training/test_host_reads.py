@@ -59,8 +59,8 @@ def _by_mask(indices):
 
 def reads_of_each_step(trainer, examples, monkeypatch):
     reads, steps = Reads(), []
-    monkeypatch.setattr(loop, "count_window", reads.on_the_host(loop.count_window))
-    monkeypatch.setattr(loop.Windows, "window", reads.on_the_host(loop.Windows.window))
+    monkeypatch.setattr(loop, "count_step_items", reads.on_the_host(loop.count_step_items))
+    monkeypatch.setattr(loop.MicroBatchLoader, "micro_batches", reads.on_the_host(loop.MicroBatchLoader.micro_batches))
     # tolist of several values reads their memory without an operation.
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda t: (None if reads.paused else reads._note(), tolist(t))[1])

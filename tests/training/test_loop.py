@@ -18,7 +18,7 @@ def everything(model):
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (2, 4), (4, 2)])
 def test_eight_rows_at_once_or_one_by_one_give_the_same_adapter(build, tiny_base, batch_size, accumulation):
-    """18 rows of uneven answers in windows of 8: the last window of an epoch holds 2."""
+    """18 rows of uneven answers in steps of 8: the last step of an epoch holds 2."""
     results = []
     for size, number in ((8, 1), (batch_size, accumulation)):
         run = build(tiny_base, max_steps=4, batch_size=size, gradient_accumulation_steps=number, learning_rate=1e-3)
@@ -132,7 +132,7 @@ def without_images(examples):
     return [replace(e, media=(), messages=[*ask(e.meta["question"], num_images=0), e.messages[-1]]) for e in examples]
 
 
-def test_rows_without_an_image_tell_nothing_of_the_vision_tower(build, tmp_path):
+def test_rows_without_an_image_do_not_count_for_the_vision_tower(build, tmp_path):
     run = build(save_idefics3(tmp_path / "base"), max_steps=6, batch_size=1, towers=VISION)
     rows = [*without_images(run.examples[:3]), *run.examples[3:6]]
     before = run.weights()
@@ -163,7 +163,7 @@ def test_rows_of_like_length_share_a_step(build, tiny_fast_vlm, before_each_forw
 
 def test_rows_that_are_held_against_each_other_are_not_grouped(build, tiny_fast_vlm, before_each_forward):
     def couple(objective):
-        objective.objective.backward_window = lambda model, outputs, batches, backward: 1 / 0
+        objective.objective.accumulate_gradients = lambda model, outputs, batches, backward: 1 / 0
         return replace(objective, couples_rows=True)
 
     run = build(tiny_fast_vlm, wrap=couple)

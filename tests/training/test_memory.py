@@ -25,7 +25,7 @@ def at_most(rows, seen):
 def test_half_the_micro_batch_gives_the_adapter_of_the_smaller_one(
     build, tiny_base, before_each_forward, capsys, first
 ):
-    """Memory runs out in the first step, or later; 18 rows in windows of 8 leave a partial one."""
+    """Memory runs out in the first step, or later; 18 rows in steps of 8 leave a partial one."""
     options = {"max_steps": 6, "learning_rate": 1e-3, "eval_steps": 100}
     small = build(tiny_base, batch_size=2, gradient_accumulation_steps=4, **options)
     small.trainer.train(small.examples)
@@ -41,8 +41,8 @@ def test_half_the_micro_batch_gives_the_adapter_of_the_smaller_one(
     worst = max((run.weights()[name] - tensor).abs().max().item() for name, tensor in small.weights().items())
     assert worst < 1e-5
     assert seen[:3] == [8, 4, 2] and state.batch_size == 2
-    said = capsys.readouterr().out
-    assert f"step {first + 1}: out of memory." in said and "micro-batches of 2, 4 to a step: 8 rows" in said
+    output = capsys.readouterr().out
+    assert f"step {first + 1}: out of memory." in output and "micro-batches of 2, 4 to a step: 8 rows" in output
     assert [line["step"] for line in run.lines()] == list(range(1, 7)), "no step is logged twice"
 
 
@@ -117,7 +117,11 @@ def test_an_odd_micro_batch_keeps_the_rows_of_a_step(size, accumulation):
     options = TrainSection(epochs=2.0, batch_size=size, gradient_accumulation_steps=accumulation)
     plan = Plan.of(options, num_rows=22, num_processes=2, seed=1)
     half = halved(plan, 1)
-    assert half.batch_size == size // 2 and half.window == plan.window and half.total_steps == plan.total_steps
+    assert (
+        half.batch_size == size // 2
+        and half.total_batch_size == plan.total_batch_size
+        and half.total_steps == plan.total_steps
+    )
     for step in range(plan.total_steps):
         rows = [
             d.row for process in (0, 1) for batch in half.micro_batches(step, process) for d in batch if d.supervised

@@ -97,18 +97,18 @@ def test_an_epoch_in_groups_sees_each_row_once_in_an_order_of_its_own():
     it = grouped()
     first, second = epoch_of(it, 0), epoch_of(it, 1)
     for epoch in (first, second):
-        assert sorted(row for window in epoch for row in window) == list(range(1003))
-        assert [len(window) for window in epoch] == [8] * 125 + [3]
+        assert sorted(row for step in epoch for row in step) == list(range(1003))
+        assert [len(step) for step in epoch] == [8] * 125 + [3]
     assert first != second and first != epoch_of(grouped(seed=6), 0)
-    assert {frozenset(window) for window in first} != {frozenset(window) for window in second}, "new company, too"
+    assert {frozenset(step) for step in first} != {frozenset(step) for step in second}, "new company, too"
     assert first == epoch_of(grouped(), 0)
 
 
 def test_the_rows_of_a_step_are_of_like_length_and_steps_come_in_any_order():
-    windows = epoch_of(grouped(), 0)[:-1]
-    spreads = [max(LENGTHS[r] for r in window) - min(LENGTHS[r] for r in window) for window in windows]
-    assert np.mean(spreads) < 20, "of 390; two windows' worth of a mega-batch of 400 rows is 16"
-    means = [np.mean([LENGTHS[r] for r in window]) for window in windows]
+    steps = epoch_of(grouped(), 0)[:-1]
+    spreads = [max(LENGTHS[r] for r in step) - min(LENGTHS[r] for r in step) for step in steps]
+    assert np.mean(spreads) < 20, "of 390; two steps' worth of a mega-batch of 400 rows is 16"
+    means = [np.mean([LENGTHS[r] for r in step]) for step in steps]
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.3, "neighbours would be alike"
 
 

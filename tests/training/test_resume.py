@@ -93,7 +93,7 @@ def test_a_checkpoint_after_memory_ran_out_goes_on_with_the_smaller_micro_batch(
     again.trainer.restore(again.checkpoints.newest(print))
     assert again.trainer.state.batch_size == 2
     again.trainer.train(again.examples)
-    assert (again.trainer.plan.batch_size, again.trainer.plan.window) == (2, 4)
+    assert (again.trainer.plan.batch_size, again.trainer.plan.total_batch_size) == (2, 4)
 
 
 def test_a_run_that_was_done_trains_no_more(build, tiny_fast_vlm):
@@ -118,7 +118,7 @@ def test_what_trains_must_be_what_trained(build, tiny_fast_vlm):
         again.trainer.restore(again.checkpoints.newest(print))
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on(build, tiny_fast_vlm, monkeypatch, capsys):
+def test_a_full_disk_is_logged_and_the_run_continues(build, tiny_fast_vlm, monkeypatch, capsys):
     run = build(tiny_fast_vlm, max_steps=6, save_steps=2)
     write = run.checkpoints.write
 
@@ -129,8 +129,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on(build, tiny_fast_vlm, monkeypat
 
     monkeypatch.setattr(run.checkpoints, "write", full_in_the_middle)
     assert run.trainer.train(run.examples).step == 6
-    said = capsys.readouterr().out
-    assert "step 4: the checkpoint could not be written (No space left on device). Earlier checkpoints" in said
+    output = capsys.readouterr().out
+    assert "step 4: the checkpoint could not be written (No space left on device). Earlier checkpoints" in output
     assert [step for step, _ in run.checkpoints._listed()] == [2, 6]
 
 

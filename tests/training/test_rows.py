@@ -12,7 +12,7 @@ from finetune.core.example import Example
 from finetune.errors import RowError
 from finetune.recipe import TrainSection
 from finetune.training.plan import Plan
-from finetune.training.rows import Windows, worker_count
+from finetune.training.rows import MicroBatchLoader, worker_count
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -37,8 +37,8 @@ def test_how_many_workers(monkeypatch, wanted, device, cores, processes, expecte
 
 @pytest.mark.parametrize(("device", "pinned"), [(CPU, False), (GPU, True)])
 def test_batches_for_a_gpu_are_pinned(device, pinned):
-    windows = Windows([], list, accelerator=SimpleNamespace(process_index=0, device=device), num_workers=0)
-    assert windows._loader([], [], list).pin_memory == pinned
+    loader = MicroBatchLoader([], list, accelerator=SimpleNamespace(process_index=0, device=device), num_workers=0)
+    assert loader._loader([], [], list).pin_memory == pinned
 
 
 def refuse(rows):
@@ -49,20 +49,20 @@ def refuse(rows):
 def test_an_error_of_ours_comes_out_of_a_worker_as_it_is(num_workers):
     rows = [Example(id="3", messages=[], media=(), answers=[])]
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=CPU)
-    windows = Windows(rows, refuse, accelerator=accelerator, num_workers=num_workers)
+    loader = MicroBatchLoader(rows, refuse, accelerator=accelerator, num_workers=num_workers)
     plan = Plan.of(TrainSection(max_steps=1, batch_size=1), num_rows=1, num_processes=1, seed=0)
     with pytest.raises(RowError) as caught:
-        windows.window(plan, 0)
+        loader.micro_batches(plan, 0)
     assert str(caught.value) == "row 3: its image has gone" and caught.value.reason == "missing image"
 
 
-def test_closed_windows_leave_no_worker():
+def test_a_closed_loader_leaves_no_worker():
     rows = [Example(id=str(number), messages=[], media=(), answers=[]) for number in range(40)]
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=CPU)
-    windows = Windows(rows, list, accelerator=accelerator, num_workers=2)
-    windows.window(Plan.of(TrainSection(max_steps=40, batch_size=1), num_rows=40, num_processes=1, seed=0), 0)
+    loader = MicroBatchLoader(rows, list, accelerator=accelerator, num_workers=2)
+    loader.micro_batches(Plan.of(TrainSection(max_steps=40, batch_size=1), num_rows=40, num_processes=1, seed=0), 0)
     assert len(active_children()) == 2
-    windows.close()
+    loader.close()
     assert active_children() == []
 
 

@@ -194,7 +194,7 @@ def mixed(objective):
     return Weighted({"cross_entropy": (1.0, objective.objective), "nearness": (0.25, Nearness())})
 
 
-def test_several_objectives_are_logged_apart_and_one_is_not(build, tiny_fast_vlm):
+def test_several_objectives_are_logged_separately_and_one_is_not(build, tiny_fast_vlm):
     run = build(tiny_fast_vlm, max_steps=3, wrap=lambda objective: replace(objective, objective=mixed(objective)))
     run.trainer.train(run.examples)
     first, *_, last = run.lines()

@@ -40,7 +40,7 @@ def launched(kind, *, fsdp=None, zero=None):
     [("NO", Replicated), ("MULTI_CPU", Replicated), ("MULTI_GPU", Replicated), ("FSDP", SplitBase),
      ("DEEPSPEED", DeepSpeed)],
 )  # fmt: skip
-def test_the_launch_says_how_a_run_is_shared(make_recipe, kind, kind_of_strategy):
+def test_the_launch_decides_how_a_run_is_shared(make_recipe, kind, kind_of_strategy):
     assert type(strategy_of(launched(kind), make_recipe("a"))) is kind_of_strategy
 
 
@@ -178,7 +178,7 @@ def train(folder, tmp_path, strategy, *, accelerator, steps, restore=False):
 
 
 def test_the_engine_steps_once_an_optimizer_step(zero, tiny_fast_vlm, tmp_path):
-    """Eight rows in windows of six: three micro-batches, then one; the same adapter as by the plain strategy."""
+    """Eight rows in steps of six: three micro-batches, then one; the same adapter as by the plain strategy."""
     accelerator = Accelerator(cpu=True)
     plain = train(tiny_fast_vlm, tmp_path / "plain", None, accelerator=accelerator, steps=4)
     by_engine = train(tiny_fast_vlm, tmp_path / "zero", zero(), accelerator=accelerator, steps=4)

@@ -87,9 +87,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(make, spoil, monkeypatch, capsys, wor
     skip = {"on_error": "skip"}
     whole, recipe = make(data=skip), make("stopped", data=skip, num_workers=workers)
     train(whole)
-    said = capsys.readouterr().out
-    assert "rows train a stream, val 2, test 0" in said and said.count("⟦") == 3
-    assert "skipped 1 of 32 train rows" in said and "row 11 of pass 1 of the stream" in said
+    output = capsys.readouterr().out
+    assert "rows train a stream, val 2, test 0" in output and output.count("⟦") == 3
+    assert "skipped 1 of 32 train rows" in output and "row 11 of pass 1 of the stream" in output
     for step in (4, 7):
         with monkeypatch.context() as patch:
             stop_at(patch, step if step == 4 else 3)
@@ -107,9 +107,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(make, spoil, monkeypatch, capsys, wor
 def test_a_bad_row_on_arrival_stops_the_run(make, spoil, workers):
     with pytest.raises(DataError) as caught:
         train(make(num_workers=workers))
-    said = str(caught.value)
-    assert said.startswith("demo/set train, row 11 of pass 1 of the stream (question: 'Which?', answer: '')")
-    assert "Traceback" not in said and "'answer' must be a non-empty text" in said
+    message = str(caught.value)
+    assert message.startswith("demo/set train, row 11 of pass 1 of the stream (question: 'Which?', answer: '')")
+    assert "Traceback" not in message and "'answer' must be a non-empty text" in message
 
 
 def test_a_run_does_not_go_on_from_other_files(make, monkeypatch, tmp_path):

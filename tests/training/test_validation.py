@@ -188,11 +188,11 @@ def test_what_should_be_known(make_recipe, state, base, expected):
     assert warnings_of(state, options, total_steps=10, base=base) == expected
 
 
-def test_an_error_that_still_falls_is_told_and_a_perfect_one_is_no_failure(make_recipe):
+def test_an_error_that_still_falls_gets_a_warning_and_a_perfect_one_does_not(make_recipe):
     options = make_recipe("no-base").train
     falling = ended((5, 0.7, 2.0), (10, 0.5, 1.0), best=10)
-    (told,) = warnings_of(falling, options, total_steps=10, base=None, higher_is_better=False)
-    assert told.startswith("the validation score was still falling at the end, from 0.700 to 0.500. To con")
+    (warning,) = warnings_of(falling, options, total_steps=10, base=None, higher_is_better=False)
+    assert warning.startswith("the validation score was still falling at the end, from 0.700 to 0.500. To con")
     perfect = ended((5, 0.0, 2.0), (10, 0.0, 1.0), best=10)
     assert warnings_of(perfect, options, total_steps=10, base=None, higher_is_better=False) == []
 
@@ -205,7 +205,7 @@ def test_a_metric_without_a_value_chooses_nothing(validator, monkeypatch):
         validator(batch_size=4)
 
 
-def test_a_run_in_which_nothing_is_ever_right_says_so_before_it_publishes(make_recipe, tiny_fast_vlm, capfd):
+def test_a_run_without_a_right_answer_warns_before_it_publishes(make_recipe, tiny_fast_vlm, capfd):
     result = train(make_recipe(tiny_fast_vlm, train={"max_steps": 4, "eval_steps": 2, "learning_rate": 1e-4}))
     assert result.metrics["test"].first.value == 0, "this recipe learns too little"
     zero, falling = result.warnings

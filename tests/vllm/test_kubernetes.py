@@ -89,12 +89,12 @@ def test_one_version_and_an_allowed_rank(container):
 
 @pytest.mark.vllm
 def test_flags_variables_and_metric_are_those_of_vllm(container, inside):
-    told = inside("arguments", {})
-    assert told["version"] == VERSION and tuple(told["max_lora_ranks"]) == MAX_LORA_RANKS
+    arguments = inside("arguments", {})
+    assert arguments["version"] == VERSION and tuple(arguments["max_lora_ranks"]) == MAX_LORA_RANKS
     in_docs = re.findall(r"vllm serve (?:.|\\\n)*?(?=[\n`])", DOCS)
     words = [*container["args"], *" ".join(in_docs).split()]
-    assert len(in_docs) == 3 and flags_of(words) <= set(told["arguments"])
+    assert len(in_docs) == 3 and flags_of(words) <= set(arguments["arguments"])
     variables = [variable["name"] for variable in container["env"]] + re.findall(r"\bVLLM_[A-Z_]+", DOCS)
-    assert {name for name in variables if name.startswith("VLLM_")} <= set(told["environment"])
+    assert {name for name in variables if name.startswith("VLLM_")} <= set(arguments["environment"])
     (metric,) = one("HorizontalPodAutoscaler")["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"].replace("_", ":", 1) in told["metrics"]
+    assert metric["pods"]["metric"]["name"].replace("_", ":", 1) in arguments["metrics"]

@@ -106,7 +106,7 @@ def test_it_applies_all_of_what_is_exported(bases, adapters, found, family, kind
 
 
 @pytest.mark.parametrize("family", WITHOUT_LORA)
-def test_it_does_not_start_where_we_say_that_there_is_no_lora(found, family):
+def test_it_does_not_start_where_we_list_no_lora(found, family):
     assert "LoRA is not supported for" in found[family]["start"]
 
 
@@ -132,7 +132,7 @@ def test_what_we_refuse_it_refuses_or_serves_in_part(adapters, found, kind):
 
 
 @pytest.mark.parametrize("change", INCOMPATIBLE)
-def test_what_no_manifest_can_say_it_refuses(found, change):
+def test_it_refuses_what_no_manifest_can_hold(found, change):
     assert INCOMPATIBLE[change][1] in found["idefics3"]["adapters"][change]["refused"]
 
 

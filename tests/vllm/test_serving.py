@@ -66,7 +66,7 @@ def walk(published, inside):
     found = inside("serving", given, FINETUNE_REGISTRY=published["registry"], **PLUGIN)
     assert found["start"] == "" and found["resolvers"] == ["finetune_registry"]
     found = dict(zip(steps, found["steps"], strict=True))
-    print(*(f"{name}: {told}" for name, told in found.items()), sep="\n")
+    print(*(f"{name}: {result}" for name, result in found.items()), sep="\n")
     return found
 
 
@@ -126,7 +126,7 @@ def test_without_the_plugin_s_name_nothing_is_served_and_vllm_s_routes_are_open(
     load = {"path": "/adapters", "json": {"name": "x", "src": "/nowhere"}, "key": False}
     environment = {"FINETUNE_REGISTRY": published["registry"], "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     found = inside("serving", {**published, "steps": [chat(f"{NAME}@1"), pinned, load]}, **environment)
-    assert [told["status"] for told in found["steps"][:2]] == [404, 404]
+    assert [result["status"] for result in found["steps"][:2]] == [404, 404]
     opened = found["steps"][2]
     print(f"/adapters without the key: {opened}")
     assert opened["status"] not in (401, 403) and "/nowhere" in json.dumps(opened["json"])

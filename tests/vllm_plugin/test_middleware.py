@@ -186,9 +186,9 @@ def test_what_is_not_read(client, more):
 def test_what_is_refused(error, status, text, caplog):
     client = Client(Served(**{"testing/cell@prod": error}))
     with caplog.at_level("WARNING"):
-        got, told = client.chat("testing/cell@prod")
-    assert (got, told["error"]["code"]) == (status, status) and client.reached is None
-    assert told["error"]["message"] == text.format("testing/cell@prod")
+        got, body = client.chat("testing/cell@prod")
+    assert (got, body["error"]["code"]) == (status, status) and client.reached is None
+    assert body["error"]["message"] == text.format("testing/cell@prod")
     assert str(error) in caplog.text  # which the client is not told
 
 
@@ -206,8 +206,8 @@ def test_what_is_refused(error, status, text, caplog):
 @pytest.mark.parametrize("method", ["POST", "DELETE", "GET"])
 @pytest.mark.parametrize("root", ["", "/api"])
 def test_closed_routes(client, path, method, root):
-    status, told = client.send(b"{}", path=root + path, method=method, root_path=root)
-    assert status == 403 and "This server loads adapters from its registry only" in told["error"]["message"]
+    status, body = client.send(b"{}", path=root + path, method=method, root_path=root)
+    assert status == 403 and "This server loads adapters from its registry only" in body["error"]["message"]
     assert client.reached is None
 
 
@@ -215,7 +215,7 @@ def test_a_route_that_is_called_alike_is_open(client):
     assert client.send(b"{}", path="/adapters_of_mine")[0] == 200
 
 
-def test_a_client_that_goes_before_it_has_said_all():
+def test_a_client_that_leaves_before_the_end_of_its_request():
     async def receive():
         return {"type": "http.disconnect"}
 
@@ -238,8 +238,8 @@ def test_before_the_server_has_started(client):
 def test_what_is_no_request_of_http(client):
     reached = []
 
-    async def app(*told):
-        reached.append(told)
+    async def app(*asgi):
+        reached.append(asgi)
 
     asyncio.run(PinnedModels(app, served=lambda: client.served)({"type": "lifespan"}, None, None))
     assert reached == [({"type": "lifespan"}, None, None)]

@@ -56,7 +56,7 @@ def test_a_digest_becomes_a_request_of_vllm(resolver, served):
 
 
 @pytest.mark.parametrize("name", [f"{NAME}@prod", NAME, f"{NAME}@1"])
-def test_what_could_move_is_not_told_to_vllm(resolver, served, name, caplog):
+def test_vllm_never_gets_a_reference_that_can_move(resolver, served, name, caplog):
     resolver.served = served
     assert resolve(resolver, name) is None
     assert "vLLM would not notice when the alias moves" in caplog.text
@@ -93,7 +93,7 @@ def test_registering_twice_keeps_the_first(resolver, stand_in):
     assert stand_in.resolvers.get_resolver(PLUGIN) is resolver
 
 
-def test_another_version_of_vllm_is_said(stand_in, monkeypatch, tmp_path, caplog):
+def test_another_version_of_vllm_gets_a_warning(stand_in, monkeypatch, tmp_path, caplog):
     stand_in.versions["vllm"] = "0.34.0+cpu"
     register()
     assert "was tested with vLLM 0.33.0, got 0.34.0" in caplog.text
@@ -105,7 +105,7 @@ def test_the_same_version_for_another_device_is_the_same(stand_in, caplog):
     assert not caplog.text
 
 
-def test_the_endpoint_says_what_the_base_is(resolver, published):
+def test_the_endpoint_identifies_the_base(resolver, published):
     app = start(published.base)
     assert [middleware.cls.__name__ for middleware in app.user_middleware] == ["PinnedModels"]
     assert app.user_middleware[0].kwargs["served"]() is resolver.served
@@ -119,7 +119,7 @@ def test_a_template_that_was_not_trained_with(resolver, published, tmp_path):
         resolver.served.pinned(f"{NAME}@1")
 
 
-def test_settings_that_do_not_go_together(resolver, published, stand_in, monkeypatch):
+def test_settings_that_cannot_be_combined(resolver, published, stand_in, monkeypatch):
     with pytest.raises(LaunchError, match="vLLM runs without it. Start vLLM with --enable-lora"):
         start(published.base, lora=None)
     monkeypatch.setattr(stand_in.envs, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", False)

@@ -112,9 +112,9 @@ def test_a_yanked_version(served, registry):
 
 
 def test_another_template_or_tokenizer(registry, published, tmp_path):
-    said = identify_served(str(published.base), revision=None, chat_template="{{ other }}", max_lora_rank=8)
+    served = identify_served(str(published.base), revision=None, chat_template="{{ other }}", max_lora_rank=8)
     with pytest.raises(BaseMismatchError, match="trained with another chat template"):
-        ServedAdapters(registry, said).pinned(f"{NAME}@1")
+        ServedAdapters(registry, served).pinned(f"{NAME}@1")
     shutil.copytree(published.base, tmp_path / "base")
     (tmp_path / "base" / "tokenizer_config.json").write_text("{}")
     other = identify_served(str(tmp_path / "base"), revision=None, chat_template=None, max_lora_rank=8)
@@ -144,7 +144,7 @@ def test_a_flipped_bit(served, registry):
         served.pinned(f"{NAME}@1")
 
 
-def test_nobody_vouches_for_it(registry, base, tmp_path):
+def test_an_unsigned_version(registry, base, tmp_path):
     line = SigningKey.generate().public("release").line
     trust = tmp_path / "trust.yaml"
     trust.write_text(f"keys: ['{line}']\nnamespaces: {{testing: {{signatures: require, keys: [release]}}}}\n")

@@ -10,7 +10,7 @@ from finetune.registry.maintenance.garbage_collection import DEFAULT_GRACE, Garb
 from finetune.registry.maintenance.verification import reindex, verify
 from finetune.registry.registry import AdapterRegistry
 from finetune.registry.storage.blobs import LEAST_GRACE
-from finetune.registry.trust.policy import NOBODY
+from finetune.registry.trust.policy import UNSIGNED
 
 
 def add_verbs(add: AddVerb) -> None:
@@ -39,7 +39,7 @@ def _verify(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     report = verify(registry)
     summary = f"{report.objects} objects, {report.bytes} bytes, {len(report.problems)} problems"
     lines = [*report.problems]
-    if report.signed_by.keys() - {NOBODY}:
+    if report.signed_by.keys() - {UNSIGNED}:
         signers = ", ".join(f"{count} by {signer}" for signer, count in sorted(report.signed_by.items()))
         lines.append(f"entries signed: {signers}")
     answer(args, vars(report), "\n".join([*map(safe_line, lines), summary]))

@@ -36,8 +36,8 @@ def _mirror(registry: AdapterRegistry, args: argparse.Namespace) -> int:
         path = str(write_hub_folder(registry, version, args.hub_folder))
         return answer(args, {"path": path}, path)
     commit = upload_to_hub(registry, version, args.hub, private=not args.public)
-    told = f"{args.hub} at v{version.version} ({commit}) is {version.ref}"
-    return answer(args, {"repo_id": args.hub, "revision": commit, "tag": f"v{version.version}"}, told)
+    text = f"{args.hub} at v{version.version} ({commit}) is {version.ref}"
+    return answer(args, {"repo_id": args.hub, "revision": commit, "tag": f"v{version.version}"}, text)
 
 
 def _fetch_oci(registry: AdapterRegistry, args: argparse.Namespace) -> int:

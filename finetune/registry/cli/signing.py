@@ -73,8 +73,8 @@ def _verify_folder(registry: AdapterRegistry, args: argparse.Namespace) -> int:
         "accepted": accepted,
         "problem": verdict.problem,
     }
-    said = f"signed by {verdict.signer}" if verdict.problem is None else verdict.problem
-    text = f"{manifest.full_name}: every byte matches its manifest; {said} (the policy: {asked})"
+    signature = f"signed by {verdict.signer}" if verdict.problem is None else verdict.problem
+    text = f"{manifest.full_name}: every byte matches its manifest; {signature} (the policy: {asked})"
     answer(args, value, safe_line(text))
     return 0 if accepted else 1
 
@@ -82,5 +82,5 @@ def _verify_folder(registry: AdapterRegistry, args: argparse.Namespace) -> int:
 def _forget(registry: AdapterRegistry, args: argparse.Namespace) -> int:
     full_name = AdapterRef.parse_name(args.name).full_name
     there_was = registry.guard.seen.forget(full_name)
-    said = "forgotten" if there_was else "nothing was seen"
-    return answer(args, {"name": full_name, "forgotten": there_was}, f"{said}: {full_name} in {registry.location}")
+    outcome = "forgotten" if there_was else "nothing was seen"
+    return answer(args, {"name": full_name, "forgotten": there_was}, f"{outcome}: {full_name} in {registry.location}")

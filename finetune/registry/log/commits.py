@@ -109,7 +109,7 @@ class Commit(BaseModel):
     signature: Signature | None = None
 
     @model_validator(mode="after")
-    def _holds_together(self) -> "Commit":
+    def _require_consistency(self) -> "Commit":
         for alias, version in self.aliases.items():
             if version > self.version:
                 raise ValueError(f"aliases.{alias}: must be at most the newest version, {self.version}, got {version}")

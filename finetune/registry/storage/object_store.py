@@ -228,8 +228,8 @@ def _in_short(error: Exception) -> str:
     """Return the message of the server, or else of obstore, without debug output and the signature of a URL."""
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     status, _, body = text.partition("status code: ")[2].partition(": ")
-    said = [re.search(f"<{name}>([^<]*?)(?: RequestId:|<)", body) for name in ("Code", "Message")]
-    answer = ": ".join([status, *(match[1] for match in said if match)])
+    details = [re.search(f"<{name}>([^<]*?)(?: RequestId:|<)", body) for name in ("Code", "Message")]
+    answer = ": ".join([status, *(match[1] for match in details if match)])
     return (answer if status else re.sub(r"\?\S+", "?...", text)).rstrip(".: ")
 
 

@@ -163,7 +163,7 @@ def _key(ref: AdapterRef, commit: Commit) -> str:
 def _check(store: TarStore) -> None:
     """Read the whole archive: it must hold exactly the objects that its logs name, with the right bytes."""
     named = {ABOUT_KEY}
-    for name, told in _read_about(store).heads.items():
+    for name, listed in _read_about(store).heads.items():
         ref = AdapterRef.parse_name(name)
         head = None
         for head in read_history(store, ref):
@@ -175,9 +175,9 @@ def _check(store: TarStore) -> None:
                     named.add(blob_key(entry.sha256))
                     for _ in read_blob(store, entry):
                         pass
-        if head is None or (head.seq, head.digest) != (told.seq, told.digest):
+        if head is None or (head.seq, head.digest) != (listed.seq, listed.digest):
             raise IntegrityError(
-                f"the log of {name} must end with the entry {told.seq} that {ABOUT_KEY} names, and does not"
+                f"the log of {name} must end with the entry {listed.seq} that {ABOUT_KEY} names, and does not"
             )
     if extra := sorted(meta.key for meta in store.list() if meta.key not in named):
         raise IntegrityError(f"it also holds {', '.join(extra[:3])}, which no entry in it names")
@@ -187,9 +187,9 @@ def _read_about(store: TarStore) -> _About:
     raw = read_all(store, ABOUT_KEY, max_bytes=MAX_ABOUT_BYTES)
     about = strict_json(raw, source=ABOUT_KEY, max_bytes=MAX_ABOUT_BYTES)
     try:
-        told = _About.model_validate(about)
+        parsed = _About.model_validate(about)
     except ValidationError as error:
         raise IntegrityError(f"{ABOUT_KEY}: {first_problem(error)}") from None
-    if told.to_bytes() != raw:
+    if parsed.to_bytes() != raw:
         raise IntegrityError(f"{ABOUT_KEY}: not in the canonical form that export-archive writes")
-    return told
+    return parsed

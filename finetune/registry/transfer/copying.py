@@ -193,10 +193,10 @@ def _in_common(source: Store, target: Store, ref: AdapterRef) -> int:
 
 
 def _parted(ref: AdapterRef, commit: Commit, other: Commit) -> ConflictError:
-    told = [f"{entry.op} by {entry.actor} at {entry.time}" for entry in (commit, other)]
+    ours, theirs = [f"{entry.op} by {entry.actor} at {entry.time}" for entry in (commit, other)]
     return ConflictError(
         f"{ref.full_name}: source and target must have the same history, but differ from entry {commit.seq} on: in the "
-        f"source {told[0]}, in the target {told[1]}. Publish the versions that the target lacks as new ones there."
+        f"source {ours}, in the target {theirs}. Publish the versions that the target lacks as new ones there."
     )
 
 

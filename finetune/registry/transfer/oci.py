@@ -183,9 +183,9 @@ def _artifact(version: Version, manifest: AdapterManifest, files: dict[str, File
 
 def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
     """Return the entry of the adapter's manifest in an artifact, and its files by name."""
-    told: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
+    document: Any = strict_json(raw, source=source, max_bytes=oci_client.MAX_MANIFEST_BYTES)
     try:
-        artifact = _Artifact.model_validate(told)
+        artifact = _Artifact.model_validate(document)
     except ValidationError as error:
         raise IntegrityError(f"{source}: not an adapter of finetune-vlm: {first_problem(error)}") from None
     config = artifact.config.entry
@@ -194,9 +194,10 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
             f"{source}: not an adapter of finetune-vlm: its config must be {CONFIG_TYPE} of at most "
             f"{MAX_MANIFEST_BYTES} bytes, got {artifact.config.mediaType} of {config.size} bytes"
         )
-    files = {layer.annotations.get(TITLE, ""): layer.entry for layer in artifact.layers}
-    if len(files) != len(artifact.layers):
-        raise IntegrityError(f"{source}: each layer must have its own title, and two have the same")
+    titles = [layer.annotations.get(TITLE, "") for layer in artifact.layers]
+    if twice := [title for title in titles if titles.count(title) > 1]:
+        raise IntegrityError(f"{source}: the title of a layer must be unique, but {twice[0]!r} is given twice")
+    files = {title: layer.entry for title, layer in zip(titles, artifact.layers, strict=True)}
     if bad := [title for title in files if not is_key(title) or "/" in title]:
         raise IntegrityError(f"{source}: the title of a layer must be the name of a file, got {bad[0]!r}")
     return config, files
@@ -205,8 +206,8 @@ def _read(raw: bytes, *, source: str) -> tuple[FileEntry, dict[str, FileEntry]]:
 def _check_tag(repository: OciRepository, tag: str, digest: str) -> None:
     there = repository.get_manifest(tag)
     if there is None or there[0] != digest:
-        told = "nothing" if there is None else f"sha256:{there[0]}"
+        found = "nothing" if there is None else f"sha256:{there[0]}"
         raise ConflictError(
-            f"another client moved {repository.ref.host}/{repository.ref.repository}:{tag} meanwhile, to {told}. "
+            f"another client moved {repository.ref.host}/{repository.ref.repository}:{tag} meanwhile, to {found}. "
             "Try again."
         )

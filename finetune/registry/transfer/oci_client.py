@@ -185,16 +185,16 @@ class OciRepository:
         return self._client.send(self._client.build_request(method, url, content=content, headers=headers), stream=True)
 
     def _refused(self, answer: httpx2.Response) -> Exception:
-        told = f"{answer.status_code} {answer.reason_phrase}"
+        message = f"{answer.status_code} {answer.reason_phrase}"
         try:
             body = b"".join(_at_most(answer.iter_bytes(), 65536, what="an error"))
-            told += "".join(f"; {each['code']}: {each.get('message', '')}" for each in json.loads(body)["errors"])
+            message += "".join(f"; {each['code']}: {each.get('message', '')}" for each in json.loads(body)["errors"])
         except (ValueError, KeyError, TypeError, IntegrityError):
             pass  # a proxy in between may answer in another form than the specification
         if answer.status_code == 404:
-            return NotFoundError(f"{self.ref}: {told}")
+            return NotFoundError(f"{self.ref}: {message}")
         advice = f" Log in with `docker login {self.ref.host}`." if answer.status_code in (401, 403) else ""
-        return StoreError(f"{self.ref}: the registry refused: {told}.{advice}")
+        return StoreError(f"{self.ref}: the registry refused: {message}.{advice}")
 
 
 def _at_most(pieces: Iterable[bytes], limit: int, *, what: str) -> Iterator[bytes]:

@@ -43,8 +43,8 @@ def answer_challenge(client: httpx2.Client, host: str, challenge: str) -> str | 
     parameters = {name: asked[name] for name in ("service", "scope") if name in asked}
     answer = client.get(url.copy_merge_params(parameters), headers=headers, follow_redirects=False)
     try:
-        told = answer.json() if answer.is_success else {}
-        token = told.get("token") or told.get("access_token")
+        response = answer.json() if answer.is_success else {}
+        token = response.get("token") or response.get("access_token")
     except (ValueError, AttributeError):
         token = None
     return f"Bearer {token}" if isinstance(token, str) and token.isprintable() else None

@@ -141,7 +141,7 @@ class TarStore:
         while (block := self._read(offset, _BLOCK)) != _END[:_BLOCK]:
             key, size = self._member(block, offset)
             if key in places:
-                raise self._wrong(f"{key} must be there once, and is there twice")
+                raise self._wrong(f"a member must be unique, but {key!r} is given twice")
             if len(places) == MAX_MEMBERS:
                 raise self._wrong(f"it must have at most {MAX_MEMBERS} members, and has more")
             places[key] = _Place(offset + _BLOCK, size)

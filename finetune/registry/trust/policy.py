@@ -33,7 +33,7 @@ from finetune.registry.trust.signing import PublicKey, signing_key_id
 
 TRUST_VARIABLE = "FINETUNE_TRUST"
 NOT_SIGNED = "it is not signed"
-NOBODY = "(nobody)"  # the signer of an unsigned entry; never the name of a key
+UNSIGNED = "(nobody)"  # the signer of an unsigned entry; never the name of a key
 
 
 def _off(value: Any) -> Any:
@@ -56,7 +56,7 @@ class NamespaceTrust(_Part):
     """Names of the keys that may sign there."""
 
     @model_validator(mode="after")
-    def _somebody_may_sign(self) -> "NamespaceTrust":
+    def _require_keys(self) -> "NamespaceTrust":
         if self.signatures != "off" and not self.keys:
             raise ValueError(
                 f"keys: must name at least one key with `signatures: {self.signatures}`, got none. Write keys: [NAME]."
@@ -69,7 +69,7 @@ class Verdict:
     """The verdict of a policy on one signature.
 
     Attributes:
-        signer: the signer, for people: the name of the key, ``NOBODY``, or a description of another key.
+        signer: the signer, for people: the name of the key, ``UNSIGNED``, or a description of another key.
         problem: the reason why the namespace does not accept the signature; None when it does.
         forged: True if the signature names a key of the policy, but that key did not sign these bytes.
     """
@@ -101,8 +101,12 @@ class TrustPolicy(_Part):
 
     @model_validator(mode="after")
     def _names_its_keys(self) -> "TrustPolicy":
-        if len(self._by_id) != len(self.keys):
-            raise ValueError("keys: each key and each name must be listed once, and one is listed twice")
+        keys = [PublicKey.parse(key) for key in self.keys]
+        for number, key in enumerate(keys):
+            if key.name in (other.name for other in keys[:number]):
+                raise ValueError(f"keys: a name must be unique, but {key.name!r} is given twice")
+            if key.id in (other.id for other in keys[:number]):
+                raise ValueError(f"keys: a key must be unique, but that of {key.name!r} is given twice")
         for where, part in (*((f"namespaces.{n}", p) for n, p in self.namespaces.items()), ("default", self.default)):
             self._check_names(f"{where}.keys", part.keys)
         self._check_names("revoked", self.revoked)
@@ -128,7 +132,7 @@ class TrustPolicy(_Part):
             message: the message that it must sign.
         """
         if signature is None:
-            return Verdict(signer=NOBODY, problem=NOT_SIGNED)
+            return Verdict(signer=UNSIGNED, problem=NOT_SIGNED)
         key_id = signing_key_id(signature)
         key = self._by_id.get(key_id)
         if key is None:

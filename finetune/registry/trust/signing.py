@@ -78,8 +78,8 @@ def entry_message(namespace: str, name: str, fields: dict[str, Any]) -> bytes:
         name: the name of the adapter.
         fields: all fields of the entry but its signature.
     """
-    said = {"namespace": namespace, "name": name, "entry": fields}
-    return b"finetune: entry of a log, version 1\n" + canonical_json(said)
+    message = {"namespace": namespace, "name": name, "entry": fields}
+    return b"finetune: entry of a log, version 1\n" + canonical_json(message)
 
 
 def manifest_message(digest: str) -> bytes:

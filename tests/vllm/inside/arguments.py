@@ -15,11 +15,11 @@ from vllm.v1.metrics import loggers
 
 if __name__ == "__main__":
     parser = make_arg_parser(FlexibleArgumentParser())
-    told = {
+    arguments = {
         "version": vllm.__version__,
         "max_lora_ranks": get_args(MaxLoRARanks),
         "arguments": sorted(flag for action in parser._actions for flag in action.option_strings),
         "environment": sorted(envs.environment_variables),
         "metrics": re.findall(r'name="(vllm:\w+)"', inspect.getsource(loggers)),
     }
-    print(json.dumps(told))
+    print(json.dumps(arguments))
