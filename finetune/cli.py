@@ -109,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     add_base_options(app)
     app.set_defaults(run=_app)
     schema = add("schema", "print the JSON schema of recipes, with which editors complete and check them")
-    schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write the schema to this file instead")
+    schema.add_argument("file", nargs="?", type=Path, metavar="FILE", help="write it to this file instead")
+    schema.add_argument("--markdown", action="store_true", help="the reference of all keys as Markdown, not the schema")
     schema.set_defaults(run=_schema)
     evaluation_command.add_parser(verbs)
     export_command.add_parser(verbs)
@@ -182,16 +183,19 @@ def _app(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from finetune.recipe.schema import schema_text
+    if args.markdown:
+        from finetune.recipe.reference import reference_text as text_of
+    else:
+        from finetune.recipe.schema import schema_text as text_of
 
     if args.file is None:
-        print(schema_text(), end="")
+        print(text_of(), end="")
     else:
         from finetune.preflight import check_output_place
 
         check_output_place(args.file, option="FILE")
         args.file.parent.mkdir(parents=True, exist_ok=True)
-        args.file.write_text(schema_text(), encoding="utf-8")
+        args.file.write_text(text_of(), encoding="utf-8")
     return 0
 
 

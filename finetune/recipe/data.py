@@ -16,7 +16,7 @@ class RowsSection(Section):
     source: str
     """The name of the source."""
 
-    max_length: PositiveInt | None = None
+    max_length: PositiveInt | None = Field(default=None, examples=[2048])
     """Largest number of tokens of a row, those of its images included; by default as many as the base takes."""
     too_long: Literal["error", "drop"] = "error"
     """The treatment of longer rows: stop with an error, or leave them out. No row is ever cut."""
@@ -34,12 +34,14 @@ class ReadSection(RowsSection):
     """The assistant turns that are supervised; never one with ``weight`` 0, or with ``loss`` or ``train`` false."""
     on_error: Literal["error", "skip"] = "error"
     """The treatment of rows that cannot be used: stop with an error, or skip them, at most 5 %."""
-    max_image_pixels: PositiveInt = 50_000_000
+    max_image_pixels: PositiveInt = Field(default=50_000_000, examples=[4_000_000])
     """Largest width x height of an image, in pixels."""
-    image_range: Literal["auto", "file"] | Annotated[list[int], Field(min_length=2, max_length=2)] = "auto"
+    image_range: Literal["auto", "file"] | Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
+        default="auto", examples=[[0, 4095]]
+    )
     """Values that become black and white in images of more than 8 bits. auto takes the smallest range of 10, 12, 14 and
     16 bits that holds all values of the train rows; file takes all 16 bits. The manifest keeps the range."""
-    image_page: PositiveInt | None = None
+    image_page: PositiveInt | None = Field(default=None, examples=[1])
     """Page of TIFF files that have several, from 1. Of an animation the first frame is taken."""
 
     @field_validator("image_range")
@@ -59,29 +61,29 @@ class ColumnData(ReadSection):
     A row is a conversation (``messages``), a choice of captions (``captions``), or a question with its answer.
     """
 
-    image: str | None = "image"
+    image: str | None = Field(default="image", examples=["photo"])
     """Field that holds the image."""
-    images: str | None = "images"
+    images: str | None = Field(default="images", examples=["slices"])
     """Field that holds a list of images; if a row has it, it replaces ``image``."""
-    question: str | None = "question"
+    question: str | None = Field(default="question", examples=["prompt"])
     """Field that holds the question."""
-    answer: str | None = "answer"
+    answer: str | None = Field(default="answer", examples=["label"])
     """Field that holds the answer: a text, or a list of all correct answers, of which the first is supervised."""
-    captions: str | None = "captions"
+    captions: str | None = Field(default="captions", examples=["descriptions"])
     """Field that holds a list of captions; each epoch trains on one of them."""
-    messages: str | None = "messages"
+    messages: str | None = Field(default="messages", examples=["conversation"])
     """Field that holds a conversation in Hugging Face's chat format."""
-    system: str | None = "system"
+    system: str | None = Field(default="system", examples=["instructions"])
     """Field that holds the system message; it replaces ``task.system_prompt`` in its row."""
-    question_type: str | None = None
+    question_type: str | None = Field(default=None, examples=["topic"])
     """Field that holds the question type; null: the question itself, if there are only a few questions."""
-    id: str | None = None
+    id: str | None = Field(default=None, examples=["study_id"])
     """Field that holds the row's id; null: an id made of the row's place in the source."""
-    default_question: Prompt | None = None
+    default_question: Prompt | None = Field(default=None, examples=["What does the image show?"])
     """The question of rows that have none."""
-    ignore: list[str] = []
+    ignore: list[str] = Field(default=[], examples=[["history", "split"]])
     """Fields that are neither read nor listed, even if they would be refused otherwise, such as ``history``."""
-    max_rows: dict[Split, PositiveInt] = {}
+    max_rows: dict[Split, PositiveInt] = Field(default={}, examples=[{"train": 5000, "val": 200}])
     """Largest number of rows of each split; a seeded shuffle chooses them."""
 
     @model_validator(mode="after")
@@ -117,13 +119,13 @@ class JsonlData(ColumnData):
 
     source: Literal["jsonl"]
     """The name of the source."""
-    root: Place
+    root: Place = Field(examples=["data/clothing"])
     """Folder that the files and the images' paths are relative to."""
-    train: Place = "train.jsonl"
+    train: Place = Field(default="train.jsonl", examples=["rows/train.jsonl"])
     """The file of the training rows."""
-    val: Place | None = "val.jsonl"
+    val: Place | None = Field(default="val.jsonl", examples=["rows/val.jsonl"])
     """The file of the rows that choose the best weights; null: none."""
-    test: Place | None = "test.jsonl"
+    test: Place | None = Field(default="test.jsonl", examples=["rows/test.jsonl"])
     """The file of the rows that base and adapter are evaluated on; null: none."""
 
 
@@ -132,13 +134,13 @@ class ParquetData(StreamableData):
 
     source: Literal["parquet"]
     """The name of the source."""
-    root: Place
+    root: Place = Field(examples=["data/clothing"])
     """Folder that the files are relative to."""
-    train: Place = "train*.parquet"
+    train: Place = Field(default="train*.parquet", examples=["data/train-*.parquet"])
     """The files of the training rows: one file, or a pattern for several."""
-    val: Place | None = "val*.parquet"
+    val: Place | None = Field(default="val*.parquet", examples=["data/validation-*.parquet"])
     """The files of the rows that choose the best weights; null: none."""
-    test: Place | None = "test*.parquet"
+    test: Place | None = Field(default="test*.parquet", examples=["data/test-*.parquet"])
     """The files of the rows that base and adapter are evaluated on; null: none."""
 
 
@@ -147,13 +149,13 @@ class SavedData(ColumnData):
 
     source: Literal["saved"]
     """The name of the source."""
-    root: Place
+    root: Place = Field(examples=["data/clothing"])
     """The folder that was saved."""
-    train: Place = "train"
+    train: Place = Field(default="train", examples=["."])
     """The training rows: a folder below root, as in a DatasetDict; ``.`` if root is a single Dataset."""
-    val: Place | None = "validation"
+    val: Place | None = Field(default="validation", examples=["dev"])
     """The folder of the rows that choose the best weights; null: none."""
-    test: Place | None = "test"
+    test: Place | None = Field(default="test", examples=["held_out"])
     """The folder of the rows that base and adapter are evaluated on; null: none."""
 
 
@@ -162,19 +164,19 @@ class HubData(StreamableData):
 
     source: Literal["hub"]
     """The name of the source."""
-    name: str
+    name: str = Field(examples=["flaviagiammarino/vqa-rad"])
     """Id of the data set on the hub, such as flaviagiammarino/vqa-rad."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, examples=["main"])
     """Branch, tag or commit of the data set."""
-    config: str | None = None
+    config: str | None = Field(default=None, examples=["default"])
     """Name of the configuration, for a data set that has several."""
-    root: Place | None = None
+    root: Place | None = Field(default=None, examples=["data/vqa-rad"])
     """A folder with the files of the data set, if the hub cannot be reached."""
-    train: str = "train"
+    train: str = Field(default="train", examples=["train[:90%]"])
     """The split of the training rows, or a slice such as train[:90%]."""
-    val: str | None = "validation"
+    val: str | None = Field(default="validation", examples=["train[90%:]"])
     """The split of the rows that choose the best weights; null: none."""
-    test: str | None = "test"
+    test: str | None = Field(default="test", examples=["test[:500]"])
     """The split of the rows that base and adapter are evaluated on; null: none."""
 
 
@@ -185,9 +187,11 @@ class ProceduralData(RowsSection):
     """The name of the source."""
     name: Literal["medical", "retail"]
     """The domain whose images are drawn."""
-    seed: Seed = 0
+    seed: Seed = Field(default=0, examples=[7])
     """The seed that the rows are drawn from."""
-    rows: dict[Split, PositiveInt] = {"train": 2000, "val": 200, "test": 800}
+    rows: dict[Split, PositiveInt] = Field(
+        default={"train": 2000, "val": 200, "test": 800}, examples=[{"train": 400, "val": 40, "test": 80}]
+    )
     """Number of rows of each split."""
 
     @property
@@ -199,9 +203,11 @@ class ProceduralData(RowsSection):
 class Weighted(Section):
     """One source of a mix."""
 
-    weight: Annotated[float, Field(gt=0)] = 1
+    weight: Annotated[float, Field(gt=0)] = Field(default=1, examples=[2.5])
     """Weight of the source in an epoch, relative to the weights of the others."""
-    data: Annotated[SerializeAsAny[RowsSection], Choice("sources", key="source", without=("mix",))]
+    data: Annotated[SerializeAsAny[RowsSection], Choice("sources", key="source", without=("mix",))] = Field(
+        examples=[{"source": "jsonl", "root": "data/clothing"}]
+    )
     """The section of the source."""
 
 
@@ -216,7 +222,7 @@ class MixData(ReadSection):
     """The name of the source."""
     sources: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$")], Weighted], Field(min_length=1)
-    ]
+    ] = Field(examples=[{"clothing": {"weight": 2, "data": {"source": "jsonl", "root": "data/clothing"}}}])
     """The sources by name, each with its weight and its section."""
 
     @model_validator(mode="after")

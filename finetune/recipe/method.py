@@ -14,13 +14,15 @@ from finetune.tables import METHODS_OF_TASKS
 class TowerTarget(Section):
     """The modules that a method adapts in one tower, with settings of their own."""
 
-    target_modules: Literal["all-linear", "none"] | Annotated[list[str], Field(min_length=1)]
+    target_modules: Literal["all-linear", "none"] | Annotated[list[str], Field(min_length=1)] = Field(
+        examples=[["q_proj", "v_proj"]]
+    )
     """``all-linear``, ``none``, or a list of module names."""
-    r: PositiveInt | None = None
+    r: PositiveInt | None = Field(default=None, examples=[4])
     """Rank in this tower; by default that of the method."""
-    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    lora_alpha: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[8])
     """Scale in this tower, as the method's lora_alpha; by default that of the method."""
-    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    lr_ratio: Annotated[float, Field(gt=0)] = Field(default=1.0, examples=[0.1])
     """Factor on train.learning_rate for this tower; LoRA+'s ratio multiplies it."""
 
 
@@ -43,11 +45,13 @@ class TowerTargets(Section):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Target] = Field(init=False)
 
-    language: Target = TowerTarget(target_modules="all-linear")
+    language: Target = Field(
+        default=TowerTarget(target_modules="all-linear"), examples=[{"target_modules": "all-linear", "r": 8}]
+    )
     """The modules that are adapted in the language model."""
-    projector: Target = TowerTarget(target_modules="none")
+    projector: Target = Field(default=TowerTarget(target_modules="none"), examples=["all-linear"])
     """The modules that are adapted in the projector, which turns the features of an image into tokens."""
-    vision: Target = TowerTarget(target_modules="none")
+    vision: Target = Field(default=TowerTarget(target_modules="none"), examples=["all-linear"])
     """The modules that are adapted in the vision tower."""
 
     @model_validator(mode="after")
@@ -96,19 +100,21 @@ class LoraSection(MethodSection):
 
     name: Literal["lora"]
     """The name of the method."""
-    r: PositiveInt = 16
+    r: PositiveInt = Field(default=16, examples=[8])
     """Rank of the two small matrices beside each weight."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 32
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(default=32, examples=[16])
     """Numerator of the scale: the product of the two matrices is multiplied by lora_alpha / r."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, examples=[0.05])
     """Share of the inputs of the two matrices that is dropped in training."""
     use_rslora: bool = False
     """True for the scale lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
     """True to train each weight's magnitude apart from its direction (https://arxiv.org/abs/2402.09353)."""
-    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = Field(default=1.0, examples=[16.0])
     """Learning rate of B divided by that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
-    towers: TowerTargets = TowerTargets()
+    towers: TowerTargets = Field(
+        default=TowerTargets(), examples=[{"language": "all-linear", "projector": "all-linear", "vision": "none"}]
+    )
     """The modules that are adapted in each tower."""
 
     @property
@@ -122,11 +128,11 @@ class PromptTuningSection(MethodSection):
 
     name: Literal["prompt_tuning"]
     """The name of the method."""
-    num_virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, examples=[32])
     """Length of the prompt, in tokens."""
-    prompt_tuning_init_text: Prompt | None = None
+    prompt_tuning_init_text: Prompt | None = Field(default=None, examples=["Answer in one word."])
     """The text whose embeddings the prompt starts from; by default it starts from those of random tokens."""
-    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    lr_ratio: Annotated[float, Field(gt=0)] = Field(default=1.0, examples=[10.0])
     """Factor on train.learning_rate for the prompt."""
 
     @property
@@ -144,7 +150,7 @@ class FullModulesSection(MethodSection):
     """The name of the method."""
     parameters: Annotated[list[Literal["projector", "norms"]], Field(min_length=1)]
     """The parameters that are copied: all of the projector, or the norms of the language tower."""
-    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    lr_ratio: Annotated[float, Field(gt=0)] = Field(default=1.0, examples=[0.1])
     """Factor on train.learning_rate for the copies."""
 
     @property

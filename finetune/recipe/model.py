@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from finetune.recipe.section import Place, Section
 
@@ -13,13 +13,13 @@ Quantization = Literal["4bit", "8bit"]
 class ModelSection(Section):
     """The base model, and the way it is held in memory."""
 
-    name_or_path: Place
+    name_or_path: Place = Field(examples=["Qwen/Qwen2.5-VL-3B-Instruct"])
     """``pocket``, a folder, or a hub id."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, examples=["main"])
     """Branch, tag or commit of a hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the base's weights; the adapter trains in float32."""
-    device: str = "auto"
+    device: str = Field(default="auto", examples=["cuda"])
     """The device: ``auto``, ``cpu``, ``cuda`` or ``mps``."""
     quantization: Quantization | None = None
     """Quantization of the language tower by bitsandbytes: ``4bit`` (NF4) or ``8bit`` (LLM.int8)."""

@@ -17,7 +17,7 @@ class ObjectiveSection(Section):
 
     name: str
     """The name of the objective."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(default=1.0, examples=[0.5])
     """Weight of the objective's mean in the sum that is minimised, if there are several objectives."""
 
 

@@ -52,7 +52,8 @@ Prompt = Annotated[Text, _PROMPT]
 class Section(BaseModel):
     """Base of all sections: frozen, typed strictly, unknown keys refused.
 
-    An editor shows the text under a field as its description.
+    An editor shows the text under a field as its description. ``docs/recipe.md`` shows it too, with an example:
+    the field's own, which a field needs if its type does not list its values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
@@ -86,3 +87,8 @@ def _marks(annotation: Any) -> set[str]:
         return {mark for mark in annotation.metadata if isinstance(mark, str)} | _marks(annotation.annotation)
     own = {mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, str)}
     return own.union(*map(_marks, get_args(annotation)))
+
+
+def takes_variables(field: FieldInfo) -> bool:
+    """Return whether environment variables are replaced in the values of a field."""
+    return _PLACE in _marks(field)

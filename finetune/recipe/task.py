@@ -19,7 +19,7 @@ from finetune.recipe.chosen import Choice
 from finetune.recipe.method import MethodSection
 from finetune.recipe.row import Row
 from finetune.recipe.section import Prompt, Section
-from finetune.tables import DEFAULT_TASK
+from finetune.tables import ANSWER_METRICS, DEFAULT_TASK
 
 DEFAULT_ANSWER_TOKENS = 128  # the limit of an answer if neither the recipe nor its data sets one
 
@@ -36,7 +36,9 @@ class TaskSection(Section):
 
     name: str
     """The name of the task."""
-    metrics: Annotated[list[Word], Field(min_length=1)] | None = Field(default=None, exclude_if=lambda it: it is None)
+    metrics: Annotated[list[Word], Field(min_length=1)] | None = Field(
+        default=None, exclude_if=lambda it: it is None, examples=[[*ANSWER_METRICS]]
+    )
     """Metrics that an evaluation reports; the first chooses the best checkpoint. By default those of the task."""
 
     @field_validator("metrics")
@@ -109,9 +111,9 @@ class QuestionSection(AnswerSection):
     architectures = frozenset({"generative"})
     has_question = True
 
-    system_prompt: Prompt | None = None
+    system_prompt: Prompt | None = Field(default=None, examples=["You read brain MRI."])
     """The system message of every question; by default that of the rows, if all have the same. An empty text: none."""
-    question_template: Prompt = "{question}"
+    question_template: Prompt = Field(default="{question}", examples=["Question: {question} Answer:"])
     """The text of the prompt, with ``{question}`` once for the row's question. Conversations are not changed."""
     image_position: ImagePosition | None = None
     """Place of the images, before or after the question's text; by default as in the conversations, else first."""
@@ -154,9 +156,11 @@ class PromptSection(QuestionSection):
     objective = "cross_entropy"
     call = "ask(image, question)"
 
-    max_new_tokens: NumTokens | None = None
+    max_new_tokens: NumTokens | None = Field(default=None, examples=[16])
     """Largest number of tokens of an answer; by default the longest supervised answer of the data, and some room."""
-    caption_question: Prompt | None = Field(default=None, exclude_if=lambda it: it is None)
+    caption_question: Prompt | None = Field(
+        default=None, exclude_if=lambda it: it is None, examples=["Describe the image."]
+    )
     """The question that ``caption`` asks; by default the one that most rows with captions ask."""
 
     @property
@@ -186,7 +190,7 @@ class LabelSection(AnswerSection):
     outputs = "pair_embeddings"
     call = "classify(image, labels)"
 
-    text_template: Prompt = "{label}"
+    text_template: Prompt = Field(default="{label}", examples=["a photo of {label}"])
     """The text of an answer, such as ``a photo of {label}``; it holds ``{label}`` exactly once."""
 
     @field_validator("text_template")

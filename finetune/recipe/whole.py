@@ -13,40 +13,53 @@ from finetune.recipe.objective import Objectives, ObjectiveSection, objective_of
 from finetune.recipe.section import Place, Section, Seed
 from finetune.recipe.task import AnyTask, task_of
 from finetune.recipe.train import TrainSection
+from finetune.tables import DEFAULT_TASK
 
 
 class AdapterSection(Section):
     """The finished adapter: the place where it is published, and texts for its manifest."""
 
-    publish: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None = None
-    """``namespace/name`` in the registry; by default the adapter is not published."""
-    aliases: list[str] = []
+    publish: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None = Field(
+        default=None, examples=["medical/brain-mri"]
+    )
+    """``namespace/name`` in the registry, of small letters, digits and hyphens; by default it is not published."""
+    aliases: list[str] = Field(default=[], examples=[["prod"]])
     """Aliases that point to the new version, besides ``latest``."""
-    init_from: Annotated[Place, Field(max_length=65_536)] | None = None
+    init_from: Annotated[Place, Field(max_length=65_536)] | None = Field(default=None, examples=["medical/brain-mri@3"])
     """A finished adapter whose weights the new one starts from: a reference or a folder; by default it starts fresh."""
-    license: Text | None = None
+    license: Text | None = Field(default=None, examples=["apache-2.0"])
     """License of the adapter, as an SPDX identifier."""
-    intended_use: Text | None = None
+    intended_use: Text | None = Field(default=None, examples=["Answers about photographs of clothing; not for people."])
     """The purpose of the adapter, and its limits."""
 
 
 class Recipe(Section):
     """A recipe: everything that a run does."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
-    """Name of the run and of its folder."""
-    domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)]
-    """The domain of the images, such as ``medical``."""
-    seed: Seed = 0
+    name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)] = Field(
+        examples=["brain-mri"]
+    )
+    """Name of the run and of its folder: small letters, digits and hyphens."""
+    domain: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$", max_length=64)] = Field(
+        examples=["medical"]
+    )
+    """The domain of the images: small letters, digits and hyphens."""
+    seed: Seed = Field(default=0, examples=[1])
     """Seed of the fresh adapter's weights, the order of rows and all other random choices."""
-    model: ModelSection
-    method: Methods
-    data: DataSection
-    task: AnyTask = Field(default_factory=task_of)
-    objective: Objectives | None = None
+    model: ModelSection = Field(examples=[{"name_or_path": "pocket"}])
+    """The base model, and the way it is held in memory."""
+    method: Methods = Field(examples=[{"name": "lora", "r": 8}])
+    """The methods that adapt the base: one, or a list of several that make up one adapter."""
+    data: DataSection = Field(examples=[{"source": "jsonl", "root": "data/clothing"}])
+    """The source of the rows."""
+    task: AnyTask = Field(default_factory=task_of, examples=[{"name": DEFAULT_TASK, "max_new_tokens": 8}])
+    """The task: how rows become prompts, and how predictions are compared."""
+    objective: Objectives | None = Field(default=None, examples=[{"name": "cross_entropy"}])
     """The objectives that are minimised: one, or a list of several with weights; by default the task's own."""
-    train: TrainSection
-    adapter: AdapterSection = AdapterSection()
+    train: TrainSection = Field(examples=[{"epochs": 3, "learning_rate": 2e-4}])
+    """The settings of training."""
+    adapter: AdapterSection = Field(default=AdapterSection(), examples=[{"publish": "retail/clothing"}])
+    """The finished adapter: the place where it is published, and texts for its manifest."""
     _from_environment: frozenset[str] = PrivateAttr(frozenset())
 
     @property
