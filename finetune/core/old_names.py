@@ -30,7 +30,9 @@ RECIPE = {
     "data.sources.*.data.kind": "question_type",
 }
 RUN = _below("recipe", RECIPE)  # the identity of a run in its checkpoints
-MANIFEST = _below("training.recipe", RECIPE)
+SCORES = {"by_kind": "by_question_type"}
+METRICS = _below("*", SCORES)  # the scores of an adapter and its base
+MANIFEST = _below("training.recipe", RECIPE) | _below("metrics", METRICS)
 
 
 def current_names(
