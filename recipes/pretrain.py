@@ -48,7 +48,7 @@ def _pretrain() -> int:
     folder = args.evaluate or args.output_dir / "model"
     base = load_base(str(folder), device=args.device)
     task = task_of("generative").model_copy(update={"answer_normalization": "vqa"})
-    rows = read_world(0, "test", rows_per_kind=150, task=task)
+    rows = read_world(0, "test", rows_per_type=150, task=task)
     predictor = Predictor(
         model=base.model, task=base.task(task), prompt_batch=base.collator.prompt_batch, batch_size=100
     )

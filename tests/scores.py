@@ -11,22 +11,22 @@ def scores_json(
     interval=(0.0, 1.0),
     majority=0.5,
     blank_image=0.25,
-    kinds=None,
+    question_types=None,
     unit=None,
 ):
-    """Return the JSON of the scores of one metric; ``kinds`` maps a question type to its value."""
+    """Return the JSON of the scores of one metric; ``question_types`` maps a question type to its value."""
 
-    def part(value, by_kind):
+    def part(value, by_question_type):
         beside = {"majority": majority, "blank_image": blank_image}
         return Scores(
             values={metric: _value(value, n, interval, unit)},
             baselines={of: {metric: _value(found, n, None, unit)} for of, found in beside.items()},
-            by_kind=by_kind,
+            by_question_type=by_question_type,
             n=n,
             truncated=0,
         )
 
-    return part(value, {kind: part(found, {}) for kind, found in (kinds or {}).items()}).to_json()
+    return part(value, {name: part(found, {}) for name, found in (question_types or {}).items()}).to_json()
 
 
 def _value(value, n, interval, unit):

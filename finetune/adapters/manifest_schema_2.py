@@ -64,8 +64,8 @@ def _scores(old: dict[str, Any]) -> dict[str, Any]:
     baselines = {of: old[of] for of in _BASELINES if isinstance(old.get(of), int | float)}
     new["baselines"] = {of: {name: _value(value, n) for name in names[:1]} for of, value in baselines.items()}
     new |= {key: old[key] for key in ("n", "truncated") if key in old}
-    if isinstance(kinds := old.get("by_kind"), dict):
-        new["by_kind"] = {kind: _scores(part) for kind, part in kinds.items() if isinstance(part, dict)}
+    if isinstance(parts := old.get("by_kind"), dict):
+        new["by_question_type"] = {name: _scores(part) for name, part in parts.items() if isinstance(part, dict)}
     return new
 
 

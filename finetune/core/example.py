@@ -114,9 +114,9 @@ class Example:
         return found
 
     @property
-    def kind(self) -> str:
+    def question_type(self) -> str:
         """The question type that scores are broken down by."""
-        return str(self.meta.get("kind", "all"))
+        return str(self.meta.get("question_type", "all"))
 
     @property
     def prompt(self) -> list[Message]:

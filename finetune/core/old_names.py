@@ -33,7 +33,9 @@ RECIPE = {
 }
 RUN = _below("recipe", RECIPE)  # the identity of a run in its checkpoints
 ADAPTER_CONFIG = {f"parts.method={old}": new for old, new in METHODS.items()}
-MANIFEST = _below("training.recipe", RECIPE) | _below("adapter", ADAPTER_CONFIG)
+SCORES = {"by_kind": "by_question_type"}
+METRICS = _below("*", SCORES)  # the scores of an adapter and its base
+MANIFEST = _below("training.recipe", RECIPE) | _below("adapter", ADAPTER_CONFIG) | _below("metrics", METRICS)
 
 
 def current_names(

@@ -163,14 +163,15 @@ def _shown(dataset: Dataset, column: str) -> Iterator[Any]:
 
     for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         cells = piece.column(0)
-        kind = cells.type
-        plain = pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        several = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        arrow_type = cells.type
+        is_text = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
+        plain = is_text or pa.types.is_primitive(arrow_type)
+        several = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
         for cell in cells:
             if plain or not cell.is_valid:
                 yield cell.as_py()
             else:  # a medium is refused without decoding it
-                yield [] if several and not len(cell.values) else f"a value of type {kind}"
+                yield [] if several and not len(cell.values) else f"a value of type {arrow_type}"
 
 
 def _holds_images(dataset: Dataset, column: str | None) -> bool:
@@ -179,10 +180,10 @@ def _holds_images(dataset: Dataset, column: str | None) -> bool:
 
     if column not in dataset.column_names:
         return False
-    kind = dataset.features.arrow_schema.field(column).type
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    arrow_type = dataset.features.arrow_schema.field(column).type
+    while pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
+        arrow_type = arrow_type.value_type
+    return pa.types.is_struct(arrow_type) or pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type)
 
 
 def _text_rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -197,7 +198,7 @@ def class_labels(features: Features | None, columns: Collection[str]) -> dict[st
     """Return the columns whose numbers stand for names; none if the features of the table are not known."""
     from datasets import ClassLabel
 
-    return {name: kind for name in columns if features and isinstance(kind := features[name], ClassLabel)}
+    return {name: feature for name in columns if features and isinstance(feature := features[name], ClassLabel)}
 
 
 def _first_line(error: BaseException) -> str:

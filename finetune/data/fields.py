@@ -95,7 +95,7 @@ class _Fields:
             media=as_images(sources),
             answers=texts,
             captions=[task.text_of(text) for text in texts] if self.supervised_field == "captions" else [],
-            meta={"kind": self._kind(question), "question": question},
+            meta={"question_type": self._question_type(question), "question": question},
         )
 
     def conversation(self, task: TaskSection) -> Example:
@@ -134,7 +134,7 @@ class _Fields:
             messages=task.converse(self._with_own_system(messages, task)),
             media=as_images(sources),
             answers=[text_of(messages[-1])],
-            meta={"kind": self._kind(question), "question": question, "conversation": True},
+            meta={"question_type": self._question_type(question), "question": question, "conversation": True},
             unsupervised=unsupervised,
         )
 
@@ -233,7 +233,7 @@ class _Fields:
         own = self._system(task)
         return [own, *(m for m in messages if m["role"] != "system")] if own else messages
 
-    def _kind(self, question: str) -> str:
+    def _question_type(self, question: str) -> str:
         return (question or "all") if self.section.question_type is None else self._name("question_type")
 
     def images(self, *, needed: bool = True) -> list[ImageSource]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad: BadRows) -> list[Example]:
     """Read one split of every source; arguments as for ``read_jsonl``, but ``seed`` chooses the rows to repeat.
 
-    A row's id and kind begin with the name of its source, so that scores are broken down by source. The id of a
-    repeated row ends with ``#2``, ``#3`` and so on.
+    A row's id and question type begin with the name of its source, so that scores are broken down by source. The id of
+    a repeated row ends with ``#2``, ``#3`` and so on.
     """
     parts: dict[str, list[Example]] = {}
     for name in section.sources:
@@ -32,7 +32,11 @@ def read_mix(section: MixData, split: str, *, task: TaskSection, seed: int, bad:
         rows = read_split(part, split, task=task, seed=seed, bad=faults)
         faults.conclude()
         parts[name] = [
-            replace(example, id=f"{name}/{example.id}", meta=example.meta | {"kind": f"{name}/{example.kind}"})
+            replace(
+                example,
+                id=f"{name}/{example.id}",
+                meta=example.meta | {"question_type": f"{name}/{example.question_type}"},
+            )
             for example in rows
         ]
     bad.tried = sum(len(rows) for rows in parts.values())  # each source has logged its own faults

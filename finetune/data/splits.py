@@ -67,7 +67,7 @@ def with_image_options(
 def _chosen(examples: list[Example], section: ColumnData, split: str, *, seed: int, bad: BadRows) -> list[Example]:
     """Return the rows under ``max_rows`` whose images can all be read."""
     if section.question_type is None and not _few_questions(examples):
-        examples = [replace(example, meta=example.meta | {"kind": "all"}) for example in examples]
+        examples = [replace(example, meta=example.meta | {"question_type": "all"}) for example in examples]
     chosen = _capped(examples, section.max_rows.get(split), seed=seed)  # type: ignore[call-overload]
     bad.tried -= len(examples) - len(chosen)
     asked = [example for example in chosen if not example.meta.get("conversation")]

@@ -121,8 +121,8 @@ def system_of(example: Example) -> str | None:
 
 def position_of(message: Message) -> ImagePosition | None:
     """Return the position of a message's images, before or after its text; None if they are between texts."""
-    kinds = [part["type"] for part in message["content"]]
-    images = kinds.count("image")
-    if kinds[:images] == ["image"] * images:
+    types = [part["type"] for part in message["content"]]
+    images = types.count("image")
+    if types[:images] == ["image"] * images:
         return "first"
-    return "last" if kinds[-images:] == ["image"] * images else None
+    return "last" if types[-images:] == ["image"] * images else None

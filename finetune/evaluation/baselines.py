@@ -25,9 +25,9 @@ def majority(task: Task, examples: Sequence[Example]) -> tuple[list[Prediction],
     """
     rows_of: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
-        rows_of[example.kind].append(example)
-    constants = {kind: task.constant(rows) for kind, rows in rows_of.items()}
-    return [constants[e.kind] for e in examples], [replace(e, answers=e.answers[:1]) for e in examples]
+        rows_of[example.question_type].append(example)
+    constants = {question_type: task.constant(rows) for question_type, rows in rows_of.items()}
+    return [constants[e.question_type] for e in examples], [replace(e, answers=e.answers[:1]) for e in examples]
 
 
 def predict_blank(predictor: Predictor, examples: Sequence[Example], *, title: str) -> list[Prediction]:

@@ -87,20 +87,20 @@ def score(task: Task, measured: Measured, *, blank_predictions: Sequence[Predict
         baselines[BLANK_IMAGE] = Measured(metrics, examples, blank_predictions)
     rows_of: dict[str, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
-        rows_of[example.kind].append(i)
+        rows_of[example.question_type].append(i)
 
-    def part(rows: Sequence[int], by_kind: dict[str, Scores], *, whole: bool) -> Scores:
+    def part(rows: Sequence[int], by_question_type: dict[str, Scores], *, whole: bool) -> Scores:
         return Scores(
             values=measured.values(rows, interval=True, of_corpus=whole),
             baselines={name: found.values(rows) for name, found in baselines.items()},
-            by_kind=by_kind,
+            by_question_type=by_question_type,
             n=len(rows),
             truncated=sum(_is_truncated(measured.predictions[i]) for i in rows),
         )
 
     # An interval of a corpus metric measures the rows some hundred times, so question types get none.
-    kinds = {kind: part(rows, {}, whole=False) for kind, rows in sorted(rows_of.items())}
-    return part(range(len(examples)), kinds, whole=True)
+    parts = {question_type: part(rows, {}, whole=False) for question_type, rows in sorted(rows_of.items())}
+    return part(range(len(examples)), parts, whole=True)
 
 
 def _is_truncated(prediction: Prediction) -> bool:

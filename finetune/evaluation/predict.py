@@ -93,7 +93,7 @@ def blanked(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
     places: list[int] = []
     for example in examples:
         # The task's own columns may be part of its input, so rows that differ in them are different.
-        key = (str(example.prompt), example.kind, str(example.columns))
+        key = (str(example.prompt), example.question_type, str(example.columns))
         if key not in unique:
             unique[key] = len(rows)
             rows.append(replace(example, media=tuple(BLANK if m.type == "image" else m for m in example.media)))

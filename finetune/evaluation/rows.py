@@ -38,7 +38,7 @@ class Row:
         """Return plain data: one line of a file of predictions."""
         return {
             "id": self.example.id,
-            "kind": self.example.kind,
+            "question_type": self.example.question_type,
             "question": question_of(self.example),
             "images": _names(self.example),
             "prediction": self.prediction.to_json(),

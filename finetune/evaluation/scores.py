@@ -6,7 +6,10 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from finetune.core.old_names import SCORES, current_names
 from finetune.errors import DataError, plain
+
+_BY = "by_question_type"  # the key of the scores of each question type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,14 @@ class Scores:
         values: each name of a metric -> its value; the metric that chooses the best checkpoint comes first.
         baselines: ``majority`` (the best constant prediction for each question type, on these very rows) and
             ``blank_image`` (the same model given grey images) -> name of a metric -> its value.
-        by_kind: each question type -> the scores of its rows, without ``by_kind``.
+        by_question_type: each question type -> the scores of its rows, without ``by_question_type``.
         n: the number of rows.
         truncated: the number of rows whose text ended at the limit of tokens, and not where the model ended it.
     """
 
     values: dict[str, Value]
     baselines: dict[str, dict[str, Value]]
-    by_kind: dict[str, Scores] = field(default_factory=dict)
+    by_question_type: dict[str, Scores] = field(default_factory=dict)
     n: int
     truncated: int
 
@@ -58,7 +61,7 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         data = self._part()
-        data["by_kind"] = {kind: scores._part() for kind, scores in self.by_kind.items()}
+        data[_BY] = {name: scores._part() for name, scores in self.by_question_type.items()}
         return data
 
     def _part(self) -> dict[str, Any]:
@@ -74,20 +77,21 @@ class Scores:
         """Return the scores that ``to_json`` wrote.
 
         Raises:
-            DataError: a field is missing, unknown or of another type, or a number is not finite.
+            DataError: a field is missing, unknown, given under two names or of another type, or a number is not finite.
         """
-        by_kind = _object(data, "scores", {"values", "baselines", "by_kind", "n", "truncated"})["by_kind"]
-        kinds = {name: cls._of(part, f"by_kind.{name}") for name, part in _object(by_kind, "by_kind").items()}
-        return cls._of({name: part for name, part in data.items() if name != "by_kind"}, "scores", by_kind=kinds)
+        data = current_names(data, SCORES, source="scores", error=DataError)
+        rest = dict(_object(data, "scores", {"values", "baselines", _BY, "n", "truncated"}))
+        parts = {name: cls._of(part, f"{_BY}.{name}") for name, part in _object(rest.pop(_BY), _BY).items()}
+        return cls._of(rest, "scores", by_question_type=parts)
 
     @classmethod
-    def _of(cls, data: Any, where: str, by_kind: dict[str, Scores] | None = None) -> Scores:
+    def _of(cls, data: Any, where: str, by_question_type: dict[str, Scores] | None = None) -> Scores:
         _object(data, where, {"values", "baselines", "n", "truncated"})
         baselines = _object(data["baselines"], f"{where}.baselines")
         return cls(
             values=_values(data["values"], f"{where}.values"),
             baselines={name: _values(values, f"{where}.baselines.{name}") for name, values in baselines.items()},
-            by_kind=by_kind or {},
+            by_question_type=by_question_type or {},
             n=_count(data["n"], f"{where}.n"),
             truncated=_count(data["truncated"], f"{where}.truncated"),
         )

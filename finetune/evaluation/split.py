@@ -96,12 +96,12 @@ def _log(found: Evaluation, log: Callable[[str], None]) -> None:
         log(f"{found.adapter} on test: {words(name)} {value}{within}{beside}, {value.n} rows")
     if scores.truncated:
         log(f"  {scores.truncated} of {scores.n} answers were cut at task.max_new_tokens")
-    for kind, part in scores.by_kind.items():
-        texts = [_of_kind(name, value, part) for name, value in part.values.items()]
-        log(f"  {'; '.join(texts)}, {part.n} rows  {safe_line(kind)}")
+    for question_type, part in scores.by_question_type.items():
+        texts = [_of_type(name, value, part) for name, value in part.values.items()]
+        log(f"  {'; '.join(texts)}, {part.n} rows  {safe_line(question_type)}")
 
 
-def _of_kind(name: str, value: Value, part: Scores) -> str:
+def _of_type(name: str, value: Value, part: Scores) -> str:
     beside = "".join(f", {words(of)} {values[name]}" for of, values in part.baselines.items() if name in values)
     return f"{words(name)} {value}{beside}"
 

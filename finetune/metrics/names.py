@@ -29,7 +29,7 @@ def named_values(metrics: Any) -> dict[str, float]:
     """
     named: dict[str, float] = {}
     for who, scores in _items(metrics):
-        for name, value in [*_whole(scores), *_by_kind(scores)]:
+        for name, value in [*_whole(scores), *_by_question_type(scores)]:
             if not isinstance(value, bool):
                 with suppress(OverflowError):
                     if math.isfinite(value):
@@ -53,9 +53,9 @@ def _whole(scores: Any) -> Iterator[tuple[str, float]]:
             yield key, value
 
 
-def _by_kind(scores: Any) -> Iterator[tuple[str, float]]:
-    for kind, part in _items(scores.get("by_kind") if isinstance(scores, Mapping) else None):
-        yield from ((f"{kind}.{name}", number) for name, number in _whole(part))
+def _by_question_type(scores: Any) -> Iterator[tuple[str, float]]:
+    for name, part in _items(scores.get("by_question_type") if isinstance(scores, Mapping) else None):
+        yield from ((f"{name}.{metric}", number) for metric, number in _whole(part))
 
 
 def _measured(values: Any) -> Iterator[tuple[str, float]]:

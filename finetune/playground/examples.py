@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPLIT = "example"  # a split that no run trains or evaluates on
-# Each image's domain, its index, and the kind of the suggested question.
+# Each image's domain, its index, and the type of the suggested question.
 _CHOSEN = (
     ("medical", 7, "lesion"),
     ("medical", 2, "side"),
@@ -49,7 +49,7 @@ class ExampleImage:
 def draw_examples(folder: Path) -> list[ExampleImage]:
     """Draw the examples into a folder."""
     examples = []
-    for domain, index, kind in _CHOSEN:
+    for domain, index, question_type in _CHOSEN:
         scene = _DRAW[domain](0, SPLIT, index)
         path = folder / f"{domain}-{index}.png"
         Image.fromarray(scene.image).save(path)
@@ -58,7 +58,7 @@ def draw_examples(folder: Path) -> list[ExampleImage]:
                 path=path,
                 digest=image_digest(path),
                 domain=domain,
-                question=next(q.text for q in scene.questions if q.kind == kind),
+                question=next(q.text for q in scene.questions if q.question_type == question_type),
                 answers={question.text: question.answer for question in scene.questions},
             )
         )

@@ -37,14 +37,14 @@ def shortfalls(scores: dict[str, Any]) -> list[str]:
         out.append(f"overall {whole.value:.3f} is below {THRESHOLD}")
     if whole.value - whole.blank_image < BLANK_COST:
         out.append(f"a blank image costs only {whole.value - whole.blank_image:.3f}")
-    for name, kind in _kinds(scores):
-        if kind.value < kind.text_only + ABOVE_TEXT_ONLY:
-            out.append(f"{name}: {kind.value:.3f} against {kind.text_only:.3f} without the image")
+    for name, part in _question_types(scores):
+        if part.value < part.text_only + ABOVE_TEXT_ONLY:
+            out.append(f"{name}: {part.value:.3f} against {part.text_only:.3f} without the image")
     return out
 
 
-def _kinds(scores: dict[str, Any]) -> list[tuple[str, _Part]]:
-    return [(name, _Part.of(part)) for name, part in scores["by_kind"].items()]
+def _question_types(scores: dict[str, Any]) -> list[tuple[str, _Part]]:
+    return [(name, _Part.of(part)) for name, part in scores["by_question_type"].items()]
 
 
 def write_card(scores: dict[str, Any], *, parameters: int, minutes: float | None) -> str:
@@ -68,6 +68,6 @@ def write_card(scores: dict[str, Any], *, parameters: int, minutes: float | None
         "| question type | exact match | grey image | majority answer | questions |",
         "|---|---|---|---|---|",
     ]
-    for name, kind in _kinds(scores):
-        lines.append(f"| {name} | {kind.value:.3f} | {kind.blank_image:.3f} | {kind.majority:.3f} | {kind.n} |")
+    for name, part in _question_types(scores):
+        lines.append(f"| {name} | {part.value:.3f} | {part.blank_image:.3f} | {part.majority:.3f} | {part.n} |")
     return "\n".join(lines) + "\n"

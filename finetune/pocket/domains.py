@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.core.example import Example, answer, as_images
 from finetune.pocket.medical import draw_phantom
-from finetune.pocket.questions import KINDS
+from finetune.pocket.questions import QUESTION_TYPES
 from finetune.pocket.retail import draw_product
 from finetune.pocket.scene import Question, Scene
 from finetune.pocket.world import draw_scene
@@ -35,16 +35,16 @@ def read_domain(section: ProceduralData, split: str, *, task: TaskSection, seed:
     return examples
 
 
-def read_world(seed: int, split: str, *, rows_per_kind: int, task: TaskSection) -> list[Example]:
-    """Return rows of the pretraining world, ``rows_per_kind`` of each question type; splits share no image."""
-    left = dict.fromkeys(KINDS, rows_per_kind)
+def read_world(seed: int, split: str, *, rows_per_type: int, task: TaskSection) -> list[Example]:
+    """Return rows of the pretraining world, ``rows_per_type`` of each question type; splits share no image."""
+    left = dict.fromkeys(QUESTION_TYPES, rows_per_type)
     examples: list[Example] = []
     index = 0
     while any(left.values()):
         scene = draw_scene(seed, split, index)
         for number, question in enumerate(scene.questions):
-            if left[question.kind]:
-                left[question.kind] -= 1
+            if left[question.question_type]:
+                left[question.question_type] -= 1
                 row_id = f"world:{split}:{index}:{number}"
                 examples.append(_example(row_id, scene, question, task))
         index += 1
@@ -57,5 +57,5 @@ def _example(row_id: str, scene: Scene, question: Question, task: TaskSection) -
         messages=[*task.ask(question.text), answer(task.text_of(question.answer))],
         media=as_images([scene.image]),
         answers=[question.answer],
-        meta={"kind": question.kind, "question": question.text, "image": row_id.rpartition(":")[0]},
+        meta={"question_type": question.question_type, "question": question.text, "image": row_id.rpartition(":")[0]},
     )

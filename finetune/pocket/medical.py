@@ -32,7 +32,7 @@ def _tissue(rng: np.random.Generator, style: str) -> Scene:
         for row in np.linspace(0.15, 0.85, 6):  # ribs
             grey += 9 * np.exp(-(((y - row - 0.1 * (x - 0.5) ** 2) / 0.018) ** 2))
     present = bool(rng.random() < 0.7)
-    questions = [Question(kind="lesion", text="Is there a lesion?", answer="yes" if present else "no")]
+    questions = [Question(question_type="lesion", text="Is there a lesion?", answer="yes" if present else "no")]
     if present:
         grey, more = _add_lesion(rng, grey, ultrasound)
         questions += more
@@ -59,12 +59,12 @@ def _add_lesion(rng: np.random.Generator, grey: np.ndarray, ultrasound: bool) ->
     grey = grey + mask * (target - grey) * rng.uniform(0.8, 0.95)
     return grey, [
         Question(
-            kind="margin",
+            question_type="margin",
             text="Is the margin of the lesion smooth or irregular?",
             answer="irregular" if irregular else "smooth",
         ),
-        Question(kind="size", text="Is the lesion small or large?", answer="large" if large else "small"),
-        Question(kind="side", text="On which side is the lesion?", answer="left" if left else "right"),
+        Question(question_type="size", text="Is the lesion small or large?", answer="large" if large else "small"),
+        Question(question_type="side", text="On which side is the lesion?", answer="left" if left else "right"),
     ]
 
 
@@ -90,5 +90,5 @@ def _smear(rng: np.random.Generator) -> Scene:
         paint(image, body * 0.9, np.array([200, 120, 160]) + rng.normal(0, 8, 3))
         nucleus = ellipse_mask(x + rng.normal(0, 0.7), y + rng.normal(0, 0.7), r * 0.55, r * 0.5)
         paint(image, nucleus, np.array([95, 40, 130]) + rng.normal(0, 8, 3))
-    question = Question(kind="cells", text="How many cells are there?", answer=_NUMBERS[len(cells)])
+    question = Question(question_type="cells", text="How many cells are there?", answer=_NUMBERS[len(cells)])
     return Scene(image=finish(rng, image, noise=4, blur=0.3), questions=[question])

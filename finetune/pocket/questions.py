@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from finetune.pocket.scene import Thing
 
-KINDS = (
+QUESTION_TYPES = (
     "shape", "color", "pattern", "size", "count", "position", "relation",
     "exists", "check", "background", "choice", "caption",
 )  # fmt: skip
@@ -32,8 +32,8 @@ _WORDINGS = {
 }  # fmt: skip
 
 
-def _word(rng: np.random.Generator, kind: str, *parts: str) -> str:
-    wordings = _WORDINGS[kind]
+def _word(rng: np.random.Generator, name: str, *parts: str) -> str:
+    wordings = _WORDINGS[name]
     return wordings[int(rng.integers(len(wordings)))].format(*parts)
 
 
@@ -49,29 +49,29 @@ def region(x: float, y: float) -> str | None:
 
 
 def ask_everything(
-    rng: np.random.Generator, scene_kind: str, things: list[Thing], ground: str | None, *, colored: bool
+    rng: np.random.Generator, scene_type: str, things: list[Thing], ground: str | None, *, colored: bool
 ) -> list[Question]:
-    """Return the questions of one scene in random order, at most two of a kind.
+    """Return the questions of one scene in random order, at most two of a type.
 
     Args:
         rng: the generator of the scene.
-        scene_kind: the kind of the scene: ``things``, ``group`` or ``single``.
+        scene_type: the type of the scene: ``things``, ``group`` or ``single``.
         things: the objects drawn.
         ground: the name of the background colour; None if the image is grey.
         colored: True if questions may ask for colours.
     """
     out: list[Question] = []
     if ground is not None:
-        out.append(Question(kind="background", text=_word(rng, "background"), answer=ground))
-    if scene_kind == "group":
+        out.append(Question(question_type="background", text=_word(rng, "background"), answer=ground))
+    if scene_type == "group":
         out += _count(rng, things, colored)
     else:
         out += _each_thing(rng, things, colored)
         out += _relations(rng, things)
     out += _existence(rng, things, colored)
-    caption = _caption(scene_kind, things) if colored else None
+    caption = _caption(scene_type, things) if colored else None
     if caption:
-        out.append(Question(kind="caption", text=_word(rng, "caption"), answer=caption))
+        out.append(Question(question_type="caption", text=_word(rng, "caption"), answer=caption))
     return [out[i] for i in rng.permutation(len(out))]
 
 
@@ -90,18 +90,18 @@ def _each_thing(rng: np.random.Generator, things: list[Thing], colored: bool) ->
     out = []
     for thing, name in _unique_names(things, colored)[:2]:
         if len(things) == 1:
-            out.append(Question(kind="shape", text=_word(rng, "shape_single"), answer=thing.shape))
+            out.append(Question(question_type="shape", text=_word(rng, "shape_single"), answer=thing.shape))
         elif colored and sum(t.color == thing.color for t in things) == 1:
-            out.append(Question(kind="shape", text=_word(rng, "shape", thing.color), answer=thing.shape))
+            out.append(Question(question_type="shape", text=_word(rng, "shape", thing.color), answer=thing.shape))
         if colored and name == thing.shape:
-            out.append(Question(kind="color", text=_word(rng, "color", thing.shape), answer=thing.color))
+            out.append(Question(question_type="color", text=_word(rng, "color", thing.shape), answer=thing.color))
         if thing.radius >= 11:
-            out.append(Question(kind="pattern", text=_word(rng, "pattern", name), answer=thing.pattern))
+            out.append(Question(question_type="pattern", text=_word(rng, "pattern", name), answer=thing.pattern))
         if thing.radius < 16:
-            out.append(Question(kind="size", text=_word(rng, "size", name), answer=thing.size))
+            out.append(Question(question_type="size", text=_word(rng, "size", name), answer=thing.size))
             place = region(thing.x, thing.y)
             if place:
-                out.append(Question(kind="position", text=_word(rng, "position", name), answer=place))
+                out.append(Question(question_type="position", text=_word(rng, "position", name), answer=place))
     return out
 
 
@@ -110,12 +110,12 @@ def _count(rng: np.random.Generator, things: list[Thing], colored: bool) -> list
     shapes = sorted({t.shape for t in things})
     for shape in shapes:
         number = sum(t.shape == shape for t in things)
-        out.append(Question(kind="count", text=_word(rng, "count", shape), answer=NUMBERS[number]))
+        out.append(Question(question_type="count", text=_word(rng, "count", shape), answer=NUMBERS[number]))
     color = things[0].color
     if colored and len(shapes) == 2:
         number = sum(t.color == color for t in things)
         text = _word(rng, "count", f"{color} object")
-        out.append(Question(kind="count", text=text, answer=NUMBERS[number]))
+        out.append(Question(question_type="count", text=text, answer=NUMBERS[number]))
     return [q for q in out if q.answer in NUMBERS]
 
 
@@ -133,10 +133,10 @@ def _relations(rng: np.random.Generator, things: list[Thing]) -> list[Question]:
         return []
     yes = rng.random() < 0.5
     text = f"Is the {a.shape} {true if yes else false} the {b.shape}?"
-    out.append(Question(kind="relation", text=text, answer="yes" if yes else "no"))
+    out.append(Question(question_type="relation", text=text, answer="yes" if yes else "no"))
     if len(things) == 2:
         text = f"What is {true} the {b.shape}?"
-        out.append(Question(kind="relation", text=text, answer=a.shape))
+        out.append(Question(question_type="relation", text=text, answer=a.shape))
     return out
 
 
@@ -146,12 +146,12 @@ def _existence(rng: np.random.Generator, things: list[Thing], colored: bool) -> 
     out = []
     absent = str(rng.choice([s for s in SHAPES if s not in shapes]))
     if rng.random() < 0.5:
-        out.append(Question(kind="exists", text=_word(rng, "exists", thing.shape), answer="yes"))
+        out.append(Question(question_type="exists", text=_word(rng, "exists", thing.shape), answer="yes"))
     else:
-        out.append(Question(kind="exists", text=_word(rng, "exists", absent), answer="no"))
+        out.append(Question(question_type="exists", text=_word(rng, "exists", absent), answer="no"))
     first, second = (thing.shape, absent) if rng.random() < 0.5 else (absent, thing.shape)
     text = f"Which is in the picture, a {first} or a {second}?"
-    out.append(Question(kind="choice", text=text, answer=thing.shape))
+    out.append(Question(question_type="choice", text=text, answer=thing.shape))
     if colored:
         pairs = {(t.shape, t.color) for t in things}
         yes = rng.random() < 0.5
@@ -160,12 +160,12 @@ def _existence(rng: np.random.Generator, things: list[Thing], colored: bool) -> 
             color = str(rng.choice([c for c in COLORS if (thing.shape, c) not in pairs]))
         alone = len(shapes) == len(things)
         text = f"Is the {thing.shape} {color}?" if alone else f"Is there {_a(color)} {thing.shape}?"
-        out.append(Question(kind="check", text=text, answer="yes" if yes else "no"))
+        out.append(Question(question_type="check", text=text, answer="yes" if yes else "no"))
     return out
 
 
-def _caption(scene_kind: str, things: list[Thing]) -> str | None:
-    if scene_kind == "group":
+def _caption(scene_type: str, things: list[Thing]) -> str | None:
+    if scene_type == "group":
         if len({(t.shape, t.color) for t in things}) > 1:
             return None
         n, first = len(things), things[0]

@@ -50,10 +50,10 @@ def draw_product(seed: int, split: str, index: int) -> Scene:
     if tagged:
         _hang_tag(rng, image)
     questions = [
-        Question(kind="garment", text="Which garment is this?", answer=garment),
-        Question(kind="color", text="What color is the garment?", answer=color),
-        Question(kind="pattern", text="What pattern does the garment have?", answer=pattern),
-        Question(kind="tag", text="Is there a price tag?", answer="yes" if tagged else "no"),
+        Question(question_type="garment", text="Which garment is this?", answer=garment),
+        Question(question_type="color", text="What color is the garment?", answer=color),
+        Question(question_type="pattern", text="What pattern does the garment have?", answer=pattern),
+        Question(question_type="tag", text="Is there a price tag?", answer="yes" if tagged else "no"),
     ]
     return Scene(image=finish(rng, image, noise=rng.uniform(1, 5)), questions=questions)
 

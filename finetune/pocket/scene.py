@@ -20,9 +20,9 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about a scene; ``kind`` is the question type."""
+    """One question about a scene."""
 
-    kind: str
+    question_type: str
     text: str
     answer: str
 

@@ -31,8 +31,8 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     rng = random_for(seed, split, index)
     ground_name = str(rng.choice(list(COLORS)))
     grey = rng.random() < 0.1
-    kind = rng.choice(["things", "group", "single"], p=[0.5, 0.27, 0.23])
-    things = {"things": _some_things, "group": _a_group, "single": _a_single_thing}[kind](rng, ground_name)
+    scene_type = rng.choice(["things", "group", "single"], p=[0.5, 0.27, 0.23])
+    things = {"things": _some_things, "group": _a_group, "single": _a_single_thing}[scene_type](rng, ground_name)
     image = _ground(rng, ground_name)
     owner = np.full((SIDE, SIDE), -1)
     for number, thing in enumerate(things):
@@ -47,7 +47,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     image = (image - 128) * rng.uniform(0.85, 1.1) + 128 + rng.normal(0, 5)
     blur = float(rng.uniform(0.2, 0.8)) if rng.random() < 0.3 else 0.0
     image = finish(rng, image, noise=float(rng.uniform(0, 7)), blur=blur)
-    questions = ask_everything(rng, kind, things, None if grey else ground_name, colored=not grey)
+    questions = ask_everything(rng, scene_type, things, None if grey else ground_name, colored=not grey)
     return Scene(image=image, questions=questions, cells=_cells(owner, things, grey), mask=owner >= 0)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.core.json_file import write_json
+from finetune.core.old_names import METRICS, current_names
+from finetune.errors import DataError
 from finetune.metrics.names import TEST, named_values
 from finetune.tables import ANSWER_METRICS
 
@@ -61,7 +63,7 @@ class Result:
                 metric=metric,
                 higher_is_better=raw.get("higher_is_better", True),
                 val=raw.get("val", raw.get(f"val.{metric}")),
-                metrics=raw.get("metrics") or {},
+                metrics=current_names(raw.get("metrics") or {}, METRICS, source=RESULT, error=DataError),
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None

@@ -214,8 +214,8 @@ class LabelSection(AnswerSection):
         """Return the examples, each with the labels of its question type as choices."""
         choices: dict[str, dict[str, str]] = defaultdict(dict)
         for example in examples:
-            choices[example.kind] |= {label: self.text_of(label) for label in example.answers}
-        return [replace(example, choices=choices[example.kind]) for example in examples]
+            choices[example.question_type] |= {label: self.text_of(label) for label in example.answers}
+        return [replace(example, choices=choices[example.question_type]) for example in examples]
 
 
 AnyTask = Annotated[SerializeAsAny[TaskSection], Choice("tasks", default=DEFAULT_TASK)]

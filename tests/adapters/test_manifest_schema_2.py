@@ -6,7 +6,9 @@ import pytest
 
 from finetune.adapters.manifest import AdapterManifest, canonical_json
 from finetune.errors import ManifestError
+from finetune.metrics.names import named_values
 from tests.adapters.test_manifest_schema_1 import OLD, ONE
+from tests.scores import scores_json
 
 PROMPT = {
     **OLD["prompt"],
@@ -75,6 +77,15 @@ def test_a_recipe_with_earlier_names_is_read_under_the_present_ones(data):
         "training": manifest.training.model_dump() | {"recipe": training["recipe"]}
     }
     assert AdapterManifest.parse(canonical_json(third)).training.recipe == expected
+
+
+def test_scores_with_earlier_names_are_read_under_the_present_ones():
+    metrics = {"test": scores_json(0.75, question_types={"color": 0.5})}
+    third = json.loads(read().to_bytes()) | {"metrics": json.loads(json.dumps(metrics))}
+    third["metrics"]["test"]["by_kind"] = third["metrics"]["test"].pop("by_question_type")
+    manifest = AdapterManifest.parse(canonical_json(third))
+    assert manifest.metrics == metrics
+    assert named_values(manifest.metrics)["test.color.exact_match"] == 0.5
 
 
 def test_a_recipe_with_both_names_of_a_key_is_refused():

@@ -128,7 +128,7 @@ def test_the_server_logs_so(monkeypatch, tmp_path):
 
 def test_a_page(tmp_path):
     sample = Sample(image=Image.new("RGB", (4, 4)), question=HALF, reference=HALF, predictions={HALF: (HALF, True)})
-    scores = Scores.from_json(scores_json(0.5, metric=HALF, kinds={HALF: 0.5}))
+    scores = Scores.from_json(scores_json(0.5, metric=HALF, question_types={HALF: 0.5}))
     one = Evaluation(adapter=HALF, config=HALF, scores=scores, rows=())
     page = {"title": HALF, "intro": HALF, "own": {}, "samples": {HALF: [sample]}, "footer": HALF}
     write_page(tmp_path / "a.html", evaluations=[one], **page)
@@ -142,7 +142,7 @@ def test_a_run(make_recipe, rows_folder, tiny_fast_vlm, capsys):
         path = rows_folder / f"{split}.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
-            row |= {"question": HOSTILE, "answer": f"{WORD} {row['answer']}", "kind": HOSTILE}
+            row |= {"question": HOSTILE, "answer": f"{WORD} {row['answer']}", "question_type": HOSTILE}
             row[f"unread {HOSTILE}"] = HOSTILE
         copies = 2 if split == "train" else 1
         bad = [rows[0] | {"image": f"no {HOSTILE}.png"}] if split == "train" else []

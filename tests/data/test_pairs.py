@@ -94,13 +94,13 @@ def procedural(task):
     return parse_recipe(raw, source="test")
 
 
-def test_rows_of_a_contrastive_recipe_are_templated_and_choose_among_the_answers_of_their_kind():
+def test_rows_of_a_contrastive_recipe_are_templated_and_choose_among_the_answers_of_their_question_type():
     recipe = procedural({"name": "contrastive", "text_template": "a photo: {label}"})
     train, test = examples_of(recipe, "train"), examples_of(recipe, "test")
     assert train[0].messages == [*show(), answer(f"a photo: {train[0].answers[0]}")]
     assert not train[0].choices, "nothing is asked of rows that are supervised"
     for row in test:
-        wanted = {other.answers[0] for other in test if other.kind == row.kind}
+        wanted = {other.answers[0] for other in test if other.question_type == row.question_type}
         assert set(row.choices) == wanted and row.choices[row.answers[0]] == f"a photo: {row.answers[0]}"
     assert not examples_of(procedural({"name": "vqa"}), "test")[0].choices
 
@@ -124,7 +124,7 @@ def test_answers_captions_and_conversations_become_texts_and_need_no_question(tm
     seen = {text_of(captioned.in_epoch(epoch, seed=0).messages[-1]) for epoch in range(20)}
     assert seen == {"a photo: a cap", "a photo: a hat"} and captioned.answers == ["a cap", "a hat"]
     assert text_of(conversation.messages[-1]) == "a photo: a hat" and conversation.answers == ["a hat"]
-    assert {row.kind for row in (answered, captioned, conversation)} == {"all"}
+    assert {row.question_type for row in (answered, captioned, conversation)} == {"all"}
     with pytest.raises(DataError, match="a row must have the field 'question'"):
         read(tmp_path, {"answer": "red"}, task=VqaConfig())
 

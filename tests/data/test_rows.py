@@ -1,4 +1,4 @@
-"""From lines to examples: fields, kinds, captions, caps; what stops a whole file."""
+"""From lines to examples: fields, question types, captions, caps; what stops a whole file."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ def test_fields_are_mapped(read):
     row = {"pic": "good.png", "q": "Where?", "a": ["left", "on the left"], "type": "place", "key": 7}
     (example,) = read(row, image="pic", question="q", answer="a", question_type="type", id="key")
     assert example.answers == ["left", "on the left"]
-    assert example.kind == "place" and example.id == "7"
+    assert example.question_type == "place" and example.id == "7"
     assert example.messages[-1]["content"][0]["text"] == "left"
 
 
@@ -58,7 +58,7 @@ def test_captions_are_sampled_by_seed_epoch_and_row(read):
 def test_a_question_is_a_type_only_where_questions_are_few(read):
     again = read(*[{**ROW, "question": f"{i % 2}?"} for i in range(8)])
     free = read(*[{**ROW, "question": f"{i}?"} for i in range(8)])
-    assert {e.kind for e in again} == {"0?", "1?"} and {e.kind for e in free} == {"all"}
+    assert {e.question_type for e in again} == {"0?", "1?"} and {e.question_type for e in free} == {"all"}
 
 
 def test_unusual_line_ends_stay_in_their_row(read):

@@ -292,7 +292,7 @@ def test_a_mix_repeats_what_weighs_more(jsonl, parquet):
     assert ids[0] == "lines/train.jsonl:1" and ids[6] == "table/train-00000-of-00002.parquet:0"
     repeated = [i for i in ids if "#" in i]
     assert sum(i.endswith("#2") for i in repeated) == 6 and sum(i.endswith("#3") for i in repeated) == 3
-    assert {e.kind for e in examples} == {"lines/What?", "table/What?"}
+    assert {e.question_type for e in examples} == {"lines/What?", "table/What?"}
     assert ids == [e.id for e in read(mix(jsonl, parquet, weight=2.5))]
     assert ids != [e.id for e in read(mix(jsonl, parquet, weight=2.5), seed=1)]
 

@@ -120,7 +120,7 @@ def test_a_label_is_its_name_and_captions_change_with_the_pass(tmp_path):
     )
     reader = stream.reader()
     examples = [stream.checks.example(reader.at(position)) for position in range(24)]
-    assert {example.kind for example in examples} == {"odd", "even"}
+    assert {example.question_type for example in examples} == {"odd", "even"}
     assert {example.messages[-1]["content"][0]["text"] for example in examples} == {"one", "two", "three"}
 
 

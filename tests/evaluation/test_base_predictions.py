@@ -21,7 +21,7 @@ ROWS = [
         messages=[*ask(f"q{i}"), answer("a")],
         media=as_images([np.full((4, 4, 3), i, np.uint8)]),
         answers=["a"],
-        meta={"kind": "all"},
+        meta={"question_type": "all"},
     )
     for i in range(3)
 ]

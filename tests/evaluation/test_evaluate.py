@@ -55,10 +55,10 @@ def toys(monkeypatch):
     monkeypatch.setitem(METRICS, "vocabulary", f"{__name__}:Vocabulary")
 
 
-def row(i, *answers, kind="all", image=None, images=()):
+def row(i, *answers, of="all", image=None, images=()):
     return Example(
         id=str(i), messages=[*ask(f"q{i}", num_images=len(images)), answer(answers[0])], media=as_images(images),
-        answers=list(answers), meta={"kind": kind, "image": image or str(i)},
+        answers=list(answers), meta={"question_type": of, "image": image or str(i)},
     )  # fmt: skip
 
 
@@ -83,8 +83,8 @@ def rows_of(task, rows, predictions):
 
 
 ROWS = [
-    row(0, "Red", kind="color", image="a"), row(1, "red", kind="color", image="a"), row(2, "blue", kind="color"),
-    row(3, "yes", "yeah", kind="is"), row(4, "no", kind="is"),
+    row(0, "Red", of="color", image="a"), row(1, "red", of="color", image="a"), row(2, "blue", of="color"),
+    row(3, "yes", "yeah", of="is"), row(4, "no", of="is"),
 ]  # fmt: skip
 PREDICTIONS = [*predictions("red", "blue", "Blue", "yeah"), Text(text="n", finish_reason="length")]
 
@@ -101,7 +101,7 @@ def test_the_scores_of_exact_match():
         "test.is.exact_match": 1 / 2, "test.is.n": 2, "test.is.truncated": 1,
         "test.is.majority.exact_match": 1 / 2, "test.is.blank_image.exact_match": 1 / 2,
     }  # fmt: skip
-    assert list(scores.by_kind) == ["color", "is"]
+    assert list(scores.by_question_type) == ["color", "is"]
     assert scores.first.interval == bootstrap_interval([True, False, True, True, False], list("aa234"))
     assert (scores.first.n, scores.first.unit, scores.first.higher_is_better) == (5, None, True)
 
@@ -120,19 +120,19 @@ def test_the_majority_counts_the_first_reference_of_a_row_alone():
 
 
 def test_a_metric_without_a_value_for_a_row_leaves_it_out(toys):
-    rows = [row(0, "four", kind="a"), row(1, "?", kind="a"), row(2, "??", kind="b"), row(3, "?", kind="c")]
+    rows = [row(0, "four", of="a"), row(1, "?", of="a"), row(2, "??", of="b"), row(3, "?", of="c")]
     scores = scores_of(task(metrics=["length", "exact_match"]), rows, predictions("fo", "x", "abcd", "?"))
     assert (scores.first.value, scores.first.n, scores.n) == (2.0, 2, 4), "2 letters off in each of two rows"
     assert list(scores.values) == ["length", "exact_match"] and scores.values["exact_match"].value == 1 / 4
-    assert "length" not in scores.by_kind["c"].values and scores.by_kind["a"].values["length"].n == 1
+    assert "length" not in scores.by_question_type["c"].values and scores.by_question_type["a"].values["length"].n == 1
     assert str(scores.first) == "2.000 letters"
 
 
 def test_a_metric_of_all_rows(toys):
-    rows = [row(i, "a", kind="x" if i < 3 else "y") for i in range(4)]
+    rows = [row(i, "a", of="x" if i < 3 else "y") for i in range(4)]
     scores = scores_of(task(metrics=["vocabulary"]), rows, predictions("a", "b", "b", "c"))
     assert (scores.first.value, scores.first.n) == (3.0, 4)
-    assert {kind: part.first.value for kind, part in scores.by_kind.items()} == {"x": 2.0, "y": 1.0}
+    assert {name: part.first.value for name, part in scores.by_question_type.items()} == {"x": 2.0, "y": 1.0}
     assert scores.baselines["majority"]["vocabulary"].value == 1.0
     low, high = scores.first.interval
     assert 1 <= low <= high <= 3
@@ -150,10 +150,10 @@ def test_a_row_is_right_where_it_is_worth_as_much_as_its_reference(toys):
 
 
 def test_a_line_of_a_file_of_predictions(tmp_path):
-    example = row(3, "yes", "yeah", kind="is", images=[tmp_path / "a.png"])
+    example = row(3, "yes", "yeah", of="is", images=[tmp_path / "a.png"])
     (one,) = rows_of(task(), [example], predictions("yeah"))
     assert one.to_json() == {
-        "id": "3", "kind": "is", "question": "q3", "images": [str(tmp_path / "a.png")],
+        "id": "3", "question_type": "is", "question": "q3", "images": [str(tmp_path / "a.png")],
         "prediction": {"type": "text", "text": "yeah", "finish_reason": "stop"}, "references": ["yes", "yeah"],
         "values": {"exact_match": 1.0}, "right": True,
     }  # fmt: skip
@@ -256,9 +256,13 @@ class FromNumpy(Length):
 def test_values_are_pythons_own_numbers(monkeypatch):
     monkeypatch.setitem(METRICS, "length", f"{__name__}:FromNumpy")
     scores = scores_of(task(metrics=["length"]), ROWS, PREDICTIONS)
-    found = [scores.first.value, *scores.first.interval, *(part.first.value for part in scores.by_kind.values())]
+    found = [
+        scores.first.value,
+        *scores.first.interval,
+        *(part.first.value for part in scores.by_question_type.values()),
+    ]
     assert {type(number) for number in found} == {float}
-    assert scores.by_kind["is"].first.interval is None, "an interval of a corpus metric is of all rows alone"
+    assert scores.by_question_type["is"].first.interval is None, "an interval of a corpus metric is of all rows alone"
     (first, *_) = rows_of(task(metrics=["length"]), ROWS, PREDICTIONS)
     assert type(first.values["length"]) is float and first.right is True
 

@@ -16,7 +16,13 @@ from finetune.tasks.vqa import VqaConfig, VqaTask
 
 TASK = VqaTask(VqaConfig(), None)
 ROWS = [
-    Example(id=str(i), messages=[*ask(f"q{i}"), answer("a")], media=(), answers=["a"], meta={"kind": f"kind {i % 2}"})
+    Example(
+        id=str(i),
+        messages=[*ask(f"q{i}"), answer("a")],
+        media=(),
+        answers=["a"],
+        meta={"question_type": f"type {i % 2}"},
+    )
     for i in range(3)
 ]
 PREDICTIONS = [Text(text="a"), Text(text="b\u2028c"), Text(text="a", finish_reason="length")]
@@ -37,11 +43,25 @@ def test_what_was_kept_is_read_as_it_was(kept):
     assert _read(recipe, "adapter", TASK, ROWS) is None
 
 
+def test_what_was_kept_under_earlier_names_is_read_as_it_was(kept):
+    recipe, found = kept
+    for name, old, new in (
+        ("predictions-base.jsonl", "kind", "question_type"),
+        ("scores-base.json", "by_kind", "by_question_type"),
+    ):
+        path = recipe.run_folder / name
+        text = path.read_text(encoding="utf-8")
+        assert f'"{new}":' in text
+        path.write_text(text.replace(f'"{new}":', f'"{old}":'), encoding="utf-8")
+    assert _read(recipe, "base", TASK, ROWS) == found
+
+
 def _old(path):
     """As release 0.1 wrote a row."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     old = [
-        {"id": r["id"], "kind": r["kind"], "prediction": "a", "finish_reason": "stop", "answers": ["a"]} for r in rows
+        {"id": r["id"], "kind": r["question_type"], "prediction": "a", "finish_reason": "stop", "answers": ["a"]}
+        for r in rows
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in old))
 
@@ -72,6 +92,6 @@ def test_its_report(kept):
     )
     assert lines[1:] == [
         "  1 of 3 answers were cut at task.max_new_tokens",
-        "  exact match 1.000, majority 1.000, blank image 1.000, 2 rows  kind 0",
-        "  exact match 0.000, majority 1.000, blank image 0.000, 1 rows  kind 1",
+        "  exact match 1.000, majority 1.000, blank image 1.000, 2 rows  type 0",
+        "  exact match 0.000, majority 1.000, blank image 0.000, 1 rows  type 1",
     ]

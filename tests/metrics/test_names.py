@@ -7,7 +7,10 @@ from finetune.metrics.names import named_values, summarized
 from tests.scores import scores_json
 
 OLD = {"exact_match": 0.75, "majority": 0.5, "blank_image": 0.25, "n": 4}
-METRICS = {"test": scores_json(0.75, n=4, kinds={"caption": 0.9, "majority": 0.1}), "base": scores_json(0.5, n=4)}
+METRICS = {
+    "test": scores_json(0.75, n=4, question_types={"caption": 0.9, "majority": 0.1}),
+    "base": scores_json(0.5, n=4),
+}
 WHOLE = {
     "test.exact_match": 0.75, "test.majority.exact_match": 0.5, "test.blank_image.exact_match": 0.25, "test.n": 4.0,
     "test.truncated": 0.0, "base.exact_match": 0.5, "base.majority.exact_match": 0.5,
@@ -33,9 +36,9 @@ def test_a_summary_keeps_what_is_of_all_rows_under_the_same_names():
 @pytest.mark.parametrize(
     "metrics",
     [None, 0.7, "0.7", [0.7], {"test": 0.7}, {"test": [0.7]}, {"test": {"n": "4"}}, {"test": {"n": True}},
-     {"test": {"n": float("nan")}}, {"test": {"n": 10**400}}, {"test": {"values": [1]}}, {"test": {"by_kind": [5]}},
-     {"test": {"values": {"f1": 0.5}}}, {"test": {"values": {"f1": {"value": "high"}}}},
-     {"test": {"baselines": {"x": 1}}}],
+     {"test": {"n": float("nan")}}, {"test": {"n": 10**400}}, {"test": {"values": [1]}},
+     {"test": {"by_question_type": [5]}}, {"test": {"values": {"f1": 0.5}}},
+     {"test": {"values": {"f1": {"value": "high"}}}}, {"test": {"baselines": {"x": 1}}}],
 )  # fmt: skip
 def test_what_is_no_number_has_no_name(metrics):
     assert named_values(metrics) == {}

@@ -16,7 +16,7 @@ from tests.scores import scores_json
 
 
 def test_the_latest_of_each_with_what_the_log_knows(registry, made, tmp_path):
-    metrics = {"base": scores_json(0.25), "test": scores_json(1.0, kinds={"color": 1.0})}
+    metrics = {"base": scores_json(0.25), "test": scores_json(1.0, question_types={"color": 1.0})}
     registry.publish(altered(made[1]["first"], tmp_path / "again", name="first", metrics=metrics))
     first, foreign, second = read_catalog(registry, [], made[0].identity)
     assert [entry.name for entry in (first, foreign, second)] == ["testing/first", "testing/foreign", "testing/second"]

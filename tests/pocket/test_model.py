@@ -37,14 +37,14 @@ def test_it_loads_like_any_model_in_full_precision():
 
 def test_it_sees():
     """A small sample of what its card measures; chance is far below."""
-    rows = read_world(1, "test", rows_per_kind=12, task=VqaConfig(answer_normalization="vqa"))
+    rows = read_world(1, "test", rows_per_type=12, task=VqaConfig(answer_normalization="vqa"))
     scores = pocket_scores(rows, batch_size=72)
     assert scores.first.value > 0.8 and scores.baselines["blank_image"]["exact_match"].value < 0.45
 
 
 @pytest.mark.slow
 def test_it_keeps_what_its_card_promises():
-    rows = read_world(2, "test", rows_per_kind=150, task=VqaConfig(answer_normalization="vqa"))
+    rows = read_world(2, "test", rows_per_type=150, task=VqaConfig(answer_normalization="vqa"))
     scores = pocket_scores(rows, batch_size=100)
     assert shortfalls(scores.to_json()) == []
 
@@ -60,7 +60,7 @@ def test_shortfalls_are_named():
     def measured(value):
         return Value(value=value, interval=(0.1, 0.9), n=10, unit=None, higher_is_better=True)
 
-    scores = replace(part(0.7, 0.5, 0.3), by_kind={"size": part(0.6, 0.5, 0.4)}).to_json()
+    scores = replace(part(0.7, 0.5, 0.3), by_question_type={"size": part(0.6, 0.5, 0.4)}).to_json()
     card = write_card(scores, parameters=1_500_000, minutes=None)
     assert "10 questions: **0.700** (0.100 to 0.900); with a grey image 0.500; majority" in card
     assert card.endswith("| size | 0.600 | 0.500 | 0.400 | 10 |\n")

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.pocket.domains import read_domain, read_world
 from finetune.pocket.medical import draw_phantom
-from finetune.pocket.questions import KINDS
+from finetune.pocket.questions import QUESTION_TYPES
 from finetune.pocket.retail import draw_product
 from finetune.pocket.world import draw_scene
 from finetune.recipe import ProceduralData
@@ -30,15 +30,15 @@ def test_no_image_stands_in_two_splits(draw):
     assert len(set.union(*seen.values())) == 180
 
 
-def test_the_world_asks_every_kind_and_no_answer_rules_a_yes_no_question():
+def test_the_world_asks_every_question_type_and_no_answer_rules_a_yes_no_question():
     answers = defaultdict(Counter)
     for i in range(400):
         for question in draw_scene(0, "train", i).questions:
-            answers[question.kind][question.answer] += 1
-    assert set(answers) == set(KINDS)
-    for kind in ("exists", "check"):
-        share = answers[kind]["yes"] / sum(answers[kind].values())
-        assert 0.4 < share < 0.6, kind
+            answers[question.question_type][question.answer] += 1
+    assert set(answers) == set(QUESTION_TYPES)
+    for name in ("exists", "check"):
+        share = answers[name]["yes"] / sum(answers[name].values())
+        assert 0.4 < share < 0.6, name
 
 
 def test_the_scene_gives_its_dense_labels():
@@ -53,13 +53,13 @@ def test_domain_rows(name):
     section = ProceduralData(source="procedural", name=name, rows={"train": 40, "test": 120})
     rows = read_domain(section, "test", task=VqaConfig(), seed=0, bad=None)
     assert len(rows) == 120 and len({row.id for row in rows}) == 120
-    kinds = {row.kind for row in rows}
-    assert kinds == (
+    found = {row.question_type for row in rows}
+    assert found == (
         {"lesion", "margin", "size", "side", "cells"} if name == "medical" else {"garment", "color", "pattern", "tag"}
     )
     assert read_domain(section, "val", task=VqaConfig(), seed=0, bad=None) == []
 
 
-def test_world_rows_are_as_many_of_each_kind():
-    rows = read_world(0, "test", rows_per_kind=3, task=VqaConfig())
-    assert Counter(row.kind for row in rows) == dict.fromkeys(KINDS, 3)
+def test_world_rows_are_as_many_of_each_question_type():
+    rows = read_world(0, "test", rows_per_type=3, task=VqaConfig())
+    assert Counter(row.question_type for row in rows) == dict.fromkeys(QUESTION_TYPES, 3)

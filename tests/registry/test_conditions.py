@@ -71,15 +71,15 @@ def test_a_condition_written_out_is_read_back():
     assert str(condition) == "test.loss<-0.125" and Condition.parse(str(condition)) == condition
 
 
-def test_the_metrics_of_the_whole_split_are_named_before_those_of_its_kinds():
-    scores = scores_json(0.5, kinds={f"kind {n}": 0.1 for n in range(40)})
+def test_the_metrics_of_the_whole_split_are_named_before_those_of_its_question_types():
+    scores = scores_json(0.5, question_types={f"type {n}": 0.1 for n in range(40)})
     values = named_values({"base": scores, "test": scores})
     description = Condition.parse("foo>=0.7").describe(values)
     assert (
         "There are: test.exact_match, test.n, test.truncated, base.exact_match, base.n, base.truncated, test."
         in description
     )
-    assert len(description) <= 256 and description.index("base.n") < description.index("kind")
+    assert len(description) <= 256 and description.index("base.n") < description.index("type")
     assert "Did you mean 'test.exact_match'? There are: test.exact" in Condition.parse("exact_match>=0.7").describe(
         values
     )

@@ -51,7 +51,7 @@ def test_every_section_is_compared(registry, publish, make_adapter):
         training={"recipe_digest": one, "data": {"train": one, "test": two}, "rows": {"test": 3}, "steps": 9},
         adapter=adapter,
         task={"system_prompt": "Be brief."},
-        metrics={"test": scores_json(0.8, kinds={"tumor": 0.9})},
+        metrics={"test": scores_json(0.8, question_types={"tumor": 0.9})},
         base={"hub_id": "toy/other", "files": {"model.safetensors": one}},
         processor={"tokenizer": two},
         toolchain={"torch": "3", "peft": "1"},

@@ -29,7 +29,7 @@ def two(registry, make_adapter):
     """The first version answers 61 % of the test rows, the second 74 %."""
     for seed, score in enumerate((0.61, 0.74)):
         folder = make_adapter(seed=seed)
-        base, test = (scores_json(value, n=100, kinds={"tumor": 0.9}) for value in (0.4, score))
+        base, test = (scores_json(value, n=100, question_types={"tumor": 0.9}) for value in (0.4, score))
         edit(folder, metrics={"base": base, "test": test})
         registry.publish(folder)
     return registry

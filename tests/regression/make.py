@@ -59,7 +59,7 @@ _PART = Scores(
     n=4,
     truncated=0,
 )
-_SCORES = replace(_PART, by_kind={"color": _PART})
+_SCORES = replace(_PART, by_question_type={"color": _PART})
 # Every setting whose default could change is written out, and no split chooses among checkpoints.
 _RECIPE = """# {steps} steps of {name} on the tiny {family}; what they gave is in outputs.json.
 name: {name}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from finetune.adapters.manifest import canonical_json, sha256_hex
 from finetune.errors import StoppedError, TrainingError
 from finetune.recipe import parse_recipe
 from finetune.runs import fit
@@ -71,6 +72,29 @@ def test_the_same_recipe_twice_gives_the_same_bytes_and_a_stop_does_not_change_t
     assert (last.folder / "predictions-base.jsonl").stat().st_mtime_ns == evaluated, "the base is not evaluated again"
     for name in ("best", "last"):
         assert (last.folder / name / WEIGHTS).read_bytes() == (first.folder / name / WEIGHTS).read_bytes()
+
+
+def test_an_unfinished_run_with_earlier_names_goes_on(recipe, stop_at, capsys):
+    stop_at(5)
+    with pytest.raises(StoppedError, match="stopped after step 5 of 10"):
+        train(recipe())
+    folder = recipe().run_folder
+    (checkpoint,) = folder.glob("checkpoints/step-*5/checkpoint.json")
+    for path in (
+        checkpoint,
+        *(folder / name for name in ("recipe.json", "predictions-base.jsonl", "scores-base.json")),
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("question_type") > 0
+        path.write_text(text.replace("by_question_type", "by_kind").replace("question_type", "kind"), encoding="utf-8")
+    facts = json.loads(checkpoint.read_text(encoding="utf-8"))
+    del facts["digest"]
+    checkpoint.write_bytes(canonical_json({**facts, "digest": sha256_hex(canonical_json(facts))}))
+    evaluated = (folder / "predictions-base.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    train(recipe())
+    assert "going on from" in capsys.readouterr().out
+    assert (folder / "predictions-base.jsonl").stat().st_mtime_ns == evaluated, "the base is not evaluated again"
 
 
 def test_the_folder_of_a_run_records_what_was_run(recipe):

@@ -221,9 +221,11 @@ def test_results_of_release_0_1_0_are_read(config, door, metric):
     run_sweep(config, ["seed=1"])
     scores = {"val.exact_match": 0.61} if metric else {"val": 0.61, "test": 0.81}
     old = {"ref": None, "steps": 5, "warnings": [], "digest": run.digest, **metric, **scores}
-    old["metrics"] = {"test": scores_json(0.81)}
+    now = scores_json(0.81, question_types={"color": 0.5})
+    old["metrics"] = {"test": {"by_kind" if key == "by_question_type" else key: part for key, part in now.items()}}
     (run.recipe.run_folder / "result.json").write_text(json.dumps(old))
     assert (run.result().val, run.result().test, run.result().metric) == (0.61, 0.81, "exact_match")
+    assert run.result().metrics == {"test": now}
 
 
 def test_without_validation_rows_the_test_rows_decide(config, door):
