@@ -205,7 +205,7 @@ def test_two_processes_that_saw_different_entries(tmp_path):
     seen.remember(NAME, 5, A)
     seen.remember(NAME, 5, B)
     with pytest.raises(
-        TrustError, match=f"{NAME}: two different entries 5 were seen .*split it in two. Ask the administrator"
+        TrustError, match=f"{NAME}: two different entries 5 were seen .*split in two. Ask the administrator"
     ):
         seen.newest(NAME)
 

@@ -97,8 +97,8 @@ def signed_for_another_namespace(location):
 
 
 FORGED = (
-    "its signature names the key of 'alice', which did not sign these bytes: somebody changed them "
-    "after the signing, or signed them for"
+    "its signature names the key of 'alice', which did not sign these bytes: they were changed "
+    "after the signing, or signed for"
 )
 ATTACKS = {
     a_byte_of_the_signature: FORGED,
