@@ -105,7 +105,7 @@ def test_a_link_in_a_folder_of_others_is_no_better_than_a_file_there(place, tmp_
     link.symlink_to(place / "private" / "file")
     assert changeable_by_others(link).startswith(f"all users can write {tmp_path / 'shared'} (mode 0777)")
     (tmp_path / "shared").chmod(0o1777)
-    assert changeable_by_others(link) is None, "as in /tmp, nobody else can replace it"
+    assert changeable_by_others(link) is None, "as in /tmp, no other user can replace it"
 
 
 @only_root
