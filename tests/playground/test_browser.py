@@ -239,7 +239,7 @@ def test_text_can_be_read_in_light_and_dark(scheme, app, browser, product, keep)
         seen.ask(QUESTION)
         keep(seen, f"desktop-{scheme}")
         for place in (
-            ".pg-said",
+            ".pg-answer",
             ".pg-who small",
             ".pg-time",
             ".pg-chip.differs",
@@ -322,7 +322,7 @@ def test_a_dual_encoder_chooses_among_labels(tiny_clip, browser, product, tmp_pa
         page.locator("#image img").wait_for()
         page.locator("#ask").click()
         page.locator("#answers .pg-time").wait_for()
-        assert page.locator(".pg-said").inner_text() in ("a shirt", "a hat")
+        assert page.locator(".pg-answer").inner_text() in ("a shirt", "a hat")
         assert "There are no adapters in" in page.locator("#registry").inner_text()
         assert page.locator("#examples").count() == 0
         context.close()
